@@ -1,0 +1,50 @@
+"""The error codes on the wire: one stable enum, owned by the client.
+
+Two total tables hang on it: code → HTTP status (in the service) and code → exception (``paragone.exceptions``).
+A code is never renamed or reused; a client must accept codes that it does not know yet.
+"""
+
+from enum import StrEnum
+
+__all__ = ["ErrorCode"]
+
+
+class ErrorCode(StrEnum):
+    """What went wrong, in one word that programs may depend on."""
+
+    # The body could not be read.
+    INVALID_JSON = "invalid_json"
+    INVALID_ENCODING = "invalid_encoding"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+
+    # The request was read, and is refused.
+    INVALID_REQUEST = "invalid_request"
+    EMPTY_PROMPT = "empty_prompt"
+    UNSUPPORTED_CONTENT = "unsupported_content"
+    RESPONSE_TOO_LONG = "response_too_long"
+    CONVERSATION_TRUNCATED = "conversation_truncated"
+    PREFERENCES_UNAVAILABLE = "preferences_unavailable"
+    TEXT_UNAVAILABLE = "text_unavailable"
+    TOO_MANY_ITEMS = "too_many_items"
+    BODY_TOO_LARGE = "body_too_large"
+
+    # The address is wrong.
+    UNKNOWN_MODEL = "unknown_model"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+
+    # The key is missing, wrong or spent.
+    MISSING_KEY = "missing_key"
+    WRONG_KEY = "wrong_key"
+    QUOTA_EXCEEDED = "quota_exceeded"
+
+    # Try again later.
+    OVERLOADED = "overloaded"
+    NOT_READY = "not_ready"
+    SHUTTING_DOWN = "shutting_down"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+
+    # The server's own fault.
+    ENGINE_FAILED = "engine_failed"
+    NON_FINITE_SCORE = "non_finite_score"
+    INTERNAL_ERROR = "internal_error"

@@ -1,0 +1,65 @@
+"""The wire types: what a request may say and what an answer says, shared by the client and the service.
+
+Requests refuse unknown fields; answers ignore them. No error text repeats the input. Left out on purpose: the limit on
+items per request (the server's own, reported in ``ModelInfo.limits``), and token ids as input.
+"""
+
+from paragone.wire.answers import (
+    ErrorBody,
+    ErrorDetail,
+    ItemError,
+    ModelInfo,
+    ModelLimits,
+    ModelsAnswer,
+    Preference,
+    PreferencesAnswer,
+    Reward,
+    RewardsAnswer,
+    TokensAnswer,
+    TokensItem,
+    Tournament,
+    TournamentsAnswer,
+    Usage,
+)
+from paragone.wire.conversations import ContentPart, Group, Item, Message, Pair, Prompt, Response
+from paragone.wire.refusals import error_detail
+from paragone.wire.requests import (
+    OnError,
+    PreferencesRequest,
+    RewardsRequest,
+    TokensRequest,
+    TournamentsRequest,
+    Truncation,
+)
+
+__all__ = [
+    "ContentPart",
+    "ErrorBody",
+    "ErrorDetail",
+    "Group",
+    "Item",
+    "ItemError",
+    "Message",
+    "ModelInfo",
+    "ModelLimits",
+    "ModelsAnswer",
+    "OnError",
+    "Pair",
+    "Preference",
+    "PreferencesAnswer",
+    "PreferencesRequest",
+    "Prompt",
+    "Response",
+    "Reward",
+    "RewardsAnswer",
+    "RewardsRequest",
+    "TokensAnswer",
+    "TokensItem",
+    "TokensRequest",
+    "Tournament",
+    "TournamentsAnswer",
+    "TournamentsRequest",
+    "Truncation",
+    "Usage",
+    "error_detail",
+]

@@ -1,0 +1,197 @@
+"""The answers, the errors and the description of a model.
+
+Numbers are finite here or they are refused: a server that computed NaN cannot put it into an answer.
+"""
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from paragone.codes import ErrorCode
+from paragone.wire.texts import Answered, Count, Finite, Probability
+
+__all__ = [
+    "ErrorBody",
+    "ErrorDetail",
+    "ItemError",
+    "ModelInfo",
+    "ModelLimits",
+    "ModelsAnswer",
+    "Preference",
+    "PreferencesAnswer",
+    "Reward",
+    "RewardsAnswer",
+    "TokensAnswer",
+    "TokensItem",
+    "Tournament",
+    "TournamentsAnswer",
+    "Usage",
+]
+
+
+class ErrorDetail(Answered):
+    """What went wrong."""
+
+    code: Annotated[ErrorCode | str, Field(union_mode="left_to_right")] = Field(
+        description="The error's stable name; a client must accept names that it does not know."
+    )
+    message: str = Field(description="For people: the value, the limit and the remedy. It never repeats a text.")
+    item: int | None = Field(default=None, description="Index in the request of the pair, item or group at fault.")
+
+
+class ErrorBody(Answered):
+    """The body of every answer that is not a success."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"error": {"code": "empty_prompt", "message": "pairs[3]: the prompt is empty", "item": 3}}]
+        }
+    )
+    error: ErrorDetail = Field(description="What went wrong.")
+
+
+class ItemError(Answered):
+    """An error in the place of one answer, with `on_error: "report"`."""
+
+    error: ErrorDetail = Field(description="Why this one has no answer.")
+
+
+class Usage(Answered):
+    """What the answer cost."""
+
+    forward_responses: Count = Field(description="Responses that went through the model. [count]")
+    forward_tokens: Count = Field(description="Tokens that went through the model. [count]")
+    cached_responses: Count = Field(description="Responses whose representation was known already. [count]")
+    truncated: Count = Field(description="Conversations whose prompt was cut. [count]")
+
+
+class Preference(Answered):
+    """How probable it is that the first response is preferred."""
+
+    probability: Probability = Field(description="That the first is preferred to the second, in [0, 1].")
+    logit: Finite = Field(description="Log-odds of the same, temperature applied. [nats]")
+    first_reward: Finite | None = Field(
+        description="Reward of the first; null where the kind has no scalar. [logits, before temperature]"
+    )
+    second_reward: Finite | None = Field(
+        description="Reward of the second; null where the kind has no scalar. [logits, before temperature]",
+    )
+
+
+class Reward(Answered):
+    """What a model makes of one response."""
+
+    reward: Finite | None = Field(
+        description="The reward; null where the kind has no scalar. [logits, before temperature]"
+    )
+    attributes: dict[str, Finite] = Field(default={}, description="Predicted ratings by name; empty where none.")
+    representation: list[Finite] | None = Field(default=None, description="The d numbers, if asked for. [d]")
+    truncated_tokens: Count = Field(default=0, description="Tokens that were cut from the prompt. [count]")
+
+
+class Tournament(Answered):
+    """What follows from the K×K preferences among the responses of one group."""
+
+    win_rates: list[Probability] = Field(
+        description="Mean probability of each response against the group (itself counted as ½), or the references. [K]"
+    )
+    ranking: list[Count] = Field(description="Indices of the responses by win rate, best first. [K]")
+    condorcet_winner: Count | None = Field(
+        description="Index of the response that beats every other one; null if there is none."
+    )
+    copeland: list[int] = Field(description="Wins minus losses of each response within the group. [K]")
+    cyclic_triples: Count = Field(description="Triples of responses that beat each other in a circle. [count]")
+    nash: list[Probability] = Field(
+        description="The maximal lottery: the mixture that no response beats on average. It sums to 1. [K]"
+    )
+    matrix: list[list[Probability]] | None = Field(
+        default=None, description="Row i, column j: probability that i is preferred to j, if asked for. [K][K]"
+    )
+
+
+class TokensItem(Answered):
+    """What exactly the model sees of one conversation."""
+
+    text: str = Field(description="The conversation as rendered by the chat template, after any cut.")
+    token_ids: list[Count] = Field(description="The tokens of it. [T]")
+    reads: list[tuple[int, int]] = Field(
+        description="Where hidden states are read: each the mean over the positions start … stop−1 of `token_ids`."
+    )
+    prompt_length: Count = Field(description="Tokens that belong to the prompt. [count]")
+    truncated_tokens: Count = Field(default=0, description="Tokens that were cut from the prompt. [count]")
+    truncated_messages: Count = Field(default=0, description="Whole messages that were cut from the prompt. [count]")
+
+
+class _Answer(Answered):
+    model: str = Field(description="Id of the model that answered.")
+    identity: str = Field(description="Hash of all that the representations depend on. [64 hex digits]")
+    fingerprint: str = Field(description="Hash of identity, numerics, temperature and weights. [hex digits]")
+    calibrated: bool = Field(description="Whether the temperature was fitted on held-out preferences.")
+
+
+class PreferencesAnswer(_Answer):
+    """One preference per pair, in the order of the request."""
+
+    preferences: list[Preference | ItemError] = Field(description="In the order of the request.")
+    usage: Usage
+
+
+class RewardsAnswer(_Answer):
+    """One reward per item, in the order of the request."""
+
+    rewards: list[Reward | ItemError] = Field(description="In the order of the request.")
+    usage: Usage
+
+
+class TournamentsAnswer(_Answer):
+    """One tournament per group, in the order of the request."""
+
+    tournaments: list[Tournament | ItemError] = Field(description="In the order of the request.")
+    usage: Usage
+
+
+class TokensAnswer(_Answer):
+    """What the model sees of each item, in the order of the request."""
+
+    tokens: list[TokensItem | ItemError] = Field(description="In the order of the request.")
+    usage: Usage
+
+
+class ModelLimits(Answered):
+    """What the server accepts for a model."""
+
+    max_tokens: Count = Field(description="Longest conversation that is read. [tokens]")
+    max_items: Count = Field(description="Pairs, items or groups in one request. [count]")
+    max_body_bytes: Count = Field(description="Largest request body. [bytes]")
+
+
+class ModelInfo(Answered):
+    """One hosted model."""
+
+    id: str = Field(description="The name to use in requests.")
+    kind: str = Field(description="`bradley-terry`, `regression`, `helpsteer`, `general-preference`, `hybrid`, …")
+    source: str = Field(description="Where it was loaded from: a built-in, a Hugging Face id or a folder.")
+    revision: str | None = Field(default=None, description="The revision of a Hugging Face id.")
+    identity: str = Field(description="Hash of all that the representations depend on. [64 hex digits]")
+    fingerprint: str = Field(description="Hash of identity, numerics, temperature and weights. [hex digits]")
+    numerics: dict[str, str] = Field(description="Dtype, kernels and library versions.")
+    limits: ModelLimits
+    temperature: Finite = Field(description="What logits are divided by.")
+    calibrated: bool = Field(description="Whether the temperature was fitted on held-out preferences.")
+    attributes: list[str] = Field(description="Names of the ratings it predicts; empty where none. [A]")
+    weights: list[Finite] | None = Field(default=None, description="What preferences weigh the attributes by. [A]")
+    dimension: Count | None = Field(description="d, the length of a representation; null for pairwise kinds.")
+    domain: str | None = Field(default=None, description="What it was trained to judge.")
+    demonstration: bool = Field(description="True for the built-ins: they show how things work, not what is good.")
+    engine: str = Field(description="What runs the backbone: `local`, `triton` or `vllm`.")
+    pooling: str = Field(description="Which positions are read: `last` or `mean`.")
+    special_tokens: str = Field(
+        description="What a special token's text inside a message is: `escape` (text) or `parse`."
+    )
+    reasoning: str = Field(description="Whether a response's thoughts are scored: `keep` or `strip`.")
+
+
+class ModelsAnswer(Answered):
+    """The hosted models, the default one first."""
+
+    models: list[ModelInfo] = Field(description="The hosted models, the default one first.")

@@ -1,0 +1,124 @@
+"""Conversations as requests carry them: messages, prompts and responses, pairs, items and groups.
+
+What a model cannot read (an image, say) is refused by the model with ``unsupported_content``, not by these types. The
+tags of the unions are written in angle brackets, so that they can be told from field names in an error's place.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from paragone.wire.texts import Asked, JsonObject, Text
+
+__all__ = ["ContentPart", "Group", "Item", "Message", "Pair", "Prompt", "Response"]
+
+
+class ContentPart(Asked):
+    """One part of a message's content; the field named after its type holds it."""
+
+    type: Literal["text", "refusal", "image_url", "input_audio", "video_url", "file"] = Field(
+        description="Kind of the part. Most models read `text` only and answer `unsupported_content` to the rest."
+    )
+    text: Text | None = Field(default=None, description="The text of a `text` part.")
+    refusal: Text | None = Field(default=None, description="The text of a `refusal` part.")
+    image_url: JsonObject | None = Field(default=None, description="An `image_url` part, as OpenAI writes it.")
+    input_audio: JsonObject | None = Field(default=None, description="An `input_audio` part, as OpenAI writes it.")
+    video_url: JsonObject | None = Field(default=None, description="A `video_url` part, as vLLM writes it.")
+    file: JsonObject | None = Field(default=None, description="A `file` part, as OpenAI writes it.")
+
+    @model_validator(mode="after")
+    def _holds_what_it_says(self) -> "ContentPart":
+        if getattr(self, self.type) is None:
+            raise PydanticCustomError(
+                "empty_part", "a content part of type '{type}' needs the field '{type}'", {"type": self.type}
+            )
+        return self
+
+
+def _content_kind(value: object) -> str | None:
+    return "<text>" if isinstance(value, str) else "<parts>" if isinstance(value, list | tuple) else None
+
+
+def _prompt_kind(value: object) -> str | None:
+    return "<text>" if isinstance(value, str) else "<messages>" if isinstance(value, list | tuple) else None
+
+
+def _response_kind(value: object) -> str | None:
+    if isinstance(value, str):
+        return "<text>"
+    if isinstance(value, list | tuple):
+        return "<messages>"
+    return "<message>" if isinstance(value, Mapping | Message) else None
+
+
+class Message(Asked):
+    """One message of a conversation, in OpenAI's shape."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="Who speaks.")
+    content: (
+        Annotated[
+            Annotated[Text, Tag("<text>")] | Annotated[list[ContentPart], Tag("<parts>")],
+            Discriminator(
+                _content_kind,
+                custom_error_type="content_type",
+                custom_error_message="content is a text, a list of parts, or null",
+            ),
+        ]
+        | None
+    ) = Field(default=None, description="What is said: a text, or a list of parts; null beside tool calls.")
+    name: Text | None = Field(default=None, description="Name of the speaker, where there are several of a role.")
+    tool_calls: list[JsonObject] | None = Field(default=None, description="Calls that an assistant makes.")
+    tool_call_id: Text | None = Field(default=None, description="The call that a `tool` message answers.")
+    reasoning_content: Text | None = Field(default=None, description="An assistant's thoughts before its content.")
+
+
+Prompt = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[list[Message], Tag("<messages>")],
+    Discriminator(
+        _prompt_kind,
+        custom_error_type="prompt_type",
+        custom_error_message="a prompt is a text or a list of messages",
+    ),
+]
+Response = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[Message, Tag("<message>")] | Annotated[list[Message], Tag("<messages>")],
+    Discriminator(
+        _response_kind,
+        custom_error_type="response_type",
+        custom_error_message="a response is a text, a message or a list of messages",
+    ),
+]
+
+_PROMPT = "What was asked: a text (one user message) or a list of messages."
+_RESPONSE = "A text (one assistant message), a message, or a list of messages (an agent's turns). It may be empty."
+
+
+class _Conversations(Asked):
+    prompt: Prompt = Field(description=_PROMPT)
+    tools: list[JsonObject] | None = Field(default=None, description="Tools on offer, as OpenAI writes them.")
+
+
+class Pair(_Conversations):
+    """One prompt and two responses. The first is the one whose win is measured."""
+
+    first: Response = Field(description=f"The response whose win is measured. {_RESPONSE}")
+    second: Response = Field(description=f"The response it is compared with. {_RESPONSE}")
+
+
+class Item(_Conversations):
+    """One prompt and one response."""
+
+    response: Response = Field(description=f"The response. {_RESPONSE}")
+
+
+class Group(_Conversations):
+    """One prompt and K responses, and perhaps references to hold them against."""
+
+    responses: list[Response] = Field(min_length=1, description=f"The K responses, in any order. Each: {_RESPONSE}")
+    references: list[Response] | None = Field(
+        default=None,
+        min_length=1,
+        description="If given, win rates are the mean probability against these, and not against the group itself.",
+    )

@@ -1,0 +1,103 @@
+"""The four requests, with the examples that the OpenAPI document shows."""
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from paragone.wire.conversations import Group, Item, Pair
+from paragone.wire.texts import Asked, Text
+
+__all__ = [
+    "OnError",
+    "PreferencesRequest",
+    "RewardsRequest",
+    "TokensRequest",
+    "TournamentsRequest",
+    "Truncation",
+]
+
+Truncation = Literal["prompt", "error"]
+OnError = Literal["refuse", "report"]
+
+_BOTTLES = "Ban plastic water bottles? Argue against."
+_ECONOMY = "Americans spend billions on bottled water every year. Banning their sale would greatly hurt the economy."
+_REUSE = "It is true that bottled water is a waste, but bottles can be reused!"
+_SPORT = "Should physical education be mandatory in schools? Argue for."
+_FIT = "Physical education helps kids stay fit, and they learn to work in teams."
+_FUN = "Because it is fun."
+
+
+class _Request(Asked):
+    model: Text | None = Field(default=None, description="Id of a hosted model; omitted: the server's default model.")
+    truncation: Truncation = Field(
+        default="prompt",
+        description="What happens to a conversation over the model's limit: `prompt` cuts its prompt from the left and "
+        "says so, `error` refuses it. A response that does not fit alone is refused either way.",
+    )
+    on_error: OnError = Field(
+        default="refuse",
+        description="What one bad item does: `refuse` refuses the request and names the item, `report` puts "
+        '`{"error": {…}}` in its place.',
+    )
+
+
+class PreferencesRequest(_Request):
+    """Ask how probable it is that the first of two responses is preferred, for each pair."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "mini-general-preference",
+                    "pairs": [{"prompt": _BOTTLES, "first": _ECONOMY, "second": _REUSE}],
+                }
+            ]
+        }
+    )
+    pairs: list[Pair] = Field(description="The pairs; none is a valid batch.")
+
+
+class RewardsRequest(_Request):
+    """Ask for the reward and the attributes of each response."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "mini-bradley-terry",
+                    "items": [{"prompt": _BOTTLES, "response": _ECONOMY}],
+                    "return": ["representation"],
+                }
+            ]
+        }
+    )
+    items: list[Item] = Field(description="The responses with their prompts; none is a valid batch.")
+    return_: list[Literal["representation"]] = Field(
+        default=[], alias="return", description="What to add to each answer: `representation`, the d numbers."
+    )
+
+
+class TournamentsRequest(_Request):
+    """Ask for everything that follows from the K×K preferences among the responses of each group."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "groups": [{"prompt": _SPORT, "responses": [_FIT, _FUN, "Nobody should be forced to run."]}],
+                    "return": ["matrix"],
+                }
+            ]
+        }
+    )
+    groups: list[Group] = Field(description="The groups; none is a valid batch.")
+    return_: list[Literal["matrix"]] = Field(
+        default=[], alias="return", description="What to add to each answer: `matrix`, the K×K probabilities."
+    )
+
+
+class TokensRequest(_Request):
+    """Ask what exactly the model sees of each conversation."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": [{"prompt": _SPORT, "response": _FUN}]}]})
+    items: list[Item] = Field(description="The responses with their prompts; none is a valid batch.")
