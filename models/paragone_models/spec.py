@@ -1,0 +1,149 @@
+"""What a preference model is, apart from its weights: the contents of ``paragone.json``."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from paragone_models.errors import ModelLoadError
+
+__all__ = ["FORMAT", "KINDS", "Bos", "Gate", "Kind", "ModelSpec", "Pooling", "Reasoning", "SpecialTokens"]
+
+FORMAT = 1
+
+Kind = Literal["bradley-terry", "regression", "helpsteer", "general-preference", "hybrid"]
+Pooling = Literal["last", "mean"]
+Gate = Literal["none", "softmax"]
+SpecialTokens = Literal["escape", "parse"]
+Bos = Literal["once", "as-published"]
+Reasoning = Literal["keep", "strip"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_CHOICES = {
+    "kind": KINDS,
+    "pooling": get_args(Pooling),
+    "gate": get_args(Gate),
+    "special_tokens": get_args(SpecialTokens),
+    "bos": get_args(Bos),
+    "reasoning": get_args(Reasoning),
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that turns hidden states into answers, and text into tokens.
+
+    Attributes:
+        kind: which head and comparator (see the table of kinds in docs/models.md).
+        dimension: length d of a representation.
+        attributes: names of the rated attributes, in the order of the head's rows.
+        weights: how much each attribute counts in the reward of a ``regression`` model; None means that it rates but
+            does not compare.
+        temperature: what logits are divided by. 0.1 for published general preference models, 1 for Bradley-Terry.
+        calibrated: True once the temperature was fitted on held-out judgements.
+        pooling: ``last`` reads the last token, ``mean`` averages the tokens after the prompt.
+        gate: ``softmax`` weighs each 2-block by a softmax over the prompt's last hidden state (GPM's scale gate).
+        normalise: L2-normalise a general preference vector before the gate.
+        max_length: longest conversation, in tokens.
+        special_tokens: ``escape`` keeps a special token's string inside a message as plain text; ``parse`` does not.
+        bos: ``once`` never doubles the beginning-of-sequence token; ``as-published`` tokenises the rendered template
+            with special tokens again, as several published models were trained.
+        reasoning: ``strip`` removes a response's ``<think>`` part before it is scored.
+        final_eos: overwrite the last token by the end-of-sequence token (published general preference models).
+        domain: what the model knows, in words, or None.
+        demonstration: True for models that show the software, not a judgement to rely on.
+    """
+
+    kind: Kind
+    dimension: int
+    attributes: tuple[str, ...] = ()
+    weights: tuple[float, ...] | None = None
+    temperature: float = 1.0
+    calibrated: bool = False
+    pooling: Pooling = "last"
+    gate: Gate = "none"
+    normalise: bool = False
+    max_length: int = 4096
+    special_tokens: SpecialTokens = "escape"
+    bos: Bos = "once"
+    reasoning: Reasoning = "keep"
+    final_eos: bool = False
+    domain: str | None = None
+    demonstration: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ModelLoadError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        if not 0 < self.temperature < float("inf"):
+            raise ModelLoadError(f"temperature is {self.temperature}; it must be a positive number")
+        if self.max_length < 1:
+            raise ModelLoadError(f"max_length is {self.max_length}; it must be at least 1 token")
+        self._check_dimension()
+        if self.weights is not None and len(self.weights) != len(self.attributes):
+            raise ModelLoadError(
+                f"{len(self.weights)} weights for {len(self.attributes)} attributes ({', '.join(self.attributes)}): "
+                "give one weight per attribute"
+            )
+        if self.weights is not None and self.kind != "regression":
+            raise ModelLoadError(f"weights merge the attributes of a regression model; this one is {self.kind}")
+        if self.gate != "none" and self.kind not in ("general-preference", "hybrid"):
+            raise ModelLoadError(f"a gate scales general preference blocks; kind {self.kind} has none")
+
+    def _check_dimension(self) -> None:
+        expected = {
+            "bradley-terry": self.dimension == 1,
+            "regression": self.dimension == len(self.attributes) >= 1,
+            "helpsteer": self.dimension == 1 + len(self.attributes) >= 2,
+            "general-preference": self.dimension >= 2 and self.dimension % 2 == 0,
+            "hybrid": self.dimension >= 3 and self.dimension % 2 == 1,
+        }
+        if not expected[self.kind]:
+            raise ModelLoadError(
+                f"dimension {self.dimension} with {len(self.attributes)} attributes does not fit kind {self.kind}: "
+                "bradley-terry has 1, regression one per attribute, helpsteer one more than attributes, "
+                "general-preference an even number, hybrid an odd number of at least 3"
+            )
+
+    @property
+    def blocks(self) -> int:
+        """Number of 2-blocks of the general preference part, 0 where there is none."""
+        return {"general-preference": self.dimension // 2, "hybrid": (self.dimension - 1) // 2}.get(self.kind, 0)
+
+    def to_json(self) -> str:
+        """Return the text of ``paragone.json``."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "ModelSpec":
+        """Read ``paragone.json``.
+
+        Raises:
+            ModelLoadError: if it is no JSON object, of a later format, or has unknown or impossible fields.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ModelLoadError(f"paragone.json is not JSON: {error}") from error
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise ModelLoadError(f"paragone.json is not of format {FORMAT}: a newer version of paragone may read it")
+        return cls.from_mapping(values)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "ModelSpec":
+        """Build a spec from plain values, refusing unknown names.
+
+        Raises:
+            ModelLoadError: if a field is unknown, missing or impossible.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ModelLoadError(f"paragone.json has unknown fields {unknown}; known are {sorted(known)}")
+        if missing := {"kind", "dimension"} - set(values):
+            raise ModelLoadError(f"paragone.json lacks {sorted(missing)}")
+        given = dict(values)
+        given["attributes"] = tuple(given.get("attributes") or ())
+        if given.get("weights") is not None:
+            given["weights"] = tuple(float(weight) for weight in given["weights"])
+        return cls(**given)
