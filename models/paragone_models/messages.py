@@ -1,0 +1,94 @@
+"""Conversations: what a caller gives, in one form.
+
+A message is a mapping in OpenAI's shape: ``role``, ``content`` (text, text parts or None), and optionally
+``tool_calls``, ``tool_call_id``, ``reasoning_content`` and ``name``.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paragone_models.errors import TextError
+
+__all__ = ["Conversation", "Message", "conversation", "plain_text", "strip_reasoning"]
+
+Message = Mapping[str, Any]
+
+_OPENED = re.compile(r"^\s*<think>.*?(</think>\s*|$)", re.DOTALL)
+_CLOSED = re.compile(r"^.*?</think>\s*", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A prompt, one response to it, and the tools that were on offer.
+
+    Attributes:
+        prompt: messages before the response.
+        response: the messages whose quality is judged: one by the assistant, or an agent's turns.
+        tools: JSON schemas of the tools, or None.
+    """
+
+    prompt: tuple[Message, ...]
+    response: tuple[Message, ...]
+    tools: tuple[Message, ...] | None = None
+
+
+def conversation(
+    prompt: str | Sequence[Message],
+    response: str | Message | Sequence[Message],
+    tools: Sequence[Message] | None = None,
+) -> Conversation:
+    """Return the one form of a conversation.
+
+    Args:
+        prompt: one user message as text, or messages.
+        response: the assistant's message as text, as a message, or an agent's messages.
+        tools: JSON schemas of tools, or None.
+    """
+    before = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
+    if isinstance(response, str):
+        after: tuple[Message, ...] = ({"role": "assistant", "content": response},)
+    elif isinstance(response, Mapping):
+        after = (response,)
+    else:
+        after = tuple(response)
+    return Conversation(before, after, tuple(tools) if tools else None)
+
+
+def plain_text(message: Message) -> dict[str, Any]:
+    """Return the message with its content as one string, text parts joined, and no empty fields.
+
+    Args:
+        message: in OpenAI's shape.
+
+    Raises:
+        TextError: ``unsupported_content`` for a part that is not text.
+    """
+    values = {key: value for key, value in message.items() if value is not None}
+    content = values.get("content", "")
+    if not isinstance(content, str):
+        for part in content:
+            if part.get("type") != "text":
+                raise TextError(
+                    "unsupported_content", f"this model reads text; a content part has type {part.get('type')!r}"
+                )
+        content = "".join(part["text"] for part in content)
+    values["content"] = content
+    return values
+
+
+def strip_reasoning(message: Message) -> dict[str, Any]:
+    """Return the message without its reasoning: the ``<think>`` part of the content and ``reasoning_content``.
+
+    A part that was never closed is reasoning to its end; one that was never opened (some templates write the opening
+    tag into the prompt) ends at ``</think>``.
+
+    Args:
+        message: with its content as one string.
+    """
+    values = {key: value for key, value in message.items() if key != "reasoning_content"}
+    content = values["content"]
+    stripped = _OPENED.sub("", content, count=1)
+    values["content"] = stripped if stripped != content else _CLOSED.sub("", content, count=1)
+    return values

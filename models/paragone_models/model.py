@@ -1,0 +1,285 @@
+"""A loaded model: text or tokens in, representations and comparisons out.
+
+Shapes: n sequences, R reads, H hidden size, d length of a representation, K responses to one prompt, A attributes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from paragone_models import forward, scores
+from paragone_models.comparator import Comparator
+from paragone_models.encoding import EncodeItem
+from paragone_models.errors import NonFiniteError, PreferencesUnavailableError, TextError
+from paragone_models.identity import fingerprint_of
+from paragone_models.messages import Message, conversation
+from paragone_models.network import PreferenceNetwork, read_plan
+from paragone_models.reader import TextReader, Truncation
+from paragone_models.spec import ModelSpec
+
+__all__ = ["PreferenceModel", "Provenance", "Scores"]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model came from.
+
+    Attributes:
+        name: short name, the last part of the source unless given.
+        source: what was given to ``load_model``.
+        revision: hub commit or the revision asked for, or None.
+        identity: 64 hexadecimal digits, see ``paragone_models.identity``.
+        numerics: dtype, kernels and library versions.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    identity: str
+    numerics: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model says about K responses to one prompt.
+
+    Attributes:
+        representations: float32. [K, d]
+        rewards: one scalar per response, or None where the kind has none. [K]
+        attributes: rated attributes by name, each [K].
+        probabilities: P(row preferred to column), or None where the model cannot compare. [K, K]
+        dropped_tokens: tokens cut from each prompt. [K]
+    """
+
+    representations: Tensor
+    rewards: NDArray[np.float64] | None
+    attributes: dict[str, NDArray[np.float64]]
+    probabilities: NDArray[np.float64] | None
+    dropped_tokens: list[int]
+
+
+class PreferenceModel:
+    """A pointwise preference model: backbone, read plan, head and comparator.
+
+    Args:
+        network: backbone and head, in evaluation mode, on their device.
+        spec: what the model is.
+        reader: turns text into tokens, or None where the source had no tokenizer.
+        provenance: where it came from.
+        max_batch_tokens: padded tokens of one forward pass.
+    """
+
+    def __init__(
+        self,
+        network: PreferenceNetwork,
+        spec: ModelSpec,
+        reader: TextReader | None,
+        provenance: Provenance,
+        *,
+        max_batch_tokens: int,
+        first_token: bool = False,
+    ) -> None:
+        self.network = network
+        self.spec = spec
+        self.reader = reader
+        self.provenance = provenance
+        self.max_batch_tokens = max_batch_tokens
+        self.first_token = first_token
+        self.comparator = Comparator(spec.kind, spec.dimension, spec.temperature, spec.attributes, spec.weights)
+        self.fingerprint = fingerprint_of(provenance.identity, provenance.numerics, spec)
+
+    @property
+    def kind(self) -> str:
+        """The family of the model: ``bradley-terry``, ``regression``, ``helpsteer``, ``general-preference``, ``hybrid``."""
+        return self.spec.kind
+
+    @property
+    def identity(self) -> str:
+        """64 hexadecimal digits that change with anything that changes a representation."""
+        return self.provenance.identity
+
+    @property
+    def name(self) -> str:
+        """Short name."""
+        return self.provenance.name
+
+    @property
+    def source(self) -> str:
+        """What was given to ``load_model``."""
+        return self.provenance.source
+
+    @property
+    def revision(self) -> str | None:
+        """Hub commit, or None."""
+        return self.provenance.revision
+
+    @property
+    def numerics(self) -> dict[str, str]:
+        """Dtype, kernels and library versions."""
+        return self.provenance.numerics
+
+    @property
+    def max_length(self) -> int:
+        """Longest conversation, in tokens."""
+        return self.spec.max_length
+
+    @property
+    def domain(self) -> str | None:
+        """What the model knows, in words."""
+        return self.spec.domain
+
+    @property
+    def demonstration(self) -> bool:
+        """True for a model that shows the software rather than a judgement to rely on."""
+        return self.spec.demonstration
+
+    @property
+    def calibrated(self) -> bool:
+        """True once the temperature was fitted on held-out judgements."""
+        return self.spec.calibrated
+
+    def encode(self, items: Sequence[EncodeItem]) -> Tensor:
+        """Return the hidden states at each item's reads: what the local engine runs.
+
+        Args:
+            items: sequences, in any order of length.
+
+        Returns:
+            Hidden states, float32. [n, R, H]
+        """
+        return forward.encode(self.network, items, max_batch_tokens=self.max_batch_tokens)
+
+    @torch.inference_mode()
+    def represent(self, hidden: Tensor) -> Tensor:
+        """Return representations from hidden states: the head.
+
+        Args:
+            hidden: from any engine. [n, R, H]
+
+        Returns:
+            Representations, float32. [n, d]
+        """
+        head = self.network.head
+        device = next(head.parameters()).device
+        representations: Tensor = head(hidden.to(device))
+        return representations
+
+    def embed(self, token_ids: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> Tensor:
+        """Return the representations of tokenised conversations.
+
+        Args:
+            token_ids: whole conversations, no padding. n lists
+            prompt_lengths: tokens of the chat template applied to each prompt, without a generation prompt. A gate is
+                read at ``prompt_length - 1``; mean pooling averages the tokens after the prompt. [n]
+
+        Returns:
+            Representations, float32, on the model's device. [n, d]
+
+        Raises:
+            ValueError: if the two lists differ in length, a sequence is empty, has an id outside the vocabulary, or is
+                longer than ``max_length``, or a prompt length does not fit its sequence.
+            NonFiniteError: if a representation has NaN or infinity in it.
+        """
+        if len(token_ids) != len(prompt_lengths):
+            raise ValueError(f"{len(token_ids)} sequences and {len(prompt_lengths)} prompt lengths: give one each")
+        vocabulary = self.network.config.get_text_config().vocab_size
+        items = []
+        for sequence, prompt_length in zip(token_ids, prompt_lengths, strict=True):
+            if len(sequence) > self.max_length:
+                raise ValueError(f"a sequence has {len(sequence)} tokens; the limit is {self.max_length}")
+            if sequence and not 0 <= min(sequence) <= max(sequence) < vocabulary:
+                raise ValueError(f"token ids must lie in [0, {vocabulary})")
+            reads = read_plan(self.spec, prompt_length, len(sequence), first_token=self.first_token) if sequence else ()
+            items.append(EncodeItem(sequence, reads, prompt_length))
+        return self._finite(self.represent(self.encode(items)))
+
+    def logit(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the log-odds that ``first`` is preferred, with the model's temperature and weights.
+
+        Args:
+            first: representations whose win is measured. [..., d]
+            second: representations of the opponents, of the same prompts. [..., d]
+
+        Returns:
+            Log-odds, float32. [...]
+
+        Raises:
+            ValueError: if the shapes differ or do not end in d.
+            PreferencesUnavailableError: if the model rates attributes and has no weights to merge them.
+        """
+        spec = self.spec
+        if first.dim() == 0 or first.shape[-1] != spec.dimension:
+            raise ValueError(f"first has shape {tuple(first.shape)}; it must end in dimension {spec.dimension}")
+        if spec.kind == "general-preference":
+            return scores.general_preference_logit(first, second, temperature=spec.temperature)
+        if spec.kind == "hybrid":
+            return scores.hybrid_logit(first, second, temperature=spec.temperature)
+        if spec.kind == "regression":
+            if spec.weights is None:
+                raise PreferencesUnavailableError(
+                    f"this regression model rates {', '.join(spec.attributes)}; give weights= to compare with it"
+                )
+            weights = torch.tensor(spec.weights, device=first.device)
+            return scores.bradley_terry_logit(
+                (first.float() * weights).sum(-1), (second.float() * weights).sum(-1), temperature=spec.temperature
+            )
+        return scores.bradley_terry_logit(first[..., 0], second[..., 0], temperature=spec.temperature)
+
+    def score(
+        self,
+        prompt: str | Sequence[Message],
+        responses: Sequence[str | Message | Sequence[Message]],
+        *,
+        tools: Sequence[Message] | None = None,
+        truncation: Truncation = "prompt",
+    ) -> Scores:
+        """Return what the model says about K responses to one prompt, in K forward passes.
+
+        Args:
+            prompt: one user message as text, or messages.
+            responses: K of them.
+            tools: JSON schemas of tools, or None.
+            truncation: see ``TextReader.read``.
+
+        Raises:
+            TextError: if the model has no tokenizer (``text_unavailable``) or cannot read one of the conversations.
+            NonFiniteError: if a representation has NaN or infinity in it.
+
+        >>> from paragone_models import load_model
+        >>> model = load_model("builtin:mini-general-preference")
+        >>> answers = ["They fill landfills and oceans for centuries.", "idk lol"]
+        >>> scores = model.score("Should plastic bottles be banned?", answers)
+        >>> bool(scores.probabilities[0, 1] > 0.5)
+        True
+        """
+        if self.reader is None:
+            raise TextError("text_unavailable", f"{self.source} has no tokenizer files: it can embed tokens, not text")
+        readings = self.reader.read(
+            [conversation(prompt, response, tools) for response in responses], truncation=truncation
+        )
+        items, dropped = [], []
+        for reading in readings:
+            if isinstance(reading, TextError):
+                raise reading
+            items.append(reading.item)
+            dropped.append(reading.dropped_tokens)
+        representations = self._finite(self.represent(self.encode(items)))
+        values = representations.cpu().numpy()
+        rated = self.comparator.attribute_values(values)
+        comparable = self.spec.kind != "regression" or self.spec.weights is not None
+        return Scores(
+            representations=representations,
+            rewards=self.comparator.rewards(values),
+            attributes={name: rated[:, column] for column, name in enumerate(self.spec.attributes)},
+            probabilities=self.comparator.matrix(values) if comparable else None,
+            dropped_tokens=dropped,
+        )
+
+    def _finite(self, representations: Tensor) -> Tensor:
+        if not bool(torch.isfinite(representations).all()):
+            raise NonFiniteError("a representation has NaN or infinity in it: check the weights and the dtype")
+        return representations
