@@ -1,0 +1,29 @@
+"""The small models that ship inside: demonstrations, so that everything runs with no download and no GPU."""
+
+from pathlib import Path
+
+__all__ = ["NAMES", "builtin_folder", "tokenizer_folder"]
+
+_ROOT = Path(__file__).parent / "builtin"
+
+NAMES = ("mini-bradley-terry", "mini-general-preference")
+"""Built-in models, loaded as ``builtin:NAME``."""
+
+
+def builtin_folder(name: str) -> Path:
+    """Return the folder of a built-in model.
+
+    Args:
+        name: one of ``NAMES``.
+
+    Raises:
+        KeyError: if there is no such model.
+    """
+    if name not in NAMES:
+        raise KeyError(name)
+    return _ROOT / name
+
+
+def tokenizer_folder() -> Path:
+    """Return the folder of the tokenizer that all built-in models share."""
+    return _ROOT / "tokenizer"

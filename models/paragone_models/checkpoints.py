@@ -1,0 +1,88 @@
+"""Looking into a folder of safetensors without loading it: which tensors, of which shapes, and a few of them whole."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from paragone_models.errors import ModelLoadError
+
+__all__ = ["HEAD_FILE", "read_config", "read_tensors", "tensor_shapes", "weight_files"]
+
+HEAD_FILE = "head.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a folder's config.json.
+
+    Raises:
+        ModelLoadError: if it is missing or no JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelLoadError(f"{folder} has no config.json: it is not a model folder") from None
+    except ValueError as error:
+        raise ModelLoadError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelLoadError(f"{path} does not hold a JSON object")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return a folder's safetensors files, the head's own apart.
+
+    Raises:
+        ModelLoadError: if there are none; pickles are named, and never opened.
+    """
+    files = sorted(path for path in folder.glob("*.safetensors") if path.name != HEAD_FILE)
+    if files:
+        return files
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise ModelLoadError(
+            f"{folder} has its weights in pickles ({', '.join(pickles[:3])}), which can run code when they are opened: "
+            "convert them to safetensors first"
+        )
+    raise ModelLoadError(f"{folder} has no *.safetensors file: there are no weights to load")
+
+
+def tensor_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor, read from the files' headers.
+
+    Raises:
+        ModelLoadError: if a file is not safetensors, or was cut off.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+        except SafetensorError as error:
+            raise ModelLoadError(f"{path} cannot be read: {error}") from error
+    return shapes
+
+
+def read_tensors(files: Iterable[Path], names: set[str]) -> dict[str, Tensor]:
+    """Return some tensors in float32.
+
+    Args:
+        files: where to look.
+        names: which ones.
+
+    Raises:
+        ModelLoadError: if one is in none of the files.
+    """
+    found: dict[str, Tensor] = {}
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:
+            for name in names & set(tensors.keys()):
+                found[name] = tensors.get_tensor(name).float()
+    if missing := names - set(found):
+        raise ModelLoadError(f"the weights lack {', '.join(sorted(missing))}")
+    return found

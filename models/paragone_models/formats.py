@@ -1,0 +1,215 @@
+"""The checkpoint layouts that can be hosted: our own folders, published general preference models, HF classifiers.
+
+Each ``read_*`` returns a network and the spec that belongs to it, and refuses a head that is missing or random.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+from paragone_models import checkpoints
+from paragone_models.errors import ModelLoadError
+from paragone_models.heads import RepresentationHead
+from paragone_models.network import PreferenceNetwork
+from paragone_models.spec import ModelSpec
+
+__all__ = ["SPEC_FILE", "Loaded", "read_classifier", "read_general_preference", "read_own"]
+
+SPEC_FILE = "paragone.json"
+_PUBLISHED_GPM_LENGTH = 4096
+_LONGEST = 16384
+_FIRST_TOKEN = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "deberta-v2"})
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a layout's reader returns.
+
+    Attributes:
+        network: backbone and head, on the CPU or where ``device`` said.
+        spec: read from the folder, before the caller's overrides.
+        first_token: True for encoders that are read at their first token.
+    """
+
+    network: PreferenceNetwork
+    spec: ModelSpec
+    first_token: bool = False
+
+
+@dataclass(frozen=True)
+class Options:
+    """How weights are brought into memory.
+
+    Attributes:
+        dtype: of the backbone; heads are float32 always.
+        device: where to.
+        trust_remote_code: run Python files that come with the checkpoint.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    trust_remote_code: bool
+
+
+def read_own(folder: Path, options: Options) -> Loaded:
+    """Read a folder written by ``paragone_models.saving``.
+
+    Raises:
+        ModelLoadError: if the spec is impossible, or a tensor is missing or of the wrong shape.
+    """
+    spec = ModelSpec.from_json((folder / SPEC_FILE).read_bytes())
+    backbone = _backbone(folder, options)
+    path = folder / checkpoints.HEAD_FILE
+    if not path.is_file():
+        raise ModelLoadError(f"{folder} has no {checkpoints.HEAD_FILE}: a model without its head would score at random")
+    shapes = checkpoints.tensor_shapes([path])
+    tensors = checkpoints.read_tensors([path], set(shapes))
+    return Loaded(_with_linear_head(backbone, spec, tensors), spec)
+
+
+def read_general_preference(folder: Path, options: Options, kind: str) -> Loaded:
+    """Read the layout of the published general preference models.
+
+    The folder is an ordinary causal LM's with ``value_head.weight`` [d, H] and perhaps ``prompt_head.weight`` [d/2, H]
+    beside its tensors; nothing in config.json says so. One row is a Bradley-Terry reward. Temperature 0.1,
+    L2 normalisation, the softmax gate and the overwritten last token are those of the published models.
+
+    Raises:
+        ModelLoadError: if the shapes do not fit each other or the kind asked for.
+    """
+    files = checkpoints.weight_files(folder)
+    shapes = checkpoints.tensor_shapes(files)
+    names = {name for name in ("value_head.weight", "value_head.bias", "prompt_head.weight") if name in shapes}
+    rows = shapes["value_head.weight"][0]
+    found = "bradley-terry" if rows == 1 else "general-preference"
+    if kind not in ("auto", found):
+        raise ModelLoadError(f"{folder} has a value head of {rows} rows, which is {found}, not {kind}")
+    gated = "prompt_head.weight" in names
+    spec = ModelSpec(
+        kind=found,
+        dimension=rows,
+        temperature=1.0 if rows == 1 else 0.1,
+        gate="softmax" if gated and rows > 1 else "none",
+        normalise=rows > 1,
+        max_length=min(_PUBLISHED_GPM_LENGTH, _longest(checkpoints.read_config(folder))),
+        final_eos=True,
+    )
+    if rows == 1:
+        names.discard("prompt_head.weight")
+    return Loaded(_with_linear_head(_backbone(folder, options), spec, checkpoints.read_tensors(files, names)), spec)
+
+
+def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
+    """Read a transformers sequence classifier: one label is a Bradley-Terry reward, several are rated attributes.
+
+    Raises:
+        ModelLoadError: if any weight is missing or newly initialised, or the head is one this package cannot apply
+            outside the model.
+    """
+    config = _config(folder, options)
+    labels = [str(config.id2label[index]) for index in range(config.num_labels)]
+    found = "bradley-terry" if len(labels) == 1 else "regression"
+    if kind not in ("auto", found) and not (kind == "regression" and len(labels) == 1):
+        raise ModelLoadError(f"{folder} is a classifier with {len(labels)} labels, which is {found}, not {kind}")
+    chosen = found if kind == "auto" else kind
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        folder, config=config, output_loading_info=True, **_arguments(config, options)
+    )
+    _refuse_incomplete(folder, info)
+    spec = ModelSpec(
+        kind="regression" if chosen == "regression" else "bradley-terry",
+        dimension=len(labels),
+        attributes=tuple(labels) if chosen == "regression" else (),
+        max_length=_longest(config.get_text_config().to_dict()),
+    )
+    backbone = getattr(model, model.base_model_prefix)
+    if isinstance(getattr(model, "score", None), nn.Linear):
+        head = RepresentationHead(config.get_text_config().hidden_size, spec, value_head=model.score.float())
+        return Loaded(PreferenceNetwork(backbone, head), spec)
+    if config.model_type in _FIRST_TOKEN:
+        head = RepresentationHead(config.hidden_size, spec, value_head=_FirstTokenHead(model).float())
+        return Loaded(PreferenceNetwork(backbone, head), spec, first_token=True)
+    raise ModelLoadError(
+        f"{folder} is a {config.model_type} classifier, whose head is neither one linear layer named score nor one of "
+        f"{', '.join(sorted(_FIRST_TOKEN))}: it cannot be hosted yet"
+    )
+
+
+class _FirstTokenHead(nn.Module):
+    """The pooler and classifier of an encoder, applied to its first token's hidden state."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        pooler = getattr(model, "pooler", None) or getattr(getattr(model, str(model.base_model_prefix)), "pooler", None)
+        self.pooler = pooler
+        self.classifier = model.classifier
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        sequence = hidden[:, None, :]
+        features = sequence if self.pooler is None else self.pooler(sequence)
+        values: Tensor = self.classifier(features)
+        return values
+
+
+def _backbone(folder: Path, options: Options) -> nn.Module:
+    checkpoints.weight_files(folder)
+    config = _config(folder, options)
+    model, info = AutoModel.from_pretrained(
+        folder, config=config, output_loading_info=True, **_arguments(config, options)
+    )
+    _refuse_incomplete(folder, info)
+    backbone: nn.Module = model
+    return backbone
+
+
+def _config(folder: Path, options: Options) -> Any:
+    checkpoints.read_config(folder)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelLoadError(f"{folder}: {str(error).splitlines()[0]}") from error
+
+
+def _arguments(config: Any, options: Options) -> dict[str, Any]:
+    # Gemma 2 caps its attention logits, which scaled-dot-product attention leaves out without a word.
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return {
+        "dtype": options.dtype,
+        "device_map": None if options.device.type == "cpu" else {"": options.device},
+        "use_safetensors": True,
+        "trust_remote_code": options.trust_remote_code,
+        "attn_implementation": "eager" if capped else "sdpa" if config.model_type != "deberta-v2" else "eager",
+    }
+
+
+def _refuse_incomplete(folder: Path, info: Any) -> None:
+    missing: Sequence[str] = sorted(info["missing_keys"])
+    if missing:
+        raise ModelLoadError(
+            f"{folder} lacks {len(missing)} weights ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}): "
+            "they would be random numbers, so it is not served"
+        )
+    if info["mismatched_keys"]:
+        raise ModelLoadError(f"{folder} has weights of other shapes than its config: {sorted(info['mismatched_keys'])[:3]}")
+
+
+def _with_linear_head(backbone: nn.Module, spec: ModelSpec, tensors: dict[str, Tensor]) -> PreferenceNetwork:
+    hidden_size = backbone.config.get_text_config().hidden_size  # type: ignore[union-attr]  # every transformers model has it
+    value_head = nn.Linear(hidden_size, spec.dimension, bias="value_head.bias" in tensors)
+    head = RepresentationHead(hidden_size, spec, value_head=value_head)
+    wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wanted != given:
+        raise ModelLoadError(f"the head's tensors are {given}; kind {spec.kind} with this backbone needs {wanted}")
+    head.load_state_dict(tensors)
+    return PreferenceNetwork(backbone, head)
+
+
+def _longest(config: dict[str, Any]) -> int:
+    positions = config.get("max_position_embeddings") or _LONGEST
+    return min(int(positions), _LONGEST)

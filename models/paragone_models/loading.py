@@ -1,0 +1,200 @@
+"""``load_model``: from a source to a model that answers, or a refusal that says why."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+from paragone_models import checkpoints, formats
+from paragone_models.errors import ModelLoadError
+from paragone_models.identity import hash_files, identity_of, tokenizer_hash
+from paragone_models.model import PreferenceModel, Provenance
+from paragone_models.network import PreferenceNetwork
+from paragone_models.reader import TextReader
+from paragone_models.sources import Resolved, resolve
+from paragone_models.spec import KINDS, Bos, ModelSpec, Reasoning, SpecialTokens
+
+__all__ = ["load_model"]
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spm.model")
+
+
+def load_model(
+    source: str | os.PathLike[str],
+    *,
+    kind: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    name: str | None = None,
+    revision: str | None = None,
+    weights: Mapping[str, float] | Sequence[float] | None = None,
+    temperature: float | None = None,
+    max_length: int | None = None,
+    special_tokens: SpecialTokens | None = None,
+    bos: Bos | None = None,
+    reasoning: Reasoning | None = None,
+    trust_remote_code: bool = False,
+    max_batch_tokens: int | None = None,
+) -> PreferenceModel:
+    """Load a reward or preference model.
+
+    Sources are ``builtin:NAME``, folders, and Hugging Face ids; layouts are this project's own folders, the published
+    general preference models (dimension and gate read from tensor shapes), and transformers sequence classifiers with
+    one label (``bradley-terry``) or several (``regression``). Only safetensors are opened.
+
+    Args:
+        source: what to load.
+        kind: ``auto`` detects it; another value must agree with what is found.
+        device: ``auto`` takes the GPU where there is one.
+        dtype: of the backbone: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 on a GPU and
+            float32 on a CPU. Heads and scores are float32 always.
+        name: short name; the last part of the source unless given.
+        revision: branch, tag or commit of a hub id.
+        weights: how attributes merge into a preference (``regression``): by name, or in the attributes' order.
+        temperature: overrides the model's own.
+        max_length: longest conversation, in tokens; at most what the backbone has positions for.
+        special_tokens: ``escape`` or ``parse``, see ``ModelSpec``.
+        bos: ``once`` or ``as-published``, see ``ModelSpec``.
+        reasoning: ``keep`` or ``strip``, see ``ModelSpec``.
+        trust_remote_code: run Python files that come with the checkpoint.
+        max_batch_tokens: padded tokens of one forward pass.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ModelLoadError: if the source does not exist, holds pickles, lacks a head or any other weight, has NaN or
+            infinity among its weights, or an option does not fit it.
+    """
+    if kind not in ("auto", *KINDS):
+        raise ModelLoadError(f"kind is {kind!r}; it must be auto or one of {', '.join(KINDS)}")
+    where = resolve(os.fspath(source), revision)
+    options = formats.Options(_dtype(dtype, _device(device)), _device(device), trust_remote_code)
+    loaded = _read(where.folder, options, kind)
+    overrides: dict[str, Any] = {
+        "temperature": temperature,
+        "max_length": max_length,
+        "special_tokens": special_tokens,
+        "bos": bos,
+        "reasoning": reasoning,
+        "weights": _merged(weights, loaded.spec),
+    }
+    given = {field: value for field, value in overrides.items() if value is not None}
+    if temperature is not None and temperature != loaded.spec.temperature:
+        given["calibrated"] = False
+    spec = replace(loaded.spec, **given)
+    _check_length(spec, loaded.network)
+    network = loaded.network.to(options.device).eval().requires_grad_(requires_grad=False)
+    network.head.spec = spec
+    _refuse_non_finite(where.source, network)
+    reader = _reader(where, spec, first_token=loaded.first_token, trust_remote_code=trust_remote_code)
+    provenance = Provenance(
+        name=name or where.name,
+        source=where.source,
+        revision=where.commit or revision,
+        identity=identity_of(
+            _weights_hash(where),
+            spec,
+            None if reader is None else tokenizer_hash(reader.tokenizer, reader.template.source),
+        ),
+        numerics=_numerics(network, options),
+    )
+    budget = max_batch_tokens or (16384 if options.device.type == "cuda" else 4096)
+    return PreferenceModel(
+        network, spec, reader, provenance, max_batch_tokens=budget, first_token=loaded.first_token
+    )
+
+
+def _read(folder: Path, options: formats.Options, kind: str) -> formats.Loaded:
+    config = checkpoints.read_config(folder)
+    if (folder / formats.SPEC_FILE).is_file():
+        loaded = formats.read_own(folder, options)
+        if kind not in ("auto", loaded.spec.kind):
+            raise ModelLoadError(f"{folder} is a {loaded.spec.kind} model, not {kind}")
+        return loaded
+    if "value_head.weight" in checkpoints.tensor_shapes(checkpoints.weight_files(folder)):
+        return formats.read_general_preference(folder, options, kind)
+    architectures = config.get("architectures") or ["none"]
+    if not architectures[0].endswith("ForSequenceClassification"):
+        raise ModelLoadError(
+            f"{folder} holds {architectures[0]} without a value head: neither a sequence classifier, nor a general "
+            "preference model, nor a folder of this project. A head that is not there would be random numbers, so it "
+            "is not served"
+        )
+    return formats.read_classifier(folder, options, kind)
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ModelLoadError(f"device is {device!r}: {str(error).splitlines()[0]}") from error
+
+
+def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in _DTYPES:
+        raise ModelLoadError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def _merged(weights: Mapping[str, float] | Sequence[float] | None, spec: ModelSpec) -> tuple[float, ...] | None:
+    if weights is None:
+        return None
+    if not isinstance(weights, Mapping):
+        return tuple(float(weight) for weight in weights)
+    if unknown := sorted(set(weights) - set(spec.attributes)):
+        raise ModelLoadError(f"weights name {', '.join(unknown)}; the attributes are {', '.join(spec.attributes)}")
+    return tuple(float(weights.get(attribute, 0.0)) for attribute in spec.attributes)
+
+
+def _check_length(spec: ModelSpec, network: PreferenceNetwork) -> None:
+    positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and spec.max_length > positions:
+        raise ModelLoadError(f"max_length is {spec.max_length}; the backbone has positions for {positions} tokens")
+
+
+def _refuse_non_finite(source: str, network: PreferenceNetwork) -> None:
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelLoadError(f"{source} has NaN or infinity in {name}: its scores would be neither numbers nor errors")
+
+
+def _reader(where: Resolved, spec: ModelSpec, *, first_token: bool, trust_remote_code: bool) -> TextReader | None:
+    if not any((where.tokenizer_folder / file).is_file() for file in _TOKENIZER_FILES):
+        logger.warning("%s has no tokenizer files: it embeds tokens and refuses text", where.source)
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where.tokenizer_folder, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelLoadError(f"the tokenizer of {where.source} cannot be loaded: {error}") from error
+    return TextReader(tokenizer, spec, first_token=first_token)
+
+
+def _weights_hash(where: Resolved) -> str:
+    if where.commit is not None:
+        return f"{where.source}@{where.commit}"
+    return hash_files([*where.folder.glob("*.safetensors"), where.folder / "config.json"])
+
+
+def _numerics(network: PreferenceNetwork, options: formats.Options) -> dict[str, str]:
+    attention = getattr(network.config, "_attn_implementation", None)
+    return {
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else options.device.type,
+        "attention": str(attention),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
