@@ -10,7 +10,11 @@ __all__ = ["error_detail"]
 _LISTS = ("pairs", "items", "groups")
 _LONGEST_PLACE = 8
 _LONGEST_NAME = 40
-_CODES = {"lone_surrogate": ErrorCode.INVALID_ENCODING, "json_invalid": ErrorCode.INVALID_JSON}
+_CODES = {
+    "lone_surrogate": ErrorCode.INVALID_ENCODING,
+    "string_unicode": ErrorCode.INVALID_ENCODING,  # pydantic's own, for the name of a field
+    "json_invalid": ErrorCode.INVALID_JSON,
+}
 
 
 def error_detail(error: ValidationError) -> ErrorDetail:
@@ -24,7 +28,8 @@ def error_detail(error: ValidationError) -> ErrorDetail:
         ``invalid_request`` for the rest.
     """
     complaints = error.errors(include_url=False, include_input=False, include_context=False)
-    first = complaints[0]
+    # A misspelt name explains why the right one is missing, so it is told first.
+    first = min(complaints, key=lambda complaint: complaint["type"] != "extra_forbidden")
     place = first["loc"]
     item = place[1] if len(place) > 1 and place[0] in _LISTS and isinstance(place[1], int) else None
     message = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]

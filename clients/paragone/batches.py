@@ -1,0 +1,298 @@
+"""Build requests, split large ones, read answers and merge them: pure functions that both clients share.
+
+A batch is split by count and by bytes. Items with the same prompt stay together in one part as long as they fit, so
+that the server computes the prompt once; the merged answer is in the order of the batch again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from paragone.exceptions import AnswerError, OracleChangedError, ParagoneError, RequestError, exception_for
+from paragone.wire import (
+    Group,
+    Item,
+    ItemError,
+    Message,
+    ModelInfo,
+    ModelsAnswer,
+    OnError,
+    Pair,
+    PreferencesAnswer,
+    PreferencesRequest,
+    RewardsAnswer,
+    RewardsRequest,
+    TokensAnswer,
+    TokensRequest,
+    TournamentsAnswer,
+    TournamentsRequest,
+    Truncation,
+    Usage,
+    error_detail,
+)
+
+__all__ = [
+    "PREFERENCES",
+    "REWARDS",
+    "TOKENS",
+    "TOURNAMENTS",
+    "GroupLike",
+    "ItemLike",
+    "Options",
+    "PairLike",
+    "Part",
+    "PromptLike",
+    "ResponseLike",
+    "Route",
+    "merged",
+    "parts_of",
+    "placed",
+    "prompt_hash",
+    "read",
+    "read_model",
+    "read_models",
+]
+
+PromptLike = str | Sequence[Message | dict[str, Any]]
+ResponseLike = str | Message | dict[str, Any] | Sequence[Message | dict[str, Any]]
+PairLike = Pair | dict[str, Any] | tuple[PromptLike, ResponseLike, ResponseLike]
+ItemLike = Item | dict[str, Any] | tuple[PromptLike, ResponseLike]
+GroupLike = Group | dict[str, Any] | tuple[PromptLike, Sequence[ResponseLike]]
+
+Answer = PreferencesAnswer | RewardsAnswer | TournamentsAnswer | TokensAnswer
+AnswerT = TypeVar("AnswerT", PreferencesAnswer, RewardsAnswer, TournamentsAnswer, TokensAnswer)
+
+
+@dataclass(frozen=True, slots=True)
+class Route(Generic[AnswerT]):
+    """One native route: where it is, what its lists are called and what it answers."""
+
+    path: str
+    asked: str
+    answered: str
+    fields: tuple[str, ...]
+    request: type[PreferencesRequest | RewardsRequest | TournamentsRequest | TokensRequest]
+    answer: type[AnswerT]
+
+
+PREFERENCES = Route(
+    "/v1/preferences",
+    "pairs",
+    "preferences",
+    ("prompt", "first", "second"),
+    PreferencesRequest,
+    PreferencesAnswer,
+)
+REWARDS = Route("/v1/rewards", "items", "rewards", ("prompt", "response"), RewardsRequest, RewardsAnswer)
+TOURNAMENTS = Route(
+    "/v1/tournaments", "groups", "tournaments", ("prompt", "responses"), TournamentsRequest, TournamentsAnswer
+)
+TOKENS = Route("/v1/tokens", "items", "tokens", ("prompt", "response"), TokensRequest, TokensAnswer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a request says besides its list; what is left at its default is not sent."""
+
+    model: str | None = None
+    truncation: Truncation = "prompt"
+    on_error: OnError = "refuse"
+    return_: Sequence[str] = ()
+
+    def sent(self) -> dict[str, Any]:
+        """Return the fields that differ from their defaults, under the wire's names."""
+        fields: dict[str, Any] = {}
+        if self.model is not None:
+            fields["model"] = self.model
+        if self.truncation != "prompt":
+            fields["truncation"] = self.truncation
+        if self.on_error != "refuse":
+            fields["on_error"] = self.on_error
+        if self.return_:
+            fields["return"] = list(self.return_)
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One HTTP request: its body, the places of its items in the batch, and the hash of its first prompt."""
+
+    body: bytes
+    places: Sequence[int]
+    prompt_hash: str | None
+
+
+def parts_of(
+    route: Route[AnswerT],
+    batch: Iterable[object],
+    options: Options,
+    *,
+    max_items: int,
+    max_bytes: int,
+) -> list[Part]:
+    """Return the requests that ask for a batch, at least one.
+
+    Args:
+        route: which route is asked.
+        batch: wire types, dicts, or tuples in the order of ``route.fields``.
+        options: what else the request says.
+        max_items: most items in one part.
+        max_bytes: most bytes of items in one part; an item that is larger travels alone.
+
+    Raises:
+        RequestError: if an item is not in the wire format; ``item`` is its index.
+    """
+    shaped = [_shaped(route, place, given) for place, given in enumerate(batch)]
+    try:
+        request = route.request.model_validate({route.asked: shaped, **options.sent()})
+    except ValidationError as error:
+        raise exception_for(error_detail(error)) from None
+    items: list[Pair | Item | Group] = getattr(request, route.asked)
+    written = [item.__pydantic_serializer__.to_json(item, exclude_unset=True) for item in items]  # bytes, uncopied
+    envelope = request.model_dump_json(exclude={route.asked}, exclude_unset=True, by_alias=True).encode()
+    head = envelope[:-1] + (b"," if len(envelope) > 2 else b"") + f'"{route.asked}":['.encode()
+    if len(items) <= max_items and sum(map(len, written)) <= max_bytes:
+        cuts: Iterable[Sequence[int]] = [range(len(items))]
+    else:
+        prompts = [item.prompt if isinstance(item.prompt, str) else prompt_hash(item.prompt) for item in items]
+        cuts = _cut(prompts, [len(text) for text in written], max_items=max_items, max_bytes=max_bytes)
+    return [
+        Part(
+            body=head + b",".join(written[place] for place in places) + b"]}",
+            places=places,
+            prompt_hash=prompt_hash(items[places[0]].prompt) if places else None,
+        )
+        for places in cuts
+    ]
+
+
+def _shaped(route: Route[AnswerT], place: int, given: object) -> object:
+    """Return an item as a wire type or a dict."""
+    if not isinstance(given, tuple | list):
+        return given
+    if len(given) != len(route.fields):
+        raise RequestError(
+            f"{route.asked}[{place}]: a tuple of {len(given)} is not ({', '.join(route.fields)})", item=place
+        )
+    return dict(zip(route.fields, given, strict=True))
+
+
+def _cut(prompts: Sequence[str], sizes: Sequence[int], *, max_items: int, max_bytes: int) -> Iterator[Sequence[int]]:
+    """Yield the places of each part: siblings of one prompt together, prompts in the order of their first sibling."""
+    siblings: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        siblings.setdefault(prompt, []).append(place)
+    part: list[int] = []
+    size = 0
+    for family in siblings.values():
+        family_size = sum(sizes[place] for place in family)
+        fits_alone = len(family) <= max_items and family_size <= max_bytes
+        if part and fits_alone and (len(part) + len(family) > max_items or size + family_size > max_bytes):
+            yield part
+            part, size = [], 0
+        for place in family:
+            if part and (len(part) >= max_items or size + sizes[place] > max_bytes):
+                yield part
+                part, size = [], 0
+            part.append(place)
+            size += sizes[place]
+    if part:
+        yield part
+
+
+def prompt_hash(prompt: str | Sequence[Message]) -> str:
+    """Return 32 hex digits that siblings of one prompt share; a text and its one user message are the same prompt."""
+    if isinstance(prompt, str):
+        messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
+    else:
+        messages = [message.model_dump(mode="json", exclude_none=True) for message in prompt]
+    canonical = json.dumps(messages, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def read(route: Route[AnswerT], part: Part, content: bytes) -> AnswerT:
+    """Return the answer to one part, its errors numbered by the places in the batch.
+
+    Raises:
+        AnswerError: if the body is not an answer of this route, or has another number of rows than were asked for.
+    """
+    try:
+        answer = route.answer.model_validate_json(content)
+    except ValidationError as error:
+        raise AnswerError(
+            f"the answer of {route.path} is not in the wire format: {error_detail(error).message}"
+        ) from None
+    rows: list[Any] = getattr(answer, route.answered)
+    if len(rows) != len(part.places):
+        raise AnswerError(f"{route.path} was asked for {len(part.places)} rows and answered {len(rows)}")
+    for row, place in zip(rows, part.places, strict=True):
+        if isinstance(row, ItemError):
+            row.error.message = _renumbered(row.error.message, route.asked, row.error.item, place)
+            row.error.item = place
+    return answer
+
+
+def read_models(content: bytes) -> list[ModelInfo]:
+    """Return the hosted models that an answer lists.
+
+    Raises:
+        AnswerError: if the body is not a list of models.
+    """
+    try:
+        return ModelsAnswer.model_validate_json(content).models
+    except ValidationError as error:
+        raise AnswerError(f"the list of models is not in the wire format: {error_detail(error).message}") from None
+
+
+def read_model(content: bytes) -> ModelInfo:
+    """Return the model that an answer describes.
+
+    Raises:
+        AnswerError: if the body is not a model.
+    """
+    try:
+        return ModelInfo.model_validate_json(content)
+    except ValidationError as error:
+        raise AnswerError(f"the model is not in the wire format: {error_detail(error).message}") from None
+
+
+def placed(route: Route[AnswerT], part: Part, error: ParagoneError) -> ParagoneError:
+    """Return the error with its item numbered by the place in the batch instead of the place in the part."""
+    if error.item is not None and 0 <= error.item < len(part.places):
+        place = part.places[error.item]
+        error.message = _renumbered(error.message, route.asked, error.item, place)
+        error.item = place
+    return error
+
+
+def _renumbered(message: str, asked: str, item: int | None, place: int) -> str:
+    return message if item is None else message.replace(f"{asked}[{item}]", f"{asked}[{place}]", 1)
+
+
+def merged(route: Route[AnswerT], parts: Sequence[Part], answers: Sequence[AnswerT]) -> AnswerT:
+    """Return one answer in the order of the batch, its usage summed.
+
+    Raises:
+        OracleChangedError: if the parts were answered under different identities or fingerprints.
+    """
+    first = answers[0]
+    if len(answers) == 1:
+        return first
+    for answer in answers[1:]:
+        for name in ("model", "identity", "fingerprint"):
+            one, other = getattr(first, name), getattr(answer, name)
+            if one != other:
+                raise OracleChangedError(
+                    f"the {name} changed within one batch, from {one} to {other}: the model was replaced while it "
+                    "answered, or replicas differ; ask again"
+                )
+    rows: list[Any] = [None] * sum(len(part.places) for part in parts)
+    for part, answer in zip(parts, answers, strict=True):
+        for place, row in zip(part.places, getattr(answer, route.answered), strict=True):
+            rows[place] = row
+    usage = Usage(**{name: sum(getattr(answer.usage, name) for answer in answers) for name in Usage.model_fields})
+    return first.model_copy(update={route.answered: rows, "usage": usage})

@@ -1,0 +1,266 @@
+"""What the client raises: one small tree, each branch also the standard exception that it refines.
+
+    ParagoneError (Exception)
+    ├── RequestError (ValueError)             the request is at fault: change it, do not repeat it
+    │   ├── TextError                         a prompt or a response that the model cannot take
+    │   ├── TooLargeError                     more items or bytes than the server accepts
+    │   └── UnsupportedError                  the model has no such answer (no preferences, no text)
+    ├── UnknownModelError (LookupError)       no model of that name is hosted there
+    ├── UnknownRouteError (LookupError)       the address is not this API's
+    ├── KeyRefusedError (PermissionError)     no key, or the wrong one
+    ├── QuotaExceededError (RuntimeError)     this key has spent its share
+    ├── UnavailableError (ConnectionError)    no answer, or: overloaded, not ready, shutting down
+    ├── DeadlineError (TimeoutError)          no answer in time
+    ├── ServerError (RuntimeError)            the server's own fault
+    │   └── NonFiniteScoreError (ArithmeticError)   the model computed NaN or an infinity
+    ├── AnswerError (RuntimeError)            an answer that is not in the wire format
+    └── OracleChangedError (RuntimeError)     the parts of one batch were answered by different models
+
+All are picklable and carry ``code``, ``message``, ``item``, ``status``, ``request_id`` and ``retry_after_s``.
+"""
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import TypeVar
+
+from paragone.codes import ErrorCode
+from paragone.wire import ErrorDetail, ItemError
+
+__all__ = [
+    "EXCEPTIONS",
+    "AnswerError",
+    "DeadlineError",
+    "KeyRefusedError",
+    "NonFiniteScoreError",
+    "OracleChangedError",
+    "ParagoneError",
+    "QuotaExceededError",
+    "RequestError",
+    "ServerError",
+    "TextError",
+    "TooLargeError",
+    "UnavailableError",
+    "UnknownModelError",
+    "UnknownRouteError",
+    "UnsupportedError",
+    "checked",
+    "exception_class",
+    "exception_for",
+]
+
+Row = TypeVar("Row")
+
+
+class ParagoneError(Exception):
+    """Any failure to get an answer.
+
+    Attributes:
+        message: what went wrong, for people.
+        code: the wire's name for it; None where the failure is the client's own finding.
+        item: index of the pair, item or group at fault, in the batch as it was given to the client.
+        status: the HTTP status, if there was an answer.
+        request_id: the ``x-request-id`` under which the server saw the request.
+        retry_after_s: when the server wants to be asked again, in seconds.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        item: int | None = None,
+        status: int | None = None,
+        request_id: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.item = item
+        self.status = status
+        self.request_id = request_id
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        details = [
+            str(self.code) if self.code else "",
+            f"HTTP {self.status}" if self.status else "",
+            f"request {self.request_id}" if self.request_id else "",
+        ]
+        told = ", ".join(detail for detail in details if detail)
+        return f"{self.message} ({told})" if told else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        state = (self.message, self.code, self.item, self.status, self.request_id, self.retry_after_s)
+        return _rebuilt, (type(self), *state)
+
+
+def _rebuilt(
+    kind: type[ParagoneError],
+    message: str,
+    code: str | None,
+    item: int | None,
+    status: int | None,
+    request_id: str | None,
+    retry_after_s: float | None,
+) -> ParagoneError:
+    return kind(message, code=code, item=item, status=status, request_id=request_id, retry_after_s=retry_after_s)
+
+
+class RequestError(ParagoneError, ValueError):
+    """The request is at fault: change it, do not repeat it."""
+
+
+class TextError(RequestError):
+    """A prompt or a response is one that the model cannot take."""
+
+
+class TooLargeError(RequestError):
+    """The request holds more items or bytes than the server accepts."""
+
+
+class UnsupportedError(RequestError):
+    """The model has no such answer: no preferences without weights, no text without a tokenizer."""
+
+
+class UnknownModelError(ParagoneError, LookupError):
+    """No model of that name is hosted there."""
+
+
+class UnknownRouteError(ParagoneError, LookupError):
+    """The address is not one of this API's."""
+
+
+class KeyRefusedError(ParagoneError, PermissionError):
+    """The key is missing or wrong."""
+
+
+class QuotaExceededError(ParagoneError, RuntimeError):
+    """The key has spent its share for now."""
+
+
+class UnavailableError(ParagoneError, ConnectionError):
+    """There is no server, or it is overloaded, not ready yet or shutting down."""
+
+
+class DeadlineError(ParagoneError, TimeoutError):
+    """There was no answer in time."""
+
+
+class ServerError(ParagoneError, RuntimeError):
+    """The server is at fault."""
+
+
+class NonFiniteScoreError(ServerError, ArithmeticError):
+    """The model computed NaN or an infinity."""
+
+
+class AnswerError(ParagoneError, RuntimeError):
+    """The answer is not in the wire format."""
+
+
+class OracleChangedError(ParagoneError, RuntimeError):
+    """The parts of one batch were answered by different models, or by one model with different settings."""
+
+
+EXCEPTIONS: Mapping[ErrorCode, type[ParagoneError]] = MappingProxyType(
+    {
+        ErrorCode.INVALID_JSON: RequestError,
+        ErrorCode.INVALID_ENCODING: RequestError,
+        ErrorCode.UNSUPPORTED_MEDIA_TYPE: RequestError,
+        ErrorCode.INVALID_REQUEST: RequestError,
+        ErrorCode.EMPTY_PROMPT: TextError,
+        ErrorCode.UNSUPPORTED_CONTENT: TextError,
+        ErrorCode.RESPONSE_TOO_LONG: TextError,
+        ErrorCode.CONVERSATION_TRUNCATED: TextError,
+        ErrorCode.PREFERENCES_UNAVAILABLE: UnsupportedError,
+        ErrorCode.TEXT_UNAVAILABLE: UnsupportedError,
+        ErrorCode.TOO_MANY_ITEMS: TooLargeError,
+        ErrorCode.BODY_TOO_LARGE: TooLargeError,
+        ErrorCode.UNKNOWN_MODEL: UnknownModelError,
+        ErrorCode.NOT_FOUND: UnknownRouteError,
+        ErrorCode.METHOD_NOT_ALLOWED: UnknownRouteError,
+        ErrorCode.MISSING_KEY: KeyRefusedError,
+        ErrorCode.WRONG_KEY: KeyRefusedError,
+        ErrorCode.QUOTA_EXCEEDED: QuotaExceededError,
+        ErrorCode.OVERLOADED: UnavailableError,
+        ErrorCode.NOT_READY: UnavailableError,
+        ErrorCode.SHUTTING_DOWN: UnavailableError,
+        ErrorCode.DEADLINE_EXCEEDED: DeadlineError,
+        ErrorCode.ENGINE_FAILED: ServerError,
+        ErrorCode.NON_FINITE_SCORE: NonFiniteScoreError,
+        ErrorCode.INTERNAL_ERROR: ServerError,
+    }
+)
+
+_BY_STATUS: Mapping[int, type[ParagoneError]] = MappingProxyType(
+    {
+        401: KeyRefusedError,
+        403: KeyRefusedError,
+        404: UnknownRouteError,
+        405: UnknownRouteError,
+        413: TooLargeError,
+        429: QuotaExceededError,
+        502: UnavailableError,
+        503: UnavailableError,
+        504: DeadlineError,
+    }
+)
+
+
+def exception_class(code: str | None, status: int | None = None) -> type[ParagoneError]:
+    """Return the class for an error code; for a code of a newer server, and for none, go by the HTTP status.
+
+    Args:
+        code: the error's name on the wire, if there was one.
+        status: the HTTP status, if there was an answer.
+    """
+    known = _known(code)
+    if known is not None:
+        return EXCEPTIONS[known]
+    if status is None:
+        return ParagoneError
+    by_family = RequestError if 400 <= status < 500 else ServerError if status >= 500 else AnswerError
+    return _BY_STATUS.get(status, by_family)
+
+
+def _known(code: str | None) -> ErrorCode | None:
+    try:
+        return None if code is None else ErrorCode(code)
+    except ValueError:
+        return None
+
+
+def exception_for(
+    detail: ErrorDetail,
+    *,
+    status: int | None = None,
+    request_id: str | None = None,
+    retry_after_s: float | None = None,
+) -> ParagoneError:
+    """Return the exception for an error of the wire; the caller raises it."""
+    return exception_class(detail.code, status)(
+        detail.message,
+        code=detail.code,
+        item=detail.item,
+        status=status,
+        request_id=request_id,
+        retry_after_s=retry_after_s,
+    )
+
+
+def checked(rows: Iterable[Row | ItemError]) -> list[Row]:
+    """Return the rows of an answer if none of them is an error.
+
+    Args:
+        rows: the list of an answer, say ``answer.preferences``.
+
+    Raises:
+        ParagoneError: the first error among the rows, as its own class.
+    """
+    answered: list[Row] = []
+    for row in rows:
+        if isinstance(row, ItemError):
+            raise exception_for(row.error)
+        answered.append(row)
+    return answered
