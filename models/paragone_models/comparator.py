@@ -32,7 +32,7 @@ def probability(logit: ArrayLike) -> Float64s:
     """
     logit = np.asarray(logit, dtype=np.float64)
     larger = 1.0 / (1.0 + np.exp(-np.abs(logit)))
-    return np.where(logit >= 0, larger, 1.0 - larger)
+    return np.asarray(np.where(logit >= 0, larger, 1.0 - larger))
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Comparator:
                 "preference: give weights= (one number per attribute) when it is loaded, or ask for rewards"
             )
         # A product and a sum per row, not a BLAS call: the same row gives the same bits in every batch.
-        return (values * np.asarray(self.weights)).sum(axis=-1)
+        return np.asarray((values * np.asarray(self.weights)).sum(axis=-1))
 
     def _logit(self, first: Float64s, second: Float64s) -> Float64s:
         if self.kind == "general-preference":

@@ -9,7 +9,14 @@ ModelError
 
 from typing import Literal
 
-__all__ = ["ModelError", "ModelLoadError", "NonFiniteError", "PreferencesUnavailableError", "TextError", "TextErrorCode"]
+__all__ = [
+    "ModelError",
+    "ModelLoadError",
+    "NonFiniteError",
+    "PreferencesUnavailableError",
+    "TextError",
+    "TextErrorCode",
+]
 
 TextErrorCode = Literal[
     "empty_prompt", "unsupported_content", "response_too_long", "conversation_truncated", "text_unavailable"

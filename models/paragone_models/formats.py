@@ -16,7 +16,7 @@ from paragone_models import checkpoints
 from paragone_models.errors import ModelLoadError
 from paragone_models.heads import RepresentationHead
 from paragone_models.network import PreferenceNetwork
-from paragone_models.spec import ModelSpec
+from paragone_models.spec import Kind, ModelSpec
 
 __all__ = ["SPEC_FILE", "Loaded", "read_classifier", "read_general_preference", "read_own"]
 
@@ -84,9 +84,9 @@ def read_general_preference(folder: Path, options: Options, kind: str) -> Loaded
     """
     files = checkpoints.weight_files(folder)
     shapes = checkpoints.tensor_shapes(files)
-    names = {name for name in ("value_head.weight", "value_head.bias", "prompt_head.weight") if name in shapes}
+    names = {"value_head.weight", "value_head.bias", "prompt_head.weight"} & set(shapes)
     rows = shapes["value_head.weight"][0]
-    found = "bradley-terry" if rows == 1 else "general-preference"
+    found: Kind = "bradley-terry" if rows == 1 else "general-preference"
     if kind not in ("auto", found):
         raise ModelLoadError(f"{folder} has a value head of {rows} rows, which is {found}, not {kind}")
     gated = "prompt_head.weight" in names
@@ -146,8 +146,8 @@ class _FirstTokenHead(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         pooler = getattr(model, "pooler", None) or getattr(getattr(model, str(model.base_model_prefix)), "pooler", None)
-        self.pooler = pooler
-        self.classifier = model.classifier
+        self.pooler: nn.Module | None = pooler
+        self.classifier: nn.Module = model.classifier  # type: ignore[assignment]  # torch types every attribute as Tensor | Module
 
     def forward(self, hidden: Tensor) -> Tensor:
         sequence = hidden[:, None, :]
@@ -195,11 +195,14 @@ def _refuse_incomplete(folder: Path, info: Any) -> None:
             "they would be random numbers, so it is not served"
         )
     if info["mismatched_keys"]:
-        raise ModelLoadError(f"{folder} has weights of other shapes than its config: {sorted(info['mismatched_keys'])[:3]}")
+        raise ModelLoadError(
+            f"{folder} has weights of other shapes than its config: {sorted(info['mismatched_keys'])[:3]}"
+        )
 
 
 def _with_linear_head(backbone: nn.Module, spec: ModelSpec, tensors: dict[str, Tensor]) -> PreferenceNetwork:
-    hidden_size = backbone.config.get_text_config().hidden_size  # type: ignore[union-attr]  # every transformers model has it
+    config: Any = backbone.config
+    hidden_size = config.get_text_config().hidden_size
     value_head = nn.Linear(hidden_size, spec.dimension, bias="value_head.bias" in tensors)
     head = RepresentationHead(hidden_size, spec, value_head=value_head)
     wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}

@@ -25,7 +25,14 @@ __all__ = ["load_model"]
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spm.model")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spm.model",
+)
 
 
 def load_model(
@@ -109,9 +116,7 @@ def load_model(
         numerics=_numerics(network, options),
     )
     budget = max_batch_tokens or (16384 if options.device.type == "cuda" else 4096)
-    return PreferenceModel(
-        network, spec, reader, provenance, max_batch_tokens=budget, first_token=loaded.first_token
-    )
+    return PreferenceModel(network, spec, reader, provenance, max_batch_tokens=budget, first_token=loaded.first_token)
 
 
 def _read(folder: Path, options: formats.Options, kind: str) -> formats.Loaded:
@@ -169,7 +174,9 @@ def _check_length(spec: ModelSpec, network: PreferenceNetwork) -> None:
 def _refuse_non_finite(source: str, network: PreferenceNetwork) -> None:
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelLoadError(f"{source} has NaN or infinity in {name}: its scores would be neither numbers nor errors")
+            raise ModelLoadError(
+                f"{source} has NaN or infinity in {name}: its scores would be neither numbers nor errors"
+            )
 
 
 def _reader(where: Resolved, spec: ModelSpec, *, first_token: bool, trust_remote_code: bool) -> TextReader | None:

@@ -94,7 +94,7 @@ class PreferenceModel:
 
     @property
     def kind(self) -> str:
-        """The family of the model: ``bradley-terry``, ``regression``, ``helpsteer``, ``general-preference``, ``hybrid``."""
+        """The family of the model, one of ``paragone_models.spec.KINDS``."""
         return self.spec.kind
 
     @property

@@ -71,7 +71,7 @@ class TextReader:
     def __init__(self, tokenizer: Any, spec: ModelSpec, *, first_token: bool = False) -> None:
         self.tokenizer = tokenizer
         self.spec = spec
-        self.template = ChatTemplate(tokenizer, spec)
+        self.template = ChatTemplate(tokenizer, spec, text_pair=first_token)
         self._first_token = first_token
         self._prompt_lengths: OrderedDict[str, int] = OrderedDict()
 
@@ -135,9 +135,7 @@ class TextReader:
         for draft, token_ids in zip(drafts.values(), encoded, strict=True):
             draft.token_ids = token_ids
 
-    def _tokens(
-        self, text: str, messages: Sequence[dict[str, Any]], tools: tuple[Message, ...] | None
-    ) -> list[int]:
+    def _tokens(self, text: str, messages: Sequence[dict[str, Any]], tools: tuple[Message, ...] | None) -> list[int]:
         return self.template.tokenize([(text, messages, tools)])[0]
 
     def _finish(self, draft: _Draft, truncation: Truncation) -> Reading:

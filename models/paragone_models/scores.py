@@ -4,7 +4,6 @@ Shapes: ``...`` any leading dimensions, K responses of one prompt, 2k the even l
 The first argument is the response whose win is measured.
 """
 
-import torch
 from torch import Tensor
 
 __all__ = ["bradley_terry_logit", "general_preference_logit", "general_preference_matrix", "hybrid_logit"]

@@ -65,7 +65,7 @@ def resolve(source: str, revision: str | None) -> Resolved:
 
 def _download(source: str, revision: str | None) -> Resolved:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(_WANTED)))

@@ -23,9 +23,7 @@ FROZEN_DATE = datetime.date(2024, 7, 26)
 
 _DATE_CALL = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _DATE_DEFINED = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
-_CONTENT_TAGS = frozenset(
-    {"<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"}
-)
+_CONTENT_TAGS = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"})
 """Added tokens that responses rightly contain; every other one that a template writes marks a turn."""
 _OPTIONAL_FIELDS = ("tool_calls", "tool_call_id", "reasoning_content", "name")
 
@@ -51,10 +49,12 @@ class ChatTemplate:
     Args:
         tokenizer: a transformers tokenizer.
         spec: special-token and BOS policy.
+        text_pair: without a template, give prompt and response to the tokenizer as a pair, as encoders are trained.
     """
 
-    def __init__(self, tokenizer: Any, spec: ModelSpec) -> None:
+    def __init__(self, tokenizer: Any, spec: ModelSpec, *, text_pair: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._text_pair = text_pair and not tokenizer.chat_template
         self._escape = spec.special_tokens == "escape"
         self._double_bos = spec.bos == "as-published"
         self.has_template = bool(tokenizer.chat_template)
@@ -76,6 +76,8 @@ class ChatTemplate:
             TextError: ``unsupported_content`` where the template refuses the messages or would leave something out.
         """
         self._check_expressible(messages, tools)
+        if self._text_pair:
+            return "\n\n".join(message["content"] for message in messages)
         if not self.has_template:
             # The published general preference models' rule for tokenizers without a template.
             return " ".join(message["content"] for message in messages) + " " + (self._tokenizer.eos_token or "")
@@ -90,9 +92,13 @@ class ChatTemplate:
                 )
             )
         except (TemplateError, TypeError, KeyError) as error:
-            raise TextError("unsupported_content", f"the model's chat template refuses these messages: {error}") from error
+            raise TextError(
+                "unsupported_content", f"the model's chat template refuses these messages: {error}"
+            ) from error
 
-    def tokenize(self, conversations: Sequence[tuple[str, Sequence[Message], Sequence[Message] | None]]) -> list[list[int]]:
+    def tokenize(
+        self, conversations: Sequence[tuple[str, Sequence[Message], Sequence[Message] | None]]
+    ) -> list[list[int]]:
         """Return token ids of rendered conversations, special tokens only where the template wrote them.
 
         Args:
@@ -101,8 +107,14 @@ class ChatTemplate:
         Raises:
             TextError: ``unsupported_content`` where a special-token string cannot be kept as text.
         """
+        if self._text_pair:
+            return [self._tokenize_pair(messages) for _, messages, _ in conversations]
         ids: list[list[int]] = [[] for _ in conversations]
-        plain = [index for index, (_, messages, tools) in enumerate(conversations) if not self._holds_control(messages, tools)]
+        plain = [
+            index
+            for index, (_, messages, tools) in enumerate(conversations)
+            if not self._holds_control(messages, tools)
+        ]
         if plain:
             texts = [conversations[index][0] for index in plain]
             encoded = self._tokenizer(texts, add_special_tokens=self._double_bos)["input_ids"]
@@ -118,6 +130,13 @@ class ChatTemplate:
             text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=self._escape
         )
         return [start for start, _ in encoded["offset_mapping"]]
+
+    def _tokenize_pair(self, messages: Sequence[Message]) -> list[int]:
+        texts = [message["content"] for message in messages]
+        if len(texts) > 2:
+            raise TextError("unsupported_content", "this model reads one prompt and one response, not several turns")
+        encoded: list[int] = self._tokenizer(*texts, split_special_tokens=self._escape)["input_ids"]
+        return encoded
 
     def _tokenize_escaped(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[int]:
         prefix = [self._tokenizer.bos_token_id] if self._double_bos and self._tokenizer.bos_token_id is not None else []
@@ -170,7 +189,8 @@ class ChatTemplate:
         for message in messages:
             if not self.has_template and message["role"] not in ("user", "assistant"):
                 raise TextError(
-                    "unsupported_content", f"this model has no chat template and cannot tell a {message['role']} message"
+                    "unsupported_content",
+                    f"this model has no chat template and cannot tell a {message['role']} message",
                 )
             for field in _OPTIONAL_FIELDS:
                 if field in message and field not in self.source:

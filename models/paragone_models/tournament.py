@@ -63,7 +63,8 @@ def summarise(matrix: ArrayLike, *, against: ArrayLike | None = None) -> Tournam
 
     Args:
         matrix: P(row preferred to column). [K, K]
-        against: probabilities against R reference responses; where given, win rates and ranking are against these. [K, R]
+        against: probabilities against R reference responses; where given, win rates and ranking are against
+            these. [K, R]
 
     Returns:
         The summary; all of it but win rates and ranking is about the group itself.
@@ -100,7 +101,7 @@ def win_rates(matrix: ArrayLike) -> Float64s:
     Raises:
         ValueError: if ``matrix`` is no probability matrix.
     """
-    return _checked(matrix).mean(axis=1)
+    return np.asarray(_checked(matrix).mean(axis=1))
 
 
 def ranking(rates: ArrayLike) -> list[int]:
@@ -144,7 +145,7 @@ def cyclic_triples(matrix: ArrayLike) -> int:
 
         count = trace(B^3) / 3,  B_ij = [P_ij > 1/2]
 
-    Source: Kendall and Babington Smith (1940), the circular triads of paired comparisons, ties counted for neither side.
+    Source: Kendall and Babington Smith (1940), the circular triads of paired comparisons, ties counting for neither.
 
     Args:
         matrix: P(row preferred to column). [K, K]
@@ -153,7 +154,7 @@ def cyclic_triples(matrix: ArrayLike) -> int:
         ValueError: if ``matrix`` is no probability matrix.
     """
     beats = _beats(_checked(matrix)).astype(np.float64)
-    return int(round(float(np.einsum("ij,ji->", beats @ beats, beats)) / 3))
+    return round(float(np.einsum("ij,ji->", beats @ beats, beats)) / 3)
 
 
 def nash(matrix: ArrayLike) -> Float64s:
@@ -161,8 +162,8 @@ def nash(matrix: ArrayLike) -> Float64s:
 
         x >= 0,  sum_i x_i = 1,  sum_i x_i (P_ij - P_ji) >= 0 for every j
 
-    It is the symmetric Nash equilibrium of the game whose payoff is the preference (the von Neumann winner). Where there
-    are several, the one with the least sum of squares: the most uniform one, unique, and so it treats identical rows
+    It is the symmetric Nash equilibrium of the game whose payoff is the preference, the von Neumann winner. Of
+    several, the one with the least sum of squares: the most uniform one, unique, and so it treats identical rows
     alike. Source: Fishburn (1984); Dudík et al. (arXiv 1502.06362).
 
     Args:
@@ -178,7 +179,7 @@ def nash(matrix: ArrayLike) -> Float64s:
     table = _checked(matrix)
     winner = condorcet_winner(table)
     if winner is not None:
-        return np.eye(len(table))[winner]
+        return np.asarray(np.eye(len(table))[winner])
     payoff = table - table.T
     scale = np.abs(payoff).max()
     if scale == 0:
@@ -199,7 +200,7 @@ def nash(matrix: ArrayLike) -> Float64s:
 
 
 def _most_uniform(payoff: Float64s, allowed: NDArray[np.bool_], solve: Solver) -> Float64s | None:
-    """Return the maximal lottery of least sum of squares on ``allowed``, or None where rounding kept one from it. [K]
+    """Return the maximal lottery of least sum of squares on ``allowed``, [K], or None where rounding kept one from it.
 
     It is the projection of the vector of ones onto the cone {x >= 0, x^T payoff >= 0}, scaled to sum 1; the projection
     is a non-negative least-squares problem (Lawson and Hanson, Solving Least Squares Problems, chapter 23). Its
@@ -233,7 +234,7 @@ def _scipy_nnls(matrix: Float64s, target: Float64s) -> Float64s:
 
 
 def _lawson_hanson(matrix: Float64s, target: Float64s) -> Float64s:
-    """Solve non-negative least squares by orthogonal factorisation in every step: slower than scipy's, for its failures.
+    """Solve non-negative least squares with a factorisation a step: slower than scipy's, for its failures.
 
     Returns:
         The minimiser of |matrix x - target| over x >= 0, as far as three rounds per column reach.
@@ -260,7 +261,7 @@ def _lawson_hanson(matrix: Float64s, target: Float64s) -> Float64s:
 
 
 def _some_lottery(payoff: Float64s) -> Float64s:
-    """Return one maximal lottery, a vertex of the polytope of all of them, by linear programming. [K]"""
+    """Return one maximal lottery, a vertex of the polytope of all of them, by linear programming; [K]."""
     size = len(payoff)
     for method in ("highs", "highs-ipm"):  # presolve gives up on some near-degenerate tables; the second does not
         program = linprog(
@@ -281,7 +282,7 @@ def _some_lottery(payoff: Float64s) -> Float64s:
 
 
 def _alike(payoff: Float64s, lottery: Float64s) -> Float64s:
-    """Return the lottery with its weight shared evenly among identical rows. [K]"""
+    """Return the lottery with its weight shared evenly among identical rows; [K]."""
     _, group, count = np.unique(payoff, axis=0, return_inverse=True, return_counts=True)
     group = group.reshape(-1)
     return np.asarray((np.bincount(group, weights=lottery) / count)[group])
@@ -291,7 +292,7 @@ def _mean_against(against: ArrayLike, size: int) -> Float64s:
     table = np.asarray(against, dtype=np.float64)
     if table.ndim != 2 or table.shape[0] != size or table.shape[1] == 0:
         raise ValueError(f"against must be [{size}, R] with R ≥ 1, not of shape {table.shape}")
-    return table.mean(axis=1)
+    return np.asarray(table.mean(axis=1))
 
 
 def _beats(table: Float64s) -> NDArray[np.bool_]:
