@@ -59,7 +59,7 @@ class ParagoneError(Exception):
         code: the wire's name for it; None where the failure is the client's own finding.
         item: index of the pair, item or group at fault, in the batch as it was given to the client.
         status: the HTTP status, if there was an answer.
-        request_id: the ``x-request-id`` under which the server saw the request.
+        request_id: the ``x-request-id`` that was sent, or the one that the server answered with.
         retry_after_s: when the server wants to be asked again, in seconds.
     """
 
@@ -85,7 +85,7 @@ class ParagoneError(Exception):
         details = [
             str(self.code) if self.code else "",
             f"HTTP {self.status}" if self.status else "",
-            f"request {self.request_id}" if self.request_id else "",
+            f"request {self.request_id}" if self.request_id and self.status else "",
         ]
         told = ", ".join(detail for detail in details if detail)
         return f"{self.message} ({told})" if told else self.message

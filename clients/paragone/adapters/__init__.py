@@ -1,0 +1,10 @@
+"""Plugs for other people's training loops, each in the shape that its host reads, none importing its host.
+
+    paragone.adapters.trl       PairwiseJudge, RankJudge, reward_function, async_reward_function
+    paragone.adapters.verl      compute_score
+    paragone.adapters.slime     custom_rm
+    paragone.adapters.tinker    PreferenceModel
+
+They take a ``Client`` or an ``AsyncClient``, so that address, key, model and retries are set in one place. A failure is
+None, -1 or an exception, whatever the host can take, and never a number that looks like a reward.
+"""

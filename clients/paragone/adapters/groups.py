@@ -1,0 +1,92 @@
+"""What the adapters share: conversations as hosts hold them, and rewards within the group of one prompt."""
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from paragone.exceptions import UnsupportedError, checked
+from paragone.wire import ItemError, Reward, RewardsAnswer, Tournament, TournamentsAnswer
+
+__all__ = ["Signal", "conversation", "groups_of", "item_rewards", "scalar_rewards", "win_rates"]
+
+Signal = Literal["win_rate", "reward"]
+
+logger = logging.getLogger("paragone")
+
+
+def conversation(turns: Any, *, role: str) -> Any:
+    """Return a text unchanged and a list of messages as the wire takes it.
+
+    Data sets fill the fields that a message lacks with None; those are left out. A message without a role gets one.
+
+    Args:
+        turns: a text, or messages as dicts.
+        role: the role of a message that names none.
+    """
+    if isinstance(turns, str):
+        return turns
+    return [{"role": role, **{name: value for name, value in turn.items() if value is not None}} for turn in turns]
+
+
+def groups_of(prompts: Sequence[Any]) -> list[list[int]]:
+    """Return the places of each distinct prompt, in the order in which the prompts appear first."""
+    places: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        key = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
+        places.setdefault(key, []).append(place)
+    return list(places.values())
+
+
+def win_rates(groups: Sequence[Sequence[int]], answer: TournamentsAnswer, count: int) -> list[float | None]:
+    """Return each response's mean win probability within its group, None where the group got an error.
+
+    Args:
+        groups: the places of each group's responses.
+        answer: one tournament or error per group.
+        count: responses in total.
+    """
+    rates: list[float | None] = [None] * count
+    for places, row in zip(groups, answer.tournaments, strict=True):
+        if isinstance(row, Tournament):
+            for place, rate in zip(places, row.win_rates, strict=True):
+                rates[place] = rate
+        else:
+            _tell(row, f"a group of {len(places)} responses has no reward")
+    return rates
+
+
+def item_rewards(answer: RewardsAnswer) -> list[float | None]:
+    """Return each response's reward, None where it got an error.
+
+    Raises:
+        UnsupportedError: if the model's kind has no scalar reward.
+    """
+    rewards: list[float | None] = []
+    for row in answer.rewards:
+        if isinstance(row, Reward):
+            rewards.append(_scalar(row, answer.model))
+        else:
+            _tell(row, "a response has no reward")
+            rewards.append(None)
+    return rewards
+
+
+def scalar_rewards(answer: RewardsAnswer) -> list[float]:
+    """Return each response's reward.
+
+    Raises:
+        ParagoneError: the first error among the rows.
+        UnsupportedError: if the model's kind has no scalar reward.
+    """
+    return [_scalar(row, answer.model) for row in checked(answer.rewards)]
+
+
+def _scalar(row: Reward, model: str) -> float:
+    if row.reward is None:
+        raise UnsupportedError(f"{model} has no scalar reward: use signal='win_rate', or a Bradley-Terry model")
+    return row.reward
+
+
+def _tell(row: ItemError, consequence: str) -> None:
+    logger.warning("%s: %s (%s)", consequence, row.error.message, row.error.code)

@@ -1,0 +1,79 @@
+"""slime: a function for ``--custom-rm-path``, for single samples and, with ``--group-rm``, for whole groups.
+
+In the file that ``--custom-rm-path`` names:
+
+    from paragone import AsyncClient
+    from paragone.adapters import slime
+
+    reward = slime.custom_rm(AsyncClient("http://oracle:8000"))
+"""
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from paragone.adapters.groups import Signal, conversation, groups_of, scalar_rewards
+from paragone.async_client import AsyncClient
+from paragone.batches import GroupLike
+from paragone.exceptions import checked
+
+__all__ = ["Sample", "custom_rm"]
+
+
+class Sample(Protocol):
+    """What is read of slime's ``Sample``."""
+
+    prompt: Any
+    response: str
+
+
+def _prompt_of(sample: Sample) -> Any:
+    return sample.prompt
+
+
+def custom_rm(
+    client: AsyncClient,
+    *,
+    signal: Signal = "win_rate",
+    model: str | None = None,
+    prompt_of: Callable[[Any], Any] = _prompt_of,
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return slime's reward coroutine. A failure is an exception: slime has no other word for it.
+
+    Args:
+        client: whom to ask; it belongs to slime's event loop.
+        signal: ``win_rate``, the mean win probability within the samples of one prompt, in [0, 1], which needs
+            ``--group-rm``; or ``reward``, the model's scalar reward.
+        model: id of a hosted model; the client's if None.
+        prompt_of: finds what was asked, a text or a list of messages. With ``--apply-chat-template`` a sample's prompt
+            is the policy's templated text: keep the messages in its metadata and return them from here.
+
+    Returns:
+        ``reward(args, sample_or_samples, **kwargs)``: a number for a sample, a list for a list of samples. It raises
+        ``ValueError`` for a win rate of a sample that is alone, and ``ParagoneError`` if there is no answer.
+    """
+
+    async def reward(args: Any, samples: Any, **kwargs: Any) -> Any:  # noqa: ARG001 (slime's signature)
+        if isinstance(samples, list | tuple):
+            return await _rewards(list(samples))
+        return (await _rewards([samples]))[0]
+
+    async def _rewards(samples: list[Any]) -> list[float]:
+        prompts = [conversation(prompt_of(sample), role="user") for sample in samples]
+        if signal == "reward":
+            items = [(prompt, sample.response) for prompt, sample in zip(prompts, samples, strict=True)]
+            return scalar_rewards(await client.rewards(items, model=model))
+        groups = groups_of(prompts)
+        if any(len(places) == 1 for places in groups):
+            raise ValueError(
+                "a sample that is alone with its prompt has no win rate: use --group-rm, or signal='reward'"
+            )
+        asked: list[GroupLike] = [
+            (prompts[places[0]], [samples[place].response for place in places]) for places in groups
+        ]
+        answer = await client.tournaments(asked, model=model)
+        rates: dict[int, float] = {}
+        for places, row in zip(groups, checked(answer.tournaments), strict=True):
+            rates.update(zip(places, row.win_rates, strict=True))
+        return [rates[place] for place in range(len(samples))]
+
+    return reward
