@@ -50,7 +50,8 @@ def _messages(turns: Sequence[Any]) -> list[dict[str, Any]]:
 def _message(turn: Any) -> dict[str, Any]:
     """Return a message of tinker-cookbook's renderers as the wire takes it.
 
-    Thoughts are put into their own field, and what is there for training only is left out. Parts that are neither text nor thoughts stay parts; the service refuses what its model cannot read.
+    Thoughts are put into their own field, and what is there for training only is left out. Parts that are neither text
+    nor thoughts stay parts: the service refuses what its model cannot read.
     """
     message = {name: turn[name] for name in ("role", "content", "name", "tool_call_id") if turn.get(name) is not None}
     calls = turn.get("tool_calls")
