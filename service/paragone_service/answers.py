@@ -1,0 +1,171 @@
+"""From representations to the rows of an answer: comparator arithmetic in float64, over the whole request at once.
+
+Cold and cached responses take the same path here, so they give the same numbers. What is not finite becomes an error,
+never a number. An error stands in its item's place among the rows.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paragone.codes import ErrorCode
+from paragone.wire import Group, Preference, Reward, TokensItem, Tournament
+from paragone_models.comparator import Comparator, probability
+from paragone_models.errors import TextError
+from paragone_models.reader import Reading
+from paragone_models.tournament import summarise
+from paragone_service.calls import Call, Represented, placed
+from paragone_service.errors import ServiceError
+
+Row = TypeVar("Row")
+
+__all__ = ["preferences", "rewards", "tokens", "tournaments"]
+
+
+def preferences(represented: Represented, comparator: Comparator, call: Call) -> list[Preference | ServiceError]:
+    """Return how probable it is that the first is preferred, for rows that alternate: first, second, first, ….
+
+    Raises:
+        ServiceError: ``non_finite_score`` for the first pair without a finite logit, unless the call reports errors.
+    """
+    vectors, problems = represented.vectors, represented.problems
+    with np.errstate(all="ignore"):  # what is not finite is found below
+        logits = comparator.logit(vectors[0::2], vectors[1::2])
+        probabilities = probability(logits)
+        scalars = comparator.rewards(vectors)
+    _find_non_finite(np.isfinite(logits).tolist(), call, problems)
+    if scalars is None:
+        rows = [
+            Preference(probability=p, logit=z, first_reward=None, second_reward=None)
+            for p, z in _sound(problems, probabilities, logits)
+        ]
+    else:
+        rows = [
+            Preference(probability=p, logit=z, first_reward=one, second_reward=two)
+            for p, z, one, two in _sound(problems, probabilities, logits, scalars[0::2], scalars[1::2])
+        ]
+    return _with_problems(rows, problems)
+
+
+def rewards(
+    represented: Represented, comparator: Comparator, call: Call, *, with_representation: bool
+) -> list[Reward | ServiceError]:
+    """Return the reward and the attributes of each row.
+
+    Raises:
+        ServiceError: ``non_finite_score`` for the first item without finite numbers, unless the call reports errors.
+    """
+    vectors, problems = represented.vectors, represented.problems
+    with np.errstate(all="ignore"):
+        scalars = comparator.rewards(vectors)
+        attributes = comparator.attribute_values(vectors).tolist()
+    if scalars is not None:
+        _find_non_finite(np.isfinite(scalars).tolist(), call, problems)
+    numbers: list[float | None] = [None] * len(vectors) if scalars is None else scalars.tolist()
+    rows: list[Reward] = []
+    for item, reward in enumerate(numbers):
+        if item in problems:
+            continue
+        row = Reward(
+            reward=reward,
+            attributes=dict(zip(comparator.attributes, attributes[item], strict=True)),
+            truncated_tokens=int(represented.dropped[item]),
+        )
+        if with_representation:
+            row.representation = vectors[item].tolist()
+        rows.append(row)
+    return _with_problems(rows, problems)
+
+
+def tournaments(
+    represented: Represented, groups: Sequence[Group], comparator: Comparator, call: Call, *, with_matrix: bool
+) -> list[Tournament | ServiceError]:
+    """Return the tournament of each group; its rows are its responses, then its references.
+
+    Raises:
+        ServiceError: ``non_finite_score`` for the first group without finite probabilities, unless the call reports
+            errors.
+    """
+    rows: list[Tournament] = []
+    problems = represented.problems
+    start = 0
+    for item, group in enumerate(groups):
+        middle = start + len(group.responses)
+        stop = middle + len(group.references or ())
+        own, references = represented.vectors[start:middle], represented.vectors[middle:stop]
+        start = stop
+        if item in problems:
+            continue
+        with np.errstate(all="ignore"):
+            matrix = comparator.matrix(own)
+            against = comparator.against(own, references) if group.references else None
+        finite = bool(np.isfinite(matrix).all()) and (against is None or bool(np.isfinite(against).all()))
+        _find_non_finite([finite], call, problems, offset=item)
+        if not finite:
+            continue
+        summary = summarise(matrix, against=against)
+        row = Tournament(
+            win_rates=summary.win_rates.tolist(),
+            ranking=summary.ranking,
+            condorcet_winner=summary.condorcet_winner,
+            copeland=summary.copeland,
+            cyclic_triples=summary.cyclic_triples,
+            nash=summary.nash.tolist(),
+        )
+        if with_matrix:
+            row.matrix = matrix.tolist()
+        rows.append(row)
+    return _with_problems(rows, problems)
+
+
+def tokens(readings: Sequence[Reading | TextError], call: Call) -> list[TokensItem | ServiceError]:
+    """Return what the model sees of each item.
+
+    Raises:
+        ServiceError: for the first item that the model cannot read, unless the call reports errors.
+    """
+    rows: list[TokensItem | ServiceError] = []
+    for item, reading in enumerate(readings):
+        if isinstance(reading, Reading):
+            row = TokensItem(
+                text=reading.text,
+                token_ids=reading.token_ids,
+                reads=list(reading.reads),
+                prompt_length=reading.prompt_length,
+                truncated_tokens=reading.dropped_tokens,
+                truncated_messages=reading.dropped_messages,
+            )
+            rows.append(row)
+            continue
+        error = ServiceError(ErrorCode(reading.code), str(reading))
+        if not call.report:
+            raise placed(error, call, item)
+        rows.append(error)
+    return rows
+
+
+def _find_non_finite(finite: Sequence[bool], call: Call, problems: dict[int, ServiceError], *, offset: int = 0) -> None:
+    """Add a problem for each item without finite numbers that has none yet, or refuse the request."""
+    for item, good in enumerate(finite, start=offset):
+        if not good and item not in problems:
+            error = ServiceError(ErrorCode.NON_FINITE_SCORE, "the model's numbers are too large to compare")
+            if not call.report:
+                raise placed(error, call, item)
+            problems[item] = error
+
+
+def _sound(problems: dict[int, ServiceError], *columns: NDArray[np.float64]) -> Iterator[tuple[float, ...]]:
+    """Yield the numbers of each item without a problem."""
+    for item, numbers in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        if item not in problems:
+            yield numbers
+
+
+def _with_problems(rows: list[Row], problems: dict[int, ServiceError]) -> list[Row | ServiceError]:
+    """Return the rows of the items without a problem, and every problem in its place."""
+    together: list[Row | ServiceError] = [*rows]
+    for item in sorted(problems):
+        together.insert(item, problems[item])
+    return together

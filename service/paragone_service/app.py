@@ -1,0 +1,98 @@
+"""The application: everything built and wired once, from settings and loaded models, as an ASGI app."""
+
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from paragone_models.model import PreferenceModel
+from paragone_service.cache.memory import MemoryCache
+from paragone_service.cache.redis import RedisCache
+from paragone_service.cache.tiers import Cache
+from paragone_service.config import ConfigError, Settings
+from paragone_service.documents import describe
+from paragone_service.engine.contract import Engine
+from paragone_service.errors import install_handlers
+from paragone_service.metrics import Metrics
+from paragone_service.middleware import Authorization, BodyLimit, Drain, Draining, Observation
+from paragone_service.registry import Registry
+from paragone_service.routes.health import health_routes
+from paragone_service.routes.inspection import inspection_routes
+from paragone_service.routes.scoring import scoring_routes
+
+__all__ = ["create_app"]
+
+logger = logging.getLogger("paragone.service")
+
+_DAY_S = 86_400
+_MAX_WORKERS = 4
+
+
+def create_app(
+    settings: Settings,
+    models: Mapping[str, PreferenceModel],
+    *,
+    engines: Mapping[str, Engine] | None = None,
+    drain: Drain | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> FastAPI:
+    """Return the service as an ASGI application; its lifespan starts and stops everything it owns.
+
+    Args:
+        settings: from ``load_settings``.
+        models: loaded models by name, the default one first unless the settings say otherwise.
+        engines: what runs a model instead of this process, by name.
+        drain: whether the server is shutting down, shared with whoever handles signals.
+        clock: in seconds.
+
+    Raises:
+        ConfigError: if the API key cannot be read, or the Redis URL has an unknown scheme.
+    """
+    drain = drain or Drain()
+    metrics = Metrics()
+    redis = None
+    if settings.redis_url is not None:
+        url = settings.redis_url.get_secret_value()
+        try:
+            redis = RedisCache(url, ttl_s=settings.cache_ttl_days * _DAY_S, metrics=metrics)
+        except ValueError as error:
+            raise ConfigError(f"redis_url: {error}") from error
+    cache = Cache(MemoryCache(round(settings.memory_cache_mb * 1e6)), redis, metrics)
+    default = settings.default_model if settings.default_model in models else next(iter(models))
+    registry = Registry(models, default, settings, cache, metrics, engines=engines, clock=clock)
+    workers = ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1), thread_name_prefix="tournaments")
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 (starlette's signature)
+        await cache.start()
+        registry.start()
+        logger.info("hosting %s; %s answers by default", ", ".join(one.name for one in registry), registry.default)
+        yield
+        await registry.close()
+        await cache.close()
+        workers.shutdown(wait=True, cancel_futures=True)
+
+    app = FastAPI(
+        title="Paragone",
+        version=version("paragone"),
+        lifespan=lifespan,
+        middleware=[
+            Middleware(Observation, metrics=metrics, clock=clock),
+            Middleware(Draining, drain=drain),
+            Middleware(Authorization, api_key=settings.read_api_key()),
+            Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+        ],
+        redoc_url=None,
+    )
+    install_handlers(app)
+    describe(app)
+    app.include_router(scoring_routes(registry, workers))
+    app.include_router(inspection_routes(registry))
+    app.include_router(health_routes(registry, metrics, drain))
+    return app

@@ -1,0 +1,271 @@
+"""The settings of the service: one frozen object, built once at the door from flags, environment and a TOML file.
+
+Flags win over the environment (``PARAGONE_…``), and the environment over the file. Unknown keys are refused with the
+nearest known one. Nobody else reads the environment.
+"""
+
+import difflib
+import ipaddress
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from paragone_models.builtins import NAMES
+from paragone_models.spec import Bos, Kind, Reasoning, SpecialTokens
+
+__all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_model"]
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_NAMED_SOURCE = re.compile(rf"({_NAME})=(.+)")
+_DEFAULT_MODEL = "mini-general-preference"
+_REPLACED = {
+    "models": {"models"},
+    "api_key": {"api_key", "api_key_file"},
+    "api_key_file": {"api_key", "api_key_file"},
+}
+_SECRETS = {"api_key", "redis_url"}
+
+
+class ConfigError(ValueError):
+    """Refuse to start, and say what to change."""
+
+
+class ModelSettings(BaseModel):
+    """How one model is loaded; ``[models.NAME]`` in the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(min_length=1)
+    """A built-in (``builtin:…``), a Hugging Face id or a folder."""
+    kind: Literal["auto"] | Kind = "auto"
+    """The model's kind; ``auto`` finds it out."""
+    device: str | None = None
+    """Where it runs; None: the service's ``device``."""
+    dtype: str | None = None
+    """What its backbone computes in; None: the service's ``dtype``."""
+    temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """What logits are divided by; None: the model's own."""
+    weights: dict[str, float] | tuple[float, ...] | None = None
+    """What preferences weigh a regression model's attributes by: by name, or in the attributes' order."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Longest conversation, in tokens; None: the model's own."""
+    special_tokens: SpecialTokens | None = None
+    """What a special token's text inside a message is: ``escape`` (text) or ``parse``."""
+    bos: Bos | None = None
+    """Whether a beginning-of-sequence token may be doubled, ``as-published``, or not, ``once``."""
+    reasoning: Reasoning | None = None
+    """Whether a response's thoughts are scored, ``keep``, or removed before, ``strip``."""
+    revision: str | None = None
+    """Revision of a Hugging Face id."""
+    trust_remote_code: bool = False
+    """Whether the model may bring Python code of its own; it runs with the service's rights."""
+
+
+class Settings(BaseSettings):
+    """All that can be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PARAGONE_", extra="forbid", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but loopback needs a key."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    models: dict[str, ModelSettings] = Field(
+        default={name: ModelSettings(source=f"builtin:{name}") for name in NAMES}, min_length=1
+    )
+    """The hosted models by name."""
+    redis_url: SecretStr | None = None
+    """Redis behind the memory cache: redis://, rediss:// or unix://."""
+    api_key: SecretStr | None = None
+    """The bearer key that every route but the health checks needs."""
+    api_key_file: Path | None = None
+    """File that holds the key instead."""
+    max_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens in a batch; None: what suits the device."""
+    max_queue_tokens: int = Field(default=2_000_000, ge=1)
+    """Tokens that may wait for one model; more are refused as overload."""
+    max_body_mb: float = Field(default=64, gt=0)
+    """Largest request body, in MB (10⁶ bytes)."""
+    device: str = "auto"
+    """Where models run: auto, cpu, cuda, cuda:1, …"""
+    dtype: str = "auto"
+    """What backbones compute in: auto, float32, bfloat16, float16."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is logged."""
+    access_log: bool = False
+    """Whether every request is logged."""
+    memory_cache_mb: float = Field(default=512, ge=0)
+    """Size of the memory cache, in MB (10⁶ bytes); 0 turns it off."""
+    cache_ttl_days: float = Field(default=7, gt=0)
+    """How long Redis keeps a representation, ±10 %."""
+    strict_cache: bool = False
+    """Share cached representations only between replicas with the same dtype, kernels and library versions."""
+    drain_timeout_s: int = Field(default=30, ge=0)
+    """How long requests in flight may take when the server is shut down."""
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Largest request body, in bytes."""
+        return round(self.max_body_mb * 1e6)
+
+    @property
+    def default_model(self) -> str:
+        """Name of the model that answers when a request names none: the first, of the built-ins ours."""
+        bare = "models" not in self.model_fields_set
+        return _DEFAULT_MODEL if bare and _DEFAULT_MODEL in self.models else next(iter(self.models))
+
+    @field_validator("models")
+    @classmethod
+    def _names_fit_into_paths(cls, models: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
+        for name in models:
+            if not re.fullmatch(_NAME, name):
+                raise ValueError(f"model name {name!r}: only letters, digits, '.', '_' and '-' fit into a URL")
+        return models
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("api_key and api_key_file are both set: keep one")
+        if self.api_key is None and self.api_key_file is None and not _is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached by others and there is no key: set --api-key or --api-key-file "
+                "(or PARAGONE_API_KEY), or listen on 127.0.0.1"
+            )
+        return self
+
+    def read_api_key(self) -> str | None:
+        """Return the key, from wherever it is, or None.
+
+        Raises:
+            ConfigError: if the file cannot be read, or the key is empty or has spaces in it.
+        """
+        if self.api_key is not None:
+            key = self.api_key.get_secret_value()
+        elif self.api_key_file is not None:
+            try:
+                key = self.api_key_file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"api_key_file {self.api_key_file} cannot be read: {error}") from error
+        else:
+            return None
+        if not re.fullmatch(r"[\x21-\x7e]+", key):
+            raise ConfigError("the API key is empty or has characters that a header cannot carry: use printable ASCII")
+        return key
+
+
+class _Below(PydanticBaseSettingsSource):
+    """A source whose models or key are left out if a stronger source has its own: these are replaced, not merged.
+
+    Args:
+        settings_cls: what is built.
+        read: returns the source's values.
+    """
+
+    def __init__(self, settings_cls: type[BaseSettings], read: Callable[[], dict[str, Any]]) -> None:
+        super().__init__(settings_cls)
+        self._read = read
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        """Return one value; part of pydantic-settings' interface, and unused."""
+        return self._read().get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the values that count."""
+        replaced = {lower for higher in self.current_state for lower in _REPLACED.get(higher, ())}
+        return {name: value for name, value in self._read().items() if name not in replaced}
+
+
+def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
+    """Build the settings.
+
+    Args:
+        flags: what was given on the command line, by field name.
+        config: the TOML file, or None.
+
+    Raises:
+        ConfigError: if the file cannot be read, or a key or value cannot be used.
+    """
+    values = {} if config is None else _read_toml(config)
+
+    class FromEverywhere(Settings):
+        """The settings with the file as their last source."""
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 (not read)
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 (not read)
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            """Read flags, then the environment, then the file."""
+            return init_settings, _Below(settings_cls, env_settings), _Below(settings_cls, lambda: values)
+
+    try:
+        return FromEverywhere(**flags)
+    except SettingsError as error:
+        raise ConfigError(f"the environment cannot be read: {error}") from error
+    except ValidationError as error:
+        raise ConfigError("\n".join(map(_explained, error.errors(include_url=False)))) from None
+
+
+def parse_model(text: str) -> tuple[str, ModelSettings]:
+    """Return name and settings of ``NAME=SOURCE``; a bare SOURCE is called by its last path part.
+
+    Raises:
+        ConfigError: if there is no source, or no usable name.
+
+    >>> parse_model("judge=Skywork/Skywork-Reward-V2-Qwen3-0.6B")[0]
+    'judge'
+    >>> parse_model("builtin:mini-bradley-terry")[0]
+    'mini-bradley-terry'
+    """
+    named = _NAMED_SOURCE.fullmatch(text)
+    if named:
+        return named[1], ModelSettings(source=named[2])
+    name = PurePosixPath(text.rpartition(":")[2]).name
+    if not re.fullmatch(_NAME, name):
+        raise ConfigError(f"--model {text!r}: no name can be made of it; write NAME=SOURCE")
+    return name, ModelSettings(source=text)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not TOML: {error}") from error
+
+
+def _explained(error: ErrorDetails) -> str:
+    """Return what is wrong with one setting, naming the nearest known key for an unknown one."""
+    location = [str(part) for part in error["loc"]]
+    place = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        inside = ModelSettings if location[0] == "models" else Settings
+        nearest = difflib.get_close_matches(location[-1], inside.model_fields, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(inside.model_fields)}"
+        return f"unknown key {place!r}: {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    value = error.get("input")
+    shown = f" (it is {value!r})" if isinstance(value, str | int | float) and place not in _SECRETS else ""
+    return f"{place}: {message}{shown}" if place else message
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

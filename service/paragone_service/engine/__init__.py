@@ -1,0 +1,1 @@
+"""What runs a backbone: the contract, and the engine that runs in this process."""

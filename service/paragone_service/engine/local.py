@@ -1,0 +1,89 @@
+"""The engine in this process: torch, in one thread for each device, so that the event loop never waits for it."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from paragone_models.encoding import EncodeItem
+from paragone_models.model import PreferenceModel
+from paragone_service.engine.contract import EngineOutOfMemoryError, Health
+
+__all__ = ["DeviceThread", "LocalEngine"]
+
+Result = TypeVar("Result")
+
+_CPU_MEMORY_MESSAGES = ("can't allocate memory", "not enough memory")
+_BROKEN_DEVICE_MESSAGES = ("CUDA error", "device-side assert", "HIP error", "unspecified launch failure")
+
+
+class DeviceThread:
+    """The one thread that touches a device, and whose turn it is when several models share the device.
+
+    Args:
+        device: name of the device, for the thread's name.
+
+    Attributes:
+        turn: taken by a scheduler for one batch; waiting schedulers get it in the order they asked.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"device-{device}")
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Return what ``work`` returns on the device's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def close(self) -> None:
+        """Let the thread end after the work it has."""
+        self._thread.shutdown(wait=True)
+
+
+class LocalEngine:
+    """Run a model's backbone on the thread of its device.
+
+    Args:
+        model: the loaded model.
+        thread: the thread of the device it lies on.
+    """
+
+    name = "local"
+
+    def __init__(self, model: PreferenceModel, thread: DeviceThread) -> None:
+        self._model = model
+        self._thread = thread
+        self._broken = ""
+
+    async def encode(self, items: Sequence[EncodeItem]) -> Tensor:
+        """Return the hidden state of every read of every item, [n, R, H].
+
+        Raises:
+            EngineOutOfMemoryError: if the device had not enough memory for the call.
+            RuntimeError: whatever else torch says; an error that leaves the device unusable also makes it unhealthy.
+        """
+        return await self._thread.run(lambda: self._encode(items))
+
+    async def health(self) -> Health:
+        """Return unhealthy once the device is in a state that only a new process gets out of."""
+        return Health(healthy=not self._broken, detail=self._broken)
+
+    async def close(self) -> None:
+        """Do nothing: the thread belongs to the device, not to the model."""
+
+    def _encode(self, items: Sequence[EncodeItem]) -> Tensor:
+        try:
+            return self._model.encode(items)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise EngineOutOfMemoryError(str(error)) from error
+        except RuntimeError as error:
+            if any(message in str(error) for message in _CPU_MEMORY_MESSAGES):
+                raise EngineOutOfMemoryError(str(error)) from error
+            if any(message in str(error) for message in _BROKEN_DEVICE_MESSAGES):
+                self._broken = f"the device is unusable until the process is restarted: {error}"
+            raise

@@ -1,0 +1,169 @@
+"""Errors of the service: one exception that carries a wire code, the total table from code to HTTP status, and bodies.
+
+No message repeats what a client sent, except the names of unknown fields, models and paths, made printable and cut.
+"""
+
+import logging
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from paragone.codes import ErrorCode
+from paragone.wire import ErrorDetail, ItemError, error_detail
+
+__all__ = [
+    "HTTP_STATUS",
+    "ClientGoneError",
+    "ServiceError",
+    "error_response",
+    "from_validation",
+    "install_handlers",
+    "printable",
+]
+
+logger = logging.getLogger("paragone.service")
+
+HTTP_STATUS: Mapping[ErrorCode, int] = MappingProxyType(
+    {
+        ErrorCode.INVALID_JSON: 400,
+        ErrorCode.INVALID_ENCODING: 400,
+        ErrorCode.MISSING_KEY: 401,
+        ErrorCode.WRONG_KEY: 403,
+        ErrorCode.NOT_FOUND: 404,
+        ErrorCode.UNKNOWN_MODEL: 404,
+        ErrorCode.METHOD_NOT_ALLOWED: 405,
+        ErrorCode.BODY_TOO_LARGE: 413,
+        ErrorCode.TOO_MANY_ITEMS: 413,
+        ErrorCode.UNSUPPORTED_MEDIA_TYPE: 415,
+        ErrorCode.INVALID_REQUEST: 422,
+        ErrorCode.EMPTY_PROMPT: 422,
+        ErrorCode.UNSUPPORTED_CONTENT: 422,
+        ErrorCode.RESPONSE_TOO_LONG: 422,
+        ErrorCode.CONVERSATION_TRUNCATED: 422,
+        ErrorCode.PREFERENCES_UNAVAILABLE: 422,
+        ErrorCode.TEXT_UNAVAILABLE: 422,
+        ErrorCode.QUOTA_EXCEEDED: 429,
+        ErrorCode.ENGINE_FAILED: 500,
+        ErrorCode.NON_FINITE_SCORE: 500,
+        ErrorCode.INTERNAL_ERROR: 500,
+        ErrorCode.OVERLOADED: 503,
+        ErrorCode.NOT_READY: 503,
+        ErrorCode.SHUTTING_DOWN: 503,
+        ErrorCode.DEADLINE_EXCEEDED: 504,
+    }
+)
+"""Which HTTP status each code has. Total: a test holds it against the enum."""
+
+
+class ServiceError(Exception):
+    """Refuse a request, or one item of it, with a code of the wire contract.
+
+    Attributes:
+        code: the stable name of what went wrong.
+        message: for people.
+        item: index of the item at fault, None where the whole request is.
+        retry_after_s: when to try again, in whole seconds, or None.
+        headers: further response headers that belong to this error.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        item: int | None = None,
+        retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+        self.item = item
+        self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+    def at(self, item: int, message: str | None = None) -> "ServiceError":
+        """Return the same error, pointing at one item, perhaps with another message."""
+        return ServiceError(
+            self.code, message or self.message, item=item, retry_after_s=self.retry_after_s, headers=self.headers
+        )
+
+    def detail(self) -> ErrorDetail:
+        """Return the wire form; ``item`` is absent where the whole request is at fault."""
+        if self.item is None:
+            return ErrorDetail(code=self.code, message=self.message)
+        return ErrorDetail(code=self.code, message=self.message, item=self.item)
+
+    def in_place(self, item: int) -> ItemError:
+        """Return what stands in the place of item ``item`` of an answer that reports errors."""
+        return ItemError(error=self.at(item).detail())
+
+
+class ClientGoneError(Exception):
+    """Stop working on a request whose client has closed the connection; nobody reads the answer."""
+
+
+def error_response(error: ServiceError) -> Response:
+    """Return the HTTP answer of an error: status from the table, our body, ``Retry-After`` where it helps."""
+    headers = dict(error.headers)
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    content = to_json({"error": error.detail().model_dump(exclude_unset=True)})
+    return Response(content, status_code=HTTP_STATUS[error.code], media_type="application/json", headers=headers)
+
+
+def printable(text: str, *, limit: int = 64) -> str:
+    """Return a short, quoted, ASCII form of a name that a client sent, safe to log and to encode."""
+    return ascii(text if len(text) <= limit else text[:limit] + "…")
+
+
+def from_validation(error: ValidationError) -> ServiceError:
+    """Turn the first thing that a wire type refused into an error that names the place and the item."""
+    detail = error_detail(error)
+    further = error.error_count() - 1
+    more = f" (and {further} more)" if further else ""
+    return ServiceError(ErrorCode.INVALID_REQUEST, f"{detail.message}{more}", item=detail.item)
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Make every error that FastAPI or a route raises answer in our shape."""
+    app.add_exception_handler(ServiceError, _on_service_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_request_validation)
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    request.scope["paragone.code"] = error.code
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = printable(request.url.path)
+    headers: dict[str, Any] = dict(error.headers or {})
+    if error.status_code == 405:
+        allowed = headers.get("Allow") or headers.get("allow") or "another method"
+        message = f"{request.method} is not allowed on {path}; use {allowed}"
+        refusal = ServiceError(ErrorCode.METHOD_NOT_ALLOWED, message, headers=headers)
+    elif error.status_code == 404:
+        refusal = ServiceError(ErrorCode.NOT_FOUND, f"there is nothing at {path}; the routes are listed at /docs")
+    else:
+        logger.error("unexpected HTTP exception %s on %s", error.status_code, path)
+        refusal = ServiceError(ErrorCode.INTERNAL_ERROR, "the server failed; see its log")
+    return await _on_service_error(request, refusal)
+
+
+async def _on_request_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return await _on_service_error(request, ServiceError(ErrorCode.INVALID_REQUEST, "the request is not valid"))

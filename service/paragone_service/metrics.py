@@ -1,0 +1,126 @@
+"""What the service counts and times, in Prometheus' form. One registry per application, so that tests do not share it.
+
+Durations are in seconds in the metrics and in milliseconds in the ``x-…-ms`` headers.
+"""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+
+__all__ = ["PHASES", "TIERS", "Metrics"]
+
+PHASES = ("tokenize", "queue", "inference", "total")
+TIERS = ("memory", "redis", "coalesced", "miss")
+
+disable_created_metrics()  # a second series for every counter, which nobody asks for
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+class Metrics:
+    """Hold every metric of one application."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter("paragone_requests_total", "Requests answered.", ("route", "status"), registry=registry)
+        self.errors = Counter("paragone_errors_total", "Requests refused, by error code.", ("code",), registry=registry)
+        self.seconds = Histogram(
+            "paragone_request_seconds",
+            "Time of a request, by phase: tokenize, queue, inference (only where work was done), total.",
+            ("route", "phase"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.in_flight = Gauge("paragone_requests_in_flight", "Requests being worked on.", registry=registry)
+        self.batch_tokens = Histogram(
+            "paragone_batch_tokens", "Tokens in a batch.", ("model",), buckets=_TOKENS, registry=registry
+        )
+        self.batch_size = Histogram(
+            "paragone_batch_size", "Responses in a batch.", ("model",), buckets=_SIZES, registry=registry
+        )
+        self.padding_ratio = Histogram(
+            "paragone_padding_ratio",
+            "Share of padding if a batch were one rectangle: what an engine that does not pack would waste.",
+            ("model",),
+            buckets=_RATIOS,
+            registry=registry,
+        )
+        self.batch_seconds = Histogram(
+            "paragone_batch_seconds", "Time of a batch on the device.", ("model",), buckets=_SECONDS, registry=registry
+        )
+        self.batch_failures = Counter(
+            "paragone_batch_failures_total", "Batches that the engine failed.", ("model",), registry=registry
+        )
+        self.memory_splits = Counter(
+            "paragone_batch_splits_total", "Batches split for want of device memory.", ("model",), registry=registry
+        )
+        self.dropped = Counter(
+            "paragone_responses_dropped_total",
+            "Responses taken out of the queue because their client left.",
+            ("model",),
+            registry=registry,
+        )
+        self.cache_responses = Counter(
+            "paragone_cache_responses_total",
+            "Responses asked for, by where the representation came from: memory, redis, coalesced, miss.",
+            ("tier",),
+            registry=registry,
+        )
+        self.cache_corrupted = Counter(
+            "paragone_cache_corrupted_total", "Values from Redis that were not sound, and ignored.", registry=registry
+        )
+        self.cache_bytes = Gauge("paragone_cache_memory_bytes", "Size of the memory cache.", registry=registry)
+        self.cache_entries = Gauge("paragone_cache_memory_entries", "Entries of the memory cache.", registry=registry)
+        self.redis_up = Gauge("paragone_redis_up", "1 while Redis answers, 0 while it does not.", registry=registry)
+        self.redis_errors = Counter(
+            "paragone_redis_errors_total", "Failed operations of Redis.", ("operation",), registry=registry
+        )
+        self.redis_unwritten = Counter(
+            "paragone_redis_unwritten_total", "Values not written to Redis: away, or too busy.", registry=registry
+        )
+        self.truncations = Counter(
+            "paragone_truncations_total", "Conversations answered with a cut prompt.", ("model",), registry=registry
+        )
+        self.non_finite = Counter(
+            "paragone_non_finite_total", "Responses whose score was NaN or infinite.", ("model",), registry=registry
+        )
+        self.queue_items = Gauge(
+            "paragone_queue_items", "Responses that wait for a device.", ("model",), registry=registry
+        )
+        self.queue_tokens = Gauge(
+            "paragone_queue_tokens", "Tokens that wait for a device.", ("model",), registry=registry
+        )
+        self.engine_healthy = Gauge(
+            "paragone_engine_healthy", "1 while the engine works, 0 while it does not.", ("model",), registry=registry
+        )
+        for tier in TIERS:
+            self.cache_responses.labels(tier)
+
+    def watch_cache(self, size_bytes: Callable[[], float], entries: Callable[[], float]) -> None:
+        """Read the size of the memory cache whenever the metrics are read."""
+        self.cache_bytes.set_function(size_bytes)
+        self.cache_entries.set_function(entries)
+
+    def watch_queue(
+        self, model: str, items: Callable[[], float], tokens: Callable[[], float], healthy: Callable[[], float]
+    ) -> None:
+        """Read a model's queue and health whenever the metrics are read, and show all its series from the start."""
+        self.queue_items.labels(model).set_function(items)
+        self.queue_tokens.labels(model).set_function(tokens)
+        self.engine_healthy.labels(model).set_function(healthy)
+        for metric in (self.truncations, self.non_finite, self.dropped, self.batch_failures, self.memory_splits):
+            metric.labels(model)
+
+    def batch_done(self, model: str, size: int, tokens: int, longest: int, seconds: float) -> None:
+        """Count a batch that the engine finished."""
+        self.batch_size.labels(model).observe(size)
+        self.batch_tokens.labels(model).observe(tokens)
+        self.padding_ratio.labels(model).observe(1 - tokens / (size * longest))
+        self.batch_seconds.labels(model).observe(seconds)
+
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self.registry)

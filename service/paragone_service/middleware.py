@@ -1,0 +1,224 @@
+"""What every request passes before it reaches a route, outermost first. Pure ASGI, no task or queue of their own.
+
+Observation   request id, timing headers, metrics, access log; a crash becomes internal_error
+Draining      no new work once the server is shutting down
+Authorization one bearer key for every route but the health checks
+BodyLimit     by Content-Length, and by counting what comes without one
+"""
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from paragone.codes import ErrorCode
+from paragone_service.errors import ClientGoneError, ServiceError, error_response
+from paragone_service.metrics import Metrics
+from paragone_service.timings import timings_of
+
+__all__ = ["OPEN_PATHS", "Authorization", "BodyLimit", "Drain", "Draining", "Observation"]
+
+logger = logging.getLogger("paragone.service")
+access_logger = logging.getLogger("paragone.access")
+
+OPEN_PATHS = frozenset({"/livez", "/readyz"})
+"""What needs no key, and is answered while draining."""
+_ALWAYS_ANSWERED = OPEN_PATHS | {"/metrics"}
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_CLIENT_GONE = 499
+
+
+@dataclass
+class Drain:
+    """Whether the server is shutting down; set once, by the signal handler."""
+
+    begun: bool = False
+
+
+class Observation:
+    """Give every request an id, time it, count it, and turn a crash into an answer.
+
+    Args:
+        app: what is observed.
+        metrics: where it is counted.
+        clock: in seconds.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and watch its answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = self._clock()
+        timings = timings_of(scope)
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        status = 0
+
+        async def observe(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["x-tokenize-ms"] = f"{1e3 * timings.tokenize_s:.3f}"
+                headers["x-queue-ms"] = f"{1e3 * timings.queue_s:.3f}"
+                headers["x-inference-ms"] = f"{1e3 * timings.inference_s:.3f}"
+                headers["x-total-ms"] = f"{1e3 * (self._clock() - started):.3f}"
+            await send(message)
+
+        with self._metrics.in_flight.track_inprogress():
+            try:
+                await self._app(scope, receive, observe)
+            except ClientGoneError:
+                status = _CLIENT_GONE
+            except Exception:
+                logger.exception("request %s failed", request_id)
+                if status:
+                    raise  # the answer has begun; the connection can only be closed
+                error = ServiceError(ErrorCode.INTERNAL_ERROR, f"the server failed; its log has request {request_id}")
+                await error_response(error)(scope, receive, observe)
+        self._count(scope, request_id, status, self._clock() - started)
+
+    def _count(self, scope: Scope, request_id: str, status: int, total_s: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        timings = timings_of(scope)
+        self._metrics.requests.labels(route, str(status)).inc()
+        code = scope.get("paragone.code")
+        if code is not None:
+            self._metrics.errors.labels(code).inc()
+        self._metrics.seconds.labels(route, "total").observe(total_s)
+        for phase, seconds in (
+            ("tokenize", timings.tokenize_s),
+            ("queue", timings.queue_s),
+            ("inference", timings.inference_s),
+        ):
+            if seconds:
+                self._metrics.seconds.labels(route, phase).observe(seconds)
+        access_logger.info("%s %s %s %d %.1f ms", request_id, scope["method"], route, status, 1e3 * total_s)
+
+
+class _Gate:
+    """A middleware that either answers an HTTP request with an error or passes it on."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        error = self.refusal(scope) if scope["type"] == "http" else None
+        if error is None:
+            await self._app(scope, receive, send)
+        else:
+            scope["paragone.code"] = error.code
+            await error_response(error)(scope, receive, send)
+
+    def refusal(self, scope: Scope) -> ServiceError | None:
+        """Return why the request is not passed on, or None."""
+        raise NotImplementedError
+
+
+class Draining(_Gate):
+    """Admit nothing new once the server is shutting down.
+
+    Args:
+        app: what is guarded.
+        drain: the state, shared with the signal handler.
+    """
+
+    def __init__(self, app: ASGIApp, *, drain: Drain) -> None:
+        super().__init__(app)
+        self._drain = drain
+
+    def refusal(self, scope: Scope) -> ServiceError | None:
+        """Return ``shutting_down`` for everything but health and metrics."""
+        if not self._drain.begun or scope["path"] in _ALWAYS_ANSWERED:
+            return None
+        return ServiceError(
+            ErrorCode.SHUTTING_DOWN,
+            "the server is shutting down; try again, at another replica",
+            retry_after_s=1,
+            headers={"connection": "close"},
+        )
+
+
+class Authorization(_Gate):
+    """Ask for the bearer key, on every path but the health checks.
+
+    Args:
+        app: what is guarded.
+        api_key: the key, or None to let everybody in.
+    """
+
+    def __init__(self, app: ASGIApp, *, api_key: str | None) -> None:
+        super().__init__(app)
+        self._key = None if api_key is None else api_key.encode()
+
+    def refusal(self, scope: Scope) -> ServiceError | None:
+        """Return ``missing_key`` or ``wrong_key``; the comparison takes the same time for every wrong key."""
+        if self._key is None or scope["path"] in OPEN_PATHS:
+            return None
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        scheme, _, key = given.partition(b" ")
+        if scheme.lower() != b"bearer" or not key:
+            return ServiceError(
+                ErrorCode.MISSING_KEY,
+                "this server needs a key: send it as authorization: Bearer KEY",
+                headers={"www-authenticate": "Bearer"},
+            )
+        if not secrets.compare_digest(key.strip(), self._key):
+            return ServiceError(ErrorCode.WRONG_KEY, "this is not the server's key")
+        return None
+
+
+class BodyLimit:
+    """Refuse bodies over a limit without reading them.
+
+    Args:
+        app: what is guarded.
+        max_bytes: largest body.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it by its length, at once or when it turns out too long."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if declared.isdigit() and int(declared) > self._max_bytes:
+            error = self._error()
+            scope["paragone.code"] = error.code
+            await error_response(error)(scope, receive, send)
+            return
+        counted = 0
+
+        async def count() -> Message:
+            nonlocal counted
+            message = await receive()
+            if message["type"] == "http.request":
+                counted += len(message.get("body", b""))
+                if counted > self._max_bytes:
+                    raise self._error()
+            return message
+
+        await self._app(scope, count, send)
+
+    def _error(self) -> ServiceError:
+        return ServiceError(
+            ErrorCode.BODY_TOO_LARGE,
+            f"the body is over the limit of {self._max_bytes} bytes: split the request, or raise --max-body-mb",
+        )

@@ -1,0 +1,129 @@
+"""The three routes that score: preferences, rewards, tournaments."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from paragone.wire import (
+    PreferencesAnswer,
+    PreferencesRequest,
+    RewardsAnswer,
+    RewardsRequest,
+    TournamentsAnswer,
+    TournamentsRequest,
+    Usage,
+)
+from paragone_service import answers
+from paragone_service.bodies import check_responses, read_batch
+from paragone_service.calls import Asked, Call
+from paragone_service.documents import scoring_document
+from paragone_service.oracle import Oracle
+from paragone_service.registry import Registry
+from paragone_service.timings import timings_of
+
+__all__ = ["answer", "call_of", "scoring_routes"]
+
+
+def scoring_routes(registry: Registry, workers: Executor) -> APIRouter:
+    """Return the routes.
+
+    Args:
+        registry: the hosted models.
+        workers: threads for tournaments, whose arithmetic takes long enough to hold up other requests.
+    """
+    router = APIRouter(tags=["scoring"])
+
+    @router.post("/v1/preferences", **scoring_document(PreferencesRequest, PreferencesAnswer))
+    async def preferences(request: Request) -> Response:
+        """Answer how probable it is that the first response is preferred to the second, for each pair.
+
+        A response seen before, whatever it is compared with now, is answered from the cache.
+        `P(first, second) + P(second, first)` is exactly 1 from the same representations.
+        """
+        batch = await read_batch(request, PreferencesRequest, "pairs")
+        wanted = batch.request
+        oracle = registry.find(wanted.model)
+        oracle.check_preferences()
+        call = call_of(request, wanted, "pairs")
+        asked = [Asked(pair.prompt, pair.tools, (pair.first, pair.second)) for pair in wanted.pairs]
+        represented = await oracle.represent(asked, call)
+        rows = answers.preferences(represented, oracle.model.comparator, call)
+        return answer(oracle, PreferencesAnswer, represented.usage, preferences=batch.place(rows))
+
+    @router.post("/v1/rewards", **scoring_document(RewardsRequest, RewardsAnswer))
+    async def rewards(request: Request) -> Response:
+        """Answer the reward and the predicted attributes of each response.
+
+        Rewards of one prompt's responses can be compared; those of different prompts only where the model was trained
+        so. The reward is null where the kind of model has no scalar.
+        """
+        batch = await read_batch(request, RewardsRequest, "items")
+        wanted = batch.request
+        oracle = registry.find(wanted.model)
+        call = call_of(request, wanted, "items")
+        asked = [Asked(item.prompt, item.tools, (item.response,)) for item in wanted.items]
+        represented = await oracle.represent(asked, call)
+        rows = answers.rewards(
+            represented, oracle.model.comparator, call, with_representation="representation" in wanted.return_
+        )
+        return answer(oracle, RewardsAnswer, represented.usage, rewards=batch.place(rows))
+
+    @router.post("/v1/tournaments", **scoring_document(TournamentsRequest, TournamentsAnswer))
+    async def tournaments(request: Request) -> Response:
+        """Answer everything that follows from the K×K preferences among K responses to one prompt.
+
+        K responses cost K forward passes, and none if they were seen before.
+        """
+        batch = await read_batch(request, TournamentsRequest, "groups")
+        wanted = batch.request
+        oracle = registry.find(wanted.model)
+        oracle.check_preferences()
+        call = call_of(request, wanted, "groups")
+        asked = [
+            Asked(group.prompt, group.tools, [*group.responses, *(group.references or ())]) for group in wanted.groups
+        ]
+        check_responses(sum(len(one.responses) for one in asked))
+        represented = await oracle.represent(asked, call)
+
+        def summarise() -> Response:
+            rows = answers.tournaments(
+                represented,
+                wanted.groups,
+                oracle.model.comparator,
+                call,
+                with_matrix="matrix" in wanted.return_,
+            )
+            return answer(oracle, TournamentsAnswer, represented.usage, tournaments=batch.place(rows))
+
+        return await asyncio.get_running_loop().run_in_executor(workers, summarise)
+
+    return router
+
+
+def call_of(request: Request, wanted: Any, where: Literal["pairs", "items", "groups"]) -> Call:
+    """Return how a request wants to be answered."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    return Call(where, wanted.truncation, wanted.on_error == "report", gone, timings_of(request.scope))
+
+
+def answer(oracle: Oracle, wire: type[BaseModel], usage: Usage, **rows: Sequence[BaseModel]) -> Response:
+    """Return an answer of the wire contract as a response; fields that were not set are left out."""
+    model = oracle.model
+    body = wire(
+        model=oracle.name,
+        identity=model.identity,
+        fingerprint=model.fingerprint,
+        calibrated=model.calibrated,
+        usage=usage,
+        **rows,
+    )
+    return Response(body.model_dump_json(exclude_unset=True), media_type="application/json")

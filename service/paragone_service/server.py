@@ -1,0 +1,57 @@
+"""The HTTP server: uvicorn, told to drain. A signal makes readiness fail and lets requests in flight finish; exit 0."""
+
+import signal
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from paragone_service.config import Settings
+from paragone_service.middleware import Drain
+
+__all__ = ["Server", "configure"]
+
+_KEEP_ALIVE_S = 75
+_BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """Serve until the first signal, finish what was begun, and return; a second Ctrl-C returns at once.
+
+    uvicorn raises the signals it caught once more after shutting down, which would end the process by SIGTERM; this
+    server does not remember them, so that a drained process exits with 0.
+
+    Args:
+        config: from ``configure``.
+        drain: told of the first signal.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's signature)
+        """Begin to drain, or stop at once on a second SIGINT."""
+        self._drain.begun = True
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+
+
+def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """Return uvicorn's configuration: uvloop and httptools, connections kept longer than load balancers keep them."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=settings.drain_timeout_s,
+    )
