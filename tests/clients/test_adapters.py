@@ -1,0 +1,296 @@
+import asyncio
+import dataclasses
+import inspect
+import logging
+import subprocess
+import sys
+from typing import Any
+
+import httpx2
+import pytest
+
+from paragone import AsyncClient, Client
+from paragone.adapters import slime, tinker, trl, verl
+from paragone.exceptions import ParagoneError, ServerError, TextError, UnsupportedError
+from tests.clients.oracle import Oracle, error, probability
+
+HOSTS = ("trl", "verl", "slime", "tinker", "tinker_cookbook", "torch", "numpy", "transformers")
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def assistant(text):
+    return [{"role": "assistant", "content": text}]
+
+
+@pytest.fixture
+def oracle():
+    return Oracle()
+
+
+@pytest.fixture
+def client(oracle):
+    with Client(transport=oracle.transport()) as client:
+        yield client
+
+
+def awaited(oracle, ask):
+    """Return what a coroutine function makes of an ``AsyncClient``."""
+
+    async def main():
+        async with AsyncClient(transport=oracle.transport() if isinstance(oracle, Oracle) else oracle) as client:
+            return await ask(client)
+
+    return asyncio.run(main())
+
+
+def test_no_adapter_imports_its_host():
+    script = "import paragone.adapters.trl, paragone.adapters.verl, paragone.adapters.slime, paragone.adapters.tinker"
+    script += "\nimport sys\nsys.stdout.write(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & set(HOSTS)
+
+
+# TRL: judges
+
+
+@pytest.mark.parametrize("shuffle_order", [True, False])
+def test_the_pairwise_judge_gives_the_index_of_the_better_one(client, shuffle_order):
+    judge = trl.PairwiseJudge(client, seed=0)
+    completions = [["longer one", "b"], ["a", "longer one"]] * 5
+    assert judge.judge(["p"] * 10, completions, shuffle_order=shuffle_order) == [0, 1] * 5
+
+
+def test_the_pairwise_judge_says_minus_one_where_a_pair_is_refused(client, caplog):
+    assert trl.PairwiseJudge(client).judge(["p", "p"], [["bad", "b"], ["a", "bb"]]) == [-1, 1]
+    assert "not judged" in caplog.text
+
+
+def test_the_pairwise_judge_swaps_by_a_coin_and_swaps_back(client, oracle):
+    judge = trl.PairwiseJudge(client, seed=1)
+    given = [["four", "sixsix"]] * 20
+    assert judge.probabilities(["p"] * 20, given) == pytest.approx([probability("four", "sixsix")] * 20)
+    asked = [pair["first"] for pair in oracle.bodies()[0]["pairs"]]
+    assert set(asked) == {"four", "sixsix"}
+
+
+def test_the_rank_judge_gives_the_indices_best_first(client):
+    assert trl.RankJudge(client).judge(["p", "q"], [["a", "ccc", "bb"], ["aa", "b"]]) == [[1, 2, 0], [0, 1]]
+
+
+def test_the_rank_judge_has_no_word_for_a_failure_and_raises(client):
+    with pytest.raises(TextError):
+        trl.RankJudge(client).judge(["p"], [["a", "bad"]])
+
+
+def test_judges_take_conversations(client, oracle):
+    prompts = [[{"role": "user", "content": "p", "name": None}]]
+    assert trl.PairwiseJudge(client).judge(prompts, [[assistant("aa"), [{"content": "b"}]]], False) == [0]
+    (pair,) = oracle.bodies()[0]["pairs"]
+    assert pair == {"prompt": user("p"), "first": assistant("aa"), "second": assistant("b")}
+
+
+# TRL: reward functions
+
+
+def rewards_of(kind, oracle, *arguments, **columns):
+    signal = columns.pop("signal", "win_rate")
+    if kind == "sync":
+        with Client(transport=oracle.transport()) as client:
+            return trl.reward_function(client, signal=signal)(*arguments, **columns)
+    return awaited(oracle, lambda client: trl.async_reward_function(client, signal=signal)(*arguments, **columns))
+
+
+both = pytest.mark.parametrize("kind", ["sync", "async"])
+
+
+@both
+def test_a_win_rate_is_the_mean_probability_within_the_group_of_a_prompt(kind, oracle):
+    prompts = ["p", "q", "p", "q", "q"]  # Online DPO does not keep siblings side by side
+    completions = ["a", "b", "aaa", "bbbbb", "bb"]
+    rewards = rewards_of(kind, oracle, prompts=prompts, completions=completions, step=3)
+    assert rewards[0] == (0.5 + probability("a", "aaa")) / 2
+    assert rewards[2] == (0.5 + probability("aaa", "a")) / 2
+    assert rewards[3] == pytest.approx((0.5 + probability("bbbbb", "b") + probability("bbbbb", "bb")) / 3)
+    assert len(oracle.seen) == 1
+
+
+@both
+def test_conversations_are_asked_as_conversations(kind, oracle):
+    prompts = [user("p"), user("p")]
+    completions = [[{"role": "assistant", "content": "a", "tool_calls": None}], [{"content": "bb"}]]
+    assert None not in rewards_of(kind, oracle, prompts=prompts, completions=completions)
+    (group,) = oracle.bodies()[0]["groups"]
+    assert group == {"prompt": user("p"), "responses": [assistant("a"), assistant("bb")]}
+
+
+@both
+def test_a_refused_group_is_none_and_never_a_number(kind, oracle, caplog):
+    rewards = rewards_of(kind, oracle, prompts=["p", "p", "q", "q"], completions=["a", "bad", "a", "bb"])
+    assert rewards[:2] == [None, None]
+    assert None not in rewards[2:]
+    assert "no reward" in caplog.text
+
+
+@both
+def test_a_completion_that_is_alone_has_no_win_rate(kind, oracle, caplog):
+    assert rewards_of(kind, oracle, prompts=["p", "q", "q"], completions=["a", "a", "bb"])[0] is None
+    assert "alone" in caplog.text
+
+
+@both
+def test_the_scalar_reward_is_another_signal(kind, oracle):
+    rewards = rewards_of(kind, oracle, signal="reward", prompts=["p", "q"], completions=["four", "bad"])
+    assert rewards == [0.4, None]
+
+
+@both
+def test_a_model_without_a_scalar_says_what_to_use(kind):
+    oracle = Oracle(kind="general-preference")
+    with pytest.raises(UnsupportedError, match="win_rate"):
+        rewards_of(kind, oracle, signal="reward", prompts=["p"], completions=["four"])
+
+
+def test_trl_finds_a_name_and_knows_which_function_is_a_coroutine(client):
+    waits = trl.reward_function(client)
+    awaits = trl.async_reward_function(AsyncClient(), signal="reward")
+    assert (waits.__name__, awaits.__name__) == ("paragone_win_rate", "paragone_reward")
+    assert not inspect.iscoroutinefunction(waits)
+    assert inspect.iscoroutinefunction(awaits)
+
+
+def test_a_service_that_does_not_answer_ends_the_step():
+    transport = httpx2.MockTransport(lambda _: error(500, "engine_failed", "out of memory"))
+    with Client(transport=transport) as client:
+        with pytest.raises(ServerError):
+            trl.reward_function(client)(["p", "p"], ["a", "b"])
+        with pytest.raises(ServerError):
+            trl.PairwiseJudge(client).judge(["p"], [["a", "b"]])
+
+
+# verl
+
+
+def test_verl_gets_the_reward_of_a_solution(oracle):
+    async def ask(client):
+        compute_score = verl.compute_score(client)
+        assert inspect.iscoroutinefunction(compute_score)
+        return await compute_score(
+            data_source="d",
+            solution_str="four",
+            ground_truth="g",
+            extra_info={"prompt": user("p")},
+            reward_router_address="http://router",
+            reward_model_tokenizer=None,
+        )
+
+    assert awaited(oracle, ask) == {"score": 0.4}
+    assert oracle.bodies()[0]["items"] == [{"prompt": user("p"), "response": "four"}]
+
+
+def test_verl_gets_the_probability_against_the_ground_truth(oracle):
+    async def ask(client):
+        compute_score = verl.compute_score(client, signal="against_ground_truth", prompt_field="question")
+        return await compute_score("d", "four", "sixsix", {"question": "p"})
+
+    assert awaited(oracle, ask)["score"] == probability("four", "sixsix")
+
+
+@pytest.mark.parametrize("extra_info", [None, {}, {"index": 3}])
+def test_verl_without_a_prompt_is_told_where_to_keep_it(oracle, extra_info):
+    with pytest.raises(KeyError, match="let the data set keep the prompt"):
+        awaited(oracle, lambda client: verl.compute_score(client)("d", "s", "g", extra_info))
+
+
+def test_verl_gets_an_exception_where_there_is_no_score(oracle):
+    with pytest.raises(ParagoneError):
+        awaited(oracle, lambda client: verl.compute_score(client)("d", "bad", "g", {"prompt": "p"}))
+
+
+# slime
+
+
+@dataclasses.dataclass
+class Sample:
+    prompt: Any
+    response: str
+    metadata: dict = dataclasses.field(default_factory=dict)
+
+
+def test_slime_gets_the_win_rates_of_a_group_in_its_order(oracle):
+    samples = [Sample("p", "a"), Sample("p", "aaa"), Sample("q", "b"), Sample("q", "bb")]
+    rewards = awaited(oracle, lambda client: slime.custom_rm(client)(None, samples, evaluation=False))
+    assert rewards[:2] == [(0.5 + probability("a", "aaa")) / 2, (0.5 + probability("aaa", "a")) / 2]
+    assert len(rewards) == 4
+
+
+def test_slime_gets_a_number_for_one_sample(oracle):
+    reward = slime.custom_rm
+    assert awaited(oracle, lambda client: reward(client, signal="reward")(None, Sample("p", "four"))) == 0.4
+    with pytest.raises(ValueError, match="group-rm"):
+        awaited(oracle, lambda client: reward(client)(None, Sample("p", "four")))
+
+
+def test_slime_may_find_the_prompt_elsewhere(oracle):
+    sample = Sample("<|im_start|>user…", "four", {"messages": user("p")})
+    rm = {"signal": "reward", "prompt_of": lambda sample: sample.metadata["messages"]}
+    awaited(oracle, lambda client: slime.custom_rm(client, **rm)(None, sample))
+    assert oracle.bodies()[0]["items"][0]["prompt"] == user("p")
+
+
+def test_slime_gets_an_exception_where_there_is_no_reward(oracle):
+    with pytest.raises(TextError):
+        awaited(oracle, lambda client: slime.custom_rm(client)(None, [Sample("p", "a"), Sample("p", "bad")]))
+
+
+# tinker-cookbook
+
+
+@dataclasses.dataclass
+class Comparison:
+    prompt_conversation: list
+    completion_A: list
+    completion_B: list
+
+
+def judged(oracle, *sides):
+    return awaited(oracle, lambda client: tinker.PreferenceModel(client)(Comparison(user("p"), *sides)))
+
+
+def test_tinker_gets_a_positive_number_where_b_is_preferred(oracle):
+    score = judged(oracle, assistant("a"), assistant("longer"))
+    assert score == 2 * probability(assistant("longer"), assistant("a")) - 1 > 0
+    assert judged(oracle, assistant("longer"), assistant("a")) == pytest.approx(-score)
+    assert judged(oracle, assistant("same"), assistant("same")) == 0
+
+
+def test_tinker_gets_an_exception_and_not_a_tie_where_there_is_no_answer(oracle):
+    with pytest.raises(TextError):
+        judged(oracle, assistant("bad"), assistant("b"))
+
+
+def test_tinker_messages_are_put_into_the_shape_of_the_wire(oracle):
+    class ToolCall:
+        def model_dump(self, mode):
+            return {"type": "function", "mode": mode}
+
+    parts = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    turn = {"role": "assistant", "content": parts, "tool_calls": [ToolCall()], "trainable": True}
+    judged(oracle, [turn], assistant("b"))
+    (pair,) = oracle.bodies()[0]["pairs"]
+    assert pair["second"] == [
+        {
+            "role": "assistant",
+            "content": "ab",
+            "reasoning_content": "Hm.",
+            "tool_calls": [{"type": "function", "mode": "json"}],
+        }
+    ]
+
+
+def test_the_logs_of_the_adapters_repeat_no_text(oracle, caplog):
+    with caplog.at_level(logging.DEBUG, logger="paragone"), Client(transport=oracle.transport()) as client:
+        trl.PairwiseJudge(client).judge(["secret"], [["bad", "secret"]])
+    assert "secret" not in caplog.text
