@@ -14,15 +14,17 @@ from pydantic_core import from_json
 from starlette.requests import Request
 
 from paragone.codes import ErrorCode
-from paragone.wire import ItemError
+from paragone.wire import Group, ItemError
 from paragone_service.errors import ServiceError, from_validation
 
-__all__ = ["MAX_ITEMS", "MAX_RESPONSES", "Batch", "read_batch"]
+__all__ = ["MAX_GROUP", "MAX_ITEMS", "MAX_RESPONSES", "Batch", "check_groups", "read_batch"]
 
 MAX_ITEMS = 10_000
 """Pairs, items or groups in one request."""
 MAX_RESPONSES = 20_000
 """Responses and references of all groups of one request: as many as the largest list of pairs has."""
+MAX_GROUP = 512
+"""Responses of one group: the maximal lottery of more takes too long (3 s for 512, a minute for 1,024)."""
 
 Wire = TypeVar("Wire", bound=BaseModel)
 Row = TypeVar("Row", bound=BaseModel)
@@ -85,16 +87,26 @@ async def read_batch(
     return _sound_items(values, items, wire, list_field)
 
 
-def check_responses(responses: int) -> None:
-    """Refuse a request with too many responses in all its groups.
+def check_groups(groups: Sequence[Group]) -> None:
+    """Refuse groups that are too large, alone or together.
 
     Raises:
         ServiceError: ``too_many_items``.
     """
-    if responses > MAX_RESPONSES:
+    total = 0
+    for index, group in enumerate(groups):
+        total += len(group.responses) + len(group.references or ())
+        if len(group.responses) > MAX_GROUP:
+            raise ServiceError(
+                ErrorCode.TOO_MANY_ITEMS,
+                f"groups[{index}]: {len(group.responses)} responses in one group; the limit is {MAX_GROUP}: hold "
+                "smaller groups against the same references",
+                item=index,
+            )
+    if total > MAX_RESPONSES:
         raise ServiceError(
             ErrorCode.TOO_MANY_ITEMS,
-            f"{responses} responses and references in one request; the limit is {MAX_RESPONSES}: split the groups",
+            f"{total} responses and references in one request; the limit is {MAX_RESPONSES}: split it",
         )
 
 

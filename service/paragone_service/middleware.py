@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paragone.codes import ErrorCode
@@ -80,13 +81,14 @@ class Observation:
         with self._metrics.in_flight.track_inprogress():
             try:
                 await self._app(scope, receive, observe)
-            except ClientGoneError:
+            except (ClientGoneError, ClientDisconnect):
                 status = _CLIENT_GONE
             except Exception:
                 logger.exception("request %s failed", request_id)
                 if status:
                     raise  # the answer has begun; the connection can only be closed
                 error = ServiceError(ErrorCode.INTERNAL_ERROR, f"the server failed; its log has request {request_id}")
+                scope["paragone.code"] = error.code
                 await error_response(error)(scope, receive, observe)
         self._count(scope, request_id, status, self._clock() - started)
 

@@ -113,6 +113,9 @@ class Oracle:
 
     async def close(self) -> None:
         """Stop the scheduler and let go of the engine."""
+        if self._canary is not None:
+            self._canary.cancel()
+            await asyncio.gather(self._canary, return_exceptions=True)
         await self.scheduler.close()
         await self.engine.close()
         self._reading.shutdown(wait=True, cancel_futures=True)

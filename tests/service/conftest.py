@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import os
 import shutil
 import socket
@@ -175,7 +176,10 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def until(condition, *, timeout_s: float = 10.0) -> None:
-    """Wait until a condition holds."""
+    """Wait until a condition holds; it may be asynchronous."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while True:
+            holds = condition()
+            if await holds if inspect.isawaitable(holds) else holds:
+                return
             await asyncio.sleep(0.005)

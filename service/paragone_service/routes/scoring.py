@@ -19,7 +19,7 @@ from paragone.wire import (
     Usage,
 )
 from paragone_service import answers
-from paragone_service.bodies import check_responses, read_batch
+from paragone_service.bodies import check_groups, read_batch
 from paragone_service.calls import Asked, Call
 from paragone_service.documents import scoring_document
 from paragone_service.oracle import Oracle
@@ -83,11 +83,11 @@ def scoring_routes(registry: Registry, workers: Executor) -> APIRouter:
         wanted = batch.request
         oracle = registry.find(wanted.model)
         oracle.check_preferences()
+        check_groups(wanted.groups)
         call = call_of(request, wanted, "groups")
         asked = [
             Asked(group.prompt, group.tools, [*group.responses, *(group.references or ())]) for group in wanted.groups
         ]
-        check_responses(sum(len(one.responses) for one in asked))
         represented = await oracle.represent(asked, call)
 
         def summarise() -> Response:

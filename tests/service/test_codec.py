@@ -1,0 +1,59 @@
+"""The bytes of a cached representation."""
+
+import struct
+
+import numpy as np
+import pytest
+
+from paragone_service.cache.codec import HEADER_BYTES, Codec
+
+VECTORS = np.array([[1.5, -2.25], [0.1, 3e38]], dtype=np.float32)
+
+
+def test_a_value_is_a_header_of_twelve_bytes_and_little_endian_floats():
+    codec = Codec(2)
+    (value, _) = codec.encode(VECTORS, [7, 8], [0, 3])
+    assert HEADER_BYTES == 12
+    assert value == struct.pack("<BBHIIff", 0x50, 1, 2, 7, 0, 1.5, -2.25)
+
+
+def test_what_is_read_is_what_was_written_bit_for_bit():
+    codec = Codec(2)
+    vectors, dropped = codec.decode(codec.encode(VECTORS, [7, 8], [0, 3]))
+    assert vectors.tobytes() == VECTORS.tobytes()
+    assert dropped.tolist() == [0, 3]
+
+
+def test_no_values_are_no_rows():
+    vectors, dropped = Codec(3).decode([])
+    assert vectors.shape == (0, 3)
+    assert dropped.shape == (0,)
+
+
+def test_the_blank_is_not_a_number_in_every_place():
+    vectors, _ = Codec(4).decode([Codec(4).blank])
+    assert np.isnan(vectors).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("shorter", lambda value: value[:-1]),
+        ("longer", lambda value: value + b"\0"),
+        ("empty", lambda _: b""),
+        ("other magic", lambda value: b"\0" + value[1:]),
+        ("other version", lambda value: value[:1] + b"\x09" + value[2:]),
+        ("other dimension", lambda value: value[:2] + b"\x03\0" + value[4:]),
+        ("NaN", lambda value: value[:-4] + struct.pack("<f", float("nan"))),
+        ("infinity", lambda value: value[:-4] + struct.pack("<f", float("inf"))),
+    ],
+)
+def test_a_spoilt_value_is_not_sound_and_its_neighbours_are(name, spoil):
+    codec = Codec(2)
+    good, other = codec.encode(VECTORS, [7, 8], [0, 3])
+    assert codec.sound([good, spoil(other), good]) == [True, False, True], name
+
+
+def test_a_dimension_that_the_header_cannot_hold_is_refused():
+    with pytest.raises(ValueError, match="a representation of 65536 numbers cannot be cached"):
+        Codec(65536)

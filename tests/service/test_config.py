@@ -1,0 +1,141 @@
+"""The settings: where they come from, what is refused, and how that is said."""
+
+from pathlib import Path
+
+import pytest
+
+from paragone_models.builtins import NAMES
+from paragone_service.config import ConfigError, ModelSettings, load_settings, parse_model
+
+
+@pytest.fixture
+def toml(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "paragone.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_without_anything_the_built_ins_are_hosted_on_loopback():
+    settings = load_settings({})
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert {name: model.source for name, model in settings.models.items()} == {
+        name: f"builtin:{name}" for name in NAMES
+    }
+    assert settings.default_model == "mini-general-preference"
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(toml, monkeypatch):
+    path = toml('port = 1\nlog_level = "debug"\ndtype = "float16"')
+    monkeypatch.setenv("PARAGONE_PORT", "2")
+    monkeypatch.setenv("PARAGONE_LOG_LEVEL", "error")
+    settings = load_settings({"port": 3}, path)
+    assert (settings.port, settings.log_level, settings.dtype) == (3, "error", "float16")
+
+
+def test_the_models_of_a_stronger_source_replace_the_others(toml):
+    path = toml('[models.b]\nsource = "b"\ndtype = "bfloat16"\n[models.a]\nsource = "a"')
+    assert list(load_settings({}, path).models) == ["b", "a"]
+    assert load_settings({}, path).default_model == "b"
+    assert list(load_settings({"models": {"c": ModelSettings(source="c")}}, path).models) == ["c"]
+
+
+def test_a_key_of_a_stronger_source_replaces_the_other_kind_of_key(toml, monkeypatch):
+    path = toml('api_key_file = "/nowhere"')
+    monkeypatch.setenv("PARAGONE_API_KEY", "from-the-environment")
+    assert load_settings({}, path).read_api_key() == "from-the-environment"
+
+
+def test_other_variables_of_the_environment_do_not_matter(monkeypatch):
+    monkeypatch.setenv("PARAGONE_URL", "http://the-client-reads-this")
+    load_settings({})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hots = 'x'", "unknown key 'hots': did you mean 'host'?"),
+        ("zzz = 1", "unknown key 'zzz': known are host, port, models"),
+        ("[models.a]\nsource = 'a'\ndtpye = 'auto'", "unknown key 'models.a.dtpye': did you mean 'dtype'?"),
+        ("[models.a]\nkind = 'auto'", "models.a.source: Field required"),
+        ("port = 70000", "port: Input should be less than or equal to 65535 (it is 70000)"),
+        ("log_level = 'loud'", "log_level: Input should be 'debug', 'info', 'warning' or 'error' (it is 'loud')"),
+        ("[models.'a/b']\nsource = 'a'", "model name 'a/b': only letters, digits"),
+        ("api_key = 'k'\napi_key_file = 'f'", "api_key and api_key_file are both set: keep one"),
+        ("host = '0.0.0.0'", "host 0.0.0.0 can be reached by others and there is no key: set --api-key"),
+        ("host = 'judge.example.org'", "host judge.example.org can be reached by others"),
+        ("port = ", "is not TOML"),
+        ("models = {}", "models: Dictionary should have at least 1 item"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_reason(toml, text, message):
+    with pytest.raises(ConfigError) as caught:
+        load_settings({}, toml(text))
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
+        load_settings({}, tmp_path / "none.toml")
+
+
+def test_models_in_the_environment_that_are_no_json_are_refused(monkeypatch):
+    monkeypatch.setenv("PARAGONE_MODELS", "judge=x")
+    with pytest.raises(ConfigError, match="the environment cannot be read"):
+        load_settings({})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1.2.3"])
+def test_loopback_needs_no_key(host):
+    assert load_settings({"host": host}).read_api_key() is None
+
+
+def test_with_a_key_every_address_may_be_listened_on():
+    assert load_settings({"host": "0.0.0.0", "api_key": "k"}).read_api_key() == "k"
+
+
+def test_a_key_is_read_from_its_file_and_never_shown(tmp_path):
+    path = tmp_path / "key"
+    path.write_text("from-the-file\n")
+    settings = load_settings({"api_key_file": path, "redis_url": "redis://:hidden@localhost"})
+    assert settings.read_api_key() == "from-the-file"
+    assert "hidden" not in repr(settings)
+    assert "sesame" not in repr(load_settings({"api_key": "sesame"}))
+
+
+@pytest.mark.parametrize("key", ["", "two words", "schlüssel"])
+def test_a_key_that_no_header_can_carry_is_refused(tmp_path, key):
+    path = tmp_path / "key"
+    path.write_text(key)
+    with pytest.raises(ConfigError, match="the API key is empty or has characters"):
+        load_settings({"api_key_file": path}).read_api_key()
+
+
+def test_a_key_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"api_key_file .* cannot be read"):
+        load_settings({"api_key_file": tmp_path / "none"}).read_api_key()
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "source"),
+    [
+        ("judge=Skywork/Skywork-Reward-V2-Qwen3-0.6B", "judge", "Skywork/Skywork-Reward-V2-Qwen3-0.6B"),
+        (
+            "Skywork/Skywork-Reward-V2-Qwen3-0.6B",
+            "Skywork-Reward-V2-Qwen3-0.6B",
+            "Skywork/Skywork-Reward-V2-Qwen3-0.6B",
+        ),
+        ("builtin:mini-bradley-terry", "mini-bradley-terry", "builtin:mini-bradley-terry"),
+        ("./runs/judge/", "judge", "./runs/judge/"),
+        ("/data/lr=3e-5/judge", "judge", "/data/lr=3e-5/judge"),
+    ],
+)
+def test_a_model_flag_is_a_name_and_a_source(text, name, source):
+    assert parse_model(text) == (name, ModelSettings(source=source))
+
+
+def test_a_source_without_a_usable_name_is_refused():
+    with pytest.raises(ConfigError, match="write NAME=SOURCE"):
+        parse_model("/data/ein modell")
