@@ -151,8 +151,11 @@ class Comparator:
                 f"this regression model rates {', '.join(self.attributes)} and has no weights to merge them into a "
                 "preference: give weights= (one number per attribute) when it is loaded, or ask for rewards"
             )
-        # A product and a sum per row, not a BLAS call: the same row gives the same bits in every batch.
-        return np.asarray((values * np.asarray(self.weights)).sum(axis=-1))
+        # Attribute by attribute, no reduction over an axis: the same row gives the same bits in every batch.
+        total = values[..., 0] * self.weights[0]
+        for column, weight in enumerate(self.weights[1:], start=1):
+            total = total + values[..., column] * weight
+        return total
 
     def _logit(self, first: Float64s, second: Float64s) -> Float64s:
         if self.kind == "general-preference":

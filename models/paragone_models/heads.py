@@ -69,6 +69,7 @@ class RepresentationHead(nn.Module):
             if self.spec.normalise:
                 vector = functional.normalize(vector, dim=-1, eps=1e-12)
             if self.prompt_head is not None:
-                gate = torch.softmax(self.prompt_head(hidden[:, 0].float()), dim=-1)
-                vector = vector * gate.sqrt().repeat_interleave(2, dim=-1)
+                # The root in log space: a weight that underflows to 0 would give sqrt an infinite gradient.
+                root = torch.exp(0.5 * torch.log_softmax(self.prompt_head(hidden[:, 0].float()), dim=-1))
+                vector = vector * root.repeat_interleave(2, dim=-1)
             return torch.cat([scalar, vector], dim=-1)

@@ -212,8 +212,11 @@ class PreferenceModel:
             PreferencesUnavailableError: if the model rates attributes and has no weights to merge them.
         """
         spec = self.spec
-        if first.dim() == 0 or first.shape[-1] != spec.dimension:
-            raise ValueError(f"first has shape {tuple(first.shape)}; it must end in dimension {spec.dimension}")
+        if first.shape != second.shape or first.dim() == 0 or first.shape[-1] != spec.dimension:
+            raise ValueError(
+                f"first has shape {tuple(first.shape)} and second {tuple(second.shape)}: they must be equal and end in "
+                f"dimension {spec.dimension}"
+            )
         if spec.kind == "general-preference":
             return scores.general_preference_logit(first, second, temperature=spec.temperature)
         if spec.kind == "hybrid":

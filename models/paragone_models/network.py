@@ -7,6 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from paragone_models.encoding import Read
 from paragone_models.heads import RepresentationHead
@@ -14,10 +18,9 @@ from paragone_models.spec import ModelSpec
 
 __all__ = ["PreferenceNetwork", "gather_reads", "read_plan"]
 
-_BIDIRECTIONAL = frozenset(
-    {"albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta"}
-    | {"xlm-roberta", "eurobert", "nomic_bert"}
-)
+# Decoders alone: encoders that can also be decoders are in the second list too. What is in neither gets a mask, which
+# is never wrong, only slower.
+_CAUSAL = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(MODEL_FOR_MASKED_LM_MAPPING_NAMES) - {"xlnet"}
 
 
 def read_plan(spec: ModelSpec, prompt_length: int, length: int, *, first_token: bool = False) -> tuple[Read, ...]:
@@ -61,9 +64,9 @@ def gather_reads(hidden: Tensor, reads: Tensor) -> Tensor:
         One vector per span, float32. [B, R, H]
     """
     rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
-    starts, stops = reads[..., 0].to(hidden.device), reads[..., 1].to(hidden.device)
-    if bool((stops - starts == 1).all()):
-        return hidden[rows, starts].float()
+    # Asked before the move to the device: reads come from the CPU, and asking a GPU would wait for it.
+    if bool((reads[..., 1] - reads[..., 0] == 1).all()):
+        return hidden[rows, reads[..., 0].to(hidden.device)].float()
     # Span by span: the sum over one sequence must not depend on what stands beside it in the batch.
     spans = [
         torch.stack([hidden[row, start:stop].float().mean(dim=0) for start, stop in sequence])
@@ -93,7 +96,12 @@ class PreferenceNetwork(nn.Module):
     @property
     def causal(self) -> bool:
         """True where a position sees only what stands before it, so that padding on the right changes nothing."""
-        return self.config.model_type not in _BIDIRECTIONAL and not getattr(self.config, "is_encoder_decoder", False)
+        config = self.config
+        return config.model_type in _CAUSAL and not (
+            getattr(config, "is_encoder_decoder", False)
+            or getattr(config, "use_bidirectional_attention", False)
+            or getattr(config, "is_causal", True) is False
+        )
 
     def last_hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the last hidden states of right-padded sequences.
@@ -103,18 +111,18 @@ class PreferenceNetwork(nn.Module):
 
         Args:
             input_ids: token ids, padded on the right. [B, T]
-            attention_mask: 1 for real tokens; needed by bidirectional backbones alone. [B, T]
+            attention_mask: 1 for real tokens; needed unless ``causal``. [B, T]
 
         Returns:
             Hidden states in the backbone's dtype. [B, T, H]
 
         Raises:
-            ValueError: if a bidirectional backbone is given no mask.
+            ValueError: if a backbone that is not causal is given no mask.
         """
         if self.causal:
             attention_mask = None
         elif attention_mask is None:
-            raise ValueError(f"a bidirectional backbone ({self.config.model_type}) needs an attention mask")
+            raise ValueError(f"a backbone that may look ahead ({self.config.model_type}) needs an attention mask")
         output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **self._options())
         hidden: Tensor = output.last_hidden_state
         return hidden

@@ -50,6 +50,7 @@ def general_preference_logit(first: Tensor, second: Tensor, *, temperature: floa
     Raises:
         ValueError: if the shapes differ, the last dimension is odd or zero, or the temperature is not positive.
 
+    >>> import torch
     >>> general_preference_logit(torch.tensor([0.7, 1.0]), torch.tensor([-0.2, 1.0]), temperature=1.0)
     tensor(0.9000)
     """
@@ -105,6 +106,8 @@ def hybrid_logit(first: Tensor, second: Tensor, *, temperature: float = 1.0) -> 
         ValueError: if the shapes differ, the last dimension is even or below 3, or the temperature is not positive.
     """
     _check(first, second, temperature)
+    if first.dim() == 0 or first.shape[-1] < 3 or first.shape[-1] % 2 == 0:
+        raise ValueError(f"a reward and a general preference vector have an odd length, not shape {tuple(first.shape)}")
     skew = general_preference_logit(first[..., 1:], second[..., 1:], temperature=temperature)
     return bradley_terry_logit(first[..., 0], second[..., 0], temperature=temperature) + skew
 

@@ -70,7 +70,8 @@ def summarise(matrix: ArrayLike, *, against: ArrayLike | None = None) -> Tournam
         The summary; all of it but win rates and ranking is about the group itself.
 
     Raises:
-        ValueError: if ``matrix`` is no probability matrix of K ≥ 1 responses, or ``against`` is not [K, R] with R ≥ 1.
+        ValueError: if ``matrix`` is no probability matrix of K ≥ 1 responses, or ``against`` is not
+            one of [K, R] with R ≥ 1.
     """
     table = _checked(matrix)
     rates = win_rates(table) if against is None else _mean_against(against, len(table))
@@ -292,6 +293,7 @@ def _mean_against(against: ArrayLike, size: int) -> Float64s:
     table = np.asarray(against, dtype=np.float64)
     if table.ndim != 2 or table.shape[0] != size or table.shape[1] == 0:
         raise ValueError(f"against must be [{size}, R] with R ≥ 1, not of shape {table.shape}")
+    _check_probabilities(table)
     return np.asarray(table.mean(axis=1))
 
 
@@ -303,8 +305,12 @@ def _checked(matrix: ArrayLike) -> Float64s:
     table = np.asarray(matrix, dtype=np.float64)
     if table.ndim != 2 or table.shape[0] != table.shape[1] or table.shape[0] == 0:
         raise ValueError(f"a tournament needs a square matrix of at least one response, not shape {table.shape}")
-    if not np.isfinite(table).all() or table.min() < 0 or table.max() > 1:
-        raise ValueError("every entry must be a probability in [0, 1]: NaN or a value outside was given")
+    _check_probabilities(table)
     if np.abs(table + table.T - 1).max() > _SYMMETRY:
         raise ValueError("P[i, j] + P[j, i] must be 1, with 0.5 on the diagonal: this matrix is not symmetrised")
     return table
+
+
+def _check_probabilities(table: Float64s) -> None:
+    if not np.isfinite(table).all() or table.min() < 0 or table.max() > 1:
+        raise ValueError("every entry must be a probability in [0, 1]: NaN or a value outside was given")
