@@ -49,7 +49,8 @@ def tokenizer_hash(tokenizer: Any, template: str) -> str:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     table = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256(f"{len(table)}:{table}{template}".encode()).hexdigest()
+    named = json.dumps(tokenizer.special_tokens_map, sort_keys=True)  # templates write these, policies append them
+    return hashlib.sha256(f"{len(table)}:{table}{len(named)}:{named}{template}".encode()).hexdigest()
 
 
 def identity_of(weights: str, spec: ModelSpec, tokenizer: str | None) -> str:

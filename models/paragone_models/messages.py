@@ -11,9 +11,12 @@ from typing import Any
 
 from paragone_models.errors import TextError
 
-__all__ = ["Conversation", "Message", "conversation", "plain_text", "strip_reasoning"]
+__all__ = ["OPTIONAL_FIELDS", "Conversation", "Message", "conversation", "plain_text", "strip_reasoning"]
 
 Message = Mapping[str, Any]
+
+OPTIONAL_FIELDS = ("tool_calls", "tool_call_id", "reasoning_content", "name")
+"""What a message may have beside role and content."""
 
 _OPENED = re.compile(r"^\s*<think>.*?(</think>\s*|$)", re.DOTALL)
 _CLOSED = re.compile(r"^.*?</think>\s*", re.DOTALL)
@@ -63,19 +66,28 @@ def plain_text(message: Message) -> dict[str, Any]:
         message: in OpenAI's shape.
 
     Raises:
-        TextError: ``unsupported_content`` for a part that is not text.
+        TextError: ``unsupported_content`` for a part that is not text, or something that is no message.
     """
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise TextError("unsupported_content", "a message is a mapping with a role: this one is not")
     values = {key: value for key, value in message.items() if value is not None}
+    for field in OPTIONAL_FIELDS:
+        if field in values and not values[field]:
+            del values[field]
     content = values.get("content", "")
-    if not isinstance(content, str):
-        for part in content:
-            if part.get("type") != "text":
-                raise TextError(
-                    "unsupported_content", f"this model reads text; a content part has type {part.get('type')!r}"
-                )
-        content = "".join(part["text"] for part in content)
-    values["content"] = content
+    values["content"] = content if isinstance(content, str) else _joined(content)
     return values
+
+
+def _joined(parts: Any) -> str:
+    if not isinstance(parts, Sequence) or not all(isinstance(part, Mapping) for part in parts):
+        raise TextError("unsupported_content", "a message's content is a text or a list of parts: this one is neither")
+    for part in parts:
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise TextError(
+                "unsupported_content", f"this model reads text; a content part has type {part.get('type')!r}"
+            )
+    return "".join(part["text"] for part in parts)
 
 
 def strip_reasoning(message: Message) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 The reader raises nothing for a bad conversation: it returns the error in its place, so that a batch loses nothing.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Literal
 
 from paragone_models.encoding import EncodeItem, Read
@@ -57,23 +59,39 @@ class _Draft:
     tools: tuple[Message, ...] | None
     text: str
     token_ids: list[int]
+    prompt_text: str = ""
+    prompt_key: bytes = b""
 
 
 class TextReader:
-    """Read conversations for one model.
+    """Read conversations for one model, from any thread.
 
     Args:
         tokenizer: the model's transformers tokenizer.
         spec: length limit, special-token, BOS and reasoning policy, and the read plan.
         first_token: True for encoders that are read at their first token.
+        token_types: the encoder tells prompt and response apart by token types, which are not hosted.
+        vocabulary: how many tokens the model has embeddings for; where the tokenizer has more, a conversation that
+            needs one of those is refused. None if it has no more.
     """
 
-    def __init__(self, tokenizer: Any, spec: ModelSpec, *, first_token: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        spec: ModelSpec,
+        *,
+        first_token: bool = False,
+        token_types: bool = False,
+        vocabulary: int | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.spec = spec
-        self.template = ChatTemplate(tokenizer, spec, text_pair=first_token)
+        self.template = ChatTemplate(tokenizer, spec, text_pair=first_token, token_types=token_types)
         self._first_token = first_token
-        self._prompt_lengths: OrderedDict[str, int] = OrderedDict()
+        self._vocabulary = vocabulary if vocabulary is not None and _last_id(tokenizer) >= vocabulary else None
+        self._prompt_lengths: OrderedDict[bytes, int] = OrderedDict()
+        # How special tokens are split, padding and truncation are states of a tokenizer, not arguments of a call.
+        self._lock = threading.Lock()
 
     def read(
         self, conversations: Sequence[Conversation], *, truncation: Truncation = "prompt"
@@ -91,6 +109,10 @@ class TextReader:
             One reading or error per conversation. Codes: ``empty_prompt``, ``unsupported_content``,
             ``response_too_long``, ``conversation_truncated``.
         """
+        with self._lock:
+            return self._read(conversations, truncation)
+
+    def _read(self, conversations: Sequence[Conversation], truncation: Truncation) -> list[Reading | TextError]:
         results: list[Reading | TextError | None] = [None] * len(conversations)
         drafts: dict[int, _Draft] = {}
         for index, one in enumerate(conversations):
@@ -99,6 +121,7 @@ class TextReader:
             except TextError as error:
                 results[index] = error
         self._tokenize(drafts, results)
+        self._learn_prompts([draft for index, draft in drafts.items() if results[index] is None])
         for index, draft in drafts.items():
             if results[index] is None:
                 try:
@@ -119,6 +142,11 @@ class TextReader:
                 strip_reasoning(message) if message["role"] == "assistant" else message for message in response
             )
         text = self.template.render(prompt + response, one.tools)
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise TextError("unsupported_content", "the conversation holds a lone surrogate: no text") from None
         return _Draft(prompt, response, one.tools, text, [])
 
     def _tokenize(self, drafts: dict[int, _Draft], results: list[Reading | TextError | None]) -> None:
@@ -155,21 +183,51 @@ class TextReader:
         token_ids = draft.token_ids
         if self.spec.final_eos and self.tokenizer.eos_token_id is not None:
             token_ids = [*token_ids[:-1], self.tokenizer.eos_token_id]
+        if self._vocabulary is not None and max(token_ids) >= self._vocabulary:
+            raise TextError(
+                "unsupported_content",
+                f"the conversation has a token that the model has no embedding for: it has {self._vocabulary} of them",
+            )
         # Where a template closes the conversation differently with and without a response, the prompt alone can be the
         # longer of the two; at least one token is the response's.
         prompt_length = min(self._prompt_length(draft), len(token_ids) - 1)
         reads = read_plan(self.spec, prompt_length, len(token_ids), first_token=self._first_token)
         return Reading(draft.text, token_ids, prompt_length, reads, dropped_tokens, dropped_messages)
 
+    def _learn_prompts(self, drafts: Sequence[_Draft]) -> None:
+        """Tokenise the prompts that are new, all in one call; what goes wrong is met again, and named, one by one."""
+        new: dict[bytes, tuple[str, tuple[dict[str, Any], ...], tuple[Message, ...] | None]] = {}
+        rendered: _Draft | None = None
+        for draft in drafts:
+            if rendered is not None and rendered.prompt == draft.prompt and rendered.tools == draft.tools:
+                draft.prompt_text = rendered.prompt_text  # siblings come in a row
+            else:
+                try:
+                    draft.prompt_text = self._render_prompt(draft)
+                except TextError:
+                    continue
+            rendered = draft
+            if not self.template.holds_control(draft.prompt, draft.tools):
+                draft.prompt_key = blake2b(draft.prompt_text.encode(), digest_size=16).digest()
+                if draft.prompt_key not in self._prompt_lengths:
+                    new[draft.prompt_key] = (draft.prompt_text, draft.prompt, draft.tools)
+        try:
+            lengths = [len(tokens) for tokens in self.template.tokenize(list(new.values()), closed=False)]
+        except TextError:
+            return
+        self._prompt_lengths.update(zip(new, lengths, strict=True))
+        while len(self._prompt_lengths) > _REMEMBERED_PROMPTS:
+            self._prompt_lengths.popitem(last=False)
+
     def _prompt_length(self, draft: _Draft) -> int:
-        text = self.template.render(draft.prompt, draft.tools) if draft.prompt else ""
-        known = self._prompt_lengths.get(text)
-        if known is None:
-            known = len(self._tokens(text, draft.prompt, draft.tools)) if text else 0
-            self._prompt_lengths[text] = known
-            if len(self._prompt_lengths) > _REMEMBERED_PROMPTS:
-                self._prompt_lengths.popitem(last=False)
-        return known
+        known = self._prompt_lengths.get(draft.prompt_key)
+        if known is not None:
+            return known
+        text = draft.prompt_text or self._render_prompt(draft)
+        return len(self.template.tokenize([(text, draft.prompt, draft.tools)], closed=False)[0]) if text else 0
+
+    def _render_prompt(self, draft: _Draft) -> str:
+        return self.template.render(draft.prompt, draft.tools, closed=False) if draft.prompt else ""
 
     def _fit(self, draft: _Draft) -> _Draft:
         """Return the draft with its prompt cut from the left until it fits.
@@ -196,16 +254,30 @@ class TextReader:
         kept = {index for index, message in enumerate(draft.prompt) if message["role"] in ("system", "developer")}
         kept.update(users[-1:])
         droppable = [index for index in range(len(draft.prompt)) if index not in kept]
-        for count in range(1, len(droppable) + 1):
-            gone = set(droppable[:count])
+        best, low, high = draft, 1, len(droppable)
+        while low <= high:  # bisection: a long chat is not rendered and tokenised once for every message
+            middle = (low + high) // 2
+            count, shorter = self._without(draft, droppable, middle)
+            if shorter is None:  # nothing from here on renders
+                high = middle - 1
+            elif len(shorter.token_ids) <= self.spec.max_length:
+                best, high = shorter, middle - 1
+            else:
+                if len(best.token_ids) > self.spec.max_length:
+                    best = shorter
+                low = count + 1
+        return best
+
+    def _without(self, draft: _Draft, droppable: Sequence[int], count: int) -> tuple[int, _Draft | None]:
+        """Return the draft without its first ``count`` droppable messages, or more where the template wants it so."""
+        for more in range(count, len(droppable) + 1):
+            gone = set(droppable[:more])
             prompt = tuple(message for index, message in enumerate(draft.prompt) if index not in gone)
             try:
-                shorter = self._redraft(draft, prompt)
+                return more, self._redraft(draft, prompt)
             except TextError:
                 continue  # the template wants whole turns: drop one message more
-            if len(shorter.token_ids) <= self.spec.max_length or count == len(droppable):
-                return shorter
-        return draft
+        return len(droppable), None
 
     def _cut_message(self, draft: _Draft, position: int) -> _Draft:
         """Cut one message's text from its left until the conversation fits or the text is empty."""
@@ -224,3 +296,7 @@ class TextReader:
         messages = prompt + draft.response
         text = self.template.render(messages, draft.tools)
         return _Draft(prompt, draft.response, draft.tools, text, self._tokens(text, messages, draft.tools))
+
+
+def _last_id(tokenizer: Any) -> int:
+    return max(tokenizer.get_vocab().values(), default=-1)
