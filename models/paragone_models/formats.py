@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers.utils.import_utils import is_accelerate_available
 
 from paragone_models import checkpoints
 from paragone_models.errors import ModelLoadError
@@ -18,11 +20,20 @@ from paragone_models.heads import RepresentationHead
 from paragone_models.network import PreferenceNetwork
 from paragone_models.spec import Kind, ModelSpec
 
-__all__ = ["SPEC_FILE", "Loaded", "read_classifier", "read_general_preference", "read_own"]
+__all__ = [
+    "SPEC_FILE",
+    "Loaded",
+    "Options",
+    "positions_of",
+    "read_classifier",
+    "read_general_preference",
+    "read_own",
+]
 
 SPEC_FILE = "paragone.json"
 _PUBLISHED_GPM_LENGTH = 4096
 _LONGEST = 16384
+_OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert"})
 _FIRST_TOKEN = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "deberta-v2"})
 
 
@@ -63,13 +74,12 @@ def read_own(folder: Path, options: Options) -> Loaded:
         ModelLoadError: if the spec is impossible, or a tensor is missing or of the wrong shape.
     """
     spec = ModelSpec.from_json((folder / SPEC_FILE).read_bytes())
-    backbone = _backbone(folder, options)
     path = folder / checkpoints.HEAD_FILE
     if not path.is_file():
         raise ModelLoadError(f"{folder} has no {checkpoints.HEAD_FILE}: a model without its head would score at random")
     shapes = checkpoints.tensor_shapes([path])
     tensors = checkpoints.read_tensors([path], set(shapes))
-    return Loaded(_with_linear_head(backbone, spec, tensors), spec)
+    return Loaded(_with_linear_head(_backbone(folder, options), spec, tensors), spec)
 
 
 def read_general_preference(folder: Path, options: Options, kind: str) -> Loaded:
@@ -96,7 +106,7 @@ def read_general_preference(folder: Path, options: Options, kind: str) -> Loaded
         temperature=1.0 if rows == 1 else 0.1,
         gate="softmax" if gated and rows > 1 else "none",
         normalise=rows > 1,
-        max_length=min(_PUBLISHED_GPM_LENGTH, _longest(checkpoints.read_config(folder))),
+        max_length=min(_PUBLISHED_GPM_LENGTH, positions_of(_config(folder, options)) or _LONGEST),
         final_eos=True,
     )
     if rows == 1:
@@ -117,22 +127,21 @@ def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
     if kind not in ("auto", found) and not (kind == "regression" and len(labels) == 1):
         raise ModelLoadError(f"{folder} is a classifier with {len(labels)} labels, which is {found}, not {kind}")
     chosen = found if kind == "auto" else kind
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        folder, config=config, output_loading_info=True, **_arguments(config, options)
-    )
-    _refuse_incomplete(folder, info)
+    model: Any = _weighed(AutoModelForSequenceClassification, folder, config, options)
     spec = ModelSpec(
         kind="regression" if chosen == "regression" else "bradley-terry",
         dimension=len(labels),
         attributes=tuple(labels) if chosen == "regression" else (),
-        max_length=_longest(config.get_text_config().to_dict()),
+        max_length=min(positions_of(config) or _LONGEST, _LONGEST),
     )
-    backbone = getattr(model, model.base_model_prefix)
+    backbone: nn.Module = getattr(model, model.base_model_prefix)
     if isinstance(getattr(model, "score", None), nn.Linear):
         head = RepresentationHead(config.get_text_config().hidden_size, spec, value_head=model.score.float())
         return Loaded(PreferenceNetwork(backbone, head), spec)
     if config.model_type in _FIRST_TOKEN:
         head = RepresentationHead(config.hidden_size, spec, value_head=_FirstTokenHead(model).float())
+        if getattr(backbone, "pooler", None) is not None:
+            backbone.pooler = None  # type: ignore[assignment]  # it is the head's now, in float32
         return Loaded(PreferenceNetwork(backbone, head), spec, first_token=True)
     raise ModelLoadError(
         f"{folder} is a {config.model_type} classifier, whose head is neither one linear layer named score nor one of "
@@ -157,14 +166,22 @@ class _FirstTokenHead(nn.Module):
 
 
 def _backbone(folder: Path, options: Options) -> nn.Module:
-    checkpoints.weight_files(folder)
+    checkpoints.tensor_shapes(checkpoints.weight_files(folder))
     config = _config(folder, options)
-    model, info = AutoModel.from_pretrained(
-        folder, config=config, output_loading_info=True, **_arguments(config, options)
-    )
+    return _weighed(AutoModel, folder, config, options)
+
+
+def _weighed(auto: Any, folder: Path, config: Any, options: Options) -> nn.Module:
+    """Return the model with its weights, every one of them from the folder."""
+    try:
+        model, info = auto.from_pretrained(
+            folder, config=config, output_loading_info=True, **_arguments(config, options)
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelLoadError(f"{folder} cannot be loaded: {error}") from error
     _refuse_incomplete(folder, info)
-    backbone: nn.Module = model
-    return backbone
+    network: nn.Module = model
+    return network
 
 
 def _config(folder: Path, options: Options) -> Any:
@@ -180,10 +197,11 @@ def _arguments(config: Any, options: Options) -> dict[str, Any]:
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     return {
         "dtype": options.dtype,
-        "device_map": None if options.device.type == "cpu" else {"": options.device},
+        # Straight to the device where accelerate is installed; else by way of the CPU, moved by the caller.
+        "device_map": {"": options.device} if options.device.type != "cpu" and is_accelerate_available() else None,
         "use_safetensors": True,
         "trust_remote_code": options.trust_remote_code,
-        "attn_implementation": "eager" if capped else "sdpa" if config.model_type != "deberta-v2" else "eager",
+        "attn_implementation": "eager" if capped else None,
     }
 
 
@@ -213,6 +231,15 @@ def _with_linear_head(backbone: nn.Module, spec: ModelSpec, tensors: dict[str, T
     return PreferenceNetwork(backbone, head)
 
 
-def _longest(config: dict[str, Any]) -> int:
-    positions = config.get("max_position_embeddings") or _LONGEST
-    return min(int(positions), _LONGEST)
+def positions_of(config: Any) -> int | None:
+    """Return for how many tokens a backbone has positions, or None if there is no such limit.
+
+    Args:
+        config: a transformers configuration.
+    """
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    # These count positions from behind the padding token's id on.
+    return positions - text.pad_token_id - 1 if text.model_type in _OFFSET_POSITIONS else positions

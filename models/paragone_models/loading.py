@@ -84,7 +84,11 @@ def load_model(
     """
     if kind not in ("auto", *KINDS):
         raise ModelLoadError(f"kind is {kind!r}; it must be auto or one of {', '.join(KINDS)}")
+    if max_batch_tokens is not None and max_batch_tokens < 1:
+        raise ModelLoadError(f"max_batch_tokens is {max_batch_tokens}; it must be at least 1")
     where = resolve(os.fspath(source), revision)
+    if revision is not None and where.commit is None:
+        raise ModelLoadError(f"{source} lies on this machine and has no revisions; leave revision={revision!r} out")
     options = formats.Options(_dtype(dtype, _device(device)), _device(device), trust_remote_code)
     loaded = _read(where.folder, options, kind)
     overrides: dict[str, Any] = {
@@ -103,11 +107,11 @@ def load_model(
     network = loaded.network.to(options.device).eval().requires_grad_(requires_grad=False)
     network.head.spec = spec
     _refuse_non_finite(where.source, network)
-    reader = _reader(where, spec, first_token=loaded.first_token, trust_remote_code=trust_remote_code)
+    reader = _reader(where, replace(loaded, spec=spec), trust_remote_code=trust_remote_code)
     provenance = Provenance(
         name=name or where.name,
         source=where.source,
-        revision=where.commit or revision,
+        revision=where.commit,
         identity=identity_of(
             _weights_hash(where),
             spec,
@@ -115,7 +119,7 @@ def load_model(
         ),
         numerics=_numerics(network, options),
     )
-    budget = max_batch_tokens or (16384 if options.device.type == "cuda" else 4096)
+    budget = max_batch_tokens if max_batch_tokens is not None else (16384 if options.device.type == "cuda" else 4096)
     return PreferenceModel(network, spec, reader, provenance, max_batch_tokens=budget, first_token=loaded.first_token)
 
 
@@ -166,7 +170,7 @@ def _merged(weights: Mapping[str, float] | Sequence[float] | None, spec: ModelSp
 
 
 def _check_length(spec: ModelSpec, network: PreferenceNetwork) -> None:
-    positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    positions = formats.positions_of(network.config)
     if positions is not None and spec.max_length > positions:
         raise ModelLoadError(f"max_length is {spec.max_length}; the backbone has positions for {positions} tokens")
 
@@ -179,7 +183,7 @@ def _refuse_non_finite(source: str, network: PreferenceNetwork) -> None:
             )
 
 
-def _reader(where: Resolved, spec: ModelSpec, *, first_token: bool, trust_remote_code: bool) -> TextReader | None:
+def _reader(where: Resolved, loaded: formats.Loaded, *, trust_remote_code: bool) -> TextReader | None:
     if not any((where.tokenizer_folder / file).is_file() for file in _TOKENIZER_FILES):
         logger.warning("%s has no tokenizer files: it embeds tokens and refuses text", where.source)
         return None
@@ -187,7 +191,14 @@ def _reader(where: Resolved, spec: ModelSpec, *, first_token: bool, trust_remote
         tokenizer = AutoTokenizer.from_pretrained(where.tokenizer_folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
         raise ModelLoadError(f"the tokenizer of {where.source} cannot be loaded: {error}") from error
-    return TextReader(tokenizer, spec, first_token=first_token)
+    config = loaded.network.config.get_text_config()
+    return TextReader(
+        tokenizer,
+        loaded.spec,
+        first_token=loaded.first_token,
+        token_types=loaded.first_token and (getattr(config, "type_vocab_size", 0) or 0) > 1,
+        vocabulary=config.vocab_size,
+    )
 
 
 def _weights_hash(where: Resolved) -> str:

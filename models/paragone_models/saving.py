@@ -44,6 +44,8 @@ def save_model(
     head = network.head
     if not isinstance(head.value_head, nn.Linear) or head.value_head.out_features != spec.dimension:
         raise ValueError(f"only a linear head of {spec.dimension} outputs can be saved, not {head.value_head}")
+    if (head.prompt_head is not None) != (spec.gate == "softmax"):
+        raise ValueError(f"the spec's gate is {spec.gate}, and the head has {'a' if head.prompt_head else 'no'} gate")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     backbone: Any = network.backbone

@@ -1,7 +1,8 @@
 """What a preference model is, apart from its weights: the contents of ``paragone.json``."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -27,6 +28,32 @@ _CHOICES = {
     "bos": get_args(Bos),
     "reasoning": get_args(Reasoning),
 }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "dimension": (_is_count, "an integer"),
+    "max_length": (_is_count, "an integer"),
+    "temperature": (_is_number, "a number"),
+    "attributes": (lambda value: _is_list(value, lambda one: isinstance(one, str)), "a list of names"),
+    "weights": (lambda value: value is None or _is_list(value, _is_number), "a list of numbers, or null"),
+    "domain": (lambda value: value is None or isinstance(value, str), "a text, or null"),
+    **{
+        name: (lambda value: isinstance(value, bool), "true or false")
+        for name in ("calibrated", "normalise", "final_eos", "demonstration")
+    },
+}
+
+
+def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list | tuple) and all(map(of, value))
 
 
 @dataclass(frozen=True)
@@ -85,6 +112,10 @@ class ModelSpec:
                 f"{len(self.weights)} weights for {len(self.attributes)} attributes ({', '.join(self.attributes)}): "
                 "give one weight per attribute"
             )
+        if self.weights is not None and not all(math.isfinite(weight) for weight in self.weights):
+            raise ModelLoadError(f"weights are {list(self.weights)}; they must be finite numbers")
+        if len(set(self.attributes)) < len(self.attributes):
+            raise ModelLoadError(f"attributes are {list(self.attributes)}; every name may occur once")
         if self.weights is not None and self.kind != "regression":
             raise ModelLoadError(f"weights merge the attributes of a regression model; this one is {self.kind}")
         if self.gate != "none" and self.kind not in ("general-preference", "hybrid"):
@@ -143,7 +174,11 @@ class ModelSpec:
         if missing := {"kind", "dimension"} - set(values):
             raise ModelLoadError(f"paragone.json lacks {sorted(missing)}")
         given = dict(values)
-        given["attributes"] = tuple(given.get("attributes") or ())
+        given["attributes"] = given.get("attributes") or ()
+        for name, (fits, wanted) in _TYPES.items():
+            if name in given and not fits(given[name]):
+                raise ModelLoadError(f"{name} is {given[name]!r}; it must be {wanted}")
+        given["attributes"] = tuple(given["attributes"])
         if given.get("weights") is not None:
             given["weights"] = tuple(float(weight) for weight in given["weights"])
         return cls(**given)
