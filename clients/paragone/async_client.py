@@ -60,7 +60,7 @@ class AsyncClient:
         model: id of the model to ask when a call names none.
         timeout_s: deadline of one HTTP request, its retries included. A batch that is split has one for each part.
         retries: tries after the first one, for failed connections, 502, 503, 504 and 429 with ``Retry-After``.
-        max_items_per_request: larger batches are split.
+        max_items_per_request: larger batches are split; a group counts as its responses and references.
         max_bytes_per_request: batches with more bytes of text are split.
         concurrency: most requests of one call in flight.
         transport: what carries the requests, if not the network (an ``httpx2`` transport).

@@ -140,7 +140,7 @@ def parts_of(
         route: which route is asked.
         batch: wire types, dicts, or tuples in the order of ``route.fields``.
         options: what else the request says.
-        max_items: most items in one part.
+        max_items: most items in one part; a group counts as its responses and references.
         max_bytes: most bytes of items in one part; an item that is larger travels alone.
 
     Raises:
@@ -155,11 +155,13 @@ def parts_of(
     written = [item.__pydantic_serializer__.to_json(item, exclude_unset=True) for item in items]  # bytes, uncopied
     envelope = request.model_dump_json(exclude={route.asked}, exclude_unset=True, by_alias=True).encode()
     head = envelope[:-1] + (b"," if len(envelope) > 2 else b"") + f'"{route.asked}":['.encode()
-    if len(items) <= max_items and sum(map(len, written)) <= max_bytes:
+    counts = [_count(item) for item in items]
+    if sum(counts) <= max_items and sum(map(len, written)) <= max_bytes:
         cuts: Iterable[Sequence[int]] = [range(len(items))]
     else:
         prompts = [item.prompt if isinstance(item.prompt, str) else prompt_hash(item.prompt) for item in items]
-        cuts = _cut(prompts, [len(text) for text in written], max_items=max_items, max_bytes=max_bytes)
+        loads = list(zip(counts, map(len, written), strict=True))
+        cuts = _cut(prompts, loads, most=(max_items, max_bytes))
     return [
         Part(
             body=head + b",".join(written[place] for place in places) + b"]}",
@@ -181,25 +183,38 @@ def _shaped(route: Route[AnswerT], place: int, given: object) -> object:
     return dict(zip(route.fields, given, strict=True))
 
 
-def _cut(prompts: Sequence[str], sizes: Sequence[int], *, max_items: int, max_bytes: int) -> Iterator[Sequence[int]]:
-    """Yield the places of each part: siblings of one prompt together, prompts in the order of their first sibling."""
+def _count(item: Pair | Item | Group) -> int:
+    """Return what an item counts towards a part's limit: a group counts as its responses and references."""
+    return len(item.responses) + len(item.references or ()) if isinstance(item, Group) else 1
+
+
+def _cut(prompts: Sequence[str], loads: Sequence[tuple[int, int]], *, most: tuple[int, int]) -> Iterator[Sequence[int]]:
+    """Yield the places of each part: siblings of one prompt together, prompts in the order of their first sibling.
+
+    Args:
+        prompts: of each item.
+        loads: of each item, its count and its bytes.
+        most: the largest load of a part; an item that is over it alone makes a part of its own.
+    """
     siblings: dict[str, list[int]] = {}
     for place, prompt in enumerate(prompts):
         siblings.setdefault(prompt, []).append(place)
     part: list[int] = []
-    size = 0
+    count = size = 0
     for family in siblings.values():
-        family_size = sum(sizes[place] for place in family)
-        fits_alone = len(family) <= max_items and family_size <= max_bytes
-        if part and fits_alone and (len(part) + len(family) > max_items or size + family_size > max_bytes):
+        family_count = sum(loads[place][0] for place in family)
+        family_size = sum(loads[place][1] for place in family)
+        fits_alone = family_count <= most[0] and family_size <= most[1]
+        if part and fits_alone and (count + family_count > most[0] or size + family_size > most[1]):
             yield part
-            part, size = [], 0
+            part, count, size = [], 0, 0
         for place in family:
-            if part and (len(part) >= max_items or size + sizes[place] > max_bytes):
+            if part and (count + loads[place][0] > most[0] or size + loads[place][1] > most[1]):
                 yield part
-                part, size = [], 0
+                part, count, size = [], 0, 0
             part.append(place)
-            size += sizes[place]
+            count += loads[place][0]
+            size += loads[place][1]
     if part:
         yield part
 

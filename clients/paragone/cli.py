@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None, *, commands: Iterable[EntryPoin
         extra = _missing_extra(found[name])
         if extra is None:
             raise
-        return _failed(f"paragone {name} needs more ({error}): pip install 'paragone[{extra}]'", 1)
+        return _failed(
+            f"paragone {name} lacks a part of its installation ({error}): pip install 'paragone[{extra}]'", 1
+        )
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in _PACKAGES:
             raise

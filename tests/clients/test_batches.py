@@ -104,6 +104,17 @@ def test_a_family_larger_than_a_part_fills_the_parts():
     assert [list(part.places) for part in parts] == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
+def test_a_group_counts_as_its_responses_and_references():
+    groups = [
+        ("p", ["a"] * 3),
+        {"prompt": "q", "responses": ["a"], "references": ["b"] * 2},
+        ("r", ["a"] * 9),
+        ("s", ["a"]),
+    ]
+    parts = split(groups, route=TOURNAMENTS, max_items=6)
+    assert [list(part.places) for part in parts] == [[0, 1], [2], [3]]
+
+
 def test_a_text_and_its_one_user_message_are_siblings():
     assert prompt_hash("p") == prompt_hash([Message(role="user", content="p")])
     assert prompt_hash("p") != prompt_hash([Message(role="system", content="p")])
