@@ -1,0 +1,231 @@
+"""One exact step of every method, as exponential weights in log space.
+
+All of them are ``mirror_update``, the exact counterpart of the one regression in ``paragone_training.regression``:
+
+    log pi' = (1 - h tau) log base + h tau log mu + h P opponent - log Z
+
+A response with probability 0 under the base (or under the reference, where it has weight) keeps probability 0.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import logsumexp, xlogy
+
+from paragone_training.games.inputs import (
+    Float64s,
+    check_positive,
+    check_unit,
+    checked_policy,
+    checked_preference,
+)
+
+__all__ = [
+    "egpo_update",
+    "inpo_update",
+    "mirror_update",
+    "mpo_eta",
+    "nash_mp_step",
+    "omwu_step",
+    "sppo_update",
+]
+
+
+def mirror_update(
+    base: ArrayLike,
+    opponent: ArrayLike,
+    preference: ArrayLike,
+    reference: ArrayLike,
+    *,
+    step: float,
+    tau: float,
+) -> Float64s:
+    """Return the step from ``base`` towards what beats ``opponent``, drawn to ``reference``.
+
+        pi'(y) ∝ base(y)^(1 - h tau) mu(y)^(h tau) exp(h P(y > opponent))
+
+    Source: INPO (arXiv 2407.00617), the mirror-descent step of §3, with base and opponent told apart.
+
+    Args:
+        base: the policy that the step starts from. [n]
+        opponent: the policy that win rates are measured against. [n]
+        preference: P(row beats column). [n, n]
+        reference: mu. [n]
+        step: h, nats of log-ratio per unit of win rate.
+        tau: weight of the KL to the reference.
+
+    Returns:
+        The next policy. [n]
+
+    Raises:
+        ValueError: if the preference or a policy is none, the step is not positive and finite, step * tau lies outside
+            [0, 1], or base and reference share no response.
+    """
+    table = checked_preference(preference)
+    start = checked_policy(base, len(table), name="base")
+    other = checked_policy(opponent, len(table), name="opponent")
+    mu = checked_policy(reference, len(table), name="reference")
+    check_positive(step=step)
+    pull = step * tau
+    check_unit("step * tau", pull, "lower the step")
+    log_weight = xlogy(1.0 - pull, start) + xlogy(pull, mu) + step * (table @ other)
+    if np.isneginf(log_weight).all():
+        raise ValueError("base and reference have no response in common: nothing is left to play")
+    return np.asarray(np.exp(log_weight - logsumexp(log_weight)))
+
+
+def sppo_update(policy: ArrayLike, preference: ArrayLike, *, eta: float) -> Float64s:
+    """Return the exponential-weights (Hedge) step of SPPO's theory.
+
+        pi'(y) ∝ pi(y) exp(eta P(y > pi))
+
+    Source: Wu et al., SPPO (arXiv 2405.00675), §4; Freund and Schapire (1999). The trained loss has another minimiser
+    (its constant eta/2 in place of log Z), equal to first order in eta.
+
+    Args:
+        policy: pi. [n]
+        preference: P(row beats column). [n, n]
+        eta: the step, nats of log-ratio per unit of win rate.
+
+    Returns:
+        The next policy. [n]
+
+    Raises:
+        ValueError: if the preference or the policy is none, or eta is not positive and finite.
+    """
+    check_positive(eta=eta)
+    return mirror_update(policy, policy, preference, policy, step=eta, tau=0.0)
+
+
+def inpo_update(policy: ArrayLike, preference: ArrayLike, reference: ArrayLike, *, eta: float, tau: float) -> Float64s:
+    """Return the step of INPO. Its eta is the INVERSE of the step, unlike SPPO's.
+
+        pi'(y) ∝ exp(P(y > pi)/eta) mu(y)^(tau/eta) pi(y)^(1 - tau/eta)
+
+    Source: Zhang et al., INPO (arXiv 2407.00617), the closed form of §3. It is MPO's step with eta = ``mpo_eta``.
+
+    Args:
+        policy: pi. [n]
+        preference: P(row beats column). [n, n]
+        reference: mu. [n]
+        eta: weight of the KL to pi.
+        tau: weight of the KL to mu, in [0, eta].
+
+    Returns:
+        The next policy. [n]
+
+    Raises:
+        ValueError: if the preference or a policy is none, eta is not positive and finite, or tau lies outside [0, eta].
+    """
+    check_positive(eta=eta)
+    if not 0 <= tau <= eta:
+        raise ValueError(f"tau must lie in [0, eta] = [0, {eta}], not {tau}: raise eta (a smaller step) or lower tau")
+    # tau/eta may exceed 1 by rounding where both are equal; the step is then exactly 1/tau.
+    step = 1.0 / eta
+    return mirror_update(policy, policy, preference, reference, step=step, tau=min(tau, 1.0 / step))
+
+
+def egpo_update(policy: ArrayLike, preference: ArrayLike, reference: ArrayLike, *, step: float, tau: float) -> Float64s:
+    """Return the extragradient step: look ahead to v, then step from pi against v.
+
+        v(y)   ∝ pi(y)^(1 - h tau) mu(y)^(h tau) exp(h P(y > pi))
+        pi'(y) ∝ pi(y)^(1 - h tau) mu(y)^(h tau) exp(h P(y > v))
+
+    Source: Zhou et al., EGPO (arXiv 2503.08942), and the authors' simulation code. Nash-MP with step s is this with
+    ``nash_mp_step(s, tau)``.
+
+    Args:
+        policy: pi. [n]
+        preference: P(row beats column). [n, n]
+        reference: mu. [n]
+        step: h, nats of log-ratio per unit of win rate.
+        tau: weight of the KL to mu; 0 aims at the game without reference.
+
+    Returns:
+        The next policy. [n]
+
+    Raises:
+        ValueError: if the preference or a policy is none, the step is not positive and finite, or step * tau lies
+            outside [0, 1].
+    """
+    half = mirror_update(policy, policy, preference, reference, step=step, tau=tau)
+    return mirror_update(policy, half, preference, reference, step=step, tau=tau)
+
+
+def omwu_step(
+    policy: ArrayLike,
+    base: ArrayLike | None,
+    preference: ArrayLike,
+    reference: ArrayLike,
+    *,
+    step: float,
+    tau: float,
+) -> tuple[Float64s, Float64s]:
+    """Return the next policy and the next base of optimistic multiplicative weights.
+
+        b_t(y)     ∝ b_{t-1}(y)^(1 - h tau) mu(y)^(h tau) exp(h P(y > v_t))
+        v_{t+1}(y) ∝ b_t(y)^(1 - h tau)     mu(y)^(h tau) exp(h P(y > v_t))
+
+    At the start, base None, the previous win rates are taken to be the present ones, which makes b_0 the policy itself.
+    One round of the oracle a step. With tau = 0, log v_{t+1} = log v_t + h (2 W_t - W_{t-1}), the sequence that ONPO
+    plays. Source: Cen et al. (arXiv 2105.15186); arXiv 2512.24818 for tau = 0; ONPO (arXiv 2502.16852).
+
+    Args:
+        policy: v_t, the policy that is played. [n]
+        base: b_{t-1}, the second of the last call's answers; None at the start. [n]
+        preference: P(row beats column). [n, n]
+        reference: mu. [n]
+        step: h, nats of log-ratio per unit of win rate.
+        tau: weight of the KL to mu; 0 aims at the game without reference.
+
+    Returns:
+        v_{t+1}, to be played next, and b_t, to be handed back. [n], [n]
+
+    Raises:
+        ValueError: if the preference or a policy is none, the step is not positive and finite, or step * tau lies
+            outside [0, 1].
+    """
+    if base is None:
+        now = checked_policy(policy, len(checked_preference(preference)))
+    else:
+        now = mirror_update(base, policy, preference, reference, step=step, tau=tau)
+    return mirror_update(now, policy, preference, reference, step=step, tau=tau), now
+
+
+def nash_mp_step(step: float, tau: float) -> float:
+    """Return the step with which EGPO is Nash-MP (mirror prox) of the given step.
+
+        h' = h / (1 + h tau)
+
+    Source: arXiv 2505.19731 (version 1) for Nash-MP; the identity is derived in docs/policy-mathematics.md.
+
+    Args:
+        step: h of Nash-MP, in nats per unit of win rate; 2 in the paper.
+        tau: weight of the KL to the reference.
+
+    Raises:
+        ValueError: if step is not positive and finite, or tau is negative.
+    """
+    check_positive(step=step)
+    if not tau >= 0:
+        raise ValueError(f"tau must not be negative, not {tau}")
+    return step / (1.0 + step * tau)
+
+
+def mpo_eta(step: float, tau: float) -> float:
+    """Return the eta with which INPO is MPO (magnetic mirror descent) of the given step.
+
+        eta = tau + 1/h
+
+    Source: arXiv 2410.16714 for MPO; the identity is derived in docs/policy-mathematics.md.
+
+    Args:
+        step: h of MPO, in nats per unit of win rate.
+        tau: weight of the KL to the magnet.
+
+    Raises:
+        ValueError: if step is not positive and finite, or tau is negative.
+    """
+    check_positive(step=step)
+    if not tau >= 0:
+        raise ValueError(f"tau must not be negative, not {tau}")
+    return tau + 1.0 / step

@@ -1,0 +1,1 @@
+"""Training a policy against the hosted oracle: targets, diagnostics and the loop."""
