@@ -60,8 +60,8 @@ def ask(
 
 
 def _caution(info: ModelInfo) -> str:
-    domain = f": it was trained on {info.domain}" if info.domain else ""
-    return f"{info.id} is a demonstration{domain}."
+    domain = f"; it knows: {info.domain}" if info.domain else ""
+    return f"{info.id} is a demonstration, no judge to rely on{domain}."
 
 
 def _percent(probability: float) -> str:

@@ -96,7 +96,7 @@ class AsyncClient:
             max_bytes_per_request=max_bytes_per_request,
             concurrency=concurrency,
         )
-        self._http = httpx2.AsyncClient(transport=transport)
+        self._http = httpx2.AsyncClient(transport=transport, trust_env=not self._settings.loopback)
         self._clock = clock
         self._sleep = sleep
 

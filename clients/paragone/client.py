@@ -1,10 +1,10 @@
 """The client that waits for its answers; ``paragone.async_client`` has the same methods for coroutines."""
 
+import queue
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Literal, Self
 
@@ -101,7 +101,7 @@ class Client:
             max_bytes_per_request=max_bytes_per_request,
             concurrency=concurrency,
         )
-        self._http = httpx2.Client(transport=transport)
+        self._http = httpx2.Client(transport=transport, trust_env=not self._settings.loopback)
         self._clock = clock
         self._sleep = sleep
 
@@ -285,19 +285,41 @@ class Client:
         parts = parts_of(route, batch, options, max_items=self._settings.max_items, max_bytes=self._settings.max_bytes)
         if len(parts) == 1:
             return self._ask_part(route, parts[0], _never)
-        failed = threading.Event()
-        workers = ThreadPoolExecutor(min(self._settings.concurrency, len(parts)), thread_name_prefix="paragone")
+        return merged(route, parts, self._ask_parts(route, parts))
+
+    def _ask_parts(self, route: Route[AnswerT], parts: Sequence[Part]) -> list[AnswerT]:
+        """Return the answers to the parts, asked by a few threads; the first failure drops the parts that wait.
+
+        The threads are daemons, so that an interrupted program need not wait for answers that nobody reads.
+        """
+        given_up = threading.Event()
+        waiting = iter(list(enumerate(parts)))
+        turn = threading.Lock()
+        finished: queue.SimpleQueue[tuple[int, AnswerT | Exception]] = queue.SimpleQueue()
+
+        def work() -> None:
+            while not given_up.is_set():
+                with turn:
+                    place, part = next(waiting, (-1, None))
+                if part is None:
+                    return
+                try:
+                    finished.put((place, self._ask_part(route, part, given_up.is_set)))
+                except Exception as error:  # noqa: BLE001 (it is raised again where the answers are awaited)
+                    finished.put((place, error))
+
+        for _ in range(min(self._settings.concurrency, len(parts))):
+            threading.Thread(target=work, name="paragone", daemon=True).start()
+        answers: dict[int, AnswerT] = {}
         try:
-            asked = [workers.submit(self._ask_part, route, part, failed.is_set) for part in parts]
-            done, _ = wait(asked, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-            answers = [future.result() for future in asked]
+            while len(answers) < len(parts):
+                place, outcome = finished.get()
+                if isinstance(outcome, Exception):
+                    raise outcome
+                answers[place] = outcome
         finally:
-            # After a failure the parts that wait are dropped, and those in flight are not tried again.
-            failed.set()
-            workers.shutdown(wait=False, cancel_futures=True)
-        return merged(route, parts, answers)
+            given_up.set()
+        return [answers[place] for place in range(len(parts))]
 
     def _ask_part(self, route: Route[AnswerT], part: Part, stopped: Callable[[], bool]) -> AnswerT:
         try:

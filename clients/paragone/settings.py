@@ -1,5 +1,6 @@
 """What both clients are set to: checked once, when a client is made, and never read from the environment."""
 
+import ipaddress
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,20 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_MAX_BYTES = 8 * 1024 * 1024
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Settings:
     """Where a client sends its requests, and how. Its repr leaves the headers out: they hold the key.
 
     Attributes:
         url: address of the service, without a final slash.
+        loopback: whether the service is on this machine; a proxy of the environment is for other machines.
         headers: sent with every request.
         model: id of the model that is asked when a call names none; None: the server's default.
         policy: how often and how long a request is tried.
@@ -30,6 +39,7 @@ class Settings:
     """
 
     url: str
+    loopback: bool
     headers: Mapping[str, str]
     model: str | None
     policy: RetryPolicy
@@ -80,6 +90,7 @@ class Settings:
             headers["authorization"] = f"Bearer {api_key}"
         return cls(
             url=url.rstrip("/"),
+            loopback=_is_loopback(parsed.hostname),
             headers=headers,
             model=model,
             policy=RetryPolicy(retries=retries, timeout_s=timeout_s),

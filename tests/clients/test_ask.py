@@ -39,7 +39,7 @@ def test_the_answer_is_one_line_and_a_demonstration_says_so(url, capsys):
     assert ask("--url", url, "TV or books?", "x" * 20, "x" * 5) == 0
     assert capsys.readouterr().out == (
         "first preferred: 82 %  (logit 1.50, longer)\n"
-        "longer is a demonstration: it was trained on the length of a text.\n"
+        "longer is a demonstration, no judge to rely on; it knows: the length of a text.\n"
     )
 
 

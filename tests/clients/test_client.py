@@ -209,6 +209,13 @@ def test_over_a_real_socket_an_overloaded_server_is_asked_again():
     assert json.loads(oracle.seen[0].content)["pairs"][0]["first"] == "é日"
 
 
+def test_a_service_on_this_machine_is_not_asked_through_a_proxy(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with listening(Oracle()) as url, Client(url, retries=0) as client:
+        assert client.prefer("p", "a", "b") == 0.5
+
+
 def test_one_client_serves_many_threads(client):
     answers = {}
 
