@@ -1,0 +1,136 @@
+"""The spec of a model: it survives its file, and refuses what cannot be."""
+
+import json
+
+import pytest
+
+from paragone_models.errors import ModelLoadError
+from paragone_models.spec import KINDS, ModelSpec
+
+GOOD = {
+    "bradley-terry": {"dimension": 1},
+    "regression": {"dimension": 2, "attributes": ("helpful", "verbose"), "weights": (1.0, -0.5)},
+    "helpsteer": {"dimension": 3, "attributes": ("helpful", "verbose")},
+    "general-preference": {"dimension": 4, "gate": "softmax", "normalise": True, "temperature": 0.1},
+    "hybrid": {"dimension": 5, "gate": "softmax"},
+}
+
+
+def test_there_is_a_good_spec_for_every_kind():
+    assert set(GOOD) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_spec_survives_its_file(kind):
+    spec = ModelSpec(kind=kind, **GOOD[kind], domain="Erörterungen", demonstration=True, max_length=77)
+    assert ModelSpec.from_json(spec.to_json()) == spec
+    assert ModelSpec.from_json(spec.to_json().encode()) == spec
+
+
+def test_a_file_needs_no_more_than_kind_and_dimension():
+    spec = ModelSpec.from_json('{"format": 1, "kind": "bradley-terry", "dimension": 1}')
+    assert spec == ModelSpec(kind="bradley-terry", dimension=1)
+
+
+def test_blocks_are_counted_where_there_is_a_general_preference_vector():
+    assert {kind: ModelSpec(kind=kind, **GOOD[kind]).blocks for kind in KINDS} == {
+        "bradley-terry": 0,
+        "regression": 0,
+        "helpsteer": 0,
+        "general-preference": 2,
+        "hybrid": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "dimension", "attributes"),
+    [
+        ("bradley-terry", 2, ()),
+        ("bradley-terry", 0, ()),
+        ("regression", 0, ()),
+        ("regression", 3, ("one", "two")),
+        ("helpsteer", 1, ()),
+        ("helpsteer", 2, ("one", "two")),
+        ("general-preference", 3, ()),
+        ("general-preference", 0, ()),
+        ("hybrid", 1, ()),
+        ("hybrid", 4, ()),
+    ],
+)
+def test_a_dimension_that_does_not_fit_the_kind_is_refused(kind, dimension, attributes):
+    with pytest.raises(ModelLoadError, match=f"dimension {dimension} with .* does not fit kind {kind}"):
+        ModelSpec(kind=kind, dimension=dimension, attributes=attributes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"kind": "oracle"}, "kind is 'oracle'; it must be one of bradley-terry"),
+        ({"pooling": "max"}, "pooling is 'max'"),
+        ({"gate": "sigmoid"}, "gate is 'sigmoid'"),
+        ({"special_tokens": "yes"}, "special_tokens is 'yes'"),
+        ({"bos": "twice"}, "bos is 'twice'"),
+        ({"reasoning": "drop"}, "reasoning is 'drop'"),
+        ({"temperature": 0.0}, "temperature is 0.0; it must be a positive number"),
+        ({"temperature": float("nan")}, "it must be a positive number"),
+        ({"temperature": float("inf")}, "it must be a positive number"),
+        ({"max_length": 0}, "at least 1 token"),
+        ({"gate": "softmax"}, "kind bradley-terry has none"),
+        ({"weights": ()}, "weights merge the attributes of a regression model"),
+    ],
+)
+def test_what_cannot_be_is_refused(fields, reason):
+    with pytest.raises(ModelLoadError, match=reason):
+        ModelSpec(**{"kind": "bradley-terry", "dimension": 1, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"weights": (1.0,)}, "1 weights for 2 attributes"),
+        ({"weights": (1.0, float("nan"))}, "must be finite numbers"),
+        ({"attributes": ("one", "one")}, "every name may occur once"),
+    ],
+)
+def test_weights_and_attributes_must_make_sense(fields, reason):
+    with pytest.raises(ModelLoadError, match=reason):
+        ModelSpec(**{"kind": "regression", "dimension": 2, "attributes": ("one", "two"), **fields})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        ("[]", "not of format 1"),
+        ('{"kind": "bradley-terry", "dimension": 1}', "not of format 1"),
+        ('{"format": 2, "kind": "bradley-terry", "dimension": 1}', "a newer version"),
+        ('{"format": 1, "kind": "bradley-terry", "dimension": 1, "colour": 1}', r"unknown fields \['colour'\]"),
+        ('{"format": 1, "kind": "bradley-terry"}', r"lacks \['dimension'\]"),
+    ],
+)
+def test_a_file_that_is_no_spec_is_refused(text, reason):
+    with pytest.raises(ModelLoadError, match=reason):
+        ModelSpec.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dimension", "1"),
+        ("dimension", 1.0),
+        ("dimension", True),
+        ("max_length", None),
+        ("temperature", "hot"),
+        ("attributes", "helpful"),
+        ("attributes", [1]),
+        ("weights", ["1"]),
+        ("domain", 3),
+        ("normalise", 1),
+        ("kind", ["bradley-terry"]),
+    ],
+)
+def test_a_field_of_another_type_is_refused(field, value):
+    values = {"format": 1, "kind": "bradley-terry", "dimension": 1, field: value}
+    with pytest.raises(ModelLoadError, match=f"{field} is "):
+        ModelSpec.from_json(json.dumps(values))
