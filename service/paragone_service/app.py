@@ -46,7 +46,8 @@ def create_app(
 
     Args:
         settings: from ``load_settings``.
-        models: loaded models by name, the default one first unless the settings say otherwise.
+        models: loaded models by name, the default one first unless the settings say otherwise. None are enough for
+            the OpenAPI document.
         engines: what runs a model instead of this process, by name.
         drain: whether the server is shutting down, shared with whoever handles signals.
         clock: in seconds.
@@ -64,7 +65,7 @@ def create_app(
         except ValueError as error:
             raise ConfigError(f"redis_url: {error}") from error
     cache = Cache(MemoryCache(round(settings.memory_cache_mb * 1e6)), redis, metrics)
-    default = settings.default_model if settings.default_model in models else next(iter(models))
+    default = settings.default_model if settings.default_model in models else next(iter(models), "")
     registry = Registry(models, default, settings, cache, metrics, engines=engines, clock=clock)
     workers = ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1), thread_name_prefix="tournaments")
 

@@ -155,7 +155,7 @@ def scoring_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[
     content = {"schema": {"$ref": f"{_SCHEMAS}{request.__name__}"}, "example": example[0]}
     return {
         "response_model": answer,
-        "responses": _responses(answer, *_BODY, *_TEXT, *compares, *runs, *_ALWAYS),
+        "responses": _errors(*_BODY, *_TEXT, *compares, *runs, *_ALWAYS),
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
     }
 
@@ -163,7 +163,7 @@ def scoring_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[
 def inspection_document(answer: type[BaseModel], *, named: bool = False) -> dict[str, Any]:
     """Return what FastAPI needs to document a route that only shows something, perhaps of a named model."""
     unknown = (ErrorCode.UNKNOWN_MODEL,) if named else ()
-    return {"response_model": answer, "responses": _responses(answer, *unknown, *_ALWAYS)}
+    return {"response_model": answer, "responses": _errors(*unknown, *_ALWAYS)}
 
 
 def health_document(description: str, *codes: ErrorCode) -> dict[str, Any]:
@@ -204,11 +204,16 @@ def _document(app: FastAPI) -> dict[str, Any]:
     schemas.update(own["$defs"])
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own error, which is never sent
         schemas.pop(name, None)
+    examples = {wire.__name__: example for wire, example in _EXAMPLES.items()}  # put in here: FastAPI drops nulls
     for operations in document["paths"].values():
         for operation in operations.values():
             refusal = operation["responses"].get("422", {})
             if "HTTPValidationError" in str(refusal):
                 del operation["responses"]["422"]
+            content = operation["responses"]["200"]["content"].get("application/json", {})
+            name = content.get("schema", {}).get("$ref", "").removeprefix(_SCHEMAS)
+            if name in examples:
+                content["example"] = examples[name]
     components["schemas"] = dict(sorted(schemas.items()))
     components["securitySchemes"] = {
         "bearer": {
@@ -219,11 +224,6 @@ def _document(app: FastAPI) -> dict[str, Any]:
     }
     document["security"] = [{"bearer": []}]
     return document
-
-
-def _responses(answer: type[BaseModel], *codes: ErrorCode) -> dict[int | str, dict[str, Any]]:
-    content = {"application/json": {"example": _EXAMPLES[answer]}}
-    return {200: {"content": content}, **_errors(*codes)}
 
 
 def _errors(*codes: ErrorCode) -> dict[int | str, dict[str, Any]]:

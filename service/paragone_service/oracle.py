@@ -49,6 +49,7 @@ class _Missing:
     values: dict[bytes, bytes | ServiceError]
     forward_responses: int = 0
     forward_tokens: int = 0
+    forward_answers: int = 0  # of the responses that this request ran, those that gave a representation
 
 
 class Oracle:
@@ -233,6 +234,7 @@ class Oracle:
                 await asyncio.wait(waiting)
             self._time(call.timings, started, joined)
             missing.values.update((key, ticket.outcome.result()) for key, ticket in joined.items())
+            missing.forward_answers = sum(isinstance(missing.values[key], bytes) for key in own)
             return missing
         finally:
             self.scheduler.leave(list(joined.values()))
@@ -320,7 +322,7 @@ class Oracle:
         usage = Usage(
             forward_responses=missing.forward_responses,
             forward_tokens=missing.forward_tokens,
-            cached_responses=max(0, len(keys) - missing.forward_responses - len(errors)),
+            cached_responses=max(0, len(keys) - missing.forward_answers - len(errors)),
             truncated=len(cut),
         )
         return Represented(vectors, dropped, problems, usage)
@@ -336,7 +338,7 @@ class Oracle:
         if missing.values:
             misses = found.count(None)
             self._metrics.cache_responses.labels("miss").inc(missing.forward_responses)
-            self._metrics.cache_responses.labels("coalesced").inc(max(0, misses - missing.forward_responses - errors))
+            self._metrics.cache_responses.labels("coalesced").inc(max(0, misses - missing.forward_answers - errors))
         if truncated:
             self._metrics.truncations.labels(self.name).inc(truncated)
 

@@ -1,0 +1,94 @@
+"""``paragone serve``: what it refuses before it starts, with which message and exit code."""
+
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from paragone.cli import main
+
+
+def refused(capsys, *arguments):
+    try:
+        code = main(["serve", *arguments])
+    except SystemExit as error:
+        code = error.code
+    return code, re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+def test_listening_beyond_loopback_needs_a_key(capsys):
+    code, message = refused(capsys, "--host", "0.0.0.0")
+    assert code == 2
+    assert message.startswith(
+        "paragone serve: host 0.0.0.0 can be reached by others and there is no key: set --api-key"
+    )
+
+
+def test_a_path_that_is_not_there_is_refused(capsys):
+    code, message = refused(capsys, "--model", "judge=/nowhere/judge")
+    assert code == 2
+    assert "/nowhere/judge" in message
+
+
+def test_a_checkpoint_without_its_head_is_refused(capsys, folders, tmp_path):
+    folder = tmp_path / "headless"
+    shutil.copytree(folders["bt"], folder)
+    (folder / "head.safetensors").unlink()
+    code, message = refused(capsys, "--model", f"judge={folder}")
+    assert code == 2
+    assert "head" in message
+
+
+def test_nan_in_the_weights_is_refused(capsys, folders, tmp_path):
+    folder = tmp_path / "poisoned"
+    shutil.copytree(folders["bt"], folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(iter(tensors))
+    tensors[name] = torch.full_like(tensors[name], float("nan"))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    code, message = refused(capsys, "--model", f"judge={folder}")
+    assert code == 2
+    assert "NaN or infinity" in message
+
+
+def test_an_unknown_key_of_the_file_is_refused(capsys, tmp_path):
+    path = tmp_path / "paragone.toml"
+    path.write_text("hots = '127.0.0.1'")
+    code, message = refused(capsys, "--config", str(path))
+    assert (code, message) == (2, "paragone serve: unknown key 'hots': did you mean 'host'? ")
+
+
+def test_an_unknown_flag_is_refused(capsys):
+    code, message = refused(capsys, "--hots", "x")
+    assert code == 2
+    assert "--host" in message
+
+
+def test_two_models_of_one_name_are_refused(capsys):
+    code, message = refused(capsys, "--model", "a=one", "--model", "a=two")
+    assert code == 2
+    assert "two models are called 'a'" in message
+
+
+def test_a_redis_url_that_is_none_is_refused(capsys, folders):
+    code, message = refused(capsys, "--model", f"a={folders['bt']}", "--redis-url", "localhost:6379")
+    assert code == 2
+    assert "paragone serve: redis_url: Redis URL must specify one of the following schemes" in message
+
+
+@pytest.mark.parametrize("flag", ["--port", "--max-batch-tokens"])
+def test_a_number_that_is_none_is_refused(capsys, flag):
+    code, message = refused(capsys, flag, "many")
+    assert code == 2
+    assert "integer" in message
+
+
+def test_help_lists_every_flag(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for flag in ("--host", "--port", "--model", "--config", "--redis-url", "--api-key", "--api-key-file", "--device"):
+        assert flag in shown

@@ -1,0 +1,125 @@
+"""What every request passes: key, request id, timings, draining, counting."""
+
+import logging
+
+import pytest
+
+from paragone_service.middleware import Drain
+
+from .conftest import serving
+
+pytestmark = pytest.mark.anyio
+
+GOOD = {"pairs": [{"prompt": "p", "first": "a", "second": "b"}]}
+PATHS = ["/v1/models", "/v1/models/gpm", "/metrics", "/openapi.json", "/docs", "/nothing"]
+
+
+async def test_without_the_key_nothing_but_health_is_answered(hosted):
+    async with serving(hosted, api_key="sesame") as client:
+        for path in PATHS:
+            response = await client.get(path)
+            assert (response.status_code, response.json()["error"]["code"]) == (401, "missing_key"), path
+            assert response.headers["www-authenticate"] == "Bearer"
+        assert (await client.post("/v1/preferences", json=GOOD)).status_code == 401
+        for path in ("/livez", "/readyz"):
+            assert (await client.get(path)).status_code == 200
+
+
+@pytest.mark.parametrize("value", ["Bearer open", "Bearer sesame2", "bearer SESAME"])
+async def test_a_wrong_key_is_refused(hosted, value):
+    async with serving(hosted, api_key="sesame", headers={"authorization": value}) as client:
+        response = await client.post("/v1/preferences", json=GOOD)
+        assert response.status_code == 403
+        assert response.json()["error"] == {"code": "wrong_key", "message": "this is not the server's key"}
+
+
+@pytest.mark.parametrize("value", ["sesame", "Basic sesame", "Bearer", "Bearer "])
+async def test_a_key_that_is_not_a_bearer_key_is_missing(hosted, value):
+    async with serving(hosted, api_key="sesame", headers={"authorization": value}) as client:
+        assert (await client.post("/v1/preferences", json=GOOD)).json()["error"]["code"] == "missing_key"
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+async def test_with_the_key_everything_is_answered(hosted, scheme):
+    async with serving(hosted, api_key="sesame", headers={"authorization": f"{scheme} sesame"}) as client:
+        assert (await client.post("/v1/preferences", json=GOOD)).status_code == 200
+        assert (await client.get("/metrics")).status_code == 200
+
+
+async def test_a_request_id_is_given_back_and_made_where_there_is_none(client):
+    response = await client.get("/livez", headers={"x-request-id": "abc-123"})
+    assert response.headers["x-request-id"] == "abc-123"
+    made = {(await client.get("/livez")).headers["x-request-id"] for _ in range(2)}
+    assert len(made) == 2
+    for bad in ("two words", "x" * 200):
+        assert (await client.get("/livez", headers={"x-request-id": bad})).headers["x-request-id"] != bad
+
+
+async def test_every_answer_says_where_the_time_went(client):
+    cold = await client.post("/v1/preferences", json=GOOD)
+    warm = await client.post("/v1/preferences", json=GOOD)
+    refused = await client.post("/v1/preferences", json={"pairs": 1})
+    names = [f"x-{phase}-ms" for phase in ("tokenize", "queue", "inference", "total")]
+    times = [{name: float(answer.headers[name]) for name in names} for answer in (cold, warm, refused)]
+    assert times[0]["x-tokenize-ms"] > 0
+    assert times[0]["x-inference-ms"] > 0
+    for one in times[1:]:
+        assert one["x-tokenize-ms"] == one["x-queue-ms"] == one["x-inference-ms"] == 0
+        assert one["x-total-ms"] > 0
+    parts = sum(times[0][name] for name in names[:-1])
+    assert parts <= times[0]["x-total-ms"]
+
+
+async def test_requests_are_counted_by_route_and_status_and_unknown_paths_together(client):
+    await client.post("/v1/preferences", json=GOOD)
+    await client.post("/v1/preferences", json={"pairs": 1})
+    for path in ("/a", "/b"):
+        await client.get(path)
+    await client.get("/v1/models/gpm")
+    text = (await client.get("/metrics")).text
+    assert 'paragone_requests_total{route="/v1/preferences",status="200"} 1.0' in text
+    assert 'paragone_requests_total{route="/v1/preferences",status="422"} 1.0' in text
+    assert 'paragone_requests_total{route="other",status="404"} 2.0' in text
+    assert 'paragone_requests_total{route="/v1/models/{model}",status="200"} 1.0' in text
+    assert 'paragone_errors_total{code="invalid_request"} 1.0' in text
+    assert 'paragone_errors_total{code="not_found"} 2.0' in text
+    for phase in ("tokenize", "queue", "inference", "total"):
+        assert f'paragone_request_seconds_count{{phase="{phase}",route="/v1/preferences"}}' in text
+
+
+async def test_a_crash_is_an_internal_error_that_names_the_request_and_not_the_reason(hosted, caplog):
+    async with serving(hosted) as client:
+
+        @client.app.get("/crash")
+        async def crash():
+            raise KeyError("secret")
+
+        with caplog.at_level(logging.ERROR, "paragone.service"):
+            response = await client.get("/crash", headers={"x-request-id": "r-1"})
+        assert response.status_code == 500
+        assert response.json()["error"] == {
+            "code": "internal_error", "message": "the server failed; its log has request r-1",
+        }  # fmt: skip
+        assert "secret" in caplog.text
+        assert 'paragone_errors_total{code="internal_error"} 1.0' in (await client.get("/metrics")).text
+
+
+async def test_while_draining_no_new_work_is_admitted(hosted):
+    drain = Drain()
+    async with serving(hosted, drain=drain) as client:
+        assert (await client.get("/readyz")).status_code == 200
+        drain.begun = True
+        refused = await client.post("/v1/preferences", json=GOOD)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        assert refused.headers["retry-after"] == "1"
+        assert refused.headers["connection"] == "close"
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["error"]["code"]) == (503, "shutting_down")
+        assert (await client.get("/livez")).status_code == 200
+        assert (await client.get("/metrics")).status_code == 200
+
+
+async def test_requests_are_logged_only_when_that_is_wanted(client, caplog):
+    with caplog.at_level(logging.INFO, "paragone.access"):
+        await client.get("/livez", headers={"x-request-id": "r-1"})
+    assert caplog.messages[0].startswith("r-1 GET /livez 200 ")

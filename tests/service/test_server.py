@@ -1,0 +1,113 @@
+"""The real process: it starts, it drains on a signal, and it exits with 0."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from paragone_service.app import create_app
+from paragone_service.config import Settings
+from paragone_service.middleware import Drain
+from paragone_service.server import Server, configure
+
+from .conftest import free_port
+
+PARAGONE = str(Path(sys.executable).with_name("paragone"))
+
+
+class Process:
+    """``paragone serve`` with a tiny model, on a free port."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.port = free_port()
+        command = [PARAGONE, "serve", "--port", str(self.port), "--model", f"tiny={folder}", "--device", "cpu", *flags]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr))
+        self._reader.start()
+
+    def __enter__(self):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                if self.get("/readyz")[0] == 200:
+                    return self
+            except OSError:
+                assert self.process.poll() is None, self.log
+            time.sleep(0.05)
+        raise TimeoutError
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.wait()
+
+    def wait(self) -> int:
+        code = self.process.wait(timeout=30)
+        self._reader.join()
+        self.process.stderr.close()
+        return code
+
+    def get(self, path):
+        return self.ask("GET", path, None)
+
+    def ask(self, method, path, body):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            content = None if body is None else json.dumps(body)
+            connection.request(method, path, content, {"content-type": "application/json"})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read()) if method == "POST" else response.read()
+        finally:
+            connection.close()
+
+
+def test_ctrl_c_during_a_request_lets_it_finish_and_the_process_exits_with_zero(folders):
+    answers = []
+    with Process(folders["gpm"]) as server:
+        items = [{"prompt": f"{number} " + "word " * 200, "response": "x " * 30} for number in range(600)]
+        ask = threading.Thread(target=lambda: answers.append(server.ask("POST", "/v1/rewards", {"items": items})))
+        ask.start()
+        while b"paragone_requests_in_flight 2.0" not in server.get("/metrics")[1]:
+            assert not answers
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait() == 0
+        ask.join()
+    ((status, body),) = answers
+    assert status == 200
+    assert len(body["rewards"]) == 600
+    assert not [line for line in server.log if "Traceback" in line], server.log
+
+
+def test_sigterm_ends_an_idle_server_with_open_connections_and_it_exits_with_zero(folders):
+    with Process(folders["gpm"], "--redis-url", f"redis://127.0.0.1:{free_port()}") as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection.request("GET", "/livez")
+        connection.getresponse().read()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+        connection.close()
+    log = "".join(server.log)
+    assert log.count("redis is away") == 1
+    assert "hosting tiny; tiny answers by default" in log
+
+
+def test_a_port_that_is_taken_is_said_and_the_exit_code_is_not_zero(hosted, caplog):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        settings = Settings(port=taken.getsockname()[1])
+        drain = Drain()
+        server = Server(configure(create_app(settings, {"bt": hosted["bt"]}, drain=drain), settings), drain)
+        with pytest.raises(SystemExit) as caught:
+            server.run()
+    assert caught.value.code != 0
+    assert "address already in use" in caplog.text
