@@ -1,0 +1,151 @@
+"""What is trained: a backbone from a checkpoint or from random weights, its tokenizer, adapters, and our head."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, Qwen3Config, Qwen3Model
+
+from paragone_models.heads import RepresentationHead
+from paragone_models.network import PreferenceNetwork
+from paragone_models.spec import ModelSpec
+from paragone_training.errors import RecipeError
+from paragone_training.recipe import Recipe
+from paragone_training.sections import BackboneSection, LoraSection, TokenizerSection
+from paragone_training.tokenizer import train_tokenizer
+
+__all__ = ["Student", "add_adapters", "build_student", "merged"]
+
+
+@dataclass
+class Student:
+    """A network before training, and what it reads with.
+
+    Attributes:
+        network: backbone and head.
+        tokenizer: a transformers tokenizer.
+        spec: the contents of its paragone.json.
+    """
+
+    network: PreferenceNetwork
+    tokenizer: Any
+    spec: ModelSpec
+
+
+def build_student(recipe: Recipe, texts: Iterable[str]) -> Student:
+    """Return the network that a recipe trains.
+
+    Args:
+        recipe: which one.
+        texts: of the training rows, for a tokenizer that is trained; nothing else is read from them.
+
+    Raises:
+        RecipeError: if the backbone or the tokenizer cannot be loaded, or does not fit the recipe.
+    """
+    tokenizer = _tokenizer(recipe.tokenizer, recipe.backbone, texts, recipe.model.max_length)
+    torch.manual_seed(recipe.training.seed)
+    if recipe.backbone.source is None:
+        backbone = _from_scratch(recipe.backbone, tokenizer, recipe.model.max_length)
+    else:
+        backbone = _from_checkpoint(recipe.backbone)
+    _check_fit(backbone, tokenizer, recipe)
+    head = RepresentationHead(backbone.config.hidden_size, recipe.spec)
+    return Student(PreferenceNetwork(backbone, head), tokenizer, recipe.spec)
+
+
+def add_adapters(network: PreferenceNetwork, lora: LoraSection) -> None:
+    """Freeze the backbone and put low-rank adapters into it; the head is trained in full.
+
+    Args:
+        network: changed in place.
+        lora: rank, scale and places.
+
+    Raises:
+        RecipeError: if the backbone has no layer of the names asked for.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets) if lora.targets else "all-linear",
+        task_type="FEATURE_EXTRACTION",
+    )
+    try:
+        network.backbone = get_peft_model(network.backbone, config)
+    except ValueError as error:
+        raise RecipeError(f"lora.targets {list(lora.targets)}: {error}") from error
+
+
+def merged(network: PreferenceNetwork) -> PreferenceNetwork:
+    """Return the network with its adapters, if any, folded into the backbone's weights.
+
+    Args:
+        network: with or without adapters.
+    """
+    backbone: Any = network.backbone
+    if hasattr(backbone, "merge_and_unload"):
+        return PreferenceNetwork(backbone.merge_and_unload(), network.head)
+    return network
+
+
+def _tokenizer(section: TokenizerSection, backbone: BackboneSection, texts: Iterable[str], max_length: int) -> Any:
+    source = section.source or backbone.source
+    if source is None:
+        return train_tokenizer(texts, section.vocabulary_size, max_length=max_length)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=None if section.source else backbone.revision)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot load a tokenizer from {source}: {error}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _from_scratch(section: BackboneSection, tokenizer: Any, max_length: int) -> nn.Module:
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=section.hidden_size,
+        intermediate_size=section.intermediate_size,
+        num_hidden_layers=section.layers,
+        num_attention_heads=section.heads,
+        num_key_value_heads=section.heads,
+        head_dim=section.hidden_size // section.heads,
+        max_position_embeddings=max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        use_cache=False,
+        attn_implementation=section.attention,
+    )
+    return Qwen3Model(config)
+
+
+def _from_checkpoint(section: BackboneSection) -> Any:
+    options = {"revision": section.revision, "attn_implementation": section.attention}
+    try:
+        config = AutoConfig.from_pretrained(section.source, revision=section.revision)
+        if getattr(config, "is_encoder_decoder", False):
+            raise RecipeError(f"{section.source} is an encoder-decoder; a backbone must be a decoder or an encoder")
+        return AutoModel.from_pretrained(section.source, config=config, dtype=torch.float32, **options)
+    except (OSError, ValueError) as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError(f"cannot load the backbone {section.source}: {error}") from error
+
+
+def _check_fit(backbone: Any, tokenizer: Any, recipe: Recipe) -> None:
+    config = backbone.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and recipe.model.max_length > positions:
+        raise RecipeError(
+            f"model.max_length is {recipe.model.max_length}; the backbone has {positions} positions: ask for at most that"
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise RecipeError(
+            f"the tokenizer has {len(tokenizer)} tokens and the backbone's embedding {config.vocab_size}: they do not "
+            "belong together"
+        )

@@ -1,0 +1,1 @@
+"""Preference data: reading pair files, grouping pairs by prompt, and planning batches."""

@@ -1,0 +1,150 @@
+"""Pair files: which of two responses to a prompt people preferred, and how strongly.
+
+One row: ``{"id", "prompt", "first", "second", "strength"}`` and optionally ``split``, ``group``, ``votes``, ``reason``.
+``strength`` is −3..3; positive means that ``first`` was preferred, 0 is a tie. ``prompt`` is text or a list of messages.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paragone_training.data.lines import field, read_lines, text_field
+from paragone_training.errors import DataError
+
+__all__ = ["STRONGEST", "Pair", "read_pair_files", "read_pairs", "training_pairs"]
+
+STRONGEST = 3.0
+"""Largest strength: the scale of HelpSteer2-Preference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two responses to one prompt and what people said.
+
+    Attributes:
+        prompt: text, or messages as JSON (see ``prompt_messages``).
+        first: the response whose win is measured.
+        second: the other one.
+        strength: −3..3, positive where ``first`` was preferred, 0 for a tie.
+        messages: True where ``prompt`` is JSON of messages.
+        id: of the row, or empty.
+        split: ``train``, ``test`` or whatever the file says, or None.
+        group: what the row belongs to, for resampling; the prompt unless the file says.
+        reason: the annotator's, or None.
+        where: file and line.
+    """
+
+    prompt: str
+    first: str
+    second: str
+    strength: float
+    messages: bool = False
+    id: str = ""
+    split: str | None = None
+    group: str = ""
+    reason: str | None = None
+    where: str = ""
+
+    @property
+    def question(self) -> str:
+        """The part of ``group`` before the first underscore: both stances of one question share it."""
+        return self.group.partition("_")[0]
+
+    @property
+    def prompt_messages(self) -> str | list[dict[str, Any]]:
+        """The prompt as the model's reader takes it."""
+        return json.loads(self.prompt) if self.messages else self.prompt
+
+
+def read_pairs(path: str | Path) -> list[Pair]:
+    """Return the rows of a pair file.
+
+    Args:
+        path: a .jsonl or .jsonl.gz file.
+
+    Raises:
+        DataError: if it cannot be read, a row lacks a field, a strength is out of range, an id comes twice, or the file
+            is empty. File and line are named.
+    """
+    pairs: list[Pair] = []
+    seen: dict[str, str] = {}
+    for number, row in read_lines(path):
+        pair = _pair(row, f"{path}:{number}")
+        if pair.id and pair.id in seen:
+            raise DataError(f"{pair.where}: id {pair.id!r} was already used in {seen[pair.id]}; ids must be unique")
+        seen[pair.id] = pair.where
+        pairs.append(pair)
+    if not pairs:
+        raise DataError(f"{path} has no rows")
+    return pairs
+
+
+def read_pair_files(paths: Sequence[str | Path]) -> list[Pair]:
+    """Return the rows of several pair files, in order.
+
+    Args:
+        paths: .jsonl or .jsonl.gz files.
+
+    Raises:
+        DataError: as ``read_pairs``.
+    """
+    return [pair for path in paths for pair in read_pairs(path)]
+
+
+def training_pairs(pairs: Iterable[Pair], *, split: str, allow_test_rows: bool = False) -> list[Pair]:
+    """Return the rows that may be trained on: those of the split, and those without one.
+
+    Args:
+        pairs: rows of training files.
+        split: name of the split.
+        allow_test_rows: train on rows marked ``test`` if that split is asked for.
+
+    Raises:
+        DataError: if rows marked ``test`` would be trained on and that was not allowed, or nothing is left.
+    """
+    chosen = [pair for pair in pairs if pair.split in (None, split)]
+    forbidden = next((pair for pair in chosen if pair.split == "test"), None)
+    if forbidden and not allow_test_rows:
+        raise DataError(
+            f"{forbidden.where}: this row is marked 'test' and would be trained on; choose another data.train_split, "
+            "or force it with data.allow_test_rows = true"
+        )
+    if not chosen:
+        raise DataError(f"no row is marked {split!r}: data.train_split names a split that the files do not have")
+    if all(pair.strength == 0 for pair in chosen):
+        raise DataError(f"all {len(chosen)} rows are ties: there is no preference to learn from")
+    return chosen
+
+
+def _pair(row: dict[str, Any], where: str) -> Pair:
+    prompt = field(row, "prompt", where)
+    messages = isinstance(prompt, list)
+    if messages:
+        if not prompt or not all(isinstance(message, dict) and "role" in message for message in prompt):
+            raise DataError(f"{where}: field 'prompt' must be text or a list of messages with a role")
+        prompt = json.dumps(prompt, ensure_ascii=False)
+    else:
+        prompt = text_field(row, "prompt", where)
+    if not prompt.strip():
+        raise DataError(f"{where}: field 'prompt' is empty")
+    first, second = text_field(row, "first", where), text_field(row, "second", where)
+    strength = field(row, "strength", where)
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
+        raise DataError(f"{where}: field 'strength' must be a number, not {strength!r}")
+    if abs(strength) > STRONGEST:
+        raise DataError(f"{where}: strength is {strength}; it must lie between -3 and 3 (positive: first preferred)")
+    return Pair(
+        prompt,
+        first,
+        second,
+        float(strength),
+        messages=messages,
+        id=str(row.get("id") or ""),
+        split=row.get("split"),
+        group=str(row.get("group") or prompt),
+        reason=row.get("reason"),
+        where=where,
+    )
