@@ -7,7 +7,12 @@ from paragone_models.encoding import EncodeItem
 
 def test_an_item_keeps_what_it_is_given():
     item = EncodeItem([5, 6, 7], ((0, 1), (1, 3)), 1)
-    assert (list(item.token_ids), item.reads, item.prompt_length, item.content_key) == ([5, 6, 7], ((0, 1), (1, 3)), 1, None)
+    assert (list(item.token_ids), item.reads, item.prompt_length, item.content_key) == (
+        [5, 6, 7],
+        ((0, 1), (1, 3)),
+        1,
+        None,
+    )
 
 
 def test_a_sequence_without_tokens_is_refused():

@@ -94,12 +94,16 @@ def test_padding_changes_nothing(spec):
             torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2", "gpt_neox", "phi3"])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2", "gpt_neox", "phi3"]
+)
 def test_decoders_need_no_mask(model_type):
     assert networks_of(model_type).causal
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "deberta-v2", "ernie", "xlnet", "modernbert", "t5", "longformer"])
+@pytest.mark.parametrize(
+    "model_type", ["bert", "roberta", "deberta-v2", "ernie", "xlnet", "modernbert", "t5", "longformer"]
+)
 def test_everything_else_gets_a_mask(model_type):
     assert not networks_of(model_type).causal
 

@@ -111,9 +111,7 @@ def test_extreme_vectors_give_finite_scores():
     assert torch.isfinite(scores.bradley_terry_logit(huge, -huge)).all()
 
 
-@pytest.mark.parametrize(
-    "score", [scores.bradley_terry_logit, scores.general_preference_logit, scores.hybrid_logit]
-)
+@pytest.mark.parametrize("score", [scores.bradley_terry_logit, scores.general_preference_logit, scores.hybrid_logit])
 def test_shapes_are_never_broadcast(score):
     with pytest.raises(ValueError, match="nothing is broadcast"):
         score(torch.zeros(2, 3), torch.zeros(1, 3))

@@ -154,9 +154,7 @@ def test_counts_agree_with_brute_force(table):
         for i, j, k in itertools.combinations(range(size), 3)
     )
     assert tournament.cyclic_triples(table) == circles
-    assert tournament.copeland(table) == [
-        sum(beats[i]) - sum(beats[j][i] for j in range(size)) for i in range(size)
-    ]
+    assert tournament.copeland(table) == [sum(beats[i]) - sum(beats[j][i] for j in range(size)) for i in range(size)]
     winners = [i for i in range(size) if all(beats[i][j] for j in range(size) if j != i)]
     assert tournament.condorcet_winner(table) == (winners[0] if winners else None)
 
