@@ -175,7 +175,11 @@ def _weighed(auto: Any, folder: Path, config: Any, options: Options) -> nn.Modul
     """Return the model with its weights, every one of them from the folder."""
     try:
         model, info = auto.from_pretrained(
-            folder, config=config, output_loading_info=True, **_arguments(config, options)
+            folder,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **_arguments(config, options),
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"{folder} cannot be loaded: {error}") from error
@@ -206,15 +210,15 @@ def _arguments(config: Any, options: Options) -> dict[str, Any]:
 
 
 def _refuse_incomplete(folder: Path, info: Any) -> None:
+    if info["mismatched_keys"]:
+        raise ModelLoadError(
+            f"{folder} has weights of other shapes than its config: {sorted(map(str, info['mismatched_keys']))[:3]}"
+        )
     missing: Sequence[str] = sorted(info["missing_keys"])
     if missing:
         raise ModelLoadError(
             f"{folder} lacks {len(missing)} weights ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}): "
             "they would be random numbers, so it is not served"
-        )
-    if info["mismatched_keys"]:
-        raise ModelLoadError(
-            f"{folder} has weights of other shapes than its config: {sorted(info['mismatched_keys'])[:3]}"
         )
 
 

@@ -69,10 +69,10 @@ def test_only_the_vector_of_a_hybrid_is_normalised_and_gated():
     hidden = torch.randn(4, 2, HIDDEN)
     values = head(hidden)
     torch.testing.assert_close(values[:, 0], hidden[:, 1] @ head.value_head.weight[0])
-    torch.testing.assert_close(values[:, 1:].square().sum(-1), head_gate_sum(head, hidden, values))
+    torch.testing.assert_close(values[:, 1:].square().sum(-1), head_gate_sum(head, hidden))
 
 
-def head_gate_sum(head, hidden, values):
+def head_gate_sum(head, hidden):
     """Sum of squares of a gated unit vector: each block's share of the length times its weight."""
     raw = hidden[:, 1] @ head.value_head.weight[1:].T
     unit = raw / raw.norm(dim=-1, keepdim=True)

@@ -236,7 +236,8 @@ def test_an_agents_turns_are_one_response():
     response = [assistant("Let me look."), {"role": "tool", "content": "found"}, assistant("There.")]
     reading = one(tiny.make_reader(), "Where?", response)
     assert reading.text.endswith(
-        "assistant\nLet me look.<|im_end|>\n<|im_start|>tool\nfound<|im_end|>\n<|im_start|>assistant\nThere.<|im_end|>\n"
+        "assistant\nLet me look.<|im_end|>\n<|im_start|>tool\nfound<|im_end|>\n"
+        "<|im_start|>assistant\nThere.<|im_end|>\n"
     )
 
 
