@@ -26,6 +26,7 @@ _HELP = {
     "annotate": "Collect preferences of your own.",
     "ask": "Ask which of two responses is preferred.",
     "bench": "Measure how fast a service answers.",
+    "calibrate": "Fit the temperature of a model and store it with it.",
     "eval": "Measure how well a model agrees with people.",
     "serve": "Serve reward and preference models over HTTP.",
     "train": "Train preference models and policies.",

@@ -1,0 +1,211 @@
+"""The scores of published benchmarks, and RewardBench's own output files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paragone_training.evaluation.asking import Answers
+from paragone_training.evaluation.dataset import EvaluationSet
+from paragone_training.evaluation.groups import case_scores
+from paragone_training.evaluation.judged import Clustering, Judged
+from paragone_training.evaluation.measures.benchmarks import (
+    TiesPrompt,
+    best_of_k_result,
+    net_vote,
+    rewardbench_sections,
+    rm_bench,
+    ties_score,
+)
+from paragone_training.evaluation.measures.bootstrap import Estimate, estimate
+from paragone_training.evaluation.measures.checks import Floats
+from paragone_training.evaluation.readers.published import TIES_ID
+
+__all__ = ["benchmark_section", "write_rewardbench_files"]
+
+_NO_INTERVAL = float("nan")
+
+
+def benchmark_section(
+    data: EvaluationSet, answers: Answers, judged: Judged, clusters: Clustering
+) -> dict[str, Any] | None:
+    """Return the scores of the layout's benchmark as its own code counts them; None for our own layouts.
+
+    Pairs and prompts that the model refused are left out of the scores, and counted in the report.
+
+    Args:
+        data: what is evaluated on.
+        answers: of the model.
+        judged: the pairs that were answered.
+        clusters: what is resampled.
+    """
+    if data.layout == "rewardbench":
+        return {"name": "RewardBench", "scores": _rewardbench(data, judged, clusters)}
+    if data.layout == "rewardbench2":
+        return {"name": "RewardBench 2", **_rewardbench2(data, answers, clusters)}
+    if data.layout == "rm-bench":
+        return {"name": "RM-Bench", "scores": _rm_bench(data, answers)}
+    if data.layout == "judgebench":
+        swapped = -judged.logit if judged.swapped is None else judged.swapped
+        results = net_vote(judged.logit, swapped, judged.outcome)
+        return {"name": "JudgeBench", "scores": {"Overall": clusters.resampler.mean(results, judged.cluster)}}
+    return None
+
+
+def _rewardbench(data: EvaluationSet, judged: Judged, clusters: Clustering) -> dict[str, Estimate]:
+    subsets = np.asarray([data.cases[case].subset for case in judged.case])
+    names = [str(name) for name in np.unique(subsets)]
+    right = (judged.logit > 0).astype(np.float64)
+    belongs = (subsets[:, None] == np.asarray(names)[None, :]).astype(np.float64)
+    totals, drawn = clusters.resampler.totals(np.hstack([belongs * right[:, None], belongs]), judged.cluster)
+    half = len(names)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        resampled = drawn[:, :half] / drawn[:, half:]
+    scores = rewardbench_sections(dict(zip(names, totals[:half] / totals[half:], strict=True)))
+    each = [
+        rewardbench_sections({name: value for name, value in zip(names, row, strict=True) if np.isfinite(value)})
+        for row in resampled
+    ]
+    return {
+        section: estimate(
+            value, [found.get(section, _NO_INTERVAL) for found in each], clusters=clusters.resampler.clusters
+        )
+        for section, value in scores.items()
+    }
+
+
+def _rewardbench2(data: EvaluationSet, answers: Answers, clusters: Clustering) -> dict[str, Any]:
+    results: dict[str, list[tuple[float, int]]] = {}
+    prompts = []
+    for number, case in enumerate(data.cases):
+        scores = case_scores(data, answers, number)
+        if not np.isfinite(scores).all():
+            continue
+        subset, right = case.subset or "", case.right or 1
+        found = TIES_ID.fullmatch(case.id)
+        if subset.lower() == "ties" and found:
+            values = tuple(scores.tolist())
+            prompts.append(TiesPrompt(found[2], found[1] == "tied", values[:right], values[right:]))
+        else:
+            cluster = int(clusters.prompt_cluster[case.prompt])
+            results.setdefault(subset, []).append((best_of_k_result(scores), cluster))
+    scored = {
+        subset: clusters.resampler.mean([result for result, _ in rows], [cluster for _, cluster in rows])
+        for subset, rows in sorted(results.items())
+    }
+    section: dict[str, Any] = {"scores": scored}
+    numbers = {prompt.number for prompt in prompts if prompt.tied} & {p.number for p in prompts if not p.tied}
+    if numbers:
+        ties = ties_score(prompts)
+        scored["Ties"] = Estimate(ties.score, _NO_INTERVAL, _NO_INTERVAL)
+        section["ties"] = {name: getattr(ties, name) for name in ties.__dataclass_fields__}
+    if len(scored) == 6:
+        scored["Overall"] = Estimate(float(np.mean([score.value for score in scored.values()])), *[_NO_INTERVAL] * 2)
+    return section
+
+
+def _rm_bench(data: EvaluationSet, answers: Answers) -> dict[str, Estimate]:
+    wins: dict[str, list[Floats]] = {}
+    for number, case in enumerate(data.cases):
+        matrix = answers.matrices[number][:3, 3:]
+        if np.isfinite(matrix).all():
+            # chat, code, math, and safety, which comes as safety-refuse and safety-response
+            wins.setdefault((case.subset or "").split("-")[0], []).append((matrix > 0).astype(np.float64))
+    scored = {}
+    for domain, tables in sorted(wins.items()):
+        scored[domain] = rm_bench(tables).total
+    overall = rm_bench([table for tables in wins.values() for table in tables])
+    for name in ("easy", "normal", "hard"):
+        scored[name.capitalize()] = getattr(overall, name)
+    scored["Total"] = overall.total
+    return {name: Estimate(value, _NO_INTERVAL, _NO_INTERVAL) for name, value in scored.items()}
+
+
+def write_rewardbench_files(
+    folder: Path, data: EvaluationSet, answers: Answers, section: Mapping[str, Any]
+) -> list[Path]:
+    """Write RewardBench's two result files, as its scripts do, and return their paths.
+
+    ``eval-set/MODEL.json`` has the accuracy of each subset, ``eval-set-scores/MODEL.json`` the columns of all rows.
+    Scores are null for kinds without a reward, and their ``model_type`` is RewardBench's "Custom Classifier".
+
+    Args:
+        folder: that gets them.
+        data: of layout ``rewardbench`` or ``rewardbench2``.
+        answers: of the model.
+        section: from ``benchmark_section``.
+    """
+    about = {
+        "model": answers.card.source,
+        "model_type": "Seq. Classifier" if answers.card.scalar else "Custom Classifier",
+        "chat_template": "tokenizer",
+    }
+    if data.layout == "rewardbench":
+        columns, grouped = _rewardbench_columns(data, answers)
+    else:
+        columns = _rewardbench2_columns(data, answers)
+        grouped = {name: score.value for name, score in section["scores"].items() if name != "Overall"}
+    name = answers.card.name.replace("/", "__").replace("\\", "__")
+    written = []
+    for part, content in (("eval-set", {**grouped, **about}), ("eval-set-scores", {**columns, **about})):
+        path = folder / part / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=4, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def _rewardbench_columns(data: EvaluationSet, answers: Answers) -> tuple[dict[str, list[Any]], dict[str, float]]:
+    names = ("id", "subset", "text_chosen", "text_rejected", "results", "scores_chosen", "scores_rejected")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    by_subset: dict[str, list[int]] = {}
+    for judgement in np.flatnonzero(answers.answered):
+        case = data.cases[data.case[judgement]]
+        subset, right = case.subset or "", int(answers.logit[judgement] > 0)
+        by_subset.setdefault(subset, []).append(right)
+        nodes = int(data.first[judgement]), int(data.second[judgement])
+        scores = [_reward(answers, node) for node in nodes]
+        texts = [_dialogue(data, node) for node in nodes]
+        row = (case.id.removeprefix(f"{subset}/"), subset, *texts, right, *scores)
+        for name, value in zip(names, row, strict=True):
+            columns[name].append(value)
+    return columns, {subset: sum(results) / len(results) for subset, results in by_subset.items()}
+
+
+def _rewardbench2_columns(data: EvaluationSet, answers: Answers) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("id", "subset", "text", "scores", "results", "num_correct", "total_completions")
+    }
+    for number, case in enumerate(data.cases):
+        scores = case_scores(data, answers, number)
+        if not np.isfinite(scores).all():
+            continue
+        ties = (case.subset or "").lower() == "ties"
+        rewards = [_reward(answers, node) for node in case.nodes] if answers.card.scalar else scores.tolist()
+        row = {
+            "id": case.id,
+            "subset": case.subset,
+            "text": [_dialogue(data, node) for node in case.nodes],
+            "scores": rewards,
+            "results": None if ties else best_of_k_result(scores),
+            "num_correct": case.right,
+            "total_completions": len(case.nodes),
+        }
+        for name, value in row.items():
+            columns[name].append(value)
+    return columns
+
+
+def _reward(answers: Answers, node: int) -> float | None:
+    return float(answers.node_score[node] * answers.card.temperature) if answers.card.scalar else None
+
+
+def _dialogue(data: EvaluationSet, node: int) -> list[Any]:
+    prompt, _ = data.prompts[data.node_prompt[node]]
+    response = data.responses[node]
+    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if isinstance(response, str):
+        return [*before, {"role": "assistant", "content": response}]
+    return [*before, *([response] if isinstance(response, Mapping) else response)]

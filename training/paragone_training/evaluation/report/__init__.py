@@ -1,0 +1,1 @@
+"""What people read: a table on the terminal and one self-contained page; both from the values of ``results.json``."""

@@ -1,0 +1,145 @@
+"""The page: one file, inline style and drawings, no script, nothing fetched."""
+
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from paragone_training.evaluation.report.parts import (
+    benchmark_part,
+    calibration_part,
+    comparison_part,
+    groups_part,
+    length_part,
+    order_part,
+    strength_part,
+    subsets_part,
+    table,
+)
+from paragone_training.evaluation.report.words import interval, number, percent, points
+
+__all__ = ["render_page"]
+
+
+def render_page(results: Mapping[str, Any]) -> str:
+    """Return the report as HTML.
+
+    Args:
+        results: plain values, as in ``results.json``.
+    """
+    model, measures = results["model"], results["measures"]
+    style = files("paragone_training.evaluation.report").joinpath("page.css").read_text(encoding="utf-8")
+    name = model["name"]
+    parts = [
+        _opening(results),
+        _cards(measures),
+        _notes(results["notes"]),
+        benchmark_part(measures["benchmark"]),
+        comparison_part(results["comparison"], name, results["settings"]),
+        calibration_part(measures["probabilities"], measures["accuracy"]),
+        length_part(measures["length"]),
+        strength_part(measures["strength"]),
+        groups_part(measures["groups"], measures["attributes"]),
+        order_part(measures["position"], measures["transitivity"], model["kind"]),
+        subsets_part(measures["subsets"], measures["accuracy"]["strict"]["value"]),
+        _left_out(results["left_out"]),
+        _provenance(results),
+    ]
+    body = "\n".join(part for part in parts if part)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(name)}: evaluation</title><style>\n{style}</style></head>\n<body><main>\n{body}\n</main>"
+        "</body></html>\n"
+    )
+
+
+def _opening(results: Mapping[str, Any]) -> str:
+    data, model, settings = results["data"], results["model"], results["settings"]
+    split = f", split <b>{escape(data['split'])}</b>" if data["split"] else ""
+    unit = settings["cluster"] if settings["clusters"] == 1 else f"{settings['cluster']}s"
+    return (
+        f"<h1>How well does {escape(model['name'])} agree with people?</h1>"
+        f'<p class="soft">A {escape(model["kind"])} model on <b>{escape(_file_name(data["path"]))}</b>{split}: '
+        f"{data['answered']} judged pairs, {data['responses']} responses to {data['prompts']} prompts. Intervals are "
+        f"95 % bootstrap intervals over {settings['clusters']} {escape(unit)}.</p>"
+    )
+
+
+def _cards(measures: Mapping[str, Any]) -> str:
+    accuracy, length, chances = measures["accuracy"]["strict"], measures["length"], measures["probabilities"]
+    before, after = chances["before"]["ece"], chances["after"]["ece"] if chances["after"] else None
+    calibrated = f"{number(after['value'])} with a fitted temperature" if after else "no temperature could be fitted"
+    cards = [
+        (
+            "Accuracy",
+            percent(accuracy["value"]),
+            interval(accuracy, scale="percent"),
+            f"of {measures['accuracy']['decided']} decided pairs; a tie of the model is wrong",
+        ),
+        (
+            "Gain over length",
+            points(length["gain"]["value"]),
+            interval(length["gain"], scale="points"),
+            f"points; “the longer one” alone has {percent(length['baseline']['value'])}",
+        ),
+        ("Calibration error", number(before["value"]), interval(before), calibrated),
+        (
+            "NLL",
+            number(chances["before"]["nll"]["value"]),
+            interval(chances["before"]["nll"]),
+            f"nats a pair; always saying ½ has {number(chances['uninformed_nll'])}",
+        ),
+    ]
+    shown = "".join(
+        f"<div>{escape(title)}<b>{value}</b><span>{span or '&nbsp;'}</span><small>{remark}</small></div>"
+        for title, value, span, remark in cards
+    )
+    ties = measures["accuracy"]
+    rules = ""
+    if ties["model_ties"]:
+        rules = (
+            f'<p class="soft sans"><small>{ties["model_ties"]} ties of the model: accuracy with ties worth ½ '
+            f"{percent(ties['half_credit']['value'])}, dropped {percent(ties['dropped']['value'])}.</small></p>"
+        )
+    return f'<div class="cards">{shown}</div>{rules}'
+
+
+def _notes(notes: list[str]) -> str:
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f'<div class="notes"><ul>{items}</ul></div>' if items else ""
+
+
+def _left_out(rows: list[Mapping[str, Any]]) -> str:
+    if not rows:
+        return "<h2>What was left out</h2><p>Nothing: every row of the file is in these numbers.</p>"
+    cells = [[str(row["count"]), escape(row["reason"]), ", ".join(map(str, row["lines"]))] for row in rows]
+    return "<h2>What was left out</h2>" + table(("rows", "why", "first lines"), cells, numbers=(0,))
+
+
+def _provenance(results: Mapping[str, Any]) -> str:
+    data, model, settings = results["data"], results["model"], results["settings"]
+    numerics = ", ".join(f"{key} {value}" for key, value in sorted(model["numerics"].items()))
+    rows = [
+        ("model", model["source"]),
+        ("revision", model["revision"] or "–"),
+        ("asked", model["where"]),
+        ("identity", model["identity"]),
+        ("fingerprint", model["fingerprint"]),
+        ("temperature", f"{model['temperature']:g}{' (calibrated)' if model['calibrated'] else ' (not fitted)'}"),
+        ("numerics", numerics or "–"),
+        ("file", data["path"]),
+        ("SHA-256", data["sha256"]),
+        ("layout", data["layout"]),
+        ("resamples, seed", f"{settings['resamples']}, {settings['seed']}"),
+        ("paragone", results.get("paragone", "–")),
+        ("made", results.get("made", "–")),
+    ]
+    cells = [[name, f"<code>{escape(str(value))}</code>"] for name, value in rows]
+    command = results.get("command")
+    shown = f"<pre><code>{escape(command)}</code></pre>" if command else ""
+    return f"<h2>How these numbers were made</h2>{shown}" + table(("", ""), cells)
+
+
+def _file_name(path: str) -> str:
+    return path.replace("\\", "/").rsplit("/", 1)[-1]

@@ -1,0 +1,126 @@
+"""The table that ``paragone eval`` prints."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from paragone_training.evaluation.report.words import interval, number, percent, points
+
+__all__ = ["print_results"]
+
+_MOST_SUBSETS = 40
+
+
+def print_results(results: Mapping[str, Any], console: Console) -> None:
+    """Print the main measures, the benchmark's scores, the comparison, the subsets and the notes.
+
+    Args:
+        results: plain values, as in ``results.json``.
+        console: that prints.
+    """
+    model, measures = results["model"], results["measures"]
+    console.print(
+        f"[bold]{escape(model['name'])}[/bold] ({escape(model['kind'])}) on {escape(results['data']['path'])}"
+    )
+    console.print(_main(measures))
+    if measures["benchmark"]:
+        console.print(_benchmark(measures["benchmark"]))
+    if results["comparison"]:
+        console.print(_comparison(results["comparison"], model["name"]))
+    if measures["subsets"]:
+        console.print(_subsets(measures["subsets"]))
+    for row in results["left_out"]:
+        lines = f" (lines {', '.join(map(str, row['lines']))}…)" if row["lines"] else ""
+        console.print(f"[dim]left out: {row['count']} × {escape(row['reason'])}{lines}[/dim]")
+    for note in results["notes"]:
+        console.print(f"[yellow]note[/yellow] {escape(note)}")
+
+
+def _main(measures: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title, side in (("measure", "left"), ("value", "right"), ("95 % interval", "left"), ("", "left")):
+        table.add_column(title, justify="right" if side == "right" else "left")
+    accuracy, chances, length = measures["accuracy"], measures["probabilities"], measures["length"]
+
+    def share(name: str, estimate: Mapping[str, Any] | None, remark: str = "") -> None:
+        if estimate is not None:
+            table.add_row(name, percent(estimate["value"]), interval(estimate, scale="percent"), f"[dim]{remark}[/dim]")
+
+    share("accuracy", accuracy["strict"], f"{accuracy['decided']} decided pairs; a tie of the model is wrong")
+    if accuracy["model_ties"]:
+        share("  ties worth ½", accuracy["half_credit"], f"{accuracy['model_ties']} ties of the model")
+        share("  ties dropped", accuracy["dropped"])
+    share("length-only baseline", length["baseline"], "prefers the longer response")
+    gain = length["gain"]
+    table.add_row("  gain over length", points(gain["value"]), interval(gain, scale="points"), "[dim]points[/dim]")
+    share("  length-matched pairs", length["matched"], f"{length['matched_pairs']} pairs within 15 %")
+    before, after = chances["before"], chances["after"]
+    for name, key in (("NLL", "nll"), ("Brier", "brier"), (f"ECE ({chances['bins']} bins)", "ece")):
+        table.add_row(name, number(before[key]["value"]), interval(before[key]), "[dim]as it answers[/dim]")
+        if after:
+            table.add_row("", number(after[key]["value"]), interval(after[key]), "[dim]fitted temperature[/dim]")
+    if measures["strength"]:
+        strength = measures["strength"]["spearman"]
+        table.add_row("Spearman with strength", number(strength["value"]), interval(strength), "")
+    _groups(table, measures)
+    return table
+
+
+def _groups(table: Table, measures: Mapping[str, Any]) -> None:
+    groups, cycles = measures["groups"], measures["transitivity"]
+    if groups:
+        for name, key, remark in (
+            ("Kendall τ", "tau", f"{groups['groups']} groups"),
+            ("favourite is people's", "top_one", f"at random {percent(groups['chance']['value'])}"),
+            ("regret", "regret", f"at random {number(groups['random_regret']['value'])}"),
+        ):
+            if groups[key]:
+                table.add_row(name, number(groups[key]["value"]), interval(groups[key]), f"[dim]{remark}[/dim]")
+    if cycles:
+        remark = f"people {percent(cycles['human']['rate'])} of {cycles['human']['closed']}"
+        table.add_row("cyclic triads", percent(cycles["model"]["rate"]), "", f"[dim]{remark}[/dim]")
+    for row in measures["attributes"]:
+        table.add_row(f"{escape(row['name'])}: Spearman", number(row["spearman"]), "", f"[dim]{row['responses']}[/dim]")
+
+
+def _benchmark(benchmark: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", title=benchmark["name"], title_justify="left")
+    table.add_column("section")
+    table.add_column("score", justify="right")
+    table.add_column("95 % interval")
+    for name, estimate in benchmark["scores"].items():
+        table.add_row(escape(name), percent(estimate["value"], digits=2), interval(estimate, scale="percent"))
+    return table
+
+
+def _comparison(comparison: Mapping[str, Any], name: str) -> Table:
+    other = comparison["model"]["name"]
+    title = f"{escape(name)} minus {escape(other)}, on the same {comparison['pairs']} pairs"
+    table = Table(box=None, pad_edge=False, header_style="dim", title=title, title_justify="left")
+    table.add_column("measure")
+    table.add_column("difference", justify="right")
+    table.add_column("95 % interval")
+    gain = comparison["accuracy_difference"]
+    table.add_row("accuracy, points", points(gain["value"]), interval(gain, scale="points"))
+    for title, key in (("NLL", "nll_difference"), ("Brier", "brier_difference")):
+        table.add_row(title, number(comparison[key]["value"]), interval(comparison[key]))
+    return table
+
+
+def _subsets(rows: list[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("subset", max_width=60)
+    for title in ("pairs", "accuracy"):
+        table.add_column(title, justify="right")
+    table.add_column("95 % interval")
+    table.add_column("longer wins", justify="right")
+    for row in rows[:_MOST_SUBSETS]:
+        estimate = row["accuracy"]
+        shares = percent(estimate["value"]), interval(estimate, scale="percent"), percent(row["length_baseline"])
+        table.add_row(escape(row["name"]), str(row["pairs"]), *shares)
+    if len(rows) > _MOST_SUBSETS:
+        table.add_row(f"… {len(rows) - _MOST_SUBSETS} more in the report", "", "", "", "")
+    return table

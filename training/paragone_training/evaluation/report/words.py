@@ -1,0 +1,57 @@
+"""Numbers in words for people: percentages, intervals, and what is not known."""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["interval", "number", "percent", "points"]
+
+_UNKNOWN = "–"
+
+
+def percent(value: float | None, *, digits: int = 1) -> str:
+    """Return a share in percent.
+
+    >>> percent(0.66715)
+    '66.7 %'
+    """
+    return _UNKNOWN if value is None else f"{_signless_zero(100 * value, digits)} %"
+
+
+def points(value: float | None) -> str:
+    """Return a difference of shares in percentage points, always with its sign.
+
+    >>> points(0.012)
+    '+1.2'
+    """
+    return _UNKNOWN if value is None else f"{100 * value:+.1f}".replace("-0.0", "+0.0").replace("-", "−")
+
+
+def number(value: float | None, *, digits: int = 3) -> str:
+    """Return a number with a fixed number of digits.
+
+    >>> number(-0.12345)
+    '−0.123'
+    """
+    return _UNKNOWN if value is None else _signless_zero(value, digits)
+
+
+def interval(estimate: Mapping[str, Any] | None, *, scale: str = "number") -> str:
+    """Return the ends of an estimate's interval, or nothing where there are none.
+
+    Args:
+        estimate: with ``low`` and ``high``.
+        scale: ``percent`` (in percent, without the sign), ``points`` or ``number``.
+    """
+    if estimate is None or estimate["low"] is None or estimate["high"] is None:
+        return ""
+    low, high = estimate["low"], estimate["high"]
+    if scale == "percent":
+        return f"{_signless_zero(100 * low, 1)} – {_signless_zero(100 * high, 1)}"
+    if scale == "points":
+        return f"{points(low)} … {points(high)}"
+    return f"{number(low)} … {number(high)}" if min(low, high) < 0 else f"{number(low)} – {number(high)}"
+
+
+def _signless_zero(value: float, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    return (text[1:] if float(text) == 0 and text.startswith("-") else text).replace("-", "−")
