@@ -60,7 +60,7 @@ class RepresentationHead(nn.Module):
         """
         if hidden.dim() != 3 or hidden.shape[1] != self.reads:
             raise ValueError(f"hidden must be [n, {self.reads}, H], not of shape {tuple(hidden.shape)}")
-        # Mixed precision stops here: a bf16 head has only some eighty distinct scores between 16 and 32.
+        # Mixed precision stops here: a bf16 head has only 128 distinct scores between 16 and 32.
         with torch.autocast(device_type=hidden.device.type, enabled=False):
             values: Tensor = self.value_head(hidden[:, -1].float())
             if not self.spec.blocks:

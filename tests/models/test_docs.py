@@ -1,0 +1,60 @@
+"""What the documentation of the models claims: its code runs, its tables name what exists."""
+
+import doctest
+import importlib
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from paragone_models.spec import KINDS, ModelSpec
+
+DOCS = Path(__file__).parents[2] / "docs"
+DOCTESTED = ["scores", "comparator", "model"]
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_every_python_block_of_the_models_page_runs_and_shows_its_result(monkeypatch, published_folder, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "gpm").symlink_to(published_folder)
+    found = blocks("models.md")
+    assert len(found) >= 4
+    globs: dict[str, object] = {}
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    for number, block in enumerate(found):
+        test = doctest.DocTestParser().get_doctest(block, globs, f"models.md block {number}", "models.md", 0)
+        assert test.examples, block
+        runner.run(test, clear_globs=False)
+        globs.update(test.globs)
+    assert runner.summarize(verbose=False).failed == 0
+
+
+@pytest.mark.parametrize("module", DOCTESTED)
+def test_the_examples_in_the_docstrings_run(module):
+    result = doctest.testmod(importlib.import_module(f"paragone_models.{module}"))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_the_models_page_has_every_kind_and_every_field_of_the_spec():
+    page = (DOCS / "models.md").read_text(encoding="utf-8")
+    for name in [*KINDS, *(field.name for field in fields(ModelSpec))]:
+        assert f"`{name}`" in page
+
+
+def test_every_line_of_the_papers_page_names_a_function_and_a_test_that_exist():
+    page = (DOCS / "papers.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|.*\| `(paragone_\w+)\.([\w.]+)` \| `(tests/[\w/.]+)::(test_\w+)` \|$", page, re.MULTILINE)
+    assert len(rows) >= 15
+    assert len(rows) == len(re.findall(r"::test_", page))
+    for package, name, file, test in rows:
+        module, *path = name.split(".")
+        found = importlib.import_module(f"{package}.{module}")
+        for part in path:
+            found = getattr(found, part)
+        assert f"def {test}(" in (DOCS.parent / file).read_text(encoding="utf-8")
