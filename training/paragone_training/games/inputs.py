@@ -25,7 +25,7 @@ def checked_preference(preference: ArrayLike) -> Float64s:
     table = np.asarray(preference, dtype=np.float64)
     if table.ndim != 2 or table.shape[0] != table.shape[1] or table.shape[0] == 0:
         raise ValueError(f"a preference must be a square matrix of at least one response, not of shape {table.shape}")
-    if not bool(((table >= 0) & (table <= 1)).all()):
+    if not (table.min() >= 0 and table.max() <= 1):  # NaN fails both
         raise ValueError("every preference must lie in [0, 1]: NaN or a value outside was given")
     if np.abs(table + table.T - 1).max() > _ROUNDING:
         raise ValueError("preference[i, j] + preference[j, i] must be 1, with 0.5 on the diagonal")
@@ -46,7 +46,7 @@ def checked_policy(policy: ArrayLike, size: int, *, name: str = "policy") -> Flo
     distribution = np.asarray(policy, dtype=np.float64)
     if distribution.shape != (size,):
         raise ValueError(f"{name} must be [{size}], one probability per response, not of shape {distribution.shape}")
-    if not bool((distribution >= 0).all()) or not abs(float(distribution.sum()) - 1.0) <= _ROUNDING:
+    if not (distribution.min() >= 0 and abs(distribution.sum() - 1.0) <= _ROUNDING):  # NaN fails both
         raise ValueError(f"{name} must be a distribution: non-negative, with sum 1, not sum {distribution.sum()}")
     return distribution
 

@@ -9,7 +9,7 @@ A response with probability 0 under the base (or under the reference, where it h
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import logsumexp, xlogy
+from scipy.special import xlogy
 
 from paragone_training.games.inputs import (
     Float64s,
@@ -67,10 +67,7 @@ def mirror_update(
     check_positive(step=step)
     pull = step * tau
     check_unit("step * tau", pull, "lower the step")
-    log_weight = xlogy(1.0 - pull, start) + xlogy(pull, mu) + step * (table @ other)
-    if np.isneginf(log_weight).all():
-        raise ValueError("base and reference have no response in common: nothing is left to play")
-    return np.asarray(np.exp(log_weight - logsumexp(log_weight)))
+    return _normalised(xlogy(1.0 - pull, start) + xlogy(pull, mu) + step * (table @ other))
 
 
 def sppo_update(policy: ArrayLike, preference: ArrayLike, *, eta: float) -> Float64s:
@@ -93,7 +90,9 @@ def sppo_update(policy: ArrayLike, preference: ArrayLike, *, eta: float) -> Floa
         ValueError: if the preference or the policy is none, or eta is not positive and finite.
     """
     check_positive(eta=eta)
-    return mirror_update(policy, policy, preference, policy, step=eta, tau=0.0)
+    table = checked_preference(preference)
+    pi = checked_policy(policy, len(table))
+    return _normalised(xlogy(1.0, pi) + eta * (table @ pi))
 
 
 def inpo_update(policy: ArrayLike, preference: ArrayLike, reference: ArrayLike, *, eta: float, tau: float) -> Float64s:
@@ -229,3 +228,16 @@ def mpo_eta(step: float, tau: float) -> float:
     if not tau >= 0:
         raise ValueError(f"tau must not be negative, not {tau}")
     return tau + 1.0 / step
+
+
+def _normalised(log_weight: Float64s) -> Float64s:
+    """Return the distribution with these log-weights, up to a constant; [n].
+
+    Raises:
+        ValueError: if all weights are 0.
+    """
+    largest = log_weight.max()
+    if largest == -np.inf:
+        raise ValueError("base and reference have no response in common: nothing is left to play")
+    weight = np.exp(log_weight - largest)
+    return np.asarray(weight / weight.sum())
