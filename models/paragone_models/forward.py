@@ -1,5 +1,6 @@
-"""The forward pass of the local engine: length-sorted batches under a token budget, padded on the right."""
+"""The forward pass of the local engine: packed where that is exact, else length-sorted batches padded on the right."""
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -7,8 +8,17 @@ from torch import Tensor
 
 from paragone_models.encoding import EncodeItem
 from paragone_models.network import PreferenceNetwork, gather_reads
+from paragone_models.packing.backend import disagreement, through_model
+from paragone_models.packing.packer import Packer
+from paragone_models.packing.prompts import PromptStore
+from paragone_models.packing.support import refusal
 
-__all__ = ["batches", "encode"]
+__all__ = ["LocalForward", "batches", "encode"]
+
+logger = logging.getLogger(__name__)
+
+_PROMPT_BYTES = 256 << 20
+_GPU_SHARE = 0.1
 
 
 def batches(lengths: Sequence[int], max_batch_tokens: int) -> Iterator[list[int]]:
@@ -24,6 +34,77 @@ def batches(lengths: Sequence[int], max_batch_tokens: int) -> Iterator[list[int]
         count = max(1, max_batch_tokens // max(1, lengths[order[start]]))
         yield order[start : start + count]
         start += count
+
+
+class LocalForward:
+    """Choose how a backbone is run, and run it.
+
+    Args:
+        network: the model; only its backbone runs.
+        max_batch_tokens: most tokens of one forward pass.
+        deterministic: make the hidden states of an item a function of that item alone, bit for bit, on one machine and
+            with one number of threads. Costs speed.
+        prompt_cache_bytes: memory for keys and values of prompts; 0 keeps none. 256 MB on a CPU and a tenth of the
+            free memory on a GPU unless given.
+
+    Attributes:
+        batching: ``packed``, or ``padded: `` and why.
+        packer: the packed engine, or None.
+    """
+
+    def __init__(
+        self,
+        network: PreferenceNetwork,
+        *,
+        max_batch_tokens: int,
+        deterministic: bool = False,
+        prompt_cache_bytes: int | None = None,
+    ) -> None:
+        self.deterministic = deterministic
+        self.max_batch_tokens = max_batch_tokens
+        self.packer: Packer | None = None
+        self._network = network
+        reason = refusal(network.config)
+        if reason is None:
+            self.packer = self._packer(prompt_cache_bytes)
+            reason = disagreement(network.backbone, through_model(network.backbone))
+            if reason is not None:
+                self.packer = None
+        self.batching = "packed" if reason is None else f"padded: {reason}"
+
+    def encode(self, items: Sequence[EncodeItem]) -> Tensor:
+        """Return the hidden states at each item's reads, in the order of the items.
+
+        Args:
+            items: sequences, all with the same number of reads.
+
+        Returns:
+            Hidden states, float32, on the backbone's device. [n, R, H]
+
+        Raises:
+            ValueError: if the items differ in their number of reads.
+        """
+        if self.packer is None or not items:
+            budget = 1 if self.deterministic else self.max_batch_tokens
+            return encode(self._network, items, max_batch_tokens=budget)
+        if len({len(item.reads) for item in items}) > 1:
+            raise ValueError("items of one call must have the same number of reads")
+        return self.packer.encode(items)
+
+    def _packer(self, prompt_cache_bytes: int | None) -> Packer:
+        backbone = self._network.backbone
+        device = next(backbone.parameters()).device
+        if prompt_cache_bytes is None:
+            free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+            prompt_cache_bytes = int(free * _GPU_SHARE) if free else _PROMPT_BYTES
+        return Packer(
+            through_model(backbone),
+            device,
+            self._network.config.hidden_size,
+            store=PromptStore(prompt_cache_bytes),
+            max_tokens=self.max_batch_tokens,
+            deterministic=self.deterministic,
+        )
 
 
 @torch.inference_mode()

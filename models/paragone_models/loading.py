@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from paragone_models import checkpoints, formats
 from paragone_models.errors import ModelLoadError
+from paragone_models.forward import LocalForward
 from paragone_models.identity import hash_files, identity_of, tokenizer_hash
 from paragone_models.model import PreferenceModel, Provenance
 from paragone_models.network import PreferenceNetwork
@@ -51,6 +52,8 @@ def load_model(
     reasoning: Reasoning | None = None,
     trust_remote_code: bool = False,
     max_batch_tokens: int | None = None,
+    deterministic: bool = False,
+    prompt_cache_bytes: int | None = None,
 ) -> PreferenceModel:
     """Load a reward or preference model.
 
@@ -73,7 +76,11 @@ def load_model(
         bos: ``once`` or ``as-published``, see ``ModelSpec``.
         reasoning: ``keep`` or ``strip``, see ``ModelSpec``.
         trust_remote_code: run Python files that come with the checkpoint.
-        max_batch_tokens: padded tokens of one forward pass.
+        max_batch_tokens: most tokens of one forward pass.
+        deterministic: make each representation a function of its prompt and response alone, bit for bit on one machine
+            and number of threads, whatever it is batched with. Costs speed.
+        prompt_cache_bytes: memory for keys and values of prompts, for siblings that arrive later; 0 keeps none. 256 MB
+            on a CPU and a tenth of the free memory on a GPU unless given.
 
     Returns:
         The model, in evaluation mode.
@@ -107,6 +114,11 @@ def load_model(
     network = loaded.network.to(options.device).eval().requires_grad_(requires_grad=False)
     network.head.spec = spec
     _refuse_non_finite(where.source, network)
+    budget = max_batch_tokens if max_batch_tokens is not None else (16384 if options.device.type == "cuda" else 4096)
+    local = LocalForward(
+        network, max_batch_tokens=budget, deterministic=deterministic, prompt_cache_bytes=prompt_cache_bytes
+    )
+    logger.info("%s: batches are %s", where.source, local.batching)
     reader = _reader(where, replace(loaded, spec=spec), trust_remote_code=trust_remote_code)
     provenance = Provenance(
         name=name or where.name,
@@ -117,10 +129,11 @@ def load_model(
             spec,
             None if reader is None else tokenizer_hash(reader.tokenizer, reader.template.source),
         ),
-        numerics=_numerics(network, options),
+        numerics=_numerics(local, network, options),
     )
-    budget = max_batch_tokens if max_batch_tokens is not None else (16384 if options.device.type == "cuda" else 4096)
-    return PreferenceModel(network, spec, reader, provenance, max_batch_tokens=budget, first_token=loaded.first_token)
+    return PreferenceModel(
+        network, spec, reader, provenance, max_batch_tokens=budget, first_token=loaded.first_token, local=local
+    )
 
 
 def _read(folder: Path, options: formats.Options, kind: str) -> formats.Loaded:
@@ -207,12 +220,13 @@ def _weights_hash(where: Resolved) -> str:
     return hash_files([*where.folder.glob("*.safetensors"), where.folder / "config.json"])
 
 
-def _numerics(network: PreferenceNetwork, options: formats.Options) -> dict[str, str]:
-    attention = getattr(network.config, "_attn_implementation", None)
+def _numerics(local: LocalForward, network: PreferenceNetwork, options: formats.Options) -> dict[str, str]:
+    attention = "packed" if local.packer is not None else getattr(network.config, "_attn_implementation", None)
     return {
         "dtype": str(options.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else options.device.type,
         "attention": str(attention),
+        "deterministic": str(local.deterministic).lower(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -70,7 +70,9 @@ class PreferenceModel:
         spec: what the model is.
         reader: turns text into tokens, or None where the source had no tokenizer.
         provenance: where it came from.
-        max_batch_tokens: padded tokens of one forward pass.
+        max_batch_tokens: most tokens of one forward pass.
+        first_token: True for encoders that are read at their first token.
+        local: runs the backbone; chosen by what the backbone is unless given.
     """
 
     def __init__(
@@ -82,12 +84,14 @@ class PreferenceModel:
         *,
         max_batch_tokens: int,
         first_token: bool = False,
+        local: forward.LocalForward | None = None,
     ) -> None:
         self.network = network
         self.spec = spec
         self.reader = reader
         self.provenance = provenance
         self.max_batch_tokens = max_batch_tokens
+        self.local = local or forward.LocalForward(network, max_batch_tokens=max_batch_tokens)
         self.first_token = first_token
         self.comparator = Comparator(spec.kind, spec.dimension, spec.temperature, spec.attributes, spec.weights)
         self.fingerprint = fingerprint_of(provenance.identity, provenance.numerics, spec)
@@ -142,6 +146,11 @@ class PreferenceModel:
         """True once the temperature was fitted on held-out judgements."""
         return self.spec.calibrated
 
+    @property
+    def batching(self) -> str:
+        """How sequences are run together: ``packed``, or ``padded: `` and the reason."""
+        return self.local.batching
+
     def encode(self, items: Sequence[EncodeItem]) -> Tensor:
         """Return the hidden states at each item's reads: what the local engine runs.
 
@@ -151,7 +160,7 @@ class PreferenceModel:
         Returns:
             Hidden states, float32. [n, R, H]
         """
-        return forward.encode(self.network, items, max_batch_tokens=self.max_batch_tokens)
+        return self.local.encode(items)
 
     @torch.inference_mode()
     def represent(self, hidden: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The packed forward pass: no padding, and every shared prefix computed once."""

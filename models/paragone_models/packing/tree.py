@@ -1,0 +1,158 @@
+"""The prefix tree of a batch: which runs of tokens are computed once, and which sequences go through them.
+
+Sequences are compared token by token; nobody has to say what they share. A node is a run of tokens; nodes stand in
+preorder, so that everything below a node follows it without a gap. No torch here.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["NO_PARENT", "Forest", "Node", "Tokens", "common_length", "grow", "split_long"]
+
+Tokens = NDArray[np.int64]
+
+NO_PARENT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A run of tokens.
+
+    Attributes:
+        tokens: its token ids.
+        start: position of the first one in its sequences.
+        parent: index of the node before it, or ``NO_PARENT``.
+        sequences: how many sequences go through it.
+        known: True where its keys and values are at hand, so that it is not computed.
+    """
+
+    tokens: Tokens
+    start: int
+    parent: int
+    sequences: int
+    known: bool = False
+
+    @property
+    def stop(self) -> int:
+        """Position behind its last token."""
+        return self.start + len(self.tokens)
+
+
+@dataclass(slots=True)
+class Forest:
+    """Prefix trees of a batch.
+
+    Attributes:
+        nodes: in preorder.
+        ends: the node in which each sequence ends, in the order given; ``NO_PARENT`` for one that has no tokens left.
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that are computed."""
+        return sum(len(node.tokens) for node in self.nodes if not node.known)
+
+    def add(self, trunk: Node | None, tree: "Forest", owners: Sequence[int]) -> None:
+        """Append a tree.
+
+        Args:
+            trunk: a known node that all of it continues, or None.
+            tree: as ``grow`` returns it.
+            owners: which of this forest's sequences the tree's are.
+        """
+        root = NO_PARENT
+        if trunk is not None:
+            self.nodes.append(trunk)
+            root = len(self.nodes) - 1
+        offset = len(self.nodes)
+        for node in tree.nodes:
+            parent = root if node.parent == NO_PARENT else node.parent + offset
+            self.nodes.append(replace(node, parent=parent))
+        for owner, end in zip(owners, tree.ends, strict=True):
+            self.ends[owner] = root if end == NO_PARENT else end + offset
+
+    def path(self, index: int) -> list[int]:
+        """Return a node and what stands before it, the first one first."""
+        path: list[int] = []
+        while index != NO_PARENT:
+            path.append(index)
+            index = self.nodes[index].parent
+        return path[::-1]
+
+
+def common_length(first: Tokens, second: Tokens) -> int:
+    """Return how many tokens two sequences have in common from their starts.
+
+    >>> common_length(np.array([1, 2, 3]), np.array([1, 2, 4, 5]))
+    2
+    """
+    length = min(len(first), len(second))
+    differ = np.flatnonzero(first[:length] != second[:length])
+    return int(differ[0]) if len(differ) else length
+
+
+def grow(sequences: Sequence[Tokens], *, start: int, min_shared: int) -> Forest:
+    """Return the prefix tree of some sequences.
+
+    A run that several sequences share becomes a node of its own from ``min_shared`` tokens on; a shorter one (the first
+    tokens of every chat template, say) is computed in each of them, because a node of its own costs more than it saves.
+
+    Args:
+        sequences: token ids.
+        start: where they begin to be computed: what stands before is the same in all of them and known already.
+        min_shared: see above; at least 1.
+    """
+    # Big-endian bytes sort as the numbers do: memcmp instead of a loop over integers.
+    keys = [sequence.astype(">u4").tobytes() for sequence in sequences]
+    order = sorted(range(len(sequences)), key=keys.__getitem__)
+    ranked = [sequences[index] for index in order]
+    shared = [common_length(before, after) for before, after in itertools.pairwise(ranked)]
+    forest = Forest(ends=[NO_PARENT] * len(sequences))
+    # (first, last + 1, position from which tokens are still to be placed, parent)
+    waiting = [(0, len(ranked), start, NO_PARENT)] if ranked else []
+    while waiting:
+        low, high, position, parent = waiting.pop()
+        common = len(ranked[low]) if high - low == 1 else min(shared[low : high - 1])
+        same = common == len(ranked[low]) == len(ranked[high - 1])
+        if same or common - position >= min_shared:
+            if common > position:
+                forest.nodes.append(Node(ranked[low][position:common], position, parent, high - low))
+                parent = len(forest.nodes) - 1
+            position = max(position, common)
+        if same:
+            for rank in range(low, high):
+                forest.ends[order[rank]] = parent
+            continue
+        # What ends right here has its tokens placed, or (too short to share) becomes a branch like the others.
+        borders = [low, *(rank + 1 for rank in range(low, high - 1) if shared[rank] == common), high]
+        waiting.extend((first, last, position, parent) for first, last in reversed(list(itertools.pairwise(borders))))
+    return forest
+
+
+def split_long(forest: Forest, longest: int) -> Forest:
+    """Return the forest with nodes of at most ``longest`` tokens: a long run becomes a chain.
+
+    Args:
+        forest: what ``grow`` returned.
+        longest: at least 1.
+    """
+    if all(node.known or len(node.tokens) <= longest for node in forest.nodes):
+        return forest
+    nodes: list[Node] = []
+    last: dict[int, int] = {NO_PARENT: NO_PARENT}
+    for index, node in enumerate(forest.nodes):
+        parent = last[node.parent]
+        step = len(node.tokens) if node.known else longest
+        for begin in range(0, len(node.tokens), step):
+            piece = node.tokens[begin : begin + step]
+            nodes.append(Node(piece, node.start + begin, parent, node.sequences, node.known))
+            parent = len(nodes) - 1
+        last[index] = parent
+    return Forest(nodes, [last[end] for end in forest.ends])
