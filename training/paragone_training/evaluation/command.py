@@ -1,6 +1,5 @@
 """``paragone eval`` and ``paragone calibrate``."""
 
-import logging
 import shlex
 import sys
 import tempfile
@@ -94,7 +93,7 @@ def evaluate(
     written = evaluate_models(
         data, scorer, folder, settings, against=other, command=_command("eval"), console=Console(stderr=True)
     )
-    console = Console()
+    console = _console()
     print_results(written.results, console)
     for path in written.files:
         console.print(f"wrote {path}", style="dim", soft_wrap=True, markup=False, highlight=False)
@@ -149,7 +148,7 @@ def calibrate(
     found = calibration(data, answers, settings)
     record: dict[str, Any] = plain({"command": _command("calibrate"), **found})
     folder = store_temperature(scorer.model, found["temperature"].value, record, output=output)
-    _print_calibration(record, folder, Console())
+    _print_calibration(record, folder, _console())
 
 
 def _print_calibration(record: dict[str, Any], folder: Path, console: Console) -> None:
@@ -171,6 +170,11 @@ def _print_calibration(record: dict[str, Any], folder: Path, console: Console) -
     console.print(f"stored in {folder}: paragone serve {folder}", soft_wrap=True, markup=False, highlight=False)
 
 
+def _console() -> Console:
+    """Return a console that leaves tables whole where the output is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
 def _leave_out(bad_rows: str) -> bool:
     if bad_rows not in ("refuse", "leave-out"):
         raise typer.BadParameter(f"--bad-rows is {bad_rows!r}; it must be refuse or leave-out")
@@ -178,7 +182,10 @@ def _leave_out(bad_rows: str) -> bool:
 
 
 def _local(source: str, options: dict[str, Any]) -> LocalScorer:
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    # One bar is enough, and it is ours.
+    transformers_logging.disable_progress_bar()
     return LocalScorer(load_model(source, **options))
 
 

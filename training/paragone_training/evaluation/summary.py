@@ -82,7 +82,8 @@ def summarise(
         "strength": strength_section(judged, draw),
         "length": length_section(judged, data, answers, draw),
         "position": position_section(judged),
-        "transitivity": transitivity_section(judged),
+        # Judgements made from ratings are free of cycles by construction.
+        "transitivity": None if data.rated else transitivity_section(judged),
         "groups": group_section(data, answers, clusters),
         "attributes": attribute_rows(data, answers),
         "benchmark": benchmark_section(data, answers, judged, clusters),

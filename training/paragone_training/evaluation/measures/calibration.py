@@ -201,11 +201,12 @@ def fit_temperature(logit: ArrayLike, outcome: ArrayLike, *, weight: ArrayLike |
             "the model prefers the response that people reject at least as much as the one they prefer: the best "
             "temperature would be infinite. Check the direction of the labels, and whether the model knows this domain"
         )
+    # The slope for k → ∞: what is wrong, by how sure the model is of it.
+    if not (counts * np.abs(unit) * np.where(unit > 0, 1.0 - judged, judged)).any():
+        raise CalibrationError(
+            "the model is never wrong on these pairs: the best temperature would be 0. Use more pairs"
+        )
     upper = 1.0
-    while slope(upper) < 0.0:
+    while slope(upper) <= 0.0:
         upper *= 4.0
-        if upper > 1e12:
-            raise CalibrationError(
-                "the model is never wrong on these pairs: the best temperature would be 0. Use more pairs"
-            )
     return scale / float(brentq(slope, 0.0, upper, xtol=1e-14 * upper, rtol=1e-13, maxiter=500))

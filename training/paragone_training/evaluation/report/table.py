@@ -22,9 +22,8 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
         console: that prints.
     """
     model, measures = results["model"], results["measures"]
-    console.print(
-        f"[bold]{escape(model['name'])}[/bold] ({escape(model['kind'])}) on {escape(results['data']['path'])}"
-    )
+    title = f"[bold]{escape(model['name'])}[/bold] ({escape(model['kind'])}) on {escape(results['data']['path'])}"
+    console.print(title, soft_wrap=True)
     console.print(_main(measures))
     if measures["benchmark"]:
         console.print(_benchmark(measures["benchmark"]))
@@ -34,9 +33,10 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
         console.print(_subsets(measures["subsets"]))
     for row in results["left_out"]:
         lines = f" (lines {', '.join(map(str, row['lines']))}…)" if row["lines"] else ""
-        console.print(f"[dim]left out: {row['count']} × {escape(row['reason'])}{lines}[/dim]")
+        told = f"[dim]left out: {row['count']} × {escape(row['reason'])}{lines}[/dim]"
+        console.print(told, soft_wrap=True)
     for note in results["notes"]:
-        console.print(f"[yellow]note[/yellow] {escape(note)}")
+        console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
 
 
 def _main(measures: Mapping[str, Any]) -> Table:
@@ -77,7 +77,10 @@ def _groups(table: Table, measures: Mapping[str, Any]) -> None:
             ("favourite is people's", "top_one", f"at random {percent(groups['chance']['value'])}"),
             ("regret", "regret", f"at random {number(groups['random_regret']['value'])}"),
         ):
-            if groups[key]:
+            if groups[key] and key == "top_one":
+                span = interval(groups[key], scale="percent")
+                table.add_row(name, percent(groups[key]["value"]), span, f"[dim]{remark}[/dim]")
+            elif groups[key]:
                 table.add_row(name, number(groups[key]["value"]), interval(groups[key]), f"[dim]{remark}[/dim]")
     if cycles:
         remark = f"people {percent(cycles['human']['rate'])} of {cycles['human']['closed']}"

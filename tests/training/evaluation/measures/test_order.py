@@ -1,0 +1,97 @@
+"""Transitivity and position bias."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from paragone_models.tournament import cyclic_triples
+from paragone_training.evaluation.measures.position import position_bias
+from paragone_training.evaluation.measures.transitivity import Triads, kendall_zeta, triads
+
+
+def slow_triads(sign):
+    """Count triads by looking at every three nodes of one group."""
+    nodes = sorted({node for pair in sign for node in pair})
+    closed = cyclic = 0
+
+    def beats(a, b):
+        return sign.get((a, b), 0) > 0 or sign.get((b, a), 0) < 0
+
+    for three in itertools.combinations(nodes, 3):
+        edges = [(a, b) for a, b in itertools.permutations(three, 2) if beats(a, b)]
+        if len(edges) == 3:
+            closed += 1
+            cyclic += sorted(a for a, _ in edges) == sorted(three)
+    return Triads(closed, cyclic)
+
+
+def test_triads_are_those_of_a_slow_count_over_several_groups():
+    draw = np.random.default_rng(7)
+    rows, expected = [], np.zeros(2, dtype=int)
+    for group in range(6):
+        pairs = [pair for pair in itertools.combinations(range(9), 2) if draw.random() < 0.7]
+        sign = {pair: int(draw.integers(-1, 2)) for pair in pairs}
+        found = slow_triads(sign)
+        expected += (found.closed, found.cyclic)
+        rows += [(value, one, two, group) for (one, two), value in sign.items()]
+    draw.shuffle(rows)
+    value, one, two, group = np.asarray(rows, dtype=float).T
+    assert triads(value, one, two, group) == Triads(*expected)
+    assert expected[1] > 0
+
+
+def test_a_scalar_has_no_cycles_and_rock_paper_scissors_is_one():
+    score = np.random.default_rng(0).normal(size=12)
+    one, two = np.triu_indices(12, 1)
+    assert triads(score[one] - score[two], one, two, np.zeros(66)) == Triads(220, 0)
+    assert triads([1, 1, 1], [0, 1, 2], [1, 2, 0], [0, 0, 0]).rate == 1.0
+    assert math.isnan(triads([1, 1], [0, 1], [1, 2], [0, 0]).rate)
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 8])
+def test_kendalls_zeta_is_one_without_cycles_and_zero_at_the_most(size):
+    score = np.arange(size)
+    assert kendall_zeta(score[:, None] - score[None, :]) == 1.0
+    # Everyone beats the next half of a circle: as cyclic as can be.
+    step = (np.arange(size)[None, :] - np.arange(size)[:, None]) % size
+    regular = np.where(step == 0, 0, np.where(step <= (size - 1) // 2, 1, -1))
+    if size % 2 == 0:
+        opposite = step == size // 2
+        regular[opposite] = np.where(np.arange(size)[:, None] < size // 2, 1, -1).repeat(size, axis=1)[opposite]
+    assert kendall_zeta(regular) == pytest.approx(0.0)
+
+
+def test_kendalls_zeta_counts_the_same_cycles_as_the_tournament():
+    draw = np.random.default_rng(1)
+    logit = np.triu(draw.normal(size=(7, 7)), 1)
+    logit -= logit.T
+    most = (7**3 - 7) / 24
+    assert kendall_zeta(logit) == pytest.approx(1 - cyclic_triples(1 / (1 + np.exp(-logit))) / most)
+
+
+def test_ties_and_pairs_have_no_zeta():
+    assert math.isnan(kendall_zeta(np.zeros((3, 3))))
+    assert math.isnan(kendall_zeta([[0, 1], [-1, 0]]))
+    with pytest.raises(ValueError, match=r"\[K, K\]"):
+        kendall_zeta([[1.0, 2.0]])
+
+
+def test_a_scalar_has_no_position_bias():
+    logit = np.random.default_rng(2).normal(size=50)
+    found = position_bias(logit, -logit)
+    assert (found.swap_consistency, found.first_win_excess) == (1.0, 0.0)
+    assert found.asymmetry < 1e-15
+
+
+def test_a_model_that_always_takes_the_first_place_is_never_consistent():
+    found = position_bias([1.0, 2.0], [1.0, 0.5])
+    assert (found.swap_consistency, found.first_win_excess) == (0.0, 0.5)
+    p = [1 / (1 + math.exp(-value)) for value in (1.0, 2.0, 1.0, 0.5)]
+    assert found.asymmetry == pytest.approx((abs(p[0] + p[2] - 1) + abs(p[1] + p[3] - 1)) / 2, abs=1e-12)
+
+
+def test_position_bias_of_no_pairs_is_refused():
+    with pytest.raises(ValueError, match="no pairs"):
+        position_bias([], [])
