@@ -76,7 +76,7 @@ def sppo_update(policy: ArrayLike, preference: ArrayLike, *, eta: float) -> Floa
         pi'(y) ∝ pi(y) exp(eta P(y > pi))
 
     Source: Wu et al., SPPO (arXiv 2405.00675), §4; Freund and Schapire (1999). The trained loss has another minimiser
-    (its constant eta/2 in place of log Z), equal to first order in eta.
+    (its constant eta/2 in place of log Z), which differs by the third order of eta.
 
     Args:
         policy: pi. [n]
