@@ -100,7 +100,7 @@ def judge(
         for group, read in zip(groups, readings, strict=True):
             pairs = torch.tensor([(label.first, label.second) for label in group.labels])
             logits = objective.logits(_represented(network, read, budget=budget, pad_id=pad_id), pairs).tolist()
-            rows += [row for row in _rows(group, logits)]
+            rows += _rows(group, logits)
     network.train(mode)
     columns = list(zip(*rows, strict=True)) or [()] * 5
     return Judged(

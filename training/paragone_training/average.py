@@ -1,10 +1,9 @@
 """An exponential moving average of the weights, trained beside them: smoother than the last step, and what is saved."""
 
-from pathlib import Path
-from typing import Any
-
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file

@@ -1,11 +1,11 @@
 """What is trained: a backbone from a checkpoint or from random weights, its tokenizer, adapters, and our head."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, Qwen3Config, Qwen3Model
 
 from paragone_models.heads import RepresentationHead
@@ -47,9 +47,9 @@ def build_student(recipe: Recipe, texts: Iterable[str]) -> Student:
     tokenizer = _tokenizer(recipe.tokenizer, recipe.backbone, texts, recipe.model.max_length)
     torch.manual_seed(recipe.training.seed)
     if recipe.backbone.source is None:
-        backbone = _from_scratch(recipe.backbone, tokenizer, recipe.model.max_length)
+        backbone: Any = _from_scratch(recipe.backbone, tokenizer, recipe.model.max_length)
     else:
-        backbone = _from_checkpoint(recipe.backbone)
+        backbone = _from_checkpoint(recipe.backbone.source, recipe.backbone)
     _check_fit(backbone, tokenizer, recipe)
     head = RepresentationHead(backbone.config.hidden_size, recipe.spec)
     return Student(PreferenceNetwork(backbone, head), tokenizer, recipe.spec)
@@ -69,13 +69,16 @@ def add_adapters(network: PreferenceNetwork, lora: LoraSection) -> None:
 
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type] # scaled by alpha / rank: any number will do
         lora_dropout=lora.dropout,
         target_modules=list(lora.targets) if lora.targets else "all-linear",
         task_type="FEATURE_EXTRACTION",
     )
     try:
-        network.backbone = get_peft_model(network.backbone, config)
+        with warnings.catch_warnings():
+            # peft asks transformers under a name that transformers is about to drop
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            network.backbone = get_peft_model(network.backbone, config)
     except ValueError as error:
         raise RecipeError(f"lora.targets {list(lora.targets)}: {error}") from error
 
@@ -105,7 +108,7 @@ def _tokenizer(section: TokenizerSection, backbone: BackboneSection, texts: Iter
     return tokenizer
 
 
-def _from_scratch(section: BackboneSection, tokenizer: Any, max_length: int) -> nn.Module:
+def _from_scratch(section: BackboneSection, tokenizer: Any, max_length: int) -> Any:
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=section.hidden_size,
@@ -119,22 +122,21 @@ def _from_scratch(section: BackboneSection, tokenizer: Any, max_length: int) -> 
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         use_cache=False,
-        attn_implementation=section.attention,
     )
     return Qwen3Model(config)
 
 
-def _from_checkpoint(section: BackboneSection) -> Any:
+def _from_checkpoint(source: str, section: BackboneSection) -> Any:
     options = {"revision": section.revision, "attn_implementation": section.attention}
     try:
-        config = AutoConfig.from_pretrained(section.source, revision=section.revision)
+        config = AutoConfig.from_pretrained(source, revision=section.revision)
         if getattr(config, "is_encoder_decoder", False):
-            raise RecipeError(f"{section.source} is an encoder-decoder; a backbone must be a decoder or an encoder")
-        return AutoModel.from_pretrained(section.source, config=config, dtype=torch.float32, **options)
+            raise RecipeError(f"{source} is an encoder-decoder; a backbone must be a decoder or an encoder")
+        return AutoModel.from_pretrained(source, config=config, dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
         if isinstance(error, RecipeError):
             raise
-        raise RecipeError(f"cannot load the backbone {section.source}: {error}") from error
+        raise RecipeError(f"cannot load the backbone {source}: {error}") from error
 
 
 def _check_fit(backbone: Any, tokenizer: Any, recipe: Recipe) -> None:
@@ -142,7 +144,7 @@ def _check_fit(backbone: Any, tokenizer: Any, recipe: Recipe) -> None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions and recipe.model.max_length > positions:
         raise RecipeError(
-            f"model.max_length is {recipe.model.max_length}; the backbone has {positions} positions: ask for at most that"
+            f"model.max_length is {recipe.model.max_length}; the backbone has {positions} positions: ask for no more"
         )
     if len(tokenizer) > config.vocab_size:
         raise RecipeError(

@@ -69,8 +69,8 @@ def _training(report: Report) -> list[str]:
         lines.append(f"* Before that: {recipe.pretraining.epochs} epochs of language modelling on the same rows.")
     if recipe.teacher:
         lines.append(
-            f"* And {recipe.teacher.steps} steps of distillation from a logistic regression on token counts and length, "
-            "fitted on the same rows: much of what the model knows comes through that linear teacher."
+            f"* And {recipe.teacher.steps} steps of distillation from a logistic regression on token counts and "
+            "length, fitted on the same rows: much of what the model knows came through that teacher."
         )
     return lines
 
@@ -91,6 +91,6 @@ def _agreement(report: Report) -> list[str]:
         f"| this model on the {summary.matched_pairs} length-matched pairs | {summary.matched_accuracy:.3f} |",
         "",
         f"Negative log-likelihood {summary.negative_log_likelihood:.3f} nats (a coin: 0.693); mean margin "
-        f"{summary.margin:.2f} logits. The probabilities were not calibrated. A few questions cannot tell close numbers "
-        "apart: docs/training.md has the cross-validated ones.",
+        f"{summary.margin:.2f} logits. The probabilities were not calibrated. A few questions cannot tell close "
+        "numbers apart: docs/training.md has the cross-validated ones.",
     ]

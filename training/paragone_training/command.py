@@ -41,7 +41,9 @@ def model(
     if dry_run:
         rows = load_rows(loaded)
         typer.echo(_described(loaded))
-        typer.echo(f"{len(rows.train)} pairs to train on, {len(rows.evaluate)} held out; the model would go to {folder}")
+        typer.echo(
+            f"{len(rows.train)} pairs to train on, {len(rows.evaluate)} held out; the model would go to {folder}"
+        )
         return
     typer.echo(str(train_model(loaded, folder, resume=resume)))
 

@@ -39,9 +39,7 @@ def reason_documents(pairs: Iterable[Pair], reader: TextReader) -> list[list[int
     return [list(result.token_ids) for result in reader.read(wanted) if isinstance(result, Reading)]
 
 
-def lessons(
-    groups: Sequence[PromptGroup], readings: Sequence[Sequence[Reading]], reader: TextReader
-) -> list[Lesson]:
+def lessons(groups: Sequence[PromptGroup], readings: Sequence[Sequence[Reading]], reader: TextReader) -> list[Lesson]:
     """Return each prompt's frame and the tokens of its responses alone.
 
     Args:

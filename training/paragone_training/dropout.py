@@ -1,8 +1,8 @@
 """Dropout for decoders that have none: the Llama and Qwen3 shapes in transformers drop attention weights at most.
 
-Small models trained from random weights on few texts need it: on the embedding, on what every attention and feed-forward
-layer adds to the residual stream, and on the hidden states that the head reads. It lives in forward hooks, so that the
-saved model is the plain architecture.
+Small models trained from random weights on few texts need it: on the embedding, on what every attention and
+feed-forward layer adds to the residual stream, and on the hidden states that the head reads. It lives in forward hooks,
+so that the saved model is the plain architecture.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,9 @@ __all__ = ["residual_dropout"]
 
 
 @contextmanager
-def residual_dropout(backbone: nn.Module, head: nn.Module | None = None, *, share: float, head_share: float = 0.0) -> Iterator[None]:
+def residual_dropout(
+    backbone: nn.Module, head: nn.Module | None = None, *, share: float, head_share: float = 0.0
+) -> Iterator[None]:
     """Drop activations while the modules are in training mode, until the context ends.
 
     Args:

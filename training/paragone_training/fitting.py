@@ -1,8 +1,8 @@
 """The stages of training, from rows to a trained network.
 
-tokenizer and network → language modelling and a linear teacher (from-scratch backbones) → preferences. What comes before
-the preferences is one file; the preference stage writes checkpoints. ``resume`` goes on from the last one and repeats
-nothing before it.
+Tokenizer and network → language modelling and a linear teacher (from-scratch backbones) → preferences. What comes
+before the preferences is one file; the preference stage writes checkpoints. ``resume`` goes on from the last one and
+repeats nothing before it.
 """
 
 import logging
@@ -29,7 +29,7 @@ from paragone_training.dropout import residual_dropout
 from paragone_training.objective import Objective
 from paragone_training.pretraining import pretrain
 from paragone_training.recipe import Recipe
-from paragone_training.teacher import distil, fit_teacher
+from paragone_training.teacher import distil, fit_teacher, imprint
 from paragone_training.trainer import PreferenceTrainer
 
 __all__ = ["Outcome", "fit"]
@@ -86,8 +86,7 @@ def fit(
     if recipe.lora:
         add_adapters(network, recipe.lora)
     if recipe.training.gradient_checkpointing:
-        backbone: Any = network.backbone
-        backbone.gradient_checkpointing_enable()
+        _save_memory(network.backbone)
 
     def judged() -> Judged:
         return judge(network, objective, held_out, held_out_readings, budget=64, pad_id=_pad(student))
@@ -122,9 +121,10 @@ def _prepare(
         taught = lessons(groups, readings, TextReader(student.tokenizer, student.spec))
         lengths = token_lengths(student.tokenizer)
         teacher = fit_teacher(groups, taught, lengths, penalty=recipe.teacher.penalty)
-        distil(
-            student.network, student.spec, teacher, taught, objective, recipe.teacher, pad_id=pad_id, seed=seed
-        )
+        if recipe.teacher.imprint:
+            backbone: Any = student.network.backbone
+            imprint(backbone.get_input_embeddings(), teacher, recipe.teacher.imprint)
+        distil(student.network, student.spec, teacher, taught, objective, recipe.teacher, pad_id=pad_id, seed=seed)
 
 
 def _train(
@@ -162,6 +162,13 @@ def _train(
     if average:
         average.put()
     return list(trainer.state.log_history)
+
+
+def _save_memory(backbone: Any) -> None:
+    # transformers renames this on the way to version 6
+    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+    enable()
+    backbone.enable_input_require_grads()  # frozen embeddings under adapters would cut the graph
 
 
 def _arguments(recipe: Recipe, work: Path, *, evaluates: bool) -> TrainingArguments:

@@ -38,12 +38,14 @@ class Objective:
     def describe(self) -> str:
         """Return the loss in words and as a formula, for the log and the card."""
         score = "(r1 - r2)" if self.kind == "bradley-terry" else "s(v1, v2)"
+        lead = f"({score} - {self.margin:g})" if self.margin else score
         logit = f"{score} / {self.temperature:g}"
+        soft = f"1/2 + strength/{2 * STRONGEST:g}, at most {self.certainty:g}"
         formulas = {
-            "regular": f"-log sigmoid({logit if not self.margin else f'({score} - {self.margin:g}) / {self.temperature:g}'})",
+            "regular": f"-log sigmoid({lead} / {self.temperature:g})",
             "margin": f"-log sigmoid({logit} - strength)",
             "scaled": f"-strength * log sigmoid({logit})",
-            "soft": f"cross-entropy of sigmoid({logit}) with 1/2 + strength/{2 * STRONGEST:g}, at most {self.certainty:g}",
+            "soft": f"cross-entropy of sigmoid({logit}) with {soft}",
         }
         return f"{self.name} {self.kind} loss: {formulas[self.name]}"
 

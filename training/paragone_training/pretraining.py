@@ -1,6 +1,6 @@
 """Language modelling before preferences: a backbone from random weights first learns what text looks like.
 
-A plain loop, not a Trainer: it takes seconds, its result is one file beside the checkpoints, and a resumed run reads that.
+A plain loop, not a Trainer: it takes seconds, and a resumed run reads its result from one file beside the checkpoints.
 
 Shapes: B sequences, T padded length, H hidden size.
 """

@@ -130,7 +130,9 @@ def _check_model(model: ModelSection) -> None:
         )
     elif model.gate and model.dimension == 2:
         warnings.warn(
-            "model.gate with dimension 2 does nothing: the softmax over one block is always 1", UserWarning, stacklevel=2
+            "model.gate with dimension 2 does nothing: the softmax over one block is always 1",
+            UserWarning,
+            stacklevel=2,
         )
     if model.max_length < 8:
         raise RecipeError(f"model.max_length is {model.max_length}; it must be at least 8 tokens")
@@ -164,6 +166,8 @@ def _check_numbers(recipe: Recipe) -> None:
     ):
         if not 0 <= share < 1:
             raise RecipeError(f"{name} is {share}; it must lie in [0, 1)")
+    if recipe.teacher and recipe.teacher.imprint < 0:
+        raise RecipeError(f"teacher.imprint is {recipe.teacher.imprint}; it must be 0 or more")
     for name, rate in (
         ("training.learning_rate", training.learning_rate),
         ("pretraining.learning_rate", pretraining.learning_rate),

@@ -47,7 +47,9 @@ def load_rows(recipe: Recipe) -> Rows:
     read = read_pair_files(data.train)
     train = training_pairs(read, split=data.train_split, allow_test_rows=data.allow_test_rows)
     candidates = read_pair_files(data.evaluate) if data.evaluate else read
-    evaluate = [pair for pair in candidates if pair.split == data.evaluate_split and pair.strength and pair.first != pair.second]
+    evaluate = [
+        pair for pair in candidates if pair.split == data.evaluate_split and pair.strength and pair.first != pair.second
+    ]
     if data.evaluate and not evaluate:
         raise DataError(f"no row of data.evaluate is marked {data.evaluate_split!r}: set data.evaluate_split")
     same = sum(pair.first == pair.second for pair in train)
@@ -77,7 +79,7 @@ def train_model(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     outcome = fit(recipe, rows.train, rows.evaluate, work, resume=resume)
     if int(os.environ.get("RANK", "0")):
         return folder
-    report = Report(recipe, rows.train, rows.evaluate, outcome.judged and summarise(outcome.judged))
+    report = Report(recipe, rows.train, rows.evaluate, summarise(outcome.judged) if outcome.judged else None)
     tokenizer = outcome.student.tokenizer
     if recipe.output.tokenizer:
         tokenizer.save_pretrained(recipe.output.tokenizer)

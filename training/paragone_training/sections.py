@@ -113,6 +113,8 @@ class TeacherSection:
         batch_responses: texts a step; every pair of them is labelled by the teacher.
         penalty: strength of the teacher's L2 penalty.
         token_noise: share of tokens replaced by others in half of the made-up texts.
+        imprint: write each token's weight and length into two coordinates of its embedding beforehand, this many times
+            as large as the others; 0 leaves the embedding alone.
     """
 
     steps: int = 400
@@ -120,6 +122,7 @@ class TeacherSection:
     batch_responses: int = 40
     penalty: float = 500.0
     token_noise: float = 0.15
+    imprint: float = 3.0
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ def overridden(tables: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
     Raises:
         RecipeError: if an assignment has no ``=``, or no section.
     """
-    result: dict[str, Any] = {name: dict(value) if isinstance(value, Mapping) else value for name, value in tables.items()}
+    result: dict[str, Any] = {
+        name: dict(value) if isinstance(value, Mapping) else value for name, value in tables.items()
+    }
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         section, dot, key = path.strip().partition(".")

@@ -1,9 +1,10 @@
 """A linear teacher: a logistic regression on token counts and length, and what a network learns from it.
 
 Eight hundred texts are too few for a decoder from random weights to find out what a linear model sees at once: which
-words convince, and how much length counts. The teacher is fitted on the training pairs alone, in a second. It then labels
-as many made-up texts as wanted (crops and collages of training responses, of every length, some with tokens replaced),
-and the network learns to compare them as the teacher does. Human pairs come after that, and have the last word.
+words convince, and how much length counts. The teacher is fitted on the training pairs alone, in a second. It then
+labels as many made-up texts as wanted (crops and collages of training responses, of every length, some with tokens
+replaced), and the network learns to compare them as the teacher does. Human pairs come after that, and have the last
+word.
 
 Shapes: n texts, V vocabulary, F = V + 3 features, P labelled pairs.
 """
@@ -28,7 +29,7 @@ from paragone_training.objective import Objective
 from paragone_training.pretraining import decayed
 from paragone_training.sections import TeacherSection
 
-__all__ = ["Frame", "Lesson", "Teacher", "distil", "fit_teacher"]
+__all__ = ["Frame", "Lesson", "Teacher", "distil", "fit_teacher", "imprint"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def fit_teacher(
         penalty: keeps the weights of rare tokens small.
     """
     lengths = torch.tensor(characters, dtype=torch.float32)
-    texts, first, second, strength = [], list[int](), list[int](), list[float]()
+    texts, first, second, strength = list[Sequence[int]](), list[int](), list[int](), list[float]()
     for group, lesson in zip(groups, lessons, strict=True):
         for label in group.labels:
             if label.strength:
@@ -121,11 +122,31 @@ def fit_teacher(
         rewards = features @ weights
         misfit = functional.softplus(-signed.sign() * (rewards[one] - rewards[two])) * signed.abs()
         loss = misfit.sum() + penalty / 2 * weights.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    solver.step(closure)  # type: ignore[no-untyped-call]
+    solver.step(closure)
     return Teacher(weights.detach(), lengths)
+
+
+def imprint(embedding: nn.Embedding, teacher: Teacher, scale: float) -> None:
+    """Write what the teacher knows about single tokens into an embedding: its weight and its length, a coordinate each.
+
+    So the network need not learn four thousand weights by gradient, most of them of tokens it hardly sees.
+
+    Args:
+        embedding: changed in place.
+        teacher: whose weights.
+        scale: standard deviation of the two coordinates, in that of all the others.
+    """
+    table = embedding.weight
+    words = (teacher.characters > 0).to(table.device)
+    with torch.no_grad():
+        spread = table[words].std() * scale
+        weights = teacher.weights[: len(teacher.characters)].to(table.device)
+        lengths = teacher.characters.to(table.device) / 5 - 1
+        table[:, 0] = torch.where(words, weights / weights[words].std() * spread, 0.0)
+        table[:, 1] = torch.where(words, lengths * spread, 0.0)
 
 
 def distil(
@@ -155,9 +176,7 @@ def distil(
     """
     draw = random.Random(seed)  # noqa: S311 - made-up texts, not secrets
     device = next(network.parameters()).device
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=section.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=section.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     pool = [list(response) for lesson in lessons for response in lesson.responses if len(response)]
     tokens = [token for response in pool for token in response]
     history = list[float]()
@@ -188,7 +207,7 @@ def distil(
 
 
 def _features(responses: Sequence[Sequence[int]], characters: Tensor) -> Tensor:
-    """Return log counts of tokens, and length three ways. [n, F]"""
+    """Return log counts of tokens and length three ways, [n, F]."""
     rows = []
     for response in responses:
         ids = torch.tensor(list(response), dtype=torch.long)
@@ -212,7 +231,7 @@ def _represent(
 
 
 def _collage(pool: Sequence[list[int]], tokens: Sequence[int], noise: float, draw: random.Random) -> list[int]:
-    """Return crops of random responses one after another, of log-uniform length; tokens replaced in every other text."""
+    """Return crops of random responses in a row, of log-uniform length, with tokens replaced in every other text."""
     length = int(math.exp(draw.uniform(math.log(3), math.log(190))))
     text: list[int] = []
     while len(text) < length:

@@ -43,9 +43,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, *, max_length: i
     bpe.train_from_iterator(sorted(texts), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        pad_token="<|pad|>",
-        eos_token="<|end|>",
-        additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
+        pad_token=SPECIAL_TOKENS[0],
+        eos_token=SPECIAL_TOKENS[1],
+        additional_special_tokens=list(SPECIAL_TOKENS[2:]),
         model_max_length=max_length,
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,

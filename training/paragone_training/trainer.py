@@ -16,6 +16,7 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from paragone_training.data.batches import Batch, PairBatches
+from paragone_training.errors import TrainingError
 from paragone_training.objective import Objective
 
 __all__ = ["PreferenceTrainer"]
@@ -69,13 +70,14 @@ class PreferenceTrainer(Trainer):
         )
         # The parent divides a loss by the number of accumulated passes unless it knows that this is done already.
         self.model_accepts_loss_kwargs = True
+        self._batches = batches
         self._objective = objective
         self._evaluation = evaluation
         logger.info("loss in force: %s, averaged per pair over the optimiser step", objective.describe())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         """Return the order of an epoch's batches: as planned, the plan itself is random."""
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        return SequentialSampler(self._batches if train_dataset is None else train_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -90,7 +92,7 @@ class PreferenceTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: Batch,
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
@@ -118,11 +120,24 @@ class PreferenceTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write a checkpoint of what is trained: with adapters, not the frozen backbone."""
         if state_dict is None:
-            frozen = {name for name, weight in self.model.named_parameters() if not weight.requires_grad}
-            state_dict = {name: tensor for name, tensor in self.model.state_dict().items() if name not in frozen}
+            network: Any = self.model
+            frozen = {name for name, weight in network.named_parameters() if not weight.requires_grad}
+            state_dict = {name: tensor for name, tensor in network.state_dict().items() if name not in frozen}
         super()._save(output_dir, state_dict)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint without a weight that is trained; frozen ones were left out on purpose.
 
-def _only(items: list[Batch]) -> Batch:
+        Raises:
+            TrainingError: if one is missing.
+        """
+        network: Any = self.model
+        trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
+        if missing := sorted(trained & set(load_result.missing_keys)):
+            raise TrainingError(f"the checkpoint lacks {missing}: it was written by a run with another recipe")
+
+
+def _only(items: list[Any]) -> dict[str, Any]:
+    """Return the one item of a list: it is a batch already."""
     (batch,) = items
-    return batch
+    return dict(batch)

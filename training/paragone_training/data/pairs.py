@@ -1,7 +1,7 @@
 """Pair files: which of two responses to a prompt people preferred, and how strongly.
 
 One row: ``{"id", "prompt", "first", "second", "strength"}`` and optionally ``split``, ``group``, ``votes``, ``reason``.
-``strength`` is −3..3; positive means that ``first`` was preferred, 0 is a tie. ``prompt`` is text or a list of messages.
+``strength`` is −3..3; positive means that ``first`` was preferred, 0 is a tie. ``prompt`` is text or messages.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Which responses pass the model together: batches of a budget of responses from as few prompts as fit.
 
-A group larger than the budget is cut into chunks of nearly equal size; only pairs inside a chunk count, so the chunks are
-drawn anew every epoch. The *shape* of a plan (how many chunks of which size share a batch) depends on the group sizes
-alone: every epoch has the same number of steps, and what fills the shape is random.
+A group larger than the budget is cut into chunks of nearly equal size; only pairs inside a chunk count, so the chunks
+are drawn anew every epoch. The *shape* of a plan (how many chunks of which size share a batch) depends on the group
+sizes alone: every epoch has the same number of steps, and what fills the shape is random.
 """
 
 import random

@@ -1,0 +1,51 @@
+"""Small made-up data and recipes for the tests of training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from paragone_training.data.pairs import Pair
+from paragone_training.recipe import Recipe, parse_recipe
+
+GOOD = ["because studies show that it saves money", "since every school that tried it kept it", "for a clear reason"]
+BAD = ["lol no", "whatever", "u are dumb"]
+
+
+def pairs(prompts: int = 3, *, split: str | None = "train") -> list[Pair]:
+    """Pairs where the reasoned answer wins; every answer meets every other, so groups have six responses."""
+    rows = []
+    for number in range(prompts):
+        prompt = f"Should school {number} teach chess?"
+        for good in GOOD:
+            for index, bad in enumerate(BAD):
+                first, second = (good, bad) if index % 2 else (bad, good)
+                strength = (1.0 + index) * (1 if index % 2 else -1)
+                rows.append(
+                    Pair(
+                        prompt, f"{first} {number}", f"{second} {number}", strength, split=split, group=f"q{number}_yes"
+                    )
+                )
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {"id": "1", "prompt": "p", "first": "a", "second": "b", "strength": 1, **changes}
+
+
+def recipe(**sections: dict[str, Any]) -> Recipe:
+    """A network that a test can train in a second."""
+    tables: dict[str, Any] = {
+        "model": {"kind": "bradley-terry", "max_length": 128},
+        "backbone": {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 32},
+        "tokenizer": {"vocabulary_size": 320},
+        "data": {"train": ["pairs.jsonl"]},
+        "training": {"epochs": 2, "learning_rate": 1e-2, "batch_responses": 6, "log_steps": 1},
+    }
+    for name, values in sections.items():
+        tables[name] = {**tables.get(name, {}), **values}
+    return parse_recipe(tables)
