@@ -65,6 +65,10 @@ class ModelSettings(BaseModel):
     """Revision of a Hugging Face id."""
     trust_remote_code: bool = False
     """Whether the model may bring Python code of its own; it runs with the service's rights."""
+    deterministic: bool = False
+    """Whether a representation depends on its own text alone, bit for bit, whatever shares its batch. Slower."""
+    prompt_cache_mb: float | None = Field(default=None, ge=0)
+    """Memory for keys and values of prompts, in MB (10⁶ bytes); None: what suits the device."""
 
 
 class Settings(BaseSettings):

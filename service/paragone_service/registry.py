@@ -46,6 +46,8 @@ def load_models(settings: Settings) -> dict[str, PreferenceModel]:
             reasoning=wanted.reasoning,
             trust_remote_code=wanted.trust_remote_code,
             max_batch_tokens=settings.max_batch_tokens,
+            deterministic=wanted.deterministic,
+            prompt_cache_bytes=None if wanted.prompt_cache_mb is None else round(wanted.prompt_cache_mb * 1e6),
         )
         took_s = time.perf_counter() - started
         logger.info(

@@ -1,10 +1,10 @@
 """Dynamic batching for one model: responses of many requests, put into batches under a token budget.
 
 There is no wait window: an idle device starts with what is there, and what arrives meanwhile makes the next batch.
-First in, first out; sorted by length inside a batch. The queue is bounded in tokens. Each response has one ticket,
-however many requests wait for it (single flight); a ticket that nobody waits for any more leaves the queue.
-
-Left out on purpose: priorities between requests, and grouping by prompt.
+A request that fits into one batch goes before the larger ones, but never all the time; within each of the two lanes it
+is first in, first out. Responses to one prompt stay together, and a batch is sorted by length. The queue is bounded in
+tokens. Each response has one ticket, however many requests wait for it (single flight); a ticket that nobody waits for
+any more leaves the queue.
 """
 
 import asyncio
@@ -37,6 +37,8 @@ Settle = Callable[[Sequence["Ticket"], NDArray[np.float32]], Sequence[bytes | Se
 
 _MAX_RETRY_AFTER_S = 60
 _SPEED_MEMORY = 0.8
+_BULK_EVERY = 4
+"""Every fourth batch begins with the large requests, so that small ones cannot hold them up for ever."""
 
 
 @dataclass(slots=True, eq=False)
@@ -112,7 +114,9 @@ class Scheduler:
         self._budget = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._clock = clock
-        self._queue: deque[Ticket] = deque()
+        self._interactive: deque[Ticket] = deque()
+        self._bulk: deque[Ticket] = deque()
+        self._batches = 0
         self._flights: dict[bytes, Ticket] = {}
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -131,10 +135,11 @@ class Scheduler:
         farewell = ServiceError(
             ErrorCode.SHUTTING_DOWN, "the server is shutting down; try another one", retry_after_s=1
         )
-        for ticket in [*self._queue, *self._flights.values()]:
+        for ticket in [*self._interactive, *self._bulk, *self._flights.values()]:
             if not ticket.outcome.done():
                 ticket.outcome.set_result(farewell)
-        self._queue.clear()
+        self._interactive.clear()
+        self._bulk.clear()
         self._flights.clear()
 
     def join(self, key: bytes) -> Ticket | None:
@@ -160,7 +165,7 @@ class Scheduler:
             )
 
     def submit(self, jobs: Sequence[tuple[bytes | None, EncodeItem, int]]) -> list[Ticket]:
-        """Queue responses, (key, item, dropped tokens) each, longest first; all or none.
+        """Queue the responses of a request, (key, item, dropped tokens) each; all or none.
 
         Ask ``join`` first: a key must not be on its way already, nor come twice.
 
@@ -170,16 +175,18 @@ class Scheduler:
         Raises:
             ServiceError: ``overloaded``, if they do not fit into the queue.
         """
-        self.check_room(sum(len(item.token_ids) for _, item, _ in jobs))
+        tokens = sum(len(item.token_ids) for _, item, _ in jobs)
+        self.check_room(tokens)
         now, loop = self._clock(), asyncio.get_running_loop()
         tickets = [Ticket(key, item, dropped, loop.create_future(), now) for key, item, dropped in jobs]
         for ticket in tickets:
             if ticket.key is not None:
                 assert ticket.key not in self._flights
                 self._flights[ticket.key] = ticket
-        self._queue.extend(sorted(tickets, key=lambda ticket: -ticket.tokens))
+        lane = self._interactive if tokens <= self._budget else self._bulk
+        lane.extend(_by_prompt(tickets))
         self.queue_items += len(tickets)
-        self.queue_tokens += sum(ticket.tokens for ticket in tickets)
+        self.queue_tokens += tokens
         self._arrived.set()
         return tickets
 
@@ -199,22 +206,25 @@ class Scheduler:
                 batch = self._take()
                 if batch:
                     await self._run(batch)
-            if not self._queue:
+            if not self._interactive and not self._bulk:
                 self._arrived.clear()
 
     def _take(self) -> list[Ticket]:
         """Return the next batch, shortest first, and mark it as started."""
         taken: list[Ticket] = []
         tokens = 0
-        while self._queue:
-            ticket = self._queue[0]
-            if ticket.waiters and taken and tokens + ticket.tokens > self._budget:
-                break
-            self._queue.popleft()
-            if ticket.waiters:
-                taken.append(ticket)
-                tokens += ticket.tokens
-                self._unqueue(ticket)
+        self._batches += 1
+        lanes = [self._interactive, self._bulk]
+        for lane in lanes if self._batches % _BULK_EVERY else reversed(lanes):
+            while lane:
+                ticket = lane[0]
+                if ticket.waiters and taken and tokens + ticket.tokens > self._budget:
+                    break
+                lane.popleft()
+                if ticket.waiters:
+                    taken.append(ticket)
+                    tokens += ticket.tokens
+                    self._unqueue(ticket)
         taken.sort(key=lambda ticket: ticket.tokens)
         return taken
 
@@ -276,3 +286,14 @@ class Scheduler:
     def _forget(self, ticket: Ticket) -> None:
         if ticket.key is not None and self._flights.get(ticket.key) is ticket:
             del self._flights[ticket.key]
+
+
+def _by_prompt(tickets: Sequence[Ticket]) -> list[Ticket]:
+    """Return tickets with those of one prompt side by side, the prompt with the longest response first."""
+    siblings: dict[tuple[int, ...], list[Ticket]] = {}
+    for ticket in tickets:
+        prompt = tuple(ticket.item.token_ids[: ticket.item.prompt_length])
+        siblings.setdefault(prompt, []).append(ticket)
+    families = [sorted(family, key=lambda ticket: -ticket.tokens) for family in siblings.values()]
+    families.sort(key=lambda family: -family[0].tokens)
+    return [ticket for family in families for ticket in family]

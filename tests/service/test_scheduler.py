@@ -19,8 +19,8 @@ from .conftest import until
 pytestmark = pytest.mark.anyio
 
 
-def item(tokens):
-    return EncodeItem((1,) * tokens, ((tokens - 1, tokens),), 1)
+def item(tokens, prompt=1):
+    return EncodeItem((prompt,) * tokens, ((tokens - 1, tokens),), 1)
 
 
 class Device:
@@ -97,11 +97,49 @@ async def test_a_batch_keeps_to_its_budget_in_order_of_arrival_and_is_sorted_ins
 
 async def test_the_responses_of_one_request_are_queued_by_length_so_that_batches_are_even():
     async with Setup() as setup:
-        setup.device.free.clear()
         tickets = setup.submit(1, 90, 2, 80, 3)
-        setup.device.free.set()
         assert await outcomes(tickets) == [b"1", b"90", b"2", b"80", b"3"]
         assert setup.device.batches == [[90], [1, 2, 3, 80]]
+
+
+async def test_responses_to_one_prompt_stay_together():
+    async with Setup() as setup:
+        jobs = [(None, item(length, prompt), 0) for length, prompt in ((50, 7), (60, 8), (30, 7), (20, 8), (19, 7))]
+        assert await outcomes(setup.scheduler.submit(jobs)) == [b"50", b"60", b"30", b"20", b"19"]
+        assert setup.device.batches == [[20, 60], [19, 30, 50]]
+
+
+async def test_a_small_request_overtakes_a_large_one_at_the_next_batch():
+    async with Setup() as setup:
+        setup.device.free.clear()
+        large = setup.submit(*[90] * 5)
+        await until(lambda: setup.device.batches)
+        small = setup.submit(40, 30)
+        setup.device.free.set()
+        assert await outcomes(large + small) == [b"90"] * 5 + [b"40", b"30"]
+        assert setup.device.batches[:3] == [[90], [30, 40], [90]]
+
+
+async def test_small_requests_fill_up_the_batches_of_large_ones():
+    async with Setup() as setup:
+        setup.device.free.clear()
+        tickets = setup.submit(*[40] * 4) + setup.submit(15)
+        setup.device.free.set()
+        assert await outcomes(tickets) == [b"40"] * 4 + [b"15"]
+        assert setup.device.batches[0] == [15, 40, 40]
+
+
+async def test_a_large_request_is_never_held_up_for_ever():
+    async with Setup() as setup:
+        setup.device.free.clear()
+        setup.submit(1)
+        await until(lambda: setup.device.batches)
+        tickets = setup.submit(*[95] * 2)
+        for _ in range(8):
+            tickets += setup.submit(60)
+        setup.device.free.set()
+        await outcomes(tickets)
+        assert setup.device.batches.index([95]) <= 4
 
 
 async def test_a_response_over_the_budget_runs_alone():
