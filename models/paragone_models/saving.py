@@ -60,4 +60,6 @@ def save_model(
         tokenizer.save_pretrained(target)
     if card is not None:
         (target / "README.md").write_text(card, encoding="utf-8")
+    for path in target.glob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes files that nobody but their owner can read, and a server is another user
     return target
