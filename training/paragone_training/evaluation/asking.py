@@ -114,7 +114,9 @@ def ask(data: EvaluationSet, scorer: Scorer, store: AnswerStore, *, progress: Pr
         if scorer.card.pairwise:
             reversed_logits = {pair: _logit(found[f"{keys[pair[1]]}>{keys[pair[0]]}"]) for pair in pairs}
     refused = Counter(answer.code for answer in found.values() if isinstance(answer, Refusal))
-    answers = _arranged(data, scorer.card, logits, reversed_logits, score, attributes, dict(refused))
+    answers = _arranged(
+        data, scorer.card, logits, reversed_logits, score=score, attributes=attributes, refused=dict(refused)
+    )
     if not answers.answered.any():
         codes = ", ".join(f"{code} ({count})" for code, count in refused.items())
         raise EvaluationError(f"{scorer.card.name} answered no question of {data.path}: {codes}")
@@ -167,6 +169,7 @@ def _arranged(
     card: ModelCard,
     logits: dict[tuple[int, int], float],
     reversed_logits: dict[tuple[int, int], float],
+    *,
     score: Floats,
     attributes: dict[str, Floats],
     refused: dict[str, int],

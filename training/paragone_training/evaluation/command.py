@@ -3,6 +3,7 @@
 import shlex
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,12 +88,12 @@ def evaluate(
         file, layout=layout, split=split, attribute=attribute, leave_out_bad_rows=_leave_out(bad_rows)
     )
     options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-    scorer = _local(model or "", options) if url is None else _service(url, model, api_key)
-    other = None if against is None else _other(against, options, api_key)
-    folder = output or default_folder(data, scorer.card.name)
-    written = evaluate_models(
-        data, scorer, folder, settings, against=other, command=_command("eval"), console=Console(stderr=True)
-    )
+    with ExitStack() as opened:
+        scorer = _local(model or "", options) if url is None else _service(url, model, api_key, opened)
+        other = None if against is None else _other(against, options, api_key, opened)
+        folder = output or default_folder(data, scorer.card.name)
+        bar = Console(stderr=True)
+        written = evaluate_models(data, scorer, folder, settings, against=other, command=_command("eval"), console=bar)
     console = _console()
     print_results(written.results, console)
     for path in written.files:
@@ -189,19 +190,19 @@ def _local(source: str, options: dict[str, Any]) -> LocalScorer:
     return LocalScorer(load_model(source, **options))
 
 
-def _service(url: str, model: str | None, api_key: str | None) -> Scorer:
+def _service(url: str, model: str | None, api_key: str | None, opened: ExitStack) -> Scorer:
     try:
-        client = Client(url, api_key=api_key)
+        client = opened.enter_context(Client(url, api_key=api_key))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     return ServiceScorer(client, url=url, model=model)
 
 
-def _other(against: str, options: dict[str, Any], api_key: str | None) -> Scorer:
+def _other(against: str, options: dict[str, Any], api_key: str | None, opened: ExitStack) -> Scorer:
     if not against.startswith(("http://", "https://")):
         return _local(against, options)
     url, _, name = against.partition("#")
-    return _service(url, name or None, api_key)
+    return _service(url, name or None, api_key, opened)
 
 
 def _command(name: str) -> str:

@@ -183,6 +183,8 @@ class _Reading:
 
     def _checked(self, made: EvaluationSet) -> EvaluationSet:
         if not len(made.outcome):
+            if self._bad:
+                raise DataError(self._complaint())
             raise DataError(f"{self._path}: no two responses are compared in it: {self._rows} rows were read")
         lines = [made.cases[case].line for case in made.case]
         if (made.outcome == 0.5).all():

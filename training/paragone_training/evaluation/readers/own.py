@@ -36,13 +36,13 @@ class RowReader(Protocol):
 
 
 def question_of(row: Row) -> str | None:
-    """Return the name of the row's question: the part of ``group`` before the last ``_``, or None without a group.
+    """Return the name of the row's question: the part of ``group`` before the first ``_``, or None without a group.
 
     Raises:
         BadRowError: if the group is no text.
     """
     group = optional_text(row, "group")
-    return group.rsplit("_", 1)[0] or group if group else None
+    return group.partition("_")[0] or group if group else None
 
 
 def tools_of(row: Row) -> Sequence[Mapping[str, Any]] | None:
