@@ -17,12 +17,14 @@ from paragone.codes import ErrorCode
 from paragone.wire import Group, ItemError
 from paragone_service.errors import ServiceError, from_validation
 
-__all__ = ["MAX_GROUP", "MAX_ITEMS", "MAX_RESPONSES", "Batch", "check_groups", "read_batch"]
+__all__ = ["MAX_GROUP", "MAX_ITEMS", "MAX_PARTS", "MAX_RESPONSES", "Batch", "check_groups", "read_batch"]
 
 MAX_ITEMS = 10_000
 """Pairs, items or groups in one request."""
 MAX_RESPONSES = 20_000
 """Responses and references of all groups of one request: as many as the largest list of pairs has."""
+MAX_PARTS = 200_000
+"""Messages, content parts, tools and responses of all items of one request."""
 MAX_GROUP = 512
 """Responses of one group: the maximal lottery of more takes too long (3 s for 512, a minute for 1,024)."""
 
@@ -78,6 +80,8 @@ async def read_batch(
         raise ServiceError(
             ErrorCode.TOO_MANY_ITEMS, f"{size} {list_field} in one request; the limit is {MAX_ITEMS}: split them"
         )
+    if isinstance(items, list):
+        _check_parts(items)
     try:
         return Batch(wire.model_validate(values), size)
     except ValidationError as error:
@@ -127,6 +131,37 @@ def _sound_items(values: dict[str, Any], items: list[Any], wire: type[Wire], lis
         else:
             sound.append(item)
     return Batch(wire.model_validate({**values, list_field: sound}), len(items), problems)
+
+
+def _check_parts(items: Sequence[Any]) -> None:
+    """Refuse more messages, parts, tools and responses than anybody has.
+
+    Validation collects an error for every bad element: 3 MB of empty messages would cost it 600 MB and six seconds.
+
+    Raises:
+        ServiceError: ``too_many_items``.
+    """
+    parts = 0
+    for item in items:
+        if type(item) is dict:
+            for value in item.values():
+                if type(value) is not str:
+                    parts += _parts_of(value)
+    if parts > MAX_PARTS:
+        raise ServiceError(
+            ErrorCode.TOO_MANY_ITEMS,
+            f"{parts} messages, parts, tools and responses in one request; the limit is {MAX_PARTS}: split it",
+        )
+
+
+def _parts_of(value: object) -> int:
+    """Return how many messages, parts, tools or responses a field of an item holds."""
+    if type(value) is dict:
+        return sum(len(inner) for inner in value.values() if type(inner) is list)
+    if type(value) is list:
+        messages = [inner for inner in value if type(inner) is dict]
+        return len(value) + sum(map(_parts_of, messages)) + sum(len(inner) for inner in value if type(inner) is list)
+    return 0
 
 
 def _check_media_type(request: Request) -> None:

@@ -177,15 +177,15 @@ class Oracle:
         return readings
 
     async def alive(self, *, within_s: float, timeout_s: float) -> bool:
-        """Return whether a forward succeeded within the last seconds, running a canary if none was tried.
+        """Return whether a forward succeeded within the last seconds, running a canary if none did.
 
         Args:
-            within_s: how old the last success may be.
+            within_s: how old the last success may be; where batches take long, twice as old as the last one took.
             timeout_s: how long the canary may take, queueing included.
         """
         if not (await self.engine.health()).healthy:
             return False
-        if self._clock() - self.scheduler.last_success <= within_s:
+        if self._clock() - self.scheduler.last_success <= max(within_s, 2 * self.scheduler.last_batch_s):
             return True
         if self._canary is None or self._canary.done():
             self._canary = asyncio.get_running_loop().create_task(self._sing())

@@ -107,6 +107,7 @@ class Scheduler:
         self.queue_items = 0
         self.last_success = -math.inf
         self.last_failure = -math.inf
+        self.last_batch_s = 0.0
         self._represent = represent
         self._settle = settle
         self._turn = turn
@@ -270,7 +271,7 @@ class Scheduler:
 
     def _count(self, tickets: Sequence[Ticket], batch: Batch) -> None:
         self.last_success = batch.finished
-        seconds = batch.finished - batch.started
+        seconds = self.last_batch_s = batch.finished - batch.started
         tokens = sum(ticket.tokens for ticket in tickets)
         longest = max(ticket.tokens for ticket in tickets)
         speed = tokens / max(seconds, 1e-6)

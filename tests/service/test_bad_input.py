@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from paragone_service.bodies import MAX_GROUP, MAX_ITEMS
+from paragone_service.bodies import MAX_GROUP, MAX_ITEMS, MAX_PARTS
 
 from .conftest import serving
 
@@ -49,6 +49,7 @@ REFUSALS = [
      "model mute was loaded from a folder without a tokenizer", None),
     ("10,001 pairs", {"pairs": [PAIR] * (MAX_ITEMS + 1)}, 413, "too_many_items",
      "10001 pairs in one request; the limit is 10000", None),
+    ("10,000 bad pairs", {"pairs": [{}] * MAX_ITEMS}, 422, "invalid_request", "pairs[0].prompt: Field required", 0),
     ("10,001 bad pairs", {"pairs": [{}] * (MAX_ITEMS + 1)}, 413, "too_many_items", "10001 pairs", None),
 ]  # fmt: skip
 
@@ -60,6 +61,23 @@ async def test_is_refused(client, name, body, status, code, message, item):
     assert (response.status_code, error["code"], error.get("item")) == (status, code, item), (name, error)
     assert message in error["message"]
     assert (await client.post("/v1/preferences", json=GOOD)).status_code == 200  # and the next request is answered
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompt": [{}] * (MAX_PARTS + 1)},
+        {"first": [5] * (MAX_PARTS + 1)},
+        {"prompt": [{"role": "user", "content": [{}] * MAX_PARTS}]},
+        {"first": {"role": "user", "content": [{}] * (MAX_PARTS + 1)}},
+        {"tools": [[]] * (MAX_PARTS + 1)},
+    ],
+)
+async def test_more_parts_than_can_be_checked_are_refused_before_they_are(client, changes):
+    response = await client.post("/v1/preferences", json=pairs(**changes))
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (413, "too_many_items")
+    assert "200001 messages, parts, tools and responses in one request; the limit is 200000" in error["message"]
 
 
 async def test_a_refused_request_runs_nothing(client):

@@ -1,5 +1,6 @@
 """``paragone serve``: what it refuses before it starts, with which message and exit code."""
 
+import logging
 import re
 import shutil
 
@@ -8,6 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paragone.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _loggers_stay_as_they_are():
+    loggers = [logging.getLogger(name) for name in ("paragone", "paragone.access", "uvicorn")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def refused(capsys, *arguments):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paragone.codes import ErrorCode
-from paragone_service.bodies import MAX_GROUP, MAX_ITEMS, MAX_RESPONSES
+from paragone_service.bodies import MAX_GROUP, MAX_ITEMS, MAX_PARTS, MAX_RESPONSES
 from paragone_service.config import ModelSettings, Settings, load_settings
 from paragone_service.errors import HTTP_STATUS
 
@@ -48,6 +48,6 @@ def test_the_file_on_the_page_can_be_used(tmp_path):
     assert settings.models["ratings"].weights == {"helpfulness": 0.65, "verbosity": -0.2}
 
 
-@pytest.mark.parametrize("limit", [MAX_ITEMS, MAX_RESPONSES, MAX_GROUP])
+@pytest.mark.parametrize("limit", [MAX_ITEMS, MAX_RESPONSES, MAX_GROUP, MAX_PARTS])
 def test_the_limits_on_the_page_are_those_of_the_code(limit):
     assert f"{limit:,}" in PAGE

@@ -56,18 +56,30 @@ class Process:
         self.process.stderr.close()
         return code
 
+    def wait_for(self, line):
+        deadline = time.monotonic() + 60
+        while line not in self.get("/metrics")[1]:
+            assert time.monotonic() < deadline, line
+
     def get(self, path):
         return self.ask("GET", path, None)
 
     def ask(self, method, path, body):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            content = None if body is None else json.dumps(body)
+            content = body if body is None or isinstance(body, bytes) else json.dumps(body)
             connection.request(method, path, content, {"content-type": "application/json"})
             response = connection.getresponse()
             return response.status, json.loads(response.read()) if method == "POST" else response.read()
         finally:
             connection.close()
+
+
+@pytest.fixture(scope="module")
+def running(folders):
+    """A server whose Redis is absent; the last test that uses it ends it."""
+    with Process(folders["gpm"], "--redis-url", f"redis://127.0.0.1:{free_port()}") as server:
+        yield server
 
 
 def test_ctrl_c_during_a_request_lets_it_finish_and_the_process_exits_with_zero(folders):
@@ -76,8 +88,7 @@ def test_ctrl_c_during_a_request_lets_it_finish_and_the_process_exits_with_zero(
         items = [{"prompt": f"{number} " + "word " * 200, "response": "x " * 30} for number in range(600)]
         ask = threading.Thread(target=lambda: answers.append(server.ask("POST", "/v1/rewards", {"items": items})))
         ask.start()
-        while b"paragone_requests_in_flight 2.0" not in server.get("/metrics")[1]:
-            assert not answers
+        server.wait_for(b"paragone_requests_in_flight 2.0")
         server.process.send_signal(signal.SIGINT)
         assert server.wait() == 0
         ask.join()
@@ -87,15 +98,31 @@ def test_ctrl_c_during_a_request_lets_it_finish_and_the_process_exits_with_zero(
     assert not [line for line in server.log if "Traceback" in line], server.log
 
 
-def test_sigterm_ends_an_idle_server_with_open_connections_and_it_exits_with_zero(folders):
-    with Process(folders["gpm"], "--redis-url", f"redis://127.0.0.1:{free_port()}") as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port)
-        connection.request("GET", "/livez")
-        connection.getresponse().read()
-        server.process.send_signal(signal.SIGTERM)
-        assert server.wait() == 0
-        connection.close()
-    log = "".join(server.log)
+def test_a_body_of_a_hundred_megabytes_and_a_client_that_leaves_do_no_harm(running):
+    status, body = running.ask("POST", "/v1/preferences", b"x" * 100_000_000)
+    assert status == 413
+    assert body["error"]["code"] == "body_too_large"
+    assert body["error"]["message"].startswith("the body is over the limit of 64000000 bytes")
+    items = [{"prompt": f"{number} " + "word " * 200, "response": "x " * 30} for number in range(2000)]
+    content = json.dumps({"items": items}).encode()
+    lines = ["POST /v1/rewards HTTP/1.1", "host: x", "content-type: application/json"]
+    head = "\r\n".join([*lines, f"content-length: {len(content)}", "", ""])
+    with socket.create_connection(("127.0.0.1", running.port)) as leaving:
+        leaving.sendall(head.encode() + content)
+        running.wait_for(b"paragone_requests_in_flight 2.0")
+    running.wait_for(b'paragone_requests_total{route="/v1/rewards",status="499"} 1.0')
+    running.wait_for(b'paragone_queue_items{model="tiny"} 0.0')
+    assert running.ask("POST", "/v1/rewards", {"items": [{"prompt": "p", "response": "r"}]})[0] == 200
+
+
+def test_sigterm_ends_an_idle_server_with_open_connections_and_it_exits_with_zero(running):
+    connection = http.client.HTTPConnection("127.0.0.1", running.port)
+    connection.request("GET", "/livez")
+    connection.getresponse().read()
+    running.process.send_signal(signal.SIGTERM)
+    assert running.wait() == 0
+    connection.close()
+    log = "".join(running.log)
     assert log.count("redis is away") == 1
     assert "hosting tiny; tiny answers by default" in log
 
