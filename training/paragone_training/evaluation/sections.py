@@ -101,7 +101,13 @@ def probability_section(judged: Judged, resampler: Resampler, *, bins: int, seed
             "reliability": dataclasses.asdict(table),
         }
 
-    section: dict[str, Any] = {"bins": bins, "before": scored(judged.logit), "after": None, "uninformed_nll": np.log(2)}
+    section: dict[str, Any] = {
+        "bins": bins,
+        "before": scored(judged.logit),
+        "after": None,
+        "uninformed_nll": np.log(2),
+        "uninformed_brier": 0.25 * judged.decided.mean(),
+    }
     try:
         factor = fit_temperature(judged.logit, judged.outcome)
         scaled, temperatures = cross_fitted(judged.logit, judged.outcome, judged.cluster, seed=seed)

@@ -89,7 +89,8 @@ def calibration_part(chances: Values, accuracy: Values) -> str:
         f'<div class="charts">{charts}</div>'
         + table(("", "as it answers", "95 % interval", "fitted", "95 % interval"), rows, numbers=(1, 3))
         + f'<p class="soft sans"><small>ECE uses {chances["bins"]} equal-width bins over [.5, 1]. A model that always '
-        f"says ½ has NLL {chances['uninformed_nll']:.3f} and Brier 0.25.{tied}</small></p>"
+        f"says ½ has NLL {number(chances['uninformed_nll'])} and Brier {number(chances['uninformed_brier'])}.{tied}"
+        "</small></p>"
     )
 
 
