@@ -90,6 +90,7 @@ def create_app(
             Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
         ],
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
     )
     install_handlers(app)
     describe(app)

@@ -60,13 +60,13 @@ def conversation_keys(
         tools: the tools on offer, or None.
         responses: the answers to it.
     """
+    offered = _NO_TOOLS if tools is None else _json(tools)
     if type(prompt) is str:
         text = prompt.encode()
-        start = _STRING_PROMPT + _size(len(text)) + text
+        start = _STRING_PROMPT + _size(len(text)) + text + offered
     else:
-        start = _MESSAGES + _messages(prompt)
+        start = _MESSAGES + _messages(prompt) + offered
     shared = hashlib.blake2b(start, digest_size=_DIGEST_BYTES, usedforsecurity=False)
-    shared.update(_NO_TOOLS if tools is None else _json(tools))
     keys = []
     for response in responses:
         own = shared.copy()

@@ -28,14 +28,14 @@ def health_routes(registry: Registry, metrics: Metrics, drain: Drain) -> APIRout
     router = APIRouter(tags=["operation"])
 
     @router.get("/livez", **health_document("The process answers."))
-    async def livez() -> Response:
+    async def liveness() -> Response:
         """Answer whether the process runs; restart it if there is no answer."""
         return PlainTextResponse("ok\n")
 
     @router.get(
         "/readyz", **health_document("Every hosted model can answer.", ErrorCode.NOT_READY, ErrorCode.SHUTTING_DOWN)
     )
-    async def readyz() -> Response:
+    async def readiness() -> Response:
         """Answer whether requests may be sent here.
 
         Every model must have run a forward in the last 30 seconds; where none was asked for, a small one is run now.
@@ -50,7 +50,7 @@ def health_routes(registry: Registry, metrics: Metrics, drain: Drain) -> APIRout
         return PlainTextResponse("ready\n")
 
     @router.get("/metrics", **metrics_document())
-    async def prometheus() -> Response:
+    async def metrics_text() -> Response:
         """Answer the metrics in Prometheus' text format."""
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
