@@ -8,10 +8,9 @@ from torch import Tensor
 
 from paragone_models.encoding import EncodeItem
 from paragone_models.network import PreferenceNetwork, gather_reads
-from paragone_models.packing.backend import disagreement, through_model
-from paragone_models.packing.packer import Packer
+from paragone_models.packing.backend import choose
+from paragone_models.packing.packer import Forward, Packer
 from paragone_models.packing.prompts import PromptStore
-from paragone_models.packing.support import refusal
 
 __all__ = ["LocalForward", "batches", "encode"]
 
@@ -49,6 +48,7 @@ class LocalForward:
 
     Attributes:
         batching: ``packed``, or ``padded: `` and why.
+        attention: what attends, for ``numerics``.
         packer: the packed engine, or None.
     """
 
@@ -64,13 +64,14 @@ class LocalForward:
         self.max_batch_tokens = max_batch_tokens
         self.packer: Packer | None = None
         self._network = network
-        reason = refusal(network.config)
-        if reason is None:
-            self.packer = self._packer(prompt_cache_bytes)
-            reason = disagreement(network.backbone, through_model(network.backbone))
-            if reason is not None:
-                self.packer = None
-        self.batching = "packed" if reason is None else f"padded: {reason}"
+        way = choose(network.backbone)
+        if isinstance(way, str):
+            self.batching = f"padded: {way}"
+            self.attention = str(getattr(network.config, "_attn_implementation", None))
+        else:
+            name, run = way
+            self.batching, self.attention = "packed", f"packed {name}"
+            self.packer = self._packer(run, prompt_cache_bytes)
 
     def encode(self, items: Sequence[EncodeItem]) -> Tensor:
         """Return the hidden states at each item's reads, in the order of the items.
@@ -91,14 +92,14 @@ class LocalForward:
             raise ValueError("items of one call must have the same number of reads")
         return self.packer.encode(items)
 
-    def _packer(self, prompt_cache_bytes: int | None) -> Packer:
+    def _packer(self, run: Forward, prompt_cache_bytes: int | None) -> Packer:
         backbone = self._network.backbone
         device = next(backbone.parameters()).device
         if prompt_cache_bytes is None:
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
             prompt_cache_bytes = int(free * _GPU_SHARE) if free else _PROMPT_BYTES
         return Packer(
-            through_model(backbone),
+            run,
             device,
             self._network.config.hidden_size,
             store=PromptStore(prompt_cache_bytes),

@@ -44,7 +44,7 @@ def test_a_loaded_model_says_what_it_is(gated, gated_folder):
     assert len(gated.fingerprint) == 32
     assert gated.numerics["dtype"] == "float32"
     assert gated.numerics["device"] == "cpu"
-    assert gated.numerics["attention"] == "packed"
+    assert gated.numerics["attention"] == "packed decoder"
     assert not gated.calibrated
     assert not gated.demonstration
     assert gated.domain is None

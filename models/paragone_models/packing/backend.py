@@ -1,8 +1,11 @@
-"""From a backbone to a packed engine: the forward pass through the model's own code, and a check of the whole thing.
+"""From a backbone to its packed forward pass: the ways there are, and a trial of each before it is believed.
 
-What the configuration promises is tried once before it is believed: a few sequences, packed and one by one.
+A CPU runs the Llama family written out, and other decoders through the models' own code with our attention in it; a GPU
+runs the models' own code with a varlen kernel, or with flex attention where that does not serve. Whatever the
+configuration promises, a few sequences are run packed and one by one before anything is served.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,19 +14,66 @@ from torch import Tensor, nn
 
 from paragone_models.encoding import EncodeItem
 from paragone_models.packing.attention import packed
+from paragone_models.packing.decoder import DecoderForward
+from paragone_models.packing.flex import flex_attention
 from paragone_models.packing.packer import Forward, Packer
 from paragone_models.packing.pieces import attend_pieces
 from paragone_models.packing.prompts import PromptStore
 from paragone_models.packing.run import Attend, Run
+from paragone_models.packing.support import refusal
+from paragone_models.packing.varlen import torch_kernel, varlen_attention
 
-__all__ = ["disagreement", "through_model"]
+__all__ = ["choose", "disagreement", "through_model", "ways"]
 
 _STEM, _TAILS, _OTHER = 24, (3, 9), 7
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _COARSE = 0.1
+_KERNEL_DTYPES = frozenset({torch.bfloat16, torch.float16})
 
 
-def through_model(backbone: nn.Module, attend: Attend = attend_pieces) -> Forward:
+def choose(backbone: nn.Module) -> tuple[str, Forward] | str:
+    """Return the name and function of the first way to pack a backbone that agrees with running it plainly.
+
+    Args:
+        backbone: any transformers model, on its device, in evaluation mode.
+
+    Returns:
+        The way, or why there is none.
+    """
+    reason = refusal(backbone.config)
+    if reason is not None:
+        return reason
+    for name, forward in ways(backbone):
+        try:
+            found = disagreement(backbone, forward)
+        except (ArithmeticError, AttributeError, ImportError, RuntimeError, TypeError, ValueError) as error:
+            # Kernels differ between devices and versions; whichever fails, padded batches are there.
+            found = f"failed with {type(error).__name__}: {str(error).splitlines()[:1]}"
+        if found is None:
+            return name, forward
+        reason = f"{name}: {found}" if reason is None else f"{reason}; {name}: {found}"
+    return reason or "there is no packed attention for its device"
+
+
+def ways(backbone: nn.Module) -> Iterator[tuple[str, Forward]]:
+    """Yield the ways to pack a backbone on its device, with their names, best first.
+
+    Args:
+        backbone: one that ``refusal`` has nothing against.
+    """
+    config: Any = backbone.config
+    parameter = next(backbone.parameters())
+    if parameter.device.type == "cpu":
+        if DecoderForward.serves(backbone):
+            yield "decoder", DecoderForward(backbone)
+        yield "pieces", through_model(backbone, attend_pieces)
+    if parameter.device.type == "cuda":
+        if parameter.dtype in _KERNEL_DTYPES and not getattr(config, "attn_logit_softcapping", None):
+            yield "varlen", through_model(backbone, varlen_attention(torch_kernel))
+        yield "flex", through_model(backbone, flex_attention(compiled=True))
+
+
+def through_model(backbone: nn.Module, attend: Attend) -> Forward:
     """Return a forward pass that runs the model's own code, with our attention in it.
 
     Args:
@@ -43,7 +93,7 @@ def through_model(backbone: nn.Module, attend: Attend = attend_pieces) -> Forwar
                 paragone_attend=attend,
             )
         hidden: Tensor = output.last_hidden_state[0]
-        return hidden
+        return hidden[torch.from_numpy(run.wanted).to(hidden.device)]
 
     return forward
 

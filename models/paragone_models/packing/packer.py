@@ -4,7 +4,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from paragone_models.encoding import EncodeItem
@@ -15,7 +17,10 @@ from paragone_models.packing.run import Run, Stored
 __all__ = ["Forward", "Packer"]
 
 Forward = Callable[[Run, Tensor, Tensor], Tensor]
-"""One pass: (run, token ids [T], positions [T]) to last hidden states [T, H]."""
+"""One pass: (run, token ids [T], positions [T]) to the last hidden states of the rows that are wanted [W, H]."""
+
+
+_NONE = np.empty(0, dtype=np.int64)
 
 
 class Packer:
@@ -64,13 +69,15 @@ class Packer:
             states = torch.zeros(len(items), len(items[0].reads), self._hidden_size, device=self._device)
             held: dict[int, Stored] = {node: known.stored for node, known in schedule.known.items()}
             for number in range(len(schedule.layouts)):
-                hidden = self._run(schedule, number, held)
-                _gather(states, hidden, schedule.gathers[number])
+                gathers = schedule.gathers[number]
+                wanted = np.unique(np.concatenate([_NONE, *(np.arange(one.first, one.last) for one in gathers)]))
+                hidden = self._run(schedule, number, held, wanted)
+                _gather(states, hidden, gathers, np.searchsorted(wanted, [one.first for one in gathers]).tolist())
             return states
 
-    def _run(self, schedule: Schedule, number: int, held: dict[int, Stored]) -> Tensor:
+    def _run(self, schedule: Schedule, number: int, held: dict[int, Stored], wanted: NDArray[np.int64]) -> Tensor:
         layout = schedule.layouts[number]
-        run = Run(layout, held, {node: schedule.keep[node] for node in layout.rows if node in schedule.keep})
+        run = Run(layout, held, {node: schedule.keep[node] for node in layout.rows if node in schedule.keep}, wanted)
         tokens = torch.from_numpy(layout.tokens).to(self._device)
         positions = torch.from_numpy(layout.positions).to(self._device)
         hidden = self._forward(run, tokens, positions)
@@ -97,15 +104,14 @@ def _joined(parts: Sequence[Stored], length: int) -> Stored:
     )
 
 
-def _gather(states: Tensor, hidden: Tensor, gathers: Sequence[Gather]) -> None:
-    """Add what a pass has of the reads, from [T, H] to [n, R, H]."""
+def _gather(states: Tensor, hidden: Tensor, gathers: Sequence[Gather], starts: Sequence[int]) -> None:
+    """Add what a pass has of the reads, from [W, H] at ``starts`` to [n, R, H]."""
     device = hidden.device
-    single = [gather for gather in gathers if gather.share == 1]
+    single = [(one.item, one.read, start) for one, start in zip(gathers, starts, strict=True) if one.share == 1]
     if single:
-        items = torch.tensor([gather.item for gather in single], device=device)
-        reads = torch.tensor([gather.read for gather in single], device=device)
-        rows = torch.tensor([gather.first for gather in single], device=device)
+        items, reads, rows = torch.tensor(single, device=device).unbind(1)
         states[items, reads] = hidden[rows].float()
-    for gather in gathers:
-        if gather.share != 1:
-            states[gather.item, gather.read] += hidden[gather.first : gather.last].float().sum(0) * gather.share
+    for one, start in zip(gathers, starts, strict=True):
+        if one.share != 1:
+            rows = hidden[start : start + one.last - one.first].float()
+            states[one.item, one.read] += rows.sum(0) * one.share

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from paragone_models.packing.run import Rule, Run
 
-__all__ = ["attend_pieces"]
+__all__ = ["attend_pieces", "attend_rows"]
 
 _BLOCK = 512
 _Piece = tuple[Tensor, Tensor]
@@ -30,15 +30,52 @@ def attend_pieces(run: Run, layer: int, query: Tensor, key: Tensor, value: Tenso
         rows = slice(first, last)
         merged.place(first, *_own(query[:, rows], key[:, rows], value[:, rows], rule))
     for above in run.layout.above:
-        if above.node in run.layout.rows:
-            rows = slice(*run.layout.rows[above.node])
-            keys, values, start = key[:, rows], value[:, rows], int(run.layout.positions[rows.start])
-        else:
-            held = run.held[above.node]
-            keys, values, start = held.keys[layer], held.values[layer], held.start
+        keys, values, start = _above(run, layer, above.node, key, value)
         for first, last, skip, mask in _visible(run, above.first, above.last, start, keys.shape[1], rule):
             merged.merge(first, *_piece(query[:, first:last], keys[:, skip:], values[:, skip:], rule, mask=mask))
     return merged.out.to(query.dtype)
+
+
+def attend_rows(run: Run, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+    """Return what the wanted rows alone read, row by row, as [W, Hq, D].
+
+    Args:
+        run: the pass.
+        layer: index of the layer.
+        query: of the wanted rows. [Hq, W, D]
+        key: of all rows. [Hk, T, D]
+        value: of all rows. [Hk, T, D]
+        rule: without a cap.
+    """
+    layout = run.layout
+    reads = []
+    nodes = iter(layout.rows.values())
+    first = last = 0
+    for index, row in enumerate(run.wanted.tolist()):
+        while row >= last:
+            first, last = next(nodes)
+        parts = [(key[:, first : row + 1], value[:, first : row + 1], int(layout.positions[first]))]
+        parts += [
+            _above(run, layer, above.node, key, value) for above in layout.above if above.first <= row < above.last
+        ]
+        earliest = 0 if rule.window is None else int(layout.positions[row]) - rule.window + 1
+        seen = [
+            (keys[:, max(0, earliest - start) :], values[:, max(0, earliest - start) :])
+            for keys, values, start in parts
+        ]
+        keys = seen[0][0] if len(seen) == 1 else torch.cat([part for part, _ in seen], 1)
+        values = seen[0][1] if len(seen) == 1 else torch.cat([part for _, part in seen], 1)
+        reads.append(_flash(query[:, index : index + 1], keys, values, rule)[0])
+    return torch.cat(reads) if reads else query.transpose(0, 1)
+
+
+def _above(run: Run, layer: int, node: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return the keys and values of a node above other rows, and the position of the first."""
+    if node in run.layout.rows:
+        rows = slice(*run.layout.rows[node])
+        return key[:, rows], value[:, rows], int(run.layout.positions[rows.start])
+    held = run.held[node]
+    return held.keys[layer], held.values[layer], held.start
 
 
 class _Merged:

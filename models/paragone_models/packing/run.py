@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from paragone_models.packing.layout import Layout
@@ -66,6 +68,7 @@ class Run:
         layout: rows and who attends to whom.
         held: keys and values of nodes that were computed before this pass.
         keep: how many first tokens of a node to keep, by node.
+        wanted: rows whose last hidden states are read, in order. [W]
         kept: keys and values by node, one pair per layer that has run. [Hk, n, D]
         memo: what an attention function computes once per pass.
     """
@@ -73,6 +76,7 @@ class Run:
     layout: Layout
     held: Mapping[int, Stored]
     keep: Mapping[int, int]
+    wanted: NDArray[np.int64]
     kept: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict)
 

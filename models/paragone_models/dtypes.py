@@ -1,0 +1,53 @@
+"""Which dtype a backbone is run in when nobody says: bfloat16 where this machine multiplies it fast, else float32."""
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+__all__ = ["automatic_dtype", "bfloat16_speedup"]
+
+_SIZE = 512
+_TRIES = 5
+_WORTH = 1.3
+_SMALL = 10_000_000
+"""Parameters below which a pass is not made of matrix products, so that a faster product gains nothing."""
+
+
+def automatic_dtype(device: torch.device, *, parameters: int, demonstration: bool) -> torch.dtype:
+    """Return the dtype of a backbone.
+
+    Args:
+        device: where it will run.
+        parameters: how many it has.
+        demonstration: built-in demonstrations stay in float32, so that their answers are the same everywhere.
+    """
+    if demonstration:
+        return torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "cpu" and parameters >= _SMALL and bfloat16_speedup() >= _WORTH:
+        return torch.bfloat16
+    return torch.float32
+
+
+@cache
+def bfloat16_speedup() -> float:
+    """Return how many times faster this CPU multiplies bfloat16 matrices than float32 ones, measured once a process."""
+    exact = torch.ones(_SIZE, _SIZE)
+    coarse = exact.bfloat16()
+    with torch.inference_mode():
+        return _seconds(lambda: exact @ exact) / _seconds(lambda: coarse @ coarse)
+
+
+def _seconds(product: Callable[[], Tensor]) -> float:
+    """Return the shortest of a few tries: what else the machine does can only add."""
+    product()
+    tries = []
+    for _ in range(_TRIES):
+        started = time.perf_counter()
+        product()
+        tries.append(time.perf_counter() - started)
+    return min(tries)

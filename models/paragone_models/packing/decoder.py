@@ -1,0 +1,193 @@
+"""The packed forward pass of the Llama family on a CPU, written out: Llama, Mistral, Qwen2, Qwen3.
+
+The same numbers as the models' own code, with less around the matrix products: residuals are added inside the product,
+large intermediate results live in memory that is kept (a fresh 12 MB costs more to map than to fill), the wide part of
+the MLP goes through in blocks that stay in the cache, and the last layer computes queries and MLP only for the rows
+that are read. Weights are the model's own tensors, not copies.
+
+Shapes: T rows, W wanted rows, H hidden size, I width of the MLP, Hq and Hk heads, D head size.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from paragone_models.packing.pieces import attend_pieces, attend_rows
+from paragone_models.packing.run import Rule, Run
+
+__all__ = ["DecoderForward"]
+
+_FAMILY = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
+_BLOCK = 512
+_SPARSE = 8
+
+_Linear = tuple[Tensor, Tensor | None]
+_Norm = Callable[[Tensor], Tensor]
+
+
+class _Layer:
+    """The tensors of one layer."""
+
+    def __init__(self, layer: Any, window: int | None) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.rule = Rule(float(attention.scaling), window, None)
+        self.head_dim = int(attention.head_dim)
+        self.before_attention = _norm(layer.input_layernorm)
+        self.before_mlp = _norm(layer.post_attention_layernorm)
+        self.query_norm = _norm(attention.q_norm) if hasattr(attention, "q_norm") else None
+        self.key_norm = _norm(attention.k_norm) if hasattr(attention, "k_norm") else None
+        self.query, self.key, self.value = (
+            _linear(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        self.output = _linear(attention.o_proj)
+        self.gate, self.up, self.down = (_linear(part) for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+
+
+class DecoderForward:
+    """Run a decoder of the Llama family on packed rows.
+
+    Args:
+        backbone: one that ``serves`` is true for.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        self._embed = backbone.embed_tokens
+        self._rotary = backbone.rotary_emb
+        self._norm = _norm(backbone.norm)
+        self._layers = [_Layer(layer, _window(backbone.config, index)) for index, layer in enumerate(backbone.layers)]
+        self._memory: dict[str, Tensor] = {}
+
+    @staticmethod
+    def serves(backbone: Any) -> bool:
+        """Return whether a backbone is one of the family, unchanged, on a CPU.
+
+        Args:
+            backbone: a transformers model.
+        """
+        if type(backbone).__name__ not in _FAMILY or next(backbone.parameters()).device.type != "cpu":
+            return False
+        modules = list(backbone.modules())
+        linear = all(type(module) is nn.Linear for module in modules if isinstance(module, nn.Linear))
+        plain = not any(module._forward_hooks or module._forward_pre_hooks for module in modules)  # noqa: SLF001
+        return (
+            type(backbone).__module__.startswith("transformers.models.")
+            and linear
+            and plain
+            and backbone.config.hidden_act == "silu"
+            and backbone.layers[0].self_attn.head_dim % 2 == 0
+        )
+
+    def __call__(self, run: Run, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Return the last hidden states of the rows that are wanted, as [W, H].
+
+        Args:
+            run: the pass.
+            tokens: token ids. [T]
+            positions: positions. [T]
+        """
+        hidden: Tensor = self._embed(tokens)
+        cos, sin = self._rotary(hidden[None], positions[None])
+        cos, sin = (table[0, :, None, : table.shape[-1] // 2] for table in (cos, sin))
+        for index, layer in enumerate(self._layers[:-1]):
+            queries = self._queries_keys_values(layer, hidden, cos, sin)
+            run.note(index, *queries[1:])
+            read = attend_pieces(run, index, *queries, layer.rule)
+            _add(hidden, read.flatten(1), layer.output)
+            self._mlp(layer, hidden)
+        return self._norm(self._last(run, hidden, cos, sin))
+
+    def _last(self, run: Run, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Run the last layer: keys and values of all rows, the rest for the rows that are wanted."""
+        index, layer = len(self._layers) - 1, self._layers[-1]
+        wanted = torch.from_numpy(run.wanted)
+        if len(wanted) * _SPARSE > len(hidden):  # means over whole responses, say
+            query, key, value = self._queries_keys_values(layer, hidden, cos, sin)
+            run.note(index, key, value)
+            read = attend_pieces(run, index, query, key, value, layer.rule)[wanted]
+        else:
+            normed = layer.before_attention(hidden)
+            key = self._rotated(normed, layer.key, layer, layer.key_norm, cos, sin)
+            value = self._projected("value", normed, layer.value).unflatten(1, (-1, layer.head_dim)).transpose(0, 1)
+            run.note(index, key, value)
+            query = self._rotated(normed[wanted], layer.query, layer, layer.query_norm, cos[wanted], sin[wanted])
+            read = attend_rows(run, index, query, key, value, layer.rule)
+        hidden = hidden[wanted]
+        _add(hidden, read.flatten(1), layer.output)
+        self._mlp(layer, hidden)
+        return hidden
+
+    def _queries_keys_values(
+        self, layer: _Layer, hidden: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        normed = layer.before_attention(hidden)
+        value = self._projected("value", normed, layer.value).unflatten(1, (-1, layer.head_dim)).transpose(0, 1)
+        return (
+            self._rotated(normed, layer.query, layer, layer.query_norm, cos, sin),
+            self._rotated(normed, layer.key, layer, layer.key_norm, cos, sin),
+            value,
+        )
+
+    def _rotated(
+        self, normed: Tensor, linear: _Linear, layer: _Layer, norm: _Norm | None, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        """Return queries or keys at their positions: [heads, T, D], in memory of their own."""
+        heads = self._projected("heads", normed, linear).unflatten(1, (-1, layer.head_dim))
+        if norm is not None:
+            heads = norm(heads)
+        half = layer.head_dim // 2
+        first, second = heads[..., :half], heads[..., half:]
+        rotated = torch.empty_like(heads)
+        torch.mul(first, cos, out=rotated[..., :half]).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=rotated[..., half:]).addcmul_(first, sin)
+        return rotated.transpose(0, 1)
+
+    def _mlp(self, layer: _Layer, hidden: Tensor) -> None:
+        """Add the MLP's result to the hidden states, block by block."""
+        for block in hidden.split(_BLOCK):
+            normed = layer.before_mlp(block)
+            gate = self._projected("gate", normed, layer.gate)
+            up = self._projected("up", normed, layer.up)
+            torch.ops.aten.silu_(gate)
+            _add(block, gate.mul_(up), layer.down)
+
+    def _projected(self, name: str, rows: Tensor, linear: _Linear) -> Tensor:
+        """Return rows times a weight, in the memory of that name, valid until it is asked for again."""
+        weight, bias = linear
+        out = self._room(name, len(rows), weight)
+        if bias is None:
+            return torch.mm(rows, weight.t(), out=out)
+        return torch.addmm(bias, rows, weight.t(), out=out)
+
+    def _room(self, name: str, rows: int, weight: Tensor) -> Tensor:
+        memory = self._memory.get(name)
+        if memory is None or memory.numel() < rows * len(weight):
+            memory = self._memory[name] = weight.new_empty(rows * len(weight))
+        return memory[: rows * len(weight)].view(rows, len(weight))
+
+
+def _add(target: Tensor, rows: Tensor, linear: _Linear) -> None:
+    """Add rows times a weight to the target, in place."""
+    weight, bias = linear
+    target.addmm_(rows, weight.t())
+    if bias is not None:
+        target += bias
+
+
+def _linear(module: Any) -> _Linear:
+    return module.weight, module.bias
+
+
+def _norm(module: Any) -> _Norm:
+    weight, epsilon = module.weight, float(module.variance_epsilon)
+    return lambda rows: functional.rms_norm(rows, weight.shape, weight, epsilon)
+
+
+def _window(config: Any, layer: int) -> int | None:
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and kinds[layer] != "sliding_attention":
+        return None
+    window: int | None = getattr(config, "sliding_window", None)
+    return window

@@ -1,0 +1,85 @@
+"""Packed attention as flex attention, for GPUs: any dtype, and caps on logits.
+
+A key is seen by the rows of its node's subtree, which are one run, and by position. So three numbers a key say it all.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paragone_models.packing.run import Attend, Rule, Run
+
+__all__ = ["flex_attention"]
+
+
+def flex_attention(*, compiled: bool) -> Attend:
+    """Return a packed attention by torch's flex attention.
+
+    Args:
+        compiled: False computes every product and masks it afterwards: for tests on a CPU.
+    """
+
+    def attend(run: Run, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        mask = run.memo.get(rule.window)
+        if mask is None:
+            mask = run.memo[rule.window] = _mask(run, query.device, rule.window)
+        held = [run.held[above.node] for above in run.layout.above if above.node not in run.layout.rows]
+        keys = torch.cat([key, *(stored.keys[layer] for stored in held)], 1)
+        values = torch.cat([value, *(stored.values[layer] for stored in held)], 1)
+        out: Tensor = _function(compiled)(
+            query[None],
+            keys[None],
+            values[None],
+            score_mod=None if rule.cap is None else _capped(rule.cap),
+            block_mask=mask,
+            scale=rule.scale,
+            enable_gqa=query.shape[0] != key.shape[0],
+        )
+        return out[0].transpose(0, 1)
+
+    return attend
+
+
+@cache
+def _function(compiled: bool) -> Any:  # a key of the cache
+    from torch.nn.attention import flex_attention as flex
+
+    return torch.compile(flex.flex_attention, dynamic=True) if compiled else flex.flex_attention
+
+
+@cache
+def _capped(cap: float) -> Any:
+    def score(logit: Tensor, batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001
+        return torch.tanh(logit / cap) * cap
+
+    return score
+
+
+def _mask(run: Run, device: torch.device, window: int | None) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    layout = run.layout
+    behind = {above.node: above.last for above in layout.above}
+    first = torch.empty(len(layout.tokens), dtype=torch.int64)
+    last = torch.empty_like(first)
+    for node, (begin, end) in layout.rows.items():
+        first[begin:end], last[begin:end] = begin, max(end, behind.get(node, end))
+    positions = torch.from_numpy(layout.positions)
+    firsts, lasts, places = [first], [last], [positions]
+    for above in layout.above:
+        if above.node not in layout.rows:
+            stored = run.held[above.node]
+            firsts.append(torch.full((len(stored),), above.first))
+            lasts.append(torch.full((len(stored),), above.last))
+            places.append(torch.arange(stored.start, stored.start + len(stored)))
+    first, last, place = (torch.cat(parts).to(device) for parts in (firsts, lasts, places))
+    positions = positions.to(device)
+    span = window if window is not None else torch.iinfo(torch.int64).max
+
+    def visible(batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001
+        distance = positions[row] - place[key]
+        return (first[key] <= row) & (row < last[key]) & (distance >= 0) & (distance < span)
+
+    return create_block_mask(visible, None, None, len(positions), len(place), device=device)
