@@ -168,7 +168,12 @@ def _print_calibration(record: dict[str, Any], folder: Path, console: Console) -
     )
     for note in record["notes"]:
         console.print(f"note: {note}", markup=False)
-    console.print(f"stored in {folder}: paragone serve {folder}", soft_wrap=True, markup=False, highlight=False)
+    console.print(
+        f"stored in {folder}: paragone serve --model {folder.name}={folder}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
 
 
 def _console() -> Console:
