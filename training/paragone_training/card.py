@@ -17,12 +17,14 @@ class Report:
     """What a card tells.
 
     Attributes:
+        name: of the model.
         recipe: the model was trained by.
         train: rows trained on.
         evaluate: rows held out.
         summary: agreement on those, or None without any.
     """
 
+    name: str
     recipe: Recipe
     train: Sequence[Pair]
     evaluate: Sequence[Pair]
@@ -36,10 +38,12 @@ def write_card(report: Report) -> str:
         report: what to tell.
     """
     spec = report.recipe.spec
-    parts = [f"# {Path(report.recipe.output.folder or 'model').name}", "", _what(report), ""]
+    parts = [f"# {report.name}", "", _what(report), ""]
     if spec.demonstration:
         parts += ["**A demonstration.** It shows the software; do not rely on its judgement.", ""]
     parts += ["## Training", "", *_training(report), "", "## Agreement with people", "", *_agreement(report), ""]
+    if report.recipe.output.notes:
+        parts += [report.recipe.output.notes.strip(), ""]
     return "\n".join(parts)
 
 
@@ -91,6 +95,5 @@ def _agreement(report: Report) -> list[str]:
         f"| this model on the {summary.matched_pairs} length-matched pairs | {summary.matched_accuracy:.3f} |",
         "",
         f"Negative log-likelihood {summary.negative_log_likelihood:.3f} nats (a coin: 0.693); mean margin "
-        f"{summary.margin:.2f} logits. The probabilities were not calibrated. A few questions cannot tell close "
-        "numbers apart: docs/training.md has the cross-validated ones.",
+        f"{summary.margin:.2f} logits. The probabilities were not calibrated.",
     ]

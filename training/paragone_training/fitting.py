@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -78,11 +79,13 @@ def fit(
     checkpoint = get_last_checkpoint(str(work)) if resume else None
     objective = _objective(recipe, student)
     if not checkpoint and (recipe.pretraining.epochs or recipe.teacher):
-        if not (resume and (work / _PREPARED).is_file()):
+        if resume and (work / _PREPARED).is_file():
+            network.load_state_dict(load_file(work / _PREPARED))
+        else:
             reasons = reason_documents(train, reader) if recipe.pretraining.reasons else []
             _prepare(recipe, student, objective, groups, readings, reasons)
-            save_file(network.state_dict(), work / _PREPARED)
-        network.load_state_dict(load_file(work / _PREPARED))
+            if PartialState().is_main_process:
+                save_file(network.state_dict(), work / _PREPARED)
     if recipe.lora:
         add_adapters(network, recipe.lora)
     if recipe.training.gradient_checkpointing:
@@ -99,7 +102,9 @@ def fit(
         seed=recipe.training.seed,
         noise=_noise(student, recipe.training.token_noise),
     )
-    history = _train(recipe, student, batches, objective, work, checkpoint, judged if held_out else None)
+    history = _train(
+        recipe, student, batches, objective, work, checkpoint=checkpoint, judged=judged if held_out else None
+    )
     student.network = merged(network).eval()
     return Outcome(student, judged() if held_out else None, history)
 
@@ -133,6 +138,7 @@ def _train(
     batches: PairBatches,
     objective: Objective,
     work: Path,
+    *,
     checkpoint: str | None,
     judged: Callable[[], Judged] | None,
 ) -> list[dict[str, Any]]:

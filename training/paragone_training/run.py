@@ -2,11 +2,11 @@
 
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 from paragone_models.saving import save_model
 from paragone_training.agreement import summarise
@@ -73,13 +73,16 @@ def train_model(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
         DataError: if the data cannot be used.
     """
     work = Path(recipe.output.checkpoints) if recipe.output.checkpoints else folder / "checkpoints"
-    if not resume and work.exists() and any(work.iterdir()):
+    main = PartialState().is_main_process
+    if main and not resume and work.exists() and any(work.iterdir()):
         raise RecipeError(f"{work} holds an earlier run: go on with --resume, or choose another --output")
     rows = load_rows(recipe)
     outcome = fit(recipe, rows.train, rows.evaluate, work, resume=resume)
-    if int(os.environ.get("RANK", "0")):
+    if not main:
         return folder
-    report = Report(recipe, rows.train, rows.evaluate, summarise(outcome.judged) if outcome.judged else None)
+    report = Report(
+        folder.name, recipe, rows.train, rows.evaluate, summarise(outcome.judged) if outcome.judged else None
+    )
     tokenizer = outcome.student.tokenizer
     if recipe.output.tokenizer:
         tokenizer.save_pretrained(recipe.output.tokenizer)

@@ -235,9 +235,11 @@ class OutputSection:
         checkpoints: where checkpoints go; ``checkpoints`` in the model's folder unless given.
         dtype: the backbone's storage type.
         tokenizer: another folder for the tokenizer, to share it between models; the model's own unless given.
+        notes: a paragraph for the model's card, or None.
     """
 
     folder: str | None = None
     checkpoints: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     tokenizer: str | None = None
+    notes: str | None = None

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 _SURFACE_WEIGHT = 3.0
 """Length is penalised less than words: a feature this many times larger needs a weight that many times smaller."""
 _LOG_EVERY = 100
+_PASS = 10
+"""Texts of one forward pass."""
 
 
 @dataclass(frozen=True)
@@ -223,11 +225,18 @@ def _features(responses: Sequence[Sequence[int]], characters: Tensor) -> Tensor:
 def _represent(
     network: nn.Module, spec: ModelSpec, frame: Frame, texts: Sequence[Sequence[int]], *, pad_id: int
 ) -> Any:
-    sequences = [[*frame.before, *text, *frame.after] for text in texts]
-    reads = [read_plan(spec, frame.prompt_length, len(sequence)) for sequence in sequences]
-    batch = assemble(sequences, reads, [], pad_id=pad_id)
+    """Return representations [n, d]; texts of like length pass together, since most of one batch would be padding."""
     device = next(network.parameters()).device
-    return network(batch["input_ids"].to(device), batch["reads"].to(device), batch["attention_mask"].to(device))
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    parts = []
+    for start in range(0, len(order), _PASS):
+        sequences = [[*frame.before, *texts[index], *frame.after] for index in order[start : start + _PASS]]
+        reads = [read_plan(spec, frame.prompt_length, len(sequence)) for sequence in sequences]
+        batch = assemble(sequences, reads, [], pad_id=pad_id)
+        parts.append(
+            network(batch["input_ids"].to(device), batch["reads"].to(device), batch["attention_mask"].to(device))
+        )
+    return torch.cat(parts)[torch.tensor(order, device=device).argsort()]
 
 
 def _collage(pool: Sequence[list[int]], tokens: Sequence[int], noise: float, draw: random.Random) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from paragone_training.data.batches import Batch, PairBatches
 from paragone_training.errors import TrainingError
@@ -36,6 +36,15 @@ class _Epochs(TrainerCallback):
         epoch = int(state.epoch or 0)
         if epoch != self._batches.epoch:
             self._batches.set_epoch(epoch)
+
+
+class _Lines(TrainerCallback):
+    """Log every line of the history as words, in place of the parent's dictionaries on standard output."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+        if state.is_world_process_zero:
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in (logs or {}).items() if name != "epoch")
+            logger.info("step %d of %d: %s", state.global_step, state.max_steps, numbers)
 
 
 class PreferenceTrainer(Trainer):
@@ -66,8 +75,9 @@ class PreferenceTrainer(Trainer):
             train_dataset=batches,
             eval_dataset=batches if evaluation else None,  # never read: ``evaluate`` is ours
             data_collator=_only,
-            callbacks=[_Epochs(batches), *(callbacks or [])],
+            callbacks=[_Epochs(batches), _Lines(), *(callbacks or [])],
         )
+        self.remove_callback(PrinterCallback)
         # The parent divides a loss by the number of accumulated passes unless it knows that this is done already.
         self.model_accepts_loss_kwargs = True
         self._batches = batches
