@@ -104,6 +104,32 @@ class Comparator:
         one, two = self._checked(representations), self._checked(references)
         return probability(self._logit(one[:, None, :], two[None, :, :]))
 
+    def mean_logit(self, representations: ArrayLike, references: ArrayLike) -> Float64s:
+        """Return each response's mean log-odds against the references, from one comparison with their mean.
+
+            mean_r logit(v, r) = logit(v, mean_r r)
+
+        Exact, because every kind's logit is affine in the second representation: a scalar for a general preference
+        model, in O(K + R). (A mean *probability* has no such shortcut: see ``against``.)
+
+        Source: Zhang et al. (arXiv 2410.02197), §5 (the score against a policy's samples), by bilinearity.
+
+        Args:
+            representations: of K responses to one prompt. [K, d]
+            references: of R responses to the same prompt. [R, d]
+
+        Returns:
+            Mean log-odds, float64. [K]
+
+        Raises:
+            ValueError: if a last dimension is not d, or there are no references.
+            PreferencesUnavailableError: if the model rates attributes and has no weights to merge them.
+        """
+        values, others = self._checked(representations), self._checked(references)
+        if values.ndim != 2 or others.ndim != 2 or not len(others):
+            raise ValueError(f"give [K, d] and [R, d] with R at least 1, not shapes {values.shape} and {others.shape}")
+        return self._logit(values, np.broadcast_to(others.mean(axis=0), values.shape))
+
     def rewards(self, representations: ArrayLike) -> Float64s | None:
         """Return one scalar per response, comparable within a prompt, or None where the kind has none.
 

@@ -46,6 +46,25 @@ class RepresentationHead(nn.Module):
         """Number of reads a sequence needs: the response's, after the prompt's where there is a gate."""
         return 1 if self.prompt_head is None else 2
 
+    def gate_scales(self, hidden: Tensor) -> Tensor:
+        """Return the gate's weight of each 2-block; they sum to 1.
+
+        Args:
+            hidden: hidden states at the reads, the prompt's first. [n, R, H]
+
+        Returns:
+            Weights lambda, float32. [n, k]
+
+        Raises:
+            ValueError: if the head has no gate, or the number of reads is not its own.
+        """
+        if self.prompt_head is None:
+            raise ValueError(f"this {self.spec.kind} head has no gate, and so no scales")
+        if hidden.dim() != 3 or hidden.shape[1] != self.reads:
+            raise ValueError(f"hidden must be [n, {self.reads}, H], not of shape {tuple(hidden.shape)}")
+        with torch.autocast(device_type=hidden.device.type, enabled=False):
+            return torch.softmax(self.prompt_head(hidden[:, 0].float()), dim=-1)
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the representation of each sequence.
 

@@ -16,6 +16,7 @@ __all__ = [
     "preference_loss",
     "regression_loss",
     "scaled_bradley_terry_loss",
+    "score_loss",
 ]
 
 
@@ -164,6 +165,30 @@ def preference_loss(logit: Tensor, target: Tensor) -> Tensor:
         raise ValueError("target must lie in [0, 1]: it is a probability")
     logit, target = logit.float(), target.float()
     return -target * logsigmoid(logit) - (1 - target) * logsigmoid(-logit)
+
+
+def score_loss(logit: Tensor, target: Tensor) -> Tensor:
+    """Return half the squared error between predicted and wanted log-odds.
+
+        loss = (logit - target)^2 / 2
+
+    Source: Zhang et al. (arXiv 2410.02197), Appendix A.1, regression on preference scores; the half as in the authors'
+    code.
+
+    Args:
+        logit: log-odds that the first response is preferred. [B]
+        target: the log-odds that annotators gave it; 0 is a tie. [B]
+
+    Returns:
+        One loss per pair, in squared logits, float32. [B]
+
+    Raises:
+        ValueError: if the shapes differ or a target is not finite (a probability of 0 or 1 has no log-odds).
+    """
+    _check_same(logit=logit, target=target)
+    if not bool(torch.isfinite(target).all()):
+        raise ValueError("target must be finite log-odds: a label of 0 or 1 has none")
+    return (logit.float() - target.float()).square() / 2
 
 
 def _check_same(**tensors: Tensor) -> None:

@@ -241,6 +241,43 @@ class PreferenceModel:
             )
         return scores.bradley_terry_logit(first[..., 0], second[..., 0], temperature=spec.temperature)
 
+    def blocks(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return what each 2-block adds to the log-odds that ``first`` is preferred.
+
+        Args:
+            first: representations whose win is measured. [..., d]
+            second: representations of the opponents, of the same prompts. [..., d]
+
+        Returns:
+            Log-odds per block, gate and temperature applied; without a hybrid model's reward. [..., k]
+
+        Raises:
+            ValueError: if the model has no 2-blocks, or the shapes differ or do not end in d.
+        """
+        spec = self.spec
+        if not spec.blocks:
+            raise ValueError(f"a {spec.kind} model has no 2-blocks")
+        if first.shape[-1:] != (spec.dimension,):
+            raise ValueError(f"representations of shape {tuple(first.shape)} do not end in dimension {spec.dimension}")
+        start = spec.dimension % 2
+        return scores.general_preference_blocks(first[..., start:], second[..., start:], temperature=spec.temperature)
+
+    @torch.inference_mode()
+    def gate_scales(self, hidden: Tensor) -> Tensor:
+        """Return the gate's weight of each 2-block, which sum to 1; they depend on the prompt alone.
+
+        Args:
+            hidden: from ``encode``. [n, R, H]
+
+        Returns:
+            Weights, float32. [n, k]
+
+        Raises:
+            ValueError: if the model has no gate, or the number of reads is not its own.
+        """
+        head = self.network.head
+        return head.gate_scales(hidden.to(next(head.parameters()).device))
+
     def score(
         self,
         prompt: str | Sequence[Message],

@@ -6,7 +6,13 @@ The first argument is the response whose win is measured.
 
 from torch import Tensor
 
-__all__ = ["bradley_terry_logit", "general_preference_logit", "general_preference_matrix", "hybrid_logit"]
+__all__ = [
+    "bradley_terry_logit",
+    "general_preference_blocks",
+    "general_preference_logit",
+    "general_preference_matrix",
+    "hybrid_logit",
+]
 
 
 def bradley_terry_logit(first: Tensor, second: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -59,6 +65,33 @@ def general_preference_logit(first: Tensor, second: Tensor, *, temperature: floa
     first, second = first.float(), second.float()
     skew = first[..., 0::2] * second[..., 1::2] - first[..., 1::2] * second[..., 0::2]
     return skew.sum(dim=-1) / temperature
+
+
+def general_preference_blocks(first: Tensor, second: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """Return what each 2-block adds to the log-odds that ``first`` is preferred; they sum to the logit.
+
+        block_l = (first[2l] * second[2l+1] - first[2l+1] * second[2l]) / temperature
+
+    Where the model has a gate, the representations carry its weights, and so do these.
+
+    Source: the terms of ``general_preference_logit``; a reward per dimension for group-relative training, as in
+    arXiv 2605.18721.
+
+    Args:
+        first: vectors whose win is measured. [..., 2k]
+        second: vectors of the opponents. [..., 2k]
+        temperature: positive divisor; 0.1 in the paper.
+
+    Returns:
+        Log-odds per block, float32. [..., k]
+
+    Raises:
+        ValueError: if the shapes differ, the last dimension is odd or zero, or the temperature is not positive.
+    """
+    _check(first, second, temperature)
+    _check_even(first)
+    first, second = first.float(), second.float()
+    return (first[..., 0::2] * second[..., 1::2] - first[..., 1::2] * second[..., 0::2]) / temperature
 
 
 def general_preference_matrix(embeddings: Tensor, *, temperature: float = 0.1) -> Tensor:
