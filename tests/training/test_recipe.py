@@ -58,7 +58,7 @@ def test_a_missing_section_is_named():
         ({"data": {"train": "pairs.jsonl"}}, "data.train is 'pairs.jsonl'; it must be a list"),
         ({"data": {"train": []}}, "data.train is empty; name at least one file"),
         ({"model": {"kind": "bradly-terry"}}, "model.kind is 'bradly-terry', which is unknown; it must be one of"),
-        ({"model": {"kind": "hybrid", "dimension": 3}}, "hosted but not trained yet"),
+        ({"model": {"kind": "hybrid", "dimension": 4}}, "model.dimension is 4; .* use an odd number, 5 say"),
         ({"model": {"dimension": 4}}, "model.dimension is 4; a bradley-terry reward has 1"),
         ({"model": {"gate": True}}, "model.gate scales general preference blocks"),
         ({"model": {"kind": "general-preference", "dimension": 3}}, "use an even number, 4 say"),

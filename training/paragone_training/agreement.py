@@ -13,7 +13,7 @@ from paragone_training.data.batches import assemble
 from paragone_training.data.groups import PromptGroup
 from paragone_training.objective import Objective
 
-__all__ = ["LENGTHS_MATCHED_WITHIN", "Judged", "Summary", "judge", "summarise"]
+__all__ = ["LENGTHS_MATCHED_WITHIN", "Judged", "Summary", "judge", "represented", "summarise"]
 
 LENGTHS_MATCHED_WITHIN = 0.15
 """Two responses are length-matched if their lengths differ by at most this share of the longer one."""
@@ -99,7 +99,7 @@ def judge(
     with torch.no_grad():
         for group, read in zip(groups, readings, strict=True):
             pairs = torch.tensor([(label.first, label.second) for label in group.labels])
-            logits = objective.logits(_represented(network, read, budget=budget, pad_id=pad_id), pairs).tolist()
+            logits = objective.logits(represented(network, read, budget=budget, pad_id=pad_id), pairs).tolist()
             rows += _rows(group, logits)
     network.train(mode)
     columns = list(zip(*rows, strict=True)) or [()] * 5
@@ -134,7 +134,18 @@ def summarise(judged: Judged) -> Summary:
     )
 
 
-def _represented(network: nn.Module, readings: Sequence[Reading], *, budget: int, pad_id: int) -> torch.Tensor:
+def represented(network: nn.Module, readings: Sequence[Reading], *, budget: int, pad_id: int) -> torch.Tensor:
+    """Return the representations of what a network reads, on the CPU, in order.
+
+    Args:
+        network: in whatever mode it is.
+        readings: at least one.
+        budget: responses of one forward pass.
+        pad_id: of the tokenizer.
+
+    Returns:
+        Representations. [n, d]
+    """
     device = next(network.parameters()).device
     order = sorted(range(len(readings)), key=lambda index: len(readings[index].token_ids))
     parts = []

@@ -16,7 +16,7 @@ from paragone_training.recipe import Recipe
 from paragone_training.sections import BackboneSection, LoraSection, TokenizerSection
 from paragone_training.tokenizer import train_tokenizer
 
-__all__ = ["Student", "add_adapters", "build_student", "merged"]
+__all__ = ["Student", "add_adapters", "build_student", "check_fit", "merged"]
 
 
 @dataclass
@@ -50,7 +50,7 @@ def build_student(recipe: Recipe, texts: Iterable[str]) -> Student:
         backbone: Any = _from_scratch(recipe.backbone, tokenizer, recipe.model.max_length)
     else:
         backbone = _from_checkpoint(recipe.backbone.source, recipe.backbone)
-    _check_fit(backbone, tokenizer, recipe)
+    check_fit(backbone, tokenizer, recipe)
     head = RepresentationHead(backbone.config.hidden_size, recipe.spec)
     return Student(PreferenceNetwork(backbone, head), tokenizer, recipe.spec)
 
@@ -139,7 +139,17 @@ def _from_checkpoint(source: str, section: BackboneSection) -> Any:
         raise RecipeError(f"cannot load the backbone {source}: {error}") from error
 
 
-def _check_fit(backbone: Any, tokenizer: Any, recipe: Recipe) -> None:
+def check_fit(backbone: Any, tokenizer: Any, recipe: Recipe) -> None:
+    """Refuse a backbone that is too short for the recipe, or has fewer tokens than the tokenizer.
+
+    Args:
+        backbone: a transformers model.
+        tokenizer: a transformers tokenizer.
+        recipe: how long conversations may be.
+
+    Raises:
+        RecipeError: if they do not fit each other.
+    """
     config = backbone.config
     positions = getattr(config, "max_position_embeddings", None)
     if positions and recipe.model.max_length > positions:

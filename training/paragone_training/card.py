@@ -9,7 +9,7 @@ from paragone_training.data.pairs import Pair
 from paragone_training.objective import Objective
 from paragone_training.recipe import Recipe
 
-__all__ = ["Report", "write_card"]
+__all__ = ["Report", "agreement_lines", "write_card"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def write_card(report: Report) -> str:
     parts = [f"# {report.name}", "", _what(report), ""]
     if spec.demonstration:
         parts += ["**A demonstration.** It shows the software; do not rely on its judgement.", ""]
-    parts += ["## Training", "", *_training(report), "", "## Agreement with people", "", *_agreement(report), ""]
+    parts += ["## Training", "", *_training(report), "", "## Agreement with people", "", *agreement_lines(report), ""]
     if report.recipe.output.notes:
         parts += [report.recipe.output.notes.strip(), ""]
     return "\n".join(parts)
@@ -79,7 +79,12 @@ def _training(report: Report) -> list[str]:
     return lines
 
 
-def _agreement(report: Report) -> list[str]:
+def agreement_lines(report: Report) -> list[str]:
+    """Return the card's lines on how the model agrees with people.
+
+    Args:
+        report: what to tell.
+    """
     summary = report.summary
     if summary is None:
         return ["No rows were held out."]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from paragone_training.recipe import Recipe, load_recipe
+from paragone_training.recipe import RatedRecipe, Recipe, load_recipe
 
 __all__ = ["train"]
 
@@ -39,11 +39,17 @@ def model(
     from paragone_training.run import load_rows, train_model
 
     if dry_run:
-        rows = load_rows(loaded)
         typer.echo(_described(loaded))
-        typer.echo(
-            f"{len(rows.train)} pairs to train on, {len(rows.evaluate)} held out; the model would go to {folder}"
-        )
+        if isinstance(loaded, RatedRecipe):
+            from paragone_training.rated.run import load_rated_rows
+
+            rated = load_rated_rows(loaded)
+            counts = f"{len(rated.ratings)} ratings and {len(rated.pairs)} pairs to train on, "
+            counts += f"{len(rated.held_out_ratings)} and {len(rated.held_out_pairs)} held out"
+        else:
+            rows = load_rows(loaded)
+            counts = f"{len(rows.train)} pairs to train on, {len(rows.evaluate)} held out"
+        typer.echo(f"{counts}; the model would go to {folder}")
         return
     typer.echo(str(train_model(loaded, folder, resume=resume)))
 

@@ -33,7 +33,7 @@ from paragone_training.recipe import Recipe
 from paragone_training.teacher import distil, fit_teacher, imprint
 from paragone_training.trainer import PreferenceTrainer
 
-__all__ = ["Outcome", "fit"]
+__all__ = ["Outcome", "fit", "padding_id", "save_memory", "token_noise", "training_arguments"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,18 +89,18 @@ def fit(
     if recipe.lora:
         add_adapters(network, recipe.lora)
     if recipe.training.gradient_checkpointing:
-        _save_memory(network.backbone)
+        save_memory(network.backbone)
 
     def judged() -> Judged:
-        return judge(network, objective, held_out, held_out_readings, budget=64, pad_id=_pad(student))
+        return judge(network, objective, held_out, held_out_readings, budget=64, pad_id=padding_id(student))
 
     batches = PairBatches(
         groups,
         readings,
         budget=recipe.training.batch_responses,
-        pad_id=_pad(student),
+        pad_id=padding_id(student),
         seed=recipe.training.seed,
-        noise=_noise(student, recipe.training.token_noise),
+        noise=token_noise(student, recipe.training.token_noise),
     )
     history = _train(
         recipe, student, batches, objective, work, checkpoint=checkpoint, judged=judged if held_out else None
@@ -118,7 +118,7 @@ def _prepare(
     reasons: Sequence[Sequence[int]],
 ) -> None:
     """Give a from-scratch network its start: language modelling, then the linear teacher."""
-    seed, pad_id = recipe.training.seed, _pad(student)
+    seed, pad_id = recipe.training.seed, padding_id(student)
     if recipe.pretraining.epochs:
         texts = [reading.token_ids for group in readings for reading in group]
         pretrain(student.network.backbone, [*texts, *reasons], recipe.pretraining, pad_id=pad_id, seed=seed)
@@ -155,7 +155,7 @@ def _train(
     set_seed(training.seed)
     trainer = PreferenceTrainer(
         network,
-        _arguments(recipe, work, evaluates=judged is not None),
+        training_arguments(recipe, work, evaluates=judged is not None),
         batches,
         objective,
         evaluation=evaluation,
@@ -170,14 +170,26 @@ def _train(
     return list(trainer.state.log_history)
 
 
-def _save_memory(backbone: Any) -> None:
+def save_memory(backbone: Any) -> None:
+    """Recompute activations in the backward pass.
+
+    Args:
+        backbone: a transformers model, changed in place.
+    """
     # transformers renames this on the way to version 6
     enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
     enable()
     backbone.enable_input_require_grads()  # frozen embeddings under adapters would cut the graph
 
 
-def _arguments(recipe: Recipe, work: Path, *, evaluates: bool) -> TrainingArguments:
+def training_arguments(recipe: Recipe, work: Path, *, evaluates: bool) -> TrainingArguments:
+    """Return transformers' arguments for a recipe.
+
+    Args:
+        recipe: how to train.
+        work: folder of checkpoints.
+        evaluates: True where there are held-out rows to evaluate after every epoch.
+    """
     training = recipe.training
     return TrainingArguments(
         output_dir=str(work),
@@ -211,7 +223,13 @@ def _objective(recipe: Recipe, student: Student) -> Objective:
     return Objective(student.spec.kind, student.spec.temperature, loss.name, loss.margin, loss.certainty)
 
 
-def _noise(student: Student, share: float) -> TokenNoise | None:
+def token_noise(student: Student, share: float) -> TokenNoise | None:
+    """Return what replaces tokens in training, or None for a share of 0.
+
+    Args:
+        student: whose vocabulary.
+        share: of tokens.
+    """
     if not share:
         return None
     special = frozenset(student.tokenizer.all_special_ids)
@@ -219,5 +237,10 @@ def _noise(student: Student, share: float) -> TokenNoise | None:
     return TokenNoise(share, vocabulary, special)
 
 
-def _pad(student: Student) -> int:
+def padding_id(student: Student) -> int:
+    """Return the token that fills up shorter sequences.
+
+    Args:
+        student: whose tokenizer.
+    """
     return int(student.tokenizer.pad_token_id)

@@ -14,7 +14,8 @@ from paragone_training.card import Report, write_card
 from paragone_training.data.pairs import Pair, read_pair_files, training_pairs
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.fitting import fit
-from paragone_training.recipe import Recipe
+from paragone_training.rated.run import train_rated
+from paragone_training.recipe import RatedRecipe, Recipe
 
 __all__ = ["Rows", "load_rows", "train_model"]
 
@@ -76,6 +77,8 @@ def train_model(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     main = PartialState().is_main_process
     if main and not resume and work.exists() and any(work.iterdir()):
         raise RecipeError(f"{work} holds an earlier run: go on with --resume, or choose another --output")
+    if isinstance(recipe, RatedRecipe):
+        return train_rated(recipe, folder, work, resume=resume)
     rows = load_rows(recipe)
     outcome = fit(recipe, rows.train, rows.evaluate, work, resume=resume)
     if not main:

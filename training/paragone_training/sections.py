@@ -152,13 +152,15 @@ class LossSection:
 
     Attributes:
         name: ``regular`` (hard labels), ``margin`` (asks for a lead of ``strength`` logits), ``scaled`` (a pair counts
-            ``strength`` times) or ``soft`` (cross-entropy with a probability read off the strength).
+            ``strength`` times), ``soft`` (cross-entropy with a probability read off the strength), ``score`` (half the
+            squared distance to that probability's log-odds) or ``regression`` (squared error of ratings, for that
+            kind alone).
         margin: lead asked for by the ``regular`` loss, subtracted before the temperature divides.
         certainty: the ``soft`` label of the strongest preference; strength s has the label 1/2 + s/6, at most this.
-        ties: keep pairs of strength 0 (``soft`` alone can learn from them) or drop them.
+        ties: keep pairs of strength 0 (``soft`` and ``score`` can learn from them) or drop them.
     """
 
-    name: Literal["regular", "margin", "scaled", "soft"] = "regular"
+    name: Literal["regular", "margin", "scaled", "soft", "score", "regression"] = "regular"
     margin: float = 0.0
     certainty: float = 0.95
     ties: Literal["drop", "keep"] = "drop"

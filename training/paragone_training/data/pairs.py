@@ -1,20 +1,25 @@
 """Pair files: which of two responses to a prompt people preferred, and how strongly.
 
 One row: ``{"id", "prompt", "first", "second", "strength"}`` and optionally ``split``, ``group``, ``votes``, ``reason``.
-``strength`` is −3..3; positive means that ``first`` was preferred, 0 is a tie. ``prompt`` is text or messages.
+``strength`` is −3..3; positive means that ``first`` was preferred, 0 is a tie. ``prompt`` is text or messages. Other
+people's columns are translated by ``layouts``.
 """
 
 import json
+import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paragone_training.data.layouts import own_pair, pair_layout
 from paragone_training.data.lines import field, read_lines, text_field
 from paragone_training.errors import DataError
 
-__all__ = ["STRONGEST", "Pair", "read_pair_files", "read_pairs", "training_pairs"]
+__all__ = ["STRONGEST", "Pair", "prompt_field", "read_pair_files", "read_pairs", "training_pairs"]
+
+logger = logging.getLogger(__name__)
 
 STRONGEST = 3.0
 """Largest strength: the scale of HelpSteer2-Preference."""
@@ -63,22 +68,32 @@ def read_pairs(path: str | Path) -> list[Pair]:
     """Return the rows of a pair file.
 
     Args:
-        path: a .jsonl or .jsonl.gz file.
+        path: a .jsonl or .jsonl.gz file, in any layout of ``layouts.PAIR_LAYOUTS``. Rows that annotators found invalid
+            are left out and counted in the log.
 
     Raises:
-        DataError: if it cannot be read, a row lacks a field, a strength is out of range, an id comes twice, or the file
-            is empty. File and line are named.
+        DataError: if it cannot be read, a row lacks a field, a strength is out of range, an id comes twice, the file
+            mixes layouts, or it is empty. File and line are named.
     """
     pairs: list[Pair] = []
     seen: dict[str, str] = {}
+    layout, invalid = "", 0
     for number, row in read_lines(path):
-        pair = _pair(row, f"{path}:{number}")
+        where = f"{path}:{number}"
+        layout = pair_layout(row, where, layout)
+        own = own_pair(row, where, layout)
+        if own is None:
+            invalid += 1
+            continue
+        pair = _pair(own, where)
         if pair.id and pair.id in seen:
             raise DataError(f"{pair.where}: id {pair.id!r} was already used in {seen[pair.id]}; ids must be unique")
         seen[pair.id] = pair.where
         pairs.append(pair)
     if not pairs:
-        raise DataError(f"{path} has no rows")
+        raise DataError(f"{path} has no rows" + (f" but {invalid} that annotators found invalid" if invalid else ""))
+    if invalid:
+        logger.info("%s: %d rows left out, in which annotators found neither response valid", path, invalid)
     return pairs
 
 
@@ -119,7 +134,16 @@ def training_pairs(pairs: Iterable[Pair], *, split: str, allow_test_rows: bool =
     return chosen
 
 
-def _pair(row: dict[str, Any], where: str) -> Pair:
+def prompt_field(row: Mapping[str, Any], where: str) -> tuple[str, bool]:
+    """Return a row's prompt as text, and whether that is JSON of messages.
+
+    Args:
+        row: one object of a file.
+        where: file and line, for the message.
+
+    Raises:
+        DataError: if it is missing, empty, or neither text nor messages.
+    """
     prompt = field(row, "prompt", where)
     messages = isinstance(prompt, list)
     if messages:
@@ -130,6 +154,11 @@ def _pair(row: dict[str, Any], where: str) -> Pair:
         prompt = text_field(row, "prompt", where)
     if not prompt.strip():
         raise DataError(f"{where}: field 'prompt' is empty")
+    return prompt, messages
+
+
+def _pair(row: Mapping[str, Any], where: str) -> Pair:
+    prompt, messages = prompt_field(row, where)
     first, second = text_field(row, "first", where), text_field(row, "second", where)
     strength = field(row, "strength", where)
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
