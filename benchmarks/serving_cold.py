@@ -37,8 +37,6 @@ def main() -> None:
     parser.add_argument("--max-batch-tokens", type=int)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    generator = random.Random(2)  # noqa: S311
-    items = [{"prompt": words(generator), "response": words(generator)} for _ in range(arguments.texts)]
     with tempfile.TemporaryDirectory() as folder:
         size = make_model(
             Path(folder) / "model", hidden=arguments.hidden, layers=arguments.layers, vocabulary=8000, max_length=2048
@@ -48,7 +46,7 @@ def main() -> None:
         if arguments.max_batch_tokens:
             flags += ["--max-batch-tokens", str(arguments.max_batch_tokens)]
         with server(*flags, "--memory-cache-mb", "0", "--log-level", "warning", threads=arguments.threads) as port:
-            compare(port, Path(folder) / "model", items, arguments)
+            compare(port, Path(folder) / "model", arguments)
 
 
 def words(generator: random.Random) -> str:
@@ -57,37 +55,47 @@ def words(generator: random.Random) -> str:
     return text(generator, int(characters))
 
 
-def compare(port: int, folder: Path, items: list[dict[str, str]], arguments: argparse.Namespace) -> None:
+def compare(port: int, folder: Path, arguments: argparse.Namespace) -> None:
     import torch
 
     from paragone_models import load_model
-    from paragone_models.reader import Reading, conversation
 
     torch.set_num_threads(arguments.threads)
     model = load_model(folder, device=arguments.device, dtype=arguments.dtype)
-    assert model.reader is not None
-    readings = model.reader.read([conversation(item["prompt"], item["response"]) for item in items])
-    sequences = sorted((one.token_ids for one in readings if isinstance(one, Reading)), key=len)
-    tokens = sum(map(len, sequences))
-    print(f"{len(items)} texts, {tokens} tokens, {len(sequences[0])} to {len(sequences[-1])} a text")
-    body = json.dumps({"items": items}).encode()
+    generator = random.Random(2)  # noqa: S311
+    body, sequences = texts(model, generator, arguments.texts)
+    print(
+        f"{len(sequences)} texts, {sum(map(len, sequences))} tokens, {len(sequences[0])} to {len(sequences[-1])} a text"
+    )
     ask(port, body)
     bare(model, sequences, 4)  # both are warm now
     times = {size: bare(model, sequences, size) for size in BATCH_SIZES if size < 2 * len(sequences)}
     for size, took in times.items():
-        print(f"  bare forward, batches of {size:>3}: {tokens / took:>8.0f} tokens/s")
+        print(f"  bare forward, batches of {size:>3}: {sum(map(len, sequences)) / took:>8.0f} tokens/s")
     best = min(times, key=lambda size: times[size])
     ratios = []
     print(f"{'':>4} {'bare tokens/s':>14} {'service tokens/s':>17} {'ratio':>6}   tokenize, queue, inference, total ms")
     for repetition in range(arguments.repetitions):
+        # New texts every time: the service keeps keys and values of prompts that it has seen.
+        body, sequences = texts(model, generator, arguments.texts)
+        tokens = sum(map(len, sequences))
         alone = min(bare(model, sequences, size) for size in {best, max(1, best // 2), best * 2})
         served, headers = ask(port, body)
         ratios.append(alone / served)
         parts = ", ".join(headers[f"x-{phase}-ms"] for phase in ("tokenize", "queue", "inference", "total"))
-        print(
-            f"{repetition:>4} {tokens / alone:>14.0f} {tokens / served:>17.0f} {ratios[-1]:>6.3f}   {parts}", flush=True
-        )
+        rates = f"{tokens / alone:>14.0f} {tokens / served:>17.0f} {ratios[-1]:>6.3f}"
+        print(f"{repetition:>4} {rates}   {parts}", flush=True)
     print(f"median ratio {statistics.median(ratios):.3f}")
+
+
+def texts(model, generator: random.Random, count: int) -> tuple[bytes, list[list[int]]]:
+    """Return a request with new texts, and their tokens, sorted by length."""
+    from paragone_models.reader import Reading, conversation
+
+    items = [{"prompt": words(generator), "response": words(generator)} for _ in range(count)]
+    readings = model.reader.read([conversation(item["prompt"], item["response"]) for item in items])
+    sequences = sorted((one.token_ids for one in readings if isinstance(one, Reading)), key=len)
+    return json.dumps({"items": items}).encode(), sequences
 
 
 def bare(model, sequences: list[list[int]], size: int) -> float:
