@@ -78,3 +78,31 @@ def test_a_tie_is_refused_by_the_losses_that_have_no_label_for_it():
 )
 def test_a_loss_states_its_formula(objective, words):
     assert objective.describe() == words
+
+
+def test_hybrid_losses_are_those_of_the_summed_logit():
+    hybrids = torch.tensor([[1.0, 1.0, 2.0], [-0.5, 0.5, -1.0], [0.25, -1.0, 0.1]])
+    chosen, rejected = hybrids[[0, 2, 1]], hybrids[[1, 0, 2]]
+    skew = chosen[:, 1] * rejected[:, 2] - chosen[:, 2] * rejected[:, 1]
+    lead = (chosen[:, 0] - rejected[:, 0] + skew) / 0.5
+    regular = Objective("hybrid", 0.5, margin=0.2).losses(hybrids, PAIRS, STRENGTH)
+    torch.testing.assert_close(regular, -torch.log(torch.sigmoid(lead - 0.4)))
+    scaled = Objective("hybrid", 0.5, "scaled").losses(hybrids, PAIRS, STRENGTH)
+    torch.testing.assert_close(scaled, -STRENGTH.abs() * torch.log(torch.sigmoid(lead)))
+    assert Objective("hybrid", 0.5).describe() == ("regular hybrid loss: -log sigmoid((r1 - r2 + s(v1, v2)) / 0.5)")
+
+
+def test_a_score_target_is_the_log_odds_of_the_soft_label():
+    strength = torch.tensor([3.0, 0.0, -1.0])
+    logit = torch.tensor([1.5, 0.75, -0.75])
+    target = torch.tensor([math.log(9.0), 0.0, -math.log(2.0)])
+    found = Objective("bradley-terry", 1.0, "score", certainty=0.9).losses(REWARDS, PAIRS, strength)
+    torch.testing.assert_close(found, (logit - target).square() / 2)
+
+
+def test_a_regression_model_compares_merged_attributes_and_needs_weights_for_it():
+    rated = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
+    pairs = torch.tensor([[0, 1]])
+    assert Objective("regression", 0.5, weights=(0.75, -0.25)).logits(rated, pairs).tolist() == [1.0]
+    with pytest.raises(ValueError, match="rates and does not compare"):
+        Objective("regression", 0.5).logits(rated, pairs)

@@ -1,6 +1,7 @@
 """``paragone train``: the door. Recipes are read and checked here, once."""
 
 import logging
+import math
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from paragone_training.errors import RecipeError
 from paragone_training.recipe import RatedRecipe, Recipe, load_recipe
 
 __all__ = ["train"]
@@ -52,6 +54,36 @@ def model(
         typer.echo(f"{counts}; the model would go to {folder}")
         return
     typer.echo(str(train_model(loaded, folder, resume=resume)))
+
+
+@train.command("extrapolate")
+def extrapolate(
+    source: Annotated[str, typer.Option("--from", metavar="A", help="The weaker model: a folder or builtin:NAME.")],
+    target: Annotated[str, typer.Option("--to", metavar="B", help="The stronger model, trained from A.")],
+    output: Annotated[Path, typer.Option(help="Folder of the new model.")],
+    alpha: Annotated[str, typer.Option(help="1 is B, more goes beyond it; auto searches on --data.")] = "auto",
+    data: Annotated[Path | None, typer.Option(help="Validation pairs, in any layout that training reads.")] = None,
+    split: Annotated[str, typer.Option(help="Rows of --data: of this split, and those without one.")] = "validation",
+    dtype: Annotated[str, typer.Option(help="Storage type of the backbone.")] = "float32",
+) -> None:
+    """Go beyond B on the line from A (ExPO): theta = A + alpha (B - A), on every tensor; nothing is trained."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    factor = None
+    if alpha != "auto":
+        try:
+            factor = float(alpha)
+        except ValueError:
+            raise RecipeError(f"--alpha is {alpha!r}; it must be auto or a number, 1.52 say") from None
+        if not math.isfinite(factor):
+            raise RecipeError(f"--alpha is {alpha!r}; it must be a finite number")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise RecipeError(f"--dtype is {dtype!r}; it must be float32, bfloat16 or float16")
+    from paragone_training.data.pairs import read_pairs, training_pairs
+    from paragone_training.extrapolation import extrapolate as run
+
+    pairs = training_pairs(read_pairs(data), split=split) if data else []
+    run(source, target, output, alpha=factor, pairs=pairs, dtype=dtype)
+    typer.echo(str(output))
 
 
 def _described(recipe: Recipe) -> str:

@@ -1,0 +1,165 @@
+"""Other people's columns: translated, or refused with the line."""
+
+import pytest
+
+from paragone_training.data.pairs import read_pairs
+from paragone_training.data.ratings import read_ratings, training_ratings
+from paragone_training.errors import DataError
+from tests.training.arguments import row, write
+
+HELPSTEER = {"split": "train", "prompt": "p", "response_1": "a", "response_2": "b", "preference_strength": -2}
+RATED = {
+    "prompt": "p",
+    "response": "a",
+    "helpfulness": 4,
+    "correctness": 3,
+    "coherence": 4,
+    "complexity": 1,
+    "verbosity": 0,
+}
+ULTRA = {
+    "instruction": "p",
+    "completions": [
+        {"response": "a", "annotations": {"honesty": {"Rating": "4"}, "helpfulness": {"Rating": "N/A"}}},
+        {"response": "b", "annotations": {"honesty": {"Rating": 2}, "helpfulness": {"Rating": "5"}}},
+    ],
+}
+
+
+def conversation(*texts):
+    return [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(texts)]
+
+
+def test_a_negative_strength_of_helpsteer_prefers_response_1(tmp_path):
+    rows = [HELPSTEER, HELPSTEER | {"preference_strength": 3, "split": "val", "preference_statement": "why"}]
+    one, two = read_pairs(write(tmp_path / "f.jsonl", rows))
+    assert (one.first, one.second, one.strength, one.split) == ("a", "b", 2.0, "train")
+    assert (two.strength, two.split, two.reason) == (-3.0, "validation", "why")
+
+
+def test_rows_in_which_neither_response_is_valid_are_left_out_and_counted(tmp_path, caplog):
+    caplog.set_level("INFO", "paragone_training.data.pairs")
+    invalid = HELPSTEER | {"preference_strength": -100}
+    assert len(read_pairs(write(tmp_path / "f.jsonl", [invalid, HELPSTEER, invalid]))) == 1
+    assert "2 rows left out" in caplog.text
+    with pytest.raises(DataError, match="has no rows but 1 that annotators found invalid"):
+        read_pairs(write(tmp_path / "g.jsonl", [invalid]))
+
+
+def test_turns_in_a_helpsteer_prompt_become_messages_alike_in_pairs_and_ratings(tmp_path):
+    prompt = "Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nAnd?"
+    (pair,) = read_pairs(write(tmp_path / "f.jsonl", [HELPSTEER | {"prompt": prompt}]))
+    assert pair.prompt_messages == conversation("Hi", "Hello", "And?")
+    (rating,) = read_ratings(write(tmp_path / "g.jsonl", [RATED | {"prompt": prompt}]))
+    assert (rating.prompt, rating.messages) == (pair.prompt, True)
+
+
+def test_chosen_and_rejected_are_texts_or_conversations(tmp_path):
+    texts = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    one_turn = {"prompt": "ignored", "chosen": conversation("p", "a"), "rejected": conversation("p", "b")}
+    turns = {"chosen": conversation("p", "x", "q", "a"), "rejected": conversation("p", "x", "q", "b"), "strength": 3}
+    answers = {"prompt": "p", "chosen": conversation("p", "a")[1:], "rejected": conversation("p", "b")[1:]}
+    read = read_pairs(write(tmp_path / "f.jsonl", [texts, one_turn, turns, answers]))
+    assert [(pair.first, pair.second, pair.strength) for pair in read] == [("a", "b", s) for s in (1.0, 1.0, 3.0, 1.0)]
+    assert [pair.prompt_messages for pair in read] == ["p", "p", conversation("p", "x", "q"), "p"]
+
+
+@pytest.mark.parametrize(
+    ("before", "bad", "message"),
+    [
+        (HELPSTEER, HELPSTEER | {"preference_strength": 4}, "preference_strength is 4; it must lie between -3"),
+        (HELPSTEER, HELPSTEER | {"preference_strength": "2"}, "preference_strength is '2'"),
+        (HELPSTEER, HELPSTEER | {"response_2": None}, "field 'second' must be text, not NoneType"),
+        (HELPSTEER, row(), "the file mixes the layouts helpsteer2 and paragone"),
+        (row(), row(id="2", chosen="x", rejected="y"), "mixes the layouts paragone and chosen-rejected"),
+        (HELPSTEER, {"prompt": "p"}, "field 'preference_strength' is missing"),
+        (
+            {"prompt": "p", "chosen": "a", "rejected": "b"},
+            {"chosen": conversation("p", "a"), "rejected": conversation("q", "b")},
+            "must share every message but the last",
+        ),
+        (
+            {"prompt": "p", "chosen": "a", "rejected": "b"},
+            {"chosen": conversation("p"), "rejected": conversation("q")},
+            "must end with the assistant's message, not 'user'",
+        ),
+        (
+            {"prompt": "p", "chosen": "a", "rejected": "b"},
+            {"chosen": "a", "rejected": conversation("p", "b")},
+            "field 'chosen' must be text, as the other one is, or a list",
+        ),
+        (
+            {"prompt": "p", "chosen": "a", "rejected": "b"},
+            {"chosen": "a", "rejected": "b"},
+            "field 'prompt' is missing",
+        ),
+        (
+            {"prompt": "p", "chosen": "a", "rejected": "b"},
+            {"prompt": "p", "chosen": "a", "rejected": "b", "strength": -1},
+            r"strength is -1; beside chosen and rejected it must lie in \(0, 3\]",
+        ),
+    ],
+)
+def test_a_bad_row_of_pairs_is_refused_with_its_line(tmp_path, before, bad, message):
+    with pytest.raises(DataError, match=rf"f\.jsonl:2: .*{message}"):
+        read_pairs(write(tmp_path / "f.jsonl", [before, bad]))
+
+
+def test_helpsteer_ratings_are_its_five_columns_and_minus_a_hundred_is_no_rating(tmp_path):
+    one, two = read_ratings(write(tmp_path / "f.jsonl", [RATED, RATED | {"complexity": -100}]))
+    assert one.ratings == {"helpfulness": 4, "correctness": 3, "coherence": 4, "complexity": 1, "verbosity": 0}
+    assert "complexity" not in two.ratings
+    assert len(two.ratings) == 4
+
+
+def test_ultrafeedback_has_a_row_of_ratings_per_completion(tmp_path):
+    one, two = read_ratings(write(tmp_path / "f.jsonl", [ULTRA]))
+    assert (one.prompt, one.response, one.ratings) == ("p", "a", {"honesty": 4.0})
+    assert (two.response, two.ratings) == ("b", {"honesty": 2.0, "helpfulness": 5.0})
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"prompt": "p", "response": "a"}, "field 'ratings' is missing"),
+        ({"prompt": "p", "response": "a", "ratings": {}}, "'ratings' must be an object with a number per attribute"),
+        ({"prompt": "p", "response": "a", "ratings": {"x": "4"}}, "the rating of 'x' must be a number, or null"),
+        ({"prompt": "p", "response": "a", "ratings": {"x": float("nan")}}, "the rating of 'x' must be a number"),
+        ({"prompt": "p", "response": 1, "ratings": {"x": 4}}, "field 'response' must be text"),
+        (RATED, "mixes the layouts paragone and helpsteer2"),
+        (ULTRA, "mixes the layouts paragone and ultrafeedback"),
+        ({"id": "1", "prompt": "p", "response": "a", "ratings": {"x": 1}}, "id '1' was already used"),
+    ],
+)
+def test_a_bad_row_of_ratings_is_refused_with_its_line(tmp_path, bad, message):
+    good = {"id": "1", "prompt": "p", "response": "a", "ratings": {"x": 1}}
+    with pytest.raises(DataError, match=rf"f\.jsonl:2: .*{message}"):
+        read_ratings(write(tmp_path / "f.jsonl", [good, bad]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"completions": "x"}, "field 'completions' must be a list"),
+        ({"completions": [{"response": "a"}]}, r"completions\[0\] must be an object with a response and annotations"),
+        ({"completions": [{"response": "a", "annotations": {"x": 4}}]}, r"completions\[0\]\.x must be an object"),
+        ({"completions": [{"response": "a", "annotations": {"x": {"Rating": "good"}}}]}, "Rating is 'good'"),
+    ],
+)
+def test_a_bad_row_of_ultrafeedback_is_refused_with_its_line(tmp_path, change, message):
+    with pytest.raises(DataError, match=rf"f\.jsonl:1: .*{message}"):
+        read_ratings(write(tmp_path / "f.jsonl", [ULTRA | change]))
+
+
+def test_ratings_of_the_test_split_other_attributes_and_no_rows_are_refused(tmp_path):
+    rows = read_ratings(write(tmp_path / "f.jsonl", [RATED | {"split": "test"}, RATED | {"split": "train"}]))
+    assert len(training_ratings(rows, ["verbosity"], split="train")) == 1
+    with pytest.raises(DataError, match=r"marked 'test' and would be trained on.*data\.allow_test_rows"):
+        training_ratings(rows, ["verbosity"], split="test")
+    assert len(training_ratings(rows, ["verbosity"], split="test", allow_test_rows=True)) == 1
+    with pytest.raises(DataError, match=r"no row of data\.ratings rates wit; rated are coherence"):
+        training_ratings(rows, ["wit"], split="train")
+    with pytest.raises(DataError, match="no rating is marked 'dev'"):
+        training_ratings(rows, ["verbosity"], split="dev")
+    with pytest.raises(DataError, match="has no rows"):
+        read_ratings(write(tmp_path / "empty.jsonl", []))
