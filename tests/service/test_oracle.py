@@ -14,6 +14,11 @@ pytestmark = pytest.mark.anyio
 PROMPT = "Ban plastic bottles?"
 
 
+def close(row, expected):
+    """Equal but for the rounding of another batch."""
+    return row["reward"] == pytest.approx(expected["reward"], abs=1e-5)
+
+
 def rewards(*responses, **more):
     return {"items": [{"prompt": PROMPT, "response": response} for response in responses], **more}
 
@@ -165,30 +170,32 @@ async def test_a_strict_cache_is_a_cache_of_its_own(hosted, redis_server):
 
 
 async def test_a_corrupted_entry_is_ignored_and_overwritten(hosted, redis_server):
+    body = rewards("one", model="bt")
     async with serving(hosted, redis_url=redis_server.url) as client:
-        right = (await client.post("/v1/rewards", json=rewards("one"))).json()
+        right = (await client.post("/v1/rewards", json=body)).json()
     raw = Redis(port=redis_server.port)
     (key,) = await raw.keys("*")
     value = await raw.get(key)
     await raw.set(key, value[:-3])
     async with serving(hosted, redis_url=redis_server.url) as client:
-        answer = (await client.post("/v1/rewards", json=rewards("one"))).json()
-        assert answer["rewards"] == right["rewards"]
+        answer = (await client.post("/v1/rewards", json=body)).json()
+        assert close(answer["rewards"][0], right["rewards"][0])
         assert answer["usage"]["forward_responses"] == 1
         assert await metric(client, "paragone_cache_corrupted_total") == 1
-    assert await raw.get(key) == value
+    assert (await raw.get(key))[:12] == value[:12]  # the header; the numbers may differ by rounding
+    assert len(await raw.get(key)) == len(value)
     await raw.aclose()
 
 
 async def test_answers_stay_right_when_redis_is_killed_in_between(hosted, redis_server, caplog):
     async with serving(hosted, redis_url=redis_server.url, memory_cache_mb=0) as client:
-        right = (await client.post("/v1/rewards", json=rewards("one"))).json()["rewards"]
+        right = (await client.post("/v1/rewards", json=rewards("one", model="bt"))).json()["rewards"]
         redis_server.kill()
         with caplog.at_level(logging.WARNING, "paragone.service"):
             for _ in range(3):
-                response = await client.post("/v1/rewards", json=rewards("one", "two"))
+                response = await client.post("/v1/rewards", json=rewards("one", "two", model="bt"))
                 assert response.status_code == 200
-                assert response.json()["rewards"][0] == right[0]
+                assert close(response.json()["rewards"][0], right[0])
         assert [record.message.split(" (")[0] for record in caplog.records] == ["redis is away"]
         assert await metric(client, "paragone_redis_up") == 0
 
