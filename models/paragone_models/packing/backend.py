@@ -28,6 +28,7 @@ __all__ = ["choose", "disagreement", "through_model", "ways"]
 _STEM, _TAILS, _OTHER = 24, (3, 9), 7
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _COARSE = 0.1
+_FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
 _KERNEL_DTYPES = frozenset({torch.bfloat16, torch.float16})
 
 
@@ -46,7 +47,7 @@ def choose(backbone: nn.Module) -> tuple[str, Forward] | str:
     for name, forward in ways(backbone):
         try:
             found = disagreement(backbone, forward)
-        except (ArithmeticError, AttributeError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        except _FAILURES as error:
             # Kernels differ between devices and versions; whichever fails, padded batches are there.
             found = f"failed with {type(error).__name__}: {str(error).splitlines()[:1]}"
         if found is None:
@@ -70,7 +71,7 @@ def ways(backbone: nn.Module) -> Iterator[tuple[str, Forward]]:
     if parameter.device.type == "cuda":
         if parameter.dtype in _KERNEL_DTYPES and not getattr(config, "attn_logit_softcapping", None):
             yield "varlen", through_model(backbone, varlen_attention(torch_kernel))
-        yield "flex", through_model(backbone, flex_attention(compiled=True))
+        yield "flex", through_model(backbone, flex_attention())
 
 
 def through_model(backbone: nn.Module, attend: Attend) -> Forward:

@@ -3,6 +3,7 @@
 A key is seen by the rows of its node's subtree, which are one run, and by position. So three numbers a key say it all.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,11 +15,11 @@ from paragone_models.packing.run import Attend, Rule, Run
 __all__ = ["flex_attention"]
 
 
-def flex_attention(*, compiled: bool) -> Attend:
-    """Return a packed attention by torch's flex attention.
+def flex_attention(kernel: Callable[..., Tensor] | None = None) -> Attend:
+    """Return a packed attention by flex attention.
 
     Args:
-        compiled: False computes every product and masks it afterwards: for tests on a CPU.
+        kernel: called as torch's own, which, compiled, is the default.
     """
 
     def attend(run: Run, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
@@ -28,7 +29,7 @@ def flex_attention(*, compiled: bool) -> Attend:
         held = [run.held[above.node] for above in run.layout.above if above.node not in run.layout.rows]
         keys = torch.cat([key, *(stored.keys[layer] for stored in held)], 1)
         values = torch.cat([value, *(stored.values[layer] for stored in held)], 1)
-        out: Tensor = _function(compiled)(
+        out: Tensor = (kernel or _compiled())(
             query[None],
             keys[None],
             values[None],
@@ -43,10 +44,10 @@ def flex_attention(*, compiled: bool) -> Attend:
 
 
 @cache
-def _function(compiled: bool) -> Any:  # a key of the cache
+def _compiled() -> Any:
     from torch.nn.attention import flex_attention as flex
 
-    return torch.compile(flex.flex_attention, dynamic=True) if compiled else flex.flex_attention
+    return torch.compile(flex.flex_attention, dynamic=True)
 
 
 @cache
