@@ -57,14 +57,7 @@ def create_app(
     """
     drain = drain or Drain()
     metrics = Metrics()
-    redis = None
-    if settings.redis_url is not None:
-        url = settings.redis_url.get_secret_value()
-        try:
-            redis = RedisCache(url, ttl_s=settings.cache_ttl_days * _DAY_S, metrics=metrics)
-        except ValueError as error:
-            raise ConfigError(f"redis_url: {error}") from error
-    cache = Cache(MemoryCache(round(settings.memory_cache_mb * 1e6)), redis, metrics)
+    cache = _cache(settings, metrics)
     default = settings.default_model if settings.default_model in models else next(iter(models), "")
     registry = Registry(models, default, settings, cache, metrics, engines=engines, clock=clock)
     workers = ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1), thread_name_prefix="tournaments")
@@ -98,3 +91,14 @@ def create_app(
     app.include_router(inspection_routes(registry))
     app.include_router(health_routes(registry, metrics, drain))
     return app
+
+
+def _cache(settings: Settings, metrics: Metrics) -> Cache:
+    redis = None
+    if settings.redis_url is not None:
+        url = settings.redis_url.get_secret_value()
+        try:
+            redis = RedisCache(url, ttl_s=settings.cache_ttl_days * _DAY_S, metrics=metrics)
+        except ValueError as error:
+            raise ConfigError(f"redis_url: {error}") from error
+    return Cache(MemoryCache(round(settings.memory_cache_mb * 1e6)), redis, metrics)

@@ -24,7 +24,12 @@ class Metrics:
     """Hold every metric of one application."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
+        self._define_requests(self.registry)
+        self._define_batches(self.registry)
+        self._define_cache(self.registry)
+
+    def _define_requests(self, registry: CollectorRegistry) -> None:
         self.requests = Counter("paragone_requests_total", "Requests answered.", ("route", "status"), registry=registry)
         self.errors = Counter("paragone_errors_total", "Requests refused, by error code.", ("code",), registry=registry)
         self.seconds = Histogram(
@@ -35,6 +40,8 @@ class Metrics:
             registry=registry,
         )
         self.in_flight = Gauge("paragone_requests_in_flight", "Requests being worked on.", registry=registry)
+
+    def _define_batches(self, registry: CollectorRegistry) -> None:
         self.batch_tokens = Histogram(
             "paragone_batch_tokens", "Tokens in a batch.", ("model",), buckets=_TOKENS, registry=registry
         )
@@ -63,6 +70,23 @@ class Metrics:
             ("model",),
             registry=registry,
         )
+        self.truncations = Counter(
+            "paragone_truncations_total", "Conversations answered with a cut prompt.", ("model",), registry=registry
+        )
+        self.non_finite = Counter(
+            "paragone_non_finite_total", "Responses whose score was NaN or infinite.", ("model",), registry=registry
+        )
+        self.queue_items = Gauge(
+            "paragone_queue_items", "Responses that wait for a device.", ("model",), registry=registry
+        )
+        self.queue_tokens = Gauge(
+            "paragone_queue_tokens", "Tokens that wait for a device.", ("model",), registry=registry
+        )
+        self.engine_healthy = Gauge(
+            "paragone_engine_healthy", "1 while the engine works, 0 while it does not.", ("model",), registry=registry
+        )
+
+    def _define_cache(self, registry: CollectorRegistry) -> None:
         self.cache_responses = Counter(
             "paragone_cache_responses_total",
             "Responses asked for, by where the representation came from: memory, redis, coalesced, miss.",
@@ -80,21 +104,6 @@ class Metrics:
         )
         self.redis_unwritten = Counter(
             "paragone_redis_unwritten_total", "Values not written to Redis: away, or too busy.", registry=registry
-        )
-        self.truncations = Counter(
-            "paragone_truncations_total", "Conversations answered with a cut prompt.", ("model",), registry=registry
-        )
-        self.non_finite = Counter(
-            "paragone_non_finite_total", "Responses whose score was NaN or infinite.", ("model",), registry=registry
-        )
-        self.queue_items = Gauge(
-            "paragone_queue_items", "Responses that wait for a device.", ("model",), registry=registry
-        )
-        self.queue_tokens = Gauge(
-            "paragone_queue_tokens", "Tokens that wait for a device.", ("model",), registry=registry
-        )
-        self.engine_healthy = Gauge(
-            "paragone_engine_healthy", "1 while the engine works, 0 while it does not.", ("model",), registry=registry
         )
         for tier in TIERS:
             self.cache_responses.labels(tier)

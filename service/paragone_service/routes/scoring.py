@@ -37,7 +37,13 @@ def scoring_routes(registry: Registry, workers: Executor) -> APIRouter:
         workers: threads for tournaments, whose arithmetic takes long enough to hold up other requests.
     """
     router = APIRouter(tags=["scoring"])
+    _add_preferences(router, registry)
+    _add_rewards(router, registry)
+    _add_tournaments(router, registry, workers)
+    return router
 
+
+def _add_preferences(router: APIRouter, registry: Registry) -> None:
     @router.post("/v1/preferences", **scoring_document(PreferencesRequest, PreferencesAnswer))
     async def preferences(request: Request) -> Response:
         """Answer how probable it is that the first response is preferred to the second, for each pair.
@@ -55,6 +61,8 @@ def scoring_routes(registry: Registry, workers: Executor) -> APIRouter:
         rows = answers.preferences(represented, oracle.model.comparator, call)
         return answer(oracle, PreferencesAnswer, represented.usage, preferences=batch.place(rows))
 
+
+def _add_rewards(router: APIRouter, registry: Registry) -> None:
     @router.post("/v1/rewards", **scoring_document(RewardsRequest, RewardsAnswer))
     async def rewards(request: Request) -> Response:
         """Answer the reward and the predicted attributes of each response.
@@ -73,6 +81,8 @@ def scoring_routes(registry: Registry, workers: Executor) -> APIRouter:
         )
         return answer(oracle, RewardsAnswer, represented.usage, rewards=batch.place(rows))
 
+
+def _add_tournaments(router: APIRouter, registry: Registry, workers: Executor) -> None:
     @router.post("/v1/tournaments", **scoring_document(TournamentsRequest, TournamentsAnswer))
     async def tournaments(request: Request) -> Response:
         """Answer everything that follows from the K×K preferences among K responses to one prompt.
@@ -101,8 +111,6 @@ def scoring_routes(registry: Registry, workers: Executor) -> APIRouter:
             return answer(oracle, TournamentsAnswer, represented.usage, tournaments=batch.place(rows))
 
         return await asyncio.get_running_loop().run_in_executor(workers, summarise)
-
-    return router
 
 
 def call_of(request: Request, wanted: Any, where: Literal["pairs", "items", "groups"]) -> Call:
