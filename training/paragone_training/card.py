@@ -67,13 +67,13 @@ def _training(report: Report) -> list[str]:
         f"* Backbone: {backbone}{', low-rank adapters merged' if recipe.lora else ''}.",
         f"* {len(report.train)} pairs under {len({pair.prompt for pair in report.train})} prompts, from "
         f"{', '.join(sorted(Path(name).name for name in recipe.data.train))}.",
-        f"* Loss: {objective.describe()}; {recipe.training.epochs} epochs.",
+        f"* Loss: {objective.describe()}; epochs: {recipe.training.epochs}.",
     ]
     if recipe.pretraining.epochs:
-        lines.append(f"* Before that: {recipe.pretraining.epochs} epochs of language modelling on the same rows.")
+        lines.append(f"* First of all, language modelling on the same rows, epochs: {recipe.pretraining.epochs}.")
     if recipe.teacher:
         lines.append(
-            f"* And {recipe.teacher.steps} steps of distillation from a logistic regression on token counts and "
+            f"* First, {recipe.teacher.steps} steps of distillation from a logistic regression on token counts and "
             "length, fitted on the same rows: much of what the model knows came through that teacher."
         )
     return lines
