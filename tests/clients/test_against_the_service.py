@@ -158,7 +158,10 @@ def test_both_clients_get_the_same_numbers(client, hosted):
     pairs = [(PROMPT, first, second) for first in RESPONSES for second in RESPONSES]
     through = through_asgi(hosted, lambda asking: asking.preferences(pairs))
     waited = client.preferences(pairs)
-    assert [row.logit for row in through.preferences] == pytest.approx([row.logit for row in waited.preferences])
+    # Each server has a cache of its own: batches differ, and so may the last bits of float32, at a temperature of 0.1.
+    assert [row.logit for row in through.preferences] == pytest.approx(
+        [row.logit for row in waited.preferences], abs=1e-5
+    )
     assert through.fingerprint == waited.fingerprint
 
 

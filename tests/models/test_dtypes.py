@@ -26,4 +26,4 @@ def test_a_cpu_runs_bfloat16_where_it_is_faster_and_the_model_large_enough(
 
 
 def test_the_speed_is_measured_once_a_process():
-    assert bfloat16_speedup() == bfloat16_speedup() > 0
+    assert bfloat16_speedup() == bfloat16_speedup() >= 0
