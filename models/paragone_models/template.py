@@ -5,6 +5,7 @@ special-token strings inside messages, and doubled beginning-of-sequence tokens.
 """
 
 import datetime
+import inspect
 import json
 import re
 from collections.abc import Sequence
@@ -193,6 +194,13 @@ class ChatTemplate:
         return ids
 
     def _escaped_chat(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[int]:
+        if "sanitize_control_tokens" not in inspect.signature(self._tokenizer.apply_chat_template).parameters:
+            # An older transformers would take the option for a variable of the template and leave the token in.
+            raise TextError(
+                "unsupported_content",
+                "a special token's string inside a message cannot be kept as text by this version of transformers: "
+                "5.23 or later can",
+            )
         try:
             encoded: list[int] = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
