@@ -6,7 +6,7 @@ __all__ = ["NAMES", "builtin_folder", "tokenizer_folder"]
 
 _ROOT = Path(__file__).parent / "builtin"
 
-NAMES = ("mini-bradley-terry", "mini-general-preference")
+NAMES = ("mini-bradley-terry", "mini-general-preference", "mini-regression", "mini-helpsteer")
 """Built-in models, loaded as ``builtin:NAME``."""
 
 

@@ -12,9 +12,14 @@ from paragone_training.agreement import judge, summarise
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.data.pairs import read_pairs
+from paragone_training.data.ratings import read_rating_files
 from paragone_training.objective import Objective
+from paragone_training.rated.batches import rated_groups
+from paragone_training.rated.fitting import represent_all
+from paragone_training.rated.rating_errors import rating_errors
 
 ROOT = Path(__file__).parents[2]
+RATINGS = str(ROOT / "data" / "convincing_ratings.jsonl.gz")
 
 
 def size(folder):
@@ -45,7 +50,7 @@ def test_a_built_in_model_agrees_with_people_on_the_test_split_as_its_card_says(
     assert model.reader is not None
     judged = judge(
         model.network,
-        Objective(model.kind, model.spec.temperature),
+        Objective(model.kind, model.spec.temperature, weights=model.spec.weights),
         groups,
         read_groups(groups, model.reader),
         budget=64,
@@ -56,9 +61,36 @@ def test_a_built_in_model_agrees_with_people_on_the_test_split_as_its_card_says(
     assert summary.accuracy > 0.65
     assert summary.matched_accuracy > 0.52
     card = (builtin_folder(name) / "README.md").read_text()
-    stated = float(card.split("| this model | ")[1].split(" ")[0])
+    stated = float(card.split("## Agreement")[1].split("| this model | ")[1].split(" ")[0])
     # the card was written before the weights were rounded to float16
     assert summary.accuracy == pytest.approx(stated, abs=0.003)
+
+
+@pytest.mark.parametrize("name", ["mini-regression", "mini-helpsteer"])
+def test_a_built_in_model_that_rates_is_closer_to_people_than_their_mean_rating_as_its_card_says(name):
+    model = load_model(f"builtin:{name}", device="cpu")
+    assert model.reader is not None
+    rows = [row for row in read_rating_files([RATINGS]) if row.split == "test"]
+    groups = rated_groups([], rows, model.spec.attributes)
+    found = represent_all(model.network, read_groups([group.group for group in groups], model.reader), 0)
+    given = np.array([row for group in groups for row in group.ratings])
+    errors = rating_errors(np.concatenate(found)[:, -2:], given, model.spec.attributes)
+    card = (builtin_folder(name) / "README.md").read_text()
+    for attribute, error, explained in zip(errors.attributes, errors.error, errors.explained, strict=True):
+        cells = card.split(f"| {attribute} | ")[-1].split("\n")[0].split(" | ")
+        assert float(cells[-3]) == pytest.approx(error, abs=0.003)
+        assert explained > {"convincingness": 0.05, "verbosity": 0.8}[attribute]
+
+
+def test_the_helpsteer_model_went_on_from_the_regression_model():
+    card = (builtin_folder("mini-helpsteer") / "README.md").read_text()
+    start = load_model("builtin:mini-regression", device="cpu")
+    assert f"builtin:mini-regression (`regression`, identity {start.identity[:12]})" in card
+    assert load_model("builtin:mini-helpsteer", device="cpu").spec.temperature == start.spec.temperature
+
+
+def test_all_built_in_models_are_at_most_sixteen_megabytes_together():
+    assert sum(size(builtin_folder(name)) for name in NAMES) + size(tokenizer_folder()) <= 16 * 10**6
 
 
 def test_the_general_preference_model_has_a_gate_that_depends_on_the_prompt():

@@ -33,11 +33,12 @@ from paragone_training.recipe import Recipe
 from paragone_training.teacher import distil, fit_teacher, imprint
 from paragone_training.trainer import PreferenceTrainer
 
-__all__ = ["Outcome", "fit", "padding_id", "save_memory", "token_noise", "training_arguments"]
+__all__ = ["PREPARED", "Outcome", "fit", "padding_id", "save_memory", "token_noise", "training_arguments"]
 
 logger = logging.getLogger(__name__)
 
-_PREPARED = "prepared.safetensors"
+PREPARED = "prepared.safetensors"
+"""File of the weights before the preference stage, in the folder of checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,13 @@ def fit(
     checkpoint = get_last_checkpoint(str(work)) if resume else None
     objective = _objective(recipe, student)
     if not checkpoint and (recipe.pretraining.epochs or recipe.teacher):
-        if resume and (work / _PREPARED).is_file():
-            network.load_state_dict(load_file(work / _PREPARED))
+        if resume and (work / PREPARED).is_file():
+            network.load_state_dict(load_file(work / PREPARED))
         else:
             reasons = reason_documents(train, reader) if recipe.pretraining.reasons else []
             _prepare(recipe, student, objective, groups, readings, reasons)
             if PartialState().is_main_process:
-                save_file(network.state_dict(), work / _PREPARED)
+                save_file(network.state_dict(), work / PREPARED)
     if recipe.lora:
         add_adapters(network, recipe.lora)
     if recipe.training.gradient_checkpointing:

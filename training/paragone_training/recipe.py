@@ -172,10 +172,8 @@ def _check_rated(recipe: RatedRecipe) -> None:
         raise RecipeError("model.start is missing; a helpsteer model starts from a trained regression model: name it")
     if model.start and recipe.backbone.source:
         raise RecipeError("model.start and backbone.source both name a backbone: leave one of them out")
-    if recipe.pretraining.epochs or recipe.teacher:
-        raise RecipeError(
-            f"[pretraining] and [teacher] are not for {model.kind} models: set model.start to a trained one"
-        )
+    if recipe.pretraining.epochs:
+        raise RecipeError(f"[pretraining] is not for {model.kind} models: set model.start to a trained one")
     if loss.ratings < 0:
         raise RecipeError(f"loss.ratings is {loss.ratings}; it must be 0 or more")
 

@@ -12,7 +12,7 @@ Shapes: n texts, V vocabulary, F = V + 3 features, P labelled pairs.
 import logging
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from paragone_training.objective import Objective
 from paragone_training.pretraining import decayed
 from paragone_training.sections import TeacherSection
 
-__all__ = ["Frame", "Lesson", "Teacher", "distil", "fit_teacher", "imprint"]
+__all__ = ["Frame", "Lesson", "Teacher", "distil", "features", "fit_teacher", "imprint", "teach"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Teacher:
         Returns:
             Rewards, in logits. [n]
         """
-        return _features(responses, self.characters) @ self.weights
+        return features(responses, self.characters) @ self.weights
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,14 @@ def fit_teacher(
                 second.append(len(texts) + label.second)
                 strength.append(label.strength)
         texts += list(lesson.responses)
-    features = _features(texts, lengths)
+    table = features(texts, lengths)
     one, two, signed = torch.tensor(first), torch.tensor(second), torch.tensor(strength)
-    weights = torch.zeros(features.shape[1], requires_grad=True)
+    weights = torch.zeros(table.shape[1], requires_grad=True)
     solver = torch.optim.LBFGS([weights], max_iter=200, history_size=20, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         solver.zero_grad()
-        rewards = features @ weights
+        rewards = table @ weights
         misfit = functional.softplus(-signed.sign() * (rewards[one] - rewards[two])) * signed.abs()
         loss = misfit.sum() + penalty / 2 * weights.square().sum()
         loss.backward()
@@ -176,8 +176,41 @@ def distil(
         pad_id: of the tokenizer.
         seed: of everything drawn.
     """
+
+    def divergence(representations: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
+        pairs = torch.triu_indices(len(texts), len(texts), 1).T
+        wanted = teacher.rewards(texts)
+        target = torch.sigmoid(wanted[pairs[:, 0]] - wanted[pairs[:, 1]]).to(representations.device)
+        logits = objective.logits(representations, pairs.to(representations.device))
+        return preference_loss(logits, target).mean() - functional.binary_cross_entropy(target, target)
+
+    return teach(network, spec, lessons, divergence, section, pad_id=pad_id, seed=seed)
+
+
+def teach(
+    network: PreferenceNetwork,
+    spec: ModelSpec,
+    lessons: Sequence[Lesson],
+    loss: Callable[[Tensor, Sequence[Sequence[int]]], Tensor],
+    section: TeacherSection,
+    *,
+    pad_id: int,
+    seed: int,
+    reword: Callable[[Frame, random.Random], Frame] | None = None,
+) -> list[float]:
+    """Train a network on made-up texts, a few real ones among them; return the loss of every step.
+
+    Args:
+        network: changed in place.
+        spec: its read plan.
+        lessons: prompts and real responses.
+        loss: of representations [n, d] of texts, beside the texts' own tokens; a scalar.
+        section: steps, rate and batch.
+        pad_id: of the tokenizer.
+        seed: of everything drawn.
+        reword: puts another prompt around a text, or None to keep the lesson's.
+    """
     draw = random.Random(seed)  # noqa: S311 - made-up texts, not secrets
-    device = next(network.parameters()).device
     optimizer = torch.optim.AdamW(network.parameters(), lr=section.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     pool = [list(response) for lesson in lessons for response in lesson.responses if len(response)]
     tokens = [token for response in pool for token in response]
@@ -188,28 +221,28 @@ def distil(
         real = draw.sample(list(lesson.responses), min(len(lesson.responses), section.batch_responses // 3))
         made = [_collage(pool, tokens, section.token_noise, draw) for _ in range(section.batch_responses - len(real))]
         texts = [*real, *made]
-        pairs = torch.triu_indices(len(texts), len(texts), 1).T
-        wanted = teacher.rewards(texts)
-        target = torch.sigmoid(wanted[pairs[:, 0]] - wanted[pairs[:, 1]]).to(device)
+        frames = [reword(lesson.frame, draw) if reword else lesson.frame for _ in texts]
         for group in optimizer.param_groups:
             group["lr"] = decayed(section.learning_rate, step, section.steps)
-        representations = _represent(network, spec, lesson.frame, texts, pad_id=pad_id)
-        logits = objective.logits(representations, pairs.to(device))
-        entropy = functional.binary_cross_entropy(target, target)
-        loss = preference_loss(logits, target).mean() - entropy
+        missed = loss(_represent(network, spec, frames, texts, pad_id=pad_id), texts)
         optimizer.zero_grad()
-        loss.backward()
+        missed.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        history.append(loss.item())
+        history.append(missed.item())
         if (step + 1) % _LOG_EVERY == 0:
             mean = sum(history[-_LOG_EVERY:]) / _LOG_EVERY
-            logger.info("distillation step %d of %d: %.4f nats from the teacher", step + 1, section.steps, mean)
+            logger.info("distillation step %d of %d: %.4f from the teacher", step + 1, section.steps, mean)
     return history
 
 
-def _features(responses: Sequence[Sequence[int]], characters: Tensor) -> Tensor:
-    """Return log counts of tokens and length three ways, [n, F]."""
+def features(responses: Sequence[Sequence[int]], characters: Tensor) -> Tensor:
+    """Return log counts of tokens and length three ways, [n, F].
+
+    Args:
+        responses: their own tokens. n of them
+        characters: length of each token in characters. [V]
+    """
     rows = []
     for response in responses:
         ids = torch.tensor(list(response), dtype=torch.long)
@@ -223,15 +256,17 @@ def _features(responses: Sequence[Sequence[int]], characters: Tensor) -> Tensor:
 
 
 def _represent(
-    network: nn.Module, spec: ModelSpec, frame: Frame, texts: Sequence[Sequence[int]], *, pad_id: int
+    network: nn.Module, spec: ModelSpec, frames: Sequence[Frame], texts: Sequence[Sequence[int]], *, pad_id: int
 ) -> Any:
     """Return representations [n, d]; texts of like length pass together, since most of one batch would be padding."""
     device = next(network.parameters()).device
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     parts = []
     for start in range(0, len(order), _PASS):
-        sequences = [[*frame.before, *texts[index], *frame.after] for index in order[start : start + _PASS]]
-        reads = [read_plan(spec, frame.prompt_length, len(sequence)) for sequence in sequences]
+        indices = order[start : start + _PASS]
+        sequences = [[*frames[index].before, *texts[index], *frames[index].after] for index in indices]
+        lengths = zip(indices, sequences, strict=True)
+        reads = [read_plan(spec, frames[index].prompt_length, len(sequence)) for index, sequence in lengths]
         batch = assemble(sequences, reads, [], pad_id=pad_id)
         parts.append(
             network(batch["input_ids"].to(device), batch["reads"].to(device), batch["attention_mask"].to(device))

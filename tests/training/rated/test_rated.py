@@ -124,6 +124,7 @@ def test_rating_errors_are_root_mean_squares_beside_always_saying_the_mean():
     assert (found.error[0], found.constant[0], found.rated) == (1.0, 2.0, (2, 0))
     assert math.isnan(found.error[1])
     assert found.metrics("eval")["eval_x_error"] == 1.0
+    assert found.explained[0] == 1 - 1.0**2 / 2.0**2
     with pytest.raises(ValueError, match="must both be"):
         rating_errors(np.zeros((1, 2)), np.zeros((2, 2)), ["x", "y"])
 
@@ -180,7 +181,7 @@ def test_a_regression_model_rates_and_compares_and_its_card_says_how(files):
     assert found.probabilities[0, 1] > 0.5
     card = (folder / "regression" / "README.md").read_text()
     assert "one logistic regression on the predicted ratings of the 27 decided training pairs" in card
-    assert "| attribute | this model | the mean |" in card
+    assert "| attribute | this model | the mean | R2 |" in card
     assert "Loss: regression loss: squared error of clarity, length" in card
 
 
@@ -203,7 +204,7 @@ def test_a_helpsteer_model_starts_as_the_regression_model_and_keeps_its_attribut
     assert (combined.kind, combined.spec.dimension, combined.spec.weights) == ("helpsteer", 3, None)
     assert combined.score(text, [f"{GOOD[0]} 0", f"{BAD[0]} 0"]).probabilities[0, 1] > 0.5
     card = (made / "README.md").read_text()
-    assert "| attribute | before | after | the mean |" in card
+    assert "| attribute | before | after | the mean | R2 |" in card
     assert "plus 2 x regression loss" in card
     assert start.identity[:12] in card
 
@@ -278,7 +279,8 @@ def test_two_passes_a_step_are_one_pass_of_twice_the_size(tmp_path):
         ({"loss": {"name": "scaled"}}, "has the regression loss alone"),
         ({"loss": {"ratings": -1.0}}, "loss.ratings is -1.0; it must be 0 or more"),
         ({"model": {"kind": "helpsteer", "start": "x"}, "loss": {"name": "regression"}}, "'regression' fits ratings"),
-        ({"teacher": {}}, r"\[pretraining\] and \[teacher\] are not for regression models"),
+        ({"pretraining": {"epochs": 1}}, r"\[pretraining\] is not for regression models"),
+        ({"model": {"start": "x"}, "teacher": {}}, r"\[teacher\] helps from-scratch backbones"),
         ({"model": {"attribute": ["x"]}}, "did you mean 'attributes'"),
     ],
 )

@@ -57,13 +57,18 @@ def _training(recipe: RatedRecipe, rows: RatedRows, outcome: RatedOutcome) -> li
     else:
         backbone = recipe.backbone.source or "a decoder of Qwen3's shape from random weights"
     lines = [
-        f"* It goes on from {backbone}{', low-rank adapters merged' if recipe.lora else ''}.",
+        f"* It starts from {backbone}{', low-rank adapters merged' if recipe.lora else ''}.",
         f"* {len(rows.ratings)} rated responses, from {_names(recipe.data.ratings)}.",
     ]
     if rows.pairs:
         use = "learned from" if spec.kind == "helpsteer" else "only to merge the attributes"
         lines.append(f"* {len(rows.pairs)} pairs, from {_names(recipe.data.train)}: {use}.")
-    return [*lines, f"* Loss: {objective.describe()}; {recipe.training.epochs} epochs."]
+    if recipe.teacher:
+        lines.append(
+            f"* First, {recipe.teacher.steps} steps of distillation from a ridge regression on token counts and "
+            "length, fitted on the same ratings: much of what the model knows came through that teacher."
+        )
+    return [*lines, f"* Loss: {objective.describe()}; epochs: {recipe.training.epochs}."]
 
 
 def _merged(outcome: RatedOutcome) -> list[str]:
@@ -95,14 +100,15 @@ def _errors(rows: RatedRows, outcome: RatedOutcome) -> list[str]:
     held_out = "none of them trained on" if rows.held_out_ratings else "the ones that were trained on"
     lines = [
         f"Root mean squared error on {max(after.rated)} rated responses, {held_out}; beside it, that of always saying "
-        "their mean:",
+        "their mean. R2 is one minus the ratio of the two, squared:",
         "",
-        f"| attribute |{' before |' if before else ''} {'after' if before else 'this model'} | the mean |",
-        f"|---|---|---|{'---|' if before else ''}",
+        f"| attribute |{' before |' if before else ''} {'after' if before else 'this model'} | the mean | R2 |",
+        f"|---|---|---|---|{'---|' if before else ''}",
     ]
     for number, name in enumerate(after.attributes):
         first = f" {before.error[number]:.3f} |" if before else ""
-        lines.append(f"| {name} |{first} {after.error[number]:.3f} | {after.constant[number]:.3f} |")
+        explained = f"{after.error[number]:.3f} | {after.constant[number]:.3f} | {after.explained[number]:.3f} |"
+        lines.append(f"| {name} |{first} {explained}")
     if before:
         lines += ["", "Before: the regression model that training started from. After: this model."]
     return lines
@@ -113,7 +119,11 @@ def _agreement(name: str, recipe: RatedRecipe, rows: RatedRows, outcome: RatedOu
     lines = agreement_lines(Report(name, recipe, rows.pairs, rows.held_out_pairs, summary))
     if outcome.judged_before:
         before = summarise(outcome.judged_before)
-        lines += ["", f"The regression model that it started from: {before.accuracy:.3f} on the same pairs."]
+        lines += [
+            "",
+            f"The regression model that it started from: {before.accuracy:.3f} on the same pairs, "
+            f"{before.matched_accuracy:.3f} on those of matched length, {before.negative_log_likelihood:.3f} nats.",
+        ]
     return lines
 
 

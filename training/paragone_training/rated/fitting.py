@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -22,15 +24,17 @@ from paragone_training.data.groups import PromptGroup, group_pairs
 from paragone_training.data.pairs import Pair
 from paragone_training.data.ratings import Rating
 from paragone_training.dropout import residual_dropout
-from paragone_training.fitting import padding_id, save_memory, token_noise, training_arguments
+from paragone_training.fitting import PREPARED, padding_id, save_memory, token_noise, training_arguments
 from paragone_training.objective import Objective
 from paragone_training.rated.batches import RatedBatches, RatedGroup, rated_groups
 from paragone_training.rated.merging import Merging, fit_merging
 from paragone_training.rated.objective import RatedObjective
 from paragone_training.rated.rating_errors import RatingErrors, rating_errors
 from paragone_training.rated.student import Start, build_rated_student
+from paragone_training.rated.teaching import learn_from_teacher
 from paragone_training.rated.trainer import RatedTrainer
 from paragone_training.recipe import RatedRecipe
+from paragone_training.sections import TeacherSection
 
 __all__ = ["RatedOutcome", "RatedRows", "fit_rated"]
 
@@ -191,6 +195,8 @@ def _train(
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = get_last_checkpoint(str(work)) if resume else None
     readings = read_groups([group.group for group in groups], TextReader(student.tokenizer, student.spec))
+    if recipe.teacher and not checkpoint:
+        _learn_first(recipe.teacher, student, groups, work / PREPARED, training.seed, resume=resume)
     if recipe.lora:
         add_adapters(network, recipe.lora)
     if training.gradient_checkpointing:
@@ -230,6 +236,18 @@ def _train(
     if average:
         average.put()
     return list(trainer.state.log_history)
+
+
+def _learn_first(
+    section: TeacherSection, student: Student, groups: Sequence[RatedGroup], path: Path, seed: int, *, resume: bool
+) -> None:
+    """Teach the network what a linear teacher knows, or take that from the file of an interrupted run."""
+    if resume and path.is_file():
+        student.network.load_state_dict(load_file(path))
+        return
+    learn_from_teacher(student, groups, section, seed=seed)
+    if PartialState().is_main_process:
+        save_file(student.network.state_dict(), path)
 
 
 def _merging(student: Student, groups: Sequence[PromptGroup], reader: TextReader) -> Merging | None:

@@ -29,6 +29,14 @@ class RatingErrors:
     constant: tuple[float, ...]
     rated: tuple[int, ...]
 
+    @property
+    def explained(self) -> tuple[float, ...]:
+        """R2: one minus the model's squared error over the constant's; NaN where all ratings are equal, [A]."""
+        return tuple(
+            1 - (error / constant) ** 2 if constant else math.nan
+            for error, constant in zip(self.error, self.constant, strict=True)
+        )
+
     def metrics(self, prefix: str) -> dict[str, float]:
         """Return the errors by name, for a log.
 
