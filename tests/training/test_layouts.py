@@ -105,6 +105,36 @@ def test_a_bad_row_of_pairs_is_refused_with_its_line(tmp_path, before, bad, mess
         read_pairs(write(tmp_path / "f.jsonl", [before, bad]))
 
 
+def test_a_group_has_a_pair_for_each_comparison(tmp_path):
+    group = {
+        "id": "g", "prompt": "p", "responses": ["a", "b", "c"], "split": "train",
+        "comparisons": [
+            {"first": 0, "second": 1, "label": "first"},
+            {"first": 0, "second": 2, "label": "second"},
+            {"first": 1, "second": 2, "label": "tie"},
+        ],
+    }  # fmt: skip
+    pairs = read_pairs(write(tmp_path / "groups.jsonl", [group]))
+    assert [(pair.id, pair.first, pair.second, pair.strength) for pair in pairs] == [
+        ("g/0-1", "a", "b", 1.0), ("g/0-2", "a", "c", -1.0), ("g/1-2", "b", "c", 0.0),
+    ]  # fmt: skip
+    assert {pair.split for pair in pairs} == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "message"),
+    [
+        ([], "lists with something in them"),
+        ([{"first": 0, "second": 1, "label": "neither"}], r"comparisons\[0\] must be an object with label"),
+        ([{"first": 0, "second": 2, "label": "tie"}], r"comparisons\[0\] is between \[0, 2\]; there are 2 responses"),
+    ],
+)
+def test_a_bad_comparison_is_refused_with_its_line(tmp_path, comparisons, message):
+    rows = [{"prompt": "p", "responses": ["a", "b"], "comparisons": comparisons}]
+    with pytest.raises(DataError, match=rf"groups.jsonl:1: .*{message}"):
+        read_pairs(write(tmp_path / "groups.jsonl", rows))
+
+
 def test_helpsteer_ratings_are_its_five_columns_and_minus_a_hundred_is_no_rating(tmp_path):
     one, two = read_ratings(write(tmp_path / "f.jsonl", [RATED, RATED | {"complexity": -100}]))
     assert one.ratings == {"helpfulness": 4, "correctness": 3, "coherence": 4, "complexity": 1, "verbosity": 0}

@@ -1,8 +1,8 @@
 """The stages of training, from rows to a trained network.
 
-Tokenizer and network → language modelling and a linear teacher (from-scratch backbones) → preferences. What comes
-before the preferences is one file; the preference stage writes checkpoints. ``resume`` goes on from the last one and
-repeats nothing before it.
+Tokenizer and network → for from-scratch backbones language modelling, words and length, a linear teacher → preferences.
+What comes before the preferences is one file; the preference stage writes checkpoints. ``resume`` goes on from the last
+one and repeats nothing before it.
 """
 
 import logging
@@ -27,13 +27,14 @@ from paragone_training.data.batches import PairBatches, TokenNoise, read_groups
 from paragone_training.data.groups import PromptGroup, group_pairs
 from paragone_training.data.pairs import Pair
 from paragone_training.dropout import residual_dropout
+from paragone_training.lexical import fit_lexicon, learn_lexicon
 from paragone_training.objective import Objective
 from paragone_training.pretraining import pretrain
 from paragone_training.recipe import Recipe
 from paragone_training.teacher import distil, fit_teacher, imprint
 from paragone_training.trainer import PreferenceTrainer
 
-__all__ = ["PREPARED", "Outcome", "fit", "padding_id", "save_memory", "token_noise", "training_arguments"]
+__all__ = ["PREPARED", "Outcome", "fit", "padding_id", "prepare", "save_memory", "token_noise", "training_arguments"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +80,12 @@ def fit(
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = get_last_checkpoint(str(work)) if resume else None
     objective = _objective(recipe, student)
-    if not checkpoint and (recipe.pretraining.epochs or recipe.teacher):
+    if not checkpoint and (recipe.pretraining.epochs or recipe.lexical or recipe.teacher):
         if resume and (work / PREPARED).is_file():
             network.load_state_dict(load_file(work / PREPARED))
         else:
             reasons = reason_documents(train, reader) if recipe.pretraining.reasons else []
-            _prepare(recipe, student, objective, groups, readings, reasons)
+            prepare(recipe, student, objective, groups, readings, reasons)
             if PartialState().is_main_process:
                 save_file(network.state_dict(), work / PREPARED)
     if recipe.lora:
@@ -110,7 +111,7 @@ def fit(
     return Outcome(student, judged() if held_out else None, history)
 
 
-def _prepare(
+def prepare(
     recipe: Recipe,
     student: Student,
     objective: Objective,
@@ -118,14 +119,31 @@ def _prepare(
     readings: Sequence[Sequence[Reading]],
     reasons: Sequence[Sequence[int]],
 ) -> None:
-    """Give a from-scratch network its start: language modelling, then the linear teacher."""
+    """Give a from-scratch network its start: language modelling, words and length, then the linear teacher.
+
+    Args:
+        recipe: what of it, and how.
+        student: whose network is changed in place.
+        objective: turns representations into logits; the teacher alone needs it.
+        groups: prompts with responses; the teacher alone looks at their labels.
+        readings: what the model sees of the responses.
+        reasons: token ids of more texts to model.
+
+    Raises:
+        DataError: if a prompt leaves no room for a response.
+    """
     seed, pad_id = recipe.training.seed, padding_id(student)
     if recipe.pretraining.epochs:
         texts = [reading.token_ids for group in readings for reading in group]
         pretrain(student.network.backbone, [*texts, *reasons], recipe.pretraining, pad_id=pad_id, seed=seed)
+    if not (recipe.lexical or recipe.teacher):
+        return
+    taught = lessons(groups, readings, TextReader(student.tokenizer, student.spec))
+    lengths = token_lengths(student.tokenizer)
+    if recipe.lexical:
+        lexicon = fit_lexicon(taught, lengths, coordinates=recipe.lexical.coordinates)
+        learn_lexicon(student.network, student.spec, lexicon, taught, recipe.lexical, pad_id=pad_id, seed=seed)
     if recipe.teacher:
-        taught = lessons(groups, readings, TextReader(student.tokenizer, student.spec))
-        lengths = token_lengths(student.tokenizer)
         teacher = fit_teacher(groups, taught, lengths, penalty=recipe.teacher.penalty)
         if recipe.teacher.imprint:
             backbone: Any = student.network.backbone

@@ -15,6 +15,7 @@ from paragone_training.rated.sections import RATED_KINDS, RatedDataSection, Rate
 from paragone_training.sections import (
     BackboneSection,
     DataSection,
+    LexicalSection,
     LoraSection,
     LossSection,
     ModelSection,
@@ -42,6 +43,7 @@ class Recipe:
         backbone: what reads the text.
         tokenizer: where tokens come from.
         pretraining: language modelling first.
+        lexical: what is told of words and length next, or None.
         teacher: what is distilled next, or None.
         loss: what is minimised.
         training: how.
@@ -54,6 +56,7 @@ class Recipe:
     backbone: BackboneSection = field(default_factory=BackboneSection)
     tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
     pretraining: PretrainingSection = field(default_factory=PretrainingSection)
+    lexical: LexicalSection | None = None
     teacher: TeacherSection | None = None
     loss: LossSection = field(default_factory=LossSection)
     training: TrainingSection = field(default_factory=TrainingSection)
@@ -172,8 +175,10 @@ def _check_rated(recipe: RatedRecipe) -> None:
         raise RecipeError("model.start is missing; a helpsteer model starts from a trained regression model: name it")
     if model.start and recipe.backbone.source:
         raise RecipeError("model.start and backbone.source both name a backbone: leave one of them out")
-    if recipe.pretraining.epochs:
-        raise RecipeError(f"[pretraining] is not for {model.kind} models: set model.start to a trained one")
+    if recipe.pretraining.epochs or recipe.lexical:
+        raise RecipeError(
+            f"[pretraining] and [lexical] are not for {model.kind} models: set model.start to a trained one"
+        )
     if loss.ratings < 0:
         raise RecipeError(f"loss.ratings is {loss.ratings}; it must be 0 or more")
 
@@ -224,6 +229,9 @@ def _check_numbers(recipe: Recipe) -> None:
         ("data.limit", recipe.data.limit, 0),
         ("teacher.steps", recipe.teacher.steps if recipe.teacher else 1, 1),
         ("teacher.batch_responses", recipe.teacher.batch_responses if recipe.teacher else 2, 2),
+        ("lexical.steps", recipe.lexical.steps if recipe.lexical else 1, 1),
+        ("lexical.coordinates", recipe.lexical.coordinates if recipe.lexical else 1, 1),
+        ("lexical.batch_responses", recipe.lexical.batch_responses if recipe.lexical else 3, 3),
         ("lora.rank", recipe.lora.rank if recipe.lora else 1, 1),
     ):
         if value < least:
@@ -234,14 +242,18 @@ def _check_numbers(recipe: Recipe) -> None:
         ("training.token_noise", training.token_noise),
         ("training.average_decay", training.average_decay),
         ("pretraining.dropout", pretraining.dropout),
+        ("lexical.token_noise", recipe.lexical.token_noise if recipe.lexical else 0.0),
     ):
         if not 0 <= share < 1:
             raise RecipeError(f"{name} is {share}; it must lie in [0, 1)")
     if recipe.teacher and recipe.teacher.imprint < 0:
         raise RecipeError(f"teacher.imprint is {recipe.teacher.imprint}; it must be 0 or more")
+    if recipe.lexical and recipe.lexical.imprint < 0:
+        raise RecipeError(f"lexical.imprint is {recipe.lexical.imprint}; it must be 0 or more")
     for name, rate in (
         ("training.learning_rate", training.learning_rate),
         ("pretraining.learning_rate", pretraining.learning_rate),
+        ("lexical.learning_rate", recipe.lexical.learning_rate if recipe.lexical else 1e-3),
     ):
         if not 0 < rate < 1:
             raise RecipeError(f"{name} is {rate}; it must lie in (0, 1)")
@@ -270,6 +282,13 @@ def _check_fit(recipe: Recipe) -> None:
         raise RecipeError("[lora] adapts trained weights; a from-scratch backbone has none: remove it or set source")
     if not scratch and recipe.pretraining.epochs:
         raise RecipeError("[pretraining] is for from-scratch backbones; set pretraining.epochs = 0 with a source")
+    if not scratch and recipe.lexical:
+        raise RecipeError("[lexical] helps from-scratch backbones over their first steps; remove it with a source")
+    if scratch and recipe.lexical and recipe.lexical.coordinates >= recipe.backbone.hidden_size:
+        raise RecipeError(
+            f"lexical.coordinates is {recipe.lexical.coordinates}; the backbone is {recipe.backbone.hidden_size} wide: "
+            "ask for fewer"
+        )
     if not scratch and recipe.teacher:
         raise RecipeError("[teacher] helps from-scratch backbones over their first steps; remove it with a source")
     if scratch and recipe.backbone.hidden_size % recipe.backbone.heads:

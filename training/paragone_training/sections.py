@@ -8,6 +8,7 @@ from paragone_models.spec import Pooling
 __all__ = [
     "BackboneSection",
     "DataSection",
+    "LexicalSection",
     "LoraSection",
     "LossSection",
     "ModelSection",
@@ -101,6 +102,28 @@ class PretrainingSection:
     batch_tokens: int = 2048
     dropout: float = 0.1
     weight_decay: float = 0.05
+
+
+@dataclass(frozen=True)
+class LexicalSection:
+    """Learning to tell a text's words and length before preferences, without any label, for from-scratch backbones.
+
+    Attributes:
+        steps: optimiser steps.
+        coordinates: how many principal directions of the training texts' log word counts are told, beside the length.
+        learning_rate: peak.
+        batch_responses: texts a step, a third of them real.
+        token_noise: share of tokens replaced by others in half of the made-up texts.
+        imprint: write each token's directions and length into coordinates of its embedding beforehand, this many times
+            as large as the others; 0 leaves the embedding alone.
+    """
+
+    steps: int = 400
+    coordinates: int = 24
+    learning_rate: float = 2e-3
+    batch_responses: int = 40
+    token_noise: float = 0.15
+    imprint: float = 3.0
 
 
 @dataclass(frozen=True)

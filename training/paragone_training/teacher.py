@@ -27,7 +27,7 @@ from paragone_training.data.batches import assemble
 from paragone_training.data.groups import PromptGroup
 from paragone_training.objective import Objective
 from paragone_training.pretraining import decayed
-from paragone_training.sections import TeacherSection
+from paragone_training.sections import LexicalSection, TeacherSection
 
 __all__ = ["Frame", "Lesson", "Teacher", "distil", "features", "fit_teacher", "imprint", "teach"]
 
@@ -192,7 +192,7 @@ def teach(
     spec: ModelSpec,
     lessons: Sequence[Lesson],
     loss: Callable[[Tensor, Sequence[Sequence[int]]], Tensor],
-    section: TeacherSection,
+    section: TeacherSection | LexicalSection,
     *,
     pad_id: int,
     seed: int,
@@ -232,7 +232,7 @@ def teach(
         history.append(missed.item())
         if (step + 1) % _LOG_EVERY == 0:
             mean = sum(history[-_LOG_EVERY:]) / _LOG_EVERY
-            logger.info("distillation step %d of %d: %.4f from the teacher", step + 1, section.steps, mean)
+            logger.info("made-up texts, step %d of %d: loss %.4f", step + 1, section.steps, mean)
     return history
 
 

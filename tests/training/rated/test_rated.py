@@ -279,7 +279,7 @@ def test_two_passes_a_step_are_one_pass_of_twice_the_size(tmp_path):
         ({"loss": {"name": "scaled"}}, "has the regression loss alone"),
         ({"loss": {"ratings": -1.0}}, "loss.ratings is -1.0; it must be 0 or more"),
         ({"model": {"kind": "helpsteer", "start": "x"}, "loss": {"name": "regression"}}, "'regression' fits ratings"),
-        ({"pretraining": {"epochs": 1}}, r"\[pretraining\] is not for regression models"),
+        ({"pretraining": {"epochs": 1}}, r"\[pretraining\] and \[lexical\] are not for regression models"),
         ({"model": {"start": "x"}, "teacher": {}}, r"\[teacher\] helps from-scratch backbones"),
         ({"model": {"attribute": ["x"]}}, "did you mean 'attributes'"),
     ],

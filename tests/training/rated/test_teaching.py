@@ -13,8 +13,9 @@ from paragone_training.corpus import lessons, token_lengths
 from paragone_training.data.batches import read_groups
 from paragone_training.rated.batches import rated_groups
 from paragone_training.rated.fitting import RatedRows, fit_rated
-from paragone_training.rated.teaching import Rewording, fit_rating_teacher, imprint_ratings, learn_from_teacher
+from paragone_training.rated.teaching import fit_rating_teacher, imprint_ratings, learn_from_teacher
 from paragone_training.recipe import parse_recipe
+from paragone_training.rewording import Rewording
 from paragone_training.sections import TeacherSection
 from paragone_training.teacher import features
 from tests.training.arguments import pairs

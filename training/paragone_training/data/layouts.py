@@ -5,6 +5,7 @@
 | ``paragone`` | prompt, first, second, strength | prompt, response, ratings {name: number} |
 | ``helpsteer2`` | prompt, response_1, response_2, preference_strength (negative: response_1), split | prompt, response, and a column for each of the five attributes |
 | ``chosen-rejected`` | chosen and rejected: text beside a prompt, or whole conversations | |
+| ``groups`` | prompt, responses, comparisons [{first, second, label: first, second or tie}] | |
 | ``ultrafeedback`` | | instruction, completions [{response, annotations {name: {Rating}}}] |
 """  # noqa: E501 - a table
 
@@ -15,7 +16,7 @@ from typing import Any
 from paragone_training.data.lines import field, text_field
 from paragone_training.errors import DataError
 
-__all__ = ["HELPSTEER_ATTRIBUTES", "PAIR_LAYOUTS", "RATING_LAYOUTS", "own_pair", "own_ratings", "pair_layout"]
+__all__ = ["HELPSTEER_ATTRIBUTES", "PAIR_LAYOUTS", "RATING_LAYOUTS", "own_pairs", "own_ratings", "pair_layout"]
 __all__ += ["rating_layout"]
 
 Row = Mapping[str, Any]
@@ -29,6 +30,7 @@ PAIR_LAYOUTS = {
     "paragone": ("first", "second"),
     "helpsteer2": ("response_1", "response_2", "preference_strength"),
     "chosen-rejected": ("chosen", "rejected"),
+    "groups": ("responses", "comparisons"),
 }
 """Columns that tell the layouts of pair files apart."""
 RATING_LAYOUTS = {
@@ -38,6 +40,7 @@ RATING_LAYOUTS = {
 }
 """Columns that tell the layouts of rating files apart."""
 
+_STRENGTHS = {"first": 1.0, "second": -1.0, "tie": 0.0}
 _TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
@@ -69,8 +72,8 @@ def rating_layout(row: Row, where: str, before: str = "") -> str:
     return _layout(row, where, before, RATING_LAYOUTS)
 
 
-def own_pair(row: Row, where: str, layout: str) -> Row | None:
-    """Return a row of pairs with our own fields, or None where annotators found neither response valid.
+def own_pairs(row: Row, where: str, layout: str) -> Iterator[Row]:
+    """Yield rows of pairs with our own fields; none where annotators found neither response valid.
 
     Args:
         row: one object of a file.
@@ -81,10 +84,13 @@ def own_pair(row: Row, where: str, layout: str) -> Row | None:
         DataError: if the row lacks a field or has an impossible one.
     """
     if layout == "helpsteer2":
-        return _helpsteer_pair(row, where)
-    if layout == "chosen-rejected":
-        return _chosen_rejected(row, where)
-    return row
+        yield from _helpsteer_pair(row, where)
+    elif layout == "chosen-rejected":
+        yield _chosen_rejected(row, where)
+    elif layout == "groups":
+        yield from _compared(row, where)
+    else:
+        yield row
 
 
 def own_ratings(row: Row, where: str, layout: str) -> Iterator[Row]:
@@ -122,10 +128,10 @@ def _named(row: Row) -> dict[str, Any]:
     return {name: row[name] for name in ("id", "split", "group") if row.get(name) is not None}
 
 
-def _helpsteer_pair(row: Row, where: str) -> Row | None:
+def _helpsteer_pair(row: Row, where: str) -> Iterator[Row]:
     strength = field(row, "preference_strength", where)
     if strength == MISSING:
-        return None
+        return
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not -3 <= strength <= 3:
         raise DataError(
             f"{where}: preference_strength is {strength!r}; it must lie between -3 (response_1 much better) and 3, or "
@@ -134,7 +140,7 @@ def _helpsteer_pair(row: Row, where: str) -> Row | None:
     named = _named(row)
     if "split" in named and named["split"] != "train":
         named["split"] = "validation"
-    return {
+    yield {
         **named,
         "prompt": _helpsteer_prompt(text_field(row, "prompt", where)),
         "first": field(row, "response_1", where),
@@ -170,6 +176,29 @@ def _chosen_rejected(row: Row, where: str) -> Row:
     if len(prompt) == 1 and isinstance(prompt, list) and prompt[0]["role"] == "user" and len(prompt[0]) == 2:
         prompt = prompt[0]["content"]  # the same prompt as text and as one message is one prompt
     return {**named, "prompt": prompt, "first": one[-1]["content"], "second": two[-1]["content"]}
+
+
+def _compared(row: Row, where: str) -> Iterator[Row]:
+    """Yield a pair for each comparison between the responses of a group."""
+    responses, comparisons = field(row, "responses", where), field(row, "comparisons", where)
+    if not isinstance(responses, list) or not isinstance(comparisons, list) or not comparisons:
+        raise DataError(f"{where}: fields 'responses' and 'comparisons' must be lists with something in them")
+    named = _named(row)
+    for number, comparison in enumerate(comparisons):
+        if not isinstance(comparison, dict) or comparison.get("label") not in _STRENGTHS:
+            raise DataError(f"{where}: comparisons[{number}] must be an object with label first, second or tie")
+        places: list[Any] = [comparison.get("first"), comparison.get("second")]
+        if not all(isinstance(place, int) and 0 <= place < len(responses) for place in places):
+            raise DataError(f"{where}: comparisons[{number}] is between {places}; there are {len(responses)} responses")
+        one, two = places
+        yield {
+            **named,
+            **({"id": f"{row['id']}/{one}-{two}"} if row.get("id") is not None else {}),
+            "prompt": row.get("prompt"),
+            "first": responses[one],
+            "second": responses[two],
+            "strength": _STRENGTHS[comparison["label"]],
+        }
 
 
 def _conversation(value: Any, name: str, where: str) -> list[dict[str, Any]]:

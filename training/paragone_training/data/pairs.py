@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paragone_training.data.layouts import own_pair, pair_layout
+from paragone_training.data.layouts import own_pairs, pair_layout
 from paragone_training.data.lines import field, read_lines, text_field
 from paragone_training.errors import DataError
 
@@ -81,15 +81,14 @@ def read_pairs(path: str | Path) -> list[Pair]:
     for number, row in read_lines(path):
         where = f"{path}:{number}"
         layout = pair_layout(row, where, layout)
-        own = own_pair(row, where, layout)
-        if own is None:
-            invalid += 1
-            continue
-        pair = _pair(own, where)
-        if pair.id and pair.id in seen:
-            raise DataError(f"{pair.where}: id {pair.id!r} was already used in {seen[pair.id]}; ids must be unique")
-        seen[pair.id] = pair.where
-        pairs.append(pair)
+        before = len(pairs)
+        for own in own_pairs(row, where, layout):
+            pair = _pair(own, where)
+            if pair.id and pair.id in seen:
+                raise DataError(f"{pair.where}: id {pair.id!r} was already used in {seen[pair.id]}; ids must be unique")
+            seen[pair.id] = pair.where
+            pairs.append(pair)
+        invalid += len(pairs) == before
     if not pairs:
         raise DataError(f"{path} has no rows" + (f" but {invalid} that annotators found invalid" if invalid else ""))
     if invalid:
