@@ -1,0 +1,1 @@
+"""``paragone bench``: how fast a model is on this machine, beside plain transformers and a server that runs already."""

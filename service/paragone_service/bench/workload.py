@@ -1,0 +1,127 @@
+"""What is scored: groups of responses to one prompt, as a policy makes them, of the user's texts or of English ones.
+
+Without a file the texts are Python's own manual of its language, which every interpreter carries: real sentences, of
+real lengths, nothing to download.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from gzip import open as open_gzip
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+from paragone_models.encoding import EncodeItem
+from paragone_models.reader import Reading, TextReader, conversation
+
+__all__ = ["Group", "WorkloadError", "from_file", "items_of", "made_up", "readings"]
+
+
+class WorkloadError(ValueError):
+    """The texts to measure with cannot be used."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Responses to one prompt.
+
+    Attributes:
+        prompt: text of one user message.
+        responses: texts. K of them
+    """
+
+    prompt: str
+    responses: tuple[str, ...]
+
+
+def made_up(tokenizer: Any, groups: int, *, responses: int, lengths: tuple[int, int], seed: int) -> list[Group]:
+    """Return groups whose prompts and responses are passages of English, of a uniform number of tokens.
+
+    Args:
+        tokenizer: of the model, fast; it counts.
+        groups: how many.
+        responses: K of each.
+        lengths: fewest and most tokens of a prompt, and of a response.
+        seed: of everything drawn; another seed shares no passage boundary with this one.
+    """
+    text = " ".join(" ".join(topics[name] for name in sorted(topics)).split())  # without indentation and tables' gaps
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    draw = random.Random(seed)  # noqa: S311 - texts to measure with, no secrets
+
+    def passage() -> str:
+        size = draw.randint(*lengths)
+        start = draw.randrange(max(1, len(offsets) - size))
+        stop = min(start + size, len(offsets)) - 1
+        return text[offsets[start][0] : offsets[stop][1]].strip() or "-"
+
+    return [Group(passage(), tuple(passage() for _ in range(responses))) for _ in range(groups)]
+
+
+def from_file(path: Path, groups: int) -> list[Group]:
+    """Return the first groups of a file: rows with ``responses``, or pairs gathered by prompt.
+
+    Args:
+        path: .jsonl or .jsonl.gz; ``prompt`` and ``responses``, or ``first`` and ``second``, or ``chosen`` and
+            ``rejected``, all texts.
+        groups: how many are wanted.
+
+    Raises:
+        WorkloadError: if the file cannot be read, a row lacks a field, or there are fewer groups than wanted.
+    """
+    found: dict[str, dict[str, None]] = {}
+    try:
+        with (open_gzip if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    prompt, texts = _row(json.loads(line), f"{path}:{number}")
+                    found.setdefault(prompt, {}).update(dict.fromkeys(texts))
+    except (OSError, ValueError) as error:
+        if isinstance(error, WorkloadError):
+            raise
+        raise WorkloadError(f"cannot read {path}: {error}") from error
+    made = [Group(prompt, tuple(texts)) for prompt, texts in found.items() if len(texts) > 1]
+    if len(made) < groups:
+        raise WorkloadError(f"{path} has {len(made)} prompts with two responses or more; {groups} groups are wanted")
+    return made[:groups]
+
+
+def readings(groups: Sequence[Group], reader: TextReader) -> list[list[Reading]]:
+    """Return what the model sees of every response of every group.
+
+    Args:
+        groups: texts.
+        reader: of the model.
+
+    Raises:
+        WorkloadError: if the model refuses one.
+    """
+    wanted = [conversation(group.prompt, response) for group in groups for response in group.responses]
+    found = reader.read(wanted)
+    for reading in found:
+        if not isinstance(reading, Reading):
+            raise WorkloadError(f"the model refuses a text of the workload: {reading}; give shorter ones with --tokens")
+    rows = iter([reading for reading in found if isinstance(reading, Reading)])
+    return [[next(rows) for _ in group.responses] for group in groups]
+
+
+def items_of(read: Sequence[Sequence[Reading]]) -> list[EncodeItem]:
+    """Return what the engine runs, group after group.
+
+    Args:
+        read: from ``readings``.
+    """
+    return [reading.item for group in read for reading in group]
+
+
+def _row(row: Any, where: str) -> tuple[str, list[str]]:
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise WorkloadError(f"{where}: field 'prompt' must be text")
+    for names in (("first", "second"), ("chosen", "rejected")):
+        if all(isinstance(row.get(name), str) for name in names):
+            return row["prompt"], [row[name] for name in names]
+    texts = row.get("responses")
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise WorkloadError(f"{where}: give texts as 'responses', 'first' and 'second', or 'chosen' and 'rejected'")
+    return row["prompt"], texts

@@ -1,0 +1,107 @@
+"""``paragone bench`` from start to end, with a real server, and what it says where it cannot measure."""
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from paragone_service.bench.command import bench
+from paragone_service.bench.compute import Compute
+from paragone_service.bench.dialects import DIALECTS, Asked
+from paragone_service.bench.load import Level, LoadError, ask_all
+from paragone_service.bench.process import served
+from paragone_service.bench.report import Measurement, Side, as_json, page
+
+APP = typer.Typer()
+APP.command()(bench)
+ASKED = [Asked("Why?", f"Because of {number}.", f"Why? Because of {number}.") for number in range(6)]
+
+
+@pytest.fixture(scope="module")
+def address():
+    with served("builtin:mini-bradley-terry") as url:
+        yield url
+
+
+def test_every_response_is_sent_once_whatever_the_number_of_clients(address):
+    for clients, batch in ((1, 1), (4, 1), (2, 4)):
+        level = ask_all(address, DIALECTS["paragone"], ASKED, clients=clients, batch=batch)
+        assert (level.clients, level.responses) == (clients, 6)
+        assert 0 < level.p50_ms <= level.p95_ms <= level.p99_ms
+        assert level.rate == pytest.approx(6 / level.seconds)
+
+
+def test_a_server_of_another_dialect_and_none_at_all_are_refused(address):
+    with pytest.raises(LoadError, match="/classify answered 404"):
+        ask_all(address, DIALECTS["vllm"], ASKED, clients=1, batch=1)
+    with pytest.raises(LoadError, match=r"cannot ask http://127\.0\.0\.1:9/"):
+        ask_all("http://127.0.0.1:9", DIALECTS["tei"], ASKED, clients=1, batch=1)
+
+
+def test_a_model_that_cannot_be_served_is_reported_with_the_servers_last_words():
+    with pytest.raises(LoadError, match="before it was ready"), served("no/such/folder"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "scores"),
+    [
+        ("paragone", {"rewards": [{}, {}]}, 2),
+        ("openrlhf", {"rewards": [0.1], "scores": [0.1]}, 1),
+        ("vllm", {"data": [{"probs": [0.3]}, {"probs": [0.4]}]}, 2),
+        ("tei", [[{"score": 0.1}]], 1),
+        ("vllm", {"error": "no"}, -1),
+        ("tei", {"error": "no"}, -1),
+        ("paragone", {"rewards": 3}, -1),
+    ],
+)
+def test_an_answer_without_scores_is_no_answer(name, answer, scores):
+    assert DIALECTS[name].scores(answer) == scores
+
+
+def test_servers_that_take_whole_texts_get_what_the_template_writes():
+    assert DIALECTS["openrlhf"].body(ASKED[:1], None) == {"query": ["Why? Because of 0."]}
+    assert DIALECTS["vllm"].body(ASKED[:1], "m") == {"model": "m", "input": ["Why? Because of 0."]}
+    assert DIALECTS["paragone"].body(ASKED[:1], None) == {"items": [{"prompt": "Why?", "response": "Because of 0."}]}
+
+
+def test_the_page_shows_every_number_of_clients_and_fetches_nothing():
+    compute = Compute(8, 0.5, 1.0, 2.0, 1e9, 0.25, 100, 150, 50)
+    levels = [Level(1, 8, 2.0, 10.0, 20.0, 30.0), Level(8, 8, 1.0, 40.0, 50.0, 60.0)]
+    found = Measurement({"cores": "2 cores"}, {"model": "<mini>"}, compute, [Side("ours", levels)])
+    text = page(found)
+    assert "&lt;mini&gt;" in text
+    assert text.count("<circle") == 4
+    assert "http" not in text.replace("Over HTTP", "")
+    numbers = as_json(found)
+    assert numbers["compute"]["padding"] == 1.5
+    assert numbers["http"][0]["levels"][1]["rate"] == 8.0
+
+
+def test_the_command_measures_and_leaves_json_and_a_page(tmp_path):
+    runner = CliRunner()
+    options = ["--groups", "1", "--responses", "3", "--tokens", "8-16", "--turns", "1", "--clients", "2,1"]
+    made = runner.invoke(APP, ["builtin:mini-bradley-terry", *options, "--output", str(tmp_path)])
+    assert made.exit_code == 0, made.output
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert [level["clients"] for level in found["http"][0]["levels"]] == [1, 2]
+    assert [side["name"] for side in found["http"]] == ["Paragone, new texts", "Paragone, texts seen before"]
+    assert found["compute"]["responses"] == 3
+    assert "<svg" in (tmp_path / "bench.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tokens", "9-3"], "fewest and the most"),
+        (["--clients", "0"], "at least 1"),
+        (["--clients", "many"], "whole numbers"),
+        (["--dialect", "smoke-signals"], "must be one of paragone"),
+        (["--data", "missing.jsonl"], "cannot read missing.jsonl"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(options, message):
+    made = CliRunner().invoke(APP, ["builtin:mini-bradley-terry", *options])
+    assert made.exit_code == 2
+    assert message in " ".join(made.output.replace("│", " ").split())
