@@ -10,7 +10,7 @@ from torch import Tensor
 
 from paragone_models.errors import ModelLoadError
 
-__all__ = ["HEAD_FILE", "read_config", "read_tensors", "tensor_shapes", "weight_files"]
+__all__ = ["HEAD_FILE", "read_config", "read_row", "read_tensors", "tensor_shapes", "weight_files"]
 
 HEAD_FILE = "head.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -86,3 +86,30 @@ def read_tensors(files: Iterable[Path], names: set[str]) -> dict[str, Tensor]:
     if missing := names - set(found):
         raise ModelLoadError(f"the weights lack {', '.join(sorted(missing))}")
     return found
+
+
+def read_row(files: Iterable[Path], name: str, row: int) -> Tensor:
+    """Return one row of a tensor in float32; the others stay on the disk.
+
+    Args:
+        files: where to look.
+        name: of the tensor. [R, H]
+        row: which one.
+
+    Returns:
+        The row, as a matrix. [1, H]
+
+    Raises:
+        ModelLoadError: if the tensor is in none of the files, or has no such row.
+    """
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:
+            if name not in tensors.keys():  # noqa: SIM118 (no mapping)
+                continue
+            whole = tensors.get_slice(name)
+            shape = whole.get_shape()
+            if len(shape) != 2 or not 0 <= row < shape[0]:
+                raise ModelLoadError(f"{name} is of shape {shape}: it has no row {row}")
+            values: Tensor = whole[row : row + 1]
+            return values.float()
+    raise ModelLoadError(f"the weights lack {name}")

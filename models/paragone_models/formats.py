@@ -1,4 +1,7 @@
-"""The checkpoint layouts that can be hosted: our own folders, published general preference models, HF classifiers.
+"""The checkpoint layouts that can be hosted, our own and other people's.
+
+Our folders, published general preference models, HF classifiers, and causal LMs that keep a reward in their output
+embedding.
 
 Each ``read_*`` returns a network and the spec that belongs to it, and refuses a head that is missing or random.
 """
@@ -27,14 +30,18 @@ __all__ = [
     "positions_of",
     "read_classifier",
     "read_general_preference",
+    "read_output_row",
     "read_own",
 ]
 
 SPEC_FILE = "paragone.json"
 _PUBLISHED_GPM_LENGTH = 4096
+_PUBLISHED_ROW_LENGTH = 4096
 _LONGEST = 16384
 _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert"})
 _FIRST_TOKEN = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "deberta-v2"})
+# Others scale or cap their logits, which a bare row would leave out without a word.
+_PLAIN_LOGITS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,41 @@ def read_general_preference(folder: Path, options: Options, kind: str) -> Loaded
     if rows == 1:
         names.discard("prompt_head.weight")
     return Loaded(_with_linear_head(_backbone(folder, options), spec, checkpoints.read_tensors(files, names)), spec)
+
+
+def read_output_row(folder: Path, options: Options, kind: str) -> Loaded:
+    """Read a causal LM whose reward head is row 0 of its output embedding, as the Nemotron reward models in HF form.
+
+        reward = h_last · W_out[0], the logit of vocabulary id 0 after the conversation's last token
+
+    Nothing in the files says so, and any other causal LM would give the logit of an ordinary word: so this layout is
+    read only when the caller names it. The other rows are never read. A reward of NeMo's may differ from it by a
+    constant, its head's bias, which a row cannot hold and no comparison notices.
+
+    Source: the model card of Llama-3.1-Nemotron-70B-Reward-HF.
+
+    Raises:
+        ModelLoadError: if the folder is no causal LM of a known family, its output embedding is the input's, or another
+            kind was asked for.
+    """
+    config = _config(folder, options)
+    architecture = (checkpoints.read_config(folder).get("architectures") or ["none"])[0]
+    if kind not in ("auto", "bradley-terry"):
+        raise ModelLoadError(f"a row of the output embedding is one reward, which is bradley-terry, not {kind}")
+    if not architecture.endswith("ForCausalLM") or config.model_type not in _PLAIN_LOGITS:
+        raise ModelLoadError(
+            f"{folder} holds {architecture} ({config.model_type}); head='lm-head-row-0' reads causal LMs of the types "
+            f"{', '.join(sorted(_PLAIN_LOGITS))}: leave head out for other layouts"
+        )
+    if config.tie_word_embeddings:
+        raise ModelLoadError(
+            f"{folder} has one matrix for input and output embedding: its row 0 is a word's vector, not a reward head"
+        )
+    spec = ModelSpec(
+        kind="bradley-terry", dimension=1, max_length=min(_PUBLISHED_ROW_LENGTH, positions_of(config) or _LONGEST)
+    )
+    row = checkpoints.read_row(checkpoints.weight_files(folder), "lm_head.weight", 0)
+    return Loaded(_with_linear_head(_backbone(folder, options), spec, {"value_head.weight": row}), spec)
 
 
 def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:

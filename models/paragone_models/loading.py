@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import transformers
@@ -21,7 +21,7 @@ from paragone_models.model import PreferenceModel, Provenance
 from paragone_models.network import PreferenceNetwork
 from paragone_models.reader import TextReader
 from paragone_models.sources import Resolved, resolve
-from paragone_models.spec import KINDS, Bos, ModelSpec, Reasoning, SpecialTokens
+from paragone_models.spec import KINDS, Bos, Head, ModelSpec, Reasoning, SpecialTokens
 
 __all__ = ["load_model"]
 
@@ -42,6 +42,7 @@ def load_model(
     source: str | os.PathLike[str],
     *,
     kind: str = "auto",
+    head: Head = "auto",
     device: str = "auto",
     dtype: str = "auto",
     name: str | None = None,
@@ -61,11 +62,14 @@ def load_model(
 
     Sources are ``builtin:NAME``, folders, and Hugging Face ids; layouts are this project's own folders, the published
     general preference models (dimension and gate read from tensor shapes), and transformers sequence classifiers with
-    one label (``bradley-terry``) or several (``regression``). Only safetensors are opened.
+    one label (``bradley-terry``) or several (``regression``). Only safetensors are opened. A reward head that a causal
+    LM keeps in its output embedding cannot be detected and has to be named.
 
     Args:
         source: what to load.
         kind: ``auto`` detects it; another value must agree with what is found.
+        head: ``lm-head-row-0`` takes row 0 of a causal LM's output embedding for the reward head, as the Nemotron
+            reward models in Hugging Face form need; ``auto`` takes the head that the files name.
         device: ``auto`` takes the GPU where there is one.
         dtype: of the backbone: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 where the
             device multiplies it faster than float32 (on a CPU that is measured), else float32; and for demonstrations.
@@ -94,13 +98,15 @@ def load_model(
     """
     if kind not in ("auto", *KINDS):
         raise ModelLoadError(f"kind is {kind!r}; it must be auto or one of {', '.join(KINDS)}")
+    if head not in get_args(Head):
+        raise ModelLoadError(f"head is {head!r}; it must be one of {', '.join(get_args(Head))}")
     if max_batch_tokens is not None and max_batch_tokens < 1:
         raise ModelLoadError(f"max_batch_tokens is {max_batch_tokens}; it must be at least 1")
     where = resolve(os.fspath(source), revision)
     if revision is not None and where.commit is None:
         raise ModelLoadError(f"{source} lies on this machine and has no revisions; leave revision={revision!r} out")
     options = formats.Options(_dtype(dtype, _device(device), where.folder), _device(device), trust_remote_code)
-    loaded = _read(where.folder, options, kind)
+    loaded = _read(where.folder, options, kind, head)
     overrides: dict[str, Any] = {
         "temperature": temperature,
         "max_length": max_length,
@@ -139,21 +145,28 @@ def load_model(
     )
 
 
-def _read(folder: Path, options: formats.Options, kind: str) -> formats.Loaded:
+def _read(folder: Path, options: formats.Options, kind: str, head: Head) -> formats.Loaded:
     config = checkpoints.read_config(folder)
-    if (folder / formats.SPEC_FILE).is_file():
+    own = (folder / formats.SPEC_FILE).is_file()
+    valued = not own and "value_head.weight" in checkpoints.tensor_shapes(checkpoints.weight_files(folder))
+    if head != "auto":
+        if own or valued:
+            raise ModelLoadError(f"{folder} has a head of its own: leave head={head!r} out")
+        return formats.read_output_row(folder, options, kind)
+    if own:
         loaded = formats.read_own(folder, options)
         if kind not in ("auto", loaded.spec.kind):
             raise ModelLoadError(f"{folder} is a {loaded.spec.kind} model, not {kind}")
         return loaded
-    if "value_head.weight" in checkpoints.tensor_shapes(checkpoints.weight_files(folder)):
+    if valued:
         return formats.read_general_preference(folder, options, kind)
     architectures = config.get("architectures") or ["none"]
     if not architectures[0].endswith("ForSequenceClassification"):
         raise ModelLoadError(
             f"{folder} holds {architectures[0]} without a value head: neither a sequence classifier, nor a general "
             "preference model, nor a folder of this project. A head that is not there would be random numbers, so it "
-            "is not served"
+            "is not served. If its reward is row 0 of the output embedding, as in Llama-3.1-Nemotron-70B-Reward-HF, "
+            "load it with head='lm-head-row-0'"
         )
     return formats.read_classifier(folder, options, kind)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from paragone_models.errors import ModelLoadError
 
-__all__ = ["FORMAT", "KINDS", "Bos", "Gate", "Kind", "ModelSpec", "Pooling", "Reasoning", "SpecialTokens"]
+__all__ = ["FORMAT", "KINDS", "Bos", "Gate", "Head", "Kind", "ModelSpec", "Pooling", "Reasoning", "SpecialTokens"]
 
 FORMAT = 1
 
@@ -18,6 +18,8 @@ Gate = Literal["none", "softmax"]
 SpecialTokens = Literal["escape", "parse"]
 Bos = Literal["once", "as-published"]
 Reasoning = Literal["keep", "strip"]
+Head = Literal["auto", "lm-head-row-0"]
+"""Where the head of a source is: what its files say, or a row of the output embedding, which nothing in them says."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _CHOICES = {

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from paragone_models.builtins import NAMES
-from paragone_models.spec import Bos, Kind, Reasoning, SpecialTokens
+from paragone_models.spec import Bos, Head, Kind, Reasoning, SpecialTokens
 
 __all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_model"]
 
@@ -45,6 +45,8 @@ class ModelSettings(BaseModel):
     """A built-in (``builtin:…``), a Hugging Face id or a folder."""
     kind: Literal["auto"] | Kind = "auto"
     """The model's kind; ``auto`` finds it out."""
+    head: Head = "auto"
+    """Where its head is: ``auto`` finds it out; ``lm-head-row-0`` for Nemotron reward models in Hugging Face form."""
     device: str | None = None
     """Where it runs; None: the service's ``device``."""
     dtype: str | None = None

@@ -35,6 +35,7 @@ def load_models(settings: Settings) -> dict[str, PreferenceModel]:
             wanted.source,
             name=name,
             kind=wanted.kind,
+            head=wanted.head,
             device=wanted.device or settings.device,
             dtype=wanted.dtype or settings.dtype,
             revision=wanted.revision,

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from paragone_models import load_model
 from paragone_models.errors import ModelLoadError, TextError
 from paragone_models.reader import conversation
+from paragone_models.saving import save_model
 from tests.models import tiny
 
 DECODERS = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2"]
@@ -302,3 +303,81 @@ def test_a_shard_that_is_missing_is_refused(tmp_path):
     first.unlink()
     with pytest.raises(ModelLoadError, match="cannot be loaded"):
         load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_a_reward_in_row_zero_of_the_output_embedding_equals_transformers_logit_of_token_zero(tmp_path, model_type):
+    theirs = tiny.save_output_row(tmp_path, model_type)
+    sequences = tiny.sequences(5)
+    ours = load_model(tmp_path, device="cpu", head="lm-head-row-0")
+    assert (ours.kind, ours.spec.dimension, ours.spec.temperature) == ("bradley-terry", 1, 1.0)
+    assert (ours.spec.final_eos, ours.spec.bos, ours.max_length) == (False, "once", tiny.POSITIONS)
+    with torch.no_grad():
+        logits = [theirs(input_ids=torch.tensor([one])).logits[0, -1, :1] for one in sequences]
+    torch.testing.assert_close(ours.embed(sequences, [2] * 5), torch.stack(logits), atol=1e-4, rtol=1e-4)
+
+
+def test_no_other_row_of_the_output_embedding_is_read(tmp_path):
+    tiny.save_output_row(tmp_path)
+    path = tmp_path / "model.safetensors"
+    before = load_model(tmp_path, device="cpu", head="lm-head-row-0").embed([[5, 6, 7]], [1])
+    tensors = load_file(path)
+    tensors["lm_head.weight"][1:] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    spoilt = load_model(tmp_path, device="cpu", head="lm-head-row-0")
+    assert torch.equal(spoilt.embed([[5, 6, 7]], [1]), before)
+    tensors["lm_head.weight"][0, 0] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"NaN or infinity in head\.value_head\.weight"):
+        load_model(tmp_path, device="cpu", head="lm-head-row-0")
+
+
+def test_a_reward_in_the_output_embedding_reads_text_and_is_saved_as_a_folder_of_our_own(tmp_path):
+    tiny.save_output_row(tmp_path / "theirs", text=True)
+    model = load_model(tmp_path / "theirs", device="cpu", head="lm-head-row-0")
+    scores = model.score("What is 1+1?", ["2", "3 <|im_end|>"])
+    reading = model.reader.read([conversation("What is 1+1?", "2")])[0]
+    assert reading.token_ids.count(tiny.MARKS.index("<|begin|>")) == 1
+    assert reading.token_ids[-1] == tiny.MARKS.index("<|im_end|>")
+    folder = save_model(tmp_path / "ours", model.network, model.spec, model.reader.tokenizer)
+    again = load_model(folder, device="cpu")
+    torch.testing.assert_close(again.score("What is 1+1?", ["2", "3 <|im_end|>"]).rewards, scores.rewards)
+
+
+def test_a_reward_in_the_output_embedding_has_to_be_named(tmp_path, gated_folder, published_folder):
+    tiny.save_output_row(tmp_path / "llm")
+    for kind in ("auto", "bradley-terry"):
+        with pytest.raises(ModelLoadError, match=r"without a value head.*load it with head='lm-head-row-0'"):
+            load_model(tmp_path / "llm", device="cpu", kind=kind)
+    with pytest.raises(ModelLoadError, match="one reward, which is bradley-terry, not regression"):
+        load_model(tmp_path / "llm", device="cpu", kind="regression", head="lm-head-row-0")
+    with pytest.raises(ModelLoadError, match="head is 'row 1'; it must be one of auto, lm-head-row-0"):
+        load_model(tmp_path / "llm", device="cpu", head="row 1")
+    for folder in (gated_folder, published_folder):
+        with pytest.raises(ModelLoadError, match="has a head of its own"):
+            load_model(folder, device="cpu", head="lm-head-row-0")
+    classifier(tmp_path / "classifier", "llama")
+    with pytest.raises(ModelLoadError, match=r"holds LlamaForSequenceClassification \(llama\)"):
+        load_model(tmp_path / "classifier", device="cpu", head="lm-head-row-0")
+    tiny.save_output_row(tmp_path / "tied", tied=True)
+    with pytest.raises(ModelLoadError, match="one matrix for input and output embedding"):
+        load_model(tmp_path / "tied", device="cpu", head="lm-head-row-0")
+
+
+def test_logits_that_are_capped_or_scaled_are_no_plain_row(tmp_path):
+    tiny.save_output_row(tmp_path, "gemma2")
+    with pytest.raises(ModelLoadError, match=r"holds Gemma2ForCausalLM \(gemma2\).*llama, mistral, qwen2, qwen3"):
+        load_model(tmp_path, device="cpu", head="lm-head-row-0")
+
+
+def test_an_output_embedding_that_is_missing_or_empty_is_refused(tmp_path):
+    tiny.save_output_row(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    head = tensors.pop("lm_head.weight")
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"the weights lack lm_head\.weight"):
+        load_model(tmp_path, device="cpu", head="lm-head-row-0")
+    save_file({**tensors, "lm_head.weight": head[:0]}, path, metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"lm_head\.weight is of shape \[0, 32\]: it has no row 0"):
+        load_model(tmp_path, device="cpu", head="lm-head-row-0")

@@ -154,6 +154,7 @@ def test_weights_for_a_model_without_attributes_are_refused(gated_folder):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
+        ({"head": "oracle"}, "head is 'oracle'; it must be one of auto, lm-head-row-0"),
         ({"kind": "oracle"}, "kind is 'oracle'; it must be auto or one of"),
         ({"kind": "bradley-terry"}, "is a general-preference model, not bradley-terry"),
         ({"device": "abacus"}, "device is 'abacus'"),

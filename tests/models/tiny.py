@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from paragone_models.heads import RepresentationHead
 from paragone_models.network import PreferenceNetwork
@@ -145,6 +145,22 @@ def save_published(
     if text:
         make_tokenizer(LLAMA, adds_bos=True).save_pretrained(folder)
     return folder
+
+
+def save_output_row(folder: Path, model_type: str = "llama", *, tied: bool = False, text: bool = False) -> Any:
+    """Write a causal LM of which nothing but the weights says that row 0 of its output embedding is a reward head.
+
+    Returns:
+        transformers' model.
+    """
+    torch.manual_seed(5)
+    sizes = {**llama_config().to_dict(), "model_type": model_type, "head_dim": 16, "tie_word_embeddings": tied}
+    config = AutoConfig.for_model(**sizes)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(folder)
+    if text:
+        make_tokenizer(LLAMA, adds_bos=True).save_pretrained(folder)
+    return model
 
 
 def sequences(count: int = 6, *, vocabulary: int = 400, longest: int = 40, seed: int = 1) -> list[list[int]]:

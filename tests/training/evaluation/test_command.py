@@ -12,6 +12,7 @@ from paragone_models import load_model
 from paragone_training.evaluation.measures.calibration import negative_log_likelihood
 from paragone_training.evaluation.report.words import interval, number, percent, points
 from paragone_training.evaluation.scorers import Item, LocalScorer
+from tests.models import tiny
 from tests.training.evaluation.conftest import pair, served, write
 
 
@@ -97,6 +98,9 @@ def test_eval_of_a_local_model_against_a_service(tmp_path, pairs_file, folders, 
         ([], "give --url of a service, or --model"),
         (["--url", "ftp://x"], "is not an http"),
         (["--model", "builtin:none"], "there is no built-in model"),
+        (["--url", "http://x", "--bos", "once"], "--bos and --head are of a model loaded here"),
+        (["--url", "http://x", "--head", "lm-head-row-0"], "--bos and --head are of a model loaded here"),
+        (["--model", "x", "--bos", "twice"], "'twice' is not one of 'once', 'as-published'"),
         (["--model", "x", "--bad-rows", "maybe"], "refuse or leave-out"),
         (["--model", "x", "--bins", "0"], "bins is 0"),
         (["--model", "x", "--layout", "pear"], "layout is 'pear'"),
@@ -107,6 +111,43 @@ def test_eval_refuses_what_cannot_be_in_words(pairs_file, typed, words, message)
     code, _, err = typed("eval", pairs_file, *words)
     assert code in (1, 2)
     assert message in " ".join(err.replace("│", " ").split())
+
+
+def test_eval_reads_a_published_model_with_one_or_two_begin_tokens(tmp_path, pairs_file, folders, typed):
+    folder = tiny.save_published(tmp_path / "gpm", text=True)
+    found = {}
+    for bos in ("once", "as-published"):
+        words = ["--model", folder, "--bos", bos, "--against", folders["gp"], "--output", tmp_path / bos]
+        code, _, err = typed("eval", pairs_file, *words, "--resamples", 10)
+        assert code == 0, err
+        found[bos] = json.loads((tmp_path / bos / "results.json").read_text())
+        expected = load_model(folder, device="cpu", bos=bos)
+        assert found[bos]["model"]["identity"] == expected.identity
+        assert found[bos]["comparison"]["model"]["identity"] == load_model(folders["gp"], device="cpu").identity
+    one, two = ((tmp_path / bos / "answers.jsonl").read_text().splitlines()[1:] for bos in found)
+    assert len(one) == len(two)
+    assert one != two
+
+
+def test_eval_takes_a_reward_from_the_output_embedding_where_it_is_told_to(tmp_path, pairs_file, typed):
+    tiny.save_output_row(tmp_path / "llm", text=True)
+    words = ["--model", tmp_path / "llm", "--output", tmp_path / "out", "--resamples", 10]
+    code, _, err = typed("eval", pairs_file, *words)
+    assert (code, "load it with head='lm-head-row-0'" in " ".join(err.split())) == (2, True)
+    code, _, err = typed("eval", pairs_file, *words, "--head", "lm-head-row-0")
+    assert code == 0, err
+    expected = load_model(tmp_path / "llm", device="cpu", head="lm-head-row-0")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["model"]["identity"] == expected.identity
+
+
+def test_calibrate_stores_the_begin_token_rule_that_the_temperature_was_fitted_under(
+    tmp_path, learnable, folders, typed
+):
+    words = ["--model", folders["bt"], "--output", tmp_path / "c", "--bos", "as-published", "--resamples", 10]
+    code, _, err = typed("calibrate", learnable, *words)
+    assert code == 0, err
+    assert load_model(tmp_path / "c", device="cpu").spec.bos == "as-published"
+    assert load_model(folders["bt"], device="cpu").spec.bos == "once"
 
 
 def test_calibrate_stores_the_temperature_in_a_copy_and_leaves_the_source_alone(tmp_path, learnable, folders, typed):

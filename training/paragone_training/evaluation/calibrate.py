@@ -118,7 +118,8 @@ def store_temperature(
             if not in_place:
                 shutil.copytree(source, target, dirs_exist_ok=True)
             spec = ModelSpec.from_json((target / SPEC_FILE).read_bytes())
-            spec = replace(spec, temperature=temperature, calibrated=True)
+            # The temperature holds for what the model read while it was fitted.
+            spec = replace(spec, temperature=temperature, calibrated=True, bos=model.spec.bos)
         # Whole or not at all: a server may be reading the folder.
         fresh = target / f"{SPEC_FILE}.new"
         fresh.write_text(spec.to_json(), encoding="utf-8")

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from paragone import Client
 from paragone_models import load_model
+from paragone_models.spec import Bos, Head
 from paragone_training.errors import DataError
 from paragone_training.evaluation.answers import AnswerStore
 from paragone_training.evaluation.asking import ask
@@ -44,6 +45,20 @@ Attribute = Annotated[
 BadRows = Annotated[str, typer.Option(help=_BAD_ROWS)]
 Device = Annotated[str, typer.Option(help="Of local models: auto takes the GPU where there is one.")]
 Dtype = Annotated[str, typer.Option(help="Of local models: auto, float32, bfloat16 or float16.")]
+BosOption = Annotated[
+    Bos | None,
+    typer.Option(
+        "--bos",
+        help="Of --model, loaded here: once, or as-published for a doubled one, as published numbers of general "
+        "preference models were made; the model's own rule if omitted.",
+    ),
+]
+HeadOption = Annotated[
+    Head,
+    typer.Option(
+        "--head", help="Of --model, loaded here: lm-head-row-0 for Nemotron reward models in Hugging Face form."
+    ),
+]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python files that come with a checkpoint.")]
 
 
@@ -74,6 +89,8 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    bos: BosOption = None,
+    head: HeadOption = "auto",
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Measure how well a model agrees with people, and how far its probabilities can be believed.
@@ -83,13 +100,21 @@ def evaluate(
     """
     if url is None and model is None:
         raise typer.BadParameter("give --url of a service, or --model to load one here")
+    if url is not None and (bos is not None or head != "auto"):
+        raise typer.BadParameter(
+            "--bos and --head are of a model loaded here: a service loads its own, see its settings"
+        )
     settings = Settings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
     data = read_evaluation_set(
         file, layout=layout, split=split, attribute=attribute, leave_out_bad_rows=_leave_out(bad_rows)
     )
     options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     with ExitStack() as opened:
-        scorer = _local(model or "", options) if url is None else _service(url, model, api_key, opened)
+        scorer = (
+            _local(model or "", {**options, "bos": bos, "head": head})
+            if url is None
+            else _service(url, model, api_key, opened)
+        )
         other = None if against is None else _other(against, options, api_key, opened)
         folder = output or default_folder(data, scorer.card.name)
         bar = Console(stderr=True)
@@ -118,6 +143,8 @@ def calibrate(
     bad_rows: BadRows = "refuse",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    bos: BosOption = None,
+    head: HeadOption = "auto",
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Fit the temperature of a model on a file's pairs and store it with the model.
@@ -138,7 +165,8 @@ def calibrate(
         attribute=attribute,
         leave_out_bad_rows=_leave_out(bad_rows),
     )
-    scorer = _local(model, {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code})
+    options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    scorer = _local(model, {**options, "bos": bos, "head": head})
     console = Console(stderr=True)
     with (
         tempfile.TemporaryDirectory() as scratch,
