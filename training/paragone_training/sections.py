@@ -25,11 +25,11 @@ class ModelSection:
     """What is trained.
 
     Attributes:
-        kind: ``bradley-terry`` or ``general-preference``.
-        dimension: length d of a representation: 1 for a reward, even for a general preference model.
+        kind: ``bradley-terry``, ``general-preference`` or ``hybrid``; those that rate have a section of their own.
+        dimension: length d of a representation: 1 for a reward, even for a general preference model, odd for a hybrid.
         gate: weigh each 2-block by a softmax over the prompt's last hidden state.
         normalise: L2-normalise general preference vectors.
-        temperature: what logits are divided by; 1 for a reward and 0.1 for general preference vectors unless given.
+        temperature: what logits are divided by; unless given 1 for a reward, 0.1 where there is a vector.
         pooling: read the ``last`` token, or the ``mean`` over the response.
         max_length: longest conversation in tokens; longer ones lose their prompt from the left.
         domain: what the model will know, in words, for its card and ``/v1/models``.
