@@ -1,7 +1,12 @@
 """Cyclic preferences: sets made of several ratings, sets with a known answer, and the cycles in people's votes.
 
 A scalar model can satisfy at most n - 1 of the n preferences of a cycle, 2 of 3 on triples; a general preference model
-of dimension 2 can satisfy all, with unit vectors at equal angles: its score is then sin(2 pi / n).
+of dimension 2 can satisfy all, with unit vectors at equal angles: its score is then sin(2 pi k / n) if they go k times
+around.
+
+Equal representations are a trap on the way there. Each response is preferred once and rejected once, so the first order
+of the loss cancels, and -log sigmoid is convex. With L2-normalised vectors of dimension 2 the point is a local minimum;
+without normalisation, or with two blocks, it is a saddle that training leaves. docs/kinds.md has what follows from it.
 
 Source: Zhang et al. (arXiv 2410.02197), §6.1 and Appendix E, whose data was not released.
 """
@@ -21,6 +26,7 @@ __all__ = [
     "HumanCycles",
     "cycle_pairs",
     "cycles_from_ratings",
+    "disjoint_cycles",
     "human_cycles",
     "scalar_ceiling",
     "synthetic_cycles",
@@ -82,7 +88,7 @@ def cycles_from_ratings(ratings: Iterable[Rating], criteria: Sequence[str]) -> l
     Args:
         ratings: several responses per prompt; those without one of the criteria are left out.
         criteria: at least three names. The paper has four cycles over three of UltraFeedback's, honesty, truthfulness
-            and helpfulness say.
+            and helpfulness say. A name may be repeated: (c1, c1, c2) closes a ranking by c1 with one preference by c2.
 
     Raises:
         ValueError: if there are fewer than three criteria.
@@ -194,6 +200,24 @@ def human_cycles(pairs: Iterable[Pair], *, strength: float = 2.0) -> HumanCycles
     return HumanCycles(triangles, tuple(cycles), certain)
 
 
+def disjoint_cycles(cycles: Iterable[Cycle]) -> list[Cycle]:
+    """Return cycles that share no response to one prompt, the first come first.
+
+    On these the bounds are exact: no preference belongs to two cycles, and none contradicts another.
+
+    Args:
+        cycles: from anywhere.
+    """
+    used = dict[tuple[str, bool], set[str]]()
+    kept = []
+    for cycle in cycles:
+        seen = used.setdefault((cycle.prompt, cycle.messages), set())
+        if not seen & set(cycle.responses):
+            seen |= set(cycle.responses)
+            kept.append(cycle)
+    return kept
+
+
 def scalar_ceiling(length: int) -> float:
     """Return the largest accuracy that any scalar model can have on cycles: (n - 1) / n.
 
@@ -207,9 +231,12 @@ def scalar_ceiling(length: int) -> float:
 
 
 def vector_floor(length: int, *, temperature: float = 0.1) -> float:
-    """Return the smallest loss of a normalised general preference model of dimension 2 on cycles, in nats.
+    """Return the smallest loss of a normalised general preference model on cycles, in nats.
 
-        -log sigmoid(sin(2 pi / n) / temperature)
+        -log sigmoid(max_k sin(2 pi k / n) / temperature)
+
+    It is that of every even dimension: the scores of a cycle are a quadratic form whose largest eigenvalue the maximum
+    is, and -log sigmoid is convex. Dimension 2 reaches it.
 
     Args:
         length: responses of a cycle.
@@ -218,7 +245,8 @@ def vector_floor(length: int, *, temperature: float = 0.1) -> float:
     >>> round(vector_floor(3), 7)
     0.0001733
     """
-    return math.log1p(math.exp(-math.sin(2 * math.pi / length) / temperature))
+    largest = max(math.sin(2 * math.pi * turns / length) for turns in range(1, length))
+    return math.log1p(math.exp(-largest / temperature))
 
 
 def _closes(rated: Sequence[Rating], criteria: Sequence[str]) -> bool:
