@@ -9,6 +9,7 @@ from torch import Tensor
 from paragone_models.encoding import EncodeItem
 from paragone_models.network import PreferenceNetwork, gather_reads
 from paragone_models.packing.backend import choose
+from paragone_models.packing.budget import CANDIDATES, Budget, best_budget
 from paragone_models.packing.packer import Forward, Packer
 from paragone_models.packing.prompts import PromptStore
 
@@ -91,6 +92,35 @@ class LocalForward:
         if len({len(item.reads) for item in items}) > 1:
             raise ValueError("items of one call must have the same number of reads")
         return self.packer.encode(items)
+
+    def warm_up(self, *, max_length: int, limit_s: float = 10.0) -> Budget:
+        """Find the fastest budget by trying, keep it, and return it.
+
+        Args:
+            max_length: longest sequence that the backbone reads.
+            limit_s: no larger budget is tried once this much time has passed.
+        """
+        device = next(self._network.backbone.parameters()).device
+        if self.deterministic:
+            budget = Budget(self.max_batch_tokens, "deterministic sequences run apart, so there is nothing to try")
+        else:
+            budget = best_budget(
+                self._padded_trial if self.packer is None else self.packer.trial,
+                CANDIDATES.get(device.type, CANDIDATES["cpu"]),
+                vocabulary=self._network.config.get_text_config().vocab_size,
+                max_length=max_length,
+                limit_s=limit_s,
+            )
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the largest trial is not what batches will need
+        self.max_batch_tokens = budget.tokens
+        if self.packer is not None:
+            self.packer.max_tokens = budget.tokens
+        return budget
+
+    def _padded_trial(self, max_tokens: int, items: Sequence[EncodeItem]) -> int:
+        encode(self._network, items, max_batch_tokens=max_tokens)
+        return sum(len(item.token_ids) for item in items)
 
     def _packer(self, run: Forward, prompt_cache_bytes: int | None) -> Packer:
         backbone = self._network.backbone

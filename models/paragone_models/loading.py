@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import transformers
@@ -19,6 +19,7 @@ from paragone_models.forward import LocalForward
 from paragone_models.identity import hash_files, identity_of, tokenizer_hash
 from paragone_models.model import PreferenceModel, Provenance
 from paragone_models.network import PreferenceNetwork
+from paragone_models.packing.budget import DEFAULTS, Budget
 from paragone_models.reader import TextReader
 from paragone_models.sources import Resolved, resolve
 from paragone_models.spec import KINDS, Bos, Head, ModelSpec, Reasoning, SpecialTokens
@@ -54,7 +55,7 @@ def load_model(
     bos: Bos | None = None,
     reasoning: Reasoning | None = None,
     trust_remote_code: bool = False,
-    max_batch_tokens: int | None = None,
+    max_batch_tokens: int | Literal["auto"] | None = None,
     deterministic: bool = False,
     prompt_cache_bytes: int | None = None,
 ) -> PreferenceModel:
@@ -83,7 +84,8 @@ def load_model(
         bos: ``once`` or ``as-published``, see ``ModelSpec``.
         reasoning: ``keep`` or ``strip``, see ``ModelSpec``.
         trust_remote_code: run Python files that come with the checkpoint.
-        max_batch_tokens: most tokens of one forward pass.
+        max_batch_tokens: most tokens of one forward pass; ``auto`` finds the fastest by a warm-up of about ten seconds.
+            4,096 on a CPU and 16,384 on a GPU unless given.
         deterministic: make each representation a function of its prompt and response alone, bit for bit on one machine
             and number of threads, whatever it is batched with. Costs speed.
         prompt_cache_bytes: memory for keys and values of prompts, for siblings that arrive later; 0 keeps none. 256 MB
@@ -100,8 +102,8 @@ def load_model(
         raise ModelLoadError(f"kind is {kind!r}; it must be auto or one of {', '.join(KINDS)}")
     if head not in get_args(Head):
         raise ModelLoadError(f"head is {head!r}; it must be one of {', '.join(get_args(Head))}")
-    if max_batch_tokens is not None and max_batch_tokens < 1:
-        raise ModelLoadError(f"max_batch_tokens is {max_batch_tokens}; it must be at least 1")
+    if max_batch_tokens not in (None, "auto") and not (isinstance(max_batch_tokens, int) and max_batch_tokens >= 1):
+        raise ModelLoadError(f"max_batch_tokens is {max_batch_tokens!r}; it must be at least 1, or auto")
     where = resolve(os.fspath(source), revision)
     if revision is not None and where.commit is None:
         raise ModelLoadError(f"{source} lies on this machine and has no revisions; leave revision={revision!r} out")
@@ -123,11 +125,13 @@ def load_model(
     network = loaded.network.to(options.device).eval().requires_grad_(requires_grad=False)
     network.head.spec = spec
     _refuse_non_finite(where.source, network)
-    budget = max_batch_tokens if max_batch_tokens is not None else (16384 if options.device.type == "cuda" else 4096)
+    budget = _budget(max_batch_tokens, options.device)
     local = LocalForward(
-        network, max_batch_tokens=budget, deterministic=deterministic, prompt_cache_bytes=prompt_cache_bytes
+        network, max_batch_tokens=budget.tokens, deterministic=deterministic, prompt_cache_bytes=prompt_cache_bytes
     )
-    logger.info("%s: batches are %s", where.source, local.batching)
+    if max_batch_tokens == "auto":
+        budget = local.warm_up(max_length=spec.max_length)
+    logger.info("%s: batches are %s, of %d tokens: %s", where.source, local.batching, budget.tokens, budget.reason)
     reader = _reader(where, replace(loaded, spec=spec), trust_remote_code=trust_remote_code)
     provenance = Provenance(
         name=name or where.name,
@@ -178,6 +182,12 @@ def _device(device: str) -> torch.device:
         return torch.device(device)
     except RuntimeError as error:
         raise ModelLoadError(f"device is {device!r}: {str(error).splitlines()[0]}") from error
+
+
+def _budget(max_batch_tokens: int | str | None, device: torch.device) -> Budget:
+    if isinstance(max_batch_tokens, int):
+        return Budget(max_batch_tokens, "given")
+    return Budget(DEFAULTS.get(device.type, DEFAULTS["cpu"]), f"the default on {device.type}")
 
 
 def _dtype(dtype: str, device: torch.device, folder: Path) -> torch.dtype:

@@ -18,6 +18,7 @@ from paragone_models.errors import NonFiniteError, PreferencesUnavailableError, 
 from paragone_models.identity import fingerprint_of
 from paragone_models.messages import Message, conversation
 from paragone_models.network import PreferenceNetwork, read_plan
+from paragone_models.packing.budget import Budget
 from paragone_models.reader import TextReader, Truncation
 from paragone_models.spec import ModelSpec
 
@@ -70,7 +71,7 @@ class PreferenceModel:
         spec: what the model is.
         reader: turns text into tokens, or None where the source had no tokenizer.
         provenance: where it came from.
-        max_batch_tokens: most tokens of one forward pass.
+        max_batch_tokens: most tokens of one forward pass, and perhaps why.
         first_token: True for encoders that are read at their first token.
         local: runs the backbone; chosen by what the backbone is unless given.
     """
@@ -82,7 +83,7 @@ class PreferenceModel:
         reader: TextReader | None,
         provenance: Provenance,
         *,
-        max_batch_tokens: int,
+        max_batch_tokens: int | Budget,
         first_token: bool = False,
         local: forward.LocalForward | None = None,
     ) -> None:
@@ -90,8 +91,8 @@ class PreferenceModel:
         self.spec = spec
         self.reader = reader
         self.provenance = provenance
-        self.max_batch_tokens = max_batch_tokens
-        self.local = local or forward.LocalForward(network, max_batch_tokens=max_batch_tokens)
+        self.budget = max_batch_tokens if isinstance(max_batch_tokens, Budget) else Budget(max_batch_tokens, "given")
+        self.local = local or forward.LocalForward(network, max_batch_tokens=self.budget.tokens)
         self.first_token = first_token
         self.comparator = Comparator(spec.kind, spec.dimension, spec.temperature, spec.attributes, spec.weights)
         self.fingerprint = fingerprint_of(provenance.identity, provenance.numerics, spec)
@@ -145,6 +146,11 @@ class PreferenceModel:
     def calibrated(self) -> bool:
         """True once the temperature was fitted on held-out judgements."""
         return self.spec.calibrated
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Most tokens of one forward pass."""
+        return self.budget.tokens
 
     @property
     def batching(self) -> str:

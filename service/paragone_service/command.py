@@ -26,7 +26,10 @@ def serve(
     api_key_file: Annotated[Path | None, typer.Option(help="File that holds the key.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, … [default: auto]")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
-    max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens in a batch. [default: by device]")] = None,
+    max_batch_tokens: Annotated[
+        str | None,
+        typer.Option(help="Tokens in a batch; auto finds the fastest by a warm-up. [default: by device]"),
+    ] = None,
     max_queue_tokens: Annotated[int | None, typer.Option(help="Tokens that may wait. [default: 2000000]")] = None,
     max_body_mb: Annotated[float | None, typer.Option(help="Largest request body. [default: 64]")] = None,
     memory_cache_mb: Annotated[float | None, typer.Option(help="Size of the memory cache. [default: 512]")] = None,

@@ -94,8 +94,8 @@ class Settings(BaseSettings):
     """The bearer key that every route but the health checks needs."""
     api_key_file: Path | None = None
     """File that holds the key instead."""
-    max_batch_tokens: int | None = Field(default=None, ge=1)
-    """Tokens in a batch; None: what suits the device."""
+    max_batch_tokens: int | Literal["auto"] | None = None
+    """Tokens in a batch; ``auto`` finds the fastest by a warm-up; None: what suits the device."""
     max_queue_tokens: int = Field(default=2_000_000, ge=1)
     """Tokens that may wait for one model; more are refused as overload."""
     max_body_mb: float = Field(default=64, gt=0)
@@ -135,6 +135,13 @@ class Settings(BaseSettings):
             if not re.fullmatch(_NAME, name):
                 raise ValueError(f"model name {name!r}: only letters, digits, '.', '_' and '-' fit into a URL")
         return models
+
+    @field_validator("max_batch_tokens", mode="before")
+    @classmethod
+    def _budget_is_auto_or_a_count(cls, value: Any) -> Any:
+        if value is None or value == "auto" or re.fullmatch(r"0*[1-9]\d*", str(value)):
+            return value
+        raise ValueError("give a number of tokens, at least 1, or auto")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":

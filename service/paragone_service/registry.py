@@ -156,10 +156,20 @@ class Registry:
             domain=spec.domain,
             demonstration=spec.demonstration,
             engine=oracle.engine.name,
+            batching=model.batching,
+            max_batch_tokens=oracle.scheduler.max_batch_tokens,
+            max_batch_tokens_reason=self._budget_reason(oracle),
             pooling=spec.pooling,
             special_tokens=spec.special_tokens,
             reasoning=spec.reasoning,
         )
+
+    @staticmethod
+    def _budget_reason(oracle: Oracle) -> str:
+        budget = oracle.model.budget
+        if oracle.scheduler.max_batch_tokens < budget.tokens:
+            return f"the device had not enough memory for {budget.tokens}"
+        return budget.reason
 
     def _thread_of(self, model: PreferenceModel) -> DeviceThread:
         device = str(next(model.network.parameters()).device)

@@ -88,6 +88,9 @@ class Scheduler:
         max_batch_tokens: budget of a batch. A longer single response still runs, alone.
         max_queue_tokens: how much may wait. A request that finds the queue empty is let in whatever its size.
         clock: in seconds.
+
+    Attributes:
+        max_batch_tokens: the budget now; smaller than it was once the device had not enough memory.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class Scheduler:
         self._settle = settle
         self._turn = turn
         self._metrics = metrics
-        self._budget = max_batch_tokens
+        self.max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._clock = clock
         self._interactive: deque[Ticket] = deque()
@@ -184,7 +187,7 @@ class Scheduler:
             if ticket.key is not None:
                 assert ticket.key not in self._flights
                 self._flights[ticket.key] = ticket
-        lane = self._interactive if tokens <= self._budget else self._bulk
+        lane = self._interactive if tokens <= self.max_batch_tokens else self._bulk
         lane.extend(_by_prompt(tickets))
         self.queue_items += len(tickets)
         self.queue_tokens += tokens
@@ -219,7 +222,7 @@ class Scheduler:
         for lane in lanes if self._batches % _BULK_EVERY else reversed(lanes):
             while lane:
                 ticket = lane[0]
-                if ticket.waiters and taken and tokens + ticket.tokens > self._budget:
+                if ticket.waiters and taken and tokens + ticket.tokens > self.max_batch_tokens:
                     break
                 lane.popleft()
                 if ticket.waiters:
@@ -258,9 +261,9 @@ class Scheduler:
     async def _split(self, tickets: list[Ticket]) -> None:
         """Run two halves of a batch that did not fit, and keep later batches as small."""
         half = len(tickets) // 2
-        self._budget = max(1, min(self._budget, sum(ticket.tokens for ticket in tickets) // 2))
+        self.max_batch_tokens = max(1, min(self.max_batch_tokens, sum(ticket.tokens for ticket in tickets) // 2))
         self._metrics.memory_splits.labels(self.model).inc()
-        logger.warning("model %s: out of memory, batches have %d tokens from now on", self.model, self._budget)
+        logger.warning("model %s: out of memory, batches have %d tokens from now on", self.model, self.max_batch_tokens)
         await self._run(tickets[:half])
         await self._run(tickets[half:])
 

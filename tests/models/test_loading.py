@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from paragone_models import load_model
 from paragone_models.errors import ModelLoadError, TextError
+from paragone_models.packing.budget import CANDIDATES, DEFAULTS, Budget
 from paragone_models.spec import ModelSpec
 from tests.models import tiny
 
@@ -166,12 +167,27 @@ def test_weights_for_a_model_without_attributes_are_refused(gated_folder):
         ({"bos": "never"}, "bos is 'never'"),
         ({"reasoning": "no"}, "reasoning is 'no'"),
         ({"max_batch_tokens": 0}, "max_batch_tokens is 0"),
+        ({"max_batch_tokens": "fast"}, "max_batch_tokens is 'fast'; it must be at least 1, or auto"),
         ({"revision": "main"}, "has no revisions"),
     ],
 )
 def test_an_option_that_does_not_fit_is_refused(gated_folder, options, reason):
     with pytest.raises(ModelLoadError, match=reason):
         load_model(gated_folder, **{"device": "cpu", **options})
+
+
+def test_the_budget_of_a_batch_can_be_found_by_a_warm_up_which_the_log_explains(gated_folder, caplog):
+    with caplog.at_level("INFO", logger="paragone_models"):
+        model = load_model(gated_folder, device="cpu", max_batch_tokens="auto")
+    assert model.max_batch_tokens == model.local.max_batch_tokens == model.local.packer.max_tokens
+    assert model.max_batch_tokens in CANDIDATES["cpu"]
+    assert "in a warm-up (tokens/s by budget: 512: " in model.budget.reason
+    assert f"of {model.max_batch_tokens} tokens: {model.budget.reason}" in caplog.text
+
+
+def test_the_budget_of_a_batch_says_whether_it_was_given(gated_folder):
+    assert load_model(gated_folder, device="cpu", max_batch_tokens=64).budget == Budget(64, "given")
+    assert load_model(gated_folder, device="cpu").budget == Budget(DEFAULTS["cpu"], "the default on cpu")
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):

@@ -61,6 +61,8 @@ def test_other_variables_of_the_environment_do_not_matter(monkeypatch):
         ("[models.a]\nsource = 'a'\ndtpye = 'auto'", "unknown key 'models.a.dtpye': did you mean 'dtype'?"),
         ("[models.a]\nkind = 'auto'", "models.a.source: Field required"),
         ("port = 70000", "port: Input should be less than or equal to 65535 (it is 70000)"),
+        ("max_batch_tokens = 0", "max_batch_tokens: give a number of tokens, at least 1, or auto (it is 0)"),
+        ("max_batch_tokens = 'fast'", "at least 1, or auto (it is 'fast')"),
         ("log_level = 'loud'", "log_level: Input should be 'debug', 'info', 'warning' or 'error' (it is 'loud')"),
         ("[models.'a/b']\nsource = 'a'", "model name 'a/b': only letters, digits"),
         ("api_key = 'k'\napi_key_file = 'f'", "api_key and api_key_file are both set: keep one"),
@@ -74,6 +76,12 @@ def test_a_bad_file_is_refused_with_the_reason(toml, text, message):
     with pytest.raises(ConfigError) as caught:
         load_settings({}, toml(text))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "budget"), [("'auto'", "auto"), ("512", 512)])
+def test_the_budget_of_a_batch_is_a_count_or_found_by_a_warm_up(toml, text, budget):
+    assert load_settings({}, toml(f"max_batch_tokens = {text}")).max_batch_tokens == budget
+    assert load_settings({"max_batch_tokens": str(budget)}).max_batch_tokens == budget
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):

@@ -30,6 +30,12 @@ async def test_a_model_says_all_about_itself(client, hosted):
     assert ratings.attributes == ["helpful", "verbose"]
 
 
+async def test_a_model_says_how_it_batches_and_why(client):
+    info = ModelInfo.model_validate((await client.get("/v1/models/gpm")).json())
+    assert (info.batching, info.max_batch_tokens) == ("packed", 4096)
+    assert info.max_batch_tokens_reason == "the default on cpu"
+
+
 async def test_a_model_that_is_not_hosted_is_not_found_and_the_hosted_ones_are_named(client):
     response = await client.get("/v1/models/judge")
     assert response.status_code == 404

@@ -184,6 +184,11 @@ class ModelInfo(Answered):
     domain: str | None = Field(default=None, description="What it was trained to judge.")
     demonstration: bool = Field(description="True for the built-ins: they show how things work, not what is good.")
     engine: str = Field(description="What runs the backbone: `local`, `triton` or `vllm`.")
+    batching: str | None = Field(
+        default=None, description="How sequences run together: `packed`, or `padded: ` and why they are not packed."
+    )
+    max_batch_tokens: Count | None = Field(default=None, description="Budget of a batch. [tokens]")
+    max_batch_tokens_reason: str | None = Field(default=None, description="Why that budget, for people.")
     pooling: str = Field(description="Which positions are read: `last` or `mean`.")
     special_tokens: str = Field(
         description="What a special token's text inside a message is: `escape` (text) or `parse`."

@@ -57,6 +57,17 @@ class Packer:
         self._hidden_size = hidden_size
         self._lock = threading.Lock()
 
+    def trial(self, max_tokens: int, items: Sequence[EncodeItem]) -> int:
+        """Run sequences under another budget, keep nothing of them, and return how many tokens were computed.
+
+        Args:
+            max_tokens: most rows of a pass.
+            items: all with the same number of reads.
+        """
+        packer = Packer(self._forward, self._device, self._hidden_size, store=PromptStore(0), max_tokens=max_tokens)
+        packer.encode(items)
+        return packer.executed_tokens
+
     def encode(self, items: Sequence[EncodeItem]) -> Tensor:
         """Return the hidden states at each item's reads, float32, as [n, R, H].
 

@@ -86,7 +86,8 @@ def shared(items: Sequence[EncodeItem], store: PromptStore, max_tokens: int) -> 
         forest.add(trunk, tree, owners)
     forest, trunks = _split(forest, trunks, max_tokens)
     schedule = _scheduled(forest, trunks, list(chunks(forest, max_tokens)), items)
-    _store_prompts(schedule, items, sequences)
+    if store.max_bytes:
+        _store_prompts(schedule, items, sequences)
     return schedule
 
 
@@ -122,7 +123,8 @@ def isolated(items: Sequence[EncodeItem], store: PromptStore, max_tokens: int) -
     forest, trunks = _split(forest, trunks, max_tokens)
     alone = [(index, index + 1) for index, node in enumerate(forest.nodes) if not node.known]
     schedule = _scheduled(forest, trunks, alone, items)
-    _store_prompts(schedule, items, sequences, max_whole=max_tokens)
+    if store.max_bytes:
+        _store_prompts(schedule, items, sequences, max_whole=max_tokens)
     return schedule
 
 
