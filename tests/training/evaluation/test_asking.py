@@ -13,7 +13,7 @@ from paragone_training.evaluation.asking import ask, questions_of
 from paragone_training.evaluation.errors import EvaluationError
 from paragone_training.evaluation.readers import read_evaluation_set
 from paragone_training.evaluation.scorers import Comparison, LocalScorer, PairItem, Refusal, ServiceScorer
-from tests.training.evaluation.conftest import pair, write
+from tests.training.evaluation.conftest import pair, text, write
 from tests.training.evaluation.test_readers import GROUP
 
 
@@ -92,12 +92,44 @@ def test_the_default_model_of_a_service_is_asked_where_none_is_named(url):
         assert ServiceScorer(client, url=url).card.name == "gp"
 
 
-def test_models_that_cannot_compare_or_read_are_refused_before_anything_is_asked(models, url):
-    for name, message in (("unweighted", "no weights"), ("mute", "no tokenizer")):
-        with pytest.raises(EvaluationError, match=message):
-            LocalScorer(models[name])
-    with Client(url) as client, pytest.raises(EvaluationError, match="no weights"):
-        ServiceScorer(client, url=url, model="unweighted")
+def test_a_model_that_cannot_read_is_refused_before_anything_is_asked(models):
+    with pytest.raises(EvaluationError, match="no tokenizer"):
+        LocalScorer(models["mute"])
+
+
+def test_a_model_that_cannot_compare_is_refused_on_pairs_with_the_remedy(tmp_path, pairs_file, models, url):
+    data = read_evaluation_set(pairs_file)
+    with Client(url) as client:
+        for scorer in (LocalScorer(models["unweighted"]), ServiceScorer(client, url=url, model="unweighted")):
+            assert not scorer.card.compares
+            with pytest.raises(
+                EvaluationError, match=r"helpful, verbose and has no weights.*give a file of ratings, or"
+            ):
+                asked(tmp_path / "answers.jsonl", data, scorer)
+
+
+def test_a_model_that_only_rates_says_the_same_here_hosted_and_from_disk(tmp_path, models, url):
+    rows = [{"id": f"r{n}", "prompt": "P?", "response": text(n), "ratings": {"helpful": n % 3}} for n in range(9)]
+    data = read_evaluation_set(write(tmp_path / "ratings.jsonl", rows))
+    local = asked(tmp_path / "local.jsonl", data, LocalScorer(models["unweighted"]))
+    again = asked(tmp_path / "local.jsonl", data, LocalScorer(models["unweighted"]))
+    with Client(url) as client:
+        hosted = asked(tmp_path / "hosted.jsonl", data, ServiceScorer(client, url=url, model="unweighted"))
+    assert not local.answered.any()
+    expected = models["unweighted"].score("P?", [row["response"] for row in rows]).attributes
+    for name in ("helpful", "verbose"):
+        assert local.attributes[name] == pytest.approx(expected[name], abs=1e-5)
+        assert hosted.attributes[name] == pytest.approx(expected[name], abs=1e-5)
+        assert (again.attributes[name] == local.attributes[name]).all()
+
+
+def test_ratings_without_a_common_name_or_a_difference_are_refused_by_name(tmp_path, models):
+    row = {"id": "a", "prompt": "P?", "response": "x", "ratings": {"kindness": 1}}
+    other = read_evaluation_set(write(tmp_path / "kind.jsonl", [row]))
+    with pytest.raises(EvaluationError, match=r"rates kindness, and unweighted rates helpful, verbose: no name"):
+        asked(tmp_path / "a.jsonl", other, LocalScorer(models["unweighted"]))
+    with pytest.raises(EvaluationError, match=r"no two responses of a prompt differ in 'kindness'.*bt rates no"):
+        asked(tmp_path / "b.jsonl", other, LocalScorer(models["bt"]))
 
 
 @pytest.mark.parametrize("name", ["bt", "gp"])

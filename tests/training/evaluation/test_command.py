@@ -13,7 +13,7 @@ from paragone_training.evaluation.measures.calibration import negative_log_likel
 from paragone_training.evaluation.report.words import interval, number, percent, points
 from paragone_training.evaluation.scorers import Item, LocalScorer
 from tests.models import tiny
-from tests.training.evaluation.conftest import pair, served, write
+from tests.training.evaluation.conftest import pair, served, text, write
 
 
 @pytest.fixture
@@ -250,3 +250,19 @@ def test_numbers_are_told_to_people_as_people_write_them():
     assert interval(ends, scale="points") == "−10.0 … +25.0"
     assert interval({"value": 0.5, "low": 0.1, "high": 0.25}, scale="percent") == "10.0 – 25.0"
     assert interval(None) == interval({"value": 1.0, "low": None, "high": None}) == ""
+
+
+def test_a_model_that_only_rates_is_evaluated_on_ratings_and_not_calibrated(tmp_path, folders, typed):
+    rows = [
+        {"id": f"r{n}", "prompt": f"P{n // 3}?", "response": text(n), "ratings": {"helpful": n % 4}} for n in range(24)
+    ]
+    file = write(tmp_path / "ratings.jsonl", rows)
+    words = ["--model", folders["unweighted"], "--output", tmp_path / "out", "--resamples", 50]
+    code, out, _ = typed("eval", file, *words)
+    assert code == 0
+    for told in ("RMSE", "R²", "Spearman", "helpful", "only its ratings are measured"):
+        assert told in out
+    assert "accuracy" not in out
+    code, _, error = typed("calibrate", file, "--model", folders["unweighted"])
+    assert code != 0
+    assert "put weights into its paragone.json" in error

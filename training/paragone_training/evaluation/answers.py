@@ -104,4 +104,8 @@ def _answer(row: dict[str, Any]) -> Answer:
         return Refusal(row["refused"], row["message"])
     if "logit" in row:
         return Comparison(float(row["logit"]))
-    return Rating(float(row["reward"]), {name: float(value) for name, value in row.get("attributes", {}).items()})
+    reward = row["reward"]
+    return Rating(
+        None if reward is None else float(reward),
+        {name: float(value) for name, value in row.get("attributes", {}).items()},
+    )

@@ -20,7 +20,7 @@ from paragone_training.evaluation.errors import EvaluationError
 from paragone_training.evaluation.measures.checks import Bools, Floats
 from paragone_training.evaluation.scorers import Comparison, Item, ModelCard, PairItem, Rating, Refusal, Scorer
 
-__all__ = ["Answers", "ask", "questions_of"]
+__all__ = ["Answers", "ask", "questions_of", "rates_alone"]
 
 Progress = Callable[[int, int], object]
 QuestionT = TypeVar("QuestionT", Item, PairItem)
@@ -56,6 +56,40 @@ class Answers:
         return known if self.swapped is None else known & np.isfinite(self.swapped)
 
 
+def rates_alone(data: EvaluationSet, card: ModelCard) -> bool:
+    """Return whether only ratings can be measured: the model, or the file, has no preferences.
+
+    Args:
+        data: what is evaluated on.
+        card: of the model.
+
+    Raises:
+        EvaluationError: if nothing at all can be measured.
+    """
+    if card.compares and data.decided:
+        return False
+    names = ", ".join(card.attributes)
+    if data.rated is None:
+        raise EvaluationError(
+            f"{card.name} rates {names} and has no weights to merge them into a preference, and {data.path} holds "
+            "comparisons: give a file of ratings, or the model weights (weights in its paragone.json, or in the "
+            "service's table of the model)"
+        )
+    if not set(card.attributes) & set(data.attributes):
+        rates = f"{card.name} rates {names}" if names else f"{card.name} rates no attributes"
+        if card.compares:
+            raise EvaluationError(
+                f"{data.path}: no two responses of a prompt differ in {data.rated!r}, so nothing is preferred, and "
+                f"{rates}, so no rating can be compared either: take another --attribute, or a model that rates "
+                f"{', '.join(data.attributes)}"
+            )
+        raise EvaluationError(
+            f"{data.path} rates {', '.join(data.attributes)}, and {rates}: no name is in both. Rename the ratings in "
+            "the file, or take another model"
+        )
+    return True
+
+
 def questions_of(data: EvaluationSet) -> list[tuple[int, int]]:
     """Return every pair of nodes whose logit is needed, once and in a fixed direction, siblings side by side.
 
@@ -80,10 +114,11 @@ def ask(data: EvaluationSet, scorer: Scorer, store: AnswerStore, *, progress: Pr
         progress: called with how many questions are answered, and how many there are.
 
     Raises:
-        EvaluationError: if the model answered no question at all.
+        EvaluationError: if nothing of the file can be asked of this model, or it answered no question at all.
         ParagoneError: if a service does not answer.
         ModelError: if a local model fails.
     """
+    alone = rates_alone(data, scorer.card)
     pairs = questions_of(data)
     keys = _node_keys(data)
     prompt_of: list[int] = data.node_prompt.tolist()
@@ -117,7 +152,8 @@ def ask(data: EvaluationSet, scorer: Scorer, store: AnswerStore, *, progress: Pr
     answers = _arranged(
         data, scorer.card, logits, reversed_logits, score=score, attributes=attributes, refused=dict(refused)
     )
-    if not answers.answered.any():
+    rated = any(np.isfinite(column).any() for column in attributes.values())
+    if not (rated if alone else answers.answered.any()):
         codes = ", ".join(f"{code} ({count})" for code, count in refused.items())
         raise EvaluationError(f"{scorer.card.name} answered no question of {data.path}: {codes}")
     return answers
@@ -154,7 +190,7 @@ def _ratings(
     attributes = {name: np.full(count, np.nan) for name in card.attributes}
     for node, answer in zip(nodes, answers, strict=True):
         if isinstance(answer, Rating):
-            score[node] = answer.reward / card.temperature
+            score[node] = np.nan if answer.reward is None else answer.reward / card.temperature
             for name, column in attributes.items():
                 column[node] = answer.attributes.get(name, np.nan)
     return score, attributes

@@ -12,18 +12,43 @@ from paragone_models import PreferenceModel
 from paragone_models.formats import SPEC_FILE
 from paragone_models.saving import save_model
 from paragone_models.spec import ModelSpec
-from paragone_training.evaluation.asking import Answers
+from paragone_training.evaluation.asking import Answers, rates_alone
 from paragone_training.evaluation.dataset import EvaluationSet
 from paragone_training.evaluation.errors import CalibrationError
 from paragone_training.evaluation.judged import clustering, judged_pairs
 from paragone_training.evaluation.measures.bootstrap import estimate
 from paragone_training.evaluation.measures.calibration import fit_temperature
+from paragone_training.evaluation.scorers import ModelCard
 from paragone_training.evaluation.sections import probability_section
 from paragone_training.evaluation.summary import Settings
 
-__all__ = ["calibration", "own_folder", "store_temperature"]
+__all__ = ["calibration", "check_preferences", "own_folder", "store_temperature"]
 
 _TEMPERATURE_RESAMPLES = 200
+
+
+def check_preferences(data: EvaluationSet, card: ModelCard) -> None:
+    """Refuse a model or a file that has no preferences.
+
+    Args:
+        data: what is calibrated on.
+        card: of the model.
+
+    Raises:
+        CalibrationError: if there are none.
+        EvaluationError: if nothing at all can be measured.
+    """
+    if not rates_alone(data, card):
+        return
+    if card.compares:
+        raise CalibrationError(
+            f"{data.path}: no two responses of a prompt differ in {data.rated!r}, so nothing is preferred: take "
+            "another --attribute or file"
+        )
+    raise CalibrationError(
+        f"{card.name} rates {', '.join(card.attributes)} and has no weights to merge them into a preference, so there "
+        "is nothing that a temperature could divide: put weights into its paragone.json"
+    )
 
 
 def calibration(data: EvaluationSet, answers: Answers, settings: Settings) -> dict[str, Any]:
@@ -37,9 +62,10 @@ def calibration(data: EvaluationSet, answers: Answers, settings: Settings) -> di
         settings: how measures are computed.
 
     Raises:
-        CalibrationError: if no temperature is best.
+        CalibrationError: if no temperature is best, or there are no preferences.
         EvaluationError: if a setting is impossible, or people decided no pair that was answered.
     """
+    check_preferences(data, answers.card)
     clusters = clustering(data, settings.cluster, resamples=settings.resamples, seed=settings.seed)
     judged = judged_pairs(data, answers, clusters)
     chances = probability_section(judged, clusters.resampler, bins=settings.bins, seed=settings.seed)

@@ -17,7 +17,7 @@ from paragone_models.spec import Bos, Head
 from paragone_training.errors import DataError
 from paragone_training.evaluation.answers import AnswerStore
 from paragone_training.evaluation.asking import ask
-from paragone_training.evaluation.calibrate import calibration, own_folder, store_temperature
+from paragone_training.evaluation.calibrate import calibration, check_preferences, own_folder, store_temperature
 from paragone_training.evaluation.errors import EvaluationError
 from paragone_training.evaluation.readers import LAYOUTS, read_evaluation_set
 from paragone_training.evaluation.report.table import print_results
@@ -167,6 +167,7 @@ def calibrate(
     )
     options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     scorer = _local(model, {**options, "bos": bos, "head": head})
+    check_preferences(data, scorer.card)
     console = Console(stderr=True)
     with (
         tempfile.TemporaryDirectory() as scratch,

@@ -110,6 +110,16 @@ class EvaluationSet:
         """Whether some case has more than two responses, so that all pairs within a case are of interest."""
         return any(len(case.nodes) > 2 for case in self.cases)
 
+    @property
+    def decided(self) -> bool:
+        """Whether people preferred one of two responses anywhere."""
+        return bool((self.outcome != 0.5).any())
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the rated attributes, in order."""
+        return tuple(sorted({name for case in self.cases for name in case.attributes}))
+
     def clusters(self, by: str) -> tuple[Ints, int]:
         """Return the cluster number of every prompt, and how many clusters there are.
 

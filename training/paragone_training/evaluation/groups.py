@@ -3,13 +3,15 @@
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from paragone_training.evaluation.asking import Answers
 from paragone_training.evaluation.dataset import Case, EvaluationSet
 from paragone_training.evaluation.judged import Clustering
 from paragone_training.evaluation.measures.checks import Floats
+from paragone_training.evaluation.measures.intervals import pearson_estimate
 from paragone_training.evaluation.measures.ranking import best_of_n, best_of_n_kl, group_score
-from paragone_training.evaluation.measures.strength import pearson, spearman
+from paragone_training.evaluation.measures.ratings import rating_estimates
 from paragone_training.evaluation.measures.transitivity import kendall_zeta
 
 __all__ = ["attribute_rows", "case_scores", "group_section"]
@@ -76,25 +78,29 @@ def _curve(groups: list[tuple[Floats, Floats]]) -> dict[str, list[float]]:
     }
 
 
-def attribute_rows(data: EvaluationSet, answers: Answers) -> list[dict[str, Any]]:
+def attribute_rows(data: EvaluationSet, answers: Answers, clusters: Clustering) -> list[dict[str, Any]]:
     """Return how predicted attributes agree with ratings of the same name, over all rated responses."""
     rows = []
     for name, predicted in sorted(answers.attributes.items()):
         pairs = [
-            (predicted[node], rating)
+            (predicted[node], rating, clusters.prompt_cluster[case.prompt])
             for case in data.cases
             for node, rating in zip(case.nodes, case.attributes.get(name, ()), strict=False)
             if np.isfinite(predicted[node]) and np.isfinite(rating)
         ]
         if pairs:
-            ours, theirs = np.asarray(pairs, dtype=np.float64).T
+            ours, theirs, where = np.asarray(pairs, dtype=np.float64).T
+            cluster, draw = where.astype(np.int64), clusters.resampler
+            error, explained = rating_estimates(ours, theirs, cluster, draw)
             rows.append(
                 {
                     "name": name,
                     "responses": len(pairs),
-                    "pearson": pearson(ours, theirs),
-                    "spearman": spearman(ours, theirs),
-                    "root_mean_squared_error": float(np.sqrt(((ours - theirs) ** 2).mean())),
+                    "root_mean_squared_error": error,
+                    "spread": float(theirs.std()),
+                    "determination": explained,
+                    "pearson": pearson_estimate(ours, theirs, cluster, draw),
+                    "spearman": pearson_estimate(rankdata(ours), rankdata(theirs), cluster, draw),
                 }
             )
     return rows

@@ -20,7 +20,7 @@ from paragone_training.evaluation.errors import EvaluationError
 from paragone_training.evaluation.published import write_rewardbench_files
 from paragone_training.evaluation.report.page import render_page
 from paragone_training.evaluation.scorers import Scorer
-from paragone_training.evaluation.summary import Settings, plain, summarise
+from paragone_training.evaluation.summary import Settings, only_rated, plain, summarise
 
 __all__ = ["Written", "default_folder", "evaluate_models", "progress_bar"]
 
@@ -90,11 +90,12 @@ def evaluate_models(
         console: shows progress; nothing is shown if None.
 
     Raises:
-        EvaluationError: if the folder holds another model's answers or cannot be written, a model answered nothing, or
-            nothing that was answered is decided.
+        EvaluationError: if the folder holds another model's answers or cannot be written, nothing of the file can be
+            asked, a model answered nothing, or nothing that was answered is decided.
         ParagoneError: if a service does not answer; what was answered is kept.
         ModelError: if a local model fails; what was answered is kept.
     """
+    only_rated(data, scorer.card, None if against is None else against.card)  # refused before anything is asked
     answers = _answers(data, scorer, folder / "answers.jsonl", console)
     other = None if against is None else _answers(data, against, folder / "answers-against.jsonl", console)
     summary = summarise(data, answers, settings, against=other)

@@ -44,11 +44,11 @@ class Rating:
     """What a model makes of one response.
 
     Attributes:
-        reward: before the temperature.
+        reward: before the temperature; None from a model that rates attributes alone.
         attributes: predicted ratings by name.
     """
 
-    reward: float
+    reward: float | None
     attributes: Mapping[str, float]
 
 
@@ -92,6 +92,7 @@ class ModelCard:
         attributes: names of predicted ratings.
         scalar: whether the logit is a difference of rewards, so that responses can be rated one by one.
         pairwise: whether both responses are read at once, so that their order may matter.
+        compares: whether it has preferences; a regression model without weights has ratings alone.
         revision: of the source.
         numerics: dtype, kernels, versions.
         domain: what the model knows.
@@ -109,6 +110,7 @@ class ModelCard:
     attributes: tuple[str, ...]
     scalar: bool
     pairwise: bool
+    compares: bool = True
     revision: str | None = None
     numerics: Mapping[str, str] = field(default_factory=dict)
     domain: str | None = None
@@ -139,7 +141,6 @@ class ServiceScorer:
 
     Raises:
         ParagoneError: if the service cannot be reached or hosts no such model.
-        EvaluationError: if the model rates attributes and has no weights to compare with.
     """
 
     chunk = 2000
@@ -147,8 +148,6 @@ class ServiceScorer:
     def __init__(self, client: Client, *, url: str, model: str | None = None) -> None:
         self._client = client
         info = client.models()[0] if model is None else client.model(model)
-        if info.kind == "regression" and info.weights is None:
-            raise EvaluationError(_no_weights(info.id))
         self.card = ModelCard(
             name=info.id,
             kind=info.kind,
@@ -161,6 +160,7 @@ class ServiceScorer:
             attributes=tuple(info.attributes),
             scalar=info.kind in SCALAR_KINDS,
             pairwise=info.dimension is None,
+            compares=info.kind != "regression" or info.weights is not None,
             revision=info.revision,
             numerics=info.numerics,
             domain=info.domain,
@@ -183,7 +183,7 @@ class ServiceScorer:
         for row in answer.rewards:
             if isinstance(row, ItemError):
                 rows.append(Refusal(str(row.error.code), row.error.message))
-            elif row.reward is None:
+            elif row.reward is None and self.card.compares:
                 raise EvaluationError(f"{self.card.name} is of kind {self.card.kind} and answered without a reward")
             else:
                 rows.append(Rating(row.reward, row.attributes))
@@ -228,7 +228,7 @@ class LocalScorer:
         model: from ``paragone_models.load_model``.
 
     Raises:
-        EvaluationError: if the model has no tokenizer, or rates attributes and has no weights to compare with.
+        EvaluationError: if the model has no tokenizer.
     """
 
     chunk = 256
@@ -236,8 +236,6 @@ class LocalScorer:
     def __init__(self, model: PreferenceModel) -> None:
         if model.reader is None:
             raise EvaluationError(f"{model.source} has no tokenizer files: it cannot read the texts of an evaluation")
-        if model.kind == "regression" and model.spec.weights is None:
-            raise EvaluationError(_no_weights(model.source))
         self.model = model
         self._known: dict[tuple[str, str], np.ndarray[Any, np.dtype[np.float32]] | Refusal] = {}
         self.card = ModelCard(
@@ -252,6 +250,7 @@ class LocalScorer:
             attributes=model.spec.attributes,
             scalar=model.kind in SCALAR_KINDS,
             pairwise=False,
+            compares=model.kind != "regression" or model.spec.weights is not None,
             revision=model.revision,
             numerics=model.numerics,
             domain=model.domain,
@@ -271,10 +270,11 @@ class LocalScorer:
                 rows.append(one)
                 continue
             rewards = self.model.comparator.rewards(one[None])
-            if rewards is None:
+            if rewards is None and self.card.compares:
                 raise PreferencesUnavailableError(f"a {self.card.kind} model has no rewards: compare instead")
             values = self.model.comparator.attribute_values(one)
-            rows.append(Rating(float(rewards[0]), dict(zip(self.card.attributes, map(float, values), strict=True))))
+            reward = None if rewards is None else float(rewards[0])
+            rows.append(Rating(reward, dict(zip(self.card.attributes, map(float, values), strict=True))))
         return rows
 
     def compare(self, pairs: Sequence[PairItem]) -> list[Comparison | Refusal]:
@@ -316,10 +316,6 @@ class LocalScorer:
                     )
                 self._known.update({key: row for (key, _), row in zip(good, values, strict=True)})
         return [self._known[key] for key in keys]
-
-
-def _no_weights(name: str) -> str:
-    return f"{name} rates attributes and has no weights to compare responses with: load it with weights"
 
 
 def _plain(response: ResponseText) -> Any:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from paragone_training.evaluation.asking import Answers
+from paragone_training.evaluation.asking import Answers, rates_alone
 from paragone_training.evaluation.dataset import EvaluationSet
 from paragone_training.evaluation.errors import EvaluationError
 from paragone_training.evaluation.groups import attribute_rows, group_section
-from paragone_training.evaluation.judged import clustering, judged_pairs
+from paragone_training.evaluation.judged import Clustering, clustering, judged_pairs
 from paragone_training.evaluation.measures.paired import compare_models
 from paragone_training.evaluation.published import benchmark_section
 from paragone_training.evaluation.scorers import ModelCard
@@ -26,9 +26,19 @@ from paragone_training.evaluation.sections import (
     transitivity_section,
 )
 
-__all__ = ["Settings", "plain", "summarise"]
+__all__ = ["Settings", "only_rated", "plain", "summarise"]
 
 _CALIBRATION_PAIRS = 500
+_PREFERENCE_SECTIONS = (
+    "accuracy",
+    "probabilities",
+    "strength",
+    "length",
+    "position",
+    "transitivity",
+    "groups",
+    "benchmark",
+)
 
 
 @dataclass(frozen=True)
@@ -72,9 +82,12 @@ def summarise(
         ``Estimate``. ``plain`` turns it into JSON values.
 
     Raises:
-        EvaluationError: if a setting is impossible, or people decided no pair that was answered.
+        EvaluationError: if a setting is impossible, people decided no pair that was answered, or a model without
+            preferences is to be compared with another.
     """
     clusters = clustering(data, settings.cluster, resamples=settings.resamples, seed=settings.seed)
+    if only_rated(data, answers.card, None if against is None else against.card):
+        return _ratings_summary(data, answers, settings, clusters)
     judged, draw = judged_pairs(data, answers, clusters), clusters.resampler
     measures: dict[str, Any] = {
         "accuracy": accuracy_section(judged, draw),
@@ -85,7 +98,7 @@ def summarise(
         # Judgements made from ratings are free of cycles by construction.
         "transitivity": None if data.rated else transitivity_section(judged),
         "groups": group_section(data, answers, clusters),
-        "attributes": attribute_rows(data, answers),
+        "attributes": attribute_rows(data, answers, clusters),
         "benchmark": benchmark_section(data, answers, judged, clusters),
         "subsets": subset_rows(judged, data, clusters),
     }
@@ -112,9 +125,51 @@ def summarise(
         "model": _card(answers.card),
         "settings": {**dataclasses.asdict(settings), "cluster": clusters.by, "clusters": clusters.count},
         "left_out": _left_out(data, answers, against),
-        "notes": [*_notes(answers.card, len(judged.logit)), *data.notes, *clusters.notes],
+        "notes": [*_notes(answers.card, len(judged.logit)), *_rated_note(data), *data.notes, *clusters.notes],
         "measures": measures,
         "comparison": comparison,
+    }
+
+
+def only_rated(data: EvaluationSet, card: ModelCard, against: ModelCard | None) -> bool:
+    """Return whether only ratings can be measured, having refused what cannot be evaluated at all.
+
+    Args:
+        data: what is evaluated on.
+        card: of the model.
+        against: of the model that it is to be compared with.
+
+    Raises:
+        EvaluationError: if nothing can be measured, or one of two models has no preferences to compare.
+    """
+    alone = [one for one in (card, against) if one is not None and rates_alone(data, one)]
+    if alone and against is not None:
+        blamed = f"{alone[0].name} has no weights to compare responses with"
+        if alone[0].compares:
+            blamed = f"no two responses of a prompt in {data.path} differ in {data.rated!r}"
+        raise EvaluationError(f"{blamed}, so there is nothing to compare models by: leave out --against")
+    return bool(alone)
+
+
+def _ratings_summary(data: EvaluationSet, answers: Answers, settings: Settings, clusters: Clustering) -> dict[str, Any]:
+    """Return the measures of predicted ratings alone; all others are null."""
+    card = answers.card
+    rows = attribute_rows(data, answers, clusters)
+    if not rows:
+        raise EvaluationError(f"no rating of {data.path} is of a response that {card.name} answered for")
+    why = (
+        f"{card.name} has no weights to merge its ratings into a preference, so only its ratings are measured."
+        if not card.compares
+        else f"No two responses of a prompt differ in {data.rated!r}, so only ratings are measured."
+    )
+    return {
+        "data": _about(data, judged_rows=0),
+        "model": _card(card),
+        "settings": {**dataclasses.asdict(settings), "cluster": clusters.by, "clusters": clusters.count},
+        "left_out": [*(dataclasses.asdict(row) for row in data.left_out), *_refused(answers)],
+        "notes": [*_demonstration_note(card), why, *data.notes, *clusters.notes],
+        "measures": {**dict.fromkeys(_PREFERENCE_SECTIONS), "subsets": [], "attributes": rows},
+        "comparison": None,
     }
 
 
@@ -139,11 +194,7 @@ def _card(card: ModelCard) -> dict[str, Any]:
 def _left_out(data: EvaluationSet, answers: Answers, against: Answers | None) -> list[dict[str, Any]]:
     rows = [dataclasses.asdict(row) for row in data.left_out]
     for one in filter(None, (answers, against)):
-        unit = "responses" if one.card.scalar else "comparisons"
-        rows += [
-            {"reason": f"{one.card.name} refused {unit}: {code}", "count": count, "lines": ()}
-            for code, count in sorted(one.refused.items())
-        ]
+        rows += _refused(one)
         lost = int((~one.answered).sum())
         if lost:
             rows.append({"reason": f"judged pairs without an answer by {one.card.name}", "count": lost, "lines": ()})
@@ -159,11 +210,27 @@ def _left_out(data: EvaluationSet, answers: Answers, against: Answers | None) ->
     return rows
 
 
+def _refused(answers: Answers) -> list[dict[str, Any]]:
+    unit = "responses" if answers.card.scalar else "comparisons"
+    return [
+        {"reason": f"{answers.card.name} refused {unit}: {code}", "count": count, "lines": ()}
+        for code, count in sorted(answers.refused.items())
+    ]
+
+
+def _rated_note(data: EvaluationSet) -> list[str]:
+    return [] if data.rated is None else [f"People's scores are the ratings of {data.rated!r}."]
+
+
+def _demonstration_note(card: ModelCard) -> list[str]:
+    if not card.demonstration:
+        return []
+    domain = f": it was trained on {card.domain}" if card.domain else ""
+    return [f"{card.name} is a demonstration{domain}. It shows how things work, not a judgement to rely on."]
+
+
 def _notes(card: ModelCard, pairs: int) -> list[str]:
-    notes = []
-    if card.demonstration:
-        domain = f": it was trained on {card.domain}" if card.domain else ""
-        notes.append(f"{card.name} is a demonstration{domain}. It shows how things work, not a judgement to rely on.")
+    notes = _demonstration_note(card)
     if not card.calibrated:
         notes.append(
             f"The temperature of {card.name} was not fitted: its probabilities are not meant to be calibrated."

@@ -160,7 +160,7 @@ class _Reading:
         if self._reader is None:
             raise DataError(self._nothing())
         self._reader.finish(self._builder)
-        notes, left_out = [], []
+        left_out = []
         if self._other_split:
             reason = f"split is not {self._split}" if self._split else f"split is {self._exclude}"
             left_out.append(LeftOut(reason, len(self._other_split)))
@@ -168,20 +168,20 @@ class _Reading:
         for line, message in self._bad:
             reasons.setdefault(message, []).append(line)
         left_out += [LeftOut(reason, len(lines), tuple(lines[:_SHOWN])) for reason, lines in reasons.items()]
-        if self._reader.rated is not None:
-            notes.append(f"People's scores are the ratings of {self._reader.rated!r}.")
         made = self._builder.built(
             path=str(self._path),
             sha256=file_hash(self._path),
             layout=self._layout,
             split=self._split,
             left_out=left_out,
-            notes=notes,
+            notes=(),
             rated=self._reader.rated,
         )
         return self._checked(made)
 
     def _checked(self, made: EvaluationSet) -> EvaluationSet:
+        if made.rated is not None and made.cases:
+            return made  # ratings can be agreed with where no two responses are compared
         if not len(made.outcome):
             if self._bad:
                 raise DataError(self._complaint())

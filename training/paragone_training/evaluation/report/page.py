@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from paragone_training.evaluation.report.parts import (
+    attributes_part,
     benchmark_part,
     calibration_part,
     comparison_part,
@@ -20,6 +21,8 @@ from paragone_training.evaluation.report.words import interval, number, percent,
 
 __all__ = ["render_page"]
 
+_MOST_CARDS = 4
+
 
 def render_page(results: Mapping[str, Any]) -> str:
     """Return the report as HTML.
@@ -32,16 +35,15 @@ def render_page(results: Mapping[str, Any]) -> str:
     name = model["name"]
     parts = [
         _opening(results),
-        _cards(measures),
+        _cards(measures) if measures["accuracy"] else _rating_cards(measures["attributes"]),
         _notes(results["notes"]),
         benchmark_part(measures["benchmark"]),
         comparison_part(results["comparison"], name, results["settings"]),
-        calibration_part(measures["probabilities"], measures["accuracy"]),
-        length_part(measures["length"]),
-        strength_part(measures["strength"]),
-        groups_part(measures["groups"], measures["attributes"]),
+        *(_preference_parts(measures) if measures["accuracy"] else ()),
+        groups_part(measures["groups"]),
+        attributes_part(measures["attributes"]),
         order_part(measures["position"], measures["transitivity"], model["kind"]),
-        subsets_part(measures["subsets"], measures["accuracy"]["strict"]["value"]),
+        subsets_part(measures["subsets"], measures["accuracy"]["strict"]["value"]) if measures["accuracy"] else "",
         _left_out(results["left_out"]),
         _provenance(results),
     ]
@@ -54,14 +56,23 @@ def render_page(results: Mapping[str, Any]) -> str:
     )
 
 
+def _preference_parts(measures: Mapping[str, Any]) -> list[str]:
+    return [
+        calibration_part(measures["probabilities"], measures["accuracy"]),
+        length_part(measures["length"]),
+        strength_part(measures["strength"]),
+    ]
+
+
 def _opening(results: Mapping[str, Any]) -> str:
     data, model, settings = results["data"], results["model"], results["settings"]
     split = f", split <b>{escape(data['split'])}</b>" if data["split"] else ""
     unit = settings["cluster"] if settings["clusters"] == 1 else f"{settings['cluster']}s"
+    pairs = f"{data['answered']} judged pairs, " if results["measures"]["accuracy"] else ""
     return (
         f"<h1>How well does {escape(model['name'])} agree with people?</h1>"
         f'<p class="soft">A {escape(model["kind"])} model on <b>{escape(_file_name(data["path"]))}</b>{split}: '
-        f"{data['answered']} judged pairs, {data['responses']} responses to {data['prompts']} prompts. Intervals are "
+        f"{pairs}{data['responses']} responses to {data['prompts']} prompts. Intervals are "
         f"95 % bootstrap intervals over {settings['clusters']} {escape(unit)}.</p>"
     )
 
@@ -103,6 +114,16 @@ def _cards(measures: Mapping[str, Any]) -> str:
             f"{percent(ties['half_credit']['value'])}, dropped {percent(ties['dropped']['value'])}.</small></p>"
         )
     return f'<div class="cards">{shown}</div>{rules}'
+
+
+def _rating_cards(rows: list[Mapping[str, Any]]) -> str:
+    shown = "".join(
+        f"<div>{escape(row['name'])}: R²<b>{number(row['determination']['value'])}</b>"
+        f"<span>{interval(row['determination']) or '&nbsp;'}</span>"
+        f"<small>{row['responses']} ratings; always saying their mean has 0</small></div>"
+        for row in rows[:_MOST_CARDS]
+    )
+    return f'<div class="cards">{shown}</div>'
 
 
 def _notes(notes: list[str]) -> str:

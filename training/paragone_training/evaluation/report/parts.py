@@ -14,6 +14,7 @@ from paragone_training.evaluation.report.charts import (
 from paragone_training.evaluation.report.words import interval, number, percent, points
 
 __all__ = [
+    "attributes_part",
     "benchmark_part",
     "calibration_part",
     "comparison_part",
@@ -178,8 +179,8 @@ def order_part(position: Values | None, cycles: Values | None, kind: str) -> str
     return "".join(parts)
 
 
-def groups_part(groups: Values | None, attributes: Sequence[Values]) -> str:
-    """Return the part about groups of responses, best-of-n, and rated attributes."""
+def groups_part(groups: Values | None) -> str:
+    """Return the part about groups of responses and best-of-n."""
     parts = []
     if groups:
         rows = [
@@ -200,18 +201,35 @@ def groups_part(groups: Values | None, attributes: Sequence[Values]) -> str:
             f"<h2>Can it pick the best?</h2><p>{groups['groups']} groups of responses that people scored.</p>"
             f'<div class="charts">{chart}</div>{table(_HEAD, rows, numbers=(1,))}'
         )
-    if attributes:
-        rows = [
-            [
-                escape(row["name"]),
-                str(row["responses"]),
-                *(number(row[key]) for key in ("pearson", "spearman", "root_mean_squared_error")),
-            ]
-            for row in attributes
-        ]
-        head = ("attribute", "responses", "Pearson", "Spearman", "root mean squared error")
-        parts.append("<h2>Does it rate as people rate?</h2>" + table(head, rows, numbers=(1, 2, 3, 4)))
     return "".join(parts)
+
+
+def attributes_part(attributes: Sequence[Values]) -> str:
+    """Return the part about rated attributes."""
+    if not attributes:
+        return ""
+
+    def both(estimate: Values) -> list[str]:
+        return [number(estimate["value"]), f'<span class="w">{interval(estimate)}</span>']
+
+    rows = [
+        [
+            escape(row["name"]),
+            str(row["responses"]),
+            *both(row["root_mean_squared_error"]),
+            number(row["spread"]),
+            *both(row["determination"]),
+            *both(row["pearson"]),
+            *both(row["spearman"]),
+        ]
+        for row in attributes
+    ]
+    head = ("attribute", "rated", "RMSE", "", "of the mean", "R²", "", "Pearson", "", "Spearman", "")
+    return (
+        "<h2>Does it rate as people rate?</h2><p>RMSE is in the unit of the ratings; “of the mean” is that of always "
+        "saying the mean of these ratings, which has R² 0. 95 % intervals stand beside the values.</p>"
+        + table(head, rows, numbers=(1, 2, 4, 5, 7, 9))
+    )
 
 
 def benchmark_part(benchmark: Values | None) -> str:

@@ -24,7 +24,10 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     model, measures = results["model"], results["measures"]
     title = f"[bold]{escape(model['name'])}[/bold] ({escape(model['kind'])}) on {escape(results['data']['path'])}"
     console.print(title, soft_wrap=True)
-    console.print(_main(measures))
+    if measures["accuracy"]:
+        console.print(_main(measures))
+    if measures["attributes"]:
+        console.print(_attributes(measures["attributes"]))
     if measures["benchmark"]:
         console.print(_benchmark(measures["benchmark"]))
     if results["comparison"]:
@@ -85,8 +88,23 @@ def _groups(table: Table, measures: Mapping[str, Any]) -> None:
     if cycles:
         remark = f"people {percent(cycles['human']['rate'])} of {cycles['human']['closed']}"
         table.add_row("cyclic triads", percent(cycles["model"]["rate"]), "", f"[dim]{remark}[/dim]")
-    for row in measures["attributes"]:
-        table.add_row(f"{escape(row['name'])}: Spearman", number(row["spearman"]), "", f"[dim]{row['responses']}[/dim]")
+
+
+def _attributes(rows: list[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("attribute")
+    for title in ("rated", "RMSE", "R²", "Pearson", "Spearman"):
+        table.add_column(title, justify="right")
+        if title != "rated":
+            table.add_column("95 % interval")
+    for row in rows:
+        cells = [
+            cell
+            for name in ("root_mean_squared_error", "determination", "pearson", "spearman")
+            for cell in (number(row[name]["value"]), interval(row[name]))
+        ]
+        table.add_row(escape(row["name"]), str(row["responses"]), *cells)
+    return table
 
 
 def _benchmark(benchmark: Mapping[str, Any]) -> Table:
