@@ -238,10 +238,37 @@ def test_rewardbench_2_has_best_of_four_and_ties(tmp_path, models, name):
         right += int(np.argmax(logit)) == 0
     assert benchmark["scores"]["Focus"]["value"] == right / 5
     assert set(benchmark["ties"]) >= {"score", "tied_accuracy"}
+    assert benchmark["scores"]["Ties"]["low"] is None  # one number alone says nothing about others
     columns = json.loads((tmp_path / "out" / "eval-set-scores" / f"{name}.json").read_text())
     assert columns["results"][-1] is None
     assert columns["num_correct"][-2:] == [2, 1]
     page_of(written)
+
+
+def test_all_scores_of_rewardbench_2_have_intervals(tmp_path, models):
+    subsets = ("Factuality", "Precise IF", "Math", "Safety", "Focus")
+    rows = [
+        {
+            "id": str(number),
+            "prompt": f"P{number}?",
+            "chosen": [text(number)],
+            "rejected": [text(number + 40), text(number + 80), text(number + 120)],
+            "subset": subsets[number % 5],
+        }
+        for number in range(30)
+    ]
+    for number in range(4):
+        rows.append(
+            {**TIES, "id": f"tied:{number}", "prompt": f"C{number}?", "chosen": [text(number), text(number + 7)]}
+        )
+        rows.append({**TIES, "id": f"ref:{number}", "prompt": f"D{number}?", "chosen": [text(number + 9)]})
+    scores = run(tmp_path, rows, LocalScorer(models["bt"])).results["measures"]["benchmark"]["scores"]
+    assert set(scores) == {*subsets, "Ties", "Overall"}
+    parts = [scores[name]["value"] for name in (*subsets, "Ties")]
+    assert scores["Overall"]["value"] == pytest.approx(np.mean(parts))
+    for score in scores.values():
+        assert score["low"] <= score["value"] <= score["high"]
+    assert scores["Overall"]["high"] - scores["Overall"]["low"] < 1
 
 
 def test_rm_bench_and_judgebench_have_their_own_scores(tmp_path, models):
@@ -258,6 +285,7 @@ def test_rm_bench_and_judgebench_have_their_own_scores(tmp_path, models):
     ]
     scores = run(tmp_path, rows, LocalScorer(models["bt"])).results["measures"]["benchmark"]["scores"]
     assert list(scores) == ["chat", "code", "safety", "Easy", "Normal", "Hard", "Total"]
+    assert all(score["low"] <= score["value"] <= score["high"] for score in scores.values())
     assert scores["Total"]["value"] == pytest.approx(
         np.mean([scores[name]["value"] for name in ("Easy", "Normal", "Hard")])
     )

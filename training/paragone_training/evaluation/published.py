@@ -12,6 +12,7 @@ from paragone_training.evaluation.dataset import EvaluationSet
 from paragone_training.evaluation.groups import case_scores
 from paragone_training.evaluation.judged import Clustering, Judged
 from paragone_training.evaluation.measures.benchmarks import (
+    RMBench,
     TiesPrompt,
     best_of_k_result,
     net_vote,
@@ -19,13 +20,14 @@ from paragone_training.evaluation.measures.benchmarks import (
     rm_bench,
     ties_score,
 )
-from paragone_training.evaluation.measures.bootstrap import Estimate, estimate
+from paragone_training.evaluation.measures.bootstrap import Estimate, Resampler, estimate
 from paragone_training.evaluation.measures.checks import Floats
 from paragone_training.evaluation.readers.published import TIES_ID
 
 __all__ = ["benchmark_section", "write_rewardbench_files"]
 
 _NO_INTERVAL = float("nan")
+_TIES_SEED = 0
 
 
 def benchmark_section(
@@ -46,7 +48,7 @@ def benchmark_section(
     if data.layout == "rewardbench2":
         return {"name": "RewardBench 2", **_rewardbench2(data, answers, clusters)}
     if data.layout == "rm-bench":
-        return {"name": "RM-Bench", "scores": _rm_bench(data, answers)}
+        return {"name": "RM-Bench", "scores": _rm_bench(data, answers, clusters)}
     if data.layout == "judgebench":
         swapped = -judged.logit if judged.swapped is None else judged.swapped
         results = net_vote(judged.logit, swapped, judged.outcome)
@@ -91,36 +93,57 @@ def _rewardbench2(data: EvaluationSet, answers: Answers, clusters: Clustering) -
         else:
             cluster = int(clusters.prompt_cluster[case.prompt])
             results.setdefault(subset, []).append((best_of_k_result(scores), cluster))
-    scored = {
-        subset: clusters.resampler.mean([result for result, _ in rows], [cluster for _, cluster in rows])
-        for subset, rows in sorted(results.items())
-    }
+    scored, draws = {}, {}
+    for subset, rows in sorted(results.items()):
+        column = np.asarray([[result, 1.0] for result, _ in rows])
+        total, drawn = clusters.resampler.totals(column, [cluster for _, cluster in rows])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            draws[subset] = drawn[:, 0] / drawn[:, 1]
+        scored[subset] = estimate(float(total[0] / total[1]), draws[subset], clusters=clusters.count)
     section: dict[str, Any] = {"scores": scored}
     numbers = {prompt.number for prompt in prompts if prompt.tied} & {p.number for p in prompts if not p.tied}
     if numbers:
         ties = ties_score(prompts)
-        scored["Ties"] = Estimate(ties.score, _NO_INTERVAL, _NO_INTERVAL)
+        draws["Ties"] = _drawn_ties(prompts, sorted(numbers), clusters.resampler)
+        scored["Ties"] = estimate(ties.score, draws["Ties"], clusters=len(numbers))
         section["ties"] = {name: getattr(ties, name) for name in ties.__dataclass_fields__}
     if len(scored) == 6:
-        scored["Overall"] = Estimate(float(np.mean([score.value for score in scored.values()])), *[_NO_INTERVAL] * 2)
+        overall = float(np.mean([score.value for score in scored.values()]))
+        drawn = np.mean([draws[subset] for subset in scored], axis=0)
+        scored["Overall"] = estimate(overall, drawn, clusters=clusters.count)
     return section
 
 
-def _rm_bench(data: EvaluationSet, answers: Answers) -> dict[str, Estimate]:
-    wins: dict[str, list[Floats]] = {}
+def _drawn_ties(prompts: list[TiesPrompt], numbers: list[str], resampler: Resampler) -> Floats:
+    """Return the Ties score of each resample: of numbers, whose two prompts belong together."""
+    paired = [prompt for prompt in prompts if prompt.number in set(numbers)]
+    draw = Resampler(len(numbers), resamples=resampler.resamples, seed=_TIES_SEED)
+    return np.asarray(
+        [ties_score(paired, weight=dict(zip(numbers, map(float, row), strict=True))).score for row in draw.counts]
+    )
+
+
+def _rm_bench(data: EvaluationSet, answers: Answers, clusters: Clustering) -> dict[str, Estimate]:
+    rows: list[tuple[str, int, RMBench]] = []
     for number, case in enumerate(data.cases):
         matrix = answers.matrices[number][:3, 3:]
         if np.isfinite(matrix).all():
             # chat, code, math, and safety, which comes as safety-refuse and safety-response
-            wins.setdefault((case.subset or "").split("-")[0], []).append((matrix > 0).astype(np.float64))
+            domain = (case.subset or "").split("-")[0]
+            found = rm_bench((matrix > 0).astype(np.float64)[None])
+            rows.append((domain, int(clusters.prompt_cluster[case.prompt]), found))
+    cluster = np.asarray([row[1] for row in rows], dtype=np.int64)
+    # Every score is a mean over prompts, so each prompt has one of its own.
+    columns = {
+        name: np.asarray([getattr(row[2], name) for row in rows]) for name in ("easy", "normal", "hard", "total")
+    }
     scored = {}
-    for domain, tables in sorted(wins.items()):
-        scored[domain] = rm_bench(tables).total
-    overall = rm_bench([table for tables in wins.values() for table in tables])
-    for name in ("easy", "normal", "hard"):
-        scored[name.capitalize()] = getattr(overall, name)
-    scored["Total"] = overall.total
-    return {name: Estimate(value, _NO_INTERVAL, _NO_INTERVAL) for name, value in scored.items()}
+    for domain in sorted({row[0] for row in rows}):
+        here = np.asarray([row[0] == domain for row in rows])
+        scored[domain] = clusters.resampler.mean(columns["total"][here], cluster[here])
+    for name, values in columns.items():
+        scored[name.capitalize()] = clusters.resampler.mean(values, cluster)
+    return scored
 
 
 def write_rewardbench_files(

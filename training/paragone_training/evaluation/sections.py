@@ -19,7 +19,7 @@ from paragone_training.evaluation.measures.calibration import (
     reliability,
 )
 from paragone_training.evaluation.measures.checks import Floats, Ints
-from paragone_training.evaluation.measures.intervals import calibration_error_estimate, pearson_estimate
+from paragone_training.evaluation.measures.intervals import auc_estimate, calibration_error_estimate, pearson_estimate
 from paragone_training.evaluation.measures.length import (
     length_logit,
     length_matched,
@@ -28,7 +28,7 @@ from paragone_training.evaluation.measures.length import (
     within_prompt_spearman,
 )
 from paragone_training.evaluation.measures.position import position_bias
-from paragone_training.evaluation.measures.strength import by_strength, strength_auc
+from paragone_training.evaluation.measures.strength import by_strength
 from paragone_training.evaluation.measures.transitivity import triads
 
 __all__ = [
@@ -126,10 +126,11 @@ def strength_section(judged: Judged, resampler: Resampler) -> dict[str, Any] | N
     if not known.any():
         return None
     logit, strength, cluster = judged.logit[known], judged.strength[known], judged.cluster[known]
+    sided = strength != 0
     return {
         "pearson": pearson_estimate(logit, strength, cluster, resampler),
         "spearman": pearson_estimate(rankdata(logit), rankdata(strength), cluster, resampler),
-        "auc_strong": strength_auc(logit, strength),
+        "auc_strong": auc_estimate(np.abs(logit[sided]), np.abs(strength[sided]) >= 2, cluster[sided], resampler),
         "levels": [dataclasses.asdict(level) for level in by_strength(logit, strength)],
         "pairs": int(known.sum()),
     }

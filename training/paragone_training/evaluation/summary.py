@@ -102,24 +102,6 @@ def summarise(
         "benchmark": benchmark_section(data, answers, judged, clusters),
         "subsets": subset_rows(judged, data, clusters),
     }
-    comparison = None
-    if against is not None:
-        both = answers.answered & against.answered
-        mine, theirs = (judged_pairs(data, one, clusters, only=both) for one in (answers, against))
-        found = compare_models(mine.logit, theirs.logit, mine.outcome, mine.cluster, draw)
-        comparison = {
-            "model": _card(against.card),
-            "pairs": int(both.sum()),
-            "accuracy": accuracy_section(mine, draw)["strict"],
-            "accuracy_against": accuracy_section(theirs, draw)["strict"],
-            "accuracy_difference": found.accuracy,
-            "nll_difference": found.nll,
-            "brier_difference": found.brier,
-            "better_share": found.better_share,
-            "agreement": found.agreement,
-            "only_first_right": found.only_first_right,
-            "only_second_right": found.only_second_right,
-        }
     return {
         "data": _about(data, judged_rows=len(judged.logit)),
         "model": _card(answers.card),
@@ -127,7 +109,28 @@ def summarise(
         "left_out": _left_out(data, answers, against),
         "notes": [*_notes(answers.card, len(judged.logit)), *_rated_note(data), *data.notes, *clusters.notes],
         "measures": measures,
-        "comparison": comparison,
+        "comparison": None if against is None else _comparison(data, answers, against, clusters),
+    }
+
+
+def _comparison(data: EvaluationSet, answers: Answers, against: Answers, clusters: Clustering) -> dict[str, Any]:
+    """Return the paired comparison of two models, on the pairs that both answered."""
+    draw = clusters.resampler
+    both = answers.answered & against.answered
+    mine, theirs = (judged_pairs(data, one, clusters, only=both) for one in (answers, against))
+    found = compare_models(mine.logit, theirs.logit, mine.outcome, mine.cluster, draw)
+    return {
+        "model": _card(against.card),
+        "pairs": int(both.sum()),
+        "accuracy": accuracy_section(mine, draw)["strict"],
+        "accuracy_against": accuracy_section(theirs, draw)["strict"],
+        "accuracy_difference": found.accuracy,
+        "nll_difference": found.nll,
+        "brier_difference": found.brier,
+        "better_share": found.better_share,
+        "agreement": found.agreement,
+        "only_first_right": found.only_first_right,
+        "only_second_right": found.only_second_right,
     }
 
 

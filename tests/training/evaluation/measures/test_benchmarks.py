@@ -1,5 +1,7 @@
 """Published benchmarks: their formulas, and numbers that other people computed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -59,6 +61,20 @@ def test_the_ties_score_is_the_weighted_sum_of_its_parts():
     margin = (np.tanh(0.5 / 1 - 1) + np.tanh(-1 / 4 - 1)) / 2
     found = ties_score(prompts)
     assert found.score == pytest.approx(0.3 * 0.5 + 0.3 * 1.0 + 0.2 * 0.5 + 0.2 * 0.0 + 0.01 * margin, abs=1e-12)
+
+
+def test_a_number_that_counts_twice_is_a_number_that_is_there_twice():
+    draw = np.random.default_rng(0)
+    prompts = [
+        TiesPrompt(number, tied, tuple(draw.normal(1, 1, 3 if tied else 1)), tuple(draw.normal(0, 1, 4)))
+        for number in "abc"
+        for tied in (True, False)
+    ]
+    doubled = [*prompts, *(replace(prompt, number="again") for prompt in prompts if prompt.number == "b")]
+    weighted = ties_score(prompts, weight={"a": 1.0, "b": 2.0, "c": 1.0})
+    assert weighted.score == pytest.approx(ties_score(doubled).score, abs=1e-12)
+    without = ties_score(prompts, weight={"a": 1.0, "b": 0.0, "c": 1.0})
+    assert without.score == pytest.approx(ties_score([one for one in prompts if one.number != "b"]).score, abs=1e-12)
 
 
 def test_a_perfect_model_without_spread_exceeds_one_by_a_hundredth():

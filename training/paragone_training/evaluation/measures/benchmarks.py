@@ -140,7 +140,7 @@ class TiesScore:
     margin: float
 
 
-def ties_score(prompts: Sequence[TiesPrompt]) -> TiesScore:
+def ties_score(prompts: Sequence[TiesPrompt], *, weight: Mapping[str, float] | None = None) -> TiesScore:
     """Return the score of RewardBench 2's Ties subset.
 
         0.30 acc_tied + 0.30 acc_ref + 0.20 mean[gap_tied > spread] + 0.20 mean[min(gap_ref, gap_tied) > spread]
@@ -151,6 +151,7 @@ def ties_score(prompts: Sequence[TiesPrompt]) -> TiesScore:
 
     Args:
         prompts: of the subset, in any order.
+        weight: how often each number counts; once if omitted.
 
     Raises:
         ValueError: if no number has both a tied prompt and its reference.
@@ -158,19 +159,26 @@ def ties_score(prompts: Sequence[TiesPrompt]) -> TiesScore:
     tied = {prompt.number: prompt for prompt in prompts if prompt.tied}
     reference = {prompt.number: prompt for prompt in prompts if not prompt.tied}
     both = sorted(set(tied) & set(reference))
-    if not both:
+    times = {number: 1.0 if weight is None else weight[number] for number in {*tied, *reference}}
+    counts = np.asarray([times[number] for number in both])
+    if not counts.sum():
         raise ValueError("the Ties score needs prompts that come as tied:n and ref:n")
     spread = np.asarray([tied[number].spread for number in both])
     gap_tied = np.asarray([tied[number].gap for number in both])
     least = np.minimum(gap_tied, [reference[number].gap for number in both])
     with np.errstate(divide="ignore", invalid="ignore"):
-        margin = float(np.nan_to_num(np.tanh(least / spread - 1.0), nan=0.0).mean())
+        margin = np.nan_to_num(np.tanh(least / spread - 1.0), nan=0.0)
+
+    def right(side: Mapping[str, TiesPrompt]) -> float:
+        here = [times[number] for number in side]
+        return float(np.average([prompt.gap > 0 for prompt in side.values()], weights=here))
+
     parts = (
-        float(np.mean([prompt.gap > 0 for prompt in tied.values()])),
-        float(np.mean([prompt.gap > 0 for prompt in reference.values()])),
-        float((gap_tied > spread).mean()),
-        float((least > spread).mean()),
-        margin,
+        right(tied),
+        right(reference),
+        float(np.average(gap_tied > spread, weights=counts)),
+        float(np.average(least > spread, weights=counts)),
+        float(np.average(margin, weights=counts)),
     )
     score = sum(weight * part for weight, part in zip((0.30, 0.30, 0.20, 0.20, 0.01), parts, strict=True))
     return TiesScore(score, *parts)

@@ -1,4 +1,4 @@
-"""Intervals of measures that are no means: calibration error, correlation, and the weighted score of a section."""
+"""Intervals of measures that are no means: calibration error, correlation, and AUC."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -7,9 +7,11 @@ from paragone_training.evaluation.measures.accuracy import credit
 from paragone_training.evaluation.measures.bootstrap import Estimate, Resampler, estimate
 from paragone_training.evaluation.measures.calibration import confidence, confidence_bin, expected_calibration_error
 from paragone_training.evaluation.measures.checks import Floats, columns
-from paragone_training.evaluation.measures.strength import pearson
+from paragone_training.evaluation.measures.strength import auc, pearson
 
-__all__ = ["calibration_error_estimate", "pearson_estimate"]
+__all__ = ["auc_estimate", "calibration_error_estimate", "pearson_estimate"]
+
+_CELLS = 2_000_000
 
 
 def calibration_error_estimate(
@@ -61,6 +63,40 @@ def pearson_estimate(first: ArrayLike, second: ArrayLike, cluster: ArrayLike, re
         n, sx, sy, sxx, syy, sxy = sums.T
         drawn = (sxy - sx * sy / n) / np.sqrt((sxx - sx * sx / n) * (syy - sy * sy / n))
     return estimate(pearson(one, two), drawn, clusters=resampler.clusters)
+
+
+def auc_estimate(value: ArrayLike, positive: ArrayLike, cluster: ArrayLike, resampler: Resampler) -> Estimate:
+    """Return the AUC with its interval: both sides of a cluster are resampled together.
+
+        AUC = Σ_v P_v (N_{<v} + ½ N_v) / (P N),  P_v and N_v the weights of positives and negatives with value v
+
+    Args:
+        value: should be larger for positives. [n]
+        positive: 1 for positives, 0 for negatives. [n]
+        cluster: number of each row's cluster. [n]
+        resampler: draws the clusters.
+
+    Raises:
+        ValueError: if the lengths differ or a value is not finite.
+    """
+    values, is_positive = columns(value=value, positive=positive)
+    where = np.asarray(cluster, dtype=np.int64)
+    found = auc(values[is_positive == 1.0], values[is_positive == 0.0])
+    order = np.argsort(values, kind="stable")
+    if not len(order):
+        return estimate(found, [], clusters=resampler.clusters)
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(values[order]) > 0]))
+    above, where = is_positive[order], where[order]
+    drawn = []
+    step = max(1, _CELLS // len(order))
+    for start in range(0, len(resampler.counts), step):
+        weight = resampler.counts[start : start + step, where].astype(np.float64)
+        ours = np.add.reduceat(weight * above, starts, axis=1)
+        theirs = np.add.reduceat(weight * (1.0 - above), starts, axis=1)
+        below = np.cumsum(theirs, axis=1) - theirs
+        with np.errstate(invalid="ignore", divide="ignore"):
+            drawn.append((ours * (below + theirs / 2)).sum(axis=1) / (ours.sum(axis=1) * theirs.sum(axis=1)))
+    return estimate(found, np.concatenate(drawn), clusters=resampler.clusters)
 
 
 def _standard(values: Floats) -> Floats:

@@ -144,7 +144,7 @@ def strength_part(strength: Values | None) -> str:
         f"Spearman of logit and signed strength {number(strength['spearman']['value'])} "
         f"({interval(strength['spearman'])}), Pearson {number(strength['pearson']['value'])} "
         f"({interval(strength['pearson'])}); AUC of |logit| for strong against slight preferences "
-        f"{number(strength['auc_strong'])}."
+        f"{number(strength['auc_strong']['value'])} ({interval(strength['auc_strong'])})."
     )
     head = ("|strength|", "pairs", "accuracy", "mean logit of the preferred")
     return (
