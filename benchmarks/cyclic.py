@@ -2,14 +2,15 @@
 
     python benchmarks/cyclic.py                                     # synthetic cycles of 3, 4 and 5 responses
     python benchmarks/cyclic.py --lengths 3 --seeds 2               # less of it
-    python benchmarks/cyclic.py --people 8                          # cycles in people's votes
+    python benchmarks/cyclic.py --people 8 --lexical 100 --epochs 80      # cycles in people's votes
     python benchmarks/cyclic.py --ratings ultrafeedback.jsonl --criteria honesty truthfulness helpfulness
     python benchmarks/cyclic.py --ratings data/convincing_ratings.jsonl.gz \\
         --criteria convincingness convincingness verbosity --limit 8
 
 As in the paper, models are trained and tested on the same preferences: the question is what they can express. Decoders
-are tiny, from random weights, and trained from text to preference with the code that trains every model here. One step
-is one epoch. A row is the mean over seeds, and the least and the largest.
+are tiny, from random weights, and trained from text to preference with the code that trains every model here; with
+--lexical they first learn to tell words and length, without any label. One step is one epoch. A row is the mean over
+seeds, and the least and the largest.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import statistics
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--lexical", type=int, default=0, help="steps of a start without labels")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
     parser.add_argument("--people", type=int, help="so many disjoint cycles from people's votes in place of synthetic")
     parser.add_argument("--ratings", type=Path, help="rows rated by several criteria in place of synthetic cycles")
@@ -85,7 +88,12 @@ def main() -> None:
     for cycles in sets:
         if not cycles:
             parser.error("there is no cycle to train on")
-        compare(cycles, arguments.models, arguments.seeds, arguments.epochs, arguments.learning_rate)
+        settings = {
+            "epochs": arguments.epochs,
+            "learning_rate": arguments.learning_rate,
+            "lexical": arguments.lexical,
+        }
+        compare(cycles, arguments.models, arguments.seeds, settings)
 
 
 def votes(number: int) -> list[Cycle]:
@@ -98,25 +106,31 @@ def votes(number: int) -> list[Cycle]:
     return disjoint_cycles(people.cycles)[:number]
 
 
-def compare(cycles: Sequence[Cycle], models: Iterable[str], seeds: int, epochs: int, learning_rate: float) -> None:
+def compare(cycles: Sequence[Cycle], models: Iterable[str], seeds: int, settings: dict[str, Any]) -> None:
     """Train every model on the cycles with every seed, and print a table."""
     length = len(cycles[0].responses)
     longest = max(len(cycle.prompt) + len(text) for cycle in cycles for text in cycle.responses)
     print(f"\n{len(cycles)} cycles of {length}: a scalar reaches {scalar_ceiling(length):.3f} at most")
     print("| model | accuracy | loss in nats | least loss possible |\n|---|---|---|---|", flush=True)
     for name in models:
-        results = [train(name, cycles, seed, epochs, learning_rate, longest) for seed in range(seeds)]
+        results = [train(name, cycles, seed, longest, **settings) for seed in range(seeds)]
         accuracy = spread([result.accuracy for result in results], 3)
         loss = spread([result.negative_log_likelihood for result in results], 5)
         print(f"| {name} | {accuracy} | {loss} | {least_loss(name, length)} |", flush=True)
 
 
-def train(name: str, cycles: Sequence[Cycle], seed: int, epochs: int, learning_rate: float, longest: int) -> Summary:
+def train(
+    name: str, cycles: Sequence[Cycle], seed: int, longest: int, *, epochs: int, learning_rate: float, lexical: int
+) -> Summary:
     """Train one model and return what it says about the same preferences."""
     pairs = cycle_pairs(cycles)
+    start = {"lexical": {"steps": lexical, "coordinates": 16}} if lexical else {}
+    # A token is a character at least. Words and length are told from the mean.
+    model = {**MODELS[name], "max_length": 64 + longest, "pooling": "mean" if lexical else "last"}
     recipe = parse_recipe(
         {
-            "model": {**MODELS[name], "max_length": 64 + longest},  # a token is a character at least
+            **start,
+            "model": model,
             "backbone": {"hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 64},
             "tokenizer": {"vocabulary_size": 400},
             "data": {"train": ["in memory"]},
