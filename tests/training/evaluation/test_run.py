@@ -34,7 +34,7 @@ class Checker(HTMLParser):
         self.open, self.fetched = [], []
 
     def handle_starttag(self, tag, attributes):
-        if tag not in ("meta", "line", "circle", "polyline"):
+        if tag not in ("meta", "line", "circle", "polyline", "br"):
             self.open.append(tag)
         self.fetched += [value for name, value in attributes if name in ("src", "href")] + [tag] * (tag == "script")
 

@@ -209,26 +209,26 @@ def attributes_part(attributes: Sequence[Values]) -> str:
     if not attributes:
         return ""
 
-    def both(estimate: Values) -> list[str]:
-        return [number(estimate["value"]), f'<span class="w">{interval(estimate)}</span>']
+    def both(estimate: Values) -> str:
+        return f'{number(estimate["value"])}<br><small class="soft w">{interval(estimate)}</small>'
 
     rows = [
         [
             escape(row["name"]),
             str(row["responses"]),
-            *both(row["root_mean_squared_error"]),
+            both(row["root_mean_squared_error"]),
             number(row["spread"]),
-            *both(row["determination"]),
-            *both(row["pearson"]),
-            *both(row["spearman"]),
+            both(row["determination"]),
+            both(row["pearson"]),
+            both(row["spearman"]),
         ]
         for row in attributes
     ]
-    head = ("attribute", "rated", "RMSE", "", "of the mean", "R²", "", "Pearson", "", "Spearman", "")
+    head = ("attribute", "rated", "RMSE", "of the mean", "R²", "Pearson", "Spearman")
     return (
         "<h2>Does it rate as people rate?</h2><p>RMSE is in the unit of the ratings; “of the mean” is that of always "
-        "saying the mean of these ratings, which has R² 0. 95 % intervals stand beside the values.</p>"
-        + table(head, rows, numbers=(1, 2, 4, 5, 7, 9))
+        "saying the mean of these ratings, which has R² 0. 95 % intervals stand under the values.</p>"
+        + table(head, rows, numbers=(1, 2, 3, 4, 5, 6))
     )
 
 
