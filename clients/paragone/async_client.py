@@ -37,6 +37,7 @@ from paragone.wire import (
     ModelInfo,
     OnError,
     PreferencesAnswer,
+    RewardReturn,
     RewardsAnswer,
     TokensAnswer,
     Tournament,
@@ -60,7 +61,7 @@ class AsyncClient:
         model: id of the model to ask when a call names none.
         timeout_s: deadline of one HTTP request, its retries included. A batch that is split has one for each part.
         retries: tries after the first one, for failed connections, 502, 503, 504 and 429 with ``Retry-After``.
-        max_items_per_request: larger batches are split; a group counts as its responses and references.
+        max_items_per_request: larger batches are split; every response and reference counts.
         max_bytes_per_request: batches with more bytes of text are split.
         concurrency: most requests of one call in flight.
         transport: what carries the requests, if not the network (an ``httpx2`` transport).
@@ -165,16 +166,18 @@ class AsyncClient:
         items: Iterable[ItemLike],
         *,
         model: str | None = None,
-        return_: Sequence[Literal["representation"]] = (),
+        return_: Sequence[RewardReturn] = (),
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
     ) -> RewardsAnswer:
         """Return the reward and the attributes of each response, in their order.
 
         Args:
-            items: ``(prompt, response)`` tuples, dicts with these fields, or ``paragone.wire.Item``.
+            items: ``(prompt, response)`` tuples, dicts with these fields, or ``paragone.wire.Item``; a third field,
+                ``references``, holds the response against other responses of the prompt.
             model: id of a hosted model.
-            return_: what to add to each answer: ``representation``.
+            return_: what to add to each answer: ``representation``; ``blocks`` (needs references) and ``gate_scales``
+                of general preference models.
             truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
             on_error: ``refuse`` raises for the first bad item, ``report`` puts an ``ItemError`` in its place.
 

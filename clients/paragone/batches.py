@@ -140,7 +140,7 @@ def parts_of(
         route: which route is asked.
         batch: wire types, dicts, or tuples in the order of ``route.fields``.
         options: what else the request says.
-        max_items: most items in one part; a group counts as its responses and references.
+        max_items: most items in one part; every response and reference counts.
         max_bytes: most bytes of items in one part; an item that is larger travels alone.
 
     Raises:
@@ -184,8 +184,10 @@ def _shaped(route: Route[AnswerT], place: int, given: object) -> object:
 
 
 def _count(item: Pair | Item | Group) -> int:
-    """Return what an item counts towards a part's limit: a group counts as its responses and references."""
-    return len(item.responses) + len(item.references or ()) if isinstance(item, Group) else 1
+    """Return what an item counts towards a part's limit: every response and every reference counts."""
+    if isinstance(item, Pair):
+        return 1
+    return (len(item.responses) if isinstance(item, Group) else 1) + len(item.references or ())
 
 
 def _cut(prompts: Sequence[str], loads: Sequence[tuple[int, int]], *, most: tuple[int, int]) -> Iterator[Sequence[int]]:

@@ -25,6 +25,7 @@ class ErrorCode(StrEnum):
     CONVERSATION_TRUNCATED = "conversation_truncated"
     PREFERENCES_UNAVAILABLE = "preferences_unavailable"
     TEXT_UNAVAILABLE = "text_unavailable"
+    RETURN_UNAVAILABLE = "return_unavailable"
     TOO_MANY_ITEMS = "too_many_items"
     BODY_TOO_LARGE = "body_too_large"
 

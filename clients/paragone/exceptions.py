@@ -174,6 +174,7 @@ EXCEPTIONS: Mapping[ErrorCode, type[ParagoneError]] = MappingProxyType(
         ErrorCode.RESPONSE_TOO_LONG: TextError,
         ErrorCode.CONVERSATION_TRUNCATED: TextError,
         ErrorCode.PREFERENCES_UNAVAILABLE: UnsupportedError,
+        ErrorCode.RETURN_UNAVAILABLE: UnsupportedError,
         ErrorCode.TEXT_UNAVAILABLE: UnsupportedError,
         ErrorCode.TOO_MANY_ITEMS: TooLargeError,
         ErrorCode.BODY_TOO_LARGE: TooLargeError,

@@ -53,6 +53,11 @@ class Comparator:
     attributes: tuple[str, ...] = ()
     weights: tuple[float, ...] | None = None
 
+    @property
+    def has_blocks(self) -> bool:
+        """True where a representation holds a general preference vector."""
+        return self.kind in ("general-preference", "hybrid")
+
     def logit(self, first: ArrayLike, second: ArrayLike) -> Float64s:
         """Return the log-odds that ``first`` is preferred; swapping the arguments flips exactly the sign.
 
@@ -125,10 +130,30 @@ class Comparator:
             ValueError: if a last dimension is not d, or there are no references.
             PreferencesUnavailableError: if the model rates attributes and has no weights to merge them.
         """
-        values, others = self._checked(representations), self._checked(references)
-        if values.ndim != 2 or others.ndim != 2 or not len(others):
-            raise ValueError(f"give [K, d] and [R, d] with R at least 1, not shapes {values.shape} and {others.shape}")
-        return self._logit(values, np.broadcast_to(others.mean(axis=0), values.shape))
+        return self._logit(*self._with_mean(representations, references))
+
+    def mean_blocks(self, representations: ArrayLike, references: ArrayLike) -> Float64s:
+        """Return what each 2-block adds to ``mean_logit``; a hybrid model's reward adds the rest.
+
+            block_l = (v[2l] * m[2l+1] - v[2l+1] * m[2l]) / temperature,  m the mean of the references
+
+        Source: as ``mean_logit``; a reward per dimension for group-relative training, as in arXiv 2605.18721.
+
+        Args:
+            representations: of K responses to one prompt. [K, d]
+            references: of R responses to the same prompt. [R, d]
+
+        Returns:
+            Mean log-odds per 2-block, gate and temperature applied, float64. [K, d // 2]
+
+        Raises:
+            ValueError: if the kind has no 2-blocks, a last dimension is not d, or there are no references.
+        """
+        if not self.has_blocks:
+            raise ValueError(f"a {self.kind} model has no 2-blocks")
+        values, mean = self._with_mean(representations, references)
+        even, odd = slice(self.dimension % 2, None, 2), slice(self.dimension % 2 + 1, None, 2)
+        return (values[:, even] * mean[:, odd] - values[:, odd] * mean[:, even]) / self.temperature
 
     def rewards(self, representations: ArrayLike) -> Float64s | None:
         """Return one scalar per response, comparable within a prompt, or None where the kind has none.
@@ -168,6 +193,13 @@ class Comparator:
         if values.ndim == 0 or values.shape[-1] != self.dimension:
             raise ValueError(f"representations of shape {values.shape} do not end in dimension {self.dimension}")
         return values
+
+    def _with_mean(self, representations: ArrayLike, references: ArrayLike) -> tuple[Float64s, Float64s]:
+        """Return the responses, and the mean of the references once for each of them."""
+        values, others = self._checked(representations), self._checked(references)
+        if values.ndim != 2 or others.ndim != 2 or not len(others):
+            raise ValueError(f"give [K, d] and [R, d] with R at least 1, not shapes {values.shape} and {others.shape}")
+        return values, np.broadcast_to(others.mean(axis=0), values.shape)
 
     def _reward(self, values: Float64s) -> Float64s:
         if self.kind != "regression":

@@ -4,14 +4,15 @@ Cold and cached responses take the same path here, so they give the same numbers
 never a number. An error stands in its item's place among the rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paragone.codes import ErrorCode
-from paragone.wire import Group, Preference, Reward, TokensItem, Tournament
+from paragone.wire import Group, Item, Preference, Reward, RewardReturn, TokensItem, Tournament
 from paragone_models.comparator import Comparator, probability
 from paragone_models.errors import TextError
 from paragone_models.reader import Reading
@@ -50,33 +51,75 @@ def preferences(represented: Represented, comparator: Comparator, call: Call) ->
 
 
 def rewards(
-    represented: Represented, comparator: Comparator, call: Call, *, with_representation: bool
+    represented: Represented,
+    items: Sequence[Item],
+    comparator: Comparator,
+    call: Call,
+    *,
+    returned: Collection[RewardReturn] = (),
+    scales: Mapping[int, NDArray[np.float32]] | None = None,
 ) -> list[Reward | ServiceError]:
-    """Return the reward and the attributes of each row.
+    """Return what the model makes of each item; its rows are its response, then its references.
+
+    Args:
+        represented: the representations of all rows.
+        items: what was asked.
+        comparator: the model's.
+        call: how the request wants to be answered.
+        returned: what to add to each answer.
+        scales: the gate's weights by item, if asked for.
 
     Raises:
         ServiceError: ``non_finite_score`` for the first item without finite numbers, unless the call reports errors.
     """
-    vectors, problems = represented.vectors, represented.problems
+    problems = represented.problems
+    counts = [1 + len(item.references or ()) for item in items]
+    starts = np.cumsum([0, *counts])[:-1]
+    own = represented.vectors[starts]
     with np.errstate(all="ignore"):
-        scalars = comparator.rewards(vectors)
-        attributes = comparator.attribute_values(vectors).tolist()
+        scalars = comparator.rewards(own)
+        attributes = comparator.attribute_values(own).tolist()
     if scalars is not None:
         _find_non_finite(np.isfinite(scalars).tolist(), call, problems)
-    numbers: list[float | None] = [None] * len(vectors) if scalars is None else scalars.tolist()
+    numbers: list[float | None] = [None] * len(items) if scalars is None else scalars.tolist()
     rows: list[Reward] = []
-    for item, reward in enumerate(numbers):
-        if item in problems:
+    for index, (item, start) in enumerate(zip(items, starts.tolist(), strict=True)):
+        if item.references and index not in problems:
+            against = _held_against(own[index], represented.vectors[start + 1 : start + counts[index]], comparator)
+            _find_non_finite([against.finite], call, problems, offset=index)
+        if index in problems:
             continue
         row = Reward(
-            reward=reward,
-            attributes=dict(zip(comparator.attributes, attributes[item], strict=True)),
-            truncated_tokens=int(represented.dropped[item]),
+            reward=numbers[index],
+            attributes=dict(zip(comparator.attributes, attributes[index], strict=True)),
+            truncated_tokens=int(represented.dropped[start]),
         )
-        if with_representation:
-            row.representation = vectors[item].tolist()
+        if item.references:
+            row.reference_logit = against.logit
+            if "blocks" in returned:
+                row.blocks = against.blocks
+        if scales is not None:
+            row.gate_scales = scales[index].tolist()
+        if "representation" in returned:
+            row.representation = own[index].tolist()
         rows.append(row)
     return _with_problems(rows, problems)
+
+
+@dataclass(frozen=True)
+class _Against:
+    """What a response is worth against the mean of its references."""
+
+    logit: float
+    blocks: list[float]
+    finite: bool
+
+
+def _held_against(own: NDArray[np.float32], references: NDArray[np.float32], comparator: Comparator) -> _Against:
+    with np.errstate(all="ignore"):
+        logit = float(comparator.mean_logit(own[None], references)[0])
+        blocks = comparator.mean_blocks(own[None], references)[0] if comparator.has_blocks else np.zeros(0)
+    return _Against(logit, blocks.tolist(), bool(np.isfinite(logit) and np.isfinite(blocks).all()))
 
 
 def tournaments(

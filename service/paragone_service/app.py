@@ -24,6 +24,7 @@ from paragone_service.middleware import Authorization, BodyLimit, Drain, Drainin
 from paragone_service.registry import Registry
 from paragone_service.routes.health import health_routes
 from paragone_service.routes.inspection import inspection_routes
+from paragone_service.routes.rewards import rewards_routes
 from paragone_service.routes.scoring import scoring_routes
 
 __all__ = ["create_app"]
@@ -88,6 +89,7 @@ def create_app(
     install_handlers(app)
     describe(app)
     app.include_router(scoring_routes(registry, workers))
+    app.include_router(rewards_routes(registry, workers))
     app.include_router(inspection_routes(registry))
     app.include_router(health_routes(registry, metrics, drain))
     return app

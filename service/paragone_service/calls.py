@@ -4,9 +4,10 @@ Rows are responses in the order of the request, n of them; an item is a pair, an
 the length of a representation.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,12 @@ from pydantic import JsonValue
 
 from paragone.wire import Message, Prompt, Response, Truncation, Usage
 from paragone_models.messages import Conversation, conversation
-from paragone_service.errors import ServiceError
+from paragone_service.errors import ClientGoneError, ServiceError
 from paragone_service.timings import Timings
 
-__all__ = ["Asked", "Call", "Represented", "as_conversation", "placed"]
+__all__ = ["Asked", "Call", "Represented", "as_conversation", "item_of", "placed", "unless_gone"]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +85,31 @@ def _plain(message: Message) -> dict[str, Any]:
 def placed(error: ServiceError, call: Call, item: int) -> ServiceError:
     """Return the error of one item as the error of the whole request."""
     return error.at(item, f"{call.where}[{item}]: {error.message}")
+
+
+def item_of(asked: Sequence[Asked], row: int) -> int:
+    """Return the index of the item that a row belongs to."""
+    for item, one in enumerate(asked):
+        row -= len(one.responses)
+        if row < 0:
+            return item
+    raise IndexError("a row beyond the last response")
+
+
+async def unless_gone(work: Coroutine[Any, Any, Result], gone: Callable[[], Awaitable[None]]) -> Result:
+    """Return what ``work`` returns, or cancel it when the client leaves first.
+
+    Raises:
+        ClientGoneError: if the client left.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientGoneError
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)

@@ -150,7 +150,8 @@ _EXAMPLES: Mapping[type[BaseModel], dict[str, Any]] = {
 def scoring_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
     """Return what FastAPI needs to document a route that reads a batch."""
     runs = _FORWARD if answer is not TokensAnswer else ()
-    compares = (ErrorCode.PREFERENCES_UNAVAILABLE,) if answer in (PreferencesAnswer, TournamentsAnswer) else ()
+    compares = (ErrorCode.PREFERENCES_UNAVAILABLE,) if answer is not TokensAnswer else ()
+    returns = (ErrorCode.RETURN_UNAVAILABLE,) if answer is RewardsAnswer else ()
     examples = request.model_config.get("json_schema_extra")
     assert isinstance(examples, dict)
     example = examples["examples"]
@@ -158,7 +159,7 @@ def scoring_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[
     content = {"schema": {"$ref": f"{_SCHEMAS}{request.__name__}"}, "example": example[0]}
     return {
         "response_model": answer,
-        "responses": _errors(*_BODY, *_TEXT, *compares, *runs, *_ALWAYS),
+        "responses": _errors(*_BODY, *_TEXT, *compares, *returns, *runs, *_ALWAYS),
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
     }
 

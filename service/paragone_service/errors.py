@@ -49,6 +49,7 @@ HTTP_STATUS: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.CONVERSATION_TRUNCATED: 422,
         ErrorCode.PREFERENCES_UNAVAILABLE: 422,
         ErrorCode.TEXT_UNAVAILABLE: 422,
+        ErrorCode.RETURN_UNAVAILABLE: 422,
         ErrorCode.QUOTA_EXCEEDED: 429,
         ErrorCode.ENGINE_FAILED: 500,
         ErrorCode.NON_FINITE_SCORE: 500,

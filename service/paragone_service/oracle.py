@@ -9,10 +9,9 @@ Rows are responses in the order of the request, n of them; an item is a pair, an
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +27,11 @@ from paragone_models.reader import Reading
 from paragone_service.cache.codec import Codec
 from paragone_service.cache.keys import conversation_keys, namespace
 from paragone_service.cache.tiers import Cache
-from paragone_service.calls import Asked, Call, Represented, as_conversation, placed
+from paragone_service.calls import Asked, Call, Represented, as_conversation, item_of, placed, unless_gone
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread
-from paragone_service.errors import ClientGoneError, ServiceError
+from paragone_service.errors import ServiceError
+from paragone_service.gates import Gate
 from paragone_service.metrics import Metrics
 from paragone_service.scheduler import Scheduler, Ticket
 from paragone_service.timings import Timings
@@ -104,6 +104,18 @@ class Oracle:
             max_queue_tokens=max_queue_tokens,
             clock=clock,
         )
+        self.gate: Gate | None = None
+        if model.spec.gate != "none":
+            self.gate = Gate(
+                name,
+                model,
+                engine,
+                device,
+                metrics,
+                max_batch_tokens=max_batch_tokens,
+                max_queue_tokens=max_queue_tokens,
+                clock=clock,
+            )
         queue = self.scheduler
         metrics.watch_queue(
             name,
@@ -112,12 +124,20 @@ class Oracle:
             lambda: float(queue.last_success >= queue.last_failure),
         )
 
+    def start(self) -> None:
+        """Start the schedulers; needs a running event loop."""
+        self.scheduler.start()
+        if self.gate is not None:
+            self.gate.scheduler.start()
+
     async def close(self) -> None:
-        """Stop the scheduler and let go of the engine."""
+        """Stop the schedulers and let go of the engine."""
         if self._canary is not None:
             self._canary.cancel()
             await asyncio.gather(self._canary, return_exceptions=True)
         await self.scheduler.close()
+        if self.gate is not None:
+            await self.gate.scheduler.close()
         await self.engine.close()
         self._reading.shutdown(wait=True, cancel_futures=True)
 
@@ -133,6 +153,19 @@ class Oracle:
         except PreferencesUnavailableError as error:
             raise ServiceError(ErrorCode.PREFERENCES_UNAVAILABLE, f"model {self.name}: {error}") from error
 
+    def check_gate(self) -> Gate:
+        """Return the model's gate.
+
+        Raises:
+            ServiceError: ``return_unavailable``, if it has none.
+        """
+        if self.gate is None:
+            raise ServiceError(
+                ErrorCode.RETURN_UNAVAILABLE,
+                f'model {self.name} has no gate, and so no scales: leave "gate_scales" out of "return"',
+            )
+        return self.gate
+
     async def represent(self, asked: Sequence[Asked], call: Call) -> Represented:
         """Return the representation of every response, in order.
 
@@ -145,7 +178,7 @@ class Oracle:
         found = await self._cache.get(keys, self._codec)
         if found.misses:
             work = self._fill(asked, call, keys, found.values)
-            missing = await (work if call.gone is None else _unless_gone(work, call.gone))
+            missing = await (work if call.gone is None else unless_gone(work, call.gone))
         else:
             missing = _Missing({})
         return self._represented(asked, call, keys, found.values, missing)
@@ -283,7 +316,7 @@ class Oracle:
             if isinstance(result, TextError):
                 error = ServiceError(ErrorCode(result.code), str(result))
                 if not call.report:
-                    raise placed(error, call, _item_of(asked, row))
+                    raise placed(error, call, item_of(asked, row))
                 readings[key] = error
             else:
                 readings[key] = result
@@ -314,7 +347,7 @@ class Oracle:
                 errors[row] = self._truncated(int(dropped[row]))
         problems: dict[int, ServiceError] = {}
         for row in sorted(errors):
-            item = _item_of(asked, row)
+            item = item_of(asked, row)
             if not call.report:
                 raise placed(errors[row], call, item)
             problems.setdefault(item, errors[row])
@@ -365,30 +398,3 @@ class Oracle:
                     f"model {self.name} gave NaN or infinity for a response; nothing was cached",
                 )
         return outcomes
-
-
-def _item_of(asked: Sequence[Asked], row: int) -> int:
-    for item, one in enumerate(asked):
-        row -= len(one.responses)
-        if row < 0:
-            return item
-    raise IndexError("a row beyond the last response")
-
-
-async def _unless_gone(work: Coroutine[Any, Any, _Missing], gone: Callable[[], Awaitable[None]]) -> _Missing:
-    """Return what ``work`` returns, or cancel it when the client leaves first.
-
-    Raises:
-        ClientGoneError: if the client left.
-    """
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGoneError
-    finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)

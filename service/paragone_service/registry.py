@@ -124,7 +124,7 @@ class Registry:
     def start(self) -> None:
         """Start every scheduler; needs a running event loop."""
         for oracle in self:
-            oracle.scheduler.start()
+            oracle.start()
 
     async def close(self) -> None:
         """Stop every oracle, then the threads of the devices."""

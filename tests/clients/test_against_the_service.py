@@ -267,3 +267,18 @@ def test_paragone_ask_prints_an_answer(url, capsys):
         cli.main(["ask", "--url", url, "--model", "bt", PROMPT, *RESPONSES[:2]])
     assert not end.value.code
     assert capsys.readouterr().out.startswith("first preferred: ")
+
+
+def test_a_scalar_against_references_and_its_blocks_come_over_the_wire_split_or_not(hosted):
+    items = [{"prompt": PROMPT, "response": one, "references": [r for r in RESPONSES if r != one]} for one in RESPONSES]
+    with serving(hosted) as url, Client(url, model="gpm") as client, Client(url, max_items_per_request=5) as splitting:
+        whole = client.rewards(items, return_=["blocks", "gate_scales"])
+        parts = splitting.rewards(items, model="gpm", return_=["blocks", "gate_scales"])
+        assert [row.reference_logit for row in whole.rewards] == [row.reference_logit for row in parts.rewards]
+        assert whole.usage.forward_prompts == 1
+        assert parts.usage.forward_prompts == len(items)  # one part each: a response and three references
+        for row in whole.rewards:
+            assert sum(row.blocks) == pytest.approx(row.reference_logit, abs=1e-9)
+            assert sum(row.gate_scales) == pytest.approx(1.0, abs=1e-6)
+        with pytest.raises(UnsupportedError, match="has no 2-blocks"):
+            client.rewards(items, model="bt", return_=["blocks"])

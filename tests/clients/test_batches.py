@@ -104,6 +104,11 @@ def test_a_family_larger_than_a_part_fills_the_parts():
     assert [list(part.places) for part in parts] == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
+def test_an_item_counts_as_its_response_and_references():
+    items = [{"prompt": f"p{place}", "response": "r", "references": ["a", "b"]} for place in range(4)]
+    assert [len(part.places) for part in split(items, route=REWARDS, max_items=6)] == [2, 2]
+
+
 def test_a_group_counts_as_its_responses_and_references():
     groups = [
         ("p", ["a"] * 3),

@@ -142,16 +142,16 @@ LONE = f"{SECRET}\ud800"
 )
 def test_a_lone_surrogate_is_refused_wherever_it_is_and_not_repeated(changes):
     detail = pair_refusal(**changes)
-    assert (detail.code, detail.item) == (ErrorCode.INVALID_ENCODING, 1)
+    assert (detail.code, detail.item) == (ErrorCode.INVALID_REQUEST, 1)
     assert SECRET not in detail.message
 
 
 def test_a_lone_surrogate_in_a_name_of_a_field_is_refused():
-    assert pair_refusal(**{LONE: "x"}).code == ErrorCode.INVALID_ENCODING
+    assert pair_refusal(**{LONE: "x"}).code == ErrorCode.INVALID_REQUEST
 
 
 def test_a_lone_surrogate_in_the_model_is_refused():
-    assert refusal(PreferencesRequest, {"pairs": [], "model": LONE}).code == ErrorCode.INVALID_ENCODING
+    assert refusal(PreferencesRequest, {"pairs": [], "model": LONE}).code == ErrorCode.INVALID_REQUEST
 
 
 @pytest.mark.parametrize("changes", [{"prompt": 5.25}, {"first": [{"role": SECRET}]}, {"tools": SECRET}])
@@ -230,3 +230,18 @@ def test_unset_fields_are_not_written_and_null_scalars_are():
         "second_reward": None,
     }
     assert wire.Reward(reward=1.0).model_dump(exclude_unset=True) == {"reward": 1.0}
+
+
+def test_a_list_inside_an_item_is_refused_at_its_first_bad_element():
+    bad = {"prompt": [{}] * 1000, "response": [{}] * 1000, "references": [7] * 1000, "tools": [7] * 1000}
+    with pytest.raises(ValidationError) as caught:
+        RewardsRequest.model_validate({"items": [bad]})
+    assert caught.value.error_count() == 4
+
+
+def test_references_belong_to_rewards_alone():
+    item = {"prompt": "p", "response": "r", "references": ["a"]}
+    assert RewardsRequest.model_validate({"items": [item], "return": ["blocks"]}).items[0].references == ["a"]
+    detail = refusal(TokensRequest, {"items": [{"prompt": "p", "response": "r"}, item]})
+    assert (detail.code, detail.item) == (ErrorCode.INVALID_REQUEST, 1)
+    assert refusal(RewardsRequest, {"items": [{**item, "references": []}]}).item == 0

@@ -159,3 +159,24 @@ def test_the_temperature_is_not_ignored(comparator):
     )
     one, two = rows(3, comparator.dimension, 8), rows(3, comparator.dimension, 9)
     np.testing.assert_allclose(hotter.logit(one, two) * 2, comparator.logit(one, two))
+
+
+@pytest.mark.parametrize(("kind", "dimension"), [("general-preference", 6), ("hybrid", 7)])
+def test_mean_blocks_are_the_mean_of_the_single_blocks_and_sum_to_the_skew_term(kind, dimension):
+    generator = np.random.default_rng(5)
+    values, others = generator.normal(size=(3, dimension)), generator.normal(size=(4, dimension))
+    comparator = Comparator(kind, dimension, 0.2)
+    found = comparator.mean_blocks(values, others)
+    start = dimension % 2
+    for row, one in zip(found, values, strict=True):
+        for block in range(3):
+            x, y = start + 2 * block, start + 2 * block + 1
+            expected = np.mean([(one[x] * other[y] - one[y] * other[x]) / 0.2 for other in others])
+            assert row[block] == pytest.approx(expected, abs=1e-12)
+    reward = (values[:, 0] - others[:, 0].mean()) / 0.2 if kind == "hybrid" else 0.0
+    assert np.allclose(found.sum(axis=1) + reward, comparator.mean_logit(values, others), atol=1e-12)
+
+
+def test_mean_blocks_of_a_kind_without_blocks_are_refused():
+    with pytest.raises(ValueError, match="a bradley-terry model has no 2-blocks"):
+        Comparator("bradley-terry", 1, 1.0).mean_blocks([[1.0]], [[2.0]])

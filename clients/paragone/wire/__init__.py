@@ -26,6 +26,7 @@ from paragone.wire.refusals import error_detail
 from paragone.wire.requests import (
     OnError,
     PreferencesRequest,
+    RewardReturn,
     RewardsRequest,
     TokensRequest,
     TournamentsRequest,
@@ -51,6 +52,7 @@ __all__ = [
     "Prompt",
     "Response",
     "Reward",
+    "RewardReturn",
     "RewardsAnswer",
     "RewardsRequest",
     "TokensAnswer",

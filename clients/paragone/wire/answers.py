@@ -63,6 +63,9 @@ class Usage(Answered):
     forward_tokens: Count = Field(description="Tokens that went through the model. [count]")
     cached_responses: Count = Field(description="Responses whose representation was known already. [count]")
     truncated: Count = Field(description="Conversations whose prompt was cut. [count]")
+    forward_prompts: Count = Field(
+        default=0, description="Prompts that went through the model by themselves, for gate scales. [count]"
+    )
 
 
 class Preference(Answered):
@@ -85,6 +88,19 @@ class Reward(Answered):
         description="The reward; null where the kind has no scalar. [logits, before temperature]"
     )
     attributes: dict[str, Finite] = Field(default={}, description="Predicted ratings by name; empty where none.")
+    reference_logit: Finite | None = Field(
+        default=None,
+        description="Mean log-odds that it is preferred to the item's references, temperature applied: a scalar for "
+        "every kind that compares. A field of its own, because `reward` is before temperature. [nats]",
+    )
+    blocks: list[Finite] | None = Field(
+        default=None,
+        description="What each 2-block of a general preference vector adds to `reference_logit`, if asked for; a "
+        "hybrid's own reward adds the rest. [k]",
+    )
+    gate_scales: list[Probability] | None = Field(
+        default=None, description="The gate's weight of each 2-block for this prompt, if asked for. Their sum is 1. [k]"
+    )
     representation: list[Finite] | None = Field(default=None, description="The d numbers, if asked for. [d]")
     truncated_tokens: Count = Field(default=0, description="Tokens that were cut from the prompt. [count]")
 

@@ -1,18 +1,28 @@
 """Conversations as requests carry them: messages, prompts and responses, pairs, items and groups.
 
 What a model cannot read (an image, say) is refused by the model with ``unsupported_content``, not by these types. The
-tags of the unions are written in angle brackets, so that they can be told from field names in an error's place.
+tags of the unions are written in angle brackets, so that they can be told from field names in an error's place. A list
+inside an item is refused at its first bad element: collecting an error for each would cost a server gigabytes.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, FailFast, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from paragone.wire.texts import Asked, JsonObject, Text
 
 __all__ = ["ContentPart", "Group", "Item", "Message", "Pair", "Prompt", "Response"]
+
+Element = TypeVar("Element")
+
+
+class _FirstErrorOnly(FailFast):
+    __hash__ = object.__hash__  # pydantic's own has none, and members of a union must have one
+
+
+_Few = Annotated[list[Element], _FirstErrorOnly()]
 
 
 class ContentPart(Asked):
@@ -59,7 +69,7 @@ class Message(Asked):
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="Who speaks.")
     content: (
         Annotated[
-            Annotated[Text, Tag("<text>")] | Annotated[list[ContentPart], Tag("<parts>")],
+            Annotated[Text, Tag("<text>")] | Annotated[_Few[ContentPart], Tag("<parts>")],
             Discriminator(
                 _content_kind,
                 custom_error_type="content_type",
@@ -69,13 +79,13 @@ class Message(Asked):
         | None
     ) = Field(default=None, description="What is said: a text, or a list of parts; null beside tool calls.")
     name: Text | None = Field(default=None, description="Name of the speaker, where there are several of a role.")
-    tool_calls: list[JsonObject] | None = Field(default=None, description="Calls that an assistant makes.")
+    tool_calls: _Few[JsonObject] | None = Field(default=None, description="Calls that an assistant makes.")
     tool_call_id: Text | None = Field(default=None, description="The call that a `tool` message answers.")
     reasoning_content: Text | None = Field(default=None, description="An assistant's thoughts before its content.")
 
 
 Prompt = Annotated[
-    Annotated[Text, Tag("<text>")] | Annotated[list[Message], Tag("<messages>")],
+    Annotated[Text, Tag("<text>")] | Annotated[_Few[Message], Tag("<messages>")],
     Discriminator(
         _prompt_kind,
         custom_error_type="prompt_type",
@@ -83,7 +93,7 @@ Prompt = Annotated[
     ),
 ]
 Response = Annotated[
-    Annotated[Text, Tag("<text>")] | Annotated[Message, Tag("<message>")] | Annotated[list[Message], Tag("<messages>")],
+    Annotated[Text, Tag("<text>")] | Annotated[Message, Tag("<message>")] | Annotated[_Few[Message], Tag("<messages>")],
     Discriminator(
         _response_kind,
         custom_error_type="response_type",
@@ -97,7 +107,7 @@ _RESPONSE = "A text (one assistant message), a message, or a list of messages (a
 
 class _Conversations(Asked):
     prompt: Prompt = Field(description=_PROMPT)
-    tools: list[JsonObject] | None = Field(default=None, description="Tools on offer, as OpenAI writes them.")
+    tools: _Few[JsonObject] | None = Field(default=None, description="Tools on offer, as OpenAI writes them.")
 
 
 class Pair(_Conversations):
@@ -108,16 +118,21 @@ class Pair(_Conversations):
 
 
 class Item(_Conversations):
-    """One prompt and one response."""
+    """One prompt and one response, and perhaps references to hold it against."""
 
     response: Response = Field(description=f"The response. {_RESPONSE}")
+    references: _Few[Response] | None = Field(
+        default=None,
+        min_length=1,
+        description="Other responses to the prompt, for `reference_logit` and `blocks`. Read by `/v1/rewards` alone.",
+    )
 
 
 class Group(_Conversations):
     """One prompt and K responses, and perhaps references to hold them against."""
 
-    responses: list[Response] = Field(min_length=1, description=f"The K responses, in any order. Each: {_RESPONSE}")
-    references: list[Response] | None = Field(
+    responses: _Few[Response] = Field(min_length=1, description=f"The K responses, in any order. Each: {_RESPONSE}")
+    references: _Few[Response] | None = Field(
         default=None,
         min_length=1,
         description="If given, win rates are the mean probability against these, and not against the group itself.",

@@ -10,11 +10,7 @@ __all__ = ["error_detail"]
 _LISTS = ("pairs", "items", "groups")
 _LONGEST_PLACE = 8
 _LONGEST_NAME = 40
-_CODES = {
-    "lone_surrogate": ErrorCode.INVALID_ENCODING,
-    "string_unicode": ErrorCode.INVALID_ENCODING,  # pydantic's own, for the name of a field
-    "json_invalid": ErrorCode.INVALID_JSON,
-}
+_CODES = {"json_invalid": ErrorCode.INVALID_JSON}
 
 
 def error_detail(error: ValidationError) -> ErrorDetail:
@@ -24,8 +20,8 @@ def error_detail(error: ValidationError) -> ErrorDetail:
         error: what validating a request of ``paragone.wire`` raised.
 
     Returns:
-        The code is ``invalid_encoding`` for a lone surrogate, ``invalid_json`` for a body that is no JSON, and
-        ``invalid_request`` for the rest.
+        The code is ``invalid_json`` for a body that is no JSON, and ``invalid_request`` for the rest, a lone surrogate
+        in a text or a name included: its escape is sound UTF-8.
     """
     complaints = error.errors(include_url=False, include_input=False, include_context=False)
     # A misspelt name explains why the right one is missing, so it is told first.

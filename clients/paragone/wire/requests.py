@@ -1,8 +1,9 @@
 """The four requests, with the examples that the OpenAPI document shows."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from paragone.wire.conversations import Group, Item, Pair
 from paragone.wire.texts import Asked, Text
@@ -10,6 +11,7 @@ from paragone.wire.texts import Asked, Text
 __all__ = [
     "OnError",
     "PreferencesRequest",
+    "RewardReturn",
     "RewardsRequest",
     "TokensRequest",
     "TournamentsRequest",
@@ -18,6 +20,7 @@ __all__ = [
 
 Truncation = Literal["prompt", "error"]
 OnError = Literal["refuse", "report"]
+RewardReturn = Literal["representation", "blocks", "gate_scales"]
 
 _BOTTLES = "Ban plastic water bottles? Argue against."
 _ECONOMY = "Americans spend billions on bottled water every year. Banning their sale would greatly hurt the economy."
@@ -67,13 +70,22 @@ class RewardsRequest(_Request):
                     "model": "mini-bradley-terry",
                     "items": [{"prompt": _BOTTLES, "response": _ECONOMY}],
                     "return": ["representation"],
-                }
+                },
+                {
+                    "model": "mini-general-preference",
+                    "items": [{"prompt": _BOTTLES, "response": _ECONOMY, "references": [_REUSE, "No."]}],
+                    "return": ["blocks"],
+                },
             ]
         }
     )
     items: list[Item] = Field(description="The responses with their prompts; none is a valid batch.")
-    return_: list[Literal["representation"]] = Field(
-        default=[], alias="return", description="What to add to each answer: `representation`, the d numbers."
+    return_: list[RewardReturn] = Field(
+        default=[],
+        alias="return",
+        description="What to add to each answer: `representation`, the d numbers; `blocks`, what each 2-block of a "
+        "general preference vector adds to `reference_logit` (every item needs references); `gate_scales`, the gate's "
+        "weights of the 2-blocks, for which each prompt is run through the model once more.",
     )
 
 
@@ -96,8 +108,16 @@ class TournamentsRequest(_Request):
     )
 
 
+def _alone(item: Item) -> Item:
+    if item.references is not None:
+        raise PydanticCustomError("references", "references are read by /v1/rewards alone: send each as an item here")
+    return item
+
+
 class TokensRequest(_Request):
     """Ask what exactly the model sees of each conversation."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"items": [{"prompt": _SPORT, "response": _FUN}]}]})
-    items: list[Item] = Field(description="The responses with their prompts; none is a valid batch.")
+    items: list[Annotated[Item, AfterValidator(_alone)]] = Field(
+        description="The responses with their prompts; none is a valid batch."
+    )

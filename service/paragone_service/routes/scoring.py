@@ -1,4 +1,4 @@
-"""The three routes that score: preferences, rewards, tournaments."""
+"""The routes that compare, preferences and tournaments, and what all scoring routes share."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,8 +12,6 @@ from starlette.responses import Response
 from paragone.wire import (
     PreferencesAnswer,
     PreferencesRequest,
-    RewardsAnswer,
-    RewardsRequest,
     TournamentsAnswer,
     TournamentsRequest,
     Usage,
@@ -30,7 +28,7 @@ __all__ = ["answer", "call_of", "scoring_routes"]
 
 
 def scoring_routes(registry: Registry, workers: Executor) -> APIRouter:
-    """Return the routes.
+    """Return the routes that compare.
 
     Args:
         registry: the hosted models.
@@ -38,7 +36,6 @@ def scoring_routes(registry: Registry, workers: Executor) -> APIRouter:
     """
     router = APIRouter(tags=["scoring"])
     _add_preferences(router, registry)
-    _add_rewards(router, registry)
     _add_tournaments(router, registry, workers)
     return router
 
@@ -60,26 +57,6 @@ def _add_preferences(router: APIRouter, registry: Registry) -> None:
         represented = await oracle.represent(asked, call)
         rows = answers.preferences(represented, oracle.model.comparator, call)
         return answer(oracle, PreferencesAnswer, represented.usage, preferences=batch.place(rows))
-
-
-def _add_rewards(router: APIRouter, registry: Registry) -> None:
-    @router.post("/v1/rewards", **scoring_document(RewardsRequest, RewardsAnswer))
-    async def rewards(request: Request) -> Response:
-        """Answer the reward and the predicted attributes of each response.
-
-        Rewards of one prompt's responses can be compared; those of different prompts only where the model was trained
-        so. The reward is null where the kind of model has no scalar.
-        """
-        batch = await read_batch(request, RewardsRequest, "items")
-        wanted = batch.request
-        oracle = registry.find(wanted.model)
-        call = call_of(request, wanted, "items")
-        asked = [Asked(item.prompt, item.tools, (item.response,)) for item in wanted.items]
-        represented = await oracle.represent(asked, call)
-        rows = answers.rewards(
-            represented, oracle.model.comparator, call, with_representation="representation" in wanted.return_
-        )
-        return answer(oracle, RewardsAnswer, represented.usage, rewards=batch.place(rows))
 
 
 def _add_tournaments(router: APIRouter, registry: Registry, workers: Executor) -> None:

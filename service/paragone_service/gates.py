@@ -1,0 +1,149 @@
+"""The gate of a general preference model, on request: its weights of the 2-blocks for the prompt of each response.
+
+A cached representation cannot tell them: every 2-block of it is the normalised vector's times the root of its weight,
+and what a block's length owes to which of the two is lost. So prompts are run once more, alone (each distinct one once
+a request, nothing is kept), through a queue of their own that takes turns with the responses on the device.
+
+n = responses, k = 2-blocks.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paragone.codes import ErrorCode
+from paragone_models.encoding import EncodeItem
+from paragone_models.model import PreferenceModel
+from paragone_models.reader import Reading
+from paragone_service.cache.codec import Codec
+from paragone_service.calls import Call, unless_gone
+from paragone_service.engine.contract import Engine
+from paragone_service.engine.local import DeviceThread
+from paragone_service.errors import ServiceError
+from paragone_service.metrics import Metrics
+from paragone_service.scheduler import Scheduler, Ticket
+
+__all__ = ["Gate", "GateScales"]
+
+
+@dataclass(frozen=True)
+class GateScales:
+    """The gate's weights for a request.
+
+    Attributes:
+        scales: one row per response, or why it has none.
+        forward_prompts: prompts that were run.
+        forward_tokens: their tokens.
+    """
+
+    scales: list[NDArray[np.float32] | ServiceError]
+    forward_prompts: int
+    forward_tokens: int
+
+
+class Gate:
+    """Tell the gate's weights for one hosted model.
+
+    Args:
+        name: what the model is called in requests.
+        model: the loaded model; it has a gate.
+        engine: what runs its backbone.
+        device: the thread that its head runs on.
+        metrics: shared by all models.
+        max_batch_tokens: budget of a batch.
+        max_queue_tokens: how many tokens of prompts may wait.
+        clock: in seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: PreferenceModel,
+        engine: Engine,
+        device: DeviceThread,
+        metrics: Metrics,
+        *,
+        max_batch_tokens: int,
+        max_queue_tokens: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._name = name
+        self._model = model
+        self._engine = engine
+        self._device = device
+        self._metrics = metrics
+        self._clock = clock
+        self._codec = Codec(model.spec.blocks)
+        self.scheduler = Scheduler(
+            name,
+            self._run,
+            self._settle,
+            turn=device.turn,
+            metrics=metrics,
+            max_batch_tokens=max_batch_tokens,
+            max_queue_tokens=max_queue_tokens,
+            clock=clock,
+        )
+
+    async def scales(self, readings: Sequence[Reading], call: Call) -> GateScales:
+        """Return the gate's weights for each reading, in order.
+
+        Raises:
+            ServiceError: ``overloaded``, if the prompts do not fit into the queue.
+            ClientGoneError: if the client left meanwhile.
+        """
+        prompts: dict[tuple[int, ...], EncodeItem] = {}
+        rows = []
+        for reading in readings:
+            item = self._prompt(reading)
+            key = tuple(item.token_ids)
+            prompts.setdefault(key, item)
+            rows.append(key)
+        work = self._outcomes(list(prompts.values()), call)
+        outcomes = dict(zip(prompts, await (work if call.gone is None else unless_gone(work, call.gone)), strict=True))
+        return GateScales(
+            scales=[outcomes[key] for key in rows],
+            forward_prompts=len(prompts),
+            forward_tokens=sum(map(len, prompts)),
+        )
+
+    def _prompt(self, reading: Reading) -> EncodeItem:
+        """Return what has to be run for the gate: up to its read, or everything where the backbone looks ahead."""
+        gate_read = reading.reads[0]
+        tokens = reading.token_ids[: gate_read[1]] if self._model.network.causal else reading.token_ids
+        return EncodeItem(tokens, (gate_read, gate_read), gate_read[1])
+
+    async def _outcomes(self, items: Sequence[EncodeItem], call: Call) -> list[NDArray[np.float32] | ServiceError]:
+        if not items:
+            return []
+        started = self._clock()
+        tickets = self.scheduler.submit([(None, item, 0) for item in items])
+        try:
+            await asyncio.wait([ticket.outcome for ticket in tickets])
+        finally:
+            self.scheduler.leave(tickets)
+        batches = {id(ticket.batch): ticket.batch for ticket in tickets if ticket.batch is not None}
+        ran_s = sum(batch.finished - batch.started for batch in batches.values())
+        call.timings.inference_s += ran_s
+        call.timings.queue_s += max(0.0, self._clock() - started - ran_s)
+        outcomes = [ticket.outcome.result() for ticket in tickets]
+        return [one if isinstance(one, ServiceError) else self._codec.decode([one])[0][0] for one in outcomes]
+
+    async def _run(self, items: Sequence[EncodeItem]) -> NDArray[np.float32]:
+        hidden = await self._engine.encode(items)
+        return await self._device.run(lambda: self._model.gate_scales(hidden).numpy(force=True))
+
+    def _settle(self, tickets: Sequence[Ticket], scales: NDArray[np.float32]) -> list[bytes | ServiceError]:
+        outcomes: list[bytes | ServiceError] = list(
+            self._codec.encode(scales, [ticket.tokens for ticket in tickets], [ticket.dropped for ticket in tickets])
+        )
+        for index in np.flatnonzero(~np.isfinite(scales).all(axis=1)).tolist():
+            self._metrics.non_finite.labels(self._name).inc()
+            outcomes[index] = ServiceError(
+                ErrorCode.NON_FINITE_SCORE, f"the gate of model {self._name} gave NaN or infinity for a prompt"
+            )
+        return outcomes
