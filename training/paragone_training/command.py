@@ -56,6 +56,55 @@ def model(
     typer.echo(str(train_model(loaded, folder, resume=resume)))
 
 
+@train.command("language")
+def language(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file, as training/recipes/policy/mini-policy.toml.")],
+    output: Annotated[Path | None, typer.Option(help="Folder of the model; runs/NAME unless given.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
+    ] = None,
+) -> None:
+    """Train a small causal language model from random weights: a policy to begin with."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    from paragone_training.language import load_language_recipe, train_language_model
+
+    loaded = load_language_recipe(recipe, settings or [])
+    folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
+    typer.echo(str(train_language_model(loaded, folder)))
+
+
+@train.command("policy")
+def policy(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file, see docs/policies.md.")],
+    output: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME unless given.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and prompts, print the plan.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="With --dry-run: do not look at the policy's files.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+) -> None:
+    """Train a policy against a preference oracle: sample, ask, regress, evaluate, again."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("httpx", "httpx2"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from paragone_training.policy.recipe import load_policy_recipe
+
+    loaded = load_policy_recipe(recipe, settings or [])
+    folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
+    if dry_run:
+        from paragone_training.policy.plan import describe_plan
+
+        typer.echo(describe_plan(loaded, offline=offline))
+        typer.echo(f"the run would go to {folder}")
+        return
+    from paragone_training.policy.run import train_policy
+
+    typer.echo(str(train_policy(loaded, folder, resume=resume)))
+
+
 @train.command("extrapolate")
 def extrapolate(
     source: Annotated[str, typer.Option("--from", metavar="A", help="The weaker model: a folder or builtin:NAME.")],

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Labels", "Pairs", "Selection", "mean_scores", "pairs", "symmetrised", "win_rates"]
+__all__ = ["Labels", "Pairs", "Rule", "Selection", "Ties", "mean_scores", "pairs", "symmetrised", "win_rates"]
 
 Float64s = NDArray[np.float64]
 Selection = Literal["disjoint", "all", "best-versus-worst"]

@@ -1,0 +1,132 @@
+"""Policy recipes: what is refused before anything runs, and that every shipped one loads and plans."""
+
+from pathlib import Path
+
+import pytest
+
+from paragone_training.errors import RecipeError
+from paragone_training.policy.plan import describe_plan, most_pairs
+from paragone_training.policy.prompts import Prompt, deal, render
+from paragone_training.policy.recipe import load_policy_recipe, parse_policy_recipe
+from paragone_training.policy.weights import load_tokenizer
+from tests.training.policy.tiny_policy import LOSSES, recipe, tables
+
+ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "training" / "recipes" / "policy"
+SHIPPED = sorted(path for path in FOLDER.glob("*.toml") if path.stem != "mini-policy")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss__tau": 0.7}, r"tau must lie in \[0, eta\] = \[0, 0.5\], not 0.7: raise eta"),
+        ({"loss__step": 1.0}, r"inpo has no loss.step; its numbers are eta, tau"),
+        ({"loss": {"eta": 1.0}}, "inpo needs loss.tau"),
+        ({"loss__label_smoothing": 0.1}, "loss.label_smoothing is for dpo"),
+        ({"sampling__responses": 1}, "sampling.responses is 1; a preference needs at least 2"),
+        ({"sampling__temprature": 1.0}, r"unknown key 'sampling.temprature'; did you mean 'temperature'\?"),
+        ({"sampling__top_p": 0.0}, r"sampling.top_p is 0.0; it must lie in \(0, 1\]"),
+        ({"sampling__temperature": 0.0}, "sampling.temperature is 0.0; it must be positive"),
+        ({"training__pairs_per_step": 3}, "training.pairs_per_step 3 is no multiple of pairs_per_pass 2"),
+        ({"training__schedule_epochs": 0.5}, "training.schedule_epochs 0.5 is below epochs 1.0"),
+        ({"training__iterations": 0}, "training.iterations is 0; it must be at least 1"),
+        ({"targets__win_rates": "without-self"}, "targets.win_rates is for sppo and gpo"),
+        ({"reference__policy": "every-n"}, "reference.every says how often"),
+        ({"oracle": {}}, r"\[oracle\] needs either url"),
+        ({"oracle__serve": "builtin:mini-bradley-terry"}, r"\[oracle\] needs either url"),
+        ({"data": {"prompts": []}}, "data.prompts is empty"),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_is_refused_with_value_limit_and_remedy(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_policy_recipe(tables("inpo", Path("p"), Path("q"), None, **changes))
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(RecipeError, match="method is 'ppo'; it must be one of sppo, gpo, inpo"):
+        parse_policy_recipe(tables("inpo", Path("p"), Path("q"), None) | {"method": "ppo"})
+
+
+def test_dpo_has_no_soft_label_and_no_tie():
+    with pytest.raises(RecipeError, match="dpo has no soft labels"):
+        parse_policy_recipe(tables("dpo", Path("p"), Path("q"), None, targets__labels="soft"))
+    with pytest.raises(RecipeError, match="dpo has no label for a tie"):
+        parse_policy_recipe(tables("dpo", Path("p"), Path("q"), None, targets__ties="keep"))
+
+
+@pytest.mark.parametrize("method", ["sppo", "gpo"])
+def test_methods_that_regress_single_responses_start_from_the_previous_policy(method):
+    with pytest.raises(RecipeError, match=r"set reference\.policy = 'previous'"):
+        parse_policy_recipe(tables(method, Path("p"), Path("q"), None, reference={"policy": "initial"}))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_policy_recipe_loads_and_plans(path):
+    plan = describe_plan(load_policy_recipe(path), offline=True)
+    header = path.read_text(encoding="utf-8").split("[", 1)[0]
+    assert all(f"# {word}" in header for word in ("Hardware", "Time", "Command", "Expected"))
+    assert "optimiser steps" in plan
+    assert "tables of" in plan
+
+
+def test_there_are_recipes_for_the_published_settings():
+    assert {path.stem for path in SHIPPED} >= {
+        "sppo-mistral-7b",
+        "sppo-llama-3-8b",
+        "sppo-gemma-2-9b",
+        "inpo-llama-3-8b-sft",
+        "gpo-llama-3-8b",
+        "mini-sppo",
+        "mini-inpo",
+    }
+
+
+def test_a_plan_counts_responses_oracle_calls_and_steps(policy_folder, prompts_file):
+    plan = describe_plan(recipe("egpo", policy_folder, prompts_file))
+    # 2 iterations of 2 rounds over 6 prompts, 3 responses and so 3 pairs each
+    assert "72 responses in 4 sampling rounds, at most 8 tokens each" in plan
+    assert "24 tables of 3×3 asked of the oracle: 72 passes" in plan
+    assert "at most 18 pairs an iteration; 5 optimiser steps a regression" in plan
+    assert "4 regressions, 20 steps in all" in plan
+    assert "One model is in memory" in plan
+
+
+def test_pairs_of_a_prompt_by_selection():
+    assert [most_pairs(5, one) for one in ("all", "disjoint", "best-versus-worst")] == [10, 2, 1]
+
+
+def test_a_policy_without_a_chat_template_is_refused(policy_folder):
+    tokenizer = load_tokenizer(str(policy_folder))
+    tokenizer.chat_template = None
+    with pytest.raises(RecipeError, match="no chat template: choose an instruction-tuned model"):
+        render([Prompt("a", "Hello?")], tokenizer, longest=10)
+
+
+def test_a_prompt_over_the_context_is_refused_by_name(policy_folder):
+    tokenizer = load_tokenizer(str(policy_folder))
+    with pytest.raises(RecipeError, match=r"prompt 'long' has \d+ tokens; the context leaves 10 beside"):
+        render([Prompt("long", "What is it? " * 30)], tokenizer, longest=10)
+
+
+def test_messages_and_text_render_alike(policy_folder):
+    tokenizer = load_tokenizer(str(policy_folder))
+    messages = [{"role": "user", "content": "Go on"}]
+    one, two = render([Prompt("a", "Go on"), Prompt("b", messages)], tokenizer, longest=50)
+    assert one.token_ids == two.token_ids
+    assert two.text == '[{"role": "user", "content": "Go on"}]'
+
+
+def test_iterations_get_disjoint_prompts_until_all_were_used():
+    prompts = [Prompt(str(number), f"{number}?") for number in range(7)]
+    dealt = [deal(prompts, iteration=t, count=3, seed=1) for t in (1, 2, 3)]
+    first = [prompt.id for part in dealt for prompt in part][:7]
+
+    assert sorted(first) == [str(number) for number in range(7)]
+    assert [len(part) for part in dealt] == [3, 3, 3]
+    assert deal(prompts, iteration=2, count=3, seed=1) == dealt[1]
+    assert deal(prompts, iteration=5, count=0, seed=1) == prompts
+
+
+def test_every_method_of_a_recipe_describes_itself():
+    for method in LOSSES:
+        assert recipe(method, Path("p"), Path("q")).objective.describe().startswith(method)

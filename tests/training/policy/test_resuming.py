@@ -1,0 +1,139 @@
+"""A run that was killed at any moment, and started again, gives what an uninterrupted one gives."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from paragone_training.policy.files import read_json, read_table
+from paragone_training.policy.run import train_policy
+from tests.training.policy.tiny_policy import recipe
+
+ROOT = Path(__file__).parents[3]
+
+# One interpreter, so that the libraries are imported once: each run is a fork that kills itself, kill -9, when the
+# file it was told about has just appeared.
+DRIVER = """
+    import os, signal, sys
+    from pathlib import Path
+    import torch
+    torch.set_num_threads(1)
+    from paragone_training.policy import files
+    from paragone_training.policy.run import train_policy
+    from tests.training.policy.tiny_policy import recipe
+
+    folder, policy, prompts, url, method = sys.argv[1:6]
+    made = recipe(method, Path(policy), Path(prompts), url, evaluation={"prompts": [prompts]})
+    for death in [*sys.argv[6:], None]:
+        child = os.fork()
+        if child == 0:
+            whole = files._whole
+
+            def deadly(path, *, death=death):
+                class Context:
+                    def __enter__(self):
+                        self.inner = whole(path)
+                        return self.inner.__enter__()
+                    def __exit__(self, *error):
+                        early = death is not None and death.startswith("before:") and str(path).endswith(death[7:])
+                        if early:
+                            os.kill(os.getpid(), signal.SIGKILL)
+                        result = self.inner.__exit__(*error)
+                        if death is not None and str(path).endswith(death):
+                            os.kill(os.getpid(), signal.SIGKILL)
+                        return result
+                return Context()
+
+            files._whole = deadly
+            train_policy(made, Path(folder), resume=True)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        ended = os.waitstatus_to_exitcode(status)
+        print(death, ended, flush=True)
+        if ended != (0 if death is None else -signal.SIGKILL):
+            sys.exit(f"at {death}: ended with {ended}")
+"""
+
+DEATHS = (
+    "recipe.json",
+    "before:iteration-01/round-1/parts/samples-00001.parquet",
+    "iteration-01/round-1/parts/samples-00001.parquet",
+    "iteration-01/round-1/parts/oracle-00001.parquet",
+    "iteration-01/round-1/oracle.parquet",
+    "iteration-01/round-1/samples.parquet",
+    "iteration-01/round-1/targets.parquet",
+    "iteration-01/step-1/logprobs.parquet",
+    "before:iteration-01/step-1/policy",
+    "iteration-01/step-1/policy",
+    "evaluation-01/parts/oracle-00000.parquet",
+    "evaluation-01/summary.json",
+    "iteration-01/metrics.json",
+    "iteration-02/round-1/parts/samples-00002.parquet",
+    "iteration-02/step-1/start.json",
+)
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Return what a run has on disk, without times and without who was asked how often."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".parquet":
+            columns = read_table(path)
+            found[name] = {
+                key: value for key, value in columns.items() if key not in ("forward_responses", "cached_responses")
+            }
+        elif path.suffix == ".safetensors":
+            found[name] = path.read_bytes()
+        elif path.name == "history.json":
+            found[name] = [{key: line[key] for key in ("loss", "step")} for line in read_json(path)]
+        elif path.name == "summary.json":
+            found[name] = read_json(path)
+    return found
+
+
+@pytest.mark.parametrize("method", ["inpo"])
+def test_a_run_killed_at_every_stage_ends_as_an_uninterrupted_one(
+    method, tmp_path, policy_folder, prompts_file, oracle_url
+):
+    arguments = [str(tmp_path / "killed"), str(policy_folder), str(prompts_file), oracle_url, method, *DEATHS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(DRIVER), *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+    assert result.stdout.count(str(-signal.SIGKILL)) == len(DEATHS)
+
+    whole = recipe(method, policy_folder, prompts_file, oracle_url, evaluation={"prompts": [str(prompts_file)]})
+    train_policy(whole, tmp_path / "whole")
+    killed, uninterrupted = contents(tmp_path / "killed"), contents(tmp_path / "whole")
+
+    assert killed.keys() == uninterrupted.keys()
+    for name, value in uninterrupted.items():
+        assert killed[name] == value, name
+
+
+def test_training_goes_on_from_a_checkpoint_with_the_same_outcome(tmp_path, policy_folder, prompts_file, oracle_url):
+    changes = {"training__iterations": 1, "training__save_steps": 2}
+    train_policy(recipe("inpo", policy_folder, prompts_file, oracle_url, **changes), tmp_path)
+    weights = tmp_path / "iteration-01" / "step-1" / "policy" / "model.safetensors"
+    whole = weights.read_bytes()
+    history = read_json(tmp_path / "iteration-01" / "step-1" / "history.json")
+    (saved,) = (tmp_path / "iteration-01" / "step-1" / "checkpoints").glob("checkpoint-*")
+    assert saved.name == f"checkpoint-{2 * ((len(history) - 1) // 2)}"
+
+    # As if it had been killed after its last checkpoint.
+    for path in (tmp_path / "iteration-01" / "metrics.json", *weights.parent.iterdir()):
+        path.unlink()
+    weights.parent.rmdir()
+    train_policy(recipe("inpo", policy_folder, prompts_file, oracle_url, **changes), tmp_path, resume=True)
+    assert weights.read_bytes() == whole

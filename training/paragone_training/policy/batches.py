@@ -1,0 +1,98 @@
+"""Pairs as passes of a policy trainer: order by epoch, both sequences of a pair in one pass.
+
+B pairs of a pass; its 2B sequences are all chosen ones, then all rejected ones.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from paragone_training.policy.logprobs import Sequences, padded_sequences
+from paragone_training.policy.methods import PairTargets
+
+__all__ = ["PairPasses", "TrainingPair", "of_batch"]
+
+
+@dataclass(frozen=True)
+class TrainingPair:
+    """One pair with everything a loss wants.
+
+    Attributes:
+        prompt_ids: token ids of the prompt.
+        chosen_ids: of the chosen response.
+        rejected_ids: of the other one.
+        targets: preference, own targets and frozen columns, in the order of ``PairTargets``.
+    """
+
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    targets: tuple[float, ...]
+
+
+class PairPasses(Dataset[dict[str, Tensor]]):
+    """The passes of an epoch.
+
+    Args:
+        pairs: what is trained on.
+        size: pairs of a pass.
+        pad_id: fills up.
+        seed: of the order.
+    """
+
+    def __init__(self, pairs: Sequence[TrainingPair], *, size: int, pad_id: int, seed: int) -> None:
+        self._pairs = list(pairs)
+        self._size = size
+        self._pad_id = pad_id
+        self._seed = seed
+        self._order: list[int] = []
+        self.epoch = -1
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the order of an epoch.
+
+        Args:
+            epoch: from 0.
+        """
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self._order = list(range(len(self._pairs)))
+            random.Random(f"{self._seed}/{epoch}").shuffle(self._order)  # noqa: S311 - shuffling, not secrets
+
+    def __len__(self) -> int:
+        return -(-len(self._pairs) // self._size)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.collated([self._pairs[place] for place in self._order[index * self._size :][: self._size]])
+
+    def collated(self, pairs: Sequence[TrainingPair]) -> dict[str, Tensor]:
+        """Return pairs as tensors: those of ``Sequences`` [2B, T] and of ``PairTargets`` [B].
+
+        Args:
+            pairs: B of them.
+        """
+        items = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
+        items += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
+        columns = torch.tensor([pair.targets for pair in pairs], dtype=torch.float64).unbind(dim=1)
+        tensors: dict[str, Any] = {**padded_sequences(items, self._pad_id)._asdict()}
+        return tensors | PairTargets(*columns)._asdict()
+
+
+def of_batch(batch: dict[str, Tensor]) -> tuple[Sequences, PairTargets]:
+    """Return the two parts of a collated batch.
+
+    Args:
+        batch: as ``PairPasses`` gives it.
+    """
+    return (
+        Sequences(*(batch[name] for name in Sequences._fields)),
+        PairTargets(*(batch[name] for name in PairTargets._fields)),
+    )
