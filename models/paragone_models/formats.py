@@ -20,7 +20,7 @@ from transformers.utils.import_utils import is_accelerate_available
 from paragone_models import checkpoints
 from paragone_models.errors import ModelLoadError
 from paragone_models.heads import RepresentationHead
-from paragone_models.network import PreferenceNetwork
+from paragone_models.network import AbsentBackbone, PreferenceNetwork
 from paragone_models.spec import Kind, ModelSpec
 
 __all__ = [
@@ -67,11 +67,13 @@ class Options:
         dtype: of the backbone; heads are float32 always.
         device: where to.
         trust_remote_code: run Python files that come with the checkpoint.
+        elsewhere: leave the backbone's weights alone, because another server runs it.
     """
 
     dtype: torch.dtype
     device: torch.device
     trust_remote_code: bool
+    elsewhere: bool = False
 
 
 def read_own(folder: Path, options: Options) -> Loaded:
@@ -169,13 +171,15 @@ def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
     if kind not in ("auto", found) and not (kind == "regression" and len(labels) == 1):
         raise ModelLoadError(f"{folder} is a classifier with {len(labels)} labels, which is {found}, not {kind}")
     chosen = found if kind == "auto" else kind
-    model: Any = _weighed(AutoModelForSequenceClassification, folder, config, options)
     spec = ModelSpec(
         kind="regression" if chosen == "regression" else "bradley-terry",
         dimension=len(labels),
         attributes=tuple(labels) if chosen == "regression" else (),
         max_length=min(positions_of(config) or _LONGEST, _LONGEST),
     )
+    if options.elsewhere:
+        return _linear_classifier(folder, config, spec)
+    model: Any = _weighed(AutoModelForSequenceClassification, folder, config, options)
     backbone: nn.Module = getattr(model, model.base_model_prefix)
     if isinstance(getattr(model, "score", None), nn.Linear):
         head = RepresentationHead(config.get_text_config().hidden_size, spec, value_head=model.score.float())
@@ -189,6 +193,20 @@ def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
         f"{folder} is a {config.model_type} classifier, whose head is neither one linear layer named score nor one of "
         f"{', '.join(sorted(_FIRST_TOKEN))}: it cannot be hosted yet"
     )
+
+
+def _linear_classifier(folder: Path, config: Any, spec: ModelSpec) -> Loaded:
+    """Return a classifier whose backbone runs elsewhere: its head alone is read."""
+    files = checkpoints.weight_files(folder)
+    names = {"score.weight", "score.bias"} & set(checkpoints.tensor_shapes(files))
+    if "score.weight" not in names:
+        raise ModelLoadError(
+            f"{folder} is a {config.model_type} classifier without one linear layer named score: its backbone can run "
+            "in this process only"
+        )
+    tensors = checkpoints.read_tensors(files, names)
+    head = {name.replace("score", "value_head"): tensor for name, tensor in tensors.items()}
+    return Loaded(_with_linear_head(AbsentBackbone(config), spec, head), spec)
 
 
 class _FirstTokenHead(nn.Module):
@@ -210,7 +228,7 @@ class _FirstTokenHead(nn.Module):
 def _backbone(folder: Path, options: Options) -> nn.Module:
     checkpoints.tensor_shapes(checkpoints.weight_files(folder))
     config = _config(folder, options)
-    return _weighed(AutoModel, folder, config, options)
+    return AbsentBackbone(config) if options.elsewhere else _weighed(AutoModel, folder, config, options)
 
 
 def _weighed(auto: Any, folder: Path, config: Any, options: Options) -> nn.Module:

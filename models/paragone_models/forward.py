@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from paragone_models.encoding import EncodeItem
-from paragone_models.network import PreferenceNetwork, gather_reads
+from paragone_models.network import AbsentBackbone, PreferenceNetwork, gather_reads
 from paragone_models.packing.backend import choose
 from paragone_models.packing.budget import CANDIDATES, Budget, best_budget
 from paragone_models.packing.packer import Forward, Packer
@@ -48,7 +48,7 @@ class LocalForward:
             free memory on a GPU unless given.
 
     Attributes:
-        batching: ``packed``, or ``padded: `` and why.
+        batching: ``packed``, or ``padded: `` and why, or ``elsewhere``.
         attention: what attends, for ``numerics``.
         packer: the packed engine, or None.
     """
@@ -65,6 +65,9 @@ class LocalForward:
         self.max_batch_tokens = max_batch_tokens
         self.packer: Packer | None = None
         self._network = network
+        if isinstance(network.backbone, AbsentBackbone):
+            self.batching = self.attention = "elsewhere"
+            return
         way = choose(network.backbone)
         if isinstance(way, str):
             self.batching = f"padded: {way}"
@@ -84,8 +87,10 @@ class LocalForward:
             Hidden states, float32, on the backbone's device. [n, R, H]
 
         Raises:
-            ValueError: if the items differ in their number of reads.
+            ValueError: if the items differ in their number of reads, or the backbone runs elsewhere.
         """
+        if isinstance(self._network.backbone, AbsentBackbone):
+            raise ValueError("the backbone of this model was not loaded: the engine that it was loaded for runs it")
         if self.packer is None or not items:
             budget = 1 if self.deterministic else self.max_batch_tokens
             return encode(self._network, items, max_batch_tokens=budget)

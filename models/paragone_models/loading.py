@@ -19,7 +19,7 @@ from paragone_models.forward import LocalForward
 from paragone_models.identity import hash_files, identity_of, tokenizer_hash
 from paragone_models.model import PreferenceModel, Provenance
 from paragone_models.network import PreferenceNetwork
-from paragone_models.packing.budget import DEFAULTS, Budget
+from paragone_models.packing.budget import DEFAULTS, ELSEWHERE, Budget
 from paragone_models.reader import TextReader
 from paragone_models.sources import Resolved, resolve
 from paragone_models.spec import KINDS, Bos, Head, ModelSpec, Reasoning, SpecialTokens
@@ -58,6 +58,7 @@ def load_model(
     max_batch_tokens: int | Literal["auto"] | None = None,
     deterministic: bool = False,
     prompt_cache_bytes: int | None = None,
+    elsewhere: bool = False,
 ) -> PreferenceModel:
     """Load a reward or preference model.
 
@@ -90,6 +91,8 @@ def load_model(
             and number of threads, whatever it is batched with. Costs speed.
         prompt_cache_bytes: memory for keys and values of prompts, for siblings that arrive later; 0 keeps none. 256 MB
             on a CPU and a tenth of the free memory on a GPU unless given.
+        elsewhere: load everything but the backbone's weights, for an engine that runs it elsewhere: the model reads
+            text, represents hidden states and compares, and encodes nothing itself. Its head is on the CPU.
 
     Returns:
         The model, in evaluation mode.
@@ -107,7 +110,7 @@ def load_model(
     where = resolve(os.fspath(source), revision)
     if revision is not None and where.commit is None:
         raise ModelLoadError(f"{source} lies on this machine and has no revisions; leave revision={revision!r} out")
-    options = formats.Options(_dtype(dtype, _device(device), where.folder), _device(device), trust_remote_code)
+    options = _options(device, dtype, where.folder, trust_remote_code=trust_remote_code, elsewhere=elsewhere)
     loaded = _read(where.folder, options, kind, head)
     overrides: dict[str, Any] = {
         "temperature": temperature,
@@ -125,11 +128,11 @@ def load_model(
     network = loaded.network.to(options.device).eval().requires_grad_(requires_grad=False)
     network.head.spec = spec
     _refuse_non_finite(where.source, network)
-    budget = _budget(max_batch_tokens, options.device)
+    budget = _budget(max_batch_tokens, options)
     local = LocalForward(
         network, max_batch_tokens=budget.tokens, deterministic=deterministic, prompt_cache_bytes=prompt_cache_bytes
     )
-    if max_batch_tokens == "auto":
+    if max_batch_tokens == "auto" and not elsewhere:
         budget = local.warm_up(max_length=spec.max_length)
     logger.info("%s: batches are %s, of %d tokens: %s", where.source, local.batching, budget.tokens, budget.reason)
     reader = _reader(where, replace(loaded, spec=spec), trust_remote_code=trust_remote_code)
@@ -184,10 +187,19 @@ def _device(device: str) -> torch.device:
         raise ModelLoadError(f"device is {device!r}: {str(error).splitlines()[0]}") from error
 
 
-def _budget(max_batch_tokens: int | str | None, device: torch.device) -> Budget:
+def _options(device: str, dtype: str, folder: Path, *, trust_remote_code: bool, elsewhere: bool) -> formats.Options:
+    if elsewhere:
+        return formats.Options(torch.float32, torch.device("cpu"), trust_remote_code, elsewhere=True)
+    return formats.Options(_dtype(dtype, _device(device), folder), _device(device), trust_remote_code)
+
+
+def _budget(max_batch_tokens: int | str | None, options: formats.Options) -> Budget:
     if isinstance(max_batch_tokens, int):
         return Budget(max_batch_tokens, "given")
-    return Budget(DEFAULTS.get(device.type, DEFAULTS["cpu"]), f"the default on {device.type}")
+    if options.elsewhere:
+        return Budget(ELSEWHERE, "the default for a server that makes batches of its own")
+    kind = options.device.type
+    return Budget(DEFAULTS.get(kind, DEFAULTS["cpu"]), f"the default on {kind}")
 
 
 def _dtype(dtype: str, device: torch.device, folder: Path) -> torch.dtype:
@@ -255,11 +267,13 @@ def _weights_hash(where: Resolved) -> str:
 
 
 def _numerics(local: LocalForward, options: formats.Options) -> dict[str, str]:
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if options.elsewhere:
+        return {"dtype": "elsewhere", "device": "elsewhere", "attention": local.attention, **versions}
     return {
         "dtype": str(options.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else options.device.type,
         "attention": local.attention,
         "deterministic": str(local.deterministic).lower(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **versions,
     }

@@ -16,7 +16,7 @@ from paragone_models.encoding import Read
 from paragone_models.heads import RepresentationHead
 from paragone_models.spec import ModelSpec
 
-__all__ = ["PreferenceNetwork", "gather_reads", "read_plan"]
+__all__ = ["AbsentBackbone", "PreferenceNetwork", "gather_reads", "read_plan"]
 
 # Decoders alone: encoders that can also be decoders are in the second list too. What is in neither gets a mask, which
 # is never wrong, only slower.
@@ -73,6 +73,18 @@ def gather_reads(hidden: Tensor, reads: Tensor) -> Tensor:
         for row, sequence in enumerate(reads.tolist())
     ]
     return torch.stack(spans)
+
+
+class AbsentBackbone(nn.Module):
+    """Stand for a backbone that runs elsewhere: its configuration, and no weights.
+
+    Args:
+        config: its transformers configuration.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
 
 
 class PreferenceNetwork(nn.Module):

@@ -20,6 +20,13 @@ def serve(
             "answers requests that name none. [default: the built-ins]",
         ),
     ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=vllm:URL",
+            help="A vLLM server that runs a model's backbone instead of this process; repeatable.",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="File with any of these settings.")] = None,
     redis_url: Annotated[str | None, typer.Option(help="Redis to keep representations in.")] = None,
     api_key: Annotated[str | None, typer.Option(help="Bearer key; needed to listen on more than loopback.")] = None,
@@ -44,14 +51,17 @@ def serve(
     Every option can also be set as PARAGONE_… in the environment or in the file; docs/serving.md lists them all.
     """
     given = dict(locals())
-    flags = {name: value for name, value in given.items() if value is not None and name not in ("model", "config")}
-    _serve(flags, model or [], config)
+    apart = ("model", "engine", "config")
+    flags = {name: value for name, value in given.items() if value is not None and name not in apart}
+    _serve(flags, model or [], engine or [], config)
 
 
-def _serve(flags: dict[str, Any], sources: list[str], config: Path | None) -> None:
+def _serve(flags: dict[str, Any], sources: list[str], engines: list[str], config: Path | None) -> None:
     # Imported here, so that `paragone --help` need not wait for torch.
-    from paragone_service.config import load_settings, parse_model
+    from paragone_service.config import load_settings, parse_engine, parse_model
 
+    if engines:
+        flags["engines"] = dict(map(parse_engine, engines))
     if sources:
         flags["models"] = _named([parse_model(source) for source in sources])
     settings = load_settings(flags, config)

@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from paragone_models.builtins import NAMES
 from paragone_models.spec import Bos, Head, Kind, Reasoning, SpecialTokens
 
-__all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_model"]
+__all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_engine", "parse_model"]
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _NAMED_SOURCE = re.compile(rf"({_NAME})=(.+)")
@@ -29,7 +29,9 @@ _REPLACED = {
     "api_key": {"api_key", "api_key_file"},
     "api_key_file": {"api_key", "api_key_file"},
 }
-_SECRETS = {"api_key", "redis_url"}
+_SECRETS = {"api_key", "engine_api_key", "redis_url"}
+_ENGINE = re.compile(r"vllm:(https?://[^\s?#]+)")
+_OWN_ENGINE_ONLY = ("device", "dtype", "deterministic", "prompt_cache_mb")
 
 
 class ConfigError(ValueError):
@@ -88,6 +90,12 @@ class Settings(BaseSettings):
         default={name: ModelSettings(source=f"builtin:{name}") for name in NAMES}, min_length=1
     )
     """The hosted models by name."""
+    engines: dict[str, str] = Field(default={})
+    """What runs a model's backbone instead of this process, by the model's name: ``vllm:http://…``."""
+    engine_timeout_s: float = Field(default=300, gt=0)
+    """How long one call to such an engine may take."""
+    engine_api_key: SecretStr | None = None
+    """Bearer key for such engines, where a proxy in front of them wants one."""
     redis_url: SecretStr | None = None
     """Redis behind the memory cache: redis://, rediss:// or unix://."""
     api_key: SecretStr | None = None
@@ -143,6 +151,24 @@ class Settings(BaseSettings):
             return value
         raise ValueError("give a number of tokens, at least 1, or auto")
 
+    @field_validator("engines")
+    @classmethod
+    def _engines_are_known(cls, engines: dict[str, str]) -> dict[str, str]:
+        for name, engine in engines.items():
+            if not _ENGINE.fullmatch(engine):
+                raise ValueError(f"engine {engine!r} of {name}: write vllm:http://HOST:PORT")
+        return engines
+
+    @model_validator(mode="after")
+    def _engines_fit_their_models(self) -> "Settings":
+        for name in self.engines:
+            if name not in self.models:
+                raise ValueError(f"engine of {name!r}: there is no such model, these are: {', '.join(self.models)}")
+            for field in _OWN_ENGINE_ONLY:
+                if field in self.models[name].model_fields_set:
+                    raise ValueError(f"{field} of {name}: its backbone runs on vLLM, so set that there")
+        return self
+
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
         if self.api_key is not None and self.api_key_file is not None:
@@ -153,6 +179,10 @@ class Settings(BaseSettings):
                 "(or PARAGONE_API_KEY), or listen on 127.0.0.1"
             )
         return self
+
+    def engine_url(self, name: str) -> str | None:
+        """Return the address of the vLLM server that runs a model's backbone, or None if this process does."""
+        return self.engines[name].removeprefix("vllm:") if name in self.engines else None
 
     def read_api_key(self) -> str | None:
         """Return the key, from wherever it is, or None.
@@ -249,6 +279,21 @@ def parse_model(text: str) -> tuple[str, ModelSettings]:
     if not re.fullmatch(_NAME, name):
         raise ConfigError(f"--model {text!r}: no name can be made of it; write NAME=SOURCE")
     return name, ModelSettings(source=text)
+
+
+def parse_engine(text: str) -> tuple[str, str]:
+    """Return name and engine of ``NAME=vllm:http://…``.
+
+    Raises:
+        ConfigError: if it has another form.
+
+    >>> parse_engine("judge=vllm:http://gpu-7:8123")
+    ('judge', 'vllm:http://gpu-7:8123')
+    """
+    named = _NAMED_SOURCE.fullmatch(text)
+    if named is None:
+        raise ConfigError(f"--engine {text!r}: write NAME=vllm:http://HOST:PORT")
+    return named[1], named[2]
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

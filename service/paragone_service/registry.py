@@ -13,6 +13,7 @@ from paragone_service.cache.tiers import Cache
 from paragone_service.config import Settings
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread, LocalEngine
+from paragone_service.engine.vllm import VllmEngine
 from paragone_service.errors import ServiceError, printable
 from paragone_service.metrics import Metrics
 from paragone_service.oracle import Oracle
@@ -48,6 +49,7 @@ def load_models(settings: Settings) -> dict[str, PreferenceModel]:
             trust_remote_code=wanted.trust_remote_code,
             max_batch_tokens=settings.max_batch_tokens,
             deterministic=wanted.deterministic,
+            elsewhere=name in settings.engines,
             prompt_cache_bytes=None if wanted.prompt_cache_mb is None else round(wanted.prompt_cache_mb * 1e6),
         )
         took_s = time.perf_counter() - started
@@ -89,11 +91,11 @@ class Registry:
         self._oracles: dict[str, Oracle] = {}
         for name in sorted(models, key=lambda name: name != default):
             model = models[name]
-            thread = self._thread_of(model)
+            thread = self._thread_of(name, model)
             self._oracles[name] = Oracle(
                 name,
                 model,
-                (engines or {}).get(name) or LocalEngine(model, thread),
+                (engines or {}).get(name) or self._engine(name, model, thread),
                 thread,
                 cache,
                 metrics,
@@ -171,8 +173,21 @@ class Registry:
             return f"the device had not enough memory for {budget.tokens}"
         return budget.reason
 
-    def _thread_of(self, model: PreferenceModel) -> DeviceThread:
-        device = str(next(model.network.parameters()).device)
+    def _engine(self, name: str, model: PreferenceModel, thread: DeviceThread) -> Engine:
+        url, key = self._settings.engine_url(name), self._settings.engine_api_key
+        if url is None:
+            return LocalEngine(model, thread)
+        logger.info("model %s: its backbone runs on the vLLM server at %s", name, url)
+        return VllmEngine(
+            model,
+            url,
+            timeout_s=self._settings.engine_timeout_s,
+            api_key=None if key is None else key.get_secret_value(),
+        )
+
+    def _thread_of(self, name: str, model: PreferenceModel) -> DeviceThread:
+        # A model whose backbone runs elsewhere waits for nobody's turn here.
+        device = name if name in self._settings.engines else str(next(model.network.parameters()).device)
         if device not in self._devices:
             self._devices[device] = DeviceThread(device)
         return self._devices[device]

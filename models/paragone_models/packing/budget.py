@@ -8,13 +8,16 @@ import torch
 
 from paragone_models.encoding import EncodeItem
 
-__all__ = ["CANDIDATES", "DEFAULTS", "Budget", "best_budget"]
+__all__ = ["CANDIDATES", "DEFAULTS", "ELSEWHERE", "Budget", "best_budget"]
 
 CANDIDATES = {"cpu": (512, 1024, 2048, 4096), "cuda": (4096, 8192, 16384, 32768, 65536)}
 """Budgets worth trying, by kind of device, in rising order."""
 
 DEFAULTS = {"cpu": 4096, "cuda": 16384}
 """The budget where nothing is tried, by kind of device."""
+
+ELSEWHERE = 16384
+"""The budget of one call to a server that makes batches of its own."""
 
 _LENGTH = 128
 _GROUP = 8

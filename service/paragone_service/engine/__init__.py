@@ -1,1 +1,1 @@
-"""What runs a backbone: the contract, and the engine that runs in this process."""
+"""What runs a backbone: the contract, the engine that runs in this process, and one that asks a vLLM server."""

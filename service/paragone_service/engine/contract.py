@@ -2,7 +2,7 @@
 
 Token ids go in, hidden states at the read positions come out. Heads, gates and comparators are ours, in float32,
 outside the engine, so that every engine serves every kind of model with the same code. An engine may be this process
-(``local``) or another server; it decides itself how it packs, pads or shares prefixes within one call.
+(``local``) or another server (``vllm``); it decides itself how it packs, pads or shares prefixes within one call.
 
 n = items of a call, R = reads of the model's read plan, H = hidden size.
 """
@@ -25,7 +25,7 @@ class EngineOutOfMemoryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What an engine knows of itself, without running anything.
+    """What an engine knows of itself, without running anything on the device.
 
     Attributes:
         healthy: False once it cannot work any more, or is out of reach.
@@ -54,7 +54,7 @@ class Engine(Protocol):
         ...
 
     async def health(self) -> Health:
-        """Return what the engine knows of itself; it must answer at once."""
+        """Return what the engine knows of itself; it must answer within about a second."""
         ...
 
     async def close(self) -> None:
