@@ -5,7 +5,7 @@ the length of a representation.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -42,6 +42,7 @@ class Call:
         report: put errors in the place of items, instead of refusing the request.
         gone: returns once the client has left; None if nobody can leave.
         timings: filled in on the way.
+        client: who asks, for fairness among those who wait: requests of equal clients wait in one line.
     """
 
     where: Literal["pairs", "items", "groups"]
@@ -49,6 +50,7 @@ class Call:
     report: bool = False
     gone: Callable[[], Awaitable[None]] | None = None
     timings: Timings = field(default_factory=Timings)
+    client: Hashable = None
 
 
 @dataclass(frozen=True)

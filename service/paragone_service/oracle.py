@@ -40,6 +40,8 @@ __all__ = ["Oracle"]
 
 _KEYS_A_BREATH = 512
 _READ_CHUNK = 128
+_Readings = Mapping[bytes, Reading | ServiceError]
+_Tickets = dict[bytes, Ticket]
 
 
 @dataclass
@@ -257,7 +259,7 @@ class Oracle:
             unread = [key for key in sorted(rows, key=rows.__getitem__) if not self._joins(key, joined)]
             readings = await self._readings(asked, call, {key: rows[key] for key in unread})
             missing = _Missing({key: error for key, error in readings.items() if isinstance(error, ServiceError)})
-            own = self._queue(readings, missing, joined)
+            own = self._queue(readings, missing, joined, call)
             missing.forward_responses = len(own)
             missing.forward_tokens = sum(ticket.tokens for ticket in own.values())
             joined.update(own)
@@ -278,9 +280,7 @@ class Oracle:
             joined[key] = ticket
         return ticket is not None
 
-    def _queue(
-        self, readings: Mapping[bytes, Reading | ServiceError], missing: _Missing, joined: dict[bytes, Ticket]
-    ) -> dict[bytes, Ticket]:
+    def _queue(self, readings: _Readings, missing: _Missing, joined: _Tickets, call: Call) -> _Tickets:
         """Queue what still nobody knows: reading took time, in which others may have run the same."""
         known = dict(zip(readings, self._cache.peek(list(readings)), strict=True))
         fresh: dict[bytes, Reading] = {}
@@ -294,8 +294,8 @@ class Oracle:
                 fresh[key] = reading
         if not fresh:
             return {}
-        tickets = self.scheduler.submit([(key, one.item, one.dropped_tokens) for key, one in fresh.items()])
-        return dict(zip(fresh, tickets, strict=True))
+        jobs = [(key, one.item, one.dropped_tokens) for key, one in fresh.items()]
+        return dict(zip(fresh, self.scheduler.submit(jobs, client=call.client), strict=True))
 
     async def _readings(
         self, asked: Sequence[Asked], call: Call, rows: Mapping[bytes, int]

@@ -1,10 +1,10 @@
 """Dynamic batching for one model: responses of many requests, put into batches under a token budget.
 
 There is no wait window: an idle device starts with what is there, and what arrives meanwhile makes the next batch.
-A request that fits into one batch goes before the larger ones, but never all the time; within each of the two lanes it
-is first in, first out. Responses to one prompt stay together, and a batch is sorted by length. The queue is bounded in
-tokens. Each response has one ticket, however many requests wait for it (single flight); a ticket that nobody waits for
-any more leaves the queue.
+A request that fits into one batch goes before the larger ones, but never all the time; each of the two lanes is first
+in, first out for each client, and fair in tokens among clients. Responses to one prompt stay together, and a batch is
+sorted by length. The queue is bounded in tokens. Each response has one ticket, however many requests wait for it
+(single flight); a ticket that nobody waits for any more leaves the queue.
 """
 
 import asyncio
@@ -12,8 +12,7 @@ import contextlib
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +22,7 @@ from paragone.codes import ErrorCode
 from paragone_models.encoding import EncodeItem
 from paragone_service.engine.contract import EngineOutOfMemoryError
 from paragone_service.errors import ServiceError
+from paragone_service.lanes import Lane
 from paragone_service.metrics import Metrics
 
 __all__ = ["Batch", "Represent", "Scheduler", "Settle", "Ticket"]
@@ -39,6 +39,9 @@ _MAX_RETRY_AFTER_S = 60
 _SPEED_MEMORY = 0.8
 _BULK_EVERY = 4
 """Every fourth batch begins with the large requests, so that small ones cannot hold them up for ever."""
+
+_TURNS = 4
+"""Turns of clients in one batch: a client keeps its turn for that part of the budget."""
 
 
 @dataclass(slots=True, eq=False)
@@ -118,8 +121,8 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._clock = clock
-        self._interactive: deque[Ticket] = deque()
-        self._bulk: deque[Ticket] = deque()
+        self._interactive: Lane[Ticket] = Lane()
+        self._bulk: Lane[Ticket] = Lane()
         self._batches = 0
         self._flights: dict[bytes, Ticket] = {}
         self._arrived = asyncio.Event()
@@ -168,10 +171,14 @@ class Scheduler:
                 retry_after_s=min(_MAX_RETRY_AFTER_S, max(1, math.ceil(wait_s / 2))),
             )
 
-    def submit(self, jobs: Sequence[tuple[bytes | None, EncodeItem, int]]) -> list[Ticket]:
+    def submit(self, jobs: Sequence[tuple[bytes | None, EncodeItem, int]], *, client: Hashable = None) -> list[Ticket]:
         """Queue the responses of a request, (key, item, dropped tokens) each; all or none.
 
         Ask ``join`` first: a key must not be on its way already, nor come twice.
+
+        Args:
+            jobs: the responses, at least one.
+            client: whose they are; among clients the device's time is shared by tokens.
 
         Returns:
             One ticket per job, in the order of the jobs. Hand each back with ``leave``.
@@ -188,7 +195,7 @@ class Scheduler:
                 assert ticket.key not in self._flights
                 self._flights[ticket.key] = ticket
         lane = self._interactive if tokens <= self.max_batch_tokens else self._bulk
-        lane.extend(_by_prompt(tickets))
+        lane.extend(client, _by_prompt(tickets))
         self.queue_items += len(tickets)
         self.queue_tokens += tokens
         self._arrived.set()
@@ -221,10 +228,10 @@ class Scheduler:
         lanes = [self._interactive, self._bulk]
         for lane in lanes if self._batches % _BULK_EVERY else reversed(lanes):
             while lane:
-                ticket = lane[0]
+                ticket = lane.peek(self.max_batch_tokens // _TURNS)
                 if ticket.waiters and taken and tokens + ticket.tokens > self.max_batch_tokens:
                     break
-                lane.popleft()
+                lane.pop(ticket.tokens if ticket.waiters else 0)
                 if ticket.waiters:
                     taken.append(ticket)
                     tokens += ticket.tokens

@@ -264,3 +264,34 @@ async def test_batches_are_counted_with_their_padding():
         assert sample("paragone_batch_size_sum", {"model": "m"}) == 2
         assert sample("paragone_batch_tokens_sum", {"model": "m"}) == 40
         assert sample("paragone_padding_ratio_sum", {"model": "m"}) == pytest.approx(1 / 3)
+
+
+async def test_one_clients_bulk_job_does_not_starve_anothers():
+    async with Setup() as setup:
+        setup.device.free.clear()
+        setup.submit(1)
+        await until(lambda: setup.device.batches)
+        jobs = [(None, item(10), 0) for _ in range(30)]
+        large = setup.scheduler.submit(jobs, client="large")
+        small = setup.scheduler.submit([(None, item(11), 0)] * 10, client="small")
+        setup.device.free.set()
+        await outcomes(large + small)
+        lengths = [sorted(batch) for batch in setup.device.batches[1:]]
+        assert min(batch.count(11) for batch in lengths[:2]) >= 3
+        last_of_small = max(number for number, batch in enumerate(lengths) if 11 in batch)
+        assert last_of_small <= 3 < len(lengths) - 1
+        assert sum(map(len, lengths)) == 40
+
+
+async def test_requests_of_one_client_and_of_nobody_stay_first_in_first_out():
+    for client in (None, "one"):
+        async with Setup() as setup:
+            setup.device.free.clear()
+            setup.submit(1)
+            await until(lambda setup=setup: setup.device.batches)
+            tickets = []
+            for length in (90, 80, 70):
+                tickets += setup.scheduler.submit([(None, item(length), 0)], client=client)
+            setup.device.free.set()
+            await outcomes(tickets)
+            assert setup.device.batches[1:] == [[90], [80], [70]]

@@ -12,10 +12,15 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaModel
 
 from paragone_models import load_model
 from paragone_models.encoding import EncodeItem
 from paragone_models.exporting import export_backbone
+from paragone_models.heads import RepresentationHead
+from paragone_models.network import PreferenceNetwork
+from paragone_models.saving import save_model
 from paragone_models.spec import ModelSpec
 from paragone_service.config import ConfigError, load_settings, parse_engine
 from paragone_service.engine.vllm import VllmEngine, VllmError
@@ -49,7 +54,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def backbone(folders, tmp_path_factory):
-    """The bare backbone, which all of these models share: they were made from one seed."""
+    """The bare backbone of one of them."""
     return export_backbone(str(folders["gpm"]), tmp_path_factory.mktemp("backbone") / "bare")
 
 
@@ -78,7 +83,8 @@ async def tournament(client):
 
 
 @pytest.mark.parametrize("name", KINDS)
-async def test_every_kind_answers_as_it_does_in_this_process(server, folders, name):
+async def test_every_kind_answers_as_it_does_in_this_process(folders, tmp_path, name):
+    server = PoolingServer(export_backbone(str(folders[name]), tmp_path / "bare"))
     here = load_model(folders[name], name=name, device="cpu")
     away = load_model(folders[name], name=name, elsewhere=True)
     assert away.identity == here.identity
@@ -205,8 +211,20 @@ def test_an_engine_that_does_not_fit_its_model_is_refused(model, engines, messag
 
 
 @pytest.fixture
-def vllm_url(backbone, tmp_path):
+def wide(tmp_path):
+    """A model whose heads are 64 wide: vLLM's attention on a CPU ends with an error where they are 16."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=2, num_key_value_heads=1, **sizes)
+    head = RepresentationHead(128, KINDS["gpm"])
+    return save_model(tmp_path / "wide", PreferenceNetwork(LlamaModel(config), head), KINDS["gpm"], tokenizer)
+
+
+@pytest.fixture
+def vllm_url(wide, tmp_path):
     """The address of a real vLLM that serves the bare backbone."""
+    backbone = export_backbone(str(wide), tmp_path / "bare")
     port = free_port()
     command = [
         *(str(Path(VLLM).parent / "vllm"), "serve", str(backbone), "--runner", "pooling", "--convert", "embed"),
@@ -240,10 +258,10 @@ def vllm_url(backbone, tmp_path):
 
 
 @pytest.mark.skipif(VLLM is None, reason="PARAGONE_TEST_VLLM names no python with vLLM")
-async def test_vllm_itself_gives_the_preferences_of_this_process(folders, vllm_url):
-    away = load_model(folders["gpm"], name="gpm", elsewhere=True)
-    here = load_model(folders["gpm"], name="gpm", device="cpu")
-    items = items_of(folders["gpm"])
+async def test_vllm_itself_gives_the_preferences_of_this_process(wide, vllm_url):
+    away = load_model(wide, name="gpm", elsewhere=True)
+    here = load_model(wide, name="gpm", device="cpu")
+    items = [EncodeItem([*range(7), *range(20 + row, 60 + row)], ((6, 7), (46, 47)), 7) for row in range(3)]
     engine = VllmEngine(away, vllm_url)
     hidden = await engine.encode(items)
     np.testing.assert_allclose(hidden, here.encode(items), atol=1e-3)

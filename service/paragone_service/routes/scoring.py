@@ -97,7 +97,10 @@ def call_of(request: Request, wanted: Any, where: Literal["pairs", "items", "gro
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    return Call(where, wanted.truncation, wanted.on_error == "report", gone, timings_of(request.scope))
+    # Who asks: the key, and the address it comes from, since many share one key.
+    client = (request.headers.get("authorization"), request.client.host if request.client else None)
+    report = wanted.on_error == "report"
+    return Call(where, wanted.truncation, report, gone, timings_of(request.scope), client=client)
 
 
 def answer(oracle: Oracle, wire: type[BaseModel], usage: Usage, **rows: Sequence[BaseModel]) -> Response:
