@@ -97,7 +97,7 @@ def preferences(results, reference):
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     pairs = int(next(iter(sums.values()))["pairs"][0].sum())
     matched = int(next(iter(sums.values()))["matched"][0].sum())
-    lines += ["", f"{pairs:,} decided pairs, {matched:,} of matched length; {least} seeds."]
+    lines += ["", f"{pairs:,} decided pairs, {matched:,} of matched length; seeds: {least}."]
     return "\n".join(lines)
 
 
@@ -145,7 +145,7 @@ def answers(results):
             f"{group_cell(seeds, 'model_tau')} | {np.mean(right):.4f} |"
         )
     groups = sum(len(fold["groups"]["model_regret"]) for fold in next(iter(first.values())))
-    return "\n".join([*lines, "", f"{groups} groups; {len(first)} seeds."])
+    return "\n".join([*lines, "", f"{groups} groups; seeds: {len(first)}."])
 
 
 def group_cell(seeds, name):
