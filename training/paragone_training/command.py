@@ -105,6 +105,20 @@ def policy(
     typer.echo(str(train_policy(loaded, folder, resume=resume)))
 
 
+@train.command("answers")
+def answers(
+    samples: Annotated[Path, typer.Argument(help="A samples.parquet, RUN/evaluation-03/samples.parquet say.")],
+    output: Annotated[Path, typer.Option(help="File to write.")],
+    layout: Annotated[str, typer.Option(help="alpaca_eval, arena-hard or mt-bench.")] = "alpaca_eval",
+    name: Annotated[str, typer.Option(help="Name of the policy in the file.")] = "paragone-policy",
+) -> None:
+    """Write a policy's answers in the layout of a benchmark."""
+    from paragone_training.policy.exports import export_answers
+
+    count = export_answers(samples, output, layout=layout, name=name)
+    typer.echo(f"{count} answers in {output}")
+
+
 @train.command("extrapolate")
 def extrapolate(
     source: Annotated[str, typer.Option("--from", metavar="A", help="The weaker model: a folder or builtin:NAME.")],

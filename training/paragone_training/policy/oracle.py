@@ -119,6 +119,7 @@ class Asker:
     _thread: threading.Thread = field(init=False, repr=False)
     _client: AsyncClient = field(init=False, repr=False)
     _places: asyncio.Semaphore = field(init=False, repr=False)
+    _running: "set[asyncio.Task[Any]]" = field(init=False, repr=False, default_factory=set)
 
     def __enter__(self) -> "Asker":
         self._loop = asyncio.new_event_loop()
@@ -131,6 +132,7 @@ class Asker:
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
     def submit(self, groups: Sequence[Group]) -> "Future[Chunk]":
@@ -148,13 +150,16 @@ class Asker:
         self._places = asyncio.Semaphore(self.concurrency)
 
     async def _close(self) -> None:
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
+        for task in self._running:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._running, return_exceptions=True)
         await self._client.close()
 
     async def _ask_chunk(self, groups: list[Group]) -> Chunk:
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
         async with self._places:
             cost = _Cost()
             try:

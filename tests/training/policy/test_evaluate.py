@@ -1,0 +1,97 @@
+"""Win rates with intervals and at equal lengths, and answers in other people's layouts."""
+
+import json
+
+import numpy as np
+import pytest
+
+from paragone_training.errors import RecipeError
+from paragone_training.policy.evaluate import describe_responses, length_controlled, win_rate
+from paragone_training.policy.exports import export_answers
+from paragone_training.policy.prompts import Prompt
+from paragone_training.policy.rounds import Answer, Response, _write_samples
+from paragone_training.policy.sampling import Sample
+
+
+def answers(rates):
+    return [Answer(str(number), np.array([[0.5, rate], [1 - rate, 0.5]]), None) for number, rate in enumerate(rates)]
+
+
+def test_the_win_rate_is_the_mean_over_prompts_with_an_interval_around_it():
+    rates = np.random.default_rng(0).uniform(0.3, 1.0, size=200)
+    lengths = {str(number): (10.0, 10.0) for number in range(200)}
+    found = win_rate(answers(rates), lengths, responses=1, rule="mean-probability")
+
+    assert found["win_rate"] == pytest.approx(rates.mean())
+    half = 1.96 * rates.std() / np.sqrt(200)
+    np.testing.assert_allclose(found["interval"], [rates.mean() - half, rates.mean() + half], atol=0.006)
+    assert found["controlled"] == pytest.approx(rates.mean(), abs=0.01)
+
+
+def test_a_missing_comparison_is_no_half_and_a_prompt_without_any_is_left_out():
+    lengths = {"0": (1.0, 1.0), "1": (1.0, 1.0)}
+    rows = [*answers([0.8]), Answer("1", np.array([[0.5, np.nan], [np.nan, 0.5]]), "too long")]
+    found = win_rate(rows, lengths, responses=1, rule="mean-probability")
+    assert (found["prompts"], found["win_rate"]) == (1, pytest.approx(0.8))
+    assert win_rate(rows[1:], lengths, responses=1, rule="mean-probability")["win_rate"] is None
+
+
+def test_only_comparisons_between_the_two_policies_count():
+    table = np.full((4, 4), 0.5)
+    table[:2, 2:], table[2:, :2] = 0.7, 0.3
+    table[0, 1], table[1, 0] = 1.0, 0.0
+    found = win_rate([Answer("0", table, None)], {"0": (1.0, 1.0)}, responses=2, rule="mean-probability")
+    assert found["win_rate"] == pytest.approx(0.7)
+
+
+def test_a_judge_that_counts_characters_gives_a_half_at_equal_lengths():
+    longer = np.random.default_rng(1).normal(30.0, 40.0, size=500)
+    preference = 1 / (1 + np.exp(-2.0 * np.tanh(longer / longer.std())))
+    assert preference.mean() > 0.65
+    assert length_controlled(preference, longer) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_judge_that_ignores_length_keeps_its_win_rate():
+    longer = np.random.default_rng(2).normal(30.0, 40.0, size=500)
+    assert length_controlled(np.full(500, 0.8), longer) == pytest.approx(0.8, abs=0.01)
+    assert length_controlled(np.full(5, 0.8), np.zeros(5)) == pytest.approx(0.8, abs=0.01)
+
+
+def row(text, finished=True):
+    return Response("1", "Q?", 0, [1], list(range(len(text))), text, finished, None)
+
+
+def test_responses_are_described_by_length_and_end():
+    found = describe_responses([row("abc"), row("abcde", finished=False)])
+    assert found == {"responses": 2, "tokens": 4.0, "characters": 4.0, "finished": 0.5}
+
+
+@pytest.fixture
+def samples(tmp_path):
+    prompts = [Prompt("81", "Why?", (1, 2)), Prompt("82", [{"role": "user", "content": "How?"}], (1, 3))]
+    drawn = [Sample((5, 6), finished=True, logprob=-1.0)] * 4
+    path = tmp_path / "samples.parquet"
+    _write_samples(path, prompts, drawn, 2, lambda ids: f"text {len(ids)}")
+    return path
+
+
+def test_answers_go_out_in_the_layout_of_alpaca_eval(samples, tmp_path):
+    assert export_answers(samples, tmp_path / "out.json", layout="alpaca_eval", name="mine") == 2
+    first = {"dataset": "paragone", "instruction": "Why?", "output": "text 2", "generator": "mine"}
+    assert json.loads((tmp_path / "out.json").read_text())[0] == first
+
+
+def test_answers_go_out_in_the_layouts_of_arena_hard_and_mt_bench(samples, tmp_path):
+    export_answers(samples, tmp_path / "arena.jsonl", layout="arena-hard", name="mine")
+    arena = [json.loads(line) for line in (tmp_path / "arena.jsonl").read_text().splitlines()]
+    assert arena[1]["uid"] == "82"
+    assert arena[1]["messages"][0] == {"role": "user", "content": "How?"}
+    assert arena[1]["messages"][1] == {"role": "assistant", "content": {"answer": "text 2"}}
+    assert arena[1]["metadata"] == {"token_len": 2}
+
+    export_answers(samples, tmp_path / "mt.jsonl", layout="mt-bench", name="mine")
+    mt = [json.loads(line) for line in (tmp_path / "mt.jsonl").read_text().splitlines()]
+    assert mt[0]["question_id"] == 81
+    assert mt[0]["choices"] == [{"index": 0, "turns": ["text 2"]}]
+    with pytest.raises(RecipeError, match="must be one of alpaca_eval, arena-hard, mt-bench"):
+        export_answers(samples, tmp_path / "x", layout="other", name="mine")
