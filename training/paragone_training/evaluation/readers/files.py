@@ -86,8 +86,8 @@ def _array(path: Path, content: bytes) -> Iterator[tuple[int, Row | str]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Row | str]]:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
