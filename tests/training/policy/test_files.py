@@ -1,8 +1,6 @@
 """Files that appear whole or not at all, also on a full disk, and folders that one process holds."""
 
 import os
-import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,38 +14,44 @@ from paragone_training.policy.files import (
     need_space,
     read_json,
     read_table,
-    write_folder,
     write_json,
     write_table,
-    write_text,
 )
 
 SCHEMA = pa.schema([("name", pa.string()), ("value", pa.float64())])
 
 
-@pytest.fixture
-def _full_disk():
-    """Limit the size of files, in place of a disk without room: both end in an OSError in the middle of writing."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+FULL_DISK = """
+# A limit on the size of files stands for a disk without room: both end in an OSError in the middle of writing. It is
+# set in a process of its own, because it would cut off whatever else writes there: the log of the tests, say.
+import os, resource, signal, sys
+from pathlib import Path
+import pyarrow as pa
+from paragone_training.policy.errors import DiskFullError
+from paragone_training.policy.files import write_folder, write_table, write_text
+
+path, schema = Path(sys.argv[2]), pa.schema([("name", pa.string()), ("value", pa.float64())])
+names = [f"name {number} {os.urandom(8).hex()}" for number in range(2000)]
+text = "\\n".join(names)
+write = {
+    "table": lambda: write_table(path, {"name": names, "value": [0.5] * 2000}, schema),
+    "text": lambda: write_text(path, text),
+    "folder": lambda: write_folder(path, lambda folder: (folder / "weights").write_text(text) and None),
+}[sys.argv[1]]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write()
+except DiskFullError as error:
+    print(error)
+"""
 
 
-@pytest.mark.usefixtures("_full_disk")
 @pytest.mark.parametrize("kind", ["table", "text", "folder"])
 def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(kind, tmp_path):
-    path = tmp_path / "file"
-    names = [f"name {number} {os.urandom(8).hex()}" for number in range(2000)]
-    write = {
-        "table": lambda: write_table(path, {"name": names, "value": [0.5] * 2000}, SCHEMA),
-        "text": lambda: write_text(path, "\n".join(names)),
-        "folder": lambda: write_folder(path, lambda folder: (folder / "weights").write_text("\n".join(names)) and None),
-    }[kind]
-    with pytest.raises(DiskFullError, match="free some and resume the run"):
-        write()
+    command = [sys.executable, "-c", FULL_DISK, kind, str(tmp_path / "file")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "free some and resume the run" in said
     assert list(tmp_path.iterdir()) == []
 
 
