@@ -1,8 +1,10 @@
 """Pairs as passes of a policy trainer: order by epoch, both sequences of a pair in one pass.
 
-B pairs of a pass; its 2B sequences are all chosen ones, then all rejected ones.
+B pairs of a pass; its 2B sequences are all chosen ones, then all rejected ones. The pairs of an optimiser step do not
+depend on the number of processes: the last step of an epoch, which is smaller, is spread over all of them.
 """
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,13 +43,17 @@ class PairPasses(Dataset[dict[str, Tensor]]):
     Args:
         pairs: what is trained on.
         size: pairs of a pass.
+        step: pairs of an optimiser step, over all processes.
+        world: processes.
         pad_id: fills up.
         seed: of the order.
     """
 
-    def __init__(self, pairs: Sequence[TrainingPair], *, size: int, pad_id: int, seed: int) -> None:
+    def __init__(
+        self, pairs: Sequence[TrainingPair], *, size: int, step: int, world: int, pad_id: int, seed: int
+    ) -> None:
         self._pairs = list(pairs)
-        self._size = size
+        self._slices = _slices(len(self._pairs), size, step, world)
         self._pad_id = pad_id
         self._seed = seed
         self._order: list[int] = []
@@ -66,12 +72,12 @@ class PairPasses(Dataset[dict[str, Tensor]]):
             random.Random(f"{self._seed}/{epoch}").shuffle(self._order)  # noqa: S311 - shuffling, not secrets
 
     def __len__(self) -> int:
-        return -(-len(self._pairs) // self._size)
+        return len(self._slices)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.collated([self._pairs[place] for place in self._order[index * self._size :][: self._size]])
+        return self.collated([self._pairs[place] for place in self._order[self._slices[index]]])
 
     def collated(self, pairs: Sequence[TrainingPair]) -> dict[str, Tensor]:
         """Return pairs as tensors: those of ``Sequences`` [2B, T] and of ``PairTargets`` [B].
@@ -96,3 +102,15 @@ def of_batch(batch: dict[str, Tensor]) -> tuple[Sequences, PairTargets]:
         Sequences(*(batch[name] for name in Sequences._fields)),
         PairTargets(*(batch[name] for name in PairTargets._fields)),
     )
+
+
+def _slices(pairs: int, size: int, step: int, world: int) -> list[slice]:
+    """Return which pairs of an epoch's order each pass has; fewer left-over pairs than processes are left out."""
+    whole, rest = divmod(pairs, step)
+    slices = [slice(start, start + size) for start in range(0, whole * step, size)]
+    if rest >= world:
+        passes = -(-rest // (size * world)) * world
+        passes = min(passes, rest // world * world)
+        edges = [whole * step + rest * number // passes for number in range(passes + 1)]
+        slices += [slice(first, last) for first, last in itertools.pairwise(edges)]
+    return slices

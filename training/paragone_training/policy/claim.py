@@ -12,7 +12,7 @@ __all__ = ["claim"]
 
 _MAY_CHANGE = {
     "oracle": {"url", "api_key_file", "concurrency", "patience_s", "timeout_s"},
-    "training": {"iterations", "log_steps", "tensorboard"},
+    "training": {"iterations", "log_steps"},
     "evaluation": {"judge_url"},
     "output": {"folder"},
 }

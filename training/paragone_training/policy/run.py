@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 
 from paragone_training.errors import RecipeError
@@ -58,7 +59,8 @@ def train_policy(recipe: PolicyRecipe, folder: Path, *, resume: bool = False) ->
         RecipeError: if the recipe cannot be run here, or the folder holds a run and ``resume`` is not asked for.
         RunError: if the run has to stop; it can be resumed.
     """
-    state = PartialState()
+    # Told about the device here: without a GPU, processes would otherwise not find each other.
+    state = PartialState(cpu=not torch.cuda.is_available())
     with locked(folder) if state.is_main_process else contextlib.nullcontext():
         if state.is_main_process:
             claim(recipe, folder, resume=resume)

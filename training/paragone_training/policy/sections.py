@@ -185,7 +185,6 @@ class PolicyTrainingSection:
         noise_limit: largest share of the targets' scale that noise of the log-probabilities may have.
         save_steps: optimiser steps between checkpoints; 0: an interrupted training starts again.
         log_steps: optimiser steps between log lines.
-        tensorboard: write event files, too (needs tensorboard).
         seed: of everything.
     """
 
@@ -207,7 +206,6 @@ class PolicyTrainingSection:
     noise_limit: float = 0.05
     save_steps: int = 0
     log_steps: int = 5
-    tensorboard: bool = False
     seed: int = 0
 
 

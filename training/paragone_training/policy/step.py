@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from accelerate import PartialState
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -230,7 +231,17 @@ def train_step(
     if not pairs:
         raise RunError(f"no pair to train on in {folder}: every comparison is tied or missing; sample more responses")
     pad_id = policy.tokenizer.pad_token_id
-    passes = PairPasses(pairs, size=training.pairs_per_pass, pad_id=pad_id, seed=seed)
+    world = PartialState().num_processes
+    passes = PairPasses(
+        pairs,
+        size=training.pairs_per_pass,
+        step=training.pairs_per_step,
+        world=world,
+        pad_id=pad_id,
+        seed=seed,
+    )
+    if len(pairs) < world:
+        raise RunError(f"{len(pairs)} pairs cannot be spread over {world} processes: sample more prompts")
     largest = max(max(abs(pair.targets[1]), abs(pair.targets[2])) for pair in pairs)
     scale = method.scale(largest)
     steps, laid_out = optimiser_steps(len(pairs), training)
@@ -268,8 +279,6 @@ def _save_memory(model: Any) -> None:
 
 
 def _arguments(work: Path, training: PolicyTrainingSection, laid_out: int, seed: int) -> TrainingArguments:
-    from accelerate import PartialState
-
     world = PartialState().num_processes
     passes, rest = divmod(training.pairs_per_step, training.pairs_per_pass * world)
     if rest:
@@ -303,4 +312,5 @@ def _arguments(work: Path, training: PolicyTrainingSection, laid_out: int, seed:
         report_to=[],
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
     )
