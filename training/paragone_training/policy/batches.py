@@ -1,7 +1,7 @@
 """Pairs as passes of a policy trainer: order by epoch, both sequences of a pair in one pass.
 
-B pairs of a pass; its 2B sequences are all chosen ones, then all rejected ones. The pairs of an optimiser step do not
-depend on the number of processes: the last step of an epoch, which is smaller, is spread over all of them.
+B pairs of a pass; its 2B sequences are all chosen ones, then all rejected ones. An epoch is cut into
+steps and passes of nearly equal size, so that the pairs of a step do not depend on the number of processes.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from paragone_training.policy.logprobs import Sequences, padded_sequences
 from paragone_training.policy.methods import PairTargets
 
-__all__ = ["PairPasses", "TrainingPair", "of_batch"]
+__all__ = ["PairPasses", "TrainingPair", "of_batch", "steps_of_epoch"]
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,18 @@ class PairPasses(Dataset[dict[str, Tensor]]):
 
     Args:
         pairs: what is trained on.
-        size: pairs of a pass.
+        size: most pairs of a pass.
         step: pairs of an optimiser step, over all processes.
-        world: processes.
         pad_id: fills up.
         seed: of the order.
+
+    Raises:
+        ValueError: if there are fewer pairs than one step has passes.
     """
 
-    def __init__(
-        self, pairs: Sequence[TrainingPair], *, size: int, step: int, world: int, pad_id: int, seed: int
-    ) -> None:
+    def __init__(self, pairs: Sequence[TrainingPair], *, size: int, step: int, pad_id: int, seed: int) -> None:
         self._pairs = list(pairs)
-        self._slices = _slices(len(self._pairs), size, step, world)
+        self._slices = _slices(len(self._pairs), size, step)
         self._pad_id = pad_id
         self._seed = seed
         self._order: list[int] = []
@@ -104,13 +104,32 @@ def of_batch(batch: dict[str, Tensor]) -> tuple[Sequences, PairTargets]:
     )
 
 
-def _slices(pairs: int, size: int, step: int, world: int) -> list[slice]:
-    """Return which pairs of an epoch's order each pass has; fewer left-over pairs than processes are left out."""
-    whole, rest = divmod(pairs, step)
-    slices = [slice(start, start + size) for start in range(0, whole * step, size)]
-    if rest >= world:
-        passes = -(-rest // (size * world)) * world
-        passes = min(passes, rest // world * world)
-        edges = [whole * step + rest * number // passes for number in range(passes + 1)]
-        slices += [slice(first, last) for first, last in itertools.pairwise(edges)]
-    return slices
+def steps_of_epoch(pairs: int, *, size: int, step: int) -> int:
+    """Return the optimiser steps of an epoch, of nearly equal size; the number of processes does not matter.
+
+    Args:
+        pairs: of the epoch.
+        size: most pairs of a pass.
+        step: pairs of a step: at most, or a few more where one pair a pass leaves no other way.
+
+    Raises:
+        ValueError: if there are fewer pairs than one step has passes.
+    """
+    passes = step // size
+    steps = -(-pairs // step)
+    if steps * passes > pairs:
+        steps = pairs // step
+    if steps == 0 and pairs >= passes:
+        steps = 1
+    if steps == 0:
+        raise ValueError(
+            f"{pairs} pairs cannot fill the {passes} passes of a step: sample more prompts, or lower pairs_per_step"
+        )
+    return steps
+
+
+def _slices(pairs: int, size: int, step: int) -> list[slice]:
+    """Return which pairs of an epoch's order each pass has: near-equal shares, none empty."""
+    passes = steps_of_epoch(pairs, size=size, step=step) * (step // size)
+    edges = [pairs * number // passes for number in range(passes + 1)]
+    return [slice(first, last) for first, last in itertools.pairwise(edges)]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from paragone_training.errors import RecipeError
 from paragone_training.policy.methods import steps_of
 from paragone_training.policy.prompts import read_prompts, render
 from paragone_training.policy.recipe import PolicyRecipe
@@ -63,7 +64,10 @@ def _work(recipe: PolicyRecipe, prompts: int, held_out: int) -> list[str]:
     sampling, training = recipe.sampling, recipe.training
     rounds = steps = regressions = 0
     pairs = count * most_pairs(sampling.responses, recipe.targets.pairs)
-    an_iteration, laid_out = optimiser_steps(pairs, training)
+    try:
+        an_iteration, laid_out = optimiser_steps(pairs, training)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
     for iteration in range(1, training.iterations + 1):
         planned = steps_of(recipe.method, iteration)
         rounds += len({step.round for step in planned})

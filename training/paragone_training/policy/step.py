@@ -19,7 +19,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from paragone_training.policy import diagnostics
-from paragone_training.policy.batches import PairPasses, TrainingPair, of_batch
+from paragone_training.policy.batches import PairPasses, TrainingPair, of_batch, steps_of_epoch
 from paragone_training.policy.errors import RunError
 from paragone_training.policy.files import need_space, read_table, write_json, write_table
 from paragone_training.policy.logprobs import ResponseLogprobs, autocast, frozen_logprobs
@@ -55,8 +55,11 @@ def optimiser_steps(pairs: int, training: PolicyTrainingSection) -> tuple[int, i
     Args:
         pairs: of the iteration.
         training: epochs and pairs of a step.
+
+    Raises:
+        ValueError: if there are fewer pairs than one step has passes.
     """
-    an_epoch = -(-pairs // training.pairs_per_step)
+    an_epoch = steps_of_epoch(pairs, size=training.pairs_per_pass, step=training.pairs_per_step)
     laid_out = training.schedule_epochs or training.epochs
     return max(math.ceil(training.epochs * an_epoch), 1), max(math.ceil(laid_out * an_epoch), 1)
 
@@ -231,22 +234,16 @@ def train_step(
     if not pairs:
         raise RunError(f"no pair to train on in {folder}: every comparison is tied or missing; sample more responses")
     pad_id = policy.tokenizer.pad_token_id
-    world = PartialState().num_processes
-    passes = PairPasses(
-        pairs,
-        size=training.pairs_per_pass,
-        step=training.pairs_per_step,
-        world=world,
-        pad_id=pad_id,
-        seed=seed,
-    )
-    if len(pairs) < world:
-        raise RunError(f"{len(pairs)} pairs cannot be spread over {world} processes: sample more prompts")
+    size, step = training.pairs_per_pass, training.pairs_per_step
+    try:
+        passes = PairPasses(pairs, size=size, step=step, pad_id=pad_id, seed=seed)
+    except ValueError as error:
+        raise RunError(str(error)) from error
     largest = max(max(abs(pair.targets[1]), abs(pair.targets[2])) for pair in pairs)
     scale = method.scale(largest)
     steps, laid_out = optimiser_steps(len(pairs), training)
-    size = sum(weight.numel() * weight.element_size() for weight in policy.model.parameters())
-    need_space(folder, size * (4 if training.save_steps else 1) + 10_000_000, "training")
+    held = sum(weight.numel() * weight.element_size() for weight in policy.model.parameters())
+    need_space(folder, held * (4 if training.save_steps else 1) + 10_000_000, "training")
     set_seed(seed)
     with policy.adapted(lora) as model:
         if training.gradient_checkpointing:
