@@ -31,6 +31,7 @@ __all__ = ["Attempts", "Question", "RetryPolicy", "send", "send_async"]
 logger = logging.getLogger("paragone")
 
 _CONNECT_TIMEOUT_S = 10.0
+_DOUBLINGS = 60
 _RETRIED_STATUS = frozenset({502, 503, 504})
 _RETRIED_FAILURES = (
     httpx2.ConnectError,
@@ -60,7 +61,8 @@ class RetryPolicy:
 
     def wait_s(self, tries: int, retry_after_s: float | None) -> float:
         """Return how long to wait after so many tries, at least as long as the server asked for."""
-        bound = min(self.longest_wait_s, self.first_wait_s * 2.0 ** (tries - 1))
+        # Beyond some doublings the bound is the longest wait; a thousand of them no float can hold.
+        bound = min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(tries - 1, _DOUBLINGS))
         jitter = random.uniform(0.0, bound)  # noqa: S311 (it spreads load, it hides nothing)
         return jitter + (retry_after_s or 0.0)
 

@@ -224,3 +224,11 @@ def test_the_request_id_of_the_server_is_kept():
     with pytest.raises(ServerError) as caught:
         waiting(Script(error(500, "internal_error", "m", x_request_id="from-the-server")), policy(), Clock())
     assert caught.value.request_id == "from-the-server"
+
+
+def test_the_wait_stops_growing_and_thousands_of_tries_have_one_too():
+    several = RetryPolicy(retries=10**6, timeout_s=1.0)
+    for tries in (1, 8, 1025, 10**6):
+        bound = min(16.0, 0.25 * 2.0 ** min(tries - 1, 10))
+        assert all(0.0 <= several.wait_s(tries, None) <= bound for _ in range(20))
+        assert several.wait_s(tries, 3.0) >= 3.0
