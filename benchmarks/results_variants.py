@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from paragone_models.heads import RepresentationHead
 from paragone_models.loading import load_model
 from paragone_models.network import PreferenceNetwork
 from paragone_models.reader import TextReader
@@ -203,8 +202,7 @@ class Fold:
         recipe = self._loaded("helpsteer", [], start=f"model.start={self.work}/regression")
         model = load_model(str(self.work / "regression"), device="cpu", dtype="float32")
         spec = replace(recipe.spec, temperature=model.spec.temperature)
-        head = reward_on_top(model.network.head, model.spec, spec)
-        network = PreferenceNetwork(model.network.backbone, RepresentationHead(64, spec, value_head=head.value_head))
+        network = PreferenceNetwork(model.network.backbone, reward_on_top(model.network.head, model.spec, spec))
         begin = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         end = torch.load(self.work / f"{loss}.pt", weights_only=True)
         objective = Objective("helpsteer", spec.temperature)

@@ -11,6 +11,7 @@ from statistics import median
 import torch
 
 from paragone_models.encoding import EncodeItem
+from paragone_models.forward import batches
 from paragone_models.model import PreferenceModel
 
 __all__ = ["Compute", "measure", "operations", "padded_tokens", "peak"]
@@ -156,13 +157,8 @@ def _executed(model: PreferenceModel, items: Sequence[EncodeItem]) -> int:
     """Return the packer's counter, or what length-sorted padding computes."""
     if model.local.packer:
         return model.local.packer.executed_tokens
-    lengths = sorted((len(item.token_ids) for item in items), reverse=True)
-    total, start = 0, 0
-    while start < len(lengths):
-        rows = min(max(1, model.max_batch_tokens // lengths[start]), len(lengths) - start)
-        total += rows * lengths[start]
-        start += rows
-    return total
+    lengths = [len(item.token_ids) for item in items]
+    return sum(len(batch) * lengths[batch[0]] for batch in batches(lengths, model.max_batch_tokens))
 
 
 @torch.inference_mode()

@@ -16,8 +16,7 @@ from typing import Any
 from paragone_training.data.lines import field, text_field
 from paragone_training.errors import DataError
 
-__all__ = ["HELPSTEER_ATTRIBUTES", "PAIR_LAYOUTS", "RATING_LAYOUTS", "own_pairs", "own_ratings", "pair_layout"]
-__all__ += ["rating_layout"]
+__all__ = ["HELPSTEER_ATTRIBUTES", "PAIR_LAYOUTS", "RATING_LAYOUTS", "own_pairs", "own_ratings", "row_layout"]
 
 Row = Mapping[str, Any]
 
@@ -44,32 +43,25 @@ _STRENGTHS = {"first": 1.0, "second": -1.0, "tie": 0.0}
 _TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
-def pair_layout(row: Row, where: str, before: str = "") -> str:
-    """Return the layout of a row of pairs.
+def row_layout(row: Row, where: str, before: str, layouts: Mapping[str, Sequence[str]]) -> str:
+    """Return the layout of a row; one without telling columns has that of the rows before it.
 
     Args:
         row: one object of a file.
         where: file and line, for the message.
         before: layout of the rows before it, or empty.
+        layouts: ``PAIR_LAYOUTS`` or ``RATING_LAYOUTS``.
 
     Raises:
         DataError: if it is of another layout than the rows before it.
     """
-    return _layout(row, where, before, PAIR_LAYOUTS)
-
-
-def rating_layout(row: Row, where: str, before: str = "") -> str:
-    """Return the layout of a row of ratings.
-
-    Args:
-        row: one object of a file.
-        where: file and line, for the message.
-        before: layout of the rows before it, or empty.
-
-    Raises:
-        DataError: if it is of another layout than the rows before it.
-    """
-    return _layout(row, where, before, RATING_LAYOUTS)
+    # HelpSteer2's files of ratings have been published with fewer attributes: one is enough to know them.
+    tests = {name: any if columns is HELPSTEER_ATTRIBUTES else all for name, columns in layouts.items()}
+    found = [name for name, columns in layouts.items() if tests[name](column in row for column in columns)]
+    if len(found) > 1 or (before and found and found[0] != before):
+        mixed = [before, *found] if len(found) == 1 else found
+        raise DataError(f"{where}: the file mixes the layouts {' and '.join(mixed)}: keep each in a file of its own")
+    return found[0] if found else before or "paragone"
 
 
 def own_pairs(row: Row, where: str, layout: str) -> Iterator[Row]:
@@ -78,7 +70,7 @@ def own_pairs(row: Row, where: str, layout: str) -> Iterator[Row]:
     Args:
         row: one object of a file.
         where: file and line, for messages.
-        layout: from ``pair_layout``.
+        layout: from ``row_layout``.
 
     Raises:
         DataError: if the row lacks a field or has an impossible one.
@@ -99,7 +91,7 @@ def own_ratings(row: Row, where: str, layout: str) -> Iterator[Row]:
     Args:
         row: one object of a file.
         where: file and line, for messages.
-        layout: from ``rating_layout``.
+        layout: from ``row_layout``.
 
     Raises:
         DataError: if the row lacks a field or has an impossible one.
@@ -112,16 +104,6 @@ def own_ratings(row: Row, where: str, layout: str) -> Iterator[Row]:
         yield from _ultrafeedback(row, where)
     else:
         yield row
-
-
-def _layout(row: Row, where: str, before: str, layouts: Mapping[str, Sequence[str]]) -> str:
-    # HelpSteer2's files of ratings have been published with fewer attributes: one is enough to know them.
-    tests = {name: any if columns is HELPSTEER_ATTRIBUTES else all for name, columns in layouts.items()}
-    found = [name for name, columns in layouts.items() if tests[name](column in row for column in columns)]
-    if len(found) > 1 or (before and found and found[0] != before):
-        mixed = [before, *found] if len(found) == 1 else found
-        raise DataError(f"{where}: the file mixes the layouts {' and '.join(mixed)}: keep each in a file of its own")
-    return found[0] if found else before or "paragone"
 
 
 def _named(row: Row) -> dict[str, Any]:

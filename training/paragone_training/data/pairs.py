@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paragone_training.data.layouts import own_pairs, pair_layout
+from paragone_training.data.layouts import PAIR_LAYOUTS, own_pairs, row_layout
 from paragone_training.data.lines import field, read_lines, text_field
 from paragone_training.errors import DataError
 
@@ -80,7 +80,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     layout, invalid = "", 0
     for number, row in read_lines(path):
         where = f"{path}:{number}"
-        layout = pair_layout(row, where, layout)
+        layout = row_layout(row, where, layout, PAIR_LAYOUTS)
         before = len(pairs)
         for own in own_pairs(row, where, layout):
             pair = _pair(own, where)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paragone_training.data.layouts import own_ratings, rating_layout
+from paragone_training.data.layouts import RATING_LAYOUTS, own_ratings, row_layout
 from paragone_training.data.lines import field, read_lines, text_field
 from paragone_training.data.pairs import prompt_field
 from paragone_training.errors import DataError
@@ -58,7 +58,7 @@ def read_ratings(path: str | Path) -> list[Rating]:
     layout = ""
     for number, row in read_lines(path):
         where = f"{path}:{number}"
-        layout = rating_layout(row, where, layout)
+        layout = row_layout(row, where, layout, RATING_LAYOUTS)
         for own in own_ratings(row, where, layout):
             rating = _rating(own, where)
             if rating.id and rating.id in seen:
