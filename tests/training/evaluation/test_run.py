@@ -11,9 +11,11 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import mean_squared_error, r2_score
 
 from paragone_training.evaluation.errors import EvaluationError
+from paragone_training.evaluation.judged import clustering
 from paragone_training.evaluation.measures.accuracy import accuracy
 from paragone_training.evaluation.measures.benchmarks import REWARDBENCH_SECTIONS
 from paragone_training.evaluation.readers import read_evaluation_set
+from paragone_training.evaluation.report import words
 from paragone_training.evaluation.report.page import render_page
 from paragone_training.evaluation.run import default_folder, evaluate_models
 from paragone_training.evaluation.scorers import LocalScorer
@@ -372,9 +374,56 @@ def test_the_page_names_the_attribute_that_people_are_judged_by(tmp_path, models
 def test_a_pairwise_model_has_a_position_bias_on_the_page(tmp_path, models):
     written = run(tmp_path, [pair(number) for number in range(24)], FirstPlace(LocalScorer(models["bt"]).card))
     position = written.results["measures"]["position"]
-    assert position["first_win_excess"] >= 0
-    assert position["asymmetry"] > 0
-    assert "Does the order of the responses matter?" in page_of(written)
+    assert position["first_win_excess"]["value"] >= 0
+    asymmetry = position["asymmetry"]
+    assert 0 < asymmetry["low"] < asymmetry["value"] < asymmetry["high"]
+    page = page_of(written)
+    assert "Does the order of the responses matter?" in page
+    assert f'{words.number(asymmetry["value"])}</td><td><span class="w">{words.interval(asymmetry)}</span>' in page
+
+
+def test_subsets_have_the_intervals_of_a_slow_bootstrap_and_count_ties_in_the_nll_alone(tmp_path, models):
+    rows = [pair(place, subset=("odd", "even")[place // 4 % 2]) for place in range(96)]
+    rows.append(pair(200, subset="alone", strength=2, prompt="Alone?", group="alone_x"))
+    written = run(tmp_path, rows, LocalScorer(models["bt"]))
+    data = read_evaluation_set(tmp_path / "file.jsonl")
+    resampler = clustering(data, "question", resamples=QUICK.resamples, seed=QUICK.seed).resampler
+    where, _ = data.clusters("question")
+    by_row = [
+        (row, models["bt"].score(row["prompt"], [row["first"], row["second"]]).rewards, where[data.node_prompt[node]])
+        for row, node in zip(rows, data.first, strict=True)
+    ]
+
+    def slow(name, weight):
+        """Return accuracy and NLL of one subset, each row as often as its cluster was drawn."""
+        right, losses = [], []
+        for row, rewards, cluster in by_row:
+            if row["subset"] != name:
+                continue
+            logit, strength = (rewards[0] - rewards[1]) / models["bt"].spec.temperature, row["strength"]
+            outcome = 0.5 if strength == 0 else float(strength > 0)
+            loss = outcome * math.log1p(math.exp(-logit)) + (1 - outcome) * math.log1p(math.exp(logit))
+            losses += [loss] * int(weight[cluster])
+            right += [float((logit > 0) == (strength > 0))] * int(weight[cluster] * (strength != 0))
+        return (np.mean(right), np.mean(losses)) if right else (np.nan, np.nan)
+
+    alone, *both = written.results["measures"]["subsets"]
+    assert [row["name"] for row in (alone, *both)] == ["alone", "even", "odd"]
+    for row in both:
+        drawn = np.asarray([slow(row["name"], counts) for counts in resampler.counts])
+        low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
+        value = slow(row["name"], np.ones(resampler.clusters))
+        for place, measure in enumerate(("accuracy", "nll")):
+            expected = {"value": value[place], "low": low[place], "high": high[place]}
+            assert row[measure] == pytest.approx(expected, abs=1e-5)
+        assert row["pairs"] + row["ties"] == 48
+        assert row["ties"] > 0
+    assert (alone["accuracy"]["low"], alone["nll"]["high"]) == (None, None)
+    page = page_of(written)
+    assert (
+        f'{words.number(both[0]["nll"]["value"])}</td><td><span class="w">{words.interval(both[0]["nll"])}</span>'
+        in page
+    )
 
 
 def test_a_cross_fitted_temperature_never_sees_the_cluster_that_it_scales():

@@ -11,7 +11,7 @@ from paragone_training.evaluation.dataset import EvaluationSet
 from paragone_training.evaluation.errors import CalibrationError
 from paragone_training.evaluation.judged import Clustering, Judged
 from paragone_training.evaluation.measures.accuracy import accuracy, credit
-from paragone_training.evaluation.measures.bootstrap import Resampler
+from paragone_training.evaluation.measures.bootstrap import Estimate, Resampler
 from paragone_training.evaluation.measures.calibration import (
     brier,
     fit_temperature,
@@ -199,11 +199,12 @@ def _length_curve(longer: Floats, model: Floats, human: Floats, differ: np.ndarr
     return points
 
 
-def position_section(judged: Judged) -> dict[str, Any] | None:
-    """Return the position bias, or None for kinds that have none by construction."""
+def position_section(judged: Judged, resampler: Resampler) -> dict[str, Any] | None:
+    """Return the position bias with intervals, or None for kinds that have none by construction."""
     if judged.swapped is None:
         return None
-    return dataclasses.asdict(position_bias(judged.logit, judged.swapped))
+    found = position_bias(judged.logit, judged.swapped, judged.cluster, resampler)
+    return {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
 
 
 def transitivity_section(judged: Judged) -> dict[str, Any] | None:
@@ -221,26 +222,36 @@ def transitivity_section(judged: Judged) -> dict[str, Any] | None:
 
 
 def subset_rows(judged: Judged, data: EvaluationSet, clusters: Clustering) -> list[dict[str, Any]]:
-    """Return accuracy, NLL and the length baseline of every subset; none where there are no subsets."""
+    """Return accuracy, NLL and the length baseline of every subset; none where there are no subsets.
+
+    As for the whole file, accuracy is over the pairs that people decided, and the NLL counts their ties as ½.
+    """
     names = np.asarray([data.cases[case].subset or "" for case in judged.case])
-    resampler, rows = clusters.resampler, []
+    rows = []
     for name in np.unique(names) if names.any() else []:
-        here = (names == name) & judged.decided
-        if not here.any():
+        here = names == name
+        decided = here & judged.decided
+        if not decided.any():
             continue
-        earned = credit(judged.logit[here], judged.outcome[here])
-        shorter = length_logit(judged.first_length[here], judged.second_length[here])
-        cluster = judged.cluster[here]
-        found = resampler.mean((earned == 1.0).astype(np.float64), cluster)
-        if len(np.unique(cluster)) < 2:
-            found = dataclasses.replace(found, low=float("nan"), high=float("nan"))
+        logit, outcome, cluster = judged.logit[decided], judged.outcome[decided], judged.cluster[decided]
+        shorter = length_logit(judged.first_length[decided], judged.second_length[decided])
+        losses = negative_log_likelihood(judged.logit[here], judged.outcome[here])
         rows.append(
             {
                 "name": str(name) or "(no subset)",
-                "pairs": int(here.sum()),
-                "accuracy": found,
-                "nll": float(negative_log_likelihood(judged.logit[here], judged.outcome[here]).mean()),
-                "length_baseline": float(credit(shorter, judged.outcome[here]).mean()),
+                "pairs": int(decided.sum()),
+                "ties": int((here & ~judged.decided).sum()),
+                "accuracy": _mean_within((credit(logit, outcome) == 1.0).astype(np.float64), cluster, clusters),
+                "nll": _mean_within(losses, judged.cluster[here], clusters),
+                "length_baseline": float(credit(shorter, outcome).mean()),
             }
         )
     return rows
+
+
+def _mean_within(values: Floats, cluster: Ints, clusters: Clustering) -> Estimate:
+    """Return the mean of some rows with its interval, and without one where they are of one cluster."""
+    found = clusters.resampler.mean(values, cluster)
+    # Every resample that has the cluster at all gives the same mean: an interval of width 0, and false.
+    alone = len(np.unique(cluster)) < 2
+    return dataclasses.replace(found, low=float("nan"), high=float("nan")) if alone else found

@@ -94,7 +94,7 @@ def summarise(
         "probabilities": probability_section(judged, draw, bins=settings.bins, seed=settings.seed),
         "strength": strength_section(judged, draw),
         "length": length_section(judged, data, answers, draw),
-        "position": position_section(judged),
+        "position": position_section(judged, draw),
         # Judgements made from ratings are free of cycles by construction.
         "transitivity": None if data.rated else transitivity_section(judged),
         "groups": group_section(data, answers, clusters),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from paragone_models.tournament import cyclic_triples
+from paragone_training.evaluation.measures.bootstrap import Estimate, Resampler
 from paragone_training.evaluation.measures.position import position_bias
 from paragone_training.evaluation.measures.transitivity import Triads, kendall_zeta, triads
 
@@ -80,18 +81,50 @@ def test_ties_and_pairs_have_no_zeta():
 
 def test_a_scalar_has_no_position_bias():
     logit = np.random.default_rng(2).normal(size=50)
-    found = position_bias(logit, -logit)
-    assert (found.swap_consistency, found.first_win_excess) == (1.0, 0.0)
-    assert found.asymmetry < 1e-15
+    found = position_bias(logit, -logit, np.arange(50) % 5, Resampler(5, resamples=20))
+    assert found.swap_consistency == Estimate(1.0, 1.0, 1.0)
+    assert found.first_win_excess == Estimate(0.0, 0.0, 0.0)
+    assert found.asymmetry.high < 1e-15
 
 
 def test_a_model_that_always_takes_the_first_place_is_never_consistent():
-    found = position_bias([1.0, 2.0], [1.0, 0.5])
-    assert (found.swap_consistency, found.first_win_excess) == (0.0, 0.5)
+    found = position_bias([1.0, 2.0], [1.0, 0.5], [0, 1], Resampler(2, resamples=20))
+    assert (found.swap_consistency.value, found.first_win_excess.value) == (0.0, 0.5)
     p = [1 / (1 + math.exp(-value)) for value in (1.0, 2.0, 1.0, 0.5)]
-    assert found.asymmetry == pytest.approx((abs(p[0] + p[2] - 1) + abs(p[1] + p[3] - 1)) / 2, abs=1e-12)
+    assert found.asymmetry.value == pytest.approx((abs(p[0] + p[2] - 1) + abs(p[1] + p[3] - 1)) / 2, abs=1e-12)
+
+
+def slow_position_bias(logit, swapped):
+    """Count pair by pair, order by order."""
+    same, wins, gaps = 0, [], []
+    for one, two in zip(logit, swapped, strict=True):
+        same += (one > 0 and two < 0) or (one < 0 and two > 0) or (one == 0 and two == 0)
+        wins += [1.0 if value > 0 else 0.5 if value == 0 else 0.0 for value in (one, two)]
+        gaps.append(abs(1 / (1 + math.exp(-one)) + 1 / (1 + math.exp(-two)) - 1))
+    return same / len(logit), sum(wins) / len(wins) - 0.5, sum(gaps) / len(gaps)
+
+
+def test_position_bias_and_its_intervals_are_those_of_a_slow_count_over_whole_resamples():
+    draw = np.random.default_rng(3)
+    cluster = draw.integers(0, 9, 120)
+    logit = draw.normal(size=120).round(1) + 0.2
+    swapped = (-logit + 0.4 + draw.normal(scale=0.4, size=120)).round(1)
+    assert 0 in logit
+    assert 0 in swapped
+    resampler = Resampler(9, resamples=80, seed=4)
+    found = position_bias(logit, swapped, cluster, resampler)
+    slow = []
+    for counts in resampler.counts.astype(int):
+        rows = np.repeat(np.arange(120), counts[cluster])
+        slow.append(slow_position_bias(logit[rows], swapped[rows]))
+    low, high = np.percentile(slow, (2.5, 97.5), axis=0)
+    measures = (found.swap_consistency, found.first_win_excess, found.asymmetry)
+    assert [one.value for one in measures] == pytest.approx(slow_position_bias(logit, swapped), abs=1e-9)
+    assert [one.low for one in measures] == pytest.approx(low.tolist(), abs=1e-6)
+    assert [one.high for one in measures] == pytest.approx(high.tolist(), abs=1e-6)
+    assert all(one.low < one.value < one.high for one in measures)
 
 
 def test_position_bias_of_no_pairs_is_refused():
     with pytest.raises(ValueError, match="no pairs"):
-        position_bias([], [])
+        position_bias([], [], [], Resampler(2))

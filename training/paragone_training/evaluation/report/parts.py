@@ -171,11 +171,11 @@ def order_part(position: Values | None, cycles: Values | None, kind: str) -> str
         )
     if position:
         told = [
-            ["Same choice when swapped", percent(position["swap_consistency"])],
-            ["Wins of the first place minus ½, points", points(position["first_win_excess"])],
-            ["Mean |p(a, b) + p(b, a) − 1|", number(position["asymmetry"])],
+            _row("Same choice when swapped", position["swap_consistency"]),
+            _row("Wins of the first place minus ½, points", position["first_win_excess"], scale="points"),
+            _row("Mean |p(a, b) + p(b, a) − 1|", position["asymmetry"], scale="number"),
         ]
-        parts.append("<h2>Does the order of the responses matter?</h2>" + table(("", "value"), told, numbers=(1,)))
+        parts.append("<h2>Does the order of the responses matter?</h2>" + table(_HEAD, told, numbers=(1,)))
     return "".join(parts)
 
 
@@ -294,11 +294,12 @@ def subsets_part(rows: Sequence[Values], level: float | None) -> str:
             f'<span class="w">{interval(row["accuracy"], scale="percent")}</span>',
             interval_bar(row["accuracy"], reference=row["length_baseline"]),
             percent(row["length_baseline"]),
-            number(row["nll"]),
+            number(row["nll"]["value"]),
+            f'<span class="w">{interval(row["nll"])}</span>',
         ]
         for row in rows
     ]
-    head = ("subset", "pairs", "accuracy", "95 % interval", "", "longer wins", "NLL")
+    head = ("subset", "pairs", "accuracy", "95 % interval", "", "longer wins", "NLL", "95 % interval")
     overall = f" Overall {percent(level)}." if level is not None else ""
     return (
         "<h2>Where is it good, and where not?</h2><p class='key'>The dot is the <i class='m'>model</i>, the tick the "

@@ -69,6 +69,8 @@ def _main(measures: Mapping[str, Any]) -> Table:
         strength = measures["strength"]["spearman"]
         table.add_row("Spearman with strength", number(strength["value"]), interval(strength), "")
     _groups(table, measures)
+    if measures["position"]:
+        share("same choice when swapped", measures["position"]["swap_consistency"], "responses asked in both orders")
     return table
 
 
@@ -138,10 +140,12 @@ def _subsets(rows: list[Mapping[str, Any]]) -> Table:
         table.add_column(title, justify="right")
     table.add_column("95 % interval")
     table.add_column("longer wins", justify="right")
+    table.add_column("NLL", justify="right")
+    table.add_column("95 % interval")
     for row in rows[:_MOST_SUBSETS]:
-        estimate = row["accuracy"]
-        shares = percent(estimate["value"]), interval(estimate, scale="percent"), percent(row["length_baseline"])
-        table.add_row(escape(row["name"]), str(row["pairs"]), *shares)
+        right, loss = row["accuracy"], row["nll"]
+        shares = percent(right["value"]), interval(right, scale="percent"), percent(row["length_baseline"])
+        table.add_row(escape(row["name"]), str(row["pairs"]), *shares, number(loss["value"]), interval(loss))
     if len(rows) > _MOST_SUBSETS:
-        table.add_row(f"… {len(rows) - _MOST_SUBSETS} more in the report", "", "", "", "")
+        table.add_row(f"… {len(rows) - _MOST_SUBSETS} more in the report", *[""] * 6)
     return table
