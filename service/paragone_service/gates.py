@@ -7,7 +7,6 @@ a request, nothing is kept), through a queue of their own that takes turns with 
 n = responses, k = 2-blocks.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread
 from paragone_service.errors import ServiceError
 from paragone_service.metrics import Metrics
-from paragone_service.scheduler import Scheduler, Ticket
+from paragone_service.scheduler import Scheduler, Ticket, waited
 
 __all__ = ["Gate", "GateScales"]
 
@@ -120,16 +119,11 @@ class Gate:
     async def _outcomes(self, items: Sequence[EncodeItem], call: Call) -> list[NDArray[np.float32] | ServiceError]:
         if not items:
             return []
-        started = self._clock()
         tickets = self.scheduler.submit([(None, item, 0) for item in items])
         try:
-            await asyncio.wait([ticket.outcome for ticket in tickets])
+            await waited(tickets, call.timings, self._clock)
         finally:
             self.scheduler.leave(tickets)
-        batches = {id(ticket.batch): ticket.batch for ticket in tickets if ticket.batch is not None}
-        ran_s = sum(batch.finished - batch.started for batch in batches.values())
-        call.timings.inference_s += ran_s
-        call.timings.queue_s += max(0.0, self._clock() - started - ran_s)
         outcomes = [ticket.outcome.result() for ticket in tickets]
         return [one if isinstance(one, ServiceError) else self._codec.decode([one])[0][0] for one in outcomes]
 

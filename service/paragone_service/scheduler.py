@@ -24,8 +24,9 @@ from paragone_service.engine.contract import EngineOutOfMemoryError
 from paragone_service.errors import ServiceError
 from paragone_service.lanes import Lane
 from paragone_service.metrics import Metrics
+from paragone_service.timings import Timings
 
-__all__ = ["Batch", "Represent", "Scheduler", "Settle", "Ticket"]
+__all__ = ["Batch", "Represent", "Scheduler", "Settle", "Ticket", "waited"]
 
 logger = logging.getLogger("paragone.service")
 
@@ -297,6 +298,24 @@ class Scheduler:
     def _forget(self, ticket: Ticket) -> None:
         if ticket.key is not None and self._flights.get(ticket.key) is ticket:
             del self._flights[ticket.key]
+
+
+async def waited(tickets: Sequence[Ticket], timings: Timings, clock: Callable[[], float]) -> None:
+    """Wait until every ticket has its outcome, and add how long that took to a request's timings.
+
+    Args:
+        tickets: of one scheduler.
+        timings: of the request: the batches that the tickets were in, and the rest of the time as waiting.
+        clock: the scheduler's.
+    """
+    started = clock()
+    waiting = [ticket.outcome for ticket in tickets if not ticket.outcome.done()]
+    if waiting:
+        await asyncio.wait(waiting)
+    batches = {id(ticket.batch): ticket.batch for ticket in tickets if ticket.batch is not None}
+    ran_s = sum(batch.finished - batch.started for batch in batches.values())
+    timings.inference_s += ran_s
+    timings.queue_s += max(0.0, clock() - started - ran_s)
 
 
 def _by_prompt(tickets: Sequence[Ticket]) -> list[Ticket]:

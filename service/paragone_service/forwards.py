@@ -1,0 +1,89 @@
+"""One model's forward passes: backbone and head over a batch, and what its rows mean for those who wait.
+
+n = responses of a batch, d = the length of a representation.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paragone.codes import ErrorCode
+from paragone_models.encoding import EncodeItem
+from paragone_models.model import PreferenceModel
+from paragone_service.cache.codec import Codec
+from paragone_service.cache.tiers import Cache
+from paragone_service.engine.contract import Engine
+from paragone_service.engine.local import DeviceThread
+from paragone_service.errors import ServiceError
+from paragone_service.metrics import Metrics
+from paragone_service.scheduler import Ticket
+
+__all__ = ["Forwards"]
+
+
+class Forwards:
+    """Turn the batches of one hosted model's scheduler into cached values.
+
+    Args:
+        name: what the model is called in requests.
+        model: the loaded model.
+        engine: what runs its backbone.
+        device: the thread that its head runs on.
+        cache: where sound representations go.
+        codec: of the model's values.
+        metrics: where scores that are not finite are counted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: PreferenceModel,
+        engine: Engine,
+        device: DeviceThread,
+        cache: Cache,
+        codec: Codec,
+        metrics: Metrics,
+    ) -> None:
+        self._name = name
+        self._model = model
+        self._engine = engine
+        self._device = device
+        self._cache = cache
+        self._codec = codec
+        self._metrics = metrics
+
+    async def run(self, items: Sequence[EncodeItem]) -> NDArray[np.float32]:
+        """Return the representation of every item, [n, d].
+
+        Raises:
+            EngineOutOfMemoryError: if the batch was too large for the device.
+            Exception: whatever else the engine raises.
+        """
+        hidden = await self._engine.encode(items)
+        return await self._device.run(lambda: self._model.represent(hidden).numpy(force=True))
+
+    def settle(self, tickets: Sequence[Ticket], vectors: NDArray[np.float32]) -> list[bytes | ServiceError]:
+        """Store the sound rows of a batch, and return each ticket's value or error; the first writer's value holds.
+
+        Args:
+            tickets: the batch. [n]
+            vectors: its representations. [n, d]
+        """
+        finite = np.atleast_1d(np.isfinite(vectors).all(axis=1)).tolist()
+        values = self._codec.encode(
+            vectors, [ticket.tokens for ticket in tickets], [ticket.dropped for ticket in tickets]
+        )
+        kept = [index for index, good in enumerate(finite) if good and tickets[index].key is not None]
+        held = self._cache.put([tickets[index].key or b"" for index in kept], [values[index] for index in kept])
+        outcomes: list[bytes | ServiceError] = list(values)
+        for index, value in zip(kept, held, strict=True):
+            outcomes[index] = value
+        for index, good in enumerate(finite):
+            if not good:
+                self._metrics.non_finite.labels(self._name).inc()
+                outcomes[index] = ServiceError(
+                    ErrorCode.NON_FINITE_SCORE,
+                    f"model {self._name} gave NaN or infinity for a response; nothing was cached",
+                )
+        return outcomes
