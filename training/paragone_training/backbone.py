@@ -16,7 +16,7 @@ from paragone_training.recipe import Recipe
 from paragone_training.sections import BackboneSection, LoraSection, TokenizerSection
 from paragone_training.tokenizer import train_tokenizer
 
-__all__ = ["Student", "add_adapters", "build_student", "check_fit", "merged"]
+__all__ = ["Student", "add_adapters", "build_student", "check_fit", "merged", "save_memory"]
 
 
 @dataclass
@@ -161,3 +161,15 @@ def check_fit(backbone: Any, tokenizer: Any, recipe: Recipe) -> None:
             f"the tokenizer has {len(tokenizer)} tokens and the backbone's embedding {config.vocab_size}: they do not "
             "belong together"
         )
+
+
+def save_memory(backbone: Any) -> None:
+    """Recompute activations in the backward pass.
+
+    Args:
+        backbone: a transformers model, changed in place.
+    """
+    # transformers renames this on the way to version 6
+    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+    enable()
+    backbone.enable_input_require_grads()  # frozen embeddings under adapters would cut the graph

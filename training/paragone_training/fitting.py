@@ -21,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from paragone_models.reader import Reading, TextReader
 from paragone_training.agreement import Judged, judge, summarise
 from paragone_training.average import WeightAverage
-from paragone_training.backbone import Student, add_adapters, build_student, merged
+from paragone_training.backbone import Student, add_adapters, build_student, merged, save_memory
 from paragone_training.corpus import lessons, reason_documents, token_lengths
 from paragone_training.data.batches import PairBatches, TokenNoise, read_groups
 from paragone_training.data.groups import PromptGroup, group_pairs
@@ -34,7 +34,7 @@ from paragone_training.recipe import Recipe
 from paragone_training.teacher import distil, fit_teacher, imprint
 from paragone_training.trainer import PreferenceTrainer
 
-__all__ = ["PREPARED", "Outcome", "fit", "padding_id", "prepare", "save_memory", "token_noise", "training_arguments"]
+__all__ = ["PREPARED", "Outcome", "fit", "padding_id", "prepare", "token_noise", "training_arguments"]
 
 logger = logging.getLogger(__name__)
 
@@ -187,18 +187,6 @@ def _train(
     if average:
         average.put()
     return list(trainer.state.log_history)
-
-
-def save_memory(backbone: Any) -> None:
-    """Recompute activations in the backward pass.
-
-    Args:
-        backbone: a transformers model, changed in place.
-    """
-    # transformers renames this on the way to version 6
-    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
-    enable()
-    backbone.enable_input_require_grads()  # frozen embeddings under adapters would cut the graph
 
 
 def training_arguments(recipe: Recipe, work: Path, *, evaluates: bool) -> TrainingArguments:

@@ -1,10 +1,12 @@
 """Pairs as passes of a policy trainer: order by epoch, both sequences of a pair in one pass.
 
 B pairs of a pass; its 2B sequences are all chosen ones, then all rejected ones. An epoch is cut into
-steps and passes of nearly equal size, so that the pairs of a step do not depend on the number of processes.
+steps and passes of nearly equal size, so that the pairs of a step do not depend on the number of processes. Inside a
+step pairs of like length share a pass: a step's mean does not depend on their order, and there is less padding.
 """
 
 import itertools
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +18,9 @@ from torch.utils.data import Dataset
 
 from paragone_training.policy.logprobs import Sequences, padded_sequences
 from paragone_training.policy.methods import PairTargets
+from paragone_training.policy.sections import PolicyTrainingSection
 
-__all__ = ["PairPasses", "TrainingPair", "of_batch", "steps_of_epoch"]
+__all__ = ["PairPasses", "TrainingPair", "of_batch", "optimiser_steps", "steps_of_epoch"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class TrainingPair:
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
     targets: tuple[float, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer of the two sequences."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
 
 class PairPasses(Dataset[dict[str, Tensor]]):
@@ -54,6 +62,7 @@ class PairPasses(Dataset[dict[str, Tensor]]):
     def __init__(self, pairs: Sequence[TrainingPair], *, size: int, step: int, pad_id: int, seed: int) -> None:
         self._pairs = list(pairs)
         self._slices = _slices(len(self._pairs), size, step)
+        self._passes_of_step = step // size
         self._pad_id = pad_id
         self._seed = seed
         self._order: list[int] = []
@@ -70,6 +79,10 @@ class PairPasses(Dataset[dict[str, Tensor]]):
             self.epoch = epoch
             self._order = list(range(len(self._pairs)))
             random.Random(f"{self._seed}/{epoch}").shuffle(self._order)  # noqa: S311 - shuffling, not secrets
+            for first in range(0, len(self._slices), self._passes_of_step):
+                last = first + self._passes_of_step - 1
+                step = slice(self._slices[first].start, self._slices[last].stop)
+                self._order[step] = sorted(self._order[step], key=lambda place: -self._pairs[place].length)
 
     def __len__(self) -> int:
         return len(self._slices)
@@ -126,6 +139,21 @@ def steps_of_epoch(pairs: int, *, size: int, step: int) -> int:
             f"{pairs} pairs cannot fill the {passes} passes of a step: sample more prompts, or lower pairs_per_step"
         )
     return steps
+
+
+def optimiser_steps(pairs: int, training: PolicyTrainingSection) -> tuple[int, int]:
+    """Return the optimiser steps that are run, and those that the schedule is laid out for.
+
+    Args:
+        pairs: of the iteration.
+        training: epochs and pairs of a step.
+
+    Raises:
+        ValueError: if there are fewer pairs than one step has passes.
+    """
+    an_epoch = steps_of_epoch(pairs, size=training.pairs_per_pass, step=training.pairs_per_step)
+    laid_out = training.schedule_epochs or training.epochs
+    return max(math.ceil(training.epochs * an_epoch), 1), max(math.ceil(laid_out * an_epoch), 1)
 
 
 def _slices(pairs: int, size: int, step: int) -> list[slice]:

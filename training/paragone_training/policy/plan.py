@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from paragone_training.errors import RecipeError
+from paragone_training.policy.batches import optimiser_steps
 from paragone_training.policy.methods import steps_of
 from paragone_training.policy.prompts import read_prompts, render
 from paragone_training.policy.recipe import PolicyRecipe
-from paragone_training.policy.step import optimiser_steps
 from paragone_training.policy.weights import context_of, load_tokenizer, policy_config
 
 __all__ = ["describe_plan", "most_pairs"]

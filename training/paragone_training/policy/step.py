@@ -14,12 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from accelerate import PartialState
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from paragone_training.policy import diagnostics
-from paragone_training.policy.batches import PairPasses, TrainingPair, of_batch, steps_of_epoch
+from paragone_training.policy.batches import TrainingPair, of_batch
 from paragone_training.policy.errors import RunError
 from paragone_training.policy.files import need_space, read_table, write_json, write_table
 from paragone_training.policy.logprobs import ResponseLogprobs, autocast, frozen_logprobs
@@ -27,11 +26,11 @@ from paragone_training.policy.methods import Method, PairTargets
 from paragone_training.policy.rounds import Response
 from paragone_training.policy.sections import PolicyTrainingSection
 from paragone_training.policy.targets import LabelledPair
-from paragone_training.policy.trainer import PolicyTrainer
+from paragone_training.policy.trainer import PolicyTrainer, policy_trainer
 from paragone_training.policy.weights import Policy
 from paragone_training.sections import LoraSection
 
-__all__ = ["check_start", "freeze_columns", "optimiser_steps", "train_step", "training_pairs"]
+__all__ = ["check_start", "freeze_columns", "train_step", "training_pairs"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,21 +46,6 @@ _LOGPROBS = pa.schema(
         ("reference_logprob", pa.float64()),
     ]
 )
-
-
-def optimiser_steps(pairs: int, training: PolicyTrainingSection) -> tuple[int, int]:
-    """Return the optimiser steps that are run, and those that the schedule is laid out for.
-
-    Args:
-        pairs: of the iteration.
-        training: epochs and pairs of a step.
-
-    Raises:
-        ValueError: if there are fewer pairs than one step has passes.
-    """
-    an_epoch = steps_of_epoch(pairs, size=training.pairs_per_pass, step=training.pairs_per_step)
-    laid_out = training.schedule_epochs or training.epochs
-    return max(math.ceil(training.epochs * an_epoch), 1), max(math.ceil(laid_out * an_epoch), 1)
 
 
 def freeze_columns(
@@ -145,24 +129,20 @@ def training_pairs(path: Path, responses: Sequence[Response], pairs: Sequence[La
 
 
 @torch.no_grad()
-def check_start(
-    network: ResponseLogprobs, passes: PairPasses, method: Method, training: PolicyTrainingSection, scale: float
-) -> dict[str, float]:
+def check_start(trainer: PolicyTrainer, training: PolicyTrainingSection) -> dict[str, float]:
     """Refuse to train where the policy is not its frozen columns; return what was measured, for logs.
 
     The policy still is the step's base, so its loss has a closed form, and its log-probabilities differ from the frozen
     ones by noise alone.
 
     Args:
-        network: before the first step.
-        passes: of the first epoch.
-        method: whose loss.
+        trainer: before its first step.
         training: precision and limit.
-        scale: of the loss, for logs.
 
     Raises:
         RunError: if the loss is not the closed form's, or the noise is above the limit.
     """
+    network, passes, method, scale = trainer.network, trainer.passes, trainer.method, trainer.scale
     device = next(network.parameters()).device
     live, targets = [], []
     network.eval()
@@ -233,30 +213,26 @@ def train_step(
     """
     if not pairs:
         raise RunError(f"no pair to train on in {folder}: every comparison is tied or missing; sample more responses")
-    pad_id = policy.tokenizer.pad_token_id
-    size, step = training.pairs_per_pass, training.pairs_per_step
-    try:
-        passes = PairPasses(pairs, size=size, step=step, pad_id=pad_id, seed=seed)
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    largest = max(max(abs(pair.targets[1]), abs(pair.targets[2])) for pair in pairs)
-    scale = method.scale(largest)
-    steps, laid_out = optimiser_steps(len(pairs), training)
     held = sum(weight.numel() * weight.element_size() for weight in policy.model.parameters())
     need_space(folder, held * (4 if training.save_steps else 1) + 10_000_000, "training")
     set_seed(seed)
     with policy.adapted(lora) as model:
-        if training.gradient_checkpointing:
-            _save_memory(model)
-        network = ResponseLogprobs(model, chunk_tokens=training.chunk_tokens)
-        arguments = _arguments(folder / "checkpoints", training, laid_out, seed)
-        trainer = PolicyTrainer(network, arguments, passes, method, scale=scale, raw=raw, steps=steps)
+        trainer = policy_trainer(
+            model,
+            pairs,
+            folder / "checkpoints",
+            method=method,
+            training=training,
+            raw=raw,
+            pad_id=policy.tokenizer.pad_token_id,
+            seed=seed,
+        )
         checkpoint = get_last_checkpoint(str(folder / "checkpoints")) if training.save_steps else None
         if checkpoint is None:
-            start = check_start(network, passes, method, training, scale)
+            start = check_start(trainer, training)
             if trainer.is_world_process_zero():
                 write_json(folder / "start.json", start)
-            logger.info("%s on %d pairs, %d steps; first batch %s", method.describe(), len(pairs), steps, start)
+            logger.info("%s on %d pairs; first batch %s", method.describe(), len(pairs), start)
         trainer.train(resume_from_checkpoint=checkpoint)
     policy.model.eval()
     if trainer.is_world_process_zero():
@@ -266,48 +242,3 @@ def train_step(
     # What is written is what goes on: rounded to the storage type, the same after a restart.
     policy.source = "in training"
     policy.become(folder / "policy")
-
-
-def _save_memory(model: Any) -> None:
-    # transformers renames this on the way to version 6
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable()
-    model.enable_input_require_grads()  # frozen embeddings under adapters would cut the graph
-
-
-def _arguments(work: Path, training: PolicyTrainingSection, laid_out: int, seed: int) -> TrainingArguments:
-    world = PartialState().num_processes
-    passes, rest = divmod(training.pairs_per_step, training.pairs_per_pass * world)
-    if rest:
-        raise RunError(
-            f"training.pairs_per_step {training.pairs_per_step} is no multiple of pairs_per_pass "
-            f"{training.pairs_per_pass} times {world} processes"
-        )
-    return TrainingArguments(
-        output_dir=str(work),
-        max_steps=laid_out,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.schedule,
-        warmup_steps=training.warmup,
-        optim=training.optimiser,
-        weight_decay=training.weight_decay,
-        adam_beta1=training.betas[0],
-        adam_beta2=training.betas[1],
-        max_grad_norm=training.max_gradient_norm,
-        per_device_train_batch_size=1,  # one item is a whole pass
-        gradient_accumulation_steps=passes,
-        bf16=training.bf16,
-        seed=seed,
-        data_seed=seed,
-        eval_strategy="no",
-        save_strategy="steps" if training.save_steps else "no",
-        save_steps=training.save_steps or 500,
-        save_total_limit=1,
-        logging_steps=training.log_steps,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        ddp_find_unused_parameters=False,
-    )

@@ -7,19 +7,24 @@ that people look at (scaled loss, log-ratios, how far they are on the way to the
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from paragone_training.policy.batches import PairPasses, of_batch
+from paragone_training.backbone import save_memory
+from paragone_training.policy.batches import PairPasses, TrainingPair, of_batch, optimiser_steps
+from paragone_training.policy.errors import RunError
 from paragone_training.policy.logprobs import ResponseLogprobs
 from paragone_training.policy.methods import Method
+from paragone_training.policy.sections import PolicyTrainingSection
 
-__all__ = ["PolicyTrainer"]
+__all__ = ["PolicyTrainer", "policy_trainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,15 +78,16 @@ class PolicyTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True
-        self._passes = passes
-        self._method = method
-        self._scale = scale
+        self.network = network
+        self.passes = passes
+        self.method = method
+        self.scale = scale
         self._raw = raw
         self._seen: dict[str, float] = {}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         """Return the order of an epoch's passes: as planned, the plan itself is random."""
-        return SequentialSampler(self._passes if train_dataset is None else train_dataset)
+        return SequentialSampler(self.passes if train_dataset is None else train_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
@@ -104,11 +110,11 @@ class PolicyTrainer(Trainer):
         sequences, targets = of_batch(inputs)
         logprob = model(*sequences)
         chosen, rejected = logprob.chunk(2)
-        losses = self._method.loss(chosen, rejected, targets)
+        losses = self.method.loss(chosen, rejected, targets)
         pairs = len(losses) if num_items_in_batch is None else int(num_items_in_batch)
         self._note(losses.detach(), chosen.detach() - targets.base_chosen, rejected.detach() - targets.base_rejected)
         # Several processes average their gradients; the sum over all of them is what is wanted.
-        scale = (1.0 if self._raw else self._scale) * self.args.world_size / max(pairs, 1)
+        scale = (1.0 if self._raw else self.scale) * self.args.world_size / max(pairs, 1)
         loss = losses.sum() * scale
         return (loss, logprob) if return_outputs else loss
 
@@ -127,7 +133,7 @@ class PolicyTrainer(Trainer):
     def _note(self, losses: Tensor, chosen: Tensor, rejected: Tensor) -> None:
         found = {
             "pairs": float(len(losses)),
-            "loss": float(losses.sum()) * self._scale,
+            "loss": float(losses.sum()) * self.scale,
             "raw_loss": float(losses.sum()),
             "chosen_log_ratio": float(chosen.sum()),
             "rejected_log_ratio": float(rejected.sum()),
@@ -150,3 +156,87 @@ class PolicyTrainer(Trainer):
 def _only(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     (batch,) = items
     return batch
+
+
+def policy_trainer(
+    model: Any,
+    pairs: Sequence[TrainingPair],
+    work: Path,
+    *,
+    method: Method,
+    training: PolicyTrainingSection,
+    raw: bool,
+    pad_id: int,
+    seed: int,
+) -> PolicyTrainer:
+    """Return the trainer of one regression.
+
+    Args:
+        model: a causal language model, with adapters or without.
+        pairs: with frozen columns.
+        work: folder of checkpoints.
+        method: whose loss.
+        training: how.
+        raw: take the gradient of the raw loss.
+        pad_id: fills up.
+        seed: of order and dropout.
+
+    Raises:
+        RunError: if there are too few pairs for a step, or a step does not divide among the processes.
+    """
+    size, step = training.pairs_per_pass, training.pairs_per_step
+    try:
+        passes = PairPasses(pairs, size=size, step=step, pad_id=pad_id, seed=seed)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    if training.gradient_checkpointing:
+        save_memory(model)
+    largest = max(max(abs(pair.targets[1]), abs(pair.targets[2])) for pair in pairs)
+    steps, laid_out = optimiser_steps(len(pairs), training)
+    return PolicyTrainer(
+        ResponseLogprobs(model, chunk_tokens=training.chunk_tokens),
+        _arguments(work, training, laid_out, seed),
+        passes,
+        method,
+        scale=method.scale(largest),
+        raw=raw,
+        steps=steps,
+    )
+
+
+def _arguments(work: Path, training: PolicyTrainingSection, laid_out: int, seed: int) -> TrainingArguments:
+    world = PartialState().num_processes
+    passes, rest = divmod(training.pairs_per_step, training.pairs_per_pass * world)
+    if rest:
+        raise RunError(
+            f"training.pairs_per_step {training.pairs_per_step} is no multiple of pairs_per_pass "
+            f"{training.pairs_per_pass} times {world} processes"
+        )
+    return TrainingArguments(
+        output_dir=str(work),
+        max_steps=laid_out,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup,
+        optim=training.optimiser,
+        weight_decay=training.weight_decay,
+        adam_beta1=training.betas[0],
+        adam_beta2=training.betas[1],
+        max_grad_norm=training.max_gradient_norm,
+        per_device_train_batch_size=1,  # one item is a whole pass
+        gradient_accumulation_steps=passes,
+        bf16=training.bf16,
+        seed=seed,
+        data_seed=seed,
+        eval_strategy="no",
+        save_strategy="steps" if training.save_steps else "no",
+        save_steps=training.save_steps or 500,
+        save_total_limit=1,
+        logging_steps=training.log_steps,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+    )

@@ -18,13 +18,13 @@ from transformers.trainer_utils import get_last_checkpoint
 from paragone_models.reader import Reading, TextReader
 from paragone_training.agreement import Judged, judge, represented, summarise
 from paragone_training.average import WeightAverage
-from paragone_training.backbone import Student, add_adapters, merged
+from paragone_training.backbone import Student, add_adapters, merged, save_memory
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import PromptGroup, group_pairs
 from paragone_training.data.pairs import Pair
 from paragone_training.data.ratings import Rating
 from paragone_training.dropout import residual_dropout
-from paragone_training.fitting import PREPARED, padding_id, save_memory, token_noise, training_arguments
+from paragone_training.fitting import PREPARED, padding_id, token_noise, training_arguments
 from paragone_training.objective import Objective
 from paragone_training.rated.batches import RatedBatches, RatedGroup, rated_groups
 from paragone_training.rated.merging import Merging, fit_merging
