@@ -174,11 +174,21 @@ def test_a_bad_row_of_ratings_is_refused_with_its_line(tmp_path, bad, message):
         ({"completions": [{"response": "a"}]}, r"completions\[0\] must be an object with a response and annotations"),
         ({"completions": [{"response": "a", "annotations": {"x": 4}}]}, r"completions\[0\]\.x must be an object"),
         ({"completions": [{"response": "a", "annotations": {"x": {"Rating": "good"}}}]}, "Rating is 'good'"),
+        (
+            {"completions": [{"response": "a", "annotations": {"x": {"Rating": 6}}}]},
+            r"x\.Rating is 6; it must be a number from 1 to 5, or N/A",
+        ),
     ],
 )
 def test_a_bad_row_of_ultrafeedback_is_refused_with_its_line(tmp_path, change, message):
     with pytest.raises(DataError, match=rf"f\.jsonl:1: .*{message}"):
         read_ratings(write(tmp_path / "f.jsonl", [ULTRA | change]))
+
+
+@pytest.mark.parametrize("value", [5, -1, True, "4", float("nan")])
+def test_a_rating_of_helpsteer_out_of_range_is_refused_with_its_line(tmp_path, value):
+    with pytest.raises(DataError, match=r"f\.jsonl:2: correctness is .*; it must be a number from 0 to 4, or -100"):
+        read_ratings(write(tmp_path / "f.jsonl", [RATED, RATED | {"correctness": value}]))
 
 
 def test_ratings_of_the_test_split_other_attributes_and_no_rows_are_refused(tmp_path):

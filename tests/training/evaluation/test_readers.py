@@ -10,6 +10,7 @@ from paragone_training.errors import DataError
 from paragone_training.evaluation.dataset import text_length
 from paragone_training.evaluation.readers import LAYOUTS, read_evaluation_set
 from tests.training.evaluation.conftest import pair, write
+from tests.training.test_layouts import HELPSTEER, RATED, ULTRA
 
 RATING = {"id": "r", "group": "q_s", "prompt": "P?", "response": "a", "ratings": {"helpful": 3, "verbose": 1}}
 GROUP = {
@@ -42,12 +43,16 @@ ROWS = {
     "rewardbench2": REWARDBENCH2,
     "rm-bench": RM_BENCH,
     "judgebench": JUDGEBENCH,
+    "helpsteer2-preferences": HELPSTEER,
+    "ultrafeedback": ULTRA,
 }
 
 
 def rows_for(layout):
     if layout == "ratings":
         return [RATING, {**RATING, "id": "s", "response": "bb", "ratings": {"helpful": 1, "verbose": 2}}]
+    if layout == "helpsteer2":
+        return [RATED, RATED | {"response": "bb", "helpfulness": 1}]
     return [ROWS[layout]]
 
 
@@ -232,8 +237,9 @@ def test_a_lone_surrogate_is_named(tmp_path):
     refused(tmp_path, [pair(0), pair(1, first="\ud800")], "line 2: field 'first' holds a lone surrogate")
 
 
-def test_only_the_first_bad_rows_are_shown(tmp_path):
-    refused(tmp_path, [pair(number, strength=9) for number in range(9)], "… and 4 more")
+def test_only_the_first_bad_rows_are_shown_and_the_same_complaint_once(tmp_path):
+    refused(tmp_path, [pair(number, strength=9 + number) for number in range(9)], "line 5: .*\n  … and 4 more")
+    refused(tmp_path, [pair(number, strength=9) for number in range(9)], "lines 1, 2, 3, 4, 5 and 4 more: field")
 
 
 def test_bad_rows_can_be_left_out_and_are_counted_with_their_lines(tmp_path):
@@ -270,4 +276,4 @@ def test_files_that_cannot_be_read_are_refused_by_name(tmp_path):
         with pytest.raises(DataError, match=f"cannot read .*{name}"):
             read_evaluation_set(tmp_path / name)
     refused(tmp_path, [], "there are no rows in it")
-    refused(tmp_path, [{"a": 1}], "the fields a fit no layout")
+    refused(tmp_path, [{"a": 1}], "the fields a fit no layout; known are pairs, groups")

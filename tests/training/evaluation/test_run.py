@@ -199,6 +199,7 @@ def test_rewardbench_gives_sections_and_the_two_files_of_its_scripts(tmp_path, m
     written = run(tmp_path, rows, LocalScorer(models[name]))
     scores = written.results["measures"]["benchmark"]["scores"]
     assert list(scores) == ["Chat", "Chat Hard", "Safety", "Reasoning", "Overall"]
+    assert written.results["measures"]["transitivity"] is None
     assert scores["Overall"]["value"] == pytest.approx(np.mean([scores[name]["value"] for name in list(scores)[:4]]))
     results, columns = (
         json.loads((tmp_path / "out" / part / f"{name}.json").read_text()) for part in ("eval-set", "eval-set-scores")

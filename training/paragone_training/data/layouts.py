@@ -9,6 +9,7 @@
 | ``ultrafeedback`` | | instruction, completions [{response, annotations {name: {Rating}}}] |
 """  # noqa: E501 - a table
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -97,7 +98,9 @@ def own_ratings(row: Row, where: str, layout: str) -> Iterator[Row]:
         DataError: if the row lacks a field or has an impossible one.
     """
     if layout == "helpsteer2":
-        ratings = {name: None if row[name] == MISSING else row[name] for name in HELPSTEER_ATTRIBUTES if name in row}
+        ratings = {name: _helpsteer_rating(row[name], name, where) for name in HELPSTEER_ATTRIBUTES if name in row}
+        if not ratings:
+            raise DataError(f"{where}: the row rates none of {', '.join(HELPSTEER_ATTRIBUTES)}")
         prompt = _helpsteer_prompt(text_field(row, "prompt", where))
         yield {**_named(row), "prompt": prompt, "response": field(row, "response", where), "ratings": ratings}
     elif layout == "ultrafeedback":
@@ -130,6 +133,15 @@ def _helpsteer_pair(row: Row, where: str) -> Iterator[Row]:
         "strength": -strength,
         "reason": row.get("preference_statement"),
     }
+
+
+def _helpsteer_rating(value: Any, name: str, where: str) -> float | None:
+    """Return a rating from 0 to 4, or None where annotators gave none."""
+    if value is None or value == MISSING:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 4:
+        raise DataError(f"{where}: {name} is {value!r}; it must be a number from 0 to 4, or {MISSING} (not rated)")
+    return value
 
 
 def _helpsteer_prompt(prompt: str) -> str | list[dict[str, str]]:
@@ -215,6 +227,9 @@ def _rated(annotation: Any, name: str, where: str) -> float | None:
     if rating is None or rating == "N/A":
         return None
     try:
-        return float(rating)
+        value = float(rating)
     except (TypeError, ValueError):
-        raise DataError(f"{where}: {name}.Rating is {rating!r}; it must be a number, or N/A") from None
+        value = math.nan
+    if not 1 <= value <= 5:
+        raise DataError(f"{where}: {name}.Rating is {rating!r}; it must be a number from 1 to 5, or N/A")
+    return value

@@ -116,6 +116,11 @@ class EvaluationSet:
         return bool((self.outcome != 0.5).any())
 
     @property
+    def compared(self) -> bool:
+        """Whether people compared responses, in place of rating them or of saying which are right."""
+        return self.rated is None and all(case.right is None for case in self.cases)
+
+    @property
     def attributes(self) -> tuple[str, ...]:
         """Names of the rated attributes, in order."""
         return tuple(sorted({name for case in self.cases for name in case.attributes}))

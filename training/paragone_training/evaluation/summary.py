@@ -95,8 +95,8 @@ def summarise(
         "strength": strength_section(judged, draw),
         "length": length_section(judged, data, answers, draw),
         "position": position_section(judged, draw),
-        # Judgements made from ratings are free of cycles by construction.
-        "transitivity": None if data.rated else transitivity_section(judged),
+        # Judgements made from ratings, or from what is right, are free of cycles by construction.
+        "transitivity": transitivity_section(judged) if data.compared else None,
         "groups": group_section(data, answers, clusters),
         "attributes": attribute_rows(data, answers, clusters),
         "benchmark": benchmark_section(data, answers, judged, clusters),

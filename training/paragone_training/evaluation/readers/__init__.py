@@ -1,8 +1,11 @@
 """Reading evaluation files: which layout, which rows, and what was left out and why."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from paragone_training.data.layouts import HELPSTEER_ATTRIBUTES
 from paragone_training.errors import DataError
 from paragone_training.evaluation.dataset import EvaluationSet, LeftOut, SetBuilder
 from paragone_training.evaluation.readers.files import Row, file_hash, rows_of
@@ -14,21 +17,34 @@ from paragone_training.evaluation.readers.published import (
     RMBenchReader,
 )
 from paragone_training.evaluation.readers.rows import BadRowError, identifier
+from paragone_training.evaluation.readers.translated import (
+    HelpSteer2PreferencesReader,
+    HelpSteer2Reader,
+    UltraFeedbackReader,
+)
 
 __all__ = ["LAYOUTS", "detect_layout", "read_evaluation_set"]
 
-_READERS: dict[str, Callable[[], RowReader]] = {
-    "pairs": PairsReader,
+_RATINGS_READERS: dict[str, Callable[[str | None], RowReader]] = {
     "ratings": RatingsReader,
+    "helpsteer2": HelpSteer2Reader,
+    "ultrafeedback": UltraFeedbackReader,
+}
+_JUDGED_READERS: dict[str, Callable[[], RowReader]] = {
+    "pairs": PairsReader,
     "groups": GroupsReader,
+    "helpsteer2-preferences": HelpSteer2PreferencesReader,
     "rewardbench": RewardBenchReader,
     "rewardbench2": RewardBench2Reader,
     "rm-bench": RMBenchReader,
     "judgebench": JudgeBenchReader,
 }
-LAYOUTS = tuple(_READERS)
+LAYOUTS = (*_JUDGED_READERS, *_RATINGS_READERS)
 """Names of the layouts, as ``--layout`` takes them beside ``auto``."""
 
+_WITHOUT_IDS = ("helpsteer2", "helpsteer2-preferences", "ultrafeedback")
+_SIGNED = ("pairs", "helpsteer2-preferences", "judgebench")
+"""Layouts in which either response may be the preferred one."""
 _SHOWN = 5
 
 
@@ -48,8 +64,14 @@ def detect_layout(row: Row) -> str | None:
             return "rewardbench2"
     if {"chosen", "rejected", "subset"} <= fields:
         return "rewardbench"
+    if "completions" in fields:
+        return "ultrafeedback"
+    if fields & {"preference_strength", "response_1", "response_2"}:
+        return "helpsteer2-preferences"
     if "comparisons" in fields or "responses" in fields:
         return "groups"
+    if "ratings" not in fields and fields & set(HELPSTEER_ATTRIBUTES):
+        return "helpsteer2"
     if "ratings" in fields or "response" in fields:
         return "ratings"
     return "pairs" if fields & {"first", "second", "chosen", "rejected"} else None
@@ -136,16 +158,19 @@ class _Reading:
         if self._layout == "auto":
             found = detect_layout(row)
             if found is None:
-                raise BadRowError(f"the fields {', '.join(sorted(row)) or '(none)'} fit no layout")
+                known = ", ".join(LAYOUTS)
+                raise BadRowError(f"the fields {', '.join(sorted(row)) or '(none)'} fit no layout; known are {known}")
             self._layout = found
         if self._reader is None:
-            kind = _READERS[self._layout]
-            self._reader = RatingsReader(self._attribute) if kind is RatingsReader else kind()
+            rates = _RATINGS_READERS.get(self._layout)
+            self._reader = _JUDGED_READERS[self._layout]() if rates is None else rates(self._attribute)
         if self._detected and (found := detect_layout(row)) not in (None, self._layout):
             raise BadRowError(f"the row has the fields of {found}, and the file began with {self._layout}")
         return self._reader
 
     def _check_identifier(self, line: int, row: Row) -> None:
+        if self._layout in _WITHOUT_IDS and row.get("id") is None:
+            return
         name = identifier(row, "pair_id" if self._layout == "judgebench" else "id")
         scope = {"rewardbench": "subset", "rm-bench": "domain"}.get(self._layout)
         key = f"{row.get(scope)}/{name}" if scope else name
@@ -164,10 +189,8 @@ class _Reading:
         if self._other_split:
             reason = f"split is not {self._split}" if self._split else f"split is {self._exclude}"
             left_out.append(LeftOut(reason, len(self._other_split)))
-        reasons: dict[str, list[int]] = {}
-        for line, message in self._bad:
-            reasons.setdefault(message, []).append(line)
-        left_out += [LeftOut(reason, len(lines), tuple(lines[:_SHOWN])) for reason, lines in reasons.items()]
+        for reason, lines in _by_reason([*self._bad, *self._reader.left_out]).items():
+            left_out.append(LeftOut(reason, len(lines), tuple(lines[:_SHOWN])))
         made = self._builder.built(
             path=str(self._path),
             sha256=file_hash(self._path),
@@ -193,7 +216,7 @@ class _Reading:
                 "decided, so there is nothing to be right about"
             )
         decided = made.outcome[made.outcome != 0.5]
-        signed = made.layout in ("pairs", "judgebench") and bool((made.strength == made.strength).any())
+        signed = made.layout in _SIGNED and bool((made.strength == made.strength).any())
         if (signed or made.layout == "judgebench") and len(set(decided)) == 1 and len(decided) > 1:
             side = "first" if decided[0] else "second"
             note = (
@@ -205,8 +228,12 @@ class _Reading:
         return made
 
     def _complaint(self) -> str:
-        shown = "\n".join(f"  line {line}: {message}" for line, message in self._bad[:_SHOWN])
-        more = f"\n  … and {len(self._bad) - _SHOWN} more" if len(self._bad) > _SHOWN else ""
+        found = _by_reason(self._bad)
+        shown = "\n".join(
+            f"  {_told_lines(lines)}: {message}" for message, lines in itertools.islice(found.items(), _SHOWN)
+        )
+        rest = sum(len(lines) for lines in itertools.islice(found.values(), _SHOWN, None))
+        more = f"\n  … and {rest} more" if rest else ""
         rows = "1 row" if len(self._bad) == 1 else f"{len(self._bad)} rows"
         return (
             f"{self._path}: {rows} of {self._rows} cannot be read:\n{shown}{more}\n"
@@ -224,7 +251,20 @@ class _Reading:
         return f"{self._path}: there are no rows in it"
 
 
-def _with_note(made: EvaluationSet, note: str) -> EvaluationSet:
-    from dataclasses import replace
+def _by_reason(rows: Sequence[tuple[int, str]]) -> dict[str, list[int]]:
+    """Return the lines of each complaint, in the order in which the complaints came up."""
+    reasons: dict[str, list[int]] = {}
+    for line, message in rows:
+        reasons.setdefault(message, []).append(line)
+    return reasons
 
+
+def _told_lines(lines: Sequence[int]) -> str:
+    if len(lines) == 1:
+        return f"line {lines[0]}"
+    more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    return f"lines {', '.join(map(str, lines[:_SHOWN]))}{more}"
+
+
+def _with_note(made: EvaluationSet, note: str) -> EvaluationSet:
     return replace(made, notes=(*made.notes, note))

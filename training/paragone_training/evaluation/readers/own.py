@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from paragone_training.evaluation.dataset import Case, SetBuilder
+from paragone_training.evaluation.dataset import Case, PromptText, ResponseText, SetBuilder
 from paragone_training.evaluation.readers.files import Row
 from paragone_training.evaluation.readers.rows import (
     BadRowError,
@@ -18,15 +18,34 @@ from paragone_training.evaluation.readers.rows import (
     value_of,
 )
 
-__all__ = ["GroupsReader", "PairsReader", "RatingsReader", "RowReader", "question_of", "tools_of"]
+__all__ = [
+    "GroupsReader",
+    "PairsReader",
+    "RatedResponse",
+    "RatingsReader",
+    "RowReader",
+    "UnratedRowError",
+    "question_of",
+    "tools_of",
+]
 
 _OUTCOMES = {"first": 1.0, "second": 0.0, "tie": 0.5}
+
+
+class UnratedRowError(BadRowError):
+    """Say that a row lacks the one rating that people's scores are taken from."""
 
 
 class RowReader(Protocol):
     """Reads the rows of one layout into a builder."""
 
-    rated: str | None
+    @property
+    def rated(self) -> str | None:
+        """The attribute that people's scores are taken from; None where people compared."""
+
+    @property
+    def left_out(self) -> Sequence[tuple[int, str]]:
+        """Line and reason of what holds no judgement and is no error."""
 
     def read(self, line: int, row: Row, to: SetBuilder) -> None:
         """Add one row, or raise ``BadRowError`` and add nothing."""
@@ -61,6 +80,7 @@ class PairsReader:
     """Pairs: ``id, prompt, first, second, strength`` (−3 … 3, positive for the first), or ``chosen, rejected``."""
 
     rated: str | None = None
+    left_out: Sequence[tuple[int, str]] = ()
 
     def read(self, line: int, row: Row, to: SetBuilder) -> None:
         """Add one pair.
@@ -102,6 +122,27 @@ class _RatedPrompt:
         return sum(given) / len(given) if given else float("nan")
 
 
+@dataclass(frozen=True, slots=True)
+class RatedResponse:
+    """One response to a prompt and its ratings.
+
+    Attributes:
+        prompt: a text or messages.
+        response: a text, a message or messages.
+        ratings: by attribute.
+        question: name of what the prompt is about, or None.
+        tools: that were on offer, or None.
+        subset: part of the file that has a row of its own in the report, or None.
+    """
+
+    prompt: PromptText
+    response: ResponseText
+    ratings: Mapping[str, float]
+    question: str | None
+    tools: Sequence[Mapping[str, Any]] | None
+    subset: str | None
+
+
 class RatingsReader:
     """Ratings: ``id, prompt, response, ratings`` with one number per attribute; rows of one prompt form a group.
 
@@ -110,6 +151,8 @@ class RatingsReader:
     Args:
         rated: the attribute that people's scores are taken from; the file's first one if None.
     """
+
+    left_out: Sequence[tuple[int, str]] = ()
 
     def __init__(self, rated: str | None = None) -> None:
         self.rated = rated
@@ -120,6 +163,15 @@ class RatingsReader:
 
         Raises:
             BadRowError: if the row is none, or does not rate the attribute.
+        """
+        self.keep(line, self.parsed(row), to)
+
+    def parsed(self, row: Row) -> RatedResponse:
+        """Return what a row says, and keep nothing.
+
+        Raises:
+            UnratedRowError: if the row does not rate the attribute.
+            BadRowError: if the row is none.
         """
         identifier(row)
         prompt, response = prompt_of(row), response_of(value_of(row, "response"), "response")
@@ -134,11 +186,24 @@ class RatingsReader:
         if self.rated is None:
             self.rated = next(iter(ratings), None)
         if self.rated not in ratings:
-            raise BadRowError(f"there is no rating of {self.rated!r}; the row rates {', '.join(ratings) or 'nothing'}")
-        number = to.prompt(prompt, question=question_of(row), tools=tools_of(row))
-        node = to.node(number, response)
-        rated = self._prompts.setdefault(number, _RatedPrompt(line, {}, optional_text(row, "group")))
-        rated.ratings.setdefault(node, []).append(ratings)
+            rates = ", ".join(ratings) or "nothing"
+            raise UnratedRowError(f"there is no rating of {self.rated!r}; the row rates {rates}")
+        return RatedResponse(
+            prompt, response, ratings, question_of(row), tools_of(row), subset=optional_text(row, "group")
+        )
+
+    def keep(self, line: int, rated: RatedResponse, to: SetBuilder) -> None:
+        """Keep what a row says.
+
+        Args:
+            line: of the row.
+            rated: from ``parsed``.
+            to: gets the prompt and the response.
+        """
+        number = to.prompt(rated.prompt, question=rated.question, tools=rated.tools)
+        node = to.node(number, rated.response)
+        kept = self._prompts.setdefault(number, _RatedPrompt(line, {}, rated.subset))
+        kept.ratings.setdefault(node, []).append(rated.ratings)
 
     def finish(self, to: SetBuilder) -> None:
         """Add a case per prompt, and a judgement for every two of its responses."""
@@ -158,6 +223,7 @@ class GroupsReader:
     """Groups: ``id, prompt, responses, comparisons``, each comparison ``{first, second, label}`` by index."""
 
     rated: str | None = None
+    left_out: Sequence[tuple[int, str]] = ()
 
     def read(self, line: int, row: Row, to: SetBuilder) -> None:
         """Add one group.

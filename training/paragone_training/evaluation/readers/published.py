@@ -5,6 +5,7 @@ ScalerLab/JudgeBench.
 """
 
 import re
+from collections.abc import Sequence
 
 from paragone_training.evaluation.dataset import Case, ResponseText, SetBuilder
 from paragone_training.evaluation.readers.files import Row
@@ -47,6 +48,7 @@ class RewardBenchReader:
     """RewardBench 1: ``id, prompt, chosen, rejected, subset``."""
 
     rated: str | None = None
+    left_out: Sequence[tuple[int, str]] = ()
 
     def read(self, line: int, row: Row, to: SetBuilder) -> None:
         """Add one pair.
@@ -69,6 +71,7 @@ class RewardBench2Reader:
     """RewardBench 2: ``id, prompt, chosen[], rejected[], subset``; Ties have several right responses."""
 
     rated: str | None = None
+    left_out: Sequence[tuple[int, str]] = ()
 
     def read(self, line: int, row: Row, to: SetBuilder) -> None:
         """Add one prompt with its right and wrong responses.
@@ -95,6 +98,7 @@ class RMBenchReader:
     """RM-Bench: ``id, prompt, chosen[3], rejected[3], domain``; concise, detailed, detailed with markdown."""
 
     rated: str | None = None
+    left_out: Sequence[tuple[int, str]] = ()
 
     def read(self, line: int, row: Row, to: SetBuilder) -> None:
         """Add one prompt with its three right and three wrong responses.
@@ -116,6 +120,7 @@ class JudgeBenchReader:
     """JudgeBench: ``pair_id, question, response_A, response_B, label`` (A>B or B>A), ``source``."""
 
     rated: str | None = None
+    left_out: Sequence[tuple[int, str]] = ()
 
     def read(self, line: int, row: Row, to: SetBuilder) -> None:
         """Add one pair.
