@@ -6,7 +6,6 @@ A chunk is the unit that is sampled, asked for and kept on disk. K is the number
 import asyncio
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from paragone import AsyncClient
 from paragone.exceptions import DeadlineError, QuotaExceededError, ServerError, UnavailableError
 from paragone.wire import ItemError, Tournament
+from paragone_training.policy.background import Background
 from paragone_training.policy.errors import OracleGoneError, OracleReplacedError
 from paragone_training.policy.prompts import Content
 
@@ -115,25 +115,17 @@ class Asker:
     timeout_s: float = 120.0
     identity: Identity | None = None
     learn: Callable[[Identity], object] | None = None
-    _loop: asyncio.AbstractEventLoop = field(init=False, repr=False)
-    _thread: threading.Thread = field(init=False, repr=False)
+    _background: Background = field(init=False, repr=False)
     _client: AsyncClient = field(init=False, repr=False)
     _places: asyncio.Semaphore = field(init=False, repr=False)
-    _running: "set[asyncio.Task[Any]]" = field(init=False, repr=False, default_factory=set)
 
     def __enter__(self) -> "Asker":
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="oracle", daemon=True)
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+        self._background = Background("oracle")
+        self._background.submit(self._open()).result()
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()
+        self._background.close(self._client.close())
 
     def submit(self, groups: Sequence[Group]) -> "Future[Chunk]":
         """Return what will hold the tables of a chunk.
@@ -141,7 +133,7 @@ class Asker:
         Args:
             groups: of one chunk.
         """
-        return asyncio.run_coroutine_threadsafe(self._ask_chunk(list(groups)), self._loop)
+        return self._background.submit(self._ask_chunk(list(groups)))
 
     async def _open(self) -> None:
         self._client = AsyncClient(
@@ -149,17 +141,7 @@ class Asker:
         )
         self._places = asyncio.Semaphore(self.concurrency)
 
-    async def _close(self) -> None:
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-        await self._client.close()
-
     async def _ask_chunk(self, groups: list[Group]) -> Chunk:
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
         async with self._places:
             cost = _Cost()
             try:

@@ -1,0 +1,52 @@
+"""An event loop in a thread of its own: what is asked over HTTP goes on while this thread computes."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+__all__ = ["Background"]
+
+Result = TypeVar("Result")
+
+
+class Background:
+    """A running event loop; what is submitted and not done at the end is cancelled.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
+        """Return what will hold the result of a coroutine.
+
+        Args:
+            work: runs in the loop.
+        """
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def close(self, last: Coroutine[Any, Any, Any]) -> None:
+        """Cancel what runs, run ``last``, and end the thread.
+
+        Args:
+            last: closes what the loop's work used.
+        """
+        self.submit(_cancel_others()).result()
+        self.submit(last).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
