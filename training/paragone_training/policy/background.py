@@ -20,6 +20,7 @@ class Background:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        self._running = set[asyncio.Task[Any]]()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
@@ -29,7 +30,7 @@ class Background:
         Args:
             work: runs in the loop.
         """
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return asyncio.run_coroutine_threadsafe(self._tracked(work), self._loop)
 
     def close(self, last: Coroutine[Any, Any, Any]) -> None:
         """Cancel what runs, run ``last``, and end the thread.
@@ -37,16 +38,22 @@ class Background:
         Args:
             last: closes what the loop's work used.
         """
-        self.submit(_cancel_others()).result()
-        self.submit(last).result()
+        asyncio.run_coroutine_threadsafe(self._cancel(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(last, self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
+    async def _tracked(self, work: Coroutine[Any, Any, Result]) -> Result:
+        # Only these are cancelled at the end; tasks that they have made are theirs to end.
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await work
 
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    async def _cancel(self) -> None:
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,9 @@ from paragone_training.policy.errors import RunError
 from paragone_training.policy.files import read_table, write_table
 from paragone_training.policy.oracle import Asker, Chunk, Group
 from paragone_training.policy.prompts import Prompt
-from paragone_training.policy.sampling import Sample
+from paragone_training.policy.sampling import Drawn, Missing, Sample, Sampler
 
-__all__ = ["Answer", "Response", "Sampler", "Spent", "play_round", "read_answers", "read_responses"]
+__all__ = ["Answer", "Response", "Spent", "play_round", "read_answers", "read_responses"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,19 +55,6 @@ _ANSWERS = pa.schema(
         ("cached_responses", pa.int32()),
     ]
 )
-
-
-class Sampler(Protocol):
-    """Draws responses."""
-
-    def sample(self, prompts: Sequence[Prompt], *, responses: int, names: tuple[object, ...]) -> list[Sample]:
-        """Return ``responses`` samples of each prompt, those of a prompt together.
-
-        Args:
-            prompts: with token ids.
-            responses: to each.
-            names: what the random numbers are made of, beside prompt and number.
-        """
 
 
 @dataclass(frozen=True)
@@ -151,33 +138,71 @@ def play_round(
         return spent
     size = max(batch // responses, 1)
     chunks = [list(prompts[start : start + size]) for start in range(0, len(prompts), size)]
-    ready = None
-    pending: dict[Path, tuple[Future[Chunk], list[Prompt], Asker, int]] = {}
-    for number, chunk in enumerate(chunks):
-        path = parts / f"samples-{number:05d}.parquet"
+    asking = _Asking(parts, askers, responses, against or {})
+    left = {number: chunk for number, chunk in enumerate(chunks) if not _samples(parts, number).exists()}
+    for number in range(len(chunks)):
+        if number not in left:
+            asking.begin(number, chunks[number])
+    if left:
         began = time.monotonic()
-        if not path.exists():
-            ready = ready or sampler()
-            drawn = ready.sample(chunk, responses=responses, names=names)
-            _write_samples(path, chunk, drawn, responses, decode)
-            spent.sampling_s += time.monotonic() - began
-        rows = read_responses(path)
-        for name, asker in askers.items():
-            answers = parts / f"{name}-{number:05d}.parquet"
-            if not answers.exists():
-                groups = _groups(chunk, rows, responses, against or {})
-                pending[answers] = (asker.submit(groups), chunk, asker, number)
-        _collect(pending, wait=False)
+        for number, groups in sampler().draw_chunks(left, responses=responses, names=names):
+            _write_samples(_samples(parts, number), left[number], groups, decode)
+            asking.begin(number, left[number])
+            asking.collect(wait=False)
+        spent.sampling_s = time.monotonic() - began
     began = time.monotonic()
-    _collect(pending, wait=True)
+    asking.collect(wait=True)
     spent.waiting_s = time.monotonic() - began
+    numbers = range(len(chunks))
+    if not any(_present(parts, number, chunks[number]) for number in numbers):
+        shutil.rmtree(parts)
+        raise RunError("no group of the round was drawn completely: see the log for each, raise the limits and resume")
     for name in askers:
-        _gather(folder / f"{name}.parquet", [parts / f"{name}-{n:05d}.parquet" for n in range(len(chunks))], _ANSWERS)
+        _gather(folder / f"{name}.parquet", [parts / f"{name}-{number:05d}.parquet" for number in numbers], _ANSWERS)
         if all(answer.failure is not None for answer in read_answers(folder / f"{name}.parquet")):
             raise RunError(f"the oracle gave no whole table: {folder / name}.parquet says why of each prompt")
-    _gather(wanted[0], [parts / f"samples-{n:05d}.parquet" for n in range(len(chunks))], _SAMPLES)
+    _gather(wanted[0], [_samples(parts, number) for number in numbers], _SAMPLES)
     shutil.rmtree(parts)
     return spent
+
+
+class _Asking:
+    """The chunks that oracles are asked for, and the answers that come.
+
+    Args:
+        parts: folder of the chunks.
+        askers: oracles, by the names of their files.
+        responses: K.
+        against: other responses of each group.
+    """
+
+    def __init__(
+        self, parts: Path, askers: Mapping[str, Asker], responses: int, against: Mapping[str, Sequence[str]]
+    ) -> None:
+        self._parts, self._askers, self._responses, self._against = parts, askers, responses, against
+        self._pending: dict[Path, tuple[Future[Chunk], list[Prompt], Asker, int]] = {}
+
+    def begin(self, number: int, chunk: Sequence[Prompt]) -> None:
+        """Ask for the groups of a chunk that are drawn, unless the answer is on disk."""
+        for name, asker in self._askers.items():
+            answers = self._parts / f"{name}-{number:05d}.parquet"
+            if answers.exists():
+                continue
+            present = _present(self._parts, number, chunk)
+            if present:
+                rows = read_responses(_samples(self._parts, number))
+                groups = _groups(present, rows, self._responses, self._against)
+                self._pending[answers] = (asker.submit(groups), present, asker, number)
+            else:
+                write_table(answers, {name: [] for name in _ANSWERS.names}, _ANSWERS)
+
+    def collect(self, *, wait: bool) -> None:
+        """Write the answers that have come; with ``wait``, all of them. An oracle's error is raised here."""
+        for path in list(self._pending):
+            future, chunk, asker, number = self._pending[path]
+            if wait or future.done():
+                _write_answers(path, chunk, future.result(), asker, number)
+                del self._pending[path]
 
 
 def read_responses(path: Path) -> list[Response]:
@@ -222,34 +247,36 @@ def _groups(
     return groups
 
 
-def _collect(pending: dict[Path, tuple["Future[Chunk]", list[Prompt], Asker, int]], *, wait: bool) -> None:
-    """Write the answers that have come; with ``wait``, all of them. An oracle's error is raised here."""
-    for path in list(pending):
-        future, chunk, asker, number = pending[path]
-        if wait or future.done():
-            _write_answers(path, chunk, future.result(), asker, number)
-            del pending[path]
+def _samples(parts: Path, number: int) -> Path:
+    return parts / f"samples-{number:05d}.parquet"
+
+
+def _present(parts: Path, number: int, chunk: Sequence[Prompt]) -> list[Prompt]:
+    """Return the prompts of a chunk whose groups were drawn."""
+    drawn = set(read_table(_samples(parts, number))["prompt_id"])
+    return [prompt for prompt in chunk if prompt.id in drawn]
 
 
 def _write_samples(
-    path: Path,
-    chunk: Sequence[Prompt],
-    drawn: Sequence[Sample],
-    responses: int,
-    decode: Callable[[Sequence[int]], str],
+    path: Path, chunk: Sequence[Prompt], groups: Sequence[Drawn], decode: Callable[[Sequence[int]], str]
 ) -> None:
-    owners = [prompt for prompt in chunk for _ in range(responses)]
-    columns: dict[str, list[Any]] = {
-        "prompt_id": [prompt.id for prompt in owners],
-        "prompt": [prompt.text for prompt in owners],
-        "number": [place % responses for place in range(len(owners))],
-        "prompt_ids": [list(prompt.token_ids) for prompt in owners],
-        "token_ids": [list(sample.token_ids) for sample in drawn],
-        "text": [decode(sample.token_ids) for sample in drawn],
-        "finished": [sample.finished for sample in drawn],
-        "sampler_logprob": [sample.logprob for sample in drawn],
-    }
+    columns: dict[str, list[Any]] = {name: [] for name in _SAMPLES.names}
+    for prompt, group in zip(chunk, groups, strict=True):
+        if isinstance(group, Missing):
+            logger.warning("prompt %s is left out of this round: %s", prompt.id, group.reason)
+            continue
+        for place, sample in enumerate(group):
+            row = _row(prompt, place, sample, decode)
+            for name, value in zip(_SAMPLES.names, row, strict=True):
+                columns[name].append(value)
     write_table(path, columns, _SAMPLES)
+
+
+def _row(prompt: Prompt, place: int, sample: Sample, decode: Callable[[Sequence[int]], str]) -> tuple[Any, ...]:
+    """Return a row of samples.parquet, in the order of its columns."""
+    drawn = list(sample.token_ids)
+    known = (prompt.id, prompt.text, place, list(prompt.token_ids))
+    return (*known, drawn, decode(drawn), sample.finished, sample.logprob)
 
 
 def _write_answers(path: Path, chunk: Sequence[Prompt], answer: Chunk, asker: Asker, number: int) -> None:

@@ -256,7 +256,11 @@ class PolicyRun:
         if not (folder / "targets.parquet").exists():
             rows = labelled_pairs(tables, recipe.method, recipe.targets, names=(seed, iteration, number))
             write_targets(folder / "targets.parquet", rows)
-        return self._described(number, spent, responses, list(tables.values()), folder)
+        found = self._described(number, spent, responses, list(tables.values()), folder)
+        missing = len(prompts) - len(tables)
+        if missing:
+            logger.warning("%d of %d prompts have no complete group and are left out", missing, len(prompts))
+        return found | {_of_round("missing_groups", number): missing}
 
     def _described(
         self, number: int, spent: Spent, responses: Sequence[Any], tables: list[Any], folder: Path
@@ -287,7 +291,7 @@ class PolicyRun:
             "pairs": len(read_targets(folder / "targets.parquet")),
             **{f"sample_{name}": value for name, value in describe_responses(responses).items()},
         }
-        return found if number == 1 else {f"round_{number}_{name}": value for name, value in found.items()}
+        return {_of_round(name, number): value for name, value in found.items()}
 
     def _check_sampler(self, folder: Path, rows: Sequence[Any]) -> float | None:
         """Refuse a sampler that is not the policy: its log-probabilities of eight responses must be the trainer's."""
@@ -319,12 +323,14 @@ class PolicyRun:
             (folder, self.iterate_source(iteration + 1), self._askers),
         ):
             against: dict[str, list[str]] = {}
+            prompts = self.held_out
             if askers:
                 for row in read_responses(initial / "samples.parquet"):
                     against.setdefault(row.prompt_id, []).append(row.text)
+                prompts = [prompt for prompt in self.held_out if prompt.id in against]
             play_round(
                 target,
-                self.held_out,
+                prompts,
                 lambda source=source: self._sampler(source),  # type: ignore[misc]
                 askers,
                 responses=count,
@@ -357,6 +363,10 @@ class PolicyRun:
 
     def _iteration(self, iteration: int) -> Path:
         return self.folder / f"iteration-{iteration:02d}"
+
+
+def _of_round(name: str, number: int) -> str:
+    return name if number == 1 else f"round_{number}_{name}"
 
 
 def _finite(value: float) -> float | None:

@@ -5,9 +5,9 @@ response does not change with the batch it is drawn in (beyond rounding), nor wi
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from paragone_training.policy.prompts import Prompt
 from paragone_training.policy.weights import Policy
 
-__all__ = ["Draw", "InProcessSampler", "Sample", "draw", "stream"]
+__all__ = ["Draw", "Drawn", "InProcessSampler", "Missing", "Sample", "Sampler", "draw", "seed_of", "stream"]
 
 _SHRINK = 0.5
 """The batch is cut to the unfinished responses when no more than this share is unfinished."""
@@ -56,18 +56,61 @@ class Sample:
     logprob: float | None
 
 
+@dataclass(frozen=True)
+class Missing:
+    """A group that could not be drawn.
+
+    Attributes:
+        reason: why, for logs.
+    """
+
+    reason: str
+
+
+Drawn = list[Sample] | Missing
+"""The responses to one prompt, K of them, or why there are none."""
+
+
 def stream(*names: object) -> np.random.Generator:
     """Return the source of a response's random numbers.
 
     Args:
         names: what makes it this one: seed, iteration, prompt, number.
     """
+    return np.random.Generator(np.random.PCG64(_hashed(*names)))
+
+
+def seed_of(*names: object) -> int:
+    """Return the seed that a server draws a response with: 53 bits, which every JSON reader keeps.
+
+    Args:
+        names: what makes it this one: seed, iteration, prompt, number.
+    """
+    return _hashed(*names) % 2**53
+
+
+def _hashed(*names: object) -> int:
     digest = hashlib.blake2b("\0".join(map(str, names)).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+    return int.from_bytes(digest, "little")
+
+
+class Sampler(Protocol):
+    """Draws the responses of a round, chunk by chunk."""
+
+    def draw_chunks(
+        self, chunks: Mapping[int, Sequence[Prompt]], *, responses: int, names: tuple[object, ...]
+    ) -> Iterator[tuple[int, list[Drawn]]]:
+        """Yield the number and the groups of each chunk as soon as it is complete, in any order.
+
+        Args:
+            chunks: prompts with token ids, by the number of their chunk.
+            responses: K, to each prompt.
+            names: what the random numbers are made of, beside prompt and number.
+        """
 
 
 class InProcessSampler:
-    """Draws with the model that is in memory.
+    """Draws with the model that is in memory, one chunk after the other.
 
     Args:
         policy: has the weights that are drawn from.
@@ -78,21 +121,21 @@ class InProcessSampler:
         self._policy = policy
         self._settings = settings
 
-    def sample(self, prompts: Sequence[Prompt], *, responses: int, names: tuple[object, ...]) -> list[Sample]:
-        """Return ``responses`` samples of each prompt, those of a prompt together.
+    def draw_chunks(
+        self, chunks: Mapping[int, Sequence[Prompt]], *, responses: int, names: tuple[object, ...]
+    ) -> Iterator[tuple[int, list[Drawn]]]:
+        """Yield the number and the groups of each chunk, in their order.
 
         Args:
-            prompts: with token ids.
-            responses: to each.
+            chunks: prompts with token ids, by the number of their chunk.
+            responses: K, to each prompt.
             names: what the random numbers are made of, beside prompt and number.
         """
-        streams = [stream(*names, prompt.id, number) for prompt in prompts for number in range(responses)]
-        return draw(
-            self._policy,
-            [prompt.token_ids for prompt in prompts for _ in range(responses)],
-            streams,
-            self._settings,
-        )
+        for number, prompts in chunks.items():
+            streams = [stream(*names, prompt.id, place) for prompt in prompts for place in range(responses)]
+            asked = [prompt.token_ids for prompt in prompts for _ in range(responses)]
+            drawn = draw(self._policy, asked, streams, self._settings)
+            yield number, [drawn[start : start + responses] for start in range(0, len(drawn), responses)]
 
 
 @torch.no_grad()
