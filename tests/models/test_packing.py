@@ -13,11 +13,11 @@ from torch.nn.attention.varlen import varlen_attn
 from paragone_models.forward import LocalForward
 from paragone_models.heads import RepresentationHead
 from paragone_models.network import PreferenceNetwork
-from paragone_models.packing import attention, backend
+from paragone_models.packing import attention, backend, blocks
 from paragone_models.packing.backend import through_model
+from paragone_models.packing.blocks import attend_blocks
 from paragone_models.packing.decoder import DecoderForward
 from paragone_models.packing.flex import flex_attention
-from paragone_models.packing.pieces import attend_pieces
 from paragone_models.packing.support import PACKED, refusal
 from paragone_models.packing.varlen import Sequences, varlen_attention
 from paragone_models.spec import ModelSpec
@@ -39,8 +39,21 @@ def test_packed_passes_equal_one_by_one_for_every_family_that_is_packed(decoders
     assert refusal(model.config) is None
     for seed in range(2):
         items = packs.random_items(seed)
-        packer = packs.packer(through_model(model, attend_pieces))
+        packer = packs.packer(through_model(model, attend_blocks))
         assert packs.error(packer.encode(items), packs.one_by_one(model, items)) < ROUNDING
+
+
+@pytest.mark.parametrize("rows", [1, 7, 30])
+@pytest.mark.parametrize("model_type", ["gemma2", "llama", "mistral", "starcoder2"])
+def test_nodes_of_many_blocks_equal_one_by_one(decoders, model_type, rows, monkeypatch):
+    monkeypatch.setattr(blocks, "_FEWEST", rows)
+    monkeypatch.setattr(blocks, "_MOST", rows)
+    model = decoders[model_type]
+    items = packs.random_items(7)
+    packer = packs.packer(through_model(model, attend_blocks), max_tokens=150, max_bytes=1 << 20)
+    reference = packs.one_by_one(model, items)
+    for _ in ("cold, in several passes", "from stored keys and values"):
+        assert packs.error(packer.encode(items), reference) < ROUNDING
 
 
 @settings(max_examples=12, deadline=None)
@@ -102,7 +115,7 @@ def test_bfloat16_stays_near_float32():
     items = packs.random_items(5)
     reference = packs.one_by_one(exact, items)
     plain = packs.one_by_one(coarse, items)
-    for forward in (DecoderForward(coarse), through_model(coarse, attend_pieces)):
+    for forward in (DecoderForward(coarse), through_model(coarse, attend_blocks)):
         states = packs.packer(forward).encode(items)
         assert states.dtype == torch.float32
         assert (states - reference).norm() < 1.5 * (plain - reference).norm()
@@ -112,9 +125,9 @@ def test_a_cap_that_is_left_out_would_be_seen(decoders):
     model = decoders["gemma2"]
 
     def uncapped(run, layer, query, key, value, rule):
-        return attend_pieces(run, layer, query, key, value, dataclasses.replace(rule, cap=None))
+        return attend_blocks(run, layer, query, key, value, dataclasses.replace(rule, cap=None))
 
-    assert backend.disagreement(model, through_model(model, attend_pieces)) is None
+    assert backend.disagreement(model, through_model(model, attend_blocks)) is None
     assert "off by" in backend.disagreement(model, through_model(model, uncapped))
 
 
@@ -123,7 +136,7 @@ def test_a_window_that_is_left_out_would_be_seen(decoders):
     items = packs.random_items(0)
 
     def unlimited(run, layer, query, key, value, rule):
-        return attend_pieces(run, layer, query, key, value, dataclasses.replace(rule, window=None))
+        return attend_blocks(run, layer, query, key, value, dataclasses.replace(rule, window=None))
 
     states = packs.packer(through_model(model, unlimited)).encode(items)
     assert packs.error(states, packs.one_by_one(model, items)) > 100 * ROUNDING
@@ -283,7 +296,7 @@ def test_the_forward_pass_says_how_it_batches():
     head = RepresentationHead(packs.HIDDEN, SPEC)
     local = LocalForward(PreferenceNetwork(decoder, head), max_batch_tokens=64)
     assert (local.batching, local.attention) == ("packed", "packed decoder")
-    assert LocalForward(PreferenceNetwork(encoder, head), max_batch_tokens=64).attention == "packed pieces"
+    assert LocalForward(PreferenceNetwork(encoder, head), max_batch_tokens=64).attention == "packed blocks"
     other = LocalForward(PreferenceNetwork(packs.decoder("gpt_neox"), head), max_batch_tokens=64)
     assert other.batching.startswith("padded: packing gpt_neox was never shown")
     assert other.packer is None

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from paragone_models.encoding import EncodeItem
 from paragone_models.packing.attention import packed
+from paragone_models.packing.blocks import attend_blocks
 from paragone_models.packing.decoder import DecoderForward
 from paragone_models.packing.flex import flex_attention
 from paragone_models.packing.packer import Forward, Packer
-from paragone_models.packing.pieces import attend_pieces
 from paragone_models.packing.prompts import PromptStore
 from paragone_models.packing.run import Attend, Run
 from paragone_models.packing.support import refusal
@@ -67,7 +67,7 @@ def ways(backbone: nn.Module) -> Iterator[tuple[str, Forward]]:
     if parameter.device.type == "cpu":
         if DecoderForward.serves(backbone):
             yield "decoder", DecoderForward(backbone)
-        yield "pieces", through_model(backbone, attend_pieces)
+        yield "blocks", through_model(backbone, attend_blocks)
     if parameter.device.type == "cuda":
         if parameter.dtype in _KERNEL_DTYPES and not getattr(config, "attn_logit_softcapping", None):
             yield "varlen", through_model(backbone, varlen_attention(torch_kernel))

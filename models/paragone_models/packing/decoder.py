@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paragone_models.packing.pieces import attend_pieces, attend_rows
+from paragone_models.packing.blocks import attend_blocks
 from paragone_models.packing.run import Rule, Run
 
 __all__ = ["DecoderForward"]
@@ -94,7 +94,7 @@ class DecoderForward:
         for index, layer in enumerate(self._layers[:-1]):
             queries = self._queries_keys_values(layer, hidden, cos, sin)
             run.note(index, *queries[1:])
-            read = attend_pieces(run, index, *queries, layer.rule)
+            read = attend_blocks(run, index, *queries, layer.rule)
             _add(hidden, read.flatten(1), layer.output)
             self._mlp(layer, hidden)
         return self._norm(self._last(run, hidden, cos, sin))
@@ -106,14 +106,14 @@ class DecoderForward:
         if len(wanted) * _SPARSE > len(hidden):  # means over whole responses, say
             query, key, value = self._queries_keys_values(layer, hidden, cos, sin)
             run.note(index, key, value)
-            read = attend_pieces(run, index, query, key, value, layer.rule)[wanted]
+            read = attend_blocks(run, index, query, key, value, layer.rule)[wanted]
         else:
             normed = layer.before_attention(hidden)
             key = self._rotated(normed, layer.key, layer, layer.key_norm, cos, sin)
             value = self._projected("value", normed, layer.value).unflatten(1, (-1, layer.head_dim)).transpose(0, 1)
             run.note(index, key, value)
             query = self._rotated(normed[wanted], layer.query, layer, layer.query_norm, cos[wanted], sin[wanted])
-            read = attend_rows(run, index, query, key, value, layer.rule)
+            read = attend_blocks(run, index, query, key, value, layer.rule, wanted=True)
         hidden = hidden[wanted]
         _add(hidden, read.flatten(1), layer.output)
         self._mlp(layer, hidden)
