@@ -14,7 +14,7 @@ _MAY_CHANGE = {
     "oracle": {"url", "api_key_file", "concurrency", "patience_s", "timeout_s"},
     "training": {"iterations", "log_steps"},
     "evaluation": {"judge_url"},
-    "output": {"folder"},
+    "output": {"folder", "trackers"},
 }
 """Settings that a resumed run may have changed: none of them changes a result (more iterations add some)."""
 

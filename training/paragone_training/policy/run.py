@@ -40,6 +40,7 @@ from paragone_training.policy.sampling import Draw, InProcessSampler
 from paragone_training.policy.service import served
 from paragone_training.policy.step import freeze_columns, train_step, training_pairs
 from paragone_training.policy.targets import labelled_pairs, read_targets, tables_of, write_targets
+from paragone_training.policy.tracking import Trackers, steps_before
 from paragone_training.policy.weights import Policy, context_of, load_policy
 
 __all__ = ["PolicyRun", "train_policy"]
@@ -104,18 +105,22 @@ class PolicyRun:
                 raise RecipeError(f"{len(both)} prompts of [evaluation] are trained on: keep them apart with split")
             self.held_out = render(held_out, self.policy.tokenizer, longest=longest)
         self._askers: dict[str, Asker] = {}
+        self._trackers = Trackers((), folder, {})  # those of the recipe are the main process's alone
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
-        """Hold connections to the oracles, and the service of this run's own if there is one.
+        """Hold connections to the oracles, the service of this run's own if there is one, and the trackers.
 
         Raises:
+            RecipeError: if a tracker is not known or not installed.
             RunError: if the service does not come up.
         """
         oracle, judge = self.recipe.oracle, self.recipe.evaluation
         hosted = {"oracle": oracle.serve, "judge": judge.judge_serve}
         sources = [f"{name}={source}" for name, source in hosted.items() if source is not None]
         with ExitStack() as stack:
+            told = Trackers(self.recipe.output.trackers, self.folder, dataclasses.asdict(self.recipe))
+            self._trackers = stack.enter_context(contextlib.closing(told))
             own = stack.enter_context(served(sources, self.folder / "service.log")) if sources else None
             urls = {"oracle": oracle.url or own, "judge": judge.judge_url or (own if judge.judge_serve else None)}
             models = {"oracle": oracle.model, "judge": judge.judge_model}
@@ -186,6 +191,7 @@ class PolicyRun:
             metrics["seconds"] = time.monotonic() - began
             if self.state.is_main_process:
                 write_json(folder / "metrics.json", metrics)
+                self._trackers.iteration(iteration, metrics)
                 write_report(self.folder)
             self.state.wait_for_everyone()
 
@@ -211,7 +217,7 @@ class PolicyRun:
                 )
         self.state.wait_for_everyone()
         if not (folder / "policy").exists():
-            began = time.monotonic()
+            began, before = time.monotonic(), steps_before(self.folder)
             self.policy.become(base)
             rows = read_responses(round_folder / "samples.parquet")
             labelled = read_targets(round_folder / "targets.parquet")
@@ -227,6 +233,7 @@ class PolicyRun:
                 raw=self.recipe.loss.gradient == "raw",
                 dtype=self.recipe.output.dtype,
                 seed=self.recipe.training.seed + 1000 * iteration + number,
+                tell=lambda step, values: self._trackers.step(before + step, values),
             )
             metrics[f"step_{number}_training_s"] = time.monotonic() - began
         return metrics

@@ -239,7 +239,9 @@ class PolicyOutputSection:
     Attributes:
         folder: of the run; runs/NAME unless given.
         dtype: storage type of the iterates' weights; anything but the policy's own dtype rounds them.
+        trackers: who else is told the numbers, by accelerate's names: ``tensorboard``, ``wandb``, ``mlflow``, ….
     """
 
     folder: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    trackers: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ STEP/policy/              the weights that came out; a step is done when this ex
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from paragone_training.policy.methods import Method, PairTargets
 from paragone_training.policy.rounds import Response
 from paragone_training.policy.sections import PolicyTrainingSection
 from paragone_training.policy.targets import LabelledPair
-from paragone_training.policy.trainer import PolicyTrainer, policy_trainer
+from paragone_training.policy.trainer import Observer, PolicyTrainer, policy_trainer
 from paragone_training.policy.weights import Policy
 from paragone_training.sections import LoraSection
 
@@ -194,6 +194,7 @@ def train_step(
     raw: bool,
     dtype: str,
     seed: int,
+    tell: Callable[[int, dict[str, float]], None] = lambda _, __: None,
 ) -> None:
     """Take the gradient steps of one regression and write the policy that comes out.
 
@@ -207,6 +208,7 @@ def train_step(
         raw: take the gradient of the raw loss.
         dtype: storage type of the outcome.
         seed: of order and dropout.
+        tell: takes the number of a gradient step and its logged values.
 
     Raises:
         RunError: if the checks before the first gradient fail, or the disk is full.
@@ -227,6 +229,7 @@ def train_step(
             pad_id=policy.tokenizer.pad_token_id,
             seed=seed,
         )
+        trainer.add_callback(Observer(tell))
         checkpoint = get_last_checkpoint(str(folder / "checkpoints")) if training.save_steps else None
         if checkpoint is None:
             start = check_start(trainer, training)

@@ -7,7 +7,7 @@ that people look at (scaled loss, log-ratios, how far they are on the way to the
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from paragone_training.policy.logprobs import ResponseLogprobs
 from paragone_training.policy.methods import Method
 from paragone_training.policy.sections import PolicyTrainingSection
 
-__all__ = ["PolicyTrainer", "policy_trainer"]
+__all__ = ["Observer", "PolicyTrainer", "policy_trainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,25 @@ class _Course(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         if state.global_step >= self._steps:
+            control.should_log = True
             control.should_training_stop = True
             control.should_save = False  # what comes out is written as a whole folder
+
+
+class Observer(TrainerCallback):
+    """Tell somebody the numbers of every line that is logged.
+
+    Args:
+        tell: takes the step of this regression, and values by name.
+    """
+
+    def __init__(self, tell: Callable[[int, dict[str, float]], None]) -> None:
+        self._tell = tell
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+        """Tell a line of gradient steps, not the summary at the end."""
+        if state.is_world_process_zero and "loss" in logs:
+            self._tell(state.global_step, logs)
 
 
 class PolicyTrainer(Trainer):
