@@ -79,6 +79,7 @@ def test_eval_asks_a_service_and_keeps_the_key_to_itself(tmp_path, pairs_file, u
     code, out, _ = typed("eval", pairs_file, *words, "--resamples", 50)
     assert code == 0
     assert "bt minus gp, on the same 48 pairs" in out
+    assert "From 6 questions no interval can tell a difference from noise" in out
     assert "secret" not in (tmp_path / "out" / "report.html").read_text()
     assert "secret" not in (tmp_path / "out" / "results.json").read_text()
 

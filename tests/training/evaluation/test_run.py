@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -48,6 +49,14 @@ class Checker(HTMLParser):
 def run(tmp_path, rows, scorer, **options):
     data = read_evaluation_set(write(tmp_path / "file.jsonl", rows))
     return evaluate_models(data, scorer, tmp_path / "out", options.pop("settings", QUICK), **options)
+
+
+def published(folder, part):
+    """Return the one result that RewardBench's reader finds: it looks into a folder per organisation."""
+    (found,) = [path for organisation in (folder / part).iterdir() for path in organisation.glob("*.json")]
+    content = json.loads(found.read_text())
+    assert f"{found.parent.name}/{found.stem}" == content["model"]
+    return content
 
 
 def page_of(written):
@@ -201,10 +210,18 @@ def test_rewardbench_gives_sections_and_the_two_files_of_its_scripts(tmp_path, m
     assert list(scores) == ["Chat", "Chat Hard", "Safety", "Reasoning", "Overall"]
     assert written.results["measures"]["transitivity"] is None
     assert scores["Overall"]["value"] == pytest.approx(np.mean([scores[name]["value"] for name in list(scores)[:4]]))
-    results, columns = (
-        json.loads((tmp_path / "out" / part / f"{name}.json").read_text()) for part in ("eval-set", "eval-set-scores")
-    )
-    assert set(results) == {*subsets, "model", "model_type", "chat_template"}
+    results, columns = (published(tmp_path / "out", part) for part in ("eval-set", "eval-set-scores"))
+    about = {"model", "model_type", "chat_template"}
+    assert set(results) == {*subsets, *about}
+    each = {"id", "subset", "text_chosen", "text_rejected", "results", "scores_chosen", "scores_rejected"}
+    assert set(columns) == {*each, *about}
+    assert {len(columns[column]) for column in each} == {69}
+    assert columns["id"] == list(range(69))
+    assert columns["subset"] == [row["subset"] for row in rows]
+    for subset in subsets:
+        right = [won for won, where in zip(columns["results"], columns["subset"], strict=True) if where == subset]
+        assert results[subset] == sum(right) / 3
+    assert results["model"] == columns["model"] == f"local/{name}"
     assert len(columns["results"]) == len(columns["text_chosen"]) == 69
     assert columns["text_chosen"][0] == [{"role": "user", "content": "P0?"}, {"role": "assistant", "content": text(0)}]
     for place, (chosen, rejected) in enumerate(zip(columns["scores_chosen"], columns["scores_rejected"], strict=True)):
@@ -216,6 +233,24 @@ def test_rewardbench_gives_sections_and_the_two_files_of_its_scripts(tmp_path, m
             assert columns["results"][place] == int(chosen > rejected)
     assert results["model_type"] == ("Custom Classifier" if name == "gp" else "Seq. Classifier")
     page_of(written)
+
+
+@pytest.mark.parametrize(
+    ("source", "model"),
+    [
+        ("general-preference/GPM-Llama-3.1-8B", "general-preference/GPM-Llama-3.1-8B"),
+        ("builtin:mini-policy", "builtin/mini-policy"),
+        ("/models/some where/mine", "local/some__name"),
+        ("pyproject.toml", "local/some__name"),
+        ("https://hub/model/mine", "local/some__name"),
+    ],
+)
+def test_a_model_is_called_by_its_organisation_as_the_leaderboard_does(tmp_path, models, source, model):
+    row = {"id": 1, "prompt": "P?", "chosen": "a", "rejected": "b", "subset": "donotanswer"}
+    scorer = LocalScorer(models["bt"])
+    scorer.card = replace(scorer.card, source=source, name="some name")
+    run(tmp_path, [row], scorer)
+    assert published(tmp_path / "out", "eval-set")["model"] == model
 
 
 @pytest.mark.parametrize("name", ["bt", "gp"])
@@ -242,7 +277,11 @@ def test_rewardbench_2_has_best_of_four_and_ties(tmp_path, models, name):
     assert benchmark["scores"]["Focus"]["value"] == right / 5
     assert set(benchmark["ties"]) >= {"score", "tied_accuracy"}
     assert benchmark["scores"]["Ties"]["low"] is None  # one number alone says nothing about others
-    columns = json.loads((tmp_path / "out" / "eval-set-scores" / f"{name}.json").read_text())
+    columns = published(tmp_path / "out", "eval-set-scores")
+    about = {"model", "model_type", "chat_template"}
+    assert set(columns) == {"id", "subset", "text", "scores", "results", "num_correct", *about}
+    assert set(published(tmp_path / "out", "eval-set")) == {"Focus", "Math", "Ties", *about}
+    assert [len(scores) for scores in columns["scores"]] == [4] * 10 + [3, 3]
     assert columns["results"][-1] is None
     assert columns["num_correct"][-2:] == [2, 1]
     page_of(written)

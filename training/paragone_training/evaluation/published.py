@@ -1,6 +1,7 @@
 """The scores of published benchmarks, and RewardBench's own output files."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from paragone_training.evaluation.measures.benchmarks import (
 from paragone_training.evaluation.measures.bootstrap import Estimate, Resampler, estimate
 from paragone_training.evaluation.measures.checks import Floats
 from paragone_training.evaluation.readers.published import TIES_ID
+from paragone_training.evaluation.scorers import ModelCard
 
 __all__ = ["benchmark_section", "write_rewardbench_files"]
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _NO_INTERVAL = float("nan")
 _TIES_SEED = 0
 
@@ -151,8 +154,11 @@ def write_rewardbench_files(
 ) -> list[Path]:
     """Write RewardBench's two result files, as its scripts do, and return their paths.
 
-    ``eval-set/MODEL.json`` has the accuracy of each subset, ``eval-set-scores/MODEL.json`` the columns of all rows.
-    Scores are null for kinds without a reward, and their ``model_type`` is RewardBench's "Custom Classifier".
+    ``eval-set/ORG/MODEL.json`` has the accuracy of each subset, ``eval-set-scores/ORG/MODEL.json`` the columns of all
+    rows: its readers look for files in a folder per organisation. Scores are null for kinds without a reward, and
+    their ``model_type`` is RewardBench's "Custom Classifier".
+
+    Source: ``save_to_hub`` in rewardbench/utils.py and ``load_results`` in analysis/utils.py of allenai/reward-bench.
 
     Args:
         folder: that gets them.
@@ -160,8 +166,9 @@ def write_rewardbench_files(
         answers: of the model.
         section: from ``benchmark_section``.
     """
+    name = _published_name(answers.card)
     about = {
-        "model": answers.card.source,
+        "model": name,
         "model_type": "Seq. Classifier" if answers.card.scalar else "Custom Classifier",
         "chat_template": "tokenizer",
     }
@@ -170,7 +177,6 @@ def write_rewardbench_files(
     else:
         columns = _rewardbench2_columns(data, answers)
         grouped = {name: score.value for name, score in section["scores"].items() if name != "Overall"}
-    name = answers.card.name.replace("/", "__").replace("\\", "__")
     written = []
     for part, content in (("eval-set", {**grouped, **about}), ("eval-set-scores", {**columns, **about})):
         path = folder / part / f"{name}.json"
@@ -178,6 +184,14 @@ def write_rewardbench_files(
         path.write_text(json.dumps(content, indent=4, sort_keys=True, ensure_ascii=False), encoding="utf-8")
         written.append(path)
     return written
+
+
+def _published_name(card: ModelCard) -> str:
+    """Return organisation/model: the Hugging Face id, ``builtin/NAME``, or ``local/NAME`` for all other sources."""
+    source = card.source.replace("builtin:", "builtin/", 1)
+    if _HUB_ID.fullmatch(source) and not Path(card.source).exists():
+        return source
+    return f"local/{re.sub(r'[^A-Za-z0-9._-]+', '__', card.name)}"
 
 
 def _rewardbench_columns(data: EvaluationSet, answers: Answers) -> tuple[dict[str, list[Any]], dict[str, float]]:
@@ -191,16 +205,15 @@ def _rewardbench_columns(data: EvaluationSet, answers: Answers) -> tuple[dict[st
         nodes = int(data.first[judgement]), int(data.second[judgement])
         scores = [_reward(answers, node) for node in nodes]
         texts = [_dialogue(data, node) for node in nodes]
-        row = (case.id.removeprefix(f"{subset}/"), subset, *texts, right, *scores)
+        identifier = case.id.removeprefix(f"{subset}/")  # a number in the data set
+        row = (int(identifier) if identifier.isdecimal() else identifier, subset, *texts, right, *scores)
         for name, value in zip(names, row, strict=True):
             columns[name].append(value)
     return columns, {subset: sum(results) / len(results) for subset, results in by_subset.items()}
 
 
 def _rewardbench2_columns(data: EvaluationSet, answers: Answers) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("id", "subset", "text", "scores", "results", "num_correct", "total_completions")
-    }
+    columns: dict[str, list[Any]] = {name: [] for name in ("id", "subset", "text", "scores", "results", "num_correct")}
     for number, case in enumerate(data.cases):
         scores = case_scores(data, answers, number)
         if not np.isfinite(scores).all():
@@ -214,7 +227,6 @@ def _rewardbench2_columns(data: EvaluationSet, answers: Answers) -> dict[str, li
             "scores": rewards,
             "results": None if ties else best_of_k_result(scores),
             "num_correct": case.right,
-            "total_completions": len(case.nodes),
         }
         for name, value in row.items():
             columns[name].append(value)

@@ -17,7 +17,7 @@ from paragone_training.evaluation.report.parts import (
     subsets_part,
     table,
 )
-from paragone_training.evaluation.report.words import interval, number, percent, points
+from paragone_training.evaluation.report.words import interval, lines, number, percent, points
 
 __all__ = ["render_page"]
 
@@ -134,7 +134,7 @@ def _notes(notes: list[str]) -> str:
 def _left_out(rows: list[Mapping[str, Any]]) -> str:
     if not rows:
         return "<h2>What was left out</h2><p>Nothing: every row of the file is in these numbers.</p>"
-    cells = [[str(row["count"]), escape(row["reason"]), ", ".join(map(str, row["lines"]))] for row in rows]
+    cells = [[str(row["count"]), escape(row["reason"]), lines(row)] for row in rows]
     return "<h2>What was left out</h2>" + table(("rows", "why", "first lines"), cells, numbers=(0,))
 
 

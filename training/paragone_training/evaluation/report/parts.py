@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from paragone_training.evaluation.judged import FEW_CLUSTERS
 from paragone_training.evaluation.report.charts import (
     best_of_n_chart,
     interval_bar,
     length_chart,
     reliability_chart,
 )
-from paragone_training.evaluation.report.words import interval, number, percent, points
+from paragone_training.evaluation.report.words import interval, number, percent, points, verdict
 
 __all__ = [
     "attributes_part",
@@ -47,11 +46,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequen
     return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def _span(estimate: Values | None, *, scale: str = "number") -> str:
+    return f'<span class="w">{interval(estimate, scale=scale)}</span>'
+
+
 def _row(name: str, estimate: Values | None, *, scale: str = "percent", remark: str = "") -> list[str]:
     tell = {"percent": percent, "points": points, "number": number}[scale]
     value = tell(None if estimate is None else estimate["value"])
-    span = f'<span class="w">{interval(estimate, scale=scale)}</span>'
-    return [name, value, span, f'<span class="soft">{remark}</span>']
+    return [name, value, _span(estimate, scale=scale), f'<span class="soft">{remark}</span>']
 
 
 _HEAD = ("", "value", "95 % interval", "")
@@ -79,8 +81,8 @@ def calibration_part(chances: Values, accuracy: Values) -> str:
         told = f"No temperature could be fitted: {escape(chances.get('no_temperature', 'unknown reason'))}."
     rows = []
     for name, key in (("NLL, nats", "nll"), ("Brier", "brier"), ("ECE", "ece")):
-        row = [name, number(before[key]["value"]), interval(before[key])]
-        row += [number(after[key]["value"]), interval(after[key])] if after else ["–", ""]
+        row = [name, number(before[key]["value"]), _span(before[key])]
+        row += [number(after[key]["value"]), _span(after[key])] if after else ["–", ""]
         rows.append(row)
     ties = accuracy["human_ties"]
     tied = f" The {ties} pairs that people left tied count with y = ½." if ties else ""
@@ -237,7 +239,7 @@ def benchmark_part(benchmark: Values | None) -> str:
     if not benchmark:
         return ""
     rows = [
-        [escape(name), percent(score["value"], digits=2), interval(score, scale="percent"), interval_bar(score)]
+        [escape(name), percent(score["value"], digits=2), _span(score, scale="percent"), interval_bar(score)]
         for name, score in benchmark["scores"].items()
     ]
     parts = [f"<h2>{escape(benchmark['name'])}</h2>", table(("", "score", "95 % interval", ""), rows, numbers=(1,))]
@@ -252,23 +254,10 @@ def comparison_part(comparison: Values | None, name: str, settings: Values) -> s
     if not comparison:
         return ""
     other = comparison["model"]
-    gain = comparison["accuracy_difference"]
-    if gain["low"] is None:
-        verdict = "There is no interval, so nothing can be said about noise."
-    elif settings["clusters"] < FEW_CLUSTERS:
-        verdict = (
-            f"From {settings['clusters']} {settings['cluster']}s no interval can tell a difference from noise: these "
-            "are numbers to look at, not a verdict."
-        )
-    elif gain["low"] > 0 or gain["high"] < 0:
-        better = name if gain["value"] > 0 else other["name"]
-        verdict = f"<b>{escape(better)}</b> has the higher accuracy; the interval of the difference excludes 0."
-    else:
-        verdict = "The difference in accuracy is inside the noise: its interval holds 0."
     rows = [
         _row(f"Accuracy of {escape(name)}", comparison["accuracy"]),
         _row(f"Accuracy of {escape(other['name'])}", comparison["accuracy_against"]),
-        _row("Difference, points", gain, scale="points"),
+        _row("Difference, points", comparison["accuracy_difference"], scale="points"),
         _row("Difference in NLL (below 0 is better)", comparison["nll_difference"], scale="number"),
         _row("Difference in Brier (below 0 is better)", comparison["brier_difference"], scale="number"),
         ["Same choice", percent(comparison["agreement"]), "", ""],
@@ -276,7 +265,8 @@ def comparison_part(comparison: Values | None, name: str, settings: Values) -> s
         [f"Only {escape(other['name'])} is right", str(comparison["only_second_right"]), "", "pairs"],
     ]
     return (
-        f"<h2>Against {escape(other['name'])}</h2><p>{verdict} The same {comparison['pairs']} pairs and the same "
+        f"<h2>Against {escape(other['name'])}</h2><p>{escape(verdict(comparison, name, settings))} "
+        f"The same {comparison['pairs']} pairs and the same "
         f"resamples for both; fingerprint of the other <code>{escape(other['fingerprint'])}</code>.</p>"
         + table(_HEAD, rows, numbers=(1,))
     )
@@ -291,18 +281,19 @@ def subsets_part(rows: Sequence[Values], level: float | None) -> str:
             escape(row["name"]),
             str(row["pairs"]),
             percent(row["accuracy"]["value"]),
-            f'<span class="w">{interval(row["accuracy"], scale="percent")}</span>',
+            _span(row["accuracy"], scale="percent"),
             interval_bar(row["accuracy"], reference=row["length_baseline"]),
             percent(row["length_baseline"]),
             number(row["nll"]["value"]),
-            f'<span class="w">{interval(row["nll"])}</span>',
+            _span(row["nll"]),
         ]
         for row in rows
     ]
     head = ("subset", "pairs", "accuracy", "95 % interval", "", "longer wins", "NLL", "95 % interval")
-    overall = f" Overall {percent(level)}." if level is not None else ""
+    overall = f' Overall <span class="w">{percent(level)}</span>.' if level is not None else ""
     return (
         "<h2>Where is it good, and where not?</h2><p class='key'>The dot is the <i class='m'>model</i>, the tick the "
-        f"length-only <i class='h'>baseline</i>. A subset within one cluster has no interval.{overall}</p>"
-        + table(head, cells, numbers=(1, 2, 5, 6))
+        f"length-only <i class='h'>baseline</i>. A subset within one cluster has no interval; "
+        "one that is all right, or all wrong, has an accuracy interval of width 0, for no resample can find another "
+        f"answer in it.{overall}</p>" + table(head, cells, numbers=(1, 2, 5, 6))
     )

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from paragone_training.evaluation.report.words import interval, number, percent, points
+from paragone_training.evaluation.report.words import interval, lines, number, percent, points, verdict
 
 __all__ = ["print_results"]
 
@@ -31,12 +31,12 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     if measures["benchmark"]:
         console.print(_benchmark(measures["benchmark"]))
     if results["comparison"]:
-        console.print(_comparison(results["comparison"], model["name"]))
+        _print_comparison(results["comparison"], model["name"], results["settings"], console)
     if measures["subsets"]:
         console.print(_subsets(measures["subsets"]))
     for row in results["left_out"]:
-        lines = f" (lines {', '.join(map(str, row['lines']))}…)" if row["lines"] else ""
-        told = f"[dim]left out: {row['count']} × {escape(row['reason'])}{lines}[/dim]"
+        where = f" (line{'s' if row['count'] > 1 else ''} {lines(row)})" if row["lines"] else ""
+        told = f"[dim]left out: {row['count']} × {escape(row['reason'])}{where}[/dim]"
         console.print(told, soft_wrap=True)
     for note in results["notes"]:
         console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
@@ -119,18 +119,20 @@ def _benchmark(benchmark: Mapping[str, Any]) -> Table:
     return table
 
 
-def _comparison(comparison: Mapping[str, Any], name: str) -> Table:
+def _print_comparison(comparison: Mapping[str, Any], name: str, settings: Mapping[str, Any], console: Console) -> None:
     other = comparison["model"]["name"]
     title = f"{escape(name)} minus {escape(other)}, on the same {comparison['pairs']} pairs"
-    table = Table(box=None, pad_edge=False, header_style="dim", title=title, title_justify="left")
+    console.print(f"[italic]{title}[/italic]", soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("measure")
     table.add_column("difference", justify="right")
     table.add_column("95 % interval")
     gain = comparison["accuracy_difference"]
     table.add_row("accuracy, points", points(gain["value"]), interval(gain, scale="points"))
-    for title, key in (("NLL", "nll_difference"), ("Brier", "brier_difference")):
-        table.add_row(title, number(comparison[key]["value"]), interval(comparison[key]))
-    return table
+    for measure, key in (("NLL", "nll_difference"), ("Brier", "brier_difference")):
+        table.add_row(measure, number(comparison[key]["value"]), interval(comparison[key]))
+    console.print(table)
+    console.print(escape(verdict(comparison, name, settings)), soft_wrap=True, highlight=False)
 
 
 def _subsets(rows: list[Mapping[str, Any]]) -> Table:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["interval", "number", "percent", "points"]
+from paragone_training.evaluation.judged import FEW_CLUSTERS
+
+__all__ = ["interval", "lines", "number", "percent", "points", "verdict"]
 
 _UNKNOWN = "–"
 
@@ -50,6 +52,40 @@ def interval(estimate: Mapping[str, Any] | None, *, scale: str = "number") -> st
     if scale == "points":
         return f"{points(low)} … {points(high)}"
     return f"{number(low)} … {number(high)}" if min(low, high) < 0 else f"{number(low)} – {number(high)}"
+
+
+def lines(row: Mapping[str, Any]) -> str:
+    """Return the lines of what was left out, with an ellipsis where these are only the first of them.
+
+    Args:
+        row: with ``count`` and ``lines``.
+
+    >>> lines({"count": 3, "lines": [4, 9]})
+    '4, 9 …'
+    """
+    return ", ".join(map(str, row["lines"])) + (" …" if row["count"] > len(row["lines"]) > 0 else "")
+
+
+def verdict(comparison: Mapping[str, Any], name: str, settings: Mapping[str, Any]) -> str:
+    """Return what a paired comparison says about the accuracies of two models, in one sentence.
+
+    Args:
+        comparison: of ``results.json``.
+        name: of the first model.
+        settings: of ``results.json``.
+    """
+    gain = comparison["accuracy_difference"]
+    if gain["low"] is None:
+        return "There is no interval, so nothing can be said about noise."
+    if settings["clusters"] < FEW_CLUSTERS:
+        return (
+            f"From {settings['clusters']} {settings['cluster']}s no interval can tell a difference from noise: these "
+            "are numbers to look at, not a verdict."
+        )
+    if gain["low"] > 0 or gain["high"] < 0:
+        better = name if gain["value"] > 0 else comparison["model"]["name"]
+        return f"{better} has the higher accuracy; the interval of the difference excludes 0."
+    return "The difference in accuracy is inside the noise: its interval holds 0."
 
 
 def _signless_zero(value: float, digits: int) -> str:
