@@ -1,6 +1,8 @@
 """Cyclic preferences: how sets are made, what scalar models cannot do, and what vectors can."""
 
+import itertools
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,38 @@ def test_a_response_is_in_one_cycle_and_incomplete_ratings_in_none():
         cycles_from_ratings(cyclic, CRITERIA[:2])
 
 
+@pytest.mark.parametrize("length", [3, 4, 5])
+def test_cycles_of_ratings_are_those_that_all_orders_give_in_turn(length):
+    draw = random.Random(length)
+    names = [f"c{number}" for number in range(length)]
+    rows = [Rating("p", text, {name: float(draw.randint(0, 4)) for name in names}, group="g") for text in "abcdefg"]
+    by_text = {row.response: row for row in rows}
+    slow, used = [], set()
+    for chosen in itertools.permutations(by_text, length):
+        edges = zip(chosen, (*chosen[1:], chosen[0]), names, strict=True)
+        if not used & set(chosen) and all(
+            by_text[one].ratings[name] > by_text[two].ratings[name] for one, two, name in edges
+        ):
+            slow.append(chosen)
+            used |= set(chosen)
+    assert slow
+    assert [cycle.responses for cycle in cycles_from_ratings(rows, names)] == slow
+
+
+def test_the_four_ratings_of_ultrafeedback_make_cycles_of_four_and_a_repeated_one_of_five():
+    criteria = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+    better = {"a": (5, 1, 1, 1), "b": (1, 5, 2, 2), "c": (1, 1, 5, 3), "d": (1, 1, 1, 5)}
+    rows = [Rating("p", text, dict(zip(criteria, map(float, each), strict=True))) for text, each in better.items()]
+    (cycle,) = cycles_from_ratings(rows, criteria)
+    assert cycle.responses == ("a", "b", "c", "d")
+    assert [(pair.strength > 0, pair.reason) for pair in cycle_pairs([cycle])] == [
+        (place % 2 == 0, name) for place, name in enumerate(criteria)
+    ]
+    five = [Rating("p", text, {"x": 5.0 - place, "y": float(place)}) for place, text in enumerate("abcde")]
+    (cycle,) = cycles_from_ratings(five, ["x", "x", "x", "x", "y"])
+    assert cycle.responses == tuple("abcde")
+
+
 def test_ceiling_and_floor_are_those_of_the_paper():
     assert scalar_ceiling(3) == pytest.approx(0.667, abs=1e-3)
     assert vector_floor(3) == pytest.approx(1.733e-4, rel=1e-3)
@@ -92,18 +126,20 @@ def test_a_repeated_criterion_closes_its_ranking_with_another():
     assert cycle.responses == ("a", "b", "c")
 
 
-def test_no_ranking_of_a_cycle_satisfies_more_than_the_ceiling():
-    from itertools import permutations
-
-    (cycle,) = synthetic_cycles(1, length=4)
+@pytest.mark.parametrize("length", [3, 4, 5])
+def test_no_ranking_of_a_cycle_satisfies_more_than_the_ceiling(length):
+    (cycle,) = synthetic_cycles(1, length=length)
     best = max(
         sum(
             order.index(one) < order.index(two)
             for one, two in zip(cycle.responses, [*cycle.responses[1:], cycle.responses[0]], strict=True)
         )
-        for order in permutations(cycle.responses)
+        for order in itertools.permutations(cycle.responses)
     )
-    assert best / 4 == scalar_ceiling(4)
+    assert best / length == scalar_ceiling(length)
+
+
+def test_cycles_of_two_are_refused():
     with pytest.raises(ValueError, match="length is 2"):
         synthetic_cycles(1, length=2)
 
@@ -132,29 +168,39 @@ def test_equal_vectors_are_a_local_minimum_with_one_normalised_block_and_a_saddl
     assert curvature(spec(4, False)) < -1.0
 
 
+VECTOR = {"kind": "general-preference", "dimension": 2, "normalise": False}
+
+
 @pytest.mark.parametrize(
-    ("model", "low", "high", "loss"),
+    ("model", "length", "low", "high", "loss"),
     [
-        ({"kind": "bradley-terry"}, 0.0, 2 / 3, math.inf),
-        ({"kind": "general-preference", "dimension": 2, "normalise": False}, 1.0, 1.0, 0.05),
+        ({"kind": "bradley-terry"}, 3, 0.0, scalar_ceiling(3), math.inf),
+        (VECTOR, 3, 1.0, 1.0, 0.05),
+        (VECTOR, 5, 1.0, 1.0, 0.05),
     ],
-    ids=["scalar", "vector"],
+    ids=["scalar", "vector", "vector-on-pentads"],
 )
-def test_trained_from_text_a_vector_learns_every_triple_and_a_scalar_stays_under_its_ceiling(
-    model, low, high, loss, tmp_path
+def test_trained_from_text_a_vector_learns_every_cycle_and_a_scalar_stays_under_its_ceiling(
+    model, length, low, high, loss, tmp_path
 ):
-    rows = cycle_pairs(synthetic_cycles(4))
+    rows = cycle_pairs(synthetic_cycles(4, length=length))
     small = recipe(
         model=model,
         backbone={"hidden_size": 32, "layers": 2, "intermediate_size": 64},
-        training={"epochs": 80, "learning_rate": 1e-3, "batch_responses": 12, "schedule": "cosine", "log_steps": 100},
+        training={
+            "epochs": 80,
+            "learning_rate": 1e-3,
+            "batch_responses": 4 * length,
+            "schedule": "cosine",
+            "log_steps": 100,
+        },
     )
     student = fit(small, rows, [], tmp_path).student
     groups = group_pairs(rows)
     readings = read_groups(groups, TextReader(student.tokenizer, student.spec))
     objective = Objective(student.spec.kind, student.spec.temperature)
     summary = summarise(judge(student.network, objective, groups, readings, budget=12, pad_id=padding_id(student)))
-    assert summary.pairs == 12
+    assert summary.pairs == 4 * length
     assert low <= summary.accuracy <= high + 1e-9
     assert summary.negative_log_likelihood <= loss
 
