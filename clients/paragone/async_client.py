@@ -29,8 +29,10 @@ from paragone.batches import (
     read,
     read_model,
     read_models,
+    retold,
 )
-from paragone.exceptions import ParagoneError, checked
+from paragone.exceptions import ParagoneError, UnknownIdError, checked
+from paragone.handles import Handles
 from paragone.settings import DEFAULT_MAX_BYTES, DEFAULT_URL, Settings
 from paragone.transport import Attempts, send_async
 from paragone.wire import (
@@ -41,6 +43,7 @@ from paragone.wire import (
     RewardsAnswer,
     TokensAnswer,
     Tournament,
+    TournamentReturn,
     TournamentsAnswer,
     Truncation,
 )
@@ -64,6 +67,8 @@ class AsyncClient:
         max_items_per_request: larger batches are split; every response and reference counts.
         max_bytes_per_request: batches with more bytes of text are split.
         concurrency: most requests of one call in flight.
+        handles: how many ids of long responses to remember, about 300 bytes each, so that ``prefer`` and
+            ``preferences`` send such a text once; 0: none.
         transport: what carries the requests, if not the network (an ``httpx2`` transport).
         clock: seconds since any fixed moment.
         sleep: waits for some seconds.
@@ -83,6 +88,7 @@ class AsyncClient:
         max_items_per_request: int = 1_000,
         max_bytes_per_request: int = DEFAULT_MAX_BYTES,
         concurrency: int = 4,
+        handles: int = 0,
         transport: httpx2.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -98,6 +104,7 @@ class AsyncClient:
             concurrency=concurrency,
         )
         self._http = httpx2.AsyncClient(transport=transport, trust_env=not self._settings.loopback)
+        self._handles = Handles(handles)
         self._clock = clock
         self._sleep = sleep
 
@@ -145,21 +152,24 @@ class AsyncClient:
         pairs: Iterable[PairLike],
         *,
         model: str | None = None,
+        return_: Sequence[Literal["ids"]] = (),
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
     ) -> PreferencesAnswer:
         """Return how probable it is that the first of two responses is preferred, for each pair, in their order.
 
         Args:
-            pairs: ``(prompt, first, second)`` tuples, dicts with these fields, or ``paragone.wire.Pair``.
+            pairs: ``(prompt, first, second)`` tuples, dicts with these fields, or ``paragone.wire.Pair``; a response
+                that an earlier answer gave an id may be named by it (``paragone.wire.HandlePair``).
             model: id of a hosted model.
+            return_: what to add to each answer: ``ids``.
             truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
             on_error: ``refuse`` raises for the first bad pair, ``report`` puts an ``ItemError`` in its place.
 
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the pair at fault.
         """
-        return await self._ask(PREFERENCES, pairs, self._settings.options(model, truncation, on_error))
+        return await self._ask(PREFERENCES, pairs, self._settings.options(model, truncation, on_error, return_))
 
     async def rewards(
         self,
@@ -177,7 +187,7 @@ class AsyncClient:
                 ``references``, holds the response against other responses of the prompt.
             model: id of a hosted model.
             return_: what to add to each answer: ``representation``; ``blocks`` (needs references) and ``gate_scales``
-                of general preference models.
+                of general preference models; ``ids``.
             truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
             on_error: ``refuse`` raises for the first bad item, ``report`` puts an ``ItemError`` in its place.
 
@@ -193,7 +203,7 @@ class AsyncClient:
         *,
         references: Sequence[ResponseLike] | None = None,
         model: str | None = None,
-        return_: Sequence[Literal["matrix"]] = (),
+        return_: Sequence[TournamentReturn] = (),
         truncation: Truncation = "prompt",
     ) -> Tournament:
         """Return what follows from the K×K preferences among the responses to one prompt.
@@ -203,7 +213,7 @@ class AsyncClient:
             responses: the K responses.
             references: if given, win rates are against these instead of the group.
             model: id of a hosted model.
-            return_: what to add to the answer: ``matrix``.
+            return_: what to add to the answer: ``matrix``, ``ids``.
             truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
 
         Raises:
@@ -220,7 +230,7 @@ class AsyncClient:
         groups: Iterable[GroupLike],
         *,
         model: str | None = None,
-        return_: Sequence[Literal["matrix"]] = (),
+        return_: Sequence[TournamentReturn] = (),
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
     ) -> TournamentsAnswer:
@@ -229,7 +239,7 @@ class AsyncClient:
         Args:
             groups: ``(prompt, responses)`` tuples, dicts with these fields, or ``paragone.wire.Group``.
             model: id of a hosted model.
-            return_: what to add to each answer: ``matrix``.
+            return_: what to add to each answer: ``matrix``, ``ids``.
             truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
             on_error: ``refuse`` raises for the first bad group, ``report`` puts an ``ItemError`` in its place.
 
@@ -280,7 +290,14 @@ class AsyncClient:
         return read_model(await self._send(f"/v1/models/{urllib.parse.quote(id, safe='')}"))
 
     async def _ask(self, route: Route[AnswerT], batch: Iterable[object], options: Options) -> AnswerT:
-        parts = parts_of(route, batch, options, max_items=self._settings.max_items, max_bytes=self._settings.max_bytes)
+        parts = parts_of(
+            route,
+            batch,
+            options,
+            max_items=self._settings.max_items,
+            max_bytes=self._settings.max_bytes,
+            handles=self._handles if self._handles.most and route is PREFERENCES else None,
+        )
         if len(parts) == 1:
             return await self._ask_part(route, parts[0])
         places_in_flight = asyncio.Semaphore(self._settings.concurrency)
@@ -301,7 +318,11 @@ class AsyncClient:
 
     async def _ask_part(self, route: Route[AnswerT], part: Part) -> AnswerT:
         try:
-            return read(route, part, await self._send(route.path, part))
+            while True:
+                try:
+                    return read(route, part, await self._send(route.path, part))
+                except UnknownIdError as error:
+                    part = retold(part, error)
         except ParagoneError as error:
             raise placed(route, part, error) from error.__cause__
 

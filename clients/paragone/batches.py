@@ -6,15 +6,25 @@ that the server computes the prompt once; the merged answer is in the order of t
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import ValidationError
 
-from paragone.exceptions import AnswerError, OracleChangedError, ParagoneError, RequestError, exception_for
+from paragone.exceptions import (
+    AnswerError,
+    OracleChangedError,
+    ParagoneError,
+    RequestError,
+    UnknownIdError,
+    exception_for,
+)
+from paragone.handles import Handles, Telling
 from paragone.wire import (
     Group,
+    HandlePair,
     Item,
     ItemError,
     Message,
@@ -55,11 +65,14 @@ __all__ = [
     "read",
     "read_model",
     "read_models",
+    "retold",
 ]
+
+logger = logging.getLogger("paragone")
 
 PromptLike = str | Sequence[Message | dict[str, Any]]
 ResponseLike = str | Message | dict[str, Any] | Sequence[Message | dict[str, Any]]
-PairLike = Pair | dict[str, Any] | tuple[PromptLike, ResponseLike, ResponseLike]
+PairLike = Pair | HandlePair | dict[str, Any] | tuple[PromptLike, ResponseLike, ResponseLike]
 ItemLike = Item | dict[str, Any] | tuple[PromptLike, ResponseLike]
 GroupLike = Group | dict[str, Any] | tuple[PromptLike, Sequence[ResponseLike]]
 
@@ -119,11 +132,16 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One HTTP request: its body, the places of its items in the batch, and the hash of its first prompt."""
+    """One HTTP request: its body, the places of its items in the batch, and the hash of its first prompt.
+
+    Where ids are remembered, ``telling`` can tell its pairs again and hears the answer's ids.
+    """
 
     body: bytes
     places: Sequence[int]
     prompt_hash: str | None
+    head: bytes = b""
+    telling: Telling | None = None
 
 
 def parts_of(
@@ -133,6 +151,7 @@ def parts_of(
     *,
     max_items: int,
     max_bytes: int,
+    handles: Handles | None = None,
 ) -> list[Part]:
     """Return the requests that ask for a batch, at least one.
 
@@ -141,17 +160,20 @@ def parts_of(
         batch: wire types, dicts, or tuples in the order of ``route.fields``.
         options: what else the request says.
         max_items: most items in one part; every response and reference counts.
-        max_bytes: most bytes of items in one part; an item that is larger travels alone.
+        max_bytes: most bytes of items in one part, told in full; an item that is larger travels alone.
+        handles: ids that pairs are told by, of ``/v1/preferences`` alone; None to tell them in full.
 
     Raises:
         RequestError: if an item is not in the wire format; ``item`` is its index.
     """
+    if handles is not None and "ids" not in options.return_:
+        options = replace(options, return_=(*options.return_, "ids"))
     shaped = [_shaped(route, place, given) for place, given in enumerate(batch)]
     try:
         request = route.request.model_validate({route.asked: shaped, **options.sent()})
     except ValidationError as error:
         raise exception_for(error_detail(error)) from None
-    items: list[Pair | Item | Group] = getattr(request, route.asked)
+    items: list[Pair | HandlePair | Item | Group] = getattr(request, route.asked)
     written = [item.__pydantic_serializer__.to_json(item, exclude_unset=True) for item in items]  # bytes, uncopied
     envelope = request.model_dump_json(exclude={route.asked}, exclude_unset=True, by_alias=True).encode()
     head = envelope[:-1] + (b"," if len(envelope) > 2 else b"") + f'"{route.asked}":['.encode()
@@ -159,17 +181,40 @@ def parts_of(
     if sum(counts) <= max_items and sum(map(len, written)) <= max_bytes:
         cuts: Iterable[Sequence[int]] = [range(len(items))]
     else:
-        prompts = [item.prompt if isinstance(item.prompt, str) else prompt_hash(item.prompt) for item in items]
+        families = [_family(item) for item in items]
         loads = list(zip(counts, map(len, written), strict=True))
-        cuts = _cut(prompts, loads, most=(max_items, max_bytes))
-    return [
-        Part(
-            body=head + b",".join(written[place] for place in places) + b"]}",
-            places=places,
-            prompt_hash=prompt_hash(items[places[0]].prompt) if places else None,
-        )
-        for places in cuts
-    ]
+        cuts = _cut(families, loads, most=(max_items, max_bytes))
+    parts = []
+    for places in cuts:
+        texts, telling = [written[place] for place in places], None
+        if handles is not None:
+            pairs = cast("list[Pair | HandlePair]", [items[place] for place in places])
+            telling = Telling(handles, options.model, pairs, texts)
+            texts = telling.texts()
+        first = items[places[0]].prompt if places else None
+        hashed = None if first is None else prompt_hash(first)
+        parts.append(Part(head + b",".join(texts) + b"]}", places, hashed, head, telling))
+    return parts
+
+
+def retold(part: Part, error: UnknownIdError) -> Part:
+    """Return a part told again, without the ids that the service did not know.
+
+    Raises:
+        UnknownIdError: the error itself, if no id was ours.
+    """
+    if part.telling is None:
+        raise error
+    telling = part.telling.again(error)
+    logger.info("%d ids are not known any more: their responses are sent in full", len(error.ids))
+    return replace(part, body=part.head + b",".join(telling.texts()) + b"]}", telling=telling)
+
+
+def _family(item: Pair | HandlePair | Item | Group) -> str:
+    """Return what items of one prompt share; pairs of two ids, which say no prompt, share nothing but that."""
+    if item.prompt is None or isinstance(item.prompt, str):
+        return item.prompt or ""
+    return prompt_hash(item.prompt)
 
 
 def _shaped(route: Route[AnswerT], place: int, given: object) -> object:
@@ -183,9 +228,9 @@ def _shaped(route: Route[AnswerT], place: int, given: object) -> object:
     return dict(zip(route.fields, given, strict=True))
 
 
-def _count(item: Pair | Item | Group) -> int:
+def _count(item: Pair | HandlePair | Item | Group) -> int:
     """Return what an item counts towards a part's limit: every response and every reference counts."""
-    if isinstance(item, Pair):
+    if isinstance(item, Pair | HandlePair):
         return 1
     return (len(item.responses) if isinstance(item, Group) else 1) + len(item.references or ())
 
@@ -236,6 +281,7 @@ def read(route: Route[AnswerT], part: Part, content: bytes) -> AnswerT:
 
     Raises:
         AnswerError: if the body is not an answer of this route, or has another number of rows than were asked for.
+        UnknownIdError: if pairs told by ids are reported as unknown; ``retold`` has them in full.
     """
     try:
         answer = route.answer.model_validate_json(content)
@@ -250,6 +296,8 @@ def read(route: Route[AnswerT], part: Part, content: bytes) -> AnswerT:
         if isinstance(row, ItemError):
             row.error.message = _renumbered(row.error.message, route.asked, row.error.item, place)
             row.error.item = place
+    if part.telling is not None:
+        part.telling.heard(rows)
     return answer
 
 

@@ -29,7 +29,8 @@ class ErrorCode(StrEnum):
     TOO_MANY_ITEMS = "too_many_items"
     BODY_TOO_LARGE = "body_too_large"
 
-    # The address is wrong.
+    # The address is wrong, or what it named is gone.
+    UNKNOWN_ID = "unknown_id"
     UNKNOWN_MODEL = "unknown_model"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"

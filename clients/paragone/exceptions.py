@@ -6,6 +6,7 @@
     │   ├── TooLargeError                     more items or bytes than the server accepts
     │   └── UnsupportedError                  the model has no such answer (no preferences, no text)
     ├── UnknownModelError (LookupError)       no model of that name is hosted there
+    ├── UnknownIdError (LookupError)          an id stands for nothing (any more): send the responses in full
     ├── UnknownRouteError (LookupError)       the address is not this API's
     ├── KeyRefusedError (PermissionError)     no key, or the wrong one
     ├── QuotaExceededError (RuntimeError)     this key has spent its share
@@ -16,10 +17,10 @@
     ├── AnswerError (RuntimeError)            an answer that is not in the wire format
     └── OracleChangedError (RuntimeError)     the parts of one batch were answered by different models
 
-All are picklable and carry ``code``, ``message``, ``item``, ``status``, ``request_id`` and ``retry_after_s``.
+All are picklable and carry ``code``, ``message``, ``item``, ``status``, ``request_id``, ``retry_after_s`` and ``ids``.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -40,6 +41,7 @@ __all__ = [
     "TextError",
     "TooLargeError",
     "UnavailableError",
+    "UnknownIdError",
     "UnknownModelError",
     "UnknownRouteError",
     "UnsupportedError",
@@ -61,6 +63,7 @@ class ParagoneError(Exception):
         status: the HTTP status, if there was an answer.
         request_id: the ``x-request-id`` that was sent, or the one that the server answered with.
         retry_after_s: when the server wants to be asked again, in seconds.
+        ids: the ids that the server does not know; empty for other failures.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class ParagoneError(Exception):
         status: int | None = None,
         request_id: str | None = None,
         retry_after_s: float | None = None,
+        ids: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -80,6 +84,7 @@ class ParagoneError(Exception):
         self.status = status
         self.request_id = request_id
         self.retry_after_s = retry_after_s
+        self.ids = list(ids)
 
     def __str__(self) -> str:
         details = [
@@ -91,7 +96,7 @@ class ParagoneError(Exception):
         return f"{self.message} ({told})" if told else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        state = (self.message, self.code, self.item, self.status, self.request_id, self.retry_after_s)
+        state = (self.message, self.code, self.item, self.status, self.request_id, self.retry_after_s, self.ids)
         return _rebuilt, (type(self), *state)
 
 
@@ -103,8 +108,11 @@ def _rebuilt(
     status: int | None,
     request_id: str | None,
     retry_after_s: float | None,
+    ids: Sequence[str],
 ) -> ParagoneError:
-    return kind(message, code=code, item=item, status=status, request_id=request_id, retry_after_s=retry_after_s)
+    return kind(
+        message, code=code, item=item, status=status, request_id=request_id, retry_after_s=retry_after_s, ids=ids
+    )
 
 
 class RequestError(ParagoneError, ValueError):
@@ -125,6 +133,10 @@ class UnsupportedError(RequestError):
 
 class UnknownModelError(ParagoneError, LookupError):
     """No model of that name is hosted there."""
+
+
+class UnknownIdError(ParagoneError, LookupError):
+    """An id stands for nothing that the server knows, or not any more: send the responses in full."""
 
 
 class UnknownRouteError(ParagoneError, LookupError):
@@ -178,6 +190,7 @@ EXCEPTIONS: Mapping[ErrorCode, type[ParagoneError]] = MappingProxyType(
         ErrorCode.TEXT_UNAVAILABLE: UnsupportedError,
         ErrorCode.TOO_MANY_ITEMS: TooLargeError,
         ErrorCode.BODY_TOO_LARGE: TooLargeError,
+        ErrorCode.UNKNOWN_ID: UnknownIdError,
         ErrorCode.UNKNOWN_MODEL: UnknownModelError,
         ErrorCode.NOT_FOUND: UnknownRouteError,
         ErrorCode.METHOD_NOT_ALLOWED: UnknownRouteError,
@@ -247,6 +260,7 @@ def exception_for(
         status=status,
         request_id=request_id,
         retry_after_s=retry_after_s,
+        ids=detail.ids or (),
     )
 
 

@@ -47,6 +47,10 @@ def preferences(represented: Represented, comparator: Comparator, call: Call) ->
             Preference(probability=p, logit=z, first_reward=one, second_reward=two)
             for p, z, one, two in _sound(problems, probabilities, logits, scalars[0::2], scalars[1::2])
         ]
+    if represented.ids:
+        sound = (item for item in range(len(logits)) if item not in problems)
+        for row, item in zip(rows, sound, strict=True):
+            row.first_id, row.second_id = represented.ids[2 * item : 2 * item + 2]
     return _with_problems(rows, problems)
 
 
@@ -102,6 +106,8 @@ def rewards(
             row.gate_scales = scales[index].tolist()
         if "representation" in returned:
             row.representation = own[index].tolist()
+        if represented.ids:
+            row.id = represented.ids[start]
         rows.append(row)
     return _with_problems(rows, problems)
 
@@ -159,6 +165,8 @@ def tournaments(
         )
         if with_matrix:
             row.matrix = matrix.tolist()
+        if represented.ids:
+            row.ids = list(represented.ids[middle - len(group.responses) : middle])
         rows.append(row)
     return _with_problems(rows, problems)
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from paragone_models.model import PreferenceModel
+from paragone_service.cache.handles import secret_of
 from paragone_service.cache.memory import MemoryCache
 from paragone_service.cache.redis import RedisCache
 from paragone_service.cache.tiers import Cache
@@ -60,7 +61,10 @@ def create_app(
     metrics = Metrics()
     cache = _cache(settings, metrics)
     default = settings.default_model if settings.default_model in models else next(iter(models), "")
-    registry = Registry(models, default, settings, cache, metrics, engines=engines, clock=clock)
+    api_key = settings.read_api_key()
+    registry = Registry(
+        models, default, settings, cache, metrics, engines=engines, secret=secret_of(api_key), clock=clock
+    )
     workers = ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1), thread_name_prefix="tournaments")
 
     @asynccontextmanager
@@ -80,7 +84,7 @@ def create_app(
         middleware=[
             Middleware(Observation, metrics=metrics, clock=clock),
             Middleware(Draining, drain=drain),
-            Middleware(Authorization, api_key=settings.read_api_key()),
+            Middleware(Authorization, api_key=api_key),
             Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
         ],
         redoc_url=None,

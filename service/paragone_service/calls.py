@@ -18,18 +18,33 @@ from paragone_models.messages import Conversation, conversation
 from paragone_service.errors import ClientGoneError, ServiceError
 from paragone_service.timings import Timings
 
-__all__ = ["Asked", "Call", "Represented", "as_conversation", "item_of", "placed", "unless_gone"]
+__all__ = ["Asked", "Call", "Named", "Represented", "as_conversation", "items_of", "placed", "unless_gone"]
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One prompt of a request and the responses to it whose representations are wanted."""
+class Named:
+    """A response that is named by the id of an earlier answer."""
 
-    prompt: Prompt
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One prompt of a request and the responses to it whose representations are wanted.
+
+    Attributes:
+        prompt: what was asked; None where all responses are named.
+        tools: the tools on offer, or None.
+        responses: in full, or named.
+        named: whether any of them is.
+    """
+
+    prompt: Prompt | None
     tools: list[dict[str, JsonValue]] | None
-    responses: Sequence[Response]
+    responses: Sequence[Response | Named]
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,7 @@ class Call:
         report: put errors in the place of items, instead of refusing the request.
         gone: returns once the client has left; None if nobody can leave.
         timings: filled in on the way.
+        ids: whether the answer names each response by an id.
         client: who asks, for fairness among those who wait: requests of equal clients wait in one line.
     """
 
@@ -50,6 +66,7 @@ class Call:
     report: bool = False
     gone: Callable[[], Awaitable[None]] | None = None
     timings: Timings = field(default_factory=Timings)
+    ids: bool = False
     client: Hashable = None
 
 
@@ -62,16 +79,20 @@ class Represented:
         dropped: tokens cut from each prompt. [n]
         problems: why an item has no answer, by its index; empty unless the call reports errors.
         usage: what it cost.
+        ids: the id of each response, None where it has none; empty unless the call wants ids. [n]
     """
 
     vectors: NDArray[np.float32]
     dropped: NDArray[np.uint32]
     problems: dict[int, ServiceError]
     usage: Usage
+    ids: Sequence[str | None] = ()
 
 
-def as_conversation(asked: Asked, response: Response) -> Conversation:
-    """Return a wire conversation as the models know it."""
+def as_conversation(asked: Asked, response: Response | Named) -> Conversation:
+    """Return a wire conversation as the models know it; it must have come in full."""
+    assert asked.prompt is not None
+    assert not isinstance(response, Named)
     prompt = asked.prompt if isinstance(asked.prompt, str) else [_plain(message) for message in asked.prompt]
     if isinstance(response, str):
         return conversation(prompt, response, asked.tools)
@@ -89,13 +110,9 @@ def placed(error: ServiceError, call: Call, item: int) -> ServiceError:
     return error.at(item, f"{call.where}[{item}]: {error.message}")
 
 
-def item_of(asked: Sequence[Asked], row: int) -> int:
-    """Return the index of the item that a row belongs to."""
-    for item, one in enumerate(asked):
-        row -= len(one.responses)
-        if row < 0:
-            return item
-    raise IndexError("a row beyond the last response")
+def items_of(asked: Sequence[Asked]) -> list[int]:
+    """Return for each row the index of the item that it belongs to, [n]."""
+    return [item for item, one in enumerate(asked) for _ in one.responses]
 
 
 async def unless_gone(work: Coroutine[Any, Any, Result], gone: Callable[[], Awaitable[None]]) -> Result:

@@ -152,6 +152,7 @@ def scoring_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[
     runs = _FORWARD if answer is not TokensAnswer else ()
     compares = (ErrorCode.PREFERENCES_UNAVAILABLE,) if answer is not TokensAnswer else ()
     returns = (ErrorCode.RETURN_UNAVAILABLE,) if answer is RewardsAnswer else ()
+    named = (ErrorCode.UNKNOWN_ID,) if answer is PreferencesAnswer else ()
     examples = request.model_config.get("json_schema_extra")
     assert isinstance(examples, dict)
     example = examples["examples"]
@@ -159,7 +160,7 @@ def scoring_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[
     content = {"schema": {"$ref": f"{_SCHEMAS}{request.__name__}"}, "example": example[0]}
     return {
         "response_model": answer,
-        "responses": _errors(*_BODY, *_TEXT, *compares, *returns, *runs, *_ALWAYS),
+        "responses": _errors(*_BODY, *_TEXT, *compares, *returns, *named, *runs, *_ALWAYS),
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
     }
 

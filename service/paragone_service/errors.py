@@ -4,7 +4,7 @@ No message repeats what a client sent, except the names of unknown fields, model
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -37,6 +37,7 @@ HTTP_STATUS: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.MISSING_KEY: 401,
         ErrorCode.WRONG_KEY: 403,
         ErrorCode.NOT_FOUND: 404,
+        ErrorCode.UNKNOWN_ID: 404,
         ErrorCode.UNKNOWN_MODEL: 404,
         ErrorCode.METHOD_NOT_ALLOWED: 405,
         ErrorCode.BODY_TOO_LARGE: 413,
@@ -71,6 +72,7 @@ class ServiceError(Exception):
         message: for people.
         item: index of the item at fault, None where the whole request is.
         retry_after_s: when to try again, in whole seconds, or None.
+        ids: with ``unknown_id``, the ids that are not known.
         headers: further response headers that belong to this error.
     """
 
@@ -81,6 +83,7 @@ class ServiceError(Exception):
         *,
         item: int | None = None,
         retry_after_s: int | None = None,
+        ids: Sequence[str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(code, message)
@@ -88,6 +91,7 @@ class ServiceError(Exception):
         self.message = message
         self.item = item
         self.retry_after_s = retry_after_s
+        self.ids = None if ids is None else list(ids)
         self.headers = dict(headers or {})
 
     def __str__(self) -> str:
@@ -96,14 +100,22 @@ class ServiceError(Exception):
     def at(self, item: int, message: str | None = None) -> "ServiceError":
         """Return the same error, pointing at one item, perhaps with another message."""
         return ServiceError(
-            self.code, message or self.message, item=item, retry_after_s=self.retry_after_s, headers=self.headers
+            self.code,
+            message or self.message,
+            item=item,
+            retry_after_s=self.retry_after_s,
+            ids=self.ids,
+            headers=self.headers,
         )
 
     def detail(self) -> ErrorDetail:
-        """Return the wire form; ``item`` is absent where the whole request is at fault."""
-        if self.item is None:
-            return ErrorDetail(code=self.code, message=self.message)
-        return ErrorDetail(code=self.code, message=self.message, item=self.item)
+        """Return the wire form; ``item`` is absent where the whole request is at fault, ``ids`` where none is."""
+        detail = ErrorDetail(code=self.code, message=self.message)
+        if self.item is not None:
+            detail.item = self.item
+        if self.ids is not None:
+            detail.ids = self.ids
+        return detail
 
     def in_place(self, item: int) -> ItemError:
         """Return what stands in the place of item ``item`` of an answer that reports errors."""

@@ -12,7 +12,7 @@ from paragone.codes import ErrorCode
 from paragone_models.errors import TextError
 from paragone_models.reader import Reading
 from paragone_service.cache.tiers import Cache
-from paragone_service.calls import Asked, Call, as_conversation, item_of, placed
+from paragone_service.calls import Asked, Call, as_conversation, items_of, placed
 from paragone_service.errors import ServiceError
 from paragone_service.reading import ReadingThread
 from paragone_service.scheduler import Scheduler, Ticket, waited
@@ -111,7 +111,7 @@ class Misses:
             if isinstance(result, TextError):
                 error = ServiceError(ErrorCode(result.code), str(result))
                 if not call.report:
-                    raise placed(error, call, item_of(asked, row))
+                    raise placed(error, call, items_of(asked)[row])
                 readings[key] = error
             else:
                 readings[key] = result

@@ -6,7 +6,6 @@ representations, problems and usage, row by row.
 Rows are responses in the order of the request, n of them; an item is a pair, an item or a group of the request.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -19,9 +18,10 @@ from paragone_models.messages import Conversation
 from paragone_models.model import PreferenceModel
 from paragone_models.reader import Reading
 from paragone_service.cache.codec import Codec
-from paragone_service.cache.keys import conversation_keys, namespace
+from paragone_service.cache.handles import NO_SECRET, Handles
+from paragone_service.cache.keys import namespace
 from paragone_service.cache.tiers import Cache
-from paragone_service.calls import Asked, Call, Represented, item_of, placed, unless_gone
+from paragone_service.calls import Asked, Call, Represented, items_of, placed, unless_gone
 from paragone_service.canary import Canary
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread
@@ -31,11 +31,10 @@ from paragone_service.gates import Gate
 from paragone_service.metrics import Metrics
 from paragone_service.misses import Filled, Misses
 from paragone_service.reading import ReadingThread
+from paragone_service.rows import Rows, rows_of, unknown_ids
 from paragone_service.scheduler import Scheduler
 
 __all__ = ["Oracle"]
-
-_KEYS_A_BREATH = 512
 
 
 class Oracle:
@@ -51,6 +50,7 @@ class Oracle:
         max_batch_tokens: budget of a batch.
         max_queue_tokens: how much may wait.
         strict_cache: keep entries apart by numerics too.
+        secret: what ids are keyed with, from ``secret_of``.
         clock: in seconds.
     """
 
@@ -66,6 +66,7 @@ class Oracle:
         max_batch_tokens: int,
         max_queue_tokens: int,
         strict_cache: bool = False,
+        secret: bytes = NO_SECRET,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.name = name
@@ -75,6 +76,7 @@ class Oracle:
         self._metrics = metrics
         self._codec = Codec(model.comparator.dimension)
         self._space = namespace(model.identity, model.numerics if strict_cache else None)
+        self._handles = Handles(secret, self._space)
         forwards = Forwards(name, model, engine, device, cache, self._codec, metrics)
         self.scheduler = Scheduler(
             name,
@@ -154,21 +156,16 @@ class Oracle:
 
         Raises:
             ServiceError: for the first item that has no representation, unless the call reports errors; for the whole
-                request, if the queue is full or the model reads no text.
+                request, if the queue is full, the model reads no text, or ids are unknown.
             ClientGoneError: if the client left meanwhile.
         """
-        keys = await self._keys(asked)
-        found = await self._cache.get(keys, self._codec)
+        rows = await rows_of(asked, call, self._space, self._handles)
+        found = await self._cache.get(rows.keys, self._codec)
+        filled = Filled({})
         if found.misses:
-            rows: dict[bytes, int] = {}
-            for row, (key, value) in enumerate(zip(keys, found.values, strict=True)):
-                if value is None:
-                    rows.setdefault(key, row)
-            work = self._misses.fill(asked, call, rows)
+            work = self._fill(asked, call, rows, found.values)
             filled = await (work if call.gone is None else unless_gone(work, call.gone))
-        else:
-            filled = Filled({})
-        return self._represented(asked, call, keys, found.values, filled)
+        return self._represented(asked, call, rows, found.values, filled)
 
     async def read(self, conversations: Sequence[Conversation], call: Call) -> list[Reading | TextError]:
         """Return what the model sees of each conversation, or why it sees nothing; read in a thread.
@@ -189,22 +186,30 @@ class Oracle:
         """
         return await self._canary.alive(within_s=within_s, timeout_s=timeout_s)
 
-    async def _keys(self, asked: Sequence[Asked]) -> list[bytes]:
-        keys: list[bytes] = []
-        for index, one in enumerate(asked):
-            keys += conversation_keys(self._space, one.prompt, one.tools, one.responses)
-            if index % _KEYS_A_BREATH == _KEYS_A_BREATH - 1:
-                await asyncio.sleep(0)
-        return keys
+    async def _fill(self, asked: Sequence[Asked], call: Call, rows: Rows, values: Sequence[bytes | None]) -> Filled:
+        """Return the values that the cache lacks; of a response that is only named there is nothing to run."""
+        missing: dict[bytes, int] = {}
+        for row, value in enumerate(values):
+            if value is None and row not in rows.named:
+                missing.setdefault(rows.keys[row], row)
+        unknown = [row for row in rows.named if values[row] is None and rows.keys[row] not in missing]
+        errors = unknown_ids([rows.named[row] for row in unknown], call)
+        filled = await self._misses.fill(asked, call, missing) if missing else Filled({})
+        for row in unknown:
+            item, _ = rows.named[row]
+            rows.problems.setdefault(item, errors[item])
+            filled.values[rows.keys[row]] = errors[item]
+        return filled
 
     def _represented(
         self,
         asked: Sequence[Asked],
         call: Call,
-        keys: Sequence[bytes],
+        rows: Rows,
         found: Sequence[bytes | None],
         filled: Filled,
     ) -> Represented:
+        keys = rows.keys
         values = [value if value is not None else filled.values[key] for key, value in zip(keys, found, strict=True)]
         errors: dict[int, ServiceError] = {}
         if filled.values:
@@ -215,9 +220,10 @@ class Oracle:
         if call.truncation == "error":
             for row in cut.tolist():
                 errors[row] = self._truncated(int(dropped[row]))
-        problems: dict[int, ServiceError] = {}
+        problems = rows.problems
+        items = items_of(asked) if errors else []
         for row in sorted(errors):
-            item = item_of(asked, row)
+            item = items[row]
             if not call.report:
                 raise placed(errors[row], call, item)
             problems.setdefault(item, errors[row])
@@ -228,7 +234,16 @@ class Oracle:
             cached_responses=max(0, len(keys) - filled.forward_answers - len(errors)),
             truncated=len(cut),
         )
-        return Represented(vectors, dropped, problems, usage)
+        return Represented(vectors, dropped, problems, usage, self._ids(rows) if call.ids else ())
+
+    def _ids(self, rows: Rows) -> list[str | None]:
+        """Return an id for each row, or none where nothing is kept that it could lead to."""
+        if not self._cache.keeps:
+            return [None] * len(rows.keys)
+        return [
+            None if prompt is None else self._handles.id_of(prompt, key)
+            for prompt, key in zip(rows.prompts, rows.keys, strict=True)
+        ]
 
     def _truncated(self, dropped: int) -> ServiceError:
         return ServiceError(

@@ -9,6 +9,7 @@ from paragone.wire import ModelInfo, ModelLimits
 from paragone_models import load_model
 from paragone_models.model import PreferenceModel
 from paragone_service.bodies import MAX_ITEMS
+from paragone_service.cache.handles import NO_SECRET
 from paragone_service.cache.tiers import Cache
 from paragone_service.config import Settings
 from paragone_service.engine.contract import Engine
@@ -71,6 +72,7 @@ class Registry:
         cache: shared by all models.
         metrics: shared by all models.
         engines: what runs a model instead of this process, by name.
+        secret: what ids are keyed with, from ``secret_of``.
         clock: in seconds.
     """
 
@@ -83,6 +85,7 @@ class Registry:
         metrics: Metrics,
         *,
         engines: Mapping[str, Engine] | None = None,
+        secret: bytes = NO_SECRET,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.default = default
@@ -102,6 +105,7 @@ class Registry:
                 max_batch_tokens=model.max_batch_tokens,
                 max_queue_tokens=settings.max_queue_tokens,
                 strict_cache=settings.strict_cache,
+                secret=secret,
                 clock=clock,
             )
 

@@ -53,8 +53,8 @@ def hosted(tmp_path_factory):
 
 @contextlib.contextmanager
 def serving(models, **settings):
-    """Serve on a free port of the loopback and yield the address."""
-    chosen = Settings(port=0, **settings)
+    """Serve on the loopback, on a free port unless the settings name one, and yield the address."""
+    chosen = Settings(**{"port": 0, **settings})
     drain = Drain()
     server = Server(configure(create_app(chosen, models, drain=drain), chosen), drain)
     thread = threading.Thread(target=server.run)

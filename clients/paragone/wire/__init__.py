@@ -21,7 +21,7 @@ from paragone.wire.answers import (
     TournamentsAnswer,
     Usage,
 )
-from paragone.wire.conversations import ContentPart, Group, Item, Message, Pair, Prompt, Response
+from paragone.wire.conversations import ContentPart, Group, HandlePair, Item, Message, Pair, Prompt, Response
 from paragone.wire.refusals import error_detail
 from paragone.wire.requests import (
     OnError,
@@ -29,6 +29,7 @@ from paragone.wire.requests import (
     RewardReturn,
     RewardsRequest,
     TokensRequest,
+    TournamentReturn,
     TournamentsRequest,
     Truncation,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "ErrorBody",
     "ErrorDetail",
     "Group",
+    "HandlePair",
     "Item",
     "ItemError",
     "Message",
@@ -59,6 +61,7 @@ __all__ = [
     "TokensItem",
     "TokensRequest",
     "Tournament",
+    "TournamentReturn",
     "TournamentsAnswer",
     "TournamentsRequest",
     "Truncation",

@@ -29,6 +29,12 @@ __all__ = [
 ]
 
 
+_ID = (
+    "The id to name it by in later pairs, if asked for: an opaque text, good for this prompt, model and server key. "
+    "Null where the server keeps nothing."
+)
+
+
 class ErrorDetail(Answered):
     """What went wrong."""
 
@@ -37,6 +43,9 @@ class ErrorDetail(Answered):
     )
     message: str = Field(description="For people: the value, the limit and the remedy. It never repeats a text.")
     item: int | None = Field(default=None, description="Index in the request of the pair, item or group at fault.")
+    ids: list[str] | None = Field(
+        default=None, description="With `unknown_id`: all ids of the request, or of the item, that are not known."
+    )
 
 
 class ErrorBody(Answered):
@@ -79,6 +88,8 @@ class Preference(Answered):
     second_reward: Finite | None = Field(
         description="Reward of the second; null where the kind has no scalar. [logits, before temperature]",
     )
+    first_id: str | None = Field(default=None, description=f"Of the first response. {_ID}")
+    second_id: str | None = Field(default=None, description=f"Of the second response. {_ID}")
 
 
 class Reward(Answered):
@@ -103,6 +114,7 @@ class Reward(Answered):
     )
     representation: list[Finite] | None = Field(default=None, description="The d numbers, if asked for. [d]")
     truncated_tokens: Count = Field(default=0, description="Tokens that were cut from the prompt. [count]")
+    id: str | None = Field(default=None, description=f"Of the response. {_ID}")
 
 
 class Tournament(Answered):
@@ -123,6 +135,7 @@ class Tournament(Answered):
     matrix: list[list[Probability]] | None = Field(
         default=None, description="Row i, column j: probability that i is preferred to j, if asked for. [K][K]"
     )
+    ids: list[str | None] | None = Field(default=None, description=f"Of each response. {_ID} [K]")
 
 
 class TokensItem(Answered):

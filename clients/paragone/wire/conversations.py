@@ -13,9 +13,10 @@ from pydantic_core import PydanticCustomError
 
 from paragone.wire.texts import Asked, JsonObject, Text
 
-__all__ = ["ContentPart", "Group", "Item", "Message", "Pair", "Prompt", "Response"]
+__all__ = ["ContentPart", "Group", "HandlePair", "Item", "Message", "Pair", "PairForm", "Prompt", "Response"]
 
 Element = TypeVar("Element")
+_LONGEST_ID = 256
 
 
 class _FirstErrorOnly(FailFast):
@@ -101,6 +102,8 @@ Response = Annotated[
     ),
 ]
 
+Id = Annotated[Text, Field(max_length=_LONGEST_ID)]
+
 _PROMPT = "What was asked: a text (one user message) or a list of messages."
 _RESPONSE = "A text (one assistant message), a message, or a list of messages (an agent's turns). It may be empty."
 
@@ -115,6 +118,44 @@ class Pair(_Conversations):
 
     first: Response = Field(description=f"The response whose win is measured. {_RESPONSE}")
     second: Response = Field(description=f"The response it is compared with. {_RESPONSE}")
+
+
+class HandlePair(Asked):
+    """A pair in which at least one response is named by the id that an earlier answer gave it.
+
+    With two ids nothing else is said: they know their prompt. With one, prompt and tools must be the id's own.
+    """
+
+    prompt: Prompt | None = Field(default=None, description=f"Only with a response in full. {_PROMPT}")
+    tools: _Few[JsonObject] | None = Field(default=None, description="Tools on offer, as OpenAI writes them.")
+    first: Response | None = Field(default=None, description=f"The response whose win is measured. {_RESPONSE}")
+    first_id: Id | None = Field(default=None, description="The id of the first response, instead of it.")
+    second: Response | None = Field(default=None, description=f"The response it is compared with. {_RESPONSE}")
+    second_id: Id | None = Field(default=None, description="The id of the second response, instead of it.")
+
+    @model_validator(mode="after")
+    def _says_each_thing_once(self) -> "HandlePair":
+        for side in ("first", "second"):
+            if (getattr(self, side) is None) == (getattr(self, f"{side}_id") is None):
+                raise PydanticCustomError(
+                    "one_of_two", "give either '{side}' or '{side}_id', and not both", {"side": side}
+                )
+        full = self.first is not None or self.second is not None
+        if full and self.prompt is None:
+            raise PydanticCustomError("prompt_missing", "a response in full needs its prompt beside it")
+        if not full and (self.prompt is not None or self.tools is not None):
+            raise PydanticCustomError("prompt_twice", "two ids know their prompt and tools: leave these out")
+        return self
+
+
+def _pair_kind(value: object) -> str:
+    named = isinstance(value, HandlePair) or (isinstance(value, dict) and ("first_id" in value or "second_id" in value))
+    return "<handles>" if named else "<texts>"
+
+
+PairForm = Annotated[
+    Annotated[Pair, Tag("<texts>")] | Annotated[HandlePair, Tag("<handles>")], Discriminator(_pair_kind)
+]
 
 
 class Item(_Conversations):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from paragone.wire.conversations import Group, Item, Pair
+from paragone.wire.conversations import Group, Item, PairForm
 from paragone.wire.texts import Asked, Text
 
 __all__ = [
@@ -14,13 +14,15 @@ __all__ = [
     "RewardReturn",
     "RewardsRequest",
     "TokensRequest",
+    "TournamentReturn",
     "TournamentsRequest",
     "Truncation",
 ]
 
 Truncation = Literal["prompt", "error"]
 OnError = Literal["refuse", "report"]
-RewardReturn = Literal["representation", "blocks", "gate_scales"]
+RewardReturn = Literal["representation", "blocks", "gate_scales", "ids"]
+TournamentReturn = Literal["matrix", "ids"]
 
 _BOTTLES = "Ban plastic water bottles? Argue against."
 _ECONOMY = "Americans spend billions on bottled water every year. Banning their sale would greatly hurt the economy."
@@ -28,6 +30,8 @@ _REUSE = "It is true that bottled water is a waste, but bottles can be reused!"
 _SPORT = "Should physical education be mandatory in schools? Argue for."
 _FIT = "Physical education helps kids stay fit, and they learn to work in teams."
 _FUN = "Because it is fun."
+_FIRST_ID = "rGzTn9Zk3Wb1x0mYVtq7cQpJ8dKfLhUe5sXaBgOiMvE2NuR4jCwy6DIlSHAoPFTZ"
+_SECOND_ID = "Zq8vXc2NfT7LrYwKj1mHs5BpUeGdOa0i9SQhVtIoR3xJnMuEbCz4yWgPlA6kDF-_"
 
 
 class _Request(Asked):
@@ -53,11 +57,18 @@ class PreferencesRequest(_Request):
                 {
                     "model": "mini-general-preference",
                     "pairs": [{"prompt": _BOTTLES, "first": _ECONOMY, "second": _REUSE}],
-                }
+                },
+                {"pairs": [{"prompt": _BOTTLES, "first": _ECONOMY, "second": _REUSE}], "return": ["ids"]},
+                {"pairs": [{"first_id": _FIRST_ID, "second_id": _SECOND_ID}]},
             ]
         }
     )
-    pairs: list[Pair] = Field(description="The pairs; none is a valid batch.")
+    pairs: list[PairForm] = Field(
+        description="The pairs; none is a valid batch. A response that an earlier answer gave an id may be named by it."
+    )
+    return_: list[Literal["ids"]] = Field(
+        default=[], alias="return", description="What to add to each answer: `ids`, to name the responses by later."
+    )
 
 
 class RewardsRequest(_Request):
@@ -85,7 +96,8 @@ class RewardsRequest(_Request):
         alias="return",
         description="What to add to each answer: `representation`, the d numbers; `blocks`, what each 2-block of a "
         "general preference vector adds to `reference_logit` (every item needs references); `gate_scales`, the gate's "
-        "weights of the 2-blocks, for which each prompt is run through the model once more.",
+        "weights of the 2-blocks, for which each prompt is run through the model once more; `ids`, to name the "
+        "responses by in later pairs.",
     )
 
 
@@ -103,8 +115,11 @@ class TournamentsRequest(_Request):
         }
     )
     groups: list[Group] = Field(description="The groups; none is a valid batch.")
-    return_: list[Literal["matrix"]] = Field(
-        default=[], alias="return", description="What to add to each answer: `matrix`, the K×K probabilities."
+    return_: list[TournamentReturn] = Field(
+        default=[],
+        alias="return",
+        description="What to add to each answer: `matrix`, the K×K probabilities; `ids`, to name the responses by in "
+        "later pairs.",
     )
 
 

@@ -15,10 +15,10 @@ from pydantic import JsonValue
 
 from paragone.wire import Message, Prompt, Response
 
-__all__ = ["NAMESPACE_BYTES", "conversation_keys", "namespace"]
+__all__ = ["DIGEST_BYTES", "NAMESPACE_BYTES", "conversation_keys", "namespace", "prompt_digest"]
 
 NAMESPACE_BYTES = 8
-_DIGEST_BYTES = 16
+DIGEST_BYTES = 16
 _MESSAGES = b"M"
 
 
@@ -60,13 +60,7 @@ def conversation_keys(
         tools: the tools on offer, or None.
         responses: the answers to it.
     """
-    offered = _NO_TOOLS if tools is None else _json(tools)
-    if type(prompt) is str:
-        text = prompt.encode()
-        start = _STRING_PROMPT + _size(len(text)) + text + offered
-    else:
-        start = _MESSAGES + _messages(prompt) + offered
-    shared = hashlib.blake2b(start, digest_size=_DIGEST_BYTES, usedforsecurity=False)
+    shared = _hashed(prompt, tools)
     keys = []
     for response in responses:
         own = shared.copy()
@@ -77,6 +71,26 @@ def conversation_keys(
             own.update(_messages([response] if isinstance(response, Message) else response))
         keys.append(space + own.digest())
     return keys
+
+
+def prompt_digest(prompt: Prompt, tools: list[dict[str, JsonValue]] | None) -> bytes:
+    """Return the 16 bytes that all conversations with one prompt and one set of tools share.
+
+    Args:
+        prompt: what was asked, as it came over the wire.
+        tools: the tools on offer, or None.
+    """
+    return _hashed(prompt, tools).digest()
+
+
+def _hashed(prompt: Prompt, tools: list[dict[str, JsonValue]] | None) -> "hashlib.blake2b":
+    offered = _NO_TOOLS if tools is None else _json(tools)
+    if type(prompt) is str:
+        text = prompt.encode()
+        start = _STRING_PROMPT + _size(len(text)) + text + offered
+    else:
+        start = _MESSAGES + _messages(prompt) + offered
+    return hashlib.blake2b(start, digest_size=DIGEST_BYTES, usedforsecurity=False)
 
 
 def _messages(messages: Sequence[Message] | str) -> bytes:

@@ -47,6 +47,11 @@ class Cache:
         if self._redis is not None:
             await self._redis.close()
 
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is kept at all."""
+        return self._memory.max_bytes > 0 or self._redis is not None
+
     def peek(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return what memory knows by now; not counted as hits."""
         return self._memory.get(keys)

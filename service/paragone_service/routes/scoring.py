@@ -10,15 +10,20 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from paragone.wire import (
+    HandlePair,
+    Pair,
     PreferencesAnswer,
     PreferencesRequest,
     TournamentsAnswer,
     TournamentsRequest,
     Usage,
 )
+from paragone.wire import (
+    Response as Said,
+)
 from paragone_service import answers
 from paragone_service.bodies import check_groups, read_batch
-from paragone_service.calls import Asked, Call
+from paragone_service.calls import Asked, Call, Named
 from paragone_service.documents import scoring_document
 from paragone_service.oracle import Oracle
 from paragone_service.registry import Registry
@@ -53,7 +58,7 @@ def _add_preferences(router: APIRouter, registry: Registry) -> None:
         oracle = registry.find(wanted.model)
         oracle.check_preferences()
         call = call_of(request, wanted, "pairs")
-        asked = [Asked(pair.prompt, pair.tools, (pair.first, pair.second)) for pair in wanted.pairs]
+        asked = [_asked(pair) for pair in wanted.pairs]
         represented = await oracle.represent(asked, call)
         rows = answers.preferences(represented, oracle.model.comparator, call)
         return answer(oracle, PreferencesAnswer, represented.usage, preferences=batch.place(rows))
@@ -90,6 +95,20 @@ def _add_tournaments(router: APIRouter, registry: Registry, workers: Executor) -
         return await asyncio.get_running_loop().run_in_executor(workers, summarise)
 
 
+def _asked(pair: Pair | HandlePair) -> Asked:
+    if isinstance(pair, Pair):
+        return Asked(pair.prompt, pair.tools, (pair.first, pair.second))
+    sides = (_response(pair.first, pair.first_id), _response(pair.second, pair.second_id))
+    return Asked(pair.prompt, pair.tools, sides, named=True)
+
+
+def _response(full: Said | None, id: str | None) -> Said | Named:
+    if full is not None:
+        return full
+    assert id is not None  # the wire type sees to it
+    return Named(id)
+
+
 def call_of(request: Request, wanted: Any, where: Literal["pairs", "items", "groups"]) -> Call:
     """Return how a request wants to be answered."""
 
@@ -100,7 +119,8 @@ def call_of(request: Request, wanted: Any, where: Literal["pairs", "items", "gro
     # Who asks: the key, and the address it comes from, since many share one key.
     client = (request.headers.get("authorization"), request.client.host if request.client else None)
     report = wanted.on_error == "report"
-    return Call(where, wanted.truncation, report, gone, timings_of(request.scope), client=client)
+    ids = "ids" in getattr(wanted, "return_", ())
+    return Call(where, wanted.truncation, report, gone, timings_of(request.scope), ids=ids, client=client)
 
 
 def answer(oracle: Oracle, wire: type[BaseModel], usage: Usage, **rows: Sequence[BaseModel]) -> Response:
