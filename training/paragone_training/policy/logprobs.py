@@ -62,6 +62,8 @@ class ResponseLogprobs(nn.Module):
         super().__init__()
         self.model = model
         self.chunk_tokens = chunk_tokens
+        # FSDP asks what it wraps for the names of its layers
+        self._no_split_modules = getattr(model, "_no_split_modules", None)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, answered: Tensor) -> Tensor:
         """Return the log-probability of each response, in nats, float32. [N].

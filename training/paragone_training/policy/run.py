@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def train_policy(recipe: PolicyRecipe, folder: Path, *, resume: bool = False) ->
         RunError: if the run has to stop; it can be resumed.
     """
     # Told about the device here: without a GPU, processes would otherwise not find each other.
-    state = PartialState(cpu=not torch.cuda.is_available())
+    # All but the first wait while it samples and asks: longer than the ten minutes that collectives are given.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
     with locked(folder) if state.is_main_process else contextlib.nullcontext():
         if state.is_main_process:
             claim(recipe, folder, resume=resume)

@@ -25,6 +25,7 @@ from paragone_training.policy.logprobs import ResponseLogprobs, autocast, frozen
 from paragone_training.policy.methods import Method, PairTargets
 from paragone_training.policy.rounds import Response
 from paragone_training.policy.sections import PolicyTrainingSection
+from paragone_training.policy.sharding import check_sharding, is_sharded, whole_state
 from paragone_training.policy.targets import LabelledPair
 from paragone_training.policy.trainer import Observer, PolicyTrainer, policy_trainer
 from paragone_training.policy.weights import Policy
@@ -211,7 +212,7 @@ def train_step(
         tell: takes the number of a gradient step and its logged values.
 
     Raises:
-        RunError: if the checks before the first gradient fail, or the disk is full.
+        RunError: if the checks before the first gradient fail, a setting does not go with FSDP, or the disk is full.
     """
     if not pairs:
         raise RunError(f"no pair to train on in {folder}: every comparison is tied or missing; sample more responses")
@@ -229,6 +230,7 @@ def train_step(
             pad_id=policy.tokenizer.pad_token_id,
             seed=seed,
         )
+        check_sharding(getattr(trainer.accelerator.state, "fsdp_plugin", None), training, lora)
         trainer.add_callback(Observer(tell))
         checkpoint = get_last_checkpoint(str(folder / "checkpoints")) if training.save_steps else None
         if checkpoint is None:
@@ -237,11 +239,17 @@ def train_step(
                 write_json(folder / "start.json", start)
             logger.info("%s on %d pairs; first batch %s", method.describe(), len(pairs), start)
         trainer.train(resume_from_checkpoint=checkpoint)
+    sharded = is_sharded(policy.model)
+    state = whole_state(policy.model) if sharded else None
     policy.model.eval()
     if trainer.is_world_process_zero():
         write_json(folder / "history.json", [line for line in trainer.state.log_history if "loss" in line])
-        policy.save(folder / "policy", dtype=dtype)
+        policy.save(folder / "policy", dtype=dtype, state=state)
     trainer.accelerator.wait_for_everyone()
     # What is written is what goes on: rounded to the storage type, the same after a restart.
     policy.source = "in training"
-    policy.become(folder / "policy")
+    if sharded:
+        del trainer, model
+        policy.reload(folder / "policy")
+    else:
+        policy.become(folder / "policy")

@@ -97,6 +97,7 @@ class Policy:
         self.tokenizer = tokenizer
         self.source = source
         self._initial = source
+        self._dtype = model.dtype
         self._tied = bool(getattr(model.config, "tie_word_embeddings", False))
 
     @property
@@ -144,12 +145,25 @@ class Policy:
         if missing:
             raise RunError(f"{folder} lacks {len(missing)} weights of the policy, {sorted(missing)[0]} for one")
 
-    def save(self, folder: Path, *, dtype: str) -> None:
+    def reload(self, folder: Path) -> None:
+        """Take the weights of an iterate in a new model; a model that was sharded cannot become whole in place.
+
+        Args:
+            folder: of the iterate.
+        """
+        device, attention = self.device, self.model.config._attn_implementation  # noqa: SLF001 - it has no other name
+        self.model = None
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self._dtype, attn_implementation=attention)
+        self.model = model.to(device).eval()
+        self.source = str(folder)
+
+    def save(self, folder: Path, *, dtype: str, state: dict[str, Tensor] | None = None) -> None:
         """Write the weights and the tokenizer as a folder that any transformers or vLLM loads.
 
         Args:
             folder: where; it appears whole.
             dtype: storage type.
+            state: the whole weights, where the model in memory has a share of them.
 
         Raises:
             DiskFullError: if there is no room.
@@ -157,7 +171,7 @@ class Policy:
         kept = getattr(torch, dtype)
         size = sum(weight.numel() for weight in self.model.parameters()) * kept.itemsize
         need_space(folder.parent, size + 10_000_000, "the next iterate")
-        state = {name: tensor.to(kept) for name, tensor in self.model.state_dict().items()}
+        state = {name: tensor.to(kept) for name, tensor in (state or self.model.state_dict()).items()}
         if self._tied:
             state = {name: tensor for name, tensor in state.items() if not name.startswith("lm_head.")}
 
