@@ -42,6 +42,7 @@ class ErrorCode(StrEnum):
 
     # Try again later.
     OVERLOADED = "overloaded"
+    ENGINE_UNAVAILABLE = "engine_unavailable"
     NOT_READY = "not_ready"
     SHUTTING_DOWN = "shutting_down"
     DEADLINE_EXCEEDED = "deadline_exceeded"

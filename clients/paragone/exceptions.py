@@ -10,7 +10,7 @@
     ├── UnknownRouteError (LookupError)       the address is not this API's
     ├── KeyRefusedError (PermissionError)     no key, or the wrong one
     ├── QuotaExceededError (RuntimeError)     this key has spent its share
-    ├── UnavailableError (ConnectionError)    no answer, or: overloaded, not ready, shutting down
+    ├── UnavailableError (ConnectionError)    no answer, or: overloaded, not ready, engine away
     ├── DeadlineError (TimeoutError)          no answer in time
     ├── ServerError (RuntimeError)            the server's own fault
     │   └── NonFiniteScoreError (ArithmeticError)   the model computed NaN or an infinity
@@ -152,7 +152,7 @@ class QuotaExceededError(ParagoneError, RuntimeError):
 
 
 class UnavailableError(ParagoneError, ConnectionError):
-    """There is no server, or it is overloaded, not ready yet or shutting down."""
+    """There is no server, or it is overloaded, not ready yet, shutting down, or without what runs its models."""
 
 
 class DeadlineError(ParagoneError, TimeoutError):
@@ -198,6 +198,7 @@ EXCEPTIONS: Mapping[ErrorCode, type[ParagoneError]] = MappingProxyType(
         ErrorCode.WRONG_KEY: KeyRefusedError,
         ErrorCode.QUOTA_EXCEEDED: QuotaExceededError,
         ErrorCode.OVERLOADED: UnavailableError,
+        ErrorCode.ENGINE_UNAVAILABLE: UnavailableError,
         ErrorCode.NOT_READY: UnavailableError,
         ErrorCode.SHUTTING_DOWN: UnavailableError,
         ErrorCode.DEADLINE_EXCEEDED: DeadlineError,

@@ -68,7 +68,7 @@ _BODY = (
     ErrorCode.TOO_MANY_ITEMS,
     ErrorCode.UNSUPPORTED_MEDIA_TYPE,
 )
-_FORWARD = (ErrorCode.ENGINE_FAILED, ErrorCode.NON_FINITE_SCORE, ErrorCode.OVERLOADED)
+_FORWARD = (ErrorCode.ENGINE_FAILED, ErrorCode.NON_FINITE_SCORE, ErrorCode.OVERLOADED, ErrorCode.ENGINE_UNAVAILABLE)
 
 _ANSWERED = {
     "model": "mini-general-preference",

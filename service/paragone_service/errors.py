@@ -56,6 +56,7 @@ HTTP_STATUS: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.NON_FINITE_SCORE: 500,
         ErrorCode.INTERNAL_ERROR: 500,
         ErrorCode.OVERLOADED: 503,
+        ErrorCode.ENGINE_UNAVAILABLE: 503,
         ErrorCode.NOT_READY: 503,
         ErrorCode.SHUTTING_DOWN: 503,
         ErrorCode.DEADLINE_EXCEEDED: 504,

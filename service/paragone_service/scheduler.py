@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from paragone.codes import ErrorCode
 from paragone_models.encoding import EncodeItem
-from paragone_service.engine.contract import EngineOutOfMemoryError
+from paragone_service.engine.contract import EngineOutOfMemoryError, EngineUnavailableError
 from paragone_service.errors import ServiceError
 from paragone_service.lanes import Lane
 from paragone_service.metrics import Metrics
@@ -37,6 +37,7 @@ Settle = Callable[[Sequence["Ticket"], NDArray[np.float32]], Sequence[bytes | Se
 """What a finished batch means for each ticket: the value that holds from now on, or why there is none."""
 
 _MAX_RETRY_AFTER_S = 60
+_ENGINE_RETRY_AFTER_S = 5
 _SPEED_MEMORY = 0.8
 _BULK_EVERY = 4
 """Every fourth batch begins with the large requests, so that small ones cannot hold them up for ever."""
@@ -255,6 +256,14 @@ class Scheduler:
                 return
             logger.error("model %s: one response of %d tokens is too large: %s", self.model, tickets[0].tokens, error)
             outcomes = self._failures(tickets, "the device has not enough memory for this response")
+        except EngineUnavailableError as error:
+            logger.error("model %s: its engine is away, %d responses have none: %s", self.model, len(tickets), error)
+            outcomes = self._failures(
+                tickets,
+                "what runs this model is away for now: try again later",
+                code=ErrorCode.ENGINE_UNAVAILABLE,
+                retry_after_s=_ENGINE_RETRY_AFTER_S,
+            )
         except Exception:
             logger.exception("model %s: the engine failed a batch of %d responses", self.model, len(tickets))
             outcomes = self._failures(tickets, "the engine failed; see the server's log")
@@ -275,10 +284,17 @@ class Scheduler:
         await self._run(tickets[:half])
         await self._run(tickets[half:])
 
-    def _failures(self, tickets: Sequence[Ticket], message: str) -> list[bytes | ServiceError]:
+    def _failures(
+        self,
+        tickets: Sequence[Ticket],
+        message: str,
+        *,
+        code: ErrorCode = ErrorCode.ENGINE_FAILED,
+        retry_after_s: int | None = None,
+    ) -> list[bytes | ServiceError]:
         self._metrics.batch_failures.labels(self.model).inc()
         self.last_failure = self._clock()
-        return [ServiceError(ErrorCode.ENGINE_FAILED, message)] * len(tickets)
+        return [ServiceError(code, message, retry_after_s=retry_after_s)] * len(tickets)
 
     def _count(self, tickets: Sequence[Ticket], batch: Batch) -> None:
         self.last_success = batch.finished

@@ -3,8 +3,10 @@
 ``PARAGONE_TEST_VLLM`` names the python of an environment with vLLM (a CPU build will do); without it one test skips.
 """
 
+import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ import httpx2
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from transformers import LlamaConfig, LlamaModel
 
 from paragone_models import load_model
@@ -25,7 +28,7 @@ from paragone_models.spec import ModelSpec
 from paragone_service.config import ConfigError, load_settings, parse_engine
 from paragone_service.engine.vllm import VllmEngine, VllmError
 
-from .conftest import free_port, make_model, make_tokenizer, serving
+from .conftest import free_port, make_model, make_tokenizer, serving, until
 from .pooling import PoolingServer
 
 pytestmark = pytest.mark.anyio
@@ -42,6 +45,7 @@ KINDS = {
     "helpsteer": ModelSpec(kind="helpsteer", dimension=2, attributes=("helpful",), max_length=256),
     "hybrid": ModelSpec(kind="hybrid", dimension=3, normalise=True, max_length=256),
 }
+REWARD = {"items": [{"prompt": "Ban plastic bottles?", "response": "never asked before"}]}
 GROUP = {"prompt": "Ban plastic bottles?", "responses": ["Yes, they are a waste.", "They can be reused!", "x"]}
 
 
@@ -175,6 +179,60 @@ async def test_a_server_that_is_not_there_is_named(folders):
     with pytest.raises(VllmError, match="cannot be reached"):
         await engine.encode(items_of(folders["reward"]))
     await engine.close()
+
+
+async def reset_in_the_middle(reader, writer):
+    """Read the beginning of a request and reset the connection: a server that dies."""
+    await reader.read(100)
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("dying", [False, True], ids=["nobody listens", "it dies in the middle"])
+async def test_a_server_that_is_away_is_503_until_it_is_back_and_what_is_cached_is_answered(
+    folders, backbone, dying, caplog
+):
+    away = load_model(folders["gpm"], name="gpm", elsewhere=True)
+    with socket.socket() as listener:  # held, so that nobody else gets the port in between
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        engine = VllmEngine(away, f"http://127.0.0.1:{port}")
+        async with serving({"gpm": away}, engines={"gpm": engine}) as client:
+            async with listening(PoolingServer(backbone).app, port):
+                expected = await tournament(client)
+            if dying:
+                async with await asyncio.start_server(reset_in_the_middle, "127.0.0.1", port, reuse_port=True):
+                    refused = await client.post("/v1/rewards", json=REWARD)
+            else:
+                refused = await client.post("/v1/rewards", json=REWARD)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+            assert refused.headers["retry-after"] == "5"
+            started = time.perf_counter()
+            assert (await client.post("/v1/rewards", json=REWARD)).status_code == 503
+            assert time.perf_counter() - started < 1  # asked once, without the waits in between
+            assert (await client.get("/readyz")).status_code == 503
+            assert await tournament(client) == expected
+            assert "its engine is away, 1 responses have none" in caplog.text
+            assert "Traceback" not in caplog.text
+            async with listening(PoolingServer(backbone).app, port):
+                assert (await client.post("/v1/rewards", json=REWARD)).status_code == 200
+                assert (await client.get("/readyz")).status_code == 200
+
+
+@contextlib.asynccontextmanager
+async def listening(app, port):
+    """Serve an application on a port of the loopback."""
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+    )
+    with socket.socket() as own:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        own.bind(("127.0.0.1", port))
+        task = asyncio.create_task(server.serve(sockets=[own]))
+        await until(lambda: server.started)
+        yield
+        server.should_exit = True
+        await task
 
 
 async def test_reads_that_vllm_does_not_return_are_refused_by_name(server, folders, tmp_path):

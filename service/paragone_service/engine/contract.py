@@ -16,11 +16,15 @@ from paragone_models.encoding import EncodeItem
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["EncodeItem", "Engine", "EngineOutOfMemoryError", "Health"]
+__all__ = ["EncodeItem", "Engine", "EngineOutOfMemoryError", "EngineUnavailableError", "Health"]
 
 
 class EngineOutOfMemoryError(Exception):
     """Say that a call did not fit into the device's memory and that a smaller one may."""
+
+
+class EngineUnavailableError(Exception):
+    """Say that the engine is out of reach or too busy for now; the same call may work in some seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Engine(Protocol):
 
         Raises:
             EngineOutOfMemoryError: if the call was too large for the device; the scheduler splits it.
+            EngineUnavailableError: if it is away for now; the waiting requests are told to come back.
             Exception: anything else fails the responses of this call, and only them.
         """
         ...

@@ -25,9 +25,9 @@ from paragone_models.encoding import EncodeItem
 from paragone_models.exporting import read_refusal
 from paragone_models.model import PreferenceModel
 from paragone_service.config import ConfigError
-from paragone_service.engine.contract import Health
+from paragone_service.engine.contract import EngineUnavailableError, Health
 
-__all__ = ["VllmEngine", "VllmError"]
+__all__ = ["VllmAwayError", "VllmEngine", "VllmError"]
 
 _TRIES = 3
 _PAUSE_S = 0.5
@@ -40,6 +40,10 @@ _SHOWN = 200
 
 class VllmError(Exception):
     """Say what the vLLM server answered instead of hidden states, or that it did not answer."""
+
+
+class VllmAwayError(VllmError, EngineUnavailableError):
+    """Say that the vLLM server cannot be reached, is busy, or was too slow: it may be back in some seconds."""
 
 
 class VllmEngine:
@@ -71,6 +75,7 @@ class VllmEngine:
         if refusal is not None:
             raise ConfigError(f"model {model.name} cannot run on vLLM: {refusal}; leave its --engine out")
         self.url = url.rstrip("/")
+        self._away = False
         self._hidden_size: int = model.network.config.get_text_config().hidden_size
         self._client = httpx2.AsyncClient(
             base_url=self.url,
@@ -84,7 +89,8 @@ class VllmEngine:
         """Return the hidden state of every read of every item, [n, R, H].
 
         Raises:
-            VllmError: if the server cannot be reached, refuses, or answers something else than was asked for.
+            VllmAwayError: if the server cannot be reached, is busy or too slow.
+            VllmError: if it refuses, or answers something else than was asked for.
             ValueError: if an item has content beside its tokens, or a read of several positions.
         """
         rows: dict[tuple[int, ...], int] = {}
@@ -133,15 +139,19 @@ class VllmEngine:
         return states
 
     async def _ask(self, body: dict[str, Any]) -> Any:
-        """Return the server's JSON; one that is away or busy for a moment is asked again."""
-        problem = ""
-        for number in range(_TRIES):
+        """Return the server's JSON; one that is away or busy for a moment is asked again.
+
+        One that was away the last time is asked only once, so that a long queue does not wait for each of its batches.
+        """
+        problem, tries = "", 1 if self._away else _TRIES
+        self._away = True
+        for number in range(tries):
             if number:
                 await asyncio.sleep(_PAUSE_S * number)
             try:
                 answer = await self._client.post("/pooling", json=body)
             except httpx2.TimeoutException as error:
-                raise VllmError(
+                raise VllmAwayError(
                     f"{self.url}/pooling took too long: {type(error).__name__}; see engine_timeout_s"
                 ) from error
             except httpx2.TransportError as error:
@@ -150,13 +160,14 @@ class VllmEngine:
             if answer.status_code in _BUSY:
                 problem = f"is {answer.status_code}"
                 continue
+            self._away = False
             if answer.status_code != 200:
                 raise VllmError(f"{self.url}/pooling is {answer.status_code}: {answer.text[:_SHOWN]}")
             try:
                 return answer.json()
             except ValueError as error:
                 raise VllmError(f"{self.url}/pooling answered no JSON: {answer.text[:_SHOWN]}") from error
-        raise VllmError(f"{self.url}/pooling {problem}, {_TRIES} times")
+        raise VllmAwayError(f"{self.url}/pooling {problem}{f', {tries} times' if tries > 1 else ''}")
 
 
 def _sequence(item: EncodeItem, read: tuple[int, int]) -> tuple[int, ...]:
