@@ -187,6 +187,10 @@ def test_a_split_is_read_and_the_rest_is_counted(tmp_path):
         (pair(1, first=None), "field 'first' must be text, a message or a list of messages, not null"),
         (pair(1, first=[{"role": "nobody"}]), "field 'first' must be text"),
         (pair(1, chosen="a", rejected="b"), "mixes two schemas"),
+        (
+            {"id": "x", "prompt": "P?", "chosen": "a", "rejected": "b"},
+            "the row has chosen and rejected, and the file began with first and second",
+        ),
         (pair(1, group=7), "field 'group' must be text"),
         (pair(1, tools={}), "field 'tools' must be a list of objects"),
         (RATING, "the row has the fields of ratings, and the file began with pairs"),
@@ -226,7 +230,7 @@ def test_lines_that_are_no_json_objects_are_named(tmp_path):
     with pytest.raises(DataError, match=r"3 rows of 4") as caught:
         read_evaluation_set(path)
     for line in (
-        "line 3: the line is not JSON",
+        "line 3: the line is not JSON: Expecting property name enclosed in double quotes at column 2",
         "line 4: the line must be a JSON object",
         "line 5: the line is not UTF-8",
     ):

@@ -37,7 +37,9 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except ValueError as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}:{number + isinstance(error, UnicodeDecodeError)}: {error}") from error
+        # A JSON error's own text counts lines within this one.
+        told = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise DataError(f"{path}:{number + isinstance(error, UnicodeDecodeError)}: {told}") from error
 
 
 def field(row: Mapping[str, Any], name: str, where: str) -> Any:

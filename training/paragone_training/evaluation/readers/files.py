@@ -67,6 +67,9 @@ def _object(line: bytes) -> Row | str:
         value = json.loads(line)
     except UnicodeDecodeError:
         return "the line is not UTF-8"
+    except json.JSONDecodeError as error:
+        # Its own text counts lines within this one.
+        return f"the line is not JSON: {error.msg} at column {error.colno}"
     except ValueError as error:
         return f"the line is not JSON: {error}"
     return value if isinstance(value, dict) else f"the line must be a JSON object, not {type(value).__name__}"

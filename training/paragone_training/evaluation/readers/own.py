@@ -82,6 +82,9 @@ class PairsReader:
     rated: str | None = None
     left_out: Sequence[tuple[int, str]] = ()
 
+    def __init__(self) -> None:
+        self._schema: str | None = None
+
     def read(self, line: int, row: Row, to: SetBuilder) -> None:
         """Add one pair.
 
@@ -89,9 +92,14 @@ class PairsReader:
             BadRowError: if the row is none.
         """
         name, prompt = identifier(row), prompt_of(row)
-        if "chosen" in row or "rejected" in row:
-            if "first" in row or "second" in row:
-                raise BadRowError("the row mixes two schemas: first and second, and chosen and rejected")
+        chosen = "chosen" in row or "rejected" in row
+        if chosen and ("first" in row or "second" in row):
+            raise BadRowError("the row mixes two schemas: first and second, and chosen and rejected")
+        schema = "chosen and rejected" if chosen else "first and second"
+        self._schema = self._schema or schema
+        if schema != self._schema:
+            raise BadRowError(f"the row has {schema}, and the file began with {self._schema}")
+        if chosen:
             first = response_of(value_of(row, "chosen"), "chosen")
             second = response_of(value_of(row, "rejected"), "rejected")
             outcome, strength = 1.0, float("nan")
