@@ -84,6 +84,10 @@ def policy(
     offline: Annotated[
         bool, typer.Option("--offline", help="With --dry-run: do not look at the policy's files.")
     ] = False,
+    ranks: Annotated[
+        list[int] | None,
+        typer.Option(help="With --dry-run: memory of each of so many processes with FSDP2; repeatable."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
 ) -> None:
     """Train a policy against a preference oracle: sample, ask, regress, evaluate, again."""
@@ -97,7 +101,10 @@ def policy(
     if dry_run:
         from paragone_training.policy.plan import describe_plan
 
-        typer.echo(describe_plan(loaded, offline=offline))
+        if min(ranks or [1]) < 1:
+            raise RecipeError(f"--ranks is {min(ranks or [1])}; it must be at least 1")
+
+        typer.echo(describe_plan(loaded, offline=offline, ranks=ranks or [1]))
         typer.echo(f"the run would go to {folder}")
         return
     from paragone_training.policy.run import train_policy

@@ -1,13 +1,14 @@
 """What a run would do, without doing it: responses, oracle calls, optimiser steps, memory."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from paragone_training.errors import RecipeError
 from paragone_training.policy.batches import optimiser_steps
+from paragone_training.policy.memory import plan_memory
 from paragone_training.policy.methods import steps_of
 from paragone_training.policy.prompts import read_prompts, render
 from paragone_training.policy.recipe import PolicyRecipe
@@ -15,15 +16,14 @@ from paragone_training.policy.weights import context_of, load_tokenizer, policy_
 
 __all__ = ["describe_plan", "most_pairs"]
 
-_OPTIMISER_STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "rmsprop": 1, "sgd": 0}
 
-
-def describe_plan(recipe: PolicyRecipe, *, offline: bool = False) -> str:
+def describe_plan(recipe: PolicyRecipe, *, offline: bool = False, ranks: Sequence[int] = (1,)) -> str:
     """Return the plan of a run in words.
 
     Args:
         recipe: what would be run.
         offline: leave out what needs the policy's files: whether prompts fit, and memory.
+        ranks: numbers of processes that share the model (FSDP2), each with its own line of memory; 1 shares nothing.
 
     Raises:
         RecipeError: if the policy's files cannot be loaded, or a prompt does not fit.
@@ -40,10 +40,11 @@ def describe_plan(recipe: PolicyRecipe, *, offline: bool = False) -> str:
         tokenizer = load_tokenizer(recipe.policy.source, recipe.policy.revision)
         config = policy_config(recipe.policy.source, recipe.policy.revision)
         longest = context_of(config, recipe.policy.max_length) - recipe.sampling.max_new_tokens
-        render([*prompts, *held_out], tokenizer, longest=longest)
+        rendered = render([*prompts, *held_out], tokenizer, longest=longest)
+        tokens = max(len(prompt.token_ids) for prompt in rendered) + recipe.sampling.max_new_tokens
     lines += _work(recipe, len(prompts), len(held_out))
     if not offline:
-        lines += _memory(recipe, config)
+        lines += _memory(recipe, config, tokens, ranks)
     return "\n".join(lines)
 
 
@@ -92,21 +93,26 @@ def _work(recipe: PolicyRecipe, prompts: int, held_out: int) -> list[str]:
     return lines
 
 
-def _memory(recipe: PolicyRecipe, config: Any) -> list[str]:
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
-    weights = sum(weight.numel() for weight in model.parameters())
-    itemsize = getattr(torch, recipe.policy.dtype).itemsize
-    trained = weights
-    if recipe.lora:
-        linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-        trained = sum(recipe.lora.rank * (module.in_features + module.out_features) for module in linear[:-1])
-    states = _OPTIMISER_STATES.get(recipe.training.optimiser, 2)
-    model_gb, training_gb = weights * itemsize / 1e9, trained * itemsize * (1 + states) / 1e9
-    logits = recipe.training.chunk_tokens * config.get_text_config().vocab_size * 4 / 1e9
-    disk = weights * getattr(torch, recipe.output.dtype).itemsize / 1e9
+def _memory(recipe: PolicyRecipe, config: Any, tokens: int, ranks: Sequence[int]) -> list[str]:
+    lines = []
+    for count in ranks:
+        plan = plan_memory(recipe, config, tokens=tokens, shards=count)
+        parts = {
+            "weights": plan.weights,
+            "gathered layers": plan.gathered,
+            "gradients": plan.gradients,
+            "optimiser": plan.optimiser,
+            "activations": plan.activations,
+            "logits of a chunk": plan.logits,
+        }
+        held = "one process" if count == 1 else f"each of {count} processes (FSDP2)"
+        figures = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in parts.items() if value)
+        lines.append(f"memory of {held}, GB: {plan.total / 1e9:.3f} = {figures}")
+    passed = 2 * recipe.training.pairs_per_pass
+    disk = plan.model_weights * getattr(torch, recipe.output.dtype).itemsize / 1e9
     return [
-        f"memory: {weights / 1e6:,.1f} M weights, {model_gb:.3f} GB in {recipe.policy.dtype}; gradients and optimiser "
-        f"{training_gb:.3f} GB; logits of a chunk {logits:.3f} GB; activations come on top. One model is in memory",
+        f"{plan.model_weights / 1e6:,.1f} M weights; a pass is {passed} sequences of {tokens} tokens at most. One model is "
+        "in memory",
+        *lines,
         f"disk: {disk:.3f} GB for each iterate that a regression writes",
     ]
