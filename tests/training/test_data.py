@@ -114,11 +114,12 @@ def test_test_rows_are_refused_unless_forced():
     assert training_pairs(pairs(1, split="test"), split="test", allow_test_rows=True)
 
 
-def test_a_split_without_rows_and_a_file_of_ties_are_refused():
+def test_a_split_without_rows_and_a_file_of_ties_are_refused(tmp_path):
     with pytest.raises(DataError, match="no row is marked 'dev'"):
         training_pairs(pairs(1), split="dev")
-    with pytest.raises(DataError, match="all 1 rows are ties"):
-        training_pairs([Pair("p", "a", "b", 0.0)], split="train")
+    ties = read_pairs(write(tmp_path / "f.jsonl", [row(id=name, strength=0) for name in "ab"]))
+    with pytest.raises(DataError, match=r"all 2 rows are ties \(.*f\.jsonl:1 to .*f\.jsonl:2\)"):
+        training_pairs(ties, split="train")
 
 
 def test_a_group_holds_each_distinct_response_once_and_every_label():

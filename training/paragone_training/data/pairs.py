@@ -129,7 +129,8 @@ def training_pairs(pairs: Iterable[Pair], *, split: str, allow_test_rows: bool =
     if not chosen:
         raise DataError(f"no row is marked {split!r}: data.train_split names a split that the files do not have")
     if all(pair.strength == 0 for pair in chosen):
-        raise DataError(f"all {len(chosen)} rows are ties: there is no preference to learn from")
+        span = f"{chosen[0].where} to {chosen[-1].where}"
+        raise DataError(f"all {len(chosen)} rows are ties ({span}): there is no preference to learn from")
     return chosen
 
 
