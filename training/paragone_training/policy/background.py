@@ -2,11 +2,11 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-__all__ = ["Background"]
+__all__ = ["Background", "together"]
 
 Result = TypeVar("Result")
 
@@ -57,3 +57,17 @@ class Background:
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
+
+
+async def together(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Return the results of coroutines that run side by side; the first error ends the others and is raised itself.
+
+    Args:
+        work: any number.
+    """
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            made = [tasks.create_task(one) for one in work]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in made]

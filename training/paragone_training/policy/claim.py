@@ -12,11 +12,26 @@ __all__ = ["claim"]
 
 _MAY_CHANGE = {
     "oracle": {"url", "api_key_file", "concurrency", "patience_s", "timeout_s"},
+    "servers": {
+        "urls",
+        "api_key_file",
+        "reload",
+        "command",
+        "count",
+        "phases",
+        "concurrency",
+        "request_timeout_s",
+        "round_timeout_s",
+        "tries",
+        "patience_s",
+        "start_timeout_s",
+    },
     "training": {"iterations", "log_steps"},
     "evaluation": {"judge_url"},
     "output": {"folder", "trackers"},
 }
-"""Settings that a resumed run may have changed: none of them changes a result (more iterations add some)."""
+"""Settings that a resumed run may have changed: none changes a result (more iterations add some), but for the limits of
+servers, which decide what is left out: a run that they stopped has to be able to go on with others."""
 
 
 def claim(recipe: PolicyRecipe, folder: Path, *, resume: bool) -> None:

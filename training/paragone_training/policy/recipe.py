@@ -19,8 +19,10 @@ from paragone_training.policy.sections import (
     PolicyTrainingSection,
     ReferenceSection,
     SamplingSection,
+    ServersSection,
     TargetSection,
 )
+from paragone_training.policy.servers_check import check_servers
 from paragone_training.sections import LoraSection
 from paragone_training.settings import build, overridden, read_toml
 
@@ -37,6 +39,7 @@ class PolicyRecipe:
         data: on which prompts.
         oracle: who is asked.
         sampling: how responses are drawn.
+        servers: who draws them, or None: this process.
         targets: what is made of the tables.
         loss: the method's numbers.
         reference: which policy the KL is to.
@@ -52,6 +55,7 @@ class PolicyRecipe:
     oracle: OracleSection
     loss: PolicyLossSection = field(default_factory=PolicyLossSection)
     sampling: SamplingSection = field(default_factory=SamplingSection)
+    servers: ServersSection | None = None
     targets: TargetSection = field(default_factory=TargetSection)
     reference: ReferenceSection = field(default_factory=ReferenceSection)
     training: PolicyTrainingSection = field(default_factory=PolicyTrainingSection)
@@ -83,9 +87,10 @@ def load_policy_recipe(path: Path, assignments: Sequence[str] = ()) -> PolicyRec
         names = tables.get(section, {}).get(key) if isinstance(tables.get(section), dict) else None
         if isinstance(names, list):
             tables[section][key] = [str(path.parent / name) if isinstance(name, str) else name for name in names]
-    oracle = tables.get("oracle")
-    if isinstance(oracle, dict) and isinstance(oracle.get("api_key_file"), str):
-        oracle["api_key_file"] = str(path.parent / oracle["api_key_file"])
+    for section in ("oracle", "servers"):
+        table = tables.get(section)
+        if isinstance(table, dict) and isinstance(table.get("api_key_file"), str):
+            table["api_key_file"] = str(path.parent / table["api_key_file"])
     return parse_policy_recipe(tables)
 
 
@@ -101,6 +106,8 @@ def parse_policy_recipe(tables: dict[str, Any]) -> PolicyRecipe:
     recipe = build(PolicyRecipe, tables)
     _ = recipe.objective  # refuses numbers that the method cannot take
     _check_oracle(recipe)
+    if recipe.servers is not None:
+        check_servers(recipe.servers)
     _check_counts(recipe)
     _check_targets(recipe)
     _check_reference(recipe)

@@ -28,6 +28,7 @@ from accelerate import PartialState
 from paragone_training.errors import RecipeError
 from paragone_training.policy import diagnostics
 from paragone_training.policy.claim import claim
+from paragone_training.policy.drawing import Drawing
 from paragone_training.policy.errors import RunError
 from paragone_training.policy.evaluate import describe_responses, summarise
 from paragone_training.policy.files import locked, read_json, read_table, write_json
@@ -37,7 +38,6 @@ from paragone_training.policy.prompts import Prompt, deal, read_prompts, render
 from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.policy.report import write_report
 from paragone_training.policy.rounds import Spent, play_round, read_answers, read_responses
-from paragone_training.policy.sampling import Draw, InProcessSampler
 from paragone_training.policy.service import served
 from paragone_training.policy.step import freeze_columns, train_step, training_pairs
 from paragone_training.policy.targets import labelled_pairs, read_targets, tables_of, write_targets
@@ -106,6 +106,7 @@ class PolicyRun:
             if both:
                 raise RecipeError(f"{len(both)} prompts of [evaluation] are trained on: keep them apart with split")
             self.held_out = render(held_out, self.policy.tokenizer, longest=longest)
+        self._drawing = Drawing(recipe, folder, self.policy, self.prompts, longest=longest)
         self._askers: dict[str, Asker] = {}
         self._trackers = Trackers((), folder, {})  # those of the recipe are the main process's alone
 
@@ -132,6 +133,7 @@ class PolicyRun:
                 if url is not None:
                     model = name if hosted[name] else models[name]
                     self._askers[name] = stack.enter_context(self._asker(name, url, model))
+            stack.enter_context(self._drawing.opened())
             yield
             self._askers = {}
 
@@ -188,8 +190,10 @@ class PolicyRun:
             metrics: dict[str, Any] = {"iteration": iteration}
             for number, step in enumerate(steps_of(self.recipe.method, iteration), start=1):
                 metrics |= self._step(iteration, number, step)
-            if self.held_out and self.state.is_main_process:
-                metrics["evaluation"] = self._evaluate(iteration)
+            if self.held_out:
+                with self._drawing.phase():
+                    if self.state.is_main_process:
+                        metrics["evaluation"] = self._evaluate(iteration)
             metrics["seconds"] = time.monotonic() - began
             if self.state.is_main_process:
                 write_json(folder / "metrics.json", metrics)
@@ -205,18 +209,19 @@ class PolicyRun:
         sampler = current if step.sampler == "current" else previous
         round_folder = self._iteration(iteration) / f"round-{step.round}"
         metrics: dict[str, Any] = {}
-        if self.state.is_main_process:
-            metrics |= self._round(round_folder, iteration, step.round, sampler)
-            if not (folder / "logprobs.parquet").exists():
-                freeze_columns(
-                    folder / "logprobs.parquet",
-                    self.policy,
-                    read_responses(round_folder / "samples.parquet"),
-                    read_targets(round_folder / "targets.parquet"),
-                    base=base,
-                    reference=self.reference_source(iteration),
-                    training=self.recipe.training,
-                )
+        with self._drawing.phase():
+            if self.state.is_main_process:
+                metrics |= self._round(round_folder, iteration, step.round, sampler)
+        if self.state.is_main_process and not (folder / "logprobs.parquet").exists():
+            freeze_columns(
+                folder / "logprobs.parquet",
+                self.policy,
+                read_responses(round_folder / "samples.parquet"),
+                read_targets(round_folder / "targets.parquet"),
+                base=base,
+                reference=self.reference_source(iteration),
+                training=self.recipe.training,
+            )
         self.state.wait_for_everyone()
         if not (folder / "policy").exists():
             began, before = time.monotonic(), steps_before(self.folder)
@@ -253,7 +258,7 @@ class PolicyRun:
         spent = play_round(
             folder,
             prompts,
-            lambda: self._sampler(source),
+            lambda: self._drawing.sampler(source),
             {"oracle": self._askers["oracle"]},
             responses=sampling.responses,
             batch=sampling.batch,
@@ -269,7 +274,10 @@ class PolicyRun:
         missing = len(prompts) - len(tables)
         if missing:
             logger.warning("%d of %d prompts have no complete group and are left out", missing, len(prompts))
-        return found | {_of_round("missing_groups", number): missing}
+        found[_of_round("missing_groups", number)] = missing
+        if self._drawing.noise is not None:
+            found[_of_round("reload_noise_per_token", number)] = self._drawing.noise
+        return found
 
     def _described(
         self, number: int, spent: Spent, responses: Sequence[Any], tables: list[Any], folder: Path
@@ -340,7 +348,7 @@ class PolicyRun:
             play_round(
                 target,
                 prompts,
-                lambda source=source: self._sampler(source),  # type: ignore[misc]
+                lambda source=source: self._drawing.sampler(source),  # type: ignore[misc]
                 askers,
                 responses=count,
                 batch=sampling.batch,
@@ -348,6 +356,7 @@ class PolicyRun:
                 decode=self._decode,
                 against=against,
             )
+        self._drawing.end()
         found = summarise(
             folder,
             initial,
@@ -360,12 +369,6 @@ class PolicyRun:
         )
         logger.info("iteration %d: win rate against the initial policy %s", iteration, found.get("oracle"))
         return found
-
-    def _sampler(self, source: str) -> InProcessSampler:
-        sampling = self.recipe.sampling
-        self.policy.become(source)
-        settings = Draw(sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens)
-        return InProcessSampler(self.policy, settings)
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return str(self.policy.tokenizer.decode(list(token_ids), skip_special_tokens=True))

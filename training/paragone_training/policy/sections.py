@@ -16,6 +16,7 @@ __all__ = [
     "PolicyTrainingSection",
     "ReferenceSection",
     "SamplingSection",
+    "ServersSection",
     "TargetSection",
 ]
 
@@ -83,6 +84,45 @@ class SamplingSection:
     unfinished: Unfinished = "drop"
     penalty: float = 2.0
     tolerance: float = 0.05
+
+
+@dataclass(frozen=True)
+class ServersSection:
+    """Completions servers that draw the responses; without this section the run draws them in its own process.
+
+    Attributes:
+        kind: whose routes the servers have: ``vllm`` or ``sglang``.
+        urls: of servers that run already; with ``reload = "restart"`` none, the run starts its own.
+        model: the policy's name at the servers; the only one they know unless given.
+        api_key_file: file that holds the bearer key, relative to the recipe.
+        reload: how servers get the weights of an iterate: the run starts them anew on its folder (``restart``), asks
+            them to read it (``update``), or runs a command of yours (``command``).
+        command: restart: what starts a server, with {model}, {port} and {index}; command: what is run, with {model}.
+        count: restart: servers that are started, on ports of this host.
+        phases: ``colocated``: servers are stopped (restart) or asleep (update) while the run computes itself;
+            ``disaggregated``: they stay up.
+        concurrency: most requests in flight at one server.
+        request_timeout_s: a response that takes longer is asked of another server.
+        round_timeout_s: groups that are not complete so long after a round began are left out; 0 waits for all.
+        tries: of a response, before its group is left out.
+        patience_s: how long all servers may be gone before the run stops.
+        start_timeout_s: how long a server may take to be ready, or to read new weights.
+    """
+
+    kind: Literal["vllm", "sglang"] = "vllm"
+    urls: tuple[str, ...] = ()
+    model: str | None = None
+    api_key_file: str | None = None
+    reload: Literal["restart", "update", "command"] = "restart"
+    command: str | None = None
+    count: int = 1
+    phases: Literal["colocated", "disaggregated"] = "disaggregated"
+    concurrency: int = 64
+    request_timeout_s: float = 600.0
+    round_timeout_s: float = 0.0
+    tries: int = 3
+    patience_s: float = 600.0
+    start_timeout_s: float = 900.0
 
 
 @dataclass(frozen=True)

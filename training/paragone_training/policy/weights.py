@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -21,7 +22,16 @@ from paragone_training.policy.errors import RunError
 from paragone_training.policy.files import need_space, write_folder
 from paragone_training.sections import LoraSection
 
-__all__ = ["Policy", "context_of", "load_policy", "load_tokenizer", "output_logits", "policy_config", "resolve_policy"]
+__all__ = [
+    "Policy",
+    "context_of",
+    "load_policy",
+    "load_tokenizer",
+    "output_logits",
+    "policy_config",
+    "resolve_policy",
+    "servable",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +56,19 @@ def resolve_policy(source: str) -> str:
         raise RecipeError(
             f"policy.source {source!r}: there is no such built-in policy; try builtin:mini-policy"
         ) from None
+
+
+def servable(source: str, revision: str | None) -> str:
+    """Return what a server of another program can load: an absolute folder, or an id of the Hub.
+
+    Args:
+        source: of a policy's weights.
+        revision: of an id; a pinned one is handed over as the folder that it was downloaded to.
+    """
+    found = resolve_policy(source)
+    if Path(found).is_dir():
+        return str(Path(found).resolve())
+    return snapshot_download(found, revision=revision) if revision else found
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> Any:
@@ -98,6 +121,7 @@ class Policy:
         self.source = source
         self._initial = source
         self._dtype = model.dtype
+        self._home: torch.device | None = None
         self._tied = bool(getattr(model.config, "tie_word_embeddings", False))
 
     @property
@@ -112,6 +136,19 @@ class Policy:
         ends = getattr(self.model.generation_config, "eos_token_id", None)
         known = [ends] if isinstance(ends, int) else list(ends or [])
         return tuple(dict.fromkeys([*known, self.tokenizer.eos_token_id]))
+
+    def park(self) -> None:
+        """Move the weights to main memory, so that servers have the device; ``unpark`` brings them back."""
+        if self._home is None and self.device.type != "cpu":
+            self._home = self.device
+            self.model.to("cpu")
+            torch.cuda.empty_cache()
+
+    def unpark(self) -> None:
+        """Move parked weights back to their device."""
+        if self._home is not None:
+            self.model.to(self._home)
+            self._home = None
 
     def become(self, source: str | Path) -> None:
         """Take the weights of another iterate, in place.
