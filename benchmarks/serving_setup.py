@@ -71,12 +71,17 @@ def make_model(folder: Path, *, hidden: int, layers: int, vocabulary: int, max_l
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 @contextlib.contextmanager
 def server(*flags: str, cores: set[int] | None = None, threads: int = 1) -> Iterator[int]:
     """Run ``paragone serve`` on a free port and yield the port once it is ready."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     command = [str(Path(sys.executable).with_name("paragone")), "serve", "--port", str(port), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(

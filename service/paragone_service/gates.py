@@ -83,6 +83,7 @@ class Gate:
             self._settle,
             turn=device.turn,
             metrics=metrics,
+            shares_prompts=engine.shares_prompts,
             max_batch_tokens=max_batch_tokens,
             max_queue_tokens=max_queue_tokens,
             clock=clock,

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from paragone.codes import ErrorCode
 from paragone.wire import ModelInfo, ModelLimits
@@ -25,11 +26,20 @@ logger = logging.getLogger("paragone.service")
 
 
 def load_models(settings: Settings) -> dict[str, PreferenceModel]:
-    """Load every model of the settings, in their order.
+    """Load every model of the settings, in their order, on a thread of its own.
+
+    OpenMP gives each thread that computes a team of workers. With two teams on the machine's cores their workers sleep
+    instead of spinning between two loops, and every pass of the engine pays for waking them: a fifth of its time for
+    30 million parameters. So the loading thread ends, and its team with it.
 
     Raises:
         ModelLoadError: (of ``paragone_models``) if a source cannot be hosted; the message says which and why.
     """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading") as loading:
+        return loading.submit(_load_models, settings).result()
+
+
+def _load_models(settings: Settings) -> dict[str, PreferenceModel]:
     models = {}
     for name, wanted in settings.models.items():
         started = time.perf_counter()

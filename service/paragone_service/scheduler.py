@@ -12,7 +12,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,6 +66,8 @@ class Ticket:
         waiters: how many requests wait for it.
         submitted: when it came.
         batch: the batch that it ran in; set before ``outcome``.
+        tokens: of prompt and response.
+        prompt: hash of the prompt's tokens. Two prompts with the same one would only misjudge the size of a batch.
     """
 
     key: bytes | None
@@ -76,9 +78,11 @@ class Ticket:
     waiters: int = 1
     batch: Batch | None = None
     tokens: int = field(init=False)
+    prompt: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens = len(self.item.token_ids)
+        self.prompt = hash(tuple(self.item.token_ids[: self.item.prompt_length]))
 
 
 class Scheduler:
@@ -90,6 +94,7 @@ class Scheduler:
         settle: told of every finished batch before the waiting requests are.
         turn: the device's turn, shared by the models on one device.
         metrics: where batches are counted.
+        shares_prompts: whether a batch computes a prompt once for all its responses, so that it also counts once.
         max_batch_tokens: budget of a batch. A longer single response still runs, alone.
         max_queue_tokens: how much may wait. A request that finds the queue empty is let in whatever its size.
         clock: in seconds.
@@ -106,6 +111,7 @@ class Scheduler:
         *,
         turn: asyncio.Lock,
         metrics: Metrics,
+        shares_prompts: bool,
         max_batch_tokens: int,
         max_queue_tokens: int,
         clock: Callable[[], float] = time.perf_counter,
@@ -120,6 +126,7 @@ class Scheduler:
         self._settle = settle
         self._turn = turn
         self._metrics = metrics
+        self._shares_prompts = shares_prompts
         self.max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._clock = clock
@@ -196,7 +203,8 @@ class Scheduler:
             if ticket.key is not None:
                 assert ticket.key not in self._flights
                 self._flights[ticket.key] = ticket
-        lane = self._interactive if tokens <= self.max_batch_tokens else self._bulk
+        fits = self._costs(tickets) <= self.max_batch_tokens
+        lane = self._interactive if fits else self._bulk
         lane.extend(client, _by_prompt(tickets))
         self.queue_items += len(tickets)
         self.queue_tokens += tokens
@@ -225,21 +233,37 @@ class Scheduler:
     def _take(self) -> list[Ticket]:
         """Return the next batch, shortest first, and mark it as started."""
         taken: list[Ticket] = []
+        prompts: set[int] = set()
         tokens = 0
         self._batches += 1
         lanes = [self._interactive, self._bulk]
         for lane in lanes if self._batches % _BULK_EVERY else reversed(lanes):
             while lane:
                 ticket = lane.peek(self.max_batch_tokens // _TURNS)
-                if ticket.waiters and taken and tokens + ticket.tokens > self.max_batch_tokens:
+                cost = self._cost(ticket, prompts) if ticket.waiters else 0
+                if cost and taken and tokens + cost > self.max_batch_tokens:
                     break
-                lane.pop(ticket.tokens if ticket.waiters else 0)
+                lane.pop(cost)
                 if ticket.waiters:
                     taken.append(ticket)
-                    tokens += ticket.tokens
+                    prompts.add(ticket.prompt)
+                    tokens += cost
                     self._unqueue(ticket)
         taken.sort(key=lambda ticket: ticket.tokens)
         return taken
+
+    def _costs(self, tickets: Sequence[Ticket]) -> int:
+        prompts: set[int] = set()
+        total = 0
+        for ticket in tickets:
+            total += self._cost(ticket, prompts)
+            prompts.add(ticket.prompt)
+        return total
+
+    def _cost(self, ticket: Ticket, prompts: Set[int]) -> int:
+        """Return how many tokens a batch with these prompts grows by."""
+        shared = self._shares_prompts and ticket.prompt in prompts
+        return max(1, ticket.tokens - ticket.item.prompt_length) if shared else ticket.tokens
 
     async def _run(self, tickets: list[Ticket]) -> None:
         batch = Batch(self._clock())
@@ -336,10 +360,9 @@ async def waited(tickets: Sequence[Ticket], timings: Timings, clock: Callable[[]
 
 def _by_prompt(tickets: Sequence[Ticket]) -> list[Ticket]:
     """Return tickets with those of one prompt side by side, the prompt with the longest response first."""
-    siblings: dict[tuple[int, ...], list[Ticket]] = {}
+    siblings: dict[int, list[Ticket]] = {}
     for ticket in tickets:
-        prompt = tuple(ticket.item.token_ids[: ticket.item.prompt_length])
-        siblings.setdefault(prompt, []).append(ticket)
+        siblings.setdefault(ticket.prompt, []).append(ticket)
     families = [sorted(family, key=lambda ticket: -ticket.tokens) for family in siblings.values()]
     families.sort(key=lambda family: -family[0].tokens)
     return [ticket for family in families for ticket in family]

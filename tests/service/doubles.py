@@ -14,6 +14,7 @@ class Gated:
     """The local engine behind a gate: it waits until it is let, and may be told to fail or to give NaN."""
 
     name = "local"
+    shares_prompts = False
 
     def __init__(self, model):
         self._device = DeviceThread("gated")

@@ -19,6 +19,10 @@ from .conftest import until
 pytestmark = pytest.mark.anyio
 
 
+FAMILIES = [(7, [60, 51, 55]), (8, [62, 52])]
+"""Prompts of 40 tokens with the lengths of their sequences: 60 + 11 + 15 and 62 + 12 tokens to compute."""
+
+
 def item(tokens, prompt=1):
     return EncodeItem((prompt,) * tokens, ((tokens - 1, tokens),), 1)
 
@@ -52,7 +56,7 @@ class Setup:
     def __init__(self, device=None, **knobs):
         self.device = device or Device()
         self.metrics = Metrics()
-        options = {"max_batch_tokens": 100, "max_queue_tokens": 1000, **knobs}
+        options = {"shares_prompts": False, "max_batch_tokens": 100, "max_queue_tokens": 1000, **knobs}
         turn = options.pop("turn", None) or asyncio.Lock()
         self.scheduler = Scheduler("m", self.device.represent, settle, turn=turn, metrics=self.metrics, **options)
         self.scheduler.start()
@@ -107,6 +111,35 @@ async def test_responses_to_one_prompt_stay_together():
         jobs = [(None, item(length, prompt), 0) for length, prompt in ((50, 7), (60, 8), (30, 7), (20, 8), (19, 7))]
         assert await outcomes(setup.scheduler.submit(jobs)) == [b"50", b"60", b"30", b"20", b"19"]
         assert setup.device.batches == [[20, 60], [19, 30, 50]]
+
+
+@pytest.mark.parametrize(
+    ("shares_prompts", "batches"), [(True, [[51, 55, 60], [52, 62]]), (False, [[60], [55], [51], [62], [52]])]
+)
+async def test_a_prompt_counts_once_where_the_engine_computes_it_once(shares_prompts, batches):
+    families = [[EncodeItem((prompt,) * length, ((0, 1),), 40) for length in lengths] for prompt, lengths in FAMILIES]
+    async with Setup(shares_prompts=shares_prompts) as setup:
+        setup.device.free.clear()
+        setup.submit(1)
+        await until(lambda: setup.device.batches)
+        tickets = [
+            ticket for family in families for ticket in setup.scheduler.submit([(None, one, 0) for one in family])
+        ]
+        setup.device.free.set()
+        assert len(await outcomes(tickets)) == 5
+        assert setup.device.batches[1:] == batches
+
+
+async def test_siblings_that_fit_into_a_batch_because_they_share_their_prompt_are_not_a_large_request():
+    async with Setup(shares_prompts=True) as setup:
+        setup.device.free.clear()
+        setup.submit(1)
+        await until(lambda: setup.device.batches)
+        large = setup.submit(*[90] * 2)
+        siblings = setup.scheduler.submit([(None, EncodeItem((9,) * 60, ((0, 1),), 50), 0) for _ in range(4)])
+        setup.device.free.set()
+        assert len(await outcomes([*large, *siblings])) == 6
+        assert setup.device.batches[1:] == [[60] * 4, [90], [90]]
 
 
 async def test_a_small_request_overtakes_a_large_one_at_the_next_batch():

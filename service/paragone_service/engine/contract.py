@@ -45,6 +45,8 @@ class Engine(Protocol):
 
     name: str
     """What ``ModelInfo.engine`` says: local, triton or vllm."""
+    shares_prompts: bool
+    """Whether one call computes the prompt of its siblings once; their prompt then counts once towards a batch."""
 
     async def encode(self, items: Sequence[EncodeItem]) -> "Tensor":
         """Return the hidden state of every read of every item, [n, R, H], in the order given.

@@ -55,6 +55,7 @@ class LocalEngine:
     name = "local"
 
     def __init__(self, model: PreferenceModel, thread: DeviceThread) -> None:
+        self.shares_prompts = model.local.packer is not None
         self._model = model
         self._thread = thread
         self._broken = ""

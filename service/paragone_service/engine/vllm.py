@@ -61,6 +61,7 @@ class VllmEngine:
     """
 
     name = "vllm"
+    shares_prompts = False  # its prefix cache shares what it has room for, and does not tell
 
     def __init__(
         self,

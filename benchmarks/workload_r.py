@@ -1,0 +1,240 @@
+"""Workload R over HTTP: Paragone with default flags beside stock vLLM, padded transformers and one forward a request.
+
+Groups of 8 responses, prompts and responses of 64 to 512 tokens of real text, a random Qwen3-shaped classifier that
+every side loads from the same folder. In every turn every side scores texts that no side has seen:
+
+* together: all responses in one request; beside it in this process, from token ids, the local engine, padded
+  transformers (batch 16, input order), and the scheme of reward servers that run one padded forward for each
+  request, one request after another (a request of 8 siblings, and of one response).
+* 64 clients: single responses, 64 requests under way.
+* apart: single responses, siblings in waves that begin two seconds apart or later; only the waves' time counts.
+
+Sides take turns; servers whose turn it is not are stopped by a signal, so that nobody's idling costs another one time.
+
+    python benchmarks/workload_r.py --vllm PATH/TO/vllm [--size 30M|300M] [--groups 6] [--turns 5] [--json FILE]
+
+Without --vllm the other sides run alone. Takes about 4 minutes for 30M on two cores with fast bfloat16.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import torch
+from engine_setup import RESPONSES, SHAPES, classifier, padded, tokenizer, workload
+from serving_setup import free_port
+
+from paragone_models import load_model
+from paragone_models.dtypes import automatic_dtype
+from paragone_models.encoding import EncodeItem
+from paragone_models.reader import Reading, conversation
+from paragone_service.bench.dialects import DIALECTS, Asked
+from paragone_service.bench.load import ask_all
+
+WAVE_S = 2.0
+READY_S = 600.0
+
+
+@dataclass(frozen=True)
+class Texts:
+    """One turn's texts: as they are sent, and as every side's model sees them."""
+
+    asked: list[Asked]
+    items: list[EncodeItem]
+
+
+class Server:
+    """A server in a process group of its own, stopped by a signal while it is not its turn."""
+
+    def __init__(self, command: list[str], port: int, *, dialect: str, ready: str, model: str) -> None:
+        self.url, self.dialect, self.model = f"http://127.0.0.1:{port}", DIALECTS[dialect], model
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_NO_USAGE_STATS": "1"}
+        with tempfile.TemporaryFile() as log:
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            deadline = time.monotonic() + READY_S
+            while not self._answers(ready):
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.close()
+                    log.seek(0)
+                    raise RuntimeError(
+                        f"{command[0]} did not get ready:\n{log.read().decode(errors='replace')[-3000:]}"
+                    )
+                time.sleep(0.2)
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def _answers(self, path: str) -> bool:
+        try:
+            return httpx2.get(self.url + path, timeout=2, trust_env=False).status_code == 200
+        except httpx2.HTTPError:
+            return False
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        os.killpg(self.process.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def rate(self, asked: list[Asked], *, clients: int, batch: int) -> float:
+        level = ask_all(self.url, self.dialect, asked, clients=clients, batch=batch, model=self.model)
+        return level.rate
+
+    def close(self) -> None:
+        os.killpg(self.process.pid, signal.SIGCONT)
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vllm", help="vLLM's command, of an environment of its own")
+    parser.add_argument("--size", choices=sorted(SHAPES), default="30M")
+    parser.add_argument("--groups", type=int, default=6)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", type=Path, help="write the numbers there")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    dtype = automatic_dtype(torch.device("cpu"), parameters=10**9, demonstration=False)
+    print(
+        f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}, {dtype}, load {os.getloadavg()}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        plain = classifier(arguments.size, dtype, "cpu")
+        plain.save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+        with servers(folder, arguments.vllm, dtype) as sides:
+            rates = measure(plain, folder, sides, arguments.groups, arguments.turns)
+    show(rates)
+    if arguments.json:
+        numbers = {"size": arguments.size, "dtype": str(dtype), "groups": arguments.groups, "responses_per_s": rates}
+        arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def servers(folder: str, vllm: str | None, dtype: torch.dtype) -> Iterator[dict[str, Server]]:
+    ours, theirs = free_port(), free_port()
+    serve = [
+        str(Path(sys.executable).with_name("paragone")),
+        "serve",
+        "--port",
+        str(ours),
+        "--model",
+        f"bench={folder}",
+    ]
+    stock = [vllm or "", "serve", folder, "--runner", "pooling", "--dtype", str(dtype).removeprefix("torch.")]
+    with contextlib.ExitStack() as stack:
+        started = {"paragone": Server(serve, ours, dialect="paragone", ready="/readyz", model="bench")}
+        stack.callback(started["paragone"].close)
+        if vllm:
+            stock += ["--host", "127.0.0.1", "--port", str(theirs)]
+            started["vllm"] = Server(stock, theirs, dialect="vllm", ready="/health", model=folder)
+            stack.callback(started["vllm"].close)
+        yield started
+
+
+def measure(
+    plain: torch.nn.Module, folder: str, sides: dict[str, Server], groups: int, turns: int
+) -> dict[str, dict[str, list[float]]]:
+    model = load_model(folder)
+    seeds = iter(range(1000))
+    rates: dict[str, dict[str, list[float]]] = {"together": {}, "64 clients": {}, "apart": {}}
+    for turn in range(turns + 1):  # the first one warms up
+        found: dict[str, dict[str, float]] = {}
+        together = texts(model, groups, next(seeds))
+        found["together"] = over_http(
+            sides, lambda server, asked: server.rate(asked, clients=1, batch=len(asked)), together.asked
+        )
+        found["together"] |= in_process(model, plain, together.items)
+        clients = texts(model, groups, next(seeds)).asked
+        found["64 clients"] = over_http(sides, lambda server, asked: server.rate(asked, clients=64, batch=1), clients)
+        found["apart"] = over_http(sides, waves, texts(model, groups, next(seeds)).asked)
+        if not turn:
+            continue
+        for mode, by_side in found.items():
+            for side, rate in by_side.items():
+                rates[mode].setdefault(side, []).append(rate)
+        print(f"turn {turn}: " + "; ".join(
+            f"{mode}: " + ", ".join(f"{side} {rate:.2f}" for side, rate in by_side.items())
+            for mode, by_side in found.items()
+        ), flush=True)  # fmt: skip
+    return rates
+
+
+def texts(model, groups: int, seed: int) -> Texts:
+    """Return workload R as texts, groups side by side."""
+    decode = model.reader.tokenizer.decode
+    drawn = [(item.token_ids, item.prompt_length) for item in workload(groups, seed=seed)]
+    pairs = [(decode(tokens[:prompt]), decode(tokens[prompt:])) for tokens, prompt in drawn]
+    readings = model.reader.read([conversation(prompt, response) for prompt, response in pairs])
+    assert all(isinstance(reading, Reading) for reading in readings)
+    asked = [Asked(*pair, reading.text) for pair, reading in zip(pairs, readings, strict=True)]
+    return Texts(asked, [reading.item for reading in readings])
+
+
+def over_http(
+    sides: dict[str, Server], rate: Callable[[Server, list[Asked]], float], asked: list[Asked]
+) -> dict[str, float]:
+    found = {}
+    for name, server in sides.items():
+        with server.turn():
+            found[name] = rate(server, asked)
+    return found
+
+
+def waves(server: Server, asked: list[Asked]) -> float:
+    """Return responses a second when siblings come two seconds apart: the first of every group, then the second, …"""
+    busy = 0.0
+    for place in range(RESPONSES):
+        wave = asked[place::RESPONSES]
+        seconds = len(wave) / server.rate(wave, clients=len(wave), batch=1)
+        busy += seconds
+        time.sleep(max(0.0, WAVE_S - seconds))
+    return len(asked) / busy
+
+
+def in_process(model, plain, items: list[EncodeItem]) -> dict[str, float]:
+    """Return responses a second from token ids, without HTTP, a tokenizer or a queue."""
+    model.local.packer.store.clear()
+    found = {"local engine": timed(lambda: model.encode(items), items)}
+    found["padded, batch 16"] = timed(lambda: padded(plain, items), items)
+    found["a forward for each 8"] = timed(lambda: padded(plain, items, batch=RESPONSES), items)
+    found["a forward for each"] = timed(lambda: padded(plain, items, batch=1), items)
+    return found
+
+
+def timed(work: Callable[[], object], items: list[EncodeItem]) -> float:
+    started = time.perf_counter()
+    work()
+    return len(items) / (time.perf_counter() - started)
+
+
+def show(rates: dict[str, dict[str, list[float]]]) -> None:
+    for mode, by_side in rates.items():
+        ours = by_side["paragone"]
+        print(f"\n{mode}: responses/s, and Paragone's over it (median of the turns, lowest and highest)")
+        for side, values in by_side.items():
+            ratios = [our / value for our, value in zip(ours, values, strict=True)]
+            spread = f"{statistics.median(ratios):5.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"
+            print(f"  {side:22} {statistics.median(values):8.2f}  {spread}")
+
+
+if __name__ == "__main__":
+    main()
