@@ -10,12 +10,13 @@ from paragone_training.evaluation.measures.bootstrap import Resampler
 from paragone_training.evaluation.measures.intervals import auc_estimate
 
 
-def test_the_interval_of_an_auc_is_that_of_whole_resamples_ties_included():
+@pytest.mark.parametrize("clusters", [15, 200])  # a matrix between the clusters, and all rows
+def test_the_interval_of_an_auc_is_that_of_whole_resamples_ties_included(clusters):
     draw = np.random.default_rng(0)
     positive = (draw.random(240) < 0.4).astype(float)
     value = (positive + draw.normal(size=240)).round(1)
-    cluster = draw.integers(0, 15, 240)
-    resampler = Resampler(15, resamples=100, seed=2)
+    cluster = draw.integers(0, clusters, 240)
+    resampler = Resampler(clusters, resamples=100, seed=2)
     found = auc_estimate(value, positive, cluster, resampler)
     assert found.value == pytest.approx(roc_auc_score(positive, value), abs=1e-6)
     slow = []

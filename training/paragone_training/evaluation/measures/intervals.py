@@ -6,12 +6,14 @@ from numpy.typing import ArrayLike
 from paragone_training.evaluation.measures.accuracy import credit
 from paragone_training.evaluation.measures.bootstrap import Estimate, Resampler, estimate
 from paragone_training.evaluation.measures.calibration import confidence, confidence_bin, expected_calibration_error
-from paragone_training.evaluation.measures.checks import Floats, columns
+from paragone_training.evaluation.measures.checks import Floats, Ints, columns
 from paragone_training.evaluation.measures.strength import auc, pearson
 
 __all__ = ["auc_estimate", "calibration_error_estimate", "pearson_estimate"]
 
 _CELLS = 2_000_000
+_FEW = 128
+"""Up to so many clusters, a matrix between them is cheaper than all rows of every resample."""
 
 
 def calibration_error_estimate(
@@ -82,21 +84,44 @@ def auc_estimate(value: ArrayLike, positive: ArrayLike, cluster: ArrayLike, resa
     values, is_positive = columns(value=value, positive=positive)
     where = np.asarray(cluster, dtype=np.int64)
     found = auc(values[is_positive == 1.0], values[is_positive == 0.0])
-    order = np.argsort(values, kind="stable")
-    if not len(order):
+    if not len(values):
         return estimate(found, [], clusters=resampler.clusters)
+    order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], np.diff(values[order]) > 0]))
-    above, where = is_positive[order], where[order]
+    drawn = _auc_of_clusters if resampler.clusters <= _FEW else _auc_of_rows
+    return estimate(found, drawn(is_positive[order], where[order], starts, resampler), clusters=resampler.clusters)
+
+
+def _auc_of_clusters(positive: Floats, cluster: Ints, starts: Ints, resampler: Resampler) -> Floats:
+    """Return the AUC of every resample from one matrix between clusters.
+
+        AUC = Σ_cd w_c w_d A_cd / (Σ_c w_c P_c · Σ_d w_d N_d)
+
+    A_cd counts the positives of c that are above negatives of d, ties half; w are the weights of the clusters.
+    """
+    table = np.zeros((2, len(positive), resampler.clusters))
+    rows = np.arange(len(positive))
+    table[0, rows, cluster], table[1, rows, cluster] = positive, 1.0 - positive
+    ours, theirs = np.add.reduceat(table, starts, axis=1)
+    above = ours.T @ (np.cumsum(theirs, axis=0) - theirs / 2)
+    weight = resampler.counts.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pairs = (weight @ ours.sum(axis=0)) * (weight @ theirs.sum(axis=0))
+        return np.asarray(((weight @ above) * weight).sum(axis=1) / pairs)
+
+
+def _auc_of_rows(positive: Floats, cluster: Ints, starts: Ints, resampler: Resampler) -> Floats:
+    """Return the AUC of every resample from the weights of all rows: no matrix between clusters, which may be many."""
     drawn = []
-    step = max(1, _CELLS // len(order))
+    step = max(1, _CELLS // len(positive))
     for start in range(0, len(resampler.counts), step):
-        weight = resampler.counts[start : start + step, where].astype(np.float64)
-        ours = np.add.reduceat(weight * above, starts, axis=1)
-        theirs = np.add.reduceat(weight * (1.0 - above), starts, axis=1)
+        weight = resampler.counts[start : start + step, cluster].astype(np.float64)
+        ours = np.add.reduceat(weight * positive, starts, axis=1)
+        theirs = np.add.reduceat(weight * (1.0 - positive), starts, axis=1)
         below = np.cumsum(theirs, axis=1) - theirs
         with np.errstate(invalid="ignore", divide="ignore"):
             drawn.append((ours * (below + theirs / 2)).sum(axis=1) / (ours.sum(axis=1) * theirs.sum(axis=1)))
-    return estimate(found, np.concatenate(drawn), clusters=resampler.clusters)
+    return np.concatenate(drawn)
 
 
 def _standard(values: Floats) -> Floats:
