@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from paragone_training.policy.weights import output_logits
-
-__all__ = ["ResponseLogprobs", "Sequences", "autocast", "frozen_logprobs", "padded_sequences"]
+__all__ = ["ResponseLogprobs", "Sequences", "autocast", "frozen_logprobs", "output_logits", "padded_sequences"]
 
 
 class Sequences(NamedTuple):
@@ -87,6 +85,18 @@ class ResponseLogprobs(nn.Module):
                 values = _token_logprobs(bare, states[part], targets[part])
             total = total.index_add(0, rows[part], values)
         return total
+
+
+def output_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Return the logits of hidden states as the model itself computes them, in float32. [M, V].
+
+    Args:
+        model: a causal language model.
+        hidden: last hidden states. [M, H]
+    """
+    logits: Tensor = model.get_output_embeddings()(hidden).float()
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def _token_logprobs(model: Any, states: Tensor, targets: Tensor) -> Tensor:

@@ -111,8 +111,8 @@ def _memory(recipe: PolicyRecipe, config: Any, tokens: int, ranks: Sequence[int]
     passed = 2 * recipe.training.pairs_per_pass
     disk = plan.model_weights * getattr(torch, recipe.output.dtype).itemsize / 1e9
     return [
-        f"{plan.model_weights / 1e6:,.1f} M weights; a pass is {passed} sequences of {tokens} tokens at most. One model is "
-        "in memory",
+        f"{plan.model_weights / 1e6:,.1f} M weights; a pass is {passed} sequences of {tokens} tokens at most. "
+        "One model is in memory",
         *lines,
         f"disk: {disk:.3f} GB for each iterate that a regression writes",
     ]

@@ -1,7 +1,4 @@
-"""The policy in memory: one causal language model whose weights are exchanged, and the folders that iterates live in.
-
-T tokens, V vocabulary.
-"""
+"""The policy in memory: one causal language model whose weights are exchanged, and the folders of iterates."""
 
 import logging
 import warnings
@@ -20,6 +17,7 @@ from paragone_models.builtins import policy_folder
 from paragone_training.errors import RecipeError
 from paragone_training.policy.errors import RunError
 from paragone_training.policy.files import need_space, write_folder
+from paragone_training.policy.logprobs import output_logits
 from paragone_training.sections import LoraSection
 
 __all__ = [
@@ -27,7 +25,6 @@ __all__ = [
     "context_of",
     "load_policy",
     "load_tokenizer",
-    "output_logits",
     "policy_config",
     "resolve_policy",
     "servable",
@@ -295,18 +292,6 @@ def context_of(config: Any, asked: int) -> int:
     if asked and has and asked > has:
         raise RecipeError(f"policy.max_length is {asked}; the model has {has} positions: ask for no more")
     return asked or has or 2048
-
-
-def output_logits(model: Any, hidden: Tensor) -> Tensor:
-    """Return the logits of hidden states as the model itself computes them, in float32. [T, V].
-
-    Args:
-        model: a causal language model.
-        hidden: last hidden states. [T, H]
-    """
-    logits: Tensor = model.get_output_embeddings()(hidden).float()
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 @torch.no_grad()
