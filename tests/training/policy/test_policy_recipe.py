@@ -130,3 +130,61 @@ def test_iterations_get_disjoint_prompts_until_all_were_used():
 def test_every_method_of_a_recipe_describes_itself():
     for method in LOSSES:
         assert recipe(method, Path("p"), Path("q")).objective.describe().startswith(method)
+
+
+@pytest.mark.parametrize(
+    ("servers", "message"),
+    [
+        ({"comand": "vllm serve"}, r"unknown key 'servers.comand'; did you mean 'command'\?"),
+        ({}, "servers.reload is 'restart': servers.command has to say what is run"),
+        ({"command": "vllm serve {model}"}, r"servers.command needs \{model\} and \{port\}"),
+        (
+            {"command": "vllm serve {modell} --port {port}"},
+            r"KeyError\('modell'\); known are \{model\}, \{port\}, \{index\}",
+        ),
+        ({"command": "vllm serve '{model} --port {port}"}, "No closing quotation"),
+        ({"command": "x {model} {port}", "urls": ["http://a"]}, "servers.urls are not this run's to restart"),
+        ({"reload": "update"}, "servers.reload is 'update': servers.urls has to name servers that run"),
+        (
+            {"reload": "update", "urls": ["http://a"], "command": "x"},
+            "servers.command is not run with reload",
+        ),
+        ({"reload": "update", "urls": ["http://a"], "count": 2}, "servers.count is for reload = 'restart'"),
+        ({"reload": "command", "urls": ["http://a"]}, "servers.reload is 'command': servers.command has to say"),
+        (
+            {"reload": "command", "urls": ["http://a"], "command": "x {model}", "phases": "colocated"},
+            "needs servers that this run can stop or put to sleep",
+        ),
+        ({"reload": "rsync"}, "servers.reload is 'rsync'; it must be one of restart, update, command"),
+        ({"command": "x {model} {port}", "tries": 0}, "servers.tries is 0; it must be at least 1"),
+        (
+            {"command": "x {model} {port}", "request_timeout_s": 0},
+            "request_timeout_s is 0.0; it must be positive",
+        ),
+        ({"command": "x {model} {port}", "patience_s": -1}, "servers.patience_s is -1.0; it must be 0 or more"),
+    ],
+)
+def test_servers_that_cannot_be_run_are_refused(servers, message, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        recipe("inpo", tmp_path, tmp_path / "prompts.jsonl", servers=servers)
+
+
+def test_the_plan_says_who_draws(policy_folder, prompts_file):
+    arguments = ("inpo", policy_folder, prompts_file)
+    assert "drawn by this process" in describe_plan(recipe(*arguments))
+    command = "vllm serve {model} --port {port}"
+    restarted = describe_plan(recipe(*arguments, servers={"command": command, "count": 2, "phases": "colocated"}))
+    assert "2 vllm server(s), colocated, started for each iterate: vllm serve MODEL --port PORT" in restarted
+    assert "'request_timeout_s': 600.0" in restarted
+    updated = describe_plan(recipe(*arguments, servers={"urls": ["http://a:1"], "reload": "update", "kind": "sglang"}))
+    assert "1 sglang server(s), disaggregated, that read each iterate: http://a:1" in updated
+
+
+def test_a_servers_key_file_is_relative_to_the_recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    text = 'method = "inpo"\n[policy]\nsource = "x"\n[data]\nprompts = ["p"]\n[oracle]\nurl = "http://a"\n'
+    text += "[loss]\neta = 0.5\ntau = 0.1\n"
+    path.write_text(text + '[servers]\nreload = "update"\nurls = ["http://b"]\napi_key_file = "key"\n')
+    loaded = load_policy_recipe(path).servers
+    assert loaded is not None
+    assert loaded.api_key_file == str(tmp_path / "key")

@@ -1,5 +1,6 @@
 """What a run would do, without doing it: responses, oracle calls, optimiser steps, memory."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +13,7 @@ from paragone_training.policy.memory import plan_memory
 from paragone_training.policy.methods import steps_of
 from paragone_training.policy.prompts import read_prompts, render
 from paragone_training.policy.recipe import PolicyRecipe
+from paragone_training.policy.servers_check import command_line
 from paragone_training.policy.weights import context_of, load_tokenizer, policy_config
 
 __all__ = ["describe_plan", "most_pairs"]
@@ -79,7 +81,8 @@ def _work(recipe: PolicyRecipe, prompts: int, held_out: int) -> list[str]:
     responses = rounds * count * sampling.responses
     lines = [
         f"{prompts} prompts, {count} an iteration, {held_out} held out",
-        f"{responses} responses in {rounds} sampling rounds, at most {sampling.max_new_tokens} tokens each",
+        f"{responses} responses in {rounds} sampling rounds, at most {sampling.max_new_tokens} tokens each, drawn by "
+        f"{_samplers(recipe)}",
         f"{rounds * count} tables of {sampling.responses}×{sampling.responses} asked of the oracle: {responses} passes "
         "of a kind that reads one response, no pass for the comparisons",
         f"at most {pairs} pairs an iteration; {an_iteration} optimiser steps a regression on a schedule of {laid_out}, "
@@ -91,6 +94,17 @@ def _work(recipe: PolicyRecipe, prompts: int, held_out: int) -> list[str]:
             f"{held_out * training.iterations} tables each"
         )
     return lines
+
+
+def _samplers(recipe: PolicyRecipe) -> str:
+    servers = recipe.servers
+    if servers is None:
+        return "this process"
+    if servers.reload == "restart":
+        example = shlex.join(command_line(servers.command or "", model="MODEL", port="PORT", index=0))
+        return f"{servers.count} {servers.kind} server(s), {servers.phases}, started for each iterate: {example}"
+    how = "that read each iterate" if servers.reload == "update" else f"given each iterate by {servers.command}"
+    return f"{len(servers.urls)} {servers.kind} server(s), {servers.phases}, {how}: {', '.join(servers.urls)}"
 
 
 def _memory(recipe: PolicyRecipe, config: Any, tokens: int, ranks: Sequence[int]) -> list[str]:
