@@ -1,10 +1,12 @@
 """A run that was killed at any moment, and started again, gives what an uninterrupted one gives."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 # One interpreter, so that the libraries are imported once: each run is a fork that kills itself, kill -9, when the
 # file it was told about has just appeared.
 DRIVER = """
-    import os, signal, sys
+    import json, os, signal, sys
     from pathlib import Path
     import torch
     torch.set_num_threads(1)
@@ -27,7 +29,8 @@ DRIVER = """
     from tests.training.policy.tiny_policy import recipe
 
     folder, policy, prompts, url, method = sys.argv[1:6]
-    made = recipe(method, Path(policy), Path(prompts), url, evaluation={"prompts": [prompts]})
+    changes = {"evaluation": {"prompts": [prompts]}} | json.loads(os.environ["RECIPE_CHANGES"])
+    made = recipe(method, policy, Path(prompts), url, **changes)
     for death in [*sys.argv[6:], None]:
         child = os.fork()
         if child == 0:
@@ -96,30 +99,36 @@ def contents(folder: Path) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("method", ["inpo"])
-def test_a_run_killed_at_every_stage_ends_as_an_uninterrupted_one(
-    method, tmp_path, policy_folder, prompts_file, oracle_url
-):
-    arguments = [str(tmp_path / "killed"), str(policy_folder), str(prompts_file), oracle_url, method, *DEATHS]
+def run_to_the_end(folder: Path, deaths: Sequence[str], *arguments: object, **changes: object) -> None:
+    """Run a recipe in a process that is killed at each of the deaths and started again."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(DRIVER), *arguments],
+        [sys.executable, "-c", textwrap.dedent(DRIVER), str(folder), *map(str, arguments), *deaths],
         cwd=ROOT,
-        env=environment,
+        env=environment | {"RECIPE_CHANGES": json.dumps(changes)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]
-    assert result.stdout.count(str(-signal.SIGKILL)) == len(DEATHS)
+    assert result.stdout.count(str(-signal.SIGKILL)) == len(deaths)
 
-    whole = recipe(method, policy_folder, prompts_file, oracle_url, evaluation={"prompts": [str(prompts_file)]})
-    train_policy(whole, tmp_path / "whole")
-    killed, uninterrupted = contents(tmp_path / "killed"), contents(tmp_path / "whole")
 
+def assert_same_run(killed_folder: Path, whole_folder: Path) -> None:
+    killed, uninterrupted = contents(killed_folder), contents(whole_folder)
     assert killed.keys() == uninterrupted.keys()
     for name, value in uninterrupted.items():
         assert killed[name] == value, name
+
+
+@pytest.mark.parametrize("method", ["inpo"])
+def test_a_run_killed_at_every_stage_ends_as_an_uninterrupted_one(
+    method, tmp_path, policy_folder, prompts_file, oracle_url
+):
+    run_to_the_end(tmp_path / "killed", DEATHS, policy_folder, prompts_file, oracle_url, method)
+    whole = recipe(method, policy_folder, prompts_file, oracle_url, evaluation={"prompts": [str(prompts_file)]})
+    train_policy(whole, tmp_path / "whole")
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_training_goes_on_from_a_checkpoint_with_the_same_outcome(tmp_path, policy_folder, prompts_file, oracle_url):
