@@ -1,5 +1,6 @@
 """Whole evaluations: results, report, benchmark files, comparison, and what is said about doubtful numbers."""
 
+import io
 import json
 import math
 import re
@@ -8,6 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import mean_squared_error, r2_score
 
@@ -23,7 +25,7 @@ from paragone_training.evaluation.scorers import LocalScorer
 from paragone_training.evaluation.sections import cross_fitted
 from paragone_training.evaluation.summary import Settings, plain
 from tests.training.evaluation.conftest import pair, text, write
-from tests.training.evaluation.test_asking import FirstPlace
+from tests.training.evaluation.test_asking import FirstPlace, Stops
 from tests.training.evaluation.test_readers import GROUP, JUDGEBENCH, RATING, RM_BENCH, TIES
 
 QUICK = Settings(resamples=50)
@@ -102,6 +104,17 @@ def test_the_accuracy_of_the_report_is_that_of_the_answers(tmp_path, models):
     assert found["strict"]["value"] == pytest.approx(expected.strict)
     assert (found["decided"], found["human_ties"]) == (expected.decided, expected.human_ties)
     assert found["strict"]["low"] <= expected.strict <= found["strict"]["high"]
+
+
+def test_an_interrupted_evaluation_says_what_is_kept_and_goes_on_from_there(tmp_path, models):
+    data = read_evaluation_set(write(tmp_path / "f.jsonl", [pair(number) for number in range(24)]))
+    shown = io.StringIO()
+    scorer = Stops(LocalScorer(models["bt"]), after=3)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_models(data, scorer, tmp_path / "out", QUICK, console=Console(file=shown, width=60))
+    assert f"12 answers are kept in {tmp_path / 'out' / 'answers.jsonl'}: the same command" in shown.getvalue()
+    again = Stops(LocalScorer(models["bt"]), after=9)
+    assert evaluate_models(data, again, tmp_path / "out", QUICK).results["data"]["answered"] == 24
 
 
 def test_what_was_left_out_is_told_on_the_page(tmp_path, models):

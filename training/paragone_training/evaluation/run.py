@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from paragone import ParagoneError
 from paragone_training.evaluation.answers import AnswerStore
 from paragone_training.evaluation.asking import Answers, ask
 from paragone_training.evaluation.dataset import EvaluationSet
@@ -121,5 +122,10 @@ def _answers(data: EvaluationSet, scorer: Scorer, path: Path, console: Console |
     with AnswerStore(path, scorer.card) as store:
         if console is None:
             return ask(data, scorer, store)
-        with progress_bar(console, f"asking {scorer.card.name}") as told:
-            return ask(data, scorer, store, progress=told)
+        try:
+            with progress_bar(console, f"asking {scorer.card.name}") as told:
+                return ask(data, scorer, store, progress=told)
+        except (KeyboardInterrupt, ParagoneError):
+            kept = f"{len(store.known)} answers are kept in {path}: the same command with the same --output continues"
+            console.print(kept, soft_wrap=True, markup=False, highlight=False)
+            raise
