@@ -12,9 +12,16 @@ import pytest
 
 from paragone_training.policy.errors import RunError, SamplerMismatchError
 from paragone_training.policy.files import read_json
+from paragone_training.policy.fleet import FleetSampler
+from paragone_training.policy.probes import probe_logprobs, stored_probes
 from paragone_training.policy.processes import RunProcess
+from paragone_training.policy.prompts import Prompt
 from paragone_training.policy.rounds import read_responses
 from paragone_training.policy.run import train_policy
+from paragone_training.policy.sampling import Draw
+from paragone_training.policy.sections import PolicyTrainingSection, ServersSection
+from paragone_training.policy.servers import Held, SamplerServers
+from paragone_training.policy.weights import load_policy
 
 from .peers import misbehave, peer_command, peers
 from .test_resuming import ROOT, assert_same_run, run_to_the_end
@@ -136,6 +143,25 @@ def test_groups_that_servers_cannot_complete_are_left_out_of_the_round(
     assert 1 <= metrics["missing_groups"] <= 2
     rows = read_responses(tmp_path / "iteration-01" / "round-1" / "samples.parquet")
     assert len(rows) == 3 * (6 - metrics["missing_groups"])
+
+
+def test_a_server_of_the_runs_own_that_dies_is_started_again_with_the_same_weights(tmp_path, policy_folder):
+    policy = load_policy(str(policy_folder))
+    prompts = [Prompt(f"p{number}", "", (3, 40 + number, 1, 4)) for number in range(4)]
+    probes = stored_probes(
+        tmp_path / "probes.parquet", policy, prompts, source=str(policy_folder), seed=0, max_new_tokens=8
+    )
+    section = ServersSection(command=shlex.join(peer_command()))
+    with SamplerServers(section, tmp_path, probes, tolerance=1e-4, longest=64, texts={}) as servers:
+        expected = probe_logprobs(policy, probes, PolicyTrainingSection())
+        servers.take(Held("initial", str(policy_folder), tuple(expected)))
+        sampler = FleetSampler(servers.fleet, servers.background, Draw(max_new_tokens=6), policy.end_ids)
+        chunks = {0: prompts[:2], 1: prompts[2:]}
+        whole = dict(sampler.draw_chunks(chunks, responses=2, names=(0,)))
+        misbehave(servers.fleet.servers[0].url, die=True)
+
+        assert dict(sampler.draw_chunks(chunks, responses=2, names=(0,))) == whole
+        assert list(servers._starts.values()) == [2]
 
 
 def test_a_process_of_a_run_ends_with_it_even_after_a_kill(tmp_path):
