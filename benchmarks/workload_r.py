@@ -37,8 +37,8 @@ from engine_setup import RESPONSES, SHAPES, classifier, padded, tokenizer, workl
 from serving_setup import free_port
 
 from paragone_models import load_model
-from paragone_models.dtypes import automatic_dtype
 from paragone_models.encoding import EncodeItem
+from paragone_models.model import PreferenceModel
 from paragone_models.reader import Reading, conversation
 from paragone_service.bench.dialects import DIALECTS, Asked
 from paragone_service.bench.load import ask_all
@@ -92,6 +92,12 @@ class Server:
         level = ask_all(self.url, self.dialect, asked, clients=clients, batch=batch, model=self.model)
         return level.rate
 
+    def dtype(self) -> str:
+        """Return the dtype that ours has chosen."""
+        with self.turn():
+            answer = httpx2.get(f"{self.url}/v1/models/{self.model}", trust_env=False)
+        return str(answer.json()["numerics"]["dtype"])
+
     def close(self) -> None:
         os.killpg(self.process.pid, signal.SIGCONT)
         self.process.terminate()
@@ -112,48 +118,41 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    dtype = automatic_dtype(torch.device("cpu"), parameters=10**9, demonstration=False)
-    print(
-        f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}, {dtype}, load {os.getloadavg()}"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        plain = classifier(arguments.size, dtype, "cpu")
+    print(f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}, load {os.getloadavg()}")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        plain = classifier(arguments.size, torch.bfloat16, "cpu")
         plain.save_pretrained(folder)
         tokenizer().save_pretrained(folder)
-        with servers(folder, arguments.vllm, dtype) as sides:
-            rates = measure(plain, folder, sides, arguments.groups, arguments.turns)
+        sides = {"paragone": stack.enter_context(contextlib.closing(paragone(folder)))}
+        dtype = sides["paragone"].dtype()
+        if arguments.vllm:
+            sides["vllm"] = stack.enter_context(contextlib.closing(vllm(arguments.vllm, folder, dtype)))
+        print(f"every side in {dtype}; {', '.join(sides)}: ready", flush=True)
+        model = load_model(folder, dtype=dtype)
+        rates = measure(model, plain.to(getattr(torch, dtype)), sides, arguments.groups, arguments.turns)
     show(rates)
     if arguments.json:
-        numbers = {"size": arguments.size, "dtype": str(dtype), "groups": arguments.groups, "responses_per_s": rates}
+        numbers = {"size": arguments.size, "dtype": dtype, "groups": arguments.groups, "responses_per_s": rates}
         arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
-@contextlib.contextmanager
-def servers(folder: str, vllm: str | None, dtype: torch.dtype) -> Iterator[dict[str, Server]]:
-    ours, theirs = free_port(), free_port()
-    serve = [
-        str(Path(sys.executable).with_name("paragone")),
-        "serve",
-        "--port",
-        str(ours),
-        "--model",
-        f"bench={folder}",
-    ]
-    stock = [vllm or "", "serve", folder, "--runner", "pooling", "--dtype", str(dtype).removeprefix("torch.")]
-    with contextlib.ExitStack() as stack:
-        started = {"paragone": Server(serve, ours, dialect="paragone", ready="/readyz", model="bench")}
-        stack.callback(started["paragone"].close)
-        if vllm:
-            stock += ["--host", "127.0.0.1", "--port", str(theirs)]
-            started["vllm"] = Server(stock, theirs, dialect="vllm", ready="/health", model=folder)
-            stack.callback(started["vllm"].close)
-        yield started
+def paragone(folder: str) -> Server:
+    """Start ours, with default flags."""
+    port, command = free_port(), str(Path(sys.executable).with_name("paragone"))
+    flags = ["serve", "--port", str(port), "--model", f"bench={folder}"]
+    return Server([command, *flags], port, dialect="paragone", ready="/readyz", model="bench")
+
+
+def vllm(command: str, folder: str, dtype: str) -> Server:
+    """Start vLLM; what its environment variables say of cores is its user's to set."""
+    port = free_port()
+    flags = ["serve", folder, "--runner", "pooling", "--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)]
+    return Server([command, *flags], port, dialect="vllm", ready="/health", model=folder)
 
 
 def measure(
-    plain: torch.nn.Module, folder: str, sides: dict[str, Server], groups: int, turns: int
+    model: PreferenceModel, plain: torch.nn.Module, sides: dict[str, Server], groups: int, turns: int
 ) -> dict[str, dict[str, list[float]]]:
-    model = load_model(folder)
     seeds = iter(range(1000))
     rates: dict[str, dict[str, list[float]]] = {"together": {}, "64 clients": {}, "apart": {}}
     for turn in range(turns + 1):  # the first one warms up
@@ -178,7 +177,7 @@ def measure(
     return rates
 
 
-def texts(model, groups: int, seed: int) -> Texts:
+def texts(model: PreferenceModel, groups: int, seed: int) -> Texts:
     """Return workload R as texts, groups side by side."""
     decode = model.reader.tokenizer.decode
     drawn = [(item.token_ids, item.prompt_length) for item in workload(groups, seed=seed)]
@@ -210,7 +209,7 @@ def waves(server: Server, asked: list[Asked]) -> float:
     return len(asked) / busy
 
 
-def in_process(model, plain, items: list[EncodeItem]) -> dict[str, float]:
+def in_process(model: PreferenceModel, plain: torch.nn.Module, items: list[EncodeItem]) -> dict[str, float]:
     """Return responses a second from token ids, without HTTP, a tokenizer or a queue."""
     model.local.packer.store.clear()
     found = {"local engine": timed(lambda: model.encode(items), items)}

@@ -10,8 +10,9 @@ from torch.nn.functional import linear
 __all__ = ["automatic_dtype", "bfloat16_speedup"]
 
 _ROWS, _SIZE = 256, 512
-_TRIES = 5
+_TRIES = 24
 _WORTH = 1.3
+_DTYPES = (torch.float32, torch.bfloat16)
 _SMALL = 10_000_000
 """Parameters below which a pass is not made of matrix products, so that a faster product gains nothing."""
 
@@ -42,19 +43,15 @@ def bfloat16_speedup() -> float:
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001  # what torch's own compiler asks
         return 0.0
-    seconds = []
-    for dtype in (torch.float32, torch.bfloat16):
-        rows, weight = torch.ones(_ROWS, _SIZE, dtype=dtype), torch.ones(_SIZE, _SIZE, dtype=dtype)
-        seconds.append(_seconds(rows, weight))
-    return seconds[0] / seconds[1]
+    factors = [(torch.ones(_ROWS, _SIZE, dtype=dtype), torch.ones(_SIZE, _SIZE, dtype=dtype)) for dtype in _DTYPES]
+    turns = [[_seconds(*pair) for pair in factors] for _ in range(_TRIES)]
+    # The shortest of many, in turns and without the first: what else the machine does can only add.
+    slow, fast = (min(tries) for tries in zip(*turns[1:], strict=True))
+    return slow / fast
 
 
 @torch.inference_mode()
 def _seconds(rows: Tensor, weight: Tensor) -> float:
-    """Return the shortest of a few tries, the first apart: what else the machine does can only add."""
-    tries = []
-    for _ in range(_TRIES):
-        started = time.perf_counter()
-        linear(rows, weight)
-        tries.append(time.perf_counter() - started)
-    return min(tries[1:])
+    started = time.perf_counter()
+    linear(rows, weight)
+    return time.perf_counter() - started

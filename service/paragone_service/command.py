@@ -1,11 +1,17 @@
 """``paragone serve``: read the settings, load the models, serve until a signal."""
 
+import ctypes
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 __all__ = ["serve"]
+
+# Of malloc.h; setting either also ends glibc's own guessing at both.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 
 
 def serve(
@@ -73,12 +79,21 @@ def _serve(flags: dict[str, Any], sources: list[str], engines: list[str], config
     from paragone_service.registry import load_models
     from paragone_service.server import Server, configure
 
+    _keep_freed_memory()
     drain = Drain()
     app = create_app(settings, load_models(settings), drain=drain)
     server = Server(configure(app, settings), drain)
     server.run()
     if not server.started:
         raise typer.Exit(1)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed: passes take and free the same megabytes, and fresh pages were 5 % of their time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
 
 
 def _named(models: list[tuple[str, Any]]) -> dict[str, Any]:
