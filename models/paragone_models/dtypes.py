@@ -44,10 +44,10 @@ def bfloat16_speedup() -> float:
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001  # what torch's own compiler asks
         return 0.0
     factors = [(torch.ones(_ROWS, _SIZE, dtype=dtype), torch.ones(_SIZE, _SIZE, dtype=dtype)) for dtype in _DTYPES]
-    turns = [[_seconds(*pair) for pair in factors] for _ in range(_TRIES)]
+    turns = [tuple(_seconds(*pair) for pair in factors) for _ in range(_TRIES)]
     # The shortest of many, in turns and without the first: what else the machine does can only add.
-    slow, fast = (min(tries) for tries in zip(*turns[1:], strict=True))
-    return slow / fast
+    exact, coarse = zip(*turns[1:], strict=True)
+    return min(exact) / min(coarse)
 
 
 @torch.inference_mode()

@@ -89,7 +89,7 @@ def _serve(flags: dict[str, Any], sources: list[str], engines: list[str], config
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed: passes take and free the same megabytes, and fresh pages were 5 % of their time."""
+    """Have glibc keep what is freed: passes take and free the same megabytes; fresh pages were 5 % of their time."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
