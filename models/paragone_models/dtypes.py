@@ -47,7 +47,8 @@ def bfloat16_speedup() -> float:
     turns = [tuple(_seconds(*pair) for pair in factors) for _ in range(_TRIES)]
     # The shortest of many, in turns and without the first: what else the machine does can only add.
     exact, coarse = zip(*turns[1:], strict=True)
-    return min(exact) / min(coarse)
+    ratio: float = min(exact) / min(coarse)
+    return ratio
 
 
 @torch.inference_mode()
