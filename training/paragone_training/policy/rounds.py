@@ -91,10 +91,12 @@ class Spent:
     """Where a round's time and the oracle's passes went.
 
     Attributes:
+        loading_s: seconds until the sampler had the policy's weights, a server's start included.
         sampling_s: seconds of drawing.
         waiting_s: seconds of waiting for oracles after the last draw.
     """
 
+    loading_s: float = 0.0
     sampling_s: float = 0.0
     waiting_s: float = 0.0
 
@@ -145,7 +147,10 @@ def play_round(
             asking.begin(number, chunks[number])
     if left:
         began = time.monotonic()
-        for number, groups in sampler().draw_chunks(left, responses=responses, names=names):
+        ready = sampler()
+        spent.loading_s = time.monotonic() - began
+        began = time.monotonic()
+        for number, groups in ready.draw_chunks(left, responses=responses, names=names):
             _write_samples(_samples(parts, number), left[number], groups, decode)
             asking.begin(number, left[number])
             asking.collect(wait=False)

@@ -298,6 +298,7 @@ class PolicyRun:
         if missing:
             logger.warning("%d of %d tables lack comparisons, which are left out", missing, len(tables))
         found: dict[str, Any] = {
+            "loading_s": spent.loading_s,
             "sampling_s": spent.sampling_s,
             "waiting_for_oracle_s": spent.waiting_s,
             "cyclic_share": _finite(cycles.cyclic_share),

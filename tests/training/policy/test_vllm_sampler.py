@@ -1,0 +1,90 @@
+"""A real vLLM as sampler: three iterations with a kill -9 in between, and weights that it reads while it runs.
+
+``PARAGONE_TEST_VLLM`` names the python of an environment with vLLM (a CPU build will do); without it these tests skip.
+"""
+
+import json
+import os
+import shlex
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+import torch
+
+from paragone_training.policy.files import read_json
+from paragone_training.policy.processes import RunProcess, free_port
+from paragone_training.policy.rounds import read_responses
+from paragone_training.policy.run import train_policy
+from paragone_training.policy.weights import load_policy
+
+from .peers import wait_until_well
+from .test_resuming import run_to_the_end
+from .tiny_policy import recipe
+
+VLLM = os.environ.get("PARAGONE_TEST_VLLM")
+ENVIRONMENT = ["env", "-u", "PYTHONPATH", "VLLM_SERVER_DEV_MODE=1", "VLLM_CPU_KVCACHE_SPACE=1", "OMP_NUM_THREADS=1"]
+SIZES = {
+    "sampling": {"responses": 3, "max_new_tokens": 16, "batch": 6, "unfinished": "keep", "tolerance": 1e-4},
+    "training": {"iterations": 3, "pairs_per_step": 4, "pairs_per_pass": 2, "learning_rate": 1e-3},
+}
+pytestmark = pytest.mark.skipif(VLLM is None, reason="PARAGONE_TEST_VLLM names no python with vLLM")
+
+
+def vllm_command(model: str, port: str) -> list[str]:
+    program = str(Path(VLLM or "").parent / "vllm")
+    options = ["--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16"]
+    return [*ENVIRONMENT, program, "serve", model, *options]
+
+
+def check_run(folder: Path, *, iterations: int) -> None:
+    for number in range(1, iterations + 1):
+        metrics = read_json(folder / f"iteration-{number:02d}" / "metrics.json")
+        assert metrics["missing_groups"] == 0
+        rows = read_responses(folder / f"iteration-{number:02d}" / "round-1" / "samples.parquet")
+        assert len(rows) == 18
+        assert len({tuple(row.token_ids) for row in rows}) > 9
+        start = read_json(folder / f"iteration-{number:02d}" / "step-1" / "start.json")
+        assert start["raw_loss"] == pytest.approx(start["raw_closed_form"], rel=1e-3)
+        if "sampler_noise_per_token" in metrics:
+            # What it drew with, tokens and prefix cache included, is what the trainer computes.
+            assert metrics["sampler_noise_per_token"] < 1e-4
+
+
+def test_three_iterations_on_a_restarted_vllm_with_a_kill_in_between(tmp_path, prompts_file, oracle_url):
+    servers = {"command": shlex.join(vllm_command("{model}", "{port}")), "concurrency": 8}
+    deaths = ("iteration-02/round-1/parts/samples-00001.parquet",)
+    arguments = ("builtin:mini-policy", prompts_file, oracle_url, "inpo")
+    run_to_the_end(tmp_path / "run", deaths, *arguments, servers=servers, evaluation={}, **SIZES)
+
+    check_run(tmp_path / "run", iterations=3)
+    noise = [read_json(path)["reload_noise_per_token"] for path in sorted((tmp_path / "run").glob("*/metrics.json"))]
+    assert len(noise) == 3
+    assert max(noise) < 1e-4
+    log = (tmp_path / "run" / "servers" / "0.log").read_text(errors="replace")
+    # Its first start, one for iteration 2, one after the kill, one for iteration 3.
+    assert log.count("Application startup complete") == 4
+
+
+def test_a_running_vllm_reads_new_weights(tmp_path, prompts_file, oracle_url):
+    # vLLM 0.32 on CPU keeps the old output head where it is tied to the embeddings (docs/policies.md): untied here.
+    policy = load_policy("builtin:mini-policy")
+    head = policy.model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    policy.model.config.tie_word_embeddings = False
+    policy.model.save_pretrained(tmp_path / "untied")
+    policy.tokenizer.save_pretrained(tmp_path / "untied")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = RunProcess(vllm_command(str(tmp_path / "untied"), str(port)), tmp_path / "vllm.log")
+    try:
+        wait_until_well(url, process)
+        servers = {"urls": [url], "reload": "update", "concurrency": 8}
+        changed = recipe("inpo", tmp_path / "untied", prompts_file, oracle_url, servers=servers, **SIZES)
+        train_policy(changed, tmp_path / "run")
+        check_run(tmp_path / "run", iterations=3)
+        assert json.loads(httpx2.get(f"{url}/v1/models", timeout=10).text)["data"][0]["id"] == str(tmp_path / "untied")
+    finally:
+        process.stop()
+        time.sleep(0.2)
