@@ -73,7 +73,7 @@ async def read_batch(
             ``invalid_request`` for what the wire type refuses (of single items only where errors are not reported).
     """
     _check_media_type(request)
-    values = _parse(await request.body())
+    values = _parse(b"".join([chunk async for chunk in request.stream()]))  # request.body() would keep the bytes
     items = values.get(list_field) if isinstance(values, dict) else None
     size = len(items) if isinstance(items, list) else 0
     if size > MAX_ITEMS:

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 
 from paragone.codes import ErrorCode
 from paragone_models.errors import TextError
-from paragone_models.reader import Reading
 from paragone_service.cache.tiers import Cache
 from paragone_service.calls import Asked, Call, as_conversation, items_of, placed
 from paragone_service.errors import ServiceError
-from paragone_service.reading import ReadingThread
+from paragone_service.reading import Job, ReadingThread
 from paragone_service.scheduler import Scheduler, Ticket, waited
 
 __all__ = ["Filled", "Misses"]
 
-_Readings = Mapping[bytes, Reading | ServiceError]
+_Jobs = Mapping[bytes, Job | ServiceError]
 _Tickets = dict[bytes, Ticket]
 
 
@@ -63,11 +62,11 @@ class Misses:
         self._cache = cache
         self._clock = clock
 
-    async def fill(self, asked: Sequence[Asked], call: Call, rows: Mapping[bytes, int]) -> Filled:
+    async def fill(self, asked: list[Asked], call: Call, rows: Mapping[bytes, int]) -> Filled:
         """Return the values of missing keys, having run through the model what nobody else is running.
 
         Args:
-            asked: the request.
+            asked: the request; emptied once it was read.
             call: how it wants to be answered; its timings are filled in.
             rows: the missing keys, each with the first row of the request that has it, in the order of the rows.
 
@@ -78,9 +77,10 @@ class Misses:
         joined: _Tickets = {}
         try:
             unread = {key: row for key, row in rows.items() if not self._joins(key, joined)}
-            readings = await self._readings(asked, call, unread)
-            filled = Filled({key: error for key, error in readings.items() if isinstance(error, ServiceError)})
-            own = self._queue(readings, filled, joined, call)
+            jobs = await self._jobs(asked, call, unread)
+            asked.clear()  # the texts of all that waits would take more than its tokens do
+            filled = Filled({key: error for key, error in jobs.items() if isinstance(error, ServiceError)})
+            own = self._queue(jobs, filled, joined, call)
             filled.forward_responses = len(own)
             filled.forward_tokens = sum(ticket.tokens for ticket in own.values())
             joined.update(own)
@@ -97,39 +97,39 @@ class Misses:
             joined[key] = ticket
         return ticket is not None
 
-    async def _readings(
+    async def _jobs(
         self, asked: Sequence[Asked], call: Call, rows: Mapping[bytes, int]
-    ) -> dict[bytes, Reading | ServiceError]:
+    ) -> dict[bytes, Job | ServiceError]:
         """Read the conversations at some rows; an error stands for what cannot be read, if the call reports errors."""
         if not rows:
             return {}
         self._scheduler.check_room()
         flat = [(one, response) for one in asked for response in one.responses]
-        results = await self._thread.read([as_conversation(*flat[row]) for row in rows.values()], call)
-        readings: dict[bytes, Reading | ServiceError] = {}
+        results = await self._thread.jobs([as_conversation(*flat[row]) for row in rows.values()], call)
+        jobs: dict[bytes, Job | ServiceError] = {}
         for (key, row), result in zip(rows.items(), results, strict=True):
             if isinstance(result, TextError):
                 error = ServiceError(ErrorCode(result.code), str(result))
                 if not call.report:
                     raise placed(error, call, items_of(asked)[row])
-                readings[key] = error
+                jobs[key] = error
             else:
-                readings[key] = result
-        return readings
+                jobs[key] = result
+        return jobs
 
-    def _queue(self, readings: _Readings, filled: Filled, joined: _Tickets, call: Call) -> _Tickets:
+    def _queue(self, jobs: _Jobs, filled: Filled, joined: _Tickets, call: Call) -> _Tickets:
         """Queue what still nobody knows: reading took time, in which others may have run the same."""
-        known = dict(zip(readings, self._cache.peek(list(readings)), strict=True))
-        fresh: dict[bytes, Reading] = {}
-        for key, reading in readings.items():
+        known = dict(zip(jobs, self._cache.peek(list(jobs)), strict=True))
+        fresh: dict[bytes, Job] = {}
+        for key, job in jobs.items():
             value = known[key]
-            if isinstance(reading, ServiceError):
+            if isinstance(job, ServiceError):
                 continue
             if value is not None:
                 filled.values[key] = value
             elif not self._joins(key, joined):
-                fresh[key] = reading
+                fresh[key] = job
         if not fresh:
             return {}
-        jobs = [(key, one.item, one.dropped_tokens) for key, one in fresh.items()]
-        return dict(zip(fresh, self._scheduler.submit(jobs, client=call.client), strict=True))
+        queued = [(key, *job) for key, job in fresh.items()]
+        return dict(zip(fresh, self._scheduler.submit(queued, client=call.client), strict=True))

@@ -21,7 +21,7 @@ from paragone_service.cache.codec import Codec
 from paragone_service.cache.handles import NO_SECRET, Handles
 from paragone_service.cache.keys import namespace
 from paragone_service.cache.tiers import Cache
-from paragone_service.calls import Asked, Call, Represented, items_of, placed, unless_gone
+from paragone_service.calls import Asked, Call, Represented, placed, unless_gone
 from paragone_service.canary import Canary
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread
@@ -152,8 +152,12 @@ class Oracle:
             )
         return self.gate
 
-    async def represent(self, asked: Sequence[Asked], call: Call) -> Represented:
+    async def represent(self, asked: list[Asked], call: Call) -> Represented:
         """Return the representation of every response, in order.
+
+        Args:
+            asked: the request; emptied once it was read, so that texts do not wait with what is made of them.
+            call: how it wants to be answered.
 
         Raises:
             ServiceError: for the first item that has no representation, unless the call reports errors; for the whole
@@ -166,7 +170,7 @@ class Oracle:
         if found.misses:
             work = self._fill(asked, call, rows, found.values)
             filled = await (work if call.gone is None else unless_gone(work, call.gone))
-        return self._represented(asked, call, rows, found.values, filled)
+        return self._represented(call, rows, found.values, filled)
 
     async def read(self, conversations: Sequence[Conversation], call: Call) -> list[Reading | TextError]:
         """Return what the model sees of each conversation, or why it sees nothing; read in a thread.
@@ -187,7 +191,7 @@ class Oracle:
         """
         return await self._canary.alive(within_s=within_s, timeout_s=timeout_s)
 
-    async def _fill(self, asked: Sequence[Asked], call: Call, rows: Rows, values: Sequence[bytes | None]) -> Filled:
+    async def _fill(self, asked: list[Asked], call: Call, rows: Rows, values: Sequence[bytes | None]) -> Filled:
         """Return the values that the cache lacks; of a response that is only named there is nothing to run."""
         missing: dict[bytes, int] = {}
         for row, value in enumerate(values):
@@ -204,7 +208,6 @@ class Oracle:
 
     def _represented(
         self,
-        asked: Sequence[Asked],
         call: Call,
         rows: Rows,
         found: Sequence[bytes | None],
@@ -222,9 +225,8 @@ class Oracle:
             for row in cut.tolist():
                 errors[row] = self._truncated(int(dropped[row]))
         problems = rows.problems
-        items = items_of(asked) if errors else []
         for row in sorted(errors):
-            item = items[row]
+            item = rows.items[row]
             if not call.report:
                 raise placed(errors[row], call, item)
             problems.setdefault(item, errors[row])

@@ -1,12 +1,18 @@
-"""The thread that reads a model's texts: chat template, tokens, cuts and read positions, off the event loop."""
+"""The thread that reads a model's texts: chat template, tokens, cuts and read positions, off the event loop.
+
+What is read to be run may wait for long, and much of it at a time: it is kept as bare token ids, two or four bytes each
+(a list of Python's ints takes 36), and its rendered text is let go.
+"""
 
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from paragone.codes import ErrorCode
+from paragone_models.encoding import EncodeItem
 from paragone_models.errors import TextError
 from paragone_models.messages import Conversation
 from paragone_models.model import PreferenceModel
@@ -14,9 +20,13 @@ from paragone_models.reader import Reading
 from paragone_service.calls import Call
 from paragone_service.errors import ServiceError
 
-__all__ = ["ReadingThread"]
+__all__ = ["Job", "ReadingThread"]
 
 _CHUNK = 128
+_LARGEST_SHORT = 2**16 - 1
+
+Job = tuple[EncodeItem, int]
+"""What is run of a conversation, its token ids an array, and how many tokens of its prompt were cut."""
 
 
 class ReadingThread:
@@ -44,6 +54,23 @@ class ReadingThread:
         Raises:
             ServiceError: ``text_unavailable``, if the model has no tokenizer.
         """
+        return [reading async for chunk in self._chunks(conversations, call) for reading in chunk]
+
+    async def jobs(self, conversations: Sequence[Conversation], call: Call) -> list[Job | TextError]:
+        """Return what is to be run of each conversation, as small as it can be kept, or why it cannot be read.
+
+        Raises:
+            ServiceError: ``text_unavailable``, if the model has no tokenizer.
+        """
+        return [
+            reading if isinstance(reading, TextError) else _job(reading)
+            async for chunk in self._chunks(conversations, call)
+            for reading in chunk
+        ]
+
+    async def _chunks(
+        self, conversations: Sequence[Conversation], call: Call
+    ) -> AsyncIterator[list[Reading | TextError]]:
         reader = self._reader
         if reader is None:
             raise ServiceError(
@@ -53,15 +80,19 @@ class ReadingThread:
             )
         started = self._clock()
         loop = asyncio.get_running_loop()
-        readings: list[Reading | TextError] = []
         for start in range(0, len(conversations), _CHUNK):  # other requests' chunks come in between
             chunk = conversations[start : start + _CHUNK]
-            readings += await loop.run_in_executor(
+            yield await loop.run_in_executor(
                 self._thread, functools.partial(reader.read, chunk, truncation=call.truncation)
             )
         call.timings.tokenize_s += self._clock() - started
-        return readings
 
     def close(self) -> None:
         """Let the thread end after the chunk it has."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _job(reading: Reading) -> Job:
+    ids = reading.token_ids
+    compact = array("H" if max(ids) <= _LARGEST_SHORT else "I", ids)
+    return EncodeItem(compact, reading.reads, reading.prompt_length), reading.dropped_tokens

@@ -12,7 +12,7 @@ from paragone.codes import ErrorCode
 from paragone.wire import Response
 from paragone_service.cache.handles import Handles
 from paragone_service.cache.keys import conversation_keys, prompt_digest
-from paragone_service.calls import Asked, Call, Named, placed
+from paragone_service.calls import Asked, Call, Named, items_of, placed
 from paragone_service.errors import ServiceError
 
 __all__ = ["Rows", "rows_of", "unknown_ids"]
@@ -26,12 +26,14 @@ class Rows:
 
     Attributes:
         keys: the cache key of each. [n]
+        items: the index of the item that each belongs to. [n]
         prompts: the digest of each one's prompt, if ids are wanted, else empty; None for an id that is not ours. [n]
         named: the rows that are named by an id, with their item's index and the id.
         problems: why an item can have no answer, by its index; empty unless the call reports errors.
     """
 
     keys: list[bytes] = field(default_factory=list)
+    items: list[int] = field(default_factory=list)
     prompts: list[bytes | None] = field(default_factory=list)
     named: dict[int, tuple[int, str]] = field(default_factory=dict)
     problems: dict[int, ServiceError] = field(default_factory=dict)
@@ -50,7 +52,7 @@ async def rows_of(asked: Sequence[Asked], call: Call, space: bytes, handles: Han
         ServiceError: ``invalid_request`` for the first item whose id is of another prompt than its other response,
             unless the call reports errors.
     """
-    rows = Rows()
+    rows = Rows(items=items_of(asked))
     for item, one in enumerate(asked):
         if one.named:
             _add_named(rows, item, one, call, space, handles)

@@ -47,7 +47,7 @@ def rewards_routes(registry: Registry, workers: Executor) -> APIRouter:
         call = call_of(request, wanted, "items")
         early = _check_returned(wanted, oracle, call)
         asked = [Asked(item.prompt, item.tools, (item.response, *(item.references or ()))) for item in wanted.items]
-        represented = await oracle.represent(asked, call)
+        represented = await oracle.represent([*asked], call)  # the gate may want to read the texts once more
         for item, problem in early.items():
             represented.problems.setdefault(item, problem)
         scales, usage = None, represented.usage

@@ -59,6 +59,7 @@ def _add_preferences(router: APIRouter, registry: Registry) -> None:
         oracle.check_preferences()
         call = call_of(request, wanted, "pairs")
         asked = [_asked(pair) for pair in wanted.pairs]
+        wanted.pairs.clear()  # they may wait for long, and their texts need not
         represented = await oracle.represent(asked, call)
         rows = answers.preferences(represented, oracle.model.comparator, call)
         return answer(oracle, PreferencesAnswer, represented.usage, preferences=batch.place(rows))
