@@ -6,6 +6,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -34,6 +35,21 @@ from .pooling import PoolingServer
 pytestmark = pytest.mark.anyio
 
 VLLM = os.environ.get("PARAGONE_TEST_VLLM")
+VLLM_FLAGS = [
+    "--runner",
+    "pooling",
+    "--convert",
+    "embed",
+    "--dtype",
+    "float32",
+    "--host",
+    "127.0.0.1",
+    "--max-model-len",
+    "256",
+    "--enforce-eager",
+]
+VLLM_START_S = 1_800
+"""It takes half a minute; on two busy cores its three processes were still importing after eight."""
 KINDS = {
     "reward": ModelSpec(kind="bradley-terry", dimension=1, max_length=256),
     "gpm": ModelSpec(
@@ -280,50 +296,51 @@ def wide(tmp_path):
 
 
 @pytest.fixture
-def vllm_url(wide, tmp_path):
-    """The address of a real vLLM that serves the bare backbone."""
+def vllm(wide, tmp_path):
+    """A real vLLM that serves the bare backbone: its address, and its process, the first of a group of its own."""
     backbone = export_backbone(str(wide), tmp_path / "bare")
     port = free_port()
-    command = [
-        *(str(Path(VLLM).parent / "vllm"), "serve", str(backbone), "--runner", "pooling", "--convert", "embed"),
-        *(
-            "--dtype",
-            "float32",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--max-model-len",
-            "256",
-            "--enforce-eager",
-        ),
-    ]
+    command = [str(Path(VLLM).parent / "vllm"), "serve", str(backbone), *VLLM_FLAGS, "--port", str(port)]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
     environment.pop("PYTHONPATH", None)
-    with (tmp_path / "vllm.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        try:
-            for _ in range(400):
-                with contextlib.suppress(httpx2.HTTPError):
-                    if httpx2.get(f"http://127.0.0.1:{port}/health", timeout=1).status_code == 200:
-                        break
-                assert process.poll() is None, (tmp_path / "vllm.log").read_text()[-4000:]
-                time.sleep(1)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
+    log = tmp_path / "vllm.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + VLLM_START_S
+        while not answers(f"http://127.0.0.1:{port}/health"):
+            assert process.poll() is None, f"vLLM ended: {log.read_text()[-4000:]}"
+            assert time.monotonic() < deadline, f"vLLM did not start in {VLLM_START_S} s: {log.read_text()[-4000:]}"
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def answers(address):
+    with contextlib.suppress(httpx2.HTTPError):
+        return httpx2.get(address, timeout=5, trust_env=False).status_code == 200
+    return False
 
 
 @pytest.mark.skipif(VLLM is None, reason="PARAGONE_TEST_VLLM names no python with vLLM")
-async def test_vllm_itself_gives_the_preferences_of_this_process(wide, vllm_url):
+async def test_vllm_itself_gives_the_preferences_of_this_process_until_it_is_killed(wide, vllm):
+    url, process = vllm
     away = load_model(wide, name="gpm", elsewhere=True)
     here = load_model(wide, name="gpm", device="cpu")
     items = [EncodeItem([*range(7), *range(20 + row, 60 + row)], ((6, 7), (46, 47)), 7) for row in range(3)]
-    engine = VllmEngine(away, vllm_url)
+    engine = VllmEngine(away, url)
     hidden = await engine.encode(items)
     np.testing.assert_allclose(hidden, here.encode(items), atol=1e-3)
     async with serving({"gpm": here}) as client:
         expected = await tournament(client)
     async with serving({"gpm": away}, engines={"gpm": engine}) as client:
+        np.testing.assert_allclose(await tournament(client), expected, atol=1e-3)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        refused = await client.post("/v1/rewards", json=REWARD)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+        assert refused.headers["retry-after"] == "5"
         np.testing.assert_allclose(await tournament(client), expected, atol=1e-3)
