@@ -10,6 +10,7 @@ every side loads from the same folder. In every turn every side scores texts tha
 * apart: single responses, siblings in waves that begin two seconds apart or later; only the waves' time counts.
 
 Sides take turns; servers whose turn it is not are stopped by a signal, so that nobody's idling costs another one time.
+A turn begins with a group that is not counted: what was stopped for a minute finds its memory cold.
 
     python benchmarks/workload_r.py --vllm PATH/TO/vllm [--size 30M|300M] [--groups 6] [--turns 5] [--json FILE]
 
@@ -154,17 +155,18 @@ def measure(
     model: PreferenceModel, plain: torch.nn.Module, sides: dict[str, Server], groups: int, turns: int
 ) -> dict[str, dict[str, list[float]]]:
     seeds = iter(range(1000))
+
+    def draw(groups: int) -> Texts:
+        return texts(model, groups, next(seeds))
+
     rates: dict[str, dict[str, list[float]]] = {"together": {}, "64 clients": {}, "apart": {}}
     for turn in range(turns + 1):  # the first one warms up
         found: dict[str, dict[str, float]] = {}
-        together = texts(model, groups, next(seeds))
-        found["together"] = over_http(
-            sides, lambda server, asked: server.rate(asked, clients=1, batch=len(asked)), together.asked
-        )
+        together = draw(groups)
+        found["together"] = over_http(sides, in_one_request, together.asked, warm=draw(1).asked)
         found["together"] |= in_process(model, plain, together.items)
-        clients = texts(model, groups, next(seeds)).asked
-        found["64 clients"] = over_http(sides, lambda server, asked: server.rate(asked, clients=64, batch=1), clients)
-        found["apart"] = over_http(sides, waves, texts(model, groups, next(seeds)).asked)
+        found["64 clients"] = over_http(sides, from_many_clients, draw(groups).asked, warm=draw(1).asked)
+        found["apart"] = over_http(sides, in_waves, draw(groups).asked, warm=draw(1).asked)
         if not turn:
             continue
         for mode, by_side in found.items():
@@ -189,16 +191,25 @@ def texts(model: PreferenceModel, groups: int, seed: int) -> Texts:
 
 
 def over_http(
-    sides: dict[str, Server], rate: Callable[[Server, list[Asked]], float], asked: list[Asked]
+    sides: dict[str, Server], rate: Callable[[Server, list[Asked]], float], asked: list[Asked], *, warm: list[Asked]
 ) -> dict[str, float]:
     found = {}
     for name, server in sides.items():
         with server.turn():
+            in_one_request(server, warm)
             found[name] = rate(server, asked)
     return found
 
 
-def waves(server: Server, asked: list[Asked]) -> float:
+def in_one_request(server: Server, asked: list[Asked]) -> float:
+    return server.rate(asked, clients=1, batch=len(asked))
+
+
+def from_many_clients(server: Server, asked: list[Asked]) -> float:
+    return server.rate(asked, clients=64, batch=1)
+
+
+def in_waves(server: Server, asked: list[Asked]) -> float:
     """Return responses a second when siblings come two seconds apart: the first of every group, then the second, …"""
     busy = 0.0
     for place in range(RESPONSES):
