@@ -110,13 +110,14 @@ class Policy:
         model: a transformers causal language model.
         tokenizer: its own.
         source: what the weights were loaded from.
+        revision: of a source that is a Hugging Face id.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, source: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, source: str, revision: str | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.source = source
-        self._initial = source
+        self._revision = revision
         self._dtype = model.dtype
         self._home: torch.device | None = None
         self._tied = bool(getattr(model.config, "tie_word_embeddings", False))
@@ -162,7 +163,7 @@ class Policy:
         if folder.is_dir():
             self._read(folder)
         else:
-            other = AutoModelForCausalLM.from_pretrained(str(source), dtype=self.model.dtype)
+            other = AutoModelForCausalLM.from_pretrained(str(source), revision=self._revision, dtype=self.model.dtype)
             self.model.load_state_dict(other.state_dict())
         self.source = str(source)
 
@@ -273,7 +274,7 @@ def load_policy(source: str, *, revision: str | None = None, dtype: str = "float
         raise RecipeError(f"cannot load policy.source {source}: {error}") from error
     if torch.cuda.is_available():
         model.to("cuda")
-    policy = Policy(model.eval(), tokenizer, source)
+    policy = Policy(model.eval(), tokenizer, source, revision)
     _check_logits(policy)
     return policy
 
