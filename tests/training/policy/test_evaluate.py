@@ -69,9 +69,9 @@ def test_responses_are_described_by_length_and_end():
 @pytest.fixture
 def samples(tmp_path):
     prompts = [Prompt("81", "Why?", (1, 2)), Prompt("82", [{"role": "user", "content": "How?"}], (1, 3))]
-    drawn = [Sample((5, 6), finished=True, logprob=-1.0)] * 4
+    drawn = [[Sample((5, 6), finished=True, logprob=-1.0)] * 2] * 2
     path = tmp_path / "samples.parquet"
-    _write_samples(path, prompts, drawn, 2, lambda ids: f"text {len(ids)}")
+    _write_samples(path, prompts, drawn, lambda ids: f"text {len(ids)}")
     return path
 
 
