@@ -1,36 +1,72 @@
 """What pairs that wait cost the server in memory.
 
-Pairs are really queued over HTTP, a few thousand a request, each with a prompt and two responses of its own, until the
-server's metrics say that all wait (but for the few that its device is at). Then its peak of resident memory is compared
-with what it had when it was ready and had answered a few batches: the weights, the libraries, the memory that a forward
-pass works in. Keys and values of prompts, which have a budget of their own, are not kept. The clients leave, and the
-queue must empty.
+Pairs are really queued over HTTP, each with a prompt and two responses of its own, until the server's metrics say that
+all wait. The server is the real one but for one thing: once it is warm, its engine holds the batch that it has until it
+is told to go on. So nothing leaves the queue meanwhile, and no forward pass works in the memory that is measured. The
+server's peak of resident memory is compared with what it had when it was warm. Then the clients leave, the engine goes
+on, and the queue must empty.
 
     python benchmarks/queue_memory.py [--pairs 100000] [--characters 1500] [--pairs-a-request 2000]
 
-A random decoder of about 30M parameters, which is slow enough that hardly anything leaves the queue meanwhile. Reading
-a hundred thousand pairs takes many minutes: tokenizing is one thread.
+The model is a tiny random decoder, since only its tokenizer matters. Two cores, a hundred thousand pairs: about five
+minutes, nearly all of it in the one thread that tokenizes.
 
-Wanted: 100,000 pairs cost less than 1,000 MB. Not shown yet: in 85 s on busy cores it got to 6,000 pairs, with a peak
-of 223 MB above ready; 40 responses ran meanwhile, and what their forward passes took is in it.
+Wanted: 100,000 pairs cost less than 1,000 MB. The last numbers are in docs/benchmarks.md.
 """
 
 import argparse
+import asyncio
+import contextlib
 import http.client
 import json
+import multiprocessing
 import random
 import socket
 import tempfile
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from serving_setup import make_model, server, text
+from serving_setup import free_port, make_model, text, wait_until_ready
+
+from paragone_service.engine.contract import EncodeItem, Health
+from paragone_service.engine.local import DeviceThread, LocalEngine
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 POLL_S = 0.5
 WARM_PAIRS = 12
-RAN = "paragone_batch_size_sum"
-WITHIN_S = 3_600
+WITHIN_S = 600
+
+
+class HeldEngine:
+    """The local engine, whose batches wait until it may go on.
+
+    Args:
+        engine: what runs them.
+        go: set while it may.
+    """
+
+    name = "local"
+
+    def __init__(self, engine: LocalEngine, go: Event) -> None:
+        self.shares_prompts = engine.shares_prompts
+        self._engine = engine
+        self._go = go
+
+    async def encode(self, items: Sequence[EncodeItem]) -> "Tensor":
+        await asyncio.to_thread(self._go.wait)
+        return await self._engine.encode(items)
+
+    async def health(self) -> Health:
+        return await self._engine.health()
+
+    async def close(self) -> None:
+        await self._engine.close()
 
 
 def main() -> None:
@@ -40,39 +76,76 @@ def main() -> None:
     parser.add_argument("--pairs-a-request", type=int, default=2_000)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        make_model(Path(folder) / "model", hidden=512, layers=8, vocabulary=8_000, max_length=4_096)
+        make_model(Path(folder) / "model", hidden=64, layers=1, vocabulary=8_000, max_length=4_096)
         config = Path(folder) / "config.toml"
-        config.write_text(
-            f'max_queue_tokens = 1000000000\n[models.bench]\nsource = "{folder}/model"\nprompt_cache_mb = 0\n'
-        )
-        with server("--config", str(config), "--log-level", "warning") as port:
-            measure(port, arguments)
+        config.write_text(f'max_queue_tokens = 1000000000\n[models.bench]\nsource = "{folder}/model"\n')
+        go = multiprocessing.get_context("spawn").Event()
+        go.set()
+        with held_server(config, go) as (port, process):
+            measure(port, process, go, arguments)
 
 
-def measure(port: int, arguments: argparse.Namespace) -> None:
+@contextlib.contextmanager
+def held_server(config: Path, go: Event) -> Iterator[tuple[int, int]]:
+    """Run the server and yield its port and the id of its process once it is ready."""
+    port = free_port()
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(config, port, go))
+    process.start()
+    assert process.pid is not None
+    try:
+        wait_until_ready(port, lambda: process.exitcode)
+        yield port, process.pid
+    finally:
+        go.set()
+        process.terminate()
+        process.join(timeout=60)
+
+
+def serve(config: Path, port: int, go: Event) -> None:
+    """Do what ``paragone serve`` does, with engines that can be held."""
+    from paragone_service.app import create_app
+    from paragone_service.command import keep_freed_memory
+    from paragone_service.config import load_settings
+    from paragone_service.middleware import Drain
+    from paragone_service.registry import load_models
+    from paragone_service.server import Server, configure
+
+    settings = load_settings({"port": port, "log_level": "warning"}, config)
+    keep_freed_memory()
+    models = load_models(settings)
+    device = DeviceThread("cpu")
+    engines = {name: HeldEngine(LocalEngine(model, device), go) for name, model in models.items()}
+    drain = Drain()
+    Server(configure(create_app(settings, models, engines=engines, drain=drain), settings), drain).run()
+    device.close()
+
+
+def measure(port: int, process: int, go: Event, arguments: argparse.Namespace) -> None:
     ask(port, pairs_from(-WARM_PAIRS, WARM_PAIRS, arguments.characters)).getresponse().read()
-    ready, warm = memory_mb(port), metric(port, RAN)
+    ready = memory_mb(process)
     print(f"ready: {ready['VmRSS']:.0f} MB", flush=True)
-    clients = []
+    go.clear()
+    clients = [ask(port, pairs_from(-WARM_PAIRS - 1, 1, arguments.characters))]  # the batch that is held
     started = time.perf_counter()
     for first in range(0, arguments.pairs, arguments.pairs_a_request):
         stop = min(arguments.pairs, first + arguments.pairs_a_request)
         clients.append(ask(port, pairs_from(first, stop - first, arguments.characters)))
-        ran = wait_for(port, 2 * stop, warm)
-        now, tokens = memory_mb(port), metric(port, "paragone_queue_tokens")
+        wait_for(port, 2 * stop)
+        now, tokens = memory_mb(process), metric(port, "paragone_queue_tokens")
         peak, held = now["VmHWM"] - ready["VmRSS"], now["VmRSS"] - ready["VmRSS"]
         print(
-            f"{stop} pairs, 3 × {arguments.characters} characters each, {tokens / 1e6:.1f}M tokens: peak {peak:.0f} MB "
-            f"above ready, {held:.0f} MB now; {time.perf_counter() - started:.0f} s, {ran:.0f} responses ran meanwhile",
+            f"{stop} pairs wait, 3 × {arguments.characters} characters each, {tokens / 1e6:.1f}M tokens: peak "
+            f"{peak:.0f} MB above ready, {held:.0f} MB now; {time.perf_counter() - started:.0f} s",
             flush=True,
         )
     for connection in clients:
         connection.sock.shutdown(socket.SHUT_RDWR)
         connection.close()
+    go.set()
     started = time.perf_counter()
     while metric(port, "paragone_queue_items") and time.perf_counter() - started < WITHIN_S:
         time.sleep(POLL_S)
-    left = memory_mb(port)["VmRSS"] - ready["VmRSS"]
+    left = memory_mb(process)["VmRSS"] - ready["VmRSS"]
     print(f"clients left: the queue is empty after {time.perf_counter() - started:.1f} s, {left:.0f} MB above ready")
 
 
@@ -100,15 +173,14 @@ def ask(port: int, body: bytes) -> http.client.HTTPConnection:
     return connection
 
 
-def wait_for(port: int, responses: int, warm: float) -> float:
-    """Wait until so many responses wait or ran, not counting those that warmed it, and return how many ran."""
+def wait_for(port: int, responses: int) -> None:
+    """Return when so many responses wait."""
     deadline = time.perf_counter() + WITHIN_S
     while time.perf_counter() < deadline:
-        ran = metric(port, RAN) - warm
-        if metric(port, "paragone_queue_items") + ran >= 0.99 * responses:
-            return ran
+        if metric(port, "paragone_queue_items") >= responses:
+            return
         time.sleep(POLL_S)
-    raise TimeoutError("the server did not queue the pairs")
+    raise TimeoutError(f"the server did not queue {responses} responses")
 
 
 def metric(port: int, name: str) -> float:
@@ -119,25 +191,11 @@ def metric(port: int, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
 
 
-def memory_mb(port: int) -> dict[str, float]:
-    """Return the resident memory of the process that listens on a port, now and at its peak, in MB of 10⁶ bytes."""
-    status = Path(f"/proc/{listener(port)}/status").read_text()
+def memory_mb(process: int) -> dict[str, float]:
+    """Return the resident memory of a process, now and at its peak, in MB of 10⁶ bytes."""
+    status = Path(f"/proc/{process}/status").read_text()
     rows = dict(line.split(":", 1) for line in status.splitlines())
     return {name: int(rows[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM")}
-
-
-def listener(port: int) -> int:
-    """Return the id of the process that serves a port: the child whose command line names it."""
-    me = Path("/proc/self").resolve().name
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().split(b"\0")
-            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-        except OSError:  # it has ended meanwhile
-            continue
-        if parent == me and str(port).encode() in command:
-            return int(process.name)
-    raise LookupError(f"no child of this process serves port {port}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 WORDS = """
@@ -88,19 +88,19 @@ def server(*flags: str, cores: set[int] | None = None, threads: int = 1) -> Iter
         command, env=environment, preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores)
     )
     try:
-        wait_until_ready(port, process)
+        wait_until_ready(port, process.poll)
         yield port
     finally:
         process.terminate()
         process.wait(timeout=60)
 
 
-def wait_until_ready(port: int, process: subprocess.Popen[bytes], *, timeout_s: float = 120) -> None:
-    """Return when ``/readyz`` says so."""
+def wait_until_ready(port: int, exit_code: Callable[[], int | None], *, timeout_s: float = 120) -> None:
+    """Return when ``/readyz`` says so; ``exit_code`` returns None as long as the server runs."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended with exit code {process.returncode}")
+        if (code := exit_code()) is not None:
+            raise RuntimeError(f"the server ended with exit code {code}")
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
             connection.request("GET", "/readyz")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["serve"]
+__all__ = ["keep_freed_memory", "serve"]
 
 # Of malloc.h; setting either also ends glibc's own guessing at both.
 _M_TRIM_THRESHOLD = -1
@@ -79,7 +79,7 @@ def _serve(flags: dict[str, Any], sources: list[str], engines: list[str], config
     from paragone_service.registry import load_models
     from paragone_service.server import Server, configure
 
-    _keep_freed_memory()
+    keep_freed_memory()
     drain = Drain()
     app = create_app(settings, load_models(settings), drain=drain)
     server = Server(configure(app, settings), drain)
@@ -88,7 +88,7 @@ def _serve(flags: dict[str, Any], sources: list[str], engines: list[str], config
         raise typer.Exit(1)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep what is freed: passes take and free the same megabytes; fresh pages were 5 % of their time."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
