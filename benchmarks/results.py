@@ -71,7 +71,10 @@ def result_path(work, table, variant, seed, number):
 
 
 def found(work, table):
-    """Return results by variant, as {seed: [fold, …]}; only seeds whose folds are all there."""
+    """Return results by variant, as {seed: [fold, …]}; only seeds whose folds are all there.
+
+    Nothing for a table of which a variant has no seed: tables share variants, and another one may have been run.
+    """
     results = {}
     for variant in TABLES[table]:
         seeds = {}
@@ -81,7 +84,7 @@ def found(work, table):
                 seeds[seed] = [json.loads(path.read_text()) for path in paths]
         if seeds:
             results[variant] = seeds
-    return results
+    return results if len(results) == len(TABLES[table]) else {}
 
 
 def show(work, *, write):

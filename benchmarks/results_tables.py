@@ -164,6 +164,8 @@ def cost(found):
     """CPU seconds, by table."""
     lines = ["| table | models trained | CPU minutes |", "|---|---|---|"]
     for name, results in found.items():
+        if not results:
+            continue
         seconds = [fold["cpu_seconds"] for seeds in results.values() for folds in seeds.values() for fold in folds]
         lines.append(f"| {name} | {len(seconds)} | {sum(seconds) / 60:.0f} |")
     return "\n".join(lines)
