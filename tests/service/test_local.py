@@ -16,6 +16,8 @@ pytestmark = pytest.mark.anyio
 class Failing:
     """A model whose backbone raises what it is told to."""
 
+    batching = "padded: a double"
+
     def __init__(self, error):
         self.error = error
 
@@ -37,6 +39,12 @@ async def test_hidden_states_are_the_models_own_for_every_read_in_the_order_give
     hidden = await LocalEngine(model, thread).encode(items)
     assert hidden.shape == (3, 2, 32)
     assert torch.equal(hidden, model.encode(items))
+
+
+async def test_an_engine_that_packs_shares_prompts(hosted, thread):
+    assert hosted["gpm"].batching == "packed"
+    assert LocalEngine(hosted["gpm"], thread).shares_prompts
+    assert not LocalEngine(Failing(RuntimeError()), thread).shares_prompts
 
 
 async def test_a_device_has_one_thread_of_its_own(thread):
