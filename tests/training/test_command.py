@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from paragone import cli
 from paragone_models import load_model
 from paragone_training.command import train
+from paragone_training.errors import RecipeError
 from tests.training.arguments import pairs, write
 
 RECIPE = """
@@ -86,3 +87,10 @@ def test_a_data_file_that_is_not_there_ends_in_one_line(mine, capsys):
     Path(mine.parent / "pairs.jsonl").unlink()
     assert cli.main(["train", "model", str(mine)]) == 2
     assert "cannot read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--ranks", "4"], ["--offline"]])
+def test_flags_of_the_dry_run_do_not_start_a_run(tmp_path, flags):
+    result = CliRunner().invoke(train, ["policy", str(tmp_path / "none.toml"), *flags])
+    assert isinstance(result.exception, RecipeError)
+    assert "--dry-run" in str(result.exception)

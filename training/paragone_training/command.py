@@ -94,15 +94,16 @@ def policy(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if (offline or ranks) and not dry_run:
+        raise RecipeError("--offline and --ranks ask about the plan: give --dry-run with them")
+    if min(ranks or [1]) < 1:
+        raise RecipeError(f"--ranks is {min(ranks or [1])}; it must be at least 1")
     from paragone_training.policy.recipe import load_policy_recipe
 
     loaded = load_policy_recipe(recipe, settings or [])
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
     if dry_run:
         from paragone_training.policy.plan import describe_plan
-
-        if min(ranks or [1]) < 1:
-            raise RecipeError(f"--ranks is {min(ranks or [1])}; it must be at least 1")
 
         typer.echo(describe_plan(loaded, offline=offline, ranks=ranks or [1]))
         typer.echo(f"the run would go to {folder}")

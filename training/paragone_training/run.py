@@ -55,7 +55,7 @@ def load_rows(recipe: Recipe) -> Rows:
         raise DataError(f"no row of data.evaluate is marked {data.evaluate_split!r}: set data.evaluate_split")
     same = sum(pair.first == pair.second for pair in train)
     logger.info(
-        "%d rows to train on (%d ties, %d of two identical responses, which are left out), %d decided rows held out",
+        "%d rows to train on (%d ties; %d of two identical responses are left out), %d decided rows held out",
         len(train), sum(not pair.strength for pair in train), same, len(evaluate),
     )  # fmt: skip
     return Rows(train[: data.limit] if data.limit else train, evaluate)

@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 _CONNECT_S = 10.0
 _POLL_S = 0.5
 _TAIL_CHARACTERS = 2000
-_STARTS = 3
-"""Starts of a server with the same weights, before its ending is taken for more than bad luck."""
+_RESTARTS = 3
+"""Times that a server is started again with the same weights, before its ending is taken for more than bad luck."""
 
 
 @dataclass(frozen=True)
@@ -248,8 +248,8 @@ class SamplerServers:
         assert self._held is not None
         process = self._processes.get(server)
         if process is not None and process.ended is not None:
-            if self._starts[server] > _STARTS:
-                raise RunError(f"a sampler server ended {_STARTS} times, {process.log}:\n{process.tail()}")
+            if self._starts[server] > _RESTARTS:
+                raise RunError(f"a sampler server ended {self._starts[server]} times, {process.log}:\n{process.tail()}")
             logger.warning("the server at %s ended with code %s; starting it again", server.url, process.ended)
             process.stop()
             self._start(server, self._held)
