@@ -104,8 +104,8 @@ def held_server(config: Path, go: Event) -> Iterator[tuple[int, int]]:
 def serve(config: Path, port: int, go: Event) -> None:
     """Do what ``paragone serve`` does, with engines that can be held."""
     from paragone_service.app import create_app
-    from paragone_service.command import keep_freed_memory
     from paragone_service.config import load_settings
+    from paragone_service.memory import keep_freed_memory
     from paragone_service.middleware import Drain
     from paragone_service.registry import load_models
     from paragone_service.server import Server, configure

@@ -1,17 +1,11 @@
 """``paragone serve``: read the settings, load the models, serve until a signal."""
 
-import ctypes
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["keep_freed_memory", "serve"]
-
-# Of malloc.h; setting either also ends glibc's own guessing at both.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
+__all__ = ["serve"]
 
 
 def serve(
@@ -65,6 +59,7 @@ def serve(
 def _serve(flags: dict[str, Any], sources: list[str], engines: list[str], config: Path | None) -> None:
     # Imported here, so that `paragone --help` need not wait for torch.
     from paragone_service.config import load_settings, parse_engine, parse_model
+    from paragone_service.memory import bound_shape_caches, keep_freed_memory
 
     if engines:
         flags["engines"] = dict(map(parse_engine, engines))
@@ -74,6 +69,7 @@ def _serve(flags: dict[str, Any], sources: list[str], engines: list[str], config
     settings.read_api_key()  # so that a missing file is not found out after a minute of loading
     _configure_logging(settings.log_level, access_log=settings.access_log)
 
+    bound_shape_caches()
     from paragone_service.app import create_app
     from paragone_service.middleware import Drain
     from paragone_service.registry import load_models
@@ -86,14 +82,6 @@ def _serve(flags: dict[str, Any], sources: list[str], engines: list[str], config
     server.run()
     if not server.started:
         raise typer.Exit(1)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed: passes take and free the same megabytes; fresh pages were 5 % of their time."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
 
 
 def _named(models: list[tuple[str, Any]]) -> dict[str, Any]:

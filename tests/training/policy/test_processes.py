@@ -44,7 +44,8 @@ if "ACCELERATE_USE_FSDP" in os.environ:
     gather = step.whole_state
     def counted(model):
         shares = [weight.to_local().numel() for weight in model.parameters()]
-        print("share", sum(shares), "of", sum(weight.numel() for weight in model.parameters()))
+        whole = sum(weight.numel() for weight in model.parameters())
+        print(f"share {sum(shares)} of {whole}", flush=True)  # a line at once: the other process writes there too
         return gather(model)
     step.whole_state = counted
 sizes = {"training__pairs_per_step": 8, "training__pairs_per_pass": 2}
