@@ -1,6 +1,7 @@
 """Two processes take the steps that one takes, also where the pairs do not fill whole steps, and with FSDP2."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -45,7 +46,7 @@ if "ACCELERATE_USE_FSDP" in os.environ:
     def counted(model):
         shares = [weight.to_local().numel() for weight in model.parameters()]
         whole = sum(weight.numel() for weight in model.parameters())
-        print(f"share {sum(shares)} of {whole}", flush=True)  # a line at once: the other process writes there too
+        print(f"share {sum(shares)} of {whole}", flush=True)
         return gather(model)
     step.whole_state = counted
 sizes = {"training__pairs_per_step": 8, "training__pairs_per_pass": 2}
@@ -112,9 +113,9 @@ def test_two_processes_with_fsdp2_hold_half_of_the_weights_each_and_end_at_those
     said = two_processes(
         tmp_path / "two", policy_folder, prompts_file, oracle_url, tmp_path, **environment_of("fsdp2-one-host")
     )
-    shares = [line.split() for line in said.splitlines() if line.startswith("share")]
+    shares = re.findall(r"share (\d+) of (\d+)", said)  # wherever they stand: both processes write to one pipe
     assert len(shares) == 4  # two processes, two iterations
-    assert all(int(held) <= 0.51 * int(whole) for _, held, _, whole in shares)
+    assert all(int(held) <= 0.51 * int(whole) for held, whole in shares)
     assert_same_weights(one, tmp_path / "two", policy_folder)
 
 
