@@ -99,8 +99,11 @@ async def _ask_all(
             async with asyncio.TaskGroup() as group:
                 for _ in range(clients):
                     group.create_task(one_client())
-        except* LoadError as failures:
-            raise failures.exceptions[0] from None
+        except ExceptionGroup as failures:
+            faults = failures.subgroup(LoadError)
+            if faults is None:
+                raise
+            raise faults.exceptions[0] from None
         seconds = time.perf_counter() - began
     p50, p95, p99 = (float(value) * 1000 for value in np.percentile(times, [50, 95, 99]))
     return Level(clients, sum(map(len, requests)), seconds, p50, p95, p99)
