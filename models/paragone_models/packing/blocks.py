@@ -58,10 +58,11 @@ def attend_blocks(
         rule: the layer's.
         wanted: read for the wanted rows alone.
     """
-    steps: list[_Step] = run.memo.get("steps") or run.memo.setdefault("steps", list(_steps(run)))
-    keys, values = (
-        part.new_empty(len(part), int(run.layout.positions.max()) + 1, part.shape[2]) for part in (key, value)
-    )
+    if "steps" not in run.memo:
+        run.memo["steps"] = list(_steps(run))
+    steps: list[_Step] = run.memo["steps"]
+    longest = max(step.start + step.last - step.first for step in steps)
+    keys, values = (part.new_empty(len(part), longest, part.shape[2]) for part in (key, value))
     out = query.new_empty(query.shape[1], len(query), value.shape[2])
     done = 0
     for step in steps:
