@@ -14,13 +14,14 @@ import gzip
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from serving_setup import free_port
 
 from paragone import Client, ParagoneError
 from paragone_training.evaluation.readers import read_evaluation_set
@@ -57,9 +58,7 @@ def service(url: str | None) -> Iterator[str]:
     if url is not None:
         yield url
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [str(Path(sys.executable).with_name("paragone")), "serve"]
     command += [word for name in MODELS for word in ("--model", f"builtin:{name}")]
     process = subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

@@ -95,15 +95,17 @@ def server(*flags: str, cores: set[int] | None = None, threads: int = 1) -> Iter
         process.wait(timeout=60)
 
 
-def wait_until_ready(port: int, exit_code: Callable[[], int | None], *, timeout_s: float = 120) -> None:
-    """Return when ``/readyz`` says so; ``exit_code`` returns None as long as the server runs."""
+def wait_until_ready(
+    port: int, exit_code: Callable[[], int | None], *, path: str = "/readyz", timeout_s: float = 120
+) -> None:
+    """Return when the path is answered with 200; ``exit_code`` returns None as long as the server runs."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if (code := exit_code()) is not None:
             raise RuntimeError(f"the server ended with exit code {code}")
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-            connection.request("GET", "/readyz")
+            connection.request("GET", path)
             if connection.getresponse().status == 200:
                 return
         time.sleep(0.1)

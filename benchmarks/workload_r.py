@@ -35,7 +35,7 @@ from pathlib import Path
 import httpx2
 import torch
 from engine_setup import RESPONSES, SHAPES, classifier, padded, tokenizer, workload
-from serving_setup import free_port
+from serving_setup import free_port, wait_until_ready
 
 from paragone_models import load_model
 from paragone_models.encoding import EncodeItem
@@ -64,22 +64,14 @@ class Server:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_NO_USAGE_STATS": "1"}
         with tempfile.TemporaryFile() as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-            deadline = time.monotonic() + READY_S
-            while not self._answers(ready):
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    self.close()
-                    log.seek(0)
-                    raise RuntimeError(
-                        f"{command[0]} did not get ready:\n{log.read().decode(errors='replace')[-3000:]}"
-                    )
-                time.sleep(0.2)
+            try:
+                wait_until_ready(port, self.process.poll, path=ready, timeout_s=READY_S)
+            except (RuntimeError, TimeoutError) as error:
+                self.close()
+                log.seek(0)
+                said = log.read().decode(errors="replace")[-3000:]
+                raise RuntimeError(f"{command[0]}: {error}:\n{said}") from error
         os.killpg(self.process.pid, signal.SIGSTOP)
-
-    def _answers(self, path: str) -> bool:
-        try:
-            return httpx2.get(self.url + path, timeout=2, trust_env=False).status_code == 200
-        except httpx2.HTTPError:
-            return False
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -100,7 +92,8 @@ class Server:
         return str(answer.json()["numerics"]["dtype"])
 
     def close(self) -> None:
-        os.killpg(self.process.pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+            os.killpg(self.process.pid, signal.SIGCONT)
         self.process.terminate()
         try:
             self.process.wait(timeout=30)
