@@ -1,8 +1,8 @@
 """Two processes take the steps that one takes, also where the pairs do not fill whole steps, and with FSDP2."""
 
+import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,21 +15,21 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from paragone_training.policy.errors import RunError
+from paragone_training.policy.processes import free_port
 from paragone_training.policy.run import train_policy
 from paragone_training.policy.sections import PolicyTrainingSection
 from paragone_training.policy.sharding import check_sharding
-from paragone_training.sections import LoraSection
 from tests.training.policy.tiny_policy import recipe
 
 ROOT = Path(__file__).parents[3]
 
 PROGRAM = """
-import os, sys
+import json, os, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from accelerate.state import AcceleratorState, DistributedType
-from paragone_training.policy import step
+from paragone_training.policy import step, weights
 from paragone_training.policy.run import train_policy
 from tests.training.policy.tiny_policy import recipe
 
@@ -42,15 +42,16 @@ if "ACCELERATE_USE_FSDP" in os.environ:
         if fsdp_plugin is not None:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
     AcceleratorState.__init__ = start_sharded
-    gather = step.whole_state
-    def counted(model):
-        shares = [weight.to_local().numel() for weight in model.parameters()]
-        whole = sum(weight.numel() for weight in model.parameters())
-        print(f"share {sum(shares)} of {whole}", flush=True)
-        return gather(model)
-    step.whole_state = counted
-sizes = {"training__pairs_per_step": 8, "training__pairs_per_pass": 2}
-made = recipe("inpo", Path(policy), Path(prompts), url, evaluation={"prompts": [prompts]}, **sizes)
+    def counting(gather):
+        def counted(model):
+            shares = [weight.to_local().numel() for weight in model.parameters()]
+            whole = sum(weight.numel() for weight in model.parameters())
+            print(f"share {sum(shares)} of {whole}", flush=True)
+            return gather(model)
+        return counted
+    step.whole_state, weights.whole_trained = counting(step.whole_state), counting(weights.whole_trained)
+changes = json.loads(os.environ["RECIPE_CHANGES"])
+made = recipe("inpo", Path(policy), Path(prompts), url, evaluation={"prompts": [prompts]}, **changes)
 train_policy(made, Path(folder))
 torch.distributed.destroy_process_group()
 """
@@ -64,32 +65,42 @@ def environment_of(name):
     return {key: value for key, value in found.items() if key.startswith(("FSDP_", "ACCELERATE_"))}
 
 
-def two_processes(folder, policy_folder, prompts_file, oracle_url, tmp_path, **more):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    found = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    environment = {**os.environ, **found, **more}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    command += [str(program), str(folder), str(policy_folder), str(prompts_file), oracle_url]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-4000:]
-    return result.stdout
-
-
-def one_process(folder, policy_folder, prompts_file, oracle_url):
-    sizes = {"training__pairs_per_step": 8, "training__pairs_per_pass": 2}
-    held_out = {"prompts": [str(prompts_file)]}
-    one = recipe("inpo", policy_folder, prompts_file, oracle_url, evaluation=held_out, **sizes)
-    train_policy(one, folder)
+SIZES = {"training__pairs_per_step": 8, "training__pairs_per_pass": 2}
+LORA = {"lora": {"rank": 4, "alpha": 8.0}}
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory, policy_folder, prompts_file, oracle_url):
+def run(policy_folder, prompts_file, oracle_url):
+    """Return what runs the recipe with changes, in two processes with an environment or, without one, in this one."""
+    where = [str(policy_folder), str(prompts_file), oracle_url]
+
+    def started(folder, environment=None, **changes):
+        changes = SIZES | changes
+        if environment is None:
+            held_out = {"prompts": [str(prompts_file)]}
+            train_policy(
+                recipe("inpo", policy_folder, prompts_file, oracle_url, evaluation=held_out, **changes), folder
+            )
+            return ""
+        program = folder.with_name("program.py")
+        program.write_text(PROGRAM)
+        path = os.pathsep.join([str(ROOT), *sys.path])
+        found = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "RECIPE_CHANGES": json.dumps(changes)}
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+        command += ["--master_port", str(free_port()), str(program), str(folder), *where]
+        result = subprocess.run(
+            command, cwd=ROOT, env=os.environ | found | environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-4000:]
+        return result.stdout
+
+    return started
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, run):
     folder = tmp_path_factory.mktemp("one") / "run"
-    one_process(folder, policy_folder, prompts_file, oracle_url)
+    run(folder)
     return folder
 
 
@@ -97,26 +108,35 @@ def assert_same_weights(mine, theirs, policy_folder):
     start = load_file(policy_folder / "model.safetensors")
     for iteration in ("iteration-01", "iteration-02"):
         ours, other = (load_file(run / iteration / "step-1" / "policy" / "model.safetensors") for run in (mine, theirs))
+        assert ours.keys() == other.keys() == start.keys()
         for name, weight in ours.items():
             torch.testing.assert_close(other[name], weight, atol=1e-4, rtol=1e-3)
         assert any((weight - start[name]).abs().max() > 1e-3 for name, weight in ours.items())
 
 
-def test_two_processes_end_at_the_weights_of_one(tmp_path, one, policy_folder, prompts_file, oracle_url):
-    two_processes(tmp_path / "two", policy_folder, prompts_file, oracle_url, tmp_path)
+def assert_halves(said):
+    """Two processes held half of the weights each, at the end of two iterations."""
+    shares = re.findall(r"share (\d+) of (\d+)", said)  # wherever they stand: both processes write to one pipe
+    assert len(shares) == 4
+    assert all(int(held) <= 0.51 * int(whole) for held, whole in shares)
+
+
+def test_two_processes_end_at_the_weights_of_one(tmp_path, run, one, policy_folder):
+    run(tmp_path / "two", {})
     assert_same_weights(one, tmp_path / "two", policy_folder)
 
 
 def test_two_processes_with_fsdp2_hold_half_of_the_weights_each_and_end_at_those_of_one(
-    tmp_path, one, policy_folder, prompts_file, oracle_url
+    tmp_path, run, one, policy_folder
 ):
-    said = two_processes(
-        tmp_path / "two", policy_folder, prompts_file, oracle_url, tmp_path, **environment_of("fsdp2-one-host")
-    )
-    shares = re.findall(r"share (\d+) of (\d+)", said)  # wherever they stand: both processes write to one pipe
-    assert len(shares) == 4  # two processes, two iterations
-    assert all(int(held) <= 0.51 * int(whole) for held, whole in shares)
+    assert_halves(run(tmp_path / "two", environment_of("fsdp2-one-host")))
     assert_same_weights(one, tmp_path / "two", policy_folder)
+
+
+def test_adapters_of_two_processes_with_fsdp2_are_merged_into_the_weights_of_one(tmp_path, run, policy_folder):
+    run(tmp_path / "one", **LORA)
+    assert_halves(run(tmp_path / "two", environment_of("fsdp2-one-host"), **LORA))
+    assert_same_weights(tmp_path / "one", tmp_path / "two", policy_folder)
 
 
 def test_the_file_for_several_hosts_differs_from_that_for_one_in_their_number_alone():
@@ -126,15 +146,14 @@ def test_the_file_for_several_hosts_differs_from_that_for_one_in_their_number_al
 
 
 @pytest.mark.parametrize(
-    ("plugin", "training", "lora", "message"),
+    ("plugin", "training", "message"),
     [
-        ({"fsdp_version": 1}, {}, None, "fsdp_version is 1; only 2 is supported"),
-        ({"cpu_ram_efficient_loading": True}, {}, None, "leaves all ranks but the first without weights"),
-        ({}, {}, LoraSection(rank=4), r"\[lora\] is not supported with FSDP"),
-        ({}, {"save_steps": 5}, None, "save_steps is 5; with FSDP it must be 0"),
+        ({"fsdp_version": 1}, {}, "fsdp_version is 1; only 2 is supported"),
+        ({"cpu_ram_efficient_loading": True}, {}, "leaves all ranks but the first without weights"),
+        ({}, {"save_steps": 5}, "save_steps is 5; with FSDP it must be 0"),
     ],
 )
-def test_what_does_not_go_with_fsdp_is_refused_with_the_remedy(plugin, training, lora, message):
+def test_what_does_not_go_with_fsdp_is_refused_with_the_remedy(plugin, training, message):
     settings = {"fsdp_version": 2, "cpu_ram_efficient_loading": False} | plugin
     with pytest.raises(RunError, match=message):
-        check_sharding(FullyShardedDataParallelPlugin(**settings), PolicyTrainingSection(**training), lora)
+        check_sharding(FullyShardedDataParallelPlugin(**settings), PolicyTrainingSection(**training))

@@ -12,22 +12,20 @@ from torch.distributed.tensor import DTensor
 
 from paragone_training.policy.errors import RunError
 from paragone_training.policy.sections import PolicyTrainingSection
-from paragone_training.sections import LoraSection
 
-__all__ = ["check_sharding", "is_sharded", "whole_state"]
+__all__ = ["check_sharding", "is_sharded", "whole_state", "whole_trained"]
 
 
-def check_sharding(plugin: Any, training: PolicyTrainingSection, lora: LoraSection | None) -> None:
+def check_sharding(plugin: Any, training: PolicyTrainingSection) -> None:
     """Refuse what does not work with a sharded model.
 
     Args:
         plugin: accelerate's FSDP settings, or None where nothing is sharded.
         training: how gradient steps are taken.
-        lora: adapters, or None.
 
     Raises:
-        RunError: if the settings are those of FSDP1, ranks would load without weights, or the recipe wants adapters or
-            checkpoints inside a step.
+        RunError: if the settings are those of FSDP1, ranks would load without weights, or the recipe wants checkpoints
+            inside a step.
     """
     if plugin is None:
         return
@@ -38,8 +36,6 @@ def check_sharding(plugin: Any, training: PolicyTrainingSection, lora: LoraSecti
             "fsdp_cpu_ram_efficient_loading leaves all ranks but the first without weights, and the first-batch check "
             "needs them: set it to false"
         )
-    if lora is not None:
-        raise RunError("[lora] is not supported with FSDP: leave FSDP out (adapters fit data parallelism), or [lora]")
     if training.save_steps:
         raise RunError(f"training.save_steps is {training.save_steps}; with FSDP it must be 0: a step starts again")
 
@@ -66,3 +62,18 @@ def whole_state(model: Any) -> dict[str, Tensor]:
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
     return found
+
+
+def whole_trained(model: Any) -> dict[str, Tensor]:
+    """Return the whole weights that are trained, in every process; every process has to call this.
+
+    Args:
+        model: sharded; its frozen weights stay where they are.
+
+    Returns:
+        The weights by name.
+    """
+    options = StateDictOptions(full_state_dict=True, ignore_frozen_params=True)
+    found: dict[str, Any] = get_model_state_dict(model, options=options)
+    # A second name of a frozen weight, as that of a tied output layer, is left in.
+    return {name: found[name] for name, weight in model.named_parameters() if weight.requires_grad}

@@ -230,7 +230,7 @@ def train_step(
             pad_id=policy.tokenizer.pad_token_id,
             seed=seed,
         )
-        check_sharding(getattr(trainer.accelerator.state, "fsdp_plugin", None), training, lora)
+        check_sharding(getattr(trainer.accelerator.state, "fsdp_plugin", None), training)
         trainer.add_callback(Observer(tell))
         checkpoint = get_last_checkpoint(str(folder / "checkpoints")) if training.save_steps else None
         if checkpoint is None:

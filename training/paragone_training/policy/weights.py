@@ -1,7 +1,6 @@
 """The policy in memory: one causal language model whose weights are exchanged, and the folders of iterates."""
 
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from paragone_models.builtins import policy_folder
 from paragone_training.errors import RecipeError
+from paragone_training.policy.adapters import take_adapters, with_adapters
 from paragone_training.policy.errors import RunError
 from paragone_training.policy.files import need_space, write_folder
 from paragone_training.policy.logprobs import output_logits
+from paragone_training.policy.sharding import is_sharded, whole_trained
 from paragone_training.sections import LoraSection
 
 __all__ = [
@@ -180,17 +181,21 @@ class Policy:
         if missing:
             raise RunError(f"{folder} lacks {len(missing)} weights of the policy, {sorted(missing)[0]} for one")
 
-    def reload(self, folder: Path) -> None:
+    def reload(self, source: str | Path) -> None:
         """Take the weights of an iterate in a new model; a model that was sharded cannot become whole in place.
 
         Args:
-            folder: of the iterate.
+            source: an iterate's folder, or the initial policy.
         """
         device, attention = self.device, self.model.config._attn_implementation  # noqa: SLF001 - it has no other name
         self.model = None
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self._dtype, attn_implementation=attention)
+        place = resolve_policy(str(source))
+        revision = None if Path(place).is_dir() else self._revision
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            place, revision=revision, dtype=self._dtype, attn_implementation=attention
+        )
         self.model = model.to(device).eval()
-        self.source = str(folder)
+        self.source = str(source)
 
     def save(self, folder: Path, *, dtype: str, state: dict[str, Tensor] | None = None) -> None:
         """Write the weights and the tokenizer as a folder that any transformers or vLLM loads.
@@ -221,33 +226,27 @@ class Policy:
     def adapted(self, lora: LoraSection | None) -> Iterator[nn.Module]:
         """Yield what is trained: the model, or the model with adapters that are merged into it at the end.
 
+        Adapters of a sharded model are merged into the whole one, which every process reads again.
+
         Args:
             lora: the adapters, or None.
 
         Raises:
             RecipeError: if the model has no layer of the names asked for.
         """
-        self.source = "in training"
+        base, self.source = self.source, "in training"
         if lora is None:
             yield self.model
             return
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type] # scaled by alpha / rank: any number will do
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.targets) if lora.targets else "all-linear",
-            task_type="CAUSAL_LM",
-        )
-        try:
-            with warnings.catch_warnings():
-                # peft asks transformers under a name that transformers is about to drop
-                warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-                adapted: Any = get_peft_model(self.model, config)
-        except ValueError as error:
-            raise RecipeError(f"lora.targets {list(lora.targets)}: {error}") from error
+        adapted = with_adapters(self.model, lora)
         yield adapted
+        if is_sharded(adapted):
+            learnt = whole_trained(adapted)
+            del adapted
+            self.reload(base)
+            self.source = "in training"
+            adapted = with_adapters(self.model, lora)
+            take_adapters(adapted, learnt)
         self.model = adapted.merge_and_unload()
         for weight in self.model.parameters():
             weight.requires_grad_(requires_grad=True)
