@@ -21,7 +21,7 @@ from paragone_service.documents import describe
 from paragone_service.engine.contract import Engine
 from paragone_service.errors import install_handlers
 from paragone_service.metrics import Metrics
-from paragone_service.middleware import Authorization, BodyLimit, Drain, Draining, Observation
+from paragone_service.middleware import Authorization, BodyLimit, Drain, Draining, Lingering, Observation
 from paragone_service.registry import Registry
 from paragone_service.routes.health import health_routes
 from paragone_service.routes.inspection import inspection_routes
@@ -82,6 +82,7 @@ def create_app(
         version=version("paragone"),
         lifespan=lifespan,
         middleware=[
+            Middleware(Lingering),
             Middleware(Observation, metrics=metrics, clock=clock),
             Middleware(Draining, drain=drain),
             Middleware(Authorization, api_key=api_key),

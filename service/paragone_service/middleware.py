@@ -1,11 +1,14 @@
 """What every request passes before it reaches a route, outermost first. Pure ASGI, no task or queue of their own.
 
+Lingering     reads on where an answer came before the end of its request's body
 Observation   request id, timing headers, metrics, access log; a crash becomes internal_error
 Draining      no new work once the server is shutting down
 Authorization one bearer key for every route but the health checks
 BodyLimit     by Content-Length, and by counting what comes without one
 """
 
+import asyncio
+import contextlib
 import logging
 import re
 import secrets
@@ -22,7 +25,7 @@ from paragone_service.errors import ClientGoneError, ServiceError, error_respons
 from paragone_service.metrics import Metrics
 from paragone_service.timings import timings_of
 
-__all__ = ["OPEN_PATHS", "Authorization", "BodyLimit", "Drain", "Draining", "Observation"]
+__all__ = ["OPEN_PATHS", "Authorization", "BodyLimit", "Drain", "Draining", "Lingering", "Observation"]
 
 logger = logging.getLogger("paragone.service")
 access_logger = logging.getLogger("paragone.access")
@@ -32,6 +35,8 @@ OPEN_PATHS = frozenset({"/livez", "/readyz"})
 _ALWAYS_ANSWERED = OPEN_PATHS | {"/metrics"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CLIENT_GONE = 499
+_LINGER_S = 30.0
+_SILENCE_S = 5.0
 
 
 @dataclass
@@ -39,6 +44,58 @@ class Drain:
     """Whether the server is shutting down; set once, by the signal handler."""
 
     begun: bool = False
+
+
+class Lingering:
+    """Read on, for a while, where a request was answered before its body's end, and throw away what comes.
+
+    To close a connection with unread bytes is to reset it, and a client that is still sending may then never see its
+    answer. So the answer goes out in full at once, for clients that look up, but does not end before the body does.
+
+    Args:
+        app: whose answers may come early.
+        linger_s: how long a body is read on.
+        silence_s: how long the next piece of it may take.
+    """
+
+    def __init__(self, app: ASGIApp, *, linger_s: float = _LINGER_S, silence_s: float = _SILENCE_S) -> None:
+        self._app = app
+        self._linger_s = linger_s
+        self._silence_s = silence_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and read what is left of it once it is answered."""
+        if scope["type"] != "http" or not _has_body(scope):
+            await self._app(scope, receive, send)
+            return
+        unread, owed = True, False
+
+        async def watch() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def hold_the_end(message: Message) -> None:
+            nonlocal owed
+            if unread and message["type"] == "http.response.body" and not message.get("more_body", False):
+                message, owed = {**message, "more_body": True}, True
+            await send(message)
+
+        await self._app(scope, watch, hold_the_end)
+        if owed:
+            now = asyncio.get_running_loop().time
+            end = now() + self._linger_s
+            with contextlib.suppress(TimeoutError):
+                while unread and now() < end:
+                    async with asyncio.timeout_at(min(end, now() + self._silence_s)):
+                        await watch()
+            await send({"type": "http.response.body", "body": b""})
+
+
+def _has_body(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
 class Observation:
@@ -223,4 +280,5 @@ class BodyLimit:
         return ServiceError(
             ErrorCode.BODY_TOO_LARGE,
             f"the body is over the limit of {self._max_bytes} bytes: split the request, or raise --max-body-mb",
+            headers={"connection": "close"},  # nobody knows how long the rest of it is
         )

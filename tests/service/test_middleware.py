@@ -1,10 +1,13 @@
 """What every request passes: key, request id, timings, draining, counting."""
 
+import asyncio
 import logging
+import time
 
 import pytest
 
-from paragone_service.middleware import Drain
+from paragone_service.errors import ErrorCode, ServiceError, error_response
+from paragone_service.middleware import Drain, Lingering
 
 from .conftest import serving
 
@@ -123,3 +126,62 @@ async def test_requests_are_logged_only_when_that_is_wanted(client, caplog):
     with caplog.at_level(logging.INFO, "paragone.access"):
         await client.get("/livez", headers={"x-request-id": "r-1"})
     assert caplog.messages[0].startswith("r-1 GET /livez 200 ")
+
+
+async def refused_while_sending(receive, *, header=(b"transfer-encoding", b"chunked"), **bounds):
+    """Send a body to an application that refuses it unread; return the messages of its answer, and how long it took."""
+
+    async def refuse(scope, receive, send):
+        await error_response(ServiceError(ErrorCode.WRONG_KEY, "no"))(scope, receive, send)
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [header]}
+    started = time.perf_counter()
+    await Lingering(refuse, **bounds)(scope, receive, send)
+    return [(message["type"], message.get("more_body")) for message in sent], time.perf_counter() - started
+
+
+HELD = [("http.response.start", None), ("http.response.body", True), ("http.response.body", None)]
+
+
+async def test_an_answer_before_the_end_of_the_body_ends_when_the_body_does():
+    pieces = iter([True, True, False])
+
+    async def receive():
+        return {"type": "http.request", "body": b"x", "more_body": next(pieces)}
+
+    answer, _ = await refused_while_sending(receive)
+    assert answer == HELD
+    assert not list(pieces)
+
+
+async def test_a_client_that_leaves_while_its_body_is_thrown_away_ends_it():
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    answer, _ = await refused_while_sending(receive)
+    assert answer == HELD
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 60.0])
+async def test_neither_an_endless_body_nor_a_silent_client_is_waited_for_forever(pause_s):
+    async def receive():
+        await asyncio.sleep(pause_s)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    bounds = {"linger_s": 60.0, "silence_s": 0.05} if pause_s else {"linger_s": 0.05, "silence_s": 60.0}
+    answer, seconds = await refused_while_sending(receive, **bounds)
+    assert answer == HELD
+    assert 0.04 < seconds < 30
+
+
+async def test_a_request_without_a_body_is_not_read():
+    async def receive():
+        raise AssertionError
+
+    answer, _ = await refused_while_sending(receive, header=(b"content-length", b"0"))
+    assert answer == [("http.response.start", None), ("http.response.body", None)]

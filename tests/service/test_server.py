@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from paragone_service.app import create_app
@@ -113,6 +114,54 @@ def test_a_body_of_a_hundred_megabytes_and_a_client_that_leaves_do_no_harm(runni
     running.wait_for(b'paragone_requests_total{route="/v1/rewards",status="499"} 1.0')
     running.wait_for(b'paragone_queue_items{model="tiny"} 0.0')
     assert running.ask("POST", "/v1/rewards", {"items": [{"prompt": "p", "response": "r"}]})[0] == 200
+
+
+PIECE = b"x" * 1_000_000
+PIECES = 70  # the limit is 64
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+def test_httpx_reads_the_refusal_of_a_body_without_a_length(running, connection):
+    response = httpx2.post(
+        f"http://127.0.0.1:{running.port}/v1/preferences",
+        content=(PIECE for _ in range(PIECES)),
+        headers={**JSON, "connection": connection},
+        timeout=60,
+    )
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+    assert response.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(
+    ("version", "framing", "pieces"),
+    [
+        ("1.1", "transfer-encoding: chunked", [b"f4240\r\n" + PIECE + b"\r\n"] * PIECES + [b"0\r\n\r\n"]),
+        ("1.1", f"content-length: {PIECES * len(PIECE)}", [PIECE] * PIECES),
+        ("1.0", f"content-length: {PIECES * len(PIECE)}", [PIECE] * PIECES),
+    ],
+)
+def test_a_client_that_looks_up_only_after_its_whole_body_reads_the_refusal_and_a_clean_end(
+    running, version, framing, pieces
+):
+    head = [f"POST /v1/preferences HTTP/{version}", "host: x", *(f"{name}: {value}" for name, value in JSON.items())]
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
+        connection.sendall("\r\n".join([*head, "connection: close", framing, "", ""]).encode())
+        for piece in pieces:
+            connection.sendall(piece)
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))  # a reset would raise
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413 ")
+    assert json.loads(body)["error"]["code"] == "body_too_large"
+
+
+def test_a_client_that_looks_up_meanwhile_is_refused_at_the_limit(running):
+    head = "POST /v1/preferences HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
+        connection.sendall(f"{head}transfer-encoding: chunked\r\n\r\n".encode())
+        for _ in range(65):
+            connection.sendall(b"f4240\r\n" + PIECE + b"\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 413 ")
 
 
 def test_sigterm_ends_an_idle_server_with_open_connections_and_it_exits_with_zero(running):
