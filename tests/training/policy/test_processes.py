@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from paragone_training.policy.errors import RunError
+from paragone_training.policy.files import read_json
 from paragone_training.policy.processes import free_port
 from paragone_training.policy.run import train_policy
 from paragone_training.policy.sections import PolicyTrainingSection
@@ -52,7 +54,7 @@ if "ACCELERATE_USE_FSDP" in os.environ:
     step.whole_state, weights.whole_trained = counting(step.whole_state), counting(weights.whole_trained)
 changes = json.loads(os.environ["RECIPE_CHANGES"])
 made = recipe("inpo", Path(policy), Path(prompts), url, evaluation={"prompts": [prompts]}, **changes)
-train_policy(made, Path(folder))
+train_policy(made, Path(folder), resume=True)
 torch.distributed.destroy_process_group()
 """
 
@@ -139,6 +141,25 @@ def test_adapters_of_two_processes_with_fsdp2_are_merged_into_the_weights_of_one
     assert_same_weights(tmp_path / "one", tmp_path / "two", policy_folder)
 
 
+@pytest.mark.parametrize("adapters", [{}, LORA])
+def test_training_with_fsdp2_goes_on_from_a_checkpoint_with_the_same_outcome(tmp_path, run, adapters):
+    changes = {"training__iterations": 1, "training__save_steps": 2, **adapters}
+    run(tmp_path / "run", environment_of("fsdp2-one-host"), **changes)
+    iteration = tmp_path / "run" / "iteration-01"
+    step, weights = iteration / "step-1", iteration / "step-1" / "policy" / "model.safetensors"
+    whole, history = weights.read_bytes(), read_json(step / "history.json")
+    (saved,) = (step / "checkpoints").glob("checkpoint-*")
+    assert 0 < int(saved.name.removeprefix("checkpoint-")) < len(history)
+
+    # As if it had been killed after its last checkpoint.
+    shutil.rmtree(step / "policy")
+    for path in (iteration / "metrics.json", step / "start.json"):
+        path.unlink()
+    run(tmp_path / "run", environment_of("fsdp2-one-host"), **changes)
+    assert not (step / "start.json").exists()  # the policy is not the step's base any more: nothing is checked
+    assert weights.read_bytes() == whole
+
+
 def test_the_file_for_several_hosts_differs_from_that_for_one_in_their_number_alone():
     one, several = (environment_of(name) for name in ("fsdp2-one-host", "fsdp2-hosts"))
     assert one == several
@@ -150,7 +171,7 @@ def test_the_file_for_several_hosts_differs_from_that_for_one_in_their_number_al
     [
         ({"fsdp_version": 1}, {}, "fsdp_version is 1; only 2 is supported"),
         ({"cpu_ram_efficient_loading": True}, {}, "leaves all ranks but the first without weights"),
-        ({}, {"save_steps": 5}, "save_steps is 5; with FSDP it must be 0"),
+        ({"state_dict_type": "FULL_STATE_DICT"}, {"save_steps": 5}, "save_steps is 5 and .* FULL_STATE_DICT: each"),
     ],
 )
 def test_what_does_not_go_with_fsdp_is_refused_with_the_remedy(plugin, training, message):

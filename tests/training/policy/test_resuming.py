@@ -140,9 +140,12 @@ def test_training_goes_on_from_a_checkpoint_with_the_same_outcome(tmp_path, poli
     (saved,) = (tmp_path / "iteration-01" / "step-1" / "checkpoints").glob("checkpoint-*")
     assert saved.name == f"checkpoint-{2 * ((len(history) - 1) // 2)}"
 
-    # As if it had been killed after its last checkpoint.
+    # As if it had been killed while it wrote the checkpoint after the last one.
     for path in (tmp_path / "iteration-01" / "metrics.json", *weights.parent.iterdir()):
         path.unlink()
     weights.parent.rmdir()
+    half = saved.with_name(f"checkpoint-{2 * ((len(history) - 1) // 2) + 2}")
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
     train_policy(recipe("inpo", policy_folder, prompts_file, oracle_url, **changes), tmp_path, resume=True)
     assert weights.read_bytes() == whole

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import StateDictType
 from torch.distributed.tensor import DTensor
 
 from paragone_training.policy.errors import RunError
@@ -24,8 +25,8 @@ def check_sharding(plugin: Any, training: PolicyTrainingSection) -> None:
         training: how gradient steps are taken.
 
     Raises:
-        RunError: if the settings are those of FSDP1, ranks would load without weights, or the recipe wants checkpoints
-            inside a step.
+        RunError: if the settings are those of FSDP1, ranks would load without weights, or checkpoints would not be
+            written in shares.
     """
     if plugin is None:
         return
@@ -36,8 +37,11 @@ def check_sharding(plugin: Any, training: PolicyTrainingSection) -> None:
             "fsdp_cpu_ram_efficient_loading leaves all ranks but the first without weights, and the first-batch check "
             "needs them: set it to false"
         )
-    if training.save_steps:
-        raise RunError(f"training.save_steps is {training.save_steps}; with FSDP it must be 0: a step starts again")
+    if training.save_steps and plugin.state_dict_type is not StateDictType.SHARDED_STATE_DICT:
+        raise RunError(
+            f"training.save_steps is {training.save_steps} and fsdp_state_dict_type {plugin.state_dict_type.name}: "
+            "each process writes its share of a checkpoint, so set it to SHARDED_STATE_DICT, or save_steps to 0"
+        )
 
 
 def is_sharded(model: Any) -> bool:

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import torch
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from paragone_training.policy import diagnostics
 from paragone_training.policy.batches import TrainingPair, of_batch
@@ -232,7 +231,7 @@ def train_step(
         )
         check_sharding(getattr(trainer.accelerator.state, "fsdp_plugin", None), training)
         trainer.add_callback(Observer(tell))
-        checkpoint = get_last_checkpoint(str(folder / "checkpoints")) if training.save_steps else None
+        checkpoint = _last_checkpoint(folder / "checkpoints") if training.save_steps else None
         if checkpoint is None:
             start = check_start(trainer, training)
             if trainer.is_world_process_zero():
@@ -253,3 +252,9 @@ def train_step(
         policy.reload(folder / "policy")
     else:
         policy.become(folder / "policy")
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return the last checkpoint that was written to its end, or None; the trainer's state is what it writes last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if whole else None
