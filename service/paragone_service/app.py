@@ -82,7 +82,7 @@ def create_app(
         version=version("paragone"),
         lifespan=lifespan,
         middleware=[
-            Middleware(Lingering),
+            Middleware(Lingering, drain=drain),
             Middleware(Observation, metrics=metrics, clock=clock),
             Middleware(Draining, drain=drain),
             Middleware(Authorization, api_key=api_key),

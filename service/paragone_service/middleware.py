@@ -2,7 +2,7 @@
 
 Lingering     reads on where an answer came before the end of its request's body
 Observation   request id, timing headers, metrics, access log; a crash becomes internal_error
-Draining      no new work once the server is shutting down
+Draining      no new work once the server is shutting down, and none that goes on beyond the grace
 Authorization one bearer key for every route but the health checks
 BodyLimit     by Content-Length, and by counting what comes without one
 """
@@ -13,8 +13,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -39,11 +38,39 @@ _LINGER_S = 30.0
 _SILENCE_S = 5.0
 
 
-@dataclass
 class Drain:
-    """Whether the server is shutting down; set once, by the signal handler."""
+    """How far the server has come in shutting down.
 
-    begun: bool = False
+    Attributes:
+        begun: set once, by the signal handler.
+        over: whether the time that requests in flight had is over.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.over = False
+        self._running: set[asyncio.Timeout] = set()
+
+    @contextlib.asynccontextmanager
+    async def grace(self) -> AsyncIterator[None]:
+        """Let what is inside run until the time of requests in flight is over.
+
+        Raises:
+            TimeoutError: if it is.
+        """
+        async with asyncio.timeout(0 if self.over else None) as running:
+            self._running.add(running)
+            try:
+                yield
+            finally:
+                self._running.discard(running)
+
+    def end(self) -> None:
+        """End the time of requests in flight; needs a running event loop."""
+        self.over = True
+        now = asyncio.get_running_loop().time()
+        for running in self._running:
+            running.reschedule(now)
 
 
 class Lingering:
@@ -54,12 +81,16 @@ class Lingering:
 
     Args:
         app: whose answers may come early.
+        drain: whose grace it does not outlast.
         linger_s: how long a body is read on.
         silence_s: how long the next piece of it may take.
     """
 
-    def __init__(self, app: ASGIApp, *, linger_s: float = _LINGER_S, silence_s: float = _SILENCE_S) -> None:
+    def __init__(
+        self, app: ASGIApp, *, drain: Drain, linger_s: float = _LINGER_S, silence_s: float = _SILENCE_S
+    ) -> None:
         self._app = app
+        self._drain = drain
         self._linger_s = linger_s
         self._silence_s = silence_s
 
@@ -87,9 +118,10 @@ class Lingering:
             now = asyncio.get_running_loop().time
             end = now() + self._linger_s
             with contextlib.suppress(TimeoutError):
-                while unread and now() < end:
-                    async with asyncio.timeout_at(min(end, now() + self._silence_s)):
-                        await watch()
+                async with self._drain.grace():
+                    while unread and now() < end:
+                        async with asyncio.timeout_at(min(end, now() + self._silence_s)):
+                            await watch()
             await send({"type": "http.response.body", "body": b""})
 
 
@@ -167,6 +199,11 @@ class Observation:
         access_logger.info("%s %s %s %d %.1f ms", request_id, scope["method"], route, status, 1e3 * total_s)
 
 
+async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
+    scope["paragone.code"] = error.code
+    await error_response(error)(scope, receive, send)
+
+
 class _Gate:
     """A middleware that either answers an HTTP request with an error or passes it on."""
 
@@ -177,10 +214,13 @@ class _Gate:
         """Pass the request on, or refuse it."""
         error = self.refusal(scope) if scope["type"] == "http" else None
         if error is None:
-            await self._app(scope, receive, send)
+            await self.admit(scope, receive, send)
         else:
-            scope["paragone.code"] = error.code
-            await error_response(error)(scope, receive, send)
+            await _refuse(error, scope, receive, send)
+
+    async def admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a request that is not refused."""
+        await self._app(scope, receive, send)
 
     def refusal(self, scope: Scope) -> ServiceError | None:
         """Return why the request is not passed on, or None."""
@@ -188,7 +228,7 @@ class _Gate:
 
 
 class Draining(_Gate):
-    """Admit nothing new once the server is shutting down.
+    """Admit nothing new once the server is shutting down, and refuse what was admitted when the grace is over.
 
     Args:
         app: what is guarded.
@@ -203,6 +243,29 @@ class Draining(_Gate):
         """Return ``shutting_down`` for everything but health and metrics."""
         if not self._drain.begun or scope["path"] in _ALWAYS_ANSWERED:
             return None
+        return self._error()
+
+    async def admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and refuse it after all if it has no answer when the grace is over."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answered = False
+
+        async def watch(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            async with self._drain.grace():
+                await self._app(scope, receive, watch)
+        except TimeoutError:
+            if answered or not self._drain.over:
+                raise
+            await _refuse(self._error(), scope, receive, send)
+
+    def _error(self) -> ServiceError:
         return ServiceError(
             ErrorCode.SHUTTING_DOWN,
             "the server is shutting down; try again, at another replica",
@@ -259,9 +322,7 @@ class BodyLimit:
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         if declared.isdigit() and int(declared) > self._max_bytes:
-            error = self._error()
-            scope["paragone.code"] = error.code
-            await error_response(error)(scope, receive, send)
+            await _refuse(self._error(), scope, receive, send)
             return
         counted = 0
 

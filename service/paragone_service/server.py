@@ -1,6 +1,8 @@
 """The HTTP server: uvicorn, told to drain. A signal makes readiness fail and lets requests in flight finish; exit 0."""
 
+import asyncio
 import signal
+import socket
 from types import FrameType
 
 import uvicorn
@@ -13,17 +15,21 @@ __all__ = ["Server", "configure"]
 
 _KEEP_ALIVE_S = 75
 _BACKLOG = 2048
+_FAREWELL_S = 2
+"""For the refusals of what is not finished in time, until uvicorn closes connections without a word."""
 
 
 class Server(uvicorn.Server):
-    """Serve until the first signal, finish what was begun, and return; a second Ctrl-C returns at once.
+    """Serve until the first signal, finish what was begun, refuse what takes too long, and return.
+
+    A second Ctrl-C returns at once.
 
     uvicorn raises the signals it caught once more after shutting down, which would end the process by SIGTERM; this
     server does not remember them, so that a drained process exits with 0.
 
     Args:
         config: from ``configure``.
-        drain: told of the first signal.
+        drain: told of the first signal, and of the end of the time that requests in flight have.
     """
 
     def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
@@ -36,6 +42,14 @@ class Server(uvicorn.Server):
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the requests in flight, but not beyond their time, and close everything."""
+        assert self.config.timeout_graceful_shutdown is not None
+        grace_s = self.config.timeout_graceful_shutdown - _FAREWELL_S
+        end = asyncio.get_running_loop().call_later(grace_s, self._drain.end)
+        await super().shutdown(sockets)
+        end.cancel()
 
 
 def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -53,5 +67,5 @@ def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
         server_header=False,
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=settings.drain_timeout_s,
+        timeout_graceful_shutdown=settings.drain_timeout_s + _FAREWELL_S,
     )

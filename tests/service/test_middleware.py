@@ -9,7 +9,7 @@ import pytest
 from paragone_service.errors import ErrorCode, ServiceError, error_response
 from paragone_service.middleware import Drain, Lingering
 
-from .conftest import serving
+from .conftest import serving, until
 
 pytestmark = pytest.mark.anyio
 
@@ -128,7 +128,39 @@ async def test_requests_are_logged_only_when_that_is_wanted(client, caplog):
     assert caplog.messages[0].startswith("r-1 GET /livez 200 ")
 
 
-async def refused_while_sending(receive, *, header=(b"transfer-encoding", b"chunked"), **bounds):
+async def test_what_is_not_answered_within_the_grace_is_refused(hosted):
+    drain = Drain()
+    async with serving(hosted, drain=drain) as client:
+
+        @client.app.get("/slow")
+        async def slow():
+            await asyncio.sleep(60)
+
+        asking = asyncio.create_task(client.get("/slow"))
+
+        async def asked():
+            return "paragone_requests_in_flight 2.0" in (await client.get("/metrics")).text
+
+        await until(asked)
+        drain.begun = True
+        drain.end()
+        answer = await asking
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+        assert answer.headers["retry-after"] == "1"
+        assert 'paragone_errors_total{code="shutting_down"} 1.0' in (await client.get("/metrics")).text
+
+
+async def test_a_timeout_of_our_own_is_no_end_of_the_grace(hosted):
+    async with serving(hosted) as client:
+
+        @client.app.get("/timeout")
+        async def timeout():
+            raise TimeoutError
+
+        assert (await client.get("/timeout")).json()["error"]["code"] == "internal_error"
+
+
+async def refused_while_sending(receive, *, header=(b"transfer-encoding", b"chunked"), drain=None, **bounds):
     """Send a body to an application that refuses it unread; return the messages of its answer, and how long it took."""
 
     async def refuse(scope, receive, send):
@@ -141,7 +173,7 @@ async def refused_while_sending(receive, *, header=(b"transfer-encoding", b"chun
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [header]}
     started = time.perf_counter()
-    await Lingering(refuse, **bounds)(scope, receive, send)
+    await Lingering(refuse, drain=drain or Drain(), **bounds)(scope, receive, send)
     return [(message["type"], message.get("more_body")) for message in sent], time.perf_counter() - started
 
 
@@ -177,6 +209,18 @@ async def test_neither_an_endless_body_nor_a_silent_client_is_waited_for_forever
     answer, seconds = await refused_while_sending(receive, **bounds)
     assert answer == HELD
     assert 0.04 < seconds < 30
+
+
+async def test_nobody_is_read_on_beyond_the_grace():
+    drain = Drain()
+
+    async def receive():
+        drain.end()
+        await asyncio.sleep(60)
+
+    answer, seconds = await refused_while_sending(receive, drain=drain, linger_s=60.0, silence_s=60.0)
+    assert answer == HELD
+    assert seconds < 30
 
 
 async def test_a_request_without_a_body_is_not_read():

@@ -1,4 +1,4 @@
-"""The real process: it starts, it drains on a signal, and it exits with 0."""
+"""The real process: it starts, it refuses cleanly, it drains on a signal, and it exits with 0."""
 
 import contextlib
 import http.client
@@ -62,6 +62,17 @@ class Process:
         while line not in self.get("/metrics")[1]:
             assert time.monotonic() < deadline, line
 
+    def turns_away(self):
+        """Return whether connections are refused while the process still runs; until then requests are."""
+        while self.process.poll() is None:
+            try:
+                assert self.ask("POST", "/v1/rewards", {"items": []})[0] == 503
+            except ConnectionResetError:
+                continue  # it came while the door was being closed
+            except ConnectionRefusedError:
+                return self.process.poll() is None
+        return False
+
     def get(self, path):
         return self.ask("GET", path, None)
 
@@ -96,6 +107,42 @@ def test_ctrl_c_during_a_request_lets_it_finish_and_the_process_exits_with_zero(
     ((status, body),) = answers
     assert status == 200
     assert len(body["rewards"]) == 600
+    assert not [line for line in server.log if "Traceback" in line], server.log
+
+
+def test_sigterm_under_load_refuses_what_the_grace_is_too_short_for_and_the_process_exits_with_zero(folders, tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text("drain_timeout_s = 2\n")
+    answers, half_answers = [], []
+    with Process(folders["gpm"], "--config", str(config)) as server:
+
+        def ask(number):
+            items = [{"prompt": f"{number} {n} " + "word " * 200, "response": "x " * 30} for n in range(300)]
+            answers.append(server.ask("POST", "/v1/rewards", {"items": items}))
+
+        def send_half():
+            head = "POST /v1/rewards HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+                connection.sendall(f"{head}content-length: 1000\r\n\r\n{{".encode())
+                half_answers.append(b"".join(iter(lambda: connection.recv(65_536), b"")))
+
+        clients = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+        clients.append(threading.Thread(target=send_half))
+        for client in clients:
+            client.start()
+        server.wait_for(b"paragone_requests_in_flight 6.0")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.turns_away()
+        assert server.wait() == 0
+        for client in clients:
+            client.join()
+    head, _, body = half_answers[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 1" in head
+    assert json.loads(body)["error"]["code"] == "shutting_down"
+    assert len(answers) == 4
+    for status, answer in answers:
+        assert len(answer["rewards"]) == 300 if status == 200 else answer["error"]["code"] == "shutting_down"
     assert not [line for line in server.log if "Traceback" in line], server.log
 
 
