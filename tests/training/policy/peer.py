@@ -1,4 +1,4 @@
-"""A completions server in vLLM's JSON that really generates, in a process of its own.
+"""A completions server in vLLM's JSON, with SGLang's update, that really generates, in a process of its own.
 
 ``python -m tests.training.policy.peer MODEL PORT``. ``POST /misbehave`` makes it slow, broken or dishonest, one way at
 a time: delay_s or status (for ``count`` requests, all of them unless given), die, cut_end, no_ids, extra_token, deaf
@@ -47,6 +47,7 @@ class Peer:
             ("/tokenize", self.tokenize),
             ("/v1/completions", self.complete),
             ("/collective_rpc", self.update),
+            ("/update_weights_from_disk", self.update_and_rename),
             ("/misbehave", self.misbehave),
         ):
             self.app.add_api_route(path, self.route(work), methods=["POST"])
@@ -73,6 +74,12 @@ class Peer:
             with self.lock:
                 self.policy.become(body["kwargs"]["weights_path"])
         return {"results": [None]}
+
+    def update_and_rename(self, body):
+        """Do what SGLang does: the folder is the name from then on."""
+        self.name = body["model_path"]
+        self.update({"kwargs": {"weights_path": self.name}})
+        return {"success": True, "message": ""}
 
     def complete(self, body):
         mood = self.mood

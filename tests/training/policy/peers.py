@@ -38,8 +38,9 @@ def peers(models, log: Path):
             process.stop()
 
 
-def wait_until_well(url: str, process: RunProcess) -> None:
-    for _ in range(1200):
+def wait_until_well(url: str, process: RunProcess, *, within_s: float = 120.0) -> None:
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
         assert process.ended is None, process.tail()
         with contextlib.suppress(httpx2.TransportError):
             if httpx2.get(f"{url}/health", timeout=5).status_code == 200:

@@ -13,6 +13,7 @@ from paragone_training.policy.sampling import Draw, seed_of
 from paragone_training.policy.weights import load_policy
 
 from .peers import misbehave, peers
+from .tiny_policy import save_policy
 
 PROMPTS = [(3, 40, 41, 1, 4), (3, 60, 1, 4), (3, 50, 51, 52, 53, 1, 4)]
 SETTINGS = Draw(max_new_tokens=12)
@@ -37,11 +38,12 @@ def _well_behaved(peer):
 
 def asked(url, work, **options):
     """Return what a coroutine gets from a server that was met."""
+    routes = options.pop("routes", VllmRoutes())
 
     async def run():
         async with httpx2.AsyncClient(timeout=60, trust_env=False) as http:
-            server = CompletionsServer(url, options.pop("routes", VllmRoutes()), http, **options)
-            await server.meet(longest=64, texts={})
+            server = CompletionsServer(url, routes, http, **options)
+            await server.meet(longest=64 - routes.kept_tokens, texts={})
             return await work(server)
 
     return asyncio.run(run())
@@ -80,6 +82,18 @@ def test_sglangs_logprobs_are_left_out_where_temperature_scales_them(peer, polic
     assert hot.logprob is None
 
 
+def test_sglang_calls_the_policy_by_its_folder_after_an_update(policy_folder, tmp_path):
+    after = save_policy(tmp_path / "after", seed=1)
+
+    async def work(server):
+        await server.routes.update(server, str(after))
+        await server.meet(longest=58, texts={})
+        return server.model
+
+    with peers([policy_folder], tmp_path) as (urls, _):
+        assert asked(urls[0], work, routes=SglangRoutes(), model=str(policy_folder)) == str(after)
+
+
 def test_seeds_are_the_same_after_a_restart_and_differ_by_every_name():
     assert seed_of(0, 1, 1, "p", 2) == seed_of(0, 1, 1, "p", 2) == 1155465296780917
     assert len({seed_of(*names) for names in ((0, 1, "p", 2), (0, 1, "p", 3), (0, 2, "p", 2), (1, 1, "p", 2))}) == 4
@@ -108,7 +122,8 @@ def test_an_answer_that_is_not_token_for_token_is_refused(peer, policy, mood, me
 def test_a_server_of_another_model_context_or_tokenizer_is_refused(peer, policy):
     async def met(**options):
         async with httpx2.AsyncClient(timeout=60, trust_env=False) as http:
-            server = CompletionsServer(peer, VllmRoutes(), http, model=options.pop("model", None))
+            routes = options.pop("routes", VllmRoutes())
+            server = CompletionsServer(peer, routes, http, model=options.pop("model", None))
             await server.meet(**{"longest": 64, "texts": {}, **options})
 
     text = policy.tokenizer.decode(list(PROMPTS[0]))
@@ -117,6 +132,9 @@ def test_a_server_of_another_model_context_or_tokenizer_is_refused(peer, policy)
         asyncio.run(met(model="another"))
     with pytest.raises(SamplerMismatchError, match="a context of 64 tokens and the policy needs 65"):
         asyncio.run(met(longest=65))
+    asyncio.run(met(longest=58, routes=SglangRoutes()))
+    with pytest.raises(SamplerMismatchError, match=r"needs 59 beside the 6 .* or lower policy\.max_length to 58"):
+        asyncio.run(met(longest=59, routes=SglangRoutes()))
     with pytest.raises(SamplerMismatchError, match=r"the tokenizer of .* is not the policy's"):
         asyncio.run(met(texts={text: [1, 2, 3]}))
 

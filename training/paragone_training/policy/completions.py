@@ -1,7 +1,7 @@
 """One completions server: token ids in, token ids and log-probabilities out, and the routes for new weights.
 
-vLLM and SGLang answer ``/v1/completions`` alike where ``return_token_ids`` is asked for (vLLM 0.32 was run, SGLang's
-side was read, not run); what differs is in ``VllmRoutes`` and ``SglangRoutes``.
+vLLM and SGLang answer ``/v1/completions`` alike where ``return_token_ids`` is asked for (vLLM 0.32 and SGLang 0.5.23
+were run); what differs is in ``VllmRoutes`` and ``SglangRoutes``.
 """
 
 import logging
@@ -50,6 +50,14 @@ class CompletionsServer:
         self._asked_model = model
         self.model = model
 
+    def rename(self, model: str) -> None:
+        """Expect the policy under another name there.
+
+        Args:
+            model: the name.
+        """
+        self._asked_model = model
+
     async def ready(self) -> bool:
         """Return whether it answers that it is well."""
         try:
@@ -77,10 +85,12 @@ class CompletionsServer:
                 f"{self.url} serves {', '.join(listed)}; servers.model has to name the one that is the policy"
             )
         self.model, context = name, listed[name]
-        if context is not None and context < longest:
+        kept = self.routes.kept_tokens
+        if context is not None and context < longest + kept:
+            beside = f" beside the {kept} that such a server keeps" if kept else ""
             raise SamplerMismatchError(
-                f"{self.url} has a context of {context} tokens and the policy needs {longest}: start it with a longer "
-                "one, or lower policy.max_length"
+                f"{self.url} has a context of {context} tokens and the policy needs {longest}{beside}: start it with a "
+                f"longer one, or lower policy.max_length to {context - kept}"
             )
         for text, own in texts.items():
             theirs = await self._tokens(text)
@@ -211,8 +221,8 @@ class CompletionsServer:
             )
         if reason == "length" and len(token_ids) != settings.max_new_tokens:
             raise SamplerMismatchError(
-                f"{self.url} cut a response after {len(token_ids)} of {settings.max_new_tokens} tokens: its context is "
-                "shorter than the policy's"
+                f"{self.url} cut a response after {len(token_ids)} of {settings.max_new_tokens} tokens: its context or "
+                "its cache holds less than the policy's prompts and responses"
             )
         return list(token_ids), list(values)
 
@@ -222,9 +232,11 @@ class Routes(Protocol):
 
     Attributes:
         extra: fields that its completions take.
+        kept_tokens: of its context, that no prompt or response gets.
     """
 
     extra: Mapping[str, Any]
+    kept_tokens: int
 
     def plain_logprobs(self, settings: Draw) -> bool:
         """Return whether the log-probabilities of responses are those at temperature 1."""
@@ -246,6 +258,7 @@ class VllmRoutes:
     """vLLM; ``update`` and ``sleep`` need VLLM_SERVER_DEV_MODE=1, ``sleep`` also --enable-sleep-mode and CUDA."""
 
     extra: Mapping[str, Any] = {}
+    kept_tokens: int = 0
 
     def plain_logprobs(self, settings: Draw) -> bool:  # noqa: ARG002 - the protocol's
         """Return True: --logprobs-mode raw_logprobs is vLLM's default."""
@@ -283,9 +296,12 @@ class VllmRoutes:
 
 
 class SglangRoutes:
-    """SGLang; ``sleep`` needs --enable-memory-saver, and its seeds --enable-deterministic-inference. Read, not run."""
+    """SGLang; ``sleep`` needs --enable-memory-saver, and its seeds --enable-deterministic-inference (both not run)."""
 
     extra: Mapping[str, Any] = {"no_stop_trim": True}
+    # A response ends two tokens before its context does, and a text that is scored has to be seven shorter than that;
+    # with a stored response it is at least one token shorter than the longest.
+    kept_tokens: int = 6
 
     def plain_logprobs(self, settings: Draw) -> bool:
         """Return whether temperature left them alone: SGLang's are those of the scaled logits."""
@@ -305,10 +321,11 @@ class SglangRoutes:
         return sum(float(row[0]) for row in found)
 
     async def update(self, server: CompletionsServer, model: str) -> None:
-        """Reload in place and empty the cache."""
+        """Reload in place and empty the cache; from then on the policy's name there is the folder."""
         answer = await server.call("POST", "/update_weights_from_disk", {"model_path": model, "flush_cache": True})
         if not answer.get("success"):
             raise SamplerMismatchError(f"{server.url} did not take the weights of {model}: {answer.get('message')}")
+        server.rename(model)
 
     async def sleep(self, server: CompletionsServer) -> None:
         """Give weights and cache back."""
