@@ -1,4 +1,4 @@
-"""What pairs that wait cost the server in memory.
+"""What pairs that wait cost the server in memory, sent as preferences, as tournaments of two, or as rated responses.
 
 Pairs are really queued over HTTP, each with a prompt and two responses of its own, until the server's metrics say that
 all wait. The server is the real one but for one thing: once it is warm, its engine holds the batch that it has until it
@@ -6,7 +6,9 @@ is told to go on. So nothing leaves the queue meanwhile, and no forward pass wor
 server's peak of resident memory is compared with what it had when it was warm. Then the clients leave, the engine goes
 on, and the queue must empty.
 
-    python benchmarks/queue_memory.py [--pairs 100000] [--characters 1500] [--pairs-a-request 2000]
+    python benchmarks/queue_memory.py [--pairs 100000] [--characters 1500] [--pairs-a-request 2000] [--route ROUTE]
+
+As a rated response a pair is the one with the other as its reference.
 
 The model is a tiny random decoder, since only its tokenizer matters. Two cores, a hundred thousand pairs: about five
 minutes, nearly all of it in the one thread that tokenizes.
@@ -74,6 +76,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=100_000)
     parser.add_argument("--characters", type=int, default=1_500)
     parser.add_argument("--pairs-a-request", type=int, default=2_000)
+    parser.add_argument("--route", choices=["preferences", "tournaments", "rewards"], default="preferences")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder) / "model", hidden=64, layers=1, vocabulary=8_000, max_length=4_096)
@@ -121,15 +124,18 @@ def serve(config: Path, port: int, go: Event) -> None:
 
 
 def measure(port: int, process: int, go: Event, arguments: argparse.Namespace) -> None:
-    ask(port, pairs_from(-WARM_PAIRS, WARM_PAIRS, arguments.characters)).getresponse().read()
+    def send(first: int, count: int) -> http.client.HTTPConnection:
+        return ask(port, arguments.route, pairs_from(first, count, arguments.characters))
+
+    send(-WARM_PAIRS, WARM_PAIRS).getresponse().read()
     ready = memory_mb(process)
     print(f"ready: {ready['VmRSS']:.0f} MB", flush=True)
     go.clear()
-    clients = [ask(port, pairs_from(-WARM_PAIRS - 1, 1, arguments.characters))]  # the batch that is held
+    clients = [send(-WARM_PAIRS - 1, 1)]  # the batch that is held
     started = time.perf_counter()
     for first in range(0, arguments.pairs, arguments.pairs_a_request):
         stop = min(arguments.pairs, first + arguments.pairs_a_request)
-        clients.append(ask(port, pairs_from(first, stop - first, arguments.characters)))
+        clients.append(send(first, stop - first))
         wait_for(port, 2 * stop)
         now, tokens = memory_mb(process), metric(port, "paragone_queue_tokens")
         peak, held = now["VmHWM"] - ready["VmRSS"], now["VmRSS"] - ready["VmRSS"]
@@ -149,8 +155,8 @@ def measure(port: int, process: int, go: Event, arguments: argparse.Namespace) -
     print(f"clients left: the queue is empty after {time.perf_counter() - started:.1f} s, {left:.0f} MB above ready")
 
 
-def pairs_from(first: int, count: int, characters: int) -> bytes:
-    """Return a request; no text of it comes in another."""
+def pairs_from(first: int, count: int, characters: int) -> list[tuple[str, str, str]]:
+    """Return prompts with two responses each; no text of them comes in another request."""
     generator = random.Random(first)  # noqa: S311
     story = text(generator, 100 * characters)
 
@@ -158,15 +164,20 @@ def pairs_from(first: int, count: int, characters: int) -> bytes:
         start = generator.randrange(len(story) - characters)
         return f"{number} {story[start : start + characters]}"[:characters]
 
-    pairs = [{"prompt": said(n), "first": said(-n), "second": said(n + 1)} for n in range(first, first + count)]
-    return json.dumps({"pairs": pairs}).encode()
+    return [(said(n), said(-n), said(n + 1)) for n in range(first, first + count)]
 
 
-def ask(port: int, body: bytes) -> http.client.HTTPConnection:
+def ask(port: int, route: str, pairs: Sequence[tuple[str, str, str]]) -> http.client.HTTPConnection:
     """Send a request and do not wait for its answer."""
+    body: dict[str, list[dict[str, object]]] = {
+        "preferences": {"pairs": [{"prompt": p, "first": a, "second": b} for p, a, b in pairs]},
+        "tournaments": {"groups": [{"prompt": p, "responses": [a, b]} for p, a, b in pairs]},
+        "rewards": {"items": [{"prompt": p, "response": a, "references": [b]} for p, a, b in pairs]},
+    }[route]
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WITHIN_S)
+    headers = {"content-type": "application/json"}
     sending = threading.Thread(
-        target=connection.request, args=("POST", "/v1/preferences", body, {"content-type": "application/json"})
+        target=connection.request, args=("POST", f"/v1/{route}", json.dumps(body).encode(), headers)
     )
     sending.start()
     sending.join()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paragone.codes import ErrorCode
-from paragone.wire import Group, Item, Preference, Reward, RewardReturn, TokensItem, Tournament
+from paragone.wire import Preference, Reward, RewardReturn, TokensItem, Tournament
 from paragone_models.comparator import Comparator, probability
 from paragone_models.errors import TextError
 from paragone_models.reader import Reading
@@ -56,7 +56,7 @@ def preferences(represented: Represented, comparator: Comparator, call: Call) ->
 
 def rewards(
     represented: Represented,
-    items: Sequence[Item],
+    references: Sequence[int],
     comparator: Comparator,
     call: Call,
     *,
@@ -67,7 +67,7 @@ def rewards(
 
     Args:
         represented: the representations of all rows.
-        items: what was asked.
+        references: how many each item has.
         comparator: the model's.
         call: how the request wants to be answered.
         returned: what to add to each answer.
@@ -77,19 +77,18 @@ def rewards(
         ServiceError: ``non_finite_score`` for the first item without finite numbers, unless the call reports errors.
     """
     problems = represented.problems
-    counts = [1 + len(item.references or ()) for item in items]
-    starts = np.cumsum([0, *counts])[:-1]
+    starts = np.cumsum([0, *(1 + count for count in references)])[:-1]
     own = represented.vectors[starts]
     with np.errstate(all="ignore"):
         scalars = comparator.rewards(own)
         attributes = comparator.attribute_values(own).tolist()
     if scalars is not None:
         _find_non_finite(np.isfinite(scalars).tolist(), call, problems)
-    numbers: list[float | None] = [None] * len(items) if scalars is None else scalars.tolist()
+    numbers: list[float | None] = [None] * len(references) if scalars is None else scalars.tolist()
     rows: list[Reward] = []
-    for index, (item, start) in enumerate(zip(items, starts.tolist(), strict=True)):
-        if item.references and index not in problems:
-            against = _held_against(own[index], represented.vectors[start + 1 : start + counts[index]], comparator)
+    for index, (count, start) in enumerate(zip(references, starts.tolist(), strict=True)):
+        if count and index not in problems:
+            against = _held_against(own[index], represented.vectors[start + 1 : start + 1 + count], comparator)
             _find_non_finite([against.finite], call, problems, offset=index)
         if index in problems:
             continue
@@ -98,7 +97,7 @@ def rewards(
             attributes=dict(zip(comparator.attributes, attributes[index], strict=True)),
             truncated_tokens=int(represented.dropped[start]),
         )
-        if item.references:
+        if count:
             row.reference_logit = against.logit
             if "blocks" in returned:
                 row.blocks = against.blocks
@@ -129,9 +128,21 @@ def _held_against(own: NDArray[np.float32], references: NDArray[np.float32], com
 
 
 def tournaments(
-    represented: Represented, groups: Sequence[Group], comparator: Comparator, call: Call, *, with_matrix: bool
+    represented: Represented,
+    sizes: Sequence[tuple[int, int]],
+    comparator: Comparator,
+    call: Call,
+    *,
+    with_matrix: bool,
 ) -> list[Tournament | ServiceError]:
     """Return the tournament of each group; its rows are its responses, then its references.
+
+    Args:
+        represented: the representations of all rows.
+        sizes: how many responses and how many references each group has.
+        comparator: the model's.
+        call: how the request wants to be answered.
+        with_matrix: whether each answer has its K×K probabilities.
 
     Raises:
         ServiceError: ``non_finite_score`` for the first group without finite probabilities, unless the call reports
@@ -140,16 +151,16 @@ def tournaments(
     rows: list[Tournament] = []
     problems = represented.problems
     start = 0
-    for item, group in enumerate(groups):
-        middle = start + len(group.responses)
-        stop = middle + len(group.references or ())
+    for item, (own_size, reference_size) in enumerate(sizes):
+        middle = start + own_size
+        stop = middle + reference_size
         own, references = represented.vectors[start:middle], represented.vectors[middle:stop]
         start = stop
         if item in problems:
             continue
         with np.errstate(all="ignore"):
             matrix = comparator.matrix(own)
-            against = comparator.against(own, references) if group.references else None
+            against = comparator.against(own, references) if reference_size else None
         finite = bool(np.isfinite(matrix).all()) and (against is None or bool(np.isfinite(against).all()))
         _find_non_finite([finite], call, problems, offset=item)
         if not finite:
@@ -166,7 +177,7 @@ def tournaments(
         if with_matrix:
             row.matrix = matrix.tolist()
         if represented.ids:
-            row.ids = list(represented.ids[middle - len(group.responses) : middle])
+            row.ids = list(represented.ids[middle - own_size : middle])
         rows.append(row)
     return _with_problems(rows, problems)
 

@@ -1,10 +1,14 @@
 """What happens between requests: batching, single flight, clients that leave, failures, replicas that share Redis."""
 
 import asyncio
+import gc
 import logging
 
 import pytest
 from redis.asyncio import Redis
+
+from paragone.wire import Group, Item, Pair
+from paragone_service.calls import Asked
 
 from .conftest import free_port, serving, until
 from .doubles import Leaving, gated, metric
@@ -36,6 +40,29 @@ async def test_requests_that_come_together_are_run_together(hosted):
         assert engine.calls == [1, 10]
         assert all(float(answer.headers["x-inference-ms"]) > 0 for answer in answers)
         assert all(float(answer.headers["x-queue-ms"]) > 0 for answer in answers[1:])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/preferences", {"pairs": [{"prompt": "waits", "first": "one", "second": "two"}]}),
+        ("/v1/tournaments", {"groups": [{"prompt": "waits", "responses": ["one", "two"], "references": ["three"]}]}),
+        ("/v1/rewards", {"items": [{"prompt": "waits", "response": "one", "references": ["two"]}]}),
+    ],
+)
+async def test_the_texts_of_what_waits_are_let_go(hosted, path, body):
+    def kept():
+        gc.collect()
+        wire = (Asked, Pair, Group, Item)
+        return [one for one in gc.get_objects() if type(one) in wire and one.prompt == "waits"]
+
+    async with gated(hosted) as (client, engine):
+        engine.gate.clear()
+        ask = asyncio.create_task(client.post(path, json=body))
+        await until(lambda: engine.calls)
+        assert not kept()
+        engine.gate.set()
+        assert (await ask).status_code == 200
 
 
 async def queued(client, items):

@@ -47,20 +47,23 @@ def rewards_routes(registry: Registry, workers: Executor) -> APIRouter:
         call = call_of(request, wanted, "items")
         early = _check_returned(wanted, oracle, call)
         asked = [Asked(item.prompt, item.tools, (item.response, *(item.references or ()))) for item in wanted.items]
-        represented = await oracle.represent([*asked], call)  # the gate may want to read the texts once more
+        references = [len(item.references or ()) for item in wanted.items]
+        wanted.items.clear()  # they may wait for long, and their texts need not
+        with_scales = "gate_scales" in wanted.return_  # the gate reads the texts once more
+        represented = await oracle.represent([*asked] if with_scales else asked, call)
         for item, problem in early.items():
             represented.problems.setdefault(item, problem)
         scales, usage = None, represented.usage
-        if "gate_scales" in wanted.return_:
+        if with_scales:
             scales, usage = await _gate_scales(oracle, asked, represented, call)
 
         def rate() -> Response:
             rows = answers.rewards(
-                represented, wanted.items, oracle.model.comparator, call, returned=wanted.return_, scales=scales
+                represented, references, oracle.model.comparator, call, returned=wanted.return_, scales=scales
             )
             return answer(oracle, RewardsAnswer, usage, rewards=batch.place(rows))
 
-        if len(represented.vectors) == len(wanted.items):
+        if not any(references):
             return rate()
         return await asyncio.get_running_loop().run_in_executor(workers, rate)  # item by item takes a while
 

@@ -81,12 +81,14 @@ def _add_tournaments(router: APIRouter, registry: Registry, workers: Executor) -
         asked = [
             Asked(group.prompt, group.tools, [*group.responses, *(group.references or ())]) for group in wanted.groups
         ]
+        sizes = [(len(group.responses), len(group.references or ())) for group in wanted.groups]
+        wanted.groups.clear()  # as above
         represented = await oracle.represent(asked, call)
 
         def summarise() -> Response:
             rows = answers.tournaments(
                 represented,
-                wanted.groups,
+                sizes,
                 oracle.model.comparator,
                 call,
                 with_matrix="matrix" in wanted.return_,
