@@ -296,7 +296,7 @@ class AsyncClient:
             options,
             max_items=self._settings.max_items,
             max_bytes=self._settings.max_bytes,
-            handles=self._handles if self._handles.most and route is PREFERENCES else None,
+            handles=self._handles,
         )
         if len(parts) == 1:
             return await self._ask_part(route, parts[0])

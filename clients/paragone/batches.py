@@ -161,12 +161,13 @@ def parts_of(
         options: what else the request says.
         max_items: most items in one part; every response and reference counts.
         max_bytes: most bytes of items in one part, told in full; an item that is larger travels alone.
-        handles: ids that pairs are told by, of ``/v1/preferences`` alone; None to tell them in full.
+        handles: ids that ``/v1/preferences`` is told pairs by, if any may be remembered; no other route is.
 
     Raises:
         RequestError: if an item is not in the wire format; ``item`` is its index.
     """
-    if handles is not None and "ids" not in options.return_:
+    by_ids = handles is not None and handles.most > 0 and route is PREFERENCES
+    if by_ids and "ids" not in options.return_:
         options = replace(options, return_=(*options.return_, "ids"))
     shaped = [_shaped(route, place, given) for place, given in enumerate(batch)]
     try:
@@ -187,7 +188,7 @@ def parts_of(
     parts = []
     for places in cuts:
         texts, telling = [written[place] for place in places], None
-        if handles is not None:
+        if handles is not None and by_ids:
             pairs = cast("list[Pair | HandlePair]", [items[place] for place in places])
             telling = Telling(handles, options.model, pairs, texts)
             texts = telling.texts()

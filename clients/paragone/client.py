@@ -301,7 +301,7 @@ class Client:
             options,
             max_items=self._settings.max_items,
             max_bytes=self._settings.max_bytes,
-            handles=self._handles if self._handles.most and route is PREFERENCES else None,
+            handles=self._handles,
         )
         if len(parts) == 1:
             return self._ask_part(route, parts[0], _never)
