@@ -1,16 +1,16 @@
-"""One model's forward passes: backbone and head over a batch, and what its rows mean for those who wait.
+"""Forward passes for one of a model's queues: backbone and head over a batch, and what its rows mean to those who wait.
 
-n = responses of a batch, d = the length of a representation.
+n = items of a batch, d = numbers that the head makes of each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from paragone.codes import ErrorCode
 from paragone_models.encoding import EncodeItem
-from paragone_models.model import PreferenceModel
 from paragone_service.cache.codec import Codec
 from paragone_service.cache.tiers import Cache
 from paragone_service.engine.contract import Engine
@@ -23,52 +23,56 @@ __all__ = ["Forwards"]
 
 
 class Forwards:
-    """Turn the batches of one hosted model's scheduler into cached values.
+    """Turn the batches of a scheduler into values; those of tickets with a key are cached.
 
     Args:
         name: what the model is called in requests.
-        model: the loaded model.
-        engine: what runs its backbone.
-        device: the thread that its head runs on.
-        cache: where sound representations go.
-        codec: of the model's values.
-        metrics: where scores that are not finite are counted.
+        head: from the hidden states of a batch to its numbers, [n, d].
+        engine: what runs the backbone.
+        device: the thread that the head runs on.
+        cache: where sound values go.
+        codec: of the values.
+        metrics: where values that are not finite are counted.
+        failure: what to say where they are not finite.
     """
 
     def __init__(
         self,
         name: str,
-        model: PreferenceModel,
+        head: Callable[[Tensor], Tensor],
         engine: Engine,
         device: DeviceThread,
         cache: Cache,
         codec: Codec,
         metrics: Metrics,
+        *,
+        failure: str,
     ) -> None:
         self._name = name
-        self._model = model
+        self._head = head
         self._engine = engine
         self._device = device
         self._cache = cache
         self._codec = codec
         self._metrics = metrics
+        self._failure = failure
 
     async def run(self, items: Sequence[EncodeItem]) -> NDArray[np.float32]:
-        """Return the representation of every item, [n, d].
+        """Return the numbers of every item, [n, d].
 
         Raises:
             EngineOutOfMemoryError: if the batch was too large for the device.
             Exception: whatever else the engine raises.
         """
         hidden = await self._engine.encode(items)
-        return await self._device.run(lambda: self._model.represent(hidden).numpy(force=True))
+        return await self._device.run(lambda: self._head(hidden).numpy(force=True))
 
     def settle(self, tickets: Sequence[Ticket], vectors: NDArray[np.float32]) -> list[bytes | ServiceError]:
         """Store the sound rows of a batch, and return each ticket's value or error; the first writer's value holds.
 
         Args:
             tickets: the batch. [n]
-            vectors: its representations. [n, d]
+            vectors: its numbers. [n, d]
         """
         finite = np.atleast_1d(np.isfinite(vectors).all(axis=1)).tolist()
         values = self._codec.encode(
@@ -82,8 +86,5 @@ class Forwards:
         for index, good in enumerate(finite):
             if not good:
                 self._metrics.non_finite.labels(self._name).inc()
-                outcomes[index] = ServiceError(
-                    ErrorCode.NON_FINITE_SCORE,
-                    f"model {self._name} gave NaN or infinity for a response; nothing was cached",
-                )
+                outcomes[index] = ServiceError(ErrorCode.NON_FINITE_SCORE, self._failure)
         return outcomes

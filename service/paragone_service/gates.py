@@ -14,17 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paragone.codes import ErrorCode
 from paragone_models.encoding import EncodeItem
 from paragone_models.model import PreferenceModel
 from paragone_models.reader import Reading
 from paragone_service.cache.codec import Codec
+from paragone_service.cache.tiers import Cache
 from paragone_service.calls import Call, unless_gone
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread
 from paragone_service.errors import ServiceError
+from paragone_service.forwards import Forwards
 from paragone_service.metrics import Metrics
-from paragone_service.scheduler import Scheduler, Ticket, waited
+from paragone_service.scheduler import Scheduler, waited
 
 __all__ = ["Gate", "GateScales"]
 
@@ -52,6 +53,7 @@ class Gate:
         model: the loaded model; it has a gate.
         engine: what runs its backbone.
         device: the thread that its head runs on.
+        cache: shared by all models; nothing is kept there, since no prompt has a key.
         metrics: shared by all models.
         max_batch_tokens: budget of a batch.
         max_queue_tokens: how many tokens of prompts may wait.
@@ -64,23 +66,30 @@ class Gate:
         model: PreferenceModel,
         engine: Engine,
         device: DeviceThread,
+        cache: Cache,
         metrics: Metrics,
         *,
         max_batch_tokens: int,
         max_queue_tokens: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._name = name
         self._model = model
-        self._engine = engine
-        self._device = device
-        self._metrics = metrics
         self._clock = clock
         self._codec = Codec(model.spec.blocks)
+        forwards = Forwards(
+            name,
+            model.gate_scales,
+            engine,
+            device,
+            cache,
+            self._codec,
+            metrics,
+            failure=f"the gate of model {name} gave NaN or infinity for a prompt",
+        )
         self.scheduler = Scheduler(
             name,
-            self._run,
-            self._settle,
+            forwards.run,
+            forwards.settle,
             turn=device.turn,
             metrics=metrics,
             shares_prompts=engine.shares_prompts,
@@ -127,18 +136,3 @@ class Gate:
             self.scheduler.leave(tickets)
         outcomes = [ticket.outcome.result() for ticket in tickets]
         return [one if isinstance(one, ServiceError) else self._codec.decode([one])[0][0] for one in outcomes]
-
-    async def _run(self, items: Sequence[EncodeItem]) -> NDArray[np.float32]:
-        hidden = await self._engine.encode(items)
-        return await self._device.run(lambda: self._model.gate_scales(hidden).numpy(force=True))
-
-    def _settle(self, tickets: Sequence[Ticket], scales: NDArray[np.float32]) -> list[bytes | ServiceError]:
-        outcomes: list[bytes | ServiceError] = list(
-            self._codec.encode(scales, [ticket.tokens for ticket in tickets], [ticket.dropped for ticket in tickets])
-        )
-        for index in np.flatnonzero(~np.isfinite(scales).all(axis=1)).tolist():
-            self._metrics.non_finite.labels(self._name).inc()
-            outcomes[index] = ServiceError(
-                ErrorCode.NON_FINITE_SCORE, f"the gate of model {self._name} gave NaN or infinity for a prompt"
-            )
-        return outcomes

@@ -77,7 +77,16 @@ class Oracle:
         self._codec = Codec(model.comparator.dimension)
         self._space = namespace(model.identity, model.numerics if strict_cache else None)
         self._handles = Handles(secret, self._space)
-        forwards = Forwards(name, model, engine, device, cache, self._codec, metrics)
+        forwards = Forwards(
+            name,
+            model.represent,
+            engine,
+            device,
+            cache,
+            self._codec,
+            metrics,
+            failure=f"model {name} gave NaN or infinity for a response; nothing was cached",
+        )
         self.scheduler = Scheduler(
             name,
             forwards.run,
@@ -99,6 +108,7 @@ class Oracle:
                 model,
                 engine,
                 device,
+                cache,
                 metrics,
                 max_batch_tokens=max_batch_tokens,
                 max_queue_tokens=max_queue_tokens,
