@@ -5,6 +5,10 @@ position, holds the keys of the path to the node at hand: what stands above was 
 nothing but its predecessor. A block of rows then sees one run of keys, and a mask is needed on its diagonal alone, and
 where a sliding window ends.
 
+Rows and keys of a block are rounded up: oneDNN makes a kernel for every shape that it meets, and packed passes would
+hardly ever meet one again; its kernels and the softmax like whole tiles, too. The rows too many are not read, the keys
+too many lie behind the diagonal.
+
 On a CPU two plain products with a softmax between them ran this shape 1.2 (float32) to 2.9 (bfloat16) times as fast as
 torch's flash kernel, merged by log-sum-exp; docs/log.md has the figures.
 
@@ -17,12 +21,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paragone_models.packing.rooms import Rooms
 from paragone_models.packing.run import Rule, Run
 
 __all__ = ["attend_blocks"]
 
 _LOGITS = 1 << 20
 """About how many logits a block has: they stay in the cache from the first product to the second."""
+_GRAIN = 32
+"""What rows and keys of a block are rounded up to."""
 _FEWEST, _MOST = 64, 192
 """Rows of a block: fewer waste the products, more waste what lies above the diagonal."""
 
@@ -43,6 +50,77 @@ class _Step:
     start: int
     held: tuple[int, ...]
 
+    @property
+    def end(self) -> int:
+        """One behind the position of its last row."""
+        return self.start + self.last - self.first
+
+
+class _Blocks:
+    """One layer of a pass: the keys and values of the path to the node at hand, by position.
+
+    Args:
+        rooms: for everything.
+        longest: of all paths.
+        key: of the pass. [Hk, T, D]
+        value: of the pass. [Hk, T, D]
+        rule: the layer's.
+    """
+
+    def __init__(self, rooms: Rooms, longest: int, key: Tensor, value: Tensor, rule: Rule) -> None:
+        self._rooms = rooms
+        self._rule = rule
+        self._keys, self._values = (
+            rooms.take(name, (len(part), _rounded(longest), part.shape[2]), part)
+            for name, part in (("path keys", key), ("path values", value))
+        )
+        rows = _rounded(_MOST)
+        self._later = key.new_full((rows, rows + _GRAIN), -torch.inf).triu_(1)
+
+    def put(self, start: int, key: Tensor, value: Tensor) -> None:
+        """Write keys and values, [Hk, n, D] each, from a position on."""
+        end = start + key.shape[1]
+        torch.mul(key, self._rule.scale, out=self._keys[:, start:end])
+        self._values[:, start:end] = value
+        # What an earlier path or pass left there might not be finite, and zero times that is not zero.
+        self._keys[:, end : _rounded(end)] = 0
+        self._values[:, end : _rounded(end)] = 0
+
+    def read(self, query: Tensor, position: int, out: Tensor) -> None:
+        """Let neighbouring rows read.
+
+        Args:
+            query: [Hq, n, D]
+            position: of the first row.
+            out: for what they read. [n, Hq, D]
+        """
+        heads, rows, size = query.shape
+        window, cap = self._rule.window, self._rule.cap
+        earliest = 0 if window is None else max(0, position - window + 1) // _GRAIN * _GRAIN
+        seen = slice(earliest, _rounded(position + rows))
+        keys, values = self._keys[:, seen], self._values[:, seen]
+        some = rows if rows == 1 else _rounded(rows)
+        grouped = (len(keys), heads // len(keys) * some)  # the heads that share a key head, one below the other
+        queries = self._rooms.take("block queries", (heads, some, size), query)
+        queries[:, :rows] = query
+        logits = self._logits(queries.view(*grouped, size), keys, cap)
+        by_row = logits.view(heads, some, -1)
+        own = position - earliest
+        by_row[:, :, own:] += self._later[:some, : by_row.shape[2] - own]
+        if window is not None and (gone := own + rows - window) > 0:
+            by_row[:, :, :gone] += torch.full_like(by_row[0, :, :gone], -torch.inf).tril_(own - window)
+        weights = torch.softmax(logits, -1, out=self._rooms.take("weights", tuple(logits.shape), logits))
+        read = self._rooms.take("read", (*grouped, values.shape[2]), query)
+        torch.bmm(weights.to(values.dtype), values, out=read)
+        out.copy_(read.view(heads, some, -1)[:, :rows].transpose(0, 1))
+
+    def _logits(self, queries: Tensor, keys: Tensor, cap: float | None) -> Tensor:
+        """Return products of queries and keys, [Hk, n · Hq / Hk, S]; in float32 where they go through a tanh."""
+        if cap is not None:
+            return torch.bmm(queries.float(), keys.float().transpose(1, 2)).div_(cap).tanh_().mul_(cap)
+        out = self._rooms.take("logits", (*queries.shape[:2], keys.shape[1]), queries)
+        return torch.bmm(queries, keys.transpose(1, 2), out=out)
+
 
 def attend_blocks(
     run: Run, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule, *, wanted: bool = False
@@ -61,22 +139,18 @@ def attend_blocks(
     if "steps" not in run.memo:
         run.memo["steps"] = list(_steps(run))
     steps: list[_Step] = run.memo["steps"]
-    longest = max(step.start + step.last - step.first for step in steps)
-    keys, values = (part.new_empty(len(part), longest, part.shape[2]) for part in (key, value))
+    rooms: Rooms = run.memo.setdefault("rooms", Rooms())
+    blocks = _Blocks(rooms, max(step.end for step in steps), key, value, rule)
     out = query.new_empty(query.shape[1], len(query), value.shape[2])
     done = 0
     for step in steps:
         for node in step.held:
             stored = run.held[node]
-            place = slice(stored.start, stored.start + len(stored))
-            torch.mul(stored.keys[layer], rule.scale, out=keys[:, place])
-            values[:, place] = stored.values[layer]
-        place = slice(step.start, step.start + step.last - step.first)
-        torch.mul(key[:, step.first : step.last], rule.scale, out=keys[:, place])
-        values[:, place] = value[:, step.first : step.last]
+            blocks.put(stored.start, stored.keys[layer], stored.values[layer])
+        blocks.put(step.start, key[:, step.first : step.last], value[:, step.first : step.last])
         for first, last in _wanted(run, step) if wanted else _blocks(step, len(query)):
             rows = slice(done, done + last - first)
-            out[rows] = _read(query[:, rows], keys, values, step.start + first - step.first, rule)
+            blocks.read(query[:, rows], step.start + first - step.first, out[rows])
             done = rows.stop
     return out
 
@@ -92,12 +166,10 @@ def _steps(run: Run) -> Iterator[_Step]:
 
 
 def _blocks(step: _Step, heads: int) -> Iterator[tuple[int, int]]:
-    """Yield all rows of a node in blocks of nearly equal size."""
-    rows = step.last - step.first
-    most = max(_FEWEST, min(_MOST, _LOGITS // (heads * (step.start + rows))))
-    count = -(-rows // most)
-    for index in range(count):
-        yield step.first + rows * index // count, step.first + rows * (index + 1) // count
+    """Yield all rows of a node in blocks, the last one smaller."""
+    most = max(_FEWEST, min(_MOST, _LOGITS // (heads * step.end) // _GRAIN * _GRAIN))
+    for first in range(step.first, step.last, most):
+        yield first, min(first + most, step.last)
 
 
 def _wanted(run: Run, step: _Step) -> Iterator[tuple[int, int]]:
@@ -107,36 +179,5 @@ def _wanted(run: Run, step: _Step) -> Iterator[tuple[int, int]]:
         yield row, row + 1
 
 
-def _read(query: Tensor, keys: Tensor, values: Tensor, position: int, rule: Rule) -> Tensor:
-    """Return what neighbouring rows read, as [n, Hq, D].
-
-    Args:
-        query: [Hq, n, D]
-        keys: scaled, by position. [Hk, at least position + n, D]
-        values: by position. [Hk, at least position + n, D]
-        position: of the first row.
-        rule: window and cap.
-    """
-    heads, rows, size = query.shape
-    earliest = 0 if rule.window is None else position - rule.window + 1
-    seen = slice(max(0, earliest), position + rows)
-    query = query.reshape(len(keys), -1, size)  # the heads that share a key head, one below the other
-    logits = _logits(query, keys[:, seen], rule.cap)
-    by_row = logits.view(heads, rows, -1)
-    if rows > 1:
-        by_row[..., -rows:] += _never(rows, logits).triu_(1)
-    if rule.window is not None and (gone := rows - 1 + min(0, earliest)) > 0:
-        by_row[..., :gone] += _never(rows, logits)[:, :gone].tril_(min(0, earliest) - 1)
-    read = torch.bmm(torch.softmax(logits, -1).to(values.dtype), values[:, seen])
-    return read.view(heads, rows, -1).transpose(0, 1)
-
-
-def _logits(query: Tensor, keys: Tensor, cap: float | None) -> Tensor:
-    """Return products of queries and keys, [Hk, n · Hq / Hk, S]; in float32 where they go through a tanh."""
-    if cap is None:
-        return torch.bmm(query, keys.transpose(1, 2))
-    return torch.bmm(query.float(), keys.float().transpose(1, 2)).div_(cap).tanh_().mul_(cap)
-
-
-def _never(rows: int, like: Tensor) -> Tensor:
-    return like.new_full((rows, rows), -torch.inf)
+def _rounded(length: int) -> int:
+    return -(-length // _GRAIN) * _GRAIN
