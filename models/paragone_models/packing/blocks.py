@@ -152,6 +152,7 @@ def attend_blocks(
             rows = slice(done, done + last - first)
             blocks.read(query[:, rows], step.start + first - step.first, out[rows])
             done = rows.stop
+    out[done:] = 0  # rows of no node
     return out
 
 
