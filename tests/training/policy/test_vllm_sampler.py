@@ -15,20 +15,16 @@ import torch
 
 from paragone_training.policy.files import read_json
 from paragone_training.policy.processes import RunProcess, free_port
-from paragone_training.policy.rounds import read_responses
 from paragone_training.policy.run import train_policy
 from paragone_training.policy.weights import load_policy
 
 from .peers import wait_until_well
+from .real_servers import SIZES, check_run
 from .test_resuming import run_to_the_end
 from .tiny_policy import recipe
 
 VLLM = os.environ.get("PARAGONE_TEST_VLLM")
 ENVIRONMENT = ["env", "-u", "PYTHONPATH", "VLLM_SERVER_DEV_MODE=1", "VLLM_CPU_KVCACHE_SPACE=1", "OMP_NUM_THREADS=1"]
-SIZES = {
-    "sampling": {"responses": 3, "max_new_tokens": 16, "batch": 6, "unfinished": "keep", "tolerance": 1e-4},
-    "training": {"iterations": 3, "pairs_per_step": 4, "pairs_per_pass": 2, "learning_rate": 1e-3},
-}
 pytestmark = pytest.mark.skipif(VLLM is None, reason="PARAGONE_TEST_VLLM names no python with vLLM")
 
 
@@ -36,20 +32,6 @@ def vllm_command(model: str, port: str) -> list[str]:
     program = str(Path(VLLM or "").parent / "vllm")
     options = ["--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16"]
     return [*ENVIRONMENT, program, "serve", model, *options]
-
-
-def check_run(folder: Path, *, iterations: int) -> None:
-    for number in range(1, iterations + 1):
-        metrics = read_json(folder / f"iteration-{number:02d}" / "metrics.json")
-        assert metrics["missing_groups"] == 0
-        rows = read_responses(folder / f"iteration-{number:02d}" / "round-1" / "samples.parquet")
-        assert len(rows) == 18
-        assert len({tuple(row.token_ids) for row in rows}) > 9
-        start = read_json(folder / f"iteration-{number:02d}" / "step-1" / "start.json")
-        assert start["raw_loss"] == pytest.approx(start["raw_closed_form"], rel=1e-3)
-        if "sampler_noise_per_token" in metrics:
-            # What it drew with, tokens and prefix cache included, is what the trainer computes.
-            assert metrics["sampler_noise_per_token"] < 1e-4
 
 
 def test_three_iterations_on_a_restarted_vllm_with_a_kill_in_between(tmp_path, prompts_file, oracle_url):

@@ -1,0 +1,27 @@
+"""What the runs on real completions servers share: their sizes, and what has to hold of each."""
+
+from pathlib import Path
+
+import pytest
+
+from paragone_training.policy.files import read_json
+from paragone_training.policy.rounds import read_responses
+
+SIZES = {
+    "sampling": {"responses": 3, "max_new_tokens": 16, "batch": 6, "unfinished": "keep", "tolerance": 1e-4},
+    "training": {"iterations": 3, "pairs_per_step": 4, "pairs_per_pass": 2, "learning_rate": 1e-3},
+}
+
+
+def check_run(folder: Path, *, iterations: int) -> None:
+    for number in range(1, iterations + 1):
+        metrics = read_json(folder / f"iteration-{number:02d}" / "metrics.json")
+        assert metrics["missing_groups"] == 0
+        rows = read_responses(folder / f"iteration-{number:02d}" / "round-1" / "samples.parquet")
+        assert len(rows) == 18
+        assert len({tuple(row.token_ids) for row in rows}) > 9
+        start = read_json(folder / f"iteration-{number:02d}" / "step-1" / "start.json")
+        assert start["raw_loss"] == pytest.approx(start["raw_closed_form"], rel=1e-3)
+        if "sampler_noise_per_token" in metrics:
+            # What it drew with, tokens and prefix cache included, is what the trainer computes.
+            assert metrics["sampler_noise_per_token"] < 1e-4
