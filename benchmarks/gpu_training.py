@@ -68,7 +68,7 @@ def measure(size: str, device: torch.device, *, adapters: bool, pairs: int, toke
     optimiser = torch.optim.AdamW(trained, lr=1e-6, fused=gpu)
     sequences = made(pairs, tokens, device)
     with torch.no_grad(), autocast(device, bf16=gpu):
-        frozen = network(*sequences)
+        frozen = network(sequences)
     times, losses = [], []
     for _ in range(steps + 1):
         began = now()
@@ -106,7 +106,7 @@ def step(
 ) -> float:
     """Take one gradient step of INPO and return its loss."""
     with autocast(device, bf16=device.type == "cuda"):
-        chosen, rejected = network(*sequences).chunk(2)
+        chosen, rejected = network(sequences).chunk(2)
     base_chosen, base_rejected = frozen.chunk(2)
     preference = torch.full_like(chosen, 0.8)
     columns = (base_chosen, base_rejected)

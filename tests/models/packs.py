@@ -111,3 +111,19 @@ def one_by_one(model: Any, items: list[EncodeItem]) -> Tensor:
 def error(states: Tensor, reference: Tensor) -> float:
     """Return the largest difference, in parts of the largest value."""
     return float((states - reference).abs().max() / reference.abs().max())
+
+
+def reference_flex(
+    query: Tensor, key: Tensor, value: Tensor, *, score_mod: Any, block_mask: Any, scale: float, enable_gqa: bool
+) -> Tensor:
+    """Return what flex attention computes, by plain products, which a CPU can differentiate."""
+    group = query.shape[1] // key.shape[1]
+    assert enable_gqa == (group > 1)
+    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    rows, keys = torch.arange(query.shape[2])[:, None], torch.arange(key.shape[2])[None, :]
+    none = torch.tensor(0)
+    logits = query @ key.transpose(2, 3) * scale
+    if score_mod is not None:
+        logits = score_mod(logits, none, none, rows, keys)
+    logits = logits.masked_fill(~block_mask.mask_mod(none, none, rows, keys), -torch.inf)
+    return torch.softmax(logits, -1) @ value

@@ -18,6 +18,7 @@ from paragone_models.packing.backend import through_model
 from paragone_models.packing.blocks import attend_blocks
 from paragone_models.packing.decoder import DecoderForward
 from paragone_models.packing.flex import flex_attention
+from paragone_models.packing.segments import segments_attention
 from paragone_models.packing.support import PACKED, refusal
 from paragone_models.packing.varlen import Sequences, varlen_attention
 from paragone_models.spec import ModelSpec
@@ -51,6 +52,16 @@ def test_nodes_of_many_blocks_equal_one_by_one(decoders, model_type, rows, monke
     model = decoders[model_type]
     items = packs.random_items(7)
     packer = packs.packer(through_model(model, attend_blocks), max_tokens=150, max_bytes=1 << 20)
+    reference = packs.one_by_one(model, items)
+    for _ in ("cold, in several passes", "from stored keys and values"):
+        assert packs.error(packer.encode(items), reference) < ROUNDING
+
+
+@pytest.mark.parametrize("model_type", sorted(PACKED))
+def test_the_attention_with_gradients_equals_one_by_one_for_every_family(decoders, model_type):
+    model = decoders[model_type]
+    items = packs.random_items(7)
+    packer = packs.packer(through_model(model, segments_attention()), max_tokens=150, max_bytes=1 << 20)
     reference = packs.one_by_one(model, items)
     for _ in ("cold, in several passes", "from stored keys and values"):
         assert packs.error(packer.encode(items), reference) < ROUNDING
@@ -96,14 +107,14 @@ def test_the_varlen_path_equals_one_by_one(decoders, model_type, max_tokens):
 def test_the_flex_path_equals_one_by_one(decoders, model_type):
     model = decoders[model_type]
     items = packs.siblings(40, [1, 20, 35])
-    packer = packs.packer(through_model(model, flex_attention(reference_flex)), max_tokens=96, max_bytes=1 << 20)
+    packer = packs.packer(through_model(model, flex_attention(packs.reference_flex)), max_tokens=96, max_bytes=1 << 20)
     reference = packs.one_by_one(model, items)
     for _ in ("cold, in two passes", "warm"):
         assert packs.error(packer.encode(items), reference) < ROUNDING
 
 
 def test_torchs_own_kernels_take_the_arguments_that_are_given():
-    expected = set(inspect.signature(reference_flex).parameters)
+    expected = set(inspect.signature(packs.reference_flex).parameters)
     assert expected <= set(inspect.signature(torch_flex).parameters)
     known = set(inspect.signature(varlen_attn).parameters)
     assert "window_size" in known or "is_causal" in known
@@ -316,20 +327,6 @@ def test_items_with_different_reads_are_refused_before_they_run(decoders):
     items = [packs.item([1, 2, 3], 1), packs.siblings(2, [2])[0]]
     with pytest.raises(ValueError, match="same number of reads"):
         LocalForward(network, max_batch_tokens=64).encode(items)
-
-
-def reference_flex(query, key, value, *, score_mod, block_mask, scale, enable_gqa):
-    """What flex attention computes, by plain products."""
-    group = query.shape[1] // key.shape[1]
-    assert enable_gqa == (group > 1)
-    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-    rows, keys = torch.arange(query.shape[2])[:, None], torch.arange(key.shape[2])[None, :]
-    none = torch.tensor(0)
-    logits = query @ key.transpose(2, 3) * scale
-    if score_mod is not None:
-        logits = score_mod(logits, none, none, rows, keys)
-    logits = logits.masked_fill(~block_mask.mask_mod(none, none, rows, keys), -torch.inf)
-    return torch.softmax(logits, -1) @ value
 
 
 def reference_kernel(query, key, value, where: Sequences, rule):

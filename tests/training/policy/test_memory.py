@@ -31,7 +31,7 @@ def really_saved(model, tokens):
     # One padded row: without any, no mask is made at all.
     rows = [([5] * (tokens // 2), [6] * (tokens // 2))] * 5 + [([5], [6])]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        ResponseLogprobs(model, chunk_tokens=64)(*padded_sequences(rows, 0))
+        ResponseLogprobs(model, chunk_tokens=64)(padded_sequences(rows, 0))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

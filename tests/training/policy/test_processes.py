@@ -1,4 +1,4 @@
-"""Two processes take the steps that one takes, also where the pairs do not fill whole steps, and with FSDP2."""
+"""Two processes end where one does: packed or padded, with FSDP2 or not, also where pairs do not fill whole steps."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def run(policy_folder, prompts_file, oracle_url):
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, run):
     folder = tmp_path_factory.mktemp("one") / "run"
-    run(folder)
+    run(folder, training__batching="padded")
     return folder
 
 
@@ -123,15 +123,17 @@ def assert_halves(said):
     assert all(int(held) <= 0.51 * int(whole) for held, whole in shares)
 
 
-def test_two_processes_end_at_the_weights_of_one(tmp_path, run, one, policy_folder):
-    run(tmp_path / "two", {})
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_two_processes_end_at_the_weights_of_one(tmp_path, run, one, policy_folder, batching):
+    run(tmp_path / "two", {}, training__batching=batching)
     assert_same_weights(one, tmp_path / "two", policy_folder)
 
 
+@pytest.mark.parametrize("batching", ["padded", "packed"])
 def test_two_processes_with_fsdp2_hold_half_of_the_weights_each_and_end_at_those_of_one(
-    tmp_path, run, one, policy_folder
+    tmp_path, run, one, policy_folder, batching
 ):
-    assert_halves(run(tmp_path / "two", environment_of("fsdp2-one-host")))
+    assert_halves(run(tmp_path / "two", environment_of("fsdp2-one-host"), training__batching=batching))
     assert_same_weights(one, tmp_path / "two", policy_folder)
 
 

@@ -88,7 +88,7 @@ def test_logprobs_in_chunks_are_those_of_the_whole_and_so_are_their_gradients(po
     found = []
     for chunk in (1, 3, 1000):
         policy.model.zero_grad()
-        values = ResponseLogprobs(policy.model, chunk_tokens=chunk)(*sequences)
+        values = ResponseLogprobs(policy.model, chunk_tokens=chunk)(sequences)
         values.square().sum().backward()
         gradient = policy.model.get_input_embeddings().weight.grad.clone()
         found.append((values.detach(), gradient))

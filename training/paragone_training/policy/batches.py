@@ -2,7 +2,8 @@
 
 B pairs of a pass; its 2B sequences are all chosen ones, then all rejected ones. An epoch is cut into
 steps and passes of nearly equal size, so that the pairs of a step do not depend on the number of processes. Inside a
-step pairs of like length share a pass: a step's mean does not depend on their order, and there is less padding.
+step pairs of like length share a pass: a step's mean does not depend on their order, and there is less padding. Where
+passes are packed there is none; then pairs of one prompt share a pass, and those of like length come next.
 """
 
 import itertools
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from paragone_training.policy.logprobs import Sequences, padded_sequences
+from paragone_training.policy.logprobs import Sequences, collated
 from paragone_training.policy.methods import PairTargets
+from paragone_training.policy.packing import PackedRow
 from paragone_training.policy.sections import PolicyTrainingSection
 
 __all__ = ["PairPasses", "TrainingPair", "of_batch", "optimiser_steps", "steps_of_epoch"]
@@ -45,7 +46,7 @@ class TrainingPair:
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
 
-class PairPasses(Dataset[dict[str, Tensor]]):
+class PairPasses(Dataset[dict[str, Any]]):
     """The passes of an epoch.
 
     Args:
@@ -54,17 +55,21 @@ class PairPasses(Dataset[dict[str, Tensor]]):
         step: pairs of an optimiser step, over all processes.
         pad_id: fills up.
         seed: of the order.
+        packed: as one row without padding.
 
     Raises:
         ValueError: if there are fewer pairs than one step has passes.
     """
 
-    def __init__(self, pairs: Sequence[TrainingPair], *, size: int, step: int, pad_id: int, seed: int) -> None:
+    def __init__(
+        self, pairs: Sequence[TrainingPair], *, size: int, step: int, pad_id: int, seed: int, packed: bool = False
+    ) -> None:
         self._pairs = list(pairs)
         self._slices = _slices(len(self._pairs), size, step)
         self._passes_of_step = step // size
         self._pad_id = pad_id
         self._seed = seed
+        self._packed = packed
         self._order: list[int] = []
         self.epoch = -1
         self.set_epoch(0)
@@ -82,18 +87,32 @@ class PairPasses(Dataset[dict[str, Tensor]]):
             for first in range(0, len(self._slices), self._passes_of_step):
                 last = first + self._passes_of_step - 1
                 step = slice(self._slices[first].start, self._slices[last].stop)
-                self._order[step] = sorted(self._order[step], key=lambda place: -self._pairs[place].length)
+                self._order[step] = self._grouped(self._order[step])
+
+    def _grouped(self, places: list[int]) -> list[int]:
+        """Return the pairs of a step, the longest first; packed, prompt by prompt."""
+        if not self._packed:
+            return sorted(places, key=lambda place: -self._pairs[place].length)
+        longest: dict[tuple[int, ...], int] = {}
+        for pair in (self._pairs[place] for place in places):
+            longest[pair.prompt_ids] = max(pair.length, longest.get(pair.prompt_ids, 0))
+
+        def rank(place: int) -> tuple[int, tuple[int, ...], int]:
+            pair = self._pairs[place]
+            return -longest[pair.prompt_ids], pair.prompt_ids, -pair.length
+
+        return sorted(places, key=rank)
 
     def __len__(self) -> int:
         return len(self._slices)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self.collated([self._pairs[place] for place in self._order[self._slices[index]]])
 
-    def collated(self, pairs: Sequence[TrainingPair]) -> dict[str, Tensor]:
-        """Return pairs as tensors: those of ``Sequences`` [2B, T] and of ``PairTargets`` [B].
+    def collated(self, pairs: Sequence[TrainingPair]) -> dict[str, Any]:
+        """Return pairs by name: what a pass has, of 2B sequences, and what ``PairTargets`` has, each [B].
 
         Args:
             pairs: B of them.
@@ -101,20 +120,17 @@ class PairPasses(Dataset[dict[str, Tensor]]):
         items = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
         items += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
         columns = torch.tensor([pair.targets for pair in pairs], dtype=torch.float64).unbind(dim=1)
-        tensors: dict[str, Any] = {**padded_sequences(items, self._pad_id)._asdict()}
-        return tensors | PairTargets(*columns)._asdict()
+        return collated(items, self._pad_id, packed=self._packed)._asdict() | PairTargets(*columns)._asdict()
 
 
-def of_batch(batch: dict[str, Tensor]) -> tuple[Sequences, PairTargets]:
+def of_batch(batch: dict[str, Any]) -> tuple[Sequences | PackedRow, PairTargets]:
     """Return the two parts of a collated batch.
 
     Args:
         batch: as ``PairPasses`` gives it.
     """
-    return (
-        Sequences(*(batch[name] for name in Sequences._fields)),
-        PairTargets(*(batch[name] for name in PairTargets._fields)),
-    )
+    kind = PackedRow if "layout" in batch else Sequences
+    return kind(*(batch[name] for name in kind._fields)), PairTargets(*(batch[name] for name in PairTargets._fields))
 
 
 def steps_of_epoch(pairs: int, *, size: int, step: int) -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from paragone_training.policy import estimators
 from paragone_training.policy.files import write_json
-from paragone_training.policy.logprobs import ResponseLogprobs, frozen_logprobs
+from paragone_training.policy.logprobs import frozen_logprobs, response_logprobs
 from paragone_training.policy.rounds import Answer, Response, read_answers, read_responses
 from paragone_training.policy.sections import PolicyTrainingSection
 from paragone_training.policy.weights import Policy
@@ -142,7 +142,7 @@ def summarise(
     if known:
         policy.become(initial_source)
         frozen = frozen_logprobs(
-            ResponseLogprobs(policy.model, chunk_tokens=training.chunk_tokens),
+            response_logprobs(policy.model, training),
             [(row.prompt_ids, row.token_ids) for row in known],
             pad_id=policy.tokenizer.pad_token_id,
             batch=2 * training.pairs_per_pass,

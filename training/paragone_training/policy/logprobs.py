@@ -1,18 +1,34 @@
 """Log-probabilities of whole responses, without ever holding the logits of a whole batch.
 
 N sequences, T padded length, M response tokens of the batch, H hidden size, V vocabulary. A sequence is the prompt's
-token ids and the response's, as they were sampled; nothing is tokenised again.
+token ids and the response's, as they were sampled; nothing is tokenised again. A pass is padded, or one packed row
+(``packing.py``); what is computed from its hidden states is the same.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["ResponseLogprobs", "Sequences", "autocast", "frozen_logprobs", "output_logits", "padded_sequences"]
+from paragone_models.packing import attention
+from paragone_models.packing.run import Attend
+from paragone_training.policy.packing import Item, PackedRow, packed_attention, packed_row, packed_states
+from paragone_training.policy.sections import PolicyTrainingSection
+
+__all__ = [
+    "ResponseLogprobs",
+    "Sequences",
+    "autocast",
+    "collated",
+    "frozen_logprobs",
+    "on_device",
+    "output_logits",
+    "padded_sequences",
+    "response_logprobs",
+]
 
 
 class Sequences(NamedTuple):
@@ -29,7 +45,7 @@ class Sequences(NamedTuple):
     answered: Tensor
 
 
-def padded_sequences(items: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> Sequences:
+def padded_sequences(items: Sequence[Item], pad_id: int) -> Sequences:
     """Return prompts and responses as tensors.
 
     Args:
@@ -48,43 +64,103 @@ def padded_sequences(items: Sequence[tuple[Sequence[int], Sequence[int]]], pad_i
     return Sequences(input_ids, mask, answered)
 
 
+def collated(items: Sequence[Item], pad_id: int, *, packed: bool) -> Sequences | PackedRow:
+    """Return prompts and responses as one pass.
+
+    Args:
+        items: token ids of a prompt and of a response, N times.
+        pad_id: fills up.
+        packed: as one row, or padded.
+    """
+    return packed_row(items) if packed else padded_sequences(items, pad_id)
+
+
 class ResponseLogprobs(nn.Module):
     """A causal language model that returns one number per response: the sum of its tokens' log-probabilities.
 
     Args:
         model: a transformers causal language model, with adapters or without.
         chunk_tokens: response tokens whose logits exist at once.
+        attend: the attention of packed passes, or None: it takes padded ones alone.
     """
 
-    def __init__(self, model: Any, *, chunk_tokens: int) -> None:
+    def __init__(self, model: Any, *, chunk_tokens: int, attend: Attend | None = None) -> None:
         super().__init__()
         self.model = model
         self.chunk_tokens = chunk_tokens
+        self._attend = attend
         # FSDP asks what it wraps for the names of its layers
         self._no_split_modules = getattr(model, "_no_split_modules", None)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, answered: Tensor) -> Tensor:
+    @property
+    def packs(self) -> bool:
+        """Whether its passes are packed rows."""
+        return self._attend is not None
+
+    def packing(self) -> AbstractContextManager[None]:
+        """Return a block that a packed pass with gradients and its backward pass stand in together."""
+        return attention.packed(self._bare.base_model.config) if self.packs else nullcontext()
+
+    @property
+    def _bare(self) -> Any:
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    def forward(self, batch: Sequences | PackedRow) -> Tensor:
         """Return the log-probability of each response, in nats, float32. [N].
 
         Args:
-            input_ids: prompt, response, padding. [N, T]
-            attention_mask: 1 at prompt and response. [N, T]
-            answered: True at the response's tokens. [N, T]
+            batch: one pass, as ``collated`` returns it.
+
+        Raises:
+            ValueError: if the pass is packed and the network has no attention for it.
         """
-        bare = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        hidden = bare.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        here = answered[:, 1:]
-        states, targets = hidden[:, :-1][here], input_ids[:, 1:][here]
-        rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(here)[here]
-        total = torch.zeros(len(input_ids), dtype=torch.float32, device=input_ids.device)
+        bare = self._bare
+        if isinstance(batch, PackedRow):
+            if self._attend is None:
+                raise ValueError("a network without packed attention takes padded passes")
+            states, targets, owners = packed_states(bare.base_model, batch, self._attend), batch.targets, batch.owners
+            return self._summed(bare, states, targets, owners, len(batch.places))[batch.places]
+        return self._summed(bare, *_padded_states(bare.base_model, batch), len(batch.input_ids))
+
+    def _summed(self, bare: Any, states: Tensor, targets: Tensor, owners: Tensor, count: int) -> Tensor:
+        """Return sums of the targets' log-probabilities by owner, chunk by chunk. [count].
+
+        Args:
+            bare: the model without adapters' wrapper.
+            states: that predict the targets. [M, H]
+            targets: response tokens. [M]
+            owners: whose each of them is. [M]
+            count: of owners.
+        """
+        total = torch.zeros(count, dtype=torch.float32, device=states.device)
         for start in range(0, len(states), self.chunk_tokens):
             part = slice(start, start + self.chunk_tokens)
             if torch.is_grad_enabled():
                 values = checkpoint(_token_logprobs, bare, states[part], targets[part], use_reentrant=False)
             else:
                 values = _token_logprobs(bare, states[part], targets[part])
-            total = total.index_add(0, rows[part], values)
+            total = total.index_add(0, owners[part], values)
         return total
+
+
+def response_logprobs(model: Any, training: PolicyTrainingSection) -> ResponseLogprobs:
+    """Return the network of a model as a recipe wants it: packed where it can be, with its chunks of logits.
+
+    Args:
+        model: a transformers causal language model, on its device, with adapters or without.
+        training: batching and chunk.
+    """
+    attend = packed_attention(model, training.batching)
+    return ResponseLogprobs(model, chunk_tokens=training.chunk_tokens, attend=attend)
+
+
+def _padded_states(backbone: Any, batch: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+    """Return hidden states that predict response tokens, the tokens, and whose they are: [M, H], [M], [M]."""
+    input_ids, attention_mask, answered = batch
+    hidden = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    here = answered[:, 1:]
+    rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(here)[here]
+    return hidden[:, :-1][here], input_ids[:, 1:][here], rows
 
 
 def output_logits(model: Any, hidden: Tensor) -> Tensor:
@@ -117,7 +193,7 @@ def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]
 @torch.no_grad()
 def frozen_logprobs(
     network: ResponseLogprobs,
-    items: Sequence[tuple[Sequence[int], Sequence[int]]],
+    items: Sequence[Item],
     *,
     pad_id: int,
     batch: int,
@@ -129,22 +205,44 @@ def frozen_logprobs(
         network: the policy that is asked.
         items: token ids of a prompt and of a response, N times.
         pad_id: fills up.
-        batch: sequences in a forward pass; those of like length together.
+        batch: sequences in a forward pass; those of like length together, and packed those of one prompt.
         bf16: mixed precision.
     """
     device = next(network.parameters()).device
     network.eval()
     found = [0.0] * len(items)
     with autocast(device, bf16=bf16):
-        for places in _by_length(items, batch):
-            sequences = padded_sequences([items[place] for place in places], pad_id)
-            values = network(*(tensor.to(device) for tensor in sequences))
+        for places in _by_length(items, batch, by_prompt=network.packs):
+            one = collated([items[place] for place in places], pad_id, packed=network.packs)
+            values = network(on_device(one, device))
             for place, value in zip(places, values.tolist(), strict=True):
                 found[place] = value
     return found
 
 
-def _by_length(items: Sequence[tuple[Sequence[int], Sequence[int]]], batch: int) -> Iterator[list[int]]:
-    order = sorted(range(len(items)), key=lambda place: len(items[place][0]) + len(items[place][1]))
+def on_device(batch: Sequences | PackedRow, device: torch.device) -> Sequences | PackedRow:
+    """Return a pass with its tensors on a device.
+
+    Args:
+        batch: as ``collated`` returns it.
+        device: of the network.
+    """
+    if isinstance(batch, PackedRow):
+        return PackedRow(batch.layout, *(part.to(device) for part in batch[1:]))
+    return Sequences(*(part.to(device) for part in batch))
+
+
+def _by_length(items: Sequence[Item], batch: int, *, by_prompt: bool) -> Iterator[list[int]]:
+    lengths = [len(prompt) + len(response) for prompt, response in items]
+    longest: dict[tuple[int, ...], int] = {}
+    if by_prompt:
+        for (prompt, _), length in zip(items, lengths, strict=True):
+            longest[tuple(prompt)] = max(length, longest.get(tuple(prompt), 0))
+
+    def rank(place: int) -> tuple[Any, ...]:
+        prompt = tuple(items[place][0])
+        return (longest[prompt], prompt, lengths[place]) if by_prompt else (lengths[place],)
+
+    order = sorted(range(len(items)), key=rank)
     for start in range(0, len(order), batch):
         yield order[start : start + batch]

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from paragone_training.policy.errors import SamplerMismatchError
 from paragone_training.policy.files import read_table, write_table
-from paragone_training.policy.logprobs import ResponseLogprobs, frozen_logprobs
+from paragone_training.policy.logprobs import frozen_logprobs, response_logprobs
 from paragone_training.policy.prompts import Prompt
 from paragone_training.policy.sampling import Draw, draw, stream
 from paragone_training.policy.sections import PolicyTrainingSection
@@ -88,7 +88,7 @@ def probe_logprobs(policy: Policy, probes: Sequence[Probe], training: PolicyTrai
         training: chunk and precision.
     """
     return frozen_logprobs(
-        ResponseLogprobs(policy.model, chunk_tokens=training.chunk_tokens),
+        response_logprobs(policy.model, training),
         [(probe.prompt_ids, probe.token_ids) for probe in probes],
         pad_id=policy.tokenizer.pad_token_id,
         batch=len(probes),

@@ -6,6 +6,7 @@ from typing import Literal
 from paragone_training.policy.estimators import Labels, Rule, Selection, Ties
 
 __all__ = [
+    "Batching",
     "EvaluationSection",
     "MethodName",
     "OracleSection",
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 MethodName = Literal["sppo", "gpo", "inpo", "egpo", "omwu", "dpo", "ipo"]
+Batching = Literal["auto", "packed", "padded"]
 Unfinished = Literal["drop", "penalise", "keep"]
 
 
@@ -212,6 +214,8 @@ class PolicyTrainingSection:
         schedule_epochs: passes that the learning-rate schedule is laid out for; 0 is the same as ``epochs``.
         pairs_per_step: of an optimiser step, over all processes.
         pairs_per_pass: of one forward pass of one process.
+        batching: of a pass: ``packed``, one row without padding in which a prompt is computed once; ``padded``; or
+            ``auto``, packed on a CPU. Where packing was not proven exact, passes are padded, and the log says why.
         learning_rate: peak.
         schedule: transformers' name of its shape.
         warmup: share of the schedule, or steps.
@@ -233,6 +237,7 @@ class PolicyTrainingSection:
     schedule_epochs: float = 0.0
     pairs_per_step: int = 64
     pairs_per_pass: int = 8
+    batching: Batching = "auto"
     learning_rate: float = 5e-7
     schedule: str = "linear"
     warmup: float = 0.1

@@ -20,7 +20,7 @@ from paragone_training.policy import diagnostics
 from paragone_training.policy.batches import TrainingPair, of_batch
 from paragone_training.policy.errors import RunError
 from paragone_training.policy.files import need_space, read_table, write_json, write_table
-from paragone_training.policy.logprobs import ResponseLogprobs, autocast, frozen_logprobs
+from paragone_training.policy.logprobs import autocast, frozen_logprobs, on_device, response_logprobs
 from paragone_training.policy.methods import Method, PairTargets
 from paragone_training.policy.rounds import Response
 from paragone_training.policy.sections import PolicyTrainingSection
@@ -79,7 +79,7 @@ def freeze_columns(
     for source in dict.fromkeys((reference, base)):
         policy.become(source)
         columns[source] = frozen_logprobs(
-            ResponseLogprobs(policy.model, chunk_tokens=training.chunk_tokens),
+            response_logprobs(policy.model, training),
             items,
             pad_id=policy.tokenizer.pad_token_id,
             batch=2 * training.pairs_per_pass,
@@ -147,10 +147,10 @@ def check_start(trainer: PolicyTrainer, training: PolicyTrainingSection) -> dict
     live, targets = [], []
     network.eval()
     for index in range(min(len(passes), max(_CHECKED_PAIRS // training.pairs_per_pass, 1))):
-        sequences, columns = of_batch({name: tensor.to(device) for name, tensor in passes[index].items()})
+        sequences, columns = of_batch(passes[index])
         with autocast(device, bf16=training.bf16):
-            live.append(network(*sequences).chunk(2))
-        targets.append(columns)
+            live.append(network(on_device(sequences, device)).chunk(2))
+        targets.append(PairTargets(*(column.to(device) for column in columns)))
     chosen, rejected = (torch.cat([one[side] for one in live]) for side in (0, 1))
     together = PairTargets(*(torch.cat(column) for column in zip(*targets, strict=True)))
     if method.setting is None and method.name != "dpo":

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from paragone_training.backbone import save_memory
 from paragone_training.policy.batches import PairPasses, TrainingPair, of_batch, optimiser_steps
 from paragone_training.policy.errors import RunError
-from paragone_training.policy.logprobs import ResponseLogprobs
+from paragone_training.policy.logprobs import ResponseLogprobs, response_logprobs
 from paragone_training.policy.methods import Method
 from paragone_training.policy.sections import PolicyTrainingSection
 
@@ -107,8 +107,8 @@ class PolicyTrainer(Trainer):
         return SequentialSampler(self.passes if train_dataset is None else train_dataset)
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Tensor]], Tensor]:
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor]:
         """Return the passes of one optimiser step, and the number of pairs in them over all processes."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
         pairs = torch.tensor(sum(len(batch["preference"]) for batch in batches), device=device)
@@ -116,16 +116,24 @@ class PolicyTrainer(Trainer):
             pairs = self.accelerator.gather(pairs).sum()
         return batches, pairs
 
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Return the loss of one pass, after its backward pass, in which layers may run again: as they ran before."""
+        with self.network.packing():
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return this pass's share of the step's mean loss per pair."""
         sequences, targets = of_batch(inputs)
-        logprob = model(*sequences)
+        logprob = model(sequences)
         chosen, rejected = logprob.chunk(2)
         losses = self.method.loss(chosen, rejected, targets)
         pairs = len(losses) if num_items_in_batch is None else int(num_items_in_batch)
@@ -170,7 +178,7 @@ class PolicyTrainer(Trainer):
         """Say nothing: what a checkpoint leaves out, frozen and tied weights, is in memory already."""
 
 
-def _only(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
     (batch,) = items
     return batch
 
@@ -202,8 +210,9 @@ def policy_trainer(
         RunError: if there are too few pairs for a step, or a step does not divide among the processes.
     """
     size, step = training.pairs_per_pass, training.pairs_per_step
+    network = response_logprobs(model, training)
     try:
-        passes = PairPasses(pairs, size=size, step=step, pad_id=pad_id, seed=seed)
+        passes = PairPasses(pairs, size=size, step=step, pad_id=pad_id, seed=seed, packed=network.packs)
     except ValueError as error:
         raise RunError(str(error)) from error
     if training.gradient_checkpointing:
@@ -211,7 +220,7 @@ def policy_trainer(
     largest = max(max(abs(pair.targets[1]), abs(pair.targets[2])) for pair in pairs)
     steps, laid_out = optimiser_steps(len(pairs), training)
     return PolicyTrainer(
-        ResponseLogprobs(model, chunk_tokens=training.chunk_tokens),
+        network,
         _arguments(work, training, laid_out, seed),
         passes,
         method,
