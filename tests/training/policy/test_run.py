@@ -6,6 +6,7 @@ import math
 import pytest
 
 from paragone_training.errors import RecipeError
+from paragone_training.policy.barrier import Barrier
 from paragone_training.policy.errors import FolderTakenError, OracleReplacedError, RunError
 from paragone_training.policy.files import locked, read_json, read_table
 from paragone_training.policy.rounds import read_answers, read_responses
@@ -137,7 +138,7 @@ def test_adapters_are_trained_and_merged(tmp_path, policy_folder, prompts_file, 
 
 def test_the_reference_is_reset_every_n_iterations(tmp_path, policy_folder, prompts_file):
     changed = recipe("inpo", policy_folder, prompts_file, reference={"policy": "every-n", "every": 2})
-    run = PolicyRun(changed, tmp_path)
+    run = PolicyRun(changed, tmp_path, Barrier(limit_s=1))
     sources = [run.reference_source(iteration) for iteration in range(1, 6)]
 
     assert sources[0] == sources[1] == str(policy_folder)

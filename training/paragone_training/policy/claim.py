@@ -26,7 +26,7 @@ _MAY_CHANGE = {
         "patience_s",
         "start_timeout_s",
     },
-    "training": {"iterations", "log_steps"},
+    "training": {"iterations", "log_steps", "collective_timeout_s"},
     "evaluation": {"judge_url"},
     "output": {"folder", "trackers"},
 }

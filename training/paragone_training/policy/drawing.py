@@ -10,6 +10,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from paragone_training.policy.barrier import Barrier
 from paragone_training.policy.fleet import FleetSampler
 from paragone_training.policy.probes import Probe, probe_logprobs, stored_probes
 from paragone_training.policy.prompts import Prompt
@@ -29,14 +30,22 @@ class Drawing:
         folder: of the run.
         policy: in memory; takes the weights that are drawn from.
         prompts: with token ids.
+        barrier: where the processes of the run wait for each other.
         longest: tokens that a prompt may have.
     """
 
     def __init__(
-        self, recipe: PolicyRecipe, folder: Path, policy: Policy, prompts: Sequence[Prompt], *, longest: int
+        self,
+        recipe: PolicyRecipe,
+        folder: Path,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        barrier: Barrier,
+        *,
+        longest: int,
     ) -> None:
         self._recipe, self._folder, self._policy, self._prompts = recipe, folder, policy, prompts
-        self._longest = longest
+        self._barrier, self._longest = barrier, longest
         self._state = PartialState()
         self._servers: SamplerServers | None = None
         self._probes: list[Probe] = []
@@ -119,12 +128,12 @@ class Drawing:
         if self._colocated:
             if not self._state.is_main_process:
                 self._policy.park()
-            self._state.wait_for_everyone()
+            self._barrier.wait()
         yield
         if self._state.is_main_process:
             self.end()
         if self._colocated:
-            self._state.wait_for_everyone()
+            self._barrier.wait()
             self._policy.unpark()
 
     @property

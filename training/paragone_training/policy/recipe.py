@@ -164,6 +164,7 @@ def _check_counts(recipe: PolicyRecipe) -> None:
         ("training.learning_rate", training.learning_rate, True),
         ("training.epochs", training.epochs, True),
         ("training.noise_limit", training.noise_limit, True),
+        ("training.collective_timeout_s", training.collective_timeout_s, True),
         ("sampling.penalty", sampling.penalty, False),
         ("training.warmup", training.warmup, False),
         ("training.max_gradient_norm", training.max_gradient_norm, False),

@@ -27,6 +27,7 @@ from accelerate import PartialState
 
 from paragone_training.errors import RecipeError
 from paragone_training.policy import diagnostics
+from paragone_training.policy.barrier import Barrier
 from paragone_training.policy.claim import claim
 from paragone_training.policy.drawing import Drawing
 from paragone_training.policy.errors import RunError
@@ -62,13 +63,13 @@ def train_policy(recipe: PolicyRecipe, folder: Path, *, resume: bool = False) ->
         RunError: if the run has to stop; it can be resumed.
     """
     # Told about the device here: without a GPU, processes would otherwise not find each other.
-    # All but the first wait while it samples and asks: longer than the ten minutes that collectives are given.
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
-    with locked(folder) if state.is_main_process else contextlib.nullcontext():
+    patience = recipe.training.collective_timeout_s
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=patience))
+    with Barrier(limit_s=patience) as barrier, locked(folder) if state.is_main_process else contextlib.nullcontext():
         if state.is_main_process:
             claim(recipe, folder, resume=resume)
-        state.wait_for_everyone()
-        run = PolicyRun(recipe, folder)
+        barrier.wait()
+        run = PolicyRun(recipe, folder, barrier)
         with run.asking() if state.is_main_process else contextlib.nullcontext():
             for iteration in range(1, recipe.training.iterations + 1):
                 run.iterate(iteration)
@@ -81,14 +82,15 @@ class PolicyRun:
     Args:
         recipe: what is run.
         folder: where.
+        barrier: where the processes of the run wait for each other.
 
     Raises:
         RecipeError: if the policy cannot be loaded or a prompt does not fit it.
         DataError: if prompts cannot be read.
     """
 
-    def __init__(self, recipe: PolicyRecipe, folder: Path) -> None:
-        self.recipe, self.folder = recipe, folder
+    def __init__(self, recipe: PolicyRecipe, folder: Path, barrier: Barrier) -> None:
+        self.recipe, self.folder, self.barrier = recipe, folder, barrier
         self.state = PartialState()
         self.method = recipe.objective
         source = recipe.policy
@@ -106,7 +108,7 @@ class PolicyRun:
             if both:
                 raise RecipeError(f"{len(both)} prompts of [evaluation] are trained on: keep them apart with split")
             self.held_out = render(held_out, self.policy.tokenizer, longest=longest)
-        self._drawing = Drawing(recipe, folder, self.policy, self.prompts, longest=longest)
+        self._drawing = Drawing(recipe, folder, self.policy, self.prompts, barrier, longest=longest)
         self._askers: dict[str, Asker] = {}
         self._trackers = Trackers((), folder, {})  # those of the recipe are the main process's alone
 
@@ -199,7 +201,7 @@ class PolicyRun:
                 write_json(folder / "metrics.json", metrics)
                 self._trackers.iteration(iteration, metrics)
                 write_report(self.folder)
-            self.state.wait_for_everyone()
+            self.barrier.wait()
 
     def _step(self, iteration: int, number: int, step: Step) -> dict[str, Any]:
         folder = self._iteration(iteration) / f"step-{number}"
@@ -222,7 +224,7 @@ class PolicyRun:
                 reference=self.reference_source(iteration),
                 training=self.recipe.training,
             )
-        self.state.wait_for_everyone()
+        self.barrier.wait()
         if not (folder / "policy").exists():
             began, before = time.monotonic(), steps_before(self.folder)
             self.policy.become(base)
@@ -240,6 +242,7 @@ class PolicyRun:
                 raw=self.recipe.loss.gradient == "raw",
                 dtype=self.recipe.output.dtype,
                 seed=self.recipe.training.seed + 1000 * iteration + number,
+                wait=self.barrier.wait,
                 tell=lambda step, values: self._trackers.step(before + step, values),
             )
             metrics[f"step_{number}_training_s"] = time.monotonic() - began

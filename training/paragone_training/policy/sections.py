@@ -229,6 +229,8 @@ class PolicyTrainingSection:
         noise_limit: largest share of the targets' scale that noise of the log-probabilities may have.
         save_steps: optimiser steps between checkpoints; 0: an interrupted training starts again.
         log_steps: optimiser steps between log lines.
+        collective_timeout_s: how long processes wait for each other in gradient steps before the run stops; sampling
+            by the main process may take longer.
         seed: of everything.
     """
 
@@ -251,6 +253,7 @@ class PolicyTrainingSection:
     noise_limit: float = 0.05
     save_steps: int = 0
     log_steps: int = 5
+    collective_timeout_s: float = 1800.0
     seed: int = 0
 
 

@@ -194,6 +194,7 @@ def train_step(
     raw: bool,
     dtype: str,
     seed: int,
+    wait: Callable[[], None] = lambda: None,
     tell: Callable[[int, dict[str, float]], None] = lambda _, __: None,
 ) -> None:
     """Take the gradient steps of one regression and write the policy that comes out.
@@ -208,6 +209,7 @@ def train_step(
         raw: take the gradient of the raw loss.
         dtype: storage type of the outcome.
         seed: of order and dropout.
+        wait: returns when every process has called it; several processes need one.
         tell: takes the number of a gradient step and its logged values.
 
     Raises:
@@ -244,7 +246,7 @@ def train_step(
     if trainer.is_world_process_zero():
         write_json(folder / "history.json", [line for line in trainer.state.log_history if "loss" in line])
         policy.save(folder / "policy", dtype=dtype, state=state)
-    trainer.accelerator.wait_for_everyone()
+    wait()
     # What is written is what goes on: rounded to the storage type, the same after a restart.
     policy.source = "in training"
     if sharded:
