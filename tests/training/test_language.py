@@ -1,17 +1,30 @@
 """Training a small causal language model, and the one that ships."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import Qwen3ForCausalLM
+from typer.testing import CliRunner
 
 from paragone_models.builtins import NAMES, POLICIES, policy_folder
+from paragone_training.command import train
 from paragone_training.errors import DataError, RecipeError
-from paragone_training.language import LanguageDataSection, load_language_recipe, read_chats, train_language_model
+from paragone_training.language import (
+    LanguageDataSection,
+    decoder_config,
+    load_language_recipe,
+    read_chats,
+    read_texts,
+    train_language_model,
+)
+from paragone_training.language_plan import describe_language_plan
 from paragone_training.policy.prompts import read_prompts, render
 from paragone_training.policy.sampling import Draw, draw, stream
 from paragone_training.policy.weights import load_policy
+from paragone_training.pretraining import pretrain
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ROOT / "data" / "policy_prompts.jsonl.gz"
@@ -63,6 +76,47 @@ def test_prompts_marked_test_are_held_out(mine):
     assert len(train) == 10
     with pytest.raises(DataError, match="no chat to learn from"):
         read_chats(LanguageDataSection())
+
+
+def test_a_dry_run_says_what_training_then_does(mine, tmp_path):
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"prompt": "What is 1?", "split": "test"}) + "\n")
+    with (tmp_path / "groups.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "And?", "responses": ["too long " * 60]}) + "\n")
+    folder = tmp_path / "model"
+    command = ["language", str(mine), "--output", str(folder), "--set", "training.batch_tokens=64"]
+    plan = CliRunner().invoke(train, [*command, "--dry-run"])
+    assert plan.exit_code == 0, plan.output
+    assert not folder.exists()
+    assert "  batch_tokens = 64" in plan.output
+    assert "2 held out; 1 are longer than max_length 64 and left out" in plan.output
+
+    recipe = load_language_recipe(mine, ["training.batch_tokens=64"])
+    texts = read_texts(recipe)
+    model = Qwen3ForCausalLM(decoder_config(recipe, texts.tokenizer))
+    history = pretrain(model.model, texts.train, recipe.training, pad_id=texts.tokenizer.pad_token_id, seed=0)
+    assert f"2 epochs, {len(history)} optimiser steps on {2 * sum(map(len, texts.train))} tokens" in plan.output
+    assert f"10 chats of {sum(map(len, texts.train))} tokens to learn from" in plan.output
+
+
+def test_the_planned_activations_are_what_a_pass_of_the_largest_batch_saves(mine):
+    recipe = load_language_recipe(mine, ["backbone.hidden_size=64", "backbone.layers=3"])
+    said = describe_language_plan(recipe)
+    sequences, longest = map(int, re.search(r"largest batch is (\d+) chats of (\d+) tokens", said).groups())
+    planned = float(re.search(r"activations ([\d.]+)", said).group(1)) * 1e6
+
+    model = Qwen3ForCausalLM(decoder_config(recipe, read_texts(recipe).tokenizer))
+    own, kept = {weight.untyped_storage().data_ptr() for weight in model.parameters()}, {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.model(input_ids=torch.ones(sequences, longest, dtype=torch.long), use_cache=False)
+    really = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert really > 1e6
+    assert planned == pytest.approx(really, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ import math
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paragone_training.errors import RecipeError
 from paragone_training.recipe import RatedRecipe, Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from paragone_training.language import LanguageRecipe
 
 __all__ = ["train"]
 
@@ -63,6 +66,7 @@ def language(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and texts, print the plan.")] = False,
 ) -> None:
     """Train a small causal language model from random weights: a policy to begin with."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
@@ -70,6 +74,13 @@ def language(
 
     loaded = load_language_recipe(recipe, settings or [])
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
+    if dry_run:
+        from paragone_training.language_plan import describe_language_plan
+
+        typer.echo(_described(loaded))
+        typer.echo(describe_language_plan(loaded))
+        typer.echo(f"the model would go to {folder}")
+        return
     typer.echo(str(train_language_model(loaded, folder)))
 
 
@@ -157,9 +168,12 @@ def extrapolate(
     typer.echo(str(output))
 
 
-def _described(recipe: Recipe) -> str:
+def _described(recipe: "Recipe | LanguageRecipe") -> str:
     lines = []
     for section, values in asdict(recipe).items():
+        if values is not None and not isinstance(values, dict):
+            lines.append(f"{section} = {values!r}")
+            continue
         lines.append(f"[{section}]" if values is not None else f"[{section}] none")
         lines += [f"  {key} = {value!r}" for key, value in (values or {}).items()]
     return "\n".join(lines)

@@ -27,8 +27,11 @@ __all__ = [
     "Chat",
     "LanguageDataSection",
     "LanguageRecipe",
+    "LanguageTexts",
+    "decoder_config",
     "load_language_recipe",
     "read_chats",
+    "read_texts",
     "train_language_model",
 ]
 
@@ -98,6 +101,23 @@ class LanguageRecipe:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class LanguageTexts:
+    """The chats of a recipe as token ids, and the tokenizer that was trained on them.
+
+    Attributes:
+        tokenizer: of the model.
+        train: chats that are learnt from.
+        held_out: chats that are not.
+        counts: chats of both before those that are too long were left out.
+    """
+
+    tokenizer: Any
+    train: list[list[int]]
+    held_out: list[list[int]]
+    counts: tuple[int, int]
+
+
 def load_language_recipe(path: Path, assignments: Sequence[str] = ()) -> LanguageRecipe:
     """Return the recipe of a TOML file, its paths made relative to the file.
 
@@ -152,6 +172,22 @@ def read_chats(section: LanguageDataSection) -> tuple[list[Chat], list[Chat]]:
     return train, held_out
 
 
+def read_texts(recipe: LanguageRecipe) -> LanguageTexts:
+    """Read the chats of a recipe, train a tokenizer on those that are learnt from, and return both.
+
+    Args:
+        recipe: which chats, and how long they may be.
+
+    Raises:
+        DataError: if the data cannot be used.
+    """
+    train, held_out = read_chats(recipe.data)
+    texts = [text for chat in train for text in (chat.prompt, chat.response)]
+    tokenizer = train_tokenizer(texts, recipe.tokenizer.vocabulary_size, max_length=recipe.max_length)
+    learnt, kept = (_documents(chats, tokenizer, recipe.max_length) for chats in (train, held_out))
+    return LanguageTexts(tokenizer, learnt, kept, counts=(len(train), len(held_out)))
+
+
 def train_language_model(recipe: LanguageRecipe, folder: Path) -> Path:
     """Train a causal language model and return the folder it was saved to.
 
@@ -165,16 +201,14 @@ def train_language_model(recipe: LanguageRecipe, folder: Path) -> Path:
     """
     if (folder / "config.json").exists():
         raise RecipeError(f"{folder} holds a model: remove it, or choose another --output")
-    train, held_out = read_chats(recipe.data)
-    texts = [text for chat in train for text in (chat.prompt, chat.response)]
-    tokenizer = train_tokenizer(texts, recipe.tokenizer.vocabulary_size, max_length=recipe.max_length)
+    texts = read_texts(recipe)
+    tokenizer = texts.tokenizer
     set_seed(recipe.seed)
-    model: Any = Qwen3ForCausalLM(_config(recipe, tokenizer))
-    documents = _documents(train, tokenizer, recipe.max_length)
-    logger.info("%d chats of %d tokens to learn from", len(documents), sum(map(len, documents)))
-    pretrain(model.model, documents, recipe.training, pad_id=tokenizer.pad_token_id, seed=recipe.seed)
+    model: Any = Qwen3ForCausalLM(decoder_config(recipe, tokenizer))
+    logger.info("%d chats of %d tokens to learn from", len(texts.train), sum(map(len, texts.train)))
+    pretrain(model.model, texts.train, recipe.training, pad_id=tokenizer.pad_token_id, seed=recipe.seed)
     model.eval()
-    loss = held_out_loss(model, _documents(held_out, tokenizer, recipe.max_length), tokenizer) if held_out else math.nan
+    loss = held_out_loss(model, texts.held_out, tokenizer) if texts.held_out else math.nan
     logger.info("held-out loss %.3f nats a token of the answers", loss)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
@@ -182,7 +216,7 @@ def train_language_model(recipe: LanguageRecipe, folder: Path) -> Path:
     model.to(getattr(torch, recipe.output.dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     weights = sum(weight.numel() for weight in model.parameters())
-    card = _card(recipe, folder.name, weights, (len(train), len(held_out)), loss)
+    card = _card(recipe, folder.name, weights, texts.counts, loss)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
 
@@ -207,7 +241,13 @@ def held_out_loss(model: Any, documents: Sequence[Sequence[int]], tokenizer: Any
     return total / count
 
 
-def _config(recipe: LanguageRecipe, tokenizer: Any) -> Qwen3Config:
+def decoder_config(recipe: LanguageRecipe, tokenizer: Any) -> Qwen3Config:
+    """Return the shape of the model.
+
+    Args:
+        recipe: its sizes and longest chat.
+        tokenizer: of the model.
+    """
     sizes = recipe.backbone
     return Qwen3Config(
         vocab_size=len(tokenizer),

@@ -17,7 +17,7 @@ from torch.nn import functional
 from paragone_training.dropout import residual_dropout
 from paragone_training.sections import PretrainingSection
 
-__all__ = ["decayed", "padded", "pretrain"]
+__all__ = ["batches_of", "decayed", "padded", "pretrain"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def pretrain(
     optimizer = torch.optim.AdamW(
         backbone.parameters(), lr=section.learning_rate, betas=(0.9, 0.95), weight_decay=section.weight_decay
     )
-    batches = list(_batches(documents, section.batch_tokens))
+    batches = list(batches_of(documents, section.batch_tokens))
     steps, history = section.epochs * len(batches), list[float]()
     backbone.train()
     with residual_dropout(backbone, share=section.dropout):
@@ -96,7 +96,13 @@ def _loss(backbone: Any, tokens: Tensor, pad_id: int) -> Tensor:
     return functional.cross_entropy(predicted.float(), tokens[:, 1:][known])
 
 
-def _batches(documents: Sequence[Sequence[int]], budget: int) -> Iterator[list[Sequence[int]]]:
+def batches_of(documents: Sequence[Sequence[int]], budget: int) -> Iterator[list[Sequence[int]]]:
+    """Yield the batches of an epoch, of documents of like length.
+
+    Args:
+        documents: token ids.
+        budget: most tokens of a batch, padding counted; a longer document is a batch of its own.
+    """
     batch: list[Sequence[int]] = []
     for document in sorted(documents, key=len):
         if batch and (len(batch) + 1) * len(document) > budget:
