@@ -1,5 +1,7 @@
 """What trackers show is what the run's own tables say: read back from the file that TensorBoard reads."""
 
+import shutil
+
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -38,17 +40,28 @@ def test_tensorboard_shows_every_logged_step_of_the_run_and_every_iteration(
     assert [event.value for event in events.Scalars("iteration/pairs")] == [found["pairs"] for found in metrics]
 
 
-def test_a_resumed_run_may_add_a_tracker_and_counts_steps_on(tmp_path, policy_folder, prompts_file, oracle_url):
+def test_a_resumed_run_may_add_a_tracker_counts_steps_on_and_sends_no_point_twice(
+    tmp_path, policy_folder, prompts_file, oracle_url
+):
     once = {"training__iterations": 1}
     train_policy(recipe("inpo", policy_folder, prompts_file, oracle_url, **once), tmp_path)
     before = steps_before(tmp_path)
     assert before > 0
     more = recipe("inpo", policy_folder, prompts_file, oracle_url, output={"trackers": ["tensorboard"]})
     train_policy(more, tmp_path, resume=True)
+    # As if it had been killed when all steps were taken and the policy was not written yet: they are taken again.
+    second = tmp_path / "iteration-02"
+    (second / "metrics.json").unlink()
+    shutil.rmtree(second / "step-1" / "policy")
+    train_policy(more, tmp_path, resume=True)
 
-    events = EventAccumulator(str(tmp_path / "tracking" / tmp_path.name))
+    events = EventAccumulator(str(tmp_path / "tracking" / tmp_path.name), purge_orphaned_data=False)
     events.Reload()
-    assert events.Scalars("step/loss")[0].step == before + 1
+    lines = read_json(second / "step-1" / "history.json")
+    shown = events.Scalars("step/loss")
+    assert [event.step for event in shown] == [before + line["step"] for line in lines]
+    assert [event.value for event in shown] == pytest.approx([line["loss"] for line in lines], rel=1e-5)
+    assert [event.step for event in events.Scalars("iteration/pairs")] == [1, 2]
 
 
 def test_inner_tables_and_lists_have_slashes_in_their_names():

@@ -126,6 +126,9 @@ class PolicyRun:
         with ExitStack() as stack:
             told = Trackers(self.recipe.output.trackers, self.folder, dataclasses.asdict(self.recipe))
             self._trackers = stack.enter_context(contextlib.closing(told))
+            for path in sorted(self.folder.glob("iteration-*/metrics.json")):
+                metrics = read_json(path)
+                self._trackers.iteration(metrics["iteration"], metrics)
             own = stack.enter_context(served(sources, self.folder / "service.log")) if sources else None
             urls = {"oracle": oracle.url or own, "judge": judge.judge_url or (own if judge.judge_serve else None)}
             models = {"oracle": oracle.model, "judge": judge.judge_model}
@@ -226,7 +229,7 @@ class PolicyRun:
             )
         self.barrier.wait()
         if not (folder / "policy").exists():
-            began, before = time.monotonic(), steps_before(self.folder)
+            began, before = time.monotonic(), steps_before(self.folder, folder)
             self.policy.become(base)
             rows = read_responses(round_folder / "samples.parquet")
             labelled = read_targets(round_folder / "targets.parquet")
