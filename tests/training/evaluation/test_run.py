@@ -92,7 +92,7 @@ def test_one_question_falls_back_to_prompts_and_one_prompt_has_no_interval(tmp_p
     written = run(tmp_path / "one", [pair(number) for number in range(4)], LocalScorer(models["bt"]))
     assert written.results["measures"]["accuracy"]["strict"]["low"] is None
     assert any("no intervals" in note for note in written.results["notes"])
-    page_of(written)
+    assert "4 judged pairs, 8 responses to 1 prompt. From 1 question there are no intervals." in page_of(written)
 
 
 def test_demonstrations_and_uncalibrated_models_say_so(tmp_path, models):

@@ -46,7 +46,7 @@ def test_groups_are_ranked_and_best_of_n_is_drawn(tmp_path, models):
     assert groups["best_of_n"]["kl"][-1] == pytest.approx(math.log(3) - 2 / 3)
     assert groups["best_of_n"]["people"][-1] == pytest.approx(1.0)
     assert groups["regret"]["value"] == pytest.approx(1.0 - groups["best_of_n"]["model"][-1])
-    assert "Can it pick the best?" in page_of(written)
+    assert "12 groups of responses that people scored" in page_of(written)
 
 
 def test_a_pairwise_model_has_a_position_bias_on_the_page(tmp_path, models):

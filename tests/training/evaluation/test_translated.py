@@ -53,6 +53,20 @@ def test_every_completion_of_ultrafeedback_is_a_response_of_one_prompt(tmp_path)
     assert read(tmp_path, rows, attribute="t").outcome.tolist() == [1.0, 0.5, 0.5, 0.5]
 
 
+def test_a_row_of_ultrafeedback_without_completions_is_left_out_and_counted(tmp_path):
+    rows = [{"instruction": "p", "completions": [completion("a", h="2"), completion("b", h="1")]}]
+    rows.append({"instruction": "q", "completions": []})
+    made = read(tmp_path, rows)
+    assert len(made.prompts) == 1
+    assert [(row.reason, row.lines) for row in made.left_out] == [("it has no completions", (2,))]
+
+
+def test_a_file_that_nobody_rated_by_the_attribute_says_so(tmp_path):
+    message = "2 rows were read; 2 left out: there is no rating of 'helpfulness'; the row rates correctness"
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, [RATED | {"helpfulness": -100}, RATED | {"response": "b", "helpfulness": -100}])
+
+
 def test_evaluation_and_training_read_the_same_ratings(tmp_path):
     path = write(tmp_path / "f.jsonl", [ULTRA, ULTRA | {"instruction": "q"}])
     made = read_evaluation_set(path, attribute="honesty")

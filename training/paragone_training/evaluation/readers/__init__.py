@@ -208,7 +208,8 @@ class _Reading:
         if not len(made.outcome):
             if self._bad:
                 raise DataError(self._complaint())
-            raise DataError(f"{self._path}: no two responses are compared in it: {self._rows} rows were read")
+            why = "".join(f"; {left.count} left out: {left.reason}" for left in made.left_out)
+            raise DataError(f"{self._path}: no two responses are compared in it: {self._rows} rows were read{why}")
         lines = [made.cases[case].line for case in made.case]
         if (made.outcome == 0.5).all():
             raise DataError(

@@ -41,7 +41,10 @@ class _TranslatedRatingsReader:
             BadRowError: if the row is none.
         """
         parsed = []
-        for own in _translated(self.layout, line, row):
+        translated = list(_translated(self.layout, line, row))
+        if not translated:
+            self.left_out.append((line, "it has no completions"))
+        for own in translated:
             self._ratings.rated = self._ratings.rated or next(iter(own["ratings"]), None)
             try:
                 parsed.append(self._ratings.parsed(own))

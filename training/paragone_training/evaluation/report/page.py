@@ -17,7 +17,7 @@ from paragone_training.evaluation.report.parts import (
     subsets_part,
     table,
 )
-from paragone_training.evaluation.report.words import interval, lines, number, percent, points
+from paragone_training.evaluation.report.words import counted, interval, lines, number, percent, points
 
 __all__ = ["render_page"]
 
@@ -67,13 +67,16 @@ def _preference_parts(measures: Mapping[str, Any]) -> list[str]:
 def _opening(results: Mapping[str, Any]) -> str:
     data, model, settings = results["data"], results["model"], results["settings"]
     split = f", split <b>{escape(data['split'])}</b>" if data["split"] else ""
-    unit = settings["cluster"] if settings["clusters"] == 1 else f"{settings['cluster']}s"
-    pairs = f"{data['answered']} judged pairs, " if results["measures"]["accuracy"] else ""
+    clusters = counted(settings["clusters"], settings["cluster"])
+    intervals = f"Intervals are 95 % bootstrap intervals over {clusters}."
+    if settings["clusters"] == 1:
+        intervals = f"From {clusters} there are no intervals."
+    pairs = f"{counted(data['answered'], 'judged pair')}, " if results["measures"]["accuracy"] else ""
     return (
         f"<h1>How well does {escape(model['name'])} agree with people?</h1>"
         f'<p class="soft">A {escape(model["kind"])} model on <b>{escape(_file_name(data["path"]))}</b>{split}: '
-        f"{pairs}{data['responses']} responses to {data['prompts']} prompts. Intervals are "
-        f"95 % bootstrap intervals over {settings['clusters']} {escape(unit)}.</p>"
+        f"{pairs}{counted(data['responses'], 'response')} to {counted(data['prompts'], 'prompt')}. "
+        f"{escape(intervals)}</p>"
     )
 
 
@@ -86,7 +89,7 @@ def _cards(measures: Mapping[str, Any]) -> str:
             "Accuracy",
             percent(accuracy["value"]),
             interval(accuracy, scale="percent"),
-            f"of {measures['accuracy']['decided']} decided pairs; a tie of the model is wrong",
+            f"of {counted(measures['accuracy']['decided'], 'decided pair')}; a tie of the model is wrong",
         ),
         (
             "Gain over length",

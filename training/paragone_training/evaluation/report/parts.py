@@ -10,7 +10,7 @@ from paragone_training.evaluation.report.charts import (
     length_chart,
     reliability_chart,
 )
-from paragone_training.evaluation.report.words import interval, number, percent, points, verdict
+from paragone_training.evaluation.report.words import counted, interval, number, percent, points, verdict
 
 __all__ = [
     "attributes_part",
@@ -103,7 +103,7 @@ def length_part(length: Values) -> str:
     rows = [
         _row("Prefer the longer response (baseline)", length["baseline"]),
         _row("Gain of the model over it, points", length["gain"], scale="points"),
-        _row("Accuracy, lengths within 15 %", length["matched"], remark=f"{length['matched_pairs']} pairs"),
+        _row("Accuracy, lengths within 15 %", length["matched"], remark=counted(length["matched_pairs"], "pair")),
         _row("Accuracy where the longer one is right", length["when_longer_is_right"]),
         _row("Accuracy where the shorter one is right", length["when_shorter_is_right"]),
         ["Average of these two", percent(length["balanced"]), "", ""],
@@ -112,7 +112,7 @@ def length_part(length: Values) -> str:
         _row("Bias: model minus people, points", length["bias"], scale="points"),
     ]
     if length["score_length_spearman"] is not None:
-        remark = f"mean over {length['score_length_prompts']} prompts"
+        remark = f"mean over {counted(length['score_length_prompts'], 'prompt')}"
         rows.append(["Spearman of score and length", number(length["score_length_spearman"]), "", remark])
     remark = f"nats a pair; length alone {number(fitted['nll_length'])}, both {number(fitted['nll_both'])}"
     rows.append(["What the score adds to length", number(fitted["gain"]), "", f'<span class="soft">{remark}</span>'])
@@ -186,12 +186,17 @@ def groups_part(groups: Values | None) -> str:
     parts = []
     if groups:
         rows = [
-            _row("Kendall τ-b", groups["tau"], scale="number", remark=f"{groups['tau_groups']} groups"),
+            _row("Kendall τ-b", groups["tau"], scale="number", remark=counted(groups["tau_groups"], "group")),
             _row("Its favourite is one of people’s", groups["top_one"]),
             _row("… at random", groups["chance"]),
             _row("Regret: best minus chosen human score", groups["regret"], scale="number"),
             _row("… at random", groups["random_regret"], scale="number"),
-            _row("Kendall ζ (1 is free of cycles)", groups["zeta"], scale="number", remark=f"{groups['zeta_groups']}"),
+            _row(
+                "Kendall ζ (1 is free of cycles)",
+                groups["zeta"],
+                scale="number",
+                remark=counted(groups["zeta_groups"], "group"),
+            ),
         ]
         curve = groups["best_of_n"]
         chart = (
@@ -200,7 +205,8 @@ def groups_part(groups: Values | None) -> str:
             f"policy by about {curve['kl'][-1]:.2f} nats.</figcaption></figure>"
         )
         parts.append(
-            f"<h2>Can it pick the best?</h2><p>{groups['groups']} groups of responses that people scored.</p>"
+            f"<h2>Can it pick the best?</h2><p>{counted(groups['groups'], 'group')} of responses that people "
+            "scored.</p>"
             f'<div class="charts">{chart}</div>{table(_HEAD, rows, numbers=(1,))}'
         )
     return "".join(parts)

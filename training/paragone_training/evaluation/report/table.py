@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from paragone_training.evaluation.report.words import interval, lines, number, percent, points, verdict
+from paragone_training.evaluation.report.words import counted, interval, lines, number, percent, points, verdict
 
 __all__ = ["print_results"]
 
@@ -52,14 +52,16 @@ def _main(measures: Mapping[str, Any]) -> Table:
         if estimate is not None:
             table.add_row(name, percent(estimate["value"]), interval(estimate, scale="percent"), f"[dim]{remark}[/dim]")
 
-    share("accuracy", accuracy["strict"], f"{accuracy['decided']} decided pairs; a tie of the model is wrong")
+    share(
+        "accuracy", accuracy["strict"], f"{counted(accuracy['decided'], 'decided pair')}; a tie of the model is wrong"
+    )
     if accuracy["model_ties"]:
         share("  ties worth ½", accuracy["half_credit"], f"{accuracy['model_ties']} ties of the model")
         share("  ties dropped", accuracy["dropped"])
     share("length-only baseline", length["baseline"], "prefers the longer response")
     gain = length["gain"]
     table.add_row("  gain over length", points(gain["value"]), interval(gain, scale="points"), "[dim]points[/dim]")
-    share("  length-matched pairs", length["matched"], f"{length['matched_pairs']} pairs within 15 %")
+    share("  length-matched pairs", length["matched"], f"{counted(length['matched_pairs'], 'pair')} within 15 %")
     before, after = chances["before"], chances["after"]
     for name, key in (("NLL", "nll"), ("Brier", "brier"), (f"ECE ({chances['bins']} bins)", "ece")):
         table.add_row(name, number(before[key]["value"]), interval(before[key]), "[dim]as it answers[/dim]")
@@ -78,7 +80,7 @@ def _groups(table: Table, measures: Mapping[str, Any]) -> None:
     groups, cycles = measures["groups"], measures["transitivity"]
     if groups:
         for name, key, remark in (
-            ("Kendall τ", "tau", f"{groups['groups']} groups"),
+            ("Kendall τ", "tau", counted(groups["groups"], "group")),
             ("favourite is people's", "top_one", f"at random {percent(groups['chance']['value'])}"),
             ("regret", "regret", f"at random {number(groups['random_regret']['value'])}"),
         ):
@@ -121,7 +123,7 @@ def _benchmark(benchmark: Mapping[str, Any]) -> Table:
 
 def _print_comparison(comparison: Mapping[str, Any], name: str, settings: Mapping[str, Any], console: Console) -> None:
     other = comparison["model"]["name"]
-    title = f"{escape(name)} minus {escape(other)}, on the same {comparison['pairs']} pairs"
+    title = f"{escape(name)} minus {escape(other)}, on the same {counted(comparison['pairs'], 'pair')}"
     console.print(f"[italic]{title}[/italic]", soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("measure")

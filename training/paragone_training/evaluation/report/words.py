@@ -5,9 +5,18 @@ from typing import Any
 
 from paragone_training.evaluation.judged import FEW_CLUSTERS
 
-__all__ = ["interval", "lines", "number", "percent", "points", "verdict"]
+__all__ = ["counted", "interval", "lines", "number", "percent", "points", "verdict"]
 
 _UNKNOWN = "–"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return how many there are of something.
+
+    >>> counted(1, "prompt"), counted(2, "decided pair")
+    ('1 prompt', '2 decided pairs')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def percent(value: float | None, *, digits: int = 1) -> str:
