@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -45,9 +44,8 @@ def _attention(
         raise RuntimeError(f"{NAME} runs in packed passes alone: one row, no mask, no dropout")
     if unknown := sorted(name for name in set(others) - _HARMLESS if others[name] is not None):
         raise RuntimeError(f"{type(module).__name__} asks for attention with {', '.join(unknown)}, which is not packed")
-    if torch.is_autocast_enabled(query.device.type):  # rotated queries and keys are in float32 then, values are not
-        kind = torch.get_autocast_dtype(query.device.type)
-        query, key, value = (states.to(kind) for states in (query, key, value))
+    if query.dtype != value.dtype:  # under autocast: rotated by float32 angles, values are as products give them
+        query, key = query.to(value.dtype), key.to(value.dtype)
     layer: int = module.layer_idx  # type: ignore[assignment]  # torch types every attribute as Tensor | Module
     paragone_run.note(layer, key[0], value[0])
     rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)

@@ -58,7 +58,7 @@ def segments_attention(kernel: Callable[..., Tensor] = scaled_dot_product_attent
         for segment, own in zip(segments, queries, strict=True):
             part = (*segment.path, segment.node)
             seen = _joined([keys[node] for node in part]), _joined([values[node] for node in part])
-            masking = _masking(run, segment, rule.window, query.device)
+            masking = _masking(run, segment, rule.window, own)
             read.append(_read(kernel, own, *seen, rule, **masking))
         return torch.cat(read)
 
@@ -78,8 +78,11 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _masking(run: Run, segment: _Segment, window: int | None, device: torch.device) -> dict[str, Any]:
-    """Return how the kernel is told what a node's rows see: the whole path, their own node causally, in the window."""
+def _masking(run: Run, segment: _Segment, window: int | None, query: Tensor) -> dict[str, Any]:
+    """Return how the kernel is told what a node's rows see: the whole path, their own node causally, in the window.
+
+    A mask has the queries' dtype: of truth values, the kernel would make and keep such a one in every layer.
+    """
     if window is not None and window >= segment.seen:
         window = None
     if window is None and segment.rows == segment.seen:
@@ -88,9 +91,10 @@ def _masking(run: Run, segment: _Segment, window: int | None, device: torch.devi
     mask = run.memo.get(shape)
     if mask is None:
         # Aligned at their ends: the last row is the last key's own.
-        mask = torch.ones(shape[:2], dtype=torch.bool, device=device).tril_(segment.seen - segment.rows)
+        diagonal = segment.seen - segment.rows
+        mask = query.new_full(shape[:2], -torch.inf).triu_(diagonal + 1)
         if window is not None:
-            mask = mask.triu_(segment.seen - segment.rows - window + 1)
+            mask += query.new_full(shape[:2], -torch.inf).tril_(diagonal - window)
         run.memo[shape] = mask
     return {"attn_mask": mask}
 
@@ -119,9 +123,9 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, scale: float, cap: float,
     """Return what rows read with a cap on the logits, written out in float32: torch's kernels have none."""
     heads, rows, size = query.shape
     if mask is None:
-        mask = torch.ones(rows, rows, dtype=torch.bool, device=query.device).tril_()
+        mask = query.new_full((rows, rows), -torch.inf).triu_(1)
     grouped = query.float().reshape(len(key), -1, size)  # the heads that share a key head, one below the other
     logits = cap * torch.tanh(grouped @ key.float().transpose(1, 2) * (scale / cap))
-    seen = logits.view(heads, rows, -1).masked_fill(~mask, -torch.inf)
+    seen = logits.view(heads, rows, -1) + mask
     shares = seen.softmax(-1).view(len(key), -1, seen.shape[-1]).to(value.dtype)
     return (shares @ value).view(heads, rows, -1).transpose(0, 1)

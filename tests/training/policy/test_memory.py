@@ -4,8 +4,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from paragone_models.packing.segments import segments_attention
 from paragone_training.policy.logprobs import ResponseLogprobs, padded_sequences
-from paragone_training.policy.memory import plan_memory, saved_bytes
+from paragone_training.policy.memory import plan_memory, saved_bytes, saved_bytes_packed
+from paragone_training.policy.packing import packed_row
 from paragone_training.policy.plan import describe_plan
 from tests.training.policy.tiny_policy import recipe
 
@@ -18,7 +20,7 @@ def config(*, key_heads=2):
     )  # fmt: skip
 
 
-def really_saved(model, tokens):
+def really_saved(model, items, *, packed=False):
     """Return the bytes that a pass on the CPU holds when its backward pass begins, all but weights."""
     own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept = {}
@@ -28,10 +30,9 @@ def really_saved(model, tokens):
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    # One padded row: without any, no mask is made at all.
-    rows = [([5] * (tokens // 2), [6] * (tokens // 2))] * 5 + [([5], [6])]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        ResponseLogprobs(model, chunk_tokens=64)(padded_sequences(rows, 0))
+    network = ResponseLogprobs(model, chunk_tokens=64, attend=segments_attention() if packed else None)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), network.packing():
+        network(packed_row(items) if packed else padded_sequences(items, 0))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -39,14 +40,28 @@ def really_saved(model, tokens):
 @pytest.mark.parametrize("tokens", [32, 128])
 def test_the_activations_of_a_dry_run_are_those_of_a_real_pass_within_three_percent(key_heads, tokens):
     shape = config(key_heads=key_heads)
-    real = really_saved(AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa"), tokens)
+    # One padded row: without any, no mask is made at all.
+    items = [([5] * (tokens // 2), [6] * (tokens // 2))] * 5 + [([5], [6])]
+    real = really_saved(AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa"), items)
     with torch.device("meta"):
         dry = AutoModelForCausalLM.from_config(shape, attn_implementation="paragone-dry-sdpa")
     assert saved_bytes(dry, sequences=6, tokens=tokens) == pytest.approx(real, rel=0.03)
 
 
-def planned(shards=1, tokens=128, **changes):
-    return plan_memory(recipe("inpo", "unused", "unused", **changes), config(), tokens=tokens, shards=shards)
+@pytest.mark.parametrize("key_heads", [2, 4])
+@pytest.mark.parametrize(("tokens", "prompt"), [(32, 16), (128, 16), (128, 100)])
+def test_so_are_those_of_a_packed_pass(key_heads, tokens, prompt):
+    shape = config(key_heads=key_heads)
+    items = [([number] * prompt, [number + side] * (tokens - prompt)) for side in (100, 200) for number in range(3)]
+    real = really_saved(AutoModelForCausalLM.from_config(shape), items, packed=True)
+    with torch.device("meta"):
+        dry = AutoModelForCausalLM.from_config(shape)
+    assert saved_bytes_packed(dry, pairs=3, tokens=tokens, prompt=prompt) == pytest.approx(real, rel=0.03)
+
+
+def planned(shards=1, tokens=128, prompt=32, **changes):
+    made = recipe("inpo", "unused", "unused", **changes)
+    return plan_memory(made, config(), tokens=tokens, prompt=prompt, shards=shards)
 
 
 def test_processes_that_share_the_model_hold_their_part_of_weights_gradients_and_optimiser():
@@ -67,7 +82,15 @@ def test_knobs_that_save_memory_do_so_in_the_plan():
     assert planned(training__optimiser="rmsprop").optimiser == plain.optimiser // 2
     assert planned(training__chunk_tokens=512).logits == plain.logits // 2
     assert planned(lora={"rank": 2}).gradients < 0.1 * plain.gradients
-    assert planned(policy__attention="flash_attention_2").activations < plain.activations
+    padded = planned(training__batching="padded")
+    assert plain.activations < padded.activations
+    assert planned(training__batching="padded", policy__attention="flash_attention_2").activations < padded.activations
+
+
+def test_a_plan_says_how_passes_are_made():
+    plain, padded = planned(), planned(training__batching="padded")
+    assert (plain.rows, plain.padded) == (2 * (32 + 2 * 96), None)  # two pairs a pass, each with its prompt once
+    assert (padded.rows, padded.padded) == (2 * 2 * 128, "training.batching is 'padded'")
 
 
 def test_the_plan_has_a_line_of_memory_for_every_number_of_processes(policy_folder, prompts_file):

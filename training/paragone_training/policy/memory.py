@@ -1,9 +1,10 @@
 """Memory of a gradient step on each of N processes, from a dry run on the meta device: nothing is allocated.
 
-T tokens of a sequence. Estimated: weights, gradients, optimiser, saved activations, logits of a chunk. Not estimated:
-the libraries themselves, the allocator's gaps, communication buffers, and sampling, which comes before.
+T tokens of a sequence, P of a prompt. Estimated: weights, gradients, optimiser, saved activations, logits of a chunk.
+Not estimated: the libraries themselves, the allocator's gaps, communication buffers, and sampling, which comes before.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM
 
+from paragone_models.packing.attention import packed
+from paragone_models.packing.segments import segments_attention
+from paragone_training.policy.packing import packed_row, packed_states, unpacked
 from paragone_training.policy.recipe import PolicyRecipe
 
-__all__ = ["MemoryPlan", "plan_memory", "saved_bytes"]
+__all__ = ["MemoryPlan", "plan_memory", "saved_bytes", "saved_bytes_packed"]
 
 _OPTIMISER_STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "rmsprop": 1, "sgd": 0}
 _LOGITS_ALIVE = 3
@@ -32,6 +36,8 @@ class MemoryPlan:
         activations: saved for the backward pass.
         logits: of a chunk of response tokens.
         model_weights: number of weights of the whole model.
+        rows: tokens of a pass at most, padding counted.
+        padded: why passes are padded, or None: they are packed.
     """
 
     weights: int
@@ -41,6 +47,8 @@ class MemoryPlan:
     activations: int
     logits: int
     model_weights: int
+    rows: int
+    padded: str | None
 
     @property
     def total(self) -> int:
@@ -48,13 +56,14 @@ class MemoryPlan:
         return self.weights + self.gathered + self.gradients + self.optimiser + self.activations + self.logits
 
 
-def plan_memory(recipe: PolicyRecipe, config: Any, *, tokens: int, shards: int = 1) -> MemoryPlan:
-    """Return the memory of a gradient step of one process.
+def plan_memory(recipe: PolicyRecipe, config: Any, *, tokens: int, prompt: int, shards: int = 1) -> MemoryPlan:
+    """Return the memory of a gradient step of one process, on a device of the kind that is here.
 
     Args:
         recipe: what is trained and how.
         config: of the policy.
         tokens: of the longest sequence, T.
+        prompt: of the longest prompt, P.
         shards: processes that share weights, gradients and optimiser (FSDP2); 1 shares nothing.
     """
     training = recipe.training
@@ -72,9 +81,16 @@ def plan_memory(recipe: PolicyRecipe, config: Any, *, tokens: int, shards: int =
     largest = max((sum(weight.numel() for weight in layer.parameters()) for layer in layers), default=weights)
     outside = weights - sum(weight.numel() for layer in layers for weight in layer.parameters())
     gathered = (2 * largest + outside) * computed.itemsize if shards > 1 else 0
-    saved = saved_bytes(model.to(computed), sequences=2 * training.pairs_per_pass, tokens=tokens)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    padded, pairs = unpacked(config, training.batching, device), training.pairs_per_pass
+    if padded is None:
+        rows = pairs * (2 * tokens - prompt)
+        saved = saved_bytes_packed(model.to(computed), pairs=pairs, tokens=tokens, prompt=prompt)
+    else:
+        rows = 2 * pairs * tokens
+        saved = saved_bytes(model.to(computed), sequences=2 * pairs, tokens=tokens)
     if training.gradient_checkpointing:
-        kept = len(layers) * 2 * training.pairs_per_pass * tokens * config.get_text_config().hidden_size
+        kept = len(layers) * rows * config.get_text_config().hidden_size
         saved = kept * computed.itemsize + saved // max(len(layers), 1)
     states = _OPTIMISER_STATES.get(training.optimiser, 2)
     return MemoryPlan(
@@ -85,17 +101,50 @@ def plan_memory(recipe: PolicyRecipe, config: Any, *, tokens: int, shards: int =
         activations=saved,
         logits=_LOGITS_ALIVE * training.chunk_tokens * config.get_text_config().vocab_size * 4,
         model_weights=weights,
+        rows=rows,
+        padded=padded,
     )
 
 
 def saved_bytes(model: Any, *, sequences: int, tokens: int) -> int:
-    """Return the bytes that a forward pass of the backbone saves for its backward pass, weights left out.
+    """Return the bytes that a padded forward pass of the backbone saves for its backward pass, weights left out.
 
     Args:
         model: a causal language model on the meta device.
         sequences: of the pass.
         tokens: of each, T.
     """
+    ids = torch.zeros(sequences, tokens, dtype=torch.long, device="meta")
+    mask = torch.ones(
+        sequences, 1, tokens, tokens, dtype=torch.bool, device="meta"
+    )  # ready: making one asks for values
+    return _kept_bytes(
+        model,
+        lambda: model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state,
+    )
+
+
+def saved_bytes_packed(model: Any, *, pairs: int, tokens: int, prompt: int) -> int:
+    """Return the bytes that a packed forward pass of the backbone saves for its backward pass, weights left out.
+
+    Args:
+        model: a causal language model on the meta device.
+        pairs: of the pass, each of a prompt of its own.
+        tokens: of each sequence, T.
+        prompt: of each prompt, P.
+    """
+    # Tokens that say whose they are: nothing is shared but a pair's prompt.
+    items = [([3 * pair] * prompt, [3 * pair + side] * (tokens - prompt)) for side in (1, 2) for pair in range(pairs)]
+    row = packed_row(items)
+
+    def forward() -> Tensor:
+        with packed(model.config):
+            return packed_states(model.base_model, row, segments_attention(_fused_segment))
+
+    return _kept_bytes(model, forward)
+
+
+def _kept_bytes(model: Any, forward: Callable[[], Tensor]) -> int:
     own = {weight.untyped_storage()._cdata for weight in model.parameters()}  # noqa: SLF001 - a storage's identity
     kept: dict[int, Tensor] = {}
 
@@ -105,12 +154,8 @@ def saved_bytes(model: Any, *, sequences: int, tokens: int) -> int:
             kept[identity] = tensor  # held, so that its identity is not used again
         return tensor
 
-    ids = torch.zeros(sequences, tokens, dtype=torch.long, device="meta")
-    mask = torch.ones(
-        sequences, 1, tokens, tokens, dtype=torch.bool, device="meta"
-    )  # ready: making one asks for values
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden = forward()
     own.add(hidden.untyped_storage()._cdata)  # noqa: SLF001
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
@@ -148,6 +193,12 @@ def _unmasked(
     """Attend as flash attention does: no mask, heads as they are."""
     out: Tensor = _fused(query, key, value, None)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _fused_segment(query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
+    """Attend as a fused kernel does to one node of a packed row."""
+    out: Tensor = _fused(query, key, value, attn_mask)
+    return out
 
 
 _fused: Any = _FusedAttention.apply

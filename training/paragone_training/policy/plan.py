@@ -43,10 +43,10 @@ def describe_plan(recipe: PolicyRecipe, *, offline: bool = False, ranks: Sequenc
         config = policy_config(recipe.policy.source, recipe.policy.revision)
         longest = context_of(config, recipe.policy.max_length) - recipe.sampling.max_new_tokens
         rendered = render([*prompts, *held_out], tokenizer, longest=longest)
-        tokens = max(len(prompt.token_ids) for prompt in rendered) + recipe.sampling.max_new_tokens
+        prompt = max(len(prompt.token_ids) for prompt in rendered)
     lines += _work(recipe, len(prompts), len(held_out))
     if not offline:
-        lines += _memory(recipe, config, tokens, ranks)
+        lines += _memory(recipe, config, prompt, ranks)
     return "\n".join(lines)
 
 
@@ -107,10 +107,10 @@ def _samplers(recipe: PolicyRecipe) -> str:
     return f"{len(servers.urls)} {servers.kind} server(s), {servers.phases}, {how}: {', '.join(servers.urls)}"
 
 
-def _memory(recipe: PolicyRecipe, config: Any, tokens: int, ranks: Sequence[int]) -> list[str]:
-    lines = []
+def _memory(recipe: PolicyRecipe, config: Any, prompt: int, ranks: Sequence[int]) -> list[str]:
+    lines, tokens = [], prompt + recipe.sampling.max_new_tokens
     for count in ranks:
-        plan = plan_memory(recipe, config, tokens=tokens, shards=count)
+        plan = plan_memory(recipe, config, tokens=tokens, prompt=prompt, shards=count)
         parts = {
             "weights": plan.weights,
             "gathered layers": plan.gathered,
@@ -122,11 +122,11 @@ def _memory(recipe: PolicyRecipe, config: Any, tokens: int, ranks: Sequence[int]
         held = "one process" if count == 1 else f"each of {count} processes (FSDP2)"
         figures = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in parts.items() if value)
         lines.append(f"memory of {held}, GB: {plan.total / 1e9:.3f} = {figures}")
-    passed = 2 * recipe.training.pairs_per_pass
+    how = "packed, prompts once" if plan.padded is None else f"padded: {plan.padded}"
     disk = plan.model_weights * getattr(torch, recipe.output.dtype).itemsize / 1e9
     return [
-        f"{plan.model_weights / 1e6:,.1f} M weights; a pass is {passed} sequences of {tokens} tokens at most. "
-        "One model is in memory",
+        f"{plan.model_weights / 1e6:,.1f} M weights; a pass is {2 * recipe.training.pairs_per_pass} sequences of "
+        f"{tokens} tokens at most, {plan.rows} together ({how}). One model is in memory",
         *lines,
         f"disk: {disk:.3f} GB for each iterate that a regression writes",
     ]
