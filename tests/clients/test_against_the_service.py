@@ -237,7 +237,8 @@ def test_a_server_that_is_shutting_down_is_asked_again_and_then_given_up(hosted)
     waits = []
 
     async def main():
-        drain = Drain(begun=True)
+        drain = Drain()
+        drain.begun = True
         app = create_app(Settings(), hosted, drain=drain)
 
         async def sleep(seconds):
