@@ -11,7 +11,7 @@ from typing import Any
 
 from paragone_models.errors import TextError
 
-__all__ = ["OPTIONAL_FIELDS", "Conversation", "Message", "conversation", "plain_text", "strip_reasoning"]
+__all__ = ["OPTIONAL_FIELDS", "Conversation", "Message", "characters", "conversation", "plain_text", "strip_reasoning"]
 
 Message = Mapping[str, Any]
 
@@ -57,6 +57,22 @@ def conversation(
     else:
         after = tuple(response)
     return Conversation(before, after, tuple(tools) if tools else None)
+
+
+def characters(messages: Sequence[Message]) -> int:
+    """Return how many characters of content messages have; what is no message counts for nothing.
+
+    Args:
+        messages: in OpenAI's shape.
+    """
+    total = 0
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, str):
+            total += len(content)
+        elif isinstance(content, Sequence):
+            total += sum(len(str(part.get("text", ""))) for part in content if isinstance(part, Mapping))
+    return total
 
 
 def plain_text(message: Message) -> dict[str, Any]:

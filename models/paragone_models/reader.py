@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from paragone_models.encoding import EncodeItem, Read
 from paragone_models.errors import TextError
-from paragone_models.messages import Conversation, Message, conversation, plain_text, strip_reasoning
+from paragone_models.messages import Conversation, Message, characters, conversation, plain_text, strip_reasoning
 from paragone_models.network import read_plan
 from paragone_models.spec import ModelSpec
 from paragone_models.template import ChatTemplate
@@ -22,6 +22,9 @@ __all__ = ["Conversation", "Reading", "TextReader", "Truncation", "conversation"
 Truncation = Literal["prompt", "error"]
 
 _REMEMBERED_PROMPTS = 4096
+_CHARACTERS, _CHARACTERS_A_TOKEN = 1 << 18, 16
+"""Texts beyond the first, and beyond so many for each token of the limit, are not read: a tokenizer takes half a
+gigabyte and ten seconds for a million characters, to find that next to nothing of them fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,8 @@ class TextReader:
         """Return what the model sees of each conversation, or why it cannot be read, in order.
 
         A conversation over the limit loses its prompt from the left: whole messages first, the system message and the
-        last user message only after all others. A response that does not fit alone is refused.
+        last user message only after all others. A response that does not fit alone is refused, and so is a conversation
+        that is many times too long, unread.
 
         Args:
             conversations: to be read.
@@ -137,6 +141,7 @@ class TextReader:
             raise TextError("empty_prompt", "the prompt is empty: there is nothing that a response could answer")
         if not response:
             raise TextError("unsupported_content", "a response needs at least one message; an empty one has content ''")
+        self._check_size(prompt, response)
         if self.spec.reasoning == "strip":
             response = tuple(
                 strip_reasoning(message) if message["role"] == "assistant" else message for message in response
@@ -148,6 +153,21 @@ class TextReader:
             except UnicodeEncodeError:
                 raise TextError("unsupported_content", "the conversation holds a lone surrogate: no text") from None
         return _Draft(prompt, response, one.tools, text, [])
+
+    def _check_size(self, prompt: Sequence[Message], response: Sequence[Message]) -> None:
+        most = max(_CHARACTERS, _CHARACTERS_A_TOKEN * self.spec.max_length)
+        found = characters(response)
+        if found > most:
+            raise TextError("response_too_long", self._oversize("response", found, most))
+        found += characters(prompt)
+        if found > most:
+            raise TextError("conversation_truncated", self._oversize("conversation", found, most))
+
+    def _oversize(self, what: str, found: int, most: int) -> str:
+        return (
+            f"the {what} has {found} characters; more than {most} are not read, for the limit is "
+            f"{self.spec.max_length} tokens: shorten it"
+        )
 
     def _tokenize(self, drafts: dict[int, _Draft], results: list[Reading | TextError | None]) -> None:
         """Fill in the drafts' tokens, all in one call to the tokenizer; a draft that fails costs the others nothing."""

@@ -8,13 +8,13 @@ import asyncio
 import functools
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from paragone.codes import ErrorCode
 from paragone_models.encoding import EncodeItem
 from paragone_models.errors import TextError
-from paragone_models.messages import Conversation
+from paragone_models.messages import Conversation, characters
 from paragone_models.model import PreferenceModel
 from paragone_models.reader import Reading
 from paragone_service.calls import Call
@@ -22,7 +22,8 @@ from paragone_service.errors import ServiceError
 
 __all__ = ["Job", "ReadingThread"]
 
-_CHUNK = 128
+_CHUNK, _CHUNK_CHARACTERS = 128, 1 << 18
+"""Most conversations of a chunk, and about its most characters: seconds of a tokenizer, and a hundred megabytes."""
 _LARGEST_SHORT = 2**16 - 1
 
 Job = tuple[EncodeItem, int]
@@ -80,8 +81,7 @@ class ReadingThread:
             )
         started = self._clock()
         loop = asyncio.get_running_loop()
-        for start in range(0, len(conversations), _CHUNK):  # other requests' chunks come in between
-            chunk = conversations[start : start + _CHUNK]
+        for chunk in _chunked(conversations):  # other requests' chunks come in between
             yield await loop.run_in_executor(
                 self._thread, functools.partial(reader.read, chunk, truncation=call.truncation)
             )
@@ -90,6 +90,18 @@ class ReadingThread:
     def close(self) -> None:
         """Let the thread end after the chunk it has."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _chunked(conversations: Sequence[Conversation]) -> Iterator[Sequence[Conversation]]:
+    first = total = 0
+    for place, one in enumerate(conversations):
+        count = characters((*one.prompt, *one.response))
+        if place - first == _CHUNK or (place > first and total + count > _CHUNK_CHARACTERS):
+            yield conversations[first:place]
+            first, total = place, 0
+        total += count
+    if first < len(conversations):
+        yield conversations[first:]
 
 
 def _job(reading: Reading) -> Job:

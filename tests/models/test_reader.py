@@ -175,6 +175,19 @@ def test_a_response_that_does_not_fit_alone_is_refused():
     assert "the limit is 40" in str(found)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "response", "code"),
+    [("Why?", "x " * 200_000, "response_too_long"), ("x " * 200_000, "No.", "conversation_truncated")],
+)
+def test_what_is_many_times_too_long_is_refused_unread(prompt, response, code, monkeypatch):
+    reader, read = tiny.make_reader(max_length=40), []
+    monkeypatch.setattr(reader.template, "tokenize", lambda conversations, **_: read.extend(conversations) or [])
+    found = error(reader, prompt, response)
+    assert found.code == code
+    assert not read
+    assert "more than 262144 are not read" in str(found)
+
+
 def test_a_response_of_exactly_the_limit_leaves_an_empty_prompt():
     whole = tiny.make_reader()
     limit = length_of(whole, [user(""), assistant("Because.")])
