@@ -1,6 +1,5 @@
 """What is trained: a backbone from a checkpoint or from random weights, its tokenizer, adapters, and our head."""
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, Qwen3Config, Qwen
 from paragone_models.heads import RepresentationHead
 from paragone_models.network import PreferenceNetwork
 from paragone_models.spec import ModelSpec
+from paragone_training.adapters import with_adapters
 from paragone_training.errors import RecipeError
 from paragone_training.recipe import Recipe
 from paragone_training.sections import BackboneSection, LoraSection, TokenizerSection
@@ -65,22 +65,7 @@ def add_adapters(network: PreferenceNetwork, lora: LoraSection) -> None:
     Raises:
         RecipeError: if the backbone has no layer of the names asked for.
     """
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type] # scaled by alpha / rank: any number will do
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets) if lora.targets else "all-linear",
-        task_type="FEATURE_EXTRACTION",
-    )
-    try:
-        with warnings.catch_warnings():
-            # peft asks transformers under a name that transformers is about to drop
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            network.backbone = get_peft_model(network.backbone, config)
-    except ValueError as error:
-        raise RecipeError(f"lora.targets {list(lora.targets)}: {error}") from error
+    network.backbone = with_adapters(network.backbone, lora, task="FEATURE_EXTRACTION")
 
 
 def merged(network: PreferenceNetwork) -> PreferenceNetwork:

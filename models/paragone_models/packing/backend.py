@@ -5,7 +5,8 @@ runs the models' own code with a varlen kernel, or with flex attention where tha
 configuration promises, a few sequences are run packed and one by one before anything is served.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from paragone_models.packing.run import Attend, Run
 from paragone_models.packing.support import refusal
 from paragone_models.packing.varlen import torch_kernel, varlen_attention
 
-__all__ = ["choose", "disagreement", "through_model", "ways"]
+__all__ = ["attempted", "choose", "disagreement", "through_model", "tolerance", "ways"]
 
 _STEM, _TAILS, _OTHER = 24, (3, 9), 7
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -45,11 +46,7 @@ def choose(backbone: nn.Module) -> tuple[str, Forward] | str:
     if reason is not None:
         return reason
     for name, forward in ways(backbone):
-        try:
-            found = disagreement(backbone, forward)
-        except _FAILURES as error:
-            # Kernels differ between devices and versions; whichever fails, padded batches are there.
-            found = f"failed with {type(error).__name__}: {str(error).splitlines()[:1]}"
+        found = attempted(partial(disagreement, backbone, forward))
         if found is None:
             return name, forward
         reason = f"{name}: {found}" if reason is None else f"{reason}; {name}: {found}"
@@ -115,12 +112,36 @@ def disagreement(backbone: nn.Module, forward: Forward) -> str | None:
         alone = torch.stack([_alone(backbone, item, parameter.device) for item in items])
     if not bool(torch.isfinite(alone).all()):
         return "its hidden states are not finite"
-    tolerance = _TOLERANCE.get(parameter.dtype, _COARSE)
+    most = tolerance(parameter.dtype)
     for way in ("packed", "from stored keys"):
         error = float((packer.encode(items) - alone).norm() / alone.norm())
-        if not error <= tolerance:
+        if not error <= most:
             return f"run {way} its hidden states are off by {error:.1e} of their size"
     return None
+
+
+def attempted(check: Callable[[], str | None], *, failed: str = "failed") -> str | None:
+    """Return what a trial found, or the error that ended it.
+
+    Kernels differ between devices and versions; whichever fails, padded batches are there.
+
+    Args:
+        check: the trial; returns what is wrong, or None.
+        failed: what is said of it before the error's name.
+    """
+    try:
+        return check()
+    except _FAILURES as error:
+        return f"{failed} with {type(error).__name__}: {str(error).splitlines()[:1]}"
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Return by how much of their size packed numbers may differ from those of sequences one by one.
+
+    Args:
+        dtype: that is computed in.
+    """
+    return _TOLERANCE.get(dtype, _COARSE)
 
 
 def _trial(vocabulary: int) -> list[EncodeItem]:

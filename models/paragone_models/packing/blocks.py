@@ -65,17 +65,17 @@ class _Blocks:
         key: of the pass. [Hk, T, D]
         value: of the pass. [Hk, T, D]
         rule: the layer's.
+        later: -inf where a column is greater than its row, else 0.
     """
 
-    def __init__(self, rooms: Rooms, longest: int, key: Tensor, value: Tensor, rule: Rule) -> None:
+    def __init__(self, rooms: Rooms, longest: int, key: Tensor, value: Tensor, rule: Rule, later: Tensor) -> None:
         self._rooms = rooms
         self._rule = rule
+        self._later = later
         self._keys, self._values = (
             rooms.take(name, (len(part), _rounded(longest), part.shape[2]), part)
             for name, part in (("path keys", key), ("path values", value))
         )
-        rows = _rounded(_MOST)
-        self._later = key.new_full((rows, rows + _GRAIN), -torch.inf).triu_(1)
 
     def put(self, start: int, key: Tensor, value: Tensor) -> None:
         """Write keys and values, [Hk, n, D] each, from a position on."""
@@ -138,9 +138,10 @@ def attend_blocks(
     """
     if "steps" not in run.memo:
         run.memo["steps"] = list(_steps(run))
+        run.memo["later"] = key.new_full((_rounded(_MOST), _rounded(_MOST) + _GRAIN), -torch.inf).triu_(1)
     steps: list[_Step] = run.memo["steps"]
     rooms: Rooms = run.memo.setdefault("rooms", Rooms())
-    blocks = _Blocks(rooms, max(step.end for step in steps), key, value, rule)
+    blocks = _Blocks(rooms, max(step.end for step in steps), key, value, rule, run.memo["later"])
     out = query.new_empty(query.shape[1], len(query), value.shape[2])
     done = 0
     for step in steps:

@@ -25,3 +25,13 @@ def check_run(folder: Path, *, iterations: int) -> None:
         if "sampler_noise_per_token" in metrics:
             # What it drew with, tokens and prefix cache included, is what the trainer computes.
             assert metrics["sampler_noise_per_token"] < 1e-4
+
+
+def check_restarted_run(folder: Path) -> None:
+    check_run(folder, iterations=3)
+    noise = [read_json(path)["reload_noise_per_token"] for path in sorted(folder.glob("*/metrics.json"))]
+    assert len(noise) == 3
+    assert max(noise) < 1e-4
+    log = (folder / "servers" / "0.log").read_text(errors="replace")
+    # Its first start, one for iteration 2, one after the kill, one for iteration 3.
+    assert log.count("Application startup complete") == 4

@@ -11,13 +11,12 @@ import shlex
 
 import pytest
 
-from paragone_training.policy.files import read_json
 from paragone_training.policy.processes import RunProcess, free_port
 from paragone_training.policy.run import train_policy
 from paragone_training.policy.weights import resolve_policy
 
 from .peers import wait_until_well
-from .real_servers import SIZES, check_run
+from .real_servers import SIZES, check_restarted_run, check_run
 from .test_resuming import run_to_the_end
 from .tiny_policy import recipe
 
@@ -42,13 +41,7 @@ def test_three_iterations_on_a_restarted_sglang_with_a_kill_in_between(tmp_path,
     changes = {"policy__max_length": LONGEST, "servers": servers, "evaluation": {}, **SIZES}
     run_to_the_end(tmp_path / "run", deaths, *arguments, **changes)
 
-    check_run(tmp_path / "run", iterations=3)
-    noise = [read_json(path)["reload_noise_per_token"] for path in sorted((tmp_path / "run").glob("*/metrics.json"))]
-    assert len(noise) == 3
-    assert max(noise) < 1e-4
-    log = (tmp_path / "run" / "servers" / "0.log").read_text(errors="replace")
-    # Its first start, one for iteration 2, one after the kill, one for iteration 3.
-    assert log.count("Application startup complete") == 4
+    check_restarted_run(tmp_path / "run")
 
 
 def test_a_running_sglang_reads_new_weights(tmp_path, prompts_file, oracle_url):

@@ -13,13 +13,12 @@ import httpx2
 import pytest
 import torch
 
-from paragone_training.policy.files import read_json
 from paragone_training.policy.processes import RunProcess, free_port
 from paragone_training.policy.run import train_policy
 from paragone_training.policy.weights import load_policy
 
 from .peers import wait_until_well
-from .real_servers import SIZES, check_run
+from .real_servers import SIZES, check_restarted_run, check_run
 from .test_resuming import run_to_the_end
 from .tiny_policy import recipe
 
@@ -40,13 +39,7 @@ def test_three_iterations_on_a_restarted_vllm_with_a_kill_in_between(tmp_path, p
     arguments = ("builtin:mini-policy", prompts_file, oracle_url, "inpo")
     run_to_the_end(tmp_path / "run", deaths, *arguments, servers=servers, evaluation={}, **SIZES)
 
-    check_run(tmp_path / "run", iterations=3)
-    noise = [read_json(path)["reload_noise_per_token"] for path in sorted((tmp_path / "run").glob("*/metrics.json"))]
-    assert len(noise) == 3
-    assert max(noise) < 1e-4
-    log = (tmp_path / "run" / "servers" / "0.log").read_text(errors="replace")
-    # Its first start, one for iteration 2, one after the kill, one for iteration 3.
-    assert log.count("Application startup complete") == 4
+    check_restarted_run(tmp_path / "run")
 
 
 def test_a_running_vllm_reads_new_weights(tmp_path, prompts_file, oracle_url):

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from paragone_training.policy.logprobs import Sequences, collated
 from paragone_training.policy.methods import PairTargets
-from paragone_training.policy.packing import PackedRow
+from paragone_training.policy.packing import PackedRow, longest_of_prompts
 from paragone_training.policy.sections import PolicyTrainingSection
 
 __all__ = ["PairPasses", "TrainingPair", "of_batch", "optimiser_steps", "steps_of_epoch"]
@@ -93,9 +93,8 @@ class PairPasses(Dataset[dict[str, Any]]):
         """Return the pairs of a step, the longest first; packed, prompt by prompt."""
         if not self._packed:
             return sorted(places, key=lambda place: -self._pairs[place].length)
-        longest: dict[tuple[int, ...], int] = {}
-        for pair in (self._pairs[place] for place in places):
-            longest[pair.prompt_ids] = max(pair.length, longest.get(pair.prompt_ids, 0))
+        pairs = [self._pairs[place] for place in places]
+        longest = longest_of_prompts([pair.prompt_ids for pair in pairs], [pair.length for pair in pairs])
 
         def rank(place: int) -> tuple[int, tuple[int, ...], int]:
             pair = self._pairs[place]

@@ -15,7 +15,14 @@ from torch.utils.checkpoint import checkpoint
 
 from paragone_models.packing import attention
 from paragone_models.packing.run import Attend
-from paragone_training.policy.packing import Item, PackedRow, packed_attention, packed_row, packed_states
+from paragone_training.policy.packing import (
+    Item,
+    PackedRow,
+    longest_of_prompts,
+    packed_attention,
+    packed_row,
+    packed_states,
+)
 from paragone_training.policy.sections import PolicyTrainingSection
 
 __all__ = [
@@ -234,10 +241,7 @@ def on_device(batch: Sequences | PackedRow, device: torch.device) -> Sequences |
 
 def _by_length(items: Sequence[Item], batch: int, *, by_prompt: bool) -> Iterator[list[int]]:
     lengths = [len(prompt) + len(response) for prompt, response in items]
-    longest: dict[tuple[int, ...], int] = {}
-    if by_prompt:
-        for (prompt, _), length in zip(items, lengths, strict=True):
-            longest[tuple(prompt)] = max(length, longest.get(tuple(prompt), 0))
+    longest = longest_of_prompts([prompt for prompt, _ in items], lengths) if by_prompt else {}
 
     def rank(place: int) -> tuple[Any, ...]:
         prompt = tuple(items[place][0])

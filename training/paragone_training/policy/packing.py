@@ -11,7 +11,7 @@ N sequences as they were given, T rows, M response tokens, H hidden size.
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from paragone_models.packing.attention import NAME, packed
-from paragone_models.packing.backend import through_model
+from paragone_models.packing.backend import attempted, through_model, tolerance
 from paragone_models.packing.flex import flex_attention
 from paragone_models.packing.layout import Layout, lay_out
 from paragone_models.packing.passes import MIN_SHARED
@@ -30,7 +30,16 @@ from paragone_models.packing.support import refusal
 from paragone_models.packing.tree import Tokens, grow
 from paragone_training.policy.sections import Batching
 
-__all__ = ["Item", "PackedRow", "choose", "packed_attention", "packed_row", "packed_states", "unpacked"]
+__all__ = [
+    "Item",
+    "PackedRow",
+    "choose",
+    "longest_of_prompts",
+    "packed_attention",
+    "packed_row",
+    "packed_states",
+    "unpacked",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +47,6 @@ Item = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of a response."""
 
 _TRIAL_PROMPTS, _TRIAL_RESPONSES = (24, 7), (3, 9)
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-_COARSE = 0.1
-_FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class PackedRow(NamedTuple):
@@ -78,6 +84,19 @@ def packed_row(items: Sequence[Item]) -> PackedRow:
     owners = np.repeat(np.arange(len(sequences)), counts)
     columns = (np.concatenate(reads), np.concatenate(targets), owners, np.array(places))
     return PackedRow(layout, *(torch.from_numpy(column) for column in columns))
+
+
+def longest_of_prompts(prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> dict[tuple[int, ...], int]:
+    """Return the length of each prompt's longest sequence: by it prompts are ordered whose sequences stay together.
+
+    Args:
+        prompts: token ids of each sequence's prompt.
+        lengths: of the sequences, with their prompts.
+    """
+    longest: dict[tuple[int, ...], int] = {}
+    for prompt, length in zip(prompts, lengths, strict=True):
+        longest[tuple(prompt)] = max(length, longest.get(tuple(prompt), 0))
+    return longest
 
 
 def _laid_out(sequences: Sequence[Tokens]) -> tuple[Layout, list[NDArray[np.int64]]]:
@@ -138,11 +157,7 @@ def choose(model: Any, batching: Batching) -> Attend | str:
     if reason is not None:
         return reason
     attend = flex_attention() if device == "cuda" else segments_attention()
-    try:
-        reason = _disagreement(bare.base_model, attend)
-    except _FAILURES as error:
-        # Kernels differ between devices and versions; whichever fails, padded passes are there.
-        reason = f"packing failed with {type(error).__name__}: {str(error).splitlines()[:1]}"
+    reason = attempted(partial(_disagreement, bare.base_model, attend), failed="packing failed")
     return attend if reason is None else reason
 
 
@@ -195,10 +210,10 @@ def _disagreement(backbone: Any, attend: Attend) -> str | None:
                 alone.append(hidden.detach())
     finally:
         backbone.train(was_training)
-    tolerance = _TOLERANCE.get(parameter.dtype, _COARSE)
+    most = tolerance(parameter.dtype)
     for name, mine, other in (("states", states.detach(), torch.cat(alone)), ("gradients", gradient, wanted)):
         error = float((mine - other).norm() / other.norm())
-        if not error <= tolerance:
+        if not error <= most:
             return f"its packed {name} are off by {error:.1e} of their size"
     return None
 

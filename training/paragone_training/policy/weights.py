@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from paragone_models.builtins import policy_folder
+from paragone_training.adapters import take_adapters, with_adapters
 from paragone_training.errors import RecipeError
-from paragone_training.policy.adapters import take_adapters, with_adapters
 from paragone_training.policy.errors import RunError
 from paragone_training.policy.files import need_space, write_folder
 from paragone_training.policy.logprobs import output_logits

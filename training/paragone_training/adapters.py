@@ -1,4 +1,4 @@
-"""Adapters of a policy: put into a model, and taken over by another model of the same shape."""
+"""Low-rank adapters: put into a model, and taken over by another model of the same shape."""
 
 import warnings
 from collections.abc import Mapping
@@ -13,12 +13,13 @@ from paragone_training.sections import LoraSection
 __all__ = ["take_adapters", "with_adapters"]
 
 
-def with_adapters(model: Any, lora: LoraSection) -> Any:
+def with_adapters(model: Any, lora: LoraSection, *, task: str = "CAUSAL_LM") -> Any:
     """Return a model with adapters in its layers, of which they alone are trained.
 
     Args:
-        model: a causal language model, changed in place.
+        model: a transformers model, changed in place.
         lora: their rank, scale and places.
+        task: peft's name of what the model is for.
 
     Raises:
         RecipeError: if the model has no layer of the names asked for.
@@ -30,7 +31,7 @@ def with_adapters(model: Any, lora: LoraSection) -> Any:
         lora_alpha=lora.alpha,  # type: ignore[arg-type] # scaled by alpha / rank: any number will do
         lora_dropout=lora.dropout,
         target_modules=list(lora.targets) if lora.targets else "all-linear",
-        task_type="CAUSAL_LM",
+        task_type=task,
     )
     try:
         with warnings.catch_warnings():
