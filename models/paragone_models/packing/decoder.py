@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paragone_models.packing.blocks import attend_blocks
+from paragone_models.packing.native import NativeOperations
+from paragone_models.packing.operations import Norm, TorchOperations
 from paragone_models.packing.rooms import Rooms
 from paragone_models.packing.run import Rule, Run
 
@@ -28,7 +29,6 @@ product of a new shape."""
 _SPARSE = 8
 
 _Linear = tuple[Tensor, Tensor | None]
-_Norm = tuple[Tensor, float]
 
 
 class _Layer:
@@ -54,14 +54,18 @@ class DecoderForward:
 
     Args:
         backbone: one that ``serves`` is true for.
+        native: kernels from ``native.kernels``; torch's operations unless given.
     """
 
-    def __init__(self, backbone: Any) -> None:
+    def __init__(self, backbone: Any, *, native: Any = None) -> None:
         self._embed = backbone.embed_tokens
         self._rotary = backbone.rotary_emb
         self._norm = _norm(backbone.norm)
         self._layers = [_Layer(layer, _window(backbone.config, index)) for index, layer in enumerate(backbone.layers)]
         self._rooms = Rooms()
+        self._operations = (
+            TorchOperations(self._rooms) if native is None else NativeOperations(native, self._rooms)
+        )
 
     @staticmethod
     def serves(backbone: Any) -> bool:
@@ -91,19 +95,18 @@ class DecoderForward:
             tokens: token ids. [T]
             positions: positions. [T]
         """
-        run.memo["rooms"] = self._rooms
         extra = -len(tokens) % (_FINE if len(tokens) <= _LONG else _COARSE)
         tokens, positions = (functional.pad(part, (0, extra)) for part in (tokens, positions))
         hidden: Tensor = self._embed(tokens)
         cos, sin = self._rotary(hidden[None], positions[None])
-        cos, sin = (table[0, :, None, : table.shape[-1] // 2] for table in (cos, sin))
+        cos, sin = (table[0, :, : table.shape[-1] // 2] for table in (cos, sin))
         for index, layer in enumerate(self._layers[:-1]):
             queries = self._queries_keys_values(layer, hidden, cos, sin)
             run.note(index, *queries[1:])
-            read = attend_blocks(run, index, *queries, layer.rule)
+            read = self._operations.attend(run, index, *queries, layer.rule)
             _add(hidden, read.flatten(1), layer.output)
             self._mlp(layer, hidden)
-        return self._normed("states", self._last(run, hidden, cos, sin), self._norm).clone()
+        return self._operations.normed("states", self._last(run, hidden, cos, sin), self._norm).clone()
 
     def _last(self, run: Run, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Run the last layer: keys and values of all rows, the rest for the rows that are wanted."""
@@ -112,15 +115,15 @@ class DecoderForward:
         if len(wanted) * _SPARSE > len(hidden):  # means over whole responses, say
             query, key, value = self._queries_keys_values(layer, hidden, cos, sin)
             run.note(index, key, value)
-            read = attend_blocks(run, index, query, key, value, layer.rule)[wanted]
+            read = self._operations.attend(run, index, query, key, value, layer.rule)[wanted]
         else:
-            normed = self._normed("states", hidden, layer.before_attention)
+            normed = self._operations.normed("states", hidden, layer.before_attention)
             key = self._rotated("keys", normed, layer.key, layer, layer.key_norm, cos, sin)
             value = self._projected("value", normed, layer.value).unflatten(1, (-1, layer.head_dim)).transpose(0, 1)
             run.note(index, key, value)
             read_by, at = normed[wanted], (cos[wanted], sin[wanted])
             query = self._rotated("queries", read_by, layer.query, layer, layer.query_norm, *at)
-            read = attend_blocks(run, index, query, key, value, layer.rule, wanted=True)
+            read = self._operations.attend(run, index, query, key, value, layer.rule, wanted=True)
         hidden = hidden[wanted]
         _add(hidden, read.flatten(1), layer.output)
         self._mlp(layer, hidden)
@@ -129,7 +132,7 @@ class DecoderForward:
     def _queries_keys_values(
         self, layer: _Layer, hidden: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        normed = self._normed("states", hidden, layer.before_attention)
+        normed = self._operations.normed("states", hidden, layer.before_attention)
         value = self._projected("value", normed, layer.value).unflatten(1, (-1, layer.head_dim)).transpose(0, 1)
         return (
             self._rotated("queries", normed, layer.query, layer, layer.query_norm, cos, sin),
@@ -138,45 +141,19 @@ class DecoderForward:
         )
 
     def _rotated(
-        self, name: str, normed: Tensor, linear: _Linear, layer: _Layer, norm: _Norm | None, cos: Tensor, sin: Tensor
+        self, name: str, normed: Tensor, linear: _Linear, layer: _Layer, norm: Norm | None, cos: Tensor, sin: Tensor
     ) -> Tensor:
         """Return queries or keys at their positions, [heads, T, D], in the memory of that name."""
         heads = self._projected("heads", normed, linear).unflatten(1, (-1, layer.head_dim))
-        if norm is not None:
-            heads = self._normed("heads normed", heads, norm)
-        half = layer.head_dim // 2
-        first, second = heads[..., :half], heads[..., half:]
-        rotated = self._rooms.take(name, tuple(heads.shape), heads)
-        torch.mul(first, cos, out=rotated[..., :half]).addcmul_(second, sin, value=-1)
-        torch.mul(second, cos, out=rotated[..., half:]).addcmul_(first, sin)
-        return rotated.transpose(0, 1)
+        return self._operations.rotated(name, heads, norm, cos, sin)
 
     def _mlp(self, layer: _Layer, hidden: Tensor) -> None:
         """Add the MLP's result to the hidden states, block by block."""
         for block in hidden.tensor_split(max(1, -(-len(hidden) // _BLOCK))):
-            normed = self._normed("states", block, layer.before_mlp)
+            normed = self._operations.normed("states", block, layer.before_mlp)
             gate = self._projected("gate", normed, layer.gate)
             up = self._projected("up", normed, layer.up)
-            torch.ops.aten.silu_(gate)
-            _add(block, gate.mul_(up), layer.down)
-
-    def _normed(self, name: str, rows: Tensor, norm: _Norm) -> Tensor:
-        """Return rows divided by their root mean square, times a weight, in the memory of that name.
-
-        torch has no fused RMS norm on a CPU: its own goes seven times over copies in float32. Batch norm, when it does
-        not train, scales a channel by the inverse root of its variance in one go; so rows are its channels, of mean 0.
-        """
-        weight, epsilon = norm
-        flat = rows.reshape(-1, rows.shape[-1])
-        exact = torch.promote_types(rows.dtype, torch.float32)
-        precise = self._rooms.take("precise", tuple(flat.shape), rows, dtype=exact).copy_(flat)
-        variance = torch.linalg.vector_norm(precise, dim=-1).square_().div_(flat.shape[-1])
-        out = self._rooms.take(name, (1, *flat.shape), rows)
-        unused = variance.new_empty(0)
-        torch.native_batch_norm(
-            flat[None], None, None, torch.zeros_like(variance), variance, False, 0.0, epsilon, out=(out, unused, unused)
-        )
-        return out[0].mul_(weight).view(rows.shape)
+            _add(block, self._operations.activated(gate, up), layer.down)
 
     def _projected(self, name: str, rows: Tensor, linear: _Linear) -> Tensor:
         """Return rows times a weight, in the memory of that name, valid until it is asked for again."""
@@ -199,7 +176,7 @@ def _linear(module: Any) -> _Linear:
     return module.weight, module.bias
 
 
-def _norm(module: Any) -> _Norm:
+def _norm(module: Any) -> Norm:
     return module.weight, float(module.variance_epsilon)
 
 

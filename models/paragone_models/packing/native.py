@@ -1,0 +1,202 @@
+"""Kernels of our own for decoders in bfloat16 on a CPU: compiled once for the machine at hand, and how a pass uses them.
+
+What stands between a decoder's matrix products is most of its time where a CPU multiplies fast, because torch's
+operations go over memory once each. ``kernels.cpp`` does a norm, a rotation, an activation and the attention of a whole
+pass in one go each. It needs a C++ compiler, takes about ten seconds, and is kept in the user's cache folder.
+
+Shapes: T rows, W wanted rows, Hq and Hk heads, D head size.
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paragone_models.packing.operations import Norm
+from paragone_models.packing.rooms import Rooms
+from paragone_models.packing.run import Rule, Run
+
+__all__ = ["VARIABLE", "NativeOperations", "kernels"]
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "PARAGONE_NATIVE"
+"""Set to 0, this environment variable keeps the kernels from being compiled and used."""
+
+_SOURCE = Path(__file__).with_name("kernels.cpp")
+_FLAGS = (
+    *("-std=c++20", "-O3", "-march=native", "-mprefer-vector-width=512", "-ffast-math", "-fopenmp"),
+    *("-fPIC", "-DAT_PARALLEL_OPENMP=1"),
+)
+_LIMIT_S = 300.0
+_ROWS = 96
+"""Rows of a block of attention, the query heads of one key head one below the other; 32 to 256 differ by a fifth."""
+_FEWEST = 16
+
+
+@functools.cache
+def kernels() -> Any:
+    """Return the compiled kernels as ``torch.ops.paragone``, or why there are none, as a string.
+
+    The library's name tells everything that it depends on: the source, torch's version, the flags, and what the
+    compiler says of itself and of this CPU. Without ``-fopenmp`` for the linker it finds the threads that torch has
+    loaded; a second runtime's threads would get into their way.
+    """
+    if os.environ.get(VARIABLE) == "0":
+        return f"{VARIABLE} is 0"
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return f"kernels are written for x86-64 Linux, and this is {platform.machine()} {sys.platform}"
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        return "there is no C++ compiler"
+    try:
+        torch.ops.load_library(_compiled(compiler))
+    except subprocess.CalledProcessError as error:
+        return f"{compiler} failed: {' '.join(error.stderr.split())[:300]}"
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+        return f"{type(error).__name__}: {error}"
+    return torch.ops.paragone
+
+
+def _compiled(compiler: str) -> Path:
+    """Return the library, compiled now if nobody did before."""
+    about = _said(compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull)
+    parts = (_SOURCE.read_text(), torch.__version__, compiler, *_FLAGS, about)
+    name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    folder = _folder()
+    library = folder / f"kernels-{name}.so"
+    if library.is_file():
+        return library
+    logger.info("compiling kernels for this CPU with %s, once; %s=0 does without", compiler, VARIABLE)
+    home = Path(torch.__file__).parent
+    with tempfile.TemporaryDirectory(dir=folder) as workplace:
+        unlinked, linked = Path(workplace, "kernels.o"), Path(workplace, library.name)
+        _said(compiler, *_FLAGS, f"-I{home / 'include'}", "-c", str(_SOURCE), "-o", str(unlinked))
+        _said(compiler, "-shared", str(unlinked), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10", "-o", str(linked))
+        linked.replace(library)  # whole or not at all, whoever else compiles it just now
+    return library
+
+
+def _folder() -> Path:
+    """Return the user's cache folder, or a new one where that cannot be written."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paragone"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return Path(tempfile.mkdtemp(prefix="paragone-"))
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="paragone-"))
+
+
+def _said(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LIMIT_S).stdout  # noqa: S603
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Who reads what in a pass, as ``attend`` in kernels.cpp wants it.
+
+    Attributes:
+        runs: of tokens: source (0 for the pass, then ``held``), first token, tokens, position of the first. [n, 4]
+        blocks: of queries: first, how many, position of the first, their stretch (first, one behind) of paths. [b, 5]
+        paths: runs that are read one after another. [p]
+        held: nodes whose keys were computed before the pass.
+    """
+
+    runs: Tensor
+    blocks: Tensor
+    paths: Tensor
+    held: tuple[int, ...]
+
+
+class NativeOperations:
+    """A decoder's operations, by our kernels: see ``TorchOperations``, which computes the same.
+
+    Args:
+        library: from ``kernels``.
+        rooms: for results.
+    """
+
+    def __init__(self, library: Any, rooms: Rooms) -> None:
+        self._library = library
+        self._rooms = rooms
+
+    def normed(self, name: str, rows: Tensor, norm: Norm) -> Tensor:
+        """Return rows divided by their root mean square, times a weight, in the memory of that name."""
+        out = self._rooms.take(name, tuple(rows.shape), rows)
+        self._library.rms_norm(rows, *norm, out)
+        return out
+
+    def rotated(self, name: str, heads: Tensor, norm: Norm | None, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return heads [T, heads, D], normed, at their positions, as [heads, T, D], in the memory of that name."""
+        rows, count, size = heads.shape
+        out = self._rooms.take(name, (count, rows, size), heads)
+        self._library.rotate(heads, *(norm or (None, 0.0)), cos, sin, out)
+        return out
+
+    def activated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Return silu(gate) times up, in the memory of the gate."""
+        self._library.silu_multiply(gate, up)
+        return gate
+
+    def attend(
+        self, run: Run, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule, *, wanted: bool = False
+    ) -> Tensor:
+        """Return what every row reads, or the wanted rows alone, as [T or W, Hq, D]."""
+        heads, rows, size = query.shape
+        plan: _Plan = run.memo.get(("plan", wanted)) or _plan(run, heads // len(key), wanted=wanted)
+        run.memo["plan", wanted] = plan
+        keys = [key, *(run.held[node].keys[layer] for node in plan.held)]
+        values = [value, *(run.held[node].values[layer] for node in plan.held)]
+        out = self._rooms.take("read", (rows, heads, size), query)
+        self._library.attend(
+            query, keys, values, plan.runs, plan.blocks, plan.paths, rule.scale, rule.window or 0, out
+        )
+        out[int(plan.blocks[-1, :2].sum()) :] = 0  # rows of no node
+        return out
+
+
+def _plan(run: Run, group: int, *, wanted: bool) -> _Plan:
+    """Return the plan of a pass.
+
+    Args:
+        run: the pass.
+        group: query heads to a key head.
+        wanted: for the wanted rows alone.
+    """
+    layout = run.layout
+    held = tuple(above.node for above in layout.above if above.node not in layout.rows)
+    runs = [(source, 0, len(run.held[node]), run.held[node].start) for source, node in enumerate(held, start=1)]
+    number = {node: index for index, node in enumerate((*held, *layout.rows))}
+    blocks: list[tuple[int, ...]] = []
+    paths: list[int] = []
+    for node, (first, last) in layout.rows.items():
+        start = int(layout.positions[first])
+        runs.append((0, first, last - first, start))
+        path = [number[above.node] for above in layout.above if above.first <= first < above.last]
+        stretch = len(paths), len(paths) + len(path) + 1
+        paths += [*path, number[node]]
+        for query, row, count in _queries(run, first, last, group, wanted=wanted):
+            blocks.append((query, count, start + row - first, *stretch))
+    return _Plan(*(torch.tensor(part) for part in (runs, blocks, paths)), held)
+
+
+def _queries(run: Run, first: int, last: int, group: int, *, wanted: bool) -> Iterator[tuple[int, int, int]]:
+    """Yield blocks of a node's queries: the first one's index, its row, and how many they are."""
+    if wanted:
+        begin, end = run.wanted.searchsorted((first, last)).tolist()
+        yield from ((query, int(run.wanted[query]), 1) for query in range(begin, end))
+        return
+    most = max(_FEWEST, _ROWS // group)
+    yield from ((row, row, min(most, last - row)) for row in range(first, last, most))
