@@ -115,7 +115,7 @@ class Counted:
 
 
 def counted_packer(name: str, forward: Any, backbone: Any, *, max_tokens: int, prompt_bytes: int = 0) -> Packer:
-    counted = Counted(forward, backbone, last_layer_sparse=name == "decoder")
+    counted = Counted(forward, backbone, last_layer_sparse=name in ("decoder", "native"))
     packer = Packer(
         counted, next(backbone.parameters()).device, backbone.config.hidden_size,
         store=PromptStore(prompt_bytes), max_tokens=max_tokens,

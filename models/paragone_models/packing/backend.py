@@ -1,10 +1,12 @@
 """From a backbone to its packed forward pass: the ways there are, and a trial of each before it is believed.
 
-A CPU runs the Llama family written out, and other decoders through the models' own code with our attention in it; a GPU
-runs the models' own code with a varlen kernel, or with flex attention where that does not serve. Whatever the
-configuration promises, a few sequences are run packed and one by one before anything is served.
+A CPU runs the Llama family written out, with kernels of our own where it multiplies bfloat16, and other decoders through
+the models' own code with our attention in it; a GPU runs the models' own code with a varlen kernel, or with flex
+attention where that does not serve. Whatever the configuration promises, a few sequences are run packed and one by one
+before anything is served.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -18,6 +20,7 @@ from paragone_models.packing.attention import packed
 from paragone_models.packing.blocks import attend_blocks
 from paragone_models.packing.decoder import DecoderForward
 from paragone_models.packing.flex import flex_attention
+from paragone_models.packing.native import kernels, speedup
 from paragone_models.packing.packer import Forward, Packer
 from paragone_models.packing.prompts import PromptStore
 from paragone_models.packing.run import Attend, Run
@@ -25,6 +28,8 @@ from paragone_models.packing.support import refusal
 from paragone_models.packing.varlen import torch_kernel, varlen_attention
 
 __all__ = ["attempted", "choose", "disagreement", "through_model", "tolerance", "ways"]
+
+logger = logging.getLogger(__name__)
 
 _STEM, _TAILS, _OTHER = 24, (3, 9), 7
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -63,12 +68,32 @@ def ways(backbone: nn.Module) -> Iterator[tuple[str, Forward]]:
     parameter = next(backbone.parameters())
     if parameter.device.type == "cpu":
         if DecoderForward.serves(backbone):
+            if parameter.dtype == torch.bfloat16 and (native := _native(backbone)) is not None:
+                yield "native", DecoderForward(backbone, native=native)
             yield "decoder", DecoderForward(backbone)
         yield "blocks", through_model(backbone, attend_blocks)
     if parameter.device.type == "cuda":
         if parameter.dtype in _KERNEL_DTYPES and not getattr(config, "attn_logit_softcapping", None):
             yield "varlen", through_model(backbone, varlen_attention(torch_kernel))
         yield "flex", through_model(backbone, flex_attention())
+
+
+def _native(backbone: Any) -> Any | None:
+    """Return our own kernels where they can be had and are faster than torch's operations."""
+    found = kernels()
+    if isinstance(found, str):
+        logger.info("no kernels of our own: %s", found)
+        return None
+    attention = backbone.layers[0].self_attn
+    size = int(attention.head_dim)
+    heads, key_heads = (len(part.weight) // size for part in (attention.q_proj, attention.k_proj))
+    try:
+        ratio = speedup(found, heads=heads, key_heads=key_heads, head_size=size)
+    except _FAILURES as error:
+        logger.warning("kernels of our own failed with %s: %s", type(error).__name__, error)
+        return None
+    logger.info("kernels of our own attend %.1f times as fast as torch's operations", ratio)
+    return found if ratio > 1 else None
 
 
 def through_model(backbone: nn.Module, attend: Attend) -> Forward:

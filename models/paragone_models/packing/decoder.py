@@ -1,8 +1,9 @@
 """The packed forward pass of the Llama family on a CPU, written out: Llama, Mistral, Qwen2, Qwen3.
 
 The same numbers as the models' own code, with less around the matrix products: residuals are added inside the product,
-large intermediate results live in memory that is kept, norms take three passes in place of seven, and the last layer
-computes queries and MLP only for the rows that are read. Weights are the model's own tensors, not copies.
+large intermediate results live in memory that is kept, what stands between products takes few operations (torch's, or
+kernels of our own), and the last layer computes queries and MLP only for the rows that are read. Weights are the
+model's own tensors, not copies.
 
 Shapes: T rows, W wanted rows, H hidden size, I width of the MLP, Hq and Hk heads, D head size.
 """
@@ -63,9 +64,7 @@ class DecoderForward:
         self._norm = _norm(backbone.norm)
         self._layers = [_Layer(layer, _window(backbone.config, index)) for index, layer in enumerate(backbone.layers)]
         self._rooms = Rooms()
-        self._operations = (
-            TorchOperations(self._rooms) if native is None else NativeOperations(native, self._rooms)
-        )
+        self._operations = TorchOperations(self._rooms) if native is None else NativeOperations(native, self._rooms)
 
     @staticmethod
     def serves(backbone: Any) -> bool:

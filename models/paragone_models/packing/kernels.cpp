@@ -27,7 +27,7 @@ using at::Tensor;
 using Bits = uint16_t;
 
 constexpr int64_t kKeys = 128;    // keys that queries are multiplied with at once
-constexpr int64_t kChunk = 512;   // keys whose logits are made before their weights are, some blocks of kKeys
+constexpr int64_t kChunk = 256;   // keys whose logits are made before their weights are, some blocks of kKeys
 constexpr int64_t kGrain = 32;    // keys of a run, and queries of a block, are rounded up to this: few shapes of products
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
@@ -45,16 +45,20 @@ inline Bits narrowed(float value) {
   return static_cast<Bits>((word + 0x7fffu + ((word >> 16) & 1u)) >> 16);
 }
 
+inline Bits narrowed_up(float value) {
+  uint32_t word;
+  std::memcpy(&word, &value, sizeof word);
+  return static_cast<Bits>((word + 0x8000u) >> 16);
+}
+
 inline float rounded(float value) { return widened(narrowed(value)); }
 
-// 2 to the power of x, for x from -126 to 127: relative error below 3e-7. Lower is 2^-126.
+// 2 to the power of x, for x from -126 to 127: relative error below 4e-6. Lower is 2^-126.
 inline float power_of_two(float x) {
-  x = std::max(x, -126.0f);
-  float whole = std::nearbyint(x);
-  float rest = x - whole;
-  float value = 1.5403530e-4f;
-  value = value * rest + 1.3333558e-3f;
-  value = value * rest + 9.6181291e-3f;
+  x = x > -126.0f ? x : -126.0f;
+  const float whole = std::nearbyint(x);
+  const float rest = x - whole;
+  float value = 9.6181291e-3f;
   value = value * rest + 5.5504109e-2f;
   value = value * rest + 2.4022651e-1f;
   value = value * rest + 6.9314718e-1f;
@@ -227,7 +231,7 @@ inline float weigh(const float* logits, int64_t from, int64_t to, int64_t keys, 
   for (int64_t i = from; i < to; ++i) {
     const float weight = power_of_two(logits[i] * scale - most);
     sum += weight;
-    weights[i] = narrowed(weight);
+    weights[i] = narrowed_up(weight);
   }
   if (to < keys) std::memset(weights + to, 0, (keys - to) * sizeof(Bits));
   highest = most;
