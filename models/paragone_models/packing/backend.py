@@ -1,9 +1,9 @@
 """From a backbone to its packed forward pass: the ways there are, and a trial of each before it is believed.
 
-A CPU runs the Llama family written out, with kernels of our own where it multiplies bfloat16, and other decoders through
-the models' own code with our attention in it; a GPU runs the models' own code with a varlen kernel, or with flex
-attention where that does not serve. Whatever the configuration promises, a few sequences are run packed and one by one
-before anything is served.
+A CPU runs the Llama family written out, with kernels of our own where it multiplies bfloat16, and other decoders
+through the models' own code with our attention in it; a GPU runs the models' own code with a varlen kernel, or with
+flex attention where that does not serve. Whatever the configuration promises, a few sequences are run packed and one by
+one before anything is served.
 """
 
 import logging

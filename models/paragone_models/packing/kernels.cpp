@@ -152,9 +152,9 @@ void silu_multiply(Tensor& gate, const Tensor& up) {
   at::parallel_for(0, gate.numel(), 8192, [&](int64_t begin, int64_t end) {
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) {
-      const float value = widened(target[i]);
-      const float bounded = std::min(-1.44269504f * value, 126.0f);
-      target[i] = narrowed(value / (1.0f + power_of_two(bounded)) * widened(other[i]));
+      const float gated = widened(target[i]);
+      const float value = gated < -87.0f ? -87.0f : gated;  // silu of what is lower is nothing, and this 1e-36
+      target[i] = narrowed(value / (1.0f + power_of_two(-1.44269504f * value)) * widened(other[i]));
     }
   });
 }

@@ -116,12 +116,14 @@ class _Plan:
         blocks: of queries: first, how many, position of the first, their stretch (first, one behind) of paths. [b, 5]
         paths: runs that are read one after another. [p]
         held: nodes whose keys were computed before the pass.
+        queries: how many there are, Q.
     """
 
     runs: Tensor
     blocks: Tensor
     paths: Tensor
     held: tuple[int, ...]
+    queries: int
 
 
 class NativeOperations:
@@ -165,7 +167,7 @@ class NativeOperations:
         values = [value, *(run.held[node].values[layer] for node in plan.held)]
         out = self._rooms.take("read", (rows, heads, size), query)
         self._library.attend(query, keys, values, plan.runs, plan.blocks, plan.paths, rule.scale, rule.window or 0, out)
-        out[int(plan.blocks[-1, :2].sum()) :] = 0  # rows of no node
+        out[plan.queries :] = 0  # rows of no node
         return out
 
 
@@ -184,13 +186,13 @@ def speedup(library: Any, *, heads: int, key_heads: int, head_size: int) -> floa
     positions = np.concatenate([np.arange(length), *(np.arange(length, 2 * length) for _ in range(1, nodes))])
     layout = Layout(np.zeros(nodes * length, dtype=np.int64), positions, rows, (Above(0, 0, nodes * length),))
     run = Run(layout, {}, {}, np.arange(nodes * length))
-    tensors = [torch.ones(count, nodes * length, head_size, dtype=torch.bfloat16) for count in (heads, key_heads)]
+    query, key = (torch.ones(count, nodes * length, head_size, dtype=torch.bfloat16) for count in (heads, key_heads))
     rule = Rule(head_size**-0.5, None, None)
     ways: list[NativeOperations | TorchOperations] = [NativeOperations(library, Rooms()), TorchOperations(Rooms())]
     seconds: list[list[float]] = [[], []]
     for turn in range(2 * _TRIES):
         started = time.perf_counter()
-        ways[turn % 2].attend(run, 0, *tensors, tensors[1], rule)
+        ways[turn % 2].attend(run, 0, query, key, key, rule)
         seconds[turn % 2].append(time.perf_counter() - started)
     # The shortest of many, in turns: what else the machine does can only add.
     ours, torchs = map(min, seconds)
@@ -219,7 +221,8 @@ def _plan(run: Run, group: int, *, wanted: bool) -> _Plan:
         paths += [*path, number[node]]
         for query, row, count in _queries(run, first, last, group, wanted=wanted):
             blocks.append((query, count, start + row - first, *stretch))
-    return _Plan(torch.tensor(runs), torch.tensor(blocks), torch.tensor(paths), held)
+    rows = torch.tensor(blocks, dtype=torch.long).view(-1, 5)  # a pass that only goes on may have none that are wanted
+    return _Plan(torch.tensor(runs), rows, torch.tensor(paths), held, int(rows[:, 1].sum()))
 
 
 def _queries(run: Run, first: int, last: int, group: int, *, wanted: bool) -> Iterator[tuple[int, int, int]]:
