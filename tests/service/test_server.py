@@ -67,8 +67,8 @@ class Process:
         while self.process.poll() is None:
             try:
                 assert self.ask("POST", "/v1/rewards", {"items": []})[0] == 503
-            except ConnectionResetError:
-                continue  # it came while the door was being closed
+            except (BrokenPipeError, ConnectionResetError):
+                continue  # it came while the door was being closed; with the first, before all of it was sent
             except ConnectionRefusedError:
                 return self.process.poll() is None
         return False
@@ -117,8 +117,7 @@ def test_sigterm_under_load_refuses_what_the_grace_is_too_short_for_and_the_proc
     with Process(folders["gpm"], "--config", str(config)) as server:
 
         def ask(number):
-            # So few that a body fits into the sockets' buffers: the server may stop before it has read all of it.
-            items = [{"prompt": f"{number} {n} " + "word " * 200, "response": "x " * 30} for n in range(80)]
+            items = [{"prompt": f"{number} {n} " + "word " * 200, "response": "x " * 30} for n in range(300)]
             answers.append(server.ask("POST", "/v1/rewards", {"items": items}))
 
         def send_half():
@@ -127,11 +126,11 @@ def test_sigterm_under_load_refuses_what_the_grace_is_too_short_for_and_the_proc
                 connection.sendall(f"{head}content-length: 1000\r\n\r\n{{".encode())
                 half_answers.append(b"".join(iter(lambda: connection.recv(65_536), b"")))
 
-        clients = [threading.Thread(target=ask, args=(number,)) for number in range(15)]
+        clients = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
         clients.append(threading.Thread(target=send_half))
         for client in clients:
             client.start()
-        server.wait_for(b"paragone_requests_in_flight 17.0")
+        server.wait_for(b"paragone_requests_in_flight 6.0")
         server.process.send_signal(signal.SIGTERM)
         assert server.turns_away()
         assert server.wait() == 0
@@ -141,9 +140,9 @@ def test_sigterm_under_load_refuses_what_the_grace_is_too_short_for_and_the_proc
     assert head.startswith(b"HTTP/1.1 503 ")
     assert b"retry-after: 1" in head
     assert json.loads(body)["error"]["code"] == "shutting_down"
-    assert len(answers) == 15
+    assert len(answers) == 4
     for status, answer in answers:
-        assert len(answer["rewards"]) == 80 if status == 200 else answer["error"]["code"] == "shutting_down"
+        assert len(answer["rewards"]) == 300 if status == 200 else answer["error"]["code"] == "shutting_down"
     assert not [line for line in server.log if "Traceback" in line], server.log
 
 
