@@ -81,19 +81,21 @@ def ways(backbone: nn.Module) -> Iterator[tuple[str, Forward]]:
 def _native(backbone: Any) -> Any | None:
     """Return our own kernels where they can be had and are faster than torch's operations."""
     found = kernels()
-    if isinstance(found, str):
-        logger.info("no kernels of our own: %s", found)
+    reason = found if isinstance(found, str) else attempted(partial(_slower, found, backbone))
+    if reason is not None:
+        logger.info("no kernels of our own: %s", reason)
         return None
+    return found
+
+
+def _slower(library: Any, backbone: Any) -> str | None:
+    """Return that our kernels are no faster for a backbone's heads, or None where they are."""
     attention = backbone.layers[0].self_attn
     size = int(attention.head_dim)
     heads, key_heads = (len(part.weight) // size for part in (attention.q_proj, attention.k_proj))
-    try:
-        ratio = speedup(found, heads=heads, key_heads=key_heads, head_size=size)
-    except _FAILURES as error:
-        logger.warning("kernels of our own failed with %s: %s", type(error).__name__, error)
-        return None
+    ratio = speedup(library, heads=heads, key_heads=key_heads, head_size=size)
     logger.info("kernels of our own attend %.1f times as fast as torch's operations", ratio)
-    return found if ratio > 1 else None
+    return None if ratio > 1 else "torch's operations are faster"
 
 
 def through_model(backbone: nn.Module, attend: Attend) -> Forward:

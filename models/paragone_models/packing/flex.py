@@ -26,7 +26,7 @@ def flex_attention(kernel: Callable[..., Tensor] | None = None) -> Attend:
         mask = run.memo.get(rule.window)
         if mask is None:
             mask = run.memo[rule.window] = _mask(run, query.device, rule.window)
-        held = [run.held[above.node] for above in run.layout.above if above.node not in run.layout.rows]
+        held = [run.held[node] for node in run.layout.held]
         keys = torch.cat([key, *(stored.keys[layer] for stored in held)], 1)
         values = torch.cat([value, *(stored.values[layer] for stored in held)], 1)
         out: Tensor = (kernel or _compiled())(

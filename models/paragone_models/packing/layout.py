@@ -46,6 +46,19 @@ class Layout:
     rows: dict[int, tuple[int, int]]
     above: tuple[Above, ...]
 
+    @property
+    def held(self) -> tuple[int, ...]:
+        """The nodes that rows attend to and that were computed before the pass, in preorder."""
+        return tuple(above.node for above in self.above if above.node not in self.rows)
+
+    def path(self, row: int) -> tuple[int, ...]:
+        """Return the nodes above a row's own, from position 0 on.
+
+        Args:
+            row: in the pass.
+        """
+        return tuple(above.node for above in self.above if above.first <= row < above.last)
+
 
 def chunks(forest: Forest, max_tokens: int) -> Iterator[tuple[int, int]]:
     """Yield runs of nodes (first, one behind the last) that are computed together, in order.

@@ -31,11 +31,11 @@ from paragone_models.packing.operations import Norm, TorchOperations
 from paragone_models.packing.rooms import Rooms
 from paragone_models.packing.run import Rule, Run
 
-__all__ = ["VARIABLE", "NativeOperations", "kernels", "speedup"]
+__all__ = ["NativeOperations", "kernels", "speedup"]
 
 logger = logging.getLogger(__name__)
 
-VARIABLE = "PARAGONE_NATIVE"
+_VARIABLE = "PARAGONE_NATIVE"
 """Set to 0, this environment variable keeps the kernels from being compiled and used."""
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -58,8 +58,8 @@ def kernels() -> Any:
     compiler says of itself and of this CPU. Without ``-fopenmp`` for the linker it finds the threads that torch has
     loaded; a second runtime's threads would get into their way.
     """
-    if os.environ.get(VARIABLE) == "0":
-        return f"{VARIABLE} is 0"
+    if os.environ.get(_VARIABLE) == "0":
+        return f"{_VARIABLE} is 0"
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"kernels are written for x86-64 Linux, and this is {platform.machine()} {sys.platform}"
     compiler = shutil.which(os.environ.get("CXX", "c++"))
@@ -83,7 +83,7 @@ def _compiled(compiler: str) -> Path:
     library = folder / f"kernels-{name}.so"
     if library.is_file():
         return library
-    logger.info("compiling kernels for this CPU with %s, once; %s=0 does without", compiler, VARIABLE)
+    logger.info("compiling kernels for this CPU with %s, once; %s=0 does without", compiler, _VARIABLE)
     home = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory(dir=folder) as workplace:
         unlinked, linked = Path(workplace, "kernels.o"), Path(workplace, library.name)
@@ -208,7 +208,7 @@ def _plan(run: Run, group: int, *, wanted: bool) -> _Plan:
         wanted: for the wanted rows alone.
     """
     layout = run.layout
-    held = tuple(above.node for above in layout.above if above.node not in layout.rows)
+    held = layout.held
     runs = [(source, 0, len(run.held[node]), run.held[node].start) for source, node in enumerate(held, start=1)]
     number = {node: index for index, node in enumerate((*held, *layout.rows))}
     blocks: list[tuple[int, ...]] = []
@@ -216,9 +216,9 @@ def _plan(run: Run, group: int, *, wanted: bool) -> _Plan:
     for node, (first, last) in layout.rows.items():
         start = int(layout.positions[first])
         runs.append((0, first, last - first, start))
-        path = [number[above.node] for above in layout.above if above.first <= first < above.last]
-        stretch = len(paths), len(paths) + len(path) + 1
-        paths += [*path, number[node]]
+        path = [number[one] for one in (*layout.path(first), node)]
+        stretch = len(paths), len(paths) + len(path)
+        paths += path
         for query, row, count in _queries(run, first, last, group, wanted=wanted):
             blocks.append((query, count, start + row - first, *stretch))
     rows = torch.tensor(blocks, dtype=torch.long).view(-1, 5)  # a pass that only goes on may have none that are wanted

@@ -69,8 +69,8 @@ def _segments(run: Run) -> list[_Segment]:
     layout = run.layout
     found = []
     for node, (first, last) in layout.rows.items():
-        path = tuple(above.node for above in layout.above if above.first <= first < above.last)
-        found.append(_Segment(node, last - first, path, int(layout.positions[first]) + last - first))
+        seen = int(layout.positions[first]) + last - first
+        found.append(_Segment(node, last - first, layout.path(first), seen))
     return found
 
 

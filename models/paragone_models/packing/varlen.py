@@ -66,7 +66,7 @@ def sequences(run: Run, device: torch.device) -> Sequences:
         device: where the borders are wanted.
     """
     layout = run.layout
-    held = tuple(above.node for above in layout.above if above.node not in layout.rows)
+    held = layout.held
     starts, offset = dict(layout.rows), len(layout.tokens)
     for node in held:
         starts[node] = (offset, offset + len(run.held[node]))
@@ -74,7 +74,7 @@ def sequences(run: Run, device: torch.device) -> Sequences:
     rows: list[Tensor] = []
     keys, queries = [0], [0]
     for node, (first, last) in layout.rows.items():
-        path = [above.node for above in layout.above if above.first <= first < above.last]
+        path = layout.path(first)
         parts = [torch.arange(*starts[part]) for part in (*path, node)]
         rows += parts
         keys.append(keys[-1] + sum(len(part) for part in parts))
