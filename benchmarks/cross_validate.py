@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from paragone_training.data.pairs import read_pair_files
-from paragone_training.fitting import fit
-from paragone_training.recipe import load_recipe
+from paragone_training.preference.recipe import load_recipe
+from paragone_training.preference.stages import fit
 
 RESAMPLES = 10_000
 

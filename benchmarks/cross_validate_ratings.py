@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from paragone_models.saving import save_model
+from paragone_models.files.saving import save_model
 from paragone_training.data.pairs import read_pair_files
 from paragone_training.data.ratings import read_rating_files
-from paragone_training.rated.fitting import RatedRows, fit_rated
-from paragone_training.recipe import load_recipe
-from paragone_training.sections import TokenizerSection
+from paragone_training.preference.ratings.fitting import RatedRows, fit_rated
+from paragone_training.preference.recipe import load_recipe
+from paragone_training.preference.sections import TokenizerSection
 
 RESAMPLES = 10_000
 

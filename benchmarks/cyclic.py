@@ -22,10 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from paragone_models.reader import TextReader
-from paragone_training.agreement import Summary, judge, summarise
-from paragone_training.cyclic import (
+from cycles import (
     Cycle,
     cycle_pairs,
     cycles_from_ratings,
@@ -35,13 +32,16 @@ from paragone_training.cyclic import (
     synthetic_cycles,
     vector_floor,
 )
+
+from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.data.pairs import read_pairs
 from paragone_training.data.ratings import read_ratings
-from paragone_training.fitting import fit, padding_id
-from paragone_training.objective import Objective
-from paragone_training.recipe import parse_recipe
+from paragone_training.preference.agreement import Summary, judge, summarise
+from paragone_training.preference.objective import Objective
+from paragone_training.preference.recipe import parse_recipe
+from paragone_training.preference.stages import fit, padding_id
 
 PAIRS = Path(__file__).parents[1] / "data" / "convincing_pairs.jsonl.gz"
 MODELS: dict[str, dict[str, object]] = {

@@ -24,10 +24,10 @@ from pathlib import Path
 from serving_setup import free_port
 
 from paragone import Client, ParagoneError
-from paragone_training.evaluation.readers import read_evaluation_set
-from paragone_training.evaluation.run import evaluate_models
-from paragone_training.evaluation.scorers import ServiceScorer
-from paragone_training.evaluation.summary import Settings
+from paragone_evaluation.evaluation import evaluate_models
+from paragone_evaluation.readers import read_evaluation_set
+from paragone_evaluation.scorers import ServiceScorer
+from paragone_evaluation.summary import Settings
 
 DATA = Path(__file__).parents[1] / "data" / "convincing_pairs.jsonl.gz"
 MODELS = ("mini-bradley-terry", "mini-general-preference")

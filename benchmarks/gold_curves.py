@@ -23,15 +23,15 @@ import torch
 
 from paragone_models import load_model
 from paragone_training.policy.evaluate import win_rate
-from paragone_training.policy.files import read_json
+from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.prompts import read_prompts, render
 from paragone_training.policy.recipe import parse_policy_recipe
 from paragone_training.policy.rounds import Answer, read_responses
-from paragone_training.policy.run import train_policy
-from paragone_training.policy.sampling import Draw, draw, stream
-from paragone_training.policy.weights import load_policy
-from paragone_training.recipe import parse_recipe
-from paragone_training.run import train_model
+from paragone_training.policy.rows.files import read_json
+from paragone_training.policy.sampling.in_process import Draw, draw, stream
+from paragone_training.policy.train_policy import train_policy
+from paragone_training.preference.recipe import parse_recipe
+from paragone_training.preference.train_model import train_model
 
 DATA = Path(__file__).parents[1] / "data" / "policy_prompts.jsonl.gz"
 TOKENS = 48

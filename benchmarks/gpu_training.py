@@ -22,8 +22,8 @@ from engine_setup import peak
 from torch import Tensor, nn
 from training_setup import decoder, now
 
-from paragone_training.losses import inpo_loss
-from paragone_training.policy.logprobs import ResponseLogprobs, Sequences, autocast, padded_sequences
+from paragone_training.policy.methods.losses import inpo_loss
+from paragone_training.policy.model.logprobs import ResponseLogprobs, Sequences, autocast, padded_sequences
 
 RANK = 16
 

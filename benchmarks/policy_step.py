@@ -28,12 +28,12 @@ import torch
 import transformers
 from training_setup import DECODERS, Watch, decoder
 
-from paragone_models.builtins import policy_folder
-from paragone_training.policy.batches import TrainingPair
-from paragone_training.policy.logprobs import ResponseLogprobs, frozen_logprobs
-from paragone_training.policy.methods import method_of
+from paragone_models.files.builtins import policy_folder
+from paragone_training.policy.gradient.batches import TrainingPair
+from paragone_training.policy.gradient.policy_trainer import policy_trainer
+from paragone_training.policy.methods.methods import method_of
+from paragone_training.policy.model.logprobs import ResponseLogprobs, frozen_logprobs
 from paragone_training.policy.sections import PolicyTrainingSection
-from paragone_training.policy.trainer import policy_trainer
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "data" / "convincing_pairs.jsonl.gz"

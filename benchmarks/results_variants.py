@@ -13,23 +13,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from paragone_models.loading import load_model
+from paragone_evaluation.measures.ranking import group_score
+from paragone_models.files.loading import load_model
+from paragone_models.files.saving import save_model
 from paragone_models.network import PreferenceNetwork
-from paragone_models.reader import TextReader
-from paragone_models.saving import save_model
-from paragone_training.agreement import judge, represented, summarise
-from paragone_training.backbone import build_student
+from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.data.pairs import read_pair_files
 from paragone_training.data.ratings import read_rating_files
-from paragone_training.evaluation.measures.ranking import group_score
-from paragone_training.extrapolation import along, search
-from paragone_training.fitting import fit, padding_id, prepare
-from paragone_training.objective import Objective
-from paragone_training.rated.fitting import RatedRows, fit_rated
-from paragone_training.rated.student import reward_on_top
-from paragone_training.recipe import load_recipe
+from paragone_training.preference.agreement import judge, represented, summarise
+from paragone_training.preference.backbone import build_student
+from paragone_training.preference.extrapolation import along, search
+from paragone_training.preference.objective import Objective
+from paragone_training.preference.ratings.fitting import RatedRows, fit_rated
+from paragone_training.preference.ratings.student import reward_on_top
+from paragone_training.preference.recipe import load_recipe
+from paragone_training.preference.stages import fit, padding_id, prepare
 
 RECIPES = Path(__file__).parents[1] / "training" / "recipes" / "results"
 FOLDS = 4

@@ -90,7 +90,7 @@ def compare(port: int, folder: Path, arguments: argparse.Namespace) -> None:
 
 def texts(model, generator: random.Random, count: int) -> tuple[bytes, list[list[int]]]:
     """Return a request with new texts, and their tokens, sorted by length."""
-    from paragone_models.reader import Reading, conversation
+    from paragone_models.text.reader import Reading, conversation
 
     items = [{"prompt": words(generator), "response": words(generator)} for _ in range(count)]
     readings = model.reader.read([conversation(item["prompt"], item["response"]) for item in items])

@@ -38,9 +38,9 @@ from engine_setup import RESPONSES, SHAPES, classifier, padded, tokenizer, workl
 from serving_setup import free_port, wait_until_ready
 
 from paragone_models import load_model
-from paragone_models.encoding import EncodeItem
 from paragone_models.model import PreferenceModel
-from paragone_models.reader import Reading, conversation
+from paragone_models.text.encoding import EncodeItem
+from paragone_models.text.reader import Reading, conversation
 from paragone_service.bench.dialects import DIALECTS, Asked
 from paragone_service.bench.load import ask_all
 

@@ -32,8 +32,8 @@ from paragone.batches import (
     retold,
 )
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
-from paragone.handles import Handles
-from paragone.settings import DEFAULT_MAX_BYTES, DEFAULT_URL, Settings
+from paragone.ids import Handles
+from paragone.requests import DEFAULT_MAX_BYTES, DEFAULT_URL, Settings
 from paragone.transport import Attempts, send_async
 from paragone.wire import (
     ModelInfo,

@@ -21,7 +21,7 @@ from paragone.exceptions import (
     UnknownIdError,
     exception_for,
 )
-from paragone.handles import Handles, Telling
+from paragone.ids import Handles, Telling
 from paragone.wire import (
     Group,
     HandlePair,

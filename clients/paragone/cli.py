@@ -15,15 +15,15 @@ from typing import Any
 __all__ = ["main"]
 
 _GROUP = "paragone.commands"
-_PACKAGES = ("paragone", "paragone_models", "paragone_service", "paragone_training")
+_PACKAGES = ("paragone", "paragone_models", "paragone_service", "paragone_evaluation", "paragone_training")
 # Package → the extra that brings what it imports, and one of the modules that come with it.
 _EXTRAS = {
     "paragone_models": ("models", "torch"),
     "paragone_service": ("service", "fastapi"),
+    "paragone_evaluation": ("evaluation", "pyarrow"),
     "paragone_training": ("training", "accelerate"),
 }
 _HELP = {
-    "annotate": "Collect preferences of your own.",
     "ask": "Ask which of two responses is preferred.",
     "bench": "Measure how fast a service answers.",
     "calibrate": "Fit the temperature of a model and store it with it.",
@@ -31,7 +31,6 @@ _HELP = {
     "eval": "Measure how well a model agrees with people.",
     "serve": "Serve reward and preference models over HTTP.",
     "train": "Train preference models and policies.",
-    "verify": "Check that a served model gives its published scores.",
 }
 
 

@@ -33,8 +33,8 @@ from paragone.batches import (
     retold,
 )
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
-from paragone.handles import Handles
-from paragone.settings import DEFAULT_MAX_BYTES, DEFAULT_URL, Settings
+from paragone.ids import Handles
+from paragone.requests import DEFAULT_MAX_BYTES, DEFAULT_URL, Settings
 from paragone.transport import Attempts, send
 from paragone.wire import (
     ModelInfo,

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paragone_models import losses, scores, tournament
-    from paragone_models.loading import load_model
+    from paragone_models.files.loading import load_model
     from paragone_models.model import PreferenceModel
 
 __all__ = ["PreferenceModel", "load_model", "losses", "scores", "tournament"]
 
-_HOMES = {"load_model": "paragone_models.loading", "PreferenceModel": "paragone_models.model"}
+_HOMES = {"load_model": "paragone_models.files.loading", "PreferenceModel": "paragone_models.model"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from paragone_models.encoding import EncodeItem
 from paragone_models.network import AbsentBackbone, PreferenceNetwork, gather_reads
 from paragone_models.packing.backend import choose
 from paragone_models.packing.budget import CANDIDATES, Budget, best_budget
 from paragone_models.packing.packer import Forward, Packer
 from paragone_models.packing.prompts import PromptStore
+from paragone_models.text.encoding import EncodeItem
 
 __all__ = ["LocalForward", "batches", "encode"]
 

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from paragone_models import forward, scores
 from paragone_models.comparator import Comparator
-from paragone_models.encoding import EncodeItem
 from paragone_models.errors import NonFiniteError, PreferencesUnavailableError, TextError
-from paragone_models.identity import fingerprint_of
-from paragone_models.messages import Message, conversation
+from paragone_models.files.identity import fingerprint_of
 from paragone_models.network import PreferenceNetwork, read_plan
 from paragone_models.packing.budget import Budget
-from paragone_models.reader import TextReader, Truncation
 from paragone_models.spec import ModelSpec
+from paragone_models.text.encoding import EncodeItem
+from paragone_models.text.messages import Message, conversation
+from paragone_models.text.reader import TextReader, Truncation
 
 __all__ = ["PreferenceModel", "Provenance", "Scores"]
 
@@ -33,7 +33,7 @@ class Provenance:
         name: short name, the last part of the source unless given.
         source: what was given to ``load_model``.
         revision: hub commit or the revision asked for, or None.
-        identity: 64 hexadecimal digits, see ``paragone_models.identity``.
+        identity: 64 hexadecimal digits, see ``paragone_models.files.identity``.
         numerics: dtype, kernels and library versions.
     """
 

@@ -12,9 +12,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from paragone_models.encoding import Read
 from paragone_models.heads import RepresentationHead
 from paragone_models.spec import ModelSpec
+from paragone_models.text.encoding import Read
 
 __all__ = ["AbsentBackbone", "PreferenceNetwork", "gather_reads", "read_plan"]
 

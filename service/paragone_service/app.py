@@ -12,21 +12,21 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from paragone_models.model import PreferenceModel
-from paragone_service.cache.handles import secret_of
-from paragone_service.cache.memory import MemoryCache
-from paragone_service.cache.redis import RedisCache
+from paragone_service.cache.ids import secret_of
+from paragone_service.cache.memory_tier import MemoryCache
+from paragone_service.cache.redis_tier import RedisCache
 from paragone_service.cache.tiers import Cache
 from paragone_service.config import ConfigError, Settings
-from paragone_service.documents import describe
 from paragone_service.engine.contract import Engine
-from paragone_service.errors import install_handlers
+from paragone_service.http.errors import install_handlers
+from paragone_service.http.middleware import Authorization, BodyLimit, Drain, Draining, Lingering, Observation
+from paragone_service.http.openapi_document import describe
+from paragone_service.http.routes.health import health_routes
+from paragone_service.http.routes.inspection import inspection_routes
+from paragone_service.http.routes.rewards import rewards_routes
+from paragone_service.http.routes.scoring import scoring_routes
 from paragone_service.metrics import Metrics
-from paragone_service.middleware import Authorization, BodyLimit, Drain, Draining, Lingering, Observation
 from paragone_service.registry import Registry
-from paragone_service.routes.health import health_routes
-from paragone_service.routes.inspection import inspection_routes
-from paragone_service.routes.rewards import rewards_routes
-from paragone_service.routes.scoring import scoring_routes
 
 __all__ = ["create_app"]
 

@@ -9,16 +9,16 @@ from paragone.codes import ErrorCode
 from paragone.wire import ModelInfo, ModelLimits
 from paragone_models import load_model
 from paragone_models.model import PreferenceModel
-from paragone_service.bodies import MAX_ITEMS
-from paragone_service.cache.handles import NO_SECRET
+from paragone_service.cache.ids import NO_SECRET
 from paragone_service.cache.tiers import Cache
 from paragone_service.config import Settings
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread, LocalEngine
 from paragone_service.engine.vllm import VllmEngine
-from paragone_service.errors import ServiceError, printable
+from paragone_service.http.bodies import MAX_ITEMS
+from paragone_service.http.errors import ServiceError, printable
 from paragone_service.metrics import Metrics
-from paragone_service.oracle import Oracle
+from paragone_service.scoring.oracle import Oracle
 
 __all__ = ["Registry", "load_models"]
 

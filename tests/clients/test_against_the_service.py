@@ -25,8 +25,8 @@ from paragone.wire import ItemError
 from paragone_models import load_model
 from paragone_service.app import create_app
 from paragone_service.config import Settings
-from paragone_service.middleware import Drain
-from paragone_service.server import Server, configure
+from paragone_service.http.middleware import Drain
+from paragone_service.http.server import Server, configure
 from tests.service.conftest import SPECS, make_model, make_tokenizer
 
 PROMPT = "Should physical education be mandatory in schools?"

@@ -7,10 +7,10 @@ import torch
 from paragone_models import PreferenceModel, load_model
 from paragone_models.errors import NonFiniteError, PreferencesUnavailableError, TextError
 from paragone_models.model import Provenance
-from paragone_models.reader import conversation
 from paragone_models.spec import KINDS, ModelSpec
+from paragone_models.text.reader import conversation
 from tests.models import tiny
-from tests.models.test_saving import SPECS
+from tests.models.files.test_saving import SPECS
 
 
 def model_of(spec: ModelSpec) -> PreferenceModel:

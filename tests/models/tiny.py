@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
+from paragone_models.files.saving import save_model
 from paragone_models.heads import RepresentationHead
 from paragone_models.network import PreferenceNetwork
-from paragone_models.reader import TextReader
-from paragone_models.saving import save_model
 from paragone_models.spec import ModelSpec
+from paragone_models.text.reader import TextReader
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

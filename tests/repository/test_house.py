@@ -14,6 +14,7 @@ PARTS = {
     "clients": "paragone",
     "models": "paragone_models",
     "service": "paragone_service",
+    "evaluation": "paragone_evaluation",
     "training": "paragone_training",
 }
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paragone_training.errors import RecipeError
-from paragone_training.recipe import RatedRecipe, Recipe, load_recipe
+from paragone_training.preference.recipe import RatedRecipe, Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from paragone_training.language import LanguageRecipe
+    from paragone_training.scratch.language import LanguageRecipe
 
 __all__ = ["train"]
 
@@ -41,12 +41,12 @@ def model(
     warnings.simplefilter("default", UserWarning)
     loaded = load_recipe(recipe, settings or [])
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
-    from paragone_training.run import load_rows, train_model
+    from paragone_training.preference.train_model import load_rows, train_model
 
     if dry_run:
         typer.echo(_described(loaded))
         if isinstance(loaded, RatedRecipe):
-            from paragone_training.rated.run import load_rated_rows
+            from paragone_training.preference.ratings.train_rated import load_rated_rows
 
             rated = load_rated_rows(loaded)
             counts = f"{len(rated.ratings)} ratings and {len(rated.pairs)} pairs to train on, "
@@ -70,12 +70,12 @@ def language(
 ) -> None:
     """Train a small causal language model from random weights: a policy to begin with."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    from paragone_training.language import load_language_recipe, train_language_model
+    from paragone_training.scratch.language import load_language_recipe, train_language_model
 
     loaded = load_language_recipe(recipe, settings or [])
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
     if dry_run:
-        from paragone_training.language_plan import describe_language_plan
+        from paragone_training.scratch.language_plan import describe_language_plan
 
         typer.echo(_described(loaded))
         typer.echo(describe_language_plan(loaded))
@@ -119,7 +119,7 @@ def policy(
         typer.echo(describe_plan(loaded, offline=offline, ranks=ranks or [1]))
         typer.echo(f"the run would go to {folder}")
         return
-    from paragone_training.policy.run import train_policy
+    from paragone_training.policy.train_policy import train_policy
 
     typer.echo(str(train_policy(loaded, folder, resume=resume)))
 
@@ -132,7 +132,7 @@ def answers(
     name: Annotated[str, typer.Option(help="Name of the policy in the file.")] = "paragone-policy",
 ) -> None:
     """Write a policy's answers in the layout of a benchmark."""
-    from paragone_training.policy.exports import export_answers
+    from paragone_training.policy.records.exports import export_answers
 
     count = export_answers(samples, output, layout=layout, name=name)
     typer.echo(f"{count} answers in {output}")
@@ -161,7 +161,7 @@ def extrapolate(
     if dtype not in ("float32", "bfloat16", "float16"):
         raise RecipeError(f"--dtype is {dtype!r}; it must be float32, bfloat16 or float16")
     from paragone_training.data.pairs import read_pairs, training_pairs
-    from paragone_training.extrapolation import extrapolate as run
+    from paragone_training.preference.extrapolation import extrapolate as run
 
     pairs = training_pairs(read_pairs(data), split=split) if data else []
     run(source, target, output, alpha=factor, pairs=pairs, dtype=dtype)

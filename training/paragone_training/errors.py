@@ -1,9 +1,12 @@
 """What can go wrong in this package.
 
 TrainingError
-├── RecipeError (ValueError)   a recipe that cannot be run: the value, the limit and the remedy are in the message
-└── DataError (ValueError)     a data file that cannot be read or must not be trained on: file and line are named
+└── RecipeError (ValueError)   a recipe that cannot be run: the value, the limit and the remedy are in the message
+
+Data files are read by ``paragone_evaluation``; what is wrong with one is its ``DataError``.
 """
+
+from paragone_evaluation.errors import DataError
 
 __all__ = ["DataError", "RecipeError", "TrainingError"]
 
@@ -14,7 +17,3 @@ class TrainingError(Exception):
 
 class RecipeError(TrainingError, ValueError):
     """Refuse a recipe before anything is computed."""
-
-
-class DataError(TrainingError, ValueError):
-    """Refuse a data file, with the file and the line."""

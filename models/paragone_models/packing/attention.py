@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from paragone_models.packing.run import Attend, Rule, Run
+from paragone_models.packing.packed_attention import Attend, Rule, Run
 
 __all__ = ["NAME", "packed"]
 

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paragone_models.encoding import EncodeItem
 from paragone_models.packing.attention import packed
 from paragone_models.packing.blocks import attend_blocks
 from paragone_models.packing.decoder import DecoderForward
 from paragone_models.packing.flex import flex_attention
 from paragone_models.packing.native import kernels, speedup
+from paragone_models.packing.packed_attention import Attend, Run
 from paragone_models.packing.packer import Forward, Packer
 from paragone_models.packing.prompts import PromptStore
-from paragone_models.packing.run import Attend, Run
 from paragone_models.packing.support import refusal
 from paragone_models.packing.varlen import torch_kernel, varlen_attention
+from paragone_models.text.encoding import EncodeItem
 
 __all__ = ["attempted", "choose", "disagreement", "through_model", "tolerance", "ways"]
 

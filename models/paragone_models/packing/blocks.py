@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paragone_models.packing.rooms import Rooms
-from paragone_models.packing.run import Rule, Run
+from paragone_models.packing.buffers import Rooms
+from paragone_models.packing.packed_attention import Rule, Run
 
 __all__ = ["attend_blocks"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from paragone_models.encoding import EncodeItem
+from paragone_models.text.encoding import EncodeItem
 
 __all__ = ["CANDIDATES", "DEFAULTS", "ELSEWHERE", "Budget", "best_budget"]
 

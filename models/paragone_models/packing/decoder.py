@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from paragone_models.packing.buffers import Rooms
 from paragone_models.packing.native import NativeOperations
 from paragone_models.packing.operations import Norm, TorchOperations
-from paragone_models.packing.rooms import Rooms
-from paragone_models.packing.run import Rule, Run
+from paragone_models.packing.packed_attention import Rule, Run
 
 __all__ = ["DecoderForward"]
 

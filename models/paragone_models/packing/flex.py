@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paragone_models.packing.run import Attend, Rule, Run
+from paragone_models.packing.packed_attention import Attend, Rule, Run
 
 __all__ = ["flex_attention"]
 

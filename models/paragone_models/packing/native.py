@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paragone_models.packing.buffers import Rooms
 from paragone_models.packing.layout import Above, Layout
 from paragone_models.packing.operations import Norm, TorchOperations
-from paragone_models.packing.rooms import Rooms
-from paragone_models.packing.run import Rule, Run
+from paragone_models.packing.packed_attention import Rule, Run
 
 __all__ = ["NativeOperations", "kernels", "speedup"]
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from paragone_models.packing.blocks import attend_blocks
-from paragone_models.packing.rooms import Rooms
-from paragone_models.packing.run import Rule, Run
+from paragone_models.packing.buffers import Rooms
+from paragone_models.packing.packed_attention import Rule, Run
 
 __all__ = ["Norm", "TorchOperations"]
 

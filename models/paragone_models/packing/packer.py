@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paragone_models.encoding import EncodeItem
+from paragone_models.packing.packed_attention import Run, Stored
 from paragone_models.packing.passes import Gather, Schedule, isolated, shared
 from paragone_models.packing.prompts import Known, PromptStore
-from paragone_models.packing.run import Run, Stored
+from paragone_models.text.encoding import EncodeItem
 
 __all__ = ["Forward", "Packer"]
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from paragone_models.encoding import EncodeItem
 from paragone_models.packing.layout import Layout, chunks, lay_out
 from paragone_models.packing.prompts import Known, PromptStore
 from paragone_models.packing.tree import NO_PARENT, Forest, Node, Tokens, grow, split_long
+from paragone_models.text.encoding import EncodeItem
 
 __all__ = ["Gather", "Schedule", "isolated", "shared"]
 

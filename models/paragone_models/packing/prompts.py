@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from paragone_models.packing.run import Stored
+from paragone_models.packing.packed_attention import Stored
 from paragone_models.packing.tree import Tokens, common_length
 
 __all__ = ["Known", "PromptStore"]

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from paragone_models.packing.run import Attend, Rule, Run
+from paragone_models.packing.packed_attention import Attend, Rule, Run
 
 __all__ = ["Kernel", "Sequences", "sequences", "torch_kernel", "varlen_attention"]
 

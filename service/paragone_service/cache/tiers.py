@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paragone_service.cache.codec import Codec
-from paragone_service.cache.memory import MemoryCache
-from paragone_service.cache.redis import RedisCache
+from paragone_service.cache.memory_tier import MemoryCache
+from paragone_service.cache.redis_tier import RedisCache
 from paragone_service.metrics import Metrics
 
 __all__ = ["Cache", "Found"]

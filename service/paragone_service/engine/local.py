@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from paragone_models.encoding import EncodeItem
 from paragone_models.model import PreferenceModel
+from paragone_models.text.encoding import EncodeItem
 from paragone_service.engine.contract import EngineOutOfMemoryError, Health
 
 __all__ = ["DeviceThread", "LocalEngine"]

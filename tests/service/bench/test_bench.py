@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from paragone_service.bench.command import bench
+from paragone_service.bench.bench_command import bench
 from paragone_service.bench.compute import Compute
 from paragone_service.bench.dialects import DIALECTS, Asked
 from paragone_service.bench.load import Level, LoadError, ask_all

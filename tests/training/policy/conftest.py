@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from paragone_models import load_model
+from tests.evaluation.conftest import SPECS, served
 from tests.models import tiny
-from tests.training.evaluation.conftest import SPECS, served
 from tests.training.policy.tiny_policy import save_policy, write_prompts
 
 

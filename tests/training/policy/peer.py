@@ -18,8 +18,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from paragone_training.policy.sampling import Draw, draw, stream
-from paragone_training.policy.weights import load_policy
+from paragone_training.policy.model.weights import load_policy
+from paragone_training.policy.sampling.in_process import Draw, draw, stream
 
 
 def well():

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from paragone_training.errors import RecipeError
+from paragone_training.policy.model.weights import load_tokenizer
 from paragone_training.policy.plan import describe_plan, most_pairs
 from paragone_training.policy.prompts import Prompt, deal, render
 from paragone_training.policy.recipe import load_policy_recipe, parse_policy_recipe
-from paragone_training.policy.weights import load_tokenizer
 from tests.training.policy.tiny_policy import LOSSES, recipe, tables
 
 ROOT = Path(__file__).parents[3]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from paragone_training.policy.files import read_json, read_table
-from paragone_training.policy.run import train_policy
+from paragone_training.policy.rows.files import read_json, read_table
+from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.tiny_policy import recipe
 
 ROOT = Path(__file__).parents[3]
@@ -24,8 +24,8 @@ DRIVER = """
     from pathlib import Path
     import torch
     torch.set_num_threads(1)
-    from paragone_training.policy import files
-    from paragone_training.policy.run import train_policy
+    from paragone_training.policy.rows import files
+    from paragone_training.policy.train_policy import train_policy
     from tests.training.policy.tiny_policy import recipe
 
     folder, policy, prompts, url, method = sys.argv[1:6]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from paragone_models.errors import TextError
-from paragone_models.reader import Reading, TextReader, conversation
+from paragone_models.text.reader import Reading, TextReader, conversation
 from paragone_training.data.groups import Label, PromptGroup
 from paragone_training.data.plan import Chunk, plan_epoch, plan_shape
 from paragone_training.errors import DataError

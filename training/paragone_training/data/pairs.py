@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paragone_training.data.layouts import PAIR_LAYOUTS, own_pairs, row_layout
-from paragone_training.data.lines import field, read_lines, text_field
+from paragone_evaluation.readers.layouts import PAIR_LAYOUTS, own_pairs, row_layout
+from paragone_evaluation.readers.lines import field, read_lines, text_field
 from paragone_training.errors import DataError
 
 __all__ = ["STRONGEST", "Pair", "prompt_field", "read_pair_files", "read_pairs", "training_pairs"]

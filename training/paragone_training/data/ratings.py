@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paragone_training.data.layouts import RATING_LAYOUTS, own_ratings, row_layout
-from paragone_training.data.lines import field, read_lines, text_field
+from paragone_evaluation.readers.layouts import RATING_LAYOUTS, own_ratings, row_layout
+from paragone_evaluation.readers.lines import field, read_lines, text_field
 from paragone_training.data.pairs import prompt_field
 from paragone_training.errors import DataError
 

@@ -1,6 +1,6 @@
 """One exact step of every method, as exponential weights in log space.
 
-All of them are ``mirror_update``, the exact counterpart of the one regression in ``paragone_training.regression``:
+All of them are ``mirror_update``, the exact counterpart of the one regression in ``policy.methods.pairwise``:
 
     log pi' = (1 - h tau) log base + h tau log mu + h P opponent - log Z
 

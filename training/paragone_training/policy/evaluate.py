@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paragone_training.policy import estimators
-from paragone_training.policy.files import write_json
-from paragone_training.policy.logprobs import frozen_logprobs, response_logprobs
+from paragone_training.policy.model.logprobs import frozen_logprobs, response_logprobs
+from paragone_training.policy.model.weights import Policy
 from paragone_training.policy.rounds import Answer, Response, read_answers, read_responses
+from paragone_training.policy.rows.files import write_json
 from paragone_training.policy.sections import PolicyTrainingSection
-from paragone_training.policy.weights import Policy
+from paragone_training.policy.targets import estimators
 
 __all__ = ["describe_responses", "length_controlled", "summarise", "win_rate"]
 

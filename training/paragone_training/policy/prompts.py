@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paragone_training.data.lines import field, read_lines
+from paragone_evaluation.readers.lines import field, read_lines
 from paragone_training.errors import DataError, RecipeError
 
 __all__ = ["Prompt", "deal", "read_prompts", "render"]

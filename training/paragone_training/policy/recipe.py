@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from paragone_training.errors import RecipeError
-from paragone_training.policy.methods import PAIRWISE, Method, method_of
+from paragone_training.policy.methods.methods import PAIRWISE, Method, method_of
+from paragone_training.policy.sampling.servers_check import check_servers
 from paragone_training.policy.sections import (
     EvaluationSection,
     MethodName,
@@ -22,8 +23,7 @@ from paragone_training.policy.sections import (
     ServersSection,
     TargetSection,
 )
-from paragone_training.policy.servers_check import check_servers
-from paragone_training.sections import LoraSection
+from paragone_training.preference.sections import LoraSection
 from paragone_training.settings import build, overridden, read_toml
 
 __all__ = ["PolicyRecipe", "load_policy_recipe", "parse_policy_recipe"]

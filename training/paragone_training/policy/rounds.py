@@ -21,10 +21,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paragone_training.policy.errors import RunError
-from paragone_training.policy.files import read_table, write_table
-from paragone_training.policy.oracle import Asker, Chunk, Group
+from paragone_training.policy.oracle.asking import Asker, Chunk, Group
 from paragone_training.policy.prompts import Prompt
-from paragone_training.policy.sampling import Drawn, Missing, Sample, Sampler
+from paragone_training.policy.rows.files import read_table, write_table
+from paragone_training.policy.sampling.in_process import Drawn, Missing, Sample, Sampler
 
 __all__ = ["Answer", "Response", "Spent", "play_round", "read_answers", "read_responses"]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from paragone_training.policy.estimators import Labels, Rule, Selection, Ties
+from paragone_training.policy.targets.estimators import Labels, Rule, Selection, Ties
 
 __all__ = [
     "Batching",

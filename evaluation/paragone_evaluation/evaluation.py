@@ -1,0 +1,131 @@
+"""One evaluation from end to end: read, ask, measure, write."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from paragone import ParagoneError
+from paragone_evaluation.answers import AnswerStore
+from paragone_evaluation.asking import Answers, ask
+from paragone_evaluation.dataset import EvaluationSet
+from paragone_evaluation.errors import EvaluationError
+from paragone_evaluation.published import write_rewardbench_files
+from paragone_evaluation.report.page import render_page
+from paragone_evaluation.scorers import Scorer
+from paragone_evaluation.summary import Settings, only_rated, plain, summarise
+
+__all__ = ["Written", "default_folder", "evaluate_models", "progress_bar"]
+
+Told = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an evaluation leaves behind.
+
+    Attributes:
+        results: plain values, as in ``results.json``.
+        files: that were written, the report first.
+    """
+
+    results: dict[str, Any]
+    files: tuple[Path, ...]
+
+
+def default_folder(data: EvaluationSet, name: str) -> Path:
+    """Return the folder that answers and results go to where none is named.
+
+    Args:
+        data: what is evaluated on.
+        name: of the model.
+    """
+    stem = Path(data.path).name.split(".")[0]
+    parts = [stem, data.split, name] if data.split else [stem, name]
+    return Path("evaluations") / re.sub(r"[^\w.-]+", "-", "-".join(map(str, parts)))
+
+
+@contextmanager
+def progress_bar(console: Console, title: str) -> Iterator[Told]:
+    """Yield what tells a progress bar how many questions are answered, of how many.
+
+    Args:
+        console: that shows the bar.
+        title: of the bar.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def evaluate_models(
+    data: EvaluationSet,
+    scorer: Scorer,
+    folder: Path,
+    settings: Settings,
+    *,
+    against: Scorer | None = None,
+    command: str | None = None,
+    console: Console | None = None,
+) -> Written:
+    """Ask one model or two, compute all measures, and write answers, results and report into a folder.
+
+    Answers that are in the folder already are not asked for again.
+
+    Args:
+        data: what is evaluated on.
+        scorer: asks the model.
+        folder: gets ``answers.jsonl``, ``results.json``, ``report.html`` and, for RewardBench, its two files.
+        settings: how measures are computed.
+        against: asks another model, for a paired comparison.
+        command: what was typed, for the report.
+        console: shows progress; nothing is shown if None.
+
+    Raises:
+        EvaluationError: if the folder holds another model's answers or cannot be written, nothing of the file can be
+            asked, a model answered nothing, or nothing that was answered is decided.
+        ParagoneError: if a service does not answer; what was answered is kept.
+        ModelError: if a local model fails; what was answered is kept.
+    """
+    only_rated(data, scorer.card, None if against is None else against.card)  # refused before anything is asked
+    answers = _answers(data, scorer, folder / "answers.jsonl", console)
+    other = None if against is None else _answers(data, against, folder / "answers-against.jsonl", console)
+    summary = summarise(data, answers, settings, against=other)
+    made = {
+        "paragone": version("paragone"),
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+    }
+    results: dict[str, Any] = plain({**made, **summary})
+    report, numbers = folder / "report.html", folder / "results.json"
+    try:
+        numbers.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        report.write_text(render_page(results), encoding="utf-8")
+        extra = []
+        if data.layout in ("rewardbench", "rewardbench2"):
+            extra = write_rewardbench_files(folder, data, answers, summary["measures"]["benchmark"])
+    except OSError as error:
+        raise EvaluationError(f"cannot write into {folder}: {error.strerror or error}") from error
+    return Written(results, (report, numbers, *extra))
+
+
+def _answers(data: EvaluationSet, scorer: Scorer, path: Path, console: Console | None) -> Answers:
+    with AnswerStore(path, scorer.card) as store:
+        if console is None:
+            return ask(data, scorer, store)
+        try:
+            with progress_bar(console, f"asking {scorer.card.name}") as told:
+                return ask(data, scorer, store, progress=told)
+        except (KeyboardInterrupt, ParagoneError):
+            kept = f"{len(store.known)} answers are kept in {path}: the same command with the same --output continues"
+            console.print(kept, soft_wrap=True, markup=False, highlight=False)
+            raise

@@ -1,0 +1,178 @@
+"""Length bias: does the model prefer the longer response because people do, or more than they do?
+
+Lengths are in characters. Pairs that people left tied are in none of these.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import expit
+
+from paragone_evaluation.measures.accuracy import credit
+from paragone_evaluation.measures.checks import Bools, Floats, Ints, columns, outcomes
+from paragone_evaluation.measures.strength import spearman
+
+__all__ = [
+    "LengthModels",
+    "length_logit",
+    "length_matched",
+    "length_models",
+    "longer_preferred",
+    "within_prompt_spearman",
+]
+
+
+def length_logit(first_length: ArrayLike, second_length: ArrayLike) -> Floats:
+    """Return the score of the length-only baseline: positive where the first response is longer.
+
+        Δ = ln max(length₁, 1) − ln max(length₂, 1)
+
+    Args:
+        first_length: in characters. [n]
+        second_length: in characters. [n]
+
+    Raises:
+        ValueError: if the lengths of the arrays differ or a value is not finite.
+    """
+    one, two = columns(first_length=first_length, second_length=second_length)
+    return np.asarray(np.log(np.maximum(one, 1.0)) - np.log(np.maximum(two, 1.0)))
+
+
+def length_matched(first_length: ArrayLike, second_length: ArrayLike, *, within: float = 0.15) -> Bools:
+    """Return which pairs have lengths so close that length says nothing.
+
+        |length₁ − length₂| ≤ within · max(length₁, length₂)
+
+    Args:
+        first_length: in characters. [n]
+        second_length: in characters. [n]
+        within: largest relative difference.
+
+    Raises:
+        ValueError: if the lengths of the arrays differ or a value is not finite.
+    """
+    one, two = columns(first_length=first_length, second_length=second_length)
+    return np.asarray(np.abs(one - two) <= within * np.maximum(one, two))
+
+
+def longer_preferred(preference: ArrayLike, first_length: ArrayLike, second_length: ArrayLike) -> tuple[Floats, Bools]:
+    """Return whether the longer response is preferred, and for which pairs the question has an answer.
+
+    Args:
+        preference: positive where the first is preferred, negative where the second is, 0 for a tie. [n]
+        first_length: in characters. [n]
+        second_length: in characters. [n]
+
+    Returns:
+        1 where the longer one is preferred, 0 where the shorter one is, ½ for a tie [n]; and which pairs differ in
+        length [n].
+
+    Raises:
+        ValueError: if the lengths of the arrays differ or a value is not finite.
+    """
+    signs, one, two = columns(preference=preference, first_length=first_length, second_length=second_length)
+    return credit(signs, 0.5 + 0.5 * np.sign(one - two)), np.asarray(one != two)
+
+
+def within_prompt_spearman(score: ArrayLike, length: ArrayLike, prompt: ArrayLike, *, at_least: int = 3) -> Floats:
+    """Return Spearman's correlation of score and length within each prompt that has enough responses.
+
+    Args:
+        score: of each distinct response, comparable within a prompt. [R]
+        length: in characters. [R]
+        prompt: number of each response's prompt. [R]
+        at_least: prompts with fewer responses are left out.
+
+    Returns:
+        One correlation per prompt, those without any (a constant side) left out.
+
+    Raises:
+        ValueError: if the lengths of the arrays differ or a value is not finite.
+    """
+    scores, lengths, prompts = columns(score=score, length=length, prompt=prompt)
+    order: Ints = np.argsort(prompts, kind="stable")
+    starts = np.flatnonzero(np.diff(prompts[order], prepend=-1.0))
+    found = [
+        spearman(scores[rows], lengths[rows]) for rows in np.split(order, starts[1:]) if len(rows) >= max(at_least, 2)
+    ]
+    values = np.asarray(found, dtype=np.float64)
+    return values[np.isfinite(values)]
+
+
+@dataclass(frozen=True)
+class LengthModels:
+    """Logistic models of the human choice, fitted on the same pairs, without an intercept.
+
+    Attributes:
+        nll_length: mean NLL with Δ log length alone, in nats.
+        nll_score: with the model's logit alone.
+        nll_both: with both.
+        score_coefficient: of the logit beside length; NaN where the choices are separable.
+        length_coefficient: of Δ log length beside the logit; NaN where the choices are separable.
+        gain: nll_length − nll_both: what the model knows that length does not, in nats per pair.
+    """
+
+    nll_length: float
+    nll_score: float
+    nll_both: float
+    score_coefficient: float
+    length_coefficient: float
+    gain: float
+
+
+def length_models(
+    logit: ArrayLike, outcome: ArrayLike, first_length: ArrayLike, second_length: ArrayLike
+) -> LengthModels:
+    """Return what the model's score adds to length in explaining the human choice.
+
+        P(first preferred) = sigmoid(β_s logit + β_l Δ log length)
+
+    Args:
+        logit: log-odds that the first is preferred. [n]
+        outcome: 1 or 0; ties are left out. [n]
+        first_length: in characters. [n]
+        second_length: in characters. [n]
+
+    Raises:
+        ValueError: if the lengths of the arrays differ, a value is not finite, or no pair is decided.
+    """
+    logits, judged = columns(logit=logit, outcome=outcome)
+    longer = length_logit(first_length, second_length)
+    columns(logit=logits, length=longer)
+    decided = outcomes(judged) != 0.5
+    if not decided.any():
+        raise ValueError("no pair is decided: length bias needs a preferred response")
+    features, chosen = np.column_stack([logits, longer])[decided], judged[decided]
+    _, nll_score = _logistic(features[:, :1], chosen)
+    _, nll_length = _logistic(features[:, 1:], chosen)
+    both, nll_both = _logistic(features, chosen)
+    return LengthModels(nll_length, nll_score, nll_both, float(both[0]), float(both[1]), nll_length - nll_both)
+
+
+def _logistic(features: Floats, chosen: Floats) -> tuple[Floats, float]:
+    """Return coefficients and mean NLL of a logistic regression by Newton's method, columns scaled to unit size."""
+    scale = np.maximum(np.abs(features).max(axis=0), 1e-300)
+    table = features / scale
+    beta = np.zeros(table.shape[1])
+
+    def loss(coefficients: Floats) -> float:
+        logits = table @ coefficients
+        return float((np.logaddexp(0.0, logits) - chosen * logits).mean())
+
+    value = loss(beta)
+    for _ in range(100):
+        probabilities = expit(table @ beta)
+        gradient = table.T @ (probabilities - chosen) / len(chosen)
+        curvature = (table * (probabilities * (1.0 - probabilities))[:, None]).T @ table / len(chosen)
+        step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
+        size = 1.0
+        while (after := loss(beta - size * step)) > value and size > 1e-8:
+            size /= 2.0
+        if after > value:
+            break
+        beta, gained, value = beta - size * step, value - after, after
+        if np.abs(gradient).max() < 1e-13 or (gained <= 0.0 and np.abs(gradient).max() < 1e-10):
+            break
+    separable = value < 1e-6 or not np.isfinite(beta).all()
+    return (np.full_like(beta, np.nan) if separable else beta / scale), value

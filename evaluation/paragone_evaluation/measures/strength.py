@@ -1,0 +1,125 @@
+"""Agreement with how strongly people preferred, not only with which response."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import rankdata
+
+from paragone_evaluation.measures.accuracy import credit
+from paragone_evaluation.measures.checks import Floats, columns
+
+__all__ = ["StrengthLevel", "auc", "by_strength", "pearson", "spearman", "strength_auc"]
+
+
+def pearson(first: ArrayLike, second: ArrayLike) -> float:
+    """Return Pearson's correlation; NaN where one side is constant.
+
+        r = Σ (x − x̄)(y − ȳ) / √(Σ (x − x̄)² Σ (y − ȳ)²)
+
+    Args:
+        first: x. [n]
+        second: y. [n]
+
+    Raises:
+        ValueError: if the lengths differ or a value is not finite.
+    """
+    one, two = columns(first=first, second=second)
+    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(two) == 0:
+        return float("nan")
+    one, two = one - one.mean(), two - two.mean()
+    return float((one @ two) / np.sqrt((one @ one) * (two @ two)))
+
+
+def spearman(first: ArrayLike, second: ArrayLike) -> float:
+    """Return Spearman's correlation: Pearson's of the mean ranks; NaN where one side is constant.
+
+    Args:
+        first: x. [n]
+        second: y. [n]
+
+    Raises:
+        ValueError: if the lengths differ or a value is not finite.
+    """
+    one, two = columns(first=first, second=second)
+    return pearson(rankdata(one), rankdata(two))
+
+
+def auc(positive: ArrayLike, negative: ArrayLike) -> float:
+    """Return the probability that a positive value exceeds a negative one, ties worth ½; NaN where a side is empty.
+
+        AUC = (Σ ranks of the positives − n₊(n₊ + 1)/2) / (n₊ n₋)
+
+    Source: Mann and Whitney (1947).
+
+    Args:
+        positive: values that should be larger. [n₊]
+        negative: values that should be smaller. [n₋]
+
+    Raises:
+        ValueError: if a value is not finite.
+    """
+    (above,), (below,) = columns(positive=positive), columns(negative=negative)
+    if not len(above) or not len(below):
+        return float("nan")
+    ranks = rankdata(np.concatenate([above, below]))[: len(above)]
+    return float((ranks.sum() - len(above) * (len(above) + 1) / 2) / (len(above) * len(below)))
+
+
+def strength_auc(logit: ArrayLike, strength: ArrayLike) -> float:
+    """Return how well |logit| tells strong preferences (|strength| ≥ 2) from slight ones (1); NaN where one is missing.
+
+    Args:
+        logit: log-odds that the first is preferred. [n]
+        strength: −3 … 3. [n]
+
+    Raises:
+        ValueError: if the lengths differ or a value is not finite.
+    """
+    logits, strengths = columns(logit=logit, strength=strength)
+    size, level = np.abs(logits), np.abs(strengths)
+    return auc(size[level >= 2], size[(level > 0) & (level < 2)])
+
+
+@dataclass(frozen=True)
+class StrengthLevel:
+    """The pairs of one strength.
+
+    Attributes:
+        strength: |strength|.
+        count: pairs.
+        accuracy: half-credit; NaN for strength 0.
+        mean_logit: mean log-odds of the response that people preferred; of the first one for strength 0.
+    """
+
+    strength: float
+    count: int
+    accuracy: float
+    mean_logit: float
+
+
+def by_strength(logit: ArrayLike, strength: ArrayLike) -> list[StrengthLevel]:
+    """Return accuracy and mean logit by |strength|, weakest first; both should rise.
+
+    Args:
+        logit: log-odds that the first is preferred. [n]
+        strength: −3 … 3. [n]
+
+    Raises:
+        ValueError: if the lengths differ or a value is not finite.
+    """
+    logits, strengths = columns(logit=logit, strength=strength)
+    earned: Floats = credit(logits, 0.5 + 0.5 * np.sign(strengths))
+    levels = []
+    for level in np.unique(np.abs(strengths)):
+        here = np.abs(strengths) == level
+        sign = np.sign(strengths[here]) if level else np.ones(int(here.sum()))
+        levels.append(
+            StrengthLevel(
+                strength=float(level),
+                count=int(here.sum()),
+                accuracy=float(earned[here].mean()) if level else float("nan"),
+                mean_logit=float((sign * logits[here]).mean()),
+            )
+        )
+    return levels

@@ -1,0 +1,246 @@
+"""The scores of published benchmarks, and RewardBench's own output files."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paragone_evaluation.asking import Answers
+from paragone_evaluation.dataset import EvaluationSet
+from paragone_evaluation.groups import case_scores
+from paragone_evaluation.judged import Clustering, Judged
+from paragone_evaluation.measures.benchmarks import (
+    RMBench,
+    TiesPrompt,
+    best_of_k_result,
+    net_vote,
+    rewardbench_sections,
+    rm_bench,
+    ties_score,
+)
+from paragone_evaluation.measures.bootstrap import Estimate, Resampler, estimate
+from paragone_evaluation.measures.checks import Floats
+from paragone_evaluation.readers.published import TIES_ID
+from paragone_evaluation.scorers import ModelCard
+
+__all__ = ["benchmark_section", "write_rewardbench_files"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_NO_INTERVAL = float("nan")
+_TIES_SEED = 0
+
+
+def benchmark_section(
+    data: EvaluationSet, answers: Answers, judged: Judged, clusters: Clustering
+) -> dict[str, Any] | None:
+    """Return the scores of the layout's benchmark as its own code counts them; None for our own layouts.
+
+    Pairs and prompts that the model refused are left out of the scores, and counted in the report.
+
+    Args:
+        data: what is evaluated on.
+        answers: of the model.
+        judged: the pairs that were answered.
+        clusters: what is resampled.
+    """
+    if data.layout == "rewardbench":
+        return {"name": "RewardBench", "scores": _rewardbench(data, judged, clusters)}
+    if data.layout == "rewardbench2":
+        return {"name": "RewardBench 2", **_rewardbench2(data, answers, clusters)}
+    if data.layout == "rm-bench":
+        return {"name": "RM-Bench", "scores": _rm_bench(data, answers, clusters)}
+    if data.layout == "judgebench":
+        swapped = -judged.logit if judged.swapped is None else judged.swapped
+        results = net_vote(judged.logit, swapped, judged.outcome)
+        return {"name": "JudgeBench", "scores": {"Overall": clusters.resampler.mean(results, judged.cluster)}}
+    return None
+
+
+def _rewardbench(data: EvaluationSet, judged: Judged, clusters: Clustering) -> dict[str, Estimate]:
+    subsets = np.asarray([data.cases[case].subset for case in judged.case])
+    names = [str(name) for name in np.unique(subsets)]
+    right = (judged.logit > 0).astype(np.float64)
+    belongs = (subsets[:, None] == np.asarray(names)[None, :]).astype(np.float64)
+    totals, drawn = clusters.resampler.totals(np.hstack([belongs * right[:, None], belongs]), judged.cluster)
+    half = len(names)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        resampled = drawn[:, :half] / drawn[:, half:]
+    scores = rewardbench_sections(dict(zip(names, totals[:half] / totals[half:], strict=True)))
+    each = [
+        rewardbench_sections({name: value for name, value in zip(names, row, strict=True) if np.isfinite(value)})
+        for row in resampled
+    ]
+    return {
+        section: estimate(
+            value, [found.get(section, _NO_INTERVAL) for found in each], clusters=clusters.resampler.clusters
+        )
+        for section, value in scores.items()
+    }
+
+
+def _rewardbench2(data: EvaluationSet, answers: Answers, clusters: Clustering) -> dict[str, Any]:
+    results: dict[str, list[tuple[float, int]]] = {}
+    prompts = []
+    for number, case in enumerate(data.cases):
+        scores = case_scores(data, answers, number)
+        if not np.isfinite(scores).all():
+            continue
+        subset, right = case.subset or "", case.right or 1
+        found = TIES_ID.fullmatch(case.id)
+        if subset.lower() == "ties" and found:
+            values = tuple(scores.tolist())
+            prompts.append(TiesPrompt(found[2], found[1] == "tied", values[:right], values[right:]))
+        else:
+            cluster = int(clusters.prompt_cluster[case.prompt])
+            results.setdefault(subset, []).append((best_of_k_result(scores), cluster))
+    scored, draws = {}, {}
+    for subset, rows in sorted(results.items()):
+        column = np.asarray([[result, 1.0] for result, _ in rows])
+        total, drawn = clusters.resampler.totals(column, [cluster for _, cluster in rows])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            draws[subset] = drawn[:, 0] / drawn[:, 1]
+        scored[subset] = estimate(float(total[0] / total[1]), draws[subset], clusters=clusters.count)
+    section: dict[str, Any] = {"scores": scored}
+    numbers = {prompt.number for prompt in prompts if prompt.tied} & {p.number for p in prompts if not p.tied}
+    if numbers:
+        ties = ties_score(prompts)
+        draws["Ties"] = _drawn_ties(prompts, sorted(numbers), clusters.resampler)
+        scored["Ties"] = estimate(ties.score, draws["Ties"], clusters=len(numbers))
+        section["ties"] = {name: getattr(ties, name) for name in ties.__dataclass_fields__}
+    if len(scored) == 6:
+        overall = float(np.mean([score.value for score in scored.values()]))
+        drawn = np.mean([draws[subset] for subset in scored], axis=0)
+        scored["Overall"] = estimate(overall, drawn, clusters=clusters.count)
+    return section
+
+
+def _drawn_ties(prompts: list[TiesPrompt], numbers: list[str], resampler: Resampler) -> Floats:
+    """Return the Ties score of each resample: of numbers, whose two prompts belong together."""
+    paired = [prompt for prompt in prompts if prompt.number in set(numbers)]
+    draw = Resampler(len(numbers), resamples=resampler.resamples, seed=_TIES_SEED)
+    return np.asarray(
+        [ties_score(paired, weight=dict(zip(numbers, map(float, row), strict=True))).score for row in draw.counts]
+    )
+
+
+def _rm_bench(data: EvaluationSet, answers: Answers, clusters: Clustering) -> dict[str, Estimate]:
+    rows: list[tuple[str, int, RMBench]] = []
+    for number, case in enumerate(data.cases):
+        matrix = answers.matrices[number][:3, 3:]
+        if np.isfinite(matrix).all():
+            # chat, code, math, and safety, which comes as safety-refuse and safety-response
+            domain = (case.subset or "").split("-")[0]
+            found = rm_bench((matrix > 0).astype(np.float64)[None])
+            rows.append((domain, int(clusters.prompt_cluster[case.prompt]), found))
+    cluster = np.asarray([row[1] for row in rows], dtype=np.int64)
+    # Every score is a mean over prompts, so each prompt has one of its own.
+    columns = {
+        name: np.asarray([getattr(row[2], name) for row in rows]) for name in ("easy", "normal", "hard", "total")
+    }
+    scored = {}
+    for domain in sorted({row[0] for row in rows}):
+        here = np.asarray([row[0] == domain for row in rows])
+        scored[domain] = clusters.resampler.mean(columns["total"][here], cluster[here])
+    for name, values in columns.items():
+        scored[name.capitalize()] = clusters.resampler.mean(values, cluster)
+    return scored
+
+
+def write_rewardbench_files(
+    folder: Path, data: EvaluationSet, answers: Answers, section: Mapping[str, Any]
+) -> list[Path]:
+    """Write RewardBench's two result files, as its scripts do, and return their paths.
+
+    ``eval-set/ORG/MODEL.json`` has the accuracy of each subset, ``eval-set-scores/ORG/MODEL.json`` the columns of all
+    rows: its readers look for files in a folder per organisation. Scores are null for kinds without a reward, and
+    their ``model_type`` is RewardBench's "Custom Classifier".
+
+    Source: ``save_to_hub`` in rewardbench/utils.py and ``load_results`` in analysis/utils.py of allenai/reward-bench.
+
+    Args:
+        folder: that gets them.
+        data: of layout ``rewardbench`` or ``rewardbench2``.
+        answers: of the model.
+        section: from ``benchmark_section``.
+    """
+    name = _published_name(answers.card)
+    about = {
+        "model": name,
+        "model_type": "Seq. Classifier" if answers.card.scalar else "Custom Classifier",
+        "chat_template": "tokenizer",
+    }
+    if data.layout == "rewardbench":
+        columns, grouped = _rewardbench_columns(data, answers)
+    else:
+        columns = _rewardbench2_columns(data, answers)
+        grouped = {name: score.value for name, score in section["scores"].items() if name != "Overall"}
+    written = []
+    for part, content in (("eval-set", {**grouped, **about}), ("eval-set-scores", {**columns, **about})):
+        path = folder / part / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=4, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def _published_name(card: ModelCard) -> str:
+    """Return organisation/model: the Hugging Face id, ``builtin/NAME``, or ``local/NAME`` for all other sources."""
+    source = card.source.replace("builtin:", "builtin/", 1)
+    if _HUB_ID.fullmatch(source) and not Path(card.source).exists():
+        return source
+    return f"local/{re.sub(r'[^A-Za-z0-9._-]+', '__', card.name)}"
+
+
+def _rewardbench_columns(data: EvaluationSet, answers: Answers) -> tuple[dict[str, list[Any]], dict[str, float]]:
+    names = ("id", "subset", "text_chosen", "text_rejected", "results", "scores_chosen", "scores_rejected")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    by_subset: dict[str, list[int]] = {}
+    for judgement in np.flatnonzero(answers.answered):
+        case = data.cases[data.case[judgement]]
+        subset, right = case.subset or "", int(answers.logit[judgement] > 0)
+        by_subset.setdefault(subset, []).append(right)
+        nodes = int(data.first[judgement]), int(data.second[judgement])
+        scores = [_reward(answers, node) for node in nodes]
+        texts = [_dialogue(data, node) for node in nodes]
+        identifier = case.id.removeprefix(f"{subset}/")  # a number in the data set
+        row = (int(identifier) if identifier.isdecimal() else identifier, subset, *texts, right, *scores)
+        for name, value in zip(names, row, strict=True):
+            columns[name].append(value)
+    return columns, {subset: sum(results) / len(results) for subset, results in by_subset.items()}
+
+
+def _rewardbench2_columns(data: EvaluationSet, answers: Answers) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {name: [] for name in ("id", "subset", "text", "scores", "results", "num_correct")}
+    for number, case in enumerate(data.cases):
+        scores = case_scores(data, answers, number)
+        if not np.isfinite(scores).all():
+            continue
+        ties = (case.subset or "").lower() == "ties"
+        rewards = [_reward(answers, node) for node in case.nodes] if answers.card.scalar else scores.tolist()
+        row = {
+            "id": case.id,
+            "subset": case.subset,
+            "text": [_dialogue(data, node) for node in case.nodes],
+            "scores": rewards,
+            "results": None if ties else best_of_k_result(scores),
+            "num_correct": case.right,
+        }
+        for name, value in row.items():
+            columns[name].append(value)
+    return columns
+
+
+def _reward(answers: Answers, node: int) -> float | None:
+    return float(answers.node_score[node] * answers.card.temperature) if answers.card.scalar else None
+
+
+def _dialogue(data: EvaluationSet, node: int) -> list[Any]:
+    prompt, _ = data.prompts[data.node_prompt[node]]
+    response = data.responses[node]
+    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if isinstance(response, str):
+        return [*before, {"role": "assistant", "content": response}]
+    return [*before, *([response] if isinstance(response, Mapping) else response)]

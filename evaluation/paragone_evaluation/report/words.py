@@ -1,0 +1,102 @@
+"""Numbers in words for people: percentages, intervals, and what is not known."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from paragone_evaluation.judged import FEW_CLUSTERS
+
+__all__ = ["counted", "interval", "lines", "number", "percent", "points", "verdict"]
+
+_UNKNOWN = "–"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return how many there are of something.
+
+    >>> counted(1, "prompt"), counted(2, "decided pair")
+    ('1 prompt', '2 decided pairs')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def percent(value: float | None, *, digits: int = 1) -> str:
+    """Return a share in percent.
+
+    >>> percent(0.66715)
+    '66.7 %'
+    """
+    return _UNKNOWN if value is None else f"{_signless_zero(100 * value, digits)} %"
+
+
+def points(value: float | None) -> str:
+    """Return a difference of shares in percentage points, always with its sign.
+
+    >>> points(0.012)
+    '+1.2'
+    """
+    return _UNKNOWN if value is None else f"{100 * value:+.1f}".replace("-0.0", "+0.0").replace("-", "−")
+
+
+def number(value: float | None, *, digits: int = 3) -> str:
+    """Return a number with a fixed number of digits.
+
+    >>> number(-0.12345)
+    '−0.123'
+    """
+    return _UNKNOWN if value is None else _signless_zero(value, digits)
+
+
+def interval(estimate: Mapping[str, Any] | None, *, scale: str = "number") -> str:
+    """Return the ends of an estimate's interval, or nothing where there are none.
+
+    Args:
+        estimate: with ``low`` and ``high``.
+        scale: ``percent`` (in percent, without the sign), ``points`` or ``number``.
+    """
+    if estimate is None or estimate["low"] is None or estimate["high"] is None:
+        return ""
+    low, high = estimate["low"], estimate["high"]
+    if scale == "percent":
+        return f"{_signless_zero(100 * low, 1)} – {_signless_zero(100 * high, 1)}"
+    if scale == "points":
+        return f"{points(low)} … {points(high)}"
+    return f"{number(low)} … {number(high)}" if min(low, high) < 0 else f"{number(low)} – {number(high)}"
+
+
+def lines(row: Mapping[str, Any]) -> str:
+    """Return the lines of what was left out, with an ellipsis where these are only the first of them.
+
+    Args:
+        row: with ``count`` and ``lines``.
+
+    >>> lines({"count": 3, "lines": [4, 9]})
+    '4, 9 …'
+    """
+    return ", ".join(map(str, row["lines"])) + (" …" if row["count"] > len(row["lines"]) > 0 else "")
+
+
+def verdict(comparison: Mapping[str, Any], name: str, settings: Mapping[str, Any]) -> str:
+    """Return what a paired comparison says about the accuracies of two models, in one sentence.
+
+    Args:
+        comparison: of ``results.json``.
+        name: of the first model.
+        settings: of ``results.json``.
+    """
+    gain = comparison["accuracy_difference"]
+    if gain["low"] is None:
+        return "There is no interval, so nothing can be said about noise."
+    if settings["clusters"] < FEW_CLUSTERS:
+        return (
+            f"From {settings['clusters']} {settings['cluster']}s no interval can tell a difference from noise: these "
+            "are numbers to look at, not a verdict."
+        )
+    if gain["low"] > 0 or gain["high"] < 0:
+        better = name if gain["value"] > 0 else comparison["model"]["name"]
+        return f"{better} has the higher accuracy; the interval of the difference excludes 0."
+    return "The difference in accuracy is inside the noise: its interval holds 0."
+
+
+def _signless_zero(value: float, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    return (text[1:] if float(text) == 0 and text.startswith("-") else text).replace("-", "−")

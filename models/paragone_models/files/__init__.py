@@ -1,0 +1,1 @@
+"""Model files: finding, recognising, loading, saving and identifying them."""

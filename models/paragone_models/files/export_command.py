@@ -1,0 +1,39 @@
+"""``paragone export``: write a model in a form that other programs run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["export"]
+
+export = typer.Typer(no_args_is_help=True, add_completion=False, help="Write a model for other programs.")
+
+
+@export.callback()
+def _export() -> None:
+    """Write a model for other programs."""
+
+
+@export.command("vllm")
+def vllm(
+    model: Annotated[str, typer.Argument(help="A built-in, a Hugging Face id or a folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; it must be empty or not exist.")],
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.")] = None,
+) -> None:
+    """Write the bare backbone of a model, which an unmodified vLLM serves; the head stays with `paragone serve`."""
+    from paragone_models.errors import ModelLoadError
+    from paragone_models.files.exporting import export_backbone, read_refusal
+    from paragone_models.files.loading import load_model
+
+    loaded = load_model(model, revision=revision, elsewhere=True)
+    refusal = read_refusal(loaded.network, loaded.spec, first_token=loaded.first_token)
+    if refusal is not None:
+        raise ModelLoadError(f"vLLM cannot run {model} for us: {refusal}")
+    written = export_backbone(model, folder, revision=revision)
+    name = loaded.name
+    typer.echo(
+        f"{written} holds the backbone of {model}. Serve it, and the model on top of it:\n"
+        f"  vllm serve {written} --runner pooling --convert embed --port 8123\n"
+        f"  paragone serve --model {name}={model} --engine {name}=vllm:http://127.0.0.1:8123"
+    )

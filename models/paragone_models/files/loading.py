@@ -1,0 +1,279 @@
+"""``load_model``: from a source to a model that answers, or a refusal that says why."""
+
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+from paragone_models.dtypes import automatic_dtype
+from paragone_models.errors import ModelLoadError
+from paragone_models.files import checkpoints, formats
+from paragone_models.files.identity import hash_files, identity_of, tokenizer_hash
+from paragone_models.files.sources import Resolved, resolve
+from paragone_models.forward import LocalForward
+from paragone_models.model import PreferenceModel, Provenance
+from paragone_models.network import PreferenceNetwork
+from paragone_models.packing.budget import DEFAULTS, ELSEWHERE, Budget
+from paragone_models.spec import KINDS, Bos, Head, ModelSpec, Reasoning, SpecialTokens
+from paragone_models.text.reader import TextReader
+
+__all__ = ["load_model"]
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spm.model",
+)
+
+
+def load_model(
+    source: str | os.PathLike[str],
+    *,
+    kind: str = "auto",
+    head: Head = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    name: str | None = None,
+    revision: str | None = None,
+    weights: Mapping[str, float] | Sequence[float] | None = None,
+    temperature: float | None = None,
+    max_length: int | None = None,
+    special_tokens: SpecialTokens | None = None,
+    bos: Bos | None = None,
+    reasoning: Reasoning | None = None,
+    trust_remote_code: bool = False,
+    max_batch_tokens: int | Literal["auto"] | None = None,
+    deterministic: bool = False,
+    prompt_cache_bytes: int | None = None,
+    elsewhere: bool = False,
+) -> PreferenceModel:
+    """Load a reward or preference model.
+
+    Sources are ``builtin:NAME``, folders, and Hugging Face ids; layouts are this project's own folders, the published
+    general preference models (dimension and gate read from tensor shapes), and transformers sequence classifiers with
+    one label (``bradley-terry``) or several (``regression``). Only safetensors are opened. A reward head that a causal
+    LM keeps in its output embedding cannot be detected and has to be named.
+
+    Args:
+        source: what to load.
+        kind: ``auto`` detects it; another value must agree with what is found.
+        head: ``lm-head-row-0`` takes row 0 of a causal LM's output embedding for the reward head, as the Nemotron
+            reward models in Hugging Face form need; ``auto`` takes the head that the files name.
+        device: ``auto`` takes the GPU where there is one.
+        dtype: of the backbone: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 where the
+            device multiplies it faster than float32 (on a CPU that is measured), else float32; and for demonstrations.
+            Heads and scores are float32 always.
+        name: short name; the last part of the source unless given.
+        revision: branch, tag or commit of a hub id.
+        weights: how attributes merge into a preference (``regression``): by name, or in the attributes' order.
+        temperature: overrides the model's own.
+        max_length: longest conversation, in tokens; at most what the backbone has positions for.
+        special_tokens: ``escape`` or ``parse``, see ``ModelSpec``.
+        bos: ``once`` or ``as-published``, see ``ModelSpec``.
+        reasoning: ``keep`` or ``strip``, see ``ModelSpec``.
+        trust_remote_code: run Python files that come with the checkpoint.
+        max_batch_tokens: most tokens of one forward pass; ``auto`` finds the fastest by a warm-up of about ten seconds.
+            4,096 on a CPU and 16,384 on a GPU unless given.
+        deterministic: make each representation a function of its prompt and response alone, bit for bit on one machine
+            and number of threads, whatever it is batched with. Costs speed.
+        prompt_cache_bytes: memory for keys and values of prompts, for siblings that arrive later; 0 keeps none. 256 MB
+            on a CPU and a tenth of the free memory on a GPU unless given.
+        elsewhere: load everything but the backbone's weights, for an engine that runs it elsewhere: the model reads
+            text, represents hidden states and compares, and encodes nothing itself. Its head is on the CPU.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ModelLoadError: if the source does not exist, holds pickles, lacks a head or any other weight, has NaN or
+            infinity among its weights, or an option does not fit it.
+    """
+    if kind not in ("auto", *KINDS):
+        raise ModelLoadError(f"kind is {kind!r}; it must be auto or one of {', '.join(KINDS)}")
+    if head not in get_args(Head):
+        raise ModelLoadError(f"head is {head!r}; it must be one of {', '.join(get_args(Head))}")
+    if max_batch_tokens not in (None, "auto") and not (isinstance(max_batch_tokens, int) and max_batch_tokens >= 1):
+        raise ModelLoadError(f"max_batch_tokens is {max_batch_tokens!r}; it must be at least 1, or auto")
+    where = resolve(os.fspath(source), revision)
+    if revision is not None and where.commit is None:
+        raise ModelLoadError(f"{source} lies on this machine and has no revisions; leave revision={revision!r} out")
+    options = _options(device, dtype, where.folder, trust_remote_code=trust_remote_code, elsewhere=elsewhere)
+    loaded = _read(where.folder, options, kind, head)
+    overrides: dict[str, Any] = {
+        "temperature": temperature,
+        "max_length": max_length,
+        "special_tokens": special_tokens,
+        "bos": bos,
+        "reasoning": reasoning,
+        "weights": _merged(weights, loaded.spec),
+    }
+    given = {field: value for field, value in overrides.items() if value is not None}
+    if temperature is not None and temperature != loaded.spec.temperature:
+        given["calibrated"] = False
+    spec = replace(loaded.spec, **given)
+    _check_length(spec, loaded.network)
+    network = loaded.network.to(options.device).eval().requires_grad_(requires_grad=False)
+    network.head.spec = spec
+    _refuse_non_finite(where.source, network)
+    budget = _budget(max_batch_tokens, options)
+    local = LocalForward(
+        network, max_batch_tokens=budget.tokens, deterministic=deterministic, prompt_cache_bytes=prompt_cache_bytes
+    )
+    if max_batch_tokens == "auto" and not elsewhere:
+        budget = local.warm_up(max_length=spec.max_length)
+    logger.info("%s: batches are %s, of %d tokens: %s", where.source, local.batching, budget.tokens, budget.reason)
+    reader = _reader(where, replace(loaded, spec=spec), trust_remote_code=trust_remote_code)
+    provenance = Provenance(
+        name=name or where.name,
+        source=where.source,
+        revision=where.commit,
+        identity=identity_of(
+            _weights_hash(where),
+            spec,
+            None if reader is None else tokenizer_hash(reader.tokenizer, reader.template.source),
+        ),
+        numerics=_numerics(local, options),
+    )
+    return PreferenceModel(
+        network, spec, reader, provenance, max_batch_tokens=budget, first_token=loaded.first_token, local=local
+    )
+
+
+def _read(folder: Path, options: formats.Options, kind: str, head: Head) -> formats.Loaded:
+    config = checkpoints.read_config(folder)
+    own = (folder / formats.SPEC_FILE).is_file()
+    valued = not own and "value_head.weight" in checkpoints.tensor_shapes(checkpoints.weight_files(folder))
+    if head != "auto":
+        if own or valued:
+            raise ModelLoadError(f"{folder} has a head of its own: leave head={head!r} out")
+        return formats.read_output_row(folder, options, kind)
+    if own:
+        loaded = formats.read_own(folder, options)
+        if kind not in ("auto", loaded.spec.kind):
+            raise ModelLoadError(f"{folder} is a {loaded.spec.kind} model, not {kind}")
+        return loaded
+    if valued:
+        return formats.read_general_preference(folder, options, kind)
+    architectures = config.get("architectures") or ["none"]
+    if not architectures[0].endswith("ForSequenceClassification"):
+        raise ModelLoadError(
+            f"{folder} holds {architectures[0]} without a value head: neither a sequence classifier, nor a general "
+            "preference model, nor a folder of this project. A head that is not there would be random numbers, so it "
+            "is not served. If its reward is row 0 of the output embedding, as in Llama-3.1-Nemotron-70B-Reward-HF, "
+            "load it with head='lm-head-row-0'"
+        )
+    return formats.read_classifier(folder, options, kind)
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ModelLoadError(f"device is {device!r}: {str(error).splitlines()[0]}") from error
+
+
+def _options(device: str, dtype: str, folder: Path, *, trust_remote_code: bool, elsewhere: bool) -> formats.Options:
+    if elsewhere:
+        return formats.Options(torch.float32, torch.device("cpu"), trust_remote_code, elsewhere=True)
+    return formats.Options(_dtype(dtype, _device(device), folder), _device(device), trust_remote_code)
+
+
+def _budget(max_batch_tokens: int | str | None, options: formats.Options) -> Budget:
+    if isinstance(max_batch_tokens, int):
+        return Budget(max_batch_tokens, "given")
+    if options.elsewhere:
+        return Budget(ELSEWHERE, "the default for a server that makes batches of its own")
+    kind = options.device.type
+    return Budget(DEFAULTS.get(kind, DEFAULTS["cpu"]), f"the default on {kind}")
+
+
+def _dtype(dtype: str, device: torch.device, folder: Path) -> torch.dtype:
+    if dtype == "auto":
+        shapes = checkpoints.tensor_shapes(checkpoints.weight_files(folder))
+        own = folder / formats.SPEC_FILE
+        chosen = automatic_dtype(
+            device,
+            parameters=sum(math.prod(shape) for shape in shapes.values()),
+            demonstration=own.is_file() and ModelSpec.from_json(own.read_bytes()).demonstration,
+        )
+        logger.info("%s runs in %s, which suits %s", folder.name, chosen, device)
+        return chosen
+    if dtype not in _DTYPES:
+        raise ModelLoadError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def _merged(weights: Mapping[str, float] | Sequence[float] | None, spec: ModelSpec) -> tuple[float, ...] | None:
+    if weights is None:
+        return None
+    if not isinstance(weights, Mapping):
+        return tuple(float(weight) for weight in weights)
+    if unknown := sorted(set(weights) - set(spec.attributes)):
+        raise ModelLoadError(f"weights name {', '.join(unknown)}; the attributes are {', '.join(spec.attributes)}")
+    return tuple(float(weights.get(attribute, 0.0)) for attribute in spec.attributes)
+
+
+def _check_length(spec: ModelSpec, network: PreferenceNetwork) -> None:
+    positions = formats.positions_of(network.config)
+    if positions is not None and spec.max_length > positions:
+        raise ModelLoadError(f"max_length is {spec.max_length}; the backbone has positions for {positions} tokens")
+
+
+def _refuse_non_finite(source: str, network: PreferenceNetwork) -> None:
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelLoadError(
+                f"{source} has NaN or infinity in {name}: its scores would be neither numbers nor errors"
+            )
+
+
+def _reader(where: Resolved, loaded: formats.Loaded, *, trust_remote_code: bool) -> TextReader | None:
+    if not any((where.tokenizer_folder / file).is_file() for file in _TOKENIZER_FILES):
+        logger.warning("%s has no tokenizer files: it embeds tokens and refuses text", where.source)
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where.tokenizer_folder, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelLoadError(f"the tokenizer of {where.source} cannot be loaded: {error}") from error
+    config = loaded.network.config.get_text_config()
+    return TextReader(
+        tokenizer,
+        loaded.spec,
+        first_token=loaded.first_token,
+        token_types=loaded.first_token and (getattr(config, "type_vocab_size", 0) or 0) > 1,
+        vocabulary=config.vocab_size,
+    )
+
+
+def _weights_hash(where: Resolved) -> str:
+    if where.commit is not None:
+        return f"{where.source}@{where.commit}"
+    return hash_files([*where.folder.glob("*.safetensors"), where.folder / "config.json"])
+
+
+def _numerics(local: LocalForward, options: formats.Options) -> dict[str, str]:
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if options.elsewhere:
+        return {"dtype": "elsewhere", "device": "elsewhere", "attention": local.attention, **versions}
+    return {
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else options.device.type,
+        "attention": local.attention,
+        "deterministic": str(local.deterministic).lower(),
+        **versions,
+    }

@@ -1,0 +1,79 @@
+"""Finding a model: a built-in name, a local folder, or a Hugging Face id."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from paragone_models.errors import ModelLoadError
+from paragone_models.files import builtins
+
+__all__ = ["Resolved", "resolve"]
+
+_PREFIX = "builtin:"
+# Never the pickles, nor the copies for other frameworks.
+_WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A model's files on this machine.
+
+    Attributes:
+        folder: where they are.
+        tokenizer_folder: where the tokenizer's are.
+        source: what the caller asked for.
+        commit: hub commit, or None for local files.
+    """
+
+    folder: Path
+    tokenizer_folder: Path
+    source: str
+    commit: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The last part of the source."""
+        return self.source.removeprefix(_PREFIX).rstrip("/").rsplit("/", 1)[-1]
+
+
+def resolve(source: str, revision: str | None) -> Resolved:
+    """Return the files of a source, downloading a hub id where needed.
+
+    Args:
+        source: ``builtin:NAME``, a folder, or a Hugging Face id.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        ModelLoadError: if there is no such built-in model, folder or hub id, or it cannot be downloaded.
+    """
+    if source.startswith(_PREFIX):
+        name = source.removeprefix(_PREFIX)
+        try:
+            return Resolved(builtins.builtin_folder(name), builtins.tokenizer_folder(), source)
+        except KeyError:
+            raise ModelLoadError(
+                f"there is no built-in model {name!r}; built in are {', '.join(builtins.NAMES)}"
+            ) from None
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return Resolved(path, path, source)
+    if path.exists():
+        raise ModelLoadError(f"{source} is a file; give the folder that holds config.json and the safetensors files")
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise ModelLoadError(f"{source} is no folder here, and no Hugging Face id (those look like owner/name)")
+    return _download(source, revision)
+
+
+def _download(source: str, revision: str | None) -> Resolved:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(_WANTED)))
+    except LocalEntryNotFoundError as error:
+        raise ModelLoadError(
+            f"{source} is neither a folder here nor in the local Hugging Face cache, and the hub cannot be reached"
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ModelLoadError(f"{source} cannot be downloaded from the Hugging Face hub: {error}") from error
+    # A snapshot's folder is named by its commit.
+    return Resolved(folder, folder, source, folder.name)

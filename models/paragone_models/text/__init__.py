@@ -1,0 +1,1 @@
+"""From conversations to tokens: messages, chat templates, cuts and read positions."""

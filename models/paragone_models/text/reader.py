@@ -1,0 +1,322 @@
+"""From conversations to what the model sees: template, tokens, read positions, and what had to be cut.
+
+The reader raises nothing for a bad conversation: it returns the error in its place, so that a batch loses nothing.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Literal
+
+from paragone_models.errors import TextError
+from paragone_models.network import read_plan
+from paragone_models.spec import ModelSpec
+from paragone_models.text.encoding import EncodeItem, Read
+from paragone_models.text.messages import Conversation, Message, characters, conversation, plain_text, strip_reasoning
+from paragone_models.text.template import ChatTemplate
+
+__all__ = ["Conversation", "Reading", "TextReader", "Truncation", "conversation"]
+
+Truncation = Literal["prompt", "error"]
+
+_REMEMBERED_PROMPTS = 4096
+_CHARACTERS, _CHARACTERS_A_TOKEN = 1 << 18, 16
+"""Texts beyond the first, and beyond so many for each token of the limit, are not read: a tokenizer takes half a
+gigabyte and ten seconds for a million characters, to find that next to nothing of them fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Exactly what the model sees of one conversation.
+
+    Attributes:
+        text: the rendered conversation.
+        token_ids: its tokens.
+        prompt_length: how many of them belong to the prompt (the template applied to the prompt alone).
+        reads: where hidden states are read.
+        dropped_tokens: how many tokens were cut from the left of the prompt.
+        dropped_messages: how many whole messages of the prompt went with them.
+    """
+
+    text: str
+    token_ids: list[int]
+    prompt_length: int
+    reads: tuple[Read, ...]
+    dropped_tokens: int = 0
+    dropped_messages: int = 0
+
+    @property
+    def item(self) -> EncodeItem:
+        """The unit of work for an engine."""
+        return EncodeItem(self.token_ids, self.reads, self.prompt_length)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A conversation on its way: messages normalised, text rendered, tokens counted."""
+
+    prompt: tuple[dict[str, Any], ...]
+    response: tuple[dict[str, Any], ...]
+    tools: tuple[Message, ...] | None
+    text: str
+    token_ids: list[int]
+    prompt_text: str = ""
+    prompt_key: bytes = b""
+
+
+class TextReader:
+    """Read conversations for one model, from any thread.
+
+    Args:
+        tokenizer: the model's transformers tokenizer.
+        spec: length limit, special-token, BOS and reasoning policy, and the read plan.
+        first_token: True for encoders that are read at their first token.
+        token_types: the encoder tells prompt and response apart by token types, which are not hosted.
+        vocabulary: how many tokens the model has embeddings for; where the tokenizer has more, a conversation that
+            needs one of those is refused. None if it has no more.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        spec: ModelSpec,
+        *,
+        first_token: bool = False,
+        token_types: bool = False,
+        vocabulary: int | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.template = ChatTemplate(tokenizer, spec, text_pair=first_token, token_types=token_types)
+        self._first_token = first_token
+        self._vocabulary = vocabulary if vocabulary is not None and _last_id(tokenizer) >= vocabulary else None
+        self._prompt_lengths: OrderedDict[bytes, int] = OrderedDict()
+        # How special tokens are split, padding and truncation are states of a tokenizer, not arguments of a call.
+        self._lock = threading.Lock()
+
+    def read(
+        self, conversations: Sequence[Conversation], *, truncation: Truncation = "prompt"
+    ) -> list[Reading | TextError]:
+        """Return what the model sees of each conversation, or why it cannot be read, in order.
+
+        A conversation over the limit loses its prompt from the left: whole messages first, the system message and the
+        last user message only after all others. A response that does not fit alone is refused, and so is a conversation
+        that is many times too long, unread.
+
+        Args:
+            conversations: to be read.
+            truncation: ``prompt`` cuts as described, ``error`` refuses instead (``conversation_truncated``).
+
+        Returns:
+            One reading or error per conversation. Codes: ``empty_prompt``, ``unsupported_content``,
+            ``response_too_long``, ``conversation_truncated``.
+        """
+        with self._lock:
+            return self._read(conversations, truncation)
+
+    def _read(self, conversations: Sequence[Conversation], truncation: Truncation) -> list[Reading | TextError]:
+        results: list[Reading | TextError | None] = [None] * len(conversations)
+        drafts: dict[int, _Draft] = {}
+        for index, one in enumerate(conversations):
+            try:
+                drafts[index] = self._draft(one)
+            except TextError as error:
+                results[index] = error
+        self._tokenize(drafts, results)
+        self._learn_prompts([draft for index, draft in drafts.items() if results[index] is None])
+        for index, draft in drafts.items():
+            if results[index] is None:
+                try:
+                    results[index] = self._finish(draft, truncation)
+                except TextError as error:
+                    results[index] = error
+        return [result for result in results if result is not None]
+
+    def _draft(self, one: Conversation) -> _Draft:
+        prompt = tuple(plain_text(message) for message in one.prompt)
+        response = tuple(plain_text(message) for message in one.response)
+        if not any(message["content"].strip() or message.get("tool_calls") for message in prompt):
+            raise TextError("empty_prompt", "the prompt is empty: there is nothing that a response could answer")
+        if not response:
+            raise TextError("unsupported_content", "a response needs at least one message; an empty one has content ''")
+        self._check_size(prompt, response)
+        if self.spec.reasoning == "strip":
+            response = tuple(
+                strip_reasoning(message) if message["role"] == "assistant" else message for message in response
+            )
+        text = self.template.render(prompt + response, one.tools)
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise TextError("unsupported_content", "the conversation holds a lone surrogate: no text") from None
+        return _Draft(prompt, response, one.tools, text, [])
+
+    def _check_size(self, prompt: Sequence[Message], response: Sequence[Message]) -> None:
+        most = max(_CHARACTERS, _CHARACTERS_A_TOKEN * self.spec.max_length)
+        found = characters(response)
+        if found > most:
+            raise TextError("response_too_long", self._oversize("response", found, most))
+        found += characters(prompt)
+        if found > most:
+            raise TextError("conversation_truncated", self._oversize("conversation", found, most))
+
+    def _oversize(self, what: str, found: int, most: int) -> str:
+        return (
+            f"the {what} has {found} characters; more than {most} are not read, for the limit is "
+            f"{self.spec.max_length} tokens: shorten it"
+        )
+
+    def _tokenize(self, drafts: dict[int, _Draft], results: list[Reading | TextError | None]) -> None:
+        """Fill in the drafts' tokens, all in one call to the tokenizer; a draft that fails costs the others nothing."""
+        try:
+            encoded = self.template.tokenize([(d.text, d.prompt + d.response, d.tools) for d in drafts.values()])
+        except TextError:
+            for index, draft in drafts.items():
+                try:
+                    draft.token_ids = self._tokens(draft.text, draft.prompt + draft.response, draft.tools)
+                except TextError as error:
+                    results[index] = error
+            return
+        for draft, token_ids in zip(drafts.values(), encoded, strict=True):
+            draft.token_ids = token_ids
+
+    def _tokens(self, text: str, messages: Sequence[dict[str, Any]], tools: tuple[Message, ...] | None) -> list[int]:
+        return self.template.tokenize([(text, messages, tools)])[0]
+
+    def _finish(self, draft: _Draft, truncation: Truncation) -> Reading:
+        length = len(draft.token_ids)
+        if length <= self.spec.max_length:
+            return self._reading(draft, 0, 0)
+        if truncation == "error":
+            raise TextError(
+                "conversation_truncated",
+                f"the conversation has {length} tokens and the limit is {self.spec.max_length}: shorten it, or allow "
+                'truncation "prompt"',
+            )
+        fitted = self._fit(draft)
+        return self._reading(fitted, length - len(fitted.token_ids), len(draft.prompt) - len(fitted.prompt))
+
+    def _reading(self, draft: _Draft, dropped_tokens: int, dropped_messages: int) -> Reading:
+        token_ids = draft.token_ids
+        if self.spec.final_eos and self.tokenizer.eos_token_id is not None:
+            token_ids = [*token_ids[:-1], self.tokenizer.eos_token_id]
+        if self._vocabulary is not None and max(token_ids) >= self._vocabulary:
+            raise TextError(
+                "unsupported_content",
+                f"the conversation has a token that the model has no embedding for: it has {self._vocabulary} of them",
+            )
+        # Where a template closes the conversation differently with and without a response, the prompt alone can be the
+        # longer of the two; at least one token is the response's.
+        prompt_length = min(self._prompt_length(draft), len(token_ids) - 1)
+        reads = read_plan(self.spec, prompt_length, len(token_ids), first_token=self._first_token)
+        return Reading(draft.text, token_ids, prompt_length, reads, dropped_tokens, dropped_messages)
+
+    def _learn_prompts(self, drafts: Sequence[_Draft]) -> None:
+        """Tokenise the prompts that are new, all in one call; what goes wrong is met again, and named, one by one."""
+        new: dict[bytes, tuple[str, tuple[dict[str, Any], ...], tuple[Message, ...] | None]] = {}
+        rendered: _Draft | None = None
+        for draft in drafts:
+            if rendered is not None and rendered.prompt == draft.prompt and rendered.tools == draft.tools:
+                draft.prompt_text = rendered.prompt_text  # siblings come in a row
+            else:
+                try:
+                    draft.prompt_text = self._render_prompt(draft)
+                except TextError:
+                    continue
+            rendered = draft
+            if not self.template.holds_control(draft.prompt, draft.tools):
+                draft.prompt_key = blake2b(draft.prompt_text.encode(), digest_size=16).digest()
+                if draft.prompt_key not in self._prompt_lengths:
+                    new[draft.prompt_key] = (draft.prompt_text, draft.prompt, draft.tools)
+        try:
+            lengths = [len(tokens) for tokens in self.template.tokenize(list(new.values()), closed=False)]
+        except TextError:
+            return
+        self._prompt_lengths.update(zip(new, lengths, strict=True))
+        while len(self._prompt_lengths) > _REMEMBERED_PROMPTS:
+            self._prompt_lengths.popitem(last=False)
+
+    def _prompt_length(self, draft: _Draft) -> int:
+        known = self._prompt_lengths.get(draft.prompt_key)
+        if known is not None:
+            return known
+        text = draft.prompt_text or self._render_prompt(draft)
+        return len(self.template.tokenize([(text, draft.prompt, draft.tools)], closed=False)[0]) if text else 0
+
+    def _render_prompt(self, draft: _Draft) -> str:
+        return self.template.render(draft.prompt, draft.tools, closed=False) if draft.prompt else ""
+
+    def _fit(self, draft: _Draft) -> _Draft:
+        """Return the draft with its prompt cut from the left until it fits.
+
+        Raises:
+            TextError: ``response_too_long`` if even an empty prompt leaves too many tokens.
+        """
+        fitted = self._drop_messages(draft)
+        for position in range(len(fitted.prompt)):
+            if len(fitted.token_ids) <= self.spec.max_length:
+                break
+            fitted = self._cut_message(fitted, position)
+        if len(fitted.token_ids) > self.spec.max_length:
+            raise TextError(
+                "response_too_long",
+                f"the response needs {len(fitted.token_ids)} tokens without any prompt and the limit is "
+                f"{self.spec.max_length}: shorten it, or serve the model with a larger max_length",
+            )
+        return fitted
+
+    def _drop_messages(self, draft: _Draft) -> _Draft:
+        """Drop whole messages from the left, as few as make it fit, but not a system or the last user message."""
+        users = [index for index, message in enumerate(draft.prompt) if message["role"] == "user"]
+        kept = {index for index, message in enumerate(draft.prompt) if message["role"] in ("system", "developer")}
+        kept.update(users[-1:])
+        droppable = [index for index in range(len(draft.prompt)) if index not in kept]
+        best, low, high = draft, 1, len(droppable)
+        while low <= high:  # bisection: a long chat is not rendered and tokenised once for every message
+            middle = (low + high) // 2
+            count, shorter = self._without(draft, droppable, middle)
+            if shorter is None:  # nothing from here on renders
+                high = middle - 1
+            elif len(shorter.token_ids) <= self.spec.max_length:
+                best, high = shorter, middle - 1
+            else:
+                if len(best.token_ids) > self.spec.max_length:
+                    best = shorter
+                low = count + 1
+        return best
+
+    def _without(self, draft: _Draft, droppable: Sequence[int], count: int) -> tuple[int, _Draft | None]:
+        """Return the draft without its first ``count`` droppable messages, or more where the template wants it so."""
+        for more in range(count, len(droppable) + 1):
+            gone = set(droppable[:more])
+            prompt = tuple(message for index, message in enumerate(draft.prompt) if index not in gone)
+            try:
+                return more, self._redraft(draft, prompt)
+            except TextError:
+                continue  # the template wants whole turns: drop one message more
+        return len(droppable), None
+
+    def _cut_message(self, draft: _Draft, position: int) -> _Draft:
+        """Cut one message's text from its left until the conversation fits or the text is empty."""
+        content: str = draft.prompt[position]["content"]
+        starts = self.template.offsets(content)
+        cut = 0
+        while len(draft.token_ids) > self.spec.max_length and cut < len(starts):
+            cut = min(cut + len(draft.token_ids) - self.spec.max_length, len(starts))
+            rest = content[starts[cut] :] if cut < len(starts) else ""
+            prompt = list(draft.prompt)
+            prompt[position] = {**prompt[position], "content": rest}
+            draft = self._redraft(draft, tuple(prompt))
+        return draft
+
+    def _redraft(self, draft: _Draft, prompt: tuple[dict[str, Any], ...]) -> _Draft:
+        messages = prompt + draft.response
+        text = self.template.render(messages, draft.tools)
+        return _Draft(prompt, draft.response, draft.tools, text, self._tokens(text, messages, draft.tools))
+
+
+def _last_id(tokenizer: Any) -> int:
+    return max(tokenizer.get_vocab().values(), default=-1)

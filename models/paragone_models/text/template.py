@@ -1,0 +1,284 @@
+"""Rendering and tokenising conversations with a model's own chat template, the same way every day.
+
+What the day, the caller's text or the tokenizer's habits could change is fixed here: the date that a template asks for,
+special-token strings inside messages, and doubled beginning-of-sequence tokens.
+"""
+
+import datetime
+import inspect
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from paragone_models.errors import ModelLoadError, TextError
+from paragone_models.spec import ModelSpec
+from paragone_models.text.messages import OPTIONAL_FIELDS, Message
+
+__all__ = ["FROZEN_DATE", "ChatTemplate", "freeze_date"]
+
+FROZEN_DATE = datetime.date(2024, 7, 26)
+"""The day every template is told it is: Llama 3.1's own default, so that scores do not change overnight."""
+
+_DATE_CALL = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_DATE_DEFINED = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
+_CONTENT_TAGS = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"})
+"""Added tokens that responses rightly contain; every other one that a template writes marks a turn."""
+_REFUSALS = (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError)
+"""What a template, or transformers on its behalf, raises on messages it was not written for."""
+_PROBE = "paragone7probe"
+"""Stands in for a text to see whether a template writes it."""
+
+
+def freeze_date(template: str) -> str:
+    """Return the template with every call for today's date replaced by a fixed one.
+
+    Args:
+        template: a Jinja chat template.
+
+    Raises:
+        ModelLoadError: if it formats the date in a way that cannot be fixed beforehand.
+    """
+    frozen = _DATE_CALL.sub(lambda call: json.dumps(FROZEN_DATE.strftime(call.group(2))), template)
+    if "strftime_now" in _DATE_DEFINED.sub("", frozen):
+        raise ModelLoadError("the chat template asks for today's date in a computed format: its scores would drift")
+    return frozen
+
+
+class ChatTemplate:
+    """Render and tokenise messages as one model expects them.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        spec: special-token and BOS policy.
+        text_pair: without a template, give prompt and response to the tokenizer as a pair, as encoders are trained.
+        token_types: the model tells the two texts of a pair apart by token types, which are not hosted.
+    """
+
+    def __init__(self, tokenizer: Any, spec: ModelSpec, *, text_pair: bool = False, token_types: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._text_pair = text_pair and not tokenizer.chat_template
+        self._token_types = token_types
+        self._escape = spec.special_tokens == "escape"
+        self.has_template = bool(tokenizer.chat_template)
+        # A template writes its own BOS; without one the tokenizer does.
+        self._adds_special = spec.bos == "as-published" or not self.has_template
+        self._prefix, self._suffix = _surroundings(tokenizer) if self._adds_special else ([], [])
+        self._shown: set[tuple[str, bool, bool]] = set()
+        self.source = freeze_date(tokenizer.get_chat_template()) if self.has_template else ""
+        control = sorted(self._control_strings(), key=len, reverse=True) if self._escape else []
+        # Only a conversation that holds a control string needs the slow way.
+        self._control = re.compile("|".join(map(re.escape, control))) if control else None
+        if self._escape:
+            tokenizer.chat_control_tokens = control
+
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Message] | None = None, *, closed: bool = True
+    ) -> str:
+        """Return the text of the conversation, without a generation prompt.
+
+        Args:
+            messages: with string contents.
+            tools: JSON schemas of tools, or None.
+            closed: False for a prompt alone, which a model without a template does not end by its EOS token.
+
+        Raises:
+            TextError: ``unsupported_content`` where the template refuses the messages or would leave something out.
+        """
+        self._check_expressible(messages, tools)
+        if self._text_pair:
+            return "\n\n".join(message["content"] for message in messages)
+        if not self.has_template:
+            # The published general preference models' rule for tokenizers without a template.
+            joined = " ".join(message["content"] for message in messages)
+            return joined + " " + (self._tokenizer.eos_token or "") if closed else joined
+        text = self._applied(messages, tools)
+        for index, message in enumerate(messages):
+            self._check_shown(messages, index, message, tools)
+        return text
+
+    def tokenize(
+        self, conversations: Sequence[tuple[str, Sequence[Message], Sequence[Message] | None]], *, closed: bool = True
+    ) -> list[list[int]]:
+        """Return token ids of rendered conversations, special tokens only where the template wrote them.
+
+        Args:
+            conversations: the rendered text with the messages and tools that it came from.
+            closed: as the texts were rendered.
+
+        Raises:
+            TextError: ``unsupported_content`` where a special-token string cannot be kept as text.
+        """
+        if self._text_pair:
+            return [self._tokenize_pair(messages) for _, messages, _ in conversations]
+        ids: list[list[int]] = [[] for _ in conversations]
+        plain = [
+            index for index, (_, messages, tools) in enumerate(conversations) if not self.holds_control(messages, tools)
+        ]
+        suffix = self._suffix if closed else []
+        if plain:
+            encoded = self._encoded([conversations[index][0] for index in plain])
+            for index, sequence in zip(plain, encoded, strict=True):
+                ids[index] = [*self._prefix, *sequence, *suffix] if self._adds_special else sequence
+        for index in set(range(len(conversations))) - set(plain):
+            _, messages, tools = conversations[index]
+            body = self._escaped_chat(messages, tools) if self.has_template else self._escaped_text(messages, closed)
+            ids[index] = [*self._prefix, *body, *suffix]
+        return ids
+
+    def offsets(self, text: str) -> list[int]:
+        """Return the character at which each token of a text on its own begins, for cutting it."""
+        encoded = self._tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=self._escape
+        )
+        return [start for start, _ in encoded["offset_mapping"]]
+
+    def _applied(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    tools=[dict(tool) for tool in tools] if tools else None,
+                    chat_template=self.source,
+                    tokenize=False,
+                    add_generation_prompt=False,
+                )
+            )
+        except _REFUSALS as error:
+            raise TextError(
+                "unsupported_content", f"the model's chat template refuses these messages: {error}"
+            ) from error
+
+    def _encoded(self, texts: list[str], *, split_special_tokens: bool = False) -> list[list[int]]:
+        ids: list[list[int]] = self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=split_special_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        return ids
+
+    def _tokenize_pair(self, messages: Sequence[Message]) -> list[int]:
+        texts = [message["content"] for message in messages]
+        if self._token_types:
+            raise TextError(
+                "unsupported_content",
+                "this encoder tells prompt and response apart by token types: give it tokens, not text",
+            )
+        if len(texts) > 2:
+            raise TextError("unsupported_content", "this model reads one prompt and one response, not several turns")
+        if self.holds_control(messages, None):
+            self._split(texts)
+        encoded: list[int] = self._tokenizer(*texts, split_special_tokens=self._escape, verbose=False)["input_ids"]
+        return encoded
+
+    def _escaped_text(self, messages: Sequence[Message], closed: bool) -> list[int]:
+        text = " ".join(message["content"] for message in messages)
+        ending = [] if not closed or self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
+        return self._split([text + " " if closed else text])[0] + ending
+
+    def _split(self, texts: list[str]) -> list[list[int]]:
+        """Return the tokens of texts in which no special token may come up, whatever strings they hold."""
+        ids = self._encoded(texts, split_special_tokens=True)
+        special = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
+        if any(not special.isdisjoint(sequence) for sequence in ids):
+            raise TextError(
+                "unsupported_content",
+                "a special token's string inside a message cannot be kept as text: this tokenizer makes the special "
+                "token from plain text too",
+            )
+        return ids
+
+    def _escaped_chat(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[int]:
+        if "sanitize_control_tokens" not in inspect.signature(self._tokenizer.apply_chat_template).parameters:
+            # An older transformers would take the option for a variable of the template and leave the token in.
+            raise TextError(
+                "unsupported_content",
+                "a special token's string inside a message cannot be kept as text by this version of transformers: "
+                "5.23 or later can",
+            )
+        try:
+            encoded: list[int] = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] if tools else None,
+                chat_template=self.source,
+                tokenize=True,
+                return_dict=False,
+                add_generation_prompt=False,
+                sanitize_control_tokens=True,
+            )
+        except _REFUSALS as error:
+            raise TextError(
+                "unsupported_content", f"a special token's string inside a message cannot be kept as text: {error}"
+            ) from error
+        return encoded
+
+    def _control_strings(self) -> list[str]:
+        return [
+            token.content
+            for token in self._tokenizer.added_tokens_decoder.values()
+            if not token.content.isspace()
+            and (token.special or (token.content in self.source and token.content not in _CONTENT_TAGS))
+        ]
+
+    def holds_control(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> bool:
+        """Return whether a special token's string stands in a message or a tool, where it must stay text."""
+        if self._control is None:
+            return False
+        for message in messages:
+            if self._control.search(message["content"]) or self._control.search(message["role"]):
+                return True
+            if len(message) > 2 and self._control.search(json.dumps(dict(message), ensure_ascii=False)):
+                return True
+        return bool(tools) and self._control.search(json.dumps(list(tools or ()), ensure_ascii=False)) is not None
+
+    def _check_expressible(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> None:
+        """Refuse what the template has no place for."""
+        if tools and "tools" not in self.source:
+            raise TextError("unsupported_content", "this model's chat template has no place for tools")
+        for message in messages:
+            if not self.has_template and message["role"] not in ("user", "assistant"):
+                raise TextError(
+                    "unsupported_content",
+                    f"this model has no chat template and cannot tell a {message['role']} message",
+                )
+            for field in OPTIONAL_FIELDS:
+                # Many templates tell tool results by their order alone: the id says nothing that they would lose.
+                if field in message and field not in self.source and field != "tool_call_id":
+                    raise TextError("unsupported_content", f"this model's chat template has no place for {field}")
+
+    def _check_shown(
+        self, messages: Sequence[Message], index: int, message: Message, tools: Sequence[Message] | None
+    ) -> None:
+        """Refuse a message whose content or name the template leaves out without a word: once a role and place."""
+        place = (message["role"], index == 0, "tool_calls" in message)
+        if message["content"].strip() and place not in self._shown:
+            if not self._shows(messages, index, {**message, "content": _PROBE}, tools):
+                raise TextError(
+                    "unsupported_content", f"this model's chat template leaves out the text of a {place[0]} message"
+                )
+            self._shown.add(place)
+        if "name" in message and not self._shows(messages, index, {**message, "name": _PROBE}, tools):
+            raise TextError(
+                "unsupported_content", f"this model's chat template has no place for name in a {place[0]} message"
+            )
+
+    def _shows(self, messages: Sequence[Message], index: int, probe: Message, tools: Sequence[Message] | None) -> bool:
+        try:
+            return _PROBE in self._applied([*messages[:index], probe, *messages[index + 1 :]], tools)
+        except TextError:  # it wants something of that text, so it reads it
+            return True
+
+
+def _surroundings(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the special tokens that the tokenizer puts before and after a text."""
+    text = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(text) + 1):
+        if whole[start : start + len(text)] == text:
+            return whole[:start], whole[start + len(text) :]
+    raise ModelLoadError("the tokenizer changes a text when it adds its special tokens: it cannot be hosted")

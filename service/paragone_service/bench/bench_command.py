@@ -1,0 +1,93 @@
+"""``paragone bench``: measure a model on this machine, beside plain transformers and a server that runs already."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["bench"]
+
+
+def bench(
+    model: Annotated[str, typer.Argument(help="A model: builtin:NAME, folder or Hugging Face id.")] = (
+        "builtin:mini-general-preference"
+    ),
+    *,
+    data: Annotated[
+        Path | None, typer.Option(help="File of pairs or groups to score. [default: English texts]")
+    ] = None,
+    groups: Annotated[int, typer.Option(help="Groups of a turn.", min=1)] = 8,
+    responses: Annotated[int, typer.Option(help="Responses of a group, without --data.", min=2)] = 8,
+    tokens: Annotated[str, typer.Option(help="Fewest-most tokens of a prompt and of a response.")] = "64-512",
+    turns: Annotated[int, typer.Option(help="Turns that count; the median is told.", min=1)] = 3,
+    clients: Annotated[str, typer.Option(help="Numbers of clients to ask with.")] = "1,8,64",
+    url: Annotated[str | None, typer.Option(help="A server that runs already, to compare with.")] = None,
+    dialect: Annotated[str, typer.Option(help="How --url is asked: paragone, openrlhf, vllm or tei.")] = "paragone",
+    url_model: Annotated[str | None, typer.Option(help="Name of the model at --url.")] = None,
+    api_key: Annotated[str | None, typer.Option(help="Key of --url.", envvar="PARAGONE_API_KEY")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    output: Annotated[Path, typer.Option(help="Folder of bench.json and bench.html.")] = Path("bench"),
+) -> None:
+    """Measure throughput, latency and what is left of the hardware's peak, on your machine and your model.
+
+    Everything runs in turns in one go, so that a busy machine slows all sides alike: read ratios, not rates.
+    """
+    from paragone_service.bench.measurement import Plan, PlanError, run  # not before: torch takes seconds
+
+    try:
+        plan = Plan(
+            model=model, data=data, groups=groups, responses=responses, lengths=_range(tokens), turns=turns,
+            clients=_numbers(clients), url=url, dialect=dialect, url_model=url_model, api_key=api_key, device=device,
+            dtype=dtype,
+        )  # fmt: skip
+        found = run(plan, say=lambda text: typer.echo(text, err=True), machine=_machine())
+    except PlanError as error:
+        raise typer.BadParameter(str(error)) from error
+    _show(found, output)
+
+
+def _show(found: Any, output: Path) -> None:
+    from rich.console import Console
+
+    from paragone_service.bench.report import as_json, page, tables
+
+    console = Console()
+    for table in tables(found):
+        console.print(table)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "bench.json").write_text(json.dumps(as_json(found), indent=2) + "\n", encoding="utf-8")
+    (output / "bench.html").write_text(page(found), encoding="utf-8")
+    console.print(f"{output / 'bench.json'} and {output / 'bench.html'}")
+
+
+def _machine() -> dict[str, str]:
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": platform.machine(), "cores": f"{cores} cores", "load": f"load {load:.1f} at the start"}
+
+
+def _range(text: str) -> tuple[int, int]:
+    least, dash, most = text.partition("-")
+    values = _parsed([least, most if dash else least], "--tokens", "as in 64-512")
+    if not 1 <= values[0] <= values[1]:
+        raise typer.BadParameter(f"--tokens is {text}; give the fewest and the most, as in 64-512")
+    return values[0], values[1]
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    values = _parsed(text.split(","), "--clients", "as in 1,8,64")
+    if min(values) < 1:
+        raise typer.BadParameter(f"--clients is {text}; every number must be at least 1")
+    return tuple(sorted(set(values)))
+
+
+def _parsed(parts: Sequence[str], name: str, example: str, number: Callable[[str], int] = int) -> list[int]:
+    try:
+        return [number(part) for part in parts]
+    except ValueError as error:
+        raise typer.BadParameter(f"{name} must be whole numbers, {example}") from error

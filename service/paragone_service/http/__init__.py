@@ -1,0 +1,1 @@
+"""The HTTP side: server, middleware, bodies, errors and routes."""

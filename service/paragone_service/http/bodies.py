@@ -1,0 +1,216 @@
+"""From the bytes of a body to a request of the wire contract, and back to a list with every item in its place.
+
+The body is parsed once in Rust and validated as Python values, which measures faster than pydantic's own JSON mode and
+lets items be counted before they are validated. Nothing here repeats what a client sent.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+from starlette.requests import Request
+
+from paragone.codes import ErrorCode
+from paragone.wire import Group, ItemError
+from paragone_service.http.errors import ServiceError, from_validation
+
+__all__ = ["MAX_GROUP", "MAX_ITEMS", "MAX_PARTS", "MAX_RESPONSES", "Batch", "check_groups", "check_total", "read_batch"]
+
+MAX_ITEMS = 10_000
+"""Pairs, items or groups in one request."""
+MAX_RESPONSES = 20_000
+"""Responses and references of all groups or items of one request: as many as the largest list of pairs has."""
+MAX_PARTS = 200_000
+"""Messages, content parts, tools and responses of all items of one request."""
+MAX_GROUP = 512
+"""Responses of one group: the maximal lottery of more takes too long (3 s for 512, a minute for 1,024)."""
+
+Wire = TypeVar("Wire", bound=BaseModel)
+Row = TypeVar("Row", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Batch(Generic[Wire]):
+    """A request whose sound items are validated.
+
+    Attributes:
+        request: with the sound items only.
+        size: how many items were sent.
+        problems: why the others are not sound, by their index; empty unless the request reports errors.
+    """
+
+    request: Wire
+    size: int
+    problems: dict[int, ServiceError] = field(default_factory=dict)
+
+    def place(self, rows: Sequence[Row | ServiceError]) -> list[Row | ItemError]:
+        """Return the answer's list: the rows of the sound items and every error, in the order that was sent."""
+        if not self.problems and ServiceError not in set(map(type, rows)):
+            return rows  # type: ignore[return-value]  # no error among them
+        waiting = iter(rows)
+        placed: list[Row | ItemError] = []
+        for item in range(self.size):
+            row = self.problems.get(item) or next(waiting)
+            placed.append(row.in_place(item) if isinstance(row, ServiceError) else row)
+        return placed
+
+
+async def read_batch(
+    request: Request, wire: type[Wire], list_field: Literal["pairs", "items", "groups"]
+) -> Batch[Wire]:
+    """Read and validate the body of a request.
+
+    Args:
+        request: whose body is read.
+        wire: the type it should have.
+        list_field: the name of its list.
+
+    Raises:
+        ServiceError: ``unsupported_media_type``, ``invalid_encoding``, ``invalid_json``, ``too_many_items``, or
+            ``invalid_request`` for what the wire type refuses (of single items only where errors are not reported).
+    """
+    _check_media_type(request)
+    values = _parse(b"".join([chunk async for chunk in request.stream()]))  # request.body() would keep the bytes
+    items = values.get(list_field) if isinstance(values, dict) else None
+    size = len(items) if isinstance(items, list) else 0
+    if size > MAX_ITEMS:
+        raise ServiceError(
+            ErrorCode.TOO_MANY_ITEMS, f"{size} {list_field} in one request; the limit is {MAX_ITEMS}: split them"
+        )
+    if isinstance(items, list):
+        _check_parts(items)
+    try:
+        return Batch(wire.model_validate(values), size)
+    except ValidationError as error:
+        refusal = from_validation(error)
+        if not isinstance(items, list) or refusal.item is None or values.get("on_error") != "report":
+            raise refusal from None
+    return _sound_items(values, items, wire, list_field)
+
+
+def check_groups(groups: Sequence[Group]) -> None:
+    """Refuse groups that are too large, alone or together.
+
+    Raises:
+        ServiceError: ``too_many_items``.
+    """
+    for index, group in enumerate(groups):
+        if len(group.responses) > MAX_GROUP:
+            raise ServiceError(
+                ErrorCode.TOO_MANY_ITEMS,
+                f"groups[{index}]: {len(group.responses)} responses in one group; the limit is {MAX_GROUP}: hold "
+                "smaller groups against the same references",
+                item=index,
+            )
+    check_total(sum(len(group.responses) + len(group.references or ()) for group in groups))
+
+
+def check_total(responses: int) -> None:
+    """Refuse more responses and references than one request may have.
+
+    Raises:
+        ServiceError: ``too_many_items``.
+    """
+    if responses > MAX_RESPONSES:
+        raise ServiceError(
+            ErrorCode.TOO_MANY_ITEMS,
+            f"{responses} responses and references in one request; the limit is {MAX_RESPONSES}: split it",
+        )
+
+
+def _sound_items(values: dict[str, Any], items: list[Any], wire: type[Wire], list_field: str) -> Batch[Wire]:
+    """Validate item by item: the slow way, taken when one is not sound and the others shall be answered."""
+    problems: dict[int, ServiceError] = {}
+    sound = []
+    for index, item in enumerate(items):
+        try:
+            wire.model_validate({**values, list_field: [item]})
+        except ValidationError as error:
+            refusal = from_validation(error)
+            if refusal.item is None:
+                raise refusal from None
+            problems[index] = ServiceError(
+                refusal.code, refusal.message.replace(f"{list_field}[0]", "", 1).lstrip(".: ")
+            )
+        else:
+            sound.append(item)
+    return Batch(wire.model_validate({**values, list_field: sound}), len(items), problems)
+
+
+def _check_parts(items: Sequence[Any]) -> None:
+    """Refuse more messages, parts, tools and responses than anybody has.
+
+    A bad element ends its list at once, but a sound one becomes an object: a million messages of 16 bytes would hold up
+    everybody else for seconds.
+
+    Raises:
+        ServiceError: ``too_many_items``.
+    """
+    parts = 0
+    for item in items:
+        if type(item) is dict:
+            for value in item.values():
+                if type(value) is not str:
+                    parts += _parts_of(value)
+    if parts > MAX_PARTS:
+        raise ServiceError(
+            ErrorCode.TOO_MANY_ITEMS,
+            f"{parts} messages, parts, tools and responses in one request; the limit is {MAX_PARTS}: split it",
+        )
+
+
+def _parts_of(value: object) -> int:
+    """Return how many messages, parts, tools or responses a field of an item holds."""
+    if type(value) is dict:
+        return sum(len(inner) for inner in value.values() if type(inner) is list)
+    if type(value) is list:
+        messages = [inner for inner in value if type(inner) is dict]
+        return len(value) + sum(map(_parts_of, messages)) + sum(len(inner) for inner in value if type(inner) is list)
+    return 0
+
+
+def _check_media_type(request: Request) -> None:
+    kind, _, parameters = request.headers.get("content-type", "").partition(";")
+    kind = kind.strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise ServiceError(
+            ErrorCode.UNSUPPORTED_MEDIA_TYPE, "the body must be JSON: send it with content-type: application/json"
+        )
+    charset = parameters.lower().replace(" ", "").replace('"', "")
+    if charset.startswith("charset=") and charset not in ("charset=utf-8", "charset=utf8"):
+        raise ServiceError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "JSON is UTF-8: send it with charset=utf-8 or without one")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ServiceError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "compressed bodies are not read: send it uncompressed")
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return from_json(body, allow_inf_nan=False, cache_strings="keys")
+    except ValueError:
+        pass
+    # Either no JSON, or JSON with a lone surrogate, whose place only the wire types can name.
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise ServiceError(
+            ErrorCode.INVALID_ENCODING, f"the body is not UTF-8: byte {error.start} fits no character"
+        ) from None
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise ServiceError(ErrorCode.INVALID_JSON, f"the body is not JSON: {_reason(error)} at {place}") from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ServiceError(ErrorCode.INVALID_JSON, f"the body is not JSON: {reason}") from None
+
+
+def _reason(error: json.JSONDecodeError) -> str:
+    return error.msg[:1].lower() + error.msg[1:].removesuffix(" at")
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,0 +1,249 @@
+"""What the OpenAPI document says: requests, answers and errors of every route, each with an example.
+
+Routes read their bodies themselves, so the request schemas are put into the document here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from starlette.responses import PlainTextResponse
+
+from paragone.codes import ErrorCode
+from paragone.wire import (
+    ErrorBody,
+    ModelInfo,
+    ModelsAnswer,
+    PreferencesAnswer,
+    PreferencesRequest,
+    RewardsAnswer,
+    RewardsRequest,
+    TokensAnswer,
+    TokensRequest,
+    TournamentsAnswer,
+    TournamentsRequest,
+)
+from paragone_service.http.errors import HTTP_STATUS
+
+__all__ = ["describe", "health_document", "inspection_document", "metrics_document", "scoring_document"]
+
+_TITLE = "Paragone"
+_DESCRIPTION = """\
+Reward and preference models as a service: how probable is it that the first of two responses is preferred?
+
+* The first response is the one whose win is measured, in every route.
+* Batches are the normal case, up to 10,000 items; an empty batch has an empty answer.
+* One bad item refuses the request and is named, unless `"on_error": "report"` puts an error in its place.
+* A prompt over the model's limit is cut from the left and the answer says so; `"truncation": "error"` refuses it.
+* Every answer has the headers `x-request-id`, `x-tokenize-ms`, `x-queue-ms`, `x-inference-ms` and `x-total-ms`.
+* Errors are `{"error": {"code", "message", "item"?}}`; no failure ever becomes a number.
+"""
+_SCHEMAS = "#/components/schemas/"
+_OWN: tuple[type[BaseModel], ...] = (
+    PreferencesRequest,
+    RewardsRequest,
+    TokensRequest,
+    TournamentsRequest,
+    ErrorBody,
+)
+
+_KEY = (ErrorCode.MISSING_KEY, ErrorCode.WRONG_KEY)
+_ALWAYS = (*_KEY, ErrorCode.INTERNAL_ERROR, ErrorCode.SHUTTING_DOWN)
+_TEXT = (
+    ErrorCode.INVALID_REQUEST,
+    ErrorCode.EMPTY_PROMPT,
+    ErrorCode.UNSUPPORTED_CONTENT,
+    ErrorCode.RESPONSE_TOO_LONG,
+    ErrorCode.CONVERSATION_TRUNCATED,
+    ErrorCode.TEXT_UNAVAILABLE,
+)
+_BODY = (
+    ErrorCode.INVALID_JSON,
+    ErrorCode.INVALID_ENCODING,
+    ErrorCode.UNKNOWN_MODEL,
+    ErrorCode.BODY_TOO_LARGE,
+    ErrorCode.TOO_MANY_ITEMS,
+    ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+)
+_FORWARD = (ErrorCode.ENGINE_FAILED, ErrorCode.NON_FINITE_SCORE, ErrorCode.OVERLOADED, ErrorCode.ENGINE_UNAVAILABLE)
+
+_ANSWERED = {
+    "model": "mini-general-preference",
+    "identity": "9f3c1a5be0d24c7788f1a6b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f6",
+    "fingerprint": "b41e7c2d9a0f4e6688aabbccddeeff00",
+    "calibrated": False,
+}
+_COLD = {"forward_responses": 3, "forward_tokens": 143, "cached_responses": 0, "truncated": 0}
+_MODEL = {
+    "id": "mini-general-preference",
+    "kind": "general-preference",
+    "source": "builtin:mini-general-preference",
+    "revision": None,
+    "identity": _ANSWERED["identity"],
+    "fingerprint": _ANSWERED["fingerprint"],
+    "numerics": {"dtype": "float32", "torch": "2.13.0"},
+    "limits": {"max_tokens": 512, "max_items": 10000, "max_body_bytes": 64000000},
+    "temperature": 0.1,
+    "calibrated": False,
+    "attributes": [],
+    "weights": None,
+    "dimension": 8,
+    "domain": "short arguments on questions of public debate",
+    "demonstration": True,
+    "engine": "local",
+    "batching": "packed",
+    "max_batch_tokens": 4096,
+    "max_batch_tokens_reason": "the default on cpu",
+    "pooling": "mean",
+    "special_tokens": "escape",
+    "reasoning": "keep",
+}
+_EXAMPLES: Mapping[type[BaseModel], dict[str, Any]] = {
+    PreferencesAnswer: {
+        **_ANSWERED,
+        "preferences": [{"probability": 0.81, "logit": 1.45, "first_reward": None, "second_reward": None}],
+        "usage": {**_COLD, "forward_responses": 2},
+    },
+    RewardsAnswer: {
+        **_ANSWERED,
+        "model": "mini-bradley-terry",
+        "rewards": [{"reward": 0.62, "attributes": {}, "representation": [0.62], "truncated_tokens": 0}],
+        "usage": {**_COLD, "forward_responses": 1},
+    },
+    TournamentsAnswer: {
+        **_ANSWERED,
+        "tournaments": [
+            {
+                "win_rates": [0.61, 0.48, 0.41],
+                "ranking": [0, 1, 2],
+                "condorcet_winner": 0,
+                "copeland": [2, 0, -2],
+                "cyclic_triples": 0,
+                "nash": [1.0, 0.0, 0.0],
+                "matrix": [[0.5, 0.65, 0.68], [0.35, 0.5, 0.59], [0.32, 0.41, 0.5]],
+            }
+        ],
+        "usage": _COLD,
+    },
+    TokensAnswer: {
+        **_ANSWERED,
+        "tokens": [
+            {
+                "text": "<|user|>Is sport fun?<|assistant|>Yes.<|end|>",
+                "token_ids": [1, 57, 210, 88, 31, 2, 604, 14, 3],
+                "reads": [[5, 9]],
+                "prompt_length": 5,
+                "truncated_tokens": 0,
+                "truncated_messages": 0,
+            }
+        ],
+        "usage": {"forward_responses": 0, "forward_tokens": 0, "cached_responses": 0, "truncated": 0},
+    },
+    ModelsAnswer: {"models": [_MODEL]},
+    ModelInfo: _MODEL,
+}
+
+
+def scoring_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+    """Return what FastAPI needs to document a route that reads a batch."""
+    runs = _FORWARD if answer is not TokensAnswer else ()
+    compares = (ErrorCode.PREFERENCES_UNAVAILABLE,) if answer is not TokensAnswer else ()
+    returns = (ErrorCode.RETURN_UNAVAILABLE,) if answer is RewardsAnswer else ()
+    named = (ErrorCode.UNKNOWN_ID,) if answer is PreferencesAnswer else ()
+    examples = request.model_config.get("json_schema_extra")
+    assert isinstance(examples, dict)
+    example = examples["examples"]
+    assert isinstance(example, list)
+    content = {"schema": {"$ref": f"{_SCHEMAS}{request.__name__}"}, "example": example[0]}
+    return {
+        "response_model": answer,
+        "responses": _errors(*_BODY, *_TEXT, *compares, *returns, *named, *runs, *_ALWAYS),
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
+    }
+
+
+def inspection_document(answer: type[BaseModel], *, named: bool = False) -> dict[str, Any]:
+    """Return what FastAPI needs to document a route that only shows something, perhaps of a named model."""
+    unknown = (ErrorCode.UNKNOWN_MODEL,) if named else ()
+    return {"response_model": answer, "responses": _errors(*unknown, *_ALWAYS)}
+
+
+def health_document(description: str, *codes: ErrorCode) -> dict[str, Any]:
+    """Return what FastAPI needs to document a health check; it needs no key."""
+    return {
+        "responses": {200: _text(description, "ok\n"), **_errors(*codes)},
+        "response_class": PlainTextResponse,
+        "openapi_extra": {"security": []},
+    }
+
+
+def metrics_document() -> dict[str, Any]:
+    """Return what FastAPI needs to document the metrics."""
+    example = 'paragone_requests_total{route="/v1/preferences",status="200"} 1.0\n'
+    return {
+        "responses": {200: _text("Prometheus' text format.", example), **_errors(*_KEY)},
+        "response_class": PlainTextResponse,
+    }
+
+
+def describe(app: FastAPI) -> None:
+    """Give an application its OpenAPI document; it is made once, when it is first asked for."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(title=_TITLE, version=app.version, description=_DESCRIPTION, routes=app.routes)
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    own_types: list[tuple[type[BaseModel], JsonSchemaMode]] = [(wire, "validation") for wire in _OWN]
+    _, own = models_json_schema(own_types, ref_template=f"{_SCHEMAS}{{model}}")
+    schemas.update(own["$defs"])
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own error, which is never sent
+        schemas.pop(name, None)
+    examples = {wire.__name__: example for wire, example in _EXAMPLES.items()}  # put in here: FastAPI drops nulls
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            refusal = operation["responses"].get("422", {})
+            if "HTTPValidationError" in str(refusal):
+                del operation["responses"]["422"]
+            content = operation["responses"]["200"]["content"].get("application/json", {})
+            name = content.get("schema", {}).get("$ref", "").removeprefix(_SCHEMAS)
+            if name in examples:
+                content["example"] = examples[name]
+    components["schemas"] = dict(sorted(schemas.items()))
+    components["securitySchemes"] = {
+        "bearer": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "The key of `--api-key`. A server without one answers everybody, on loopback only.",
+        }
+    }
+    document["security"] = [{"bearer": []}]
+    return document
+
+
+def _errors(*codes: ErrorCode) -> dict[int | str, dict[str, Any]]:
+    """Return the documentation of errors by status: which codes it may mean, one example each."""
+    by_status: dict[int | str, dict[str, Any]] = {}
+    for code in sorted(codes, key=lambda code: (HTTP_STATUS[code], code)):
+        response = by_status.setdefault(
+            HTTP_STATUS[code],
+            {"content": {"application/json": {"schema": {"$ref": f"{_SCHEMAS}ErrorBody"}, "examples": {}}}},
+        )
+        examples = response["content"]["application/json"]["examples"]
+        examples[code.value] = {"value": {"error": {"code": code.value, "message": "…"}}}
+        response["description"] = ", ".join(f"`{name}`" for name in examples)
+    return by_status
+
+
+def _text(description: str, example: str) -> dict[str, Any]:
+    return {"description": description, "content": {"text/plain": {"example": example}}}

@@ -1,0 +1,71 @@
+"""The HTTP server: uvicorn, told to drain. A signal makes readiness fail and lets requests in flight finish; exit 0."""
+
+import asyncio
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from paragone_service.config import Settings
+from paragone_service.http.middleware import Drain
+
+__all__ = ["Server", "configure"]
+
+_KEEP_ALIVE_S = 75
+_BACKLOG = 2048
+_FAREWELL_S = 2
+"""For the refusals of what is not finished in time, until uvicorn closes connections without a word."""
+
+
+class Server(uvicorn.Server):
+    """Serve until the first signal, finish what was begun, refuse what takes too long, and return.
+
+    A second Ctrl-C returns at once.
+
+    uvicorn raises the signals it caught once more after shutting down, which would end the process by SIGTERM; this
+    server does not remember them, so that a drained process exits with 0.
+
+    Args:
+        config: from ``configure``.
+        drain: told of the first signal, and of the end of the time that requests in flight have.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's signature)
+        """Begin to drain, or stop at once on a second SIGINT."""
+        self._drain.begun = True
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the requests in flight, but not beyond their time, and close everything."""
+        assert self.config.timeout_graceful_shutdown is not None
+        grace_s = self.config.timeout_graceful_shutdown - _FAREWELL_S
+        end = asyncio.get_running_loop().call_later(grace_s, self._drain.end)
+        await super().shutdown(sockets)
+        end.cancel()
+
+
+def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """Return uvicorn's configuration: uvloop and httptools, connections kept longer than load balancers keep them."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=settings.drain_timeout_s + _FAREWELL_S,
+    )

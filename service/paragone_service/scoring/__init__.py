@@ -1,0 +1,1 @@
+"""From conversations to answers: cache keys, single flight, reading, queueing and arithmetic."""

@@ -1,0 +1,368 @@
+"""Dynamic batching for one model: responses of many requests, put into batches under a token budget.
+
+There is no wait window: an idle device starts with what is there, and what arrives meanwhile makes the next batch.
+A request that fits into one batch goes before the larger ones, but never all the time; each of the two lanes is first
+in, first out for each client, and fair in tokens among clients. Responses to one prompt stay together, and a batch is
+sorted by length. The queue is bounded in tokens. Each response has one ticket, however many requests wait for it
+(single flight); a ticket that nobody waits for any more leaves the queue.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Hashable, Sequence, Set
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paragone.codes import ErrorCode
+from paragone_models.text.encoding import EncodeItem
+from paragone_service.engine.contract import EngineOutOfMemoryError, EngineUnavailableError
+from paragone_service.http.errors import ServiceError
+from paragone_service.http.timings import Timings
+from paragone_service.metrics import Metrics
+from paragone_service.scoring.lanes import Lane
+
+__all__ = ["Batch", "Represent", "Scheduler", "Settle", "Ticket", "waited"]
+
+logger = logging.getLogger("paragone.service")
+
+Represent = Callable[[Sequence[EncodeItem]], Awaitable[NDArray[np.float32]]]
+"""Backbone and head: items to representations [n, d]."""
+
+Settle = Callable[[Sequence["Ticket"], NDArray[np.float32]], Sequence[bytes | ServiceError]]
+"""What a finished batch means for each ticket: the value that holds from now on, or why there is none."""
+
+_MAX_RETRY_AFTER_S = 60
+_ENGINE_RETRY_AFTER_S = 5
+_SPEED_MEMORY = 0.8
+_BULK_EVERY = 4
+"""Every fourth batch begins with the large requests, so that small ones cannot hold them up for ever."""
+
+_TURNS = 4
+"""Turns of clients in one batch: a client keeps its turn for that part of the budget."""
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """When a batch ran, by the scheduler's clock."""
+
+    started: float
+    finished: float = math.nan
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One response on its way through the model.
+
+    Attributes:
+        key: its cache key; None for a canary, which nobody can join and nobody keeps.
+        item: what the engine gets.
+        dropped: tokens cut from its prompt.
+        outcome: the value, or the error, once it is there. Never an exception.
+        waiters: how many requests wait for it.
+        submitted: when it came.
+        batch: the batch that it ran in; set before ``outcome``.
+        tokens: of prompt and response.
+        prompt: hash of the prompt's tokens. Two prompts with the same one would only misjudge the size of a batch.
+    """
+
+    key: bytes | None
+    item: EncodeItem
+    dropped: int
+    outcome: asyncio.Future[bytes | ServiceError]
+    submitted: float
+    waiters: int = 1
+    batch: Batch | None = None
+    tokens: int = field(init=False)
+    prompt: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = len(self.item.token_ids)
+        self.prompt = hash(tuple(self.item.token_ids[: self.item.prompt_length]))
+
+
+class Scheduler:
+    """Queue the responses of one model and run them in batches.
+
+    Args:
+        model: the model's name, for metrics and messages.
+        represent: runs a batch; called with the device's turn held.
+        settle: told of every finished batch before the waiting requests are.
+        turn: the device's turn, shared by the models on one device.
+        metrics: where batches are counted.
+        shares_prompts: whether a batch computes a prompt once for all its responses, so that it also counts once.
+        max_batch_tokens: budget of a batch. A longer single response still runs, alone.
+        max_queue_tokens: how much may wait. A request that finds the queue empty is let in whatever its size.
+        clock: in seconds.
+
+    Attributes:
+        max_batch_tokens: the budget now; smaller than it was once the device had not enough memory.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        represent: Represent,
+        settle: Settle,
+        *,
+        turn: asyncio.Lock,
+        metrics: Metrics,
+        shares_prompts: bool,
+        max_batch_tokens: int,
+        max_queue_tokens: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.model = model
+        self.queue_tokens = 0
+        self.queue_items = 0
+        self.last_success = -math.inf
+        self.last_failure = -math.inf
+        self.last_batch_s = 0.0
+        self._represent = represent
+        self._settle = settle
+        self._turn = turn
+        self._metrics = metrics
+        self._shares_prompts = shares_prompts
+        self.max_batch_tokens = max_batch_tokens
+        self._max_queue_tokens = max_queue_tokens
+        self._clock = clock
+        self._interactive: Lane[Ticket] = Lane()
+        self._bulk: Lane[Ticket] = Lane()
+        self._batches = 0
+        self._flights: dict[bytes, Ticket] = {}
+        self._arrived = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._tokens_per_s = 0.0
+
+    def start(self) -> None:
+        """Start the worker; needs a running event loop."""
+        self._worker = asyncio.get_running_loop().create_task(self._work())
+
+    async def close(self) -> None:
+        """Stop the worker; whatever still waits is told that the server is shutting down."""
+        if self._worker is not None:
+            self._worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._worker
+        farewell = ServiceError(
+            ErrorCode.SHUTTING_DOWN, "the server is shutting down; try another one", retry_after_s=1
+        )
+        for ticket in [*self._interactive, *self._bulk, *self._flights.values()]:
+            if not ticket.outcome.done():
+                ticket.outcome.set_result(farewell)
+        self._interactive.clear()
+        self._bulk.clear()
+        self._flights.clear()
+
+    def join(self, key: bytes) -> Ticket | None:
+        """Return the ticket of a response that is on its way already, now also waited for by the caller, or None."""
+        ticket = self._flights.get(key)
+        if ticket is not None:
+            ticket.waiters += 1
+        return ticket
+
+    def check_room(self, tokens: int = 1) -> None:
+        """Refuse when the queue is full.
+
+        Raises:
+            ServiceError: ``overloaded``, with the time that the queue will take, if ``tokens`` more do not fit.
+        """
+        if self.queue_tokens and self.queue_tokens + tokens > self._max_queue_tokens:
+            wait_s = self.queue_tokens / self._tokens_per_s if self._tokens_per_s else 1.0
+            raise ServiceError(
+                ErrorCode.OVERLOADED,
+                f"{self.queue_tokens} tokens wait for model {self.model}, {tokens} more than fit into "
+                f"{self._max_queue_tokens}: try again later, or raise --max-queue-tokens",
+                retry_after_s=min(_MAX_RETRY_AFTER_S, max(1, math.ceil(wait_s / 2))),
+            )
+
+    def submit(self, jobs: Sequence[tuple[bytes | None, EncodeItem, int]], *, client: Hashable = None) -> list[Ticket]:
+        """Queue the responses of a request, (key, item, dropped tokens) each; all or none.
+
+        Ask ``join`` first: a key must not be on its way already, nor come twice.
+
+        Args:
+            jobs: the responses, at least one.
+            client: whose they are; among clients the device's time is shared by tokens.
+
+        Returns:
+            One ticket per job, in the order of the jobs. Hand each back with ``leave``.
+
+        Raises:
+            ServiceError: ``overloaded``, if they do not fit into the queue.
+        """
+        tokens = sum(len(item.token_ids) for _, item, _ in jobs)
+        self.check_room(tokens)
+        now, loop = self._clock(), asyncio.get_running_loop()
+        tickets = [Ticket(key, item, dropped, loop.create_future(), now) for key, item, dropped in jobs]
+        for ticket in tickets:
+            if ticket.key is not None:
+                assert ticket.key not in self._flights
+                self._flights[ticket.key] = ticket
+        fits = self._costs(tickets) <= self.max_batch_tokens
+        lane = self._interactive if fits else self._bulk
+        lane.extend(client, _by_prompt(tickets))
+        self.queue_items += len(tickets)
+        self.queue_tokens += tokens
+        self._arrived.set()
+        return tickets
+
+    def leave(self, tickets: Sequence[Ticket]) -> None:
+        """Stop waiting for tickets; one that nobody waits for is not run, if it has not started."""
+        for ticket in tickets:
+            ticket.waiters -= 1
+            if ticket.waiters == 0 and ticket.batch is None and not ticket.outcome.done():
+                self._forget(ticket)
+                self._unqueue(ticket)
+                self._metrics.dropped.labels(self.model).inc()
+
+    async def _work(self) -> None:
+        while True:
+            await self._arrived.wait()
+            async with self._turn:
+                batch = self._take()
+                if batch:
+                    await self._run(batch)
+            if not self._interactive and not self._bulk:
+                self._arrived.clear()
+
+    def _take(self) -> list[Ticket]:
+        """Return the next batch, shortest first, and mark it as started."""
+        taken: list[Ticket] = []
+        prompts: set[int] = set()
+        tokens = 0
+        self._batches += 1
+        lanes = [self._interactive, self._bulk]
+        for lane in lanes if self._batches % _BULK_EVERY else reversed(lanes):
+            while lane:
+                ticket = lane.peek(self.max_batch_tokens // _TURNS)
+                cost = self._cost(ticket, prompts) if ticket.waiters else 0
+                if cost and taken and tokens + cost > self.max_batch_tokens:
+                    break
+                lane.pop(cost)
+                if ticket.waiters:
+                    taken.append(ticket)
+                    prompts.add(ticket.prompt)
+                    tokens += cost
+                    self._unqueue(ticket)
+        taken.sort(key=lambda ticket: ticket.tokens)
+        return taken
+
+    def _costs(self, tickets: Sequence[Ticket]) -> int:
+        prompts: set[int] = set()
+        total = 0
+        for ticket in tickets:
+            total += self._cost(ticket, prompts)
+            prompts.add(ticket.prompt)
+        return total
+
+    def _cost(self, ticket: Ticket, prompts: Set[int]) -> int:
+        """Return how many tokens a batch with these prompts grows by."""
+        shared = self._shares_prompts and ticket.prompt in prompts
+        return max(1, ticket.tokens - ticket.item.prompt_length) if shared else ticket.tokens
+
+    async def _run(self, tickets: list[Ticket]) -> None:
+        batch = Batch(self._clock())
+        for ticket in tickets:
+            ticket.batch = batch
+        outcomes: Sequence[bytes | ServiceError]
+        try:
+            rows = await self._represent([ticket.item for ticket in tickets])
+            batch.finished = self._clock()
+            outcomes = self._settle(tickets, rows)
+        except EngineOutOfMemoryError as error:
+            if len(tickets) > 1:
+                await self._split(tickets)
+                return
+            logger.error("model %s: one response of %d tokens is too large: %s", self.model, tickets[0].tokens, error)
+            outcomes = self._failures(tickets, "the device has not enough memory for this response")
+        except EngineUnavailableError as error:
+            logger.error("model %s: its engine is away, %d responses have none: %s", self.model, len(tickets), error)
+            outcomes = self._failures(
+                tickets,
+                "what runs this model is away for now: try again later",
+                code=ErrorCode.ENGINE_UNAVAILABLE,
+                retry_after_s=_ENGINE_RETRY_AFTER_S,
+            )
+        except Exception:
+            logger.exception("model %s: the engine failed a batch of %d responses", self.model, len(tickets))
+            outcomes = self._failures(tickets, "the engine failed; see the server's log")
+        else:
+            self._count(tickets, batch)
+        batch.finished = self._clock()
+        for ticket, outcome in zip(tickets, outcomes, strict=True):
+            self._forget(ticket)
+            if not ticket.outcome.done():
+                ticket.outcome.set_result(outcome)
+
+    async def _split(self, tickets: list[Ticket]) -> None:
+        """Run two halves of a batch that did not fit, and keep later batches as small."""
+        half = len(tickets) // 2
+        self.max_batch_tokens = max(1, min(self.max_batch_tokens, sum(ticket.tokens for ticket in tickets) // 2))
+        self._metrics.memory_splits.labels(self.model).inc()
+        logger.warning("model %s: out of memory, batches have %d tokens from now on", self.model, self.max_batch_tokens)
+        await self._run(tickets[:half])
+        await self._run(tickets[half:])
+
+    def _failures(
+        self,
+        tickets: Sequence[Ticket],
+        message: str,
+        *,
+        code: ErrorCode = ErrorCode.ENGINE_FAILED,
+        retry_after_s: int | None = None,
+    ) -> list[bytes | ServiceError]:
+        self._metrics.batch_failures.labels(self.model).inc()
+        self.last_failure = self._clock()
+        return [ServiceError(code, message, retry_after_s=retry_after_s)] * len(tickets)
+
+    def _count(self, tickets: Sequence[Ticket], batch: Batch) -> None:
+        self.last_success = batch.finished
+        seconds = self.last_batch_s = batch.finished - batch.started
+        tokens = sum(ticket.tokens for ticket in tickets)
+        longest = max(ticket.tokens for ticket in tickets)
+        speed = tokens / max(seconds, 1e-6)
+        self._tokens_per_s = (
+            _SPEED_MEMORY * self._tokens_per_s + (1 - _SPEED_MEMORY) * speed if self._tokens_per_s else speed
+        )
+        self._metrics.batch_done(self.model, len(tickets), tokens, longest, seconds)
+
+    def _unqueue(self, ticket: Ticket) -> None:
+        self.queue_items -= 1
+        self.queue_tokens -= ticket.tokens
+
+    def _forget(self, ticket: Ticket) -> None:
+        if ticket.key is not None and self._flights.get(ticket.key) is ticket:
+            del self._flights[ticket.key]
+
+
+async def waited(tickets: Sequence[Ticket], timings: Timings, clock: Callable[[], float]) -> None:
+    """Wait until every ticket has its outcome, and add how long that took to a request's timings.
+
+    Args:
+        tickets: of one scheduler.
+        timings: of the request: the batches that the tickets were in, and the rest of the time as waiting.
+        clock: the scheduler's.
+    """
+    started = clock()
+    waiting = [ticket.outcome for ticket in tickets if not ticket.outcome.done()]
+    if waiting:
+        await asyncio.wait(waiting)
+    batches = {id(ticket.batch): ticket.batch for ticket in tickets if ticket.batch is not None}
+    ran_s = sum(batch.finished - batch.started for batch in batches.values())
+    timings.inference_s += ran_s
+    timings.queue_s += max(0.0, clock() - started - ran_s)
+
+
+def _by_prompt(tickets: Sequence[Ticket]) -> list[Ticket]:
+    """Return tickets with those of one prompt side by side, the prompt with the longest response first."""
+    siblings: dict[int, list[Ticket]] = {}
+    for ticket in tickets:
+        siblings.setdefault(ticket.prompt, []).append(ticket)
+    families = [sorted(family, key=lambda ticket: -ticket.tokens) for family in siblings.values()]
+    families.sort(key=lambda family: -family[0].tokens)
+    return [ticket for family in families for ticket in family]

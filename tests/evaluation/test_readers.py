@@ -1,0 +1,283 @@
+"""Reading files: every layout, and every way in which a file can be wrong."""
+
+import gzip
+import json
+import math
+
+import pytest
+
+from paragone_evaluation.dataset import text_length
+from paragone_evaluation.readers import LAYOUTS, read_evaluation_set
+from paragone_training.errors import DataError
+from tests.evaluation.conftest import pair, write
+from tests.evaluation.test_layouts import HELPSTEER, RATED, ULTRA
+
+RATING = {"id": "r", "group": "q_s", "prompt": "P?", "response": "a", "ratings": {"helpful": 3, "verbose": 1}}
+GROUP = {
+    "id": "g",
+    "prompt": "P?",
+    "responses": ["a", "bb", "ccc"],
+    "comparisons": [
+        {"first": 0, "second": 1, "label": "first"},
+        {"first": 1, "second": 2, "label": "tie"},
+        {"first": 2, "second": 0, "label": "second"},
+    ],
+}
+REWARDBENCH = {"id": 30, "prompt": "P?", "chosen": "good", "rejected": "bad", "subset": "alpacaeval-easy"}
+REWARDBENCH2 = {"id": "0", "prompt": "P?", "chosen": ["a"], "rejected": ["b", "c", "d"], "subset": "Focus"}
+TIES = {"id": "tied:3", "prompt": "A colour?", "chosen": ["red", "blue"], "rejected": ["dog"], "subset": "Ties"}
+RM_BENCH = {"id": "1", "prompt": "P?", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"], "domain": "chat"}
+JUDGEBENCH = {
+    "pair_id": "x",
+    "question": "P?",
+    "response_A": "a",
+    "response_B": "b",
+    "label": "B>A",
+    "source": "mmlu-pro-law",
+}
+ROWS = {
+    "pairs": pair(0),
+    "ratings": RATING,
+    "groups": GROUP,
+    "rewardbench": REWARDBENCH,
+    "rewardbench2": REWARDBENCH2,
+    "rm-bench": RM_BENCH,
+    "judgebench": JUDGEBENCH,
+    "helpsteer2-preferences": HELPSTEER,
+    "ultrafeedback": ULTRA,
+}
+
+
+def rows_for(layout):
+    if layout == "ratings":
+        return [RATING, {**RATING, "id": "s", "response": "bb", "ratings": {"helpful": 1, "verbose": 2}}]
+    if layout == "helpsteer2":
+        return [RATED, RATED | {"response": "bb", "helpfulness": 1}]
+    return [ROWS[layout]]
+
+
+def read(tmp_path, rows, **options):
+    return read_evaluation_set(write(tmp_path / "file.jsonl", rows), **options)
+
+
+def refused(tmp_path, rows, match, **options):
+    with pytest.raises(DataError, match=match):
+        read(tmp_path, rows, **options)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_known_by_its_first_row(tmp_path, layout):
+    assert read(tmp_path, rows_for(layout)).layout == layout
+    assert read(tmp_path, rows_for(layout), layout=layout).layout == layout
+
+
+@pytest.mark.parametrize("name", ["f.jsonl.gz", "f.json", "f.json.gz", "f.parquet"])
+def test_gzip_arrays_and_parquet_hold_the_same_rows(tmp_path, name):
+    path, rows = tmp_path / name, [REWARDBENCH2, {**REWARDBENCH2, "id": "1"}]
+    if name.endswith("parquet"):
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        lines = json.dumps(rows) if ".json" in name and "jsonl" not in name else "\n".join(map(json.dumps, rows))
+        path.write_bytes(gzip.compress(lines.encode()) if name.endswith("gz") else lines.encode())
+    made = read_evaluation_set(path)
+    assert made.layout == "rewardbench2"
+    assert [case.id for case in made.cases] == ["0", "1"]
+
+
+def test_pairs_keep_strength_outcome_group_and_question(tmp_path):
+    made = read(tmp_path, [pair(0), pair(1), pair(5)])
+    assert made.outcome.tolist() == [1.0, 0.0, 0.5]
+    assert made.strength.tolist() == [3.0, -2.0, 0.0]
+    assert [case.subset for case in made.cases] == ["question0_stance0"] * 2 + ["question0_stance1"]
+    assert made.clusters("question")[1] == 1
+    assert made.clusters("prompt")[1] == 2
+
+
+def test_chosen_and_rejected_are_pairs_of_unknown_strength(tmp_path):
+    made = read(tmp_path, [{"id": 1, "prompt": "P?", "chosen": "good", "rejected": "bad"}])
+    assert made.layout == "pairs"
+    assert made.outcome.tolist() == [1.0]
+    assert math.isnan(made.strength[0])
+
+
+def test_the_same_response_to_the_same_prompt_is_one_node(tmp_path):
+    made = read(tmp_path, [pair(0), pair(1, second=pair(0)["first"])])
+    assert len(made.responses) == 3
+
+
+def test_ratings_become_a_group_per_prompt_with_all_its_pairs(tmp_path):
+    rows = [
+        {**RATING, "id": name, "response": name, "ratings": {"h": value}}
+        for name, value in zip("abc", (1, 3, 1), strict=True)
+    ]
+    made = read(tmp_path, [*rows, {**rows[0], "id": "d", "ratings": {"h": 2}}])
+    assert len(made.cases) == 1
+    # The response that is rated twice has its mean rating, 1.5.
+    assert made.cases[0].human == (1.5, 3.0, 1.0)
+    assert made.outcome.tolist() == [0.0, 1.0, 1.0]
+    assert made.rated == "h"
+
+
+def test_another_attribute_can_be_what_people_think(tmp_path):
+    made = read(tmp_path, rows_for("ratings"), attribute="verbose")
+    assert made.outcome.tolist() == [0.0]
+    refused(tmp_path, rows_for("ratings"), "no rating of 'style'; the row rates helpful, verbose", attribute="style")
+
+
+def test_a_group_scores_a_response_by_its_share_of_wins(tmp_path):
+    made = read(tmp_path, [GROUP])
+    assert made.cases[0].human == (1.0, 0.25, 0.25)
+    assert made.outcome.tolist() == [1.0, 0.5, 0.0]
+
+
+def test_benchmarks_compare_every_right_response_with_every_wrong_one(tmp_path):
+    assert len(read(tmp_path, [REWARDBENCH2]).outcome) == 3
+    assert len(read(tmp_path, [TIES]).outcome) == 2
+    made = read(tmp_path, [RM_BENCH])
+    assert len(made.outcome) == 9
+    assert made.cases[0].right == 3
+
+
+def test_ids_of_rewardbench_may_repeat_in_another_subset(tmp_path):
+    assert len(read(tmp_path, [REWARDBENCH, {**REWARDBENCH, "subset": "hep-go"}]).cases) == 2
+    refused(tmp_path, [REWARDBENCH, REWARDBENCH], "line 2: id '30' is on line 1 already")
+
+
+def test_the_label_of_judgebench_says_which_one_is_right(tmp_path):
+    made = read(tmp_path, [JUDGEBENCH, {**JUDGEBENCH, "pair_id": "y", "label": "A>B"}])
+    assert made.outcome.tolist() == [0.0, 1.0]
+    assert made.cases[0].subset == "mmlu"
+
+
+def test_conversations_and_tools_are_read(tmp_path):
+    prompt = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    made = read(tmp_path, [pair(0, prompt=prompt, first={"role": "assistant", "content": "abc"}, tools=tools)])
+    assert made.prompts[0][0] == tuple(prompt)
+    assert made.prompts[0][1] == tuple(tools)
+    assert made.node_length[0] == 3
+    parts = [{"type": "text", "text": "ab"}, {"type": "image_url", "image_url": {}}]
+    assert text_length([{"role": "assistant", "content": parts}, {"role": "tool", "content": None}]) == 2
+
+
+def test_a_split_is_read_and_the_rest_is_counted(tmp_path):
+    rows = [pair(0, split="train"), pair(1, split="test")]
+    made = read(tmp_path, rows, split="test")
+    assert [case.id for case in made.cases] == ["p1"]
+    assert [(row.reason, row.count) for row in made.left_out] == [("split is not test", 1)]
+    assert [case.id for case in read(tmp_path, rows, exclude_split="test").cases] == ["p0"]
+    refused(tmp_path, rows, "no row has split 'dev'; the splits are: test, train", split="dev")
+    refused(tmp_path, rows[1:], "all 1 rows have split 'test'", exclude_split="test")
+    refused(tmp_path, [pair(0)], "line 1: field 'split' is missing", split="test")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "x", "prompt": "P?", "first": "a", "strength": 1}, "field 'second' is missing"),
+        ({"prompt": "P?", "first": "a", "second": "b", "strength": 1}, "field 'id' is missing"),
+        (pair(1, strength=4), "field 'strength' is 4; it must lie in -3 … 3"),
+        (pair(1, strength="2"), "field 'strength' must be a number"),
+        (pair(1, strength=True), "field 'strength' must be a number from -3 to 3, not True"),
+        (pair(1, prompt="  "), "field 'prompt' is empty"),
+        (pair(1, prompt=3), "field 'prompt' must be text or a list of messages"),
+        (pair(1, first=None), "field 'first' must be text, a message or a list of messages, not null"),
+        (pair(1, first=[{"role": "nobody"}]), "field 'first' must be text"),
+        (pair(1, chosen="a", rejected="b"), "mixes two schemas"),
+        (
+            {"id": "x", "prompt": "P?", "chosen": "a", "rejected": "b"},
+            "the row has chosen and rejected, and the file began with first and second",
+        ),
+        (pair(1, group=7), "field 'group' must be text"),
+        (pair(1, tools={}), "field 'tools' must be a list of objects"),
+        (RATING, "the row has the fields of ratings, and the file began with pairs"),
+        (pair(0), "id 'p0' is on line 1 already"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_line_and_what_is_wrong(tmp_path, row, message):
+    refused(tmp_path, [pair(0), row], rf"1 row of 2 cannot be read:\n  line 2: .*{message}")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**GROUP, "responses": ["a"]}, "at least 2 responses, not a list of 1"),
+        ({**GROUP, "comparisons": []}, "at least one comparison"),
+        ({**GROUP, "comparisons": [{"first": 0, "second": 3, "label": "tie"}]}, r"comparisons\[0\].second is 3"),
+        ({**GROUP, "comparisons": [{"first": 1, "second": 1, "label": "tie"}]}, "compares response 1 with itself"),
+        ({**GROUP, "comparisons": [{"first": 0, "second": 1, "label": "yes"}]}, "it must be first, second or tie"),
+        ({**GROUP, "comparisons": [GROUP["comparisons"][0]] * 2}, "two comparisons are of the same two responses"),
+        ({**RATING, "ratings": {"helpful": "3"}}, "field 'ratings.helpful' must be a number"),
+        ({**RATING, "ratings": {}}, "field 'ratings' must be an object"),
+        ({**REWARDBENCH, "subset": ""}, "field 'subset' is missing or empty"),
+        ({**REWARDBENCH2, "chosen": ["a", "b"]}, "only Ties have several right responses; Focus has 2"),
+        ({**REWARDBENCH2, "num_correct": 2}, "field 'num_correct' is 2, and there are 1"),
+        ({**TIES, "id": "seven"}, "it must be ref:NUMBER or tied:NUMBER"),
+        ({**RM_BENCH, "rejected": ["a"] * 4}, "3 chosen and 4 rejected"),
+        ({**JUDGEBENCH, "label": "A=B"}, "it must be 'A>B' or 'B>A'"),
+    ],
+)
+def test_a_bad_row_of_the_other_layouts_is_named_too(tmp_path, row, message):
+    refused(tmp_path, [row], f"line 1: .*{message}")
+
+
+def test_lines_that_are_no_json_objects_are_named(tmp_path):
+    path = tmp_path / "file.jsonl"
+    path.write_bytes(json.dumps(pair(0)).encode() + b"\n\n{oops\n[1]\n\xff\n")
+    with pytest.raises(DataError, match=r"3 rows of 4") as caught:
+        read_evaluation_set(path)
+    for line in (
+        "line 3: the line is not JSON: Expecting property name enclosed in double quotes at column 2",
+        "line 4: the line must be a JSON object",
+        "line 5: the line is not UTF-8",
+    ):
+        assert line in str(caught.value)
+
+
+def test_a_lone_surrogate_is_named(tmp_path):
+    refused(tmp_path, [pair(0), pair(1, first="\ud800")], "line 2: field 'first' holds a lone surrogate")
+
+
+def test_only_the_first_bad_rows_are_shown_and_the_same_complaint_once(tmp_path):
+    refused(tmp_path, [pair(number, strength=9 + number) for number in range(9)], "line 5: .*\n  … and 4 more")
+    refused(tmp_path, [pair(number, strength=9) for number in range(9)], "lines 1, 2, 3, 4, 5 and 4 more: field")
+
+
+def test_bad_rows_can_be_left_out_and_are_counted_with_their_lines(tmp_path):
+    rows = [pair(0), pair(1, strength=9), pair(2), pair(3, strength=9), {"id": "x"}]
+    made = read(tmp_path, rows, leave_out_bad_rows=True)
+    assert [case.id for case in made.cases] == ["p0", "p2"]
+    assert [(row.count, row.lines) for row in made.left_out] == [(2, (2, 4)), (1, (5,))]
+    refused(tmp_path, [pair(0, strength=9)], "cannot be read", leave_out_bad_rows=True)
+
+
+def test_a_file_of_ties_only_is_refused_with_its_lines(tmp_path):
+    refused(tmp_path, [pair(5), pair(12)], r"all 2 judgements are ties \(lines 1 to 2\)")
+
+
+def test_one_class_only_is_noted_with_its_lines(tmp_path):
+    made = read(tmp_path, [pair(0, strength=1), pair(1, strength=2)])
+    assert "One class only: all 2 decided judgements (lines 1 to 2) prefer the first response" in made.notes[0]
+    assert read(tmp_path, [pair(0), pair(1)]).notes == ()
+    # Chosen first is what these layouts look like.
+    assert read(tmp_path, [REWARDBENCH]).notes == ()
+
+
+def test_files_that_cannot_be_read_are_refused_by_name(tmp_path):
+    with pytest.raises(DataError, match=r"cannot read .*absent.jsonl: No such file"):
+        read_evaluation_set(tmp_path / "absent.jsonl")
+    with pytest.raises(DataError, match=r"must end in one of \.jsonl"):
+        read_evaluation_set(tmp_path / "file.csv")
+    with pytest.raises(DataError, match="layout is 'pear'"):
+        read_evaluation_set(tmp_path / "file.jsonl", layout="pear")
+    (tmp_path / "broken.jsonl.gz").write_bytes(b"no gzip")
+    (tmp_path / "broken.parquet").write_bytes(b"no parquet")
+    (tmp_path / "broken.json").write_bytes(b"{}")
+    for name in ("broken.jsonl.gz", "broken.parquet", "broken.json"):
+        with pytest.raises(DataError, match=f"cannot read .*{name}"):
+            read_evaluation_set(tmp_path / name)
+    refused(tmp_path, [], "there are no rows in it")
+    refused(tmp_path, [{"a": 1}], "the fields a fit no layout; known are pairs, groups")

@@ -1,0 +1,48 @@
+"""The built-in models: small, honest about what they are, and on the right side of an easy pair."""
+
+import pytest
+
+from paragone_models import load_model
+from paragone_models.files import builtins
+
+NAMES = pytest.mark.parametrize("name", builtins.NAMES)
+PROMPT = "Should plastic water bottles be banned?"
+GOOD = "Plastic bottles should be banned, because they fill landfills and oceans and take centuries to decay."
+BAD = "idk lol"
+
+
+@NAMES
+def test_a_built_in_model_loads_and_says_that_it_is_a_demonstration(name):
+    model = load_model(f"builtin:{name}", device="cpu")
+    assert (model.name, model.source) == (name, f"builtin:{name}")
+    assert model.kind == name.removeprefix("mini-")
+    assert model.demonstration
+    assert model.domain
+    assert model.numerics["dtype"] == "float32"
+
+
+@NAMES
+def test_a_built_in_model_prefers_an_argument_to_none(name):
+    answer = load_model(f"builtin:{name}", device="cpu").score(PROMPT, [GOOD, BAD])
+    assert answer.probabilities[0, 1] > 0.5
+    assert answer.dropped_tokens == [0, 0]
+
+
+@NAMES
+def test_a_built_in_model_is_at_most_four_megabytes_and_has_a_card(name):
+    folder = builtins.builtin_folder(name)
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 4_000_000
+    assert len((folder / "README.md").read_text(encoding="utf-8")) > 500
+    assert not list(folder.glob("*token*"))
+
+
+def test_all_built_in_models_read_text_alike():
+    readers = [load_model(f"builtin:{name}", device="cpu").reader for name in builtins.NAMES]
+    texts = {reader.template.source for reader in readers}
+    assert len(texts) == 1
+    assert builtins.tokenizer_folder().is_dir()
+
+
+def test_a_name_that_is_not_built_in_is_a_key_error():
+    with pytest.raises(KeyError):
+        builtins.builtin_folder("../builtin/mini-bradley-terry")

@@ -1,0 +1,194 @@
+"""The Redis tier, against a real Redis: read in one trip, written behind, first writer wins, and it fails open."""
+
+import asyncio
+import logging
+
+import pytest
+from redis.asyncio import Redis
+
+from paragone_service.cache.codec import Codec
+from paragone_service.cache.memory_tier import MemoryCache
+from paragone_service.cache.redis_tier import RedisCache
+from paragone_service.cache.tiers import Cache
+from paragone_service.metrics import Metrics
+from tests.service.conftest import RedisServer, free_port, until
+
+pytestmark = pytest.mark.anyio
+
+CODEC = Codec(2)
+KEYS = [bytes([number]) * 24 for number in range(8)]
+
+
+def values(*numbers):
+    return CODEC.encode([[number, -number] for number in numbers], [5] * len(numbers), [0] * len(numbers))
+
+
+def counted(metrics, name, **labels):
+    return metrics.registry.get_sample_value(name, labels)
+
+
+async def holds(raw, entries):
+    return await raw.dbsize() == entries
+
+
+async def has(cache, value):
+    return await cache.get(KEYS[:1]) == [value]
+
+
+@pytest.fixture
+async def tier(redis_server):
+    metrics = Metrics()
+    cache = RedisCache(redis_server.url, ttl_s=1000, metrics=metrics)
+    await cache.start()
+    yield cache, metrics
+    await cache.close()
+
+
+@pytest.fixture
+async def raw(redis_server):
+    client = Redis(port=redis_server.port)
+    yield client
+    await client.aclose()
+
+
+async def test_what_was_written_is_read_in_one_round_trip(tier, raw):
+    cache, _ = tier
+    cache.put((key, value, False) for key, value in zip(KEYS[:3], values(1, 2, 3), strict=True))
+    await until(lambda: holds(raw, 3))
+    before = (await raw.info("commandstats")).get("cmdstat_mget", {"calls": 0})["calls"]
+    assert await cache.get([*KEYS[:3], KEYS[7]]) == [*values(1, 2, 3), None]
+    assert (await raw.info("commandstats"))["cmdstat_mget"]["calls"] == before + 1
+
+
+async def test_the_first_writer_wins_unless_a_value_is_to_be_overwritten(tier, raw):
+    cache, _ = tier
+    await raw.set(KEYS[0], b"theirs")
+    await raw.set(KEYS[1], b"spoilt")
+    cache.put([(KEYS[0], b"ours", False), (KEYS[1], b"ours", True), (KEYS[2], b"ours", False)])
+    await until(lambda: holds(raw, 3))
+    assert await raw.mget(KEYS[:3]) == [b"theirs", b"ours", b"ours"]
+
+
+async def test_entries_expire_at_about_their_time_but_not_all_at_once(tier, raw):
+    cache, _ = tier
+    keys = [bytes([number]) * 24 for number in range(50)]
+    cache.put((key, b"value", False) for key in keys)
+    await until(lambda: holds(raw, 50))
+    left = [await raw.ttl(key) for key in keys]
+    assert 890 <= min(left) < max(left) <= 1100
+
+
+async def test_what_is_pending_is_written_before_closing(redis_server, raw):
+    cache = RedisCache(redis_server.url, ttl_s=1000, metrics=Metrics())
+    await cache.start()
+    cache.put((index.to_bytes(24, "little"), b"value", False) for index in range(2000))
+    await cache.close()
+    assert await raw.dbsize() == 2000
+
+
+async def test_a_redis_that_is_absent_is_said_once_and_then_left_alone(caplog):
+    metrics = Metrics()
+    cache = RedisCache(f"redis://127.0.0.1:{free_port()}", ttl_s=1000, metrics=metrics)
+    with caplog.at_level(logging.WARNING, "paragone.service"):
+        await cache.start()
+        for _ in range(200):
+            assert await cache.get(KEYS) == [None] * len(KEYS)
+            cache.put([(KEYS[0], b"value", False)])
+    assert [record.message.split(" (")[0] for record in caplog.records] == ["redis is away"]
+    assert counted(metrics, "paragone_redis_up") == 0
+    assert counted(metrics, "paragone_redis_errors_total", operation="start") == 1
+    assert counted(metrics, "paragone_redis_unwritten_total") == 200
+    await cache.close()
+
+
+async def test_a_redis_that_goes_and_comes_back_is_said_once_each(caplog):
+    server = RedisServer()
+    server.start()
+    metrics = Metrics()
+    cache = RedisCache(server.url, ttl_s=1000, metrics=metrics)
+    with caplog.at_level(logging.WARNING, "paragone.service"):
+        await cache.start()
+        cache.put([(KEYS[0], b"value", False)])
+        await until(lambda: has(cache, b"value"))
+        server.kill()
+        for _ in range(3):
+            assert await cache.get(KEYS[:1]) == [None]
+        assert not cache.up
+        server.start()
+        await until(lambda: cache.up)
+        assert await cache.get(KEYS[:1]) == [None]
+        cache.put([(KEYS[0], b"again", False)])
+        await until(lambda: has(cache, b"again"))
+    assert [record.message.split(" (")[0] for record in caplog.records] == ["redis is away", "redis is back"]
+    assert counted(metrics, "paragone_redis_up") == 1
+    assert counted(metrics, "paragone_redis_errors_total", operation="get") == 1
+    await cache.close()
+    server.kill()
+
+
+async def test_a_redis_that_hangs_is_given_up_within_its_timeout():
+    async def never_answer(reader, writer):
+        try:
+            await reader.read()
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(never_answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    cache = RedisCache(f"redis://127.0.0.1:{port}", ttl_s=1000, metrics=Metrics())
+    async with asyncio.timeout(5):
+        await cache.start()
+        assert await cache.get(KEYS) == [None] * len(KEYS)
+    assert not cache.up
+    await cache.close()
+    server.close()
+
+
+async def test_a_full_redis_is_still_read_and_its_refusals_are_counted(tier, raw):
+    cache, metrics = tier
+    await raw.set(KEYS[0], b"value")
+    await raw.config_set("maxmemory", "1")
+    await raw.config_set("maxmemory-policy", "noeviction")
+    cache.put([(KEYS[1], b"value", False)])
+    await until(lambda: counted(metrics, "paragone_redis_errors_total", operation="set") == 1)
+    assert cache.up
+    assert await cache.get(KEYS[:2]) == [b"value", None]
+
+
+async def test_tiers_ask_redis_only_for_what_memory_lacks_and_remember_it(tier, raw):
+    redis, metrics = tier
+    cache = Cache(MemoryCache(10_000), redis, metrics)
+    one, two, three = values(1, 2, 3)
+    cache.put(KEYS[:1], [one])
+    await raw.set(KEYS[1], two)
+    found = await cache.get([KEYS[1], KEYS[0], KEYS[1], KEYS[2]], CODEC)
+    assert found.values == [two, one, two, None]
+    assert found.misses == 1
+    await raw.set(KEYS[1], three)
+    assert (await cache.get([KEYS[1]], CODEC)).values == [two]
+    assert counted(metrics, "paragone_cache_responses_total", tier="memory") == 2
+    assert counted(metrics, "paragone_cache_responses_total", tier="redis") == 2
+
+
+async def test_what_another_replica_wrote_first_is_kept_in_redis(tier, raw):
+    redis, metrics = tier
+    cache = Cache(MemoryCache(10_000), redis, metrics)
+    one, two = values(1, 2)
+    await raw.set(KEYS[0], one)
+    assert cache.put(KEYS[:2], [two, two]) == [two, two]
+    await until(lambda: holds(raw, 2))
+    assert await raw.get(KEYS[0]) == one
+
+
+@pytest.mark.parametrize(
+    "spoilt", [b"", b"x", values(1)[0][:-1], b"\0" * 20, Codec(3).encode([[1, 2, 3]], [1], [0])[0]]
+)
+async def test_a_corrupted_value_is_a_miss_counted_and_overwritten(tier, raw, spoilt):
+    redis, metrics = tier
+    cache = Cache(MemoryCache(10_000), redis, metrics)
+    await raw.set(KEYS[0], spoilt)
+    assert (await cache.get(KEYS[:1], CODEC)).values == [None]
+    assert counted(metrics, "paragone_cache_corrupted_total") == 1
+    (good,) = values(1)
+    cache.put(KEYS[:1], [good])
+    await until(lambda: has(redis, good))

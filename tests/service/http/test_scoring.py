@@ -1,0 +1,247 @@
+"""The routes that score, from HTTP to HTTP, with tiny real models."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from paragone.wire import PreferencesAnswer, RewardsAnswer, TournamentsAnswer
+from paragone_models.comparator import probability
+from paragone_models.tournament import summarise
+from tests.service.conftest import serving
+
+pytestmark = pytest.mark.anyio
+
+PROMPT = "Ban plastic bottles?"
+RESPONSES = ["Yes, they last for centuries.", "no", "Bottles can be reused!", ""]
+
+
+async def ask(client, route, **body):
+    response = await client.post(f"/v1/{route}", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def pairs_of(responses, prompt=PROMPT):
+    return [{"prompt": prompt, "first": a, "second": b} for a, b in itertools.permutations(responses, 2)]
+
+
+async def test_a_preference_is_the_models_own_and_the_first_is_the_one_that_is_measured(client, hosted):
+    answer = PreferencesAnswer.model_validate(
+        await ask(client, "preferences", model="gpm", pairs=pairs_of(RESPONSES[:2]))
+    )
+    expected = hosted["gpm"].score(PROMPT, RESPONSES[:2]).probabilities
+    one, other = answer.preferences
+    assert one.probability == pytest.approx(expected[0, 1], abs=1e-5)
+    assert other.probability == pytest.approx(expected[1, 0], abs=1e-5)
+    assert (one.first_reward, one.second_reward) == (None, None)
+    assert answer.model == "gpm"
+    assert answer.identity == hosted["gpm"].identity
+    assert answer.fingerprint == hosted["gpm"].fingerprint
+    assert answer.calibrated is False
+
+
+@pytest.mark.parametrize("model", ["gpm", "bt"])
+async def test_the_two_orders_of_a_pair_add_up_to_exactly_one_cold_and_warm(hosted, model):
+    async with serving(hosted) as client:
+        for _ in ("cold", "warm"):
+            answer = await ask(client, "preferences", model=model, pairs=pairs_of(RESPONSES))
+            got = {(a, b): row["probability"] for (a, b), row in
+                   zip(itertools.permutations(RESPONSES, 2), answer["preferences"], strict=True)}  # fmt: skip
+            assert all(got[a, b] + got[b, a] == 1.0 for a, b in got)
+
+
+async def test_cold_and_warm_answers_are_equal_to_the_last_bit(client):
+    cold = await ask(client, "preferences", pairs=pairs_of(RESPONSES))
+    warm = await ask(client, "preferences", pairs=pairs_of(RESPONSES))
+    assert cold["preferences"] == warm["preferences"]
+    assert cold["usage"]["forward_responses"] == 4
+    assert warm["usage"] == {"forward_responses": 0, "forward_tokens": 0, "cached_responses": 24, "truncated": 0}
+
+
+async def test_a_response_seen_once_is_never_run_again_whatever_it_is_compared_with(client):
+    first, second, third, _ = RESPONSES
+    await ask(client, "preferences", pairs=[{"prompt": PROMPT, "first": first, "second": second}])
+    answer = await ask(client, "tournaments", groups=[{"prompt": PROMPT, "responses": [second, first, third]}])
+    assert answer["usage"]["forward_responses"] == 1
+    answer = await ask(client, "rewards", items=[{"prompt": PROMPT, "response": third}])
+    assert answer["usage"]["forward_responses"] == 0
+    answer = await ask(client, "rewards", items=[{"prompt": "Another prompt?", "response": third}])
+    assert answer["usage"]["forward_responses"] == 1
+
+
+async def test_every_form_of_a_conversation_is_the_same_conversation(client):
+    forms = [
+        (PROMPT, "no"),
+        ([{"role": "user", "content": PROMPT}], {"role": "assistant", "content": "no"}),
+        ([{"role": "user", "content": PROMPT}], [{"role": "assistant", "content": "no"}]),
+    ]
+    answer = await ask(client, "rewards", items=[{"prompt": prompt, "response": one} for prompt, one in forms])
+    assert answer["usage"]["forward_responses"] == 1
+    assert answer["usage"]["cached_responses"] == 2
+    assert len({str(row) for row in answer["rewards"]}) == 1
+
+
+async def test_text_parts_are_read_as_their_text(client):
+    parts = [
+        {"role": "user", "content": [{"type": "text", "text": "Ban plastic "}, {"type": "text", "text": "bottles?"}]}
+    ]
+    items = [{"prompt": prompt, "response": "no"} for prompt in (PROMPT, parts)]
+    one, other = (await ask(client, "rewards", model="bt", items=items))["rewards"]
+    assert one["reward"] == pytest.approx(other["reward"], abs=1e-5)
+
+
+async def test_a_reward_model_shows_rewards_and_their_difference_is_the_logit(client, hosted):
+    answer = await ask(client, "preferences", model="bt", pairs=pairs_of(RESPONSES[:2]))
+    row = answer["preferences"][0]
+    assert row["logit"] == row["first_reward"] - row["second_reward"]
+    assert row["probability"] == float(probability(row["logit"]))
+    rewards = (await ask(client, "rewards", model="bt", items=[{"prompt": PROMPT, "response": RESPONSES[0]}]))[
+        "rewards"
+    ]
+    assert rewards == [{"reward": row["first_reward"], "attributes": {}, "truncated_tokens": 0}]
+    assert row["first_reward"] == pytest.approx(float(hosted["bt"].score(PROMPT, RESPONSES[:1]).rewards[0]), abs=1e-5)
+
+
+async def test_a_representation_comes_only_when_it_is_asked_for(client):
+    item = {"prompt": PROMPT, "response": "no"}
+    plain = RewardsAnswer.model_validate(await ask(client, "rewards", model="gpm", items=[item]))
+    full = RewardsAnswer.model_validate(
+        await ask(client, "rewards", model="gpm", items=[item], **{"return": ["representation"]})
+    )
+    assert plain.rewards[0].representation is None
+    assert plain.rewards[0].reward is None
+    assert len(full.rewards[0].representation) == 4
+
+
+async def test_attributes_are_named(client):
+    answer = await ask(client, "rewards", model="ratings", items=[{"prompt": PROMPT, "response": "no"}])
+    assert list(answer["rewards"][0]["attributes"]) == ["helpful", "verbose"]
+    assert answer["rewards"][0]["reward"] is None
+
+
+async def test_a_tournament_costs_one_forward_a_response_cold_and_none_warm(client):
+    groups = [{"prompt": PROMPT, "responses": RESPONSES}]
+    cold = await ask(client, "tournaments", groups=groups)
+    warm = await ask(client, "tournaments", groups=groups)
+    assert (cold["usage"]["forward_responses"], cold["usage"]["cached_responses"]) == (4, 0)
+    assert (warm["usage"]["forward_responses"], warm["usage"]["cached_responses"]) == (0, 4)
+    assert cold["tournaments"] == warm["tournaments"]
+
+
+async def test_a_tournament_is_what_its_matrix_says(client):
+    body = {"groups": [{"prompt": PROMPT, "responses": RESPONSES}], "return": ["matrix"]}
+    (row,) = TournamentsAnswer.model_validate(await ask(client, "tournaments", **body)).tournaments
+    matrix = np.array(row.matrix)
+    assert (matrix + matrix.T == 1).all()
+    assert (np.diag(matrix) == 0.5).all()
+    expected = summarise(matrix)
+    assert row.win_rates == expected.win_rates.tolist() == matrix.mean(axis=1).tolist()
+    assert row.ranking == expected.ranking
+    assert row.nash == pytest.approx(expected.nash.tolist())
+    assert (row.condorcet_winner, row.copeland) == (expected.condorcet_winner, expected.copeland)
+    assert row.cyclic_triples == expected.cyclic_triples
+
+
+async def test_the_matrix_comes_only_when_it_is_asked_for_and_nulls_stay(client):
+    answer = await ask(client, "tournaments", groups=[{"prompt": PROMPT, "responses": ["a", "a"]}])
+    (row,) = answer["tournaments"]
+    assert "matrix" not in row
+    assert row["condorcet_winner"] is None
+    assert row["win_rates"] == row["nash"] == [0.5, 0.5]
+
+
+async def test_the_same_response_twice_in_a_request_is_run_once(client):
+    answer = await ask(client, "tournaments", groups=[{"prompt": PROMPT, "responses": ["a", "b", "a"]}] * 2)
+    assert answer["usage"]["forward_responses"] == 2
+    assert answer["usage"]["cached_responses"] == 4
+
+
+async def test_with_references_the_win_rates_are_against_them(client):
+    group = {"prompt": PROMPT, "responses": RESPONSES[:2], "references": RESPONSES[2:]}
+    answer = await ask(client, "tournaments", groups=[group], **{"return": ["matrix"]})
+    (row,) = answer["tournaments"]
+    pairs = [{"prompt": PROMPT, "first": a, "second": b} for a in RESPONSES[:2] for b in RESPONSES[2:]]
+    single = [one["probability"] for one in (await ask(client, "preferences", pairs=pairs))["preferences"]]
+    assert row["win_rates"] == [(single[0] + single[1]) / 2, (single[2] + single[3]) / 2]
+    assert np.array(row["matrix"]).shape == (2, 2)
+    assert answer["usage"]["forward_responses"] == 4
+
+
+async def test_rows_are_in_the_order_of_the_request_whatever_their_length(client):
+    responses = ["word " * length for length in (30, 1, 17, 5, 40, 2)]
+    together = await ask(client, "rewards", model="bt", items=[{"prompt": PROMPT, "response": r} for r in responses])
+    alone = [
+        (await ask(client, "rewards", model="bt", items=[{"prompt": PROMPT, "response": r}]))["rewards"][0]
+        for r in responses
+    ]
+    assert together["rewards"] == alone
+
+
+@pytest.mark.parametrize(
+    ("route", "field"), [("preferences", "pairs"), ("rewards", "items"), ("tournaments", "groups"), ("tokens", "items")]
+)
+async def test_an_empty_batch_has_an_empty_answer(client, route, field):
+    answer = await ask(client, route, **{field: []})
+    assert answer[route] == []
+    assert answer["usage"] == {"forward_responses": 0, "forward_tokens": 0, "cached_responses": 0, "truncated": 0}
+
+
+async def test_a_request_without_a_model_is_answered_by_the_first_one(client):
+    assert (await ask(client, "preferences", pairs=[]))["model"] == "gpm"
+    assert (await ask(client, "preferences", pairs=[], model=None))["model"] == "gpm"
+
+
+async def test_an_empty_response_is_a_response(client):
+    answer = await ask(client, "preferences", pairs=[{"prompt": PROMPT, "first": "", "second": "no"}])
+    assert math.isfinite(answer["preferences"][0]["logit"])
+
+
+async def test_a_long_prompt_is_cut_and_said_to_be_and_a_hit_still_says_so(client, hosted):
+    long = "word " * 400
+    for forwards in (1, 0):
+        answer = await ask(client, "rewards", items=[{"prompt": long, "response": "no"}])
+        assert answer["usage"]["forward_responses"] == forwards
+        assert answer["usage"]["truncated"] == 1
+        assert answer["rewards"][0]["truncated_tokens"] > 0
+    metrics = (await client.get("/metrics")).text
+    assert 'paragone_truncations_total{model="gpm"} 2.0' in metrics
+    assert hosted["gpm"].max_length == 256
+
+
+async def test_two_prompts_that_are_cut_to_the_same_tokens_do_not_share_an_entry(client):
+    items = [{"prompt": start + " word" * 400, "response": "no"} for start in ("one", "two")]
+    answer = await ask(client, "rewards", items=items)
+    assert answer["usage"]["forward_responses"] == 2
+
+
+async def test_errors_are_reported_in_the_place_of_their_items_and_the_others_are_answered(client):
+    pairs = [
+        {"prompt": PROMPT, "first": "a", "second": "b"},
+        {"prompt": " ", "first": "a", "second": "b"},
+        {"prompt": PROMPT, "first": "a", "second": "word " * 500},
+        {"prompt": 7, "first": "a", "second": "b"},
+        {"prompt": PROMPT, "first": "a\ud800", "second": "b"},
+        {"prompt": PROMPT, "first": "b", "second": "a"},
+    ]
+    import json
+
+    body = json.dumps({"pairs": pairs, "on_error": "report"})  # writes the surrogate as an escape
+    response = await client.post("/v1/preferences", content=body, headers={"content-type": "application/json"})
+    rows = response.json()["preferences"]
+    errors = [(row["error"]["code"], row["error"]["item"]) if "error" in row else None for row in rows]
+    assert errors == [
+        None, ("empty_prompt", 1), ("response_too_long", 2), ("invalid_request", 3), ("invalid_request", 4), None,
+    ]  # fmt: skip
+    assert rows[0]["probability"] + rows[5]["probability"] == 1.0
+    assert rows[3]["error"]["message"] == "prompt: a prompt is a text or a list of messages"
+    assert "lone surrogate" in rows[4]["error"]["message"]
+
+
+async def test_a_bad_response_of_a_group_is_reported_for_the_group(client):
+    groups = [{"prompt": PROMPT, "responses": ["a", "word " * 500]}, {"prompt": PROMPT, "responses": ["a", "b"]}]
+    first, second = (await ask(client, "tournaments", groups=groups, on_error="report"))["tournaments"]
+    assert first["error"]["code"] == "response_too_long"
+    assert first["error"]["item"] == 0
+    assert len(second["win_rates"]) == 2

@@ -1,0 +1,153 @@
+"""One completions server: what it answers is the policy's, token for token; one that is not the policy is refused."""
+
+import asyncio
+
+import httpx2
+import numpy as np
+import pytest
+
+from paragone_training.policy.errors import SamplerMismatchError
+from paragone_training.policy.model.logprobs import ResponseLogprobs, frozen_logprobs
+from paragone_training.policy.model.weights import load_policy
+from paragone_training.policy.sampling.completions import CompletionsServer, ServerFault, SglangRoutes, VllmRoutes
+from paragone_training.policy.sampling.in_process import Draw, seed_of
+from tests.training.policy.peers import misbehave, peers
+from tests.training.policy.tiny_policy import save_policy
+
+PROMPTS = [(3, 40, 41, 1, 4), (3, 60, 1, 4), (3, 50, 51, 52, 53, 1, 4)]
+SETTINGS = Draw(max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def policy(policy_folder):
+    return load_policy(str(policy_folder))
+
+
+@pytest.fixture(scope="module")
+def peer(policy_folder, tmp_path_factory):
+    with peers([policy_folder], tmp_path_factory.mktemp("peer")) as (urls, _):
+        yield urls[0]
+
+
+@pytest.fixture(autouse=True)
+def _well_behaved(peer):
+    yield
+    misbehave(peer)
+
+
+def asked(url, work, **options):
+    """Return what a coroutine gets from a server that was met."""
+    routes = options.pop("routes", VllmRoutes())
+
+    async def run():
+        async with httpx2.AsyncClient(timeout=60, trust_env=False) as http:
+            server = CompletionsServer(url, routes, http, **options)
+            await server.meet(longest=64 - routes.kept_tokens, texts={})
+            return await work(server)
+
+    return asyncio.run(run())
+
+
+def test_responses_and_their_logprobs_are_the_trainers(peer, policy):
+    async def work(server):
+        ends = policy.end_ids
+        drawn = [await server.complete(PROMPTS[n % 3], seed=n, settings=SETTINGS, end_ids=ends) for n in range(12)]
+        scored = [await server.logprob(PROMPTS[n % 3], one.token_ids) for n, one in enumerate(drawn)]
+        again = await server.complete(PROMPTS[0], seed=0, settings=SETTINGS, end_ids=ends)
+        return drawn, scored, again
+
+    drawn, scored, again = asked(peer, work)
+    items = [(PROMPTS[n % 3], one.token_ids) for n, one in enumerate(drawn)]
+    frozen = frozen_logprobs(ResponseLogprobs(policy.model, chunk_tokens=7), items, pad_id=0, batch=5)
+
+    np.testing.assert_allclose([one.logprob for one in drawn], frozen, atol=2e-4)
+    np.testing.assert_allclose(scored, frozen, atol=2e-4)
+    assert {one.finished for one in drawn} == {True, False}
+    assert all(one.finished == (one.token_ids[-1] == policy.tokenizer.eos_token_id) for one in drawn)
+    assert again == drawn[0]
+    assert len({one.token_ids for one in drawn}) > 6
+
+
+def test_sglangs_logprobs_are_left_out_where_temperature_scales_them(peer, policy):
+    async def work(server):
+        hot = Draw(max_new_tokens=4, temperature=2.0)
+        return [
+            await server.complete(PROMPTS[0], seed=1, settings=settings, end_ids=policy.end_ids)
+            for settings in (SETTINGS, hot)
+        ]
+
+    plain, hot = asked(peer, work, routes=SglangRoutes())
+    assert plain.logprob is not None
+    assert hot.logprob is None
+
+
+def test_sglang_calls_the_policy_by_its_folder_after_an_update(policy_folder, tmp_path):
+    after = save_policy(tmp_path / "after", seed=1)
+
+    async def work(server):
+        await server.routes.update(server, str(after))
+        await server.meet(longest=58, texts={})
+        return server.model
+
+    with peers([policy_folder], tmp_path) as (urls, _):
+        assert asked(urls[0], work, routes=SglangRoutes(), model=str(policy_folder)) == str(after)
+
+
+def test_seeds_are_the_same_after_a_restart_and_differ_by_every_name():
+    assert seed_of(0, 1, 1, "p", 2) == seed_of(0, 1, 1, "p", 2) == 1155465296780917
+    assert len({seed_of(*names) for names in ((0, 1, "p", 2), (0, 1, "p", 3), (0, 2, "p", 2), (1, 1, "p", 2))}) == 4
+    assert all(seed_of(number) < 2**53 for number in range(100))
+
+
+@pytest.mark.parametrize(
+    ("mood", "message"),
+    [
+        ({"no_ids": True}, "returns no token ids, and text is never tokenized again"),
+        ({"extra_token": True}, "read 6 prompt tokens where 5 were sent"),
+        ({"cut_end": True}, "cuts the end token off, or stops at others"),
+    ],
+)
+def test_an_answer_that_is_not_token_for_token_is_refused(peer, policy, mood, message):
+    misbehave(peer, **mood)
+
+    async def work(server):
+        for seed in range(20):
+            await server.complete(PROMPTS[0], seed=seed, settings=SETTINGS, end_ids=policy.end_ids)
+
+    with pytest.raises(SamplerMismatchError, match=message):
+        asked(peer, work)
+
+
+def test_a_server_of_another_model_context_or_tokenizer_is_refused(peer, policy):
+    async def met(**options):
+        async with httpx2.AsyncClient(timeout=60, trust_env=False) as http:
+            routes = options.pop("routes", VllmRoutes())
+            server = CompletionsServer(peer, routes, http, model=options.pop("model", None))
+            await server.meet(**{"longest": 64, "texts": {}, **options})
+
+    text = policy.tokenizer.decode(list(PROMPTS[0]))
+    asyncio.run(met(texts={text: policy.tokenizer(text, add_special_tokens=False)["input_ids"]}))
+    with pytest.raises(SamplerMismatchError, match=r"serves .*; servers\.model has to name the one"):
+        asyncio.run(met(model="another"))
+    with pytest.raises(SamplerMismatchError, match="a context of 64 tokens and the policy needs 65"):
+        asyncio.run(met(longest=65))
+    asyncio.run(met(longest=58, routes=SglangRoutes()))
+    with pytest.raises(SamplerMismatchError, match=r"needs 59 beside the 6 .* or lower policy\.max_length to 58"):
+        asyncio.run(met(longest=59, routes=SglangRoutes()))
+    with pytest.raises(SamplerMismatchError, match=r"the tokenizer of .* is not the policy's"):
+        asyncio.run(met(texts={text: [1, 2, 3]}))
+
+
+def test_a_failure_that_may_pass_is_a_fault_and_a_refusal_is_not(peer, policy):
+    async def work(server):
+        return await server.complete(PROMPTS[0], seed=0, settings=SETTINGS, end_ids=policy.end_ids)
+
+    misbehave(peer, status=503)
+    with pytest.raises(ServerFault, match="503"):
+        asked(peer, work)
+    misbehave(peer, status=400)
+    with pytest.raises(SamplerMismatchError, match=r"refused \(400\): .*as asked"):
+        asked(peer, work)
+    with pytest.raises(ServerFault, match="did not answer") as caught:
+        asked("http://127.0.0.1:9", work)
+    assert caught.value.gone

@@ -1,0 +1,183 @@
+"""Two processes end where one does: packed or padded, with FSDP2 or not, also where pairs do not fill whole steps."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
+from safetensors.torch import load_file
+
+from paragone_training.policy.errors import RunError
+from paragone_training.policy.model.sharding import check_sharding
+from paragone_training.policy.rows.files import read_json
+from paragone_training.policy.sampling.processes import free_port
+from paragone_training.policy.sections import PolicyTrainingSection
+from paragone_training.policy.train_policy import train_policy
+from tests.training.policy.tiny_policy import recipe
+
+ROOT = Path(__file__).parents[4]
+
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from accelerate.state import AcceleratorState, DistributedType
+from paragone_training.policy.gradient import step
+from paragone_training.policy.model import weights
+from paragone_training.policy.train_policy import train_policy
+from tests.training.policy.tiny_policy import recipe
+
+folder, policy, prompts, url = sys.argv[1:]
+if "ACCELERATE_USE_FSDP" in os.environ:
+    # accelerate has a list of devices that may be sharded, and CPUs are not on it; all behind the list is its own.
+    start = AcceleratorState.__init__
+    def start_sharded(self, *arguments, fsdp_plugin=None, **more):
+        start(self, *arguments, fsdp_plugin=fsdp_plugin, **more)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+    AcceleratorState.__init__ = start_sharded
+    def counting(gather):
+        def counted(model):
+            shares = [weight.to_local().numel() for weight in model.parameters()]
+            whole = sum(weight.numel() for weight in model.parameters())
+            print(f"share {sum(shares)} of {whole}", flush=True)
+            return gather(model)
+        return counted
+    step.whole_state, weights.whole_trained = counting(step.whole_state), counting(weights.whole_trained)
+changes = json.loads(os.environ["RECIPE_CHANGES"])
+made = recipe("inpo", Path(policy), Path(prompts), url, evaluation={"prompts": [prompts]}, **changes)
+train_policy(made, Path(folder), resume=True)
+torch.distributed.destroy_process_group()
+"""
+
+
+def environment_of(name):
+    """Return what `accelerate launch` sets for one of the shipped files."""
+    path = ROOT / "training" / "recipes" / "accelerate" / f"{name}.yaml"
+    arguments = launch_command_parser().parse_args(["--config_file", str(path), "program.py"])
+    found = prepare_multi_gpu_env(_validate_launch_command(arguments)[0])
+    return {key: value for key, value in found.items() if key.startswith(("FSDP_", "ACCELERATE_"))}
+
+
+SIZES = {"training__pairs_per_step": 8, "training__pairs_per_pass": 2}
+LORA = {"lora": {"rank": 4, "alpha": 8.0}}
+
+
+@pytest.fixture(scope="module")
+def run(policy_folder, prompts_file, oracle_url):
+    """Return what runs the recipe with changes, in two processes with an environment or, without one, in this one."""
+    where = [str(policy_folder), str(prompts_file), oracle_url]
+
+    def started(folder, environment=None, **changes):
+        changes = SIZES | changes
+        if environment is None:
+            held_out = {"prompts": [str(prompts_file)]}
+            train_policy(
+                recipe("inpo", policy_folder, prompts_file, oracle_url, evaluation=held_out, **changes), folder
+            )
+            return ""
+        program = folder.with_name("program.py")
+        program.write_text(PROGRAM)
+        path = os.pathsep.join([str(ROOT), *sys.path])
+        found = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "RECIPE_CHANGES": json.dumps(changes)}
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+        command += ["--master_port", str(free_port()), str(program), str(folder), *where]
+        result = subprocess.run(
+            command, cwd=ROOT, env=os.environ | found | environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-4000:]
+        return result.stdout
+
+    return started
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, run):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    run(folder, training__batching="padded")
+    return folder
+
+
+def assert_same_weights(mine, theirs, policy_folder):
+    start = load_file(policy_folder / "model.safetensors")
+    for iteration in ("iteration-01", "iteration-02"):
+        ours, other = (load_file(run / iteration / "step-1" / "policy" / "model.safetensors") for run in (mine, theirs))
+        assert ours.keys() == other.keys() == start.keys()
+        for name, weight in ours.items():
+            torch.testing.assert_close(other[name], weight, atol=1e-4, rtol=1e-3)
+        assert any((weight - start[name]).abs().max() > 1e-3 for name, weight in ours.items())
+
+
+def assert_halves(said):
+    """Two processes held half of the weights each, at the end of two iterations."""
+    shares = re.findall(r"share (\d+) of (\d+)", said)  # wherever they stand: both processes write to one pipe
+    assert len(shares) == 4
+    assert all(int(held) <= 0.51 * int(whole) for held, whole in shares)
+
+
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_two_processes_end_at_the_weights_of_one(tmp_path, run, one, policy_folder, batching):
+    run(tmp_path / "two", {}, training__batching=batching)
+    assert_same_weights(one, tmp_path / "two", policy_folder)
+
+
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_two_processes_with_fsdp2_hold_half_of_the_weights_each_and_end_at_those_of_one(
+    tmp_path, run, one, policy_folder, batching
+):
+    assert_halves(run(tmp_path / "two", environment_of("fsdp2-one-host"), training__batching=batching))
+    assert_same_weights(one, tmp_path / "two", policy_folder)
+
+
+def test_adapters_of_two_processes_with_fsdp2_are_merged_into_the_weights_of_one(tmp_path, run, policy_folder):
+    run(tmp_path / "one", **LORA)
+    assert_halves(run(tmp_path / "two", environment_of("fsdp2-one-host"), **LORA))
+    assert_same_weights(tmp_path / "one", tmp_path / "two", policy_folder)
+
+
+@pytest.mark.parametrize("adapters", [{}, LORA])
+def test_training_with_fsdp2_goes_on_from_a_checkpoint_with_the_same_outcome(tmp_path, run, adapters):
+    changes = {"training__iterations": 1, "training__save_steps": 2, **adapters}
+    run(tmp_path / "run", environment_of("fsdp2-one-host"), **changes)
+    iteration = tmp_path / "run" / "iteration-01"
+    step, weights = iteration / "step-1", iteration / "step-1" / "policy" / "model.safetensors"
+    whole, history = weights.read_bytes(), read_json(step / "history.json")
+    (saved,) = (step / "checkpoints").glob("checkpoint-*")
+    assert 0 < int(saved.name.removeprefix("checkpoint-")) < len(history)
+
+    # As if it had been killed after its last checkpoint.
+    shutil.rmtree(step / "policy")
+    for path in (iteration / "metrics.json", step / "start.json"):
+        path.unlink()
+    run(tmp_path / "run", environment_of("fsdp2-one-host"), **changes)
+    assert not (step / "start.json").exists()  # the policy is not the step's base any more: nothing is checked
+    assert weights.read_bytes() == whole
+
+
+def test_the_file_for_several_hosts_differs_from_that_for_one_in_their_number_alone():
+    one, several = (environment_of(name) for name in ("fsdp2-one-host", "fsdp2-hosts"))
+    assert one == several
+    assert one["FSDP_VERSION"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "training", "message"),
+    [
+        ({"fsdp_version": 1}, {}, "fsdp_version is 1; only 2 is supported"),
+        ({"cpu_ram_efficient_loading": True}, {}, "leaves all ranks but the first without weights"),
+        ({"state_dict_type": "FULL_STATE_DICT"}, {"save_steps": 5}, "save_steps is 5 and .* FULL_STATE_DICT: each"),
+    ],
+)
+def test_what_does_not_go_with_fsdp_is_refused_with_the_remedy(plugin, training, message):
+    settings = {"fsdp_version": 2, "cpu_ram_efficient_loading": False} | plugin
+    with pytest.raises(RunError, match=message):
+        check_sharding(FullyShardedDataParallelPlugin(**settings), PolicyTrainingSection(**training))

@@ -1,0 +1,173 @@
+"""The whole loop on a policy of a few thousand weights against a real service."""
+
+import json
+import math
+
+import pytest
+
+from paragone_training.errors import RecipeError
+from paragone_training.policy.errors import FolderTakenError, OracleReplacedError, RunError
+from paragone_training.policy.gradient.barrier import Barrier
+from paragone_training.policy.rounds import read_answers, read_responses
+from paragone_training.policy.rows.files import locked, read_json, read_table
+from paragone_training.policy.targets.pairs import read_targets
+from paragone_training.policy.train_policy import PolicyRun, train_policy
+from tests.training.policy.tiny_policy import LOSSES, recipe
+
+
+@pytest.mark.parametrize("method", list(LOSSES))
+def test_every_method_runs_two_iterations_and_starts_each_at_its_closed_form(
+    method, tmp_path, policy_folder, prompts_file, oracle_url
+):
+    train_policy(recipe(method, policy_folder, prompts_file, oracle_url), tmp_path)
+
+    starts = [read_json(path) for path in sorted(tmp_path.glob("iteration-*/step-*/start.json"))]
+    assert len(starts) == {"egpo": 4, "omwu": 3}.get(method, 2)
+    for start in starts:
+        assert start["raw_loss"] == pytest.approx(start["raw_closed_form"], rel=1e-3, abs=1e-6)
+        assert start["noise_share"] < 0.01
+    rounds = sorted(path.parent.name for path in tmp_path.glob("iteration-*/round-*/oracle.parquet"))
+    assert rounds == (["round-1", "round-1", "round-2", "round-2"] if method == "egpo" else ["round-1", "round-1"])
+    metrics = read_json(tmp_path / "iteration-02" / "metrics.json")
+    assert metrics["pairs"] > 0
+    assert metrics["incomplete_tables"] == 0
+    assert (tmp_path / "report.html").read_text().count("<svg") >= 3
+
+
+def test_the_tables_on_disk_say_everything_about_an_iteration(tmp_path, policy_folder, prompts_file, oracle_url):
+    train_policy(recipe("inpo", policy_folder, prompts_file, oracle_url, training__iterations=1), tmp_path)
+    folder = tmp_path / "iteration-01" / "round-1"
+    responses, answers = read_responses(folder / "samples.parquet"), read_answers(folder / "oracle.parquet")
+
+    assert [(row.prompt_id, row.number) for row in responses[:4]] == [("p0", 0), ("p0", 1), ("p0", 2), ("p1", 0)]
+    assert all(1 <= len(row.token_ids) <= 8 for row in responses)
+    assert [answer.raw.shape for answer in answers] == [(3, 3)] * 6
+    for answer in answers:
+        assert answer.raw + answer.raw.T == pytest.approx(1.0, abs=1e-12)
+    assert len(read_targets(folder / "targets.parquet")) <= 18
+    columns = read_table(tmp_path / "iteration-01" / "step-1" / "logprobs.parquet")
+    assert columns["base_logprob"] == columns["reference_logprob"]
+    assert all(value < 0 for value in columns["base_logprob"])
+
+
+def test_k_responses_cost_the_oracle_k_passes_a_prompt(tmp_path, policy_folder, prompts_file, oracle_url):
+    changed = recipe("inpo", policy_folder, prompts_file, oracle_url, training__iterations=1, training__seed=991)
+    train_policy(changed, tmp_path)
+    columns = read_table(tmp_path / "iteration-01" / "round-1" / "oracle.parquet")
+    texts = {
+        (row.prompt_id, row.text) for row in read_responses(tmp_path / "iteration-01" / "round-1" / "samples.parquet")
+    }
+
+    # A response that was drawn twice costs once.
+    assert sum(columns["forward_responses"]) <= 18
+    assert sum(columns["forward_responses"]) + sum(columns["cached_responses"]) == 18
+    assert sum(columns["forward_responses"]) <= len(texts)
+
+
+def test_evaluation_compares_the_iterate_with_the_initial_policy_by_both_judges(
+    tmp_path, policy_folder, prompts_file, oracle_url
+):
+    changed = recipe(
+        "inpo",
+        policy_folder,
+        prompts_file,
+        oracle_url,
+        evaluation={"prompts": [str(prompts_file)], "judge_url": oracle_url, "judge_model": "bt", "responses": 2},
+    )
+    train_policy(changed, tmp_path)
+    found = read_json(tmp_path / "iteration-02" / "metrics.json")["evaluation"]
+
+    for name in ("oracle", "judge"):
+        low, high = found[name]["interval"]
+        assert 0 <= low <= found[name]["win_rate"] <= high <= 1
+        assert found[name]["prompts"] == 3
+        assert 0 < found[name]["controlled"] < 1
+    assert found["kl_to_initial"] > -1.0
+    assert found["entropy_per_token"] > 0
+    assert found["iterate"]["responses"] == found["initial"]["responses"] == 6
+    assert "win rate against the initial policy" in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_that_was_finished_is_the_same_after_resuming(tmp_path, policy_folder, prompts_file, oracle_url):
+    small = recipe("inpo", policy_folder, prompts_file, oracle_url, training__iterations=1)
+    train_policy(small, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
+    train_policy(small, tmp_path, resume=True)
+
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")} == before
+
+
+def test_more_iterations_may_be_asked_for_and_nothing_else(tmp_path, policy_folder, prompts_file, oracle_url):
+    arguments = (policy_folder, prompts_file, oracle_url)
+    train_policy(recipe("sppo", *arguments, training__iterations=1), tmp_path)
+    train_policy(recipe("sppo", *arguments, training__iterations=2), tmp_path, resume=True)
+
+    assert (tmp_path / "iteration-02" / "metrics.json").exists()
+    with pytest.raises(RecipeError, match=r"loss\.eta is not what the run"):
+        train_policy(recipe("sppo", *arguments, loss__eta=3.0), tmp_path, resume=True)
+    with pytest.raises(RecipeError, match="holds an earlier run: go on with --resume"):
+        train_policy(recipe("sppo", *arguments), tmp_path)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path, policy_folder, prompts_file):
+    with locked(tmp_path), pytest.raises(FolderTakenError, match=r"another process \(\d+\) runs in"):
+        train_policy(recipe("sppo", policy_folder, prompts_file), tmp_path)
+
+
+def test_an_oracle_of_another_model_stops_the_run(tmp_path, policy_folder, prompts_file, oracle_url):
+    arguments = (policy_folder, prompts_file, oracle_url)
+    train_policy(recipe("sppo", *arguments, training__iterations=1), tmp_path)
+    (tmp_path / "oracle.json").write_text(json.dumps({"model": "gp", "fingerprint": "0" * 64}))
+
+    with pytest.raises(OracleReplacedError, match="host the first one again and resume"):
+        train_policy(recipe("sppo", *arguments, training__iterations=2), tmp_path, resume=True)
+
+
+def test_adapters_are_trained_and_merged(tmp_path, policy_folder, prompts_file, oracle_url):
+    changed = recipe(
+        "inpo", policy_folder, prompts_file, oracle_url, lora={"rank": 2, "alpha": 4}, training__iterations=2
+    )
+    train_policy(changed, tmp_path)
+    start = read_json(tmp_path / "iteration-02" / "step-1" / "start.json")
+
+    assert start["raw_loss"] == pytest.approx(start["raw_closed_form"], rel=1e-3)
+    files = {path.name for path in (tmp_path / "iteration-02" / "step-1" / "policy").iterdir()}
+    assert "model.safetensors" in files
+    assert not any(name.startswith("adapter") for name in files)
+
+
+def test_the_reference_is_reset_every_n_iterations(tmp_path, policy_folder, prompts_file):
+    changed = recipe("inpo", policy_folder, prompts_file, reference={"policy": "every-n", "every": 2})
+    run = PolicyRun(changed, tmp_path, Barrier(limit_s=1))
+    sources = [run.reference_source(iteration) for iteration in range(1, 6)]
+
+    assert sources[0] == sources[1] == str(policy_folder)
+    assert sources[2] == sources[3] == run.iterate_source(3)
+    assert sources[4] == run.iterate_source(5)
+
+
+def test_a_run_without_any_decided_pair_says_so(tmp_path, policy_folder, prompts_file, oracle_url):
+    changed = recipe(
+        "inpo", policy_folder, prompts_file, oracle_url, sampling__unfinished="drop", sampling__max_new_tokens=1
+    )
+    with pytest.raises(RunError, match="no pair to train on"):
+        train_policy(changed, tmp_path)
+
+
+def test_a_training_step_stops_early_on_a_longer_schedule(tmp_path, policy_folder, prompts_file, oracle_url):
+    changed = recipe(
+        "sppo",
+        policy_folder,
+        prompts_file,
+        oracle_url,
+        training__iterations=1,
+        training__schedule_epochs=6.0,
+        training__warmup=0.5,
+    )
+    train_policy(changed, tmp_path)
+    rates = [line["learning_rate"] for line in read_json(tmp_path / "iteration-01" / "step-1" / "history.json")]
+
+    # A sixth of the schedule is run, the first third of its warm-up.
+    assert len(rates) == math.ceil(len(read_targets(tmp_path / "iteration-01" / "round-1" / "targets.parquet")) / 4)
+    assert rates == sorted(rates)
+    assert rates[-1] < 0.005

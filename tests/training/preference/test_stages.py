@@ -1,0 +1,192 @@
+"""Training from end to end: a mini on real pairs, adapters on a tiny checkpoint, and the folder that comes out."""
+
+import random
+import statistics
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3Model
+
+from paragone_models import load_model
+from paragone_training.data.pairs import read_pairs
+from paragone_training.errors import DataError, RecipeError
+from paragone_training.preference.recipe import load_recipe
+from paragone_training.preference.stages import fit
+from paragone_training.preference.train_model import train_model
+from paragone_training.scratch.dropout import residual_dropout
+from paragone_training.scratch.tokenizer import train_tokenizer
+from tests.training.arguments import pairs, recipe, row, write
+from tests.training.preference.test_recipe import RECIPES
+
+
+@pytest.mark.parametrize("kind", ["bradley-terry", "general-preference"])
+def test_a_mini_learns_a_subset_of_the_real_pairs(kind, tmp_path):
+    chosen = load_recipe(
+        RECIPES / f"mini-{kind}.toml",
+        [
+            "backbone.hidden_size=32",
+            "backbone.layers=1",
+            "backbone.intermediate_size=64",
+            "tokenizer.vocabulary_size=1000",
+            "pretraining.epochs=0",
+            "teacher.steps=1",
+            "teacher.imprint=0.0",
+            "training.epochs=6",
+            "training.learning_rate=5e-3",
+            "training.batch_responses=26",
+            "training.average_decay=0.0",
+            "training.log_steps=1",
+        ],
+    )
+    rows = [pair for pair in read_pairs(chosen.data.train[0]) if pair.split == "train" and "browsers" in pair.group]
+    kept = set(random.Random(0).sample(sorted({text for pair in rows for text in (pair.first, pair.second)}), 26))
+    rows = [pair for pair in rows if pair.first in kept and pair.second in kept]
+    assert len(rows) > 100
+    outcome = fit(chosen, rows, [pair for pair in rows if pair.strength], tmp_path)
+    losses = [line["loss"] for line in outcome.history if "loss" in line]
+    accuracies = [line["eval_accuracy"] for line in outcome.history if "eval_accuracy" in line]
+    assert losses[-1] < losses[0]
+    assert accuracies[-1] > max(0.6, accuracies[0])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny Hugging Face folder: a decoder with random weights and its tokenizer."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=320,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=128,
+    )
+    Qwen3Model(config).save_pretrained(folder)
+    train_tokenizer([one.first for one in pairs()], 320, max_length=128).save_pretrained(folder)
+    return folder
+
+
+def test_adapters_train_alone_and_are_merged_into_the_saved_model(checkpoint, tmp_path):
+    path = write(
+        tmp_path / "pairs.jsonl",
+        [
+            {
+                "id": str(number),
+                "prompt": one.prompt,
+                "first": one.first,
+                "second": one.second,
+                "strength": one.strength,
+            }
+            for number, one in enumerate(pairs(3))
+        ],
+    )
+    adapted = recipe(
+        data={"train": [str(path)]},
+        backbone={"source": str(checkpoint)},
+        lora={"rank": 2, "targets": ["q_proj", "v_proj"]},
+        training={"epochs": 2, "checkpoints": 2},
+    )
+    folder = train_model(adapted, tmp_path / "model")
+    saved = load_model(folder, device="cpu").network.backbone.state_dict()
+    original = Qwen3Model.from_pretrained(checkpoint).state_dict()
+    assert saved.keys() == original.keys()
+    changed = {name for name in saved if not torch.equal(saved[name], original[name])}
+    assert changed == {"layers.0.self_attn.q_proj.weight", "layers.0.self_attn.v_proj.weight"}
+
+
+def test_checkpoints_with_adapters_leave_the_frozen_backbone_out_and_resume_exactly(checkpoint, tmp_path):
+    from safetensors import safe_open
+
+    adapted = recipe(backbone={"source": str(checkpoint)}, lora={"rank": 2}, training={"epochs": 2, "checkpoints": 2})
+    whole = fit(adapted, pairs(3), [], tmp_path)
+    folder = next(tmp_path.glob("checkpoint-*"))
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert all("lora" in name or name.startswith("head.") for name in names)
+    last = max(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for file in sorted(last.iterdir()):
+        file.unlink()
+    last.rmdir()
+    resumed = fit(adapted, pairs(3), [], tmp_path, resume=True)
+    for name, tensor in whole.student.network.state_dict().items():
+        torch.testing.assert_close(resumed.student.network.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_unknown_adapter_targets_are_refused(checkpoint, tmp_path):
+    adapted = recipe(backbone={"source": str(checkpoint)}, lora={"targets": ["nothing"]})
+    with pytest.raises(RecipeError, match=r"lora.targets \['nothing'\]"):
+        fit(adapted, pairs(1), [], tmp_path)
+
+
+def test_mixed_precision_trains(checkpoint, tmp_path):
+    outcome = fit(recipe(backbone={"source": str(checkpoint)}, training={"bf16": True}), pairs(2), [], tmp_path)
+    losses = [line["loss"] for line in outcome.history if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert {weight.dtype for weight in outcome.student.network.parameters()} == {torch.float32}
+
+
+def test_gradient_checkpointing_changes_no_number(checkpoint, tmp_path):
+    plain = fit(recipe(backbone={"source": str(checkpoint)}), pairs(2), [], tmp_path / "plain")
+    sparing = recipe(backbone={"source": str(checkpoint)}, training={"gradient_checkpointing": True})
+    spared = fit(sparing, pairs(2), [], tmp_path / "spared")
+    for name, tensor in plain.student.network.state_dict().items():
+        torch.testing.assert_close(spared.student.network.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_backbone_that_is_not_there_or_too_short_is_refused(checkpoint, tmp_path):
+    with pytest.raises(RecipeError, match="cannot load a tokenizer from"):
+        fit(recipe(backbone={"source": str(tmp_path / "none")}), pairs(1), [], tmp_path)
+    long = recipe(backbone={"source": str(checkpoint)}, model={"max_length": 4096})
+    with pytest.raises(RecipeError, match=r"model\.max_length is 4096; the backbone has 128 positions"):
+        fit(long, pairs(1), [], tmp_path)
+
+
+def test_a_response_that_does_not_fit_is_refused_with_file_and_line(tmp_path):
+    rows = write(tmp_path / "pairs.jsonl", [row(), row(id="2", prompt="q", second="word " * 400)])
+    with pytest.raises(DataError, match=r"pairs\.jsonl:2 or a row with its prompt: the response needs"):
+        fit(recipe(), read_pairs(rows), [], tmp_path / "work")
+
+
+def test_an_earlier_run_is_not_overwritten(tmp_path):
+    rows = write(tmp_path / "pairs.jsonl", [row(), row(id="2", split="test", prompt="q")])
+    small = recipe(data={"train": [str(rows)]}, training={"epochs": 1})
+    folder = train_model(small, tmp_path / "model")
+    assert "| prefer the longer response | 0.500 |" in (folder / "README.md").read_text()
+    with pytest.raises(RecipeError, match="holds an earlier run: go on with --resume"):
+        train_model(small, tmp_path / "model")
+
+
+def test_dropout_acts_in_training_alone_and_leaves_with_its_context(checkpoint):
+    backbone = Qwen3Model.from_pretrained(checkpoint)
+    tokens = torch.arange(10)[None]
+
+    def twice():
+        return [backbone(input_ids=tokens).last_hidden_state for _ in range(2)]
+
+    with residual_dropout(backbone, share=0.5):
+        backbone.train()
+        assert not torch.equal(*twice())
+        backbone.eval()
+        assert torch.equal(*twice())
+    backbone.train()
+    assert torch.equal(*twice())
+
+
+def test_dropout_refuses_a_shape_it_does_not_know():
+    with (
+        pytest.raises(ValueError, match="dropout knows decoders made of self_attn and mlp layers, not Linear"),
+        residual_dropout(torch.nn.Linear(2, 2), share=0.5),
+    ):
+        pass
+
+
+def test_seeds_decide_everything(tmp_path):
+    runs = [
+        fit(recipe(training={"seed": seed, "dropout": 0.1}), pairs(2), pairs(1), tmp_path / str(number))
+        for number, seed in enumerate((0, 0, 1))
+    ]
+    margins = [statistics.fmean(run.judged.logit) for run in runs if run.judged]
+    assert margins[0] == margins[1] != margins[2]

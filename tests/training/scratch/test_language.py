@@ -1,0 +1,162 @@
+"""Training a small causal language model, and the one that ships."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen3ForCausalLM
+from typer.testing import CliRunner
+
+from paragone_models.files.builtins import NAMES, POLICIES, policy_folder
+from paragone_training.command import train
+from paragone_training.errors import DataError, RecipeError
+from paragone_training.policy.model.weights import load_policy
+from paragone_training.policy.prompts import read_prompts, render
+from paragone_training.policy.sampling.in_process import Draw, draw, stream
+from paragone_training.scratch.language import (
+    LanguageDataSection,
+    decoder_config,
+    load_language_recipe,
+    read_chats,
+    read_texts,
+    train_language_model,
+)
+from paragone_training.scratch.language_plan import describe_language_plan
+from paragone_training.scratch.pretraining import pretrain
+
+ROOT = Path(__file__).parents[3]
+PROMPTS = ROOT / "data" / "policy_prompts.jsonl.gz"
+RECIPE = """
+max_length = 64
+[data]
+groups = ["groups.jsonl"]
+held_out = "held_out.jsonl"
+[backbone]
+hidden_size = 16
+layers = 1
+heads = 2
+intermediate_size = 32
+[tokenizer]
+vocabulary_size = 300
+[training]
+epochs = 2
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    rows = [{"prompt": f"What is {one}?", "responses": [f"It is {one}.", "No idea."]} for one in range(6)]
+    (tmp_path / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    hidden = [{"prompt": "What is 1?", "split": "test"}, {"prompt": "What is 2?", "split": "train"}]
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hidden))
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    return tmp_path / "mine.toml"
+
+
+def test_a_recipe_gives_a_folder_that_policy_training_loads(mine, tmp_path):
+    folder = train_language_model(load_language_recipe(mine), tmp_path / "model")
+    policy = load_policy(str(folder))
+    (prompt,) = render(
+        read_prompts([str(mine.with_name("held_out.jsonl"))], split="test"), policy.tokenizer, longest=40
+    )
+    (sample,) = draw(policy, [prompt.token_ids], [stream(0)], Draw(max_new_tokens=5))
+
+    assert 1 <= len(sample.token_ids) <= 5
+    assert policy.model.dtype == torch.float32
+    assert "trained from random weights" in (folder / "README.md").read_text()
+    with pytest.raises(RecipeError, match="holds a model"):
+        train_language_model(load_language_recipe(mine), tmp_path / "model")
+
+
+def test_prompts_marked_test_are_held_out(mine):
+    train, held_out = read_chats(load_language_recipe(mine).data)
+    assert {chat.prompt for chat in held_out} == {"What is 1?"}
+    assert len(train) == 10
+    with pytest.raises(DataError, match="no chat to learn from"):
+        read_chats(LanguageDataSection())
+
+
+def test_a_dry_run_says_what_training_then_does(mine, tmp_path):
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"prompt": "What is 1?", "split": "test"}) + "\n")
+    with (tmp_path / "groups.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "And?", "responses": ["too long " * 60]}) + "\n")
+    folder = tmp_path / "model"
+    command = ["language", str(mine), "--output", str(folder), "--set", "training.batch_tokens=64"]
+    plan = CliRunner().invoke(train, [*command, "--dry-run"])
+    assert plan.exit_code == 0, plan.output
+    assert not folder.exists()
+    assert "  batch_tokens = 64" in plan.output
+    assert "2 held out; 1 are longer than max_length 64 and left out" in plan.output
+
+    recipe = load_language_recipe(mine, ["training.batch_tokens=64"])
+    texts = read_texts(recipe)
+    model = Qwen3ForCausalLM(decoder_config(recipe, texts.tokenizer))
+    history = pretrain(model.model, texts.train, recipe.training, pad_id=texts.tokenizer.pad_token_id, seed=0)
+    assert f"2 epochs, {len(history)} optimiser steps on {2 * sum(map(len, texts.train))} tokens" in plan.output
+    assert f"10 chats of {sum(map(len, texts.train))} tokens to learn from" in plan.output
+
+
+def test_the_planned_activations_are_what_a_pass_of_the_largest_batch_saves(mine):
+    recipe = load_language_recipe(mine, ["backbone.hidden_size=64", "backbone.layers=3"])
+    said = describe_language_plan(recipe)
+    sequences, longest = map(int, re.search(r"largest batch is (\d+) chats of (\d+) tokens", said).groups())
+    planned = float(re.search(r"activations ([\d.]+)", said).group(1)) * 1e6
+
+    model = Qwen3ForCausalLM(decoder_config(recipe, read_texts(recipe).tokenizer))
+    own, kept = {weight.untyped_storage().data_ptr() for weight in model.parameters()}, {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.model(input_ids=torch.ones(sequences, longest, dtype=torch.long), use_cache=False)
+    really = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert really > 1e6
+    assert planned == pytest.approx(really, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("backbone.source=x/y", "starts from random weights"),
+        ("training.epochs=0", "epochs must be at least 1"),
+        ("output.dtype=int8", "it must be float32, float16 or bfloat16"),
+        ("data.group=['x']", "did you mean 'groups'"),
+    ],
+)
+def test_a_language_recipe_that_cannot_be_run_is_refused(mine, setting, message):
+    with pytest.raises(RecipeError, match=message):
+        load_language_recipe(mine, [setting])
+
+
+def test_the_built_in_policy_is_small_has_a_chat_template_and_is_no_oracle():
+    assert not set(POLICIES) & set(NAMES)
+    folder = policy_folder("mini-policy")
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 8 * 2**20
+    policy = load_policy("builtin:mini-policy")
+    assert policy.tokenizer.chat_template
+    assert "A demonstration" in (folder / "README.md").read_text()
+
+
+def test_the_held_out_questions_are_over_a_hundred_and_none_is_a_training_prompt():
+    test, train = (read_prompts([str(PROMPTS)], split=split) for split in ("test", "train"))
+    assert len(test) == 132
+    assert not {prompt.text for prompt in test} & {prompt.text for prompt in train}
+    recipe = load_language_recipe(ROOT / "training" / "recipes" / "policy" / "mini-policy.toml")
+    learned, _ = read_chats(recipe.data)
+    assert not {chat.prompt for chat in learned} & {prompt.text for prompt in test}
+
+
+def test_the_built_in_policy_writes_words_to_a_held_out_question():
+    policy = load_policy("builtin:mini-policy")
+    prompts = render(read_prompts([str(PROMPTS)], split="test")[:4], policy.tokenizer, longest=400)
+    samples = draw(
+        policy, [one.token_ids for one in prompts], [stream(0, one.id) for one in prompts], Draw(max_new_tokens=30)
+    )
+    texts = [policy.tokenizer.decode(list(sample.token_ids), skip_special_tokens=True) for sample in samples]
+    assert all(len(text.split()) >= 3 for text in texts if len(text) > 20)
+    assert len(set(texts)) == 4

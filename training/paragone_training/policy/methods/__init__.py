@@ -1,0 +1,1 @@
+"""The policy methods: one object each, and the losses they share."""

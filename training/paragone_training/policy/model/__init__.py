@@ -1,0 +1,1 @@
+"""The policy as a model: weights, log-probabilities, packed passes, sharding, memory."""

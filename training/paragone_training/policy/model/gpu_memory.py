@@ -1,0 +1,208 @@
+"""Memory of a gradient step on each of N processes, from a dry run on the meta device: nothing is allocated.
+
+T tokens of a sequence, P of a prompt. Estimated: weights, gradients, optimiser, saved activations, logits of a chunk.
+Not estimated: the libraries themselves, the allocator's gaps, communication buffers, and sampling, which comes before.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoModelForCausalLM
+
+from paragone_models.packing.attention import packed
+from paragone_models.packing.segments import segments_attention
+from paragone_training.policy.model.packing import packed_row, packed_states, unpacked
+from paragone_training.policy.recipe import PolicyRecipe
+
+__all__ = ["MemoryPlan", "plan_memory", "saved_bytes", "saved_bytes_packed"]
+
+_OPTIMISER_STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "rmsprop": 1, "sgd": 0}
+_LOGITS_ALIVE = 3
+"""A chunk's float32 logits, their exponentials and their gradient, in the backward pass."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one process, at the peak of a gradient step.
+
+    Attributes:
+        weights: what the process holds of the model.
+        gathered: with FSDP: the layer at work, the next one, and what belongs to no layer, whole.
+        gradients: of what is trained.
+        optimiser: its states.
+        activations: saved for the backward pass.
+        logits: of a chunk of response tokens.
+        model_weights: number of weights of the whole model.
+        rows: tokens of a pass at most, padding counted.
+        padded: why passes are padded, or None: they are packed.
+    """
+
+    weights: int
+    gathered: int
+    gradients: int
+    optimiser: int
+    activations: int
+    logits: int
+    model_weights: int
+    rows: int
+    padded: str | None
+
+    @property
+    def total(self) -> int:
+        """Their sum, in bytes."""
+        return self.weights + self.gathered + self.gradients + self.optimiser + self.activations + self.logits
+
+
+def plan_memory(recipe: PolicyRecipe, config: Any, *, tokens: int, prompt: int, shards: int = 1) -> MemoryPlan:
+    """Return the memory of a gradient step of one process, on a device of the kind that is here.
+
+    Args:
+        recipe: what is trained and how.
+        config: of the policy.
+        tokens: of the longest sequence, T.
+        prompt: of the longest prompt, P.
+        shards: processes that share weights, gradients and optimiser (FSDP2); 1 shares nothing.
+    """
+    training = recipe.training
+    dtype = getattr(torch, recipe.policy.dtype)
+    attention = _DRY_ATTENTION.get(recipe.policy.attention, recipe.policy.attention)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    held = list(dict.fromkeys(model.parameters()))
+    weights = sum(weight.numel() for weight in held)
+    trained = _trained(model, recipe)
+    # Sharded weights are kept in float32 where passes are in bfloat16; else a layer's products cast as they go.
+    itemsize = 4 if shards > 1 and training.bf16 else dtype.itemsize
+    computed = torch.bfloat16 if training.bf16 else dtype
+    layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]  # noqa: SLF001
+    largest = max((sum(weight.numel() for weight in layer.parameters()) for layer in layers), default=weights)
+    outside = weights - sum(weight.numel() for layer in layers for weight in layer.parameters())
+    gathered = (2 * largest + outside) * computed.itemsize if shards > 1 else 0
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    padded, pairs = unpacked(config, training.batching, device), training.pairs_per_pass
+    if padded is None:
+        rows = pairs * (2 * tokens - prompt)
+        saved = saved_bytes_packed(model.to(computed), pairs=pairs, tokens=tokens, prompt=prompt)
+    else:
+        rows = 2 * pairs * tokens
+        saved = saved_bytes(model.to(computed), sequences=2 * pairs, tokens=tokens)
+    if training.gradient_checkpointing:
+        kept = len(layers) * rows * config.get_text_config().hidden_size
+        saved = kept * computed.itemsize + saved // max(len(layers), 1)
+    states = _OPTIMISER_STATES.get(training.optimiser, 2)
+    return MemoryPlan(
+        weights=weights * itemsize // shards,
+        gathered=gathered,
+        gradients=trained * itemsize // shards,
+        optimiser=trained * itemsize * states // shards,
+        activations=saved,
+        logits=_LOGITS_ALIVE * training.chunk_tokens * config.get_text_config().vocab_size * 4,
+        model_weights=weights,
+        rows=rows,
+        padded=padded,
+    )
+
+
+def saved_bytes(model: Any, *, sequences: int, tokens: int) -> int:
+    """Return the bytes that a padded forward pass of the backbone saves for its backward pass, weights left out.
+
+    Args:
+        model: a causal language model on the meta device.
+        sequences: of the pass.
+        tokens: of each, T.
+    """
+    ids = torch.zeros(sequences, tokens, dtype=torch.long, device="meta")
+    mask = torch.ones(
+        sequences, 1, tokens, tokens, dtype=torch.bool, device="meta"
+    )  # ready: making one asks for values
+    return _kept_bytes(
+        model,
+        lambda: model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state,
+    )
+
+
+def saved_bytes_packed(model: Any, *, pairs: int, tokens: int, prompt: int) -> int:
+    """Return the bytes that a packed forward pass of the backbone saves for its backward pass, weights left out.
+
+    Args:
+        model: a causal language model on the meta device.
+        pairs: of the pass, each of a prompt of its own.
+        tokens: of each sequence, T.
+        prompt: of each prompt, P.
+    """
+    # Tokens that say whose they are: nothing is shared but a pair's prompt.
+    items = [([3 * pair] * prompt, [3 * pair + side] * (tokens - prompt)) for side in (1, 2) for pair in range(pairs)]
+    row = packed_row(items)
+
+    def forward() -> Tensor:
+        with packed(model.config):
+            return packed_states(model.base_model, row, segments_attention(_fused_segment))
+
+    return _kept_bytes(model, forward)
+
+
+def _kept_bytes(model: Any, forward: Callable[[], Tensor]) -> int:
+    own = {weight.untyped_storage()._cdata for weight in model.parameters()}  # noqa: SLF001 - a storage's identity
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        identity = tensor.untyped_storage()._cdata  # noqa: SLF001
+        if identity not in own:
+            kept[identity] = tensor  # held, so that its identity is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = forward()
+    own.add(hidden.untyped_storage()._cdata)  # noqa: SLF001
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _trained(model: nn.Module, recipe: PolicyRecipe) -> int:
+    if recipe.lora is None:
+        return sum(weight.numel() for weight in dict.fromkeys(model.parameters()))
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return sum(recipe.lora.rank * (module.in_features + module.out_features) for module in linear[:-1])
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Save what a fused kernel saves; on the meta device torch's own takes the path that keeps T×T products."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out, *(() if mask is None else (mask,)))
+        return out
+
+
+def _masked(
+    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any
+) -> tuple[Tensor, None]:
+    """Attend as sdpa does under a mask: heads of keys are repeated, and the mask becomes numbers in every layer."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    out: Tensor = _fused(query, key, value, attention_mask.to(query.dtype))
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _unmasked(
+    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor, **_: Any
+) -> tuple[Tensor, None]:
+    """Attend as flash attention does: no mask, heads as they are."""
+    out: Tensor = _fused(query, key, value, None)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _fused_segment(query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
+    """Attend as a fused kernel does to one node of a packed row."""
+    out: Tensor = _fused(query, key, value, attn_mask)
+    return out
+
+
+_fused: Any = _FusedAttention.apply
+_DRY_ATTENTION = {"sdpa": "paragone-dry-sdpa", "flash_attention_2": "paragone-dry-varlen"}
+_DRY_ATTENTION["flash_attention_3"] = _DRY_ATTENTION["flash_attention_2"]
+AttentionInterface.register(_DRY_ATTENTION["sdpa"], _masked)
+AttentionInterface.register(_DRY_ATTENTION["flash_attention_2"], _unmasked)

@@ -1,0 +1,307 @@
+"""The policy in memory: one causal language model whose weights are exchanged, and the folders of iterates."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from paragone_models.files.builtins import policy_folder
+from paragone_training.errors import RecipeError
+from paragone_training.policy.errors import RunError
+from paragone_training.policy.model.logprobs import output_logits
+from paragone_training.policy.model.sharding import is_sharded, whole_trained
+from paragone_training.policy.rows.files import need_space, write_folder
+from paragone_training.preference.adapters import take_adapters, with_adapters
+from paragone_training.preference.sections import LoraSection
+
+__all__ = [
+    "Policy",
+    "context_of",
+    "load_policy",
+    "load_tokenizer",
+    "policy_config",
+    "resolve_policy",
+    "servable",
+]
+
+logger = logging.getLogger(__name__)
+
+_HEAD_TOLERANCE = 1e-3
+"""How far logits of ours may be from the model's own, in nats: rounding, and no scale or cap that we do not know."""
+
+
+def resolve_policy(source: str) -> str:
+    """Return the folder or the id of a source.
+
+    Args:
+        source: ``builtin:NAME``, a folder, or a Hugging Face id.
+
+    Raises:
+        RecipeError: if there is no such built-in policy.
+    """
+    if not source.startswith("builtin:"):
+        return source
+    try:
+        return str(policy_folder(source.removeprefix("builtin:")))
+    except KeyError:
+        raise RecipeError(
+            f"policy.source {source!r}: there is no such built-in policy; try builtin:mini-policy"
+        ) from None
+
+
+def servable(source: str, revision: str | None) -> str:
+    """Return what a server of another program can load: an absolute folder, or an id of the Hub.
+
+    Args:
+        source: of a policy's weights.
+        revision: of an id; a pinned one is handed over as the folder that it was downloaded to.
+    """
+    found = resolve_policy(source)
+    if Path(found).is_dir():
+        return str(Path(found).resolve())
+    return snapshot_download(found, revision=revision) if revision else found
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> Any:
+    """Return a policy's tokenizer.
+
+    Args:
+        source: as in a recipe.
+        revision: of an id.
+
+    Raises:
+        RecipeError: if it cannot be loaded.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_policy(source), revision=revision)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot load a tokenizer from policy.source {source}: {error}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def policy_config(source: str, revision: str | None = None) -> Any:
+    """Return a policy's configuration.
+
+    Args:
+        source: as in a recipe.
+        revision: of an id.
+
+    Raises:
+        RecipeError: if it cannot be loaded.
+    """
+    try:
+        return AutoConfig.from_pretrained(resolve_policy(source), revision=revision)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot load policy.source {source}: {error}") from error
+
+
+class Policy:
+    """A causal language model, its tokenizer and whose weights it has at the moment.
+
+    Args:
+        model: a transformers causal language model.
+        tokenizer: its own.
+        source: what the weights were loaded from.
+        revision: of a source that is a Hugging Face id.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, source: str, revision: str | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.source = source
+        self._revision = revision
+        self._dtype = model.dtype
+        self._home: torch.device | None = None
+        self._tied = bool(getattr(model.config, "tie_word_embeddings", False))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response."""
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        known = [ends] if isinstance(ends, int) else list(ends or [])
+        return tuple(dict.fromkeys([*known, self.tokenizer.eos_token_id]))
+
+    def park(self) -> None:
+        """Move the weights to main memory, so that servers have the device; ``unpark`` brings them back."""
+        if self._home is None and self.device.type != "cpu":
+            self._home = self.device
+            self.model.to("cpu")
+            torch.cuda.empty_cache()
+
+    def unpark(self) -> None:
+        """Move parked weights back to their device."""
+        if self._home is not None:
+            self.model.to(self._home)
+            self._home = None
+
+    def become(self, source: str | Path) -> None:
+        """Take the weights of another iterate, in place.
+
+        Args:
+            source: an iterate's folder, or the initial policy.
+
+        Raises:
+            RunError: if the folder lacks weights of this model.
+        """
+        if str(source) == self.source:
+            return
+        folder = Path(resolve_policy(str(source)))
+        if folder.is_dir():
+            self._read(folder)
+        else:
+            other = AutoModelForCausalLM.from_pretrained(str(source), revision=self._revision, dtype=self.model.dtype)
+            self.model.load_state_dict(other.state_dict())
+        self.source = str(source)
+
+    def _read(self, folder: Path) -> None:
+        weights = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        missing = {name for name, _ in self.model.named_parameters()}
+        with torch.no_grad():
+            for file in sorted(folder.glob("*.safetensors")):
+                with safe_open(file, framework="pt") as tensors:
+                    for name in tensors.keys():  # noqa: SIM118 - no mapping
+                        if name in weights:
+                            weights[name].copy_(tensors.get_tensor(name))
+                            missing.discard(name)
+        if missing:
+            raise RunError(f"{folder} lacks {len(missing)} weights of the policy, {sorted(missing)[0]} for one")
+
+    def reload(self, source: str | Path) -> None:
+        """Take the weights of an iterate in a new model; a model that was sharded cannot become whole in place.
+
+        Args:
+            source: an iterate's folder, or the initial policy.
+        """
+        device, attention = self.device, self.model.config._attn_implementation  # noqa: SLF001 - it has no other name
+        self.model = None
+        place = resolve_policy(str(source))
+        revision = None if Path(place).is_dir() else self._revision
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            place, revision=revision, dtype=self._dtype, attn_implementation=attention
+        )
+        self.model = model.to(device).eval()
+        self.source = str(source)
+
+    def save(self, folder: Path, *, dtype: str, state: dict[str, Tensor] | None = None) -> None:
+        """Write the weights and the tokenizer as a folder that any transformers or vLLM loads.
+
+        Args:
+            folder: where; it appears whole.
+            dtype: storage type.
+            state: the whole weights, where the model in memory has a share of them.
+
+        Raises:
+            DiskFullError: if there is no room.
+        """
+        kept = getattr(torch, dtype)
+        size = sum(weight.numel() for weight in self.model.parameters()) * kept.itemsize
+        need_space(folder.parent, size + 10_000_000, "the next iterate")
+        state = {name: tensor.to(kept) for name, tensor in (state or self.model.state_dict()).items()}
+        if self._tied:
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("lm_head.")}
+
+        def write(temporary: Path) -> None:
+            self.model.save_pretrained(temporary, state_dict=state)
+            self.tokenizer.save_pretrained(temporary)
+
+        write_folder(folder, write)
+        self.source = str(folder)
+
+    @contextmanager
+    def adapted(self, lora: LoraSection | None) -> Iterator[nn.Module]:
+        """Yield what is trained: the model, or the model with adapters that are merged into it at the end.
+
+        Adapters of a sharded model are merged into the whole one, which every process reads again.
+
+        Args:
+            lora: the adapters, or None.
+
+        Raises:
+            RecipeError: if the model has no layer of the names asked for.
+        """
+        base, self.source = self.source, "in training"
+        if lora is None:
+            yield self.model
+            return
+        adapted = with_adapters(self.model, lora)
+        yield adapted
+        if is_sharded(adapted):
+            learnt = whole_trained(adapted)
+            del adapted
+            self.reload(base)
+            self.source = "in training"
+            adapted = with_adapters(self.model, lora)
+            take_adapters(adapted, learnt)
+        self.model = adapted.merge_and_unload()
+        for weight in self.model.parameters():
+            weight.requires_grad_(requires_grad=True)
+
+
+def load_policy(source: str, *, revision: str | None = None, dtype: str = "float32", attention: str = "sdpa") -> Policy:
+    """Return a policy with the weights of a source.
+
+    Args:
+        source: ``builtin:NAME``, a folder, or a Hugging Face id.
+        revision: of an id.
+        dtype: of the weights in memory.
+        attention: transformers' implementation.
+
+    Raises:
+        RecipeError: if it cannot be loaded, or computes its logits in a way that is not known here.
+    """
+    tokenizer = load_tokenizer(source, revision)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            resolve_policy(source), revision=revision, dtype=getattr(torch, dtype), attn_implementation=attention
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot load policy.source {source}: {error}") from error
+    if torch.cuda.is_available():
+        model.to("cuda")
+    policy = Policy(model.eval(), tokenizer, source, revision)
+    _check_logits(policy)
+    return policy
+
+
+def context_of(config: Any, asked: int) -> int:
+    """Return how many tokens a prompt and a response may have together.
+
+    Args:
+        config: of the model.
+        asked: the recipe's limit, or 0.
+
+    Raises:
+        RecipeError: if more is asked for than the model has positions.
+    """
+    has = getattr(config, "max_position_embeddings", None)
+    if asked and has and asked > has:
+        raise RecipeError(f"policy.max_length is {asked}; the model has {has} positions: ask for no more")
+    return asked or has or 2048
+
+
+@torch.no_grad()
+def _check_logits(policy: Policy) -> None:
+    tokens = torch.tensor([[policy.end_ids[0], 1, 2, 3]], device=policy.device)
+    hidden = policy.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
+    ours = output_logits(policy.model, hidden)
+    theirs = policy.model(input_ids=tokens, use_cache=False).logits[0].float()
+    if not torch.allclose(ours, theirs, atol=_HEAD_TOLERANCE, rtol=_HEAD_TOLERANCE):
+        raise RecipeError(
+            f"policy.source: a {policy.model.config.model_type} computes its logits from its hidden states in a way "
+            "that is not known here (a scale?), so log-probabilities would be wrong: choose another architecture"
+        )

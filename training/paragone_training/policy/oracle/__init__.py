@@ -1,0 +1,1 @@
+"""The preference oracle of a run: asked over HTTP, or started with it."""

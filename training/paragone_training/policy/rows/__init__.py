@@ -1,0 +1,1 @@
+"""The rows that a run keeps on disk, and its random streams."""

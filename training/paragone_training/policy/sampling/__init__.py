@@ -1,0 +1,1 @@
+"""Drawing responses: in this process or from completions servers."""

@@ -1,0 +1,1 @@
+"""Training preference models: recipes, stages, losses and cards."""

@@ -1,0 +1,1 @@
+"""The demonstrations from random weights: tokenizer, language modelling, lexical start and teachers."""

@@ -1,0 +1,306 @@
+"""``paragone train language``: a small causal language model from random weights, a policy to begin with.
+
+Its texts are chats: the answers of question groups and rated responses. The prompts that a file marks as held out are
+never read; the model's loss on their answers is on its card. Left out: anything that a model of 8 MB does not need.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM, set_seed
+
+from paragone_evaluation.readers.lines import field, read_lines
+from paragone_training.errors import DataError, RecipeError
+from paragone_training.preference.sections import BackboneSection, PretrainingSection, TokenizerSection
+from paragone_training.scratch.pretraining import padded, pretrain
+from paragone_training.scratch.tokenizer import train_tokenizer
+from paragone_training.settings import build, overridden, read_toml
+
+__all__ = [
+    "Chat",
+    "LanguageDataSection",
+    "LanguageRecipe",
+    "LanguageTexts",
+    "decoder_config",
+    "load_language_recipe",
+    "read_chats",
+    "read_texts",
+    "train_language_model",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One prompt and one answer to it."""
+
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class LanguageDataSection:
+    """Which texts.
+
+    Attributes:
+        groups: files of rows with ``prompt`` and ``responses``, relative to the recipe.
+        ratings: files of rows with ``prompt``, ``response``, ``group`` and ``split``; only ``train`` rows are read.
+        topics: beginnings of the ``group`` of the ratings that are read; empty reads all.
+        held_out: file of rows with ``prompt`` and ``split``; chats of prompts marked ``test`` are held out.
+    """
+
+    groups: tuple[str, ...] = ()
+    ratings: tuple[str, ...] = ()
+    topics: tuple[str, ...] = ()
+    held_out: str | None = None
+
+
+@dataclass(frozen=True)
+class LanguageOutputSection:
+    """Where to.
+
+    Attributes:
+        folder: of the model; runs/NAME unless given.
+        dtype: storage type of the weights.
+        notes: a paragraph for the card.
+    """
+
+    folder: str | None = None
+    dtype: str = "float16"
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class LanguageRecipe:
+    """One recipe, checked.
+
+    Attributes:
+        data: which texts.
+        backbone: sizes of the decoder, of Qwen3's shape with tied embeddings.
+        tokenizer: size of its vocabulary.
+        training: epochs and rates.
+        output: where to.
+        max_length: longest chat in tokens; longer ones are left out.
+        seed: of weights, order and dropout.
+    """
+
+    data: LanguageDataSection
+    training: PretrainingSection
+    backbone: BackboneSection = dataclasses.field(default_factory=BackboneSection)
+    tokenizer: TokenizerSection = dataclasses.field(default_factory=TokenizerSection)
+    output: LanguageOutputSection = dataclasses.field(default_factory=LanguageOutputSection)
+    max_length: int = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LanguageTexts:
+    """The chats of a recipe as token ids, and the tokenizer that was trained on them.
+
+    Attributes:
+        tokenizer: of the model.
+        train: chats that are learnt from.
+        held_out: chats that are not.
+        counts: chats of both before those that are too long were left out.
+    """
+
+    tokenizer: Any
+    train: list[list[int]]
+    held_out: list[list[int]]
+    counts: tuple[int, int]
+
+
+def load_language_recipe(path: Path, assignments: Sequence[str] = ()) -> LanguageRecipe:
+    """Return the recipe of a TOML file, its paths made relative to the file.
+
+    Args:
+        path: the file.
+        assignments: ``section.key=value`` overrides.
+
+    Raises:
+        RecipeError: if it cannot be run.
+    """
+    tables = overridden(read_toml(path), assignments)
+    data = dict(tables.get("data", {}))
+    for key in ("groups", "ratings"):
+        if isinstance(data.get(key), list):
+            data[key] = [str(path.parent / name) for name in data[key]]
+    if isinstance(data.get("held_out"), str):
+        data["held_out"] = str(path.parent / data["held_out"])
+    recipe = build(LanguageRecipe, {**tables, "data": data})
+    if recipe.backbone.source or recipe.tokenizer.source:
+        raise RecipeError("a language recipe starts from random weights: remove backbone.source and tokenizer.source")
+    if recipe.training.epochs < 1 or recipe.backbone.hidden_size % recipe.backbone.heads:
+        raise RecipeError("training.epochs must be at least 1 and backbone.hidden_size a multiple of backbone.heads")
+    if recipe.output.dtype not in ("float32", "float16", "bfloat16"):
+        raise RecipeError(f"output.dtype is {recipe.output.dtype!r}; it must be float32, float16 or bfloat16")
+    return recipe
+
+
+def read_chats(section: LanguageDataSection) -> tuple[list[Chat], list[Chat]]:
+    """Return the chats to learn from and the held-out ones.
+
+    Args:
+        section: which files.
+
+    Raises:
+        DataError: if a file cannot be read, or nothing is left to learn from.
+    """
+    hidden = set[str]()
+    if section.held_out:
+        hidden = {row["prompt"] for row in _rows(section.held_out, "prompt") if row.get("split") == "test"}
+    train, held_out = list[Chat](), list[Chat]()
+    for path in section.groups:
+        for row in _rows(path, "prompt", "responses"):
+            chats = [Chat(row["prompt"], response) for response in row["responses"]]
+            (held_out if row["prompt"] in hidden else train).extend(chats)
+    for path in section.ratings:
+        for row in _rows(path, "prompt", "response", "group"):
+            chosen = not section.topics or row["group"].startswith(section.topics)
+            if chosen and row.get("split", "train") == "train" and row["prompt"] not in hidden:
+                train.append(Chat(row["prompt"], row["response"]))
+    if not train:
+        raise DataError("data.groups and data.ratings name no chat to learn from")
+    return train, held_out
+
+
+def read_texts(recipe: LanguageRecipe) -> LanguageTexts:
+    """Read the chats of a recipe, train a tokenizer on those that are learnt from, and return both.
+
+    Args:
+        recipe: which chats, and how long they may be.
+
+    Raises:
+        DataError: if the data cannot be used.
+    """
+    train, held_out = read_chats(recipe.data)
+    texts = [text for chat in train for text in (chat.prompt, chat.response)]
+    tokenizer = train_tokenizer(texts, recipe.tokenizer.vocabulary_size, max_length=recipe.max_length)
+    learnt, kept = (_documents(chats, tokenizer, recipe.max_length) for chats in (train, held_out))
+    return LanguageTexts(tokenizer, learnt, kept, counts=(len(train), len(held_out)))
+
+
+def train_language_model(recipe: LanguageRecipe, folder: Path) -> Path:
+    """Train a causal language model and return the folder it was saved to.
+
+    Args:
+        recipe: on what and how.
+        folder: where the model goes, with its tokenizer and a card.
+
+    Raises:
+        RecipeError: if the folder holds a model already.
+        DataError: if the data cannot be used.
+    """
+    if (folder / "config.json").exists():
+        raise RecipeError(f"{folder} holds a model: remove it, or choose another --output")
+    texts = read_texts(recipe)
+    tokenizer = texts.tokenizer
+    set_seed(recipe.seed)
+    model: Any = Qwen3ForCausalLM(decoder_config(recipe, tokenizer))
+    logger.info("%d chats of %d tokens to learn from", len(texts.train), sum(map(len, texts.train)))
+    pretrain(model.model, texts.train, recipe.training, pad_id=tokenizer.pad_token_id, seed=recipe.seed)
+    model.eval()
+    loss = held_out_loss(model, texts.held_out, tokenizer) if texts.held_out else math.nan
+    logger.info("held-out loss %.3f nats a token of the answers", loss)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
+    )
+    model.to(getattr(torch, recipe.output.dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    weights = sum(weight.numel() for weight in model.parameters())
+    card = _card(recipe, folder.name, weights, texts.counts, loss)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+@torch.no_grad()
+def held_out_loss(model: Any, documents: Sequence[Sequence[int]], tokenizer: Any) -> float:
+    """Return the mean negative log-likelihood of the answers' tokens, in nats a token.
+
+    Args:
+        model: a causal language model.
+        documents: rendered chats.
+        tokenizer: of these chats, with this project's chat template.
+    """
+    assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")
+    total, count = 0.0, 0
+    for start in range(0, len(documents), 16):
+        tokens = padded(documents[start : start + 16], tokenizer.pad_token_id)
+        logits = model(input_ids=tokens).logits[:, :-1].float()
+        answered = (tokens == assistant).cumsum(1)[:, :-1].bool() & (tokens[:, 1:] != tokenizer.pad_token_id)
+        total += functional.cross_entropy(logits[answered], tokens[:, 1:][answered], reduction="sum").item()
+        count += int(answered.sum())
+    return total / count
+
+
+def decoder_config(recipe: LanguageRecipe, tokenizer: Any) -> Qwen3Config:
+    """Return the shape of the model.
+
+    Args:
+        recipe: its sizes and longest chat.
+        tokenizer: of the model.
+    """
+    sizes = recipe.backbone
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.heads,
+        head_dim=sizes.hidden_size // sizes.heads,
+        max_position_embeddings=recipe.max_length,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def _documents(chats: Iterable[Chat], tokenizer: Any, max_length: int) -> list[list[int]]:
+    documents = []
+    for chat in chats:
+        messages = [{"role": "user", "content": chat.prompt}, {"role": "assistant", "content": chat.response}]
+        tokens = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        if len(tokens) <= max_length:
+            documents.append(tokens)
+    return documents
+
+
+def _rows(path: str, *wanted: str) -> list[dict[str, Any]]:
+    rows = []
+    for number, row in read_lines(path):
+        for name in wanted:
+            field(row, name, f"{path}:{number}")
+        rows.append(row)
+    return rows
+
+
+def _card(recipe: LanguageRecipe, name: str, weights: int, chats: tuple[int, int], loss: float) -> str:
+    sizes = recipe.backbone
+    return f"""---
+license: apache-2.0
+language: en
+pipeline_tag: text-generation
+---
+# {name}
+
+A demonstration: a causal language model of {weights:,} weights (Qwen3's shape, {sizes.layers} layers of width
+{sizes.hidden_size}, {recipe.tokenizer.vocabulary_size:,} tokens), trained from random weights by
+`paragone train language` on {chats[0]:,} chats, so that policy training runs with no download. It writes
+English-looking sentences and **knows nothing**: whatever it says about the world is made up.
+
+* Loss on the answers of {chats[1]:,} held-out chats, whose questions it never saw: {loss:.3f} nats a token.
+* Weights are stored as {recipe.output.dtype}; load them as float32 to train.
+* Longest conversation: {recipe.max_length} tokens.
+
+{recipe.output.notes}
+"""
