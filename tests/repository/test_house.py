@@ -100,9 +100,9 @@ def test_every_relative_link_in_the_documents_leads_somewhere():
     assert broken == []
 
 
-def test_no_file_of_code_is_longer_than_four_hundred_lines():
+def test_no_file_of_code_is_longer_than_six_hundred_lines():
     exceptions: dict[str, str] = {}
     files = [path for folder in PARTS for path in (ROOT / folder).rglob("*.py")]
     assert len(files) > 40
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
-    assert {name: length for name, length in lengths.items() if length > 400 and name not in exceptions} == {}
+    assert {name: length for name, length in lengths.items() if length > 600 and name not in exceptions} == {}
