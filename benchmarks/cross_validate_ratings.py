@@ -14,7 +14,6 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from paragone_training.data.pairs import read_pair_files
 from paragone_training.data.ratings import read_rating_files
 from paragone_training.preference.ratings.fitting import RatedRows, fit_rated
 from paragone_training.preference.recipe import load_recipe
-from paragone_training.preference.sections import TokenizerSection
+from paragone_training.scratch.sections import TokenizerSection
 
 RESAMPLES = 10_000
 
@@ -40,7 +39,7 @@ def main():
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)
     first, second = load_recipe(arguments.regression), load_recipe(arguments.helpsteer)
-    first = replace(first, tokenizer=TokenizerSection())
+    first = first.model_copy(update={"tokenizer": TokenizerSection()})
     pairs = [pair for pair in read_pair_files(first.data.train) if pair.first != pair.second]
     ratings = read_rating_files(first.data.ratings)
     questions = sorted({pair.question for pair in pairs})
@@ -73,7 +72,7 @@ def run_fold(first, second, rows, question, work):
     regression = fit_rated(first, rows, scratch / "first")
     student = regression.student
     save_model(scratch / "start", student.network, student.spec, student.tokenizer)
-    second = replace(second, model=replace(second.model, start=str(scratch / "start")))
+    second = second.model_copy(update={"model": second.model.model_copy(update={"start": str(scratch / "start")})})
     helpsteer = fit_rated(second, rows, scratch / "second")
     shutil.rmtree(scratch, ignore_errors=True)
     result = {

@@ -141,7 +141,8 @@ class Fold:
     def _trained(self, name, settings):
         """Return what a recipe gives from the fold's start in place of one of its own."""
         recipe = self._loaded(name, settings, start=f"output.folder={self.work}/model")
-        recipe = replace(recipe, lexical=None, backbone=replace(recipe.backbone, source=str(self.start)))
+        backbone = recipe.backbone.model_copy(update={"source": str(self.start)})
+        recipe = recipe.model_copy(update={"lexical": None, "backbone": backbone})
         with Scratch(self.work / "checkpoints") as folder:
             return fit(recipe, self.train, self.held_out, folder)
 

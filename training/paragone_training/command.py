@@ -3,19 +3,24 @@
 import logging
 import math
 import warnings
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from paragone_training.errors import RecipeError
-from paragone_training.preference.recipe import RatedRecipe, Recipe, load_recipe
-
-if TYPE_CHECKING:
-    from paragone_training.scratch.language import LanguageRecipe
+from paragone_training.preference.recipe import load_recipe
+from paragone_training.settings import Section
 
 __all__ = ["train"]
+
+_Output = Annotated[Path | None, typer.Option(help="Folder of what is made; runs/NAME unless given.")]
+_Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
+]
+_Data = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Folder of the recipe's relative data files, in place of its own.")
+]
 
 train = typer.Typer(no_args_is_help=True, add_completion=False, help="Train preference models and policies.")
 
@@ -28,10 +33,9 @@ def _train() -> None:
 @train.command("model")
 def model(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, see docs/training.md.")],
-    output: Annotated[Path | None, typer.Option(help="Folder of the model; runs/NAME unless given.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
-    ] = None,
+    output: _Output = None,
+    settings: _Settings = None,
+    data: _Data = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and data, say what would be done.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
 ) -> None:
@@ -39,13 +43,13 @@ def model(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     logging.captureWarnings(capture=True)
     warnings.simplefilter("default", UserWarning)
-    loaded = load_recipe(recipe, settings or [])
+    loaded = load_recipe(recipe, settings or [], data=data)
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
     from paragone_training.preference.train_model import load_rows, train_model
 
     if dry_run:
         typer.echo(_described(loaded))
-        if isinstance(loaded, RatedRecipe):
+        if loaded.rates:
             from paragone_training.preference.ratings.train_rated import load_rated_rows
 
             rated = load_rated_rows(loaded)
@@ -62,17 +66,16 @@ def model(
 @train.command("language")
 def language(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, as training/recipes/policy/mini-policy.toml.")],
-    output: Annotated[Path | None, typer.Option(help="Folder of the model; runs/NAME unless given.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
-    ] = None,
+    output: _Output = None,
+    settings: _Settings = None,
+    data: _Data = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and texts, print the plan.")] = False,
 ) -> None:
     """Train a small causal language model from random weights: a policy to begin with."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     from paragone_training.scratch.language import load_language_recipe, train_language_model
 
-    loaded = load_language_recipe(recipe, settings or [])
+    loaded = load_language_recipe(recipe, settings or [], data=data)
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
     if dry_run:
         from paragone_training.scratch.language_plan import describe_language_plan
@@ -87,10 +90,9 @@ def language(
 @train.command("policy")
 def policy(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, see docs/policies.md.")],
-    output: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME unless given.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
-    ] = None,
+    output: _Output = None,
+    settings: _Settings = None,
+    data: _Data = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and prompts, print the plan.")] = False,
     offline: Annotated[
         bool, typer.Option("--offline", help="With --dry-run: do not look at the policy's files.")
@@ -111,7 +113,7 @@ def policy(
         raise RecipeError(f"--ranks is {min(ranks or [1])}; it must be at least 1")
     from paragone_training.policy.recipe import load_policy_recipe
 
-    loaded = load_policy_recipe(recipe, settings or [])
+    loaded = load_policy_recipe(recipe, settings or [], data=data)
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
     if dry_run:
         from paragone_training.policy.plan import describe_plan
@@ -168,9 +170,9 @@ def extrapolate(
     typer.echo(str(output))
 
 
-def _described(recipe: "Recipe | LanguageRecipe") -> str:
+def _described(recipe: Section) -> str:
     lines = []
-    for section, values in asdict(recipe).items():
+    for section, values in recipe.model_dump().items():
         if values is not None and not isinstance(values, dict):
             lines.append(f"{section} = {values!r}")
             continue

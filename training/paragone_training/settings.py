@@ -1,29 +1,175 @@
-"""From TOML tables to frozen dataclasses: unknown keys, wrong types and forbidden values are refused by name."""
+"""Recipes: TOML files read into frozen pydantic models, and refused in one line that names value, limit and remedy.
+
+A setting is described once, in the docstring of its field; ``settings_tables`` writes the tables of the documents from
+there.
+"""
 
 import difflib
 import tomllib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, ValidationInfo
+from pydantic.fields import FieldInfo
 
 from paragone_training.errors import RecipeError
 
-__all__ = ["build", "overridden", "read_toml"]
+__all__ = [
+    "DataFile",
+    "DataFiles",
+    "Names",
+    "Rate",
+    "RecipeFile",
+    "Section",
+    "Share",
+    "build",
+    "described",
+    "in_folder",
+    "load",
+    "overridden",
+    "parse",
+    "read_toml",
+    "settings_of",
+]
 
-Section = TypeVar("Section")
+# What trainers of other projects call a setting, and where it is here: the first place that the recipe has. Source: the
+# argument lists of TRL, transformers, axolotl, LLaMA-Factory, OpenRLHF and verl.
+_ELSEWHERE = {
+    "adam_beta1": ("training.betas",),
+    "adam_beta2": ("training.betas",),
+    "attn_implementation": ("backbone.attention", "policy.attention"),
+    "base_model": ("backbone.source", "policy.source"),
+    "cutoff_len": ("model.max_length", "policy.max_length", "max_length"),
+    "dataset": ("data.train", "data.prompts", "data.groups"),
+    "dataset_name": ("data.train", "data.prompts", "data.groups"),
+    "datasets": ("data.train", "data.prompts", "data.groups"),
+    "eval_dataset": ("data.evaluate", "evaluation.prompts"),
+    "flash_attention": ("backbone.attention", "policy.attention"),
+    "gradient_accumulation_steps": ("training.accumulation", "training.pairs_per_step"),
+    "label_smoothing": ("loss.label_smoothing", "loss.certainty"),
+    "learning_rate_scheduler": ("training.schedule",),
+    "logging_steps": ("training.log_steps",),
+    "lora_alpha": ("lora.alpha",),
+    "lora_dropout": ("lora.dropout",),
+    "lora_r": ("lora.rank",),
+    "lora_rank": ("lora.rank",),
+    "lora_target": ("lora.targets",),
+    "lora_target_modules": ("lora.targets",),
+    "loss_type": ("loss.name", "method"),
+    "lr": ("training.learning_rate",),
+    "lr_scheduler": ("training.schedule",),
+    "lr_scheduler_type": ("training.schedule",),
+    "max_completion_length": ("sampling.max_new_tokens",),
+    "max_epochs": ("training.epochs",),
+    "max_grad_norm": ("training.max_gradient_norm",),
+    "max_len": ("model.max_length", "policy.max_length", "max_length"),
+    "max_norm": ("training.max_gradient_norm",),
+    "max_response_length": ("sampling.max_new_tokens",),
+    "max_samples": ("data.limit", "data.per_iteration"),
+    "max_seq_length": ("model.max_length", "policy.max_length", "max_length"),
+    "micro_batch_size": ("training.batch_responses", "training.pairs_per_pass", "training.batch_tokens"),
+    "micro_train_batch_size": ("training.batch_responses", "training.pairs_per_pass", "training.batch_tokens"),
+    "model_name": ("backbone.source", "policy.source"),
+    "model_name_or_path": ("backbone.source", "policy.source"),
+    "num_epochs": ("training.epochs",),
+    "num_generations": ("sampling.responses",),
+    "num_train_epochs": ("training.epochs",),
+    "optim": ("training.optimiser",),
+    "optimizer": ("training.optimiser",),
+    "output_dir": ("output.folder",),
+    "per_device_eval_batch_size": ("training.batch_responses", "training.pairs_per_pass"),
+    "per_device_train_batch_size": ("training.batch_responses", "training.pairs_per_pass", "training.batch_tokens"),
+    "pretrain": ("backbone.source", "policy.source"),
+    "report_to": ("output.trackers",),
+    "rollout_n": ("sampling.responses",),
+    "save_total_limit": ("training.checkpoints",),
+    "sequence_len": ("model.max_length", "policy.max_length", "max_length"),
+    "target_modules": ("lora.targets",),
+    "torch_dtype": ("policy.dtype", "output.dtype"),
+    "total_epochs": ("training.epochs",),
+    "train_batch_size": ("training.batch_responses", "training.pairs_per_step", "training.batch_tokens"),
+    "train_files": ("data.train", "data.prompts", "data.groups"),
+    "val_files": ("data.evaluate", "evaluation.prompts"),
+    "warmup_ratio": ("training.warmup_steps", "training.warmup"),
+}
+
+
+class Section(BaseModel):
+    """A recipe or one of its tables: frozen, without conversions, and without unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+Recipe = TypeVar("Recipe", bound=Section)
+
+
+def _beside(name: str, info: ValidationInfo) -> str:
+    folder = (info.context or {}).get("folder")
+    return str((folder / name).resolve()) if folder else name
+
+
+def _in_data(name: str, info: ValidationInfo) -> str:
+    context = info.context or {}
+    return in_folder(name, context["folder"], context["data"]) if context.get("folder") else name
+
+
+def in_folder(name: str, folder: Path, data: Path | None) -> str:
+    """Return where a data file of a recipe lies: beside the recipe, or in the folder of ``--data``."""
+    if not data:
+        return str((folder / name).resolve())
+    # A path that leaves the recipe's folder says where the file lies in a clone; only its name can be looked up.
+    return str((data / (Path(name).name if ".." in Path(name).parts else name)).resolve())
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Names = Annotated[tuple[str, ...], Strict(False)]  # TOML has lists and no tuples
+RecipeFile = Annotated[str, AfterValidator(_beside)]
+"""A file, relative to the recipe."""
+DataFile = Annotated[str, AfterValidator(_in_data)]
+"""A file of data, relative to the recipe, or to ``--data`` where that is given."""
+DataFiles = Annotated[tuple[DataFile, ...], Strict(False)]
+
+
+def load(
+    recipe: type[Recipe], path: str | Path, assignments: Sequence[str] = (), *, data: Path | None = None
+) -> Recipe:
+    """Return the recipe of a TOML file, checked, its relative paths made absolute.
+
+    Args:
+        path: of the TOML file.
+        assignments: ``section.key=value``, the value in TOML syntax; what is no TOML value is taken as a string.
+        data: folder of relative data files, in place of the recipe's own.
+
+    Raises:
+        RecipeError: if it cannot be read or cannot be run.
+    """
+    tables = _assigned(read_toml(path), assignments)
+    return parse(recipe, tables, folder=Path(path).resolve().parent, data=data)
+
+
+def parse(
+    recipe: type[Recipe], tables: Mapping[str, Any], *, folder: Path | None = None, data: Path | None = None
+) -> Recipe:
+    """Return the recipe that tables say, checked; relative paths stay as they are unless folders are given.
+
+    Raises:
+        RecipeError: if a key or a value is wrong, or two of them do not fit each other.
+    """
+    try:
+        return recipe.model_validate(dict(tables), context={"folder": folder, "data": data})
+    except ValidationError as error:
+        raise RecipeError(_line(recipe, error)) from error
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Return the tables of a TOML file.
-
-    Args:
-        path: the file.
-
-    Raises:
-        RecipeError: if it is not there, not UTF-8 or not TOML.
-    """
+    """Return the tables of a TOML file."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -32,19 +178,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise RecipeError(f"{path} is not a TOML file: {error}") from error
 
 
-def overridden(tables: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Return the tables with ``section.key=value`` assignments applied.
-
-    Args:
-        tables: of a recipe.
-        assignments: values in TOML syntax; what is no TOML value is taken as a string.
-
-    Raises:
-        RecipeError: if an assignment has no ``=``, or no section.
-    """
-    result: dict[str, Any] = {
-        name: dict(value) if isinstance(value, Mapping) else value for name, value in tables.items()
-    }
+def _assigned(tables: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Return the tables with the assignments applied."""
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         section, dot, key = path.strip().partition(".")
@@ -54,36 +189,145 @@ def overridden(tables: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
             value = tomllib.loads(f"value = {text}")["value"]
         except ValueError:
             value = text.strip()
-        table = result.setdefault(section, {})
+        table = tables.setdefault(section, {})
         if not isinstance(table, dict):
             raise RecipeError(f"--set {assignment!r}: {section} is no section of the recipe")
         table[key] = value
-    return result
+    return tables
 
 
-def build(section: type[Section], values: Mapping[str, Any], where: str = "") -> Section:
-    """Return a dataclass filled from a table, nested tables included.
+def _line(recipe: type[Section], error: ValidationError) -> str:
+    """Return the first problem in one line. A wrong key comes before what is missing because of it."""
+    rank = {"extra_forbidden": 0, "missing": 1}
+    first = min(error.errors(include_url=False), key=lambda problem: rank.get(problem["type"], 2))
+    kind, where, value = first["type"], first["loc"], first["input"]
+    name = _dotted(where)
+    if kind == "value_error":  # one of our own cross-checks, which says everything
+        return str(first["ctx"]["error"])
+    if kind == "extra_forbidden":
+        return f"unknown key {name!r}; {_nearest(recipe, where)}"
+    if kind == "missing" and isinstance(where[-1], int):  # a list that is too short lacks its last entries
+        kind, where, name = "too_long", where[:-1], _dotted(where[:-1])
+    if kind == "missing":
+        return f"{name} is missing, and it has no default"
+    hint, constraints = _setting_at(recipe, where)
+    if kind == "too_long":
+        return f"{name} has {len(value)} entries; it must have {len(get_args(hint))}"
+    if kind == "model_type":
+        return f"{name} is {value!r}; it must be a table: [{name}]"
+    if kind == "tuple_type":
+        return f"{name} is {value!r}; it must be a list, as in [{value!r}]"
+    if kind.endswith("_type"):
+        return f"{name} is {value!r}; it must be of type {hint.__name__}"
+    if kind == "literal_error":
+        return f"{name} is {value!r}; it must be one of {', '.join(map(str, get_args(hint)))}"
+    if kind == "finite_number":
+        return f"{name} is {value}; it must be finite"
+    if limit := _limit(hint, constraints):
+        return f"{name} is {float(value) if hint is float else value}; it must {limit}"
+    return f"{name} is {value!r}: {first['msg']}"
 
-    Args:
-        section: a dataclass whose fields are annotated with str, int, float, bool, Literal, tuple, dataclasses, or a
-            union of one of them with None.
-        values: the table.
-        where: dotted name of the table, for messages.
 
-    Raises:
-        RecipeError: if a key is unknown or missing, or a value has the wrong type.
-    """
+def _nearest(recipe: type[Section], where: tuple[int | str, ...]) -> str:
+    """Say which setting an unknown key means: another trainer's name, a slip, or the right key in the wrong section."""
+    *sections, key = map(str, where)
+    table: Any = recipe
+    for section in sections:
+        table = _unwrapped(table.model_fields[section])[0]
+    everything = {_dotted(path) for path, _ in settings_of(recipe)}
+    for setting in _ELSEWHERE.get(key.lower(), ()):
+        if setting in everything:
+            return f"did you mean {setting!r}?"
+    if near := difflib.get_close_matches(key, table.model_fields, 1):
+        return f"did you mean {near[0]!r}?"
+    if f"training.{key}" in everything:
+        return f"did you mean 'training.{key}'?"
+    return f"known are {', '.join(sorted(table.model_fields))}"
+
+
+def settings_of(recipe: type[Section], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    """Yield every section and every setting of a recipe, by the path of its names."""
+    for name, field in recipe.model_fields.items():
+        yield (*above, name), field
+        hint = _unwrapped(field)[0]
+        if isinstance(hint, type) and issubclass(hint, Section):
+            yield from settings_of(hint, (*above, name))
+
+
+def described(field: FieldInfo) -> tuple[Any, str]:
+    """Return the type of a setting, and the limits of a number as the documents write them: ``in [0, 1)``, ``≥ 1``."""
+    hint, constraints = _unwrapped(field)
+    words = {"lie in": "in", "be at least": "≥", "be positive": "> 0", "be 0 or more": "≥ 0", "be above": ">"}
+    limit = _limit(hint, constraints)
+    for long, short in words.items():
+        limit = limit.replace(long, short)
+    return hint, limit
+
+
+def _setting_at(recipe: type[Section], where: tuple[int | str, ...]) -> tuple[Any, list[Any]]:
+    """Return the type and the constraints of a setting, or of an entry of a list."""
+    hint: Any = recipe
+    constraints: list[Any] = []
+    for step in where:
+        hint, constraints = _unwrapped(hint.model_fields[step] if isinstance(step, str) else get_args(hint)[0])
+    return hint, constraints
+
+
+def _unwrapped(hint: Any) -> tuple[Any, list[Any]]:
+    """Return a type without ``Annotated`` and ``| None``, and the constraints that were around it."""
+    if isinstance(hint, FieldInfo):
+        inner, constraints = _unwrapped(hint.annotation)
+        return inner, [*constraints, *hint.metadata]
+    if get_origin(hint) is Annotated:
+        inner, *around = get_args(hint)
+        inner, constraints = _unwrapped(inner)
+        for extra in around:
+            constraints += extra.metadata if isinstance(extra, FieldInfo) else [extra]
+        return inner, constraints
+    if get_origin(hint) in (Union, types.UnionType):
+        (inner,) = [choice for choice in get_args(hint) if choice is not type(None)]
+        return _unwrapped(inner)
+    return hint, []
+
+
+def _limit(hint: Any, constraints: Sequence[Any]) -> str:
+    """Say what a number must do: ``lie in [0, 1)``, ``be positive``, ``be at least 3``."""
+    low = next((limit for limit in constraints if isinstance(limit, Gt | Ge)), None)
+    high = next((limit for limit in constraints if isinstance(limit, Lt | Le)), None)
+    lower: Any = getattr(low, "gt", getattr(low, "ge", None))
+    upper: Any = getattr(high, "lt", getattr(high, "le", None))
+    if low and high:
+        return f"lie in {'(' if isinstance(low, Gt) else '['}{lower:g}, {upper:g}{')' if isinstance(high, Lt) else ']'}"
+    if high:
+        return f"be {'below' if isinstance(high, Lt) else 'at most'} {upper:g}"
+    if not low:
+        return ""
+    if hint is int:
+        return f"be at least {lower + isinstance(low, Gt):g}"
+    if lower:
+        return f"be {'above' if isinstance(low, Gt) else 'at least'} {lower:g}"
+    return "be positive" if isinstance(low, Gt) else "be 0 or more"
+
+
+def _dotted(where: Sequence[int | str]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in where).removeprefix(".")
+
+
+def build(section: Any, values: Mapping[str, Any], where: str = "") -> Any:
+    """Return a dataclass filled from a table; what policy recipes use until they are sections too."""
+    if isinstance(section, type) and issubclass(section, Section):
+        return parse(section, values)
     hints = get_type_hints(section)
-    known = {field.name: field for field in fields(section)}  # type: ignore[arg-type]
+    known = {field.name: field for field in fields(section)}
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-            raise RecipeError(f"unknown key {_dotted(where, name)!r}; {hint}")
+            raise RecipeError(f"unknown key {_dotted_old(where, name)!r}; {hint}")
     for name, field in known.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
-            raise RecipeError(f"{_dotted(where, name)} is missing, and it has no default")
-    return section(**{name: _value(hints[name], value, _dotted(where, name)) for name, value in values.items()})
+            raise RecipeError(f"{_dotted_old(where, name)} is missing, and it has no default")
+    return section(**{name: _value(hints[name], value, _dotted_old(where, name)) for name, value in values.items()})
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -91,7 +335,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         (hint,) = [choice for choice in get_args(hint) if choice is not type(None)]
         return _value(hint, value, where)
-    if is_dataclass(hint) and isinstance(hint, type):
+    if isinstance(hint, type) and (is_dataclass(hint) or issubclass(hint, Section)):
         if not isinstance(value, Mapping):
             raise RecipeError(f"{where} is {value!r}; it must be a table: [{where}]")
         return build(hint, value, where)
@@ -100,7 +344,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise RecipeError(f"{where} is {value!r}; it must be one of {', '.join(map(str, get_args(hint)))}")
         return value
     if origin is tuple:
-        return _tuple(get_args(hint), value, where)
+        return tuple(_value(get_args(hint)[0], entry, f"{where}[{index}]") for index, entry in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
@@ -108,13 +352,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _tuple(hints: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise RecipeError(f"{where} is {value!r}; it must be a list, as in [{value!r}]")
-    if hints[-1] is not Ellipsis and len(value) != len(hints):
-        raise RecipeError(f"{where} has {len(value)} entries; it must have {len(hints)}")
-    return tuple(_value(hints[0], entry, f"{where}[{index}]") for index, entry in enumerate(value))
-
-
-def _dotted(where: str, name: str) -> str:
+def _dotted_old(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
+
+
+def overridden(tables: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Return the tables with the assignments applied; what policy recipes use until they are sections too."""
+    return _assigned(tables, assignments)

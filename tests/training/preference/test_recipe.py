@@ -57,7 +57,10 @@ def test_a_missing_section_is_named():
         ({"training": {"schedule": "step"}}, "training.schedule is 'step'; it must be one of linear, cosine"),
         ({"data": {"train": "pairs.jsonl"}}, "data.train is 'pairs.jsonl'; it must be a list"),
         ({"data": {"train": []}}, "data.train is empty; name at least one file"),
-        ({"model": {"kind": "bradly-terry"}}, "model.kind is 'bradly-terry', which is unknown; it must be one of"),
+        (
+            {"model": {"kind": "bradly-terry"}},
+            "model.kind is 'bradly-terry'; it must be one of bradley-terry, regression",
+        ),
         ({"model": {"kind": "hybrid", "dimension": 4}}, "model.dimension is 4; .* use an odd number, 5 say"),
         ({"model": {"dimension": 4}}, "model.dimension is 4; a bradley-terry reward has 1"),
         ({"model": {"gate": True}}, "model.gate scales general preference blocks"),

@@ -124,7 +124,7 @@ def test_the_planned_activations_are_what_a_pass_of_the_largest_batch_saves(mine
     [
         ("backbone.source=x/y", "starts from random weights"),
         ("training.epochs=0", "epochs must be at least 1"),
-        ("output.dtype=int8", "it must be float32, float16 or bfloat16"),
+        ("output.dtype=int8", "output.dtype is 'int8'; it must be one of float32, float16, bfloat16"),
         ("data.group=['x']", "did you mean 'groups'"),
     ],
 )

@@ -11,10 +11,10 @@ from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.errors import RecipeError
 from paragone_training.preference.backbone import build_student
-from paragone_training.preference.sections import LexicalSection
 from paragone_training.preference.stages import fit
 from paragone_training.scratch.corpus import lessons, token_lengths
 from paragone_training.scratch.lexical import fit_lexicon, learn_lexicon
+from paragone_training.scratch.sections import LexicalSection
 from paragone_training.scratch.teacher import features
 from tests.training.arguments import pairs, recipe
 
@@ -64,7 +64,9 @@ def test_it_never_looks_at_a_label():
         student, learnt = taught(rows)
         lexicon = fit_lexicon(learnt, token_lengths(student.tokenizer), coordinates=4)
         pad = student.tokenizer.pad_token_id
-        learn_lexicon(student.network, student.spec, lexicon, learnt, replace(SECTION, steps=3), pad_id=pad, seed=0)
+        learn_lexicon(
+            student.network, student.spec, lexicon, learnt, SECTION.model_copy(update={"steps": 3}), pad_id=pad, seed=0
+        )
         weights.append(student.network.backbone.state_dict())
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name])
@@ -76,7 +78,7 @@ def test_an_imprint_of_nothing_leaves_the_embedding_alone():
         student, learnt = taught(pairs(3))
         before = student.network.backbone.get_input_embeddings().weight.clone()
         lexicon = fit_lexicon(learnt, token_lengths(student.tokenizer), coordinates=4)
-        section = replace(SECTION, steps=1, imprint=imprint, learning_rate=1e-12)
+        section = LexicalSection(steps=1, imprint=imprint, learning_rate=1e-12)
         pad = student.tokenizer.pad_token_id
         learn_lexicon(student.network, student.spec, lexicon, learnt, section, pad_id=pad, seed=0)
         tables.append((student.network.backbone.get_input_embeddings().weight - before).abs().max().item())

@@ -13,10 +13,10 @@ from paragone_training.preference.backbone import build_student
 from paragone_training.preference.ratings.batches import rated_groups
 from paragone_training.preference.ratings.fitting import RatedRows, fit_rated
 from paragone_training.preference.recipe import parse_recipe
-from paragone_training.preference.sections import TeacherSection
 from paragone_training.scratch.corpus import lessons, token_lengths
 from paragone_training.scratch.rating_teacher import fit_rating_teacher, imprint_ratings, learn_from_teacher
 from paragone_training.scratch.rewording import Rewording
+from paragone_training.scratch.sections import TeacherSection
 from paragone_training.scratch.teacher import features
 from tests.training.arguments import pairs
 from tests.training.preference.ratings.test_ratings import NAN, ratings, tables

@@ -12,8 +12,8 @@ from paragone_training.data.groups import group_pairs
 from paragone_training.data.pairs import Pair
 from paragone_training.preference.backbone import build_student
 from paragone_training.preference.objective import Objective
-from paragone_training.preference.sections import TeacherSection
 from paragone_training.scratch.corpus import lessons, reason_documents, token_lengths
+from paragone_training.scratch.sections import TeacherSection
 from paragone_training.scratch.teacher import distil, fit_teacher, imprint
 from tests.training.arguments import pairs, recipe
 

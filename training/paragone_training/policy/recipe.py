@@ -23,8 +23,8 @@ from paragone_training.policy.sections import (
     ServersSection,
     TargetSection,
 )
-from paragone_training.preference.sections import LoraSection
-from paragone_training.settings import build, overridden, read_toml
+from paragone_training.preference.recipe import LoraSection
+from paragone_training.settings import build, in_folder, overridden, read_toml
 
 __all__ = ["PolicyRecipe", "load_policy_recipe", "parse_policy_recipe"]
 
@@ -72,12 +72,13 @@ class PolicyRecipe:
         )
 
 
-def load_policy_recipe(path: Path, assignments: Sequence[str] = ()) -> PolicyRecipe:
+def load_policy_recipe(path: Path, assignments: Sequence[str] = (), *, data: Path | None = None) -> PolicyRecipe:
     """Return the recipe of a TOML file, its paths made relative to the file.
 
     Args:
         path: the file.
         assignments: ``section.key=value`` overrides.
+        data: folder of relative data files, in place of the recipe's own.
 
     Raises:
         RecipeError: if it cannot be read or run.
@@ -86,7 +87,9 @@ def load_policy_recipe(path: Path, assignments: Sequence[str] = ()) -> PolicyRec
     for section, key in (("data", "prompts"), ("evaluation", "prompts")):
         names = tables.get(section, {}).get(key) if isinstance(tables.get(section), dict) else None
         if isinstance(names, list):
-            tables[section][key] = [str(path.parent / name) if isinstance(name, str) else name for name in names]
+            tables[section][key] = [
+                in_folder(name, path.parent, data) if isinstance(name, str) else name for name in names
+            ]
     for section in ("oracle", "servers"):
         table = tables.get(section)
         if isinstance(table, dict) and isinstance(table.get("api_key_file"), str):
@@ -103,7 +106,7 @@ def parse_policy_recipe(tables: dict[str, Any]) -> PolicyRecipe:
     Raises:
         RecipeError: if it cannot be run; the value, the limit and the remedy are in the message.
     """
-    recipe = build(PolicyRecipe, tables)
+    recipe: PolicyRecipe = build(PolicyRecipe, tables)
     _ = recipe.objective  # refuses numbers that the method cannot take
     _check_oracle(recipe)
     if recipe.servers is not None:

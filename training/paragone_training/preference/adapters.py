@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from paragone_training.errors import RecipeError
-from paragone_training.preference.sections import LoraSection
+from paragone_training.preference.recipe import LoraSection
 
 __all__ = ["take_adapters", "with_adapters"]
 

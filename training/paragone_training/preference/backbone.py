@@ -12,8 +12,8 @@ from paragone_models.network import PreferenceNetwork
 from paragone_models.spec import ModelSpec
 from paragone_training.errors import RecipeError
 from paragone_training.preference.adapters import with_adapters
-from paragone_training.preference.recipe import Recipe
-from paragone_training.preference.sections import BackboneSection, LoraSection, TokenizerSection
+from paragone_training.preference.recipe import LoraSection, Recipe
+from paragone_training.scratch.sections import BackboneSection, TokenizerSection
 from paragone_training.scratch.tokenizer import train_tokenizer
 
 __all__ = ["Student", "add_adapters", "build_student", "check_fit", "merged", "save_memory"]

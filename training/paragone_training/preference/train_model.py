@@ -14,7 +14,7 @@ from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.agreement import summarise
 from paragone_training.preference.card import Report, write_card
 from paragone_training.preference.ratings.train_rated import train_rated
-from paragone_training.preference.recipe import RatedRecipe, Recipe
+from paragone_training.preference.recipe import Recipe
 from paragone_training.preference.stages import fit
 
 __all__ = ["Rows", "load_rows", "train_model"]
@@ -77,7 +77,7 @@ def train_model(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     main = PartialState().is_main_process
     if main and not resume and work.exists() and any(work.iterdir()):
         raise RecipeError(f"{work} holds an earlier run: go on with --resume, or choose another --output")
-    if isinstance(recipe, RatedRecipe):
+    if recipe.rates:
         return train_rated(recipe, folder, work, resume=resume)
     rows = load_rows(recipe)
     outcome = fit(recipe, rows.train, rows.evaluate, work, resume=resume)

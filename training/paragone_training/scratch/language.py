@@ -4,24 +4,24 @@ Its texts are chats: the answers of question groups and rated responses. The pro
 never read; the model's loss on their answers is on its card. Left out: anything that a model of 8 MB does not need.
 """
 
-import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import PositiveInt, model_validator
 from torch.nn import functional
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM, set_seed
 
 from paragone_evaluation.readers.lines import field, read_lines
 from paragone_training.errors import DataError, RecipeError
-from paragone_training.preference.sections import BackboneSection, PretrainingSection, TokenizerSection
 from paragone_training.scratch.pretraining import padded, pretrain
+from paragone_training.scratch.sections import BackboneSection, PretrainingSection, TokenizerSection
 from paragone_training.scratch.tokenizer import train_tokenizer
-from paragone_training.settings import build, overridden, read_toml
+from paragone_training.settings import DataFile, DataFiles, Names, Section, load
 
 __all__ = [
     "Chat",
@@ -46,59 +46,54 @@ class Chat:
     response: str
 
 
-@dataclass(frozen=True)
-class LanguageDataSection:
-    """Which texts.
+class LanguageDataSection(Section):
+    """Which texts. Relative paths start at the recipe's folder, or at `--data`."""
 
-    Attributes:
-        groups: files of rows with ``prompt`` and ``responses``, relative to the recipe.
-        ratings: files of rows with ``prompt``, ``response``, ``group`` and ``split``; only ``train`` rows are read.
-        topics: beginnings of the ``group`` of the ratings that are read; empty reads all.
-        held_out: file of rows with ``prompt`` and ``split``; chats of prompts marked ``test`` are held out.
-    """
-
-    groups: tuple[str, ...] = ()
-    ratings: tuple[str, ...] = ()
-    topics: tuple[str, ...] = ()
-    held_out: str | None = None
+    groups: DataFiles = ()
+    """Files of rows with `prompt` and `responses`."""
+    ratings: DataFiles = ()
+    """Files of rows with `prompt`, `response`, `group` and `split`; only `train` rows are read."""
+    topics: Names = ()
+    """Beginnings of the `group` of the ratings that are read; empty reads all."""
+    held_out: DataFile | None = None
+    """File of rows with `prompt` and `split`; chats of prompts marked `test` are held out."""
 
 
-@dataclass(frozen=True)
-class LanguageOutputSection:
-    """Where to.
-
-    Attributes:
-        folder: of the model; runs/NAME unless given.
-        dtype: storage type of the weights.
-        notes: a paragraph for the card.
-    """
+class LanguageOutputSection(Section):
+    """What is written, and where."""
 
     folder: str | None = None
-    dtype: str = "float16"
+    """Of the model; `runs/NAME-OF-THE-RECIPE` unless given."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    """Storage type of the weights."""
     notes: str = ""
+    """A paragraph for the model's card."""
 
 
-@dataclass(frozen=True)
-class LanguageRecipe:
-    """One recipe, checked.
-
-    Attributes:
-        data: which texts.
-        backbone: sizes of the decoder, of Qwen3's shape with tied embeddings.
-        tokenizer: size of its vocabulary.
-        training: epochs and rates.
-        output: where to.
-        max_length: longest chat in tokens; longer ones are left out.
-        seed: of weights, order and dropout.
-    """
+class LanguageRecipe(Section):
+    """How a small causal language model is trained, a decoder of Qwen3's shape with tied embeddings."""
 
     data: LanguageDataSection
     training: PretrainingSection
-    backbone: BackboneSection = dataclasses.field(default_factory=BackboneSection)
-    tokenizer: TokenizerSection = dataclasses.field(default_factory=TokenizerSection)
-    output: LanguageOutputSection = dataclasses.field(default_factory=LanguageOutputSection)
-    max_length: int = 512
+    backbone: BackboneSection = BackboneSection()
+    tokenizer: TokenizerSection = TokenizerSection()
+    output: LanguageOutputSection = LanguageOutputSection()
+    max_length: PositiveInt = 512
+    """Longest chat in tokens; longer ones are left out."""
     seed: int = 0
+    """Of weights, order and dropout."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.backbone.source or self.tokenizer.source:
+            raise RecipeError(
+                "a language recipe starts from random weights: remove backbone.source and tokenizer.source"
+            )
+        if self.training.epochs < 1 or self.backbone.hidden_size % self.backbone.heads:
+            raise RecipeError(
+                "training.epochs must be at least 1 and backbone.hidden_size a multiple of backbone.heads"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -118,31 +113,18 @@ class LanguageTexts:
     counts: tuple[int, int]
 
 
-def load_language_recipe(path: Path, assignments: Sequence[str] = ()) -> LanguageRecipe:
-    """Return the recipe of a TOML file, its paths made relative to the file.
+def load_language_recipe(path: Path, assignments: Sequence[str] = (), *, data: Path | None = None) -> LanguageRecipe:
+    """Return the recipe of a TOML file, checked, its data paths made absolute.
 
     Args:
         path: the file.
         assignments: ``section.key=value`` overrides.
+        data: folder of relative data files, in place of the recipe's own.
 
     Raises:
-        RecipeError: if it cannot be run.
+        RecipeError: if it cannot be read or cannot be run.
     """
-    tables = overridden(read_toml(path), assignments)
-    data = dict(tables.get("data", {}))
-    for key in ("groups", "ratings"):
-        if isinstance(data.get(key), list):
-            data[key] = [str(path.parent / name) for name in data[key]]
-    if isinstance(data.get("held_out"), str):
-        data["held_out"] = str(path.parent / data["held_out"])
-    recipe = build(LanguageRecipe, {**tables, "data": data})
-    if recipe.backbone.source or recipe.tokenizer.source:
-        raise RecipeError("a language recipe starts from random weights: remove backbone.source and tokenizer.source")
-    if recipe.training.epochs < 1 or recipe.backbone.hidden_size % recipe.backbone.heads:
-        raise RecipeError("training.epochs must be at least 1 and backbone.hidden_size a multiple of backbone.heads")
-    if recipe.output.dtype not in ("float32", "float16", "bfloat16"):
-        raise RecipeError(f"output.dtype is {recipe.output.dtype!r}; it must be float32, float16 or bfloat16")
-    return recipe
+    return load(LanguageRecipe, path, assignments, data=data)
 
 
 def read_chats(section: LanguageDataSection) -> tuple[list[Chat], list[Chat]]:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from paragone_models.heads import RepresentationHead
 from paragone_models.network import PreferenceNetwork
 from paragone_models.spec import ModelSpec
-from paragone_training.preference.sections import LexicalSection
 from paragone_training.scratch.rewording import Rewording
+from paragone_training.scratch.sections import LexicalSection
 from paragone_training.scratch.teacher import Lesson, features, teach
 
 __all__ = ["Lexicon", "fit_lexicon", "learn_lexicon"]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paragone_training.preference.sections import PretrainingSection
 from paragone_training.scratch.dropout import residual_dropout
+from paragone_training.scratch.sections import PretrainingSection
 
 __all__ = ["batches_of", "decayed", "padded", "pretrain"]
 

@@ -20,10 +20,10 @@ from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups
 from paragone_training.preference.backbone import Student
 from paragone_training.preference.ratings.batches import RatedGroup
-from paragone_training.preference.sections import TeacherSection
 from paragone_training.preference.stages import padding_id
 from paragone_training.scratch.corpus import lessons, token_lengths
 from paragone_training.scratch.rewording import Rewording
+from paragone_training.scratch.sections import TeacherSection
 from paragone_training.scratch.teacher import features, teach
 
 __all__ = ["RatingTeacher", "fit_rating_teacher", "imprint_ratings", "learn_from_teacher"]

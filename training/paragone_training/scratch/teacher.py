@@ -26,8 +26,8 @@ from paragone_models.spec import ModelSpec
 from paragone_training.data.batches import assemble
 from paragone_training.data.groups import PromptGroup
 from paragone_training.preference.objective import Objective
-from paragone_training.preference.sections import LexicalSection, TeacherSection
 from paragone_training.scratch.pretraining import decayed
+from paragone_training.scratch.sections import LexicalSection, TeacherSection
 
 __all__ = ["Frame", "Lesson", "Teacher", "distil", "features", "fit_teacher", "imprint", "teach"]
 

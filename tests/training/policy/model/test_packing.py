@@ -27,7 +27,7 @@ from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.rows.files import read_json
 from paragone_training.policy.sections import PolicyTrainingSection
 from paragone_training.preference.backbone import save_memory
-from paragone_training.preference.sections import LoraSection
+from paragone_training.preference.recipe import LoraSection
 from tests.models.packs import SHAPE, SPECIAL, VOCABULARY, reference_flex
 
 FAMILY = ["llama", "mistral", "qwen2", "qwen3"]

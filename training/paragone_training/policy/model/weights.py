@@ -19,7 +19,7 @@ from paragone_training.policy.model.logprobs import output_logits
 from paragone_training.policy.model.sharding import is_sharded, whole_trained
 from paragone_training.policy.rows.files import need_space, write_folder
 from paragone_training.preference.adapters import take_adapters, with_adapters
-from paragone_training.preference.sections import LoraSection
+from paragone_training.preference.recipe import LoraSection
 
 __all__ = [
     "Policy",

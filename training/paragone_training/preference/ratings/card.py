@@ -7,12 +7,12 @@ from paragone_training.preference.agreement import summarise
 from paragone_training.preference.card import Report, agreement_lines
 from paragone_training.preference.ratings.fitting import RatedOutcome, RatedRows
 from paragone_training.preference.ratings.objective import RatedObjective
-from paragone_training.preference.recipe import RatedRecipe
+from paragone_training.preference.recipe import Recipe
 
 __all__ = ["write_rated_card"]
 
 
-def write_rated_card(name: str, recipe: RatedRecipe, rows: RatedRows, outcome: RatedOutcome) -> str:
+def write_rated_card(name: str, recipe: Recipe, rows: RatedRows, outcome: RatedOutcome) -> str:
     """Return the text of README.md.
 
     Args:
@@ -41,7 +41,7 @@ def write_rated_card(name: str, recipe: RatedRecipe, rows: RatedRows, outcome: R
     return "\n".join(parts)
 
 
-def _training(recipe: RatedRecipe, rows: RatedRows, outcome: RatedOutcome) -> list[str]:
+def _training(recipe: Recipe, rows: RatedRows, outcome: RatedOutcome) -> list[str]:
     spec, loss, start = outcome.student.spec, recipe.loss, outcome.start
     objective = RatedObjective(
         spec.kind,
@@ -114,7 +114,7 @@ def _errors(rows: RatedRows, outcome: RatedOutcome) -> list[str]:
     return lines
 
 
-def _agreement(name: str, recipe: RatedRecipe, rows: RatedRows, outcome: RatedOutcome) -> list[str]:
+def _agreement(name: str, recipe: Recipe, rows: RatedRows, outcome: RatedOutcome) -> list[str]:
     summary = summarise(outcome.judged) if outcome.judged else None
     lines = agreement_lines(Report(name, recipe, rows.pairs, rows.held_out_pairs, summary))
     if outcome.judged_before:

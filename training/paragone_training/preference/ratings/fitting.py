@@ -30,11 +30,11 @@ from paragone_training.preference.ratings.objective import RatedObjective
 from paragone_training.preference.ratings.rated_trainer import RatedTrainer
 from paragone_training.preference.ratings.rating_errors import RatingErrors, rating_errors
 from paragone_training.preference.ratings.student import Start, build_rated_student
-from paragone_training.preference.recipe import RatedRecipe
-from paragone_training.preference.sections import TeacherSection
+from paragone_training.preference.recipe import Recipe
 from paragone_training.preference.stages import PREPARED, padding_id, token_noise, training_arguments
 from paragone_training.scratch.dropout import residual_dropout
 from paragone_training.scratch.rating_teacher import learn_from_teacher
+from paragone_training.scratch.sections import TeacherSection
 
 __all__ = ["RatedOutcome", "RatedRows", "fit_rated"]
 
@@ -113,7 +113,7 @@ class _Examined:
         return rating_errors(predicted, ratings, self._attributes)
 
 
-def fit_rated(recipe: RatedRecipe, rows: RatedRows, work: Path, *, resume: bool = False) -> RatedOutcome:
+def fit_rated(recipe: Recipe, rows: RatedRows, work: Path, *, resume: bool = False) -> RatedOutcome:
     """Train a model that rates, fit how its ratings merge, and return it with what it says about held-out rows.
 
     Args:
@@ -167,7 +167,7 @@ def represent_all(network: nn.Module, readings: Sequence[Sequence[Reading]], pad
     return found
 
 
-def _objective(recipe: RatedRecipe, student: Student) -> RatedObjective:
+def _objective(recipe: Recipe, student: Student) -> RatedObjective:
     loss, spec = recipe.loss, student.spec
     return RatedObjective(
         spec.kind,
@@ -181,7 +181,7 @@ def _objective(recipe: RatedRecipe, student: Student) -> RatedObjective:
 
 
 def _train(
-    recipe: RatedRecipe,
+    recipe: Recipe,
     student: Student,
     objective: RatedObjective,
     groups: Sequence[RatedGroup],

@@ -14,7 +14,7 @@ from paragone_models.network import PreferenceNetwork
 from paragone_models.spec import ModelSpec
 from paragone_training.errors import RecipeError
 from paragone_training.preference.backbone import Student, build_student, check_fit
-from paragone_training.preference.recipe import RatedRecipe
+from paragone_training.preference.recipe import Recipe
 
 __all__ = ["Start", "build_rated_student", "reward_on_top"]
 
@@ -34,7 +34,7 @@ class Start:
     spec: ModelSpec
 
 
-def build_rated_student(recipe: RatedRecipe, texts: Iterable[str]) -> tuple[Student, Start | None]:
+def build_rated_student(recipe: Recipe, texts: Iterable[str]) -> tuple[Student, Start | None]:
     """Return the network that a recipe trains, and what it goes on from.
 
     Args:
@@ -111,7 +111,7 @@ def _width(model: PreferenceModel) -> int:
     return int(model.network.config.get_text_config().hidden_size)
 
 
-def _checked(recipe: RatedRecipe, found: ModelSpec) -> ModelSpec:
+def _checked(recipe: Recipe, found: ModelSpec) -> ModelSpec:
     spec, source = recipe.spec, recipe.model.start
     if found.kind != "regression":
         raise RecipeError(f"model.start {source} is a {found.kind} model; a helpsteer model starts from a regression")

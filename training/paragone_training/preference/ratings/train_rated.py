@@ -13,14 +13,14 @@ from paragone_training.data.ratings import read_rating_files, training_ratings
 from paragone_training.errors import DataError
 from paragone_training.preference.ratings.card import write_rated_card
 from paragone_training.preference.ratings.fitting import RatedRows, fit_rated
-from paragone_training.preference.recipe import RatedRecipe
+from paragone_training.preference.recipe import Recipe
 
 __all__ = ["load_rated_rows", "train_rated"]
 
 logger = logging.getLogger(__name__)
 
 
-def load_rated_rows(recipe: RatedRecipe) -> RatedRows:
+def load_rated_rows(recipe: Recipe) -> RatedRows:
     """Return the rows that a recipe names.
 
     Args:
@@ -55,7 +55,7 @@ def load_rated_rows(recipe: RatedRecipe) -> RatedRows:
     return RatedRows(pairs[: data.limit] if data.limit else pairs, ratings, held_out, held_out_ratings)
 
 
-def train_rated(recipe: RatedRecipe, folder: Path, work: Path, *, resume: bool = False) -> Path:
+def train_rated(recipe: Recipe, folder: Path, work: Path, *, resume: bool = False) -> Path:
     """Train a model that rates and return the folder it was saved to.
 
     Args:
