@@ -8,30 +8,36 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from paragone_evaluation.answers import Answer, AnswerStore
-from paragone_evaluation.dataset import Case, EvaluationSet
+from paragone_evaluation.dataset import EvaluationSet, Message, PromptText
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.measures.checks import Bools, Floats
 from paragone_evaluation.scorers import Comparison, Item, ModelCard, PairItem, Rating, Refusal, Scorer
 
-__all__ = ["Answers", "ask", "questions_of", "rates_alone"]
+__all__ = ["AnswerStore", "Answers", "Progress", "ask", "only_ratings", "questions_of"]
 
 Progress = Callable[[int, int], object]
-QuestionT = TypeVar("QuestionT", Item, PairItem)
+"""Called with how many questions are answered, and how many there are."""
+
+_Answer = Rating | Comparison | Refusal
+_Pair = tuple[int, int]
+_QuestionT = TypeVar("_QuestionT", Item, PairItem)
+
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model said about an evaluation set. NaN where it refused to answer.
+    """The answers of a model to an evaluation set. NaN where it refused.
 
     Attributes:
-        card: of the model.
         logit: log-odds of each judgement's first response. [J]
         swapped: log-odds of the second one, asked in the other order; None for pointwise kinds. [J]
         node_score: of each response, comparable within a prompt, in logits: the reward over the temperature where there
@@ -56,12 +62,74 @@ class Answers:
         return known if self.swapped is None else known & np.isfinite(self.swapped)
 
 
-def rates_alone(data: EvaluationSet, card: ModelCard) -> bool:
-    """Return whether only ratings can be measured: the model, or the file, has no preferences.
+class AnswerStore:
+    """Appends answers to a JSONL file whose first line says which model gave them.
 
-    Args:
-        data: what is evaluated on.
-        card: of the model.
+    An interrupted evaluation goes on from this file and asks nothing twice.
+
+    Raises:
+        EvaluationError: if the file holds another model's answers, is no such file, or cannot be written.
+    """
+
+    def __init__(self, path: Path, card: ModelCard) -> None:
+        self.path = path
+        self.known: dict[str, _Answer] = {}
+        header = {"format": _FORMAT, "fingerprint": card.fingerprint, "model": card.name, "source": card.source}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = path.read_bytes() if path.exists() else b""
+            # A line without its end was being written when the run stopped.
+            whole = content[: content.rfind(b"\n") + 1]
+            if whole:
+                self._read(whole, header)
+            self._file = path.open("r+b" if path.exists() else "wb")
+            self._file.truncate(len(whole))
+            self._file.seek(len(whole))
+            if not whole:
+                self._write([header])
+        except OSError as error:
+            raise EvaluationError(f"cannot keep answers in {path}: {error.strerror or error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, answers: Mapping[str, _Answer]) -> None:
+        """Keep answers by their keys."""
+        self.known.update(answers)
+        self._write([{"key": key, **_to_json(answer)} for key, answer in answers.items()])
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        self._file.write("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
+        # A chunk of answers may have cost minutes: it must survive whatever happens next.
+        self._file.flush()
+
+    def _read(self, content: bytes, expected: dict[str, Any]) -> None:
+        lines = content.splitlines()
+        try:
+            header = json.loads(lines[0])
+            written_by = header.get("format"), header.get("fingerprint")
+            for line in lines[1:]:
+                row = json.loads(line)
+                self.known[row.pop("key")] = _from_json(row)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EvaluationError(
+                f"{self.path} is no file of answers: remove it, or choose another --output"
+            ) from error
+        if written_by != (_FORMAT, expected["fingerprint"]):
+            raise EvaluationError(
+                f"{self.path} holds the answers of {header.get('model')} (fingerprint {str(written_by[1])[:12]}…), and "
+                f"{expected['model']} (fingerprint {expected['fingerprint'][:12]}…) is asked now: weights, settings, "
+                "device or library versions differ. Choose another --output, or remove the folder"
+            )
+
+
+def only_ratings(data: EvaluationSet, card: ModelCard) -> bool:
+    """Return whether only ratings can be measured: the model, or the file, has no preferences.
 
     Raises:
         EvaluationError: if nothing at all can be measured.
@@ -91,104 +159,83 @@ def rates_alone(data: EvaluationSet, card: ModelCard) -> bool:
 
 
 def questions_of(data: EvaluationSet) -> list[tuple[int, int]]:
-    """Return every pair of nodes whose logit is needed, once and in a fixed direction, siblings side by side.
+    """Return every pair of nodes whose logit is needed, once, the smaller number first, siblings side by side.
 
-    Args:
-        data: with judgements, and cases with more than two responses, all of whose pairs are needed.
+    These are the judged pairs, and all pairs of each case with more than two responses.
     """
     pairs = dict.fromkeys(zip(data.first.tolist(), data.second.tolist(), strict=True))
     for case in data.cases:
         if len(case.nodes) > 2:
             pairs.update(dict.fromkeys(itertools.combinations(case.nodes, 2)))
     once = dict.fromkeys((min(pair), max(pair)) for pair in pairs)
+    # A service computes a shared prompt once where its responses come in one request.
     return sorted(once, key=lambda pair: (int(data.node_prompt[pair[0]]), *pair))
 
 
 def ask(data: EvaluationSet, scorer: Scorer, store: AnswerStore, *, progress: Progress | None = None) -> Answers:
     """Return the model's answers to all questions, asking only those that the store does not know.
 
-    Args:
-        data: what is evaluated on.
-        scorer: asks the model.
-        store: keeps the answers.
-        progress: called with how many questions are answered, and how many there are.
-
     Raises:
         EvaluationError: if nothing of the file can be asked of this model, or it answered no question at all.
         ParagoneError: if a service does not answer.
         ModelError: if a local model fails.
     """
-    alone = rates_alone(data, scorer.card)
-    pairs = questions_of(data)
-    keys = _node_keys(data)
-    prompt_of: list[int] = data.node_prompt.tolist()
-    told = progress or _silent
-    attributes: dict[str, Floats] = {}
-    logits: dict[tuple[int, int], float] = {}
-    reversed_logits: dict[tuple[int, int], float] = {}
-    score = np.full(len(data.responses), np.nan)
-    if scorer.card.scalar:
+    card = scorer.card
+    ratings_alone = only_ratings(data, card)
+    pairs, keys = questions_of(data), _response_keys(data)
+
+    def prompt_of(node: int) -> tuple[PromptText, tuple[Message, ...] | None]:
+        return data.prompts[data.node_prompt[node]]
+
+    if card.scalar:
         nodes = sorted({node for pair in pairs for node in pair} | {n for case in data.cases for n in case.nodes})
-        items = {keys[node]: Item(*data.prompts[prompt_of[node]], data.responses[node]) for node in nodes}
-        found = _asked(items, scorer.rate, scorer.chunk, store, told)
-        score, attributes = _ratings(nodes, [found[keys[node]] for node in nodes], scorer.card, len(data.responses))
+        items = {keys[node]: Item(*prompt_of(node), data.responses[node]) for node in nodes}
+        known = _put(items, scorer.rate, scorer.questions_per_call, store, progress)
+        score, attributes = _ratings({node: known[keys[node]] for node in nodes}, card, len(data.responses))
         logits = {pair: float(score[pair[0]] - score[pair[1]]) for pair in pairs}
     else:
-        orders = (pairs, [(two, one) for one, two in pairs]) if scorer.card.pairwise else (pairs,)
+        orders = [*pairs, *((second, first) for first, second in pairs)] if card.pairwise else pairs
         questions = {
-            f"{keys[one]}>{keys[two]}": PairItem(
-                prompt=data.prompts[prompt_of[one]][0],
-                tools=data.prompts[prompt_of[one]][1],
-                first=data.responses[one],
-                second=data.responses[two],
-            )
-            for one, two in itertools.chain(*orders)
+            f"{keys[one]}>{keys[two]}": PairItem(*prompt_of(one), data.responses[one], data.responses[two])
+            for one, two in orders
         }
-        found = _asked(questions, scorer.compare, scorer.chunk, store, told)
-        logits = {pair: _logit(found[f"{keys[pair[0]]}>{keys[pair[1]]}"]) for pair in pairs}
-        if scorer.card.pairwise:
-            reversed_logits = {pair: _logit(found[f"{keys[pair[1]]}>{keys[pair[0]]}"]) for pair in pairs}
-    refused = Counter(answer.code for answer in found.values() if isinstance(answer, Refusal))
-    answers = _arranged(
-        data, scorer.card, logits, reversed_logits, score=score, attributes=attributes, refused=dict(refused)
-    )
+        known = _put(questions, scorer.compare, scorer.questions_per_call, store, progress)
+        logits = {pair: _logit(known[f"{keys[pair[0]]}>{keys[pair[1]]}"]) for pair in orders}
+        score, attributes = _mean_logits(len(data.responses), pairs, logits), {}
+    refused = Counter(answer.code for answer in known.values() if isinstance(answer, Refusal))
+    answers = _arranged(data, card, logits, score, attributes, refused)
     rated = any(np.isfinite(column).any() for column in attributes.values())
-    if not (rated if alone else answers.answered.any()):
+    if not (rated if ratings_alone else answers.answered.any()):
         codes = ", ".join(f"{code} ({count})" for code, count in refused.items())
-        raise EvaluationError(f"{scorer.card.name} answered no question of {data.path}: {codes}")
+        raise EvaluationError(f"{card.name} answered no question of {data.path}: {codes}")
     return answers
 
 
-def _silent(done: int, total: int) -> None:
-    """Tell nobody."""
-    del done, total
-
-
-def _asked(
-    questions: dict[str, QuestionT],
-    put: Callable[[Sequence[QuestionT]], Sequence[Answer]],
-    chunk: int,
+def _put(
+    questions: dict[str, _QuestionT],
+    put: Callable[[Sequence[_QuestionT]], Sequence[_Answer]],
+    at_once: int,
     store: AnswerStore,
-    told: Progress,
-) -> dict[str, Answer]:
+    progress: Progress | None,
+) -> dict[str, _Answer]:
+    """Return the answer of every question by its key; those that the store lacks are asked and stored."""
     waiting = [(key, question) for key, question in questions.items() if key not in store.known]
-    done = len(questions) - len(waiting)
-    told(done, len(questions))
-    for start in range(0, len(waiting), chunk):
-        part = waiting[start : start + chunk]
+    for start in range(0, len(waiting), at_once):
+        if progress:
+            progress(len(questions) - len(waiting) + start, len(questions))
+        part = waiting[start : start + at_once]
         answers = put([question for _, question in part])
         store.add({key: answer for (key, _), answer in zip(part, answers, strict=True)})
-        done += len(part)
-        told(done, len(questions))
+    if progress:
+        progress(len(questions), len(questions))
     return {key: store.known[key] for key in questions}
 
 
-def _ratings(
-    nodes: Sequence[int], answers: Sequence[Answer], card: ModelCard, count: int
-) -> tuple[Floats, dict[str, Floats]]:
+def _ratings(answers: Mapping[int, _Answer], card: ModelCard, count: int) -> tuple[Floats, dict[str, Floats]]:
+    """Return the score and the predicted attributes of every node. each [R]."""
     score = np.full(count, np.nan)
     attributes = {name: np.full(count, np.nan) for name in card.attributes}
-    for node, answer in zip(nodes, answers, strict=True):
+    for node, answer in answers.items():
         if isinstance(answer, Rating):
             score[node] = np.nan if answer.reward is None else answer.reward / card.temperature
             for name, column in attributes.items():
@@ -196,66 +243,57 @@ def _ratings(
     return score, attributes
 
 
-def _logit(answer: Answer) -> float:
+def _logit(answer: _Answer) -> float:
     return answer.logit if isinstance(answer, Comparison) else float("nan")
+
+
+def _mean_logits(count: int, pairs: Sequence[_Pair], logits: Mapping[_Pair, float]) -> Floats:
+    """Return the mean logit of every node against the nodes that it was compared with. [R]."""
+    table = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+    values = np.asarray([logits[pair] for pair in pairs])
+    known = np.isfinite(values)
+    (first, second), values = table[known].T, values[known]
+    total = np.bincount(first, values, count) - np.bincount(second, values, count)
+    games = np.bincount(first, minlength=count) + np.bincount(second, minlength=count)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(games > 0, total / games, np.nan))
 
 
 def _arranged(
     data: EvaluationSet,
     card: ModelCard,
-    logits: dict[tuple[int, int], float],
-    reversed_logits: dict[tuple[int, int], float],
-    *,
+    logits: dict[_Pair, float],
     score: Floats,
     attributes: dict[str, Floats],
-    refused: dict[str, int],
+    refused: Mapping[str, int],
 ) -> Answers:
-    def oriented(one: int, two: int, *, swapped: bool = False) -> float:
-        """Return the log-odds of ``one`` as they were asked, with ``one`` in the first place (or the second)."""
-        if not card.pairwise:
-            return logits[one, two] if one <= two else -logits[two, one]
-        table = reversed_logits if (one > two) != swapped else logits
-        return table[min(one, two), max(one, two)]
+    """Return the answers in the order of the judgements.
 
+    Args:
+        logits: log-odds of the first of two nodes, asked in the first place.
+    """
+    # For kinds that read responses one by one the other order is the negative, exactly, and was not asked for.
+    both = logits if card.pairwise else {**logits, **{(two, one): -logit for (one, two), logit in logits.items()}}
     pairs = list(zip(data.first.tolist(), data.second.tolist(), strict=True))
-    swapped = np.asarray([oriented(one, two, swapped=True) for one, two in pairs]) if card.pairwise else None
-    matrices = {
-        number: _matrix(case, oriented, pairwise=card.pairwise)
-        for number, case in enumerate(data.cases)
-        if len(case.nodes) > 2
-    }
-    logit = np.asarray([oriented(one, two) for one, two in pairs], dtype=np.float64)
-    if not card.scalar:
-        score = _mean_logits(data, logits)
-    return Answers(card, logit, swapped, score, matrices, attributes, refused)
+    matrices = {}
+    for number, case in enumerate(data.cases):
+        if len(case.nodes) > 2:
+            matrix = matrices[number] = np.zeros((len(case.nodes), len(case.nodes)))
+            for (row, first), (column, second) in itertools.combinations(enumerate(case.nodes), 2):
+                value = (both[first, second] - both[second, first]) / 2.0
+                matrix[row, column], matrix[column, row] = value, -value
+    return Answers(
+        card=card,
+        logit=np.asarray([both[pair] for pair in pairs], dtype=np.float64),
+        swapped=np.asarray([both[two, one] for one, two in pairs]) if card.pairwise else None,
+        node_score=score,
+        matrices=matrices,
+        attributes=attributes,
+        refused=dict(refused),
+    )
 
 
-def _matrix(case: Case, oriented: Callable[..., float], *, pairwise: bool) -> Floats:
-    """Return the log-odds of row over column; of both orders the mean, for kinds that have two."""
-    size = len(case.nodes)
-    matrix = np.zeros((size, size))
-    for one, two in itertools.combinations(range(size), 2):
-        first, second = case.nodes[one], case.nodes[two]
-        value = oriented(first, second)
-        if pairwise:
-            value = (value - oriented(second, first)) / 2.0
-        matrix[one, two], matrix[two, one] = value, -value
-    return matrix
-
-
-def _mean_logits(data: EvaluationSet, logits: dict[tuple[int, int], float]) -> Floats:
-    pairs = np.asarray(list(logits), dtype=np.int64).reshape(-1, 2)
-    values = np.asarray(list(logits.values()))
-    known = np.isfinite(values)
-    pairs, values = pairs[known], values[known]
-    count = len(data.responses)
-    total = np.bincount(pairs[:, 0], values, count) - np.bincount(pairs[:, 1], values, count)
-    games = np.bincount(pairs[:, 0], minlength=count) + np.bincount(pairs[:, 1], minlength=count)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(games > 0, total / games, np.nan))
-
-
-def _node_keys(data: EvaluationSet) -> list[str]:
+def _response_keys(data: EvaluationSet) -> list[str]:
     """Return a content hash of every response with its prompt, so that answers are found again in any order."""
     prompts = [hashlib.sha256(_canonical(prompt)).digest() for prompt in data.prompts]
     return [
@@ -266,3 +304,23 @@ def _node_keys(data: EvaluationSet) -> list[str]:
 
 def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, ensure_ascii=True, default=str).encode()
+
+
+def _to_json(answer: _Answer) -> dict[str, Any]:
+    if isinstance(answer, Refusal):
+        return {"refused": answer.code, "message": answer.message}
+    if isinstance(answer, Comparison):
+        return {"logit": answer.logit}
+    return {"reward": answer.reward, **({"attributes": dict(answer.attributes)} if answer.attributes else {})}
+
+
+def _from_json(row: dict[str, Any]) -> _Answer:
+    if "refused" in row:
+        return Refusal(row["refused"], row["message"])
+    if "logit" in row:
+        return Comparison(float(row["logit"]))
+    reward = row["reward"]
+    return Rating(
+        None if reward is None else float(reward),
+        {name: float(value) for name, value in row.get("attributes", {}).items()},
+    )

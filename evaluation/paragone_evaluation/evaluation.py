@@ -1,8 +1,8 @@
-"""One evaluation from end to end: read, ask, measure, write."""
+"""One evaluation from end to end: a file was read; ask, measure, write."""
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from paragone import ParagoneError
-from paragone_evaluation.answers import AnswerStore
-from paragone_evaluation.asking import Answers, ask
+from paragone_evaluation.asking import Answers, AnswerStore, ask
+from paragone_evaluation.asking import Progress as Report
 from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.published import write_rewardbench_files
@@ -23,44 +23,27 @@ from paragone_evaluation.report.page import render_page
 from paragone_evaluation.scorers import Scorer
 from paragone_evaluation.summary import Settings, only_rated, plain, summarise
 
-__all__ = ["Written", "default_folder", "evaluate_models", "progress_bar"]
-
-Told = Callable[[int, int], object]
+__all__ = ["Evaluation", "default_folder", "evaluate_models", "progress_bar"]
 
 
 @dataclass(frozen=True)
-class Written:
-    """What an evaluation leaves behind.
-
-    Attributes:
-        results: plain values, as in ``results.json``.
-        files: that were written, the report first.
-    """
+class Evaluation:
+    """The results of an evaluation, as in ``results.json``, and the files that were written, the report first."""
 
     results: dict[str, Any]
     files: tuple[Path, ...]
 
 
 def default_folder(data: EvaluationSet, name: str) -> Path:
-    """Return the folder that answers and results go to where none is named.
-
-    Args:
-        data: what is evaluated on.
-        name: of the model.
-    """
+    """Return the folder for answers and results of the model ``name``, where the user names none."""
     stem = Path(data.path).name.split(".")[0]
     parts = [stem, data.split, name] if data.split else [stem, name]
     return Path("evaluations") / re.sub(r"[^\w.-]+", "-", "-".join(map(str, parts)))
 
 
 @contextmanager
-def progress_bar(console: Console, title: str) -> Iterator[Told]:
-    """Yield what tells a progress bar how many questions are answered, of how many.
-
-    Args:
-        console: that shows the bar.
-        title: of the bar.
-    """
+def progress_bar(console: Console, title: str) -> Iterator[Report]:
+    """Show a progress bar; yield the function that moves it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=None)
@@ -76,16 +59,13 @@ def evaluate_models(
     against: Scorer | None = None,
     command: str | None = None,
     console: Console | None = None,
-) -> Written:
+) -> Evaluation:
     """Ask one model or two, compute all measures, and write answers, results and report into a folder.
 
     Answers that are in the folder already are not asked for again.
 
     Args:
-        data: what is evaluated on.
-        scorer: asks the model.
         folder: gets ``answers.jsonl``, ``results.json``, ``report.html`` and, for RewardBench, its two files.
-        settings: how measures are computed.
         against: asks another model, for a paired comparison.
         command: what was typed, for the report.
         console: shows progress; nothing is shown if None.
@@ -115,7 +95,7 @@ def evaluate_models(
             extra = write_rewardbench_files(folder, data, answers, summary["measures"]["benchmark"])
     except OSError as error:
         raise EvaluationError(f"cannot write into {folder}: {error.strerror or error}") from error
-    return Written(results, (report, numbers, *extra))
+    return Evaluation(results, (report, numbers, *extra))
 
 
 def _answers(data: EvaluationSet, scorer: Scorer, path: Path, console: Console | None) -> Answers:
@@ -123,8 +103,8 @@ def _answers(data: EvaluationSet, scorer: Scorer, path: Path, console: Console |
         if console is None:
             return ask(data, scorer, store)
         try:
-            with progress_bar(console, f"asking {scorer.card.name}") as told:
-                return ask(data, scorer, store, progress=told)
+            with progress_bar(console, f"asking {scorer.card.name}") as progress:
+                return ask(data, scorer, store, progress=progress)
         except (KeyboardInterrupt, ParagoneError):
             kept = f"{len(store.known)} answers are kept in {path}: the same command with the same --output continues"
             console.print(kept, soft_wrap=True, markup=False, highlight=False)

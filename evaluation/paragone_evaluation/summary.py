@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from paragone_evaluation.asking import Answers, rates_alone
+from paragone_evaluation.asking import Answers, only_ratings
 from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.groups import attribute_rows, group_section
@@ -145,7 +145,7 @@ def only_rated(data: EvaluationSet, card: ModelCard, against: ModelCard | None) 
     Raises:
         EvaluationError: if nothing can be measured, or one of two models has no preferences to compare.
     """
-    alone = [one for one in (card, against) if one is not None and rates_alone(data, one)]
+    alone = [one for one in (card, against) if one is not None and only_ratings(data, one)]
     if alone and against is not None:
         blamed = f"{alone[0].name} has no weights to compare responses with"
         if alone[0].compares:

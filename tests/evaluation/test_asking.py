@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from paragone import Client
-from paragone_evaluation.answers import AnswerStore
-from paragone_evaluation.asking import ask, questions_of
+from paragone_evaluation.asking import AnswerStore, ask, questions_of
 from paragone_evaluation.errors import EvaluationError
+from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.readers import read_evaluation_set
-from paragone_evaluation.scorers import Comparison, LocalScorer, PairItem, Refusal, ServiceScorer
+from paragone_evaluation.scorers import Comparison, PairItem, Refusal, ServiceScorer
 from tests.evaluation.conftest import pair, text, write
 from tests.evaluation.test_readers import GROUP
 
@@ -20,7 +20,7 @@ from tests.evaluation.test_readers import GROUP
 class FirstPlace:
     """A pairwise scorer that likes long responses, and the first place."""
 
-    chunk = 3
+    questions_per_call = 3
 
     def __init__(self, card):
         self.card = replace(card, kind="pairwise", scalar=False, pairwise=True, name="first-place")
@@ -36,7 +36,7 @@ class Stops:
     """A scorer that stops answering after some chunks."""
 
     def __init__(self, scorer, after):
-        self.card, self.chunk, self._scorer, self._left = scorer.card, 4, scorer, after
+        self.card, self.questions_per_call, self._scorer, self._left = scorer.card, 4, scorer, after
 
     def rate(self, items):
         return self._count(self._scorer.rate, items)

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.evaluation import default_folder, evaluate_models
+from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.measures.accuracy import accuracy
 from paragone_evaluation.readers import read_evaluation_set
 from paragone_evaluation.report.page import render_page
-from paragone_evaluation.scorers import LocalScorer
 from paragone_evaluation.summary import Settings, plain
 from tests.evaluation.conftest import pair, write
 from tests.evaluation.runs import QUICK, page_of, run

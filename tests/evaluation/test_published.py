@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.measures.benchmarks import REWARDBENCH_SECTIONS
-from paragone_evaluation.scorers import LocalScorer
 from tests.evaluation.conftest import text
 from tests.evaluation.runs import page_of, published, run
 from tests.evaluation.test_readers import JUDGEBENCH, RM_BENCH, TIES

@@ -8,7 +8,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import mean_squared_error, r2_score
 
 from paragone_evaluation.errors import EvaluationError
-from paragone_evaluation.scorers import LocalScorer
+from paragone_evaluation.local_model import LocalScorer
 from tests.evaluation.conftest import text
 from tests.evaluation.runs import page_of, ratings, run
 from tests.evaluation.test_readers import RATING

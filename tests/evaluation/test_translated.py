@@ -6,8 +6,8 @@ import math
 import pytest
 
 from paragone_evaluation.evaluation import evaluate_models
+from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.readers import read_evaluation_set
-from paragone_evaluation.scorers import LocalScorer
 from paragone_evaluation.summary import Settings
 from paragone_training.data.ratings import read_ratings
 from paragone_training.errors import DataError

@@ -3,14 +3,17 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from paragone.cli import main
+from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.measures.calibration import negative_log_likelihood
 from paragone_evaluation.report.words import interval, number, percent, points
-from paragone_evaluation.scorers import Item, LocalScorer
+from paragone_evaluation.scorers import Item
 from paragone_models import load_model
 from tests.evaluation.conftest import pair, served, text, write
 from tests.models import tiny
@@ -82,6 +85,43 @@ def test_eval_asks_a_service_and_keeps_the_key_to_itself(tmp_path, pairs_file, u
     assert "From 6 questions no interval can tell a difference from noise" in out
     assert "secret" not in (tmp_path / "out" / "report.html").read_text()
     assert "secret" not in (tmp_path / "out" / "results.json").read_text()
+
+
+WITHOUT_TORCH = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "safetensors"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from paragone.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def without_torch(*words):
+    command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_a_service_is_evaluated_and_calibrated_where_torch_is_not_installed(tmp_path, pairs_file, learnable, url):
+    words = ["--url", url, "--model", "bt", "--resamples", 50]
+    evaluated = without_torch("eval", pairs_file, *words, "--against", f"{url}#gp", "--output", tmp_path / "out")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "bt minus gp, on the same 48 pairs" in evaluated.stdout
+    assert (tmp_path / "out" / "report.html").is_file()
+    calibrated = without_torch("calibrate", learnable, *words)
+    assert calibrated.returncode == 0, calibrated.stderr
+    assert "in the service's table of bt" in calibrated.stdout
+
+
+def test_a_model_to_be_loaded_says_what_to_install_where_torch_is_not(tmp_path, pairs_file, folders):
+    for command in ("eval", "calibrate"):
+        ended = without_torch(command, pairs_file, "--model", folders["bt"], "--output", tmp_path / "out")
+        assert (ended.returncode, "Traceback" in ended.stderr) == (2, False)
+        assert "needs torch: pip install 'paragone[models]', or ask a service with --url" in ended.stderr
 
 
 def test_eval_of_a_local_model_against_a_service(tmp_path, pairs_file, folders, url, typed):
@@ -199,6 +239,17 @@ def test_a_calibrated_model_says_so_when_it_is_served(tmp_path, learnable, folde
         answer = client.preferences([("P?", "kids", "teams")])
         assert answer.calibrated
         assert client.model("calibrated").temperature == load_model(target, device="cpu").spec.temperature
+
+
+def test_the_temperature_of_a_service_is_that_of_the_model_that_it_hosts(tmp_path, learnable, folders, url, typed):
+    typed("calibrate", learnable, "--model", folders["bt"], "--output", tmp_path / "c", "--resamples", 50)
+    expected = json.loads((tmp_path / "c" / "calibration.json").read_text())["temperature"]["value"]
+    code, out, err = typed("calibrate", learnable, "--url", url, "--model", "bt", "--resamples", 50)
+    assert code == 0, err
+    shown = float(out.split("temperature = ")[1].split()[0])
+    assert shown == pytest.approx(expected, rel=1e-4)
+    code, _, err = typed("calibrate", learnable, "--url", url, "--output", tmp_path / "d")
+    assert (code, "what a service hosts is not ours to copy" in " ".join(err.replace("│", " ").split())) == (2, True)
 
 
 def test_calibrate_never_uses_test_rows_unless_forced(tmp_path, learnable, folders, typed):

@@ -1,0 +1,268 @@
+"""``paragone eval`` and ``paragone calibrate``. Torch is imported only where a model is to be loaded here."""
+
+import shlex
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from paragone import Client
+from paragone_evaluation.asking import AnswerStore, ask
+from paragone_evaluation.errors import DataError, EvaluationError
+from paragone_evaluation.evaluation import default_folder, evaluate_models, progress_bar
+from paragone_evaluation.readers import LAYOUTS, read_evaluation_set
+from paragone_evaluation.report.table import print_results
+from paragone_evaluation.report.words import interval, number
+from paragone_evaluation.scorers import Scorer, ServiceScorer
+from paragone_evaluation.summary import Settings, plain
+from paragone_evaluation.temperature import check_preferences, fitted_temperature
+from paragone_models.spec import Bos, Head
+
+if TYPE_CHECKING:
+    from paragone_evaluation.local_model import LocalScorer
+
+__all__ = ["calibrate", "evaluate"]
+
+_FILE = "A .jsonl, .jsonl.gz, .json or .parquet file of pairs, ratings, groups or a published benchmark."
+_LAYOUT = f"auto goes by the first row; or one of {', '.join(LAYOUTS)}."
+_BAD_ROWS = "What rows that cannot be read do: refuse the file, or leave-out (they are counted in the report)."
+_CLUSTER = "What is resampled together for intervals: question or prompt."
+
+File = Annotated[Path, typer.Argument(help=_FILE, show_default=False)]
+Layout = Annotated[str, typer.Option(help=_LAYOUT)]
+Cluster = Annotated[str, typer.Option(help=_CLUSTER)]
+Bins = Annotated[int, typer.Option(help="Bins of the reliability table, of equal width over [.5, 1].")]
+Seed = Annotated[int, typer.Option(help="Seed of resampling.")]
+Resamples = Annotated[int, typer.Option(help="Resamples of the bootstrap.")]
+Attribute = Annotated[
+    str | None, typer.Option(help="Of a ratings file: what people's scores are; the first if omitted.")
+]
+BadRows = Annotated[str, typer.Option(help=_BAD_ROWS)]
+ApiKey = Annotated[str | None, typer.Option(help="Key of the service.", envvar="PARAGONE_API_KEY", show_envvar=True)]
+Device = Annotated[str, typer.Option(help="Of local models: auto takes the GPU where there is one.")]
+Dtype = Annotated[str, typer.Option(help="Of local models: auto, float32, bfloat16 or float16.")]
+BosOption = Annotated[
+    Bos | None,
+    typer.Option(
+        "--bos",
+        help="Of --model, loaded here: once, or as-published for a doubled one, as published numbers of general "
+        "preference models were made; the model's own rule if omitted.",
+    ),
+]
+HeadOption = Annotated[
+    Head,
+    typer.Option(
+        "--head", help="Of --model, loaded here: lm-head-row-0 for Nemotron reward models in Hugging Face form."
+    ),
+]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python files that come with a checkpoint.")]
+
+
+def evaluate(
+    file: File,
+    *,
+    url: Annotated[str | None, typer.Option(help="Address of a service to ask.", show_default=False)] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Local model to load: builtin:NAME, folder or Hugging Face id; with --url, its id there."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Another model for a paired comparison: a source, or URL or URL#ID of a service.")
+    ] = None,
+    layout: Layout = "auto",
+    split: Annotated[str | None, typer.Option(help="Rows of this split only, as test.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of answers and results; evaluations/… if omitted.")
+    ] = None,
+    cluster: Cluster = "question",
+    bins: Bins = 10,
+    seed: Seed = 0,
+    resamples: Resamples = 1000,
+    attribute: Attribute = None,
+    bad_rows: BadRows = "refuse",
+    api_key: ApiKey = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    bos: BosOption = None,
+    head: HeadOption = "auto",
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Measure how well a model agrees with people, and how far its probabilities can be believed.
+
+    Answers are kept in the output folder as they come: the same command continues after an interruption. Ends with a
+    table, results.json and report.html.
+    """
+    _check_model(url, model, bos, head)
+    settings = Settings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
+    data = read_evaluation_set(
+        file, layout=layout, split=split, attribute=attribute, leave_out_bad_rows=_leave_out(bad_rows)
+    )
+    options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    with ExitStack() as opened:
+        scorer = (
+            _load(model or "", {**options, "bos": bos, "head": head})
+            if url is None
+            else _service(url, model, api_key, opened)
+        )
+        other = None if against is None else _other(against, options, api_key, opened)
+        folder = output or default_folder(data, scorer.card.name)
+        bar = Console(stderr=True)
+        written = evaluate_models(data, scorer, folder, settings, against=other, command=_command("eval"), console=bar)
+    console = _console()
+    print_results(written.results, console)
+    for path in written.files:
+        console.print(f"wrote {path}", style="dim", soft_wrap=True, markup=False, highlight=False)
+
+
+def calibrate(
+    file: File,
+    *,
+    url: Annotated[str | None, typer.Option(help="Address of a service to ask.", show_default=False)] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model to calibrate: builtin:NAME, a folder, or a Hugging Face id; with --url, its id there."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the calibrated model; an own folder is changed in place if omitted.")
+    ] = None,
+    layout: Layout = "auto",
+    split: Annotated[str | None, typer.Option(help="Rows of this split only; all but test if omitted.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Allow --split test.")] = False,
+    cluster: Cluster = "question",
+    bins: Bins = 10,
+    seed: Seed = 0,
+    resamples: Resamples = 1000,
+    attribute: Attribute = None,
+    bad_rows: BadRows = "refuse",
+    api_key: ApiKey = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    bos: BosOption = None,
+    head: HeadOption = "auto",
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Fit the temperature of a model on a file's pairs and store it with the model.
+
+    Fit it on pairs that the model was not trained on: on its training pairs a model is too sure of itself. Rows of the
+    test split are never used, unless forced. The temperature of a service's model (--url) is fitted and shown; storing
+    it is up to whoever runs the service.
+    """
+    if split == "test" and not force:
+        raise DataError("a temperature fitted on test rows spoils the test: use another split, or --force")
+    _check_model(url, model, bos, head)
+    if url is not None and output is not None:
+        raise typer.BadParameter("--output is for a model loaded here: what a service hosts is not ours to copy")
+    settings = Settings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
+    if url is None and output is None and not (Path(model or "").expanduser() / "paragone.json").is_file():
+        raise EvaluationError(f"{model} is no folder of this machine that could be changed: give --output FOLDER")
+    data = read_evaluation_set(
+        file,
+        layout=layout,
+        split=split,
+        exclude_split=None if force else "test",
+        attribute=attribute,
+        leave_out_bad_rows=_leave_out(bad_rows),
+    )
+    with ExitStack() as opened:
+        local = None
+        if url is None:
+            options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+            local = _load(model or "", {**options, "bos": bos, "head": head})
+        scorer = local or _service(url or "", model, api_key, opened)
+        check_preferences(data, scorer.card)
+        scratch = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        store = opened.enter_context(AnswerStore(scratch / "answers.jsonl", scorer.card))
+        with progress_bar(Console(stderr=True), f"asking {scorer.card.name}") as progress:
+            answers = ask(data, scorer, store, progress=progress)
+    fitted = fitted_temperature(data, answers, settings)
+    record: dict[str, Any] = plain({"command": _command("calibrate"), **fitted})
+    temperature = fitted["temperature"].value
+    if local is None:
+        remedy = f"to use it: temperature = {temperature:.6g} in the service's table of {scorer.card.name}"
+    else:
+        from paragone_evaluation.local_model import store_temperature
+
+        folder = store_temperature(local.model, temperature, record, output=output)
+        remedy = f"stored in {folder}: paragone serve --model {folder.name}={folder}"
+    _print_calibration(record, remedy, _console())
+
+
+def _print_calibration(record: dict[str, Any], remedy: str, console: Console) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("", "before", "95 % interval", "after", "95 % interval"):
+        table.add_column(title, justify="right" if title in ("before", "after") else "left")
+    found = record["temperature"]
+    table.add_row("temperature", f"{record['temperature_before']:.4g}", "", f"{found['value']:.4g}", interval(found))
+    for title, name in (("NLL", "nll"), ("Brier", "brier"), (f"ECE ({record['bins']} bins)", "ece")):
+        before, after = record["before"][name], record["after"][name]
+        table.add_row(title, number(before["value"]), interval(before), number(after["value"]), interval(after))
+    console.print(table)
+    console.print(
+        f"{record['pairs']} pairs, {record['clusters']} {record['cluster']}s; “after” is cross-fitted by cluster.",
+        style="dim",
+    )
+    for note in record["notes"]:
+        console.print(f"note: {note}", markup=False)
+    console.print(remedy, soft_wrap=True, markup=False, highlight=False)
+
+
+def _console() -> Console:
+    """Return a console that leaves tables whole where the output is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+def _leave_out(bad_rows: str) -> bool:
+    if bad_rows not in ("refuse", "leave-out"):
+        raise typer.BadParameter(f"--bad-rows is {bad_rows!r}; it must be refuse or leave-out")
+    return bad_rows == "leave-out"
+
+
+def _check_model(url: str | None, model: str | None, bos: Bos | None, head: Head) -> None:
+    if url is None and model is None:
+        raise typer.BadParameter("give --url of a service, or --model to load one here")
+    if url is not None and (bos is not None or head != "auto"):
+        raise typer.BadParameter(
+            "--bos and --head are of a model loaded here: a service loads its own, see its settings"
+        )
+
+
+def _load(source: str, options: dict[str, Any]) -> "LocalScorer":
+    try:
+        from paragone_evaluation.local_model import load_scorer
+    except ModuleNotFoundError as error:
+        raise EvaluationError(
+            f"a model that is loaded here needs torch: pip install 'paragone[models]', or ask a service with --url "
+            f"({error})"
+        ) from error
+    return load_scorer(source, **options)
+
+
+def _service(url: str, model: str | None, api_key: str | None, opened: ExitStack) -> Scorer:
+    try:
+        client = opened.enter_context(Client(url, api_key=api_key))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return ServiceScorer(client, url=url, model=model)
+
+
+def _other(against: str, options: dict[str, Any], api_key: str | None, opened: ExitStack) -> Scorer:
+    if not against.startswith(("http://", "https://")):
+        return _load(against, options)
+    url, _, name = against.partition("#")
+    return _service(url, name or None, api_key, opened)
+
+
+def _command(name: str) -> str:
+    """Return what was typed, without a key."""
+    words, hidden = [], False
+    for word in sys.argv[1:]:
+        words.append("…" if hidden else "--api-key=…" if word.startswith("--api-key=") else word)
+        hidden = word == "--api-key"
+    return shlex.join(["paragone", *words]) if words[:1] == [name] else f"paragone {name}"

@@ -1,0 +1,185 @@
+"""A model in this process: it is loaded, asked, and given a fitted temperature.
+
+The one module of this package that needs torch (``pip install 'paragone[models]'``); the commands import it only where
+a model is to be loaded.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers.utils import logging as transformers_logging
+
+from paragone_evaluation.errors import CalibrationError, EvaluationError
+from paragone_evaluation.scorers import SCALAR_KINDS, Comparison, Item, ModelCard, PairItem, Rating, Refusal
+from paragone_models import PreferenceModel, load_model
+from paragone_models.errors import PreferencesUnavailableError, TextError
+from paragone_models.files.formats import SPEC_FILE
+from paragone_models.files.saving import save_model
+from paragone_models.spec import ModelSpec
+from paragone_models.text.reader import conversation
+
+__all__ = ["LocalScorer", "load_scorer", "store_temperature"]
+
+
+class LocalScorer:
+    """Asks a model in this process; every response goes through it once.
+
+    Raises:
+        EvaluationError: if the model has no tokenizer.
+    """
+
+    questions_per_call = 256
+
+    def __init__(self, model: PreferenceModel) -> None:
+        if model.reader is None:
+            raise EvaluationError(f"{model.source} has no tokenizer files: it cannot read the texts of an evaluation")
+        self.model = model
+        self._reader = model.reader
+        # By prompt and response: a response occurs in many pairs, and its representation in none of them differs.
+        self._known: dict[tuple[str, str], NDArray[np.float32] | Refusal] = {}
+        self.card = ModelCard(
+            name=model.name,
+            kind=model.kind,
+            source=model.source,
+            where="this process",
+            identity=model.identity,
+            fingerprint=model.fingerprint,
+            temperature=model.spec.temperature,
+            calibrated=model.calibrated,
+            attributes=model.spec.attributes,
+            scalar=model.kind in SCALAR_KINDS,
+            pairwise=False,
+            compares=model.kind != "regression" or model.spec.weights is not None,
+            revision=model.revision,
+            numerics=model.numerics,
+            domain=model.domain,
+            demonstration=model.demonstration,
+        )
+
+    def rate(self, items: Sequence[Item]) -> list[Rating | Refusal]:
+        """Return a reward for each response, or why there is none.
+
+        Raises:
+            ModelError: if the model has no rewards.
+            EvaluationError: if a representation is not finite.
+        """
+        ratings: list[Rating | Refusal] = []
+        for representation in self._represent(items):
+            if isinstance(representation, Refusal):
+                ratings.append(representation)
+                continue
+            rewards = self.model.comparator.rewards(representation[None])
+            if rewards is None and self.card.compares:
+                raise PreferencesUnavailableError(f"a {self.card.kind} model has no rewards: compare instead")
+            values = self.model.comparator.attribute_values(representation)
+            reward = None if rewards is None else float(rewards[0])
+            ratings.append(Rating(reward, dict(zip(self.card.attributes, map(float, values), strict=True))))
+        return ratings
+
+    def compare(self, pairs: Sequence[PairItem]) -> list[Comparison | Refusal]:
+        """Return the log-odds of each pair, or why there are none.
+
+        Raises:
+            EvaluationError: if a representation is not finite.
+        """
+        sides = [Item(pair.prompt, pair.tools, response) for pair in pairs for response in (pair.first, pair.second)]
+        represented = self._represent(sides)
+        comparisons: list[Comparison | Refusal] = []
+        for first, second in zip(represented[::2], represented[1::2], strict=True):
+            if isinstance(first, Refusal):
+                comparisons.append(first)
+            elif isinstance(second, Refusal):
+                comparisons.append(second)
+            else:
+                comparisons.append(Comparison(float(self.model.comparator.logit(first, second))))
+        return comparisons
+
+    def _represent(self, items: Sequence[Item]) -> list[NDArray[np.float32] | Refusal]:
+        keys = [(repr((item.prompt, item.tools)), repr(item.response)) for item in items]
+        new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._known}
+        readings = self._reader.read([conversation(item.prompt, item.response, item.tools) for item in new.values()])
+        readable = []
+        for key, reading in zip(new, readings, strict=True):
+            if isinstance(reading, TextError):
+                self._known[key] = Refusal(reading.code, reading.message)
+            else:
+                readable.append((key, reading.item))
+        if readable:
+            values = self.model.represent(self.model.encode([item for _, item in readable])).cpu().numpy()
+            if not np.isfinite(values).all():
+                raise EvaluationError(f"{self.card.source} computed NaN or infinity: check the weights and the dtype")
+            self._known.update({key: row for (key, _), row in zip(readable, values, strict=True)})
+        return [self._known[key] for key in keys]
+
+
+def load_scorer(source: str, **options: Any) -> LocalScorer:
+    """Return the scorer of a model that is loaded here.
+
+    Args:
+        source: ``builtin:NAME``, a folder or a Hugging Face id.
+        **options: of ``paragone_models.load_model``.
+
+    Raises:
+        ModelError: if the model cannot be loaded.
+        EvaluationError: if the model has no tokenizer.
+    """
+    transformers_logging.disable_progress_bar()  # one bar is enough, and it is ours
+    return LocalScorer(load_model(source, **options))
+
+
+def _own_folder(source: str) -> Path | None:
+    """Return the folder of a model that is stored in our own layout, or None for any other source."""
+    folder = Path(source).expanduser()
+    return folder if (folder / SPEC_FILE).is_file() else None
+
+
+def store_temperature(
+    model: PreferenceModel, temperature: float, record: dict[str, Any], *, output: Path | None = None
+) -> Path:
+    """Store a fitted temperature with a model and return the folder that has it.
+
+    A folder in our own layout is changed in place, unless ``output`` names another one; any other source is written to
+    ``output`` as a folder of our own.
+
+    Args:
+        record: how the temperature was fitted; goes to ``calibration.json`` beside the model.
+
+    Raises:
+        CalibrationError: if the source is no folder of our own and ``output`` is None, ``output`` holds another model,
+            or the folder cannot be written.
+    """
+    source = _own_folder(model.source)
+    target = output or source
+    if target is None:
+        raise CalibrationError(
+            f"{model.source} is no folder of this machine that could be changed: give --output FOLDER"
+        )
+    in_place = source is not None and target.resolve() == source.resolve()
+    if not in_place and target.exists() and any(target.iterdir()):
+        raise CalibrationError(f"{target} is not empty: give --output a new folder")
+    try:
+        if source is None:
+            assert model.reader is not None
+            spec = replace(model.spec, temperature=temperature, calibrated=True)
+            save_model(target, model.network, spec, model.reader.tokenizer)
+        else:
+            if not in_place:
+                shutil.copytree(source, target, dirs_exist_ok=True)
+            spec = ModelSpec.from_json((target / SPEC_FILE).read_bytes())
+            # The temperature holds for the text that the model read while it was fitted, so that rule goes with it.
+            spec = replace(spec, temperature=temperature, calibrated=True, bos=model.spec.bos)
+        # Whole or not at all: a server may be reading the folder.
+        fresh = target / f"{SPEC_FILE}.new"
+        fresh.write_text(spec.to_json(), encoding="utf-8")
+        fresh.replace(target / SPEC_FILE)
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        (target / "calibration.json").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CalibrationError(f"cannot write into {target}: {error.strerror or error}") from error
+    return target

@@ -1,0 +1,79 @@
+"""The one temperature under which the outcomes of a file are most likely, and what it makes of the probabilities."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paragone_evaluation.asking import Answers, only_ratings
+from paragone_evaluation.dataset import EvaluationSet
+from paragone_evaluation.errors import CalibrationError
+from paragone_evaluation.judged import clustering, judged_pairs
+from paragone_evaluation.measures.bootstrap import estimate
+from paragone_evaluation.measures.calibration import fit_temperature
+from paragone_evaluation.scorers import ModelCard
+from paragone_evaluation.sections import probability_section
+from paragone_evaluation.summary import Settings
+
+__all__ = ["check_preferences", "fitted_temperature"]
+
+_RESAMPLES = 200  # each one solves an equation over all pairs
+
+
+def check_preferences(data: EvaluationSet, card: ModelCard) -> None:
+    """Refuse a model or a file that has no preferences.
+
+    Raises:
+        CalibrationError: if there are none.
+        EvaluationError: if nothing at all can be measured.
+    """
+    if not only_ratings(data, card):
+        return
+    if card.compares:
+        raise CalibrationError(
+            f"{data.path}: no two responses of a prompt differ in {data.rated!r}, so nothing is preferred: take "
+            "another --attribute or file"
+        )
+    raise CalibrationError(
+        f"{card.name} rates {', '.join(card.attributes)} and has no weights to merge them into a preference, so there "
+        "is nothing that a temperature could divide: put weights into its paragone.json"
+    )
+
+
+def fitted_temperature(data: EvaluationSet, answers: Answers, settings: Settings) -> dict[str, Any]:
+    """Return the best temperature with its interval, and NLL, Brier and ECE before and after.
+
+    Raises:
+        CalibrationError: if no temperature is best.
+        EvaluationError: if a setting is impossible, or people decided no pair that was answered.
+    """
+    clusters = clustering(data, settings.cluster, resamples=settings.resamples, seed=settings.seed)
+    judged = judged_pairs(data, answers, clusters)
+    # Its "after" is scaled by temperatures that were fitted on other clusters: an honest forecast for new pairs.
+    probabilities = probability_section(judged, clusters.resampler, bins=settings.bins, seed=settings.seed)
+    if probabilities["after"] is None:
+        raise CalibrationError(probabilities["no_temperature"])
+    factors = []
+    for counts in clusters.resampler.counts[:_RESAMPLES].astype(np.float64):
+        try:
+            factors.append(fit_temperature(judged.logit, judged.outcome, weight=counts[judged.cluster]))
+        except CalibrationError:
+            factors.append(float("inf"))
+    present = answers.card.temperature
+    resampled = np.asarray(factors) * present
+    # A resample without a best temperature counts as a very large one, so that the interval does not hide it.
+    resampled[~np.isfinite(resampled)] = np.finfo(np.float64).max
+    return {
+        "file": Path(data.path).name,
+        "sha256": data.sha256,
+        "split": data.split,
+        "pairs": len(judged.logit),
+        "cluster": clusters.by,
+        "clusters": clusters.count,
+        "bins": settings.bins,
+        "temperature_before": present,
+        "temperature": estimate(present * probabilities["temperature_factor"], resampled, clusters=clusters.count),
+        "before": {name: probabilities["before"][name] for name in ("nll", "brier", "ece")},
+        "after": {name: probabilities["after"][name] for name in ("nll", "brier", "ece")},
+        "notes": list(clusters.notes),
+    }
