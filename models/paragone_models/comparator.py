@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paragone_models.errors import PreferencesUnavailableError
+from paragone_models.kinds import KINDS, Array, Kind, KindName
 
 __all__ = ["Comparator", "probability"]
 
@@ -40,23 +41,21 @@ class Comparator:
     """Compare representations of one prompt's responses.
 
     Attributes:
-        kind: which arithmetic (see the table of kinds in docs/models.md).
         dimension: length d of a representation.
         temperature: what logits are divided by.
-        attributes: names of the rated attributes.
-        weights: one number per attribute for ``regression``, or None.
+        weights: one number per attribute where the kind merges attributes, or None.
     """
 
-    kind: str
+    kind: KindName
     dimension: int
     temperature: float
     attributes: tuple[str, ...] = ()
     weights: tuple[float, ...] | None = None
 
     @property
-    def has_blocks(self) -> bool:
-        """True where a representation holds a general preference vector."""
-        return self.kind in ("general-preference", "hybrid")
+    def rules(self) -> Kind:
+        """What its kind holds and computes."""
+        return KINDS[self.kind]
 
     def logit(self, first: ArrayLike, second: ArrayLike) -> Float64s:
         """Return the log-odds that ``first`` is preferred; swapping the arguments flips exactly the sign.
@@ -75,7 +74,7 @@ class Comparator:
         one, two = self._checked(first), self._checked(second)
         if one.shape != two.shape:
             raise ValueError(f"first has shape {one.shape} and second {two.shape}: nothing is broadcast")
-        return self._logit(one, two)
+        return self.log_odds(one, two)
 
     def matrix(self, representations: ArrayLike) -> Float64s:
         """Return the probability that each row's response is preferred to each column's.
@@ -107,7 +106,7 @@ class Comparator:
             PreferencesUnavailableError: if the model rates attributes and has no weights to merge them.
         """
         one, two = self._checked(representations), self._checked(references)
-        return probability(self._logit(one[:, None, :], two[None, :, :]))
+        return probability(self.log_odds(one[:, None, :], two[None, :, :]))
 
     def mean_logit(self, representations: ArrayLike, references: ArrayLike) -> Float64s:
         """Return each response's mean log-odds against the references, from one comparison with their mean.
@@ -130,7 +129,7 @@ class Comparator:
             ValueError: if a last dimension is not d, or there are no references.
             PreferencesUnavailableError: if the model rates attributes and has no weights to merge them.
         """
-        return self._logit(*self._with_mean(representations, references))
+        return self.log_odds(*self._with_mean(representations, references))
 
     def mean_blocks(self, representations: ArrayLike, references: ArrayLike) -> Float64s:
         """Return what each 2-block adds to ``mean_logit``; a hybrid model's reward adds the rest.
@@ -149,11 +148,8 @@ class Comparator:
         Raises:
             ValueError: if the kind has no 2-blocks, a last dimension is not d, or there are no references.
         """
-        if not self.has_blocks:
-            raise ValueError(f"a {self.kind} model has no 2-blocks")
         values, mean = self._with_mean(representations, references)
-        even, odd = slice(self.dimension % 2, None, 2), slice(self.dimension % 2 + 1, None, 2)
-        return (values[:, even] * mean[:, odd] - values[:, odd] * mean[:, even]) / self.temperature
+        return self.rules.block_logits(values, mean, temperature=self.temperature)
 
     def rewards(self, representations: ArrayLike) -> Float64s | None:
         """Return one scalar per response, comparable within a prompt, or None where the kind has none.
@@ -169,9 +165,7 @@ class Comparator:
             ValueError: if the last dimension is not d.
         """
         values = self._checked(representations)
-        if self.kind == "general-preference" or (self.kind == "regression" and self.weights is None):
-            return None
-        return self._reward(values)
+        return self.rules.reward(values, self.weights) if self.rules.gives_rewards(self.weights) else None
 
     def attribute_values(self, representations: ArrayLike) -> Float64s:
         """Return the rated attributes, in the order of ``attributes``; no columns where the kind rates none.
@@ -201,33 +195,15 @@ class Comparator:
             raise ValueError(f"give [K, d] and [R, d] with R at least 1, not shapes {values.shape} and {others.shape}")
         return values, np.broadcast_to(others.mean(axis=0), values.shape)
 
-    def _reward(self, values: Float64s) -> Float64s:
-        if self.kind != "regression":
-            return values[..., 0]
-        if self.weights is None:
+    def log_odds(self, first: Array, second: Array) -> Array:
+        """Return the log-odds of ``logit`` for arrays that were checked already, of numpy or torch; they are broadcast.
+
+        Raises:
+            PreferencesUnavailableError: if the model rates attributes and has no weights to merge them.
+        """
+        if not self.rules.compares(self.weights):
             raise PreferencesUnavailableError(
-                f"this regression model rates {', '.join(self.attributes)} and has no weights to merge them into a "
+                f"this {self.kind} model rates {', '.join(self.attributes)} and has no weights to merge them into a "
                 "preference: give weights= (one number per attribute) when it is loaded, or ask for rewards"
             )
-        # Attribute by attribute, no reduction over an axis: the same row gives the same bits in every batch.
-        total = values[..., 0] * self.weights[0]
-        for column, weight in enumerate(self.weights[1:], start=1):
-            total = total + values[..., column] * weight
-        return total
-
-    def _logit(self, first: Float64s, second: Float64s) -> Float64s:
-        if self.kind == "general-preference":
-            difference = _skew(first, second)
-        elif self.kind == "hybrid":
-            difference = (first[..., 0] - second[..., 0]) + _skew(first[..., 1:], second[..., 1:])
-        else:
-            difference = self._reward(first) - self._reward(second)
-        return difference / self.temperature
-
-
-def _skew(first: Float64s, second: Float64s) -> Float64s:
-    # Block by block, so that the order of summation does not depend on the shape and the sign flips exactly.
-    total = first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]
-    for block in range(2, first.shape[-1], 2):
-        total = total + (first[..., block] * second[..., block + 1] - first[..., block + 1] * second[..., block])
-    return total
+        return self.rules.logit(first, second, temperature=self.temperature, weights=self.weights)

@@ -84,7 +84,8 @@ class RepresentationHead(nn.Module):
             values: Tensor = self.value_head(hidden[:, -1].float())
             if not self.spec.blocks:
                 return values
-            scalar, vector = values[:, : self.spec.dimension % 2], values[:, self.spec.dimension % 2 :]
+            start = self.spec.dimension - 2 * self.spec.blocks
+            scalar, vector = values[:, :start], values[:, start:]
             if self.spec.normalise:
                 vector = functional.normalize(vector, dim=-1, eps=1e-12)
             if self.prompt_head is not None:

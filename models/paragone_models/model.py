@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paragone_models import forward, scores
+from paragone_models import forward
 from paragone_models.comparator import Comparator
-from paragone_models.errors import NonFiniteError, PreferencesUnavailableError, TextError
+from paragone_models.errors import NonFiniteError, TextError
 from paragone_models.files.identity import fingerprint_of
 from paragone_models.network import PreferenceNetwork, read_plan
 from paragone_models.packing.budget import Budget
@@ -226,26 +226,8 @@ class PreferenceModel:
             ValueError: if the shapes differ or do not end in d.
             PreferencesUnavailableError: if the model rates attributes and has no weights to merge them.
         """
-        spec = self.spec
-        if first.shape != second.shape or first.dim() == 0 or first.shape[-1] != spec.dimension:
-            raise ValueError(
-                f"first has shape {tuple(first.shape)} and second {tuple(second.shape)}: they must be equal and end in "
-                f"dimension {spec.dimension}"
-            )
-        if spec.kind == "general-preference":
-            return scores.general_preference_logit(first, second, temperature=spec.temperature)
-        if spec.kind == "hybrid":
-            return scores.hybrid_logit(first, second, temperature=spec.temperature)
-        if spec.kind == "regression":
-            if spec.weights is None:
-                raise PreferencesUnavailableError(
-                    f"this regression model rates {', '.join(spec.attributes)}; give weights= to compare with it"
-                )
-            weights = torch.tensor(spec.weights, device=first.device)
-            return scores.bradley_terry_logit(
-                (first.float() * weights).sum(-1), (second.float() * weights).sum(-1), temperature=spec.temperature
-            )
-        return scores.bradley_terry_logit(first[..., 0], second[..., 0], temperature=spec.temperature)
+        self._check_shapes(first, second)
+        return self.comparator.log_odds(first.float(), second.float())
 
     def blocks(self, first: Tensor, second: Tensor) -> Tensor:
         """Return what each 2-block adds to the log-odds that ``first`` is preferred.
@@ -260,13 +242,8 @@ class PreferenceModel:
         Raises:
             ValueError: if the model has no 2-blocks, or the shapes differ or do not end in d.
         """
-        spec = self.spec
-        if not spec.blocks:
-            raise ValueError(f"a {spec.kind} model has no 2-blocks")
-        if first.shape[-1:] != (spec.dimension,):
-            raise ValueError(f"representations of shape {tuple(first.shape)} do not end in dimension {spec.dimension}")
-        start = spec.dimension % 2
-        return scores.general_preference_blocks(first[..., start:], second[..., start:], temperature=spec.temperature)
+        self._check_shapes(first, second)
+        return self.spec.rules.block_logits(first.float(), second.float(), temperature=self.spec.temperature)
 
     @torch.inference_mode()
     def gate_scales(self, hidden: Tensor) -> Tensor:
@@ -325,14 +302,21 @@ class PreferenceModel:
         representations = self._finite(self.represent(self.encode(items)))
         values = representations.cpu().numpy()
         rated = self.comparator.attribute_values(values)
-        comparable = self.spec.kind != "regression" or self.spec.weights is not None
         return Scores(
             representations=representations,
             rewards=self.comparator.rewards(values),
             attributes={name: rated[:, column] for column, name in enumerate(self.spec.attributes)},
-            probabilities=self.comparator.matrix(values) if comparable else None,
+            probabilities=self.comparator.matrix(values) if self.spec.rules.compares(self.spec.weights) else None,
             dropped_tokens=dropped,
         )
+
+    def _check_shapes(self, first: Tensor, second: Tensor) -> None:
+        dimension = self.spec.dimension
+        if first.shape != second.shape or first.shape[-1:] != (dimension,):
+            raise ValueError(
+                f"first has shape {tuple(first.shape)} and second {tuple(second.shape)}: they must be equal and end in "
+                f"dimension {dimension}"
+            )
 
     def _finite(self, representations: Tensor) -> Tensor:
         if not bool(torch.isfinite(representations).all()):

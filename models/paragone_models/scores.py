@@ -6,6 +6,8 @@ The first argument is the response whose win is measured.
 
 from torch import Tensor
 
+from paragone_models.kinds import KINDS, skew, skew_blocks
+
 __all__ = [
     "bradley_terry_logit",
     "general_preference_blocks",
@@ -62,9 +64,7 @@ def general_preference_logit(first: Tensor, second: Tensor, *, temperature: floa
     """
     _check(first, second, temperature)
     _check_even(first)
-    first, second = first.float(), second.float()
-    skew = first[..., 0::2] * second[..., 1::2] - first[..., 1::2] * second[..., 0::2]
-    return skew.sum(dim=-1) / temperature
+    return skew(first.float(), second.float()) / temperature
 
 
 def general_preference_blocks(first: Tensor, second: Tensor, *, temperature: float = 0.1) -> Tensor:
@@ -90,8 +90,7 @@ def general_preference_blocks(first: Tensor, second: Tensor, *, temperature: flo
     """
     _check(first, second, temperature)
     _check_even(first)
-    first, second = first.float(), second.float()
-    return (first[..., 0::2] * second[..., 1::2] - first[..., 1::2] * second[..., 0::2]) / temperature
+    return skew_blocks(first.float(), second.float()) / temperature
 
 
 def general_preference_matrix(embeddings: Tensor, *, temperature: float = 0.1) -> Tensor:
@@ -141,8 +140,7 @@ def hybrid_logit(first: Tensor, second: Tensor, *, temperature: float = 1.0) -> 
     _check(first, second, temperature)
     if first.dim() == 0 or first.shape[-1] < 3 or first.shape[-1] % 2 == 0:
         raise ValueError(f"a reward and a general preference vector have an odd length, not shape {tuple(first.shape)}")
-    skew = general_preference_logit(first[..., 1:], second[..., 1:], temperature=temperature)
-    return bradley_terry_logit(first[..., 0], second[..., 0], temperature=temperature) + skew
+    return KINDS["hybrid"].logit(first.float(), second.float(), temperature=temperature)
 
 
 def _check(first: Tensor, second: Tensor, temperature: float) -> None:

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from paragone_models.errors import ModelLoadError
+from paragone_models.kinds import KINDS, Kind, KindName
 
-__all__ = ["FORMAT", "KINDS", "Bos", "Gate", "Head", "Kind", "ModelSpec", "Pooling", "Reasoning", "SpecialTokens"]
+__all__ = ["FORMAT", "KINDS", "Bos", "Gate", "Head", "ModelSpec", "Pooling", "Reasoning", "SpecialTokens"]
 
 FORMAT = 1
 
-Kind = Literal["bradley-terry", "regression", "helpsteer", "general-preference", "hybrid"]
 Pooling = Literal["last", "mean"]
 Gate = Literal["none", "softmax"]
 SpecialTokens = Literal["escape", "parse"]
@@ -21,9 +21,8 @@ Reasoning = Literal["keep", "strip"]
 Head = Literal["auto", "lm-head-row-0"]
 """Where the head of a source is: what its files say, or a row of the output embedding, which nothing in them says."""
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
 _CHOICES = {
-    "kind": KINDS,
+    "kind": tuple(KINDS),
     "pooling": get_args(Pooling),
     "gate": get_args(Gate),
     "special_tokens": get_args(SpecialTokens),
@@ -83,7 +82,7 @@ class ModelSpec:
         demonstration: True for models that show the software, not a judgement to rely on.
     """
 
-    kind: Kind
+    kind: KindName
     dimension: int
     attributes: tuple[str, ...] = ()
     weights: tuple[float, ...] | None = None
@@ -108,7 +107,11 @@ class ModelSpec:
             raise ModelLoadError(f"temperature is {self.temperature}; it must be a positive number")
         if self.max_length < 1:
             raise ModelLoadError(f"max_length is {self.max_length}; it must be at least 1 token")
-        self._check_dimension()
+        if not self.rules.dimension_fits(self.dimension, len(self.attributes)):
+            raise ModelLoadError(
+                f"dimension {self.dimension} with {len(self.attributes)} attributes does not fit kind {self.kind}: "
+                f"{self.rules.dimension_rule}"
+            )
         if self.weights is not None and len(self.weights) != len(self.attributes):
             raise ModelLoadError(
                 f"{len(self.weights)} weights for {len(self.attributes)} attributes ({', '.join(self.attributes)}): "
@@ -118,30 +121,20 @@ class ModelSpec:
             raise ModelLoadError(f"weights are {list(self.weights)}; they must be finite numbers")
         if len(set(self.attributes)) < len(self.attributes):
             raise ModelLoadError(f"attributes are {list(self.attributes)}; every name may occur once")
-        if self.weights is not None and self.kind != "regression":
+        if self.weights is not None and not self.rules.merges_attributes:
             raise ModelLoadError(f"weights merge the attributes of a regression model; this one is {self.kind}")
-        if self.gate != "none" and self.kind not in ("general-preference", "hybrid"):
+        if self.gate != "none" and not self.rules.has_vector:
             raise ModelLoadError(f"a gate scales general preference blocks; kind {self.kind} has none")
 
-    def _check_dimension(self) -> None:
-        expected = {
-            "bradley-terry": self.dimension == 1,
-            "regression": self.dimension == len(self.attributes) >= 1,
-            "helpsteer": self.dimension == 1 + len(self.attributes) >= 2,
-            "general-preference": self.dimension >= 2 and self.dimension % 2 == 0,
-            "hybrid": self.dimension >= 3 and self.dimension % 2 == 1,
-        }
-        if not expected[self.kind]:
-            raise ModelLoadError(
-                f"dimension {self.dimension} with {len(self.attributes)} attributes does not fit kind {self.kind}: "
-                "bradley-terry has 1, regression one per attribute, helpsteer one more than attributes, "
-                "general-preference an even number, hybrid an odd number of at least 3"
-            )
+    @property
+    def rules(self) -> Kind:
+        """What its kind holds and computes."""
+        return KINDS[self.kind]
 
     @property
     def blocks(self) -> int:
         """Number of 2-blocks of the general preference part, 0 where there is none."""
-        return {"general-preference": self.dimension // 2, "hybrid": (self.dimension - 1) // 2}.get(self.kind, 0)
+        return self.rules.blocks(self.dimension)
 
     def to_json(self) -> str:
         """Return the text of ``paragone.json``."""

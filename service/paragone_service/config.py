@@ -17,7 +17,8 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from paragone_models.files.builtins import NAMES
-from paragone_models.spec import Bos, Head, Kind, Reasoning, SpecialTokens
+from paragone_models.kinds import KindName
+from paragone_models.spec import Bos, Head, Reasoning, SpecialTokens
 
 __all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_engine", "parse_model"]
 
@@ -45,7 +46,7 @@ class ModelSettings(BaseModel):
 
     source: str = Field(min_length=1)
     """A built-in (``builtin:…``), a Hugging Face id or a folder."""
-    kind: Literal["auto"] | Kind = "auto"
+    kind: Literal["auto"] | KindName = "auto"
     """The model's kind; ``auto`` finds it out."""
     head: Head = "auto"
     """Where its head is: ``auto`` finds it out; ``lm-head-row-0`` for Nemotron reward models in Hugging Face form."""

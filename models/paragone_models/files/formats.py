@@ -20,8 +20,9 @@ from transformers.utils.import_utils import is_accelerate_available
 from paragone_models.errors import ModelLoadError
 from paragone_models.files import checkpoints
 from paragone_models.heads import RepresentationHead
+from paragone_models.kinds import KINDS, KindName
 from paragone_models.network import AbsentBackbone, PreferenceNetwork
-from paragone_models.spec import Kind, ModelSpec
+from paragone_models.spec import ModelSpec
 
 __all__ = [
     "SPEC_FILE",
@@ -105,20 +106,19 @@ def read_general_preference(folder: Path, options: Options, kind: str) -> Loaded
     shapes = checkpoints.tensor_shapes(files)
     names = {"value_head.weight", "value_head.bias", "prompt_head.weight"} & set(shapes)
     rows = shapes["value_head.weight"][0]
-    found: Kind = "bradley-terry" if rows == 1 else "general-preference"
-    if kind not in ("auto", found):
-        raise ModelLoadError(f"{folder} has a value head of {rows} rows, which is {found}, not {kind}")
-    gated = "prompt_head.weight" in names
+    own: KindName = "bradley-terry" if rows == 1 else "general-preference"
+    _chosen_kind(kind, (own,), f"{folder} has a value head of {rows} rows")
+    rules = KINDS[own]
     spec = ModelSpec(
-        kind=found,
+        kind=own,
         dimension=rows,
-        temperature=1.0 if rows == 1 else 0.1,
-        gate="softmax" if gated and rows > 1 else "none",
-        normalise=rows > 1,
+        temperature=rules.default_temperature,
+        gate="softmax" if rules.has_vector and "prompt_head.weight" in names else "none",
+        normalise=rules.has_vector,
         max_length=min(_PUBLISHED_GPM_LENGTH, positions_of(_config(folder, options)) or _LONGEST),
         final_eos=True,
     )
-    if rows == 1:
+    if not rules.has_vector:
         names.discard("prompt_head.weight")
     return Loaded(_with_linear_head(_backbone(folder, options), spec, checkpoints.read_tensors(files, names)), spec)
 
@@ -140,8 +140,7 @@ def read_output_row(folder: Path, options: Options, kind: str) -> Loaded:
     """
     config = _config(folder, options)
     architecture = (checkpoints.read_config(folder).get("architectures") or ["none"])[0]
-    if kind not in ("auto", "bradley-terry"):
-        raise ModelLoadError(f"a row of the output embedding is one reward, which is bradley-terry, not {kind}")
+    own = _chosen_kind(kind, ("bradley-terry",), "a row of the output embedding is one reward")
     if not architecture.endswith("ForCausalLM") or config.model_type not in _PLAIN_LOGITS:
         raise ModelLoadError(
             f"{folder} holds {architecture} ({config.model_type}); head='lm-head-row-0' reads causal LMs of the types "
@@ -151,9 +150,7 @@ def read_output_row(folder: Path, options: Options, kind: str) -> Loaded:
         raise ModelLoadError(
             f"{folder} has one matrix for input and output embedding: its row 0 is a word's vector, not a reward head"
         )
-    spec = ModelSpec(
-        kind="bradley-terry", dimension=1, max_length=min(_PUBLISHED_ROW_LENGTH, positions_of(config) or _LONGEST)
-    )
+    spec = ModelSpec(kind=own, dimension=1, max_length=min(_PUBLISHED_ROW_LENGTH, positions_of(config) or _LONGEST))
     row = checkpoints.read_row(checkpoints.weight_files(folder), "lm_head.weight", 0)
     return Loaded(_with_linear_head(_backbone(folder, options), spec, {"value_head.weight": row}), spec)
 
@@ -167,14 +164,12 @@ def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
     """
     config = _config(folder, options)
     labels = [str(config.id2label[index]) for index in range(config.num_labels)]
-    found = "bradley-terry" if len(labels) == 1 else "regression"
-    if kind not in ("auto", found) and not (kind == "regression" and len(labels) == 1):
-        raise ModelLoadError(f"{folder} is a classifier with {len(labels)} labels, which is {found}, not {kind}")
-    chosen = found if kind == "auto" else kind
+    possible: tuple[KindName, ...] = ("bradley-terry", "regression") if len(labels) == 1 else ("regression",)
+    own = _chosen_kind(kind, possible, f"{folder} is a classifier with {len(labels)} labels")
     spec = ModelSpec(
-        kind="regression" if chosen == "regression" else "bradley-terry",
+        kind=own,
         dimension=len(labels),
-        attributes=tuple(labels) if chosen == "regression" else (),
+        attributes=tuple(labels) if KINDS[own].has_attributes else (),
         max_length=min(positions_of(config) or _LONGEST, _LONGEST),
     )
     if options.elsewhere:
@@ -193,6 +188,14 @@ def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
         f"{folder} is a {config.model_type} classifier, whose head is neither one linear layer named score nor one of "
         f"{', '.join(sorted(_FIRST_TOKEN))}: it cannot be hosted yet"
     )
+
+
+def _chosen_kind(kind: str, possible: Sequence[KindName], finding: str) -> KindName:
+    """Return the kind asked for, or the first of the possible ones if it is ``auto``."""
+    for name in possible:
+        if kind in ("auto", name):
+            return name
+    raise ModelLoadError(f"{finding}, which is {possible[0]}, not {kind}")
 
 
 def _linear_classifier(folder: Path, config: Any, spec: ModelSpec) -> Loaded:

@@ -123,7 +123,7 @@ class _Against:
 def _held_against(own: NDArray[np.float32], references: NDArray[np.float32], comparator: Comparator) -> _Against:
     with np.errstate(all="ignore"):
         logit = float(comparator.mean_logit(own[None], references)[0])
-        blocks = comparator.mean_blocks(own[None], references)[0] if comparator.has_blocks else np.zeros(0)
+        blocks = comparator.mean_blocks(own[None], references)[0] if comparator.rules.has_vector else np.zeros(0)
     return _Against(logit, blocks.tolist(), bool(np.isfinite(logit) and np.isfinite(blocks).all()))
 
 

@@ -55,7 +55,7 @@ def test_a_loaded_model_gives_its_blocks_and_scales():
     assert blocks.sum().item() == pytest.approx(model.logit(representations[:1], representations[1:]).item(), rel=1e-5)
     scales = model.gate_scales(model.encode([EncodeItem((1, 2, 3, 4), ((1, 2), (2, 4)), 2)]))
     assert scales.sum().item() == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="do not end in dimension"):
+    with pytest.raises(ValueError, match="must be equal and end in dimension"):
         model.blocks(torch.zeros(1, 6), torch.zeros(1, 6))
     with pytest.raises(ValueError, match="a bradley-terry model has no 2-blocks"):
         load_model("builtin:mini-bradley-terry", device="cpu").blocks(torch.zeros(1, 1), torch.zeros(1, 1))

@@ -81,7 +81,7 @@ def _check_returned(wanted: RewardsRequest, oracle: Oracle, call: Call) -> dict[
     if "gate_scales" in wanted.return_:
         oracle.check_gate()
     comparator = oracle.model.comparator
-    if "blocks" in wanted.return_ and not comparator.has_blocks:
+    if "blocks" in wanted.return_ and not comparator.rules.has_vector:
         raise ServiceError(
             ErrorCode.RETURN_UNAVAILABLE,
             f"model {oracle.name} is of kind {comparator.kind} and has no 2-blocks: ask a general-preference or hybrid "
