@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Strict, model_validator
 
-from paragone_models.spec import Kind, ModelSpec, Pooling
+from paragone_models.kinds import KindName
+from paragone_models.spec import ModelSpec, Pooling
 from paragone_training.errors import RecipeError
 from paragone_training.scratch.sections import (
     BackboneSection,
@@ -29,7 +30,7 @@ _RATED = ("regression", "helpsteer")
 class ModelSection(Section):
     """What is trained."""
 
-    kind: Kind
+    kind: KindName
     """What an output of the model is; docs/kinds.md has all of them."""
     dimension: int = 1
     """Length d of a representation: even for a general preference model, odd for a hybrid; rewards and kinds that rate
