@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from paragone_models import dtypes
-from paragone_models.dtypes import automatic_dtype, bfloat16_speedup
+from paragone_models.dtypes import automatic_dtype, bfloat16_refusal
 
 CPU = torch.device("cpu")
 
@@ -26,4 +26,32 @@ def test_a_cpu_runs_bfloat16_where_it_is_faster_and_the_model_large_enough(
 
 
 def test_the_speed_is_measured_once_a_process():
-    assert bfloat16_speedup() == bfloat16_speedup() >= 0
+    assert dtypes.bfloat16_speedup() == dtypes.bfloat16_speedup() >= 0
+
+
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+@pytest.mark.parametrize("limit", ["AVX2", "avx512_core", "AVX512_CORE_VNNI"])
+def test_a_limit_below_bfloat16_is_a_refusal_on_every_processor(monkeypatch, variable, limit):
+    monkeypatch.setenv(variable, limit)
+    assert bfloat16_refusal().startswith(f"{variable} is {limit}")
+
+
+def test_a_processor_without_the_instructions_refuses_and_measures_nothing(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(dtypes.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(dtypes, "_seconds", lambda *_: pytest.fail("measured"))
+    assert bfloat16_refusal() is not None
+    assert dtypes.bfloat16_speedup.__wrapped__() == 0.0
+
+
+@pytest.mark.parametrize("instructions", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
+def test_either_instruction_set_is_enough(monkeypatch, instructions):
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, instructions, lambda: True)
+    monkeypatch.setattr(dtypes.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert bfloat16_refusal() is None

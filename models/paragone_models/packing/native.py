@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paragone_models.dtypes import bfloat16_refusal
 from paragone_models.packing.buffers import Rooms
 from paragone_models.packing.layout import Above, Layout
 from paragone_models.packing.operations import Norm, TorchOperations
@@ -62,6 +63,10 @@ def kernels() -> Any:
         return f"{_VARIABLE} is 0"
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"kernels are written for x86-64 Linux, and this is {platform.machine()} {sys.platform}"
+    # Attention calls oneDNN's small products, which fail in the middle of a pass where the processor has none.
+    reason = bfloat16_refusal()
+    if reason is not None:
+        return reason
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         return "there is no C++ compiler"

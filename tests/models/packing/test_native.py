@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from paragone_models.dtypes import bfloat16_refusal
 from paragone_models.packing import backend, native
 from paragone_models.packing.buffers import Rooms
 from paragone_models.packing.decoder import DecoderForward
@@ -21,11 +22,22 @@ FAMILY = ["llama", "mistral", "qwen2", "qwen3"]
 
 
 @pytest.fixture(scope="module")
-def library():
-    found = kernels()
-    if isinstance(found, str):
-        pytest.skip(f"kernels cannot be had here: {found}")
-    return found
+def compiled():
+    """The kernels that multiply nothing run on every processor that a compiler knows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "bfloat16_refusal", lambda: None)
+        ours = kernels.__wrapped__()
+    if isinstance(ours, str):
+        pytest.skip(f"no kernels of our own: {ours}")
+    return ours
+
+
+@pytest.fixture(scope="module")
+def library(compiled):
+    reason = bfloat16_refusal()
+    if reason is not None:
+        pytest.skip(f"no kernels of our own: {reason}")
+    return compiled
 
 
 @pytest.fixture(scope="module")
@@ -81,28 +93,28 @@ def test_deterministic_states_are_the_same_bits_in_every_batch(library, pairs):
 
 
 @pytest.mark.parametrize("size", [8, 64, 100])
-def test_norms_are_the_models_own(library, size):
+def test_norms_are_the_models_own(compiled, size):
     rows, weight = random(33, size), random(size, seed=1)
-    ours = NativeOperations(library, Rooms()).normed("rows", rows, (weight, 1e-6))
+    ours = NativeOperations(compiled, Rooms()).normed("rows", rows, (weight, 1e-6))
     exact = rows.float() * torch.rsqrt(rows.float().square().mean(-1, keepdim=True) + 1e-6)
     torch.testing.assert_close(ours, weight * exact.bfloat16(), rtol=8e-3, atol=0)
 
 
-def test_rotations_are_torchs_with_a_norm_and_without(library):
+def test_rotations_are_torchs_with_a_norm_and_without(compiled):
     heads, weight, angles = random(19, 3, 16), random(16, seed=1), random(19, 8, seed=2)
     for norm in (None, (weight, 1e-6)):
         ours, torchs = (
             way.rotated("heads", heads, norm, angles.cos(), angles.sin())
-            for way in (NativeOperations(library, Rooms()), TorchOperations(Rooms()))
+            for way in (NativeOperations(compiled, Rooms()), TorchOperations(Rooms()))
         )
         assert ours.shape == (3, 19, 16)
         torch.testing.assert_close(ours.float(), torchs.float(), rtol=0.02, atol=0.02)
 
 
-def test_the_activation_holds_for_every_gate_that_bfloat16_has(library):
+def test_the_activation_holds_for_every_gate_that_bfloat16_has(compiled):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
     gate = every[every.isfinite()]
-    ours = NativeOperations(library, Rooms()).activated(gate.clone(), torch.full_like(gate, 0.5))
+    ours = NativeOperations(compiled, Rooms()).activated(gate.clone(), torch.full_like(gate, 0.5))
     torch.testing.assert_close(ours.float(), functional.silu(gate.float()) * 0.5, rtol=4e-3, atol=1e-36)
 
 
@@ -122,11 +134,11 @@ def test_what_is_not_a_number_stays_so(library, pairs):
     assert packs.packer(forward).encode(tokens).isfinite().all()
 
 
-def test_shapes_that_do_not_fit_are_errors(library):
+def test_shapes_that_do_not_fit_are_errors(compiled):
     with pytest.raises(RuntimeError, match="shapes differ"):
-        library.rms_norm(random(3, 8), random(4), 1e-6, random(3, 8))
+        compiled.rms_norm(random(3, 8), random(4), 1e-6, random(3, 8))
     with pytest.raises(RuntimeError, match="must be bfloat16"):
-        library.silu_multiply(torch.ones(2, 2), random(2, 2))
+        compiled.silu_multiply(torch.ones(2, 2), random(2, 2))
 
 
 def test_they_are_taken_where_they_are_faster_and_only_there(library, pairs, monkeypatch):
@@ -138,9 +150,26 @@ def test_they_are_taken_where_they_are_faster_and_only_there(library, pairs, mon
     assert [name for name, _ in backend.ways(pairs["qwen3"][0])] == ["decoder", "blocks"]  # float32
 
 
-def outcome(**environment):
+def test_where_the_processor_multiplies_no_bfloat16_torchs_operations_stand_in(pairs, monkeypatch):
+    monkeypatch.setattr(native, "bfloat16_refusal", lambda: "this CPU has neither avx512_bf16 nor amx")
+    assert kernels.__wrapped__() == "this CPU has neither avx512_bf16 nor amx"
+    monkeypatch.setattr(backend, "kernels", kernels.__wrapped__)
+    assert [name for name, _ in backend.ways(pairs["qwen3"][1])] == ["decoder", "blocks"]
+    name, _ = backend.choose(pairs["qwen3"][1])
+    assert name == "decoder"
+
+
+def test_a_limit_of_onednns_is_asked_for_before_anything_is_compiled():
+    answer = outcome("", ONEDNN_MAX_CPU_ISA="AVX2", CXX="no-such-compiler")
+    assert answer == "ONEDNN_MAX_CPU_ISA is AVX2, which leaves out the instructions that multiply bfloat16"
+
+
+ANY_PROCESSOR = "from paragone_models.packing import native; native.bfloat16_refusal = lambda: None"
+
+
+def outcome(setup=ANY_PROCESSOR, /, **environment):
     """Return what a process of its own says of the kernels."""
-    code = "from paragone_models.packing.native import kernels; print(kernels())"
+    code = f"{setup}\nfrom paragone_models.packing.native import kernels; print(kernels())"
     run = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=True
     )
@@ -159,7 +188,7 @@ def test_without_a_compiler_that_works_torchs_operations_stand_in(tmp_path, pair
     assert name == "decoder"
 
 
-@pytest.mark.usefixtures("library")
+@pytest.mark.usefixtures("compiled")
 def test_the_library_is_compiled_once_and_wherever_it_can_be_kept(tmp_path):
     cache = tmp_path / "cache"
     assert outcome(XDG_CACHE_HOME=str(cache)).startswith("<module")
