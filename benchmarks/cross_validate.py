@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from paragone_training.data.pairs import read_pair_files
+from paragone_evaluation.readers import read_pairs
 from paragone_training.preference.recipe import load_recipe
 from paragone_training.preference.stages import fit
 
@@ -36,7 +36,7 @@ def main():
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)
     recipe = load_recipe(arguments.recipe, arguments.set)
-    rows = [pair for pair in read_pair_files(recipe.data.train) if pair.first != pair.second]
+    rows = read_pairs(*recipe.data.train)
     questions = sorted({pair.question for pair in rows})
     numbers = arguments.questions.split(",") if arguments.questions else range(len(questions))
     arguments.work.mkdir(parents=True, exist_ok=True)

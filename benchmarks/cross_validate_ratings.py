@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from paragone_evaluation.readers import read_pairs, read_ratings
 from paragone_models.files.saving import save_model
-from paragone_training.data.pairs import read_pair_files
-from paragone_training.data.ratings import read_rating_files
 from paragone_training.preference.ratings.fitting import RatedRows, fit_rated
 from paragone_training.preference.recipe import load_recipe
 from paragone_training.scratch.sections import TokenizerSection
@@ -40,8 +39,8 @@ def main():
     torch.set_num_threads(1)
     first, second = load_recipe(arguments.regression), load_recipe(arguments.helpsteer)
     first = first.model_copy(update={"tokenizer": TokenizerSection()})
-    pairs = [pair for pair in read_pair_files(first.data.train) if pair.first != pair.second]
-    ratings = read_rating_files(first.data.ratings)
+    pairs = read_pairs(*first.data.train)
+    ratings = read_ratings(*first.data.ratings)
     questions = sorted({pair.question for pair in pairs})
     numbers = arguments.questions.split(",") if arguments.questions else range(len(questions))
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,8 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
+from paragone_evaluation.readers import Pair, Rating
 from paragone_training.data.groups import group_pairs
-from paragone_training.data.pairs import Pair
-from paragone_training.data.ratings import Rating
 
 __all__ = [
     "Cycle",

@@ -33,11 +33,10 @@ from cycles import (
     vector_floor,
 )
 
+from paragone_evaluation.readers import read_pairs, read_ratings
 from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
-from paragone_training.data.pairs import read_pairs
-from paragone_training.data.ratings import read_ratings
 from paragone_training.preference.agreement import Summary, judge, summarise
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.recipe import parse_recipe

@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from paragone_evaluation.readers import read_prompts
 from paragone_models import load_model
 from paragone_training.policy.evaluate import win_rate
 from paragone_training.policy.model.weights import load_policy
-from paragone_training.policy.prompts import read_prompts, render
+from paragone_training.policy.prompts import render
 from paragone_training.policy.recipe import parse_policy_recipe
 from paragone_training.policy.rounds import Answer, read_responses
 from paragone_training.policy.rows.files import read_json

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 
 from paragone_evaluation.measures.ranking import group_score
+from paragone_evaluation.readers import read_pairs, read_ratings
 from paragone_models.files.loading import load_model
 from paragone_models.files.saving import save_model
 from paragone_models.network import PreferenceNetwork
 from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
-from paragone_training.data.pairs import read_pair_files
-from paragone_training.data.ratings import read_rating_files
 from paragone_training.preference.agreement import judge, represented, summarise
 from paragone_training.preference.backbone import build_student
 from paragone_training.preference.extrapolation import along, search
@@ -80,8 +79,8 @@ class Fold:
         self.recipe = "answers" if table == "answers" else "rewards"
         self.work = work / f"{self.domain}-{seed}-{number}"
         self.work.mkdir(parents=True, exist_ok=True)
-        rows = read_pair_files(load_recipe(RECIPES / f"{self.recipe}.toml").data.train)
-        rows = [replace(pair, split="train") for pair in rows if pair.first != pair.second]
+        rows = read_pairs(*load_recipe(RECIPES / f"{self.recipe}.toml").data.train)
+        rows = [replace(pair, split="train") for pair in rows]
         names = sorted({self.question(pair) for pair in rows})
         if self.domain == "answers":
             random.Random(0).shuffle(names)  # noqa: S311 - dealing, not secrets
@@ -93,7 +92,7 @@ class Fold:
         self.held_out = [pair for pair in self.held_out_comparisons if pair.strength]
         self.rated, self.held_out_rated = [], []
         if self.domain == "arguments":
-            ratings = read_rating_files(load_recipe(RECIPES / "regression.toml").data.ratings)
+            ratings = read_ratings(*load_recipe(RECIPES / "regression.toml").data.ratings)
             name = {id(rating): rating.group.partition("_")[0] for rating in ratings}
             self.rated = [rating for rating in ratings if name[id(rating)] not in held_out | validation]
             self.held_out_rated = [rating for rating in ratings if name[id(rating)] in held_out]

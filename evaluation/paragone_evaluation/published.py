@@ -23,7 +23,7 @@ from paragone_evaluation.measures.benchmarks import (
 )
 from paragone_evaluation.measures.bootstrap import Estimate, Resampler, estimate
 from paragone_evaluation.measures.checks import Floats
-from paragone_evaluation.readers.published import TIES_ID
+from paragone_evaluation.readers.layouts import TIES_ID
 from paragone_evaluation.scorers import ModelCard
 
 __all__ = ["benchmark_section", "write_rewardbench_files"]

@@ -18,13 +18,12 @@ from cycles import (
     vector_floor,
 )
 
+from paragone_evaluation.readers import Pair, Rating, read_pairs
 from paragone_models.heads import RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
-from paragone_training.data.pairs import Pair, read_pairs
-from paragone_training.data.ratings import Rating
 from paragone_training.preference.agreement import judge, summarise
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.stages import fit, padding_id

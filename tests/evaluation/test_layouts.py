@@ -2,8 +2,8 @@
 
 import pytest
 
-from paragone_training.data.pairs import read_pairs
-from paragone_training.data.ratings import read_ratings, training_ratings
+from paragone_evaluation.readers import read_pairs, read_ratings
+from paragone_training.data.groups import training_ratings
 from paragone_training.errors import DataError
 from tests.training.arguments import row, write
 
@@ -38,11 +38,11 @@ def test_a_negative_strength_of_helpsteer_prefers_response_1(tmp_path):
 
 
 def test_rows_in_which_neither_response_is_valid_are_left_out_and_counted(tmp_path, caplog):
-    caplog.set_level("INFO", "paragone_training.data.pairs")
+    caplog.set_level("INFO", "paragone_evaluation.readers")
     invalid = HELPSTEER | {"preference_strength": -100}
     assert len(read_pairs(write(tmp_path / "f.jsonl", [invalid, HELPSTEER, invalid]))) == 1
     assert "2 rows left out" in caplog.text
-    with pytest.raises(DataError, match="has no rows but 1 that annotators found invalid"):
+    with pytest.raises(DataError, match="no rows to learn from: 1 were read; 1 left out: annotators found neither"):
         read_pairs(write(tmp_path / "g.jsonl", [invalid]))
 
 
@@ -69,9 +69,9 @@ def test_chosen_and_rejected_are_texts_or_conversations(tmp_path):
     [
         (HELPSTEER, HELPSTEER | {"preference_strength": 4}, "preference_strength is 4; it must lie between -3"),
         (HELPSTEER, HELPSTEER | {"preference_strength": "2"}, "preference_strength is '2'"),
-        (HELPSTEER, HELPSTEER | {"response_2": None}, "field 'second' must be text, not NoneType"),
-        (HELPSTEER, row(), "the file mixes the layouts helpsteer2 and paragone"),
-        (row(), row(id="2", chosen="x", rejected="y"), "mixes the layouts paragone and chosen-rejected"),
+        (HELPSTEER, HELPSTEER | {"response_2": None}, "field 'response_2' must be text, .*not null"),
+        (HELPSTEER, row(), "the row has the fields of pairs, and the file began with helpsteer2-preferences"),
+        (row(), row(id="2", chosen="x", rejected="y"), "the row mixes two schemas"),
         (HELPSTEER, {"prompt": "p"}, "field 'preference_strength' is missing"),
         (
             {"prompt": "p", "chosen": "a", "rejected": "b"},
@@ -96,12 +96,12 @@ def test_chosen_and_rejected_are_texts_or_conversations(tmp_path):
         (
             {"prompt": "p", "chosen": "a", "rejected": "b"},
             {"prompt": "p", "chosen": "a", "rejected": "b", "strength": -1},
-            r"strength is -1; beside chosen and rejected it must lie in \(0, 3\]",
+            "field 'strength' is -1; it must lie in 0 … 3",
         ),
     ],
 )
 def test_a_bad_row_of_pairs_is_refused_with_its_line(tmp_path, before, bad, message):
-    with pytest.raises(DataError, match=rf"f\.jsonl:2: .*{message}"):
+    with pytest.raises(DataError, match=rf"line 2: .*{message}"):
         read_pairs(write(tmp_path / "f.jsonl", [before, bad]))
 
 
@@ -124,14 +124,20 @@ def test_a_group_has_a_pair_for_each_comparison(tmp_path):
 @pytest.mark.parametrize(
     ("comparisons", "message"),
     [
-        ([], "lists with something in them"),
-        ([{"first": 0, "second": 1, "label": "neither"}], r"comparisons\[0\] must be an object with label"),
-        ([{"first": 0, "second": 2, "label": "tie"}], r"comparisons\[0\] is between \[0, 2\]; there are 2 responses"),
+        ([], "'comparisons' must be a list of at least one comparison"),
+        (
+            [{"first": 0, "second": 1, "label": "neither"}],
+            r"comparisons\[0\]\.label is 'neither'; it must be first, second or tie",
+        ),
+        (
+            [{"first": 0, "second": 2, "label": "tie"}],
+            r"comparisons\[0\]\.second is 2; it must be the index of one of 2 responses",
+        ),
     ],
 )
 def test_a_bad_comparison_is_refused_with_its_line(tmp_path, comparisons, message):
     rows = [{"prompt": "p", "responses": ["a", "b"], "comparisons": comparisons}]
-    with pytest.raises(DataError, match=rf"groups.jsonl:1: .*{message}"):
+    with pytest.raises(DataError, match=rf"line 1: .*{message}"):
         read_pairs(write(tmp_path / "groups.jsonl", rows))
 
 
@@ -153,17 +159,17 @@ def test_ultrafeedback_has_a_row_of_ratings_per_completion(tmp_path):
     [
         ({"prompt": "p", "response": "a"}, "field 'ratings' is missing"),
         ({"prompt": "p", "response": "a", "ratings": {}}, "'ratings' must be an object with a number per attribute"),
-        ({"prompt": "p", "response": "a", "ratings": {"x": "4"}}, "the rating of 'x' must be a number, or null"),
-        ({"prompt": "p", "response": "a", "ratings": {"x": float("nan")}}, "the rating of 'x' must be a number"),
+        ({"prompt": "p", "response": "a", "ratings": {"x": "4"}}, "field 'ratings.x' must be a number, or null"),
+        ({"prompt": "p", "response": "a", "ratings": {"x": float("nan")}}, "field 'ratings.x' must be a number"),
         ({"prompt": "p", "response": 1, "ratings": {"x": 4}}, "field 'response' must be text"),
-        (RATED, "mixes the layouts paragone and helpsteer2"),
-        (ULTRA, "mixes the layouts paragone and ultrafeedback"),
-        ({"id": "1", "prompt": "p", "response": "a", "ratings": {"x": 1}}, "id '1' was already used"),
+        (RATED, "has the fields of helpsteer2, and the file began with ratings"),
+        (ULTRA, "has the fields of ultrafeedback, and the file began with ratings"),
+        ({"id": "1", "prompt": "p", "response": "a", "ratings": {"x": 1}}, "id '1' is on line 1 already"),
     ],
 )
 def test_a_bad_row_of_ratings_is_refused_with_its_line(tmp_path, bad, message):
     good = {"id": "1", "prompt": "p", "response": "a", "ratings": {"x": 1}}
-    with pytest.raises(DataError, match=rf"f\.jsonl:2: .*{message}"):
+    with pytest.raises(DataError, match=rf"line 2: .*{message}"):
         read_ratings(write(tmp_path / "f.jsonl", [good, bad]))
 
 
@@ -181,13 +187,13 @@ def test_a_bad_row_of_ratings_is_refused_with_its_line(tmp_path, bad, message):
     ],
 )
 def test_a_bad_row_of_ultrafeedback_is_refused_with_its_line(tmp_path, change, message):
-    with pytest.raises(DataError, match=rf"f\.jsonl:1: .*{message}"):
+    with pytest.raises(DataError, match=rf"line 1: .*{message}"):
         read_ratings(write(tmp_path / "f.jsonl", [ULTRA | change]))
 
 
 @pytest.mark.parametrize("value", [5, -1, True, "4", float("nan")])
 def test_a_rating_of_helpsteer_out_of_range_is_refused_with_its_line(tmp_path, value):
-    with pytest.raises(DataError, match=r"f\.jsonl:2: correctness is .*; it must be a number from 0 to 4, or -100"):
+    with pytest.raises(DataError, match=r"line 2: correctness is .*; it must be a number from 0 to 4, or -100"):
         read_ratings(write(tmp_path / "f.jsonl", [RATED, RATED | {"correctness": value}]))
 
 

@@ -178,7 +178,7 @@ def test_a_split_is_read_and_the_rest_is_counted(tmp_path):
     ("row", "message"),
     [
         ({"id": "x", "prompt": "P?", "first": "a", "strength": 1}, "field 'second' is missing"),
-        ({"prompt": "P?", "first": "a", "second": "b", "strength": 1}, "field 'id' is missing"),
+        (pair(1, id=True), "field 'id' must be text or a whole number, not True"),
         (pair(1, strength=4), "field 'strength' is 4; it must lie in -3 … 3"),
         (pair(1, strength="2"), "field 'strength' must be a number"),
         (pair(1, strength=True), "field 'strength' must be a number from -3 to 3, not True"),
@@ -231,7 +231,7 @@ def test_lines_that_are_no_json_objects_are_named(tmp_path):
         read_evaluation_set(path)
     for line in (
         "line 3: the line is not JSON: Expecting property name enclosed in double quotes at column 2",
-        "line 4: the line must be a JSON object",
+        "line 4: a row must be a JSON object, not list",
         "line 5: the line is not UTF-8",
     ):
         assert line in str(caught.value)
@@ -270,12 +270,12 @@ def test_files_that_cannot_be_read_are_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*absent.jsonl: No such file"):
         read_evaluation_set(tmp_path / "absent.jsonl")
     with pytest.raises(DataError, match=r"must end in one of \.jsonl"):
-        read_evaluation_set(tmp_path / "file.csv")
+        read_evaluation_set(tmp_path / "file.txt")
     with pytest.raises(DataError, match="layout is 'pear'"):
         read_evaluation_set(tmp_path / "file.jsonl", layout="pear")
     (tmp_path / "broken.jsonl.gz").write_bytes(b"no gzip")
     (tmp_path / "broken.parquet").write_bytes(b"no parquet")
-    (tmp_path / "broken.json").write_bytes(b"{}")
+    (tmp_path / "broken.json").write_bytes(b"[{}")
     for name in ("broken.jsonl.gz", "broken.parquet", "broken.json"):
         with pytest.raises(DataError, match=f"cannot read .*{name}"):
             read_evaluation_set(tmp_path / name)

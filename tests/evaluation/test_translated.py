@@ -7,9 +7,8 @@ import pytest
 
 from paragone_evaluation.evaluation import evaluate_models
 from paragone_evaluation.local_model import LocalScorer
-from paragone_evaluation.readers import read_evaluation_set
+from paragone_evaluation.readers import read_evaluation_set, read_ratings
 from paragone_evaluation.summary import Settings
-from paragone_training.data.ratings import read_ratings
 from paragone_training.errors import DataError
 from tests.evaluation.conftest import text, write
 from tests.evaluation.test_layouts import HELPSTEER, RATED, ULTRA
@@ -99,7 +98,7 @@ def test_a_negative_strength_of_helpsteer_prefers_response_1_and_invalid_pairs_a
         (ULTRA, {"completions": [{"response": "a"}]}, "must be an object with a response and annotations"),
         (ULTRA, {"completions": [completion("a", honesty=1), completion(7, honesty=2)]}, "field 'response' must be"),
         (HELPSTEER, {"preference_strength": 4}, "preference_strength is 4; it must lie between -3"),
-        (HELPSTEER, {"response_2": None}, "field 'second' must be text, a message or a list of messages, not null"),
+        (HELPSTEER, {"response_2": None}, "field 'response_2' must be text, a message or a list of messages, not null"),
     ],
 )
 def test_a_bad_row_is_named_with_its_line_and_leaves_nothing_behind(tmp_path, good, change, message):

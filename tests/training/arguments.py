@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from paragone_training.data.pairs import Pair
+from paragone_evaluation.readers import Pair
 from paragone_training.preference.recipe import Recipe, parse_recipe
 
 GOOD = ["because studies show that it saves money", "since every school that tried it kept it", "for a clear reason"]

@@ -162,7 +162,8 @@ def extrapolate(
             raise RecipeError(f"--alpha is {alpha!r}; it must be a finite number")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise RecipeError(f"--dtype is {dtype!r}; it must be float32, bfloat16 or float16")
-    from paragone_training.data.pairs import read_pairs, training_pairs
+    from paragone_evaluation.readers import read_pairs
+    from paragone_training.data.groups import training_pairs
     from paragone_training.preference.extrapolation import extrapolate as run
 
     pairs = training_pairs(read_pairs(data), split=split) if data else []

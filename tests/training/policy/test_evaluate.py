@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from paragone_evaluation.readers import Prompt
 from paragone_training.errors import RecipeError
 from paragone_training.policy.evaluate import describe_responses, length_controlled, win_rate
-from paragone_training.policy.prompts import Prompt
 from paragone_training.policy.records.exports import export_answers
 from paragone_training.policy.rounds import Answer, Response, _write_samples
 from paragone_training.policy.sampling.in_process import Sample

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from paragone_evaluation.readers import Prompt
 from paragone_training.errors import RecipeError
 from paragone_training.policy.model.weights import load_tokenizer
 from paragone_training.policy.plan import describe_plan, most_pairs
-from paragone_training.policy.prompts import Prompt, deal, render
+from paragone_training.policy.prompts import deal, render
 from paragone_training.policy.recipe import load_policy_recipe, parse_policy_recipe
 from tests.training.policy.tiny_policy import LOSSES, recipe, tables
 

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paragone_evaluation.readers import read_pairs, read_ratings
 from paragone_models import load_model
 from paragone_models.files.builtins import NAMES, builtin_folder, tokenizer_folder
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
-from paragone_training.data.pairs import read_pairs
-from paragone_training.data.ratings import read_rating_files
 from paragone_training.preference.agreement import judge, summarise
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings.batches import rated_groups
@@ -70,7 +69,7 @@ def test_a_built_in_model_agrees_with_people_on_the_test_split_as_its_card_says(
 def test_a_built_in_model_that_rates_is_closer_to_people_than_their_mean_rating_as_its_card_says(name):
     model = load_model(f"builtin:{name}", device="cpu")
     assert model.reader is not None
-    rows = [row for row in read_rating_files([RATINGS]) if row.split == "test"]
+    rows = [row for row in read_ratings(*[RATINGS]) if row.split == "test"]
     groups = rated_groups([], rows, model.spec.attributes)
     found = represent_all(model.network, read_groups([group.group for group in groups], model.reader), 0)
     given = np.array([row for group in groups for row in group.ratings])

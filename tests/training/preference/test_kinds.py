@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from paragone_evaluation.readers import Pair
 from paragone_models import load_model
-from paragone_training.data.pairs import Pair
 from paragone_training.preference.stages import Outcome, fit
 from paragone_training.preference.train_model import train_model
 from tests.training.arguments import pairs, recipe, row, write

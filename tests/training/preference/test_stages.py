@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3Model
 
+from paragone_evaluation.readers import read_pairs
 from paragone_models import load_model
-from paragone_training.data.pairs import read_pairs
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.recipe import load_recipe
 from paragone_training.preference.stages import fit

@@ -9,11 +9,12 @@ import torch
 from transformers import Qwen3ForCausalLM
 from typer.testing import CliRunner
 
+from paragone_evaluation.readers import read_prompts
 from paragone_models.files.builtins import NAMES, POLICIES, policy_folder
 from paragone_training.command import train
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.policy.model.weights import load_policy
-from paragone_training.policy.prompts import read_prompts, render
+from paragone_training.policy.prompts import render
 from paragone_training.policy.sampling.in_process import Draw, draw, stream
 from paragone_training.scratch.language import (
     LanguageDataSection,

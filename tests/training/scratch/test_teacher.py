@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from paragone_evaluation.readers import Pair
 from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import TokenNoise, read_groups
 from paragone_training.data.groups import group_pairs
-from paragone_training.data.pairs import Pair
 from paragone_training.preference.backbone import build_student
 from paragone_training.preference.objective import Objective
 from paragone_training.scratch.corpus import lessons, reason_documents, token_lengths

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from paragone_evaluation.readers import read_prompts
 from paragone_training.errors import RecipeError
 from paragone_training.policy.gradient.batches import optimiser_steps
 from paragone_training.policy.methods.methods import steps_of
 from paragone_training.policy.model.gpu_memory import plan_memory
 from paragone_training.policy.model.weights import context_of, load_tokenizer, policy_config
-from paragone_training.policy.prompts import read_prompts, render
+from paragone_training.policy.prompts import render
 from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.policy.sampling.servers_check import command_line
 

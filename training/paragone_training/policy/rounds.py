@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from paragone_evaluation.readers import Prompt
 from paragone_training.policy.errors import RunError
 from paragone_training.policy.oracle.asking import Asker, Chunk, Group
-from paragone_training.policy.prompts import Prompt
 from paragone_training.policy.rows.files import read_table, write_table
 from paragone_training.policy.sampling.in_process import Drawn, Missing, Sample, Sampler
 

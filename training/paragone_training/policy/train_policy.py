@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from paragone_evaluation.readers import Prompt, read_prompts
 from paragone_training.errors import RecipeError
 from paragone_training.policy.errors import RunError
 from paragone_training.policy.evaluate import describe_responses, summarise
@@ -34,7 +35,7 @@ from paragone_training.policy.methods.methods import Step, steps_of
 from paragone_training.policy.model.weights import Policy, context_of, load_policy
 from paragone_training.policy.oracle.asking import Asker, Identity
 from paragone_training.policy.oracle.own_service import served
-from paragone_training.policy.prompts import Prompt, deal, read_prompts, render
+from paragone_training.policy.prompts import deal, render
 from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.policy.records.claim import claim
 from paragone_training.policy.records.report import write_report

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paragone_training.data.pairs import Pair
+from paragone_evaluation.readers import Pair
 from paragone_training.preference.agreement import Summary
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.recipe import Recipe

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from paragone_evaluation.readers import Pair
 from paragone_models.errors import ModelLoadError
 from paragone_models.files.identity import tokenizer_hash
 from paragone_models.files.loading import load_model
@@ -22,7 +23,6 @@ from paragone_models.files.saving import save_model
 from paragone_models.model import PreferenceModel
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
-from paragone_training.data.pairs import Pair
 from paragone_training.errors import RecipeError
 from paragone_training.preference.agreement import Summary, judge, summarise
 from paragone_training.preference.objective import Objective

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from paragone_evaluation.readers import STRONGEST
 from paragone_models import losses, scores
-from paragone_training.data.pairs import STRONGEST
 
 __all__ = ["LossName", "Objective"]
 

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from paragone_evaluation.readers import Pair
 from paragone_models.text.reader import Reading, TextReader
 from paragone_training.data.batches import PairBatches, TokenNoise, read_groups
 from paragone_training.data.groups import PromptGroup, group_pairs
-from paragone_training.data.pairs import Pair
 from paragone_training.preference.agreement import Judged, judge, summarise
 from paragone_training.preference.average import WeightAverage
 from paragone_training.preference.backbone import Student, add_adapters, build_student, merged, save_memory

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from paragone_evaluation.readers import Pair, read_pairs, split_name
 from paragone_models.files.saving import save_model
-from paragone_training.data.pairs import Pair, read_pair_files, training_pairs
+from paragone_training.data.groups import training_pairs
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.agreement import summarise
 from paragone_training.preference.card import Report, write_card
@@ -45,18 +46,15 @@ def load_rows(recipe: Recipe) -> Rows:
         DataError: if a file cannot be read, or ``test`` rows would be trained on.
     """
     data = recipe.data
-    read = read_pair_files(data.train)
+    read = read_pairs(*data.train)
     train = training_pairs(read, split=data.train_split, allow_test_rows=data.allow_test_rows)
-    candidates = read_pair_files(data.evaluate) if data.evaluate else read
-    evaluate = [
-        pair for pair in candidates if pair.split == data.evaluate_split and pair.strength and pair.first != pair.second
-    ]
+    candidates = read_pairs(*data.evaluate) if data.evaluate else read
+    evaluate = [pair for pair in candidates if pair.split == split_name(data.evaluate_split) and pair.strength]
     if data.evaluate and not evaluate:
         raise DataError(f"no row of data.evaluate is marked {data.evaluate_split!r}: set data.evaluate_split")
-    same = sum(pair.first == pair.second for pair in train)
     logger.info(
-        "%d rows to train on (%d ties; %d of two identical responses are left out), %d decided rows held out",
-        len(train), sum(not pair.strength for pair in train), same, len(evaluate),
+        "%d rows to train on (%d ties), %d decided rows held out",
+        len(train), sum(not pair.strength for pair in train), len(evaluate),
     )  # fmt: skip
     return Rows(train[: data.limit] if data.limit else train, evaluate)
 

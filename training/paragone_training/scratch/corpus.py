@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from paragone_evaluation.readers import Pair
 from paragone_models.text.reader import Reading, TextReader, conversation
 from paragone_training.data.groups import PromptGroup
-from paragone_training.data.pairs import Pair
 from paragone_training.errors import DataError
 from paragone_training.scratch.teacher import Frame, Lesson
 

@@ -16,7 +16,7 @@ from pydantic import PositiveInt, model_validator
 from torch.nn import functional
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM, set_seed
 
-from paragone_evaluation.readers.lines import field, read_lines
+from paragone_evaluation.readers import read_fields
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.scratch.pretraining import padded, pretrain
 from paragone_training.scratch.sections import BackboneSection, PretrainingSection, TokenizerSection
@@ -138,14 +138,14 @@ def read_chats(section: LanguageDataSection) -> tuple[list[Chat], list[Chat]]:
     """
     hidden = set[str]()
     if section.held_out:
-        hidden = {row["prompt"] for row in _rows(section.held_out, "prompt") if row.get("split") == "test"}
+        hidden = {row["prompt"] for row in read_fields(section.held_out, "prompt") if row.get("split") == "test"}
     train, held_out = list[Chat](), list[Chat]()
     for path in section.groups:
-        for row in _rows(path, "prompt", "responses"):
+        for row in read_fields(path, "prompt", "responses"):
             chats = [Chat(row["prompt"], response) for response in row["responses"]]
             (held_out if row["prompt"] in hidden else train).extend(chats)
     for path in section.ratings:
-        for row in _rows(path, "prompt", "response", "group"):
+        for row in read_fields(path, "prompt", "response", "group"):
             chosen = not section.topics or row["group"].startswith(section.topics)
             if chosen and row.get("split", "train") == "train" and row["prompt"] not in hidden:
                 train.append(Chat(row["prompt"], row["response"]))
@@ -255,15 +255,6 @@ def _documents(chats: Iterable[Chat], tokenizer: Any, max_length: int) -> list[l
         if len(tokens) <= max_length:
             documents.append(tokens)
     return documents
-
-
-def _rows(path: str, *wanted: str) -> list[dict[str, Any]]:
-    rows = []
-    for number, row in read_lines(path):
-        for name in wanted:
-            field(row, name, f"{path}:{number}")
-        rows.append(row)
-    return rows
 
 
 def _card(recipe: LanguageRecipe, name: str, weights: int, chats: tuple[int, int], loss: float) -> str:

@@ -5,9 +5,9 @@ import time
 import httpx2
 import pytest
 
+from paragone_evaluation.readers import Prompt
 from paragone_training.policy.errors import SamplerGoneError, SamplerMismatchError
 from paragone_training.policy.model.weights import load_policy
-from paragone_training.policy.prompts import Prompt
 from paragone_training.policy.sampling.background import Background
 from paragone_training.policy.sampling.completions import CompletionsServer, ServerFault, VllmRoutes
 from paragone_training.policy.sampling.fleet import Fleet, FleetSampler

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from paragone_evaluation.readers import Prompt
 from paragone_training.policy.errors import RunError, SamplerMismatchError
 from paragone_training.policy.model.weights import load_policy
-from paragone_training.policy.prompts import Prompt
 from paragone_training.policy.rounds import read_responses
 from paragone_training.policy.rows.files import read_json
 from paragone_training.policy.sampling.fleet import FleetSampler

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from paragone_evaluation.readers import Pair, Rating
 from paragone_models import load_model
 from paragone_models.heads import RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_training.command import train
-from paragone_training.data.pairs import Pair
-from paragone_training.data.ratings import Rating
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings.batches import rated_groups

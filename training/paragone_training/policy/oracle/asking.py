@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from paragone import AsyncClient
 from paragone.exceptions import DeadlineError, QuotaExceededError, ServerError, UnavailableError
 from paragone.wire import ItemError, Tournament
+from paragone_evaluation.readers import Content
 from paragone_training.policy.errors import OracleGoneError, OracleReplacedError
-from paragone_training.policy.prompts import Content
 from paragone_training.policy.sampling.background import Background
 
 __all__ = ["Asker", "Group", "Identity", "Table"]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from paragone_evaluation.readers import Prompt
 from paragone_training.policy.gradient.barrier import Barrier
 from paragone_training.policy.model.weights import Policy, servable
-from paragone_training.policy.prompts import Prompt
 from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.policy.sampling.fleet import FleetSampler
 from paragone_training.policy.sampling.in_process import Draw, InProcessSampler, Sampler

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 
+from paragone_evaluation.readers import Prompt
 from paragone_training.policy.errors import RunError, SamplerGoneError
-from paragone_training.policy.prompts import Prompt
 from paragone_training.policy.sampling.background import Background, together
 from paragone_training.policy.sampling.completions import CompletionsServer, ServerFault
 from paragone_training.policy.sampling.in_process import Draw, Drawn, Missing, Sample, seed_of

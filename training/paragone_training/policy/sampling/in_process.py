@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from paragone_evaluation.readers import Prompt
 from paragone_training.policy.model.weights import Policy
-from paragone_training.policy.prompts import Prompt
 
 __all__ = ["Draw", "Drawn", "InProcessSampler", "Missing", "Sample", "Sampler", "draw", "seed_of", "stream"]
 

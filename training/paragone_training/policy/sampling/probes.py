@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from paragone_evaluation.readers import Prompt
 from paragone_training.policy.errors import SamplerMismatchError
 from paragone_training.policy.model.logprobs import frozen_logprobs, response_logprobs
 from paragone_training.policy.model.weights import Policy
-from paragone_training.policy.prompts import Prompt
 from paragone_training.policy.rows.files import read_table, write_table
 from paragone_training.policy.sampling.in_process import Draw, draw, stream
 from paragone_training.policy.sections import PolicyTrainingSection

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paragone_evaluation.readers import Pair, Rating
 from paragone_models.text.reader import Reading
 from paragone_training.data.batches import Batch, PairBatches, TokenNoise
 from paragone_training.data.groups import PromptGroup, group_pairs
-from paragone_training.data.pairs import Pair
-from paragone_training.data.ratings import Rating
 
 __all__ = ["RatedBatch", "RatedBatches", "RatedGroup", "rated_groups"]
 

@@ -15,11 +15,10 @@ from torch import nn
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from paragone_evaluation.readers import Pair, Rating
 from paragone_models.text.reader import Reading, TextReader
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import PromptGroup, group_pairs
-from paragone_training.data.pairs import Pair
-from paragone_training.data.ratings import Rating
 from paragone_training.preference.agreement import Judged, judge, represented, summarise
 from paragone_training.preference.average import WeightAverage
 from paragone_training.preference.backbone import Student, add_adapters, merged, save_memory

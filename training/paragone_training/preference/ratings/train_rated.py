@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from paragone_evaluation.readers import read_pairs, read_ratings, split_name
 from paragone_models.files.saving import save_model
-from paragone_training.data.pairs import read_pair_files, training_pairs
-from paragone_training.data.ratings import read_rating_files, training_ratings
+from paragone_training.data.groups import training_pairs, training_ratings
 from paragone_training.errors import DataError
 from paragone_training.preference.ratings.card import write_rated_card
 from paragone_training.preference.ratings.fitting import RatedRows, fit_rated
@@ -30,22 +30,20 @@ def load_rated_rows(recipe: Recipe) -> RatedRows:
         DataError: if a file cannot be read, ``test`` rows would be trained on, or nobody rated an attribute.
     """
     data, attributes = recipe.data, recipe.model.attributes
-    rated = read_rating_files(data.ratings)
+    rated = read_ratings(*data.ratings)
     ratings = training_ratings(rated, attributes, split=data.train_split, allow_test_rows=data.allow_test_rows)
-    candidates = read_rating_files(data.evaluate_ratings) if data.evaluate_ratings else rated
+    candidates = read_ratings(*data.evaluate_ratings) if data.evaluate_ratings else rated
     held_out_ratings = [
         rating
         for rating in candidates
-        if rating.split == data.evaluate_split and any(name in rating.ratings for name in attributes)
+        if rating.split == split_name(data.evaluate_split) and any(name in rating.ratings for name in attributes)
     ]
     if data.evaluate_ratings and not held_out_ratings:
         raise DataError(f"no row of data.evaluate_ratings is marked {data.evaluate_split!r}: set data.evaluate_split")
-    read = read_pair_files(data.train)
+    read = read_pairs(*data.train)
     pairs = training_pairs(read, split=data.train_split, allow_test_rows=data.allow_test_rows) if read else []
-    others = read_pair_files(data.evaluate) if data.evaluate else read
-    held_out = [
-        pair for pair in others if pair.split == data.evaluate_split and pair.strength and pair.first != pair.second
-    ]
+    others = read_pairs(*data.evaluate) if data.evaluate else read
+    held_out = [pair for pair in others if pair.split == split_name(data.evaluate_split) and pair.strength]
     if data.evaluate and not held_out:
         raise DataError(f"no row of data.evaluate is marked {data.evaluate_split!r}: set data.evaluate_split")
     logger.info(
