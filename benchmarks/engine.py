@@ -30,7 +30,7 @@ from engine_setup import (
     workload,
 )  # fmt: skip
 
-from paragone_models.dtypes import automatic_dtype, bfloat16_speedup
+from paragone_models.machine import automatic_dtype, bfloat16_speedup
 from paragone_models.packing.backend import choose
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from paragone_models import load_model
-from paragone_models.text.messages import conversation
+from paragone_models.text.reader import conversation
 
 DATA = Path(__file__).parent.parent / "data" / "convincing_pairs.jsonl.gz"
 

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from paragone_models.files.builtins import tokenizer_folder
-from paragone_models.packing.packer import Packer
-from paragone_models.packing.prompts import PromptStore
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.files.sources import tokenizer_folder
+from paragone_models.packing.packer import Packer, PromptStore
+from paragone_models.text.reader import EncodeItem
 
 DATA = Path(__file__).parent.parent / "data" / "convincing_pairs.jsonl.gz"
 TEXTS = 2000

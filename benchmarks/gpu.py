@@ -35,9 +35,8 @@ from engine_setup import (
 from transformers import AutoConfig, AutoModel
 
 from paragone_models.packing.backend import choose, ways
-from paragone_models.packing.packer import Packer
-from paragone_models.packing.prompts import PromptStore
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.packing.packer import Packer, PromptStore
+from paragone_models.text.reader import EncodeItem
 
 TINY = {
     "llama": {},

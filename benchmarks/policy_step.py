@@ -28,7 +28,7 @@ import torch
 import transformers
 from training_setup import DECODERS, Watch, decoder
 
-from paragone_models.files.builtins import policy_folder
+from paragone_models.files.sources import policy_folder
 from paragone_training.policy.gradient.batches import TrainingPair
 from paragone_training.policy.gradient.policy_trainer import policy_trainer
 from paragone_training.policy.methods.methods import method_of

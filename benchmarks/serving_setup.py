@@ -40,8 +40,7 @@ def make_model(folder: Path, *, hidden: int, layers: int, vocabulary: int, max_l
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
     from paragone_models.files.saving import save_model
-    from paragone_models.heads import RepresentationHead
-    from paragone_models.network import PreferenceNetwork
+    from paragone_models.network import PreferenceNetwork, RepresentationHead
     from paragone_models.spec import ModelSpec
 
     generator = random.Random(0)  # noqa: S311

@@ -39,8 +39,7 @@ from serving_setup import free_port, wait_until_ready
 
 from paragone_models import load_model
 from paragone_models.model import PreferenceModel
-from paragone_models.text.encoding import EncodeItem
-from paragone_models.text.reader import Reading, conversation
+from paragone_models.text.reader import EncodeItem, Reading, conversation
 from paragone_service.bench.dialects import DIALECTS, Asked
 from paragone_service.bench.load import ask_all
 

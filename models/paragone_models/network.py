@@ -1,4 +1,9 @@
-"""Backbone and head as one module: what is trained, saved and run.
+"""The head: from hidden states at the read positions to a representation, always in float32.
+
+Shapes: n sequences, R reads each, H hidden size, d length of a representation, k 2-blocks.
+
+
+Backbone and head as one module: what is trained, saved and run.
 
 Shapes: B sequences in a batch, T padded length, R reads, H hidden size, d length of a representation.
 """
@@ -7,50 +12,103 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from paragone_models.heads import RepresentationHead
 from paragone_models.spec import ModelSpec
-from paragone_models.text.encoding import Read
 
-__all__ = ["AbsentBackbone", "PreferenceNetwork", "gather_reads", "read_plan"]
+__all__ = ["AbsentBackbone", "PreferenceNetwork", "RepresentationHead", "gather_reads"]
+
+
+class RepresentationHead(nn.Module):
+    """Turn hidden states into rewards, ratings or general preference vectors.
+
+    A general preference vector is L2-normalised where the spec says so, then each 2-block is multiplied by the square
+    root of its gate weight, so that the skew form of two responses to one prompt carries the weight once:
+
+        representation[2l:2l+2] = sqrt(lambda_l) * v[2l:2l+2] / |v|,  lambda = softmax(prompt_head(h_prompt))
+
+    Source: Zhang et al. (arXiv 2410.02197), §4.1 and Theorem 4.5, with the gate of the published checkpoints.
+
+    Args:
+        hidden_size: H.
+        spec: what the model is.
+        value_head: the module from one hidden state to d numbers; a linear layer without bias unless given.
+    """
+
+    def __init__(self, hidden_size: int, spec: ModelSpec, *, value_head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.value_head = value_head or nn.Linear(hidden_size, spec.dimension, bias=False)
+        self.prompt_head = nn.Linear(hidden_size, spec.blocks, bias=False) if spec.gate == "softmax" else None
+        if value_head is None:
+            self._initialise(hidden_size)
+
+    def _initialise(self, hidden_size: int) -> None:
+        for head in (self.value_head, self.prompt_head):
+            if isinstance(head, nn.Linear):
+                nn.init.normal_(head.weight, std=1 / (hidden_size + 1))
+
+    @property
+    def reads(self) -> int:
+        """Number of reads a sequence needs: the response's, after the prompt's where there is a gate."""
+        return 1 if self.prompt_head is None else 2
+
+    def gate_scales(self, hidden: Tensor) -> Tensor:
+        """Return the gate's weight of each 2-block; they sum to 1.
+
+        Args:
+            hidden: hidden states at the reads, the prompt's first. [n, R, H]
+
+        Returns:
+            Weights lambda, float32. [n, k]
+
+        Raises:
+            ValueError: if the head has no gate, or the number of reads is not its own.
+        """
+        if self.prompt_head is None:
+            raise ValueError(f"this {self.spec.kind} head has no gate, and so no scales")
+        if hidden.dim() != 3 or hidden.shape[1] != self.reads:
+            raise ValueError(f"hidden must be [n, {self.reads}, H], not of shape {tuple(hidden.shape)}")
+        with torch.autocast(device_type=hidden.device.type, enabled=False):
+            return torch.softmax(self.prompt_head(hidden[:, 0].float()), dim=-1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the representation of each sequence.
+
+        Args:
+            hidden: hidden states at the reads of ``ReadPlan``: the gate's prompt state first. [n, R, H]
+
+        Returns:
+            Representations, float32. [n, d]
+
+        Raises:
+            ValueError: if the number of reads is not the head's.
+        """
+        if hidden.dim() != 3 or hidden.shape[1] != self.reads:
+            raise ValueError(f"hidden must be [n, {self.reads}, H], not of shape {tuple(hidden.shape)}")
+        # Mixed precision stops here: a bf16 head has only 128 distinct scores between 16 and 32.
+        with torch.autocast(device_type=hidden.device.type, enabled=False):
+            values: Tensor = self.value_head(hidden[:, -1].float())
+            if not self.spec.blocks:
+                return values
+            start = self.spec.dimension - 2 * self.spec.blocks
+            scalar, vector = values[:, :start], values[:, start:]
+            if self.spec.normalise:
+                vector = functional.normalize(vector, dim=-1, eps=1e-12)
+            if self.prompt_head is not None:
+                # The root in log space: a weight that underflows to 0 would give sqrt an infinite gradient.
+                root = torch.exp(0.5 * torch.log_softmax(self.prompt_head(hidden[:, 0].float()), dim=-1))
+                vector = vector * root.repeat_interleave(2, dim=-1)
+            return torch.cat([scalar, vector], dim=-1)
+
 
 # Decoders alone: encoders that can also be decoders are in the second list too. What is in neither gets a mask, which
 # is never wrong, only slower.
 _CAUSAL = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(MODEL_FOR_MASKED_LM_MAPPING_NAMES) - {"xlnet"}
-
-
-def read_plan(spec: ModelSpec, prompt_length: int, length: int, *, first_token: bool = False) -> tuple[Read, ...]:
-    """Return where the hidden states of one sequence are read.
-
-    The gate reads the prompt's last token, before the response. The response is read at the last token, found by
-    length (never by looking for padding), or averaged over the tokens after the prompt.
-
-    Args:
-        spec: what the model is.
-        prompt_length: tokens of the prompt.
-        length: tokens of the whole sequence.
-        first_token: read the first token instead, as encoders with a classification token do.
-
-    Raises:
-        ValueError: if the prompt is longer than the sequence, or nothing follows a prompt that mean pooling needs.
-    """
-    if not 0 <= prompt_length <= length:
-        raise ValueError(f"prompt_length is {prompt_length}; it must lie between 0 and the {length} tokens in all")
-    if first_token:
-        response: Read = (0, 1)
-    elif spec.pooling == "mean":
-        if prompt_length == length:
-            raise ValueError(f"mean pooling needs tokens after the prompt, and all {length} belong to it")
-        response = (prompt_length, length)
-    else:
-        response = (length - 1, length)
-    if spec.gate == "none":
-        return (response,)
-    return ((max(prompt_length - 1, 0), max(prompt_length, 1)), response)
 
 
 def gather_reads(hidden: Tensor, reads: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from paragone_models.files.builtins import NAMES
+from paragone_models.files.sources import NAMES
 from paragone_models.kinds import KindName
 from paragone_models.spec import Bos, Head, Reasoning, SpecialTokens
 

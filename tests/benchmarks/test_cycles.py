@@ -19,7 +19,7 @@ from cycles import (
 )
 
 from paragone_evaluation.readers import Pair, Rating, read_pairs
-from paragone_models.heads import RepresentationHead
+from paragone_models.network import RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups

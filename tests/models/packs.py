@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from paragone_models.packing.packer import Forward, Packer
-from paragone_models.packing.prompts import PromptStore
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.packing.packer import Forward, Packer, PromptStore
+from paragone_models.text.reader import EncodeItem
 
 VOCABULARY = 97
 HIDDEN = 32

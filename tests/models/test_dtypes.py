@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from paragone_models import dtypes
-from paragone_models.dtypes import automatic_dtype, bfloat16_refusal
+from paragone_models import machine
+from paragone_models.machine import automatic_dtype, bfloat16_refusal
 
 CPU = torch.device("cpu")
 
@@ -21,12 +21,12 @@ CPU = torch.device("cpu")
 def test_a_cpu_runs_bfloat16_where_it_is_faster_and_the_model_large_enough(
     monkeypatch, speedup, parameters, demonstration, dtype
 ):
-    monkeypatch.setattr(dtypes, "bfloat16_speedup", lambda: speedup)
+    monkeypatch.setattr(machine, "bfloat16_speedup", lambda: speedup)
     assert automatic_dtype(CPU, parameters=parameters, demonstration=demonstration) == dtype
 
 
 def test_the_speed_is_measured_once_a_process():
-    assert dtypes.bfloat16_speedup() == dtypes.bfloat16_speedup() >= 0
+    assert machine.bfloat16_speedup() == machine.bfloat16_speedup() >= 0
 
 
 @pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
@@ -39,10 +39,10 @@ def test_a_limit_below_bfloat16_is_a_refusal_on_every_processor(monkeypatch, var
 def test_a_processor_without_the_instructions_refuses_and_measures_nothing(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(dtypes.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(dtypes, "_seconds", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(machine, "_seconds", lambda *_: pytest.fail("measured"))
     assert bfloat16_refusal() is not None
-    assert dtypes.bfloat16_speedup.__wrapped__() == 0.0
+    assert machine.bfloat16_speedup.__wrapped__() == 0.0
 
 
 @pytest.mark.parametrize("instructions", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
@@ -52,6 +52,6 @@ def test_either_instruction_set_is_enough(monkeypatch, instructions):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, instructions, lambda: True)
-    monkeypatch.setattr(dtypes.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     assert bfloat16_refusal() is None

@@ -5,10 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paragone_models.forward import batches, encode
-from paragone_models.network import read_plan
+from paragone_models.model import batches, encode
 from paragone_models.spec import ModelSpec
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.text.reader import EncodeItem, read_plan
 from tests.models import tiny
 
 GATED = ModelSpec(kind="general-preference", dimension=4, gate="softmax", pooling="mean")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from paragone_models import scores
-from paragone_models.heads import RepresentationHead
+from paragone_models.network import RepresentationHead
 from paragone_models.spec import ModelSpec
 from tests.models.tiny import HIDDEN
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from paragone_models.heads import RepresentationHead
-from paragone_models.network import PreferenceNetwork, gather_reads, read_plan
+from paragone_models.network import PreferenceNetwork, RepresentationHead, gather_reads
 from paragone_models.spec import ModelSpec
+from paragone_models.text.reader import read_plan
 from tests.models import tiny
 
 LAST = ModelSpec(kind="bradley-terry", dimension=1)

@@ -10,8 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from paragone_models.files.saving import save_model
-from paragone_models.heads import RepresentationHead
-from paragone_models.network import PreferenceNetwork
+from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import TextReader
 

@@ -19,8 +19,7 @@ from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from paragone_models import PreferenceModel, load_model
 from paragone_models.files.saving import save_model
-from paragone_models.heads import RepresentationHead
-from paragone_models.network import PreferenceNetwork
+from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_service.app import create_app
 from paragone_service.config import Settings

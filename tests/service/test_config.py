@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from paragone_models.files.builtins import NAMES
+from paragone_models.files.sources import NAMES
 from paragone_service.config import ConfigError, ModelSettings, load_settings, parse_model
 
 

@@ -23,8 +23,8 @@ def vllm(
 ) -> None:
     """Write the bare backbone of a model, which an unmodified vLLM serves; the head stays with `paragone serve`."""
     from paragone_models.errors import ModelLoadError
-    from paragone_models.files.exporting import export_backbone, read_refusal
     from paragone_models.files.loading import load_model
+    from paragone_models.files.saving import export_backbone, read_refusal
 
     loaded = load_model(model, revision=revision, elsewhere=True)
     refusal = read_refusal(loaded.network, loaded.spec, first_token=loaded.first_token)

@@ -19,9 +19,8 @@ from transformers.utils.import_utils import is_accelerate_available
 
 from paragone_models.errors import ModelLoadError
 from paragone_models.files import checkpoints
-from paragone_models.heads import RepresentationHead
 from paragone_models.kinds import KINDS, KindName
-from paragone_models.network import AbsentBackbone, PreferenceNetwork
+from paragone_models.network import AbsentBackbone, PreferenceNetwork, RepresentationHead
 from paragone_models.spec import ModelSpec
 
 __all__ = [

@@ -12,15 +12,13 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
-from paragone_models.dtypes import automatic_dtype
 from paragone_models.errors import ModelLoadError
 from paragone_models.files import checkpoints, formats
 from paragone_models.files.identity import hash_files, identity_of, tokenizer_hash
 from paragone_models.files.sources import Resolved, resolve
-from paragone_models.forward import LocalForward
-from paragone_models.model import PreferenceModel, Provenance
+from paragone_models.machine import DEFAULTS, ELSEWHERE, Budget, automatic_dtype
+from paragone_models.model import LocalForward, PreferenceModel, Provenance
 from paragone_models.network import PreferenceNetwork
-from paragone_models.packing.budget import DEFAULTS, ELSEWHERE, Budget
 from paragone_models.spec import KINDS, Bos, Head, ModelSpec, Reasoning, SpecialTokens
 from paragone_models.text.reader import TextReader
 

@@ -2,21 +2,34 @@
 
 config.json and model.safetensors are the bare backbone's (transformers reads them too), head.safetensors is ours,
 paragone.json is the spec, README.md the card.
+
+
+Writing a bare backbone for a server that runs backbones alone: the tensors of a model without its head.
+
+Tensors are copied file by file under the names that the bare transformers model has, so that no model has to fit into
+memory. Nothing is guessed: the names must be exactly those of the bare model.
 """
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
 
+from paragone_models.errors import ModelLoadError
+from paragone_models.files import checkpoints
 from paragone_models.files.checkpoints import HEAD_FILE
 from paragone_models.files.formats import SPEC_FILE
+from paragone_models.files.sources import resolve
 from paragone_models.network import PreferenceNetwork
 from paragone_models.spec import ModelSpec
 
-__all__ = ["save_model"]
+__all__ = ["export_backbone", "read_refusal", "save_model"]
 
 
 def save_model(
@@ -63,3 +76,105 @@ def save_model(
     for path in target.glob("*.safetensors"):
         path.chmod(0o644)  # safetensors writes files that nobody but their owner can read, and a server is another user
     return target
+
+
+_INDEX = "model.safetensors.index.json"
+_TOKENIZER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "spm.model",
+    "*.jinja",
+)
+_CLASSES = ("id2label", "label2id", "num_labels", "problem_type")
+
+
+def read_refusal(network: PreferenceNetwork, spec: ModelSpec, *, first_token: bool) -> str | None:
+    """Return why the reads of a model cannot come from a server that returns last hidden states, or None if they can.
+
+    In a causal backbone the state at any position is the last state of the sequence that ends there, so the gate's read
+    is one more sequence, the prompt. A mean over positions would take every position's state.
+
+    Args:
+        network: the model; its configuration counts.
+        spec: what it is.
+        first_token: True for encoders that are read at their first token.
+    """
+    if first_token or not network.causal:
+        return f"a {network.config.model_type} backbone looks ahead, and such a server reads the last token only"
+    if spec.pooling != "last":
+        return f"its pooling is {spec.pooling}, and such a server returns the hidden state of the last token only"
+    return None
+
+
+def export_backbone(source: str, folder: str | Path, *, revision: str | None = None) -> Path:
+    """Write the bare backbone of a model, and its tokenizer, and return the folder.
+
+    Args:
+        source: a built-in, a folder or a Hugging Face id, of any layout that ``load_model`` reads.
+        folder: created where needed; it must be empty.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        ModelLoadError: if the source cannot be found, its code comes with it, its tensors are not those of the bare
+            model and a head, or the folder is not empty.
+    """
+    where = resolve(source, revision)
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ModelLoadError(f"{target} is there and not an empty folder: give another one")
+    values = checkpoints.read_config(where.folder)
+    if "auto_map" in values:
+        raise ModelLoadError(f"{source} brings Python code of its own, which an export would leave behind")
+    try:
+        config = AutoConfig.from_pretrained(where.folder)
+        with torch.device("meta"):
+            bare: Any = AutoModel.from_config(config)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelLoadError(f"{source}: {str(error).splitlines()[0]}") from error
+    files = checkpoints.weight_files(where.folder)
+    renamed = _renamed(source, checkpoints.tensor_shapes(files), bare)
+    target.mkdir(parents=True, exist_ok=True)
+    places = _copy(files, renamed, target)
+    if set(places.values()) != {"model.safetensors"}:
+        (target / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=2) + "\n")
+    kept = {name: value for name, value in values.items() if name not in _CLASSES}
+    kept["architectures"] = [type(bare).__name__]
+    (target / "config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    for pattern in _TOKENIZER:
+        for path in where.tokenizer_folder.glob(pattern):
+            shutil.copyfile(path, target / path.name)
+    return target
+
+
+def _renamed(source: str, shapes: dict[str, tuple[int, ...]], bare: Any) -> dict[str, str]:
+    """Return the bare model's name of each tensor to copy, by its name in the files."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in bare.state_dict().items()}
+    prefix = f"{bare.base_model_prefix}."
+    inside = any(name.startswith(prefix) for name in shapes)
+    found = {name: name.removeprefix(prefix) for name in shapes if not inside or name.startswith(prefix)}
+    found = {name: short for name, short in found.items() if short in wanted}
+    if missing := sorted(set(wanted) - set(found.values())):
+        raise ModelLoadError(f"{source} lacks {len(missing)} tensors of its backbone: {', '.join(missing[:3])}")
+    for name, short in found.items():
+        if shapes[name] != wanted[short]:
+            raise ModelLoadError(f"{source}: {name} has shape {shapes[name]}; its backbone needs {wanted[short]}")
+    return found
+
+
+def _copy(files: list[Path], renamed: dict[str, str], target: Path) -> dict[str, str]:
+    """Copy tensors file by file, and return the new file of each."""
+    places: dict[str, str] = {}
+    for path in files:
+        tensors: dict[str, Tensor] = {}
+        with safe_open(path, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 (no mapping)
+                if name in renamed:
+                    tensors[renamed[name]] = stored.get_tensor(name)
+        if tensors:
+            save_file(tensors, target / path.name, metadata={"format": "pt"})
+            (target / path.name).chmod(0o644)
+            places |= dict.fromkeys(tensors, path.name)
+    return places

@@ -1,12 +1,56 @@
-"""Finding a model: a built-in name, a local folder, or a Hugging Face id."""
+"""The small models that ship inside: demonstrations, so that everything runs with no download and no GPU.
+
+Finding a model: a built-in name, a local folder, or a Hugging Face id.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from paragone_models.errors import ModelLoadError
-from paragone_models.files import builtins
 
-__all__ = ["Resolved", "resolve"]
+__all__ = ["NAMES", "POLICIES", "Resolved", "builtin_folder", "policy_folder", "resolve", "tokenizer_folder"]
+
+_ROOT = Path(__file__).parents[1] / "builtin"
+
+NAMES = ("mini-bradley-terry", "mini-general-preference", "mini-regression", "mini-helpsteer")
+"""Built-in models, loaded as ``builtin:NAME``."""
+
+POLICIES = ("mini-policy",)
+"""Built-in causal language models that policy training starts from."""
+
+
+def builtin_folder(name: str) -> Path:
+    """Return the folder of a built-in model.
+
+    Args:
+        name: one of ``NAMES``.
+
+    Raises:
+        KeyError: if there is no such model.
+    """
+    if name not in NAMES:
+        raise KeyError(name)
+    return _ROOT / name
+
+
+def tokenizer_folder() -> Path:
+    """Return the folder of the tokenizer that all built-in models share."""
+    return _ROOT / "tokenizer"
+
+
+def policy_folder(name: str) -> Path:
+    """Return the folder of a built-in policy: a causal language model to train, which no server hosts as an oracle.
+
+    Args:
+        name: one of ``POLICIES``.
+
+    Raises:
+        KeyError: if there is no such policy.
+    """
+    if name not in POLICIES:
+        raise KeyError(name)
+    return _ROOT / name
+
 
 _PREFIX = "builtin:"
 # Never the pickles, nor the copies for other frameworks.
@@ -48,11 +92,9 @@ def resolve(source: str, revision: str | None) -> Resolved:
     if source.startswith(_PREFIX):
         name = source.removeprefix(_PREFIX)
         try:
-            return Resolved(builtins.builtin_folder(name), builtins.tokenizer_folder(), source)
+            return Resolved(builtin_folder(name), tokenizer_folder(), source)
         except KeyError:
-            raise ModelLoadError(
-                f"there is no built-in model {name!r}; built in are {', '.join(builtins.NAMES)}"
-            ) from None
+            raise ModelLoadError(f"there is no built-in model {name!r}; built in are {', '.join(NAMES)}") from None
     path = Path(source).expanduser()
     if path.is_dir():
         return Resolved(path, path, source)

@@ -1,4 +1,9 @@
-"""From a backbone to its packed forward pass: the ways there are, and a trial of each before it is believed.
+"""Which backbones may be packed: those whose layers all attend by position ids, in ways that are computed here.
+
+The list holds what the tests prove exact. Everything else runs in padded batches, and says why.
+
+
+From a backbone to its packed forward pass: the ways there are, and a trial of each before it is believed.
 
 A CPU runs the Llama family written out, with kernels of our own where it multiplies bfloat16, and other decoders
 through the models' own code with our attention in it; a GPU runs the models' own code with a varlen kernel, or with
@@ -15,19 +20,55 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paragone_models.packing.attention import packed
-from paragone_models.packing.blocks import attend_blocks
+from paragone_models.packing.attention import Attend, Run, attend_blocks, packed
 from paragone_models.packing.decoder import DecoderForward
-from paragone_models.packing.flex import flex_attention
-from paragone_models.packing.native import kernels, speedup
-from paragone_models.packing.packed_attention import Attend, Run
-from paragone_models.packing.packer import Forward, Packer
-from paragone_models.packing.prompts import PromptStore
-from paragone_models.packing.support import refusal
-from paragone_models.packing.varlen import torch_kernel, varlen_attention
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.packing.gpu_attention import flex_attention, torch_kernel, varlen_attention
+from paragone_models.packing.native import NativeOperations, kernels, speedup
+from paragone_models.packing.packer import Forward, Packer, PromptStore
+from paragone_models.text.reader import EncodeItem
 
-__all__ = ["attempted", "choose", "disagreement", "through_model", "tolerance", "ways"]
+__all__ = ["PACKED", "attempted", "choose", "disagreement", "refusal", "through_model", "tolerance", "ways"]
+
+PACKED = frozenset(
+    {"gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "mixtral", "olmo2", "olmo3", "phi3", "qwen2"}
+    | {"qwen3", "qwen3_moe", "smollm3", "starcoder2"}
+)
+"""Model types that packing was tested on."""
+
+_LAYERS = {"full_attention", "sliding_attention"}
+# Their angles depend on the longest sequence of the batch.
+_ROPE_BY_LENGTH = {"dynamic", "longrope"}
+
+
+def refusal(config: Any) -> str | None:
+    """Return why a backbone may not be packed, or None if it may.
+
+    Args:
+        config: its transformers configuration.
+    """
+    if not type(config).__module__.startswith("transformers.models."):
+        return "its code comes with the checkpoint"
+    if config.get_text_config() is not config:
+        return f"{config.model_type} reads more than text"
+    if config.model_type not in PACKED:
+        return f"packing {config.model_type} was never shown to be exact"
+    if getattr(config, "use_bidirectional_attention", False) or getattr(config, "is_causal", True) is False:
+        return "it attends to what follows"
+    if others := sorted(set(getattr(config, "layer_types", None) or ()) - _LAYERS):
+        return f"it has layers of other kinds than attention: {', '.join(others)}"
+    if ropes := sorted(_rope_types(getattr(config, "rope_parameters", None) or {}) & _ROPE_BY_LENGTH):
+        return f"its rotary positions depend on the length of the batch ({', '.join(ropes)})"
+    return None
+
+
+def _rope_types(parameters: dict[str, Any]) -> set[str]:
+    """Return the kinds of rotary positions, which a model may have one for each kind of layer."""
+    found = {parameters[name] for name in ("rope_type", "type") if isinstance(parameters.get(name), str)}
+    for value in parameters.values():
+        if isinstance(value, dict):
+            found |= _rope_types(value)
+    return found
+
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +110,7 @@ def ways(backbone: nn.Module) -> Iterator[tuple[str, Forward]]:
     if parameter.device.type == "cpu":
         if DecoderForward.serves(backbone):
             if parameter.dtype == torch.bfloat16 and (native := _native(backbone)) is not None:
-                yield "native", DecoderForward(backbone, native=native)
+                yield "native", DecoderForward(backbone, NativeOperations(native))
             yield "decoder", DecoderForward(backbone)
         yield "blocks", through_model(backbone, attend_blocks)
     if parameter.device.type == "cuda":

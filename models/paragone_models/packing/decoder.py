@@ -1,4 +1,9 @@
-"""The packed forward pass of the Llama family on a CPU, written out: Llama, Mistral, Qwen2, Qwen3.
+"""What a decoder does between its matrix products, by torch's own operations.
+
+Shapes: T rows, W wanted rows, Hq and Hk heads, D head size, H hidden size, I width of the MLP.
+
+
+The packed forward pass of the Llama family on a CPU, written out: Llama, Mistral, Qwen2, Qwen3.
 
 The same numbers as the models' own code, with less around the matrix products: residuals are added inside the product,
 large intermediate results live in memory that is kept, what stands between products takes few operations (torch's, or
@@ -8,18 +13,91 @@ model's own tensors, not copies.
 Shapes: T rows, W wanted rows, H hidden size, I width of the MLP, Hq and Hk heads, D head size.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paragone_models.packing.buffers import Rooms
-from paragone_models.packing.native import NativeOperations
-from paragone_models.packing.operations import Norm, TorchOperations
-from paragone_models.packing.packed_attention import Rule, Run
+from paragone_models.packing.attention import Rooms, Rule, Run, attend_blocks
 
-__all__ = ["DecoderForward"]
+__all__ = ["DecoderForward", "Norm", "Operations", "TorchOperations"]
+
+Norm = tuple[Tensor, float]
+"""A norm's weight, and what is added to the mean square."""
+
+
+class Operations(Protocol):
+    """What a decoder computes between its matrix products. Results lie in ``rooms``, under the name that is given."""
+
+    rooms: Rooms
+
+    def normed(self, name: str, rows: Tensor, norm: Norm) -> Tensor:
+        """Return rows divided by their root mean square, times a weight."""
+        ...
+
+    def rotated(self, name: str, heads: Tensor, norm: Norm | None, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return heads [T, heads, D], normed if there is a norm, turned by angles [T, D / 2], as [heads, T, D]."""
+        ...
+
+    def activated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Return silu(gate) times up, [T, I] each, in the memory of the gate."""
+        ...
+
+    def attend(
+        self, run: Run, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule, *, wanted: bool = False
+    ) -> Tensor:
+        """Return what every row reads, or the wanted rows alone: see ``attend_blocks``."""
+        ...
+
+
+class TorchOperations:
+    """``Operations`` by torch's own."""
+
+    def __init__(self) -> None:
+        self.rooms = Rooms()
+
+    def normed(self, name: str, rows: Tensor, norm: Norm) -> Tensor:
+        """Return rows divided by their root mean square, times a weight."""
+        # torch has no fused RMS norm on a CPU: its own goes seven times over copies in float32. Batch norm, when it
+        # does not train, scales a channel by the inverse root of its variance in one go; so rows are its channels, of
+        # mean 0.
+        weight, epsilon = norm
+        flat = rows.reshape(-1, rows.shape[-1])
+        exact = torch.promote_types(rows.dtype, torch.float32)
+        precise = self.rooms.take("precise", tuple(flat.shape), rows, dtype=exact).copy_(flat)
+        variance = torch.linalg.vector_norm(precise, dim=-1).square_().div_(flat.shape[-1])
+        out = self.rooms.take(name, (1, *flat.shape), rows)
+        unused = variance.new_empty(0)
+        torch.native_batch_norm(
+            flat[None], None, None, torch.zeros_like(variance), variance, False, 0.0, epsilon, out=(out, unused, unused)
+        )
+        return out[0].mul_(weight).view(rows.shape)
+
+    def rotated(self, name: str, heads: Tensor, norm: Norm | None, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return heads, normed if there is a norm, at their positions."""
+        if norm is not None:
+            heads = self.normed("heads normed", heads, norm)
+        half = heads.shape[-1] // 2
+        first, second = heads[..., :half], heads[..., half:]
+        cos, sin = cos[:, None], sin[:, None]
+        rotated = self.rooms.take(name, tuple(heads.shape), heads)
+        torch.mul(first, cos, out=rotated[..., :half]).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=rotated[..., half:]).addcmul_(first, sin)
+        return rotated.transpose(0, 1)
+
+    def activated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Return silu(gate) times up, in the memory of the gate."""
+        torch.ops.aten.silu_(gate)
+        return gate.mul_(up)
+
+    def attend(
+        self, run: Run, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule, *, wanted: bool = False
+    ) -> Tensor:
+        """Return what every row reads, or the wanted rows alone: see ``attend_blocks``."""
+        run.memo["rooms"] = self.rooms
+        return attend_blocks(run, layer, query, key, value, rule, wanted=wanted)
+
 
 _FAMILY = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
 _BLOCK = 2048
@@ -55,16 +133,16 @@ class DecoderForward:
 
     Args:
         backbone: one that ``serves`` is true for.
-        native: kernels from ``native.kernels``; torch's operations unless given.
+        operations: what runs between the products; torch's operations unless given.
     """
 
-    def __init__(self, backbone: Any, *, native: Any = None) -> None:
+    def __init__(self, backbone: Any, operations: Operations | None = None) -> None:
         self._embed = backbone.embed_tokens
         self._rotary = backbone.rotary_emb
         self._norm = _norm(backbone.norm)
         self._layers = [_Layer(layer, _window(backbone.config, index)) for index, layer in enumerate(backbone.layers)]
-        self._rooms = Rooms()
-        self._operations = TorchOperations(self._rooms) if native is None else NativeOperations(native, self._rooms)
+        self._operations = operations or TorchOperations()
+        self._rooms = self._operations.rooms
 
     @staticmethod
     def serves(backbone: Any) -> bool:

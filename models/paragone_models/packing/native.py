@@ -26,11 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paragone_models.dtypes import bfloat16_refusal
-from paragone_models.packing.buffers import Rooms
-from paragone_models.packing.layout import Above, Layout
-from paragone_models.packing.operations import Norm, TorchOperations
-from paragone_models.packing.packed_attention import Rule, Run
+from paragone_models.machine import bfloat16_refusal
+from paragone_models.packing.attention import Rooms, Rule, Run
+from paragone_models.packing.decoder import Norm, Operations, TorchOperations
+from paragone_models.packing.tree import Above, Layout
 
 __all__ = ["NativeOperations", "kernels", "speedup"]
 
@@ -136,23 +135,22 @@ class NativeOperations:
 
     Args:
         library: from ``kernels``.
-        rooms: for results.
     """
 
-    def __init__(self, library: Any, rooms: Rooms) -> None:
+    def __init__(self, library: Any) -> None:
+        self.rooms = Rooms()
         self._library = library
-        self._rooms = rooms
 
     def normed(self, name: str, rows: Tensor, norm: Norm) -> Tensor:
         """Return rows divided by their root mean square, times a weight, in the memory of that name."""
-        out = self._rooms.take(name, tuple(rows.shape), rows)
+        out = self.rooms.take(name, tuple(rows.shape), rows)
         self._library.rms_norm(rows, *norm, out)
         return out
 
     def rotated(self, name: str, heads: Tensor, norm: Norm | None, cos: Tensor, sin: Tensor) -> Tensor:
         """Return heads [T, heads, D], normed, at their positions, as [heads, T, D], in the memory of that name."""
         rows, count, size = heads.shape
-        out = self._rooms.take(name, (count, rows, size), heads)
+        out = self.rooms.take(name, (count, rows, size), heads)
         self._library.rotate(heads, *(norm or (None, 0.0)), cos, sin, out)
         return out
 
@@ -170,7 +168,7 @@ class NativeOperations:
         run.memo["plan", wanted] = plan
         keys = [key, *(run.held[node].keys[layer] for node in plan.held)]
         values = [value, *(run.held[node].values[layer] for node in plan.held)]
-        out = self._rooms.take("read", (rows, heads, size), query)
+        out = self.rooms.take("read", (rows, heads, size), query)
         self._library.attend(query, keys, values, plan.runs, plan.blocks, plan.paths, rule.scale, rule.window or 0, out)
         out[plan.queries :] = 0  # rows of no node
         return out
@@ -193,7 +191,7 @@ def speedup(library: Any, *, heads: int, key_heads: int, head_size: int) -> floa
     run = Run(layout, {}, {}, np.arange(nodes * length))
     query, key = (torch.ones(count, nodes * length, head_size, dtype=torch.bfloat16) for count in (heads, key_heads))
     rule = Rule(head_size**-0.5, None, None)
-    ways: list[NativeOperations | TorchOperations] = [NativeOperations(library, Rooms()), TorchOperations(Rooms())]
+    ways: list[Operations] = [NativeOperations(library), TorchOperations()]
     seconds: list[list[float]] = [[], []]
     for turn in range(2 * _TRIES):
         started = time.perf_counter()

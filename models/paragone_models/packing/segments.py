@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from paragone_models.packing.packed_attention import Attend, Rule, Run
+from paragone_models.packing.attention import Attend, Rule, Run
 
 __all__ = ["segments_attention"]
 

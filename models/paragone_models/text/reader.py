@@ -1,23 +1,205 @@
-"""From conversations to what the model sees: template, tokens, read positions, and what had to be cut.
+"""Conversations: what a caller gives, in one form.
+
+A message is a mapping in OpenAI's shape: ``role``, ``content`` (text, text parts or None), and optionally
+``tool_calls``, ``tool_call_id``, ``reasoning_content`` and ``name``.
+
+
+The unit of work of every engine: one sequence of tokens and the places where its hidden states are read.
+
+From conversations to what the model sees: template, tokens, read positions, and what had to be cut.
 
 The reader raises nothing for a bad conversation: it returns the error in its place, so that a batch loses nothing.
 """
 
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal
 
 from paragone_models.errors import TextError
-from paragone_models.network import read_plan
 from paragone_models.spec import ModelSpec
-from paragone_models.text.encoding import EncodeItem, Read
-from paragone_models.text.messages import Conversation, Message, characters, conversation, plain_text, strip_reasoning
-from paragone_models.text.template import ChatTemplate
+from paragone_models.text.template import OPTIONAL_FIELDS, ChatTemplate, Message
 
-__all__ = ["Conversation", "Reading", "TextReader", "Truncation", "conversation"]
+__all__ = [
+    "Conversation",
+    "EncodeItem",
+    "Read",
+    "Reading",
+    "TextReader",
+    "Truncation",
+    "characters",
+    "conversation",
+    "plain_text",
+    "read_plan",
+    "strip_reasoning",
+]
+
+_OPENED = re.compile(r"^\s*<think>.*?(</think>\s*|$)", re.DOTALL)
+_CLOSED = re.compile(r"^.*?</think>\s*", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A prompt, one response to it, and the tools that were on offer.
+
+    Attributes:
+        prompt: messages before the response.
+        response: the messages whose quality is judged: one by the assistant, or an agent's turns.
+        tools: JSON schemas of the tools, or None.
+    """
+
+    prompt: tuple[Message, ...]
+    response: tuple[Message, ...]
+    tools: tuple[Message, ...] | None = None
+
+
+def conversation(
+    prompt: str | Sequence[Message],
+    response: str | Message | Sequence[Message],
+    tools: Sequence[Message] | None = None,
+) -> Conversation:
+    """Return the one form of a conversation.
+
+    Args:
+        prompt: one user message as text, or messages.
+        response: the assistant's message as text, as a message, or an agent's messages.
+        tools: JSON schemas of tools, or None.
+    """
+    before = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
+    if isinstance(response, str):
+        after: tuple[Message, ...] = ({"role": "assistant", "content": response},)
+    elif isinstance(response, Mapping):
+        after = (response,)
+    else:
+        after = tuple(response)
+    return Conversation(before, after, tuple(tools) if tools else None)
+
+
+def characters(messages: Sequence[Message]) -> int:
+    """Return how many characters of content messages have; what is no message counts for nothing.
+
+    Args:
+        messages: in OpenAI's shape.
+    """
+    total = 0
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, str):
+            total += len(content)
+        elif isinstance(content, Sequence):
+            total += sum(len(str(part.get("text", ""))) for part in content if isinstance(part, Mapping))
+    return total
+
+
+def plain_text(message: Message) -> dict[str, Any]:
+    """Return the message with its content as one string, text parts joined, and no empty fields.
+
+    Args:
+        message: in OpenAI's shape.
+
+    Raises:
+        TextError: ``unsupported_content`` for a part that is not text, or something that is no message.
+    """
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise TextError("unsupported_content", "a message is a mapping with a role: this one is not")
+    values = {key: value for key, value in message.items() if value is not None}
+    for field in OPTIONAL_FIELDS:
+        if field in values and not values[field]:
+            del values[field]
+    content = values.get("content", "")
+    values["content"] = content if isinstance(content, str) else _joined(content)
+    return values
+
+
+def _joined(parts: Any) -> str:
+    if not isinstance(parts, Sequence) or not all(isinstance(part, Mapping) for part in parts):
+        raise TextError("unsupported_content", "a message's content is a text or a list of parts: this one is neither")
+    for part in parts:
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise TextError(
+                "unsupported_content", f"this model reads text; a content part has type {part.get('type')!r}"
+            )
+    return "".join(part["text"] for part in parts)
+
+
+def strip_reasoning(message: Message) -> dict[str, Any]:
+    """Return the message without its reasoning: the ``<think>`` part of the content and ``reasoning_content``.
+
+    A part that was never closed is reasoning to its end; one that was never opened (some templates write the opening
+    tag into the prompt) ends at ``</think>``.
+
+    Args:
+        message: with its content as one string.
+    """
+    values = {key: value for key, value in message.items() if key != "reasoning_content"}
+    content = values["content"]
+    stripped = _OPENED.sub("", content, count=1)
+    values["content"] = stripped if stripped != content else _CLOSED.sub("", content, count=1)
+    return values
+
+
+Read = tuple[int, int]
+"""Half-open span of positions; the value read is the mean of the last hidden states at start, …, stop - 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeItem:
+    """One sequence for an engine.
+
+    Attributes:
+        token_ids: the whole conversation, no padding.
+        reads: spans whose mean hidden state is wanted, in the order of the read plan.
+        prompt_length: tokens of the prompt alone, before the response's header. A hint about what siblings share:
+            sharing itself goes by the longest common token prefix.
+        content_key: names content that is not in the tokens (an image, say); None for text.
+    """
+
+    token_ids: Sequence[int]
+    reads: tuple[Read, ...]
+    prompt_length: int
+    content_key: bytes | None = None
+
+    def __post_init__(self) -> None:
+        length = len(self.token_ids)
+        if length == 0:
+            raise ValueError("token_ids is empty: a sequence needs at least one token")
+        for start, stop in self.reads:
+            if not 0 <= start < stop <= length:
+                raise ValueError(f"read ({start}, {stop}) does not lie inside the {length} tokens of its sequence")
+
+
+def read_plan(spec: ModelSpec, prompt_length: int, length: int, *, first_token: bool = False) -> tuple[Read, ...]:
+    """Return where the hidden states of one sequence are read.
+
+    The gate reads the prompt's last token, before the response. The response is read at the last token, found by
+    length (never by looking for padding), or averaged over the tokens after the prompt.
+
+    Args:
+        spec: what the model is.
+        prompt_length: tokens of the prompt.
+        length: tokens of the whole sequence.
+        first_token: read the first token instead, as encoders with a classification token do.
+
+    Raises:
+        ValueError: if the prompt is longer than the sequence, or nothing follows a prompt that mean pooling needs.
+    """
+    if not 0 <= prompt_length <= length:
+        raise ValueError(f"prompt_length is {prompt_length}; it must lie between 0 and the {length} tokens in all")
+    if first_token:
+        response: Read = (0, 1)
+    elif spec.pooling == "mean":
+        if prompt_length == length:
+            raise ValueError(f"mean pooling needs tokens after the prompt, and all {length} belong to it")
+        response = (prompt_length, length)
+    else:
+        response = (length - 1, length)
+    if spec.gate == "none":
+        return (response,)
+    return ((max(prompt_length - 1, 0), max(prompt_length, 1)), response)
+
 
 Truncation = Literal["prompt", "error"]
 

@@ -8,16 +8,20 @@ import datetime
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
 from paragone_models.errors import ModelLoadError, TextError
 from paragone_models.spec import ModelSpec
-from paragone_models.text.messages import OPTIONAL_FIELDS, Message
 
-__all__ = ["FROZEN_DATE", "ChatTemplate", "freeze_date"]
+__all__ = ["FROZEN_DATE", "OPTIONAL_FIELDS", "ChatTemplate", "Message", "freeze_date"]
+
+Message = Mapping[str, Any]
+
+OPTIONAL_FIELDS = ("tool_calls", "tool_call_id", "reasoning_content", "name")
+"""What a message may have beside role and content."""
 
 FROZEN_DATE = datetime.date(2024, 7, 26)
 """The day every template is told it is: Llama 3.1's own default, so that scores do not change overnight."""

@@ -13,8 +13,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from paragone_models.text.encoding import EncodeItem
-from paragone_models.text.reader import Reading, TextReader, conversation
+from paragone_models.text.reader import EncodeItem, Reading, TextReader, conversation
 
 __all__ = ["Group", "WorkloadError", "from_file", "items_of", "made_up", "readings"]
 

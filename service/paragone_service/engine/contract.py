@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.text.reader import EncodeItem
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paragone_models.model import PreferenceModel
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.text.reader import EncodeItem
 from paragone_service.engine.contract import EngineOutOfMemoryError, Health
 
 __all__ = ["DeviceThread", "LocalEngine"]

@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paragone_models.files.exporting import read_refusal
+from paragone_models.files.saving import read_refusal
 from paragone_models.model import PreferenceModel
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.text.reader import EncodeItem
 from paragone_service.config import ConfigError
 from paragone_service.engine.contract import EngineUnavailableError, Health
 

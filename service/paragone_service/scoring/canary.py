@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable
 
 from paragone_models.model import PreferenceModel
-from paragone_models.network import read_plan
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.text.reader import EncodeItem, read_plan
 from paragone_service.engine.contract import Engine
 from paragone_service.http.errors import ServiceError
 from paragone_service.scoring.scheduler import Scheduler

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paragone.codes import ErrorCode
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.text.reader import EncodeItem
 from paragone_service.cache.codec import Codec
 from paragone_service.cache.tiers import Cache
 from paragone_service.engine.contract import Engine

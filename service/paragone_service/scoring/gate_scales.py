@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paragone_models.model import PreferenceModel
-from paragone_models.text.encoding import EncodeItem
-from paragone_models.text.reader import Reading
+from paragone_models.text.reader import EncodeItem, Reading
 from paragone_service.cache.codec import Codec
 from paragone_service.cache.tiers import Cache
 from paragone_service.engine.contract import Engine

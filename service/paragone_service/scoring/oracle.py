@@ -15,8 +15,7 @@ from paragone.codes import ErrorCode
 from paragone.wire import Usage
 from paragone_models.errors import PreferencesUnavailableError, TextError
 from paragone_models.model import PreferenceModel
-from paragone_models.text.messages import Conversation
-from paragone_models.text.reader import Reading
+from paragone_models.text.reader import Conversation, Reading
 from paragone_service.cache.codec import Codec
 from paragone_service.cache.ids import NO_SECRET, Handles
 from paragone_service.cache.keys import namespace

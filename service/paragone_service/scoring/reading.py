@@ -14,9 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from paragone.codes import ErrorCode
 from paragone_models.errors import TextError
 from paragone_models.model import PreferenceModel
-from paragone_models.text.encoding import EncodeItem
-from paragone_models.text.messages import Conversation, characters
-from paragone_models.text.reader import Reading
+from paragone_models.text.reader import Conversation, EncodeItem, Reading, characters
 from paragone_service.http.errors import ServiceError
 from paragone_service.scoring.request import Call
 

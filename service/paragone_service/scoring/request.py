@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from paragone.wire import Message, Prompt, Response, Truncation, Usage
-from paragone_models.text.messages import Conversation, conversation
+from paragone_models.text.reader import Conversation, conversation
 from paragone_service.http.errors import ClientGoneError, ServiceError
 from paragone_service.http.timings import Timings
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paragone.codes import ErrorCode
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.text.reader import EncodeItem
 from paragone_service.engine.contract import EngineOutOfMemoryError, EngineUnavailableError
 from paragone_service.http.errors import ServiceError
 from paragone_service.http.timings import Timings

@@ -3,9 +3,9 @@
 import pytest
 
 from paragone_models import load_model
-from paragone_models.files import builtins
+from paragone_models.files import sources
 
-NAMES = pytest.mark.parametrize("name", builtins.NAMES)
+NAMES = pytest.mark.parametrize("name", sources.NAMES)
 PROMPT = "Should plastic water bottles be banned?"
 GOOD = "Plastic bottles should be banned, because they fill landfills and oceans and take centuries to decay."
 BAD = "idk lol"
@@ -30,19 +30,19 @@ def test_a_built_in_model_prefers_an_argument_to_none(name):
 
 @NAMES
 def test_a_built_in_model_is_at_most_four_megabytes_and_has_a_card(name):
-    folder = builtins.builtin_folder(name)
+    folder = sources.builtin_folder(name)
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 4_000_000
     assert len((folder / "README.md").read_text(encoding="utf-8")) > 500
     assert not list(folder.glob("*token*"))
 
 
 def test_all_built_in_models_read_text_alike():
-    readers = [load_model(f"builtin:{name}", device="cpu").reader for name in builtins.NAMES]
+    readers = [load_model(f"builtin:{name}", device="cpu").reader for name in sources.NAMES]
     texts = {reader.template.source for reader in readers}
     assert len(texts) == 1
-    assert builtins.tokenizer_folder().is_dir()
+    assert sources.tokenizer_folder().is_dir()
 
 
 def test_a_name_that_is_not_built_in_is_a_key_error():
     with pytest.raises(KeyError):
-        builtins.builtin_folder("../builtin/mini-bradley-terry")
+        sources.builtin_folder("../builtin/mini-bradley-terry")

@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from paragone.cli import main
 from paragone_models import load_model
 from paragone_models.errors import ModelLoadError
-from paragone_models.files.exporting import export_backbone, read_refusal
+from paragone_models.files.saving import export_backbone, read_refusal
 from paragone_models.spec import ModelSpec
 from tests.models import tiny
 
@@ -108,8 +108,7 @@ def test_the_head_of_a_classifier_is_read_without_its_backbone(tmp_path):
 def test_reads_that_no_such_server_returns_are_refused(family, spec, message):
     from transformers import AutoConfig
 
-    from paragone_models.heads import RepresentationHead
-    from paragone_models.network import AbsentBackbone, PreferenceNetwork
+    from paragone_models.network import AbsentBackbone, PreferenceNetwork, RepresentationHead
 
     network = PreferenceNetwork(AbsentBackbone(AutoConfig.for_model(family)), RepresentationHead(8, spec))
     assert message in (read_refusal(network, spec, first_token=False) or "")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from paragone_models import load_model
 from paragone_models.errors import ModelLoadError, TextError
-from paragone_models.packing.budget import CANDIDATES, DEFAULTS, Budget
+from paragone_models.machine import CANDIDATES, DEFAULTS, Budget
 from paragone_models.spec import ModelSpec
 from tests.models import tiny
 

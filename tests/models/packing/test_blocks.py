@@ -6,9 +6,9 @@ import torch
 
 from paragone_models import load_model, losses, scores
 from paragone_models.comparator import Comparator
-from paragone_models.heads import RepresentationHead
+from paragone_models.network import RepresentationHead
 from paragone_models.spec import ModelSpec
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.text.reader import EncodeItem
 
 DRAW = torch.Generator().manual_seed(0)
 

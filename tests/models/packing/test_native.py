@@ -10,12 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from paragone_models.dtypes import bfloat16_refusal
+from paragone_models.machine import bfloat16_refusal
 from paragone_models.packing import backend, native
-from paragone_models.packing.buffers import Rooms
-from paragone_models.packing.decoder import DecoderForward
+from paragone_models.packing.decoder import DecoderForward, TorchOperations
 from paragone_models.packing.native import NativeOperations, kernels, speedup
-from paragone_models.packing.operations import TorchOperations
 from tests.models import packs
 
 FAMILY = ["llama", "mistral", "qwen2", "qwen3"]
@@ -58,7 +56,7 @@ def test_the_decoder_is_as_near_to_float32_as_the_models_own_code_over_random_tr
     exact, coarse = pairs[model_type]
     items = packs.random_items(seed)
     reference, plain = packs.one_by_one(exact, items), packs.one_by_one(coarse, items)
-    packer = packs.packer(DecoderForward(coarse, native=library), max_tokens=max_tokens, max_bytes=1 << 20)
+    packer = packs.packer(DecoderForward(coarse, NativeOperations(library)), max_tokens=max_tokens, max_bytes=1 << 20)
     for _ in ("cold", "from stored keys and values"):
         assert (packer.encode(items) - reference).norm() < 1.5 * (plain - reference).norm()
 
@@ -71,13 +69,13 @@ def test_long_nodes_are_read_in_blocks_and_chunks(library, pairs, rows, monkeypa
         exact, coarse = pairs[model_type]
         items = [*packs.siblings(300, [1, 40, 290]), *packs.siblings(700, [2], seed=1)]  # chunks have 256 keys
         reference, plain = packs.one_by_one(exact, items), packs.one_by_one(coarse, items)
-        packer = packs.packer(DecoderForward(coarse, native=library), max_tokens=512, max_bytes=1 << 22)
+        packer = packs.packer(DecoderForward(coarse, NativeOperations(library)), max_tokens=512, max_bytes=1 << 22)
         for _ in ("cold", "from stored keys and values"):
             assert (packer.encode(items) - reference).norm() < 1.5 * (plain - reference).norm()
 
 
 def test_deterministic_states_are_the_same_bits_in_every_batch(library, pairs):
-    forward = DecoderForward(pairs["qwen3"][1], native=library)
+    forward = DecoderForward(pairs["qwen3"][1], NativeOperations(library))
     items = [*packs.siblings(70, [1, 5, 40, 90]), *packs.siblings(33, [12, 80], seed=1)]
     alone = [packs.packer(forward, deterministic=True, max_tokens=64).encode([item])[0] for item in items]
     shared = packs.packer(forward, deterministic=True, max_tokens=64, max_bytes=1 << 20)
@@ -95,7 +93,7 @@ def test_deterministic_states_are_the_same_bits_in_every_batch(library, pairs):
 @pytest.mark.parametrize("size", [8, 64, 100])
 def test_norms_are_the_models_own(compiled, size):
     rows, weight = random(33, size), random(size, seed=1)
-    ours = NativeOperations(compiled, Rooms()).normed("rows", rows, (weight, 1e-6))
+    ours = NativeOperations(compiled).normed("rows", rows, (weight, 1e-6))
     exact = rows.float() * torch.rsqrt(rows.float().square().mean(-1, keepdim=True) + 1e-6)
     torch.testing.assert_close(ours, weight * exact.bfloat16(), rtol=8e-3, atol=0)
 
@@ -105,7 +103,7 @@ def test_rotations_are_torchs_with_a_norm_and_without(compiled):
     for norm in (None, (weight, 1e-6)):
         ours, torchs = (
             way.rotated("heads", heads, norm, angles.cos(), angles.sin())
-            for way in (NativeOperations(compiled, Rooms()), TorchOperations(Rooms()))
+            for way in (NativeOperations(compiled), TorchOperations())
         )
         assert ours.shape == (3, 19, 16)
         torch.testing.assert_close(ours.float(), torchs.float(), rtol=0.02, atol=0.02)
@@ -114,13 +112,13 @@ def test_rotations_are_torchs_with_a_norm_and_without(compiled):
 def test_the_activation_holds_for_every_gate_that_bfloat16_has(compiled):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
     gate = every[every.isfinite()]
-    ours = NativeOperations(compiled, Rooms()).activated(gate.clone(), torch.full_like(gate, 0.5))
+    ours = NativeOperations(compiled).activated(gate.clone(), torch.full_like(gate, 0.5))
     torch.testing.assert_close(ours.float(), functional.silu(gate.float()) * 0.5, rtol=4e-3, atol=1e-36)
 
 
 def test_what_is_not_a_number_stays_so(library, pairs):
     model = pairs["llama"][1]
-    forward = DecoderForward(model, native=library)
+    forward = DecoderForward(model, NativeOperations(library))
     tokens = packs.siblings(40, [5])
     with torch.no_grad():
         row = model.embed_tokens.weight[tokens[0].token_ids[-1]]

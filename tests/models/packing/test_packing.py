@@ -10,17 +10,14 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import flex_attention as torch_flex
 from torch.nn.attention.varlen import varlen_attn
 
-from paragone_models.forward import LocalForward
-from paragone_models.heads import RepresentationHead
-from paragone_models.network import PreferenceNetwork
-from paragone_models.packing import attention, backend, blocks
-from paragone_models.packing.backend import through_model
-from paragone_models.packing.blocks import attend_blocks
+from paragone_models.model import LocalForward
+from paragone_models.network import PreferenceNetwork, RepresentationHead
+from paragone_models.packing import attention, backend
+from paragone_models.packing.attention import attend_blocks
+from paragone_models.packing.backend import PACKED, refusal, through_model
 from paragone_models.packing.decoder import DecoderForward
-from paragone_models.packing.flex import flex_attention
+from paragone_models.packing.gpu_attention import Sequences, flex_attention, varlen_attention
 from paragone_models.packing.segments import segments_attention
-from paragone_models.packing.support import PACKED, refusal
-from paragone_models.packing.varlen import Sequences, varlen_attention
 from paragone_models.spec import ModelSpec
 from tests.models import packs
 
@@ -47,8 +44,8 @@ def test_packed_passes_equal_one_by_one_for_every_family_that_is_packed(decoders
 @pytest.mark.parametrize("rows", [1, 7, 30])
 @pytest.mark.parametrize("model_type", ["gemma2", "llama", "mistral", "starcoder2"])
 def test_nodes_of_many_blocks_equal_one_by_one(decoders, model_type, rows, monkeypatch):
-    monkeypatch.setattr(blocks, "_FEWEST", rows)
-    monkeypatch.setattr(blocks, "_MOST", rows)
+    monkeypatch.setattr(attention, "_FEWEST", rows)
+    monkeypatch.setattr(attention, "_MOST", rows)
     model = decoders[model_type]
     items = packs.random_items(7)
     packer = packs.packer(through_model(model, attend_blocks), max_tokens=150, max_bytes=1 << 20)

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paragone_models.packing.packed_attention import Stored
-from paragone_models.packing.prompts import Known, PromptStore
+from paragone_models.packing.attention import Stored
+from paragone_models.packing.packer import Known, PromptStore
 
 BYTES_A_TOKEN = 2 * 4 * 4
 

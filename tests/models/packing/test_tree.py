@@ -5,11 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paragone_models.packing.layout import chunks, lay_out
-from paragone_models.packing.passes import MIN_SHARED, isolated, shared
-from paragone_models.packing.prompts import PromptStore
-from paragone_models.packing.tree import common_length, grow, split_long
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.packing.packer import MIN_SHARED, PromptStore, isolated, shared
+from paragone_models.packing.tree import chunks, common_length, grow, lay_out, split_long
+from paragone_models.text.reader import EncodeItem
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=12)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.text.reader import EncodeItem
 
 
 def test_an_item_keeps_what_it_is_given():

@@ -3,7 +3,7 @@
 import pytest
 
 from paragone_models.errors import TextError
-from paragone_models.text.messages import conversation, plain_text, strip_reasoning
+from paragone_models.text.reader import conversation, plain_text, strip_reasoning
 
 USER = {"role": "user", "content": "Why?"}
 ASSISTANT = {"role": "assistant", "content": "Because."}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from paragone_models import load_model
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.text.reader import EncodeItem
 from paragone_service.bench.compute import measure, operations, padded_tokens, peak
 
 

@@ -20,12 +20,10 @@ import uvicorn
 from transformers import LlamaConfig, LlamaModel
 
 from paragone_models import load_model
-from paragone_models.files.exporting import export_backbone
-from paragone_models.files.saving import save_model
-from paragone_models.heads import RepresentationHead
-from paragone_models.network import PreferenceNetwork
+from paragone_models.files.saving import export_backbone, save_model
+from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.spec import ModelSpec
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.text.reader import EncodeItem
 from paragone_service.config import ConfigError, load_settings, parse_engine
 from paragone_service.engine.vllm import VllmEngine, VllmError
 from tests.service.conftest import free_port, make_model, make_tokenizer, serving, until

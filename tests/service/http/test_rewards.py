@@ -7,7 +7,7 @@ import torch
 from paragone.wire import RewardsAnswer
 from paragone_models import load_model
 from paragone_models.spec import ModelSpec
-from paragone_models.text.messages import conversation
+from paragone_models.text.reader import conversation
 from tests.service.conftest import make_model, make_tokenizer, serving
 
 pytestmark = pytest.mark.anyio

@@ -3,7 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
-from paragone_models.text.messages import conversation
+from paragone_models.text.reader import conversation
 from paragone_service.scoring.reading import ReadingThread
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from paragone.codes import ErrorCode
-from paragone_models.text.encoding import EncodeItem
+from paragone_models.text.reader import EncodeItem
 from paragone_service.engine.contract import EngineOutOfMemoryError
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics

@@ -8,7 +8,7 @@ import pytest
 
 from paragone_evaluation.readers import read_pairs, read_ratings
 from paragone_models import load_model
-from paragone_models.files.builtins import NAMES, builtin_folder, tokenizer_folder
+from paragone_models.files.sources import NAMES, builtin_folder, tokenizer_folder
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.preference.agreement import judge, summarise

@@ -7,8 +7,7 @@ from typer.testing import CliRunner
 
 from paragone_models import load_model
 from paragone_models.files.saving import save_model
-from paragone_models.heads import RepresentationHead
-from paragone_models.network import PreferenceNetwork
+from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_training.command import train
 from paragone_training.errors import RecipeError

@@ -10,7 +10,7 @@ from transformers import Qwen3ForCausalLM
 from typer.testing import CliRunner
 
 from paragone_evaluation.readers import read_prompts
-from paragone_models.files.builtins import NAMES, POLICIES, policy_folder
+from paragone_models.files.sources import NAMES, POLICIES, policy_folder
 from paragone_training.command import train
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.policy.model.weights import load_policy

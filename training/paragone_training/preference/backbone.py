@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, Qwen3Config, Qwen3Model
 
-from paragone_models.heads import RepresentationHead
-from paragone_models.network import PreferenceNetwork
+from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_training.errors import RecipeError
 from paragone_training.preference.adapters import with_adapters

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paragone_models.heads import RepresentationHead
-from paragone_models.network import PreferenceNetwork
+from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_training.scratch.rewording import Rewording
 from paragone_training.scratch.sections import LexicalSection

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from paragone_models.losses import preference_loss
-from paragone_models.network import PreferenceNetwork, read_plan
+from paragone_models.network import PreferenceNetwork
 from paragone_models.spec import ModelSpec
+from paragone_models.text.reader import read_plan
 from paragone_training.data.batches import assemble
 from paragone_training.data.groups import PromptGroup
 from paragone_training.preference.objective import Objective

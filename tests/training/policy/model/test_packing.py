@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from paragone_models.packing.flex import flex_attention
+from paragone_models.packing.backend import PACKED
+from paragone_models.packing.gpu_attention import flex_attention
 from paragone_models.packing.segments import segments_attention
-from paragone_models.packing.support import PACKED
 from paragone_training.policy.gradient.batches import PairPasses, TrainingPair
 from paragone_training.policy.gradient.step import train_step
 from paragone_training.policy.methods.methods import method_of

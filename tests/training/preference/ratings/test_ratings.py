@@ -8,7 +8,7 @@ import torch
 
 from paragone_evaluation.readers import Pair, Rating
 from paragone_models import load_model
-from paragone_models.heads import RepresentationHead
+from paragone_models.network import RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_training.command import train
 from paragone_training.errors import DataError, RecipeError

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from paragone_models.packing import attention
-from paragone_models.packing.packed_attention import Attend
+from paragone_models.packing.attention import Attend
 from paragone_training.policy.model.packing import (
     Item,
     PackedRow,

@@ -19,15 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from paragone_models.packing.attention import NAME, packed
-from paragone_models.packing.backend import attempted, through_model, tolerance
-from paragone_models.packing.flex import flex_attention
-from paragone_models.packing.layout import Layout, lay_out
-from paragone_models.packing.packed_attention import Attend, Run
-from paragone_models.packing.passes import MIN_SHARED
+from paragone_models.packing.attention import NAME, Attend, Run, packed
+from paragone_models.packing.backend import attempted, refusal, through_model, tolerance
+from paragone_models.packing.gpu_attention import flex_attention
+from paragone_models.packing.packer import MIN_SHARED
 from paragone_models.packing.segments import segments_attention
-from paragone_models.packing.support import refusal
-from paragone_models.packing.tree import Tokens, grow
+from paragone_models.packing.tree import Layout, Tokens, grow, lay_out
 from paragone_training.policy.sections import Batching
 
 __all__ = [

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from paragone_models.files.builtins import policy_folder
+from paragone_models.files.sources import policy_folder
 from paragone_training.errors import RecipeError
 from paragone_training.policy.errors import RunError
 from paragone_training.policy.model.logprobs import output_logits

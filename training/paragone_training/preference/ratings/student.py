@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from paragone_models.errors import ModelLoadError
 from paragone_models.files.loading import load_model
-from paragone_models.heads import RepresentationHead
 from paragone_models.model import PreferenceModel
-from paragone_models.network import PreferenceNetwork
+from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_training.errors import RecipeError
 from paragone_training.preference.backbone import Student, build_student, check_fit
