@@ -9,7 +9,7 @@ import typer
 
 from paragone.client import Client
 from paragone.exceptions import UnavailableError, checked
-from paragone.requests import DEFAULT_URL
+from paragone.transport import DEFAULT_URL
 from paragone.wire import ModelInfo
 
 __all__ = ["ask"]

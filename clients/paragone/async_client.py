@@ -29,12 +29,11 @@ from paragone.batches import (
     read,
     read_model,
     read_models,
-    retold,
+    without_unknown_ids,
 )
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
-from paragone.ids import Handles
-from paragone.requests import DEFAULT_MAX_BYTES, DEFAULT_URL, Settings
-from paragone.transport import Attempts, send_async
+from paragone.ids import IdMemory
+from paragone.transport import DEFAULT_MAX_BYTES, DEFAULT_URL, Attempts, Connection, send_async
 from paragone.wire import (
     ModelInfo,
     OnError,
@@ -54,24 +53,7 @@ __all__ = ["AsyncClient"]
 class AsyncClient:
     """Asks a Paragone service from asyncio coroutines. One client serves one event loop, any number of tasks.
 
-    Every method takes ``model=``, the id of a hosted model; without it the client's, else the server's default is
-    asked. All methods raise a ``paragone.ParagoneError`` when there is no answer, and never put a number in its
-    place.
-
-    Args:
-        url: address of the service; a path prefix is kept.
-        api_key: sent as a bearer token.
-        model: id of the model to ask when a call names none.
-        timeout_s: deadline of one HTTP request, its retries included. A batch that is split has one for each part.
-        retries: tries after the first one, for failed connections, 502, 503, 504 and 429 with ``Retry-After``.
-        max_items_per_request: larger batches are split; every response and reference counts.
-        max_bytes_per_request: batches with more bytes of text are split.
-        concurrency: most requests of one call in flight.
-        handles: how many ids of long responses to remember, about 300 bytes each, so that ``prefer`` and
-            ``preferences`` send such a text once; 0: none.
-        transport: what carries the requests, if not the network (an ``httpx2`` transport).
-        clock: seconds since any fixed moment.
-        sleep: waits for some seconds.
+    Arguments and methods are those of ``paragone.Client``; ``transport`` and ``sleep`` are asynchronous.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -88,12 +70,13 @@ class AsyncClient:
         max_items_per_request: int = 1_000,
         max_bytes_per_request: int = DEFAULT_MAX_BYTES,
         concurrency: int = 4,
+        remembered_ids: int = 0,
         handles: int = 0,
         transport: httpx2.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self._settings = Settings.made(
+        self._connection = Connection.made(
             url,
             api_key=api_key,
             model=model,
@@ -103,13 +86,13 @@ class AsyncClient:
             max_bytes_per_request=max_bytes_per_request,
             concurrency=concurrency,
         )
-        self._http = httpx2.AsyncClient(transport=transport, trust_env=not self._settings.loopback)
-        self._handles = Handles(handles)
+        self._http = httpx2.AsyncClient(transport=transport, trust_env=not self._connection.loopback)
+        self._memory = IdMemory(remembered_ids or handles)
         self._clock = clock
         self._sleep = sleep
 
     def __repr__(self) -> str:
-        return f"AsyncClient({self._settings!r})"
+        return f"AsyncClient({self._connection!r})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -132,18 +115,7 @@ class AsyncClient:
         model: str | None = None,
         truncation: Truncation = "prompt",
     ) -> float:
-        """Return the probability that the first response is preferred to the second.
-
-        Args:
-            prompt: a text (one user message) or a list of messages.
-            first: the response whose win is measured: a text, a message, or a list of messages.
-            second: the response it is compared with.
-            model: id of a hosted model.
-            truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
-
-        Raises:
-            ParagoneError: if there is no answer.
-        """
+        """Return what ``Client.prefer`` returns; it raises the same."""
         answer = await self.preferences([(prompt, first, second)], model=model, truncation=truncation)
         return checked(answer.preferences)[0].probability
 
@@ -156,20 +128,10 @@ class AsyncClient:
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
     ) -> PreferencesAnswer:
-        """Return how probable it is that the first of two responses is preferred, for each pair, in their order.
-
-        Args:
-            pairs: ``(prompt, first, second)`` tuples, dicts with these fields, or ``paragone.wire.Pair``; a response
-                that an earlier answer gave an id may be named by it (``paragone.wire.HandlePair``).
-            model: id of a hosted model.
-            return_: what to add to each answer: ``ids``.
-            truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
-            on_error: ``refuse`` raises for the first bad pair, ``report`` puts an ``ItemError`` in its place.
-
-        Raises:
-            ParagoneError: if there is no answer; ``item`` is the index of the pair at fault.
-        """
-        return await self._ask(PREFERENCES, pairs, self._settings.options(model, truncation, on_error, return_))
+        """Return what ``Client.preferences`` returns; it raises the same."""
+        return await self._ask(
+            PREFERENCES, pairs, Options(model=model, truncation=truncation, on_error=on_error, return_=return_)
+        )
 
     async def rewards(
         self,
@@ -180,21 +142,10 @@ class AsyncClient:
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
     ) -> RewardsAnswer:
-        """Return the reward and the attributes of each response, in their order.
-
-        Args:
-            items: ``(prompt, response)`` tuples, dicts with these fields, or ``paragone.wire.Item``; a third field,
-                ``references``, holds the response against other responses of the prompt.
-            model: id of a hosted model.
-            return_: what to add to each answer: ``representation``; ``blocks`` (needs references) and ``gate_scales``
-                of general preference models; ``ids``.
-            truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
-            on_error: ``refuse`` raises for the first bad item, ``report`` puts an ``ItemError`` in its place.
-
-        Raises:
-            ParagoneError: if there is no answer; ``item`` is the index of the item at fault.
-        """
-        return await self._ask(REWARDS, items, self._settings.options(model, truncation, on_error, return_))
+        """Return what ``Client.rewards`` returns; it raises the same."""
+        return await self._ask(
+            REWARDS, items, Options(model=model, truncation=truncation, on_error=on_error, return_=return_)
+        )
 
     async def tournament(
         self,
@@ -206,19 +157,7 @@ class AsyncClient:
         return_: Sequence[TournamentReturn] = (),
         truncation: Truncation = "prompt",
     ) -> Tournament:
-        """Return what follows from the K×K preferences among the responses to one prompt.
-
-        Args:
-            prompt: a text (one user message) or a list of messages.
-            responses: the K responses.
-            references: if given, win rates are against these instead of the group.
-            model: id of a hosted model.
-            return_: what to add to the answer: ``matrix``, ``ids``.
-            truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
-
-        Raises:
-            ParagoneError: if there is no answer.
-        """
+        """Return what ``Client.tournament`` returns; it raises the same."""
         group: dict[str, object] = {"prompt": prompt, "responses": responses}
         if references is not None:
             group["references"] = references
@@ -234,19 +173,10 @@ class AsyncClient:
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
     ) -> TournamentsAnswer:
-        """Return a tournament for each group of responses, in their order.
-
-        Args:
-            groups: ``(prompt, responses)`` tuples, dicts with these fields, or ``paragone.wire.Group``.
-            model: id of a hosted model.
-            return_: what to add to each answer: ``matrix``, ``ids``.
-            truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
-            on_error: ``refuse`` raises for the first bad group, ``report`` puts an ``ItemError`` in its place.
-
-        Raises:
-            ParagoneError: if there is no answer; ``item`` is the index of the group at fault.
-        """
-        return await self._ask(TOURNAMENTS, groups, self._settings.options(model, truncation, on_error, return_))
+        """Return what ``Client.tournaments`` returns; it raises the same."""
+        return await self._ask(
+            TOURNAMENTS, groups, Options(model=model, truncation=truncation, on_error=on_error, return_=return_)
+        )
 
     async def tokens(
         self,
@@ -256,51 +186,29 @@ class AsyncClient:
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
     ) -> TokensAnswer:
-        """Return what exactly the model sees of each conversation: text, tokens, read positions, what was cut.
-
-        Args:
-            items: ``(prompt, response)`` tuples, dicts with these fields, or ``paragone.wire.Item``.
-            model: id of a hosted model.
-            truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
-            on_error: ``refuse`` raises for the first bad item, ``report`` puts an ``ItemError`` in its place.
-
-        Raises:
-            ParagoneError: if there is no answer; ``item`` is the index of the item at fault.
-        """
-        return await self._ask(TOKENS, items, self._settings.options(model, truncation, on_error))
+        """Return what ``Client.tokens`` returns; it raises the same."""
+        return await self._ask(TOKENS, items, Options(model=model, truncation=truncation, on_error=on_error))
 
     async def models(self) -> list[ModelInfo]:
-        """Return the hosted models, the default one first.
-
-        Raises:
-            ParagoneError: if there is no answer.
-        """
+        """Return what ``Client.models`` returns; it raises the same."""
         return read_models(await self._send("/v1/models"))
 
     async def model(self, id: str) -> ModelInfo:
-        """Return one hosted model.
-
-        Args:
-            id: its name.
-
-        Raises:
-            UnknownModelError: if no model of that name is hosted.
-            ParagoneError: if there is no answer.
-        """
+        """Return what ``Client.model`` returns; it raises the same."""
         return read_model(await self._send(f"/v1/models/{urllib.parse.quote(id, safe='')}"))
 
     async def _ask(self, route: Route[AnswerT], batch: Iterable[object], options: Options) -> AnswerT:
         parts = parts_of(
             route,
             batch,
-            options,
-            max_items=self._settings.max_items,
-            max_bytes=self._settings.max_bytes,
-            handles=self._handles,
+            options.with_default(self._connection.model),
+            max_items=self._connection.max_items,
+            max_bytes=self._connection.max_bytes,
+            memory=self._memory,
         )
         if len(parts) == 1:
             return await self._ask_part(route, parts[0])
-        places_in_flight = asyncio.Semaphore(self._settings.concurrency)
+        places_in_flight = asyncio.Semaphore(self._connection.concurrency)
 
         async def ask_in_turn(part: Part) -> AnswerT:
             async with places_in_flight:
@@ -322,11 +230,12 @@ class AsyncClient:
                 try:
                     return read(route, part, await self._send(route.path, part))
                 except UnknownIdError as error:
-                    part = retold(part, error)
+                    part = without_unknown_ids(part, error)
         except ParagoneError as error:
             raise placed(route, part, error) from error.__cause__
 
     async def _send(self, path: str, part: Part | None = None) -> bytes:
-        question = self._settings.question(path, part)
-        attempts = Attempts(question, self._settings.policy, self._clock)
+        connection = self._connection
+        question = connection.question(path, *((part.body, part.prompt_hash) if part is not None else ()))
+        attempts = Attempts(question, connection.policy, self._clock)
         return await send_async(self._http, question, attempts, sleep=self._sleep)

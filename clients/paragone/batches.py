@@ -5,11 +5,10 @@ that the server computes the prompt once; the merged answer is in the order of t
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -21,10 +20,9 @@ from paragone.exceptions import (
     UnknownIdError,
     exception_for,
 )
-from paragone.ids import Handles, Telling
+from paragone.ids import IdMemory, PairWriter
 from paragone.wire import (
     Group,
-    HandlePair,
     Item,
     ItemError,
     Message,
@@ -32,8 +30,10 @@ from paragone.wire import (
     ModelsAnswer,
     OnError,
     Pair,
+    PairById,
     PreferencesAnswer,
     PreferencesRequest,
+    Prompt,
     RewardsAnswer,
     RewardsRequest,
     TokensAnswer,
@@ -42,6 +42,7 @@ from paragone.wire import (
     TournamentsRequest,
     Truncation,
     Usage,
+    canonical_turns,
     error_detail,
 )
 
@@ -65,14 +66,14 @@ __all__ = [
     "read",
     "read_model",
     "read_models",
-    "retold",
+    "without_unknown_ids",
 ]
 
 logger = logging.getLogger("paragone")
 
 PromptLike = str | Sequence[Message | dict[str, Any]]
 ResponseLike = str | Message | dict[str, Any] | Sequence[Message | dict[str, Any]]
-PairLike = Pair | HandlePair | dict[str, Any] | tuple[PromptLike, ResponseLike, ResponseLike]
+PairLike = Pair | PairById | dict[str, Any] | tuple[PromptLike, ResponseLike, ResponseLike]
 ItemLike = Item | dict[str, Any] | tuple[PromptLike, ResponseLike]
 GroupLike = Group | dict[str, Any] | tuple[PromptLike, Sequence[ResponseLike]]
 
@@ -116,6 +117,10 @@ class Options:
     on_error: OnError = "refuse"
     return_: Sequence[str] = ()
 
+    def with_default(self, model: str | None) -> "Options":
+        """Return the same options, with this model where they name none."""
+        return self if self.model is not None else replace(self, model=model)
+
     def sent(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, under the wire's names."""
         fields: dict[str, Any] = {}
@@ -134,14 +139,16 @@ class Options:
 class Part:
     """One HTTP request: its body, the places of its items in the batch, and the hash of its first prompt.
 
-    Where ids are remembered, ``telling`` can tell its pairs again and hears the answer's ids.
+    Attributes:
+        head: the body up to its items.
+        writer: writes its pairs and learns the answer's ids, where ids are remembered.
     """
 
     body: bytes
     places: Sequence[int]
     prompt_hash: str | None
     head: bytes = b""
-    telling: Telling | None = None
+    writer: PairWriter | None = None
 
 
 def parts_of(
@@ -151,7 +158,7 @@ def parts_of(
     *,
     max_items: int,
     max_bytes: int,
-    handles: Handles | None = None,
+    memory: IdMemory | None = None,
 ) -> list[Part]:
     """Return the requests that ask for a batch, at least one.
 
@@ -160,121 +167,129 @@ def parts_of(
         batch: wire types, dicts, or tuples in the order of ``route.fields``.
         options: what else the request says.
         max_items: most items in one part; every response and reference counts.
-        max_bytes: most bytes of items in one part, told in full; an item that is larger travels alone.
-        handles: ids that ``/v1/preferences`` is told pairs by, if any may be remembered; no other route is.
+        max_bytes: most bytes of items in one part, written in full; an item that is larger travels alone.
+        memory: ids that pairs of ``/v1/preferences`` are written by, if any may be remembered.
 
     Raises:
         RequestError: if an item is not in the wire format; ``item`` is its index.
     """
-    by_ids = handles is not None and handles.most > 0 and route is PREFERENCES
-    if by_ids and "ids" not in options.return_:
+    if memory is not None and (memory.size == 0 or route is not PREFERENCES):
+        memory = None
+    if memory is not None and "ids" not in options.return_:
         options = replace(options, return_=(*options.return_, "ids"))
-    shaped = [_shaped(route, place, given) for place, given in enumerate(batch)]
+    shaped = [_shaped(route, place, item) for place, item in enumerate(batch)]
     try:
         request = route.request.model_validate({route.asked: shaped, **options.sent()})
     except ValidationError as error:
         raise exception_for(error_detail(error)) from None
-    items: list[Pair | HandlePair | Item | Group] = getattr(request, route.asked)
-    written = [item.__pydantic_serializer__.to_json(item, exclude_unset=True) for item in items]  # bytes, uncopied
+    items: list[Pair | PairById | Item | Group] = getattr(request, route.asked)
+    # Items are written once, by themselves: a part joins their bytes, and nothing is copied through pydantic again.
+    written = [item.__pydantic_serializer__.to_json(item, exclude_unset=True) for item in items]
     envelope = request.model_dump_json(exclude={route.asked}, exclude_unset=True, by_alias=True).encode()
     head = envelope[:-1] + (b"," if len(envelope) > 2 else b"") + f'"{route.asked}":['.encode()
-    counts = [_count(item) for item in items]
-    if sum(counts) <= max_items and sum(map(len, written)) <= max_bytes:
-        cuts: Iterable[Sequence[int]] = [range(len(items))]
-    else:
-        families = [_family(item) for item in items]
-        loads = list(zip(counts, map(len, written), strict=True))
-        cuts = _cut(families, loads, most=(max_items, max_bytes))
+    loads = [_Load(_count(item), len(text)) for item, text in zip(items, written, strict=True)]
     parts = []
-    for places in cuts:
-        texts, telling = [written[place] for place in places], None
-        if handles is not None and by_ids:
-            pairs = cast("list[Pair | HandlePair]", [items[place] for place in places])
-            telling = Telling(handles, options.model, pairs, texts)
-            texts = telling.texts()
+    for places in _cut(items, loads, most=_Load(max_items, max_bytes)):
+        texts, writer = [written[place] for place in places], None
+        if memory is not None:
+            pairs = cast("list[Pair | PairById]", [items[place] for place in places])
+            writer = PairWriter(memory, options.model, pairs, texts)
+            texts = writer.written()
         first = items[places[0]].prompt if places else None
         hashed = None if first is None else prompt_hash(first)
-        parts.append(Part(head + b",".join(texts) + b"]}", places, hashed, head, telling))
+        parts.append(Part(head + b",".join(texts) + b"]}", places, hashed, head, writer))
     return parts
 
 
-def retold(part: Part, error: UnknownIdError) -> Part:
-    """Return a part told again, without the ids that the service did not know.
+def without_unknown_ids(part: Part, error: UnknownIdError) -> Part:
+    """Return a part written again, without the ids that the service did not know.
 
     Raises:
         UnknownIdError: the error itself, if no id was ours.
     """
-    if part.telling is None:
+    if part.writer is None:
         raise error
-    telling = part.telling.again(error)
+    writer = part.writer.without_unknown(error)
     logger.info("%d ids are not known any more: their responses are sent in full", len(error.ids))
-    return replace(part, body=part.head + b",".join(telling.texts()) + b"]}", telling=telling)
+    return replace(part, body=part.head + b",".join(writer.written()) + b"]}", writer=writer)
 
 
-def _family(item: Pair | HandlePair | Item | Group) -> str:
+def _family(item: Pair | PairById | Item | Group) -> str:
     """Return what items of one prompt share; pairs of two ids, which say no prompt, share nothing but that."""
     if item.prompt is None or isinstance(item.prompt, str):
         return item.prompt or ""
     return prompt_hash(item.prompt)
 
 
-def _shaped(route: Route[AnswerT], place: int, given: object) -> object:
+def _shaped(route: Route[AnswerT], place: int, item: object) -> object:
     """Return an item as a wire type or a dict."""
-    if not isinstance(given, tuple | list):
-        return given
-    if len(given) != len(route.fields):
+    if not isinstance(item, tuple | list):
+        return item
+    if len(item) != len(route.fields):
         raise RequestError(
-            f"{route.asked}[{place}]: a tuple of {len(given)} is not ({', '.join(route.fields)})", item=place
+            f"{route.asked}[{place}]: a tuple of {len(item)} is not ({', '.join(route.fields)})", item=place
         )
-    return dict(zip(route.fields, given, strict=True))
+    return dict(zip(route.fields, item, strict=True))
 
 
-def _count(item: Pair | HandlePair | Item | Group) -> int:
+def _count(item: Pair | PairById | Item | Group) -> int:
     """Return what an item counts towards a part's limit: every response and every reference counts."""
-    if isinstance(item, Pair | HandlePair):
+    if isinstance(item, Pair | PairById):
         return 1
     return (len(item.responses) if isinstance(item, Group) else 1) + len(item.references or ())
 
 
-def _cut(prompts: Sequence[str], loads: Sequence[tuple[int, int]], *, most: tuple[int, int]) -> Iterator[Sequence[int]]:
+class _Load(NamedTuple):
+    """What items add to a part: their number, and their bytes."""
+
+    items: int = 0
+    size: int = 0
+
+    def plus(self, other: "_Load") -> "_Load":
+        return _Load(self.items + other.items, self.size + other.size)
+
+    def fits(self, most: "_Load") -> bool:
+        return self.items <= most.items and self.size <= most.size
+
+
+def _cut(
+    items: Sequence[Pair | PairById | Item | Group], loads: Sequence[_Load], *, most: _Load
+) -> Iterator[Sequence[int]]:
     """Yield the places of each part: siblings of one prompt together, prompts in the order of their first sibling.
 
-    Args:
-        prompts: of each item.
-        loads: of each item, its count and its bytes.
-        most: the largest load of a part; an item that is over it alone makes a part of its own.
+    An item that is over the largest load alone makes a part of its own.
     """
+    if _sum(loads).fits(most):
+        yield range(len(items))  # the usual case: in the order of the batch, and no prompt is hashed
+        return
     siblings: dict[str, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        siblings.setdefault(prompt, []).append(place)
+    for place, item in enumerate(items):
+        siblings.setdefault(_family(item), []).append(place)
     part: list[int] = []
-    count = size = 0
+    load = _Load()
     for family in siblings.values():
-        family_count = sum(loads[place][0] for place in family)
-        family_size = sum(loads[place][1] for place in family)
-        fits_alone = family_count <= most[0] and family_size <= most[1]
-        if part and fits_alone and (count + family_count > most[0] or size + family_size > most[1]):
+        # A family that fits into a part of its own is not split over two: the server computes its prompt once.
+        together = _sum([loads[place] for place in family])
+        if part and together.fits(most) and not load.plus(together).fits(most):
             yield part
-            part, count, size = [], 0, 0
+            part, load = [], _Load()
         for place in family:
-            if part and (count + loads[place][0] > most[0] or size + loads[place][1] > most[1]):
+            if part and not load.plus(loads[place]).fits(most):
                 yield part
-                part, count, size = [], 0, 0
+                part, load = [], _Load()
             part.append(place)
-            count += loads[place][0]
-            size += loads[place][1]
+            load = load.plus(loads[place])
     if part:
         yield part
 
 
-def prompt_hash(prompt: str | Sequence[Message]) -> str:
+def _sum(loads: Sequence[_Load]) -> _Load:
+    return _Load(sum(load.items for load in loads), sum(load.size for load in loads))
+
+
+def prompt_hash(prompt: Prompt) -> str:
     """Return 32 hex digits that siblings of one prompt share; a text and its one user message are the same prompt."""
-    if isinstance(prompt, str):
-        messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
-    else:
-        messages = [message.model_dump(mode="json", exclude_none=True) for message in prompt]
-    canonical = json.dumps(messages, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(canonical_turns(prompt, "user"), digest_size=16).hexdigest()
 
 
 def read(route: Route[AnswerT], part: Part, content: bytes) -> AnswerT:
@@ -282,7 +297,7 @@ def read(route: Route[AnswerT], part: Part, content: bytes) -> AnswerT:
 
     Raises:
         AnswerError: if the body is not an answer of this route, or has another number of rows than were asked for.
-        UnknownIdError: if pairs told by ids are reported as unknown; ``retold`` has them in full.
+        UnknownIdError: if ids that the client put in are reported as unknown; see ``without_unknown_ids``.
     """
     try:
         answer = route.answer.model_validate_json(content)
@@ -297,8 +312,8 @@ def read(route: Route[AnswerT], part: Part, content: bytes) -> AnswerT:
         if isinstance(row, ItemError):
             row.error.message = _renumbered(row.error.message, route.asked, row.error.item, place)
             row.error.item = place
-    if part.telling is not None:
-        part.telling.heard(rows)
+    if part.writer is not None:
+        part.writer.remember(rows)
     return answer
 
 
@@ -350,10 +365,10 @@ def merged(route: Route[AnswerT], parts: Sequence[Part], answers: Sequence[Answe
         return first
     for answer in answers[1:]:
         for name in ("model", "identity", "fingerprint"):
-            one, other = getattr(first, name), getattr(answer, name)
-            if one != other:
+            before, after = getattr(first, name), getattr(answer, name)
+            if before != after:
                 raise OracleChangedError(
-                    f"the {name} changed within one batch, from {one} to {other}: the model was replaced while it "
+                    f"the {name} changed within one batch, from {before} to {after}: the model was replaced while it "
                     "answered, or replicas differ; ask again"
                 )
     rows: list[Any] = [None] * sum(len(part.places) for part in parts)

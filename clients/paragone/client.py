@@ -30,12 +30,11 @@ from paragone.batches import (
     read,
     read_model,
     read_models,
-    retold,
+    without_unknown_ids,
 )
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
-from paragone.ids import Handles
-from paragone.requests import DEFAULT_MAX_BYTES, DEFAULT_URL, Settings
-from paragone.transport import Attempts, send
+from paragone.ids import IdMemory
+from paragone.transport import DEFAULT_MAX_BYTES, DEFAULT_URL, Attempts, Connection, send
 from paragone.wire import (
     ModelInfo,
     OnError,
@@ -60,8 +59,9 @@ class Client:
     """Asks a Paragone service, and waits for the answer. Safe to share between threads.
 
     Every method takes ``model=``, the id of a hosted model; without it the client's, else the server's default is
-    asked. All methods raise a ``paragone.ParagoneError`` when there is no answer, and never put a number in its
-    place.
+    asked. ``truncation="prompt"`` cuts a prompt that is too long from the left, ``"error"`` refuses it.
+    ``on_error="refuse"`` raises for the first bad item, ``"report"`` puts an ``ItemError`` in its place. All methods
+    raise a ``paragone.ParagoneError`` when there is no answer, and never put a number in its place.
 
     Args:
         url: address of the service; a path prefix is kept.
@@ -72,8 +72,9 @@ class Client:
         max_items_per_request: larger batches are split; every response and reference counts.
         max_bytes_per_request: batches with more bytes of text are split.
         concurrency: most requests of one call in flight.
-        handles: how many ids of long responses to remember, about 300 bytes each, so that ``prefer`` and
+        remembered_ids: how many ids of long responses to remember, about 300 bytes each, so that ``prefer`` and
             ``preferences`` send such a text once; 0: none.
+        handles: the former name of ``remembered_ids``.
         transport: what carries the requests, if not the network (an ``httpx2`` transport).
         clock: seconds since any fixed moment.
         sleep: waits for some seconds.
@@ -93,12 +94,13 @@ class Client:
         max_items_per_request: int = 1_000,
         max_bytes_per_request: int = DEFAULT_MAX_BYTES,
         concurrency: int = 4,
+        remembered_ids: int = 0,
         handles: int = 0,
         transport: httpx2.BaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._settings = Settings.made(
+        self._connection = Connection.made(
             url,
             api_key=api_key,
             model=model,
@@ -108,13 +110,13 @@ class Client:
             max_bytes_per_request=max_bytes_per_request,
             concurrency=concurrency,
         )
-        self._http = httpx2.Client(transport=transport, trust_env=not self._settings.loopback)
-        self._handles = Handles(handles)
+        self._http = httpx2.Client(transport=transport, trust_env=not self._connection.loopback)
+        self._memory = IdMemory(remembered_ids or handles)
         self._clock = clock
         self._sleep = sleep
 
     def __repr__(self) -> str:
-        return f"Client({self._settings!r})"
+        return f"Client({self._connection!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -143,8 +145,6 @@ class Client:
             prompt: a text (one user message) or a list of messages.
             first: the response whose win is measured: a text, a message, or a list of messages.
             second: the response it is compared with.
-            model: id of a hosted model.
-            truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
 
         Raises:
             ParagoneError: if there is no answer.
@@ -165,16 +165,15 @@ class Client:
 
         Args:
             pairs: ``(prompt, first, second)`` tuples, dicts with these fields, or ``paragone.wire.Pair``; a response
-                that an earlier answer gave an id may be named by it (``paragone.wire.HandlePair``).
-            model: id of a hosted model.
+                that an earlier answer gave an id may be named by it (``paragone.wire.PairById``).
             return_: what to add to each answer: ``ids``.
-            truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
-            on_error: ``refuse`` raises for the first bad pair, ``report`` puts an ``ItemError`` in its place.
 
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the pair at fault.
         """
-        return self._ask(PREFERENCES, pairs, self._settings.options(model, truncation, on_error, return_))
+        return self._ask(
+            PREFERENCES, pairs, Options(model=model, truncation=truncation, on_error=on_error, return_=return_)
+        )
 
     def rewards(
         self,
@@ -190,16 +189,15 @@ class Client:
         Args:
             items: ``(prompt, response)`` tuples, dicts with these fields, or ``paragone.wire.Item``; a third field,
                 ``references``, holds the response against other responses of the prompt.
-            model: id of a hosted model.
             return_: what to add to each answer: ``representation``; ``blocks`` (needs references) and ``gate_scales``
                 of general preference models; ``ids``.
-            truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
-            on_error: ``refuse`` raises for the first bad item, ``report`` puts an ``ItemError`` in its place.
 
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the item at fault.
         """
-        return self._ask(REWARDS, items, self._settings.options(model, truncation, on_error, return_))
+        return self._ask(
+            REWARDS, items, Options(model=model, truncation=truncation, on_error=on_error, return_=return_)
+        )
 
     def tournament(
         self,
@@ -217,9 +215,7 @@ class Client:
             prompt: a text (one user message) or a list of messages.
             responses: the K responses.
             references: if given, win rates are against these instead of the group.
-            model: id of a hosted model.
             return_: what to add to the answer: ``matrix``, ``ids``.
-            truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
 
         Raises:
             ParagoneError: if there is no answer.
@@ -243,15 +239,14 @@ class Client:
 
         Args:
             groups: ``(prompt, responses)`` tuples, dicts with these fields, or ``paragone.wire.Group``.
-            model: id of a hosted model.
             return_: what to add to each answer: ``matrix``, ``ids``.
-            truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
-            on_error: ``refuse`` raises for the first bad group, ``report`` puts an ``ItemError`` in its place.
 
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the group at fault.
         """
-        return self._ask(TOURNAMENTS, groups, self._settings.options(model, truncation, on_error, return_))
+        return self._ask(
+            TOURNAMENTS, groups, Options(model=model, truncation=truncation, on_error=on_error, return_=return_)
+        )
 
     def tokens(
         self,
@@ -265,14 +260,11 @@ class Client:
 
         Args:
             items: ``(prompt, response)`` tuples, dicts with these fields, or ``paragone.wire.Item``.
-            model: id of a hosted model.
-            truncation: ``prompt`` cuts a prompt that is too long from the left, ``error`` refuses it.
-            on_error: ``refuse`` raises for the first bad item, ``report`` puts an ``ItemError`` in its place.
 
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the item at fault.
         """
-        return self._ask(TOKENS, items, self._settings.options(model, truncation, on_error))
+        return self._ask(TOKENS, items, Options(model=model, truncation=truncation, on_error=on_error))
 
     def models(self) -> list[ModelInfo]:
         """Return the hosted models, the default one first.
@@ -285,9 +277,6 @@ class Client:
     def model(self, id: str) -> ModelInfo:
         """Return one hosted model.
 
-        Args:
-            id: its name.
-
         Raises:
             UnknownModelError: if no model of that name is hosted.
             ParagoneError: if there is no answer.
@@ -298,10 +287,10 @@ class Client:
         parts = parts_of(
             route,
             batch,
-            options,
-            max_items=self._settings.max_items,
-            max_bytes=self._settings.max_bytes,
-            handles=self._handles,
+            options.with_default(self._connection.model),
+            max_items=self._connection.max_items,
+            max_bytes=self._connection.max_bytes,
+            memory=self._memory,
         )
         if len(parts) == 1:
             return self._ask_part(route, parts[0], _never)
@@ -328,7 +317,7 @@ class Client:
                 except Exception as error:  # noqa: BLE001 (it is raised again where the answers are awaited)
                     finished.put((place, error))
 
-        for _ in range(min(self._settings.concurrency, len(parts))):
+        for _ in range(min(self._connection.concurrency, len(parts))):
             threading.Thread(target=work, name="paragone", daemon=True).start()
         answers: dict[int, AnswerT] = {}
         try:
@@ -347,11 +336,12 @@ class Client:
                 try:
                     return read(route, part, self._send(route.path, part, stopped))
                 except UnknownIdError as error:
-                    part = retold(part, error)
+                    part = without_unknown_ids(part, error)
         except ParagoneError as error:
             raise placed(route, part, error) from error.__cause__
 
     def _send(self, path: str, part: Part | None = None, stopped: Callable[[], bool] = _never) -> bytes:
-        question = self._settings.question(path, part)
-        attempts = Attempts(question, self._settings.policy, self._clock)
+        connection = self._connection
+        question = connection.question(path, *((part.body, part.prompt_hash) if part is not None else ()))
+        attempts = Attempts(question, connection.policy, self._clock)
         return send(self._http, question, attempts, sleep=self._sleep, stopped=stopped)

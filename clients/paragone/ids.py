@@ -1,12 +1,11 @@
 """The ids that a service gave to long responses, remembered so that their texts travel once.
 
-A pair is told by ids where they are known. A service may have dropped what an id stands for; it then answers
-``unknown_id`` and says which, and the pair is told again: without those ids, and if that fails too, in full.
+A pair names its responses by their ids where they are known. A service may have dropped what an id stands for; it then
+answers ``unknown_id`` and says which, and the pair is written again: without those ids, and if that fails too, in full.
 """
 
 import enum
 import hashlib
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -14,65 +13,65 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paragone.exceptions import UnknownIdError
-from paragone.wire import HandlePair, ItemError, Message, Pair, Preference, Prompt, Response
+from paragone.wire import ItemError, Pair, PairById, Preference, canonical_json, canonical_turns
 
-__all__ = ["Handles", "Telling"]
+__all__ = ["IdMemory", "PairWriter"]
 
 _LONG_PAIR_BYTES = 1024
-"""A pair with less text is always told in full: two ids are about 160 bytes, and remembering them costs a hash."""
+"""A pair with less text always travels in full: two ids are about 160 bytes, and remembering them costs a hash."""
 _LONG_RESPONSE_BYTES = 256
-"""A shorter response is told in full where the other one has no id yet, since the prompt is told as well then."""
+"""A shorter response travels in full where the other one has no id yet, since the prompt travels as well then."""
 
 
-class Handles:
+class IdMemory:
     """Remember ids, the most recently used. Safe to share between threads.
 
     Args:
-        most: how many; one takes about 300 bytes.
+        size: how many; one takes about 300 bytes.
 
     Raises:
         ValueError: if it is negative.
     """
 
-    def __init__(self, most: int) -> None:
-        if most < 0:
-            raise ValueError(f"handles={most} must be 0 or more")
-        self.most = most
+    def __init__(self, size: int) -> None:
+        if size < 0:
+            raise ValueError(f"remembered_ids={size} must be 0 or more")
+        self.size = size
         self._ids: OrderedDict[bytes, str] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def find(self, keys: Iterable[bytes]) -> list[str | None]:
-        """Return the id of each key or None, and make the found ones the most recently used."""
+    def read(self, keys: Iterable[bytes]) -> list[str | None]:
+        """Return the id of each key or None, and make those that are known the most recently used."""
+        ids = []
         with self._lock:
-            found = []
             for key in keys:
                 known = self._ids.get(key)
                 if known is not None:
                     self._ids.move_to_end(key)
-                found.append(known)
-            return found
+                ids.append(known)
+        return ids
 
-    def learn(self, key: bytes, name: str) -> None:
+    def remember(self, key: bytes, id: str) -> None:
         """Remember an id; the least recently used one makes room for it."""
         with self._lock:
-            self._ids[key] = name
+            self._ids[key] = id
             self._ids.move_to_end(key)
-            while len(self._ids) > self.most:
+            while len(self._ids) > self.size:
                 self._ids.popitem(last=False)
 
-    def forget(self, names: Sequence[str]) -> None:
+    def forget(self, ids: Sequence[str]) -> None:
         """Forget ids that the service does not know any more."""
-        gone = set(names)
+        gone = set(ids)
         with self._lock:
-            for key in [key for key, name in self._ids.items() if name in gone]:
+            for key in [key for key, known in self._ids.items() if known in gone]:
                 del self._ids[key]
 
 
 class _Step(enum.IntEnum):
-    """How often a part was told: with all ids, without the unknown ones, in full."""
+    """What a part was written with: all ids, without the unknown ones, none."""
 
     ALL_IDS = 0
     KNOWN_IDS = 1
@@ -80,87 +79,82 @@ class _Step(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Telling:
-    """How the pairs of one request are told.
+class PairWriter:
+    """Write the pairs of one request by their ids.
 
     Attributes:
-        handles: the ids that are remembered.
+        memory: the ids that are known.
         model: the model that is asked, as the request names it.
-        pairs: the pairs.
-        written: their JSON in full.
-        step: how often they were told before.
+        pairs: of the request.
+        full: their JSON in full.
+        step: how they are written now.
     """
 
-    handles: Handles
+    memory: IdMemory
     model: str | None
-    pairs: Sequence[Pair | HandlePair]
-    written: Sequence[bytes]
+    pairs: Sequence[Pair | PairById]
+    full: Sequence[bytes]
     step: _Step = _Step.ALL_IDS
 
-    def texts(self) -> list[bytes]:
+    def written(self) -> list[bytes]:
         """Return the JSON of each pair, by ids where they are known and worth it."""
-        return [self._told(pair, text) for pair, text in zip(self.pairs, self.written, strict=True)]
+        return [self._written(pair, full) for pair, full in zip(self.pairs, self.full, strict=True)]
 
-    def again(self, error: UnknownIdError) -> "Telling":
-        """Return how the pairs are told after the service did not know some of their ids, which are forgotten.
+    def without_unknown(self, error: UnknownIdError) -> "PairWriter":
+        """Forget the ids that the service did not know, and return how the pairs are written next.
 
         Raises:
-            UnknownIdError: the error itself, if they were told in full: the ids are the caller's own.
+            UnknownIdError: the error itself, if they were written in full: the ids are the caller's own.
         """
         if self.step is _Step.IN_FULL:
             raise error
-        self.handles.forget(error.ids)
+        self.memory.forget(error.ids)
         return replace(self, step=_Step(self.step + 1))
 
-    def heard(self, rows: Sequence[Any]) -> None:
+    def remember(self, rows: Sequence[Any]) -> None:
         """Remember the ids of an answer.
 
         Raises:
-            UnknownIdError: if errors are reported and some say that an id is unknown, unless all was told in full.
+            UnknownIdError: if errors are reported and some say that an id is unknown, unless all was sent in full.
         """
         errors = [row.error for row in rows if isinstance(row, ItemError) and row.error.code == "unknown_id"]
         if errors and self.step is not _Step.IN_FULL:
-            raise UnknownIdError(errors[0].message, ids=[name for error in errors for name in error.ids or ()])
-        for pair, text, row in zip(self.pairs, self.written, rows, strict=True):
-            if isinstance(pair, Pair) and isinstance(row, Preference) and len(text) >= _LONG_PAIR_BYTES:
-                for key, name in zip(_keys(self.model, pair), (row.first_id, row.second_id), strict=True):
-                    if name is not None:
-                        self.handles.learn(key, name)
+            raise UnknownIdError(errors[0].message, ids=[unknown for error in errors for unknown in error.ids or ()])
+        for pair, full, row in zip(self.pairs, self.full, rows, strict=True):
+            if isinstance(pair, Pair) and isinstance(row, Preference) and len(full) >= _LONG_PAIR_BYTES:
+                for key, response_id in zip(_keys(self.model, pair), (row.first_id, row.second_id), strict=True):
+                    if response_id is not None:
+                        self.memory.remember(key, response_id)
 
-    def _told(self, pair: Pair | HandlePair, written: bytes) -> bytes:
-        if isinstance(pair, HandlePair) or self.step is _Step.IN_FULL or len(written) < _LONG_PAIR_BYTES:
-            return written
-        first, second = self.handles.find(_keys(self.model, pair))
+    def _written(self, pair: Pair | PairById, full: bytes) -> bytes:
+        if isinstance(pair, PairById) or self.step is _Step.IN_FULL or len(full) < _LONG_PAIR_BYTES:
+            return full
+        first, second = self.memory.read(_keys(self.model, pair))
         if first is not None and second is not None:
-            return _json(HandlePair(first_id=first, second_id=second))
+            return _json(PairById(first_id=first, second_id=second))
         shared = pair.model_dump(include={"prompt", "tools"}, exclude_unset=True)
-        if first is not None and len(_canonical(pair.first)) >= _LONG_RESPONSE_BYTES:
-            return _json(HandlePair(first_id=first, second=pair.second, **shared))
-        if second is not None and len(_canonical(pair.second)) >= _LONG_RESPONSE_BYTES:
-            return _json(HandlePair(first=pair.first, second_id=second, **shared))
-        return written
+        if first is not None and len(_turns(pair.first)) >= _LONG_RESPONSE_BYTES:
+            return _json(PairById(first_id=first, second=pair.second, **shared))
+        if second is not None and len(_turns(pair.second)) >= _LONG_RESPONSE_BYTES:
+            return _json(PairById(first=pair.first, second_id=second, **shared))
+        return full
 
 
-def _json(pair: HandlePair) -> bytes:
+def _json(pair: PairById) -> bytes:
     return pair.model_dump_json(exclude_unset=True).encode()
 
 
+def _turns(response: Any) -> bytes:
+    return canonical_turns(response, "assistant")
+
+
 def _keys(model: str | None, pair: Pair) -> tuple[bytes, bytes]:
-    """Return what the two responses of a pair are remembered by."""
-    asked = json.dumps([model, pair.tools], sort_keys=True).encode() + b"\0" + _canonical(pair.prompt) + b"\0"
+    """Return what the two responses of a pair are remembered by: model, tools, prompt and response."""
+    asked = canonical_json([model, pair.tools]) + b"\0" + canonical_turns(pair.prompt, "user") + b"\0"
     shared = hashlib.blake2b(asked, digest_size=16)
     keys = []
     for response in (pair.first, pair.second):
         own = shared.copy()
-        own.update(_canonical(response))
+        own.update(_turns(response))
         keys.append(own.digest())
     return keys[0], keys[1]
-
-
-def _canonical(said: Prompt | Response) -> bytes:
-    """Return a prompt or a response as bytes that tell it from every other."""
-    if isinstance(said, str):
-        return json.dumps(said, ensure_ascii=False).encode()
-    messages = [said] if isinstance(said, Message) else said
-    plain = [message.model_dump(mode="json", exclude_none=True) for message in messages]
-    return json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()

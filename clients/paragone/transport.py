@@ -1,4 +1,6 @@
-"""One HTTP request with retries: when to try again, how long to wait, and what a failure is called.
+"""Where a client's requests go, and one HTTP request with retries: when to try again, how long to wait, what failed.
+
+A client's arguments are checked once, when it is made, and nothing is read from the environment.
 
 Tried again: connections that fail, 502, 503, 504, and a 429 that says ``Retry-After``. All routes are pure questions,
 so asking twice changes nothing. Waits have full jitter (uniform between 0 and a bound that doubles), never end before
@@ -6,12 +8,15 @@ the server's ``Retry-After``, and never go past the deadline. Every retry is log
 """
 
 import email.utils
+import ipaddress
 import logging
 import random
 import time
+import urllib.parse
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import httpx2
 from pydantic import ValidationError
@@ -26,9 +31,21 @@ from paragone.exceptions import (
 )
 from paragone.wire import ErrorBody
 
-__all__ = ["Attempts", "Question", "RetryPolicy", "send", "send_async"]
+__all__ = [
+    "DEFAULT_MAX_BYTES",
+    "DEFAULT_URL",
+    "Attempts",
+    "Connection",
+    "Question",
+    "RetryPolicy",
+    "send",
+    "send_async",
+]
 
 logger = logging.getLogger("paragone")
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_MAX_BYTES = 8 * 1024 * 1024
 
 _CONNECT_TIMEOUT_S = 10.0
 _DOUBLINGS = 60
@@ -61,10 +78,10 @@ class RetryPolicy:
 
     def wait_s(self, tries: int, retry_after_s: float | None) -> float:
         """Return how long to wait after so many tries, at least as long as the server asked for."""
-        # Beyond some doublings the bound is the longest wait; a thousand of them no float can hold.
+        # Many doublings overflow a float, and the bound has long been the longest wait then.
         bound = min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(tries - 1, _DOUBLINGS))
         jitter = random.uniform(0.0, bound)  # noqa: S311 (it spreads load, it hides nothing)
-        return jitter + (retry_after_s or 0.0)
+        return jitter + (retry_after_s or 0.0)  # added, not the larger of both: all who were refused have one hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +106,98 @@ class Question:
             return http.build_request("GET", self.url, headers=headers, timeout=timeout)
         headers["content-type"] = "application/json"
         return http.build_request("POST", self.url, headers=headers, content=self.body, timeout=timeout)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Connection:
+    """Where a client sends its requests, and how. Its repr leaves the headers out: they hold the key.
+
+    Attributes:
+        url: address of the service, without a final slash.
+        loopback: whether the service is on this machine; a proxy of the environment is for other machines.
+        model: id of the model that is asked when a call names none; None: the server's default.
+        max_bytes: most bytes of items in one request.
+        concurrency: most requests of one call in flight.
+    """
+
+    url: str
+    loopback: bool
+    headers: Mapping[str, str]
+    model: str | None
+    policy: RetryPolicy
+    max_items: int
+    max_bytes: int
+    concurrency: int
+
+    @classmethod
+    def made(
+        cls,
+        url: str,
+        *,
+        api_key: str | None,
+        model: str | None,
+        timeout_s: float,
+        retries: int,
+        max_items_per_request: int,
+        max_bytes_per_request: int,
+        concurrency: int,
+    ) -> "Connection":
+        """Return a connection with checked arguments.
+
+        Raises:
+            ValueError: if the URL is not one, the key cannot be sent, or a number is out of its range.
+        """
+        parsed = urllib.parse.urlsplit(url)
+        if parsed.scheme not in ("http", "https") or not parsed.hostname:
+            raise ValueError(f"url={url!r} is not an http:// or https:// address, as {DEFAULT_URL}")
+        if api_key is not None and not (
+            api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""
+        ):
+            raise ValueError(
+                "api_key holds a space at an end, a control character or a letter outside ASCII, or is empty"
+            )
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s={timeout_s} must be above 0")
+        if retries < 0:
+            raise ValueError(f"retries={retries} must be 0 or more")
+        for name, value in (
+            ("max_items_per_request", max_items_per_request),
+            ("max_bytes_per_request", max_bytes_per_request),
+            ("concurrency", concurrency),
+        ):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be 1 or more")
+        headers = {"accept": "application/json", "user-agent": f"paragone/{version('paragone')}"}
+        if api_key is not None:
+            headers["authorization"] = f"Bearer {api_key}"
+        return cls(
+            url=url.rstrip("/"),
+            loopback=_is_loopback(parsed.hostname),
+            headers=headers,
+            model=model,
+            policy=RetryPolicy(retries=retries, timeout_s=timeout_s),
+            max_items=max_items_per_request,
+            max_bytes=max_bytes_per_request,
+            concurrency=concurrency,
+        )
+
+    def __repr__(self) -> str:
+        return f"url={self.url!r}, model={self.model!r}"
+
+    def question(self, path: str, body: bytes | None = None, prompt_hash: str | None = None) -> Question:
+        """Return the request for a path: a POST of a body, or a GET.
+
+        A proxy can route by the hash of the first prompt, so that siblings meet the same cache.
+        """
+        headers = self.headers if prompt_hash is None else {**self.headers, "x-paragone-prompt": prompt_hash}
+        return Question(f"{self.url}{path}", headers, body)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(slots=True)
@@ -134,6 +243,7 @@ class Attempts:
             UnavailableError: if there is no connection and no try left.
         """
         name = type(failure).__name__
+        # A timeout while connecting may pass. Any other one has used up the time of the whole question.
         if isinstance(failure, httpx2.TimeoutException) and not isinstance(failure, httpx2.ConnectTimeout):
             raise DeadlineError(
                 f"{self.question}: no answer within {self.policy.timeout_s:g} s ({name})",
@@ -163,6 +273,7 @@ class Attempts:
         self, error: ParagoneError, retry_after_s: float | None, cause: BaseException | None
     ) -> float:
         wait_s = self.policy.wait_s(self.tries, retry_after_s)
+        # A try that the deadline would cut off is not worth the wait: the caller learns now what went wrong.
         if self.tries > self.policy.retries or self.clock() + wait_s >= self._deadline:
             raise error from cause
         logger.warning(
@@ -178,7 +289,7 @@ def _error_of(response: httpx2.Response, question: Question) -> ParagoneError:
     retry_after_s = _seconds(response.headers.get("retry-after"))
     try:
         body = ErrorBody.model_validate_json(response.content)
-    except ValidationError:
+    except ValidationError:  # not our server, so the status is all that there is to go by
         kind = exception_class(None, status)
         hint = "a proxy, or another server" if kind is not AnswerError else "a redirect; use the address it leads to"
         return kind(
@@ -215,7 +326,7 @@ def send(
 
     Args:
         http: what carries the request.
-        question: what is sent, anew with each try.
+        question: is sent anew with each try.
         attempts: how often and how long.
         sleep: waits for some seconds.
         stopped: whether to give up between two tries, because a sibling part has failed.

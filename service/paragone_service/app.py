@@ -1,6 +1,7 @@
 """The application: everything built and wired once, from settings and loaded models, as an ASGI app."""
 
 import logging
+import operator
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,18 +13,15 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from paragone_models.model import PreferenceModel
-from paragone_service.cache.ids import secret_of
-from paragone_service.cache.memory_tier import MemoryCache
+from paragone_service.cache.keys import secret_of
 from paragone_service.cache.redis_tier import RedisCache
-from paragone_service.cache.tiers import Cache
+from paragone_service.cache.tiers import Cache, MemoryCache
 from paragone_service.config import ConfigError, Settings
 from paragone_service.engine.contract import Engine
 from paragone_service.http.errors import install_handlers
 from paragone_service.http.middleware import Authorization, BodyLimit, Drain, Draining, Lingering, Observation
 from paragone_service.http.openapi_document import describe
-from paragone_service.http.routes.health import health_routes
-from paragone_service.http.routes.inspection import inspection_routes
-from paragone_service.http.routes.rewards import rewards_routes
+from paragone_service.http.routes.operation import health_routes, inspection_routes
 from paragone_service.http.routes.scoring import scoring_routes
 from paragone_service.metrics import Metrics
 from paragone_service.registry import Registry
@@ -52,7 +50,6 @@ def create_app(
             the OpenAPI document.
         engines: what runs a model instead of this process, by name.
         drain: whether the server is shutting down, shared with whoever handles signals.
-        clock: in seconds.
 
     Raises:
         ConfigError: if the API key cannot be read, or the Redis URL has an unknown scheme.
@@ -71,7 +68,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 (starlette's signature)
         await cache.start()
         registry.start()
-        logger.info("hosting %s; %s answers by default", ", ".join(one.name for one in registry), registry.default)
+        logger.info("hosting %s; %s answers by default", ", ".join(model.name for model in registry), registry.default)
         yield
         await registry.close()
         await cache.close()
@@ -89,13 +86,12 @@ def create_app(
             Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
         ],
         redoc_url=None,
-        generate_unique_id_function=lambda route: route.name,
+        generate_unique_id_function=operator.attrgetter("name"),
     )
     install_handlers(app)
     describe(app)
     app.include_router(scoring_routes(registry, workers))
-    app.include_router(rewards_routes(registry, workers))
-    app.include_router(inspection_routes(registry))
+    app.include_router(inspection_routes(registry, max_body_bytes=settings.max_body_bytes))
     app.include_router(health_routes(registry, metrics, drain))
     return app
 

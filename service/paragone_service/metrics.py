@@ -123,13 +123,6 @@ class Metrics:
         for metric in (self.truncations, self.non_finite, self.dropped, self.batch_failures, self.memory_splits):
             metric.labels(model)
 
-    def batch_done(self, model: str, size: int, tokens: int, longest: int, seconds: float) -> None:
-        """Count a batch that the engine finished."""
-        self.batch_size.labels(model).observe(size)
-        self.batch_tokens.labels(model).observe(tokens)
-        self.padding_ratio.labels(model).observe(1 - tokens / (size * longest))
-        self.batch_seconds.labels(model).observe(seconds)
-
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

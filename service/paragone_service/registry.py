@@ -1,4 +1,4 @@
-"""The hosted models: loaded from their sources, each with an oracle that answers for it."""
+"""The hosted models: loaded from their sources, each with what runs and answers for it."""
 
 import logging
 import time
@@ -6,19 +6,18 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from paragone.codes import ErrorCode
-from paragone.wire import ModelInfo, ModelLimits
 from paragone_models import load_model
 from paragone_models.model import PreferenceModel
-from paragone_service.cache.ids import NO_SECRET
+from paragone_service.cache.keys import NO_SECRET
 from paragone_service.cache.tiers import Cache
 from paragone_service.config import Settings
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread, LocalEngine
 from paragone_service.engine.vllm import VllmEngine
-from paragone_service.http.bodies import MAX_ITEMS
 from paragone_service.http.errors import ServiceError, printable
 from paragone_service.metrics import Metrics
-from paragone_service.scoring.oracle import Oracle
+from paragone_service.scoring.hosted_model import HostedModel
+from paragone_service.scoring.model_io import Resources
 
 __all__ = ["Registry", "load_models"]
 
@@ -41,27 +40,27 @@ def load_models(settings: Settings) -> dict[str, PreferenceModel]:
 
 def _load_models(settings: Settings) -> dict[str, PreferenceModel]:
     models = {}
-    for name, wanted in settings.models.items():
+    for name, options in settings.models.items():
         started = time.perf_counter()
         model = models[name] = load_model(
-            wanted.source,
+            options.source,
             name=name,
-            kind=wanted.kind,
-            head=wanted.head,
-            device=wanted.device or settings.device,
-            dtype=wanted.dtype or settings.dtype,
-            revision=wanted.revision,
-            weights=wanted.weights,
-            temperature=wanted.temperature,
-            max_length=wanted.max_length,
-            special_tokens=wanted.special_tokens,
-            bos=wanted.bos,
-            reasoning=wanted.reasoning,
-            trust_remote_code=wanted.trust_remote_code,
+            kind=options.kind,
+            head=options.head,
+            device=options.device or settings.device,
+            dtype=options.dtype or settings.dtype,
+            revision=options.revision,
+            weights=options.weights,
+            temperature=options.temperature,
+            max_length=options.max_length,
+            special_tokens=options.special_tokens,
+            bos=options.bos,
+            reasoning=options.reasoning,
+            trust_remote_code=options.trust_remote_code,
             max_batch_tokens=settings.max_batch_tokens,
-            deterministic=wanted.deterministic,
+            deterministic=options.deterministic,
             elsewhere=name in settings.engines,
-            prompt_cache_bytes=None if wanted.prompt_cache_mb is None else round(wanted.prompt_cache_mb * 1e6),
+            prompt_cache_bytes=None if options.prompt_cache_mb is None else round(options.prompt_cache_mb * 1e6),
         )
         took_s = time.perf_counter() - started
         logger.info(
@@ -73,7 +72,7 @@ def _load_models(settings: Settings) -> dict[str, PreferenceModel]:
 
 
 class Registry:
-    """Find the oracle of a model by the name that requests use.
+    """Find a hosted model by the name that requests use.
 
     Args:
         models: loaded models by name.
@@ -101,96 +100,55 @@ class Registry:
         self.default = default
         self._settings = settings
         self._devices: dict[str, DeviceThread] = {}
-        self._oracles: dict[str, Oracle] = {}
+        self._hosted: dict[str, HostedModel] = {}
         for name in sorted(models, key=lambda name: name != default):
             model = models[name]
-            thread = self._thread_of(name, model)
-            self._oracles[name] = Oracle(
-                name,
-                model,
-                (engines or {}).get(name) or self._engine(name, model, thread),
-                thread,
-                cache,
-                metrics,
+            device = self._device_of(name, model)
+            resources = Resources(
+                engine=(engines or {}).get(name) or self._engine(name, model, device),
+                device=device,
+                cache=cache,
+                metrics=metrics,
                 max_batch_tokens=model.max_batch_tokens,
                 max_queue_tokens=settings.max_queue_tokens,
-                strict_cache=settings.strict_cache,
-                secret=secret,
                 clock=clock,
             )
+            self._hosted[name] = HostedModel(name, model, resources, strict_cache=settings.strict_cache, secret=secret)
 
-    def __iter__(self) -> Iterator[Oracle]:
-        """Iterate over the oracles, the default model's first."""
-        return iter(self._oracles.values())
+    def __iter__(self) -> Iterator[HostedModel]:
+        """Iterate over the hosted models, the default one first."""
+        return iter(self._hosted.values())
 
-    def find(self, name: str | None) -> Oracle:
-        """Return the oracle of a model, or of the default one.
+    def find(self, name: str | None) -> HostedModel:
+        """Return a hosted model, the default one if there is no name.
 
         Raises:
             ServiceError: ``unknown_model``, naming the hosted ones.
         """
-        oracle = self._oracles.get(self.default if name is None else name)
-        if oracle is None:
-            hosted = ", ".join(self._oracles)
+        hosted = self._hosted.get(self.default if name is None else name)
+        if hosted is None:
+            names = ", ".join(self._hosted)
             raise ServiceError(
-                ErrorCode.UNKNOWN_MODEL, f"model {printable(name or '')} is not hosted here; these are: {hosted}"
+                ErrorCode.UNKNOWN_MODEL, f"model {printable(name or '')} is not hosted here; these are: {names}"
             )
-        return oracle
+        return hosted
 
     def start(self) -> None:
-        """Start every scheduler; needs a running event loop."""
-        for oracle in self:
-            oracle.start()
+        """Start every model's queues; needs a running event loop."""
+        for hosted in self:
+            hosted.start()
 
     async def close(self) -> None:
-        """Stop every oracle, then the threads of the devices."""
-        for oracle in self:
-            await oracle.close()
-        for thread in self._devices.values():
-            thread.close()
+        """Stop every model, then the threads of the devices."""
+        for hosted in self:
+            await hosted.close()
+        for device in self._devices.values():
+            device.close()
 
-    def info(self, oracle: Oracle) -> ModelInfo:
-        """Return what ``/v1/models`` says of a model."""
-        model = oracle.model
-        spec = model.spec
-        return ModelInfo(
-            id=oracle.name,
-            kind=model.kind,
-            source=model.source,
-            revision=model.revision,
-            identity=model.identity,
-            fingerprint=model.fingerprint,
-            numerics=model.numerics,
-            limits=ModelLimits(
-                max_tokens=model.max_length, max_items=MAX_ITEMS, max_body_bytes=self._settings.max_body_bytes
-            ),
-            temperature=spec.temperature,
-            calibrated=spec.calibrated,
-            attributes=list(spec.attributes),
-            weights=None if spec.weights is None else list(spec.weights),
-            dimension=spec.dimension,
-            domain=spec.domain,
-            demonstration=spec.demonstration,
-            engine=oracle.engine.name,
-            batching=model.batching,
-            max_batch_tokens=oracle.scheduler.max_batch_tokens,
-            max_batch_tokens_reason=self._budget_reason(oracle),
-            pooling=spec.pooling,
-            special_tokens=spec.special_tokens,
-            reasoning=spec.reasoning,
-        )
-
-    @staticmethod
-    def _budget_reason(oracle: Oracle) -> str:
-        budget = oracle.model.budget
-        if oracle.scheduler.max_batch_tokens < budget.tokens:
-            return f"the device had not enough memory for {budget.tokens}"
-        return budget.reason
-
-    def _engine(self, name: str, model: PreferenceModel, thread: DeviceThread) -> Engine:
+    def _engine(self, name: str, model: PreferenceModel, device: DeviceThread) -> Engine:
         url, key = self._settings.engine_url(name), self._settings.engine_api_key
         if url is None:
-            return LocalEngine(model, thread)
+            return LocalEngine(model, device)
         logger.info("model %s: its backbone runs on the vLLM server at %s", name, url)
         return VllmEngine(
             model,
@@ -199,7 +157,7 @@ class Registry:
             api_key=None if key is None else key.get_secret_value(),
         )
 
-    def _thread_of(self, name: str, model: PreferenceModel) -> DeviceThread:
+    def _device_of(self, name: str, model: PreferenceModel) -> DeviceThread:
         # A model whose backbone runs elsewhere waits for nobody's turn here.
         device = name if name in self._settings.engines else str(next(model.network.parameters()).device)
         if device not in self._devices:

@@ -12,8 +12,8 @@ import pytest
 
 from paragone import AsyncClient, Client, checked
 from paragone.exceptions import TextError, UnknownIdError
-from paragone.ids import Handles
-from paragone.wire import HandlePair, ItemError
+from paragone.ids import IdMemory
+from paragone.wire import ItemError, PairById
 from paragone_models import load_model
 from tests.service.conftest import SPECS, RedisServer, make_model, make_tokenizer
 
@@ -73,7 +73,7 @@ def logits(answer):
 
 def test_a_long_text_travels_once_and_the_numbers_stay(hosted):
     network = Noted()
-    with serving(hosted) as url, Client(url, handles=100, transport=network) as client, Client(url) as plain:
+    with serving(hosted) as url, Client(url, remembered_ids=100, transport=network) as client, Client(url) as plain:
         expected = logits(plain.preferences(PAIRS))
         assert logits(client.preferences(PAIRS)) == expected
         again = client.preferences(PAIRS)
@@ -98,7 +98,7 @@ def test_without_being_asked_a_client_sends_and_gets_no_ids(hosted):
 
 def test_a_new_response_to_a_known_prompt_goes_with_the_others_id(hosted):
     network = Noted()
-    with serving(hosted) as url, Client(url, handles=100, transport=network) as client:
+    with serving(hosted) as url, Client(url, remembered_ids=100, transport=network) as client:
         client.preferences(PAIRS[:1])
         fresh = "Americans spend billions on bottled water every year. " * 11
         one = client.prefer(PROMPT, fresh, LONG[1])
@@ -109,7 +109,7 @@ def test_a_new_response_to_a_known_prompt_goes_with_the_others_id(hosted):
 
 def test_short_pairs_are_told_in_full(hosted):
     network = Noted()
-    with serving(hosted) as url, Client(url, handles=100, transport=network) as client:
+    with serving(hosted) as url, Client(url, remembered_ids=100, transport=network) as client:
         for _ in range(2):
             client.prefer(PROMPT, "Yes.", "No.")
     assert [body["pairs"][0]["first"] for body in network.bodies] == ["Yes.", "Yes."]
@@ -118,7 +118,7 @@ def test_short_pairs_are_told_in_full(hosted):
 @pytest.mark.parametrize("on_error", ["refuse", "report"])
 def test_what_the_service_has_evicted_is_sent_again_and_only_that(hosted, on_error):
     network = Noted()
-    with serving(hosted, memory_cache_mb=0.0021) as url, Client(url, handles=100, transport=network) as client:
+    with serving(hosted, memory_cache_mb=0.0021) as url, Client(url, remembered_ids=100, transport=network) as client:
         expected = logits(client.preferences(PAIRS))
         client.preferences([("q", f"{n}", f"-{n}") for n in range(4)])  # there is room for eight: the three go
         client.prefer(PROMPT, LONG[2], LONG[0])  # told by ids, and then in full
@@ -136,7 +136,7 @@ def test_a_service_that_was_restarted_is_told_everything_once_more(hosted):
     network = Noted()
     with serving(hosted) as url:
         port = int(url.rpartition(":")[2])
-        client = Client(url, handles=100, transport=network)
+        client = Client(url, remembered_ids=100, transport=network)
         expected = logits(client.preferences(PAIRS))
     with serving(hosted, port=port):
         assert logits(client.preferences(PAIRS)) == pytest.approx(expected, abs=1e-4)
@@ -152,7 +152,7 @@ def test_a_replica_with_the_same_redis_knows_the_ids_until_redis_forgets(hosted)
     try:
         with serving(hosted, **shared) as url:
             port = int(url.rpartition(":")[2])
-            client = Client(url, handles=100, transport=network)
+            client = Client(url, remembered_ids=100, transport=network)
             expected = logits(client.preferences(PAIRS))
         with serving(hosted, port=port, **shared):
             assert logits(client.preferences(PAIRS)) == expected
@@ -167,7 +167,7 @@ def test_a_replica_with_the_same_redis_knows_the_ids_until_redis_forgets(hosted)
 
 def test_models_prompts_and_tools_are_kept_apart(hosted):
     network = Noted()
-    with serving(hosted) as url, Client(url, handles=100, transport=network) as client:
+    with serving(hosted) as url, Client(url, remembered_ids=100, transport=network) as client:
         client.preferences(PAIRS[:1], model="gpm")
         client.preferences(PAIRS[:1], model="bt")
         client.preferences([("Another prompt?", *PAIRS[0][1:])], model="gpm")
@@ -179,10 +179,13 @@ def test_models_prompts_and_tools_are_kept_apart(hosted):
 
 def test_a_split_batch_is_told_part_by_part_and_a_bad_pair_keeps_its_place(hosted):
     pairs = [(f"{PROMPT} {place}", LONG[0], LONG[1]) for place in range(6)]
-    with serving(hosted) as url, Client(url, handles=100, max_items_per_request=2) as client:
+    with serving(hosted) as url, Client(url, remembered_ids=100, max_items_per_request=2) as client:
         expected = logits(client.preferences(pairs))
         assert logits(client.preferences(pairs)) == expected
-    with serving(hosted, port=int(url.rpartition(":")[2])), Client(url, handles=100, max_items_per_request=2) as client:
+    with (
+        serving(hosted, port=int(url.rpartition(":")[2])),
+        Client(url, remembered_ids=100, max_items_per_request=2) as client,
+    ):
         client.preferences(pairs[:4])
         rows = client.preferences([*pairs[:5], ("", *LONG[:2])], on_error="report").preferences
         assert [place for place, row in enumerate(rows) if isinstance(row, ItemError)] == [5]
@@ -191,7 +194,7 @@ def test_a_split_batch_is_told_part_by_part_and_a_bad_pair_keeps_its_place(hoste
 
 def test_both_clients_do_it(hosted):
     async def twice(url, network):
-        async with AsyncClient(url, handles=100, transport=network) as client:
+        async with AsyncClient(url, remembered_ids=100, transport=network) as client:
             return [logits(await client.preferences(PAIRS)) for _ in range(2)]
 
     network = NotedAsync()
@@ -206,10 +209,10 @@ def test_both_clients_do_it(hosted):
 
 
 def test_ids_of_ones_own_are_told_as_they_are_and_raise_when_they_are_unknown(hosted):
-    with serving(hosted) as url, Client(url, handles=100) as client, Client(url) as plain:
+    with serving(hosted) as url, Client(url, remembered_ids=100) as client, Client(url) as plain:
         for asking in (client, plain):
             (row,) = checked(asking.preferences(PAIRS[:1], return_=["ids"]).preferences)
-            by_id = asking.preferences([HandlePair(first_id=row.first_id, second_id=row.second_id)])
+            by_id = asking.preferences([PairById(first_id=row.first_id, second_id=row.second_id)])
             assert by_id.preferences[0].probability == row.probability
             with pytest.raises(UnknownIdError) as caught:
                 asking.preferences([PAIRS[0], {"first_id": row.first_id, "second_id": "gone"}])
@@ -219,13 +222,13 @@ def test_ids_of_ones_own_are_told_as_they_are_and_raise_when_they_are_unknown(ho
 
 
 def test_no_more_ids_are_remembered_than_was_said():
-    handles = Handles(3)
+    memory = IdMemory(3)
     for number in range(5):
-        handles.learn(bytes([number]), f"id {number}")
-        handles.find([bytes([2])])
-    assert len(handles) == 3
-    assert handles.find([bytes([number]) for number in range(5)]) == [None, None, "id 2", "id 3", "id 4"]
-    handles.forget(["id 3", "never"])
-    assert handles.find([bytes([3]), bytes([4])]) == [None, "id 4"]
-    with pytest.raises(ValueError, match="handles=-1 must be 0 or more"):
-        Client(handles=-1)
+        memory.remember(bytes([number]), f"id {number}")
+        memory.read([bytes([2])])
+    assert len(memory) == 3
+    assert memory.read([bytes([number]) for number in range(5)]) == [None, None, "id 2", "id 3", "id 4"]
+    memory.forget(["id 3", "never"])
+    assert memory.read([bytes([3]), bytes([4])]) == [None, "id 4"]
+    with pytest.raises(ValueError, match="remembered_ids=-1 must be 0 or more"):
+        Client(remembered_ids=-1)

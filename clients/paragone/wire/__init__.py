@@ -20,9 +20,20 @@ from paragone.wire.answers import (
     Tournament,
     TournamentsAnswer,
     Usage,
+    error_detail,
 )
-from paragone.wire.conversations import ContentPart, Group, HandlePair, Item, Message, Pair, Prompt, Response
-from paragone.wire.refusals import error_detail
+from paragone.wire.conversations import (
+    ContentPart,
+    Group,
+    Item,
+    Message,
+    Pair,
+    PairById,
+    Prompt,
+    Response,
+    canonical_json,
+    canonical_turns,
+)
 from paragone.wire.requests import (
     OnError,
     PreferencesRequest,
@@ -39,7 +50,6 @@ __all__ = [
     "ErrorBody",
     "ErrorDetail",
     "Group",
-    "HandlePair",
     "Item",
     "ItemError",
     "Message",
@@ -48,6 +58,7 @@ __all__ = [
     "ModelsAnswer",
     "OnError",
     "Pair",
+    "PairById",
     "Preference",
     "PreferencesAnswer",
     "PreferencesRequest",
@@ -66,5 +77,7 @@ __all__ = [
     "TournamentsRequest",
     "Truncation",
     "Usage",
+    "canonical_json",
+    "canonical_turns",
     "error_detail",
 ]

@@ -5,12 +5,12 @@ Numbers are finite here or they are refused: a server that computed NaN cannot p
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from paragone.codes import ErrorCode
-from paragone.wire.texts import Answered, Count, Finite, Probability
 
 __all__ = [
+    "AnswerModel",
     "ErrorBody",
     "ErrorDetail",
     "ItemError",
@@ -26,16 +26,30 @@ __all__ = [
     "Tournament",
     "TournamentsAnswer",
     "Usage",
+    "error_detail",
 ]
 
+Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
 
+_LISTS = ("pairs", "items", "groups")
+_LONGEST_PLACE = 8
+_LONGEST_NAME = 40
+_CODES = {"json_invalid": ErrorCode.INVALID_JSON}
 _ID = (
     "The id to name it by in later pairs, if asked for: an opaque text, good for this prompt, model and server key. "
     "Null where the server keeps nothing."
 )
 
 
-class ErrorDetail(Answered):
+class AnswerModel(BaseModel):
+    """What an answer is made of: unknown fields are ignored, so that a newer server does not break an older client."""
+
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+
+class ErrorDetail(AnswerModel):
     """What went wrong."""
 
     code: Annotated[ErrorCode | str, Field(union_mode="left_to_right")] = Field(
@@ -48,7 +62,7 @@ class ErrorDetail(Answered):
     )
 
 
-class ErrorBody(Answered):
+class ErrorBody(AnswerModel):
     """The body of every answer that is not a success."""
 
     model_config = ConfigDict(
@@ -59,13 +73,13 @@ class ErrorBody(Answered):
     error: ErrorDetail = Field(description="What went wrong.")
 
 
-class ItemError(Answered):
+class ItemError(AnswerModel):
     """An error in the place of one answer, with `on_error: "report"`."""
 
     error: ErrorDetail = Field(description="Why this one has no answer.")
 
 
-class Usage(Answered):
+class Usage(AnswerModel):
     """What the answer cost."""
 
     forward_responses: Count = Field(description="Responses that went through the model. [count]")
@@ -77,7 +91,7 @@ class Usage(Answered):
     )
 
 
-class Preference(Answered):
+class Preference(AnswerModel):
     """How probable it is that the first response is preferred."""
 
     probability: Probability = Field(description="That the first is preferred to the second, in [0, 1].")
@@ -92,7 +106,7 @@ class Preference(Answered):
     second_id: str | None = Field(default=None, description=f"Of the second response. {_ID}")
 
 
-class Reward(Answered):
+class Reward(AnswerModel):
     """What a model makes of one response."""
 
     reward: Finite | None = Field(
@@ -117,7 +131,7 @@ class Reward(Answered):
     id: str | None = Field(default=None, description=f"Of the response. {_ID}")
 
 
-class Tournament(Answered):
+class Tournament(AnswerModel):
     """What follows from the K×K preferences among the responses of one group."""
 
     win_rates: list[Probability] = Field(
@@ -138,7 +152,7 @@ class Tournament(Answered):
     ids: list[str | None] | None = Field(default=None, description=f"Of each response. {_ID} [K]")
 
 
-class TokensItem(Answered):
+class TokensItem(AnswerModel):
     """What exactly the model sees of one conversation."""
 
     text: str = Field(description="The conversation as rendered by the chat template, after any cut.")
@@ -151,7 +165,7 @@ class TokensItem(Answered):
     truncated_messages: Count = Field(default=0, description="Whole messages that were cut from the prompt. [count]")
 
 
-class _Answer(Answered):
+class _Answer(AnswerModel):
     model: str = Field(description="Id of the model that answered.")
     identity: str = Field(description="Hash of all that the representations depend on. [64 hex digits]")
     fingerprint: str = Field(description="Hash of identity, numerics, temperature and weights. [hex digits]")
@@ -186,7 +200,7 @@ class TokensAnswer(_Answer):
     usage: Usage
 
 
-class ModelLimits(Answered):
+class ModelLimits(AnswerModel):
     """What the server accepts for a model."""
 
     max_tokens: Count = Field(description="Longest conversation that is read. [tokens]")
@@ -194,7 +208,7 @@ class ModelLimits(Answered):
     max_body_bytes: Count = Field(description="Largest request body. [bytes]")
 
 
-class ModelInfo(Answered):
+class ModelInfo(AnswerModel):
     """One hosted model."""
 
     id: str = Field(description="The name to use in requests.")
@@ -225,7 +239,44 @@ class ModelInfo(Answered):
     reasoning: str = Field(description="Whether a response's thoughts are scored: `keep` or `strip`.")
 
 
-class ModelsAnswer(Answered):
+class ModelsAnswer(AnswerModel):
     """The hosted models, the default one first."""
 
     models: list[ModelInfo] = Field(description="The hosted models, the default one first.")
+
+
+def error_detail(error: ValidationError) -> ErrorDetail:
+    """Return the first complaint as code, message and the index of the item at fault.
+
+    Args:
+        error: what validating a request of ``paragone.wire`` raised.
+
+    Returns:
+        The code is ``invalid_json`` for a body that is no JSON, and ``invalid_request`` for the rest, a lone surrogate
+        in a text or a name included: its escape is sound UTF-8.
+    """
+    complaints = error.errors(include_url=False, include_input=False, include_context=False)
+    # A misspelt name explains why the right one is missing, so it comes first.
+    first = min(complaints, key=lambda complaint: complaint["type"] != "extra_forbidden")
+    place = first["loc"]
+    item = place[1] if len(place) > 1 and place[0] in _LISTS and isinstance(place[1], int) else None
+    message = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
+    where = _written(place)
+    return ErrorDetail(
+        code=_CODES.get(first["type"], ErrorCode.INVALID_REQUEST),
+        message=f"{where}: {message}" if where else message,
+        item=item,
+    )
+
+
+def _written(place: tuple[int | str, ...]) -> str:
+    """Return a place as ``pairs[3].prompt[0].role``; union tags are left out and the sender's own words are cut."""
+    written = ""
+    steps = [step for step in place if not (isinstance(step, str) and step.startswith("<"))]
+    for step in steps[:_LONGEST_PLACE]:
+        if isinstance(step, int):
+            written += f"[{step}]"
+        else:
+            named = step if step.isascii() and step.isidentifier() and len(step) <= _LONGEST_NAME else "(a name)"
+            written += f".{named}" if written else named
+    return f"{written}…" if len(steps) > _LONGEST_PLACE else written

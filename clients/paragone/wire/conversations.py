@@ -1,22 +1,88 @@
-"""Conversations as requests carry them: messages, prompts and responses, pairs, items and groups.
+"""Conversations as requests carry them: texts, messages, prompts and responses, pairs, items and groups.
 
-What a model cannot read (an image, say) is refused by the model with ``unsupported_content``, not by these types. The
-tags of the unions are written in angle brackets, so that they can be told from field names in an error's place. A list
-inside an item is refused at its first bad element: collecting an error for each would cost a server gigabytes.
+Texts are checked for lone surrogates here, because Python strings can hold them and ``str.encode`` fails on them much
+later, deep inside a server. What a model cannot read (an image, say) is refused by the model with
+``unsupported_content``, not by these types. The tags of the unions are written in angle brackets, so that they can be
+told from field names in an error's place. A list inside an item is refused at its first bad element: collecting an
+error for each would cost a server gigabytes.
 """
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Discriminator, FailFast, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    JsonValue,
+    Strict,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from paragone.wire.texts import Asked, JsonObject, Text
-
-__all__ = ["ContentPart", "Group", "HandlePair", "Item", "Message", "Pair", "PairForm", "Prompt", "Response"]
+__all__ = [
+    "ContentPart",
+    "Group",
+    "Item",
+    "JsonObject",
+    "Message",
+    "Pair",
+    "PairById",
+    "PairForm",
+    "Prompt",
+    "RequestModel",
+    "Response",
+    "Text",
+    "canonical_json",
+    "canonical_turns",
+]
 
 Element = TypeVar("Element")
 _LONGEST_ID = 256
+
+
+def _well_formed(text: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise PydanticCustomError(
+                "lone_surrogate", "the text holds a lone surrogate, which no UTF-8 can carry: replace or remove it"
+            ) from None
+    return text
+
+
+def _well_formed_object(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return the object unchanged if all its texts, at any depth, are well formed and its numbers are finite."""
+    waiting: list[JsonValue] = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            _well_formed(part)
+        elif isinstance(part, dict):
+            waiting.extend(part)
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
+        elif isinstance(part, float) and not math.isfinite(part):
+            raise PydanticCustomError("finite_number", "the object holds NaN or an infinity, which JSON cannot carry")
+    return value
+
+
+Text = Annotated[str, Strict(), AfterValidator(_well_formed)]
+JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_well_formed_object)]
+
+
+class RequestModel(BaseModel):
+    """What a request is made of: unknown fields are refused, and errors do not repeat the input."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
 class _FirstErrorOnly(FailFast):
@@ -26,7 +92,7 @@ class _FirstErrorOnly(FailFast):
 _Few = Annotated[list[Element], _FirstErrorOnly()]
 
 
-class ContentPart(Asked):
+class ContentPart(RequestModel):
     """One part of a message's content; the field named after its type holds it."""
 
     type: Literal["text", "refusal", "image_url", "input_audio", "video_url", "file"] = Field(
@@ -64,7 +130,7 @@ def _response_kind(value: object) -> str | None:
     return "<message>" if isinstance(value, Mapping | Message) else None
 
 
-class Message(Asked):
+class Message(RequestModel):
     """One message of a conversation, in OpenAI's shape."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="Who speaks.")
@@ -108,7 +174,7 @@ _PROMPT = "What was asked: a text (one user message) or a list of messages."
 _RESPONSE = "A text (one assistant message), a message, or a list of messages (an agent's turns). It may be empty."
 
 
-class _Conversations(Asked):
+class _Conversations(RequestModel):
     prompt: Prompt = Field(description=_PROMPT)
     tools: _Few[JsonObject] | None = Field(default=None, description="Tools on offer, as OpenAI writes them.")
 
@@ -120,7 +186,7 @@ class Pair(_Conversations):
     second: Response = Field(description=f"The response it is compared with. {_RESPONSE}")
 
 
-class HandlePair(Asked):
+class PairById(RequestModel):
     """A pair in which at least one response is named by the id that an earlier answer gave it.
 
     With two ids nothing else is said: they know their prompt. With one, prompt and tools must be the id's own.
@@ -134,7 +200,7 @@ class HandlePair(Asked):
     second_id: Id | None = Field(default=None, description="The id of the second response, instead of it.")
 
     @model_validator(mode="after")
-    def _says_each_thing_once(self) -> "HandlePair":
+    def _says_each_thing_once(self) -> "PairById":
         for side in ("first", "second"):
             if (getattr(self, side) is None) == (getattr(self, f"{side}_id") is None):
                 raise PydanticCustomError(
@@ -149,13 +215,11 @@ class HandlePair(Asked):
 
 
 def _pair_kind(value: object) -> str:
-    named = isinstance(value, HandlePair) or (isinstance(value, dict) and ("first_id" in value or "second_id" in value))
-    return "<handles>" if named else "<texts>"
+    named = isinstance(value, PairById) or (isinstance(value, dict) and ("first_id" in value or "second_id" in value))
+    return "<ids>" if named else "<texts>"
 
 
-PairForm = Annotated[
-    Annotated[Pair, Tag("<texts>")] | Annotated[HandlePair, Tag("<handles>")], Discriminator(_pair_kind)
-]
+PairForm = Annotated[Annotated[Pair, Tag("<texts>")] | Annotated[PairById, Tag("<ids>")], Discriminator(_pair_kind)]
 
 
 class Item(_Conversations):
@@ -178,3 +242,16 @@ class Group(_Conversations):
         min_length=1,
         description="If given, win rates are the mean probability against these, and not against the group itself.",
     )
+
+
+def canonical_json(value: object) -> bytes:
+    """Return the one JSON form of a value: keys sorted, no spaces, UTF-8."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def canonical_turns(turns: Prompt | Response, role: Literal["user", "assistant"]) -> bytes:
+    """Return a prompt or a response as canonical JSON; a text is its one message of a role."""
+    if isinstance(turns, str):
+        return canonical_json([{"role": role, "content": turns}])
+    messages: Sequence[Message] = [turns] if isinstance(turns, Message) else turns
+    return canonical_json([message.model_dump(mode="json", exclude_none=True) for message in messages])

@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from paragone.wire.conversations import Group, Item, PairForm
-from paragone.wire.texts import Asked, Text
+from paragone.wire.conversations import Group, Item, PairForm, RequestModel, Text
 
 __all__ = [
     "OnError",
@@ -34,7 +33,7 @@ _FIRST_ID = "rGzTn9Zk3Wb1x0mYVtq7cQpJ8dKfLhUe5sXaBgOiMvE2NuR4jCwy6DIlSHAoPFTZ"
 _SECOND_ID = "Zq8vXc2NfT7LrYwKj1mHs5BpUeGdOa0i9SQhVtIoR3xJnMuEbCz4yWgPlA6kDF-_"
 
 
-class _Request(Asked):
+class _Request(RequestModel):
     model: Text | None = Field(default=None, description="Id of a hosted model; omitted: the server's default model.")
     truncation: Truncation = Field(
         default="prompt",

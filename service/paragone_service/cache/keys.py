@@ -1,24 +1,49 @@
-"""The cache key of a conversation: what was said, before any truncation, under one model's identity.
+"""The cache key of a conversation, and the ids that stand for one on the wire, so that a long text travels once.
+
+A key is a hash of what was said, before any truncation, under one model's identity:
 
     key = namespace (8 bytes) + blake2b-16( form | prompt | tools | response )
 
 Every part is length-prefixed, so that the border between prompt and response is part of the key. A string prompt is
 its one user message, a string response its one assistant message: they share an entry with the long form. The form
 byte keeps conversations apart from what other routes may cache: ``M`` messages, ``T`` raw text, ``I`` token ids.
+
+An id is made of the two digests that lead to the key, sealed with the server's secret:
+
+    id   = base64url( tag (16) | mask XOR (prompt digest (16) | response digest (16)) )      64 letters
+    tag  = blake2b-16( model's namespace | both digests ), keyed by the server's secret
+    mask = blake2b-32( tag ), keyed by the same secret
+
+The tag makes an id impossible to forge, to splice from two others or to carry over to another model or to a server
+with another key; the mask keeps it from telling, to whoever has no key, whether it stands for a text that they guess.
+(Tag first, then a mask made of it: the scheme of a synthetic initialisation vector, RFC 5297.) Nothing is stored: the
+digests lead to the cache's own entry, so that an id is known exactly as long as its representation is, in every
+replica that shares Redis and key. An id is the same each time, and says no more than that.
 """
 
+import base64
+import binascii
 import hashlib
+import hmac
 import json
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from paragone.wire import Message, Prompt, Response
+from paragone.wire import Message, Prompt, Response, canonical_json
 
-__all__ = ["DIGEST_BYTES", "NAMESPACE_BYTES", "conversation_keys", "namespace", "prompt_digest"]
+__all__ = ["NO_SECRET", "Ids", "conversation_keys", "namespace", "prompt_digest", "secret_of"]
 
-NAMESPACE_BYTES = 8
-DIGEST_BYTES = 16
+NO_SECRET = bytes(32)
+"""What a server without a key has; its ids keep nothing from anybody."""
+
+_NAMESPACE_BYTES = 8
+_DIGEST_BYTES = 16
+_TAG_BYTES = 16
+_ID_BYTES = _TAG_BYTES + 2 * _DIGEST_BYTES
+_TAG = b"paragone-id-tag"
+_MASK = b"paragone-id-mask"
 _MESSAGES = b"M"
 
 
@@ -44,26 +69,26 @@ def namespace(identity: str, numerics: dict[str, str] | None = None) -> bytes:
         numerics: dtype, kernels and versions, to keep apart also what differs only in rounding; None shares it.
     """
     if numerics is None:
-        return bytes.fromhex(identity)[:NAMESPACE_BYTES]
+        return bytes.fromhex(identity)[:_NAMESPACE_BYTES]
     text = json.dumps([identity, numerics], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=NAMESPACE_BYTES).digest()
+    return hashlib.blake2b(text.encode(), digest_size=_NAMESPACE_BYTES).digest()
 
 
 def conversation_keys(
     space: bytes, prompt: Prompt, tools: list[dict[str, JsonValue]] | None, responses: Sequence[Response]
 ) -> list[bytes]:
-    """Return one key per response to a prompt; the prompt is hashed once.
+    """Return one key per response to a prompt.
 
     Args:
         space: the model's namespace.
         prompt: what was asked, as it came over the wire.
         tools: the tools on offer, or None.
-        responses: the answers to it.
+        responses: to the prompt.
     """
     shared = _hashed(prompt, tools)
     keys = []
     for response in responses:
-        own = shared.copy()
+        own = shared.copy()  # the prompt is hashed once for all its responses
         if type(response) is str:
             text = response.encode()
             own.update(_STRING_RESPONSE + _size(len(text)) + text)
@@ -74,12 +99,7 @@ def conversation_keys(
 
 
 def prompt_digest(prompt: Prompt, tools: list[dict[str, JsonValue]] | None) -> bytes:
-    """Return the 16 bytes that all conversations with one prompt and one set of tools share.
-
-    Args:
-        prompt: what was asked, as it came over the wire.
-        tools: the tools on offer, or None.
-    """
+    """Return the 16 bytes that all conversations with one prompt and one set of tools share."""
     return _hashed(prompt, tools).digest()
 
 
@@ -90,7 +110,7 @@ def _hashed(prompt: Prompt, tools: list[dict[str, JsonValue]] | None) -> "hashli
         start = _STRING_PROMPT + _size(len(text)) + text + offered
     else:
         start = _MESSAGES + _messages(prompt) + offered
-    return hashlib.blake2b(start, digest_size=DIGEST_BYTES, usedforsecurity=False)
+    return hashlib.blake2b(start, digest_size=_DIGEST_BYTES, usedforsecurity=False)
 
 
 def _messages(messages: Sequence[Message] | str) -> bytes:
@@ -99,13 +119,83 @@ def _messages(messages: Sequence[Message] | str) -> bytes:
 
 
 def _message(message: Message) -> bytes:
-    said = message.model_dump(mode="json", exclude_none=True)
-    if said.keys() == {"role", "content"} and isinstance(said["content"], str):
-        content = said["content"].encode()
-        return _plain_head(said["role"]) + _size(len(content)) + content
-    return b"f" + _json(said)
+    fields = message.model_dump(mode="json", exclude_none=True)
+    if fields.keys() == {"role", "content"} and isinstance(fields["content"], str):
+        content = fields["content"].encode()
+        return _plain_head(fields["role"]) + _size(len(content)) + content
+    return b"f" + _json(fields)
 
 
 def _json(value: object) -> bytes:
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    text = canonical_json(value)
     return b"j" + _size(len(text)) + text
+
+
+def secret_of(api_key: str | None) -> bytes:
+    """Return the 32 bytes that a server keys its ids with.
+
+    The key is stretched, because an id for a known text would else let a weak key be guessed fast. A server without one
+    listens on loopback only, and its ids keep nothing from the users of that machine.
+    """
+    if api_key is None:
+        return NO_SECRET
+    return hashlib.scrypt(api_key.encode(), salt=b"paragone-ids", n=2**14, r=8, p=1, dklen=32)
+
+
+class _Target(NamedTuple):
+    """What an id stands for.
+
+    Attributes:
+        prompt: digest of its prompt and tools; None for an id that this server has not made.
+        key: cache key of its conversation; for an id that is not ours, one that no conversation has.
+    """
+
+    prompt: bytes | None
+    key: bytes
+
+
+class Ids:
+    """Make and read the ids of one model.
+
+    Args:
+        secret: from ``secret_of``.
+        space: the model's namespace in the cache.
+    """
+
+    def __init__(self, secret: bytes, space: bytes) -> None:
+        self._secret = secret
+        self._space = space
+
+    def id_of(self, prompt: bytes, key: bytes) -> str:
+        """Return the id of a response.
+
+        Args:
+            prompt: digest of its prompt.
+            key: cache key of its conversation.
+        """
+        digests = prompt + key[len(self._space) :]
+        tag = self._tag(digests)
+        return base64.urlsafe_b64encode(tag + self._masked(digests, tag)).decode()
+
+    def read(self, id: str) -> _Target:
+        """Return what an id stands for."""
+        try:
+            raw = base64.b64decode(id.encode("ascii"), altchars=b"-_", validate=True)
+        except (UnicodeEncodeError, binascii.Error):
+            raw = b""
+        # What is no id goes the same way as a foreign one: it costs the same time, and leads to a key that no
+        # conversation has, so that nobody can tell either from an id whose representation was evicted.
+        sealed = raw if len(raw) == _ID_BYTES else bytes(_ID_BYTES)
+        tag = sealed[:_TAG_BYTES]
+        digests = self._masked(sealed[_TAG_BYTES:], tag)
+        if hmac.compare_digest(tag, self._tag(digests)):
+            return _Target(digests[:_DIGEST_BYTES], self._space + digests[_DIGEST_BYTES:])
+        return _Target(None, self._space + self._tag(digests + tag))
+
+    def _tag(self, digests: bytes) -> bytes:
+        text = self._space + digests
+        return hashlib.blake2b(text, digest_size=_TAG_BYTES, key=self._secret, person=_TAG).digest()
+
+    def _masked(self, digests: bytes, tag: bytes) -> bytes:
+        mask = hashlib.blake2b(tag, digest_size=len(digests), key=self._secret, person=_MASK).digest()
+        return (int.from_bytes(digests, "big") ^ int.from_bytes(mask, "big")).to_bytes(len(mask), "big")

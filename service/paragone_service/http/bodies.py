@@ -1,4 +1,4 @@
-"""From the bytes of a body to a request of the wire contract, and back to a list with every item in its place.
+"""From the bytes of a body to a request of the wire contract, within the limits of one request.
 
 The body is parsed once in Rust and validated as Python values, which measures faster than pydantic's own JSON mode and
 lets items be counted before they are validated. Nothing here repeats what a client sent.
@@ -6,18 +6,18 @@ lets items be counted before they are validated. Nothing here repeats what a cli
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import Request
 
 from paragone.codes import ErrorCode
-from paragone.wire import Group, ItemError
+from paragone.wire import Group
 from paragone_service.http.errors import ServiceError, from_validation
+from paragone_service.scoring.request import Problems
 
-__all__ = ["MAX_GROUP", "MAX_ITEMS", "MAX_PARTS", "MAX_RESPONSES", "Batch", "check_groups", "check_total", "read_batch"]
+__all__ = ["MAX_GROUP", "MAX_ITEMS", "MAX_PARTS", "MAX_RESPONSES", "check_groups", "check_total", "read_body"]
 
 MAX_ITEMS = 10_000
 """Pairs, items or groups in one request."""
@@ -29,44 +29,20 @@ MAX_GROUP = 512
 """Responses of one group: the maximal lottery of more takes too long (3 s for 512, a minute for 1,024)."""
 
 Wire = TypeVar("Wire", bound=BaseModel)
-Row = TypeVar("Row", bound=BaseModel)
 
 
-@dataclass(frozen=True)
-class Batch(Generic[Wire]):
-    """A request whose sound items are validated.
-
-    Attributes:
-        request: with the sound items only.
-        size: how many items were sent.
-        problems: why the others are not sound, by their index; empty unless the request reports errors.
-    """
-
-    request: Wire
-    size: int
-    problems: dict[int, ServiceError] = field(default_factory=dict)
-
-    def place(self, rows: Sequence[Row | ServiceError]) -> list[Row | ItemError]:
-        """Return the answer's list: the rows of the sound items and every error, in the order that was sent."""
-        if not self.problems and ServiceError not in set(map(type, rows)):
-            return rows  # type: ignore[return-value]  # no error among them
-        waiting = iter(rows)
-        placed: list[Row | ItemError] = []
-        for item in range(self.size):
-            row = self.problems.get(item) or next(waiting)
-            placed.append(row.in_place(item) if isinstance(row, ServiceError) else row)
-        return placed
-
-
-async def read_batch(
+async def read_body(
     request: Request, wire: type[Wire], list_field: Literal["pairs", "items", "groups"]
-) -> Batch[Wire]:
+) -> tuple[Wire, list[int], Problems]:
     """Read and validate the body of a request.
 
     Args:
         request: whose body is read.
         wire: the type it should have.
         list_field: the name of its list.
+
+    Returns:
+        The request with its valid items only, their places in the list as it was sent, and the problems of the others.
 
     Raises:
         ServiceError: ``unsupported_media_type``, ``invalid_encoding``, ``invalid_json``, ``too_many_items``, or
@@ -75,20 +51,23 @@ async def read_batch(
     _check_media_type(request)
     values = _parse(b"".join([chunk async for chunk in request.stream()]))  # request.body() would keep the bytes
     items = values.get(list_field) if isinstance(values, dict) else None
-    size = len(items) if isinstance(items, list) else 0
-    if size > MAX_ITEMS:
+    if not isinstance(items, list):
+        items = []
+    if len(items) > MAX_ITEMS:
         raise ServiceError(
-            ErrorCode.TOO_MANY_ITEMS, f"{size} {list_field} in one request; the limit is {MAX_ITEMS}: split them"
+            ErrorCode.TOO_MANY_ITEMS, f"{len(items)} {list_field} in one request; the limit is {MAX_ITEMS}: split them"
         )
-    if isinstance(items, list):
-        _check_parts(items)
+    _check_parts(items)
     try:
-        return Batch(wire.model_validate(values), size)
+        body = wire.model_validate(values)
     except ValidationError as error:
         refusal = from_validation(error)
-        if not isinstance(items, list) or refusal.item is None or values.get("on_error") != "report":
+        # Only an item's own error can stand in its place, and only where the request (not valid so far) asks for it.
+        if refusal.item is None or values.get("on_error") != "report":
             raise refusal from None
-    return _sound_items(values, items, wire, list_field)
+        return _valid_items(values, items, wire, list_field)
+    report = body.on_error == "report"  # type: ignore[attr-defined]  # all requests have it
+    return body, list(range(len(items))), Problems(list_field, report)
 
 
 def check_groups(groups: Sequence[Group]) -> None:
@@ -121,10 +100,12 @@ def check_total(responses: int) -> None:
         )
 
 
-def _sound_items(values: dict[str, Any], items: list[Any], wire: type[Wire], list_field: str) -> Batch[Wire]:
-    """Validate item by item: the slow way, taken when one is not sound and the others shall be answered."""
-    problems: dict[int, ServiceError] = {}
-    sound = []
+def _valid_items(
+    values: dict[str, Any], items: list[Any], wire: type[Wire], list_field: str
+) -> tuple[Wire, list[int], Problems]:
+    """Validate item by item: the slow way, taken when one is not valid and the others shall be answered."""
+    problems = Problems(list_field, report=True)
+    valid = []
     for index, item in enumerate(items):
         try:
             wire.model_validate({**values, list_field: [item]})
@@ -132,12 +113,11 @@ def _sound_items(values: dict[str, Any], items: list[Any], wire: type[Wire], lis
             refusal = from_validation(error)
             if refusal.item is None:
                 raise refusal from None
-            problems[index] = ServiceError(
-                refusal.code, refusal.message.replace(f"{list_field}[0]", "", 1).lstrip(".: ")
-            )
+            message = refusal.message.replace(f"{list_field}[0]", "", 1).lstrip(".: ")
+            problems.add(index, ServiceError(refusal.code, message))
         else:
-            sound.append(item)
-    return Batch(wire.model_validate({**values, list_field: sound}), len(items), problems)
+            valid.append(index)
+    return wire.model_validate({**values, list_field: [items[index] for index in valid]}), valid, problems
 
 
 def _check_parts(items: Sequence[Any]) -> None:

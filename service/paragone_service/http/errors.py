@@ -20,6 +20,7 @@ from paragone.wire import ErrorDetail, ItemError, error_detail
 
 __all__ = [
     "HTTP_STATUS",
+    "SCOPE_CODE",
     "ClientGoneError",
     "ServiceError",
     "error_response",
@@ -29,6 +30,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger("paragone.service")
+
+SCOPE_CODE = "paragone.code"
+"""Key of an ASGI scope under which the code is kept that its request was refused with."""
 
 HTTP_STATUS: Mapping[ErrorCode, int] = MappingProxyType(
     {
@@ -158,7 +162,7 @@ def install_handlers(app: FastAPI) -> None:
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    request.scope["paragone.code"] = error.code
+    request.scope[SCOPE_CODE] = error.code
     return error_response(error)
 
 

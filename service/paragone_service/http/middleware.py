@@ -1,9 +1,9 @@
 """What every request passes before it reaches a route, outermost first. Pure ASGI, no task or queue of their own.
 
-Lingering     reads on where an answer came before the end of its request's body
+Lingering     reads the rest of a body whose request was answered early
 Observation   request id, timing headers, metrics, access log; a crash becomes internal_error
-Draining      no new work once the server is shutting down, and none that goes on beyond the grace
-Authorization one bearer key for every route but the health checks
+Draining      refuses new work once the server is shutting down, and ends old work after the grace
+Authorization asks for one bearer key, on every route but the health checks
 BodyLimit     by Content-Length, and by counting what comes without one
 """
 
@@ -20,22 +20,29 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paragone.codes import ErrorCode
-from paragone_service.http.errors import ClientGoneError, ServiceError, error_response
-from paragone_service.http.timings import timings_of
+from paragone_service.http.errors import SCOPE_CODE, ClientGoneError, ServiceError, error_response
 from paragone_service.metrics import Metrics
+from paragone_service.scoring.request import Timings
 
-__all__ = ["OPEN_PATHS", "Authorization", "BodyLimit", "Drain", "Draining", "Lingering", "Observation"]
+__all__ = ["SCOPE_TIMINGS", "Authorization", "BodyLimit", "Drain", "Draining", "Lingering", "Observation"]
 
 logger = logging.getLogger("paragone.service")
 access_logger = logging.getLogger("paragone.access")
 
-OPEN_PATHS = frozenset({"/livez", "/readyz"})
+SCOPE_TIMINGS = "paragone.timings"
+"""Key of an ASGI scope under which the ``Timings`` of its request are kept."""
+_OPEN_PATHS = frozenset({"/livez", "/readyz"})
 """What needs no key, and is answered while draining."""
-_ALWAYS_ANSWERED = OPEN_PATHS | {"/metrics"}
+_ALWAYS_ANSWERED = _OPEN_PATHS | {"/metrics"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CLIENT_GONE = 499
 _LINGER_S = 30.0
 _SILENCE_S = 5.0
+
+
+async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
+    scope[SCOPE_CODE] = error.code
+    await error_response(error)(scope, receive, send)
 
 
 class Drain:
@@ -58,6 +65,8 @@ class Drain:
         Raises:
             TimeoutError: if it is.
         """
+        # A timeout that has no end until ``end`` gives it one. A task that were cancelled instead would look like one
+        # whose client has left.
         async with asyncio.timeout(0 if self.over else None) as running:
             self._running.add(running)
             try:
@@ -74,15 +83,16 @@ class Drain:
 
 
 class Lingering:
-    """Read on, for a while, where a request was answered before its body's end, and throw away what comes.
+    """Read the rest of a body, for a while, whose request was answered before its end, and throw it away.
 
     To close a connection with unread bytes is to reset it, and a client that is still sending may then never see its
-    answer. So the answer goes out in full at once, for clients that look up, but does not end before the body does.
+    answer. So the answer goes out in full at once, for clients that read while they send, but does not end before the
+    body does.
 
     Args:
-        app: whose answers may come early.
+        app: what answers.
         drain: whose grace it does not outlast.
-        linger_s: how long a body is read on.
+        linger_s: how long the rest of a body is read.
         silence_s: how long the next piece of it may take.
     """
 
@@ -95,11 +105,11 @@ class Lingering:
         self._silence_s = silence_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and read what is left of it once it is answered."""
+        """Pass the request on, and read the rest of its body once it is answered."""
         if scope["type"] != "http" or not _has_body(scope):
             await self._app(scope, receive, send)
             return
-        unread, owed = True, False
+        unread, end_withheld = True, False
 
         async def watch() -> Message:
             nonlocal unread
@@ -107,21 +117,21 @@ class Lingering:
             unread = message["type"] == "http.request" and message.get("more_body", False)
             return message
 
-        async def hold_the_end(message: Message) -> None:
-            nonlocal owed
+        async def withhold_end(message: Message) -> None:
+            nonlocal end_withheld
             if unread and message["type"] == "http.response.body" and not message.get("more_body", False):
-                message, owed = {**message, "more_body": True}, True
+                message, end_withheld = {**message, "more_body": True}, True
             await send(message)
 
-        await self._app(scope, watch, hold_the_end)
-        if owed:
+        await self._app(scope, watch, withhold_end)
+        if end_withheld:
             now = asyncio.get_running_loop().time
             end = now() + self._linger_s
             with contextlib.suppress(TimeoutError):
                 async with self._drain.grace():
                     while unread and now() < end:
                         async with asyncio.timeout_at(min(end, now() + self._silence_s)):
-                            await watch()
+                            await watch()  # the server drops what was read, piece by piece: nothing piles up
             await send({"type": "http.response.body", "body": b""})
 
 
@@ -150,9 +160,10 @@ class Observation:
             await self._app(scope, receive, send)
             return
         started = self._clock()
-        timings = timings_of(scope)
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        timings = scope[SCOPE_TIMINGS] = Timings()
+        request_id = Headers(scope=scope).get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(request_id):  # it goes into the log and into a header as it is
+            request_id = secrets.token_hex(16)
         status = 0
 
         async def observe(message: Message) -> None:
@@ -171,21 +182,20 @@ class Observation:
             try:
                 await self._app(scope, receive, observe)
             except (ClientGoneError, ClientDisconnect):
-                status = _CLIENT_GONE
+                status = _CLIENT_GONE  # for log and metrics alone
             except Exception:
                 logger.exception("request %s failed", request_id)
                 if status:
                     raise  # the answer has begun; the connection can only be closed
                 error = ServiceError(ErrorCode.INTERNAL_ERROR, f"the server failed; its log has request {request_id}")
-                scope["paragone.code"] = error.code
-                await error_response(error)(scope, receive, observe)
+                await _refuse(error, scope, receive, observe)
         self._count(scope, request_id, status, self._clock() - started)
 
     def _count(self, scope: Scope, request_id: str, status: int, total_s: float) -> None:
-        route = getattr(scope.get("route"), "path", "other")
-        timings = timings_of(scope)
+        route = getattr(scope.get("route"), "path", "other")  # the pattern: a label of every path would never end
+        timings: Timings = scope[SCOPE_TIMINGS]
         self._metrics.requests.labels(route, str(status)).inc()
-        code = scope.get("paragone.code")
+        code = scope.get(SCOPE_CODE)
         if code is not None:
             self._metrics.errors.labels(code).inc()
         self._metrics.seconds.labels(route, "total").observe(total_s)
@@ -199,35 +209,7 @@ class Observation:
         access_logger.info("%s %s %s %d %.1f ms", request_id, scope["method"], route, status, 1e3 * total_s)
 
 
-async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
-    scope["paragone.code"] = error.code
-    await error_response(error)(scope, receive, send)
-
-
-class _Gate:
-    """A middleware that either answers an HTTP request with an error or passes it on."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
-        error = self.refusal(scope) if scope["type"] == "http" else None
-        if error is None:
-            await self.admit(scope, receive, send)
-        else:
-            await _refuse(error, scope, receive, send)
-
-    async def admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on a request that is not refused."""
-        await self._app(scope, receive, send)
-
-    def refusal(self, scope: Scope) -> ServiceError | None:
-        """Return why the request is not passed on, or None."""
-        raise NotImplementedError
-
-
-class Draining(_Gate):
+class Draining:
     """Admit nothing new once the server is shutting down, and refuse what was admitted when the grace is over.
 
     Args:
@@ -236,19 +218,16 @@ class Draining(_Gate):
     """
 
     def __init__(self, app: ASGIApp, *, drain: Drain) -> None:
-        super().__init__(app)
+        self._app = app
         self._drain = drain
 
-    def refusal(self, scope: Scope) -> ServiceError | None:
-        """Return ``shutting_down`` for everything but health and metrics."""
-        if not self._drain.begun or scope["path"] in _ALWAYS_ANSWERED:
-            return None
-        return self._error()
-
-    async def admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and refuse it after all if it has no answer when the grace is over."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it; also after all, if it has no answer when the grace is over."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if self._drain.begun and scope["path"] not in _ALWAYS_ANSWERED:
+            await _refuse(self._error(), scope, receive, send)
             return
         answered = False
 
@@ -262,7 +241,7 @@ class Draining(_Gate):
                 await self._app(scope, receive, watch)
         except TimeoutError:
             if answered or not self._drain.over:
-                raise
+                raise  # half an answer cannot be taken back; and a timeout before the end is not ours
             await _refuse(self._error(), scope, receive, send)
 
     def _error(self) -> ServiceError:
@@ -274,7 +253,7 @@ class Draining(_Gate):
         )
 
 
-class Authorization(_Gate):
+class Authorization:
     """Ask for the bearer key, on every path but the health checks.
 
     Args:
@@ -283,22 +262,29 @@ class Authorization(_Gate):
     """
 
     def __init__(self, app: ASGIApp, *, api_key: str | None) -> None:
-        super().__init__(app)
+        self._app = app
         self._key = None if api_key is None else api_key.encode()
 
-    def refusal(self, scope: Scope) -> ServiceError | None:
-        """Return ``missing_key`` or ``wrong_key``; the comparison takes the same time for every wrong key."""
-        if self._key is None or scope["path"] in OPEN_PATHS:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it with ``missing_key`` or ``wrong_key``."""
+        error = self._refusal(scope) if scope["type"] == "http" else None
+        if error is None:
+            await self._app(scope, receive, send)
+        else:
+            await _refuse(error, scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> ServiceError | None:
+        if self._key is None or scope["path"] in _OPEN_PATHS:
             return None
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, key = given.partition(b" ")
+        header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        scheme, _, key = header.partition(b" ")
         if scheme.lower() != b"bearer" or not key:
             return ServiceError(
                 ErrorCode.MISSING_KEY,
                 "this server needs a key: send it as authorization: Bearer KEY",
                 headers={"www-authenticate": "Bearer"},
             )
-        if not secrets.compare_digest(key.strip(), self._key):
+        if not secrets.compare_digest(key.strip(), self._key):  # takes the same time for every wrong key
             return ServiceError(ErrorCode.WRONG_KEY, "this is not the server's key")
         return None
 

@@ -1,50 +1,93 @@
-"""What goes into an oracle and what comes out: the words that routes, oracle and answers share.
+"""A request on its way through the server: its items, their rows, how it wants to be answered, and what is wrong.
 
-Rows are responses in the order of the request, n of them; an item is a pair, an item or a group of the request; d is
-the length of a representation.
+An item is a pair, an item or a group of the request's list; its index is its place in that list, as it was sent. A row
+is one response of an item. Rows stand in the order of the request, n of them; d is the length of a representation.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from paragone.wire import Message, Prompt, Response, Truncation, Usage
+from paragone.wire import ItemError, Message, Prompt, Response, Truncation, Usage
 from paragone_models.text.reader import Conversation, conversation
 from paragone_service.http.errors import ClientGoneError, ServiceError
-from paragone_service.http.timings import Timings
 
-__all__ = ["Asked", "Call", "Named", "Represented", "as_conversation", "items_of", "placed", "unless_gone"]
+__all__ = [
+    "Call",
+    "Problems",
+    "Represented",
+    "RequestItem",
+    "ResponseId",
+    "Row",
+    "Timings",
+    "as_conversation",
+    "unless_gone",
+]
 
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A response that is named by the id of an earlier answer."""
+@dataclass
+class Problems:
+    """What is wrong with the items of one request.
 
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One prompt of a request and the responses to it whose representations are wanted.
+    Here alone it is decided what an item's error does: it refuses the request, or it is kept and takes the place of
+    the item's answer. Validation, reading, the cache, the engine and the arithmetic all add to the same object.
 
     Attributes:
-        prompt: what was asked; None where all responses are named.
-        tools: the tools on offer, or None.
-        responses: in full, or named.
-        named: whether any of them is.
+        where: name of the request's list, for messages: pairs, items or groups.
+        report: keep errors, instead of refusing the request.
+        errors: those kept, by the items' indices.
     """
 
-    prompt: Prompt | None
-    tools: list[dict[str, JsonValue]] | None
-    responses: Sequence[Response | Named]
-    named: bool = False
+    where: str
+    report: bool
+    errors: dict[int, ServiceError] = field(default_factory=dict)
+
+    def add(self, item: int, error: ServiceError, *, refusal: ServiceError | None = None) -> None:
+        """Refuse the request, or keep the error; the first one of an item counts.
+
+        Args:
+            item: index of the item at fault.
+            error: of this item alone.
+            refusal: what the request is refused with, if not the item's error.
+
+        Raises:
+            ServiceError: unless the request reports errors.
+        """
+        if not self.report:
+            whole = refusal or error
+            raise whole.at(item, f"{self.where}[{item}]: {whole.message}")
+        self.errors.setdefault(item, error)
+
+    def place(self, rows: Sequence[Result]) -> list[Result | ItemError]:
+        """Return an answer's list: the rows of all items without an error, and each error in its item's place."""
+        sound = iter(rows)
+        return [
+            self.errors[item].in_place(item) if item in self.errors else next(sound)
+            for item in range(len(rows) + len(self.errors))
+        ]
+
+
+@dataclass(slots=True)
+class Timings:
+    """Times of one request, in seconds; zero where nothing was to do.
+
+    Attributes:
+        tokenize_s: rendering and tokenizing what no cache knew.
+        queue_s: waiting for the device, from the queueing of the first response to the end of the last, without
+            ``inference_s``.
+        inference_s: the batches that responses of this request were in.
+    """
+
+    tokenize_s: float = 0.0
+    queue_s: float = 0.0
+    inference_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,22 +95,62 @@ class Call:
     """How a request wants to be answered.
 
     Attributes:
-        where: name of the request's list, for messages: pairs, items or groups.
         truncation: what happens to conversations over the limit.
-        report: put errors in the place of items, instead of refusing the request.
         gone: returns once the client has left; None if nobody can leave.
         timings: filled in on the way.
         ids: whether the answer names each response by an id.
         client: who asks, for fairness among those who wait: requests of equal clients wait in one line.
     """
 
-    where: Literal["pairs", "items", "groups"]
+    problems: Problems
     truncation: Truncation = "prompt"
-    report: bool = False
     gone: Callable[[], Awaitable[None]] | None = None
     timings: Timings = field(default_factory=Timings)
     ids: bool = False
     client: Hashable = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseId:
+    """A response that is named by the id of an earlier answer."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestItem:
+    """One item of a request: a prompt, and the responses to it whose representations are needed.
+
+    Attributes:
+        index: place in the request's list, as it was sent.
+        prompt: what was asked; None where all responses are ids.
+        tools: the tools on offer, or None.
+        responses: in full, or by id.
+        has_ids: whether any of them is an id.
+    """
+
+    index: int
+    prompt: Prompt | None
+    tools: list[dict[str, JsonValue]] | None
+    responses: Sequence[Response | ResponseId]
+    has_ids: bool = False
+
+
+@dataclass(slots=True)
+class Row:
+    """One response of a request.
+
+    Attributes:
+        item: index of the item that it belongs to.
+        key: its cache key.
+        prompt: digest of its prompt, where the answer shall name it by an id; None for an id that is not ours.
+        id: the id that stands for it in the request; None where it came in full.
+    """
+
+    item: int
+    key: bytes
+    prompt: bytes | None = None
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,58 +160,51 @@ class Represented:
     Attributes:
         vectors: float32, NaN in the rows of an item with a problem. [n, d]
         dropped: tokens cut from each prompt. [n]
-        problems: why an item has no answer, by its index; empty unless the call reports errors.
+        items: the index of each item, in the order of its rows.
         usage: what it cost.
         ids: the id of each response, None where it has none; empty unless the call wants ids. [n]
     """
 
     vectors: NDArray[np.float32]
     dropped: NDArray[np.uint32]
-    problems: dict[int, ServiceError]
+    items: Sequence[int]
     usage: Usage
     ids: Sequence[str | None] = ()
 
 
-def as_conversation(asked: Asked, response: Response | Named) -> Conversation:
-    """Return a wire conversation as the models know it; it must have come in full."""
-    assert asked.prompt is not None
-    assert not isinstance(response, Named)
-    prompt = asked.prompt if isinstance(asked.prompt, str) else [_plain(message) for message in asked.prompt]
+def as_conversation(item: RequestItem, response: Response | ResponseId) -> Conversation:
+    """Return a response with its prompt as the models know it; it must have come in full."""
+    assert item.prompt is not None
+    assert not isinstance(response, ResponseId)
+    prompt = item.prompt if isinstance(item.prompt, str) else [_plain(message) for message in item.prompt]
     if isinstance(response, str):
-        return conversation(prompt, response, asked.tools)
+        return conversation(prompt, response, item.tools)
     if isinstance(response, Message):
-        return conversation(prompt, _plain(response), asked.tools)
-    return conversation(prompt, [_plain(message) for message in response], asked.tools)
+        return conversation(prompt, _plain(response), item.tools)
+    return conversation(prompt, [_plain(message) for message in response], item.tools)
 
 
 def _plain(message: Message) -> dict[str, Any]:
     return message.model_dump(mode="json", exclude_none=True)
 
 
-def placed(error: ServiceError, call: Call, item: int) -> ServiceError:
-    """Return the error of one item as the error of the whole request."""
-    return error.at(item, f"{call.where}[{item}]: {error.message}")
-
-
-def items_of(asked: Sequence[Asked]) -> list[int]:
-    """Return for each row the index of the item that it belongs to, [n]."""
-    return [item for item, one in enumerate(asked) for _ in one.responses]
-
-
-async def unless_gone(work: Coroutine[Any, Any, Result], gone: Callable[[], Awaitable[None]]) -> Result:
+async def unless_gone(work: Coroutine[Any, Any, Result], call: Call) -> Result:
     """Return what ``work`` returns, or cancel it when the client leaves first.
 
     Raises:
         ClientGoneError: if the client left.
     """
+    if call.gone is None:
+        return await work
     working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(gone())
+    watching = asyncio.ensure_future(call.gone())
     try:
         await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
         raise ClientGoneError
     finally:
+        # Both are awaited, so that the work has let go of its tickets before the answer leaves.
         for task in (working, watching):
             task.cancel()
         await asyncio.gather(working, watching, return_exceptions=True)

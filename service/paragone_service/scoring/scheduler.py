@@ -4,7 +4,7 @@ There is no wait window: an idle device starts with what is there, and what arri
 A request that fits into one batch goes before the larger ones, but never all the time; each of the two lanes is first
 in, first out for each client, and fair in tokens among clients. Responses to one prompt stay together, and a batch is
 sorted by length. The queue is bounded in tokens. Each response has one ticket, however many requests wait for it
-(single flight); a ticket that nobody waits for any more leaves the queue.
+(single flight); a ticket leaves the queue with the last client that waits for it.
 """
 
 import asyncio
@@ -12,8 +12,10 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Hashable, Sequence, Set
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +24,10 @@ from paragone.codes import ErrorCode
 from paragone_models.text.reader import EncodeItem
 from paragone_service.engine.contract import EngineOutOfMemoryError, EngineUnavailableError
 from paragone_service.http.errors import ServiceError
-from paragone_service.http.timings import Timings
 from paragone_service.metrics import Metrics
-from paragone_service.scoring.lanes import Lane
+from paragone_service.scoring.request import Timings
 
-__all__ = ["Batch", "Represent", "Scheduler", "Settle", "Ticket", "waited"]
+__all__ = ["Batch", "Job", "Lane", "Represent", "Scheduler", "Settle", "Ticket", "wait_for"]
 
 logger = logging.getLogger("paragone.service")
 
@@ -46,6 +47,20 @@ _TURNS = 4
 """Turns of clients in one batch: a client keeps its turn for that part of the budget."""
 
 
+class Job(NamedTuple):
+    """One response to run.
+
+    Attributes:
+        key: its cache key; None for what nobody can join and nobody keeps: a canary, a prompt for the gate.
+        item: what the engine gets.
+        dropped: tokens cut from its prompt.
+    """
+
+    key: bytes | None
+    item: EncodeItem
+    dropped: int
+
+
 @dataclass(slots=True, eq=False)
 class Batch:
     """When a batch ran, by the scheduler's clock."""
@@ -56,12 +71,9 @@ class Batch:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One response on its way through the model.
+    """A job on its way through the model.
 
     Attributes:
-        key: its cache key; None for a canary, which nobody can join and nobody keeps.
-        item: what the engine gets.
-        dropped: tokens cut from its prompt.
         outcome: the value, or the error, once it is there. Never an exception.
         waiters: how many requests wait for it.
         submitted: when it came.
@@ -85,19 +97,74 @@ class Ticket:
         self.prompt = hash(tuple(self.item.token_ids[: self.item.prompt_length]))
 
 
+class Lane:
+    """Queue tickets of several clients: first in, first out for each, and among them as fair in tokens as it goes.
+
+    The lane counts the tokens that each client has had. The client that has had least is next, and keeps its turn for a
+    quantum, so that the responses to one prompt stay together. A client that comes, or comes back, starts where the
+    turn is now: nobody saves up while away, and one client's thousand responses wait behind another's one. With one
+    client a lane is a plain queue.
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[Hashable, deque[Ticket]] = {}
+        self._tokens_had: dict[Hashable, int] = {}
+        self._turn: Hashable = None
+        self._turn_tokens_left = 0
+        self._level = 0
+
+    def __bool__(self) -> bool:
+        """Return whether anything waits."""
+        return bool(self._queues)
+
+    def __iter__(self) -> Iterator[Ticket]:
+        """Iterate over everything that waits, client by client."""
+        for queue in self._queues.values():
+            yield from queue
+
+    def extend(self, client: Hashable, tickets: Sequence[Ticket]) -> None:
+        """Queue tickets of a client, at least one, in their order."""
+        if client not in self._queues:
+            self._queues[client] = deque()
+            self._tokens_had[client] = self._level
+        self._queues[client].extend(tickets)
+
+    def peek(self, quantum: int) -> Ticket:
+        """Return the next ticket, which stays; a client keeps its turn for a quantum of tokens."""
+        if self._turn not in self._queues or self._turn_tokens_left <= 0:
+            self._turn = min(self._tokens_had, key=self._tokens_had.__getitem__)
+            self._level = self._tokens_had[self._turn]
+            self._turn_tokens_left = quantum
+        return self._queues[self._turn][0]
+
+    def pop(self, tokens: int) -> None:
+        """Take the ticket that was peeked at; it costs its client so many tokens."""
+        queue = self._queues[self._turn]
+        queue.popleft()
+        self._tokens_had[self._turn] += tokens
+        self._turn_tokens_left -= tokens
+        if not queue:
+            # The level never falls: else a client could leave and come back to be served before those who stayed.
+            self._level = max(self._level, min(self._tokens_had.values()))
+            del self._queues[self._turn], self._tokens_had[self._turn]
+
+    def clear(self) -> None:
+        """Forget everything that waits."""
+        self._queues.clear()
+        self._tokens_had.clear()
+
+
 class Scheduler:
     """Queue the responses of one model and run them in batches.
 
     Args:
-        model: the model's name, for metrics and messages.
+        model: its name, for metrics and messages.
         represent: runs a batch; called with the device's turn held.
-        settle: told of every finished batch before the waiting requests are.
+        settle: gets every finished batch before the waiting requests do.
         turn: the device's turn, shared by the models on one device.
-        metrics: where batches are counted.
         shares_prompts: whether a batch computes a prompt once for all its responses, so that it also counts once.
         max_batch_tokens: budget of a batch. A longer single response still runs, alone.
-        max_queue_tokens: how much may wait. A request that finds the queue empty is let in whatever its size.
-        clock: in seconds.
+        max_queue_tokens: how much may wait. A request of any size may enter an empty queue.
 
     Attributes:
         max_batch_tokens: the budget now; smaller than it was once the device had not enough memory.
@@ -130,8 +197,8 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._clock = clock
-        self._interactive: Lane[Ticket] = Lane()
-        self._bulk: Lane[Ticket] = Lane()
+        self._interactive = Lane()
+        self._bulk = Lane()
         self._batches = 0
         self._flights: dict[bytes, Ticket] = {}
         self._arrived = asyncio.Event()
@@ -143,27 +210,27 @@ class Scheduler:
         self._worker = asyncio.get_running_loop().create_task(self._work())
 
     async def close(self) -> None:
-        """Stop the worker; whatever still waits is told that the server is shutting down."""
+        """Stop the worker, and answer ``shutting_down`` to whatever still waits."""
         if self._worker is not None:
             self._worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._worker
-        farewell = ServiceError(
+        shutdown = ServiceError(
             ErrorCode.SHUTTING_DOWN, "the server is shutting down; try another one", retry_after_s=1
         )
         for ticket in [*self._interactive, *self._bulk, *self._flights.values()]:
             if not ticket.outcome.done():
-                ticket.outcome.set_result(farewell)
+                ticket.outcome.set_result(shutdown)
         self._interactive.clear()
         self._bulk.clear()
         self._flights.clear()
 
-    def join(self, key: bytes) -> Ticket | None:
-        """Return the ticket of a response that is on its way already, now also waited for by the caller, or None."""
-        ticket = self._flights.get(key)
-        if ticket is not None:
+    def join(self, keys: Iterable[bytes]) -> dict[bytes, Ticket]:
+        """Return the tickets of the responses that are on their way already, with the caller as one more waiter."""
+        tickets = {key: self._flights[key] for key in keys if key in self._flights}
+        for ticket in tickets.values():
             ticket.waiters += 1
-        return ticket
+        return tickets
 
     def check_room(self, tokens: int = 1) -> None:
         """Refuse when the queue is full.
@@ -171,22 +238,24 @@ class Scheduler:
         Raises:
             ServiceError: ``overloaded``, with the time that the queue will take, if ``tokens`` more do not fit.
         """
+        # An empty queue takes a request of any size: it would never find more room than that.
         if self.queue_tokens and self.queue_tokens + tokens > self._max_queue_tokens:
             wait_s = self.queue_tokens / self._tokens_per_s if self._tokens_per_s else 1.0
             raise ServiceError(
                 ErrorCode.OVERLOADED,
                 f"{self.queue_tokens} tokens wait for model {self.model}, {tokens} more than fit into "
                 f"{self._max_queue_tokens}: try again later, or raise --max-queue-tokens",
+                # Half the queue will do: by then there is room, and the device has not run dry.
                 retry_after_s=min(_MAX_RETRY_AFTER_S, max(1, math.ceil(wait_s / 2))),
             )
 
-    def submit(self, jobs: Sequence[tuple[bytes | None, EncodeItem, int]], *, client: Hashable = None) -> list[Ticket]:
-        """Queue the responses of a request, (key, item, dropped tokens) each; all or none.
+    def submit(self, jobs: Sequence[Job], *, client: Hashable = None) -> list[Ticket]:
+        """Queue the jobs of a request; all or none.
 
         Ask ``join`` first: a key must not be on its way already, nor come twice.
 
         Args:
-            jobs: the responses, at least one.
+            jobs: at least one.
             client: whose they are; among clients the device's time is shared by tokens.
 
         Returns:
@@ -195,14 +264,15 @@ class Scheduler:
         Raises:
             ServiceError: ``overloaded``, if they do not fit into the queue.
         """
-        tokens = sum(len(item.token_ids) for _, item, _ in jobs)
+        tokens = sum(len(job.item.token_ids) for job in jobs)
         self.check_room(tokens)
         now, loop = self._clock(), asyncio.get_running_loop()
-        tickets = [Ticket(key, item, dropped, loop.create_future(), now) for key, item, dropped in jobs]
+        tickets = [Ticket(*job, loop.create_future(), now) for job in jobs]
         for ticket in tickets:
             if ticket.key is not None:
                 assert ticket.key not in self._flights
                 self._flights[ticket.key] = ticket
+        # What fits into one batch is somebody who waits for an answer; what does not is a job in bulk.
         fits = self._costs(tickets) <= self.max_batch_tokens
         lane = self._interactive if fits else self._bulk
         lane.extend(client, _by_prompt(tickets))
@@ -212,10 +282,12 @@ class Scheduler:
         return tickets
 
     def leave(self, tickets: Sequence[Ticket]) -> None:
-        """Stop waiting for tickets; one that nobody waits for is not run, if it has not started."""
+        """Stop waiting for tickets; the last waiter takes a ticket out of the queue, if it has not started."""
         for ticket in tickets:
             ticket.waiters -= 1
             if ticket.waiters == 0 and ticket.batch is None and not ticket.outcome.done():
+                # It stays in its lane, which cannot be searched cheaply: the next batch drops it at no cost to its
+                # client. Nobody can join it from now on.
                 self._forget(ticket)
                 self._unqueue(ticket)
                 self._metrics.dropped.labels(self.model).inc()
@@ -224,6 +296,7 @@ class Scheduler:
         while True:
             await self._arrived.wait()
             async with self._turn:
+                # Taken only now, with the device's turn held: all that came while others had it is in this batch.
                 batch = self._take()
                 if batch:
                     await self._run(batch)
@@ -237,19 +310,20 @@ class Scheduler:
         tokens = 0
         self._batches += 1
         lanes = [self._interactive, self._bulk]
+        # The lane that comes second fills the rest of the batch, so no budget is wasted on who is first.
         for lane in lanes if self._batches % _BULK_EVERY else reversed(lanes):
             while lane:
                 ticket = lane.peek(self.max_batch_tokens // _TURNS)
                 cost = self._cost(ticket, prompts) if ticket.waiters else 0
                 if cost and taken and tokens + cost > self.max_batch_tokens:
-                    break
+                    break  # no later one of its lane may pass it, though it would fit: a long one would wait for ever
                 lane.pop(cost)
                 if ticket.waiters:
                     taken.append(ticket)
                     prompts.add(ticket.prompt)
                     tokens += cost
                     self._unqueue(ticket)
-        taken.sort(key=lambda ticket: ticket.tokens)
+        taken.sort(key=lambda ticket: ticket.tokens)  # an engine that pads puts neighbours side by side
         return taken
 
     def _costs(self, tickets: Sequence[Ticket]) -> int:
@@ -268,7 +342,7 @@ class Scheduler:
     async def _run(self, tickets: list[Ticket]) -> None:
         batch = Batch(self._clock())
         for ticket in tickets:
-            ticket.batch = batch
+            ticket.batch = batch  # from here on a ticket runs to its end, whoever leaves: it may be joined, and cached
         outcomes: Sequence[bytes | ServiceError]
         try:
             rows = await self._represent([ticket.item for ticket in tickets])
@@ -289,13 +363,14 @@ class Scheduler:
                 retry_after_s=_ENGINE_RETRY_AFTER_S,
             )
         except Exception:
+            # Whatever it is, it fails these responses alone: the worker must live on for the next batch.
             logger.exception("model %s: the engine failed a batch of %d responses", self.model, len(tickets))
             outcomes = self._failures(tickets, "the engine failed; see the server's log")
         else:
             self._count(tickets, batch)
         batch.finished = self._clock()
         for ticket, outcome in zip(tickets, outcomes, strict=True):
-            self._forget(ticket)
+            self._forget(ticket)  # after its value was cached: in between nobody may miss it in both places
             if not ticket.outcome.done():
                 ticket.outcome.set_result(outcome)
 
@@ -326,10 +401,14 @@ class Scheduler:
         tokens = sum(ticket.tokens for ticket in tickets)
         longest = max(ticket.tokens for ticket in tickets)
         speed = tokens / max(seconds, 1e-6)
-        self._tokens_per_s = (
-            _SPEED_MEMORY * self._tokens_per_s + (1 - _SPEED_MEMORY) * speed if self._tokens_per_s else speed
-        )
-        self._metrics.batch_done(self.model, len(tickets), tokens, longest, seconds)
+        if self._tokens_per_s:
+            speed = _SPEED_MEMORY * self._tokens_per_s + (1 - _SPEED_MEMORY) * speed
+        self._tokens_per_s = speed
+        metrics, size = self._metrics, len(tickets)
+        metrics.batch_size.labels(self.model).observe(size)
+        metrics.batch_tokens.labels(self.model).observe(tokens)
+        metrics.padding_ratio.labels(self.model).observe(1 - tokens / (size * longest))
+        metrics.batch_seconds.labels(self.model).observe(seconds)
 
     def _unqueue(self, ticket: Ticket) -> None:
         self.queue_items -= 1
@@ -340,18 +419,20 @@ class Scheduler:
             del self._flights[ticket.key]
 
 
-async def waited(tickets: Sequence[Ticket], timings: Timings, clock: Callable[[], float]) -> None:
+async def wait_for(tickets: Sequence[Ticket], timings: Timings, clock: Callable[[], float]) -> None:
     """Wait until every ticket has its outcome, and add how long that took to a request's timings.
+
+    The batches that the tickets were in count as inference, the rest of the time as waiting.
 
     Args:
         tickets: of one scheduler.
-        timings: of the request: the batches that the tickets were in, and the rest of the time as waiting.
+        timings: of the request.
         clock: the scheduler's.
     """
     started = clock()
     waiting = [ticket.outcome for ticket in tickets if not ticket.outcome.done()]
     if waiting:
-        await asyncio.wait(waiting)
+        await asyncio.wait(waiting)  # not gather, which would cancel the tickets of other waiters with this request
     batches = {id(ticket.batch): ticket.batch for ticket in tickets if ticket.batch is not None}
     ran_s = sum(batch.finished - batch.started for batch in batches.values())
     timings.inference_s += ran_s

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from paragone_service.cache.codec import HEADER_BYTES, Codec
+from paragone_service.cache.tiers import HEADER_BYTES, Codec
 
 VECTORS = np.array([[1.5, -2.25], [0.1, 3e38]], dtype=np.float32)
 

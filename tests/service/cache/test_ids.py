@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
-from paragone_service.cache.ids import NO_SECRET, Handles, secret_of
+from paragone_service.cache.keys import NO_SECRET, Ids, secret_of
 from tests.service.conftest import serving, until
 from tests.service.doubles import metric
 
@@ -41,38 +41,38 @@ def numbers(answer):
 
 
 def test_an_id_leads_to_its_prompt_and_key_and_is_the_same_each_time():
-    handles = Handles(secret_of("key"), SPACE)
-    name = handles.id_of(PROMPT_DIGEST, KEY)
-    assert (len(name), name) == (64, Handles(secret_of("key"), SPACE).id_of(PROMPT_DIGEST, KEY))
-    handle = handles.read(name)
-    assert (handle.prompt, handle.key) == (PROMPT_DIGEST, KEY)
+    ids = Ids(secret_of("key"), SPACE)
+    name = ids.id_of(PROMPT_DIGEST, KEY)
+    assert (len(name), name) == (64, Ids(secret_of("key"), SPACE).id_of(PROMPT_DIGEST, KEY))
+    target = ids.read(name)
+    assert (target.prompt, target.key) == (PROMPT_DIGEST, KEY)
 
 
 @pytest.mark.parametrize(
     ("key", "space"), [("other", SPACE), (None, SPACE), ("key", b"another ")], ids=["key", "no key", "model"]
 )
 def test_an_id_of_another_key_or_model_leads_to_nothing(key, space):
-    name = Handles(secret_of("key"), SPACE).id_of(PROMPT_DIGEST, KEY)
-    handle = Handles(secret_of(key), space).read(name)
-    assert handle.prompt is None
-    assert handle.key[8:] != KEY[8:]
+    name = Ids(secret_of("key"), SPACE).id_of(PROMPT_DIGEST, KEY)
+    target = Ids(secret_of(key), space).read(name)
+    assert target.prompt is None
+    assert target.key[8:] != KEY[8:]
 
 
 def test_an_id_that_differs_in_any_bit_leads_to_nothing():
-    handles = Handles(secret_of("key"), SPACE)
-    raw = base64.urlsafe_b64decode(handles.id_of(PROMPT_DIGEST, KEY))
+    ids = Ids(secret_of("key"), SPACE)
+    raw = base64.urlsafe_b64decode(ids.id_of(PROMPT_DIGEST, KEY))
     for bit in range(8 * len(raw)):
         changed = (int.from_bytes(raw, "big") ^ 1 << bit).to_bytes(len(raw), "big")
-        assert handles.read(base64.urlsafe_b64encode(changed).decode()).prompt is None
+        assert ids.read(base64.urlsafe_b64encode(changed).decode()).prompt is None
 
 
 @pytest.mark.parametrize("name", ["", "x", "é" * 64, "A" * 64, "A" * 63 + "=", "!" * 64, "A" * 256])
 def test_what_is_no_id_leads_to_nothing(name):
-    assert Handles(NO_SECRET, SPACE).read(name).prompt is None
+    assert Ids(NO_SECRET, SPACE).read(name).prompt is None
 
 
 def test_an_id_does_not_show_the_digests_to_who_has_no_key():
-    raw = base64.urlsafe_b64decode(Handles(secret_of("key"), SPACE).id_of(PROMPT_DIGEST, KEY))
+    raw = base64.urlsafe_b64decode(Ids(secret_of("key"), SPACE).id_of(PROMPT_DIGEST, KEY))
     assert PROMPT_DIGEST[:4] not in raw
     assert KEY[8:12] not in raw
 

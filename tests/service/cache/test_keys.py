@@ -3,7 +3,7 @@
 import itertools
 
 from paragone.wire import Message
-from paragone_service.cache.keys import NAMESPACE_BYTES, conversation_keys, namespace
+from paragone_service.cache.keys import conversation_keys, namespace
 
 SPACE = b"12345678"
 
@@ -22,7 +22,7 @@ def assistant(content, **more):
 
 def test_a_key_is_the_namespace_and_sixteen_bytes():
     assert key("p", "r").startswith(SPACE)
-    assert len(key("p", "r")) == NAMESPACE_BYTES + 16
+    assert len(key("p", "r")) == 8 + 16
 
 
 def test_a_text_and_its_one_message_form_share_a_key():

@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from paragone_service.cache.memory_tier import MemoryCache
+from paragone_service.cache.tiers import MemoryCache
 
 
 def test_what_was_put_is_found_and_the_rest_is_not():

@@ -6,10 +6,8 @@ import logging
 import pytest
 from redis.asyncio import Redis
 
-from paragone_service.cache.codec import Codec
-from paragone_service.cache.memory_tier import MemoryCache
 from paragone_service.cache.redis_tier import RedisCache
-from paragone_service.cache.tiers import Cache
+from paragone_service.cache.tiers import Cache, Codec, MemoryCache
 from paragone_service.metrics import Metrics
 from tests.service.conftest import RedisServer, free_port, until
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from paragone_service.scoring.lanes import Lane
+from paragone_service.scoring.scheduler import Lane
 
 
 def drain(lane, quantum, tokens=10, most=10**6):

@@ -12,7 +12,7 @@ from paragone_models.text.reader import EncodeItem
 from paragone_service.engine.contract import EngineOutOfMemoryError
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
-from paragone_service.scoring.scheduler import Scheduler
+from paragone_service.scoring.scheduler import Job, Scheduler
 from tests.service.conftest import until
 
 pytestmark = pytest.mark.anyio
@@ -62,7 +62,7 @@ class Setup:
 
     def submit(self, *lengths, keys=None):
         names = keys or [None] * len(lengths)
-        return self.scheduler.submit([(key, item(length), 0) for key, length in zip(names, lengths, strict=True)])
+        return self.scheduler.submit([Job(key, item(length), 0) for key, length in zip(names, lengths, strict=True)])
 
     async def __aenter__(self):
         return self
@@ -107,7 +107,7 @@ async def test_the_responses_of_one_request_are_queued_by_length_so_that_batches
 
 async def test_responses_to_one_prompt_stay_together():
     async with Setup() as setup:
-        jobs = [(None, item(length, prompt), 0) for length, prompt in ((50, 7), (60, 8), (30, 7), (20, 8), (19, 7))]
+        jobs = [Job(None, item(length, prompt), 0) for length, prompt in ((50, 7), (60, 8), (30, 7), (20, 8), (19, 7))]
         assert await outcomes(setup.scheduler.submit(jobs)) == [b"50", b"60", b"30", b"20", b"19"]
         assert setup.device.batches == [[20, 60], [19, 30, 50]]
 
@@ -122,7 +122,7 @@ async def test_a_prompt_counts_once_where_the_engine_computes_it_once(shares_pro
         setup.submit(1)
         await until(lambda: setup.device.batches)
         tickets = [
-            ticket for family in families for ticket in setup.scheduler.submit([(None, one, 0) for one in family])
+            ticket for family in families for ticket in setup.scheduler.submit([Job(None, one, 0) for one in family])
         ]
         setup.device.free.set()
         assert len(await outcomes(tickets)) == 5
@@ -135,7 +135,7 @@ async def test_siblings_that_fit_into_a_batch_because_they_share_their_prompt_ar
         setup.submit(1)
         await until(lambda: setup.device.batches)
         large = setup.submit(*[90] * 2)
-        siblings = setup.scheduler.submit([(None, EncodeItem((9,) * 60, ((0, 1),), 50), 0) for _ in range(4)])
+        siblings = setup.scheduler.submit([Job(None, EncodeItem((9,) * 60, ((0, 1),), 50), 0) for _ in range(4)])
         setup.device.free.set()
         assert len(await outcomes([*large, *siblings])) == 6
         assert setup.device.batches[1:] == [[60] * 4, [90], [90]]
@@ -205,15 +205,15 @@ async def test_a_request_larger_than_the_queue_is_let_in_when_nothing_waits():
 async def test_a_key_on_its_way_is_joined_and_run_once():
     async with Setup() as setup:
         setup.device.free.clear()
-        assert setup.scheduler.join(b"k") is None
+        assert setup.scheduler.join([b"k"]) == {}
         (ticket,) = setup.submit(10, keys=[b"k"])
-        assert setup.scheduler.join(b"k") is ticket
+        assert setup.scheduler.join([b"k"]) == {b"k": ticket}
         await until(lambda: setup.device.batches)
-        assert setup.scheduler.join(b"k") is ticket
+        assert setup.scheduler.join([b"k"]) == {b"k": ticket}
         setup.device.free.set()
         assert await outcomes([ticket]) == [b"10"]
         assert setup.device.batches == [[10]]
-        assert setup.scheduler.join(b"k") is None
+        assert setup.scheduler.join([b"k"]) == {}
 
 
 async def test_what_nobody_waits_for_any_more_is_not_run():
@@ -222,9 +222,9 @@ async def test_what_nobody_waits_for_any_more_is_not_run():
         running = setup.submit(10, keys=[b"running"])
         await until(lambda: setup.device.batches)
         lonely, shared = setup.submit(20, 30, keys=[b"lonely", b"shared"])
-        setup.scheduler.join(b"shared")
+        setup.scheduler.join([b"shared"])
         setup.scheduler.leave([*running, lonely, shared])
-        assert setup.scheduler.join(b"lonely") is None
+        assert setup.scheduler.join([b"lonely"]) == {}
         assert (setup.scheduler.queue_items, setup.scheduler.queue_tokens) == (1, 30)
         setup.device.free.set()
         assert await outcomes([*running, shared]) == [b"10", b"30"]
@@ -303,9 +303,9 @@ async def test_one_clients_bulk_job_does_not_starve_anothers():
         setup.device.free.clear()
         setup.submit(1)
         await until(lambda: setup.device.batches)
-        jobs = [(None, item(10), 0) for _ in range(30)]
+        jobs = [Job(None, item(10), 0) for _ in range(30)]
         large = setup.scheduler.submit(jobs, client="large")
-        small = setup.scheduler.submit([(None, item(11), 0)] * 10, client="small")
+        small = setup.scheduler.submit([Job(None, item(11), 0)] * 10, client="small")
         setup.device.free.set()
         await outcomes(large + small)
         lengths = [sorted(batch) for batch in setup.device.batches[1:]]
@@ -323,7 +323,7 @@ async def test_requests_of_one_client_and_of_nobody_stay_first_in_first_out():
             await until(lambda setup=setup: setup.device.batches)
             tickets = []
             for length in (90, 80, 70):
-                tickets += setup.scheduler.submit([(None, item(length), 0)], client=client)
+                tickets += setup.scheduler.submit([Job(None, item(length), 0)], client=client)
             setup.device.free.set()
             await outcomes(tickets)
             assert setup.device.batches[1:] == [[90], [80], [70]]

@@ -1,47 +1,52 @@
-"""The routes that compare, preferences and tournaments, and what all scoring routes share."""
+"""The routes that score: preferences, rewards and tournaments, and what all routes with a list share."""
 
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from paragone.codes import ErrorCode
 from paragone.wire import (
-    HandlePair,
     Pair,
+    PairById,
     PreferencesAnswer,
     PreferencesRequest,
+    RewardsAnswer,
+    RewardsRequest,
+    TokensRequest,
     TournamentsAnswer,
     TournamentsRequest,
     Usage,
 )
 from paragone.wire import (
-    Response as Said,
+    Response as WireResponse,
 )
-from paragone_service.http.bodies import check_groups, read_batch
+from paragone_service.http.bodies import check_groups, check_total, read_body
+from paragone_service.http.errors import ServiceError
+from paragone_service.http.middleware import SCOPE_TIMINGS
 from paragone_service.http.openapi_document import scoring_document
-from paragone_service.http.timings import timings_of
 from paragone_service.registry import Registry
 from paragone_service.scoring import answers
-from paragone_service.scoring.oracle import Oracle
-from paragone_service.scoring.request import Asked, Call, Named
+from paragone_service.scoring.hosted_model import HostedModel
+from paragone_service.scoring.request import Call, Problems, RequestItem, ResponseId
 
 __all__ = ["answer", "call_of", "scoring_routes"]
 
 
 def scoring_routes(registry: Registry, workers: Executor) -> APIRouter:
-    """Return the routes that compare.
+    """Return the routes.
 
     Args:
         registry: the hosted models.
-        workers: threads for tournaments, whose arithmetic takes long enough to hold up other requests.
+        workers: threads for tournaments and references, whose arithmetic takes long enough to hold up other requests.
     """
     router = APIRouter(tags=["scoring"])
     _add_preferences(router, registry)
     _add_tournaments(router, registry, workers)
+    _add_rewards(router, registry, workers)
     return router
 
 
@@ -53,16 +58,29 @@ def _add_preferences(router: APIRouter, registry: Registry) -> None:
         A response seen before, whatever it is compared with now, is answered from the cache.
         `P(first, second) + P(second, first)` is exactly 1 from the same representations.
         """
-        batch = await read_batch(request, PreferencesRequest, "pairs")
-        wanted = batch.request
-        oracle = registry.find(wanted.model)
-        oracle.check_preferences()
-        call = call_of(request, wanted, "pairs")
-        asked = [_asked(pair) for pair in wanted.pairs]
-        wanted.pairs.clear()  # they may wait for long, and their texts need not
-        represented = await oracle.represent(asked, call)
-        rows = answers.preferences(represented, oracle.model.comparator, call)
-        return answer(oracle, PreferencesAnswer, represented.usage, preferences=batch.place(rows))
+        body, indices, problems = await read_body(request, PreferencesRequest, "pairs")
+        call = call_of(request, body, problems)
+        items = [_pair_item(index, pair) for index, pair in zip(indices, body.pairs, strict=True)]
+        body.pairs.clear()  # they may wait for long, and their texts need not
+        model = registry.find(body.model)
+        model.check_preferences()
+        represented = await model.represent(items, call)
+        rows = answers.preferences(represented, model.model.comparator, problems)
+        return answer(model, PreferencesAnswer, represented.usage, problems, preferences=rows)
+
+
+def _pair_item(index: int, pair: Pair | PairById) -> RequestItem:
+    if isinstance(pair, Pair):
+        return RequestItem(index, pair.prompt, pair.tools, (pair.first, pair.second))
+    sides = (_response(pair.first, pair.first_id), _response(pair.second, pair.second_id))
+    return RequestItem(index, pair.prompt, pair.tools, sides, has_ids=True)
+
+
+def _response(full: WireResponse | None, id: str | None) -> WireResponse | ResponseId:
+    if full is not None:
+        return full
+    assert id is not None  # the wire type sees to it
+    return ResponseId(id)
 
 
 def _add_tournaments(router: APIRouter, registry: Registry, workers: Executor) -> None:
@@ -72,47 +90,98 @@ def _add_tournaments(router: APIRouter, registry: Registry, workers: Executor) -
 
         K responses cost K forward passes, and none if they were seen before.
         """
-        batch = await read_batch(request, TournamentsRequest, "groups")
-        wanted = batch.request
-        oracle = registry.find(wanted.model)
-        oracle.check_preferences()
-        check_groups(wanted.groups)
-        call = call_of(request, wanted, "groups")
-        asked = [
-            Asked(group.prompt, group.tools, [*group.responses, *(group.references or ())]) for group in wanted.groups
+        body, indices, problems = await read_body(request, TournamentsRequest, "groups")
+        model = registry.find(body.model)
+        model.check_preferences()
+        check_groups(body.groups)
+        call = call_of(request, body, problems)
+        items = [
+            RequestItem(index, group.prompt, group.tools, [*group.responses, *(group.references or ())])
+            for index, group in zip(indices, body.groups, strict=True)
         ]
-        sizes = [(len(group.responses), len(group.references or ())) for group in wanted.groups]
-        wanted.groups.clear()  # as above
-        represented = await oracle.represent(asked, call)
+        sizes = [(len(group.responses), len(group.references or ())) for group in body.groups]
+        body.groups.clear()  # as above
+        represented = await model.represent(items, call)
 
         def summarise() -> Response:
             rows = answers.tournaments(
-                represented,
-                sizes,
-                oracle.model.comparator,
-                call,
-                with_matrix="matrix" in wanted.return_,
+                represented, sizes, model.model.comparator, problems, with_matrix="matrix" in body.return_
             )
-            return answer(oracle, TournamentsAnswer, represented.usage, tournaments=batch.place(rows))
+            return answer(model, TournamentsAnswer, represented.usage, problems, tournaments=rows)
 
         return await asyncio.get_running_loop().run_in_executor(workers, summarise)
 
 
-def _asked(pair: Pair | HandlePair) -> Asked:
-    if isinstance(pair, Pair):
-        return Asked(pair.prompt, pair.tools, (pair.first, pair.second))
-    sides = (_response(pair.first, pair.first_id), _response(pair.second, pair.second_id))
-    return Asked(pair.prompt, pair.tools, sides, named=True)
+def _add_rewards(router: APIRouter, registry: Registry, workers: Executor) -> None:
+    @router.post("/v1/rewards", **scoring_document(RewardsRequest, RewardsAnswer))
+    async def rewards(request: Request) -> Response:
+        """Answer the reward and the predicted attributes of each response.
+
+        Rewards of one prompt's responses can be compared; those of different prompts only where the model was trained
+        so. The reward is null where the kind of model has no scalar; an item with `references` has a
+        `reference_logit` in any case, from one comparison with the mean of their representations.
+        """
+        body, indices, problems = await read_body(request, RewardsRequest, "items")
+        model = registry.find(body.model)
+        _check_returned(model, body, indices, problems)
+        call = call_of(request, body, problems)
+        items = [
+            RequestItem(index, item.prompt, item.tools, (item.response, *(item.references or ())))
+            for index, item in zip(indices, body.items, strict=True)
+        ]
+        references = [len(item.references or ()) for item in body.items]
+        body.items.clear()  # as above
+        with_scales = "gate_scales" in body.return_  # the gate reads the texts once more
+        represented = await model.represent([*items] if with_scales else items, call)
+        scales, usage = None, represented.usage
+        if with_scales:
+            gated = await model.check_gate().scales(items, call)
+            scales, forward_tokens = gated.by_item, usage.forward_tokens + gated.forward_tokens
+            usage = usage.model_copy(
+                update={"forward_tokens": forward_tokens, "forward_prompts": gated.forward_prompts}
+            )
+
+        def rate() -> Response:
+            rows = answers.rewards(
+                represented, references, model.model.comparator, problems, returned=body.return_, scales=scales
+            )
+            return answer(model, RewardsAnswer, usage, problems, rewards=rows)
+
+        if not any(references):
+            return rate()
+        return await asyncio.get_running_loop().run_in_executor(workers, rate)  # item by item takes a while
 
 
-def _response(full: Said | None, id: str | None) -> Said | Named:
-    if full is not None:
-        return full
-    assert id is not None  # the wire type sees to it
-    return Named(id)
+def _check_returned(model: HostedModel, body: RewardsRequest, indices: Sequence[int], problems: Problems) -> None:
+    """Check, before anything is run, that model and items have what the request wants of them.
+
+    Raises:
+        ServiceError: ``return_unavailable`` or ``preferences_unavailable``, if the model has nothing to return;
+            ``too_many_items``; ``invalid_request`` for the first item that wants blocks and has no references, unless
+            errors are reported.
+    """
+    if "gate_scales" in body.return_:
+        model.check_gate()
+    comparator = model.model.comparator
+    if "blocks" in body.return_ and not comparator.rules.has_vector:
+        raise ServiceError(
+            ErrorCode.RETURN_UNAVAILABLE,
+            f"model {model.name} is of kind {comparator.kind} and has no 2-blocks: ask a general-preference or hybrid "
+            'model, or leave "blocks" out of "return"',
+        )
+    if any(item.references for item in body.items):
+        model.check_preferences()
+        check_total(sum(1 + len(item.references or ()) for item in body.items))
+    if "blocks" in body.return_:
+        for index, item in zip(indices, body.items, strict=True):
+            if not item.references:
+                problem = "blocks compare a response with others: give the item references"
+                problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, problem))
 
 
-def call_of(request: Request, wanted: Any, where: Literal["pairs", "items", "groups"]) -> Call:
+def call_of(
+    request: Request, body: PreferencesRequest | RewardsRequest | TournamentsRequest | TokensRequest, problems: Problems
+) -> Call:
     """Return how a request wants to be answered."""
 
     async def gone() -> None:
@@ -121,20 +190,23 @@ def call_of(request: Request, wanted: Any, where: Literal["pairs", "items", "gro
 
     # Who asks: the key, and the address it comes from, since many share one key.
     client = (request.headers.get("authorization"), request.client.host if request.client else None)
-    report = wanted.on_error == "report"
-    ids = "ids" in getattr(wanted, "return_", ())
-    return Call(where, wanted.truncation, report, gone, timings_of(request.scope), ids=ids, client=client)
+    ids = "ids" in getattr(body, "return_", ())
+    return Call(problems, body.truncation, gone, request.scope[SCOPE_TIMINGS], ids=ids, client=client)
 
 
-def answer(oracle: Oracle, wire: type[BaseModel], usage: Usage, **rows: Sequence[BaseModel]) -> Response:
-    """Return an answer of the wire contract as a response; fields that were not set are left out."""
-    model = oracle.model
-    body = wire(
-        model=oracle.name,
-        identity=model.identity,
-        fingerprint=model.fingerprint,
-        calibrated=model.calibrated,
-        usage=usage,
-        **rows,
-    )
+def answer(
+    model: HostedModel, wire: type[BaseModel], usage: Usage, problems: Problems, **rows: Sequence[BaseModel]
+) -> Response:
+    """Return an answer of the wire contract as a response, every problem in its item's place.
+
+    Args:
+        model: that answers.
+        wire: type of the answer.
+        usage: what it cost.
+        problems: of the request.
+        rows: of the items without a problem, under the name that the answer's list has.
+    """
+    lists = {name: problems.place(sound) if problems.errors else sound for name, sound in rows.items()}
+    body = wire(**model.header, usage=usage, **lists)
+    # Fields that were not set are left out: what was not asked for is no null.
     return Response(body.model_dump_json(exclude_unset=True), media_type="application/json")

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from paragone.wire import Group, Item, Pair
-from paragone_service.scoring.request import Asked
+from paragone_service.scoring.request import RequestItem
 from tests.service.conftest import free_port, serving, until
 from tests.service.doubles import Leaving, gated, metric
 
@@ -52,7 +52,7 @@ async def test_requests_that_come_together_are_run_together(hosted):
 async def test_the_texts_of_what_waits_are_let_go(hosted, path, body):
     def kept():
         gc.collect()
-        wire = (Asked, Pair, Group, Item)
+        wire = (RequestItem, Pair, Group, Item)
         return [one for one in gc.get_objects() if type(one) in wire and one.prompt == "waits"]
 
     async with gated(hosted) as (client, engine):

@@ -4,7 +4,7 @@ import asyncio
 from types import SimpleNamespace
 
 from paragone_models.text.reader import conversation
-from paragone_service.scoring.reading import ReadingThread
+from paragone_service.scoring.model_io import ReadingThread
 
 
 class Recorder:

@@ -1,0 +1,109 @@
+"""The gate of a general preference model, on request: its weights of the 2-blocks for the prompt of each response.
+
+A cached representation cannot tell them: every 2-block of it is the normalised vector's times the root of its weight,
+and what a block's length owes to which of the two is lost. So prompts are run once more, alone (each distinct one once
+a request, nothing is kept), through a queue of their own that takes turns with the responses on the device.
+
+k = 2-blocks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paragone.codes import ErrorCode
+from paragone_models.errors import TextError
+from paragone_models.model import PreferenceModel
+from paragone_models.text.reader import EncodeItem, Reading
+from paragone_service.cache.tiers import Codec
+from paragone_service.http.errors import ServiceError
+from paragone_service.scoring.model_io import ReadingThread, Resources, open_queue
+from paragone_service.scoring.request import Call, RequestItem, as_conversation, unless_gone
+from paragone_service.scoring.scheduler import Job, wait_for
+
+__all__ = ["Gate", "GateScales"]
+
+
+@dataclass(frozen=True)
+class GateScales:
+    """The gate's weights for a request.
+
+    Attributes:
+        by_item: of each item without a problem, by its index. [k] each
+        forward_prompts: prompts that were run.
+        forward_tokens: their tokens.
+    """
+
+    by_item: Mapping[int, NDArray[np.float32]]
+    forward_prompts: int
+    forward_tokens: int
+
+
+class Gate:
+    """Compute the gate's weights for one hosted model.
+
+    Args:
+        name: what the model is called in requests.
+        model: the loaded model; it has a gate.
+        resources: the model's; nothing is cached, since no prompt has a key.
+        reading: reads the model's texts.
+    """
+
+    def __init__(self, name: str, model: PreferenceModel, resources: Resources, reading: ReadingThread) -> None:
+        self._causal = model.network.causal
+        self._clock = resources.clock
+        self._reading = reading
+        self._codec = Codec(model.spec.blocks)
+        failure = f"the gate of model {name} gave NaN or infinity for a prompt"
+        self.scheduler = open_queue(name, resources, model.gate_scales, self._codec, failure=failure)
+
+    async def scales(self, items: Sequence[RequestItem], call: Call) -> GateScales:
+        """Return the gate's weights for the items that have no problem yet.
+
+        Each item is read with its own response, because a long one may cut the prompt that the gate reads.
+
+        Raises:
+            ServiceError: for the first item that has no weights, unless the call reports errors; ``overloaded``, if
+                the prompts do not fit into the queue.
+            ClientGoneError: if the client left meanwhile.
+        """
+        items = [item for item in items if item.index not in call.problems.errors]
+        readings = await self._reading.read([as_conversation(item, item.responses[0]) for item in items], call)
+        prompts: dict[tuple[int, ...], EncodeItem] = {}
+        by_item: dict[int, tuple[int, ...]] = {}
+        for item, reading in zip(items, readings, strict=True):
+            if isinstance(reading, TextError):
+                call.problems.add(item.index, ServiceError(ErrorCode(reading.code), str(reading)))
+                continue
+            prompt = self._prompt(reading)
+            key = by_item[item.index] = tuple(prompt.token_ids)
+            prompts.setdefault(key, prompt)
+        outcomes = dict(
+            zip(prompts, await unless_gone(self._outcomes(list(prompts.values()), call), call), strict=True)
+        )
+        scales: dict[int, NDArray[np.float32]] = {}
+        for index, key in by_item.items():
+            outcome = outcomes[key]
+            if isinstance(outcome, ServiceError):
+                call.problems.add(index, outcome)
+            else:
+                scales[index] = self._codec.decode([outcome])[0][0]
+        return GateScales(scales, len(prompts), sum(map(len, prompts)))
+
+    def _prompt(self, reading: Reading) -> EncodeItem:
+        """Return what has to be run for the gate: up to its read, or everything where the backbone looks ahead."""
+        gate_read = reading.reads[0]
+        tokens = reading.token_ids[: gate_read[1]] if self._causal else reading.token_ids
+        return EncodeItem(tokens, (gate_read, gate_read), gate_read[1])
+
+    async def _outcomes(self, prompts: Sequence[EncodeItem], call: Call) -> list[bytes | ServiceError]:
+        if not prompts:
+            return []
+        tickets = self.scheduler.submit([Job(None, prompt, 0) for prompt in prompts])
+        try:
+            await wait_for(tickets, call.timings, self._clock)
+        finally:
+            self.scheduler.leave(tickets)
+        return [ticket.outcome.result() for ticket in tickets]

@@ -1,0 +1,434 @@
+"""One hosted model: from the responses of a request to their representations, and whether the model can answer at all.
+
+The path of a request: a key for every response → cache → what it lacks is joined where another request has it on its
+way (single flight), else read, queued and waited for → representations, problems and usage, row by row.
+"""
+
+import asyncio
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+
+from paragone.codes import ErrorCode
+from paragone.wire import Response, Usage
+from paragone_models.errors import PreferencesUnavailableError, TextError
+from paragone_models.model import PreferenceModel
+from paragone_models.text.reader import Conversation, EncodeItem, Reading, read_plan
+from paragone_service.cache.keys import NO_SECRET, Ids, conversation_keys, namespace, prompt_digest
+from paragone_service.cache.tiers import Codec
+from paragone_service.http.errors import ServiceError
+from paragone_service.scoring.gate import Gate
+from paragone_service.scoring.model_io import ReadingThread, Resources, open_queue
+from paragone_service.scoring.request import (
+    Call,
+    Problems,
+    Represented,
+    RequestItem,
+    ResponseId,
+    Row,
+    as_conversation,
+    unless_gone,
+)
+from paragone_service.scoring.scheduler import Job, Scheduler, Ticket, wait_for
+
+__all__ = ["HostedModel"]
+
+_ITEMS_BEFORE_A_BREAK = 512
+
+
+@dataclass
+class _Filled:
+    """The values of a request's misses.
+
+    Attributes:
+        values: by key, or why there is none.
+        forward_responses: those that this request ran.
+        forward_tokens: their tokens.
+        forward_answers: those among them that gave a representation.
+    """
+
+    values: dict[bytes, bytes | ServiceError] = field(default_factory=dict)
+    forward_responses: int = 0
+    forward_tokens: int = 0
+    forward_answers: int = 0
+
+
+class HostedModel:
+    """Answer for one model.
+
+    Args:
+        name: what it is called in requests.
+        model: the loaded model.
+        resources: what runs and keeps its representations.
+        strict_cache: keep entries apart by numerics too.
+        secret: what ids are keyed with, from ``secret_of``.
+
+    Attributes:
+        header: what every answer says of the model.
+        gate: tells the gate's weights; None where the model has no gate.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: PreferenceModel,
+        resources: Resources,
+        *,
+        strict_cache: bool = False,
+        secret: bytes = NO_SECRET,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.engine = resources.engine
+        self.header = {
+            "model": name,
+            "identity": model.identity,
+            "fingerprint": model.fingerprint,
+            "calibrated": model.calibrated,
+        }
+        self._cache = resources.cache
+        self._metrics = resources.metrics
+        self._clock = resources.clock
+        self._codec = Codec(model.comparator.dimension)
+        self._space = namespace(model.identity, model.numerics if strict_cache else None)
+        self._ids = Ids(secret, self._space)
+        self._reading = ReadingThread(name, model, clock=self._clock)
+        failure = f"model {name} gave NaN or infinity for a response; nothing was cached"
+        self.scheduler = open_queue(name, resources, model.represent, self._codec, failure=failure)
+        self.gate = None if model.spec.gate == "none" else Gate(name, model, resources, self._reading)
+        self._canary = _Canary(self.scheduler, _canary_item(model))
+        self._no_preferences: str | None = None
+        try:  # the comparator knows best whether it can compare; it is asked once, and not by every request
+            model.comparator.logit(*np.zeros((2, model.comparator.dimension)))
+        except PreferencesUnavailableError as error:
+            self._no_preferences = f"model {name}: {error}"
+        queue = self.scheduler
+        self._metrics.watch_queue(
+            name,
+            lambda: queue.queue_items,
+            lambda: queue.queue_tokens,
+            lambda: float(queue.last_success >= queue.last_failure),
+        )
+
+    def start(self) -> None:
+        """Start the queues; needs a running event loop."""
+        self.scheduler.start()
+        if self.gate is not None:
+            self.gate.scheduler.start()
+
+    async def close(self) -> None:
+        """Stop the queues and let go of the engine."""
+        await self._canary.close()
+        await self.scheduler.close()
+        if self.gate is not None:
+            await self.gate.scheduler.close()
+        await self.engine.close()
+        self._reading.close()
+
+    def check_preferences(self) -> None:
+        """Refuse comparisons where the model cannot make any.
+
+        Raises:
+            ServiceError: ``preferences_unavailable``.
+        """
+        if self._no_preferences is not None:
+            raise ServiceError(ErrorCode.PREFERENCES_UNAVAILABLE, self._no_preferences)
+
+    def check_gate(self) -> Gate:
+        """Return the model's gate.
+
+        Raises:
+            ServiceError: ``return_unavailable``, if it has none.
+        """
+        if self.gate is None:
+            raise ServiceError(
+                ErrorCode.RETURN_UNAVAILABLE,
+                f'model {self.name} has no gate, and so no scales: leave "gate_scales" out of "return"',
+            )
+        return self.gate
+
+    async def alive(self, *, within_s: float, timeout_s: float) -> bool:
+        """Return whether a forward succeeded within the last seconds, running a canary if none did.
+
+        Args:
+            within_s: how old the last success may be; where batches take long, twice as old as the last one took.
+            timeout_s: how long the canary may take, queueing included.
+        """
+        if not (await self.engine.health()).healthy:
+            return False
+        queue = self.scheduler
+        if self._clock() - queue.last_success <= max(within_s, 2 * queue.last_batch_s):
+            return True
+        return await self._canary.returns(timeout_s)
+
+    async def read(self, conversations: Sequence[Conversation], call: Call) -> list[Reading | TextError]:
+        """Return what the model sees of each conversation, or why it sees nothing; read in a thread.
+
+        The call's truncation policy counts, and its timings are filled in.
+
+        Raises:
+            ServiceError: ``text_unavailable``, if the model has no tokenizer.
+        """
+        return await self._reading.read(conversations, call)
+
+    async def represent(self, items: list[RequestItem], call: Call) -> Represented:
+        """Return the representation of every response, in order.
+
+        Args:
+            items: of the request; emptied once they were read, so that texts do not wait with what is made of them.
+            call: how it wants to be answered.
+
+        Raises:
+            ServiceError: for the first item that has no representation, unless the call reports errors; for the whole
+                request, if the queue is full, the model reads no text, or ids are unknown.
+            ClientGoneError: if the client left meanwhile.
+        """
+        indices = [item.index for item in items]
+        rows = await _rows_of(items, call, self._space, self._ids)
+        hits = await self._cache.get([*map(operator.attrgetter("key"), rows)], self._codec)
+        filled = await unless_gone(self._fill(items, rows, hits.values, call), call) if hits.misses else _Filled()
+        return self._represented(indices, rows, hits.values, filled, call)
+
+    async def _fill(
+        self, items: list[RequestItem], rows: Sequence[Row], values: Sequence[bytes | None], call: Call
+    ) -> _Filled:
+        """Return the values that the cache lacks, having run through the model what nobody else is running."""
+        # By key, each with the number of its first row: a response that comes twice is run once.
+        missing: dict[bytes, int] = {}
+        for number, row in enumerate(rows):
+            if values[number] is None and row.id is None:
+                missing.setdefault(row.key, number)
+        # An id may also stand for a response that this very request has in full.
+        unknown = [
+            row
+            for row, value in zip(rows, values, strict=True)
+            if value is None and row.id is not None and row.key not in missing
+        ]
+        errors = _add_unknown_ids(unknown, call.problems)
+        filled = _Filled(dict(errors))
+        if not missing:
+            return filled
+        joined: dict[bytes, Ticket] = {}
+        try:
+            joined.update(self.scheduler.join(missing))
+            unread = {key: number for key, number in missing.items() if key not in joined}
+            jobs = await self._jobs(items, rows, unread, filled, call)
+            items.clear()  # the texts of all that waits would take more than its tokens do
+            own = self._queue(jobs, filled, joined, call)
+            filled.forward_responses = len(own)
+            filled.forward_tokens = sum(ticket.tokens for ticket in own.values())
+            joined.update(own)
+            await wait_for(list(joined.values()), call.timings, self._clock)
+            filled.values.update((key, ticket.outcome.result()) for key, ticket in joined.items())
+            filled.forward_answers = sum(isinstance(filled.values[key], bytes) for key in own)
+            return filled
+        finally:
+            self.scheduler.leave(list(joined.values()))
+
+    async def _jobs(
+        self,
+        items: Sequence[RequestItem],
+        rows: Sequence[Row],
+        unread: Mapping[bytes, int],
+        filled: _Filled,
+        call: Call,
+    ) -> list[Job]:
+        """Read the responses at some rows; what cannot be read is a problem, and an error among the values.
+
+        All is read before the first response is queued, so that an item that cannot be read refuses its request before
+        anything was computed.
+        """
+        if not unread:
+            return []
+        self.scheduler.check_room()  # reading for a queue that is full already would be work for nothing
+        responses = [(item, response) for item in items for response in item.responses]
+        conversations = [as_conversation(*responses[number]) for number in unread.values()]
+        jobs = []
+        for (key, number), job in zip(
+            unread.items(), await self._reading.jobs(list(unread), conversations, call), strict=True
+        ):
+            if isinstance(job, TextError):
+                filled.values[key] = error = ServiceError(ErrorCode(job.code), str(job))
+                call.problems.add(rows[number].item, error)
+            else:
+                jobs.append(job)
+        return jobs
+
+    def _queue(
+        self, jobs: Sequence[Job], filled: _Filled, joined: dict[bytes, Ticket], call: Call
+    ) -> dict[bytes, Ticket]:
+        """Queue the jobs that still nobody knows: reading took time, in which others may have run the same."""
+        by_key = {job.key: job for job in jobs if job.key is not None}
+        for key, value in zip(by_key, self._cache.peek(list(by_key)), strict=True):
+            if value is not None:
+                filled.values[key] = value
+        joined.update(self.scheduler.join(key for key in by_key if key not in filled.values))
+        fresh = {key: job for key, job in by_key.items() if key not in filled.values and key not in joined}
+        if not fresh:
+            return {}
+        return dict(zip(fresh, self.scheduler.submit(list(fresh.values()), client=call.client), strict=True))
+
+    def _represented(
+        self, items: Sequence[int], rows: Sequence[Row], hits: Sequence[bytes | None], filled: _Filled, call: Call
+    ) -> Represented:
+        values = [value if value is not None else filled.values[row.key] for row, value in zip(rows, hits, strict=True)]
+        errors: dict[int, ServiceError] = {}
+        if filled.values:
+            errors = {number: value for number, value in enumerate(values) if isinstance(value, ServiceError)}
+        vectors, dropped = self._codec.decode(
+            [self._codec.blank if isinstance(value, ServiceError) else value for value in values]
+        )
+        cut = np.flatnonzero(dropped)
+        if call.truncation == "error":
+            # The reader refuses such conversations itself; these were cached when somebody allowed the cut.
+            for number in cut.tolist():
+                errors[number] = self._truncated(int(dropped[number]))
+        for number in sorted(errors):
+            call.problems.add(rows[number].item, errors[number])
+        if filled.values:
+            joined = max(0, hits.count(None) - filled.forward_answers - len(errors))
+            self._metrics.cache_responses.labels("miss").inc(filled.forward_responses)
+            self._metrics.cache_responses.labels("coalesced").inc(joined)
+        if len(cut):
+            self._metrics.truncations.labels(self.name).inc(len(cut))
+        usage = Usage(
+            forward_responses=filled.forward_responses,
+            forward_tokens=filled.forward_tokens,
+            cached_responses=max(0, len(rows) - filled.forward_answers - len(errors)),
+            truncated=len(cut),
+        )
+        return Represented(vectors, dropped, items, usage, self._row_ids(rows) if call.ids else ())
+
+    def _row_ids(self, rows: Sequence[Row]) -> list[str | None]:
+        """Return an id for each row, or none where nothing is kept that it could lead to."""
+        if not self._cache.keeps:
+            return [None] * len(rows)
+        return [None if row.prompt is None else self._ids.id_of(row.prompt, row.key) for row in rows]
+
+    def _truncated(self, dropped: int) -> ServiceError:
+        return ServiceError(
+            ErrorCode.CONVERSATION_TRUNCATED,
+            f"{dropped} tokens of the prompt are over the limit of {self.model.max_length} tokens: shorten it, or "
+            'send "truncation": "prompt" to have it cut from the left',
+        )
+
+
+async def _rows_of(items: Sequence[RequestItem], call: Call, space: bytes, ids: Ids) -> list[Row]:
+    """Return the rows of a request.
+
+    Args:
+        items: of the request.
+        call: how it wants to be answered.
+        space: the model's namespace in the cache.
+        ids: reads the model's ids.
+
+    Raises:
+        ServiceError: ``invalid_request`` for the first item whose id is of another prompt than its other response,
+            unless the call reports errors.
+    """
+    rows: list[Row] = []
+    for number, item in enumerate(items, start=1):
+        if item.has_ids:
+            rows += _rows_with_ids(item, call, space, ids)
+        else:
+            assert item.prompt is not None  # the wire types see to it
+            full = cast("Sequence[Response]", item.responses)
+            index, prompt = item.index, prompt_digest(item.prompt, item.tools) if call.ids else None
+            rows += [Row(index, key, prompt) for key in conversation_keys(space, item.prompt, item.tools, full)]
+        if number % _ITEMS_BEFORE_A_BREAK == 0:
+            # Hashing ten thousand pairs takes a while, and this is the thread that serves everybody.
+            await asyncio.sleep(0)
+    return rows
+
+
+def _rows_with_ids(item: RequestItem, call: Call, space: bytes, ids: Ids) -> list[Row]:
+    own = None if item.prompt is None else prompt_digest(item.prompt, item.tools)
+    rows = []
+    for response in item.responses:
+        if isinstance(response, ResponseId):
+            prompt, key = ids.read(response.id)
+            rows.append(Row(item.index, key, prompt, response.id))
+        else:
+            assert item.prompt is not None  # the wire types see to it
+            (key,) = conversation_keys(space, item.prompt, item.tools, [response])
+            rows.append(Row(item.index, key, own))
+    # A foreign id has no prompt. It is reported as unknown later on, as an id is whose representation is gone: the
+    # difference would tell that somebody else's id is one.
+    if len({row.prompt for row in rows if row.prompt is not None}) > 1:
+        error = ServiceError(
+            ErrorCode.INVALID_REQUEST,
+            "its two responses answer different prompts: an id is for the prompt and the tools that it was given for",
+        )
+        call.problems.add(item.index, error)
+    return rows
+
+
+def _add_unknown_ids(rows: Sequence[Row], problems: Problems) -> Mapping[bytes, ServiceError]:
+    """Add a problem for each item that has unknown ids, and return the errors by the rows' keys.
+
+    Args:
+        rows: those whose ids lead to nothing, in the order of the request.
+        problems: of the request.
+
+    Raises:
+        ServiceError: ``unknown_id``, unless the call reports errors. It lists the unknown ids of all items, so that a
+            client need not find them out one request after the other.
+    """
+    by_item: dict[int, list[str]] = {}
+    for row in rows:
+        assert row.id is not None
+        by_item.setdefault(row.item, []).append(row.id)
+    every_id = list(dict.fromkeys(unknown for ids in by_item.values() for unknown in ids))
+    errors = {item: _unknown_id(ids) for item, ids in by_item.items()}
+    for item, error in errors.items():
+        problems.add(item, error, refusal=_unknown_id(every_id))
+    return {row.key: errors[row.item] for row in rows}
+
+
+def _unknown_id(ids: Sequence[str]) -> ServiceError:
+    many = f"{len(ids)} ids are" if len(ids) > 1 else "1 id is"
+    return ServiceError(
+        ErrorCode.UNKNOWN_ID,
+        f"{many} not known here, or not any more: send the responses in full (the error's ids says which)",
+        ids=ids,
+    )
+
+
+def _canary_item(model: PreferenceModel) -> EncodeItem:
+    reads = read_plan(model.spec, 1, 2, first_token=model.first_token)
+    return EncodeItem(token_ids=(0, 0), reads=reads, prompt_length=1)
+
+
+class _Canary:
+    """Run two tokens through the model to see whether it can answer. One run serves all who ask meanwhile."""
+
+    def __init__(self, scheduler: Scheduler, item: EncodeItem) -> None:
+        self._scheduler = scheduler
+        self._item = item
+        self._run: asyncio.Task[bool] | None = None
+
+    async def returns(self, timeout_s: float) -> bool:
+        """Return whether the canary comes back with a value in time."""
+        if self._run is None or self._run.done():
+            self._run = asyncio.get_running_loop().create_task(self._forward())
+        done, _ = await asyncio.wait([self._run], timeout=timeout_s)
+        return bool(done) and self._run.result()
+
+    async def close(self) -> None:
+        """Cancel a run that is on its way."""
+        if self._run is not None:
+            self._run.cancel()
+            await asyncio.gather(self._run, return_exceptions=True)
+
+    async def _forward(self) -> bool:
+        try:
+            tickets = self._scheduler.submit([Job(None, self._item, 0)])
+        except ServiceError:
+            return False  # a queue that is full and has had no success for a while is not ready
+        try:
+            return isinstance(await tickets[0].outcome, bytes)
+        finally:
+            self._scheduler.leave(tickets)

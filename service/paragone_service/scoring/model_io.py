@@ -1,0 +1,207 @@
+"""What goes into a model's engine and what comes out: texts become jobs, and hidden states become cached values.
+
+What is read to be run may wait for long, and much of it at a time: it is kept as bare token ids, two or four bytes each
+(a list of Python's ints takes 36), and its rendered text is let go. n = items of a batch, d = numbers that the head
+makes of each.
+"""
+
+import asyncio
+import functools
+import time
+from array import array
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from paragone.codes import ErrorCode
+from paragone_models.errors import TextError
+from paragone_models.model import PreferenceModel
+from paragone_models.text.reader import Conversation, EncodeItem, Reading, characters
+from paragone_service.cache.tiers import Cache, Codec
+from paragone_service.engine.contract import Engine
+from paragone_service.engine.local import DeviceThread
+from paragone_service.http.errors import ServiceError
+from paragone_service.metrics import Metrics
+from paragone_service.scoring.request import Call
+from paragone_service.scoring.scheduler import Job, Scheduler, Ticket
+
+__all__ = ["ReadingThread", "Resources", "open_queue"]
+
+_CHUNK, _CHUNK_CHARACTERS = 128, 1 << 18
+"""Most conversations of a chunk, and about its most characters: seconds of a tokenizer, and a hundred megabytes."""
+_LARGEST_SHORT = 2**16 - 1
+
+
+class ReadingThread:
+    """Read conversations for one hosted model, one chunk at a time, off the event loop.
+
+    A tokenizer keeps how special tokens are split as state of its own, so there is one thread and no more.
+
+    Args:
+        name: what the model is called in requests.
+        model: the loaded model.
+        clock: in seconds.
+    """
+
+    def __init__(self, name: str, model: PreferenceModel, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._name = name
+        self._reader = model.reader
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"read-{name}")
+
+    async def read(self, conversations: Sequence[Conversation], call: Call) -> list[Reading | TextError]:
+        """Return what the model sees of each conversation, or why it sees nothing.
+
+        The call's truncation policy counts, and its timings are filled in.
+
+        Raises:
+            ServiceError: ``text_unavailable``, if the model has no tokenizer.
+        """
+        return [reading async for chunk in self._chunks(conversations, call) for reading in chunk]
+
+    async def jobs(
+        self, keys: Sequence[bytes], conversations: Sequence[Conversation], call: Call
+    ) -> list[Job | TextError]:
+        """Return what is to be run of each conversation, by its cache key, or why it cannot be read.
+
+        Raises:
+            ServiceError: ``text_unavailable``, if the model has no tokenizer.
+        """
+        jobs: list[Job | TextError] = []
+        async for chunk in self._chunks(conversations, call):
+            jobs += [
+                reading if isinstance(reading, TextError) else _job(key, reading)
+                for key, reading in zip(keys[len(jobs) :], chunk, strict=False)
+            ]
+        return jobs
+
+    async def _chunks(
+        self, conversations: Sequence[Conversation], call: Call
+    ) -> AsyncIterator[list[Reading | TextError]]:
+        reader = self._reader
+        if reader is None:
+            raise ServiceError(
+                ErrorCode.TEXT_UNAVAILABLE,
+                f"model {self._name} was loaded from a folder without a tokenizer and reads no text: add its "
+                "tokenizer files to the folder",
+            )
+        started = self._clock()
+        loop = asyncio.get_running_loop()
+        for chunk in _chunked(conversations):  # the thread reads other requests' chunks in between
+            yield await loop.run_in_executor(
+                self._thread, functools.partial(reader.read, chunk, truncation=call.truncation)
+            )
+        call.timings.tokenize_s += self._clock() - started
+
+    def close(self) -> None:
+        """Let the thread end after the chunk it has."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _chunked(conversations: Sequence[Conversation]) -> Iterator[Sequence[Conversation]]:
+    first = total = 0
+    for place, one in enumerate(conversations):
+        count = characters((*one.prompt, *one.response))
+        if place - first == _CHUNK or (place > first and total + count > _CHUNK_CHARACTERS):
+            yield conversations[first:place]
+            first, total = place, 0
+        total += count
+    if first < len(conversations):
+        yield conversations[first:]
+
+
+def _job(key: bytes, reading: Reading) -> Job:
+    ids = reading.token_ids
+    compact = array("H" if max(ids) <= _LARGEST_SHORT else "I", ids)
+    return Job(key, EncodeItem(compact, reading.reads, reading.prompt_length), reading.dropped_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the queues of one hosted model share.
+
+    Attributes:
+        engine: runs its backbone.
+        device: the thread that its heads run on, shared with the other models on that device.
+        cache: shared by all models.
+        metrics: shared by all models.
+        max_batch_tokens: budget of a batch.
+        max_queue_tokens: how much may wait in each queue.
+        clock: in seconds.
+    """
+
+    engine: Engine
+    device: DeviceThread
+    cache: Cache
+    metrics: Metrics
+    max_batch_tokens: int
+    max_queue_tokens: int
+    clock: Callable[[], float] = time.perf_counter
+
+
+def open_queue(
+    name: str, resources: Resources, head: Callable[[Tensor], Tensor], codec: Codec, *, failure: str
+) -> Scheduler:
+    """Return a queue of sequences for one of a model's heads.
+
+    Args:
+        name: what the model is called in requests.
+        resources: the model's.
+        head: from the hidden states of a batch to its numbers, [n, d].
+        codec: of the values.
+        failure: the message where numbers are not finite.
+    """
+    forwards = _Forwards(name, resources, head, codec, failure)
+    return Scheduler(
+        name,
+        forwards.run,
+        forwards.settle,
+        turn=resources.device.turn,
+        metrics=resources.metrics,
+        shares_prompts=resources.engine.shares_prompts,
+        max_batch_tokens=resources.max_batch_tokens,
+        max_queue_tokens=resources.max_queue_tokens,
+        clock=resources.clock,
+    )
+
+
+@dataclass(frozen=True)
+class _Forwards:
+    """Turn the batches of a scheduler into values; those of tickets with a key are cached."""
+
+    name: str
+    resources: Resources
+    head: Callable[[Tensor], Tensor]
+    codec: Codec
+    failure: str
+
+    async def run(self, items: Sequence[EncodeItem]) -> NDArray[np.float32]:
+        """Return the numbers of every item, [n, d].
+
+        Raises:
+            EngineOutOfMemoryError: if the batch was too large for the device.
+            Exception: whatever else the engine raises.
+        """
+        hidden = await self.resources.engine.encode(items)
+        return await self.resources.device.run(lambda: self.head(hidden).numpy(force=True))
+
+    def settle(self, tickets: Sequence[Ticket], vectors: NDArray[np.float32]) -> list[bytes | ServiceError]:
+        """Cache the sound rows of a batch, [n, d], and return each ticket's value or error."""
+        finite = np.atleast_1d(np.isfinite(vectors).all(axis=1)).tolist()
+        values = self.codec.encode(
+            vectors, [ticket.tokens for ticket in tickets], [ticket.dropped for ticket in tickets]
+        )
+        sound = [place for place, good in enumerate(finite) if good and tickets[place].key is not None]
+        kept = self.resources.cache.put([tickets[place].key or b"" for place in sound], [values[p] for p in sound])
+        outcomes: list[bytes | ServiceError] = list(values)
+        for place, value in zip(sound, kept, strict=True):
+            outcomes[place] = value  # the first writer's, so that an answer never differs from the cache by rounding
+        for place, good in enumerate(finite):
+            if not good:
+                self.resources.metrics.non_finite.labels(self.name).inc()
+                outcomes[place] = ServiceError(ErrorCode.NON_FINITE_SCORE, self.failure)
+        return outcomes
