@@ -40,8 +40,7 @@ from serving_setup import free_port, wait_until_ready
 from paragone_models import load_model
 from paragone_models.model import PreferenceModel
 from paragone_models.text.reader import EncodeItem, Reading, conversation
-from paragone_service.bench.dialects import DIALECTS, Asked
-from paragone_service.bench.load import ask_all
+from paragone_service.bench.load import ScoredText, ask_all
 
 WAVE_S = 2.0
 READY_S = 600.0
@@ -51,7 +50,7 @@ READY_S = 600.0
 class Texts:
     """One turn's texts: as they are sent, and as every side's model sees them."""
 
-    asked: list[Asked]
+    asked: list[ScoredText]
     items: list[EncodeItem]
 
 
@@ -59,7 +58,7 @@ class Server:
     """A server in a process group of its own, stopped by a signal while it is not its turn."""
 
     def __init__(self, command: list[str], port: int, *, dialect: str, ready: str, model: str) -> None:
-        self.url, self.dialect, self.model = f"http://127.0.0.1:{port}", DIALECTS[dialect], model
+        self.url, self.dialect, self.model = f"http://127.0.0.1:{port}", dialect, model
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_NO_USAGE_STATS": "1"}
         with tempfile.TemporaryFile() as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -80,7 +79,7 @@ class Server:
         finally:
             os.killpg(self.process.pid, signal.SIGSTOP)
 
-    def rate(self, asked: list[Asked], *, clients: int, batch: int) -> float:
+    def rate(self, asked: list[ScoredText], *, clients: int, batch: int) -> float:
         level = ask_all(self.url, self.dialect, asked, clients=clients, batch=batch, model=self.model)
         return level.rate
 
@@ -178,12 +177,16 @@ def texts(model: PreferenceModel, groups: int, seed: int) -> Texts:
     pairs = [(decode(tokens[:prompt]), decode(tokens[prompt:])) for tokens, prompt in drawn]
     readings = model.reader.read([conversation(prompt, response) for prompt, response in pairs])
     assert all(isinstance(reading, Reading) for reading in readings)
-    asked = [Asked(*pair, reading.text) for pair, reading in zip(pairs, readings, strict=True)]
+    asked = [ScoredText(*pair, reading.text) for pair, reading in zip(pairs, readings, strict=True)]
     return Texts(asked, [reading.item for reading in readings])
 
 
 def over_http(
-    sides: dict[str, Server], rate: Callable[[Server, list[Asked]], float], asked: list[Asked], *, warm: list[Asked]
+    sides: dict[str, Server],
+    rate: Callable[[Server, list[ScoredText]], float],
+    asked: list[ScoredText],
+    *,
+    warm: list[ScoredText],
 ) -> dict[str, float]:
     found = {}
     for name, server in sides.items():
@@ -193,15 +196,15 @@ def over_http(
     return found
 
 
-def in_one_request(server: Server, asked: list[Asked]) -> float:
+def in_one_request(server: Server, asked: list[ScoredText]) -> float:
     return server.rate(asked, clients=1, batch=len(asked))
 
 
-def from_many_clients(server: Server, asked: list[Asked]) -> float:
+def from_many_clients(server: Server, asked: list[ScoredText]) -> float:
     return server.rate(asked, clients=64, batch=1)
 
 
-def in_waves(server: Server, asked: list[Asked]) -> float:
+def in_waves(server: Server, asked: list[ScoredText]) -> float:
     """Return responses a second when siblings come two seconds apart: the first of every group, then the second, …"""
     busy = 0.0
     for place in range(RESPONSES):

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from paragone import Client
 from paragone_evaluation.asking import AnswerStore, ask
 from paragone_evaluation.errors import DataError, EvaluationError
 from paragone_evaluation.evaluation import default_folder, evaluate_models, progress_bar
 from paragone_evaluation.readers import LAYOUTS, read_evaluation_set
-from paragone_evaluation.report.table import print_results
-from paragone_evaluation.report.words import interval, number
+from paragone_evaluation.results_report import print_results, print_temperature
 from paragone_evaluation.scorers import Scorer, ServiceScorer
 from paragone_evaluation.summary import Settings, plain
 from paragone_evaluation.temperature import check_preferences, fitted_temperature
@@ -191,25 +189,8 @@ def calibrate(
 
         folder = store_temperature(local.model, temperature, record, output=output)
         remedy = f"stored in {folder}: paragone serve --model {folder.name}={folder}"
-    _print_calibration(record, remedy, _console())
-
-
-def _print_calibration(record: dict[str, Any], remedy: str, console: Console) -> None:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("", "before", "95 % interval", "after", "95 % interval"):
-        table.add_column(title, justify="right" if title in ("before", "after") else "left")
-    found = record["temperature"]
-    table.add_row("temperature", f"{record['temperature_before']:.4g}", "", f"{found['value']:.4g}", interval(found))
-    for title, name in (("NLL", "nll"), ("Brier", "brier"), (f"ECE ({record['bins']} bins)", "ece")):
-        before, after = record["before"][name], record["after"][name]
-        table.add_row(title, number(before["value"]), interval(before), number(after["value"]), interval(after))
-    console.print(table)
-    console.print(
-        f"{record['pairs']} pairs, {record['clusters']} {record['cluster']}s; “after” is cross-fitted by cluster.",
-        style="dim",
-    )
-    for note in record["notes"]:
-        console.print(f"note: {note}", markup=False)
+    console = _console()
+    print_temperature(record, console)
     console.print(remedy, soft_wrap=True, markup=False, highlight=False)
 
 

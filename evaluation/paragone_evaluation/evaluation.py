@@ -19,7 +19,7 @@ from paragone_evaluation.asking import Progress as Report
 from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.published import write_rewardbench_files
-from paragone_evaluation.report.page import render_page
+from paragone_evaluation.results_report import page_of_results
 from paragone_evaluation.scorers import Scorer
 from paragone_evaluation.summary import Settings, only_rated, plain, summarise
 
@@ -89,7 +89,7 @@ def evaluate_models(
     report, numbers = folder / "report.html", folder / "results.json"
     try:
         numbers.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        report.write_text(render_page(results), encoding="utf-8")
+        report.write_text(page_of_results(results), encoding="utf-8")
         extra = []
         if data.layout in ("rewardbench", "rewardbench2"):
             extra = write_rewardbench_files(folder, data, answers, summary["measures"]["benchmark"])

@@ -13,7 +13,7 @@ from paragone_evaluation.evaluation import default_folder, evaluate_models
 from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.measures.accuracy import accuracy
 from paragone_evaluation.readers import read_evaluation_set
-from paragone_evaluation.report.page import render_page
+from paragone_evaluation.results_report import page_of_results
 from paragone_evaluation.summary import Settings, plain
 from tests.evaluation.conftest import pair, write
 from tests.evaluation.runs import QUICK, page_of, run
@@ -129,7 +129,7 @@ def test_numbers_that_are_none_become_null_in_json_and_a_page_can_be_made_of_the
         "c": [1.0],
     }
     written = run(tmp_path, [pair(number) for number in range(24)], LocalScorer(models["bt"]))
-    assert render_page(json.loads(written.files[1].read_text())) == written.files[0].read_text(encoding="utf-8")
+    assert page_of_results(json.loads(written.files[1].read_text())) == written.files[0].read_text(encoding="utf-8")
 
 
 def test_the_default_folder_names_file_split_and_model(tmp_path):

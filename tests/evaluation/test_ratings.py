@@ -1,5 +1,6 @@
 """Models that rate: what is measured of their ratings, and what is not."""
 
+import html
 import math
 
 import numpy as np
@@ -86,5 +87,5 @@ def test_a_model_that_only_rates_cannot_be_compared_with_another(tmp_path, model
 
 def test_the_page_names_the_attribute_that_people_are_judged_by(tmp_path, models):
     written = run(tmp_path, ratings(24), LocalScorer(models["ratings"]))
-    assert "People&#x27;s scores are the ratings of &#x27;helpful&#x27;." in page_of(written)
+    assert "People's scores are the ratings of 'helpful'." in html.unescape(page_of(written))
     assert written.results["measures"]["accuracy"]

@@ -1,148 +1,140 @@
-"""Charts as inline SVG: no script, no external file, colours from the page's variables."""
+"""Charts as inline SVG: drawn by matplotlib, coloured by the page, so that they follow its light and dark look."""
 
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from typing import Any
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = ["best_of_n_chart", "interval_bar", "length_chart", "reliability_chart"]
+from markupsafe import Markup, escape
 
-Scale = Callable[[float], float]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-_WIDTH, _HEIGHT = 440, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 44
+__all__ = ["COLOURS", "Line", "line_chart"]
 
+COLOURS = ("line-1", "line-2", "line-3", "line-4")
+"""Names of the page's colours for data."""
 
-def _axis(low: float, high: float, start: float, end: float) -> Scale:
-    span = (high - low) or 1.0
-    return lambda value: start + (value - low) / span * (end - start)
-
-
-def _frame(
-    x: Scale, y: Scale, across: Sequence[tuple[float, str]], up: Sequence[tuple[float, str]], titles: tuple[str, str]
-) -> list[str]:
-    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    parts = []
-    for value, label in up:
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{label}</text>')
-    for value, label in across:
-        parts.append(f'<text x="{x(value):.1f}" y="{bottom + 17}" text-anchor="middle">{label}</text>')
-    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    middle = (_LEFT + right) / 2
-    parts.append(f'<text class="title" x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(titles[0])}</text>')
-    centre = (_TOP + bottom) / 2
-    parts.append(
-        f'<text class="title" transform="rotate(-90 13 {centre})" x="13" y="{centre}" text-anchor="middle">'
-        f"{escape(titles[1])}</text>"
-    )
-    return parts
+# Each colour of a drawing stands for a variable of the page: only there can a colour depend on light or dark.
+_PAINT = {
+    "line-1": "#1d4ed8",
+    "line-2": "#c2410c",
+    "line-3": "#3b7d3b",
+    "line-4": "#7a4b9d",
+    "rule": "#dfdcd3",
+    "soft": "#666a73",
+    "ink": "#1d1f23",
+}
+_SIZE = (4.6, 2.9)  # inches; the page scales charts to its columns
 
 
-def _svg(parts: Sequence[str], label: str) -> str:
-    body = "".join(parts)
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">{body}</svg>'
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart.
+
+    Attributes:
+        colour: one of ``COLOURS``, or ``soft``.
+        dashed: for what is only there to compare with; it has no dots.
+        areas: size of each dot, relative to the largest; all alike if empty.
+        remarks: shown where the pointer rests on a dot, and read aloud; one per point, or none.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: str = "line-1"
+    dashed: bool = False
+    areas: Sequence[float] = ()
+    remarks: Sequence[str] = ()
 
 
-def _dot(kind: str, x: float, y: float, size: float, told: str) -> str:
-    return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}"><title>{told}</title></circle>'
-
-
-def reliability_chart(table: Mapping[str, Any], *, label: str) -> str:
-    """Return a reliability diagram: accuracy by confidence, the area of a dot is its number of pairs.
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    across: str,
+    up: str = "",
+    include: Sequence[float] = (),
+    ticks: Mapping[float, str] | None = None,
+    whole: bool = False,
+    to: Sequence[tuple[float, float]] = (),
+) -> Markup:
+    """Return a chart as SVG for a page.
 
     Args:
-        table: ``edges``, ``count``, ``confidence`` and ``accuracy``; null in empty bins.
-        label: what the chart shows, for people who cannot see it.
+        title: read aloud in place of the picture.
+        across: label of the horizontal axis.
+        up: label of the vertical axis.
+        include: values that the vertical axis must show.
+        ticks: labels of the horizontal axis by place; those of matplotlib if None.
+        whole: the horizontal axis counts something.
+        to: one point for each of the first line, to which a thin line leads from it.
     """
-    shown = [
-        (count, sure, right)
-        for count, sure, right in zip(table["count"], table["confidence"], table["accuracy"], strict=True)
-        if count
-    ]
-    low = min([0.4, *(right for _, _, right in shown)])
-    x = _axis(0.5, 1.0, _LEFT + 8, _WIDTH - _RIGHT - 8)
-    y = _axis(low, 1.0, _HEIGHT - _BOTTOM, _TOP)
-    across = [(tick / 10, f"{tick * 10}") for tick in range(5, 11)]
-    up = [(tick / 10, f"{tick * 10}") for tick in range(int(low * 10 + 0.999), 11)]
-    parts = _frame(x, y, across, up, ("confidence of the choice, %", "right, %"))
-    parts.append(f'<line class="ideal" x1="{x(0.5)}" y1="{y(0.5)}" x2="{x(1)}" y2="{y(1)}"/>')
-    most = max([count for count, *_ in shown], default=1)
-    path = " ".join(f"{x(sure):.1f},{y(right):.1f}" for _, sure, right in shown)
-    parts.append(f'<polyline class="model" points="{path}"/>')
-    for count, sure, right in shown:
-        size = 2.5 + 8.5 * (count / most) ** 0.5
-        told = f"{count} pairs: {100 * sure:.1f} % sure, {100 * right:.1f} % right"
-        parts.append(
-            f'<line class="gap" x1="{x(sure):.1f}" x2="{x(sure):.1f}" y1="{y(sure):.1f}" y2="{y(right):.1f}"/>'
-            + _dot("model", x(sure), y(right), size, told)
-        )
-    return _svg(parts, label)
+    # Here, because matplotlib takes a second to import, and a table needs none of it.
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": title}):
+        figure = Figure(figsize=_SIZE)
+        # Fixed margins: matplotlib's own layouts draw everything twice.
+        axes = figure.add_axes((0.14, 0.16, 0.83, 0.81))
+        remarks: dict[str, str] = {}
+        for number, line in enumerate(lines):
+            remarks |= _draw(axes, line, f"remark-{number}")
+        for (x, y), (_, end) in zip(lines[0].points if to else (), to, strict=True):
+            axes.plot([x, x], [y, end], color=_PAINT["line-1"], linewidth=0.8, alpha=0.5, clip_on=False)
+        axes.margins(x=0.05, y=0.08)
+        if include:
+            axes.update_datalim([(lines[0].points[0][0], value) for value in include])
+            axes.autoscale_view()
+        if ticks is not None:
+            axes.set_xticks(list(ticks), list(ticks.values()))
+        elif whole:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel(across, color=_PAINT["ink"])
+        axes.set_ylabel(up, color=_PAINT["ink"])
+        axes.tick_params(colors=_PAINT["soft"], bottom=False, left=False)
+        axes.grid(axis="y", color=_PAINT["rule"], linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "left", "right"]].set_visible(False)
+        axes.spines["bottom"].set_color(_PAINT["soft"])
+        drawing = io.StringIO()
+        # Nothing that changes from day to day or from version to version.
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(drawing, format="svg", transparent=True, metadata=nothing)
+    return _inline(drawing.getvalue(), title, remarks)
 
 
-def length_chart(curve: Sequence[Mapping[str, float]]) -> str:
-    """Return how often the longer response wins against how many times longer it is, for people and the model.
-
-    Args:
-        curve: points with ``ratio``, ``model``, ``human`` and ``count``.
-    """
-    x = _axis(-0.5, len(curve) - 0.5, _LEFT, _WIDTH - _RIGHT)
-    values = [point[side] for point in curve for side in ("model", "human")]
-    low, high = max(0.0, min([0.4, *values]) - 0.03), min(1.0, max([0.6, *values]) + 0.03)
-    y = _axis(low, high, _HEIGHT - _BOTTOM, _TOP)
-    across = [(place, f"{point['ratio']:.3g}×") for place, point in enumerate(curve)]
-    up = [(tick / 10, f"{tick * 10}") for tick in range(int(low * 10 + 0.999), int(high * 10) + 1)]
-    titles = "the longer one is so many times longer", "longer one preferred, %"
-    parts = _frame(x, y, across, up, titles)
-    parts.append(f'<line class="ideal" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(0.5):.1f}" y2="{y(0.5):.1f}"/>')
-    for side in ("human", "model"):
-        path = " ".join(f"{x(place):.1f},{y(point[side]):.1f}" for place, point in enumerate(curve))
-        parts.append(f'<polyline class="{side}" points="{path}"/>')
-        for place, point in enumerate(curve):
-            told = f"{point['count']:.0f} pairs: {100 * point[side]:.1f} %"
-            parts.append(_dot(side, x(place), y(point[side]), 4.0, told))
-    return _svg(parts, "Share of pairs in which the longer response is preferred, by length ratio")
+def _draw(axes: "Axes", line: Line, name: str) -> dict[str, str]:
+    """Draw a line and its dots; return the remark of each dot by the name of its group in the drawing."""
+    paint = _PAINT[line.colour]
+    x, y = [point[0] for point in line.points], [point[1] for point in line.points]
+    style = (0, (4, 3)) if line.dashed else "solid"
+    # Many points make a curve: dots would hide it.
+    dots = "o" if not line.dashed and not line.areas and not line.remarks and len(x) <= 30 else None
+    axes.plot(x, y, color=paint, linestyle=style, linewidth=1.5, marker=dots, markersize=4, clip_on=False)
+    places = range(len(x)) if line.areas or line.remarks else ()
+    for place in places:
+        size = 3.0 + 10.0 * line.areas[place] ** 0.5 if line.areas else 5.0
+        axes.plot(x[place], y[place], "o", color=paint, markersize=size, clip_on=False, gid=f"{name}-{place}")
+    return {f"{name}-{place}": remark for place, remark in enumerate(line.remarks)}
 
 
-def best_of_n_chart(curve: Mapping[str, Sequence[float]]) -> str:
-    """Return the expected human score of the model's choice among n responses, between random and people's own choice.
-
-    Args:
-        curve: ``n``, ``model``, ``people`` and ``random``.
-    """
-    sizes = curve["n"]
-    x = _axis(sizes[0] - 0.3, sizes[-1] + 0.3, _LEFT, _WIDTH - _RIGHT)
-    values = [*curve["model"], *curve["people"], *curve["random"]]
-    margin = 0.06 * ((max(values) - min(values)) or 1.0)
-    low, high = min(values) - margin, max(values) + margin
-    y = _axis(low, high, _HEIGHT - _BOTTOM, _TOP)
-    every = max(1, len(sizes) // 8)
-    across = [(size, f"{size:.0f}") for size in sizes[::every]]
-    up = [(low + (high - low) * step / 4, f"{low + (high - low) * step / 4:.2f}") for step in range(5)]
-    parts = _frame(x, y, across, up, ("best of n", "human score of the choice"))
-    for side in ("random", "people", "model"):
-        path = " ".join(f"{x(size):.1f},{y(value):.1f}" for size, value in zip(sizes, curve[side], strict=True))
-        kind = {"random": "ideal", "people": "human", "model": "model"}[side]
-        parts.append(f'<polyline class="{kind}" points="{path}"/>')
-    return _svg(parts, "Expected human score of best-of-n by the model, by people and at random")
-
-
-def interval_bar(estimate: Mapping[str, Any], *, reference: float | None = None, low: float = 0.0) -> str:
-    """Return a small bar with a dot at the value, its interval, and a tick at a reference.
-
-    Args:
-        estimate: ``value``, ``low`` and ``high``, shares.
-        reference: a share to compare with.
-        low: share at the left end of the bar.
-    """
-    x = _axis(low, 1.0, 4, 156)
-    parts = ['<line class="axis" x1="4" x2="156" y1="9" y2="9"/>']
-    if low < 0.5:
-        parts.append(f'<line class="grid" x1="{x(0.5):.1f}" x2="{x(0.5):.1f}" y1="2" y2="16"/>')
-    if estimate["low"] is not None and estimate["high"] is not None:
-        ends = f'x1="{x(estimate["low"]):.1f}" x2="{x(estimate["high"]):.1f}"'
-        parts.append(f'<line class="span" {ends} y1="9" y2="9"/>')
-    if reference is not None:
-        parts.append(f'<line class="human" x1="{x(reference):.1f}" x2="{x(reference):.1f}" y1="3" y2="15"/>')
-    if estimate["value"] is not None:
-        parts.append(f'<circle class="model" cx="{x(estimate["value"]):.1f}" cy="9" r="4"/>')
-    return f'<svg class="bar" viewBox="0 0 160 18" aria-hidden="true">{"".join(parts)}</svg>'
+def _inline(drawing: str, title: str, remarks: Mapping[str, str]) -> Markup:
+    """Return a drawing of matplotlib as part of a page."""
+    box = re.search(r'viewBox="[^"]*"', drawing)
+    assert box is not None, "matplotlib gives every drawing its box"
+    body = drawing[drawing.index(">", drawing.index("<svg")) + 1 :]
+    # Its style sheet speaks of "*", which would be everything on the page.
+    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
+    for group, remark in remarks.items():
+        body = body.replace(f'<g id="{group}">', f"<g><title>{escape(remark)}</title>")
+    # A page has several drawings, so only names that something refers to may stay; these are hashes with the title.
+    used = set(re.findall(r"#(\w+)[\")]", body))
+    body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
+    body = re.sub(r" ?font-family: [^;\"]*;?", "", body)
+    for name, paint in _PAINT.items():
+        body = body.replace(paint, f"var(--{name})")
+    body = re.sub(r"\s*\n\s*", " ", body)
+    return Markup(f'<svg {box[0]} role="img" aria-label="{escape(title)}">{body}')  # noqa: S704 - our own drawing

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from paragone_evaluation.judged import FEW_CLUSTERS
-
-__all__ = ["counted", "interval", "lines", "number", "percent", "points", "verdict"]
+__all__ = ["counted", "interval", "lines", "number", "percent", "points"]
 
 _UNKNOWN = "–"
 
@@ -73,28 +71,6 @@ def lines(row: Mapping[str, Any]) -> str:
     '4, 9 …'
     """
     return ", ".join(map(str, row["lines"])) + (" …" if row["count"] > len(row["lines"]) > 0 else "")
-
-
-def verdict(comparison: Mapping[str, Any], name: str, settings: Mapping[str, Any]) -> str:
-    """Return what a paired comparison says about the accuracies of two models, in one sentence.
-
-    Args:
-        comparison: of ``results.json``.
-        name: of the first model.
-        settings: of ``results.json``.
-    """
-    gain = comparison["accuracy_difference"]
-    if gain["low"] is None:
-        return "There is no interval, so nothing can be said about noise."
-    if settings["clusters"] < FEW_CLUSTERS:
-        return (
-            f"From {settings['clusters']} {settings['cluster']}s no interval can tell a difference from noise: these "
-            "are numbers to look at, not a verdict."
-        )
-    if gain["low"] > 0 or gain["high"] < 0:
-        better = name if gain["value"] > 0 else comparison["model"]["name"]
-        return f"{better} has the higher accuracy; the interval of the difference excludes 0."
-    return "The difference in accuracy is inside the noise: its interval holds 0."
 
 
 def _signless_zero(value: float, digits: int) -> str:

@@ -3,11 +3,14 @@
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from paragone_service.bench.measurement import Measurement
 
 __all__ = ["bench"]
 
@@ -45,24 +48,30 @@ def bench(
             clients=_numbers(clients), url=url, dialect=dialect, url_model=url_model, api_key=api_key, device=device,
             dtype=dtype,
         )  # fmt: skip
-        found = run(plan, say=lambda text: typer.echo(text, err=True), machine=_machine())
+        measurement = run(plan, say=lambda text: typer.echo(text, err=True), machine=_machine())
     except PlanError as error:
         raise typer.BadParameter(str(error)) from error
-    _show(found, output)
+    _show(measurement, output)
 
 
-def _show(found: Any, output: Path) -> None:
+def _show(measurement: "Measurement", output: Path) -> None:
+    """Print the tables, then write ``bench.json`` and, where the look of reports is installed, ``bench.html``."""
     from rich.console import Console
 
-    from paragone_service.bench.report import as_json, page, tables
+    from paragone_service.bench.bench_report import as_json, page, tables
 
     console = Console()
-    for table in tables(found):
+    for table in tables(measurement):
         console.print(table)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "bench.json").write_text(json.dumps(as_json(found), indent=2) + "\n", encoding="utf-8")
-    (output / "bench.html").write_text(page(found), encoding="utf-8")
-    console.print(f"{output / 'bench.json'} and {output / 'bench.html'}")
+    numbers, report = output / "bench.json", output / "bench.html"
+    numbers.write_text(json.dumps(as_json(measurement), indent=2) + "\n", encoding="utf-8")
+    try:
+        report.write_text(page(measurement), encoding="utf-8")
+    except ModuleNotFoundError as error:
+        console.print(f"{numbers}; for a page with charts: pip install 'paragone[evaluation]' ({error})", markup=False)
+    else:
+        console.print(f"{numbers} and {report}")
 
 
 def _machine() -> dict[str, str]:
@@ -86,8 +95,8 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted(set(values)))
 
 
-def _parsed(parts: Sequence[str], name: str, example: str, number: Callable[[str], int] = int) -> list[int]:
+def _parsed(parts: Sequence[str], name: str, example: str) -> list[int]:
     try:
-        return [number(part) for part in parts]
+        return [int(part) for part in parts]
     except ValueError as error:
         raise typer.BadParameter(f"{name} must be whole numbers, {example}") from error

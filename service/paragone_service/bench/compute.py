@@ -59,15 +59,13 @@ def peak(device: torch.device, dtype: torch.dtype, *, size: int | None = None) -
     """Return the operations a second that a large matrix product reaches, the best of a few.
 
     Args:
-        device: where.
-        dtype: of both factors.
         size: rows and columns; 8,192 on a GPU and 1,536 elsewhere unless given.
     """
     size = size or (8192 if device.type == "cuda" else 1536)
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
     times = [_seconds(lambda: torch.nn.functional.linear(left, right), device) for _ in range(5)]
-    return 2.0 * size**3 / min(times[1:])
+    return 2.0 * size**3 / min(times[1:])  # the first product pays for its setting up
 
 
 def measure(model: PreferenceModel, turns: Sequence[Sequence[EncodeItem]]) -> Compute:
@@ -88,11 +86,11 @@ def measure(model: PreferenceModel, turns: Sequence[Sequence[EncodeItem]]) -> Co
     for number, items in enumerate(turns):
         before = _executed(model, items)
         if model.local.packer:
-            model.local.packer.store.clear()
+            model.local.packer.store.clear()  # else a prompt of an earlier turn would cost nothing
         ours = _seconds(lambda items=items: model.encode(items), device)  # type: ignore[misc]
         plain = _seconds(lambda items=items: _padded(model, items), device)  # type: ignore[misc]
         if not number:
-            continue
+            continue  # kernels were compiled, pools filled
         done = _executed(model, items) - before if model.local.packer else before
         engine.append(ours)
         padded.append(plain)
@@ -114,15 +112,10 @@ def measure(model: PreferenceModel, turns: Sequence[Sequence[EncodeItem]]) -> Co
 
 
 def padded_tokens(items: Sequence[EncodeItem], batch: int = _PADDED_BATCH) -> int:
-    """Return how many tokens batches in input order have, with padding.
-
-    Args:
-        items: sequences.
-        batch: sequences of a batch.
-    """
+    """Return how many tokens batches in input order have, with padding."""
     lengths = [len(item.token_ids) for item in items]
-    chunks = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
-    return sum(max(chunk) * len(chunk) for chunk in chunks)
+    rows = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
+    return sum(max(row) * len(row) for row in rows)
 
 
 def operations(model: PreferenceModel, items: Sequence[EncodeItem], executed_tokens: int) -> float:
@@ -133,7 +126,6 @@ def operations(model: PreferenceModel, items: Sequence[EncodeItem], executed_tok
     Attention is counted over each distinct prompt once and each response once.
 
     Args:
-        model: whose backbone ran.
         items: sequences, responses of a group side by side.
         executed_tokens: T.
     """

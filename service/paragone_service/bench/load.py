@@ -1,19 +1,28 @@
-"""Load on a server over HTTP: so many clients, each with one request at a time, and how long every request took."""
+"""Load on a server over HTTP: how it is asked, so many clients with one request at a time each, and one of our own.
+
+Each dialect turns single responses into one request, and counts the scores that came back: a server that answers with
+anything else is not measured but refused.
+"""
 
 import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import httpx2
 import numpy as np
 
-from paragone_service.bench.dialects import Asked, Dialect
-
-__all__ = ["Level", "LoadError", "ask_all"]
+__all__ = ["DIALECTS", "Level", "LoadError", "ScoredText", "ask_all", "served"]
 
 _TIMEOUT_S = 600.0
+_READY_S = 1800.0  # a large model is read from a slow disk, and its kernels are compiled
+_STOP_S = 30.0
 
 
 class LoadError(RuntimeError):
@@ -21,11 +30,72 @@ class LoadError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Level:
-    """What one number of clients saw.
+class ScoredText:
+    """One response to be scored.
 
     Attributes:
-        clients: that asked at the same time.
+        rendered: prompt and response as the model's template writes them, for servers that take whole texts.
+    """
+
+    prompt: str
+    response: str
+    rendered: str
+
+
+@dataclass(frozen=True)
+class _Dialect:
+    """A way of asking.
+
+    Attributes:
+        body: makes a request's JSON of responses and the model's name there, or None.
+        scores: how many scores an answer holds; −1 if it is no answer.
+    """
+
+    path: str
+    body: Callable[[Sequence[ScoredText], str | None], dict[str, Any]]
+    scores: Callable[[Any], int]
+
+
+def _named(body: dict[str, Any], model: str | None) -> dict[str, Any]:
+    return {"model": model, **body} if model else body
+
+
+def _listed(name: str) -> Callable[[Any], int]:
+    def count(answer: Any) -> int:
+        scores = answer.get(name) if isinstance(answer, Mapping) else None
+        return len(scores) if isinstance(scores, list) else -1
+
+    return count
+
+
+DIALECTS: Mapping[str, _Dialect] = {
+    "paragone": _Dialect(
+        "/v1/rewards",
+        lambda texts, model: _named(
+            {"items": [{"prompt": text.prompt, "response": text.response} for text in texts]}, model
+        ),
+        _listed("rewards"),
+    ),
+    "openrlhf": _Dialect(
+        "/get_reward", lambda texts, _model: {"query": [text.rendered for text in texts]}, _listed("rewards")
+    ),
+    "vllm": _Dialect(
+        "/classify", lambda texts, model: _named({"input": [text.rendered for text in texts]}, model), _listed("data")
+    ),
+    "tei": _Dialect(
+        "/predict",
+        lambda texts, _model: {"inputs": [[text.rendered] for text in texts]},
+        lambda answer: len(answer) if isinstance(answer, list) else -1,
+    ),
+}
+"""By name; every request holds single responses, in the shape that the server's own clients send."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """The measurement at one number of clients.
+
+    Attributes:
         responses: scored in all.
         seconds: from the first request to the last answer.
         p50_ms: median of the requests' times.
@@ -48,38 +118,36 @@ class Level:
 
 def ask_all(
     url: str,
-    dialect: Dialect,
-    asked: Sequence[Asked],
+    dialect: str,
+    texts: Sequence[ScoredText],
     *,
     clients: int,
     batch: int,
     model: str | None = None,
     api_key: str | None = None,
 ) -> Level:
-    """Return how a server does under so many clients.
+    """Send each text once and return how the server does under so many clients.
 
     Args:
-        url: of the server.
-        dialect: how it is asked.
-        asked: responses, each sent once.
+        dialect: one of ``DIALECTS``.
         clients: requests under way at the same time, at most.
         batch: responses of a request.
         model: its name there, or None.
-        api_key: bearer key, or None.
 
     Raises:
         LoadError: if the server cannot be reached, refuses, or answers without a score per response.
     """
-    requests = [asked[start : start + batch] for start in range(0, len(asked), batch)]
-    return asyncio.run(_ask_all(url, dialect, requests, clients, model, api_key))
+    requests = [texts[start : start + batch] for start in range(0, len(texts), batch)]
+    return asyncio.run(_ask_all(url, DIALECTS[dialect], requests, clients, model, api_key))
 
 
 async def _ask_all(
-    url: str, dialect: Dialect, requests: list[Sequence[Asked]], clients: int, model: str | None, key: str | None
+    url: str, dialect: _Dialect, requests: list[Sequence[ScoredText]], clients: int, model: str | None, key: str | None
 ) -> Level:
     waiting, times = iter(requests), list[float]()
     address = url.rstrip("/") + dialect.path
     headers = {"authorization": f"Bearer {key}"} if key else {}
+    # As many connections as clients: with fewer, requests would queue here and the server look slow.
     limits = httpx2.Limits(max_connections=clients, max_keepalive_connections=clients)
     async with httpx2.AsyncClient(timeout=_TIMEOUT_S, limits=limits, headers=headers, trust_env=False) as http:
 
@@ -100,6 +168,7 @@ async def _ask_all(
                 for _ in range(clients):
                     group.create_task(one_client())
         except ExceptionGroup as failures:
+            # All clients fail for the same reason; the first one tells it.
             faults = failures.subgroup(LoadError)
             if faults is None:
                 raise
@@ -119,3 +188,46 @@ async def _post(http: httpx2.AsyncClient, address: str, body: dict[str, Any]) ->
         raise LoadError(f"cannot ask {address}: {error or type(error).__name__}") from error
     except ValueError as error:
         raise LoadError(f"{address} did not answer in JSON: {error}") from error
+
+
+@contextlib.contextmanager
+def served(source: str, options: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the address of a ``paragone serve`` that hosts one model as ``bench``, and stop it afterwards.
+
+    Args:
+        options: more of ``paragone serve``.
+
+    Raises:
+        LoadError: if the server ends before it is ready; its last words are in the message.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [sys.executable, "-m", "paragone.cli", "serve", "--port", str(port), "--model", f"bench={source}"]
+    # A file and not a pipe: nobody reads while requests are timed, and a full pipe would stop the server.
+    with TemporaryFile() as log:
+        process = subprocess.Popen([*command, *options], stdout=log, stderr=log)  # noqa: S603 - our own command
+        try:
+            _wait(process, f"http://127.0.0.1:{port}/readyz", log)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait(process: "subprocess.Popen[bytes]", address: str, log: IO[bytes]) -> None:
+    deadline = time.monotonic() + _READY_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            log.seek(0)
+            words = log.read().decode(errors="replace")[-2000:]
+            raise LoadError(f"paragone serve ended with {process.returncode} before it was ready:\n{words}")
+        with contextlib.suppress(httpx2.HTTPError):
+            if httpx2.get(address, timeout=2.0, trust_env=False).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise LoadError(f"paragone serve was not ready after {_READY_S:g} s")

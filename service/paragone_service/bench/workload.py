@@ -13,9 +13,10 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from paragone_models.text.reader import EncodeItem, Reading, TextReader, conversation
+from paragone_models.errors import TextError
+from paragone_models.text.reader import Reading, TextReader, conversation
 
-__all__ = ["Group", "WorkloadError", "from_file", "items_of", "made_up", "readings"]
+__all__ = ["TextGroup", "WorkloadError", "from_file", "made_up", "readings"]
 
 
 class WorkloadError(ValueError):
@@ -23,28 +24,21 @@ class WorkloadError(ValueError):
 
 
 @dataclass(frozen=True)
-class Group:
-    """Responses to one prompt.
-
-    Attributes:
-        prompt: text of one user message.
-        responses: texts. K of them
-    """
+class TextGroup:
+    """Responses to one prompt, a single user message."""
 
     prompt: str
     responses: tuple[str, ...]
 
 
-def made_up(tokenizer: Any, groups: int, *, responses: int, lengths: tuple[int, int], seed: int) -> list[Group]:
+def made_up(tokenizer: Any, groups: int, *, responses: int, lengths: tuple[int, int], seed: int) -> list[TextGroup]:
     """Return groups whose prompts and responses are passages of English, of a uniform number of tokens.
 
     Args:
         tokenizer: of the model, fast; it counts.
-        groups: how many.
-        responses: K of each.
         lengths: fewest and most tokens of a prompt, and of a response.
-        seed: of everything drawn; another seed shares no passage boundary with this one.
     """
+    # Two seeds share no passage boundary, so a cache or a prompt store gains nothing from an earlier turn.
     text = " ".join(" ".join(topics[name] for name in sorted(topics)).split())  # without indentation and tables' gaps
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     draw = random.Random(seed)  # noqa: S311 - texts to measure with, no secrets
@@ -55,63 +49,53 @@ def made_up(tokenizer: Any, groups: int, *, responses: int, lengths: tuple[int, 
         stop = min(start + size, len(offsets)) - 1
         return text[offsets[start][0] : offsets[stop][1]].strip() or "-"
 
-    return [Group(passage(), tuple(passage() for _ in range(responses))) for _ in range(groups)]
+    return [TextGroup(passage(), tuple(passage() for _ in range(responses))) for _ in range(groups)]
 
 
-def from_file(path: Path, groups: int) -> list[Group]:
+def from_file(path: Path, groups: int) -> list[TextGroup]:
     """Return the first groups of a file: rows with ``responses``, or pairs gathered by prompt.
 
     Args:
         path: .jsonl or .jsonl.gz; ``prompt`` and ``responses``, or ``first`` and ``second``, or ``chosen`` and
             ``rejected``, all texts.
-        groups: how many are wanted.
 
     Raises:
         WorkloadError: if the file cannot be read, a row lacks a field, or there are fewer groups than wanted.
     """
-    found: dict[str, dict[str, None]] = {}
+    # Dictionaries without values: sets that keep their order.
+    by_prompt: dict[str, dict[str, None]] = {}
     try:
         with (open_gzip if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     prompt, texts = _row(json.loads(line), f"{path}:{number}")
-                    found.setdefault(prompt, {}).update(dict.fromkeys(texts))
+                    by_prompt.setdefault(prompt, {}).update(dict.fromkeys(texts))
     except (OSError, ValueError) as error:
         if isinstance(error, WorkloadError):
             raise
         raise WorkloadError(f"cannot read {path}: {error}") from error
-    made = [Group(prompt, tuple(texts)) for prompt, texts in found.items() if len(texts) > 1]
-    if len(made) < groups:
-        raise WorkloadError(f"{path} has {len(made)} prompts with two responses or more; {groups} groups are wanted")
-    return made[:groups]
+    complete = [TextGroup(prompt, tuple(texts)) for prompt, texts in by_prompt.items() if len(texts) > 1]
+    if len(complete) < groups:
+        raise WorkloadError(
+            f"{path} has {len(complete)} prompts with two responses or more; {groups} groups are wanted"
+        )
+    return complete[:groups]
 
 
-def readings(groups: Sequence[Group], reader: TextReader) -> list[list[Reading]]:
+def readings(groups: Sequence[TextGroup], reader: TextReader) -> list[list[Reading]]:
     """Return what the model sees of every response of every group.
-
-    Args:
-        groups: texts.
-        reader: of the model.
 
     Raises:
         WorkloadError: if the model refuses one.
     """
-    wanted = [conversation(group.prompt, response) for group in groups for response in group.responses]
-    found = reader.read(wanted)
-    for reading in found:
-        if not isinstance(reading, Reading):
-            raise WorkloadError(f"the model refuses a text of the workload: {reading}; give shorter ones with --tokens")
-    rows = iter([reading for reading in found if isinstance(reading, Reading)])
-    return [[next(rows) for _ in group.responses] for group in groups]
+    read = iter(reader.read([conversation(group.prompt, text) for group in groups for text in group.responses]))
+    return [[_readable(next(read)) for _ in group.responses] for group in groups]
 
 
-def items_of(read: Sequence[Sequence[Reading]]) -> list[EncodeItem]:
-    """Return what the engine runs, group after group.
-
-    Args:
-        read: from ``readings``.
-    """
-    return [reading.item for group in read for reading in group]
+def _readable(reading: Reading | TextError) -> Reading:
+    if isinstance(reading, TextError):
+        raise WorkloadError(f"the model refuses a text of the workload: {reading}; give shorter ones with --tokens")
+    return reading
 
 
 def _row(row: Any, where: str) -> tuple[str, list[str]]:

@@ -1,21 +1,22 @@
 """``paragone bench`` from start to end, with a real server, and what it says where it cannot measure."""
 
 import json
+import re
+import sys
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from paragone_service.bench.bench_command import bench
+from paragone_service.bench.bench_command import _show, bench
+from paragone_service.bench.bench_report import as_json, page
 from paragone_service.bench.compute import Compute
-from paragone_service.bench.dialects import DIALECTS, Asked
-from paragone_service.bench.load import Level, LoadError, ask_all
-from paragone_service.bench.process import served
-from paragone_service.bench.report import Measurement, Side, as_json, page
+from paragone_service.bench.load import DIALECTS, Level, LoadError, ScoredText, ask_all, served
+from paragone_service.bench.measurement import Measurement, Side
 
 APP = typer.Typer()
 APP.command()(bench)
-ASKED = [Asked("Why?", f"Because of {number}.", f"Why? Because of {number}.") for number in range(6)]
+TEXTS = [ScoredText("Why?", f"Because of {number}.", f"Why? Because of {number}.") for number in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def address():
 
 def test_every_response_is_sent_once_whatever_the_number_of_clients(address):
     for clients, batch in ((1, 1), (4, 1), (2, 4)):
-        level = ask_all(address, DIALECTS["paragone"], ASKED, clients=clients, batch=batch)
+        level = ask_all(address, "paragone", TEXTS, clients=clients, batch=batch)
         assert (level.clients, level.responses) == (clients, 6)
         assert 0 < level.p50_ms <= level.p95_ms <= level.p99_ms
         assert level.rate == pytest.approx(6 / level.seconds)
@@ -34,9 +35,9 @@ def test_every_response_is_sent_once_whatever_the_number_of_clients(address):
 
 def test_a_server_of_another_dialect_and_none_at_all_are_refused(address):
     with pytest.raises(LoadError, match="/classify answered 404"):
-        ask_all(address, DIALECTS["vllm"], ASKED, clients=1, batch=1)
+        ask_all(address, "vllm", TEXTS, clients=1, batch=1)
     with pytest.raises(LoadError, match=r"cannot ask http://127\.0\.0\.1:9/"):
-        ask_all("http://127.0.0.1:9", DIALECTS["tei"], ASKED, clients=1, batch=1)
+        ask_all("http://127.0.0.1:9", "tei", TEXTS, clients=1, batch=1)
 
 
 def test_a_model_that_cannot_be_served_is_reported_with_the_servers_last_words():
@@ -61,9 +62,9 @@ def test_an_answer_without_scores_is_no_answer(name, answer, scores):
 
 
 def test_servers_that_take_whole_texts_get_what_the_template_writes():
-    assert DIALECTS["openrlhf"].body(ASKED[:1], None) == {"query": ["Why? Because of 0."]}
-    assert DIALECTS["vllm"].body(ASKED[:1], "m") == {"model": "m", "input": ["Why? Because of 0."]}
-    assert DIALECTS["paragone"].body(ASKED[:1], None) == {"items": [{"prompt": "Why?", "response": "Because of 0."}]}
+    assert DIALECTS["openrlhf"].body(TEXTS[:1], None) == {"query": ["Why? Because of 0."]}
+    assert DIALECTS["vllm"].body(TEXTS[:1], "m") == {"model": "m", "input": ["Why? Because of 0."]}
+    assert DIALECTS["paragone"].body(TEXTS[:1], None) == {"items": [{"prompt": "Why?", "response": "Because of 0."}]}
 
 
 def test_the_page_shows_every_number_of_clients_and_fetches_nothing():
@@ -72,8 +73,11 @@ def test_the_page_shows_every_number_of_clients_and_fetches_nothing():
     found = Measurement({"cores": "2 cores"}, {"model": "<mini>"}, compute, [Side("ours", levels)])
     text = page(found)
     assert "&lt;mini&gt;" in text
-    assert text.count("<circle") == 4
+    assert text.count("<svg") == 2
+    remarks = re.findall("<title>(.*?)</title>", text)
+    assert remarks[1:] == ["1 at once: 4.0", "8 at once: 8.0", "1 at once: 10.0", "8 at once: 40.0"]
     assert "http" not in text.replace("Over HTTP", "")
+    assert not re.search(r"<script|<link|src=|@import|url\((?!#)", text)
     numbers = as_json(found)
     assert numbers["compute"]["padding"] == 1.5
     assert numbers["http"][0]["levels"][1]["rate"] == 8.0
@@ -89,6 +93,14 @@ def test_the_command_measures_and_leaves_json_and_a_page(tmp_path):
     assert [side["name"] for side in found["http"]] == ["Paragone, new texts", "Paragone, texts seen before"]
     assert found["compute"]["responses"] == 3
     assert "<svg" in (tmp_path / "bench.html").read_text()
+
+
+def test_without_the_look_of_reports_the_numbers_are_there_and_the_remedy_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "paragone_evaluation.report", None)
+    compute = Compute(8, 0.5, 1.0, 2.0, 1e9, 0.25, 100, 150, 50)
+    _show(Measurement({}, {"model": "mini"}, compute, [Side("ours", [Level(1, 8, 2.0, 10.0, 20.0, 30.0)])]), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+    assert "pip install 'paragone[evaluation]'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from paragone_models import load_model
-from paragone_service.bench.workload import Group, WorkloadError, from_file, items_of, made_up, readings
+from paragone_service.bench.workload import TextGroup, WorkloadError, from_file, made_up, readings
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_passages_have_the_wanted_number_of_tokens_and_a_seed_repeats_them(model
 def test_a_file_gives_the_distinct_responses_of_a_prompt(tmp_path, rows):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    assert from_file(path, 1) == [Group("p", ("a", "b", "c"))]
+    assert from_file(path, 1) == [TextGroup("p", ("a", "b", "c"))]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,6 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path, line, message):
 
 
 def test_a_text_that_the_model_refuses_stops_the_measurement(model):
-    assert len(items_of(readings([Group("Why?", ("Because.", "No."))], model.reader))) == 2
+    assert [len(read) for read in readings([TextGroup("Why?", ("Because.", "No."))], model.reader)] == [2]
     with pytest.raises(WorkloadError, match="refuses a text of the workload"):
-        readings([Group("", ("Because.", "No."))], model.reader)
+        readings([TextGroup("", ("Because.", "No."))], model.reader)
