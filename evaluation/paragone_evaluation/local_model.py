@@ -38,7 +38,9 @@ class LocalScorer:
 
     def __init__(self, model: PreferenceModel) -> None:
         if model.reader is None:
-            raise EvaluationError(f"{model.source} has no tokenizer files: it cannot read the texts of an evaluation")
+            raise EvaluationError(
+                f"{model.provenance.source} has no tokenizer files: it cannot read the texts of an evaluation"
+            )
         self.model = model
         self._reader = model.reader
         # By prompt and response: a response occurs in many pairs, and its representation in none of them differs.
@@ -46,20 +48,20 @@ class LocalScorer:
         self.card = ModelCard(
             name=model.name,
             kind=model.kind,
-            source=model.source,
+            source=model.provenance.source,
             where="this process",
             identity=model.identity,
             fingerprint=model.fingerprint,
             temperature=model.spec.temperature,
-            calibrated=model.calibrated,
+            calibrated=model.spec.calibrated,
             attributes=model.spec.attributes,
             scalar=model.kind in SCALAR_KINDS,
             pairwise=False,
             compares=model.kind != "regression" or model.spec.weights is not None,
-            revision=model.revision,
-            numerics=model.numerics,
-            domain=model.domain,
-            demonstration=model.demonstration,
+            revision=model.provenance.revision,
+            numerics=model.provenance.numerics,
+            domain=model.spec.domain,
+            demonstration=model.spec.demonstration,
         )
 
     def rate(self, items: Sequence[Item]) -> list[Rating | Refusal]:
@@ -154,11 +156,11 @@ def store_temperature(
         CalibrationError: if the source is no folder of our own and ``output`` is None, ``output`` holds another model,
             or the folder cannot be written.
     """
-    source = _own_folder(model.source)
+    source = _own_folder(model.provenance.source)
     target = output or source
     if target is None:
         raise CalibrationError(
-            f"{model.source} is no folder of this machine that could be changed: give --output FOLDER"
+            f"{model.provenance.source} is no folder of this machine that could be changed: give --output FOLDER"
         )
     in_place = source is not None and target.resolve() == source.resolve()
     if not in_place and target.exists() and any(target.iterdir()):

@@ -268,64 +268,19 @@ class PreferenceModel:
         self.fingerprint = fingerprint_of(provenance.identity, provenance.numerics, spec)
 
     @property
+    def name(self) -> str:
+        """Short name."""
+        return self.provenance.name
+
+    @property
     def kind(self) -> str:
-        """The family of the model, one of ``paragone_models.spec.KINDS``."""
+        """The name of its kind, one of ``paragone_models.kinds.KINDS``."""
         return self.spec.kind
 
     @property
     def identity(self) -> str:
         """64 hexadecimal digits that change with anything that changes a representation."""
         return self.provenance.identity
-
-    @property
-    def name(self) -> str:
-        """Short name."""
-        return self.provenance.name
-
-    @property
-    def source(self) -> str:
-        """What was given to ``load_model``."""
-        return self.provenance.source
-
-    @property
-    def revision(self) -> str | None:
-        """Hub commit, or None."""
-        return self.provenance.revision
-
-    @property
-    def numerics(self) -> dict[str, str]:
-        """Dtype, kernels and library versions."""
-        return self.provenance.numerics
-
-    @property
-    def max_length(self) -> int:
-        """Longest conversation, in tokens."""
-        return self.spec.max_length
-
-    @property
-    def domain(self) -> str | None:
-        """What the model knows, in words."""
-        return self.spec.domain
-
-    @property
-    def demonstration(self) -> bool:
-        """True for a model that shows the software rather than a judgement to rely on."""
-        return self.spec.demonstration
-
-    @property
-    def calibrated(self) -> bool:
-        """True once the temperature was fitted on held-out judgements."""
-        return self.spec.calibrated
-
-    @property
-    def max_batch_tokens(self) -> int:
-        """Most tokens of one forward pass."""
-        return self.budget.tokens
-
-    @property
-    def batching(self) -> str:
-        """How sequences are run together: ``packed``, or ``padded: `` and the reason."""
-        return self.local.batching
 
     def encode(self, items: Sequence[EncodeItem]) -> Tensor:
         """Return the hidden states at each item's reads: what the local engine runs.
@@ -374,8 +329,8 @@ class PreferenceModel:
         vocabulary = self.network.config.get_text_config().vocab_size
         items = []
         for sequence, prompt_length in zip(token_ids, prompt_lengths, strict=True):
-            if len(sequence) > self.max_length:
-                raise ValueError(f"a sequence has {len(sequence)} tokens; the limit is {self.max_length}")
+            if len(sequence) > self.spec.max_length:
+                raise ValueError(f"a sequence has {len(sequence)} tokens; the limit is {self.spec.max_length}")
             if sequence and not 0 <= min(sequence) <= max(sequence) < vocabulary:
                 raise ValueError(f"token ids must lie in [0, {vocabulary})")
             reads = read_plan(self.spec, prompt_length, len(sequence), first_token=self.first_token) if sequence else ()
@@ -459,7 +414,9 @@ class PreferenceModel:
         True
         """
         if self.reader is None:
-            raise TextError("text_unavailable", f"{self.source} has no tokenizer files: it can embed tokens, not text")
+            raise TextError(
+                "text_unavailable", f"{self.provenance.source} has no tokenizer files: it can embed tokens, not text"
+            )
         readings = self.reader.read(
             [conversation(prompt, response, tools) for response in responses], truncation=truncation
         )

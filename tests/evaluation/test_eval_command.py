@@ -197,7 +197,7 @@ def test_calibrate_stores_the_temperature_in_a_copy_and_leaves_the_source_alone(
     assert code == 0
     assert "stored in" in out
     model = load_model(target, device="cpu")
-    assert model.calibrated
+    assert model.spec.calibrated
     assert model.spec.temperature != 2.0
     record = json.loads((target / "calibration.json").read_text())
     assert record["temperature"]["value"] == model.spec.temperature

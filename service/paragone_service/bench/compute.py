@@ -149,7 +149,7 @@ def _executed(model: PreferenceModel, items: Sequence[EncodeItem]) -> int:
     if model.local.packer:
         return model.local.packer.executed_tokens
     lengths = [len(item.token_ids) for item in items]
-    return sum(len(batch) * lengths[batch[0]] for batch in batches(lengths, model.max_batch_tokens))
+    return sum(len(batch) * lengths[batch[0]] for batch in batches(lengths, model.budget.tokens))
 
 
 @torch.inference_mode()

@@ -55,7 +55,7 @@ class LocalEngine:
     name = "local"
 
     def __init__(self, model: PreferenceModel, thread: DeviceThread) -> None:
-        self.shares_prompts = model.batching == "packed"
+        self.shares_prompts = model.local.batching == "packed"
         self._model = model
         self._thread = thread
         self._broken = ""

@@ -14,11 +14,11 @@ BAD = "idk lol"
 @NAMES
 def test_a_built_in_model_loads_and_says_that_it_is_a_demonstration(name):
     model = load_model(f"builtin:{name}", device="cpu")
-    assert (model.name, model.source) == (name, f"builtin:{name}")
+    assert (model.name, model.provenance.source) == (name, f"builtin:{name}")
     assert model.kind == name.removeprefix("mini-")
-    assert model.demonstration
-    assert model.domain
-    assert model.numerics["dtype"] == "float32"
+    assert model.spec.demonstration
+    assert model.spec.domain
+    assert model.provenance.numerics["dtype"] == "float32"
 
 
 @NAMES

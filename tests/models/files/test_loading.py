@@ -39,16 +39,20 @@ def change_tensor(path, name, value):
 
 
 def test_a_loaded_model_says_what_it_is(gated, gated_folder):
-    assert (gated.kind, gated.spec.dimension, gated.max_length) == ("general-preference", 6, 128)
-    assert (gated.source, gated.name, gated.revision) == (str(gated_folder), gated_folder.name, None)
+    assert (gated.kind, gated.spec.dimension, gated.spec.max_length) == ("general-preference", 6, 128)
+    assert (gated.provenance.source, gated.name, gated.provenance.revision) == (
+        str(gated_folder),
+        gated_folder.name,
+        None,
+    )
     assert len(gated.identity) == 64
     assert len(gated.fingerprint) == 32
-    assert gated.numerics["dtype"] == "float32"
-    assert gated.numerics["device"] == "cpu"
-    assert gated.numerics["attention"] == "packed decoder"
-    assert not gated.calibrated
-    assert not gated.demonstration
-    assert gated.domain is None
+    assert gated.provenance.numerics["dtype"] == "float32"
+    assert gated.provenance.numerics["device"] == "cpu"
+    assert gated.provenance.numerics["attention"] == "packed decoder"
+    assert not gated.spec.calibrated
+    assert not gated.spec.demonstration
+    assert gated.spec.domain is None
     assert load_model(gated_folder, device="cpu", name="judge").name == "judge"
 
 
@@ -120,7 +124,7 @@ def test_the_head_and_its_output_stay_in_float32_whatever_the_backbone_is(gated,
     torch.testing.assert_close(vectors, gated.embed([[5, 6, 7, 8]], [2]), atol=0.1, rtol=0.1)
     assert half.identity == gated.identity
     assert half.fingerprint != gated.fingerprint
-    assert half.numerics["dtype"] == dtype
+    assert half.provenance.numerics["dtype"] == dtype
 
 
 def test_weights_by_name_and_in_order_merge_the_attributes(ratings_folder):
@@ -179,10 +183,10 @@ def test_an_option_that_does_not_fit_is_refused(gated_folder, options, reason):
 def test_the_budget_of_a_batch_can_be_found_by_a_warm_up_which_the_log_explains(gated_folder, caplog):
     with caplog.at_level("INFO", logger="paragone_models"):
         model = load_model(gated_folder, device="cpu", max_batch_tokens="auto")
-    assert model.max_batch_tokens == model.local.max_batch_tokens == model.local.packer.max_tokens
-    assert model.max_batch_tokens in CANDIDATES["cpu"]
+    assert model.budget.tokens == model.local.max_batch_tokens == model.local.packer.max_tokens
+    assert model.budget.tokens in CANDIDATES["cpu"]
     assert "in a warm-up (tokens/s by budget: 512: " in model.budget.reason
-    assert f"of {model.max_batch_tokens} tokens: {model.budget.reason}" in caplog.text
+    assert f"of {model.budget.tokens} tokens: {model.budget.reason}" in caplog.text
 
 
 def test_the_budget_of_a_batch_says_whether_it_was_given(gated_folder):

@@ -21,8 +21,12 @@ async def test_the_hosted_models_are_listed_the_default_first(client):
 async def test_a_model_says_all_about_itself(client, hosted):
     info = ModelInfo.model_validate((await client.get("/v1/models/gpm")).json())
     model = hosted["gpm"]
-    assert (info.id, info.kind, info.source) == ("gpm", "general-preference", model.source)
-    assert (info.identity, info.fingerprint, info.numerics) == (model.identity, model.fingerprint, model.numerics)
+    assert (info.id, info.kind, info.source) == ("gpm", "general-preference", model.provenance.source)
+    assert (info.identity, info.fingerprint, info.numerics) == (
+        model.identity,
+        model.fingerprint,
+        model.provenance.numerics,
+    )
     assert (info.temperature, info.dimension, info.pooling, info.engine) == (0.1, 4, "last", "local")
     assert (info.limits.max_tokens, info.limits.max_items, info.limits.max_body_bytes) == (256, 10_000, 64_000_000)
     assert info.demonstration is False

@@ -33,12 +33,12 @@ def test_a_built_in_model_is_at_most_four_megabytes_with_its_tokenizer(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_built_in_model_says_that_it_is_a_demonstration_and_what_it_knows(name):
     model = load_model(f"builtin:{name}", device="cpu")
-    assert model.demonstration
-    assert model.domain == "which of two short arguments for the same stance is more convincing, English"
+    assert model.spec.demonstration
+    assert model.spec.domain == "which of two short arguments for the same stance is more convincing, English"
     card = (builtin_folder(name) / "README.md").read_text()
     assert "A demonstration" in card
     assert "none of them trained on" in card
-    assert model.numerics["dtype"] == "float32"
+    assert model.provenance.numerics["dtype"] == "float32"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -227,7 +227,7 @@ def _card(
         f"Nothing was trained. The temperature, {two.spec.temperature:.4g}, is that of {two.name}.",
         "",
     ]
-    if two.demonstration:
+    if two.spec.demonstration:
         lines += ["**A demonstration.** It shows the software; do not rely on its judgement.", ""]
     if trials:
         lines += [

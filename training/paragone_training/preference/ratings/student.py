@@ -65,7 +65,7 @@ def build_rated_student(recipe: Recipe, texts: Iterable[str]) -> tuple[Student, 
     else:
         head = RepresentationHead(_width(model), spec)
     network = PreferenceNetwork(backbone, head).requires_grad_(requires_grad=True)
-    return Student(network, tokenizer, spec), Start(model.source, model.identity, model.spec)
+    return Student(network, tokenizer, spec), Start(model.provenance.source, model.identity, model.spec)
 
 
 def reward_on_top(head: RepresentationHead, spec: ModelSpec, wanted: ModelSpec) -> RepresentationHead:
