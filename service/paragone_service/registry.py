@@ -64,10 +64,15 @@ def _load_models(settings: Settings) -> dict[str, PreferenceModel]:
         )
         took_s = time.perf_counter() - started
         logger.info(
-            "model %s: %s, from %s in %.1f s, identity %s", name, model.kind, model.source, took_s, model.identity
+            "model %s: %s, from %s in %.1f s, identity %s",
+            name,
+            model.kind,
+            model.provenance.source,
+            took_s,
+            model.identity,
         )
-        if model.demonstration:
-            logger.info("model %s is a demonstration, no judge to rely on; it knows: %s", name, model.domain)
+        if model.spec.demonstration:
+            logger.info("model %s is a demonstration, no judge to rely on; it knows: %s", name, model.spec.domain)
     return models
 
 
@@ -109,7 +114,7 @@ class Registry:
                 device=device,
                 cache=cache,
                 metrics=metrics,
-                max_batch_tokens=model.max_batch_tokens,
+                max_batch_tokens=model.budget.tokens,
                 max_queue_tokens=settings.max_queue_tokens,
                 clock=clock,
             )

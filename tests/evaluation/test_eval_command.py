@@ -204,7 +204,7 @@ def test_calibrate_stores_the_temperature_in_a_copy_and_leaves_the_source_alone(
     assert record["pairs"] == 120
     assert record["after"]["nll"]["value"] <= record["before"]["nll"]["value"] + 0.05
     before = load_model(folders["bt"], device="cpu")
-    assert not before.calibrated
+    assert not before.spec.calibrated
     assert before.identity == model.identity
     assert before.fingerprint != model.fingerprint
 
@@ -225,7 +225,7 @@ def test_calibrate_changes_an_own_folder_in_place(tmp_path, learnable, folders, 
     shutil.copytree(folders["bt"], folder)
     code, _, _ = typed("calibrate", learnable, "--model", folder, "--resamples", 50)
     assert code == 0
-    assert load_model(folder, device="cpu").calibrated
+    assert load_model(folder, device="cpu").spec.calibrated
     code, _, _ = typed("calibrate", learnable, "--model", folder, "--output", folder, "--resamples", 50)
     assert code == 0
 
@@ -282,7 +282,7 @@ def test_calibrate_of_a_built_in_model_writes_a_folder_of_its_own(tmp_path, type
     code, _, err = typed("calibrate", file, *words)
     assert code == 0, err
     ours, built_in = load_model(target, device="cpu"), load_model("builtin:mini-general-preference", device="cpu")
-    assert ours.calibrated
+    assert ours.spec.calibrated
     one, two = (model.score("Water?", ["a", "b"]).representations.numpy() for model in (ours, built_in))
     assert one == pytest.approx(two)
 

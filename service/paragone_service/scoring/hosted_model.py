@@ -87,13 +87,13 @@ class HostedModel:
             "model": name,
             "identity": model.identity,
             "fingerprint": model.fingerprint,
-            "calibrated": model.calibrated,
+            "calibrated": model.spec.calibrated,
         }
         self._cache = resources.cache
         self._metrics = resources.metrics
         self._clock = resources.clock
         self._codec = Codec(model.comparator.dimension)
-        self._space = namespace(model.identity, model.numerics if strict_cache else None)
+        self._space = namespace(model.identity, model.provenance.numerics if strict_cache else None)
         self._ids = Ids(secret, self._space)
         self._reading = ReadingThread(name, model, clock=self._clock)
         failure = f"model {name} gave NaN or infinity for a response; nothing was cached"
@@ -311,7 +311,7 @@ class HostedModel:
     def _truncated(self, dropped: int) -> ServiceError:
         return ServiceError(
             ErrorCode.CONVERSATION_TRUNCATED,
-            f"{dropped} tokens of the prompt are over the limit of {self.model.max_length} tokens: shorten it, or "
+            f"{dropped} tokens of the prompt are over the limit of {self.model.spec.max_length} tokens: shorten it, or "
             'send "truncation": "prompt" to have it cut from the left',
         )
 

@@ -81,8 +81,8 @@ def test_nothing_is_written_over(tmp_path):
 def test_a_model_without_its_backbone_is_the_same_model_and_encodes_nothing(tmp_path):
     source = tiny.save_own(tmp_path / "model", SPEC)
     whole, away = load_model(source, device="cpu"), load_model(source, elsewhere=True)
-    assert (away.identity, away.batching) == (whole.identity, "elsewhere")
-    assert away.numerics["dtype"] == "elsewhere"
+    assert (away.identity, away.local.batching) == (whole.identity, "elsewhere")
+    assert away.provenance.numerics["dtype"] == "elsewhere"
     assert not list(away.network.backbone.parameters())
     states = torch.randn(3, 2, tiny.HIDDEN)
     assert torch.allclose(away.represent(states), whole.represent(states), atol=1e-6)

@@ -62,7 +62,7 @@ def test_a_decoders_rewards_equal_transformers(tmp_path, model_type, labels):
     ours = load_model(tmp_path, device="cpu")
     assert ours.kind == ("bradley-terry" if labels == 1 else "regression")
     assert ours.network.causal
-    assert ours.max_length == 130
+    assert ours.spec.max_length == 130
     vectors = ours.embed(sequences, [2] * 6)
     torch.testing.assert_close(vectors, own_logits(theirs, sequences), atol=1e-4, rtol=1e-4)
 
@@ -83,11 +83,11 @@ def test_an_encoders_rewards_equal_transformers(tmp_path, model_type, labels):
 def test_the_longest_conversation_has_positions_for_all_its_tokens(tmp_path, model_type):
     theirs = classifier(tmp_path, model_type)
     ours = load_model(tmp_path, device="cpu")
-    assert ours.max_length == (128 if "roberta" in model_type else 130)
-    longest = [2, *range(4, 3 + ours.max_length)]
+    assert ours.spec.max_length == (128 if "roberta" in model_type else 130)
+    longest = [2, *range(4, 3 + ours.spec.max_length)]
     torch.testing.assert_close(ours.embed([longest], [2]), own_logits(theirs, [longest]), atol=1e-4, rtol=1e-4)
     with pytest.raises(ModelLoadError, match="the backbone has positions for"):
-        load_model(tmp_path, device="cpu", max_length=ours.max_length + 1)
+        load_model(tmp_path, device="cpu", max_length=ours.spec.max_length + 1)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "bert", "roberta", "deberta-v2"])
@@ -311,7 +311,7 @@ def test_a_reward_in_row_zero_of_the_output_embedding_equals_transformers_logit_
     sequences = tiny.sequences(5)
     ours = load_model(tmp_path, device="cpu", head="lm-head-row-0")
     assert (ours.kind, ours.spec.dimension, ours.spec.temperature) == ("bradley-terry", 1, 1.0)
-    assert (ours.spec.final_eos, ours.spec.bos, ours.max_length) == (False, "once", tiny.POSITIONS)
+    assert (ours.spec.final_eos, ours.spec.bos, ours.spec.max_length) == (False, "once", tiny.POSITIONS)
     with torch.no_grad():
         logits = [theirs(input_ids=torch.tensor([one])).logits[0, -1, :1] for one in sequences]
     torch.testing.assert_close(ours.embed(sequences, [2] * 5), torch.stack(logits), atol=1e-4, rtol=1e-4)

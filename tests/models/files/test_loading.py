@@ -78,9 +78,9 @@ def test_a_temperature_changes_answers_and_the_fingerprint_but_not_the_identity(
 def test_another_temperature_is_not_the_calibrated_one(tmp_path):
     spec = ModelSpec(kind="bradley-terry", dimension=1, temperature=2.0, calibrated=True)
     folder = tiny.save_own(tmp_path, ModelSpec(**{**spec.__dict__, "max_length": 64}), text=False)
-    assert load_model(folder, device="cpu").calibrated
-    assert load_model(folder, device="cpu", temperature=2.0).calibrated
-    assert not load_model(folder, device="cpu", temperature=3.0).calibrated
+    assert load_model(folder, device="cpu").spec.calibrated
+    assert load_model(folder, device="cpu", temperature=2.0).spec.calibrated
+    assert not load_model(folder, device="cpu", temperature=3.0).spec.calibrated
 
 
 @pytest.mark.parametrize(

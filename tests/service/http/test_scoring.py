@@ -207,7 +207,7 @@ async def test_a_long_prompt_is_cut_and_said_to_be_and_a_hit_still_says_so(clien
         assert answer["rewards"][0]["truncated_tokens"] > 0
     metrics = (await client.get("/metrics")).text
     assert 'paragone_truncations_total{model="gpm"} 2.0' in metrics
-    assert hosted["gpm"].max_length == 256
+    assert hosted["gpm"].spec.max_length == 256
 
 
 async def test_two_prompts_that_are_cut_to_the_same_tokens_do_not_share_an_entry(client):
