@@ -91,9 +91,8 @@ def run(plan: Plan, *, say: Callable[[str], None], machine: Mapping[str, str]) -
         turns = [[reading.item for group in read for reading in group] for _, read in workloads[: plan.turns + 1]]
         compute = measure(model, turns)
         described = {"model": plan.model, "kind": model.kind, "batching": model.local.batching}
-        described |= {
-            name: model.provenance.numerics[name] for name in ("dtype", "device", "attention") if name in model.numerics
-        }
+        numerics = model.provenance.numerics
+        described |= {name: numerics[name] for name in ("dtype", "device", "attention") if name in numerics}
         # The server reads other texts than the turns did, and each level others than the level before.
         rest = [_interleaved(groups, read) for groups, read in workloads[plan.turns + 1 :]]
         del model  # its memory is the server's now
