@@ -110,8 +110,8 @@ def serve(config: Path, port: int, go: Event) -> None:
     from paragone_service.config import load_settings
     from paragone_service.http.middleware import Drain
     from paragone_service.http.server import Server, configure
-    from paragone_service.process_memory import keep_freed_memory
     from paragone_service.registry import load_models
+    from paragone_service.serve import keep_freed_memory
 
     settings = load_settings({"port": port, "log_level": "warning"}, config)
     keep_freed_memory()

@@ -77,10 +77,15 @@ class ModelSettings(BaseModel):
 
 
 class Settings(BaseSettings):
-    """All that can be set."""
+    """All that can be set; the docstrings of the fields are also the help of the flags."""
 
     model_config = SettingsConfigDict(
-        env_prefix="PARAGONE_", extra="forbid", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+        env_prefix="PARAGONE_",
+        extra="forbid",
+        frozen=True,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
     host: str = "127.0.0.1"
@@ -104,7 +109,7 @@ class Settings(BaseSettings):
     api_key_file: Path | None = None
     """File that holds the key instead."""
     max_batch_tokens: int | Literal["auto"] | None = None
-    """Tokens in a batch; ``auto`` finds the fastest by a warm-up; None: what suits the device."""
+    """Tokens in a batch; auto finds the fastest by a warm-up; without it what suits the device."""
     max_queue_tokens: int = Field(default=2_000_000, ge=1)
     """Tokens that may wait for one model; more are refused as overload."""
     max_body_mb: float = Field(default=64, gt=0)
@@ -114,7 +119,7 @@ class Settings(BaseSettings):
     dtype: str = "auto"
     """What backbones compute in: auto, float32, bfloat16, float16."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """How much is logged."""
+    """How much is logged: debug, info, warning or error."""
     access_log: bool = False
     """Whether every request is logged."""
     memory_cache_mb: float = Field(default=512, ge=0)

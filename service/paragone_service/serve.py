@@ -1,23 +1,58 @@
-"""``paragone serve``: read the settings, load the models, serve until a signal."""
+"""``paragone serve``: read the settings, load the models, serve until a signal.
 
+Nothing that needs torch is imported before the settings are known to be sound: it takes seconds, and some of what the
+process does with memory has to be decided before.
+"""
+
+import ctypes
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType
+from typing import Annotated, Any, get_args
 
 import typer
 
-__all__ = ["serve"]
+from paragone_service.config import ConfigError, Settings, load_settings, parse_engine, parse_model
+
+__all__ = ["keep_freed_memory", "serve"]
+
+_FLAGS = (
+    "host",
+    "port",
+    "redis_url",
+    "api_key",
+    "api_key_file",
+    "device",
+    "dtype",
+    "max_batch_tokens",
+    "max_queue_tokens",
+    "max_body_mb",
+    "memory_cache_mb",
+    "strict_cache",
+    "log_level",
+    "access_log",
+)
+"""Settings that have a flag of their name; the others are rarely set, and go into the file or the environment."""
+_PARSED_BY_TYPER = (bool, int, float, Path)
+
+# Of malloc.h; setting either also ends glibc's own guessing at both.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_SHAPES = "512"
+"""More than a decoder's passes have, since their rows are rounded up: some fifty lengths, six products each."""
 
 
 def serve(
-    *,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. [default: 8000]")] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=SOURCE",
             help="A model to host: a built-in (builtin:…), a Hugging Face id or a folder; repeatable. The first one "
-            "answers requests that name none. [default: the built-ins]",
+            "answers requests that name none. (default: the built-ins)",
         ),
     ] = None,
     engine: Annotated[
@@ -28,48 +63,22 @@ def serve(
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="File with any of these settings.")] = None,
-    redis_url: Annotated[str | None, typer.Option(help="Redis to keep representations in.")] = None,
-    api_key: Annotated[str | None, typer.Option(help="Bearer key; needed to listen on more than loopback.")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="File that holds the key.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, … [default: auto]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
-    max_batch_tokens: Annotated[
-        str | None,
-        typer.Option(help="Tokens in a batch; auto finds the fastest by a warm-up. [default: by device]"),
-    ] = None,
-    max_queue_tokens: Annotated[int | None, typer.Option(help="Tokens that may wait. [default: 2000000]")] = None,
-    max_body_mb: Annotated[float | None, typer.Option(help="Largest request body. [default: 64]")] = None,
-    memory_cache_mb: Annotated[float | None, typer.Option(help="Size of the memory cache. [default: 512]")] = None,
-    strict_cache: Annotated[
-        bool | None, typer.Option("--strict-cache", help="Keep cached entries apart by dtype and versions too.")
-    ] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error. [default: info]")] = None,
-    access_log: Annotated[bool | None, typer.Option("--access-log", help="Log every request.")] = None,
+    **flags: Any,
 ) -> None:
     """Host reward and preference models and answer which of two responses people prefer.
 
     Every option can also be set as PARAGONE_… in the environment or in the file; docs/serving.md lists them all.
     """
-    given = dict(locals())
-    apart = ("model", "engine", "config")
-    flags = {name: value for name, value in given.items() if value is not None and name not in apart}
-    _serve(flags, model or [], engine or [], config)
+    values = {name: value for name, value in flags.items() if value is not None}
+    if engine:
+        values["engines"] = dict(map(parse_engine, engine))
+    if model:
+        values["models"] = _named(model)
+    settings = load_settings(values, config)
+    settings.read_api_key()  # a missing file is refused now, and not after a minute of loading
+    _configure_logging(settings)
 
-
-def _serve(flags: dict[str, Any], sources: list[str], engines: list[str], config: Path | None) -> None:
-    # Imported here, so that `paragone --help` need not wait for torch.
-    from paragone_service.config import load_settings, parse_engine, parse_model
-    from paragone_service.process_memory import bound_shape_caches, keep_freed_memory
-
-    if engines:
-        flags["engines"] = dict(map(parse_engine, engines))
-    if sources:
-        flags["models"] = _named([parse_model(source) for source in sources])
-    settings = load_settings(flags, config)
-    settings.read_api_key()  # so that a missing file is not found out after a minute of loading
-    _configure_logging(settings.log_level, access_log=settings.access_log)
-
-    bound_shape_caches()
+    _bound_shape_caches()
     from paragone_service.app import create_app
     from paragone_service.http.middleware import Drain
     from paragone_service.http.server import Server, configure
@@ -84,19 +93,54 @@ def _serve(flags: dict[str, Any], sources: list[str], engines: list[str], config
         raise typer.Exit(1)
 
 
-def _named(models: list[tuple[str, Any]]) -> dict[str, Any]:
-    from paragone_service.config import ConfigError
+def _flag(name: str) -> inspect.Parameter:
+    """Return a setting as an option of the command: its type, its help and its default are the field's."""
+    field = Settings.model_fields[name]
+    default = "" if field.default is None or field.default is False else f" (default: {field.default})"
+    option = typer.Option(f"--{name.replace('_', '-')}", help=f"{field.description}{default}")
+    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
+    # A secret, a choice, "auto" or a number: such a value is read as text, and the settings check it.
+    kind = kinds[0] if len(kinds) == 1 and kinds[0] in _PARSED_BY_TYPER else str
+    # No flag has a default of its own, else it would win over the environment and the file.
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
 
-    for name, _ in models:
-        if [other for other, _ in models].count(name) > 1:
+
+_written_out = [one for one in inspect.signature(serve).parameters.values() if one.kind is not one.VAR_KEYWORD]
+serve.__signature__ = inspect.Signature([*_written_out, *map(_flag, _FLAGS)])  # type: ignore[attr-defined]  # for Typer
+
+
+def _named(sources: Sequence[str]) -> dict[str, Any]:
+    models = [parse_model(source) for source in sources]
+    names = [name for name, _ in models]
+    for name in names:
+        if names.count(name) > 1:
             raise ConfigError(f"two models are called {name!r}: give one another name with --model NAME=SOURCE")
     return dict(models)
 
 
-def _configure_logging(level: str, *, access_log: bool) -> None:
-    import logging
-
+def _configure_logging(settings: Settings) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     for name in ("paragone", "uvicorn"):
-        logging.getLogger(name).setLevel(level.upper())
-    logging.getLogger("paragone.access").setLevel(logging.INFO if access_log else logging.WARNING)
+        logging.getLogger(name).setLevel(settings.log_level.upper())
+    logging.getLogger("paragone.access").setLevel(logging.INFO if settings.access_log else logging.WARNING)
+
+
+def _bound_shape_caches() -> None:
+    """Have oneDNN, and torch's use of it, remember so many shapes of products. Call it before torch is imported.
+
+    A product of a new shape costs milliseconds: with 128 entries passes of random lengths had 0.9 of the speed. With
+    the thousand that is the default, padded batches, which hardly ever meet a shape again, take several hundred
+    megabytes more. A variable that is set stays as it is.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, _SHAPES)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed: passes take and free the same megabytes; fresh pages were 5 % of their time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes

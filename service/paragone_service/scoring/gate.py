@@ -20,7 +20,7 @@ from paragone_models.text.reader import EncodeItem, Reading
 from paragone_service.cache.tiers import Codec
 from paragone_service.http.errors import ServiceError
 from paragone_service.scoring.model_io import ReadingThread, Resources, open_queue
-from paragone_service.scoring.request import Call, RequestItem, as_conversation, unless_gone
+from paragone_service.scoring.request import Call, RequestItem, as_conversation
 from paragone_service.scoring.scheduler import Job, wait_for
 
 __all__ = ["Gate", "GateScales"]
@@ -67,7 +67,6 @@ class Gate:
         Raises:
             ServiceError: for the first item that has no weights, unless the call reports errors; ``overloaded``, if
                 the prompts do not fit into the queue.
-            ClientGoneError: if the client left meanwhile.
         """
         items = [item for item in items if item.index not in call.problems.errors]
         readings = await self._reading.read([as_conversation(item, item.responses[0]) for item in items], call)
@@ -80,9 +79,7 @@ class Gate:
             prompt = self._prompt(reading)
             key = by_item[item.index] = tuple(prompt.token_ids)
             prompts.setdefault(key, prompt)
-        outcomes = dict(
-            zip(prompts, await unless_gone(self._outcomes(list(prompts.values()), call), call), strict=True)
-        )
+        outcomes = dict(zip(prompts, await self._outcomes(list(prompts.values()), call), strict=True))
         scales: dict[int, NDArray[np.float32]] = {}
         for index, key in by_item.items():
             outcome = outcomes[key]

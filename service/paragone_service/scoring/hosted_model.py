@@ -6,9 +6,9 @@ way (single flight), else read, queued and waited for → representations, probl
 
 import asyncio
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from paragone_models.model import PreferenceModel
 from paragone_models.text.reader import Conversation, EncodeItem, Reading, read_plan
 from paragone_service.cache.keys import NO_SECRET, Ids, conversation_keys, namespace, prompt_digest
 from paragone_service.cache.tiers import Codec
-from paragone_service.http.errors import ServiceError
-from paragone_service.scoring.gate import Gate
+from paragone_service.http.errors import ClientGoneError, ServiceError
+from paragone_service.scoring.gate import Gate, GateScales
 from paragone_service.scoring.model_io import ReadingThread, Resources, open_queue
 from paragone_service.scoring.request import (
     Call,
@@ -30,11 +30,12 @@ from paragone_service.scoring.request import (
     ResponseId,
     Row,
     as_conversation,
-    unless_gone,
 )
 from paragone_service.scoring.scheduler import Job, Scheduler, Ticket, wait_for
 
 __all__ = ["HostedModel"]
+
+Result = TypeVar("Result")
 
 _ITEMS_BEFORE_A_BREAK = 512
 
@@ -68,7 +69,6 @@ class HostedModel:
 
     Attributes:
         header: what every answer says of the model.
-        gate: tells the gate's weights; None where the model has no gate.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class HostedModel:
         self._reading = ReadingThread(name, model, clock=self._clock)
         failure = f"model {name} gave NaN or infinity for a response; nothing was cached"
         self.scheduler = open_queue(name, resources, model.represent, self._codec, failure=failure)
-        self.gate = None if model.spec.gate == "none" else Gate(name, model, resources, self._reading)
+        self._gate = None if model.spec.gate == "none" else Gate(name, model, resources, self._reading)
         self._canary = _Canary(self.scheduler, _canary_item(model))
         self._no_preferences: str | None = None
         try:  # the comparator knows best whether it can compare; it is asked once, and not by every request
@@ -116,15 +116,15 @@ class HostedModel:
     def start(self) -> None:
         """Start the queues; needs a running event loop."""
         self.scheduler.start()
-        if self.gate is not None:
-            self.gate.scheduler.start()
+        if self._gate is not None:
+            self._gate.scheduler.start()
 
     async def close(self) -> None:
         """Stop the queues and let go of the engine."""
         await self._canary.close()
         await self.scheduler.close()
-        if self.gate is not None:
-            await self.gate.scheduler.close()
+        if self._gate is not None:
+            await self._gate.scheduler.close()
         await self.engine.close()
         self._reading.close()
 
@@ -143,12 +143,21 @@ class HostedModel:
         Raises:
             ServiceError: ``return_unavailable``, if it has none.
         """
-        if self.gate is None:
+        if self._gate is None:
             raise ServiceError(
                 ErrorCode.RETURN_UNAVAILABLE,
                 f'model {self.name} has no gate, and so no scales: leave "gate_scales" out of "return"',
             )
-        return self.gate
+        return self._gate
+
+    async def gate_scales(self, items: Sequence[RequestItem], call: Call) -> GateScales:
+        """Return the gate's weights for the items that have no problem yet.
+
+        Raises:
+            ServiceError: ``return_unavailable``, if the model has no gate; else as for ``represent``.
+            ClientGoneError: if the client left meanwhile.
+        """
+        return await _unless_gone(self.check_gate().scales(items, call), call)
 
     async def alive(self, *, within_s: float, timeout_s: float) -> bool:
         """Return whether a forward succeeded within the last seconds, running a canary if none did.
@@ -189,7 +198,7 @@ class HostedModel:
         indices = [item.index for item in items]
         rows = await _rows_of(items, call, self._space, self._ids)
         hits = await self._cache.get([*map(operator.attrgetter("key"), rows)], self._codec)
-        filled = await unless_gone(self._fill(items, rows, hits.values, call), call) if hits.misses else _Filled()
+        filled = await _unless_gone(self._fill(items, rows, hits.values, call), call) if hits.misses else _Filled()
         return self._represented(indices, rows, hits.values, filled, call)
 
     async def _fill(
@@ -214,15 +223,16 @@ class HostedModel:
         joined: dict[bytes, Ticket] = {}
         try:
             joined.update(self.scheduler.join(missing))
-            unread = {key: number for key, number in missing.items() if key not in joined}
-            jobs = await self._jobs(items, rows, unread, filled, call)
+            for key in joined:
+                del missing[key]
+            jobs = await self._jobs(items, rows, missing, filled, call)
             items.clear()  # the texts of all that waits would take more than its tokens do
             own = self._queue(jobs, filled, joined, call)
-            filled.forward_responses = len(own)
-            filled.forward_tokens = sum(ticket.tokens for ticket in own.values())
             joined.update(own)
             await wait_for(list(joined.values()), call.timings, self._clock)
             filled.values.update((key, ticket.outcome.result()) for key, ticket in joined.items())
+            filled.forward_responses = len(own)
+            filled.forward_tokens = sum(ticket.tokens for ticket in own.values())
             filled.forward_answers = sum(isinstance(filled.values[key], bytes) for key in own)
             return filled
         finally:
@@ -261,12 +271,15 @@ class HostedModel:
         self, jobs: Sequence[Job], filled: _Filled, joined: dict[bytes, Ticket], call: Call
     ) -> dict[bytes, Ticket]:
         """Queue the jobs that still nobody knows: reading took time, in which others may have run the same."""
-        by_key = {job.key: job for job in jobs if job.key is not None}
-        for key, value in zip(by_key, self._cache.peek(list(by_key)), strict=True):
+        fresh = {job.key: job for job in jobs if job.key is not None}
+        for key, value in zip(list(fresh), self._cache.peek(list(fresh)), strict=True):
             if value is not None:
                 filled.values[key] = value
-        joined.update(self.scheduler.join(key for key in by_key if key not in filled.values))
-        fresh = {key: job for key, job in by_key.items() if key not in filled.values and key not in joined}
+                del fresh[key]
+        others = self.scheduler.join(fresh)
+        joined.update(others)
+        for key in others:
+            del fresh[key]
         if not fresh:
             return {}
         return dict(zip(fresh, self.scheduler.submit(list(fresh.values()), client=call.client), strict=True))
@@ -316,6 +329,28 @@ class HostedModel:
         )
 
 
+async def _unless_gone(work: Coroutine[Any, Any, Result], call: Call) -> Result:
+    """Return what ``work`` returns, or cancel it when the client leaves first.
+
+    Raises:
+        ClientGoneError: if the client left.
+    """
+    if call.gone is None:
+        return await work
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(call.gone())
+    try:
+        await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientGoneError
+    finally:
+        # Both are awaited, so that the work has let go of its tickets before the answer leaves.
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
 async def _rows_of(items: Sequence[RequestItem], call: Call, space: bytes, ids: Ids) -> list[Row]:
     """Return the rows of a request.
 
@@ -337,7 +372,8 @@ async def _rows_of(items: Sequence[RequestItem], call: Call, space: bytes, ids: 
             assert item.prompt is not None  # the wire types see to it
             full = cast("Sequence[Response]", item.responses)
             index, prompt = item.index, prompt_digest(item.prompt, item.tools) if call.ids else None
-            rows += [Row(index, key, prompt) for key in conversation_keys(space, item.prompt, item.tools, full)]
+            for key in conversation_keys(space, item.prompt, item.tools, full):
+                rows.append(Row(index, key, prompt))
         if number % _ITEMS_BEFORE_A_BREAK == 0:
             # Hashing ten thousand pairs takes a while, and this is the thread that serves everybody.
             await asyncio.sleep(0)

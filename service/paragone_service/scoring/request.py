@@ -4,8 +4,7 @@ An item is a pair, an item or a group of the request's list; its index is its pl
 is one response of an item. Rows stand in the order of the request, n of them; d is the length of a representation.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ from pydantic import JsonValue
 
 from paragone.wire import ItemError, Message, Prompt, Response, Truncation, Usage
 from paragone_models.text.reader import Conversation, conversation
-from paragone_service.http.errors import ClientGoneError, ServiceError
+from paragone_service.http.errors import ServiceError
 
 __all__ = [
     "Call",
@@ -26,7 +25,6 @@ __all__ = [
     "Row",
     "Timings",
     "as_conversation",
-    "unless_gone",
 ]
 
 Result = TypeVar("Result")
@@ -186,25 +184,3 @@ def as_conversation(item: RequestItem, response: Response | ResponseId) -> Conve
 
 def _plain(message: Message) -> dict[str, Any]:
     return message.model_dump(mode="json", exclude_none=True)
-
-
-async def unless_gone(work: Coroutine[Any, Any, Result], call: Call) -> Result:
-    """Return what ``work`` returns, or cancel it when the client leaves first.
-
-    Raises:
-        ClientGoneError: if the client left.
-    """
-    if call.gone is None:
-        return await work
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(call.gone())
-    try:
-        await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGoneError
-    finally:
-        # Both are awaited, so that the work has let go of its tickets before the answer leaves.
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)

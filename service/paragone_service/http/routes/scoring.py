@@ -135,7 +135,7 @@ def _add_rewards(router: APIRouter, registry: Registry, workers: Executor) -> No
         represented = await model.represent([*items] if with_scales else items, call)
         scales, usage = None, represented.usage
         if with_scales:
-            gated = await model.check_gate().scales(items, call)
+            gated = await model.gate_scales(items, call)
             scales, forward_tokens = gated.by_item, usage.forward_tokens + gated.forward_tokens
             usage = usage.model_copy(
                 update={"forward_tokens": forward_tokens, "forward_prompts": gated.forward_prompts}
