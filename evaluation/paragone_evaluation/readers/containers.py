@@ -132,15 +132,16 @@ def _object(value: Any) -> Fields | str:
 def _csv(stream: io.BufferedReader) -> Iterator[tuple[int, Fields | str]]:
     # Not pyarrow's reader: it guesses types, and a response "42" must stay a text. Python's also counts lines.
     csv.field_size_limit(2**31 - 1)
-    text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-    reader = csv.DictReader(text, strict=True)
-    line = 1 if reader.fieldnames is None else reader.line_num + 1
-    for row in reader:
-        number, line = line, reader.line_num + 1  # a cell may hold newlines: the row begins after the one before it
-        if None in row:
-            yield number, f"the row has more cells than the header, which has {len(reader.fieldnames or ())}"
-        else:
-            yield number, {name: _cell(name, value) for name, value in row.items()}
+    with io.TextIOWrapper(stream, encoding="utf-8", newline="") as text:
+        reader = csv.DictReader(text, strict=True)
+        columns = len(reader.fieldnames or ())
+        line = reader.line_num + 1
+        for row in reader:
+            number, line = line, reader.line_num + 1  # a cell may hold newlines: a row begins after the one before it
+            if None in row:
+                yield number, f"the row has more cells than the header, which has {columns}"
+            else:
+                yield number, {name: _cell(name, value) for name, value in row.items()}
 
 
 def _cell(name: str, text: str | None) -> Any:
