@@ -5,7 +5,7 @@ import time
 import urllib.parse
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import httpx2
 
@@ -17,25 +17,22 @@ from paragone.batches import (
     AnswerT,
     GroupLike,
     ItemLike,
-    Options,
     PairLike,
     Part,
     PromptLike,
+    RequestOptions,
     ResponseLike,
     Route,
-    merged,
+    merge_answers,
     parts_of,
-    placed,
-    read,
-    read_model,
-    read_models,
-    without_unknown_ids,
+    read_json,
 )
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
 from paragone.ids import IdMemory
 from paragone.transport import DEFAULT_MAX_BYTES, DEFAULT_URL, Attempts, Connection, send_async
 from paragone.wire import (
     ModelInfo,
+    ModelsAnswer,
     OnError,
     PreferencesAnswer,
     RewardReturn,
@@ -130,7 +127,7 @@ class AsyncClient:
     ) -> PreferencesAnswer:
         """Return what ``Client.preferences`` returns; it raises the same."""
         return await self._ask(
-            PREFERENCES, pairs, Options(model=model, truncation=truncation, on_error=on_error, return_=return_)
+            PREFERENCES, pairs, RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_)
         )
 
     async def rewards(
@@ -144,7 +141,7 @@ class AsyncClient:
     ) -> RewardsAnswer:
         """Return what ``Client.rewards`` returns; it raises the same."""
         return await self._ask(
-            REWARDS, items, Options(model=model, truncation=truncation, on_error=on_error, return_=return_)
+            REWARDS, items, RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_)
         )
 
     async def tournament(
@@ -175,7 +172,7 @@ class AsyncClient:
     ) -> TournamentsAnswer:
         """Return what ``Client.tournaments`` returns; it raises the same."""
         return await self._ask(
-            TOURNAMENTS, groups, Options(model=model, truncation=truncation, on_error=on_error, return_=return_)
+            TOURNAMENTS, groups, RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_)
         )
 
     async def tokens(
@@ -187,17 +184,18 @@ class AsyncClient:
         on_error: OnError = "refuse",
     ) -> TokensAnswer:
         """Return what ``Client.tokens`` returns; it raises the same."""
-        return await self._ask(TOKENS, items, Options(model=model, truncation=truncation, on_error=on_error))
+        return await self._ask(TOKENS, items, RequestOptions(model=model, truncation=truncation, on_error=on_error))
 
     async def models(self) -> list[ModelInfo]:
         """Return what ``Client.models`` returns; it raises the same."""
-        return read_models(await self._send("/v1/models"))
+        return read_json(ModelsAnswer, await self._send("/v1/models"), "the list of models").models
 
     async def model(self, id: str) -> ModelInfo:
         """Return what ``Client.model`` returns; it raises the same."""
-        return read_model(await self._send(f"/v1/models/{urllib.parse.quote(id, safe='')}"))
+        content = await self._send(f"/v1/models/{urllib.parse.quote(id, safe='')}")
+        return read_json(ModelInfo, content, "the model")
 
-    async def _ask(self, route: Route[AnswerT], batch: Iterable[object], options: Options) -> AnswerT:
+    async def _ask(self, route: Route[AnswerT], batch: Iterable[object], options: RequestOptions) -> AnswerT:
         parts = parts_of(
             route,
             batch,
@@ -207,12 +205,12 @@ class AsyncClient:
             memory=self._memory,
         )
         if len(parts) == 1:
-            return await self._ask_part(route, parts[0])
+            return await self._ask_part(parts[0])
         places_in_flight = asyncio.Semaphore(self._connection.concurrency)
 
-        async def ask_in_turn(part: Part) -> AnswerT:
+        async def ask_in_turn(part: Part[AnswerT]) -> AnswerT:
             async with places_in_flight:
-                return await self._ask_part(route, part)
+                return await self._ask_part(part)
 
         asked = [asyncio.create_task(ask_in_turn(part)) for part in parts]
         try:
@@ -222,19 +220,19 @@ class AsyncClient:
             for task in asked:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
-        return merged(route, parts, answers)
+        return merge_answers(parts, answers)
 
-    async def _ask_part(self, route: Route[AnswerT], part: Part) -> AnswerT:
+    async def _ask_part(self, part: Part[AnswerT]) -> AnswerT:
         try:
             while True:
                 try:
-                    return read(route, part, await self._send(route.path, part))
+                    return part.read(await self._send(part.route.path, part))
                 except UnknownIdError as error:
-                    part = without_unknown_ids(part, error)
+                    part = part.without_unknown_ids(error)
         except ParagoneError as error:
-            raise placed(route, part, error) from error.__cause__
+            raise part.renumbered(error) from error.__cause__
 
-    async def _send(self, path: str, part: Part | None = None) -> bytes:
+    async def _send(self, path: str, part: Part[Any] | None = None) -> bytes:
         connection = self._connection
         question = connection.question(path, *((part.body, part.prompt_hash) if part is not None else ()))
         attempts = Attempts(question, connection.policy, self._clock)

@@ -8,9 +8,9 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from paragone.exceptions import (
     AnswerError,
@@ -26,8 +26,6 @@ from paragone.wire import (
     Item,
     ItemError,
     Message,
-    ModelInfo,
-    ModelsAnswer,
     OnError,
     Pair,
     PairById,
@@ -53,20 +51,16 @@ __all__ = [
     "TOURNAMENTS",
     "GroupLike",
     "ItemLike",
-    "Options",
     "PairLike",
     "Part",
     "PromptLike",
+    "RequestOptions",
     "ResponseLike",
     "Route",
-    "merged",
+    "merge_answers",
     "parts_of",
-    "placed",
     "prompt_hash",
-    "read",
-    "read_model",
-    "read_models",
-    "without_unknown_ids",
+    "read_json",
 ]
 
 logger = logging.getLogger("paragone")
@@ -77,8 +71,8 @@ PairLike = Pair | PairById | dict[str, Any] | tuple[PromptLike, ResponseLike, Re
 ItemLike = Item | dict[str, Any] | tuple[PromptLike, ResponseLike]
 GroupLike = Group | dict[str, Any] | tuple[PromptLike, Sequence[ResponseLike]]
 
-Answer = PreferencesAnswer | RewardsAnswer | TournamentsAnswer | TokensAnswer
 AnswerT = TypeVar("AnswerT", PreferencesAnswer, RewardsAnswer, TournamentsAnswer, TokensAnswer)
+Read = TypeVar("Read", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,57 +103,103 @@ TOKENS = Route("/v1/tokens", "items", "tokens", ("prompt", "response"), TokensRe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What a request says besides its list; what is left at its default is not sent."""
+class RequestOptions:
+    """What a request says besides its list."""
 
     model: str | None = None
     truncation: Truncation = "prompt"
     on_error: OnError = "refuse"
     return_: Sequence[str] = ()
 
-    def with_default(self, model: str | None) -> "Options":
+    def with_default(self, model: str | None) -> "RequestOptions":
         """Return the same options, with this model where they name none."""
         return self if self.model is not None else replace(self, model=model)
 
-    def sent(self) -> dict[str, Any]:
-        """Return the fields that differ from their defaults, under the wire's names."""
-        fields: dict[str, Any] = {}
-        if self.model is not None:
-            fields["model"] = self.model
-        if self.truncation != "prompt":
-            fields["truncation"] = self.truncation
-        if self.on_error != "refuse":
-            fields["on_error"] = self.on_error
-        if self.return_:
-            fields["return"] = list(self.return_)
-        return fields
+    def fields(self) -> dict[str, Any]:
+        """Return the fields that differ from the wire's defaults, under the wire's names."""
+        # What is a default is not sent: an older server need not know a field that nobody uses.
+        fields: dict[str, tuple[Any, Any]] = {
+            "model": (self.model, None),
+            "truncation": (self.truncation, "prompt"),
+            "on_error": (self.on_error, "refuse"),
+            "return": (list(self.return_), []),
+        }
+        return {name: value for name, (value, default) in fields.items() if value != default}
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One HTTP request: its body, the places of its items in the batch, and the hash of its first prompt.
+class Part(Generic[AnswerT]):
+    """One HTTP request, which asks for some items of a batch.
 
     Attributes:
+        places: of its items, in the batch.
+        prompt_hash: of its first prompt.
         head: the body up to its items.
         writer: writes its pairs and learns the answer's ids, where ids are remembered.
     """
 
+    route: Route[AnswerT]
     body: bytes
     places: Sequence[int]
     prompt_hash: str | None
     head: bytes = b""
     writer: PairWriter | None = None
 
+    def read(self, content: bytes) -> AnswerT:
+        """Return the answer to this part, its errors numbered by the places in the batch.
+
+        Raises:
+            AnswerError: if the body is no answer of the route, or has another number of rows than were asked for.
+            UnknownIdError: if ids that the client put in are reported as unknown; see ``without_unknown_ids``.
+        """
+        route = self.route
+        answer = read_json(route.answer, content, f"the answer of {route.path}")
+        rows: list[Any] = getattr(answer, route.answered)
+        if len(rows) != len(self.places):
+            raise AnswerError(f"{route.path} was asked for {len(self.places)} rows and answered {len(rows)}")
+        for row, place in zip(rows, self.places, strict=True):
+            if isinstance(row, ItemError):
+                # Its item counts from the start of the part, and so does the place that its message names.
+                row.error.message = self._renumbered(row.error.message, row.error.item, place)
+                row.error.item = place
+        if self.writer is not None:
+            self.writer.remember(rows)
+        return answer
+
+    def without_unknown_ids(self, error: UnknownIdError) -> "Part[AnswerT]":
+        """Return the part written again, without the ids that the service did not know.
+
+        Raises:
+            UnknownIdError: the error itself, if no id was ours.
+        """
+        if self.writer is None:
+            raise error
+        writer = self.writer.without_unknown(error)
+        logger.info("%d ids are not known any more: their responses are sent in full", len(error.ids))
+        return replace(self, body=_body(self.head, writer.written()), writer=writer)
+
+    def renumbered(self, error: ParagoneError) -> ParagoneError:
+        """Return the error with its item numbered by the place in the batch instead of the place in the part."""
+        if error.item is not None and 0 <= error.item < len(self.places):
+            place = self.places[error.item]
+            error.message = self._renumbered(error.message, error.item, place)
+            error.item = place
+        return error
+
+    def _renumbered(self, message: str, item: int | None, place: int) -> str:
+        asked = self.route.asked
+        return message if item is None else message.replace(f"{asked}[{item}]", f"{asked}[{place}]", 1)
+
 
 def parts_of(
     route: Route[AnswerT],
     batch: Iterable[object],
-    options: Options,
+    options: RequestOptions,
     *,
     max_items: int,
     max_bytes: int,
     memory: IdMemory | None = None,
-) -> list[Part]:
+) -> list[Part[AnswerT]]:
     """Return the requests that ask for a batch, at least one.
 
     Args:
@@ -177,41 +217,41 @@ def parts_of(
         memory = None
     if memory is not None and "ids" not in options.return_:
         options = replace(options, return_=(*options.return_, "ids"))
-    shaped = [_shaped(route, place, item) for place, item in enumerate(batch)]
-    try:
-        request = route.request.model_validate({route.asked: shaped, **options.sent()})
-    except ValidationError as error:
-        raise exception_for(error_detail(error)) from None
+    request = _validated(route, batch, options)
     items: list[Pair | PairById | Item | Group] = getattr(request, route.asked)
     # Items are written once, by themselves: a part joins their bytes, and nothing is copied through pydantic again.
     written = [item.__pydantic_serializer__.to_json(item, exclude_unset=True) for item in items]
-    envelope = request.model_dump_json(exclude={route.asked}, exclude_unset=True, by_alias=True).encode()
-    head = envelope[:-1] + (b"," if len(envelope) > 2 else b"") + f'"{route.asked}":['.encode()
+    head = _head(request, route.asked)
     loads = [_Load(_count(item), len(text)) for item, text in zip(items, written, strict=True)]
     parts = []
     for places in _cut(items, loads, most=_Load(max_items, max_bytes)):
-        texts, writer = [written[place] for place in places], None
-        if memory is not None:
-            pairs = cast("list[Pair | PairById]", [items[place] for place in places])
-            writer = PairWriter(memory, options.model, pairs, texts)
-            texts = writer.written()
-        first = items[places[0]].prompt if places else None
-        hashed = None if first is None else prompt_hash(first)
-        parts.append(Part(head + b",".join(texts) + b"]}", places, hashed, head, writer))
+        own, texts = [items[place] for place in places], [written[place] for place in places]
+        writer = None if memory is None else PairWriter(memory, options.model, own, texts)
+        body = _body(head, texts if writer is None else writer.written())
+        first = own[0].prompt if own else None
+        parts.append(Part(route, body, places, None if first is None else prompt_hash(first), head, writer))
     return parts
 
 
-def without_unknown_ids(part: Part, error: UnknownIdError) -> Part:
-    """Return a part written again, without the ids that the service did not know.
+def _validated(
+    route: Route[AnswerT], batch: Iterable[object], options: RequestOptions
+) -> PreferencesRequest | RewardsRequest | TournamentsRequest | TokensRequest:
+    shaped = [_shaped(route, place, item) for place, item in enumerate(batch)]
+    try:
+        return route.request.model_validate({route.asked: shaped, **options.fields()})
+    except ValidationError as error:
+        # Refused before anything is sent, and with the error that the service would answer.
+        raise exception_for(error_detail(error)) from None
 
-    Raises:
-        UnknownIdError: the error itself, if no id was ours.
-    """
-    if part.writer is None:
-        raise error
-    writer = part.writer.without_unknown(error)
-    logger.info("%d ids are not known any more: their responses are sent in full", len(error.ids))
-    return replace(part, body=part.head + b",".join(writer.written()) + b"]}", writer=writer)
+
+def _head(request: BaseModel, asked: str) -> bytes:
+    """Return a request's JSON up to the first item of its list."""
+    envelope = request.model_dump_json(exclude={asked}, exclude_unset=True, by_alias=True).encode()
+    return envelope[:-1] + (b"," if len(envelope) > 2 else b"") + f'"{asked}":['.encode()
+
+
+def _body(head: bytes, texts: Sequence[bytes]) -> bytes:
+    return head + b",".join(texts) + b"]}"
 
 
 def _family(item: Pair | PairById | Item | Group) -> str:
@@ -292,69 +332,19 @@ def prompt_hash(prompt: Prompt) -> str:
     return hashlib.blake2b(canonical_turns(prompt, "user"), digest_size=16).hexdigest()
 
 
-def read(route: Route[AnswerT], part: Part, content: bytes) -> AnswerT:
-    """Return the answer to one part, its errors numbered by the places in the batch.
+def read_json(wire: type[Read], content: bytes, name: str) -> Read:
+    """Return the body of an answer as a wire type.
 
     Raises:
-        AnswerError: if the body is not an answer of this route, or has another number of rows than were asked for.
-        UnknownIdError: if ids that the client put in are reported as unknown; see ``without_unknown_ids``.
+        AnswerError: if it is none; the message calls it by the name.
     """
     try:
-        answer = route.answer.model_validate_json(content)
+        return wire.model_validate_json(content)
     except ValidationError as error:
-        raise AnswerError(
-            f"the answer of {route.path} is not in the wire format: {error_detail(error).message}"
-        ) from None
-    rows: list[Any] = getattr(answer, route.answered)
-    if len(rows) != len(part.places):
-        raise AnswerError(f"{route.path} was asked for {len(part.places)} rows and answered {len(rows)}")
-    for row, place in zip(rows, part.places, strict=True):
-        if isinstance(row, ItemError):
-            row.error.message = _renumbered(row.error.message, route.asked, row.error.item, place)
-            row.error.item = place
-    if part.writer is not None:
-        part.writer.remember(rows)
-    return answer
+        raise AnswerError(f"{name} is not in the wire format: {error_detail(error).message}") from None
 
 
-def read_models(content: bytes) -> list[ModelInfo]:
-    """Return the hosted models that an answer lists.
-
-    Raises:
-        AnswerError: if the body is not a list of models.
-    """
-    try:
-        return ModelsAnswer.model_validate_json(content).models
-    except ValidationError as error:
-        raise AnswerError(f"the list of models is not in the wire format: {error_detail(error).message}") from None
-
-
-def read_model(content: bytes) -> ModelInfo:
-    """Return the model that an answer describes.
-
-    Raises:
-        AnswerError: if the body is not a model.
-    """
-    try:
-        return ModelInfo.model_validate_json(content)
-    except ValidationError as error:
-        raise AnswerError(f"the model is not in the wire format: {error_detail(error).message}") from None
-
-
-def placed(route: Route[AnswerT], part: Part, error: ParagoneError) -> ParagoneError:
-    """Return the error with its item numbered by the place in the batch instead of the place in the part."""
-    if error.item is not None and 0 <= error.item < len(part.places):
-        place = part.places[error.item]
-        error.message = _renumbered(error.message, route.asked, error.item, place)
-        error.item = place
-    return error
-
-
-def _renumbered(message: str, asked: str, item: int | None, place: int) -> str:
-    return message if item is None else message.replace(f"{asked}[{item}]", f"{asked}[{place}]", 1)
-
-
-def merged(route: Route[AnswerT], parts: Sequence[Part], answers: Sequence[AnswerT]) -> AnswerT:
+def merge_answers(parts: Sequence[Part[AnswerT]], answers: Sequence[AnswerT]) -> AnswerT:
     """Return one answer in the order of the batch, its usage summed.
 
     Raises:
@@ -371,9 +361,10 @@ def merged(route: Route[AnswerT], parts: Sequence[Part], answers: Sequence[Answe
                     f"the {name} changed within one batch, from {before} to {after}: the model was replaced while it "
                     "answered, or replicas differ; ask again"
                 )
+    answered = parts[0].route.answered
     rows: list[Any] = [None] * sum(len(part.places) for part in parts)
     for part, answer in zip(parts, answers, strict=True):
-        for place, row in zip(part.places, getattr(answer, route.answered), strict=True):
+        for place, row in zip(part.places, getattr(answer, answered), strict=True):
             rows[place] = row
     usage = Usage(**{name: sum(getattr(answer.usage, name) for answer in answers) for name in Usage.model_fields})
-    return first.model_copy(update={route.answered: rows, "usage": usage})
+    return first.model_copy(update={answered: rows, "usage": usage})

@@ -6,7 +6,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import httpx2
 
@@ -18,25 +18,22 @@ from paragone.batches import (
     AnswerT,
     GroupLike,
     ItemLike,
-    Options,
     PairLike,
     Part,
     PromptLike,
+    RequestOptions,
     ResponseLike,
     Route,
-    merged,
+    merge_answers,
     parts_of,
-    placed,
-    read,
-    read_model,
-    read_models,
-    without_unknown_ids,
+    read_json,
 )
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
 from paragone.ids import IdMemory
 from paragone.transport import DEFAULT_MAX_BYTES, DEFAULT_URL, Attempts, Connection, send
 from paragone.wire import (
     ModelInfo,
+    ModelsAnswer,
     OnError,
     PreferencesAnswer,
     RewardReturn,
@@ -172,7 +169,7 @@ class Client:
             ParagoneError: if there is no answer; ``item`` is the index of the pair at fault.
         """
         return self._ask(
-            PREFERENCES, pairs, Options(model=model, truncation=truncation, on_error=on_error, return_=return_)
+            PREFERENCES, pairs, RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_)
         )
 
     def rewards(
@@ -196,7 +193,7 @@ class Client:
             ParagoneError: if there is no answer; ``item`` is the index of the item at fault.
         """
         return self._ask(
-            REWARDS, items, Options(model=model, truncation=truncation, on_error=on_error, return_=return_)
+            REWARDS, items, RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_)
         )
 
     def tournament(
@@ -245,7 +242,7 @@ class Client:
             ParagoneError: if there is no answer; ``item`` is the index of the group at fault.
         """
         return self._ask(
-            TOURNAMENTS, groups, Options(model=model, truncation=truncation, on_error=on_error, return_=return_)
+            TOURNAMENTS, groups, RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_)
         )
 
     def tokens(
@@ -264,7 +261,7 @@ class Client:
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the item at fault.
         """
-        return self._ask(TOKENS, items, Options(model=model, truncation=truncation, on_error=on_error))
+        return self._ask(TOKENS, items, RequestOptions(model=model, truncation=truncation, on_error=on_error))
 
     def models(self) -> list[ModelInfo]:
         """Return the hosted models, the default one first.
@@ -272,7 +269,7 @@ class Client:
         Raises:
             ParagoneError: if there is no answer.
         """
-        return read_models(self._send("/v1/models"))
+        return read_json(ModelsAnswer, self._send("/v1/models"), "the list of models").models
 
     def model(self, id: str) -> ModelInfo:
         """Return one hosted model.
@@ -281,9 +278,10 @@ class Client:
             UnknownModelError: if no model of that name is hosted.
             ParagoneError: if there is no answer.
         """
-        return read_model(self._send(f"/v1/models/{urllib.parse.quote(id, safe='')}"))
+        content = self._send(f"/v1/models/{urllib.parse.quote(id, safe='')}")
+        return read_json(ModelInfo, content, "the model")
 
-    def _ask(self, route: Route[AnswerT], batch: Iterable[object], options: Options) -> AnswerT:
+    def _ask(self, route: Route[AnswerT], batch: Iterable[object], options: RequestOptions) -> AnswerT:
         parts = parts_of(
             route,
             batch,
@@ -293,10 +291,10 @@ class Client:
             memory=self._memory,
         )
         if len(parts) == 1:
-            return self._ask_part(route, parts[0], _never)
-        return merged(route, parts, self._ask_parts(route, parts))
+            return self._ask_part(parts[0], _never)
+        return merge_answers(parts, self._ask_parts(parts))
 
-    def _ask_parts(self, route: Route[AnswerT], parts: Sequence[Part]) -> list[AnswerT]:
+    def _ask_parts(self, parts: Sequence[Part[AnswerT]]) -> list[AnswerT]:
         """Return the answers to the parts, asked by a few threads; the first failure drops the parts that wait.
 
         The threads are daemons, so that an interrupted program need not wait for answers that nobody reads.
@@ -313,7 +311,7 @@ class Client:
                 if part is None:
                     return
                 try:
-                    finished.put((place, self._ask_part(route, part, given_up.is_set)))
+                    finished.put((place, self._ask_part(part, given_up.is_set)))
                 except Exception as error:  # noqa: BLE001 (it is raised again where the answers are awaited)
                     finished.put((place, error))
 
@@ -330,17 +328,17 @@ class Client:
             given_up.set()
         return [answers[place] for place in range(len(parts))]
 
-    def _ask_part(self, route: Route[AnswerT], part: Part, stopped: Callable[[], bool]) -> AnswerT:
+    def _ask_part(self, part: Part[AnswerT], stopped: Callable[[], bool]) -> AnswerT:
         try:
             while True:
                 try:
-                    return read(route, part, self._send(route.path, part, stopped))
+                    return part.read(self._send(part.route.path, part, stopped))
                 except UnknownIdError as error:
-                    part = without_unknown_ids(part, error)
+                    part = part.without_unknown_ids(error)
         except ParagoneError as error:
-            raise placed(route, part, error) from error.__cause__
+            raise part.renumbered(error) from error.__cause__
 
-    def _send(self, path: str, part: Part | None = None, stopped: Callable[[], bool] = _never) -> bytes:
+    def _send(self, path: str, part: Part[Any] | None = None, stopped: Callable[[], bool] = _never) -> bytes:
         connection = self._connection
         question = connection.question(path, *((part.body, part.prompt_hash) if part is not None else ()))
         attempts = Attempts(question, connection.policy, self._clock)

@@ -92,7 +92,7 @@ class PairWriter:
 
     memory: IdMemory
     model: str | None
-    pairs: Sequence[Pair | PairById]
+    pairs: Sequence[object]
     full: Sequence[bytes]
     step: _Step = _Step.ALL_IDS
 
@@ -126,8 +126,8 @@ class PairWriter:
                     if response_id is not None:
                         self.memory.remember(key, response_id)
 
-    def _written(self, pair: Pair | PairById, full: bytes) -> bytes:
-        if isinstance(pair, PairById) or self.step is _Step.IN_FULL or len(full) < _LONG_PAIR_BYTES:
+    def _written(self, pair: object, full: bytes) -> bytes:
+        if not isinstance(pair, Pair) or self.step is _Step.IN_FULL or len(full) < _LONG_PAIR_BYTES:
             return full
         first, second = self.memory.read(_keys(self.model, pair))
         if first is not None and second is not None:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
-__all__ = ["PHASES", "TIERS", "Metrics"]
+__all__ = ["Metrics"]
 
-PHASES = ("tokenize", "queue", "inference", "total")
-TIERS = ("memory", "redis", "coalesced", "miss")
+_TIERS = ("memory", "redis", "coalesced", "miss")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody asks for
 
@@ -105,7 +104,7 @@ class Metrics:
         self.redis_unwritten = Counter(
             "paragone_redis_unwritten_total", "Values not written to Redis: away, or too busy.", registry=registry
         )
-        for tier in TIERS:
+        for tier in _TIERS:
             self.cache_responses.labels(tier)
 
     def watch_cache(self, size_bytes: Callable[[], float], entries: Callable[[], float]) -> None:

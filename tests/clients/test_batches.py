@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paragone.batches import PREFERENCES, REWARDS, TOURNAMENTS, Options, merged, parts_of, placed, prompt_hash, read
+from paragone.batches import PREFERENCES, REWARDS, TOURNAMENTS, RequestOptions, merge_answers, parts_of, prompt_hash
 from paragone.exceptions import AnswerError, OracleChangedError, RequestError, TextError
 from paragone.wire import Message, Pair
 
@@ -12,7 +12,7 @@ USAGE = {"forward_responses": 2, "forward_tokens": 30, "cached_responses": 1, "t
 
 
 def split(batch, *, route=PREFERENCES, max_items=1000, max_bytes=10**9, **options):
-    return parts_of(route, batch, Options(**options), max_items=max_items, max_bytes=max_bytes)
+    return parts_of(route, batch, RequestOptions(**options), max_items=max_items, max_bytes=max_bytes)
 
 
 def reward_answer(rewards, **changes):
@@ -139,8 +139,8 @@ def test_however_a_batch_is_split_the_merged_answer_is_in_its_order(prompts, max
     answers = []
     for part in parts:
         items = json.loads(part.body)["items"]
-        answers.append(read(REWARDS, part, reward_answer([float(item["response"]) for item in items])))
-    answer = merged(REWARDS, parts, answers)
+        answers.append(part.read(reward_answer([float(item["response"]) for item in items])))
+    answer = merge_answers(parts, answers)
     assert [row.reward for row in answer.rewards] == [float(place) for place in range(len(prompts))]
     assert answer.usage.forward_tokens == 30 * len(parts)
 
@@ -149,32 +149,32 @@ def test_however_a_batch_is_split_the_merged_answer_is_in_its_order(prompts, max
 def test_an_oracle_that_changes_within_a_batch_is_an_error(name):
     parts = split([("p", "a"), ("q", "b")], route=REWARDS, max_items=1)
     answers = [
-        read(REWARDS, parts[0], reward_answer([1.0])),
-        read(REWARDS, parts[1], reward_answer([2.0], **{name: "other"})),
+        parts[0].read(reward_answer([1.0])),
+        parts[1].read(reward_answer([2.0], **{name: "other"})),
     ]
     with pytest.raises(OracleChangedError, match=f"the {name} changed"):
-        merged(REWARDS, parts, answers)
+        merge_answers(parts, answers)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"{}", reward_answer([None]).replace(b"null", b"NaN"), b"\xff"])
 def test_an_answer_that_is_not_in_the_wire_format_is_an_error(content):
     (part,) = split([("p", "a")], route=REWARDS)
     with pytest.raises(AnswerError):
-        read(REWARDS, part, content)
+        part.read(content)
 
 
 @pytest.mark.parametrize("rewards", [[], [1.0, 2.0]])
 def test_an_answer_with_another_number_of_rows_is_an_error(rewards):
     (part,) = split([("p", "a")], route=REWARDS)
     with pytest.raises(AnswerError, match="asked for 1 rows"):
-        read(REWARDS, part, reward_answer(rewards))
+        part.read(reward_answer(rewards))
 
 
 def test_errors_are_numbered_by_the_places_in_the_batch():
     parts = split([("p", "a"), ("q", "b"), ("p", "c")], route=REWARDS, max_items=2)
     assert [list(part.places) for part in parts] == [[0, 2], [1]]
-    error = placed(REWARDS, parts[0], TextError("items[1]: too long", item=1))
+    error = parts[0].renumbered(TextError("items[1]: too long", item=1))
     assert (error.item, error.message) == (2, "items[2]: too long")
     row = {"error": {"code": "empty_prompt", "message": "items[0]: the prompt is empty", "item": 0}}
-    reported = read(REWARDS, parts[1], reward_answer([row])).rewards[0].error
+    reported = parts[1].read(reward_answer([row])).rewards[0].error
     assert (reported.item, reported.message) == (1, "items[1]: the prompt is empty")

@@ -8,14 +8,14 @@ from typing import Any, Literal
 from paragone.exceptions import UnsupportedError, checked
 from paragone.wire import ItemError, Reward, RewardsAnswer, Tournament, TournamentsAnswer
 
-__all__ = ["Signal", "conversation", "groups_of", "item_rewards", "scalar_rewards", "win_rates"]
+__all__ = ["Signal", "group_win_rates", "groups_of", "host_turns", "item_rewards", "scalar_rewards"]
 
 Signal = Literal["win_rate", "reward"]
 
 logger = logging.getLogger("paragone")
 
 
-def conversation(turns: Any, *, role: str) -> Any:
+def host_turns(turns: Any, *, role: str) -> Any:
     """Return a text unchanged and a list of messages as the wire takes it.
 
     Data sets fill the fields that a message lacks with None; those are left out. A message without a role gets one.
@@ -38,7 +38,7 @@ def groups_of(prompts: Sequence[Any]) -> list[list[int]]:
     return list(places.values())
 
 
-def win_rates(groups: Sequence[Sequence[int]], answer: TournamentsAnswer, count: int) -> list[float | None]:
+def group_win_rates(groups: Sequence[Sequence[int]], answer: TournamentsAnswer, count: int) -> list[float | None]:
     """Return each response's mean win probability within its group, None where the group got an error.
 
     Args:

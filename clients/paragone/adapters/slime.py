@@ -11,22 +11,22 @@ In the file that ``--custom-rm-path`` names:
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from paragone.adapters.groups import Signal, conversation, groups_of, scalar_rewards
+from paragone.adapters.groups import Signal, groups_of, host_turns, scalar_rewards
 from paragone.async_client import AsyncClient
 from paragone.batches import GroupLike
 from paragone.exceptions import checked
 
-__all__ = ["Sample", "custom_rm"]
+__all__ = ["custom_rm"]
 
 
-class Sample(Protocol):
+class _Sample(Protocol):
     """What is read of slime's ``Sample``."""
 
     prompt: Any
     response: str
 
 
-def _prompt_of(sample: Sample) -> Any:
+def _prompt_of(sample: _Sample) -> Any:
     return sample.prompt
 
 
@@ -58,7 +58,7 @@ def custom_rm(
         return (await _rewards([samples]))[0]
 
     async def _rewards(samples: list[Any]) -> list[float]:
-        prompts = [conversation(prompt_of(sample), role="user") for sample in samples]
+        prompts = [host_turns(prompt_of(sample), role="user") for sample in samples]
         if signal == "reward":
             items = [(prompt, sample.response) for prompt, sample in zip(prompts, samples, strict=True)]
             return scalar_rewards(await client.rewards(items, model=model))

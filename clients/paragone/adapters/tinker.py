@@ -5,10 +5,10 @@ from typing import Any, Protocol
 
 from paragone.async_client import AsyncClient
 
-__all__ = ["Comparison", "PreferenceModel"]
+__all__ = ["PreferenceModel"]
 
 
-class Comparison(Protocol):
+class _Comparison(Protocol):
     """What is read of tinker-cookbook's ``Comparison``: three lists of messages."""
 
     prompt_conversation: Sequence[Any]
@@ -28,7 +28,7 @@ class PreferenceModel:
         self._client = client
         self._model = model
 
-    async def __call__(self, comparison: Comparison) -> float:
+    async def __call__(self, comparison: _Comparison) -> float:
         """Return ``P(B ≻ A) − P(A ≻ B)``, in [-1, 1].
 
         Raises:

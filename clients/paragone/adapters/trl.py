@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from paragone.adapters.groups import Signal, conversation, groups_of, item_rewards, win_rates
+from paragone.adapters.groups import Signal, group_win_rates, groups_of, host_turns, item_rewards
 from paragone.async_client import AsyncClient
 from paragone.client import Client
 from paragone.exceptions import checked
@@ -74,8 +74,8 @@ class PairwiseJudge:
         swaps = [shuffle_order and self._coin.random() < 0.5 for _ in prompts]
         pairs = []
         for prompt, (first, second), swap in zip(prompts, completions, swaps, strict=True):
-            pair = (conversation(first, role="assistant"), conversation(second, role="assistant"))
-            pairs.append((conversation(prompt, role="user"), *(pair[::-1] if swap else pair)))
+            pair = (host_turns(first, role="assistant"), host_turns(second, role="assistant"))
+            pairs.append((host_turns(prompt, role="user"), *(pair[::-1] if swap else pair)))
         answer = self._client.preferences(pairs, model=self._model, on_error="report")
         probabilities: list[float | None] = []
         for row, swap in zip(answer.preferences, swaps, strict=True):
@@ -116,7 +116,7 @@ class RankJudge:
             ParagoneError: if any group has no answer; the host has no word for a failed ranking.
         """
         groups: list[tuple[Any, list[Any]]] = [
-            (conversation(prompt, role="user"), [conversation(completion, role="assistant") for completion in group])
+            (host_turns(prompt, role="user"), [host_turns(completion, role="assistant") for completion in group])
             for prompt, group in zip(prompts, completions, strict=True)
         ]
         answer = self._client.tournaments(groups, model=self._model)
@@ -142,7 +142,8 @@ def reward_function(client: Client, *, signal: Signal = "win_rate", model: str |
         if signal == "reward":
             return item_rewards(client.rewards(_items(prompts, completions), model=model, on_error="report"))
         groups, asked = _groups(prompts, completions)
-        return win_rates(groups, client.tournaments(asked, model=model, on_error="report"), len(completions))
+        answer = client.tournaments(asked, model=model, on_error="report")
+        return group_win_rates(groups, answer, len(completions))
 
     paragone.__name__ = f"paragone_{signal}"  # what TRL calls the reward in its logs
     return paragone
@@ -163,7 +164,9 @@ def async_reward_function(
         if signal == "reward":
             return item_rewards(await client.rewards(_items(prompts, completions), model=model, on_error="report"))
         groups, asked = _groups(prompts, completions)
-        return win_rates(groups, await client.tournaments(asked, model=model, on_error="report"), len(completions))
+        return group_win_rates(
+            groups, await client.tournaments(asked, model=model, on_error="report"), len(completions)
+        )
 
     paragone.__name__ = f"paragone_{signal}"
     return paragone
@@ -171,7 +174,7 @@ def async_reward_function(
 
 def _items(prompts: Sequence[Any], completions: Sequence[Any]) -> list[tuple[Any, Any]]:
     return [
-        (conversation(prompt, role="user"), conversation(completion, role="assistant"))
+        (host_turns(prompt, role="user"), host_turns(completion, role="assistant"))
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
 

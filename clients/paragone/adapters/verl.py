@@ -11,7 +11,7 @@ In the file that ``reward.custom_reward_function.path`` names:
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
-from paragone.adapters.groups import conversation, scalar_rewards
+from paragone.adapters.groups import host_turns, scalar_rewards
 from paragone.async_client import AsyncClient
 from paragone.exceptions import checked
 
@@ -51,7 +51,7 @@ def compute_score(
     ) -> dict[str, float]:
         if not extra_info or prompt_field not in extra_info:
             raise KeyError(f"extra_info has no {prompt_field!r}: let the data set keep the prompt there")
-        prompt = conversation(extra_info[prompt_field], role="user")
+        prompt = host_turns(extra_info[prompt_field], role="user")
         if signal == "reward":
             answer = await client.rewards([(prompt, solution_str)], model=model)
             return {"score": scalar_rewards(answer)[0]}

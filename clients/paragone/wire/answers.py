@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from paragone.codes import ErrorCode
 
 __all__ = [
-    "AnswerModel",
     "ErrorBody",
     "ErrorDetail",
     "ItemError",
@@ -43,13 +42,13 @@ _ID = (
 )
 
 
-class AnswerModel(BaseModel):
+class _AnswerModel(BaseModel):
     """What an answer is made of: unknown fields are ignored, so that a newer server does not break an older client."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
 
-class ErrorDetail(AnswerModel):
+class ErrorDetail(_AnswerModel):
     """What went wrong."""
 
     code: Annotated[ErrorCode | str, Field(union_mode="left_to_right")] = Field(
@@ -62,7 +61,7 @@ class ErrorDetail(AnswerModel):
     )
 
 
-class ErrorBody(AnswerModel):
+class ErrorBody(_AnswerModel):
     """The body of every answer that is not a success."""
 
     model_config = ConfigDict(
@@ -73,13 +72,13 @@ class ErrorBody(AnswerModel):
     error: ErrorDetail = Field(description="What went wrong.")
 
 
-class ItemError(AnswerModel):
+class ItemError(_AnswerModel):
     """An error in the place of one answer, with `on_error: "report"`."""
 
     error: ErrorDetail = Field(description="Why this one has no answer.")
 
 
-class Usage(AnswerModel):
+class Usage(_AnswerModel):
     """What the answer cost."""
 
     forward_responses: Count = Field(description="Responses that went through the model. [count]")
@@ -91,7 +90,7 @@ class Usage(AnswerModel):
     )
 
 
-class Preference(AnswerModel):
+class Preference(_AnswerModel):
     """How probable it is that the first response is preferred."""
 
     probability: Probability = Field(description="That the first is preferred to the second, in [0, 1].")
@@ -106,7 +105,7 @@ class Preference(AnswerModel):
     second_id: str | None = Field(default=None, description=f"Of the second response. {_ID}")
 
 
-class Reward(AnswerModel):
+class Reward(_AnswerModel):
     """What a model makes of one response."""
 
     reward: Finite | None = Field(
@@ -131,7 +130,7 @@ class Reward(AnswerModel):
     id: str | None = Field(default=None, description=f"Of the response. {_ID}")
 
 
-class Tournament(AnswerModel):
+class Tournament(_AnswerModel):
     """What follows from the K×K preferences among the responses of one group."""
 
     win_rates: list[Probability] = Field(
@@ -152,7 +151,7 @@ class Tournament(AnswerModel):
     ids: list[str | None] | None = Field(default=None, description=f"Of each response. {_ID} [K]")
 
 
-class TokensItem(AnswerModel):
+class TokensItem(_AnswerModel):
     """What exactly the model sees of one conversation."""
 
     text: str = Field(description="The conversation as rendered by the chat template, after any cut.")
@@ -165,7 +164,7 @@ class TokensItem(AnswerModel):
     truncated_messages: Count = Field(default=0, description="Whole messages that were cut from the prompt. [count]")
 
 
-class _Answer(AnswerModel):
+class _Answer(_AnswerModel):
     model: str = Field(description="Id of the model that answered.")
     identity: str = Field(description="Hash of all that the representations depend on. [64 hex digits]")
     fingerprint: str = Field(description="Hash of identity, numerics, temperature and weights. [hex digits]")
@@ -200,7 +199,7 @@ class TokensAnswer(_Answer):
     usage: Usage
 
 
-class ModelLimits(AnswerModel):
+class ModelLimits(_AnswerModel):
     """What the server accepts for a model."""
 
     max_tokens: Count = Field(description="Longest conversation that is read. [tokens]")
@@ -208,7 +207,7 @@ class ModelLimits(AnswerModel):
     max_body_bytes: Count = Field(description="Largest request body. [bytes]")
 
 
-class ModelInfo(AnswerModel):
+class ModelInfo(_AnswerModel):
     """One hosted model."""
 
     id: str = Field(description="The name to use in requests.")
@@ -239,7 +238,7 @@ class ModelInfo(AnswerModel):
     reasoning: str = Field(description="Whether a response's thoughts are scored: `keep` or `strip`.")
 
 
-class ModelsAnswer(AnswerModel):
+class ModelsAnswer(_AnswerModel):
     """The hosted models, the default one first."""
 
     models: list[ModelInfo] = Field(description="The hosted models, the default one first.")

@@ -19,9 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from paragone_service.cache.redis_tier import RedisCache
 from paragone_service.metrics import Metrics
 
-__all__ = ["HEADER_BYTES", "Cache", "Codec", "Hits", "MemoryCache"]
+__all__ = ["Cache", "Codec", "MemoryCache"]
 
-HEADER_BYTES = 12
+_HEADER_BYTES = 12
 _MAGIC = 0x50
 _VERSION = 1
 _MAX_DIMENSION = 2**16 - 1
@@ -44,7 +44,7 @@ class Codec:
         if not 1 <= dimension <= _MAX_DIMENSION:
             raise ValueError(f"a representation of {dimension} numbers cannot be cached: 1 … {_MAX_DIMENSION} can")
         self.dimension = dimension
-        self.value_bytes = HEADER_BYTES + 4 * dimension
+        self.value_bytes = _HEADER_BYTES + 4 * dimension
         self._row = np.dtype(
             [
                 ("magic", "u1"),
@@ -138,7 +138,7 @@ def _entry_bytes(key: bytes, value: bytes) -> int:
 
 
 @dataclass(frozen=True)
-class Hits:
+class _Hits:
     """What the tiers knew.
 
     Attributes:
@@ -185,7 +185,7 @@ class Cache:
         """Return what memory knows by now; not counted as hits."""
         return self._memory.get(keys)
 
-    async def get(self, keys: Sequence[bytes], codec: Codec) -> Hits:
+    async def get(self, keys: Sequence[bytes], codec: Codec) -> _Hits:
         """Return the value of each key, from memory or else from Redis, whose sound values also go into memory."""
         values = self._memory.get(keys)
         missing = values.count(None)
@@ -202,7 +202,7 @@ class Cache:
         for tier, count in (("memory", from_memory), ("redis", from_redis)):
             if count:
                 self._metrics.cache_responses.labels(tier).inc(count)
-        return Hits(values, missing - from_redis)
+        return _Hits(values, missing - from_redis)
 
     def put(self, keys: Sequence[bytes], values: Sequence[bytes]) -> list[bytes]:
         """Store new values in memory at once and in Redis soon; return the values that hold (the first writer's)."""

@@ -27,7 +27,7 @@ from paragone_models.text.reader import EncodeItem
 from paragone_service.config import ConfigError
 from paragone_service.engine.contract import EngineUnavailableError, Health
 
-__all__ = ["VllmAwayError", "VllmEngine", "VllmError"]
+__all__ = ["VllmEngine", "VllmError"]
 
 _TRIES = 3
 _PAUSE_S = 0.5
@@ -42,7 +42,7 @@ class VllmError(Exception):
     """Say what the vLLM server answered instead of hidden states, or that it did not answer."""
 
 
-class VllmAwayError(VllmError, EngineUnavailableError):
+class _VllmAwayError(VllmError, EngineUnavailableError):
     """Say that the vLLM server cannot be reached, is busy, or was too slow: it may be back in some seconds."""
 
 
@@ -90,7 +90,7 @@ class VllmEngine:
         """Return the hidden state of every read of every item, [n, R, H].
 
         Raises:
-            VllmAwayError: if the server cannot be reached, is busy or too slow.
+            _VllmAwayError: if the server cannot be reached, is busy or too slow.
             VllmError: if it refuses, or answers something else than was asked for.
             ValueError: if an item has content beside its tokens, or a read of several positions.
         """
@@ -152,7 +152,7 @@ class VllmEngine:
             try:
                 answer = await self._client.post("/pooling", json=body)
             except httpx2.TimeoutException as error:
-                raise VllmAwayError(
+                raise _VllmAwayError(
                     f"{self.url}/pooling took too long: {type(error).__name__}; see engine_timeout_s"
                 ) from error
             except httpx2.TransportError as error:
@@ -168,7 +168,7 @@ class VllmEngine:
                 return answer.json()
             except ValueError as error:
                 raise VllmError(f"{self.url}/pooling answered no JSON: {answer.text[:_SHOWN]}") from error
-        raise VllmAwayError(f"{self.url}/pooling {problem}{f', {tries} times' if tries > 1 else ''}")
+        raise _VllmAwayError(f"{self.url}/pooling {problem}{f', {tries} times' if tries > 1 else ''}")
 
 
 def _sequence(item: EncodeItem, read: tuple[int, int]) -> tuple[int, ...]:

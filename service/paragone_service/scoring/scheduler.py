@@ -27,14 +27,14 @@ from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
 from paragone_service.scoring.request import Timings
 
-__all__ = ["Batch", "Job", "Lane", "Represent", "Scheduler", "Settle", "Ticket", "wait_for"]
+__all__ = ["Job", "Scheduler", "Ticket", "wait_for"]
 
 logger = logging.getLogger("paragone.service")
 
-Represent = Callable[[Sequence[EncodeItem]], Awaitable[NDArray[np.float32]]]
+_Represent = Callable[[Sequence[EncodeItem]], Awaitable[NDArray[np.float32]]]
 """Backbone and head: items to representations [n, d]."""
 
-Settle = Callable[[Sequence["Ticket"], NDArray[np.float32]], Sequence[bytes | ServiceError]]
+_Settle = Callable[[Sequence["Ticket"], NDArray[np.float32]], Sequence[bytes | ServiceError]]
 """What a finished batch means for each ticket: the value that holds from now on, or why there is none."""
 
 _MAX_RETRY_AFTER_S = 60
@@ -62,7 +62,7 @@ class Job(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Batch:
+class _BatchRun:
     """When a batch ran, by the scheduler's clock."""
 
     started: float
@@ -88,7 +88,7 @@ class Ticket:
     outcome: asyncio.Future[bytes | ServiceError]
     submitted: float
     waiters: int = 1
-    batch: Batch | None = None
+    batch: _BatchRun | None = None
     tokens: int = field(init=False)
     prompt: int = field(init=False)
 
@@ -97,7 +97,7 @@ class Ticket:
         self.prompt = hash(tuple(self.item.token_ids[: self.item.prompt_length]))
 
 
-class Lane:
+class _Lane:
     """Queue tickets of several clients: first in, first out for each, and among them as fair in tokens as it goes.
 
     The lane counts the tokens that each client has had. The client that has had least is next, and keeps its turn for a
@@ -173,8 +173,8 @@ class Scheduler:
     def __init__(
         self,
         model: str,
-        represent: Represent,
-        settle: Settle,
+        represent: _Represent,
+        settle: _Settle,
         *,
         turn: asyncio.Lock,
         metrics: Metrics,
@@ -197,8 +197,8 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._clock = clock
-        self._interactive = Lane()
-        self._bulk = Lane()
+        self._interactive = _Lane()
+        self._bulk = _Lane()
         self._batches = 0
         self._flights: dict[bytes, Ticket] = {}
         self._arrived = asyncio.Event()
@@ -340,7 +340,7 @@ class Scheduler:
         return max(1, ticket.tokens - ticket.item.prompt_length) if shared else ticket.tokens
 
     async def _run(self, tickets: list[Ticket]) -> None:
-        batch = Batch(self._clock())
+        batch = _BatchRun(self._clock())
         for ticket in tickets:
             ticket.batch = batch  # from here on a ticket runs to its end, whoever leaves: it may be joined, and cached
         outcomes: Sequence[bytes | ServiceError]
@@ -395,7 +395,7 @@ class Scheduler:
         self.last_failure = self._clock()
         return [ServiceError(code, message, retry_after_s=retry_after_s)] * len(tickets)
 
-    def _count(self, tickets: Sequence[Ticket], batch: Batch) -> None:
+    def _count(self, tickets: Sequence[Ticket], batch: _BatchRun) -> None:
         self.last_success = batch.finished
         seconds = self.last_batch_s = batch.finished - batch.started
         tokens = sum(ticket.tokens for ticket in tickets)
