@@ -21,7 +21,7 @@ import torch
 
 from paragone_evaluation.readers import read_pairs
 from paragone_training.preference.recipe import load_recipe
-from paragone_training.preference.stages import fit
+from paragone_training.preference.stages import Rows, fit
 
 RESAMPLES = 10_000
 
@@ -66,7 +66,7 @@ def run_fold(recipe, rows, question, work):
     held_out = [pair for pair in rows if pair.question == question and pair.strength]
     scratch = work / f"scratch-{question}"
     shutil.rmtree(scratch, ignore_errors=True)
-    judged = fit(recipe, train, held_out, scratch).judged
+    judged = fit(recipe, Rows(train, held_out_pairs=held_out), scratch).judged
     shutil.rmtree(scratch, ignore_errors=True)
     result = {
         "question": question,

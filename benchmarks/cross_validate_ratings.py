@@ -21,8 +21,8 @@ import torch
 
 from paragone_evaluation.readers import read_pairs, read_ratings
 from paragone_models.files.saving import save_model
-from paragone_training.preference.ratings.fitting import RatedRows, fit_rated
 from paragone_training.preference.recipe import load_recipe
+from paragone_training.preference.stages import Rows, fit
 from paragone_training.scratch.sections import TokenizerSection
 
 RESAMPLES = 10_000
@@ -57,7 +57,7 @@ def main():
 
 
 def held_out(pairs, ratings, question):
-    return RatedRows(
+    return Rows(
         [pair for pair in pairs if pair.question != question],
         [rating for rating in ratings if rating.group.split("_")[0] != question],
         [pair for pair in pairs if pair.question == question and pair.strength],
@@ -68,11 +68,11 @@ def held_out(pairs, ratings, question):
 def run_fold(first, second, rows, question, work):
     cpu, scratch = time.process_time(), work / f"scratch-{question}"
     shutil.rmtree(scratch, ignore_errors=True)
-    regression = fit_rated(first, rows, scratch / "first")
-    student = regression.student
-    save_model(scratch / "start", student.network, student.spec, student.tokenizer)
+    regression = fit(first, rows, scratch / "first")
+    model = regression.model
+    save_model(scratch / "start", model.network, model.spec, model.tokenizer)
     second = second.model_copy(update={"model": second.model.model_copy(update={"start": str(scratch / "start")})})
-    helpsteer = fit_rated(second, rows, scratch / "second")
+    helpsteer = fit(second, rows, scratch / "second")
     shutil.rmtree(scratch, ignore_errors=True)
     result = {
         "question": question,
@@ -85,7 +85,7 @@ def run_fold(first, second, rows, question, work):
     }
     for name, outcome in (("regression", regression), ("helpsteer", helpsteer)):
         judged = outcome.judged
-        found = {"error": outcome.errors.error, "right": judged.right.tolist(), "logit": judged.logit.tolist()}
+        found = {"error": outcome.after.errors.error, "right": judged.right.tolist(), "logit": judged.logit.tolist()}
         result[name] = found
         logging.info("%s: %s, errors %s, accuracy %.4f", question, name, found["error"], np.mean(judged.right))
     return result

@@ -40,7 +40,7 @@ from paragone_training.data.groups import group_pairs
 from paragone_training.preference.agreement import Summary, judge, summarise
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.recipe import parse_recipe
-from paragone_training.preference.stages import fit, padding_id
+from paragone_training.preference.stages import Rows, fit
 
 PAIRS = Path(__file__).parents[1] / "data" / "convincing_pairs.jsonl.gz"
 MODELS: dict[str, dict[str, object]] = {
@@ -144,12 +144,12 @@ def train(
         }
     )
     with tempfile.TemporaryDirectory() as folder:
-        student = fit(recipe, pairs, [], Path(folder)).student
+        model = fit(recipe, Rows(pairs), Path(folder)).model
     groups = group_pairs(pairs)
-    readings = read_groups(groups, TextReader(student.tokenizer, student.spec))
-    objective = Objective(student.spec.kind, student.spec.temperature)
+    readings = read_groups(groups, TextReader(model.tokenizer, model.spec))
+    objective = Objective(model.spec.kind, model.spec.temperature)
     return summarise(
-        judge(student.network, objective, groups, readings, budget=64, pad_id=padding_id(student)),
+        judge(model.network, objective, groups, readings, budget=64, pad_id=model.pad_id),
     )
 
 

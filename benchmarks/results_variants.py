@@ -22,13 +22,11 @@ from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.preference.agreement import judge, represented, summarise
-from paragone_training.preference.backbone import build_student
+from paragone_training.preference.backbone import build_model, reward_on_top
 from paragone_training.preference.extrapolation import along, search
 from paragone_training.preference.objective import Objective
-from paragone_training.preference.ratings.fitting import RatedRows, fit_rated
-from paragone_training.preference.ratings.student import reward_on_top
 from paragone_training.preference.recipe import load_recipe
-from paragone_training.preference.stages import fit, padding_id, prepare
+from paragone_training.preference.stages import Rows, fit, prepare
 
 RECIPES = Path(__file__).parents[1] / "training" / "recipes" / "results"
 FOLDS = 4
@@ -107,12 +105,10 @@ class Fold:
         if not (folder / "paragone.json").is_file():
             recipe = load_recipe(RECIPES / f"{self.recipe}.toml", [f"training.seed={self.seed}"])
             groups = group_pairs(self.train)
-            student = build_student(
-                recipe, [text for group in groups for text in (group.pair.prompt, *group.responses)]
-            )
-            readings = read_groups(groups, TextReader(student.tokenizer, student.spec))
-            prepare(recipe, student, Objective("bradley-terry", 1.0), groups, readings, [])
-            save_model(folder, student.network, student.spec, student.tokenizer, card="A start.", dtype=torch.float32)
+            model = build_model(recipe, [text for group in groups for text in (group.pair.prompt, *group.responses)])
+            readings = read_groups(groups, TextReader(model.tokenizer, model.spec))
+            prepare(recipe, model, Objective("bradley-terry", 1.0), groups, readings, [])
+            save_model(folder, model.network, model.spec, model.tokenizer, card="A start.", dtype=torch.float32)
         return folder
 
     def result(self, variant):
@@ -143,22 +139,22 @@ class Fold:
         backbone = recipe.backbone.model_copy(update={"source": str(self.start)})
         recipe = recipe.model_copy(update={"lexical": None, "backbone": backbone})
         with Scratch(self.work / "checkpoints") as folder:
-            return fit(recipe, self.train, self.held_out, folder)
+            return fit(recipe, Rows(self.train, held_out_pairs=self.held_out), folder)
 
     def _pairs(self, name, settings):
         return judged_values(self._trained(name, settings).judged)
 
     def _answers(self, settings):
         outcome = self._trained("answers", settings)
-        student = outcome.student
-        reader = TextReader(student.tokenizer, student.spec)
-        objective = Objective(student.spec.kind, student.spec.temperature)
+        model = outcome.model
+        reader = TextReader(model.tokenizer, model.spec)
+        objective = Objective(model.spec.kind, model.spec.temperature)
         found = {f"{who}_{what}": [] for who in ("model", "longest", "random") for what in ("regret", "top_one")}
         found |= {"model_tau": [], "longest_tau": []}
         for group in group_pairs(self.held_out_comparisons, ties=True):
             (readings,) = read_groups([group], reader)
             with torch.no_grad():
-                values = represented(student.network, readings, budget=64, pad_id=padding_id(student))
+                values = represented(model.network, readings, budget=64, pad_id=model.pad_id)
             size, human = len(group.responses), np.zeros(len(group.responses))
             for label in group.labels:
                 human[label.first] += (np.sign(label.strength) + 1) / 2
@@ -175,27 +171,25 @@ class Fold:
         return {**judged_values(outcome.judged), "groups": found}
 
     def _rows(self):
-        return RatedRows(self.train, self.rated, self.held_out, self.held_out_rated)
+        return Rows(self.train, self.rated, self.held_out, self.held_out_rated)
 
     def _regression(self):
         recipe = self._loaded("regression", [], start=f"backbone.source={self.start}")
         with Scratch(self.work / "checkpoints") as folder:
-            outcome = fit_rated(recipe, self._rows(), folder)
-        student, folder = outcome.student, self.work / "regression"
+            outcome = fit(recipe, self._rows(), folder)
+        model, folder = outcome.model, self.work / "regression"
         shutil.rmtree(folder, ignore_errors=True)
-        save_model(
-            folder, student.network, student.spec, student.tokenizer, card="A rating model.", dtype=torch.float32
-        )
-        return {**judged_values(outcome.judged), **rating_values(outcome.errors), "weights": student.spec.weights}
+        save_model(folder, model.network, model.spec, model.tokenizer, card="A rating model.", dtype=torch.float32)
+        return {**judged_values(outcome.judged), **rating_values(outcome.after.errors), "weights": model.spec.weights}
 
     def _from_regression(self, loss, *, keep):
         settings = [f"loss.name={loss}", f"loss.ratings={keep}"]
         recipe = self._loaded("helpsteer", settings, start=f"model.start={self.work}/regression")
         with Scratch(self.work / "checkpoints") as folder:
-            outcome = fit_rated(recipe, self._rows(), folder)
+            outcome = fit(recipe, self._rows(), folder)
         if not keep:
-            torch.save(outcome.student.network.state_dict(), self.work / f"{loss}.pt")
-        return {**judged_values(outcome.judged), **rating_values(outcome.errors, outcome.errors_before)}
+            torch.save(outcome.model.network.state_dict(), self.work / f"{loss}.pt")
+        return {**judged_values(outcome.judged), **rating_values(outcome.after.errors, outcome.before.errors)}
 
     def _extrapolated(self, loss):
         """Search the factor on the validation question, from the regression with its merged attributes on top."""

@@ -26,7 +26,7 @@ from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.preference.agreement import judge, summarise
 from paragone_training.preference.objective import Objective
-from paragone_training.preference.stages import fit, padding_id
+from paragone_training.preference.stages import Rows, fit
 from tests.training.arguments import recipe
 
 CRITERIA = ("honesty", "truthfulness", "helpfulness")
@@ -194,11 +194,11 @@ def test_trained_from_text_a_vector_learns_every_cycle_and_a_scalar_stays_under_
             "log_steps": 100,
         },
     )
-    student = fit(small, rows, [], tmp_path).student
+    model = fit(small, Rows(rows), tmp_path).model
     groups = group_pairs(rows)
-    readings = read_groups(groups, TextReader(student.tokenizer, student.spec))
-    objective = Objective(student.spec.kind, student.spec.temperature)
-    summary = summarise(judge(student.network, objective, groups, readings, budget=12, pad_id=padding_id(student)))
+    readings = read_groups(groups, TextReader(model.tokenizer, model.spec))
+    objective = Objective(model.spec.kind, model.spec.temperature)
+    summary = summarise(judge(model.network, objective, groups, readings, budget=12, pad_id=model.pad_id))
     assert summary.pairs == 4 * length
     assert low <= summary.accuracy <= high + 1e-9
     assert summary.negative_log_likelihood <= loss

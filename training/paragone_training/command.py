@@ -49,16 +49,7 @@ def model(
 
     if dry_run:
         typer.echo(_described(loaded))
-        if loaded.rates:
-            from paragone_training.preference.ratings.train_rated import load_rated_rows
-
-            rated = load_rated_rows(loaded)
-            counts = f"{len(rated.ratings)} ratings and {len(rated.pairs)} pairs to train on, "
-            counts += f"{len(rated.held_out_ratings)} and {len(rated.held_out_pairs)} held out"
-        else:
-            rows = load_rows(loaded)
-            counts = f"{len(rows.train)} pairs to train on, {len(rows.evaluate)} held out"
-        typer.echo(f"{counts}; the model would go to {folder}")
+        typer.echo(f"{load_rows(loaded).describe()}; the model would go to {folder}")
         return
     typer.echo(str(train_model(loaded, folder, resume=resume)))
 
@@ -78,7 +69,7 @@ def language(
     loaded = load_language_recipe(recipe, settings or [], data=data)
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
     if dry_run:
-        from paragone_training.scratch.language_plan import describe_language_plan
+        from paragone_training.scratch.language import describe_language_plan
 
         typer.echo(_described(loaded))
         typer.echo(describe_language_plan(loaded))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, Strict, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
 
 from paragone_training.errors import RecipeError
@@ -21,6 +21,7 @@ from paragone_training.errors import RecipeError
 __all__ = [
     "DataFile",
     "DataFiles",
+    "LoraSection",
     "Names",
     "Rate",
     "RecipeFile",
@@ -135,6 +136,19 @@ RecipeFile = Annotated[str, AfterValidator(_beside)]
 DataFile = Annotated[str, AfterValidator(_in_data)]
 """A file of data, relative to the recipe, or to ``--data`` where that is given."""
 DataFiles = Annotated[tuple[DataFile, ...], Strict(False)]
+
+
+class LoraSection(Section):
+    """Low-rank adapters in place of full fine-tuning; merged when the model is saved."""
+
+    rank: PositiveInt = 16
+    """Of each adapter."""
+    alpha: float = 32.0
+    """The adapter is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """On the adapters' input."""
+    targets: Names = ()
+    """Names of the layers that get one; all linear layers of the backbone unless given."""
 
 
 def load(

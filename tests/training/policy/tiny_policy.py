@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from paragone_training.policy.recipe import PolicyRecipe, parse_policy_recipe
-from paragone_training.scratch.tokenizer import train_tokenizer
+from paragone_training.scratch.decoder import train_tokenizer
 
 WORDS = "water bottles every year work kids teams fit learn economy. What is it? Go on, tell me"
 LOSSES = {

@@ -11,11 +11,9 @@ from paragone_models import load_model
 from paragone_models.files.sources import NAMES, builtin_folder, tokenizer_folder
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
-from paragone_training.preference.agreement import judge, summarise
+from paragone_training.preference.agreement import judge, represented, summarise
 from paragone_training.preference.objective import Objective
-from paragone_training.preference.ratings.batches import rated_groups
-from paragone_training.preference.ratings.fitting import represent_all
-from paragone_training.preference.ratings.rating_errors import rating_errors
+from paragone_training.preference.ratings import rating_errors
 
 ROOT = Path(__file__).parents[3]
 RATINGS = str(ROOT / "data" / "convincing_ratings.jsonl.gz")
@@ -70,8 +68,8 @@ def test_a_built_in_model_that_rates_is_closer_to_people_than_their_mean_rating_
     model = load_model(f"builtin:{name}", device="cpu")
     assert model.reader is not None
     rows = [row for row in read_ratings(*[RATINGS]) if row.split == "test"]
-    groups = rated_groups([], rows, model.spec.attributes)
-    found = represent_all(model.network, read_groups([group.group for group in groups], model.reader), 0)
+    groups = group_pairs([], rows, model.spec.attributes)
+    found = [represented(model.network, seen, pad_id=0).numpy() for seen in read_groups(groups, model.reader)]
     given = np.array([row for group in groups for row in group.ratings])
     errors = rating_errors(np.concatenate(found)[:, -2:], given, model.spec.attributes)
     card = (builtin_folder(name) / "README.md").read_text()

@@ -13,7 +13,7 @@ from paragone_training.command import train
 from paragone_training.errors import RecipeError
 from paragone_training.preference.agreement import Summary
 from paragone_training.preference.extrapolation import along, extrapolate, search
-from paragone_training.scratch.tokenizer import train_tokenizer
+from paragone_training.scratch.decoder import train_tokenizer
 from tests.training.arguments import pairs, write
 
 REGRESSION = ModelSpec(kind="regression", dimension=2, attributes=("x", "y"), weights=(0.75, -0.25), max_length=128)

@@ -7,7 +7,7 @@ import torch
 
 from paragone_evaluation.readers import Pair
 from paragone_models import load_model
-from paragone_training.preference.stages import Outcome, fit
+from paragone_training.preference.stages import Outcome, Rows, fit
 from paragone_training.preference.train_model import train_model
 from tests.training.arguments import pairs, recipe, row, write
 
@@ -18,17 +18,17 @@ Change = dict[str, Any]
 
 def trained(folder: Any, model: Change, loss: Change) -> Outcome:
     training = {"epochs": 2, "learning_rate": 1e-2, "batch_responses": 6}
-    return fit(recipe(model=model, loss=loss, training=training), pairs(1), [], folder)
+    return fit(recipe(model=model, loss=loss, training=training), Rows(pairs(1)), folder)
 
 
 def untrained(folder: Any, model: Change) -> Outcome:
     """What training starts from, but for steps too small to see."""
-    return fit(recipe(model=model, training={"epochs": 1, "learning_rate": 1e-9}), pairs(1), [], folder)
+    return fit(recipe(model=model, training={"epochs": 1, "learning_rate": 1e-9}), Rows(pairs(1)), folder)
 
 
 def farthest(one: Outcome, two: Outcome) -> float:
     """The largest difference of a weight of the two backbones, which start as the same one."""
-    first, second = (outcome.student.network.backbone.state_dict() for outcome in (one, two))
+    first, second = (outcome.model.network.backbone.state_dict() for outcome in (one, two))
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
@@ -59,7 +59,7 @@ def test_no_setting_of_a_kind_with_vectors_is_ignored_in_training(plain, tmp_pat
     section, before = plain
     dimension = section["dimension"] + model.get("dimension", 0)
     found = trained(tmp_path / "changed", {**section, **model, "dimension": dimension}, loss)
-    assert found.student.network.head.value_head.weight.shape[0] == dimension
+    assert found.model.network.head.value_head.weight.shape[0] == dimension
     assert farthest(found, before) > 1e-4
     if "certainty" in loss:
         surer = trained(tmp_path / "surer", section, {"name": loss["name"]})
@@ -74,9 +74,9 @@ def test_the_same_settings_train_the_same_backbone(plain, tmp_path):
 @pytest.mark.parametrize("section", [VECTOR, HYBRID], ids=lambda model: model["kind"])
 def test_a_gate_is_trained_and_its_weights_depend_on_the_prompt(tmp_path, section):
     outcome = trained(tmp_path, {**section, "gate": True}, {})
-    head = outcome.student.network.head
+    head = outcome.model.network.head
     start = untrained(tmp_path / "start", {**section, "gate": True})
-    moved = (head.prompt_head.weight - start.student.network.head.prompt_head.weight).detach().abs()
+    moved = (head.prompt_head.weight - start.model.network.head.prompt_head.weight).detach().abs()
     assert bool((moved.amax(dim=-1) > 1e-3).all())
     hidden = torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(0))
     scales = head.gate_scales(hidden)
@@ -88,7 +88,7 @@ def test_a_gate_is_trained_and_its_weights_depend_on_the_prompt(tmp_path, sectio
 def test_a_vector_model_learns_from_ties_under_soft_labels_and_scores_where_they_are_kept(tmp_path, name):
     tie = Pair(pairs(1)[0].prompt, "the one", "the other", 0.0, split="train", group="q0_yes")
     kept, dropped = (
-        fit(recipe(model=VECTOR, loss={"name": name, "ties": ties}), [*pairs(1), tie], [], tmp_path / ties)
+        fit(recipe(model=VECTOR, loss={"name": name, "ties": ties}), Rows([*pairs(1), tie]), tmp_path / ties)
         for ties in ("keep", "drop")
     )
     assert farthest(kept, dropped) > 1e-4
@@ -116,5 +116,5 @@ def test_a_hybrid_learns_with_reward_and_vector_and_is_saved_as_what_it_is(tmp_p
 
 def test_every_row_of_a_hybrid_head_is_trained(tmp_path):
     first, last = untrained(tmp_path / "start", HYBRID), trained(tmp_path / "trained", HYBRID, {})
-    moved = (last.student.network.head.value_head.weight - first.student.network.head.value_head.weight).detach().abs()
+    moved = (last.model.network.head.value_head.weight - first.model.network.head.value_head.weight).detach().abs()
     assert bool((moved.amax(dim=-1) > 1e-3).all())

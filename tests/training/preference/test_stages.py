@@ -11,10 +11,9 @@ from paragone_evaluation.readers import read_pairs
 from paragone_models import load_model
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.recipe import load_recipe
-from paragone_training.preference.stages import fit
+from paragone_training.preference.stages import Rows, fit
 from paragone_training.preference.train_model import train_model
-from paragone_training.scratch.dropout import residual_dropout
-from paragone_training.scratch.tokenizer import train_tokenizer
+from paragone_training.scratch.decoder import residual_dropout, train_tokenizer
 from tests.training.arguments import pairs, recipe, row, write
 from tests.training.preference.test_recipe import RECIPES
 
@@ -42,7 +41,7 @@ def test_a_mini_learns_a_subset_of_the_real_pairs(kind, tmp_path):
     kept = set(random.Random(0).sample(sorted({text for pair in rows for text in (pair.first, pair.second)}), 26))
     rows = [pair for pair in rows if pair.first in kept and pair.second in kept]
     assert len(rows) > 100
-    outcome = fit(chosen, rows, [pair for pair in rows if pair.strength], tmp_path)
+    outcome = fit(chosen, Rows(rows, held_out_pairs=[pair for pair in rows if pair.strength]), tmp_path)
     losses = [line["loss"] for line in outcome.history if "loss" in line]
     accuracies = [line["eval_accuracy"] for line in outcome.history if "eval_accuracy" in line]
     assert losses[-1] < losses[0]
@@ -101,7 +100,7 @@ def test_checkpoints_with_adapters_leave_the_frozen_backbone_out_and_resume_exac
     from safetensors import safe_open
 
     adapted = recipe(backbone={"source": str(checkpoint)}, lora={"rank": 2}, training={"epochs": 2, "checkpoints": 2})
-    whole = fit(adapted, pairs(3), [], tmp_path)
+    whole = fit(adapted, Rows(pairs(3)), tmp_path)
     folder = next(tmp_path.glob("checkpoint-*"))
     with safe_open(folder / "model.safetensors", "pt") as file:
         names = set(file.keys())
@@ -110,44 +109,44 @@ def test_checkpoints_with_adapters_leave_the_frozen_backbone_out_and_resume_exac
     for file in sorted(last.iterdir()):
         file.unlink()
     last.rmdir()
-    resumed = fit(adapted, pairs(3), [], tmp_path, resume=True)
-    for name, tensor in whole.student.network.state_dict().items():
-        torch.testing.assert_close(resumed.student.network.state_dict()[name], tensor, rtol=0, atol=0)
+    resumed = fit(adapted, Rows(pairs(3)), tmp_path, resume=True)
+    for name, tensor in whole.model.network.state_dict().items():
+        torch.testing.assert_close(resumed.model.network.state_dict()[name], tensor, rtol=0, atol=0)
 
 
 def test_unknown_adapter_targets_are_refused(checkpoint, tmp_path):
     adapted = recipe(backbone={"source": str(checkpoint)}, lora={"targets": ["nothing"]})
     with pytest.raises(RecipeError, match=r"lora.targets \['nothing'\]"):
-        fit(adapted, pairs(1), [], tmp_path)
+        fit(adapted, Rows(pairs(1)), tmp_path)
 
 
 def test_mixed_precision_trains(checkpoint, tmp_path):
-    outcome = fit(recipe(backbone={"source": str(checkpoint)}, training={"bf16": True}), pairs(2), [], tmp_path)
+    outcome = fit(recipe(backbone={"source": str(checkpoint)}, training={"bf16": True}), Rows(pairs(2)), tmp_path)
     losses = [line["loss"] for line in outcome.history if "loss" in line]
     assert losses[-1] < losses[0]
-    assert {weight.dtype for weight in outcome.student.network.parameters()} == {torch.float32}
+    assert {weight.dtype for weight in outcome.model.network.parameters()} == {torch.float32}
 
 
 def test_gradient_checkpointing_changes_no_number(checkpoint, tmp_path):
-    plain = fit(recipe(backbone={"source": str(checkpoint)}), pairs(2), [], tmp_path / "plain")
+    plain = fit(recipe(backbone={"source": str(checkpoint)}), Rows(pairs(2)), tmp_path / "plain")
     sparing = recipe(backbone={"source": str(checkpoint)}, training={"gradient_checkpointing": True})
-    spared = fit(sparing, pairs(2), [], tmp_path / "spared")
-    for name, tensor in plain.student.network.state_dict().items():
-        torch.testing.assert_close(spared.student.network.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+    spared = fit(sparing, Rows(pairs(2)), tmp_path / "spared")
+    for name, tensor in plain.model.network.state_dict().items():
+        torch.testing.assert_close(spared.model.network.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_a_backbone_that_is_not_there_or_too_short_is_refused(checkpoint, tmp_path):
     with pytest.raises(RecipeError, match="cannot load a tokenizer from"):
-        fit(recipe(backbone={"source": str(tmp_path / "none")}), pairs(1), [], tmp_path)
+        fit(recipe(backbone={"source": str(tmp_path / "none")}), Rows(pairs(1)), tmp_path)
     long = recipe(backbone={"source": str(checkpoint)}, model={"max_length": 4096})
     with pytest.raises(RecipeError, match=r"model\.max_length is 4096; the backbone has 128 positions"):
-        fit(long, pairs(1), [], tmp_path)
+        fit(long, Rows(pairs(1)), tmp_path)
 
 
 def test_a_response_that_does_not_fit_is_refused_with_file_and_line(tmp_path):
     rows = write(tmp_path / "pairs.jsonl", [row(), row(id="2", prompt="q", second="word " * 400)])
     with pytest.raises(DataError, match=r"pairs\.jsonl:2 or a row with its prompt: the response needs"):
-        fit(recipe(), read_pairs(rows), [], tmp_path / "work")
+        fit(recipe(), Rows(read_pairs(rows)), tmp_path / "work")
 
 
 def test_an_earlier_run_is_not_overwritten(tmp_path):
@@ -185,7 +184,11 @@ def test_dropout_refuses_a_shape_it_does_not_know():
 
 def test_seeds_decide_everything(tmp_path):
     runs = [
-        fit(recipe(training={"seed": seed, "dropout": 0.1}), pairs(2), pairs(1), tmp_path / str(number))
+        fit(
+            recipe(training={"seed": seed, "dropout": 0.1}),
+            Rows(pairs(2), held_out_pairs=pairs(1)),
+            tmp_path / str(number),
+        )
         for number, seed in enumerate((0, 0, 1))
     ]
     margins = [statistics.fmean(run.judged.logit) for run in runs if run.judged]

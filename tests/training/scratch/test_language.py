@@ -19,12 +19,12 @@ from paragone_training.policy.sampling.in_process import Draw, draw, stream
 from paragone_training.scratch.language import (
     LanguageDataSection,
     decoder_config,
+    describe_language_plan,
     load_language_recipe,
     read_chats,
     read_texts,
     train_language_model,
 )
-from paragone_training.scratch.language_plan import describe_language_plan
 from paragone_training.scratch.pretraining import pretrain
 
 ROOT = Path(__file__).parents[3]
@@ -93,7 +93,9 @@ def test_a_dry_run_says_what_training_then_does(mine, tmp_path):
 
     recipe = load_language_recipe(mine, ["training.batch_tokens=64"])
     texts = read_texts(recipe)
-    model = Qwen3ForCausalLM(decoder_config(recipe, texts.tokenizer))
+    model = Qwen3ForCausalLM(
+        decoder_config(recipe.backbone, texts.tokenizer, recipe.max_length, tie_word_embeddings=True)
+    )
     history = pretrain(model.model, texts.train, recipe.training, pad_id=texts.tokenizer.pad_token_id, seed=0)
     assert f"2 epochs, {len(history)} optimiser steps on {2 * sum(map(len, texts.train))} tokens" in plan.output
     assert f"10 chats of {sum(map(len, texts.train))} tokens to learn from" in plan.output
@@ -105,7 +107,8 @@ def test_the_planned_activations_are_what_a_pass_of_the_largest_batch_saves(mine
     sequences, longest = map(int, re.search(r"largest batch is (\d+) chats of (\d+) tokens", said).groups())
     planned = float(re.search(r"activations ([\d.]+)", said).group(1)) * 1e6
 
-    model = Qwen3ForCausalLM(decoder_config(recipe, read_texts(recipe).tokenizer))
+    tokenizer = read_texts(recipe).tokenizer
+    model = Qwen3ForCausalLM(decoder_config(recipe.backbone, tokenizer, recipe.max_length, tie_word_embeddings=True))
     own, kept = {weight.untyped_storage().data_ptr() for weight in model.parameters()}, {}
 
     def keep(tensor):

@@ -10,12 +10,11 @@ from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.errors import RecipeError
-from paragone_training.preference.backbone import build_student
-from paragone_training.preference.stages import fit
-from paragone_training.scratch.corpus import lessons, token_lengths
+from paragone_training.preference.backbone import build_model
+from paragone_training.preference.stages import Rows, fit
+from paragone_training.scratch.lessons import features, lessons, token_lengths
 from paragone_training.scratch.lexical import fit_lexicon, learn_lexicon
 from paragone_training.scratch.sections import LexicalSection
-from paragone_training.scratch.teacher import features
 from tests.training.arguments import pairs, recipe
 
 SECTION = LexicalSection(steps=30, coordinates=4, batch_responses=9, learning_rate=1e-2)
@@ -23,14 +22,14 @@ SECTION = LexicalSection(steps=30, coordinates=4, batch_responses=9, learning_ra
 
 def taught(rows, **sections):
     groups = group_pairs(rows)
-    student = build_student(recipe(**sections), [text for group in groups for text in group.responses])
-    reader = TextReader(student.tokenizer, student.spec)
-    return student, lessons(groups, read_groups(groups, reader), reader)
+    model = build_model(recipe(**sections), [text for group in groups for text in group.responses])
+    reader = TextReader(model.tokenizer, model.spec)
+    return model, lessons(groups, read_groups(groups, reader), reader)
 
 
 def test_coordinates_are_the_principal_directions_of_log_word_counts_and_the_length():
-    student, learnt = taught(pairs(4))
-    characters = token_lengths(student.tokenizer)
+    model, learnt = taught(pairs(4))
+    characters = token_lengths(model.tokenizer)
     lexicon = fit_lexicon(learnt, characters, coordinates=3)
     texts = [response for lesson in learnt for response in lesson.responses]
     told = lexicon.coordinates(texts).numpy()
@@ -47,27 +46,27 @@ def test_coordinates_are_the_principal_directions_of_log_word_counts_and_the_len
 
 
 def test_a_network_learns_to_tell_them_and_its_head_stays_as_it_was():
-    student, learnt = taught(pairs(4))
-    head = {name: tensor.clone() for name, tensor in student.network.head.state_dict().items()}
-    lexicon = fit_lexicon(learnt, token_lengths(student.tokenizer), coordinates=4)
-    pad = student.tokenizer.pad_token_id
-    history = learn_lexicon(student.network, student.spec, lexicon, learnt, SECTION, pad_id=pad, seed=0)
+    model, learnt = taught(pairs(4))
+    head = {name: tensor.clone() for name, tensor in model.network.head.state_dict().items()}
+    lexicon = fit_lexicon(learnt, token_lengths(model.tokenizer), coordinates=4)
+    pad = model.tokenizer.pad_token_id
+    history = learn_lexicon(model.network, model.spec, lexicon, learnt, SECTION, pad_id=pad, seed=0)
     assert len(history) == 30
     assert np.mean(history[-5:]) < 0.7 * np.mean(history[:5])
-    for name, tensor in student.network.head.state_dict().items():
+    for name, tensor in model.network.head.state_dict().items():
         assert torch.equal(tensor, head[name])
 
 
 def test_it_never_looks_at_a_label():
     weights = []
     for rows in (pairs(3), [replace(pair, strength=-pair.strength) for pair in pairs(3)]):
-        student, learnt = taught(rows)
-        lexicon = fit_lexicon(learnt, token_lengths(student.tokenizer), coordinates=4)
-        pad = student.tokenizer.pad_token_id
+        model, learnt = taught(rows)
+        lexicon = fit_lexicon(learnt, token_lengths(model.tokenizer), coordinates=4)
+        pad = model.tokenizer.pad_token_id
         learn_lexicon(
-            student.network, student.spec, lexicon, learnt, SECTION.model_copy(update={"steps": 3}), pad_id=pad, seed=0
+            model.network, model.spec, lexicon, learnt, SECTION.model_copy(update={"steps": 3}), pad_id=pad, seed=0
         )
-        weights.append(student.network.backbone.state_dict())
+        weights.append(model.network.backbone.state_dict())
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name])
 
@@ -75,13 +74,13 @@ def test_it_never_looks_at_a_label():
 def test_an_imprint_of_nothing_leaves_the_embedding_alone():
     tables = []
     for imprint in (0.0, 3.0):
-        student, learnt = taught(pairs(3))
-        before = student.network.backbone.get_input_embeddings().weight.clone()
-        lexicon = fit_lexicon(learnt, token_lengths(student.tokenizer), coordinates=4)
+        model, learnt = taught(pairs(3))
+        before = model.network.backbone.get_input_embeddings().weight.clone()
+        lexicon = fit_lexicon(learnt, token_lengths(model.tokenizer), coordinates=4)
         section = LexicalSection(steps=1, imprint=imprint, learning_rate=1e-12)
-        pad = student.tokenizer.pad_token_id
-        learn_lexicon(student.network, student.spec, lexicon, learnt, section, pad_id=pad, seed=0)
-        tables.append((student.network.backbone.get_input_embeddings().weight - before).abs().max().item())
+        pad = model.tokenizer.pad_token_id
+        learn_lexicon(model.network, model.spec, lexicon, learnt, section, pad_id=pad, seed=0)
+        tables.append((model.network.backbone.get_input_embeddings().weight - before).abs().max().item())
     assert tables[0] < 1e-6 < tables[1]
 
 
@@ -92,7 +91,7 @@ def test_a_recipe_begins_with_it_and_a_gate_does_not_disturb_it(tmp_path):
         lexical={"steps": 2, "coordinates": 4, "batch_responses": 6},
         backbone={"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 32},
     )
-    assert fit(gated, rows, rows, tmp_path).judged is not None
+    assert fit(gated, Rows(rows, held_out_pairs=rows), tmp_path).judged is not None
     assert (tmp_path / "prepared.safetensors").is_file()
 
 

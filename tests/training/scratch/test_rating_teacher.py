@@ -9,34 +9,31 @@ from sklearn.linear_model import Ridge
 
 from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups
-from paragone_training.preference.backbone import build_student
-from paragone_training.preference.ratings.batches import rated_groups
-from paragone_training.preference.ratings.fitting import RatedRows, fit_rated
+from paragone_training.data.groups import group_pairs
+from paragone_training.preference.backbone import build_model
 from paragone_training.preference.recipe import parse_recipe
-from paragone_training.scratch.corpus import lessons, token_lengths
-from paragone_training.scratch.rating_teacher import fit_rating_teacher, imprint_ratings, learn_from_teacher
-from paragone_training.scratch.rewording import Rewording
+from paragone_training.preference.stages import Rows, fit
+from paragone_training.scratch.lessons import Rewording, features, lessons, token_lengths
 from paragone_training.scratch.sections import TeacherSection
-from paragone_training.scratch.teacher import features
+from paragone_training.scratch.teachers import distil_ratings, fit_rating_teacher, imprint
 from tests.training.arguments import pairs
-from tests.training.preference.ratings.test_ratings import NAN, ratings, tables
+from tests.training.preference.test_ratings import NAN, ratings, tables
 
 ATTRIBUTES = ("clarity", "length")
 
 
 def taught(rows):
-    groups = rated_groups([], rows, ATTRIBUTES)
-    plain = [group.group for group in groups]
-    student = build_student(parse_recipe(tables()), [text for group in plain for text in group.responses])
-    reader = TextReader(student.tokenizer, student.spec)
-    return groups, student, lessons(plain, read_groups(plain, reader), reader)
+    groups = group_pairs([], rows, ATTRIBUTES)
+    model = build_model(parse_recipe(tables()), [text for group in groups for text in group.responses])
+    reader = TextReader(model.tokenizer, model.spec)
+    return groups, model, lessons(groups, read_groups(groups, reader), reader)
 
 
 def fitted(penalty=2.0):
-    groups, student, learnt = taught(ratings())
+    groups, model, learnt = taught(ratings())
     texts = [response for lesson in learnt for response in lesson.responses]
     table = torch.tensor([row for group in groups for row in group.ratings])
-    return fit_rating_teacher(texts, table, token_lengths(student.tokenizer), penalty=penalty), texts, table, student
+    return fit_rating_teacher(texts, table, token_lengths(model.tokenizer), penalty=penalty), texts, table, model
 
 
 def test_the_teacher_is_the_ridge_regression_that_scikit_learn_finds_on_the_rated_rows():
@@ -59,10 +56,10 @@ def test_the_teacher_never_leaves_what_people_gave():
 
 
 def test_imprinting_writes_a_coordinate_per_attribute_and_one_of_length():
-    teacher, _, _, student = fitted()
-    embedding = student.network.backbone.get_input_embeddings()
+    teacher, _, _, model = fitted()
+    embedding = model.network.backbone.get_input_embeddings()
     before = embedding.weight.detach().clone()
-    imprint_ratings(embedding, teacher, 3.0)
+    imprint(embedding, teacher, 3.0)
     after, words = embedding.weight.detach(), teacher.characters > 0
     assert torch.equal(after[:, 3:], before[:, 3:])
     assert after[~words, :3].abs().sum() == 0
@@ -74,10 +71,10 @@ def test_imprinting_writes_a_coordinate_per_attribute_and_one_of_length():
 
 
 def test_a_made_up_prompt_stands_inside_the_template_and_the_response_stays_where_it_was():
-    _, student, learnt = taught(ratings())
+    _, model, learnt = taught(ratings())
     reword, draw = Rewording(learnt), random.Random(0)
     frames = [reword(learnt[0].frame, draw) for _ in range(50)]
-    texts = [student.tokenizer.decode(frame.before) for frame in frames]
+    texts = [model.tokenizer.decode(frame.before) for frame in frames]
     assert all(text.startswith("<|user|>") and text.endswith("<|end|><|assistant|>") for text in texts)
     assert 4 < sum(frame == learnt[0].frame for frame in frames) < 20
     gaps = {len(frame.before) - frame.prompt_length for frame in frames}
@@ -87,25 +84,27 @@ def test_a_made_up_prompt_stands_inside_the_template_and_the_response_stays_wher
 
 
 def test_a_network_learns_the_teachers_ratings():
-    groups, student, _ = taught(ratings())
-    section = TeacherSection(steps=40, learning_rate=1e-2, batch_responses=8, penalty=2.0, imprint=1.0)
-    history = learn_from_teacher(student, groups, section, seed=1)
+    teacher, _, _, model = fitted()
+    _, _, learnt = taught(ratings())
+    imprint(model.network.backbone.get_input_embeddings(), teacher, 1.0)
+    section = TeacherSection(steps=40, learning_rate=1e-2, batch_responses=8)
+    history = distil_ratings(model.network, model.spec, teacher, learnt, section, pad_id=model.pad_id, seed=1)
     assert sum(history[-10:]) < 0.7 * sum(history[:10])
 
 
 def test_a_recipe_with_a_teacher_learns_from_it_first_and_resumes_after_it(tmp_path):
     teacher = {"steps": 3, "batch_responses": 6, "penalty": 2.0}
-    rows = RatedRows(pairs(2), ratings(2))
+    rows = Rows(pairs(2), ratings(2))
     built = parse_recipe(tables(teacher=teacher, training={"epochs": 1}))
-    whole = fit_rated(built, rows, tmp_path)
+    whole = fit(built, rows, tmp_path)
     assert (tmp_path / "prepared.safetensors").is_file()
     for checkpoint in tmp_path.glob("checkpoint-*"):
         for file in checkpoint.iterdir():
             file.unlink()
         checkpoint.rmdir()
-    again = fit_rated(built, rows, tmp_path, resume=True)
-    for name, tensor in whole.student.network.state_dict().items():
-        torch.testing.assert_close(again.student.network.state_dict()[name], tensor, rtol=0, atol=0)
+    again = fit(built, rows, tmp_path, resume=True)
+    for name, tensor in whole.model.network.state_dict().items():
+        torch.testing.assert_close(again.model.network.state_dict()[name], tensor, rtol=0, atol=0)
 
 
 def test_an_attribute_that_a_response_lacks_is_left_out_of_the_fit():

@@ -5,7 +5,7 @@ budget is cut into chunks of nearly equal size; only pairs inside a chunk count,
 epoch. The *shape* of a plan (how many chunks of which size share a batch) depends on the group sizes alone: every epoch
 has the same number of steps, and what fills the shape is random.
 
-Shapes: n responses, T padded length, R reads, P labelled pairs.
+Shapes: n responses, T padded length, R reads, P labelled pairs, A attributes.
 """
 
 import random
@@ -31,7 +31,8 @@ class Batch(TypedDict):
     """What the trainer gets.
 
     ``input_ids`` [n, T] and ``attention_mask`` [n, T] are padded on the right, ``reads`` is [n, R, 2], ``pairs`` [P, 2]
-    are row numbers (the first's win is measured), ``strength`` [P] is signed.
+    are row numbers (the first's win is measured), ``strength`` [P] is signed, ``ratings`` [n, A] are NaN where nobody
+    rated.
     """
 
     input_ids: Tensor
@@ -39,6 +40,7 @@ class Batch(TypedDict):
     reads: Tensor
     pairs: Tensor
     strength: Tensor
+    ratings: Tensor
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def assemble(
     token_ids: Sequence[Sequence[int]],
     reads: Sequence[Sequence[tuple[int, int]]],
     labels: Sequence[Label],
+    ratings: Sequence[Sequence[float]] = (),
     *,
     pad_id: int,
 ) -> Batch:
@@ -175,6 +178,7 @@ def assemble(
         token_ids: one sequence per distinct response.
         reads: the read plan of each.
         labels: judgements, by row number.
+        ratings: of each response, or nothing.
         pad_id: fills up shorter sequences; a causal backbone never sees it from a real token.
     """
     longest = max(map(len, token_ids))
@@ -189,6 +193,7 @@ def assemble(
         reads=torch.tensor([list(plan) for plan in reads], dtype=torch.long),
         pairs=torch.tensor([(label.first, label.second) for label in labels], dtype=torch.long).reshape(-1, 2),
         strength=torch.tensor([label.strength for label in labels], dtype=torch.float32),
+        ratings=torch.tensor([list(row) for row in ratings or [()] * len(token_ids)], dtype=torch.float32),
     )
 
 
@@ -236,14 +241,18 @@ class PairBatches(Dataset[Batch]):
         sequences: list[Sequence[int]] = []
         reads: list[Sequence[tuple[int, int]]] = []
         labels: list[Label] = []
+        ratings: list[Sequence[float]] = []
+        # Noise hangs on seed, epoch and batch alone: a resumed run skips batches and still draws what it would have.
         draw = random.Random(f"{self._seed}/{self.epoch}/{index}")  # noqa: S311 - noise, not secrets
         for chunk in self._plan[index]:
             labels.extend(self._labels(chunk, len(sequences)))
+            group = self._groups[chunk.group]
             for response in chunk.responses:
+                ratings.append(group.ratings[response] if group.ratings else ())
                 reading = self._readings[chunk.group][response]
                 sequences.append(self._noise.apply(reading.token_ids, draw) if self._noise else reading.token_ids)
                 reads.append(reading.reads)
-        return assemble(sequences, reads, labels, pad_id=self._pad_id)
+        return assemble(sequences, reads, labels, ratings, pad_id=self._pad_id)
 
     def _labels(self, chunk: Chunk, offset: int) -> list[Label]:
         rows = {response: offset + row for row, response in enumerate(chunk.responses)}

@@ -1,5 +1,9 @@
-"""What may be trained on, and pairs by prompt: the distinct responses of each prompt, and the labels between them."""
+"""What may be trained on, by prompt: the distinct responses of each, the labels between them, and their ratings.
 
+Shapes: n responses, A attributes.
+"""
+
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -69,40 +73,68 @@ def _of_split(rows: Iterable[_Row], split: str, *, allow_test_rows: bool) -> lis
 
 @dataclass
 class PromptGroup:
-    """A prompt, its distinct responses and every judgement between them.
+    """A prompt, its distinct responses, every judgement between them, and how they were rated.
 
     Attributes:
         pair: the first row of the group, for its prompt and names.
         responses: distinct texts, in order of appearance.
-        labels: by index into ``responses``.
+        labels: by index into ``responses``; there may be none where there are ratings.
+        ratings: of each response, NaN where nobody rated an attribute. [n, A]
     """
 
     pair: Pair
     responses: list[str] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
+    ratings: list[tuple[float, ...]] = field(default_factory=list)
+
+    @property
+    def rated(self) -> int:
+        """How many responses have at least one rating."""
+        return sum(not all(map(math.isnan, row)) for row in self.ratings)
 
 
-def group_pairs(pairs: Iterable[Pair], *, ties: bool = False) -> list[PromptGroup]:
-    """Return the pairs by prompt, each distinct response once.
+def group_pairs(
+    pairs: Iterable[Pair], ratings: Iterable[Rating] = (), attributes: Sequence[str] = (), *, ties: bool = False
+) -> list[PromptGroup]:
+    """Return pairs and ratings by prompt, each distinct response once.
 
     Args:
+        ratings: a response that was rated several times has the mean.
+        attributes: whose ratings are kept, in order.
         ties: keep judgements of strength 0.
 
     Returns:
-        Groups in order of appearance; none without a label.
+        Groups in order of appearance; none without a label or a rated response.
     """
     groups: dict[tuple[str, bool], PromptGroup] = {}
     indices: dict[tuple[str, bool], dict[str, int]] = {}
+    rows: dict[tuple[str, bool, str], list[Rating]] = {}
+
+    def index(key: tuple[str, bool], response: str) -> int:
+        known = indices.setdefault(key, {})
+        if response not in known:
+            known[response] = len(known)
+            groups[key].responses.append(response)
+        return known[response]
+
     for pair in pairs:
         # Files are read without pairs of one text. Pairs that a policy run makes of its samples may hold some.
         if (not pair.strength and not ties) or pair.first == pair.second:
             continue
         key = (pair.prompt, pair.messages)
         group = groups.setdefault(key, PromptGroup(pair))
-        index = indices.setdefault(key, {})
-        for text in (pair.first, pair.second):
-            if text not in index:
-                index[text] = len(group.responses)
-                group.responses.append(text)
-        group.labels.append(Label(index[pair.first], index[pair.second], pair.strength))
+        group.labels.append(Label(index(key, pair.first), index(key, pair.second), pair.strength))
+    for rating in ratings:
+        key = (rating.prompt, rating.messages)
+        blank = Pair(rating.prompt, "", "", 0.0, messages=rating.messages, group=rating.group, where=rating.where)
+        groups.setdefault(key, PromptGroup(blank))
+        index(key, rating.response)
+        rows.setdefault((*key, rating.response), []).append(rating)
+    for key, group in groups.items():
+        group.ratings += [_means(rows.get((*key, response), ()), attributes) for response in group.responses]
     return list(groups.values())
+
+
+def _means(ratings: Sequence[Rating], attributes: Sequence[str]) -> tuple[float, ...]:
+    values = [[rating.ratings[name] for rating in ratings if name in rating.ratings] for name in attributes]
+    return tuple(sum(column) / len(column) if column else math.nan for column in values)

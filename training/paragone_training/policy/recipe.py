@@ -23,8 +23,7 @@ from paragone_training.policy.sections import (
     ServersSection,
     TargetSection,
 )
-from paragone_training.preference.recipe import LoraSection
-from paragone_training.settings import build, in_folder, overridden, read_toml
+from paragone_training.settings import LoraSection, build, in_folder, overridden, read_toml
 
 __all__ = ["PolicyRecipe", "load_policy_recipe", "parse_policy_recipe"]
 

@@ -1,6 +1,10 @@
-"""How well a network agrees with labelled pairs, and with the plainest competitor: prefer the longer response."""
+"""How well a network agrees with people on held-out rows: on pairs, beside the rule "longer is better", and on ratings.
+
+Shapes: n responses, P pairs, A attributes, d length of a representation.
+"""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -12,11 +16,14 @@ from paragone_models.text.reader import Reading
 from paragone_training.data.batches import assemble
 from paragone_training.data.groups import PromptGroup
 from paragone_training.preference.objective import Objective
+from paragone_training.preference.ratings import RatingErrors, rating_errors
 
-__all__ = ["LENGTHS_MATCHED_WITHIN", "Judged", "Summary", "judge", "represented", "summarise"]
+__all__ = ["Examined", "HeldOut", "Judged", "Summary", "judge", "represented", "summarise"]
 
-LENGTHS_MATCHED_WITHIN = 0.15
+_LENGTHS_MATCHED_WITHIN = 0.15
 """Two responses are length-matched if their lengths differ by at most this share of the longer one."""
+_BUDGET = 64
+"""Responses of one forward pass."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Judged:
         logit: log-odds that the preferred response is preferred.
         strength: how strongly people preferred it, positive.
         length_right: 1 where the preferred response is the longer one, ½ where both are as long.
-        matched: True where lengths are within ``LENGTHS_MATCHED_WITHIN``.
+        matched: True where the lengths are nearly equal.
         question: which question a pair belongs to.
     """
 
@@ -48,13 +55,11 @@ class Summary:
     """Means over decided pairs.
 
     Attributes:
-        pairs: how many.
         accuracy: share on which the model agrees with people; a logit of 0 counts ½.
         negative_log_likelihood: of people's preference, in nats.
         margin: logit in favour of the preferred response.
         length_accuracy: of "prefer the longer one" on the same pairs.
-        matched_pairs: how many are length-matched.
-        matched_accuracy: the model's on those; NaN where there are none.
+        matched_accuracy: the model's on the length-matched pairs; NaN where there are none.
     """
 
     pairs: int
@@ -66,12 +71,58 @@ class Summary:
     matched_accuracy: float
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """Return the numbers by name, for a log.
-
-        Args:
-            prefix: put before every name.
-        """
+        """Return the numbers by name, for a log."""
         return {f"{prefix}_{name}": float(value) for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a network said about held-out rows: about the pairs, and how far its ratings are off; None without any."""
+
+    judged: Judged | None = None
+    errors: RatingErrors | None = None
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Return the numbers by name, for a log."""
+        rated = self.errors.metrics(prefix) if self.errors else {}
+        return rated | (summarise(self.judged).metrics(prefix) if self.judged else {})
+
+
+class HeldOut:
+    """Held-out rows, read once, and what a network says about them.
+
+    Args:
+        groups: prompts with labels, ratings, or both.
+        readings: what the model sees of them.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[PromptGroup],
+        readings: Sequence[Sequence[Reading]],
+        attributes: Sequence[str],
+        pad_id: int,
+    ) -> None:
+        rows = list(zip(groups, readings, strict=True))
+        self._labelled = [(group, seen) for group, seen in rows if group.labels]
+        self._rated = [(group, seen) for group, seen in rows if group.rated]
+        self._attributes, self._pad_id = attributes, pad_id
+
+    def __bool__(self) -> bool:
+        return bool(self._labelled or self._rated)
+
+    def examined(self, network: nn.Module, objective: Objective) -> Examined:
+        """Return what the network says; a model that cannot compare yet says nothing about pairs."""
+        judged = errors = None
+        if self._labelled and objective.compares:
+            groups, readings = zip(*self._labelled, strict=True)
+            judged = judge(network, objective, groups, readings, pad_id=self._pad_id)
+        if self._rated:
+            values = [represented(network, seen, pad_id=self._pad_id).double().numpy() for _, seen in self._rated]
+            ratings = np.array([row for group, _ in self._rated for row in group.ratings], dtype=np.float64)
+            predicted = np.concatenate(values)[:, -len(self._attributes) :]
+            errors = rating_errors(predicted, ratings, self._attributes)
+        return Examined(judged, errors)
 
 
 def judge(
@@ -80,28 +131,22 @@ def judge(
     groups: Sequence[PromptGroup],
     readings: Sequence[Sequence[Reading]],
     *,
-    budget: int,
     pad_id: int,
+    budget: int = _BUDGET,
 ) -> Judged:
     """Return what a network says about every decided pair; each distinct response passes it once.
 
     Args:
         network: in any mode; it is put back into that.
         objective: turns representations into logits.
-        groups: prompts with their responses and labels.
-        readings: what the model sees of them.
+        readings: what the model sees of the groups' responses.
         budget: responses of one forward pass.
-        pad_id: of the tokenizer.
     """
     rows: list[tuple[float, float, float, bool, str]] = []
-    mode = network.training
-    network.eval()
-    with torch.no_grad():
-        for group, read in zip(groups, readings, strict=True):
-            pairs = torch.tensor([(label.first, label.second) for label in group.labels])
-            logits = objective.logits(represented(network, read, budget=budget, pad_id=pad_id), pairs).tolist()
-            rows += _rows(group, logits)
-    network.train(mode)
+    for group, seen in zip(groups, readings, strict=True):
+        pairs = torch.tensor([(label.first, label.second) for label in group.labels])
+        logits = objective.logits(represented(network, seen, budget=budget, pad_id=pad_id), pairs).tolist()
+        rows += _rows(group, logits)
     columns = list(zip(*rows, strict=True)) or [()] * 5
     return Judged(
         np.array(columns[0], dtype=np.float64),
@@ -113,10 +158,7 @@ def judge(
 
 
 def summarise(judged: Judged) -> Summary:
-    """Return the means.
-
-    Args:
-        judged: at least one pair.
+    """Return the means over at least one pair.
 
     Raises:
         ValueError: if there is no decided pair.
@@ -134,46 +176,57 @@ def summarise(judged: Judged) -> Summary:
     )
 
 
-def represented(network: nn.Module, readings: Sequence[Reading], *, budget: int, pad_id: int) -> torch.Tensor:
-    """Return the representations of what a network reads, on the CPU, in order.
+@torch.no_grad()
+def represented(network: nn.Module, readings: Sequence[Reading], *, pad_id: int, budget: int = _BUDGET) -> torch.Tensor:
+    """Return the representations of what a network reads, on the CPU, in order, without gradients or dropout, [n, d].
 
     Args:
-        network: in whatever mode it is.
+        network: in any mode; it is put back into that.
         readings: at least one.
         budget: responses of one forward pass.
-        pad_id: of the tokenizer.
-
-    Returns:
-        Representations. [n, d]
     """
     device = next(network.parameters()).device
+    # Readings of like length pass together: most of a batch would be padding otherwise.
     order = sorted(range(len(readings)), key=lambda index: len(readings[index].token_ids))
     parts = []
-    for start in range(0, len(order), budget):
-        chosen = [readings[index] for index in order[start : start + budget]]
-        batch = assemble([one.token_ids for one in chosen], [one.reads for one in chosen], [], pad_id=pad_id)
-        parts.append(
-            network(
-                input_ids=batch["input_ids"].to(device),
-                reads=batch["reads"].to(device),
-                attention_mask=batch["attention_mask"].to(device),
-            ).cpu()
-        )
+    with _evaluating(network):
+        for start in range(0, len(order), budget):
+            chosen = [readings[index] for index in order[start : start + budget]]
+            batch = assemble(
+                [reading.token_ids for reading in chosen], [reading.reads for reading in chosen], [], pad_id=pad_id
+            )
+            parts.append(
+                network(
+                    input_ids=batch["input_ids"].to(device),
+                    reads=batch["reads"].to(device),
+                    attention_mask=batch["attention_mask"].to(device),
+                ).cpu()
+            )
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
     return torch.cat(parts)[back]
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    mode = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(mode)
 
 
 def _rows(group: PromptGroup, logits: Sequence[float]) -> Iterator[tuple[float, float, float, bool, str]]:
     for label, logit in zip(group.labels, logits, strict=True):
         if not label.strength:
             continue
-        preferred, other = (label.first, label.second) if label.strength > 0 else (label.second, label.first)
-        one, two = len(group.responses[preferred]), len(group.responses[other])
+        sign = 1 if label.strength > 0 else -1
+        preferred, other = (len(group.responses[index]) for index in (label.first, label.second)[::sign])
         yield (
-            logit if label.strength > 0 else -logit,
+            sign * logit,
             abs(label.strength),
-            0.5 if one == two else float(one > two),
-            abs(one - two) <= LENGTHS_MATCHED_WITHIN * max(one, two),
+            0.5 if preferred == other else float(preferred > other),
+            abs(preferred - other) <= _LENGTHS_MATCHED_WITHIN * max(preferred, other),
             group.pair.question,
         )

@@ -1,82 +1,120 @@
-"""What is trained: a backbone from a checkpoint or from random weights, its tokenizer, adapters, and our head."""
+"""The parts of a model that is trained: backbone, tokenizer and head, from random weights, a checkpoint or a model."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, Qwen3Config, Qwen3Model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, Qwen3Model
 
+from paragone_models.errors import ModelLoadError
+from paragone_models.files.loading import load_model
+from paragone_models.kinds import KINDS
 from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_training.errors import RecipeError
-from paragone_training.preference.adapters import with_adapters
-from paragone_training.preference.recipe import LoraSection, Recipe
+from paragone_training.preference.recipe import Recipe
+from paragone_training.scratch.decoder import decoder_config, train_tokenizer
 from paragone_training.scratch.sections import BackboneSection, TokenizerSection
-from paragone_training.scratch.tokenizer import train_tokenizer
 
-__all__ = ["Student", "add_adapters", "build_student", "check_fit", "merged", "save_memory"]
+__all__ = ["ModelParts", "Start", "build_model", "merged", "reward_on_top"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model that training goes on from: as the recipe names it, the hash of what it represents, and what it is."""
+
+    source: str
+    identity: str
+    spec: ModelSpec
 
 
 @dataclass
-class Student:
-    """A network before training, and what it reads with.
+class ModelParts:
+    """A model before it is saved.
 
     Attributes:
         network: backbone and head.
         tokenizer: a transformers tokenizer.
         spec: the contents of its paragone.json.
+        start: the model that it goes on from, or None.
     """
 
     network: PreferenceNetwork
     tokenizer: Any
     spec: ModelSpec
+    start: Start | None = None
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills up shorter sequences."""
+        return int(self.tokenizer.pad_token_id)
 
 
-def build_student(recipe: Recipe, texts: Iterable[str]) -> Student:
-    """Return the network that a recipe trains.
+def build_model(recipe: Recipe, texts: Iterable[str]) -> ModelParts:
+    """Return the parts of the model that a recipe trains.
 
     Args:
-        recipe: which one.
         texts: of the training rows, for a tokenizer that is trained; nothing else is read from them.
 
     Raises:
-        RecipeError: if the backbone or the tokenizer cannot be loaded, or does not fit the recipe.
+        RecipeError: if start, backbone or tokenizer cannot be loaded, or do not fit the recipe.
     """
+    if recipe.model.start is not None:
+        return _go_on_from(recipe.model.start, recipe)
     tokenizer = _tokenizer(recipe.tokenizer, recipe.backbone, texts, recipe.model.max_length)
     torch.manual_seed(recipe.training.seed)
     if recipe.backbone.source is None:
-        backbone: Any = _from_scratch(recipe.backbone, tokenizer, recipe.model.max_length)
+        config = decoder_config(recipe.backbone, tokenizer, recipe.model.max_length, use_cache=False)
+        backbone: Any = Qwen3Model(config)
     else:
         backbone = _from_checkpoint(recipe.backbone.source, recipe.backbone)
-    check_fit(backbone, tokenizer, recipe)
+    _check_fit(backbone, tokenizer, recipe)
     head = RepresentationHead(backbone.config.hidden_size, recipe.spec)
-    return Student(PreferenceNetwork(backbone, head), tokenizer, recipe.spec)
-
-
-def add_adapters(network: PreferenceNetwork, lora: LoraSection) -> None:
-    """Freeze the backbone and put low-rank adapters into it; the head is trained in full.
-
-    Args:
-        network: changed in place.
-        lora: rank, scale and places.
-
-    Raises:
-        RecipeError: if the backbone has no layer of the names asked for.
-    """
-    network.backbone = with_adapters(network.backbone, lora, task="FEATURE_EXTRACTION")
+    return ModelParts(PreferenceNetwork(backbone, head), tokenizer, recipe.spec)
 
 
 def merged(network: PreferenceNetwork) -> PreferenceNetwork:
-    """Return the network with its adapters, if any, folded into the backbone's weights.
-
-    Args:
-        network: with or without adapters.
-    """
+    """Return the network with its adapters, if any, folded into the backbone's weights."""
     backbone: Any = network.backbone
     if hasattr(backbone, "merge_and_unload"):
         return PreferenceNetwork(backbone.merge_and_unload(), network.head)
     return network
+
+
+def reward_on_top(head: RepresentationHead, spec: ModelSpec, rewarding: ModelSpec) -> RepresentationHead:
+    """Return a regression head with a reward above its attributes: the attributes, merged by the model's weights.
+
+        W_helpsteer = [w . W; W]
+
+    Args:
+        head: of a regression model.
+        spec: of that model, with weights.
+        rewarding: of the model with a reward.
+
+    Raises:
+        RecipeError: if the regression model has no weights.
+    """
+    if spec.weights is None:
+        raise RecipeError(
+            "the regression model has no weights to start a reward from: train it with pairs in data.train, so that "
+            "they are fitted"
+        )
+    weights = torch.tensor(spec.weights)
+
+    def above(rows: Tensor) -> Tensor:
+        return torch.cat([torch.tensordot(weights, rows.float(), dims=1)[None], rows.float()])
+
+    old = head.value_head
+    if not isinstance(old, nn.Linear):
+        raise RecipeError(f"only a linear head can be built upon, not {old}")
+    linear = nn.Linear(old.in_features, rewarding.dimension, bias=old.bias is not None)
+    with torch.no_grad():
+        linear.weight.copy_(above(old.weight))
+        if old.bias is not None:
+            linear.bias.copy_(above(old.bias))
+    return RepresentationHead(old.in_features, rewarding, value_head=linear)
 
 
 def _tokenizer(section: TokenizerSection, backbone: BackboneSection, texts: Iterable[str], max_length: int) -> Any:
@@ -87,27 +125,14 @@ def _tokenizer(section: TokenizerSection, backbone: BackboneSection, texts: Iter
         tokenizer = AutoTokenizer.from_pretrained(source, revision=None if section.source else backbone.revision)
     except (OSError, ValueError) as error:
         raise RecipeError(f"cannot load a tokenizer from {source}: {error}") from error
+    return _padding(tokenizer)
+
+
+def _padding(tokenizer: Any) -> Any:
     if tokenizer.pad_token_id is None:
+        # Any token will do: a padded position is masked, and nothing reads it.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _from_scratch(section: BackboneSection, tokenizer: Any, max_length: int) -> Any:
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=section.hidden_size,
-        intermediate_size=section.intermediate_size,
-        num_hidden_layers=section.layers,
-        num_attention_heads=section.heads,
-        num_key_value_heads=section.heads,
-        head_dim=section.hidden_size // section.heads,
-        max_position_embeddings=max_length,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        use_cache=False,
-    )
-    return Qwen3Model(config)
 
 
 def _from_checkpoint(source: str, section: BackboneSection) -> Any:
@@ -123,17 +148,8 @@ def _from_checkpoint(source: str, section: BackboneSection) -> Any:
         raise RecipeError(f"cannot load the backbone {source}: {error}") from error
 
 
-def check_fit(backbone: Any, tokenizer: Any, recipe: Recipe) -> None:
-    """Refuse a backbone that is too short for the recipe, or has fewer tokens than the tokenizer.
-
-    Args:
-        backbone: a transformers model.
-        tokenizer: a transformers tokenizer.
-        recipe: how long conversations may be.
-
-    Raises:
-        RecipeError: if they do not fit each other.
-    """
+def _check_fit(backbone: Any, tokenizer: Any, recipe: Recipe) -> None:
+    """Refuse a backbone that is too short for the recipe, or has fewer tokens than the tokenizer."""
     config = backbone.config
     positions = getattr(config, "max_position_embeddings", None)
     if positions and recipe.model.max_length > positions:
@@ -147,13 +163,40 @@ def check_fit(backbone: Any, tokenizer: Any, recipe: Recipe) -> None:
         )
 
 
-def save_memory(backbone: Any) -> None:
-    """Recompute activations in the backward pass.
+def _go_on_from(source: str, recipe: Recipe) -> ModelParts:
+    """Return the parts of a model that goes on from another: backbone and tokenizer, and the head where it fits."""
+    try:
+        model = load_model(source, device="cpu", dtype="float32")
+    except ModelLoadError as error:
+        raise RecipeError(f"model.start {source}: {error}") from error
+    if model.reader is None:
+        raise RecipeError(f"model.start {source} has no tokenizer files: there is nothing to read with")
+    tokenizer, backbone, old = _padding(model.reader.tokenizer), model.network.backbone, model.network.head
+    _check_fit(backbone, tokenizer, recipe)
+    torch.manual_seed(recipe.training.seed)
+    spec = recipe.spec
+    width = int(model.network.config.get_text_config().hidden_size)
+    if KINDS[spec.kind].starts_from:
+        spec = _continued(recipe, model.spec)
+        head = reward_on_top(old, model.spec, spec)
+    elif (model.spec.kind, model.spec.attributes) == (spec.kind, spec.attributes):
+        head = RepresentationHead(int(getattr(old.value_head, "in_features", 0)), spec, value_head=old.value_head)
+    else:
+        head = RepresentationHead(width, spec)
+    network = PreferenceNetwork(backbone, head).requires_grad_(requires_grad=True)
+    return ModelParts(network, tokenizer, spec, Start(model.provenance.source, model.identity, model.spec))
 
-    Args:
-        backbone: a transformers model, changed in place.
-    """
-    # transformers renames this on the way to version 6
-    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
-    enable()
-    backbone.enable_input_require_grads()  # frozen embeddings under adapters would cut the graph
+
+def _continued(recipe: Recipe, start: ModelSpec) -> ModelSpec:
+    """Return what a model is that takes the head of its start over, with the start's temperature unless given."""
+    spec, source = recipe.spec, recipe.model.start
+    needed = KINDS[spec.kind].starts_from
+    if start.kind != needed:
+        raise RecipeError(f"model.start {source} is a {start.kind} model; a {spec.kind} model starts from a {needed}")
+    if start.attributes != spec.attributes:
+        raise RecipeError(
+            f"model.start {source} rates {', '.join(start.attributes)}; model.attributes must be the same, in order"
+        )
+    if start.pooling != spec.pooling:
+        raise RecipeError(f"model.start {source} reads the {start.pooling}; set model.pooling = {start.pooling!r}")
+    return replace(spec, temperature=recipe.model.temperature or start.temperature)

@@ -1,97 +1,135 @@
-"""The model card: what a model is, what it was trained on, and how well it agrees with people on held-out rows."""
+"""The model card: what a model is, what it learned from, and how far it agrees with people on held-out rows."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from paragone_evaluation.readers import Pair
-from paragone_training.preference.agreement import Summary
-from paragone_training.preference.objective import Objective
+from paragone_models.kinds import KINDS
+from paragone_training.preference.agreement import Summary, summarise
 from paragone_training.preference.recipe import Recipe
+from paragone_training.preference.stages import Outcome, Rows
 
-__all__ = ["Report", "agreement_lines", "write_card"]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a card tells.
-
-    Attributes:
-        name: of the model.
-        recipe: the model was trained by.
-        train: rows trained on.
-        evaluate: rows held out.
-        summary: agreement on those, or None without any.
-    """
-
-    name: str
-    recipe: Recipe
-    train: Sequence[Pair]
-    evaluate: Sequence[Pair]
-    summary: Summary | None
+__all__ = ["write_card"]
 
 
-def write_card(report: Report) -> str:
+def write_card(name: str, recipe: Recipe, rows: Rows, outcome: Outcome) -> str:
     """Return the text of README.md.
 
     Args:
-        report: what to tell.
+        rows: that the model learned from, and was held to.
     """
-    spec = report.recipe.spec
-    parts = [f"# {report.name}", "", _what(report), ""]
+    spec = outcome.model.spec
+    lines = [f"# {name}", "", _what(outcome), ""]
     if spec.demonstration:
-        parts += ["**A demonstration.** It shows the software; do not rely on its judgement.", ""]
-    parts += ["## Training", "", *_training(report), "", "## Agreement with people", "", *agreement_lines(report), ""]
-    if report.recipe.output.notes:
-        parts += [report.recipe.output.notes.strip(), ""]
-    return "\n".join(parts)
+        lines += ["**A demonstration.** It shows the software; do not rely on its judgement.", ""]
+    lines += ["## Training", "", *_training(recipe, rows, outcome), ""]
+    if spec.attributes:
+        lines += ["## How ratings become a preference", "", *_merged(outcome), ""]
+        lines += ["## Distance from people's ratings", "", *_errors(rows, outcome), ""]
+    lines += ["## Agreement with people", "", *_agreement(rows, outcome), ""]
+    if recipe.output.notes:
+        lines += [recipe.output.notes.strip(), ""]
+    return "\n".join(lines)
 
 
-def _what(report: Report) -> str:
-    spec = report.recipe.spec
-    gate = ", gated by the prompt" if spec.gate != "none" else ""
-    head = f"A `{spec.kind}` model of dimension {spec.dimension}{gate}, temperature {spec.temperature:g}, "
+def _what(outcome: Outcome) -> str:
+    spec = outcome.model.spec
+    if spec.attributes:
+        head = f"A `{spec.kind}` model that rates {', '.join(spec.attributes)}; temperature {spec.temperature:.4g}, "
+    else:
+        gate = ", gated by the prompt" if spec.gate != "none" else ""
+        head = f"A `{spec.kind}` model of dimension {spec.dimension}{gate}, temperature {spec.temperature:g}, "
     domain = f" What it knows: {spec.domain}." if spec.domain else ""
     return f"{head}{spec.pooling} pooling, conversations of up to {spec.max_length} tokens.{domain}"
 
 
-def _training(report: Report) -> list[str]:
-    recipe = report.recipe
-    loss = recipe.loss
-    objective = Objective(recipe.spec.kind, recipe.spec.temperature, loss.name, loss.margin, loss.certainty)
-    backbone = recipe.backbone.source or (
-        f"a decoder of Qwen3's shape from random weights ({recipe.backbone.layers} layers, "
-        f"width {recipe.backbone.hidden_size})"
+def _training(recipe: Recipe, rows: Rows, outcome: Outcome) -> Iterator[str]:
+    objective, start, sizes = outcome.objective, outcome.model.start, recipe.backbone
+    backbone = sizes.source or (
+        f"a decoder of Qwen3's shape from random weights ({sizes.layers} layers, width {sizes.hidden_size})"
     )
-    lines = [
-        f"* Backbone: {backbone}{', low-rank adapters merged' if recipe.lora else ''}.",
-        f"* {len(report.train)} pairs under {len({pair.prompt for pair in report.train})} prompts, from "
-        f"{', '.join(sorted(Path(name).name for name in recipe.data.train))}.",
-        f"* Loss: {objective.describe()}; epochs: {recipe.training.epochs}.",
-    ]
+    if start:
+        backbone = f"{start.source} (`{start.spec.kind}`, identity {start.identity[:12]})"
+    begin = "It starts from" if objective.attributes else "Backbone:"
+    yield f"* {begin} {backbone}{', low-rank adapters merged' if recipe.lora else ''}."
+    if rows.ratings:
+        yield f"* {len(rows.ratings)} rated responses, from {_names(recipe.data.ratings)}."
+    if rows.pairs:
+        prompts = len({pair.prompt for pair in rows.pairs})
+        use = "" if objective.learns_pairs else ": only to merge the attributes"
+        yield f"* {len(rows.pairs)} pairs under {prompts} prompts, from {_names(recipe.data.train)}{use}."
     if recipe.pretraining.epochs:
-        lines.append(f"* First of all, language modelling on the same rows, epochs: {recipe.pretraining.epochs}.")
+        yield f"* First of all, language modelling on the same rows, epochs: {recipe.pretraining.epochs}."
     if recipe.teacher:
-        lines.append(
-            f"* First, {recipe.teacher.steps} steps of distillation from a logistic regression on token counts and "
-            "length, fitted on the same rows: much of what the model knows came through that teacher."
+        teacher, labels = ("logistic", "rows") if objective.learns_pairs else ("ridge", "ratings")
+        yield (
+            f"* First, {recipe.teacher.steps} steps of distillation from a {teacher} regression on token counts and "
+            f"length, fitted on the same {labels}: much of what the model knows came through that teacher."
         )
+    yield f"* Loss: {objective.describe()}; epochs: {recipe.training.epochs}."
+
+
+def _merged(outcome: Outcome) -> list[str]:
+    spec, merging = outcome.model.spec, outcome.merging
+    if not KINDS[spec.kind].merges_attributes:
+        return [
+            "A reward of its own, which started as the regression model's merged ratings. The ratings explain it; they "
+            "are no part of it any more."
+        ]
+    if merging is None:
+        return ["Not at all: no pairs were there to fit weights on. The model rates and does not compare."]
+    weights = zip(spec.attributes, merging.weights, strict=True)
+    return [
+        f"The logit is a weighted sum of the differences of ratings, divided by the temperature "
+        f"{merging.temperature:.4g}. Both come from one logistic regression on the predicted ratings of the "
+        f"{merging.pairs} decided training pairs; the weights' absolute values sum to 1. The ratings of those "
+        "responses were trained on too, so probabilities are too certain: calibrate on other pairs.",
+        "",
+        "| attribute | weight |",
+        "|---|---|",
+        *(f"| {name} | {weight:+.3f} |" for name, weight in weights),
+    ]
+
+
+def _errors(rows: Rows, outcome: Outcome) -> list[str]:
+    after, before = outcome.after.errors, outcome.before.errors
+    if after is None:
+        return ["No response was rated."]
+    held_out = "none of them trained on" if rows.held_out_ratings else "the ones that were trained on"
+    lines = [
+        f"Root mean squared error on {max(after.rated)} rated responses, {held_out}; beside it, that of always saying "
+        "their mean. R2 is one minus the ratio of the two, squared:",
+        "",
+        f"| attribute |{' before |' if before else ''} {'after' if before else 'this model'} | the mean | R2 |",
+        f"|---|---|---|---|{'---|' if before else ''}",
+    ]
+    for number, name in enumerate(after.attributes):
+        first = f" {before.error[number]:.3f} |" if before else ""
+        explained = f"{after.error[number]:.3f} | {after.constant[number]:.3f} | {after.explained[number]:.3f} |"
+        lines.append(f"| {name} |{first} {explained}")
+    if before:
+        lines += ["", "Before: the regression model that training started from. After: this model."]
     return lines
 
 
-def agreement_lines(report: Report) -> list[str]:
-    """Return the card's lines on how the model agrees with people.
-
-    Args:
-        report: what to tell.
-    """
-    summary = report.summary
-    if summary is None:
+def _agreement(rows: Rows, outcome: Outcome) -> list[str]:
+    if outcome.after.judged is None:
         return ["No rows were held out."]
-    questions = len({pair.question for pair in report.evaluate})
+    lines = [*_agreement_table(summarise(outcome.after.judged), rows)]
+    if outcome.before.judged:
+        before = summarise(outcome.before.judged)
+        lines += [
+            "",
+            f"The regression model that it started from: {before.accuracy:.3f} on the same pairs, "
+            f"{before.matched_accuracy:.3f} on those of matched length, {before.negative_log_likelihood:.3f} nats.",
+        ]
+    return lines
+
+
+def _agreement_table(summary: Summary, rows: Rows) -> list[str]:
+    pairs = rows.held_out_pairs
     return [
-        f"{summary.pairs} decided pairs under {len({pair.prompt for pair in report.evaluate})} prompts "
-        f"({questions} questions), none of them trained on:",
+        f"{summary.pairs} decided pairs under {len({pair.prompt for pair in pairs})} prompts "
+        f"({len({pair.question for pair in pairs})} questions), none of them trained on:",
         "",
         "| | agreement |",
         "|---|---|",
@@ -102,3 +140,7 @@ def agreement_lines(report: Report) -> list[str]:
         f"Negative log-likelihood {summary.negative_log_likelihood:.3f} nats (a coin: 0.693); mean margin "
         f"{summary.margin:.2f} logits. The probabilities were not calibrated.",
     ]
+
+
+def _names(paths: Sequence[str]) -> str:
+    return ", ".join(sorted(Path(path).name for path in paths))

@@ -1,48 +1,61 @@
-"""The loss in force: from representations and labelled pairs to one number per pair.
+"""The loss in force: from representations, labelled pairs and ratings to one number per pair and per rated response.
 
-Shapes: n responses, P pairs, d length of a representation.
+Shapes: n responses, P pairs, A attributes, d length of a representation.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paragone_evaluation.readers import STRONGEST
-from paragone_models import losses, scores
+from paragone_models import losses
+from paragone_models.kinds import KINDS, KindName, LossName
 
-__all__ = ["LossName", "Objective"]
-
-LossName = Literal["regular", "margin", "scaled", "soft", "score", "regression"]
-
-_REWARDS = ("bradley-terry", "helpsteer")
-_SCORES = {"general-preference": "s(v1, v2)", "hybrid": "(r1 - r2 + s(v1, v2))"}
+__all__ = ["Objective"]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Per-pair losses of one kind of model.
+    """The losses of one kind of model.
 
     Attributes:
-        kind: of model.
         temperature: what logits are divided by.
-        name: which loss, see ``LossSection``.
-        margin: lead asked for by the regular loss.
+        name: which loss of pairs, see ``LossSection``.
+        margin: lead asked for by the regular loss, in the unit of the model's scores.
         certainty: largest soft label.
         weights: how a ``regression`` model's attributes merge into a reward.
+        attributes: names of the ratings, in the order of the last entries of a representation.
+        ratings: weight of the regression loss beside the loss of the pairs.
     """
 
-    kind: str
+    kind: KindName
     temperature: float
     name: LossName = "regular"
     margin: float = 0.0
     certainty: float = 0.95
     weights: tuple[float, ...] | None = None
+    attributes: tuple[str, ...] = ()
+    ratings: float = 1.0
+
+    @property
+    def learns_pairs(self) -> bool:
+        """True where labelled pairs are part of the loss."""
+        return KINDS[self.kind].learns_pairs
+
+    @property
+    def compares(self) -> bool:
+        """True where the model can tell which of two responses is preferred."""
+        return KINDS[self.kind].compares(self.weights)
 
     def describe(self) -> str:
-        """Return the loss in words and as a formula, for the log and the card."""
-        score = _SCORES.get(self.kind, "(r1 - r2)")
+        """Return the losses in words and as formulas, for the log and the card."""
+        rated = f"squared error of {', '.join(self.attributes)}, a mean over each response's ratings"
+        if not self.learns_pairs:
+            return f"regression loss: {rated}"
+        score = KINDS[self.kind].formula
         lead = f"({score} - {self.margin:g})" if self.margin else score
         logit = f"{score} / {self.temperature:g}"
         soft = f"1/2 + strength/{2 * STRONGEST:g}, at most {self.certainty:g}"
@@ -53,7 +66,8 @@ class Objective:
             "soft": f"cross-entropy of sigmoid({logit}) with {soft}",
             "score": f"({logit} - t)^2 / 2, t the log-odds of {soft}",
         }
-        return f"{self.name} {self.kind} loss: {formulas[self.name]}"
+        words = f"{self.name} {self.kind} loss: {formulas[self.name]}"
+        return f"{words}, plus {self.ratings:g} x regression loss ({rated})" if self.attributes else words
 
     def logits(self, representations: Tensor, pairs: Tensor) -> Tensor:
         """Return the log-odds that each pair's first response is preferred.
@@ -66,19 +80,10 @@ class Objective:
             Log-odds, float32. [P]
 
         Raises:
-            ValueError: if a regression model has no weights to compare with.
+            PreferencesUnavailableError: if a regression model has no weights to compare with.
         """
-        first, second = representations[pairs[:, 0]], representations[pairs[:, 1]]
-        if self.kind in _REWARDS:
-            return scores.bradley_terry_logit(first[:, 0], second[:, 0], temperature=self.temperature)
-        if self.kind == "regression":
-            if self.weights is None:
-                raise ValueError("a regression model without weights rates and does not compare")
-            weights = torch.tensor(self.weights, device=representations.device)
-            return scores.bradley_terry_logit(first @ weights, second @ weights, temperature=self.temperature)
-        if self.kind == "hybrid":
-            return scores.hybrid_logit(first, second, temperature=self.temperature)
-        return scores.general_preference_logit(first, second, temperature=self.temperature)
+        first, second = representations[pairs[:, 0]].float(), representations[pairs[:, 1]].float()
+        return KINDS[self.kind].logit(first, second, temperature=self.temperature, weights=self.weights)
 
     def losses(self, representations: Tensor, pairs: Tensor, strength: Tensor) -> Tensor:
         """Return one loss per pair.
@@ -94,29 +99,61 @@ class Objective:
         Raises:
             ValueError: if a tie meets a loss that has no label for it.
         """
+        logits = self.logits(representations, pairs)
         if self.name in ("soft", "score"):
             target = (0.5 + strength / (2 * STRONGEST)).clamp(1 - self.certainty, self.certainty)
             if self.name == "score":
-                return losses.score_loss(self.logits(representations, pairs), torch.logit(target))
-            return losses.preference_loss(self.logits(representations, pairs), target)
+                return losses.score_loss(logits, torch.logit(target))
+            return losses.preference_loss(logits, target)
         if bool((strength == 0).any()):
             raise ValueError(f"a tie has no label under the {self.name} loss: drop ties, or use the soft loss")
-        chosen_first = (strength > 0)[:, None]
-        pairs = torch.where(chosen_first, pairs, pairs.flip(1))
-        chosen, rejected = representations[pairs[:, 0]], representations[pairs[:, 1]]
-        if self.kind in _REWARDS:
-            return self._reward_losses(chosen[:, 0], rejected[:, 0], strength.abs())
-        if self.kind == "hybrid":
-            lead = scores.hybrid_logit(chosen, rejected, temperature=self.temperature)
-            loss = losses.bradley_terry_loss(lead, torch.zeros_like(lead), margin=self.margin / self.temperature)
-            return loss * strength.abs() if self.name == "scaled" else loss
-        loss = losses.general_preference_loss(chosen, rejected, temperature=self.temperature, margin=self.margin)
-        return loss * strength.abs() if self.name == "scaled" else loss
-
-    def _reward_losses(self, chosen: Tensor, rejected: Tensor, strength: Tensor) -> Tensor:
-        chosen, rejected = chosen / self.temperature, rejected / self.temperature
+        # Swapping two responses flips exactly the sign of a logit, for every kind: so the preferred one leads by this.
+        lead, level = logits * strength.sign(), torch.zeros_like(logits)
         if self.name == "margin":
-            return losses.margin_bradley_terry_loss(chosen, rejected, strength)
+            return losses.margin_bradley_terry_loss(lead, level, strength.abs())
         if self.name == "scaled":
-            return losses.scaled_bradley_terry_loss(chosen, rejected, strength)
-        return losses.bradley_terry_loss(chosen, rejected, margin=self.margin / self.temperature)
+            return losses.scaled_bradley_terry_loss(lead, level, strength.abs())
+        return losses.bradley_terry_loss(lead, level, margin=self.margin / self.temperature)
+
+    def rating_losses(self, representations: Tensor, ratings: Tensor) -> Tensor:
+        """Return one loss per response, 0 for a response without ratings.
+
+        Args:
+            representations: [n, d]
+            ratings: NaN where nobody rated. [n, A]
+
+        Returns:
+            Losses, float32. [n]
+
+        Raises:
+            ValueError: if the number of attributes is not the model's.
+        """
+        if ratings.shape[-1] != len(self.attributes):
+            raise ValueError(f"{ratings.shape[-1]} ratings a response; the attributes are {', '.join(self.attributes)}")
+        predicted = representations[:, representations.shape[-1] - len(self.attributes) :]
+        return losses.regression_loss(predicted, ratings, mask=~torch.isnan(ratings))
+
+    def counts(self, batch: Mapping[str, Any]) -> tuple[int, int]:
+        """Return how many labelled pairs and how many rated responses a batch has."""
+        return len(batch["pairs"]), int((~torch.isnan(batch["ratings"])).any(dim=-1).sum())
+
+    def share(self, network: nn.Module, batch: Mapping[str, Any], totals: Sequence[int]) -> Tensor:
+        """Return a batch's part of a step's loss: a mean per pair, plus ``ratings`` times a mean per rated response.
+
+        Args:
+            network: from token ids to representations.
+            batch: a ``data.batches.Batch``.
+            totals: the ``counts`` of the whole step.
+        """
+        representations = network(
+            input_ids=batch["input_ids"], reads=batch["reads"], attention_mask=batch["attention_mask"]
+        )
+        pairs, rated = totals
+        # A batch may have neither pairs nor ratings; its loss still has to have a gradient, of 0.
+        total: Tensor = representations.sum() * 0.0
+        if self.learns_pairs and len(batch["pairs"]):
+            total = total + self.losses(representations, batch["pairs"], batch["strength"]).sum() / pairs
+        if self.attributes:
+            weight = self.ratings if self.learns_pairs else 1.0
+            total = total + weight * self.rating_losses(representations, batch["ratings"]).sum() / rated
+        return total

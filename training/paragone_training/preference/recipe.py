@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Strict, model_validator
 
-from paragone_models.kinds import KindName
+from paragone_models.kinds import KINDS, KindName, LossName
 from paragone_models.spec import ModelSpec, Pooling
 from paragone_training.errors import RecipeError
 from paragone_training.scratch.sections import (
@@ -17,14 +17,9 @@ from paragone_training.scratch.sections import (
     TeacherSection,
     TokenizerSection,
 )
-from paragone_training.settings import DataFiles, Names, Rate, Section, Share, load, parse
+from paragone_training.settings import DataFiles, LoraSection, Names, Rate, Section, Share, load, parse
 
-__all__ = ["LoraSection", "LossName", "Recipe", "TrainingSection", "load_recipe", "parse_recipe"]
-
-LossName = Literal["regular", "margin", "scaled", "soft", "score", "regression"]
-
-_REWARDS = ("bradley-terry", "helpsteer")
-_RATED = ("regression", "helpsteer")
+__all__ = ["Recipe", "TrainingSection", "load_recipe", "parse_recipe"]
 
 
 class ModelSection(Section):
@@ -136,19 +131,6 @@ class TrainingSection(Section):
     """Steps between two log lines."""
 
 
-class LoraSection(Section):
-    """Low-rank adapters in place of full fine-tuning; merged when the model is saved."""
-
-    rank: PositiveInt = 16
-    """Of each adapter."""
-    alpha: float = 32.0
-    """The adapter is scaled by alpha / rank."""
-    dropout: float = 0.0
-    """On the adapters' input."""
-    targets: Names = ()
-    """Names of the layers that get one; all linear layers of the backbone unless given."""
-
-
 class OutputSection(Section):
     """What is written, and where."""
 
@@ -180,23 +162,17 @@ class Recipe(Section):
     output: OutputSection = OutputSection()
 
     @property
-    def rates(self) -> bool:
-        """True for a kind that learns from ratings."""
-        return self.model.kind in _RATED
-
-    @property
     def spec(self) -> ModelSpec:
         """The contents of the model's paragone.json, but for what is fitted or taken from a start."""
-        model = self.model
-        pairs = model.kind in ("general-preference", "hybrid")
+        model, kind = self.model, KINDS[self.model.kind]
         return ModelSpec(
-            kind=model.kind,
-            dimension=len(model.attributes) + (model.kind == "helpsteer") if self.rates else model.dimension,
+            kind=kind.name,
+            dimension=model.dimension if kind.has_vector else kind.nearest_dimension(1, len(model.attributes)),
             attributes=model.attributes,
-            temperature=model.temperature or (0.1 if pairs else 1.0),
+            temperature=model.temperature or kind.default_temperature,
             pooling=model.pooling,
             gate="softmax" if model.gate else "none",
-            normalise=pairs and model.normalise,
+            normalise=kind.has_vector and model.normalise,
             max_length=model.max_length,
             domain=model.domain,
             demonstration=model.demonstration,
@@ -205,19 +181,16 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _loss_of_the_kind(cls, tables: Any) -> Any:
-        """Put the loss that a kind has unless the recipe names one."""
-        names = {"regression": "regression", "helpsteer": "scaled"}
+        """Put the first loss that fits the kind, unless the recipe names one."""
         model, loss = tables.get("model"), tables.get("loss", {})
+        names = {str(name): kind.losses[0] for name, kind in KINDS.items()}
         name = names.get(str(model.get("kind"))) if isinstance(model, dict) else None
         return tables | {"loss": {"name": name, **loss}} if name and isinstance(loss, dict) else tables
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         _check_model(self.model)
-        if self.rates:
-            _check_rated(self)
-        else:
-            _check_unrated(self)
+        _check_ratings(self)
         _check_loss(self)
         _check_backbone(self)
         return self
@@ -249,28 +222,22 @@ def parse_recipe(tables: dict[str, Any]) -> Recipe:
 
 
 def _check_model(model: ModelSection) -> None:
-    kind, dimension = model.kind, model.dimension
-    if kind in _RATED:
+    """Refuse a dimension or a gate that the kind cannot have, and attributes of a kind that rates nothing."""
+    kind, dimension, attributes = KINDS[model.kind], model.dimension, model.attributes
+    if kind.has_attributes and (not attributes or len(set(attributes)) < len(attributes)):
+        raise RecipeError(f"model.attributes is {list(attributes)}; name each rated attribute once, at least one")
+    if not kind.has_vector:  # the dimension follows from the kind, and 1 is what the default says
         if dimension != 1:
-            raise RecipeError(f"model.dimension is {dimension}; a {kind} model has one per attribute: leave it out")
+            raise RecipeError(f"model.dimension is {dimension}; {kind.dimension_rule}: leave it out")
         if model.gate:
-            raise RecipeError(f"model.gate scales general preference blocks; a {kind} model has none: set false")
-    elif kind == "bradley-terry":
-        if dimension != 1:
-            raise RecipeError(f"model.dimension is {dimension}; a bradley-terry reward has 1: leave it out")
-        if model.gate:
-            raise RecipeError("model.gate scales general preference blocks; a bradley-terry reward has none: set false")
-    elif kind == "hybrid" and (dimension < 3 or dimension % 2 == 0):
+            raise RecipeError(f"model.gate scales general preference blocks; a {kind.name} model has none: set false")
+    elif not kind.dimension_fits(dimension, 0):
+        parity = "odd" if kind.has_reward else "even"
         raise RecipeError(
-            f"model.dimension is {dimension}; a hybrid model has a reward and 2-blocks: use an odd number, "
-            f"{max(3, dimension + 1 - dimension % 2)} say"
+            f"model.dimension is {dimension}; {kind.dimension_rule}: use an {parity} number, "
+            f"{kind.nearest_dimension(dimension, 0)} say"
         )
-    elif kind == "general-preference" and (dimension < 2 or dimension % 2):
-        raise RecipeError(
-            f"model.dimension is {dimension}; a general-preference vector is made of 2-blocks: "
-            f"use an even number, {max(2, dimension + dimension % 2)} say"
-        )
-    elif model.gate and dimension in (2, 3):
+    elif model.gate and kind.blocks(dimension) == 1:
         warnings.warn(
             f"model.gate with dimension {dimension} does nothing: the softmax over one block is always 1",
             UserWarning,
@@ -278,48 +245,45 @@ def _check_model(model: ModelSection) -> None:
         )
 
 
-def _check_rated(recipe: Recipe) -> None:
-    model, data, loss = recipe.model, recipe.data, recipe.loss
-    if not model.attributes or len(set(model.attributes)) < len(model.attributes):
-        raise RecipeError(f"model.attributes is {list(model.attributes)}; name each rated attribute once, at least one")
+def _check_ratings(recipe: Recipe) -> None:
+    """Refuse a recipe that lacks what a kind that rates needs, or gives it to a kind that does not rate."""
+    model, data, kind = recipe.model, recipe.data, KINDS[recipe.model.kind]
+    if not kind.has_attributes:
+        for name, value in (
+            ("model.attributes", model.attributes),
+            ("model.start", model.start),
+            ("data.ratings", data.ratings),
+            ("data.evaluate_ratings", data.evaluate_ratings),
+            ("loss.ratings", "ratings" in recipe.loss.model_fields_set),
+        ):
+            if value:
+                rating = " and ".join(name for name, other in KINDS.items() if other.has_attributes)
+                raise RecipeError(f"{name} is for {rating} models, not for {kind.name}: leave it out")
+        return
     if not data.ratings:
-        raise RecipeError(f"data.ratings is empty; a {model.kind} model learns from ratings: name at least one file")
-    if model.kind == "regression" and loss.name != "regression":
-        raise RecipeError(f"loss.name is {loss.name!r}; a regression model has the regression loss alone: leave it out")
-    if model.kind == "regression" and model.temperature is not None:
-        raise RecipeError("model.temperature of a regression model is fitted with its weights: leave it out")
-    if model.kind == "helpsteer" and not model.start:
-        raise RecipeError("model.start is missing; a helpsteer model starts from a trained regression model: name it")
+        raise RecipeError(f"data.ratings is empty; a {kind.name} model learns from ratings: name at least one file")
+    if kind.merges_attributes and model.temperature is not None:
+        raise RecipeError(f"model.temperature of a {kind.name} model is fitted with its weights: leave it out")
+    if kind.starts_from and not model.start:
+        raise RecipeError(
+            f"model.start is missing; a {kind.name} model starts from a trained {kind.starts_from} model: name it"
+        )
     if model.start and recipe.backbone.source:
         raise RecipeError("model.start and backbone.source both name a backbone: leave one of them out")
     if recipe.pretraining.epochs or recipe.lexical:
         raise RecipeError(
-            f"[pretraining] and [lexical] are not for {model.kind} models: set model.start to a trained one"
+            f"[pretraining] and [lexical] are not for {kind.name} models: set model.start to a trained one"
         )
 
 
-def _check_unrated(recipe: Recipe) -> None:
-    for name, value in (
-        ("model.attributes", recipe.model.attributes),
-        ("model.start", recipe.model.start),
-        ("data.ratings", recipe.data.ratings),
-        ("data.evaluate_ratings", recipe.data.evaluate_ratings),
-        ("loss.ratings", "ratings" in recipe.loss.model_fields_set),
-    ):
-        if value:
-            raise RecipeError(f"{name} is for {' and '.join(_RATED)} models, not {recipe.model.kind}: leave it out")
-
-
 def _check_loss(recipe: Recipe) -> None:
-    kind, loss = recipe.model.kind, recipe.loss
-    if not recipe.data.train and kind != "regression":
+    kind, loss = KINDS[recipe.model.kind], recipe.loss
+    if not recipe.data.train and kind.learns_pairs:
         raise RecipeError("data.train is empty; name at least one file of pairs")
-    if loss.name == "regression" and kind != "regression":
-        raise RecipeError(f"loss.name 'regression' fits ratings; a {kind} model learns from pairs")
+    if loss.name not in kind.losses:
+        raise RecipeError(f"loss.name is {loss.name!r}; a {kind.name} model has {', '.join(kind.losses)}")
     if loss.name == "score" and loss.certainty == 1:
         raise RecipeError("loss.certainty is 1, which has no log-odds for loss.name 'score': set 0.95, say")
-    if loss.name == "margin" and kind not in _REWARDS:
-        raise RecipeError("loss.name 'margin' asks a reward for a lead in logits; use regular, scaled or soft here")
     if loss.margin and loss.name != "regular":
         raise RecipeError(f"loss.margin is {loss.margin}; only the regular loss has one: set loss.name")
     if loss.ties == "keep" and loss.name not in ("soft", "score"):

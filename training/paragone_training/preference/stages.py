@@ -1,45 +1,74 @@
-"""The stages of training, from rows to a trained network.
+"""The stages of training, from rows to a trained network; every kind of model takes the same way.
 
-Tokenizer and network → for from-scratch backbones language modelling, words and length, a linear teacher → preferences.
-What comes before the preferences is one file; the preference stage writes checkpoints. ``resume`` goes on from the last
-one and repeats nothing before it.
+Parts of the model → for backbones from random weights language modelling, words and length, a linear teacher → pairs
+and ratings → for a kind that only rates, the weights of its attributes. What comes before the first label leaves one
+file; the trainer writes checkpoints. ``resume`` goes on from the last checkpoint and repeats nothing before it.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from paragone_evaluation.readers import Pair
+from paragone_evaluation.readers import Pair, Rating
+from paragone_models.kinds import KINDS
 from paragone_models.text.reader import Reading, TextReader
+from paragone_training.adapters import recompute_activations, with_adapters
 from paragone_training.data.batches import PairBatches, TokenNoise, read_groups
 from paragone_training.data.groups import PromptGroup, group_pairs
-from paragone_training.preference.agreement import Judged, judge, summarise
-from paragone_training.preference.average import WeightAverage
-from paragone_training.preference.backbone import Student, add_adapters, build_student, merged, save_memory
+from paragone_training.preference.agreement import Examined, HeldOut, Judged, represented
+from paragone_training.preference.backbone import ModelParts, build_model, merged
 from paragone_training.preference.objective import Objective
-from paragone_training.preference.pair_trainer import PreferenceTrainer
+from paragone_training.preference.ratings import Merging, fit_merging
 from paragone_training.preference.recipe import Recipe
-from paragone_training.scratch.corpus import lessons, reason_documents, token_lengths
-from paragone_training.scratch.dropout import residual_dropout
+from paragone_training.scratch.decoder import residual_dropout
+from paragone_training.scratch.lessons import lessons, token_lengths
 from paragone_training.scratch.lexical import fit_lexicon, learn_lexicon
-from paragone_training.scratch.pretraining import pretrain
-from paragone_training.scratch.teacher import distil, fit_teacher, imprint
+from paragone_training.scratch.pretraining import pretrain, reason_documents
+from paragone_training.scratch.teachers import distil, distil_ratings, fit_rating_teacher, fit_teacher, imprint
+from paragone_training.trainer import StepTrainer, WeightAverage, training_arguments
 
-__all__ = ["PREPARED", "Outcome", "fit", "padding_id", "prepare", "token_noise", "training_arguments"]
+__all__ = ["Outcome", "Rows", "fit", "prepare"]
 
 logger = logging.getLogger(__name__)
 
-PREPARED = "prepared.safetensors"
-"""File of the weights before the preference stage, in the folder of checkpoints."""
+_PREPARED = "prepared.safetensors"
+"""File of the weights before the first label, in the folder of checkpoints."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a run.
+
+    Attributes:
+        pairs: learned from; a kind that only rates is merged by them.
+        ratings: learned from, by a kind that rates.
+        held_out_pairs: decided ones; may be empty.
+        held_out_ratings: may be empty; rating errors are then those on ``ratings``.
+    """
+
+    pairs: Sequence[Pair] = ()
+    ratings: Sequence[Rating] = ()
+    held_out_pairs: Sequence[Pair] = ()
+    held_out_ratings: Sequence[Rating] = ()
+
+    def describe(self) -> str:
+        """Return how many rows there are, for a dry run."""
+        if not self.ratings:
+            return f"{len(self.pairs)} pairs to train on, {len(self.held_out_pairs)} held out"
+        return (
+            f"{len(self.ratings)} ratings and {len(self.pairs)} pairs to train on, {len(self.held_out_ratings)} and "
+            f"{len(self.held_out_pairs)} held out"
+        )
 
 
 @dataclass(frozen=True)
@@ -47,207 +76,206 @@ class Outcome:
     """What a run gives.
 
     Attributes:
-        student: the trained network, adapters merged, averaged weights in place.
-        judged: what it says about the held-out rows, or None without any.
+        model: trained, adapters merged, averaged weights in place, weights and temperature of attributes fitted.
+        objective: how the model compares, and what its loss was.
+        after: what the model says about the held-out rows.
+        before: what it said before the first step, of a kind that starts from a trained model; else nothing.
+        merging: fitted weights of a kind that only rates, or None.
         history: the trainer's log, one mapping a line.
     """
 
-    student: Student
-    judged: Judged | None
+    model: ModelParts
+    objective: Objective
+    after: Examined
+    before: Examined
+    merging: Merging | None
     history: list[dict[str, Any]]
 
+    @property
+    def judged(self) -> Judged | None:
+        """What the model says about the held-out pairs, or None without any."""
+        return self.after.judged
 
-def fit(
-    recipe: Recipe, train: Sequence[Pair], evaluate: Sequence[Pair], work: Path, *, resume: bool = False
-) -> Outcome:
-    """Train a network and return it with what it says about the held-out rows.
+
+def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outcome:
+    """Train a network and return it with what it says about the held-out rows; the recipe's files are not read.
 
     Args:
-        recipe: what and how; its files are not read.
-        train: rows to learn from.
-        evaluate: rows held out; may be empty.
         work: folder of checkpoints.
         resume: go on from the last checkpoint there.
 
     Raises:
-        RecipeError: if backbone, tokenizer and recipe do not fit each other.
+        RecipeError: if start, backbone, tokenizer and recipe do not fit each other.
         DataError: if a response does not fit the model.
     """
-    groups, held_out = group_pairs(train, ties=recipe.loss.ties == "keep"), group_pairs(evaluate)
-    student = build_student(recipe, [text for group in groups for text in (group.pair.prompt, *group.responses)])
-    network, reader = student.network, TextReader(student.tokenizer, student.spec)
-    readings, held_out_readings = read_groups(groups, reader), read_groups(held_out, reader)
+    kind, attributes, ties = KINDS[recipe.model.kind], recipe.model.attributes, recipe.loss.ties == "keep"
+    groups = group_pairs(rows.pairs if kind.learns_pairs else (), rows.ratings, attributes, ties=ties)
+    model = build_model(recipe, [text for group in groups for text in (group.pair.prompt, *group.responses)])
+    reader, objective = TextReader(model.tokenizer, model.spec), _objective(recipe, model)
+    readings = read_groups(groups, reader)
+    held_out_groups = group_pairs(rows.held_out_pairs, rows.held_out_ratings or rows.ratings, attributes)
+    held_out = HeldOut(held_out_groups, read_groups(held_out_groups, reader), attributes, model.pad_id)
+    before = held_out.examined(model.network, objective) if kind.starts_from else Examined()
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = get_last_checkpoint(str(work)) if resume else None
-    objective = _objective(recipe, student)
     if not checkpoint and (recipe.pretraining.epochs or recipe.lexical or recipe.teacher):
-        if resume and (work / PREPARED).is_file():
-            network.load_state_dict(load_file(work / PREPARED))
+        if resume and (work / _PREPARED).is_file():
+            model.network.load_state_dict(load_file(work / _PREPARED))
         else:
-            reasons = reason_documents(train, reader) if recipe.pretraining.reasons else []
-            prepare(recipe, student, objective, groups, readings, reasons)
+            reasons = reason_documents(rows.pairs, reader) if recipe.pretraining.reasons else []
+            prepare(recipe, model, objective, groups, readings, reasons)
             if PartialState().is_main_process:
-                save_file(network.state_dict(), work / PREPARED)
-    if recipe.lora:
-        add_adapters(network, recipe.lora)
-    if recipe.training.gradient_checkpointing:
-        save_memory(network.backbone)
-
-    def judged() -> Judged:
-        return judge(network, objective, held_out, held_out_readings, budget=64, pad_id=padding_id(student))
-
+                save_file(model.network.state_dict(), work / _PREPARED)
+    if recipe.lora:  # the head is trained in full
+        backbone = with_adapters(model.network.backbone, recipe.lora, task="FEATURE_EXTRACTION")
+        model.network.backbone = backbone
     batches = PairBatches(
         groups,
         readings,
         budget=recipe.training.batch_responses,
-        pad_id=padding_id(student),
+        pad_id=model.pad_id,
         seed=recipe.training.seed,
-        noise=token_noise(student, recipe.training.token_noise),
+        noise=_token_noise(model.tokenizer, recipe.training.token_noise),
     )
-    history = _train(
-        recipe, student, batches, objective, work, checkpoint=checkpoint, judged=judged if held_out else None
-    )
-    student.network = merged(network).eval()
-    return Outcome(student, judged() if held_out else None, history)
+    history = _train(recipe, model, objective, batches, held_out, work, checkpoint=checkpoint)
+    model.network = merged(model.network).eval()
+    merging = _merge(model, group_pairs(rows.pairs), reader) if kind.merges_attributes else None
+    if merging:
+        model.spec = replace(model.spec, weights=merging.weights, temperature=merging.temperature)
+        model.network.head.spec = model.spec
+    objective = _objective(recipe, model)
+    return Outcome(model, objective, held_out.examined(model.network, objective), before, merging, history)
 
 
 def prepare(
     recipe: Recipe,
-    student: Student,
+    model: ModelParts,
     objective: Objective,
     groups: Sequence[PromptGroup],
     readings: Sequence[Sequence[Reading]],
     reasons: Sequence[Sequence[int]],
 ) -> None:
-    """Give a from-scratch network its start: language modelling, words and length, then the linear teacher.
+    """Give a network from random weights its start: language modelling, words and length, then a linear teacher.
 
     Args:
-        recipe: what of it, and how.
-        student: whose network is changed in place.
-        objective: turns representations into logits; the teacher alone needs it.
-        groups: prompts with responses; the teacher alone looks at their labels.
+        model: its network is changed in place.
+        objective: turns representations into logits; a teacher of pairs alone needs it.
+        groups: prompts with responses; a teacher alone looks at their labels and ratings.
         readings: what the model sees of the responses.
         reasons: token ids of more texts to model.
 
     Raises:
         DataError: if a prompt leaves no room for a response.
     """
-    seed, pad_id = recipe.training.seed, padding_id(student)
+    network, spec = model.network, model.spec
+    backbone: Any = network.backbone
+    chance: Any = {"pad_id": model.pad_id, "seed": recipe.training.seed}
     if recipe.pretraining.epochs:
         texts = [reading.token_ids for group in readings for reading in group]
-        pretrain(student.network.backbone, [*texts, *reasons], recipe.pretraining, pad_id=pad_id, seed=seed)
+        pretrain(backbone, [*texts, *reasons], recipe.pretraining, **chance)
     if not (recipe.lexical or recipe.teacher):
         return
-    taught = lessons(groups, readings, TextReader(student.tokenizer, student.spec))
-    lengths = token_lengths(student.tokenizer)
+    taught = lessons(groups, readings, TextReader(model.tokenizer, spec))
+    lengths = token_lengths(model.tokenizer)
     if recipe.lexical:
         lexicon = fit_lexicon(taught, lengths, coordinates=recipe.lexical.coordinates)
-        learn_lexicon(student.network, student.spec, lexicon, taught, recipe.lexical, pad_id=pad_id, seed=seed)
-    if recipe.teacher:
-        teacher = fit_teacher(groups, taught, lengths, penalty=recipe.teacher.penalty)
-        if recipe.teacher.imprint:
-            backbone: Any = student.network.backbone
-            imprint(backbone.get_input_embeddings(), teacher, recipe.teacher.imprint)
-        distil(student.network, student.spec, teacher, taught, objective, recipe.teacher, pad_id=pad_id, seed=seed)
+        learn_lexicon(network, spec, lexicon, taught, recipe.lexical, **chance)
+    if not recipe.teacher:
+        return
+    section, embedding = recipe.teacher, backbone.get_input_embeddings()
+    if objective.learns_pairs:
+        teacher = fit_teacher(groups, taught, lengths, penalty=section.penalty)
+        if section.imprint:
+            imprint(embedding, teacher, section.imprint)
+        distil(network, spec, teacher, taught, objective.logits, section, **chance)
+    else:
+        ratings = torch.tensor([row for group in groups for row in group.ratings], dtype=torch.float32)
+        responses = [response for lesson in taught for response in lesson.responses]
+        rating_teacher = fit_rating_teacher(responses, ratings, lengths, penalty=section.penalty)
+        if section.imprint:
+            imprint(embedding, rating_teacher, section.imprint)
+        distil_ratings(network, spec, rating_teacher, taught, section, **chance)
 
 
 def _train(
     recipe: Recipe,
-    student: Student,
-    batches: PairBatches,
+    model: ModelParts,
     objective: Objective,
+    batches: PairBatches,
+    held_out: HeldOut,
     work: Path,
     *,
     checkpoint: str | None,
-    judged: Callable[[], Judged] | None,
 ) -> list[dict[str, Any]]:
-    """Run the preference stage and return its log; the averaged weights, if any, end up in the network."""
-    training, network = recipe.training, student.network
+    """Run the trainer and return its log; the averaged weights, if any, end up in the network."""
+    training, network = recipe.training, model.network
+    backbone: Any = network.backbone
+    if training.gradient_checkpointing:
+        recompute_activations(backbone)
     average = WeightAverage(network, training.average_decay) if training.average_decay else None
     if average and checkpoint:
         average.load(Path(checkpoint))
 
     def evaluation() -> dict[str, float]:
         with average.applied() if average else nullcontext():
-            return {} if judged is None else summarise(judged()).metrics("eval")
+            return held_out.examined(network, objective).metrics("eval")
 
+    logger.info("loss in force: %s, averaged over the optimiser step", objective.describe())
+    arguments = training_arguments(
+        work,
+        training,
+        num_train_epochs=training.epochs,
+        warmup_steps=training.warmup_steps,
+        gradient_accumulation_steps=training.accumulation,
+        eval_strategy="epoch" if held_out else "no",
+        save_strategy="epoch",
+        save_total_limit=training.checkpoints,
+    )
     set_seed(training.seed)
-    trainer = PreferenceTrainer(
+    trainer = StepTrainer(
         network,
-        training_arguments(recipe, work, evaluates=judged is not None),
+        arguments,
         batches,
         objective,
-        evaluation=evaluation,
+        evaluation=evaluation if held_out else None,
         callbacks=[average] if average else [],
     )
-    backbone: Any = network.backbone
-    share = training.dropout
-    with residual_dropout(backbone, network.head.value_head, share=share, head_share=training.head_dropout):
+    head_share = training.head_dropout
+    with residual_dropout(backbone, network.head.value_head, share=training.dropout, head_share=head_share):
         trainer.train(resume_from_checkpoint=checkpoint)
     if average:
         average.put()
     return list(trainer.state.log_history)
 
 
-def training_arguments(recipe: Recipe, work: Path, *, evaluates: bool) -> TrainingArguments:
-    """Return transformers' arguments for a recipe.
+def _merge(model: ModelParts, groups: Sequence[PromptGroup], reader: TextReader) -> Merging | None:
+    """Return how the attributes merge into a preference, fitted on the training pairs' decided choices."""
+    readings = read_groups(groups, reader)
+    values = [represented(model.network, seen, pad_id=model.pad_id).double().numpy() for seen in readings]
+    differences = [
+        np.sign(label.strength) * (ratings[label.first] - ratings[label.second])
+        for group, ratings in zip(groups, values, strict=True)
+        for label in group.labels
+    ]
+    merging = fit_merging(np.array(differences)) if differences else None
+    if merging:
+        weighted = zip(model.spec.attributes, merging.weights, strict=True)
+        words = ", ".join(f"{weight:+.3f} {name}" for name, weight in weighted)
+        logger.info("merged by %d pairs: %s, temperature %.3f", merging.pairs, words, merging.temperature)
+    return merging
 
-    Args:
-        recipe: how to train.
-        work: folder of checkpoints.
-        evaluates: True where there are held-out rows to evaluate after every epoch.
-    """
-    training = recipe.training
-    return TrainingArguments(
-        output_dir=str(work),
-        num_train_epochs=training.epochs,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.schedule,
-        warmup_steps=training.warmup_steps,
-        weight_decay=training.weight_decay,
-        adam_beta1=training.betas[0],
-        adam_beta2=training.betas[1],
-        max_grad_norm=training.max_gradient_norm,
-        per_device_train_batch_size=1,  # one item is a whole batch of responses
-        gradient_accumulation_steps=training.accumulation,
-        bf16=training.bf16,
-        seed=training.seed,
-        data_seed=training.seed,
-        eval_strategy="epoch" if evaluates else "no",
-        save_strategy="epoch",
-        save_total_limit=training.checkpoints,
-        logging_steps=training.log_steps,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
+
+def _objective(recipe: Recipe, model: ModelParts) -> Objective:
+    spec, loss = model.spec, recipe.loss
+    return Objective(
+        spec.kind, spec.temperature, loss.name, loss.margin, loss.certainty, spec.weights, spec.attributes, loss.ratings
     )
 
 
-def _objective(recipe: Recipe, student: Student) -> Objective:
-    loss = recipe.loss
-    return Objective(student.spec.kind, student.spec.temperature, loss.name, loss.margin, loss.certainty)
-
-
-def token_noise(student: Student, share: float) -> TokenNoise | None:
-    """Return what replaces tokens in training, or None for a share of 0.
-
-    Args:
-        student: whose vocabulary.
-        share: of tokens.
-    """
+def _token_noise(tokenizer: Any, share: float) -> TokenNoise | None:
+    """Return what replaces tokens in training, or None for a share of 0."""
     if not share:
         return None
-    special = frozenset(student.tokenizer.all_special_ids)
-    vocabulary = [index for index in range(len(student.tokenizer)) if index not in special]
+    special = frozenset(tokenizer.all_special_ids)
+    vocabulary = [index for index in range(len(tokenizer)) if index not in special]
     return TokenNoise(share, vocabulary, special)
-
-
-def padding_id(student: Student) -> int:
-    """Return the token that fills up shorter sequences.
-
-    Args:
-        student: whose tokenizer.
-    """
-    return int(student.tokenizer.pad_token_id)

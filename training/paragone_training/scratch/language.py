@@ -14,13 +14,14 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import PositiveInt, model_validator
 from torch.nn import functional
-from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config, Qwen3ForCausalLM, set_seed
 
 from paragone_evaluation.readers import read_fields
 from paragone_training.errors import DataError, RecipeError
-from paragone_training.scratch.pretraining import padded, pretrain
+from paragone_training.saved_activations import meta_attention, saved_bytes
+from paragone_training.scratch.decoder import decoder_config, train_tokenizer
+from paragone_training.scratch.pretraining import batches_of, padded, pretrain
 from paragone_training.scratch.sections import BackboneSection, PretrainingSection, TokenizerSection
-from paragone_training.scratch.tokenizer import train_tokenizer
 from paragone_training.settings import DataFile, DataFiles, Names, Section, load
 
 __all__ = [
@@ -36,6 +37,10 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_ADAM_STATES = 2
+_LOGITS_ALIVE = 3
+"""Logits of a batch, their exponentials and their gradient."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,7 @@ def train_language_model(recipe: LanguageRecipe, folder: Path) -> Path:
     texts = read_texts(recipe)
     tokenizer = texts.tokenizer
     set_seed(recipe.seed)
-    model: Any = Qwen3ForCausalLM(decoder_config(recipe, tokenizer))
+    model: Any = Qwen3ForCausalLM(_config(recipe, tokenizer))
     logger.info("%d chats of %d tokens to learn from", len(texts.train), sum(map(len, texts.train)))
     pretrain(model.model, texts.train, recipe.training, pad_id=tokenizer.pad_token_id, seed=recipe.seed)
     model.eval()
@@ -223,28 +228,50 @@ def held_out_loss(model: Any, documents: Sequence[Sequence[int]], tokenizer: Any
     return total / count
 
 
-def decoder_config(recipe: LanguageRecipe, tokenizer: Any) -> Qwen3Config:
-    """Return the shape of the model.
+def describe_language_plan(recipe: LanguageRecipe) -> str:
+    """Return what a training would do, in words: chats, tokens, steps, memory.
 
-    Args:
-        recipe: its sizes and longest chat.
-        tokenizer: of the model.
+    The chats are read and the tokenizer is trained for it, which takes seconds; the model is built on the meta device.
+    Not estimated: the libraries themselves, gaps of the allocator, and what a layer's backward pass makes.
+
+    Raises:
+        DataError: if the data cannot be used.
     """
-    sizes = recipe.backbone
-    return Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=sizes.hidden_size,
-        intermediate_size=sizes.intermediate_size,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.heads,
-        head_dim=sizes.hidden_size // sizes.heads,
-        max_position_embeddings=recipe.max_length,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
+    texts, section = read_texts(recipe), recipe.training
+    batches = list(batches_of(texts.train, section.batch_tokens))
+    tokens = sum(map(len, texts.train))
+    left_out = sum(texts.counts) - len(texts.train) - len(texts.held_out)
+    config, attention = _config(recipe, texts.tokenizer), meta_attention("flash_attention_2")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    weights = sum(weight.numel() for weight in dict.fromkeys(model.parameters()))
+    # A batch is sorted by length: its last document is the longest.
+    sequences, longest = max(((len(batch), len(batch[-1])) for batch in batches), key=lambda size: size[0] * size[1])
+    parts = {
+        "weights": 4 * weights,
+        "gradients": 4 * weights,
+        "optimiser": 4 * _ADAM_STATES * weights,
+        "activations": saved_bytes(model, sequences=sequences, tokens=longest),
+        "logits of a batch": 4 * _LOGITS_ALIVE * sequences * (longest - 1) * len(texts.tokenizer),
+    }
+    figures = ", ".join(f"{name} {value / 1e6:.2f}" for name, value in parts.items())
+    disk = weights * getattr(torch, recipe.output.dtype).itemsize / 1e6
+    return "\n".join(
+        [
+            f"{len(texts.train)} chats of {tokens} tokens to learn from, {len(texts.held_out)} held out; {left_out} "
+            f"are longer than max_length {recipe.max_length} and left out",
+            f"{len(batches)} batches of at most {section.batch_tokens} tokens, padding counted; "
+            f"{section.epochs} epochs, {section.epochs * len(batches)} optimiser steps on "
+            f"{section.epochs * tokens} tokens",
+            f"{weights / 1e6:,.1f} M weights; the largest batch is {sequences} chats of {longest} tokens",
+            f"memory, MB: {sum(parts.values()) / 1e6:.2f} = {figures}",
+            f"disk: {disk:.2f} MB",
+        ]
     )
+
+
+def _config(recipe: LanguageRecipe, tokenizer: Any) -> Qwen3Config:
+    return decoder_config(recipe.backbone, tokenizer, recipe.max_length, tie_word_embeddings=True)
 
 
 def _documents(chats: Iterable[Chat], tokenizer: Any, max_length: int) -> list[list[int]]:

@@ -3,8 +3,8 @@
 A decoder from random weights that reads the mean of its hidden states does not see length, and eight hundred texts are
 too few to learn words from preferences. So it first learns to predict what a linear model would look at: the principal
 directions of log word counts (latent semantic analysis, Deerwester et al. 1990) and three measures of length, on real
-texts and on collages of them. No preference and no rating is used, so models that are trained from this start are
-compared on what their labels taught them; a teacher (``teacher.py``) would have told them the preferences.
+texts and on collages of them. No preference and no rating is used. So models that are trained from this start are
+compared on what their labels taught them; a teacher (``teachers``) would have told them the preferences.
 
 Shapes: n texts, V vocabulary, k directions, C = k + 3 coordinates.
 """
@@ -18,14 +18,10 @@ from torch import Tensor, nn
 
 from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.spec import ModelSpec
-from paragone_training.scratch.rewording import Rewording
+from paragone_training.scratch.lessons import SURFACE, Lesson, Rewording, features, teach
 from paragone_training.scratch.sections import LexicalSection
-from paragone_training.scratch.teacher import Lesson, features, teach
 
 __all__ = ["Lexicon", "fit_lexicon", "learn_lexicon"]
-
-_SURFACE = 3
-"""Measures of length among the features, the last ones."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +41,7 @@ class Lexicon:
     characters: Tensor
 
     def coordinates(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Return what the network has to tell of each text.
-
-        Args:
-            texts: their tokens.
-
-        Returns:
-            Coordinates, of mean 0 and deviation 1 over the training texts. [n, C]
-        """
+        """Return what the network has to tell of texts: mean 0 and deviation 1 over the training texts, [n, C]."""
         return (_projected(texts, self.directions, self.characters) - self.mean) / self.deviation
 
 
@@ -60,18 +49,17 @@ def fit_lexicon(lessons: Sequence[Lesson], characters: Sequence[int], *, coordin
     """Return the principal directions of the training texts' log word counts, and the scale of all coordinates.
 
     Args:
-        lessons: prompts and their responses.
         characters: length of each token in characters. [V]
         coordinates: how many directions, k; there are never more than texts.
     """
     lengths = torch.tensor(characters, dtype=torch.float32)
     texts = [response for lesson in lessons for response in lesson.responses if len(response)]
-    counts = features(texts, lengths)[:, :-_SURFACE]
+    counts = features(texts, lengths)[:, :-SURFACE]
     _, _, rows = torch.linalg.svd(counts - counts.mean(dim=0), full_matrices=False)
     directions = rows[:coordinates].T.contiguous()
-    told = _projected(texts, directions, lengths)
-    deviation = told.std(dim=0, correction=0)
-    return Lexicon(directions, told.mean(dim=0), torch.where(deviation > 0, deviation, 1.0), lengths)
+    projected = _projected(texts, directions, lengths)
+    deviation = projected.std(dim=0, correction=0)
+    return Lexicon(directions, projected.mean(dim=0), torch.where(deviation > 0, deviation, 1.0), lengths)
 
 
 def learn_lexicon(
@@ -86,16 +74,10 @@ def learn_lexicon(
 ) -> list[float]:
     """Teach a backbone to tell the lexicon's coordinates; return the mean squared error of every step.
 
-    The linear layer that tells them is thrown away; the head stays as it was.
-
     Args:
-        network: its backbone is changed in place.
+        network: its backbone is changed in place; its head stays as it was.
         spec: its read plan.
-        lexicon: what is told.
-        lessons: prompts and real responses.
         section: steps, rate and batch.
-        pad_id: of the tokenizer.
-        seed: of everything drawn.
     """
     torch.manual_seed(seed)
     backbone: Any = network.backbone
@@ -103,23 +85,24 @@ def learn_lexicon(
         _imprint(backbone.get_input_embeddings(), lexicon, section.imprint)
     coordinates = len(lexicon.mean)
     names = tuple(f"coordinate {number}" for number in range(coordinates))
-    told_spec = replace(
+    # A regression head tells the coordinates, as if they were ratings. It is thrown away.
+    telling = replace(
         spec, kind="regression", dimension=coordinates, attributes=names, gate="none", normalise=False, weights=None
     )
     width = backbone.config.hidden_size
-    head = RepresentationHead(width, told_spec, value_head=nn.Linear(width, coordinates))
+    head = RepresentationHead(width, telling, value_head=nn.Linear(width, coordinates))
     probe = PreferenceNetwork(backbone, head).to(next(network.parameters()).device)
 
-    def misfit(told: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
-        return (told - lexicon.coordinates(texts).to(told.device)).square().mean()
+    def misfit(predicted: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
+        return (predicted - lexicon.coordinates(texts).to(predicted.device)).square().mean()
 
-    return teach(probe, told_spec, lessons, misfit, section, pad_id=pad_id, seed=seed, reword=Rewording(lessons))
+    return teach(probe, telling, lessons, misfit, section, pad_id=pad_id, seed=seed, reword=Rewording(lessons))
 
 
 def _projected(texts: Sequence[Sequence[int]], directions: Tensor, characters: Tensor) -> Tensor:
     """Return raw coordinates, [n, C]."""
-    found = features(texts, characters)
-    return torch.cat([found[:, :-_SURFACE] @ directions, found[:, -_SURFACE:]], dim=1)
+    table = features(texts, characters)
+    return torch.cat([table[:, :-SURFACE] @ directions, table[:, -SURFACE:]], dim=1)
 
 
 def _imprint(embedding: nn.Embedding, lexicon: Lexicon, scale: float) -> None:

@@ -7,17 +7,19 @@ Shapes: B sequences, T padded length, H hidden size.
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paragone_training.scratch.dropout import residual_dropout
+from paragone_evaluation.readers import Pair
+from paragone_models.text.reader import Reading, TextReader, conversation
+from paragone_training.scratch.decoder import residual_dropout
 from paragone_training.scratch.sections import PretrainingSection
 
-__all__ = ["batches_of", "decayed", "padded", "pretrain"]
+__all__ = ["batches_of", "decayed", "padded", "pretrain", "reason_documents"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +33,7 @@ def pretrain(
 
     Args:
         backbone: a bare decoder; its input embedding is also its output layer here. Changed in place.
-        documents: token ids to learn from.
-        section: epochs, rates and weights.
+        documents: token ids.
         pad_id: fills up shorter documents; never predicted.
         seed: of order and dropout.
     """
@@ -62,45 +63,36 @@ def pretrain(
     return history
 
 
-def decayed(peak: float, step: int, steps: int) -> float:
-    """Return the learning rate of a step: a short linear warm-up, then linearly down to 0.
+def reason_documents(pairs: Iterable[Pair], reader: TextReader) -> list[list[int]]:
+    """Return the annotators' reasons as token ids, each after its prompt, as a message of the system.
 
     Args:
-        peak: largest rate.
-        step: from 0.
-        steps: in all.
+        pairs: training rows; each distinct reason under a prompt counts once, one that does not fit is left out.
     """
+    reasons = {(pair.prompt, pair.messages, pair.reason): pair for pair in pairs if pair.reason}
+    conversations = [
+        conversation(pair.prompt_messages, {"role": "system", "content": pair.reason}) for pair in reasons.values()
+    ]
+    return [list(result.token_ids) for result in reader.read(conversations) if isinstance(result, Reading)]
+
+
+def decayed(peak: float, step: int, steps: int) -> float:
+    """Return the learning rate of a step, counted from 0: a short linear warm-up, then linearly down to 0."""
     return peak * min(1.0, (step + 1) / _WARMUP_STEPS) * (1 - step / steps)
 
 
 def padded(sequences: Sequence[Sequence[int]], pad_id: int) -> Tensor:
-    """Return token ids padded on the right.
-
-    Args:
-        sequences: at least one.
-        pad_id: fills up shorter ones.
-
-    Returns:
-        Token ids. [B, T]
-    """
+    """Return the token ids of at least one sequence, padded on the right, [B, T]."""
     tokens = torch.full((len(sequences), max(map(len, sequences))), pad_id, dtype=torch.long)
     for row, sequence in enumerate(sequences):
         tokens[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
     return tokens
 
 
-def _loss(backbone: Any, tokens: Tensor, pad_id: int) -> Tensor:
-    hidden = backbone(input_ids=tokens, use_cache=False).last_hidden_state
-    known = tokens[:, 1:] != pad_id
-    predicted = hidden[:, :-1][known] @ backbone.get_input_embeddings().weight.T
-    return functional.cross_entropy(predicted.float(), tokens[:, 1:][known])
-
-
 def batches_of(documents: Sequence[Sequence[int]], budget: int) -> Iterator[list[Sequence[int]]]:
     """Yield the batches of an epoch, of documents of like length.
 
     Args:
-        documents: token ids.
         budget: most tokens of a batch, padding counted; a longer document is a batch of its own.
     """
     batch: list[Sequence[int]] = []
@@ -111,3 +103,10 @@ def batches_of(documents: Sequence[Sequence[int]], budget: int) -> Iterator[list
         batch.append(document)
     if batch:
         yield batch
+
+
+def _loss(backbone: Any, tokens: Tensor, pad_id: int) -> Tensor:
+    hidden = backbone(input_ids=tokens, use_cache=False).last_hidden_state
+    known = tokens[:, 1:] != pad_id
+    predicted = hidden[:, :-1][known] @ backbone.get_input_embeddings().weight.T
+    return functional.cross_entropy(predicted.float(), tokens[:, 1:][known])

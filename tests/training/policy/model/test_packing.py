@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from paragone_models.packing.backend import PACKED
 from paragone_models.packing.gpu_attention import flex_attention
 from paragone_models.packing.segments import segments_attention
+from paragone_training.adapters import recompute_activations
 from paragone_training.policy.gradient.batches import PairPasses, TrainingPair
 from paragone_training.policy.gradient.step import train_step
 from paragone_training.policy.methods.methods import method_of
@@ -26,8 +27,7 @@ from paragone_training.policy.model.packing import choose, packed_attention, pac
 from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.rows.files import read_json
 from paragone_training.policy.sections import PolicyTrainingSection
-from paragone_training.preference.backbone import save_memory
-from paragone_training.preference.recipe import LoraSection
+from paragone_training.settings import LoraSection
 from tests.models.packs import SHAPE, SPECIAL, VOCABULARY, reference_flex
 
 FAMILY = ["llama", "mistral", "qwen2", "qwen3"]
@@ -108,7 +108,7 @@ def test_layers_that_run_again_in_the_backward_pass_attend_as_before():
     model = causal("qwen3")
     network = ResponseLogprobs(model, chunk_tokens=7, attend=segments_attention())
     wanted = sums_and_gradients(network, items_of(0), alone=True)
-    save_memory(model)
+    recompute_activations(model)
     network.train()
     runs = []
     for layer in model.model.layers:

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from paragone_training.adapters import recompute_activations
 from paragone_training.policy.errors import RunError
 from paragone_training.policy.gradient.batches import PairPasses, TrainingPair, of_batch, optimiser_steps
 from paragone_training.policy.methods.methods import Method
 from paragone_training.policy.model.logprobs import ResponseLogprobs, response_logprobs
 from paragone_training.policy.sections import PolicyTrainingSection
-from paragone_training.preference.backbone import save_memory
 
 __all__ = ["Observer", "PolicyTrainer", "policy_trainer"]
 
@@ -216,7 +216,7 @@ def policy_trainer(
     except ValueError as error:
         raise RunError(str(error)) from error
     if training.gradient_checkpointing:
-        save_memory(model)
+        recompute_activations(model)
     largest = max(max(abs(pair.targets[1]), abs(pair.targets[2])) for pair in pairs)
     steps, laid_out = optimiser_steps(len(pairs), training)
     return PolicyTrainer(

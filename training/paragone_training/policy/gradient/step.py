@@ -28,7 +28,7 @@ from paragone_training.policy.rows.files import need_space, read_table, write_js
 from paragone_training.policy.sections import PolicyTrainingSection
 from paragone_training.policy.targets import diagnostics
 from paragone_training.policy.targets.pairs import LabelledPair
-from paragone_training.preference.recipe import LoraSection
+from paragone_training.settings import LoraSection
 
 __all__ = ["check_start", "freeze_columns", "train_step", "training_pairs"]
 

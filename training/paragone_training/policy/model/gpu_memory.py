@@ -4,20 +4,20 @@ T tokens of a sequence, P of a prompt. Estimated: weights, gradients, optimiser,
 Not estimated: the libraries themselves, the allocator's gaps, communication buffers, and sampling, which comes before.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from paragone_models.packing.attention import packed
 from paragone_models.packing.segments import segments_attention
 from paragone_training.policy.model.packing import packed_row, packed_states, unpacked
 from paragone_training.policy.recipe import PolicyRecipe
+from paragone_training.saved_activations import fused_attention, kept_bytes, meta_attention, saved_bytes
 
-__all__ = ["MemoryPlan", "plan_memory", "saved_bytes", "saved_bytes_packed"]
+__all__ = ["MemoryPlan", "plan_memory", "saved_bytes_packed"]
 
 _OPTIMISER_STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "rmsprop": 1, "sgd": 0}
 _LOGITS_ALIVE = 3
@@ -68,7 +68,7 @@ def plan_memory(recipe: PolicyRecipe, config: Any, *, tokens: int, prompt: int, 
     """
     training = recipe.training
     dtype = getattr(torch, recipe.policy.dtype)
-    attention = _DRY_ATTENTION.get(recipe.policy.attention, recipe.policy.attention)
+    attention = meta_attention(recipe.policy.attention)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     held = list(dict.fromkeys(model.parameters()))
@@ -106,24 +106,6 @@ def plan_memory(recipe: PolicyRecipe, config: Any, *, tokens: int, prompt: int, 
     )
 
 
-def saved_bytes(model: Any, *, sequences: int, tokens: int) -> int:
-    """Return the bytes that a padded forward pass of the backbone saves for its backward pass, weights left out.
-
-    Args:
-        model: a causal language model on the meta device.
-        sequences: of the pass.
-        tokens: of each, T.
-    """
-    ids = torch.zeros(sequences, tokens, dtype=torch.long, device="meta")
-    mask = torch.ones(
-        sequences, 1, tokens, tokens, dtype=torch.bool, device="meta"
-    )  # ready: making one asks for values
-    return _kept_bytes(
-        model,
-        lambda: model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state,
-    )
-
-
 def saved_bytes_packed(model: Any, *, pairs: int, tokens: int, prompt: int) -> int:
     """Return the bytes that a packed forward pass of the backbone saves for its backward pass, weights left out.
 
@@ -141,23 +123,7 @@ def saved_bytes_packed(model: Any, *, pairs: int, tokens: int, prompt: int) -> i
         with packed(model.config):
             return packed_states(model.base_model, row, segments_attention(_fused_segment))
 
-    return _kept_bytes(model, forward)
-
-
-def _kept_bytes(model: Any, forward: Callable[[], Tensor]) -> int:
-    own = {weight.untyped_storage()._cdata for weight in model.parameters()}  # noqa: SLF001 - a storage's identity
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        identity = tensor.untyped_storage()._cdata  # noqa: SLF001
-        if identity not in own:
-            kept[identity] = tensor  # held, so that its identity is not used again
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = forward()
-    own.add(hidden.untyped_storage()._cdata)  # noqa: SLF001
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return kept_bytes(model, forward)
 
 
 def _trained(model: nn.Module, recipe: PolicyRecipe) -> int:
@@ -167,42 +133,6 @@ def _trained(model: nn.Module, recipe: PolicyRecipe) -> int:
     return sum(recipe.lora.rank * (module.in_features + module.out_features) for module in linear[:-1])
 
 
-class _FusedAttention(torch.autograd.Function):
-    """Save what a fused kernel saves; on the meta device torch's own takes the path that keeps T×T products."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        out = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, out, *(() if mask is None else (mask,)))
-        return out
-
-
-def _masked(
-    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any
-) -> tuple[Tensor, None]:
-    """Attend as sdpa does under a mask: heads of keys are repeated, and the mask becomes numbers in every layer."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-    out: Tensor = _fused(query, key, value, attention_mask.to(query.dtype))
-    return out.transpose(1, 2).contiguous(), None
-
-
-def _unmasked(
-    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor, **_: Any
-) -> tuple[Tensor, None]:
-    """Attend as flash attention does: no mask, heads as they are."""
-    out: Tensor = _fused(query, key, value, None)
-    return out.transpose(1, 2).contiguous(), None
-
-
 def _fused_segment(query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
     """Attend as a fused kernel does to one node of a packed row."""
-    out: Tensor = _fused(query, key, value, attn_mask)
-    return out
-
-
-_fused: Any = _FusedAttention.apply
-_DRY_ATTENTION = {"sdpa": "paragone-dry-sdpa", "flash_attention_2": "paragone-dry-varlen"}
-_DRY_ATTENTION["flash_attention_3"] = _DRY_ATTENTION["flash_attention_2"]
-AttentionInterface.register(_DRY_ATTENTION["sdpa"], _masked)
-AttentionInterface.register(_DRY_ATTENTION["flash_attention_2"], _unmasked)
+    return fused_attention(query, key, value, attn_mask)

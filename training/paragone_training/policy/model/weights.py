@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from paragone_models.files.sources import policy_folder
+from paragone_training.adapters import take_adapters, with_adapters
 from paragone_training.errors import RecipeError
 from paragone_training.policy.errors import RunError
 from paragone_training.policy.model.logprobs import output_logits
 from paragone_training.policy.model.sharding import is_sharded, whole_trained
 from paragone_training.policy.rows.files import need_space, write_folder
-from paragone_training.preference.adapters import take_adapters, with_adapters
-from paragone_training.preference.recipe import LoraSection
+from paragone_training.settings import LoraSection
 
 __all__ = [
     "Policy",

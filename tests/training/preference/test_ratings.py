@@ -11,15 +11,13 @@ from paragone_models import load_model
 from paragone_models.network import RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_training.command import train
+from paragone_training.data.groups import group_pairs
 from paragone_training.errors import DataError, RecipeError
+from paragone_training.preference.backbone import reward_on_top
 from paragone_training.preference.objective import Objective
-from paragone_training.preference.ratings.batches import rated_groups
-from paragone_training.preference.ratings.fitting import RatedRows, fit_rated
-from paragone_training.preference.ratings.merging import fit_merging
-from paragone_training.preference.ratings.objective import RatedObjective
-from paragone_training.preference.ratings.rating_errors import rating_errors
-from paragone_training.preference.ratings.student import reward_on_top
+from paragone_training.preference.ratings import fit_merging, rating_errors
 from paragone_training.preference.recipe import load_recipe, parse_recipe
+from paragone_training.preference.stages import Rows, fit
 from paragone_training.preference.train_model import train_model
 from tests.training.arguments import BAD, GOOD, pairs, write
 
@@ -55,22 +53,22 @@ def tables(**sections):
 
 def test_groups_hold_each_response_once_with_its_mean_ratings_and_nan_where_there_is_none():
     rows = [Rating("p", "a", {"x": 1.0}), Rating("p", "a", {"x": 3.0, "y": 2.0}), Rating("q", "c", {"y": 0.0})]
-    one, two = rated_groups([Pair("p", "b", "a", 1.0)], rows, ["x", "y"])
-    assert one.group.responses == ["b", "a"]
+    one, two = group_pairs([Pair("p", "b", "a", 1.0)], rows, ["x", "y"])
+    assert one.responses == ["b", "a"]
     assert one.ratings[1] == (2.0, 2.0)
     assert all(math.isnan(value) for value in one.ratings[0])
-    assert (one.rated, two.rated, two.group.labels, two.group.responses) == (1, 1, [], ["c"])
+    assert (one.rated, two.rated, two.labels, two.responses) == (1, 1, [], ["c"])
 
 
 def test_the_regression_loss_reads_the_last_rows_and_leaves_out_what_nobody_rated():
-    objective = RatedObjective("helpsteer", 1.0, "scaled", attributes=("x", "y"), share=0.5)
+    objective = Objective("helpsteer", 1.0, "scaled", attributes=("x", "y"), ratings=0.5)
     representations = torch.tensor([[9.0, 1.0, 2.0], [9.0, 0.0, 4.0]], requires_grad=True)
-    found = objective.rated_losses(representations, torch.tensor([[0.0, NAN], [NAN, NAN]]))
+    found = objective.rating_losses(representations, torch.tensor([[0.0, NAN], [NAN, NAN]]))
     assert found.tolist() == [1.0, 0.0]
     found.sum().backward()
     assert representations.grad.tolist() == [[0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]
     with pytest.raises(ValueError, match="1 ratings a response; the attributes are x, y"):
-        objective.rated_losses(representations, torch.zeros(2, 1))
+        objective.rating_losses(representations, torch.zeros(2, 1))
 
 
 @pytest.mark.parametrize("name", ["regular", "margin", "scaled"])
@@ -78,19 +76,17 @@ def test_a_helpsteer_pair_costs_what_its_rewards_cost(name):
     representations = torch.tensor([[1.0, 7.0], [-0.5, 3.0]])
     rows = torch.tensor([[0, 1]]), torch.tensor([2.0])
     plain = Objective("bradley-terry", 0.5, name).losses(representations[:, :1], *rows)
-    combined = RatedObjective("helpsteer", 0.5, name, attributes=("x",))
+    combined = Objective("helpsteer", 0.5, name, attributes=("x",))
     torch.testing.assert_close(combined.losses(representations, *rows), plain)
 
 
 def test_the_losses_in_force_are_stated():
-    both = RatedObjective("helpsteer", 1.0, "scaled", attributes=("x", "y"), share=0.5)
+    both = Objective("helpsteer", 1.0, "scaled", attributes=("x", "y"), ratings=0.5)
     assert both.describe() == (
         "scaled helpsteer loss: -strength * log sigmoid((r1 - r2) / 1), plus 0.5 x regression loss (squared error of "
         "x, y, a mean over each response's ratings)"
     )
-    assert (
-        RatedObjective("regression", 1.0, "regression", attributes=("x",)).describe().startswith("regression loss: sq")
-    )
+    assert Objective("regression", 1.0, "regression", attributes=("x",)).describe().startswith("regression loss: sq")
 
 
 def test_merging_finds_the_weights_that_made_the_choices_as_scikit_learn_does():
@@ -189,10 +185,10 @@ def test_a_helpsteer_model_starts_as_the_regression_model_and_keeps_its_attribut
     start = load_model(folder / "regression", device="cpu")
     model = {"kind": "helpsteer", "start": str(folder / "regression")}
     still = parse_recipe(tables(model=model, data=data, training={"epochs": 1, "learning_rate": 1e-12}))
-    rows = RatedRows(pairs(3), ratings(), pairs(1), ratings(1))
-    outcome = fit_rated(still, rows, folder / "still")
-    before = summarised(outcome.judged_before)
-    assert outcome.student.spec.temperature == start.spec.temperature
+    rows = Rows(pairs(3), ratings(), pairs(1), ratings(1))
+    outcome = fit(still, rows, folder / "still")
+    before = summarised(outcome.before.judged)
+    assert outcome.model.spec.temperature == start.spec.temperature
     text = "Should school 0 teach chess?"
     answers = [f"{GOOD[0]} 0", f"{BAD[0]} 0"]
     logit = float(start.comparator.logit(*start.score(text, answers).representations.numpy()))
@@ -218,35 +214,35 @@ def test_without_ratings_in_the_loss_the_attributes_drift_and_with_them_they_sta
     for share in (0.0, 5.0):
         model = {"kind": "helpsteer", "start": str(folder / "regression")}
         built = parse_recipe(tables(model=model, data=data, loss={"ratings": share}, training={"epochs": 4}))
-        rows = RatedRows(pairs(3), ratings())
-        errors[share] = fit_rated(built, rows, folder / f"share-{share}").errors.error[0]
+        rows = Rows(pairs(3), ratings())
+        errors[share] = fit(built, rows, folder / f"share-{share}").after.errors.error[0]
     assert errors[5.0] < errors[0.0]
 
 
 def test_a_regression_without_pairs_rates_and_does_not_compare(tmp_path):
     built = parse_recipe(tables(data={"train": []}, training={"epochs": 1}))
-    outcome = fit_rated(built, RatedRows([], ratings(1)), tmp_path)
-    assert (outcome.merging, outcome.judged, outcome.student.spec.weights) == (None, None, None)
+    outcome = fit(built, Rows([], ratings(1)), tmp_path)
+    assert (outcome.merging, outcome.judged, outcome.model.spec.weights) == (None, None, None)
 
 
 def test_a_regression_goes_on_from_the_backbone_of_any_model(tmp_path):
     start = tables(model={"start": "builtin:mini-bradley-terry"}, training={"epochs": 1, "learning_rate": 1e-6})
-    outcome = fit_rated(parse_recipe(start), RatedRows([], ratings(1)), tmp_path)
-    assert outcome.start.source == "builtin:mini-bradley-terry"
-    assert outcome.student.network.config.hidden_size == 64
+    outcome = fit(parse_recipe(start), Rows([], ratings(1)), tmp_path)
+    assert outcome.model.start.source == "builtin:mini-bradley-terry"
+    assert outcome.model.network.config.hidden_size == 64
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     built = parse_recipe(tables(training={"epochs": 2, "checkpoints": 2, "average_decay": 0.9}))
-    rows = RatedRows(pairs(2), ratings(2))
-    whole = fit_rated(built, rows, tmp_path)
+    rows = Rows(pairs(2), ratings(2))
+    whole = fit(built, rows, tmp_path)
     last = max(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for file in last.iterdir():
         file.unlink()
     last.rmdir()
-    again = fit_rated(built, rows, tmp_path, resume=True)
-    for name, tensor in whole.student.network.state_dict().items():
-        torch.testing.assert_close(again.student.network.state_dict()[name], tensor, rtol=0, atol=0)
+    again = fit(built, rows, tmp_path, resume=True)
+    for name, tensor in whole.model.network.state_dict().items():
+        torch.testing.assert_close(again.model.network.state_dict()[name], tensor, rtol=0, atol=0)
 
 
 def test_two_passes_a_step_are_one_pass_of_twice_the_size(tmp_path):
@@ -255,7 +251,7 @@ def test_two_passes_a_step_are_one_pass_of_twice_the_size(tmp_path):
         built = parse_recipe(
             tables(training={"epochs": 1, "batch_responses": budget, "accumulation": number + 1, "learning_rate": 1e-9})
         )
-        history = fit_rated(built, RatedRows([], ratings(2)), tmp_path / str(number)).history
+        history = fit(built, Rows([], ratings(2)), tmp_path / str(number)).history
         losses_of.append(next(line["loss"] for line in history if "loss" in line))
     assert losses_of[0] == pytest.approx(losses_of[1], rel=1e-4)
 
@@ -271,13 +267,16 @@ def test_two_passes_a_step_are_one_pass_of_twice_the_size(tmp_path):
         ),
         ({"model": {"kind": "helpsteer", "start": "x"}, "data": {"train": []}}, "data.train is empty"),
         ({"model": {"attributes": []}}, r"model.attributes is \[\]; name each rated attribute once"),
-        ({"model": {"dimension": 2}}, "a regression model has one per attribute: leave it out"),
+        ({"model": {"dimension": 2}}, "it has one per attribute, and at least one attribute: leave it out"),
         ({"model": {"gate": True}}, "a regression model has none: set false"),
         ({"model": {"temperature": 2.0}}, "is fitted with its weights: leave it out"),
         ({"model": {"start": "x"}, "backbone": {"source": "y"}}, "both name a backbone"),
-        ({"loss": {"name": "scaled"}}, "has the regression loss alone"),
+        ({"loss": {"name": "scaled"}}, "a regression model has regression"),
         ({"loss": {"ratings": -1.0}}, "loss.ratings is -1.0; it must be 0 or more"),
-        ({"model": {"kind": "helpsteer", "start": "x"}, "loss": {"name": "regression"}}, "'regression' fits ratings"),
+        (
+            {"model": {"kind": "helpsteer", "start": "x"}, "loss": {"name": "regression"}},
+            "a helpsteer model has scaled, regular",
+        ),
         ({"pretraining": {"epochs": 1}}, r"\[pretraining\] and \[lexical\] are not for regression models"),
         ({"model": {"start": "x"}, "teacher": {}}, r"\[teacher\] helps from-scratch backbones"),
         ({"model": {"attribute": ["x"]}}, "did you mean 'attributes'"),
@@ -292,9 +291,7 @@ def test_a_start_that_does_not_fit_is_refused(files, tmp_path):
     folder, _ = files
 
     def fitted(**model):
-        return fit_rated(
-            parse_recipe(tables(model={"kind": "helpsteer", **model})), RatedRows(pairs(1), ratings(1)), tmp_path
-        )
+        return fit(parse_recipe(tables(model={"kind": "helpsteer", **model})), Rows(pairs(1), ratings(1)), tmp_path)
 
     with pytest.raises(RecipeError, match="is a bradley-terry model; a helpsteer model starts from a regression"):
         fitted(start="builtin:mini-bradley-terry")

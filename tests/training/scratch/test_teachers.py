@@ -10,19 +10,20 @@ from paragone_evaluation.readers import Pair
 from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import TokenNoise, read_groups
 from paragone_training.data.groups import group_pairs
-from paragone_training.preference.backbone import build_student
+from paragone_training.preference.backbone import build_model
 from paragone_training.preference.objective import Objective
-from paragone_training.scratch.corpus import lessons, reason_documents, token_lengths
+from paragone_training.scratch.lessons import lessons, token_lengths
+from paragone_training.scratch.pretraining import reason_documents
 from paragone_training.scratch.sections import TeacherSection
-from paragone_training.scratch.teacher import distil, fit_teacher, imprint
+from paragone_training.scratch.teachers import distil, fit_teacher, imprint
 from tests.training.arguments import pairs, recipe
 
 
 def taught(rows):
     groups = group_pairs(rows)
-    student = build_student(recipe(), [text for group in groups for text in group.responses])
-    reader = TextReader(student.tokenizer, student.spec)
-    return groups, student, lessons(groups, read_groups(groups, reader), reader), reader
+    model = build_model(recipe(), [text for group in groups for text in group.responses])
+    reader = TextReader(model.tokenizer, model.spec)
+    return groups, model, lessons(groups, read_groups(groups, reader), reader), reader
 
 
 def test_a_frame_and_a_response_make_exactly_what_the_model_sees():
@@ -35,8 +36,8 @@ def test_a_frame_and_a_response_make_exactly_what_the_model_sees():
 
 
 def test_the_teacher_is_the_logistic_regression_that_scikit_learn_finds():
-    groups, student, learnt, _ = taught(pairs(2))
-    teacher = fit_teacher(groups, learnt, token_lengths(student.tokenizer), penalty=2.0)
+    groups, model, learnt, _ = taught(pairs(2))
+    teacher = fit_teacher(groups, learnt, token_lengths(model.tokenizer), penalty=2.0)
     texts = [response for lesson in learnt for response in lesson.responses]
     features = []
     for index in range(len(teacher.weights)):
@@ -53,8 +54,8 @@ def test_the_teacher_is_the_logistic_regression_that_scikit_learn_finds():
 
 
 def test_the_teacher_prefers_what_people_preferred():
-    groups, student, learnt, _ = taught(pairs(2))
-    teacher = fit_teacher(groups, learnt, token_lengths(student.tokenizer), penalty=1.0)
+    groups, model, learnt, _ = taught(pairs(2))
+    teacher = fit_teacher(groups, learnt, token_lengths(model.tokenizer), penalty=1.0)
     for group, lesson in zip(groups, learnt, strict=True):
         rewards = teacher.rewards(lesson.responses)
         for label in group.labels:
@@ -62,9 +63,9 @@ def test_the_teacher_prefers_what_people_preferred():
 
 
 def test_imprinting_writes_weight_and_length_of_words_and_nothing_for_special_tokens():
-    groups, student, learnt, _ = taught(pairs(2))
-    teacher = fit_teacher(groups, learnt, token_lengths(student.tokenizer), penalty=1.0)
-    embedding = student.network.backbone.get_input_embeddings()
+    groups, model, learnt, _ = taught(pairs(2))
+    teacher = fit_teacher(groups, learnt, token_lengths(model.tokenizer), penalty=1.0)
+    embedding = model.network.backbone.get_input_embeddings()
     before = embedding.weight.detach().clone()
     imprint(embedding, teacher, 3.0)
     after = embedding.weight.detach()
@@ -77,15 +78,15 @@ def test_imprinting_writes_weight_and_length_of_words_and_nothing_for_special_to
 
 
 def test_distillation_brings_a_network_closer_to_the_teacher():
-    groups, student, learnt, _ = taught(pairs(3))
-    teacher = fit_teacher(groups, learnt, token_lengths(student.tokenizer), penalty=1.0)
+    groups, model, learnt, _ = taught(pairs(3))
+    teacher = fit_teacher(groups, learnt, token_lengths(model.tokenizer), penalty=1.0)
     section = TeacherSection(steps=40, learning_rate=1e-2, batch_responses=8)
     history = distil(
-        student.network,
-        student.spec,
+        model.network,
+        model.spec,
         teacher,
         learnt,
-        Objective("bradley-terry", 1.0),
+        Objective("bradley-terry", 1.0).logits,
         section,
         pad_id=0,
         seed=1,
@@ -94,10 +95,10 @@ def test_distillation_brings_a_network_closer_to_the_teacher():
 
 
 def test_reasons_become_documents_after_their_prompt_each_once():
-    _, student, _, reader = taught(pairs(1))
+    _, model, _, reader = taught(pairs(1))
     rows = [Pair("p", "a", "b", 1.0, reason="clear"), Pair("p", "b", "a", -1.0, reason="clear"), Pair("p", "a", "c", 1)]
     (document,) = reason_documents(rows, reader)
-    assert student.tokenizer.decode(document) == "<|user|>p<|end|><|system|>clear<|end|>"
+    assert model.tokenizer.decode(document) == "<|user|>p<|end|><|system|>clear<|end|>"
 
 
 def test_token_noise_replaces_about_its_share_and_keeps_what_marks_turns():

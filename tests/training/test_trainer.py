@@ -13,10 +13,10 @@ from paragone_models.network import PreferenceNetwork
 from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import PairBatches, read_groups
 from paragone_training.data.groups import group_pairs
-from paragone_training.preference.backbone import build_student
+from paragone_training.preference.backbone import build_model
 from paragone_training.preference.objective import Objective
-from paragone_training.preference.pair_trainer import PreferenceTrainer
-from paragone_training.preference.stages import fit
+from paragone_training.preference.stages import Rows, fit
+from paragone_training.trainer import StepTrainer
 from tests.training.arguments import pairs, recipe
 
 OBJECTIVE = Objective("bradley-terry", 1.0)
@@ -36,12 +36,12 @@ class GradientSpy(TrainerCallback):
 def first_gradient(folder: Path, *, budget: int, accumulation: int, rows: Any) -> dict[str, Tensor]:
     built = recipe()
     groups = group_pairs(rows)
-    student = build_student(built, [text for group in groups for text in group.responses])
+    model = build_model(built, [text for group in groups for text in group.responses])
     batches = PairBatches(
         groups,
-        read_groups(groups, TextReader(student.tokenizer, student.spec)),
+        read_groups(groups, TextReader(model.tokenizer, model.spec)),
         budget=budget,
-        pad_id=student.tokenizer.pad_token_id,
+        pad_id=model.tokenizer.pad_token_id,
     )
     assert len(batches) == accumulation
     spy = GradientSpy()
@@ -58,7 +58,7 @@ def first_gradient(folder: Path, *, budget: int, accumulation: int, rows: Any) -
         dataloader_pin_memory=False,
         remove_unused_columns=False,
     )
-    PreferenceTrainer(student.network, arguments, batches, OBJECTIVE, callbacks=[spy]).train()
+    StepTrainer(model.network, arguments, batches, OBJECTIVE, callbacks=[spy]).train()
     return spy.gradient
 
 
@@ -76,16 +76,16 @@ def test_accumulation_one_and_four_give_the_same_gradient_with_unequal_numbers_o
 def test_a_step_divides_by_its_own_pairs_not_by_its_passes(tmp_path):
     rows = pairs(1)
     groups = group_pairs(rows)
-    student = build_student(recipe(), [text for group in groups for text in group.responses])
-    readings = read_groups(groups, TextReader(student.tokenizer, student.spec))
+    model = build_model(recipe(), [text for group in groups for text in group.responses])
+    readings = read_groups(groups, TextReader(model.tokenizer, model.spec))
     batches = PairBatches(groups, readings, budget=6, pad_id=0)
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True)
-    trainer = PreferenceTrainer(student.network, arguments, batches, OBJECTIVE)
+    trainer = StepTrainer(model.network, arguments, batches, OBJECTIVE)
     batch = dict(batches[0])
     _, count = trainer.get_batch_samples(iter([batches[0], batches[0]]), 2, torch.device("cpu"))
-    assert int(count) == 18
-    whole = trainer.compute_loss(student.network, batch, num_items_in_batch=torch.tensor(9))
-    half = trainer.compute_loss(student.network, batch, num_items_in_batch=count)
+    assert count.tolist() == [18, 0]
+    whole = trainer.compute_loss(model.network, batch, num_items_in_batch=torch.tensor([9, 0]))
+    half = trainer.compute_loss(model.network, batch, num_items_in_batch=count)
     torch.testing.assert_close(half * 2, whole)
 
 
@@ -99,15 +99,15 @@ def test_each_distinct_response_passes_the_network_once_an_epoch(tmp_path, monke
         return forward(self, input_ids, *args, **kwargs)
 
     monkeypatch.setattr(PreferenceNetwork, "forward", counted)
-    fit(recipe(training={"epochs": 2, "batch_responses": 4}), pairs(3), [], tmp_path)
+    fit(recipe(training={"epochs": 2, "batch_responses": 4}), Rows(pairs(3)), tmp_path)
     assert sum(rows) == 2 * 3 * 6  # 27 pairs would be 54 rows an epoch if every pair brought its own two
     assert max(rows) <= 4
 
 
 def test_a_batch_without_a_labelled_pair_changes_nothing_and_breaks_nothing(tmp_path):
     rows = pairs(1)[:1] + pairs(2)[9:10]
-    outcome = fit(recipe(training={"epochs": 4, "batch_responses": 2}), [*rows, *pairs(1)[1:3]], [], tmp_path)
-    assert all(torch.isfinite(weight).all() for weight in outcome.student.network.parameters())
+    outcome = fit(recipe(training={"epochs": 4, "batch_responses": 2}), Rows([*rows, *pairs(1)[1:3]]), tmp_path)
+    assert all(torch.isfinite(weight).all() for weight in outcome.model.network.parameters())
 
 
 class Killed(Exception):
@@ -141,21 +141,21 @@ RESUMED = recipe(
 
 
 def test_a_run_that_is_killed_and_resumed_equals_one_that_was_not(tmp_path, monkeypatch):
-    whole = fit(RESUMED, pairs(3), pairs(1), tmp_path / "whole")
+    whole = fit(RESUMED, Rows(pairs(3), held_out_pairs=pairs(1)), tmp_path / "whole")
     per_epoch = 3  # six chunks, two a step
-    init = PreferenceTrainer.__init__
+    init = StepTrainer.__init__
 
     def killed(self: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> None:
         init(self, *args, callbacks=[*(callbacks or []), Killer(per_epoch + 1)], **kwargs)
 
-    monkeypatch.setattr(PreferenceTrainer, "__init__", killed)
+    monkeypatch.setattr(StepTrainer, "__init__", killed)
     with pytest.raises(Killed):
-        fit(RESUMED, pairs(3), pairs(1), tmp_path / "cut")
-    monkeypatch.setattr(PreferenceTrainer, "__init__", init)
+        fit(RESUMED, Rows(pairs(3), held_out_pairs=pairs(1)), tmp_path / "cut")
+    monkeypatch.setattr(StepTrainer, "__init__", init)
     assert (tmp_path / "cut" / f"checkpoint-{per_epoch}").is_dir()
-    resumed = fit(RESUMED, pairs(3), pairs(1), tmp_path / "cut", resume=True)
+    resumed = fit(RESUMED, Rows(pairs(3), held_out_pairs=pairs(1)), tmp_path / "cut", resume=True)
     for one, two in itertools.zip_longest(
-        whole.student.network.state_dict().items(), resumed.student.network.state_dict().items()
+        whole.model.network.state_dict().items(), resumed.model.network.state_dict().items()
     ):
         assert one[0] == two[0]
         torch.testing.assert_close(one[1], two[1], rtol=0, atol=0)
@@ -165,13 +165,13 @@ def test_a_run_that_is_killed_and_resumed_equals_one_that_was_not(tmp_path, monk
 
 
 def test_evaluation_runs_every_epoch_and_is_in_the_history(tmp_path):
-    outcome = fit(recipe(training={"epochs": 3}), pairs(3), pairs(2, split="test"), tmp_path)
+    outcome = fit(recipe(training={"epochs": 3}), Rows(pairs(3), held_out_pairs=pairs(2, split="test")), tmp_path)
     evaluations = [line for line in outcome.history if "eval_accuracy" in line]
     assert [line["epoch"] for line in evaluations] == [1.0, 2.0, 3.0]
     assert {"eval_negative_log_likelihood", "eval_margin", "eval_length_accuracy"} <= evaluations[0].keys()
 
 
 def test_the_log_states_the_loss_in_force(tmp_path, caplog):
-    caplog.set_level("INFO", "paragone_training.preference.pair_trainer")
-    fit(recipe(loss={"name": "scaled"}, training={"epochs": 1}), pairs(1), [], tmp_path)
+    caplog.set_level("INFO", "paragone_training.preference.stages")
+    fit(recipe(loss={"name": "scaled"}, training={"epochs": 1}), Rows(pairs(1)), tmp_path)
     assert "loss in force: scaled bradley-terry loss: -strength * log sigmoid((r1 - r2) / 1)" in caplog.text

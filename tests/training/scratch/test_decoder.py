@@ -4,7 +4,7 @@ import pytest
 from jinja2.exceptions import TemplateError
 
 from paragone_models.text.reader import Reading, TextReader, conversation
-from paragone_training.scratch.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from paragone_training.scratch.decoder import SPECIAL_TOKENS, train_tokenizer
 from tests.training.arguments import pairs, recipe
 
 TEXTS = [text for one in pairs() for text in (one.prompt, one.first, one.second)]

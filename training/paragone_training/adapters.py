@@ -1,4 +1,4 @@
-"""Low-rank adapters: put into a model, and taken over by another model of the same shape."""
+"""What spares memory in training: low-rank adapters in place of all weights, and activations computed again."""
 
 import warnings
 from collections.abc import Mapping
@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 
 from paragone_training.errors import RecipeError
-from paragone_training.preference.recipe import LoraSection
+from paragone_training.settings import LoraSection
 
-__all__ = ["take_adapters", "with_adapters"]
+__all__ = ["recompute_activations", "take_adapters", "with_adapters"]
 
 
 def with_adapters(model: Any, lora: LoraSection, *, task: str = "CAUSAL_LM") -> Any:
-    """Return a model with adapters in its layers, of which they alone are trained.
+    """Return a transformers model with adapters in its layers, of which they alone are trained.
 
     Args:
-        model: a transformers model, changed in place.
-        lora: their rank, scale and places.
+        model: changed in place.
         task: peft's name of what the model is for.
 
     Raises:
@@ -44,13 +43,16 @@ def with_adapters(model: Any, lora: LoraSection, *, task: str = "CAUSAL_LM") -> 
 
 @torch.no_grad()
 def take_adapters(model: Any, learnt: Mapping[str, Tensor]) -> None:
-    """Give a model's adapters the weights of another's.
-
-    Args:
-        model: with adapters, changed in place.
-        learnt: whole weights of the others, by name.
-    """
+    """Give a model's adapters, in place, the weights of another model of the same shape."""
     mine = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert mine.keys() == learnt.keys()
     for name, weight in mine.items():
         weight.copy_(learnt[name])
+
+
+def recompute_activations(backbone: Any) -> None:
+    """Have a transformers model compute activations again in the backward pass, in place of keeping them."""
+    # transformers renames this on the way to version 6
+    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+    enable()
+    backbone.enable_input_require_grads()  # frozen embeddings under adapters would cut the graph

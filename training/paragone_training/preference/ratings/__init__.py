@@ -1,1 +1,0 @@
-"""Models that rate attributes: ``regression``, and ``helpsteer``, which adds a reward to one."""
