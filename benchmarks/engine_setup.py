@@ -102,14 +102,14 @@ class Counted:
         self._attention = 4 * config.num_attention_heads * config.head_dim
 
     def __call__(self, run: Any, tokens: Any, positions: Any) -> Any:
-        rows, wanted = len(tokens), len(run.wanted)
+        rows, wanted = len(tokens), len(run.output_rows)
         pairs = run.layout.positions + 1  # a row sees its own position and all before
         self.tokens += rows
         whole = self._layers - 1 if self._sparse else self._layers
         self.operations += whole * (2.0 * self._layer * rows + self._attention * float(pairs.sum()))
         if self._sparse:
             self.operations += 2.0 * self._keys * rows + 2.0 * (self._layer - self._keys) * wanted
-            self.operations += self._attention * float(pairs[run.wanted].sum())
+            self.operations += self._attention * float(pairs[run.output_rows].sum())
         return self._forward(run, tokens, positions)
 
 

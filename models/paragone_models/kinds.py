@@ -132,7 +132,6 @@ class Kind:
         Args:
             first: representations whose win is measured. [..., d]
             second: representations of the opponents; they are broadcast, so the caller checks shapes. [..., d]
-            temperature: positive divisor.
             weights: one number per attribute, for a kind that merges attributes.
 
         Returns:
@@ -155,7 +154,6 @@ class Kind:
         Args:
             first: representations whose win is measured. [..., d]
             second: representations of the opponents; they are broadcast, so the caller checks shapes. [..., d]
-            temperature: positive divisor.
 
         Returns:
             Log-odds per block. [..., k]

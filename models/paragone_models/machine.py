@@ -41,8 +41,6 @@ def automatic_dtype(device: torch.device, *, parameters: int, demonstration: boo
     """Return the dtype of a backbone.
 
     Args:
-        device: where it will run.
-        parameters: how many it has.
         demonstration: built-in demonstrations stay in float32, so that their answers are the same everywhere.
     """
     if demonstration:
@@ -116,7 +114,6 @@ class Budget:
     """Most tokens of one forward pass.
 
     Attributes:
-        tokens: how many.
         reason: why so many, for people.
     """
 
@@ -143,7 +140,6 @@ def best_budget(
         vocabulary: token ids to choose from.
         max_length: longest sequence that the backbone reads.
         limit_s: no larger budget is tried once this much time has passed.
-        clock: in seconds.
     """
     started = clock()
     speeds: dict[int, float] = {}

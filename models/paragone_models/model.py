@@ -37,7 +37,6 @@ def batches(lengths: Sequence[int], max_batch_tokens: int) -> Iterator[list[int]
     """Yield indices of sequences that run together, longest first.
 
     Args:
-        lengths: tokens per sequence.
         max_batch_tokens: padded tokens a batch may have; a longer sequence runs alone.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
@@ -238,9 +237,7 @@ class PreferenceModel:
 
     Args:
         network: backbone and head, in evaluation mode, on their device.
-        spec: what the model is.
         reader: turns text into tokens, or None where the source had no tokenizer.
-        provenance: where it came from.
         max_batch_tokens: most tokens of one forward pass, and perhaps why.
         first_token: True for encoders that are read at their first token.
         local: runs the backbone; chosen by what the backbone is unless given.
@@ -398,7 +395,6 @@ class PreferenceModel:
 
         Args:
             prompt: one user message as text, or messages.
-            responses: K of them.
             tools: JSON schemas of tools, or None.
             truncation: see ``TextReader.read``.
 

@@ -34,8 +34,6 @@ class RepresentationHead(nn.Module):
     Source: Zhang et al. (arXiv 2410.02197), §4.1 and Theorem 4.5, with the gate of the published checkpoints.
 
     Args:
-        hidden_size: H.
-        spec: what the model is.
         value_head: the module from one hidden state to d numbers; a linear layer without bias unless given.
     """
 
@@ -134,11 +132,7 @@ def gather_reads(hidden: Tensor, reads: Tensor) -> Tensor:
 
 
 class AbsentBackbone(nn.Module):
-    """Stand for a backbone that runs elsewhere: its configuration, and no weights.
-
-    Args:
-        config: its transformers configuration.
-    """
+    """Stand for a backbone that runs elsewhere: its configuration, and no weights."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -150,7 +144,6 @@ class PreferenceNetwork(nn.Module):
 
     Args:
         backbone: a bare transformers model that returns ``last_hidden_state``.
-        head: what reads it.
     """
 
     def __init__(self, backbone: nn.Module, head: RepresentationHead) -> None:

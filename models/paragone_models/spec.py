@@ -72,7 +72,6 @@ class ModelSpec:
         pooling: ``last`` reads the last token, ``mean`` averages the tokens after the prompt.
         gate: ``softmax`` weighs each 2-block by a softmax over the prompt's last hidden state (GPM's scale gate).
         normalise: L2-normalise a general preference vector before the gate.
-        max_length: longest conversation, in tokens.
         special_tokens: ``escape`` keeps a special token's string inside a message as plain text; ``parse`` does not.
         bos: ``once`` never doubles the beginning-of-sequence token; ``as-published`` tokenises the rendered template
             with special tokens again, as several published models were trained.

@@ -71,10 +71,6 @@ def tensor_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
 def read_tensors(files: Iterable[Path], names: set[str]) -> dict[str, Tensor]:
     """Return some tensors in float32.
 
-    Args:
-        files: where to look.
-        names: which ones.
-
     Raises:
         ModelLoadError: if one is in none of the files.
     """
@@ -92,9 +88,7 @@ def read_row(files: Iterable[Path], name: str, row: int) -> Tensor:
     """Return one row of a tensor in float32; the others stay on the disk.
 
     Args:
-        files: where to look.
         name: of the tensor. [R, H]
-        row: which one.
 
     Returns:
         The row, as a matrix. [1, H]

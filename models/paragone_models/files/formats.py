@@ -65,7 +65,6 @@ class Options:
 
     Attributes:
         dtype: of the backbone; heads are float32 always.
-        device: where to.
         trust_remote_code: run Python files that come with the checkpoint.
         elsewhere: leave the backbone's weights alone, because another server runs it.
     """
@@ -298,11 +297,7 @@ def _with_linear_head(backbone: nn.Module, spec: ModelSpec, tensors: dict[str, T
 
 
 def positions_of(config: Any) -> int | None:
-    """Return for how many tokens a backbone has positions, or None if there is no such limit.
-
-    Args:
-        config: a transformers configuration.
-    """
+    """Return for how many tokens a backbone has positions, or None if there is no such limit."""
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:

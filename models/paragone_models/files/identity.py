@@ -27,11 +27,7 @@ IDENTITY_FIELDS = (
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """Return a hash of the files' contents, in the order of their names.
-
-    Args:
-        paths: files, read once each.
-    """
+    """Return a hash of the files' contents, in the order of their names."""
     total = hashlib.sha256()
     for path in sorted(paths, key=lambda path: path.name):
         with path.open("rb") as file:
@@ -44,7 +40,6 @@ def tokenizer_hash(tokenizer: Any, template: str) -> str:
     """Return a hash of what turns text into tokens.
 
     Args:
-        tokenizer: a transformers tokenizer.
         template: its chat template, date frozen.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -74,8 +69,6 @@ def fingerprint_of(identity: str, numerics: Mapping[str, str], spec: ModelSpec) 
 
     Args:
         identity: from ``identity_of``.
-        numerics: dtype, kernels, library versions.
-        spec: temperature, weights and calibration.
 
     Returns:
         32 hexadecimal digits.

@@ -66,7 +66,6 @@ def load_model(
     LM keeps in its output embedding cannot be detected and has to be named.
 
     Args:
-        source: what to load.
         kind: ``auto`` detects it; another value must agree with what is found.
         head: ``lm-head-row-0`` takes row 0 of a causal LM's output embedding for the reward head, as the Nemotron
             reward models in Hugging Face form need; ``auto`` takes the head that the files name.
@@ -77,7 +76,6 @@ def load_model(
         name: short name; the last part of the source unless given.
         revision: branch, tag or commit of a hub id.
         weights: how attributes merge into a preference (``regression``): by name, or in the attributes' order.
-        temperature: overrides the model's own.
         max_length: longest conversation, in tokens; at most what the backbone has positions for.
         special_tokens: ``escape`` or ``parse``, see ``ModelSpec``.
         bos: ``once`` or ``as-published``, see ``ModelSpec``.

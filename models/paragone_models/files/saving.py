@@ -46,7 +46,6 @@ def save_model(
     Args:
         folder: created where needed; files of the same names are replaced.
         network: backbone (a transformers model, adapters merged) and linear head.
-        spec: what the model is.
         tokenizer: a transformers tokenizer with its chat template, or None to leave it out.
         card: text of README.md, or None for no card.
         dtype: storage type of the backbone; its own unless given. The head is stored in float32.
@@ -99,7 +98,6 @@ def read_refusal(network: PreferenceNetwork, spec: ModelSpec, *, first_token: bo
 
     Args:
         network: the model; its configuration counts.
-        spec: what it is.
         first_token: True for encoders that are read at their first token.
     """
     if first_token or not network.causal:

@@ -62,8 +62,6 @@ class Resolved:
     """A model's files on this machine.
 
     Attributes:
-        folder: where they are.
-        tokenizer_folder: where the tokenizer's are.
         source: what the caller asked for.
         commit: hub commit, or None for local files.
     """

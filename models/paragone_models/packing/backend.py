@@ -1,14 +1,9 @@
-"""Which backbones may be packed: those whose layers all attend by position ids, in ways that are computed here.
-
-The list holds what the tests prove exact. Everything else runs in padded batches, and says why.
-
-
-From a backbone to its packed forward pass: the ways there are, and a trial of each before it is believed.
+"""Which backbones may be packed, the ways to run one packed, and a trial of each before it is believed.
 
 A CPU runs the Llama family written out, with kernels of our own where it multiplies bfloat16, and other decoders
-through the models' own code with our attention in it; a GPU runs the models' own code with a varlen kernel, or with
-flex attention where that does not serve. Whatever the configuration promises, a few sequences are run packed and one by
-one before anything is served.
+through the models' own code with our attention in it. A GPU runs the models' own code with a varlen kernel, or with
+flex attention where that does not serve. Whatever a configuration promises, a few sequences are run packed and one by
+one before anything is served. What may not be packed runs in padded batches, and says why.
 """
 
 import logging
@@ -27,25 +22,29 @@ from paragone_models.packing.native import NativeOperations, kernels, speedup
 from paragone_models.packing.packer import Forward, Packer, PromptStore
 from paragone_models.text.reader import EncodeItem
 
-__all__ = ["PACKED", "attempted", "choose", "disagreement", "refusal", "through_model", "tolerance", "ways"]
+__all__ = ["PACKED", "choose", "disagreement", "failure_of", "refusal", "through_model", "tolerance", "ways"]
+
+logger = logging.getLogger(__name__)
 
 PACKED = frozenset(
     {"gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "mixtral", "olmo2", "olmo3", "phi3", "qwen2"}
     | {"qwen3", "qwen3_moe", "smollm3", "starcoder2"}
 )
-"""Model types that packing was tested on."""
+"""Model types for which tests prove packing exact."""
 
 _LAYERS = {"full_attention", "sliding_attention"}
 # Their angles depend on the longest sequence of the batch.
 _ROPE_BY_LENGTH = {"dynamic", "longrope"}
+# A shared stem, two responses to it and a sequence apart: every kind of node in one pass.
+_STEM, _TAILS, _OTHER = 24, (3, 9), 7
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+_COARSE = 0.1
+_FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+_KERNEL_DTYPES = frozenset({torch.bfloat16, torch.float16})
 
 
 def refusal(config: Any) -> str | None:
-    """Return why a backbone may not be packed, or None if it may.
-
-    Args:
-        config: its transformers configuration.
-    """
+    """Return why a backbone with this transformers configuration may not be packed, or None if it may."""
     if not type(config).__module__.startswith("transformers.models."):
         return "its code comes with the checkpoint"
     if config.get_text_config() is not config:
@@ -62,21 +61,12 @@ def refusal(config: Any) -> str | None:
 
 
 def _rope_types(parameters: dict[str, Any]) -> set[str]:
-    """Return the kinds of rotary positions, which a model may have one for each kind of layer."""
-    found = {parameters[name] for name in ("rope_type", "type") if isinstance(parameters.get(name), str)}
+    """Return the types of rotary positions; a model may have one for each type of layer."""
+    types = {parameters[name] for name in ("rope_type", "type") if isinstance(parameters.get(name), str)}
     for value in parameters.values():
         if isinstance(value, dict):
-            found |= _rope_types(value)
-    return found
-
-
-logger = logging.getLogger(__name__)
-
-_STEM, _TAILS, _OTHER = 24, (3, 9), 7
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-_COARSE = 0.1
-_FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
-_KERNEL_DTYPES = frozenset({torch.bfloat16, torch.float16})
+            types |= _rope_types(value)
+    return types
 
 
 def choose(backbone: nn.Module) -> tuple[str, Forward] | str:
@@ -91,12 +81,13 @@ def choose(backbone: nn.Module) -> tuple[str, Forward] | str:
     reason = refusal(backbone.config)
     if reason is not None:
         return reason
+    reasons = []
     for name, forward in ways(backbone):
-        found = attempted(partial(disagreement, backbone, forward))
-        if found is None:
+        difference = failure_of(partial(disagreement, backbone, forward))
+        if difference is None:
             return name, forward
-        reason = f"{name}: {found}" if reason is None else f"{reason}; {name}: {found}"
-    return reason or "there is no packed attention for its device"
+        reasons.append(f"{name}: {difference}")
+    return "; ".join(reasons) or "there is no packed attention for its device"
 
 
 def ways(backbone: nn.Module) -> Iterator[tuple[str, Forward]]:
@@ -109,8 +100,8 @@ def ways(backbone: nn.Module) -> Iterator[tuple[str, Forward]]:
     parameter = next(backbone.parameters())
     if parameter.device.type == "cpu":
         if DecoderForward.serves(backbone):
-            if parameter.dtype == torch.bfloat16 and (native := _native(backbone)) is not None:
-                yield "native", DecoderForward(backbone, NativeOperations(native))
+            if parameter.dtype == torch.bfloat16 and (library := _native(backbone)) is not None:
+                yield "native", DecoderForward(backbone, NativeOperations(library))
             yield "decoder", DecoderForward(backbone)
         yield "blocks", through_model(backbone, attend_blocks)
     if parameter.device.type == "cuda":
@@ -120,13 +111,13 @@ def ways(backbone: nn.Module) -> Iterator[tuple[str, Forward]]:
 
 
 def _native(backbone: Any) -> Any | None:
-    """Return our own kernels where they can be had and are faster than torch's operations."""
-    found = kernels()
-    reason = found if isinstance(found, str) else attempted(partial(_slower, found, backbone))
+    """Return our own kernels where they can run and are faster than torch's operations."""
+    library = kernels()
+    reason = library if isinstance(library, str) else failure_of(partial(_slower, library, backbone))
     if reason is not None:
         logger.info("no kernels of our own: %s", reason)
         return None
-    return found
+    return library
 
 
 def _slower(library: Any, backbone: Any) -> str | None:
@@ -143,8 +134,7 @@ def through_model(backbone: nn.Module, attend: Attend) -> Forward:
     """Return a forward pass that runs the model's own code, with our attention in it.
 
     Args:
-        backbone: a bare transformers decoder that ``support.refusal`` has nothing against.
-        attend: the attention.
+        backbone: a bare transformers decoder that ``refusal`` has nothing against.
     """
     config: Any = backbone.config
 
@@ -159,7 +149,7 @@ def through_model(backbone: nn.Module, attend: Attend) -> Forward:
                 paragone_attend=attend,
             )
         hidden: Tensor = output.last_hidden_state[0]
-        return hidden[torch.from_numpy(run.wanted).to(hidden.device)]
+        return hidden[torch.from_numpy(run.output_rows).to(hidden.device)]
 
     return forward
 
@@ -168,58 +158,53 @@ def disagreement(backbone: nn.Module, forward: Forward) -> str | None:
     """Return how packed passes differ from running sequences one by one, or None if they agree.
 
     Args:
-        backbone: the model.
         forward: the packed forward pass on trial.
     """
     config: Any = backbone.config
     parameter = next(backbone.parameters())
-    items = _trial(config.vocab_size)
+    items = _trial_items(config.vocab_size)
     store = PromptStore(1 << 40)
     packer = Packer(forward, parameter.device, config.hidden_size, store=store, max_tokens=1 << 20)
     with torch.inference_mode():
-        alone = torch.stack([_alone(backbone, item, parameter.device) for item in items])
-    if not bool(torch.isfinite(alone).all()):
+        expected = torch.stack([_plain_state(backbone, item, parameter.device) for item in items])
+    if not bool(torch.isfinite(expected).all()):
         return "its hidden states are not finite"
-    most = tolerance(parameter.dtype)
-    for way in ("packed", "from stored keys"):
-        error = float((packer.encode(items) - alone).norm() / alone.norm())
-        if not error <= most:
-            return f"run {way} its hidden states are off by {error:.1e} of their size"
+    limit = tolerance(parameter.dtype)
+    for origin in ("packed", "from stored keys"):  # the second call finds the stem in the store
+        error = float((packer.encode(items) - expected).norm() / expected.norm())
+        if not error <= limit:  # NaN is a disagreement too
+            return f"run {origin} its hidden states are off by {error:.1e} of their size"
     return None
 
 
-def attempted(check: Callable[[], str | None], *, failed: str = "failed") -> str | None:
-    """Return what a trial found, or the error that ended it.
+def failure_of(check: Callable[[], str | None], *, verb: str = "failed") -> str | None:
+    """Return what a check says, or the error that ended it.
 
     Kernels differ between devices and versions; whichever fails, padded batches are there.
 
     Args:
-        check: the trial; returns what is wrong, or None.
-        failed: what is said of it before the error's name.
+        check: returns what is wrong, or None.
+        verb: stands before the error's name.
     """
     try:
         return check()
     except _FAILURES as error:
-        return f"{failed} with {type(error).__name__}: {str(error).splitlines()[:1]}"
+        return f"{verb} with {type(error).__name__}: {str(error).splitlines()[:1]}"
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Return by how much of their size packed numbers may differ from those of sequences one by one.
-
-    Args:
-        dtype: that is computed in.
-    """
+    """Return by how much of their size packed numbers may differ from those of sequences one by one."""
     return _TOLERANCE.get(dtype, _COARSE)
 
 
-def _trial(vocabulary: int) -> list[EncodeItem]:
+def _trial_items(vocabulary: int) -> list[EncodeItem]:
     generator = np.random.default_rng(0)
     stem, *tails, other = (generator.integers(0, vocabulary, length).tolist() for length in (_STEM, *_TAILS, _OTHER))
     sequences = [*(stem + tail for tail in tails), other]
     return [EncodeItem(tokens, ((len(tokens) - 1, len(tokens)),), len(tokens) - 1) for tokens in sequences]
 
 
-def _alone(backbone: nn.Module, item: EncodeItem, device: torch.device) -> Tensor:
+def _plain_state(backbone: nn.Module, item: EncodeItem, device: torch.device) -> Tensor:
     output = backbone(input_ids=torch.tensor([list(item.token_ids)], device=device), use_cache=False)
     hidden: Tensor = output.last_hidden_state[0, -1:].float()
     return hidden

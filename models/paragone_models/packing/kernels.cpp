@@ -363,11 +363,11 @@ void attend(const Tensor& query, at::TensorList keys, at::TensorList values, con
     reader.tokens += up_to(padded, kKeys);
   }
   const auto block_rows = blocks.accessor<int64_t, 2>();
-  std::vector<Block> wanted;
+  std::vector<Block> queue;
   int64_t most = 1;
   for (int64_t i = 0; i < blocks.size(0); ++i) {
     const auto row = block_rows[i];
-    wanted.push_back({row[0], row[1], row[2], row[3], row[4]});
+    queue.push_back({row[0], row[1], row[2], row[3], row[4]});
     TORCH_CHECK(row[0] >= 0 && row[0] + row[1] <= query.size(1) && row[3] >= 0 && row[4] <= paths.size(0),
                 "attend: a block is outside the queries or the paths");
     most = std::max(most, row[1]);
@@ -377,7 +377,7 @@ void attend(const Tensor& query, at::TensorList keys, at::TensorList values, con
   Bits* packed_keys = bits(room);
   Bits* packed_values = packed_keys + key_heads * reader.tokens * size;
   reader.keys = packed_keys, reader.values = packed_values;
-  const int64_t run_count = reader.runs.size(), block_count = wanted.size(), work = block_count * key_heads;
+  const int64_t run_count = reader.runs.size(), block_count = queue.size(), work = block_count * key_heads;
   at::parallel_for(0, run_count * key_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Tokens& run = reader.runs[i % run_count];
@@ -390,7 +390,7 @@ void attend(const Tensor& query, at::TensorList keys, at::TensorList values, con
   at::parallel_for(0, std::min<int64_t>(at::get_num_threads(), work), 1, [&](int64_t, int64_t) {
     thread_local Desk desk;
     desk.resize(up_to(group * most, kGrain), size);
-    for (int64_t task; (task = next.fetch_add(1)) < work;) reader(wanted[task % block_count], task / block_count, desk);
+    for (int64_t task; (task = next.fetch_add(1)) < work;) reader(queue[task % block_count], task / block_count, desk);
     at::native::cpublas::brgemm_release();
   });
 }

@@ -4,7 +4,7 @@ What stands between a decoder's matrix products is most of its time where a CPU 
 operations go over memory once each. ``kernels.cpp`` does a norm, a rotation, an activation and the attention of a whole
 pass in one go each. It needs a C++ compiler, takes about ten seconds, and is kept in the user's cache folder.
 
-Shapes: T rows, W wanted rows, Hq and Hk heads, D head size.
+Shapes: T rows, W output rows, Hq and Hk heads, D head size.
 """
 
 import functools
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from paragone_models.machine import bfloat16_refusal
-from paragone_models.packing.attention import Rooms, Rule, Run
+from paragone_models.packing.attention import Buffers, Rule, Run
 from paragone_models.packing.decoder import Norm, Operations, TorchOperations
 from paragone_models.packing.tree import Above, Layout
 
@@ -80,8 +80,8 @@ def kernels() -> Any:
 
 def _compiled(compiler: str) -> Path:
     """Return the library, compiled now if nobody did before."""
-    about = _said(compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull)
-    parts = (_SOURCE.read_text(), torch.__version__, compiler, *_FLAGS, about)
+    facts = _output_of(compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull)
+    parts = (_SOURCE.read_text(), torch.__version__, compiler, *_FLAGS, facts)
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     folder = _folder()
     library = folder / f"kernels-{name}.so"
@@ -90,9 +90,11 @@ def _compiled(compiler: str) -> Path:
     logger.info("compiling kernels for this CPU with %s, once; %s=0 does without", compiler, _VARIABLE)
     home = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory(dir=folder) as workplace:
-        unlinked, linked = Path(workplace, "kernels.o"), Path(workplace, library.name)
-        _said(compiler, *_FLAGS, f"-I{home / 'include'}", "-c", str(_SOURCE), "-o", str(unlinked))
-        _said(compiler, "-shared", str(unlinked), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10", "-o", str(linked))
+        object_file, linked = Path(workplace, "kernels.o"), Path(workplace, library.name)
+        _output_of(compiler, *_FLAGS, f"-I{home / 'include'}", "-c", str(_SOURCE), "-o", str(object_file))
+        _output_of(
+            compiler, "-shared", str(object_file), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10", "-o", str(linked)
+        )
         linked.replace(library)  # whole or not at all, whoever else compiles it just now
     return library
 
@@ -107,7 +109,7 @@ def _folder() -> Path:
     return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="paragone-"))
 
 
-def _said(*command: str) -> str:
+def _output_of(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LIMIT_S).stdout  # noqa: S603
 
 
@@ -116,17 +118,17 @@ class _Plan:
     """Who reads what in a pass, as ``attend`` in kernels.cpp wants it.
 
     Attributes:
-        runs: of tokens: source (0 for the pass, then ``held``), first token, tokens, position of the first. [n, 4]
+        runs: of tokens: source (0 for the pass, then ``earlier``), first token, tokens, position of the first. [n, 4]
         blocks: of queries: first, how many, position of the first, their stretch (first, one behind) of paths. [b, 5]
         paths: runs that are read one after another. [p]
-        held: nodes whose keys were computed before the pass.
+        earlier: nodes whose keys were computed before the pass.
         queries: how many there are, Q.
     """
 
     runs: Tensor
     blocks: Tensor
     paths: Tensor
-    held: tuple[int, ...]
+    earlier: tuple[int, ...]
     queries: int
 
 
@@ -138,19 +140,19 @@ class NativeOperations:
     """
 
     def __init__(self, library: Any) -> None:
-        self.rooms = Rooms()
+        self.buffers = Buffers()
         self._library = library
 
     def normed(self, name: str, rows: Tensor, norm: Norm) -> Tensor:
         """Return rows divided by their root mean square, times a weight, in the memory of that name."""
-        out = self.rooms.take(name, tuple(rows.shape), rows)
+        out = self.buffers.take(name, tuple(rows.shape), rows)
         self._library.rms_norm(rows, *norm, out)
         return out
 
     def rotated(self, name: str, heads: Tensor, norm: Norm | None, cos: Tensor, sin: Tensor) -> Tensor:
         """Return heads [T, heads, D], normed, at their positions, as [heads, T, D], in the memory of that name."""
         rows, count, size = heads.shape
-        out = self.rooms.take(name, (count, rows, size), heads)
+        out = self.buffers.take(name, (count, rows, size), heads)
         self._library.rotate(heads, *(norm or (None, 0.0)), cos, sin, out)
         return out
 
@@ -160,15 +162,15 @@ class NativeOperations:
         return gate
 
     def attend(
-        self, run: Run, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule, *, wanted: bool = False
+        self, run: Run, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule, *, outputs_only: bool = False
     ) -> Tensor:
-        """Return what every row reads, or the wanted rows alone, as [T or W, Hq, D]."""
+        """Return what every row reads, or the output rows alone, as [T or W, Hq, D]."""
         heads, rows, size = query.shape
-        plan: _Plan = run.memo.get(("plan", wanted)) or _plan(run, heads // len(key), wanted=wanted)
-        run.memo["plan", wanted] = plan
-        keys = [key, *(run.held[node].keys[layer] for node in plan.held)]
-        values = [value, *(run.held[node].values[layer] for node in plan.held)]
-        out = self.rooms.take("read", (rows, heads, size), query)
+        plan: _Plan = run.memo.get(("plan", outputs_only)) or _plan(run, heads // len(key), outputs_only=outputs_only)
+        run.memo["plan", outputs_only] = plan
+        keys = [key, *(run.earlier[node].keys[layer] for node in plan.earlier)]
+        values = [value, *(run.earlier[node].values[layer] for node in plan.earlier)]
+        out = self.buffers.take("read", (rows, heads, size), query)
         self._library.attend(query, keys, values, plan.runs, plan.blocks, plan.paths, rule.scale, rule.window or 0, out)
         out[plan.queries :] = 0  # rows of no node
         return out
@@ -180,9 +182,6 @@ def speedup(library: Any, *, heads: int, key_heads: int, head_size: int) -> floa
 
     Args:
         library: from ``kernels``.
-        heads: query heads, Hq.
-        key_heads: Hk.
-        head_size: D.
     """
     nodes, length = 5, 128
     rows = {node: (node * length, (node + 1) * length) for node in range(nodes)}
@@ -202,37 +201,36 @@ def speedup(library: Any, *, heads: int, key_heads: int, head_size: int) -> floa
     return torchs / ours
 
 
-def _plan(run: Run, group: int, *, wanted: bool) -> _Plan:
+def _plan(run: Run, group: int, *, outputs_only: bool) -> _Plan:
     """Return the plan of a pass.
 
     Args:
-        run: the pass.
         group: query heads to a key head.
-        wanted: for the wanted rows alone.
+        outputs_only: for the output rows alone.
     """
     layout = run.layout
-    held = layout.held
-    runs = [(source, 0, len(run.held[node]), run.held[node].start) for source, node in enumerate(held, start=1)]
-    number = {node: index for index, node in enumerate((*held, *layout.rows))}
+    earlier = layout.earlier
+    runs = [(source, 0, len(run.earlier[node]), run.earlier[node].start) for source, node in enumerate(earlier, 1)]
+    number = {node: index for index, node in enumerate((*earlier, *layout.rows))}
     blocks: list[tuple[int, ...]] = []
     paths: list[int] = []
     for node, (first, last) in layout.rows.items():
         start = int(layout.positions[first])
         runs.append((0, first, last - first, start))
-        path = [number[one] for one in (*layout.path(first), node)]
+        path = [number[part] for part in (*layout.path(first), node)]
         stretch = len(paths), len(paths) + len(path)
         paths += path
-        for query, row, count in _queries(run, first, last, group, wanted=wanted):
+        for query, row, count in _queries(run, first, last, group, outputs_only=outputs_only):
             blocks.append((query, count, start + row - first, *stretch))
-    rows = torch.tensor(blocks, dtype=torch.long).view(-1, 5)  # a pass that only goes on may have none that are wanted
-    return _Plan(torch.tensor(runs), rows, torch.tensor(paths), held, int(rows[:, 1].sum()))
+    rows = torch.tensor(blocks, dtype=torch.long).view(-1, 5)  # a pass inside a long prompt may have none
+    return _Plan(torch.tensor(runs), rows, torch.tensor(paths), earlier, int(rows[:, 1].sum()))
 
 
-def _queries(run: Run, first: int, last: int, group: int, *, wanted: bool) -> Iterator[tuple[int, int, int]]:
+def _queries(run: Run, first: int, last: int, group: int, *, outputs_only: bool) -> Iterator[tuple[int, int, int]]:
     """Yield blocks of a node's queries: the first one's index, its row, and how many they are."""
-    if wanted:
-        begin, end = run.wanted.searchsorted((first, last)).tolist()
-        yield from ((query, int(run.wanted[query]), 1) for query in range(begin, end))
+    if outputs_only:
+        begin, end = run.output_rows.searchsorted((first, last)).tolist()
+        yield from ((query, int(run.output_rows[query]), 1) for query in range(begin, end))
         return
     most = max(_FEWEST, _ROWS // group)
     yield from ((row, row, min(most, last - row)) for row in range(first, last, most))

@@ -25,7 +25,6 @@ class _Segment:
     """A node of the pass.
 
     Attributes:
-        node: its index.
         rows: how many tokens it has, n.
         path: the nodes above it, from position 0 on.
         seen: tokens of the path and its own, S.
@@ -51,13 +50,13 @@ def segments_attention(kernel: Callable[..., Tensor] = scaled_dot_product_attent
         lengths = [segment.rows for segment in segments]
         nodes = [segment.node for segment in segments]
         queries = query.split(lengths, dim=1)
-        keys, values = (dict(zip(nodes, states.split(lengths, dim=1), strict=True)) for states in (key, value))
-        for node, stored in run.held.items():
-            keys[node], values[node] = stored.keys[layer], stored.values[layer]
+        keys, values = (dict(zip(nodes, part.split(lengths, dim=1), strict=True)) for part in (key, value))
+        for node, states in run.earlier.items():
+            keys[node], values[node] = states.keys[layer], states.values[layer]
         read = []
         for segment, own in zip(segments, queries, strict=True):
-            part = (*segment.path, segment.node)
-            seen = _joined([keys[node] for node in part]), _joined([values[node] for node in part])
+            nodes_seen = (*segment.path, segment.node)
+            seen = _joined([keys[node] for node in nodes_seen]), _joined([values[node] for node in nodes_seen])
             masking = _masking(run, segment, rule.window, own)
             read.append(_read(kernel, own, *seen, rule, **masking))
         return torch.cat(read)
@@ -67,11 +66,11 @@ def segments_attention(kernel: Callable[..., Tensor] = scaled_dot_product_attent
 
 def _segments(run: Run) -> list[_Segment]:
     layout = run.layout
-    found = []
+    segments = []
     for node, (first, last) in layout.rows.items():
         seen = int(layout.positions[first]) + last - first
-        found.append(_Segment(node, last - first, layout.path(first), seen))
-    return found
+        segments.append(_Segment(node, last - first, layout.path(first), seen))
+    return segments
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -109,8 +108,6 @@ def _read(
         query: [Hq, n, D]
         key: [Hk, S, D]
         value: [Hk, S, D]
-        rule: scale and cap.
-        masking: what is seen.
     """
     if rule.cap is not None:
         return _capped(query, key, value, rule.scale, rule.cap, masking.get("attn_mask"))

@@ -1,13 +1,11 @@
-"""The prefix tree of a batch: which runs of tokens are computed once, and which sequences go through them.
+"""Which tokens a batch computes, and where they stand: a forest of shared prefixes, laid out in rows.
 
-Sequences are compared token by token; nobody has to say what they share. A node is a run of tokens; nodes stand in
-preorder, so that everything below a node follows it without a gap. No torch here.
+Sequences that begin alike share a path of nodes, so that their common tokens are computed once. A pass takes a range of
+nodes and puts their tokens into one row after another. Nodes come in preorder: a parent before its children, a subtree
+in one piece. So the rows that attend to a node's keys are one range: its own rows (causally), and behind them those of
+everything below it (wholly).
 
-
-Where the nodes of a forest stand in the packed row of one forward pass, and which rows attend to which keys.
-
-A row is one token that is computed. Nodes come in preorder, so the rows that attend to a node's keys are one run: its
-own (causally), and behind them those of everything below it (wholly).
+Shapes: T rows of a pass, each of them one token that is computed.
 """
 
 import itertools
@@ -18,16 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "MIN_SHARED",
     "NO_PARENT",
     "Above",
     "Forest",
     "Layout",
     "Node",
     "Tokens",
-    "chunks",
     "common_length",
     "grow",
     "lay_out",
+    "pass_ranges",
     "split_long",
 ]
 
@@ -35,24 +34,26 @@ Tokens = NDArray[np.int64]
 
 NO_PARENT = -1
 
+MIN_SHARED = 16
+"""Tokens from which on a shared run is worth a node of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
     """A run of tokens.
 
     Attributes:
-        tokens: its token ids.
         start: position of the first one in its sequences.
         parent: index of the node before it, or ``NO_PARENT``.
         sequences: how many sequences go through it.
-        known: True where its keys and values are at hand, so that it is not computed.
+        stored: True if its keys and values are stored already, so that it is not computed.
     """
 
     tokens: Tokens
     start: int
     parent: int
     sequences: int
-    known: bool = False
+    stored: bool = False
 
     @property
     def stop(self) -> int:
@@ -62,10 +63,9 @@ class Node:
 
 @dataclass(slots=True)
 class Forest:
-    """Prefix trees of a batch.
+    """Prefix trees of a batch, all nodes in preorder.
 
     Attributes:
-        nodes: in preorder.
         ends: the node in which each sequence ends, in the order given; ``NO_PARENT`` for one that has no tokens left.
     """
 
@@ -75,13 +75,13 @@ class Forest:
     @property
     def tokens(self) -> int:
         """Number of tokens that are computed."""
-        return sum(len(node.tokens) for node in self.nodes if not node.known)
+        return sum(len(node.tokens) for node in self.nodes if not node.stored)
 
     def add(self, trunk: Node | None, tree: "Forest", owners: Sequence[int]) -> None:
         """Append a tree.
 
         Args:
-            trunk: a known node that all of it continues, or None.
+            trunk: a stored node that all of it continues, or None.
             tree: as ``grow`` returns it.
             owners: which of this forest's sequences the tree's are.
         """
@@ -97,7 +97,7 @@ class Forest:
             self.ends[owner] = root if end == NO_PARENT else end + offset
 
     def path(self, index: int) -> list[int]:
-        """Return a node and what stands before it, the first one first."""
+        """Return a node and what stands before it, the root first."""
         path: list[int] = []
         while index != NO_PARENT:
             path.append(index)
@@ -123,20 +123,21 @@ def grow(sequences: Sequence[Tokens], *, start: int, min_shared: int) -> Forest:
     tokens of every chat template, say) is computed in each of them, because a node of its own costs more than it saves.
 
     Args:
-        sequences: token ids.
-        start: where they begin to be computed: what stands before is the same in all of them and known already.
+        start: position at which computing begins: what stands before is the same in all of them and stored already.
         min_shared: see above; at least 1.
     """
     # Big-endian bytes sort as the numbers do: memcmp instead of a loop over integers.
     keys = [sequence.astype(">u4").tobytes() for sequence in sequences]
     order = sorted(range(len(sequences)), key=keys.__getitem__)
     ranked = [sequences[index] for index in order]
+    # In sorted order, what a range of sequences has in common is the minimum over its neighbours.
     shared = [common_length(before, after) for before, after in itertools.pairwise(ranked)]
     forest = Forest(ends=[NO_PARENT] * len(sequences))
-    # (first, last + 1, position from which tokens are still to be placed, parent)
-    waiting = [(0, len(ranked), start, NO_PARENT)] if ranked else []
-    while waiting:
-        low, high, position, parent = waiting.pop()
+    # (first, last + 1, position from which tokens are still to be placed, parent). A stack, so that nodes are in
+    # preorder; a recursion could be as deep as a chat has turns.
+    pending = [(0, len(ranked), start, NO_PARENT)] if ranked else []
+    while pending:
+        low, high, position, parent = pending.pop()
         common = len(ranked[low]) if high - low == 1 else min(shared[low : high - 1])
         same = common == len(ranked[low]) == len(ranked[high - 1])
         if same or common - position >= min_shared:
@@ -150,27 +151,22 @@ def grow(sequences: Sequence[Tokens], *, start: int, min_shared: int) -> Forest:
             continue
         # What ends right here has its tokens placed, or (too short to share) becomes a branch like the others.
         borders = [low, *(rank + 1 for rank in range(low, high - 1) if shared[rank] == common), high]
-        waiting.extend((first, last, position, parent) for first, last in reversed(list(itertools.pairwise(borders))))
+        pending.extend((first, last, position, parent) for first, last in reversed(list(itertools.pairwise(borders))))
     return forest
 
 
 def split_long(forest: Forest, longest: int) -> Forest:
-    """Return the forest with nodes of at most ``longest`` tokens: a long run becomes a chain.
-
-    Args:
-        forest: what ``grow`` returned.
-        longest: at least 1.
-    """
-    if all(node.known or len(node.tokens) <= longest for node in forest.nodes):
+    """Return the forest with nodes of at most ``longest`` tokens: a long run becomes a chain."""
+    if all(node.stored or len(node.tokens) <= longest for node in forest.nodes):
         return forest
     nodes: list[Node] = []
     last: dict[int, int] = {NO_PARENT: NO_PARENT}
     for index, node in enumerate(forest.nodes):
         parent = last[node.parent]
-        step = len(node.tokens) if node.known else longest
+        step = len(node.tokens) if node.stored else longest
         for begin in range(0, len(node.tokens), step):
             piece = node.tokens[begin : begin + step]
-            nodes.append(Node(piece, node.start + begin, parent, node.sequences, node.known))
+            nodes.append(Node(piece, node.start + begin, parent, node.sequences, node.stored))
             parent = len(nodes) - 1
         last[index] = parent
     return Forest(nodes, [last[end] for end in forest.ends])
@@ -193,7 +189,7 @@ class Above:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One forward pass.
+    """The rows of one pass.
 
     Attributes:
         tokens: token id of every row. [T]
@@ -208,29 +204,25 @@ class Layout:
     above: tuple[Above, ...]
 
     @property
-    def held(self) -> tuple[int, ...]:
+    def earlier(self) -> tuple[int, ...]:
         """The nodes that rows attend to and that were computed before the pass, in preorder."""
         return tuple(above.node for above in self.above if above.node not in self.rows)
 
     def path(self, row: int) -> tuple[int, ...]:
-        """Return the nodes above a row's own, from position 0 on.
-
-        Args:
-            row: in the pass.
-        """
+        """Return the nodes above a row's own, the root first."""
         return tuple(above.node for above in self.above if above.first <= row < above.last)
 
 
-def chunks(forest: Forest, max_tokens: int) -> Iterator[tuple[int, int]]:
-    """Yield runs of nodes (first, one behind the last) that are computed together, in order.
+def pass_ranges(forest: Forest, max_tokens: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of nodes (first, one behind the last) that are computed together, in order.
 
     Args:
         forest: from ``split_long``, so that every single node fits.
-        max_tokens: most tokens of one run.
+        max_tokens: most tokens of one pass.
     """
     first, tokens = 0, 0
     for index, node in enumerate(forest.nodes):
-        cost = 0 if node.known else len(node.tokens)
+        cost = 0 if node.stored else len(node.tokens)
         if tokens and tokens + cost > max_tokens:
             yield first, index
             first, tokens = index, 0
@@ -240,22 +232,17 @@ def chunks(forest: Forest, max_tokens: int) -> Iterator[tuple[int, int]]:
 
 
 def lay_out(forest: Forest, first: int, last: int) -> Layout:
-    """Return the packed row of some nodes.
-
-    Args:
-        forest: where they stand.
-        first: index of the first one.
-        last: one behind the last one.
-    """
+    """Return the rows of the nodes from ``first`` to the one before ``last``."""
     rows: dict[int, tuple[int, int]] = {}
     below: dict[int, tuple[int, int]] = {}
     row = 0
     for index in range(first, last):
         node = forest.nodes[index]
-        if node.known:
+        if node.stored:
             continue
         end = row + len(node.tokens)
         rows[index] = (row, end)
+        # Preorder makes the rows below an ancestor one range: the first one opens it, the last one ends it.
         ancestor = node.parent
         while ancestor != NO_PARENT:
             below[ancestor] = (below.get(ancestor, (row, end))[0], end)

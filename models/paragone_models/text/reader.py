@@ -46,7 +46,6 @@ class Conversation:
     """A prompt, one response to it, and the tools that were on offer.
 
     Attributes:
-        prompt: messages before the response.
         response: the messages whose quality is judged: one by the assistant, or an agent's turns.
         tools: JSON schemas of the tools, or None.
     """
@@ -79,11 +78,7 @@ def conversation(
 
 
 def characters(messages: Sequence[Message]) -> int:
-    """Return how many characters of content messages have; what is no message counts for nothing.
-
-    Args:
-        messages: in OpenAI's shape.
-    """
+    """Return how many characters of content messages have; what is no message counts for nothing."""
     total = 0
     for message in messages:
         content = message.get("content") if isinstance(message, Mapping) else None
@@ -96,9 +91,6 @@ def characters(messages: Sequence[Message]) -> int:
 
 def plain_text(message: Message) -> dict[str, Any]:
     """Return the message with its content as one string, text parts joined, and no empty fields.
-
-    Args:
-        message: in OpenAI's shape.
 
     Raises:
         TextError: ``unsupported_content`` for a part that is not text, or something that is no message.
@@ -178,8 +170,6 @@ def read_plan(spec: ModelSpec, prompt_length: int, length: int, *, first_token: 
     length (never by looking for padding), or averaged over the tokens after the prompt.
 
     Args:
-        spec: what the model is.
-        prompt_length: tokens of the prompt.
         length: tokens of the whole sequence.
         first_token: read the first token instead, as encoders with a classification token do.
 
@@ -214,8 +204,6 @@ class Reading:
     """Exactly what the model sees of one conversation.
 
     Attributes:
-        text: the rendered conversation.
-        token_ids: its tokens.
         prompt_length: how many of them belong to the prompt (the template applied to the prompt alone).
         reads: where hidden states are read.
         dropped_tokens: how many tokens were cut from the left of the prompt.
@@ -252,7 +240,6 @@ class TextReader:
     """Read conversations for one model, from any thread.
 
     Args:
-        tokenizer: the model's transformers tokenizer.
         spec: length limit, special-token, BOS and reasoning policy, and the read plan.
         first_token: True for encoders that are read at their first token.
         token_types: the encoder tells prompt and response apart by token types, which are not hosted.
@@ -288,7 +275,6 @@ class TextReader:
         that is many times too long, unread.
 
         Args:
-            conversations: to be read.
             truncation: ``prompt`` cuts as described, ``error`` refuses instead (``conversation_truncated``).
 
         Returns:

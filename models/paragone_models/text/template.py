@@ -39,9 +39,6 @@ _PROBE = "paragone7probe"
 def freeze_date(template: str) -> str:
     """Return the template with every call for today's date replaced by a fixed one.
 
-    Args:
-        template: a Jinja chat template.
-
     Raises:
         ModelLoadError: if it formats the date in a way that cannot be fixed beforehand.
     """
@@ -55,8 +52,6 @@ class ChatTemplate:
     """Render and tokenise messages as one model expects them.
 
     Args:
-        tokenizer: a transformers tokenizer.
-        spec: special-token and BOS policy.
         text_pair: without a template, give prompt and response to the tokenizer as a pair, as encoders are trained.
         token_types: the model tells the two texts of a pair apart by token types, which are not hosted.
     """
@@ -84,7 +79,6 @@ class ChatTemplate:
         """Return the text of the conversation, without a generation prompt.
 
         Args:
-            messages: with string contents.
             tools: JSON schemas of tools, or None.
             closed: False for a prompt alone, which a model without a template does not end by its EOS token.
 

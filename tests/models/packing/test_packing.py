@@ -16,7 +16,7 @@ from paragone_models.packing import attention, backend
 from paragone_models.packing.attention import attend_blocks
 from paragone_models.packing.backend import PACKED, refusal, through_model
 from paragone_models.packing.decoder import DecoderForward
-from paragone_models.packing.gpu_attention import Sequences, flex_attention, varlen_attention
+from paragone_models.packing.gpu_attention import Borders, flex_attention, varlen_attention
 from paragone_models.packing.segments import segments_attention
 from paragone_models.spec import ModelSpec
 from tests.models import packs
@@ -287,7 +287,7 @@ def test_a_way_that_disagrees_is_not_taken(decoders, monkeypatch):
         return right(run, tokens, positions.flip(0))
 
     def silent(run, *_):
-        return torch.ones(len(run.wanted), packs.HIDDEN)
+        return torch.ones(len(run.output_rows), packs.HIDDEN)
 
     def broken(*_):
         raise NotImplementedError("no such kernel")
@@ -326,7 +326,7 @@ def test_items_with_different_reads_are_refused_before_they_run(decoders):
         LocalForward(network, max_batch_tokens=64).encode(items)
 
 
-def reference_kernel(query, key, value, where: Sequences, rule):
+def reference_kernel(query, key, value, where: Borders, rule):
     """What a varlen kernel computes, by plain products: causal, aligned at the ends, windowed."""
     group = query.shape[1] // key.shape[1]
     outs = []

@@ -5,32 +5,32 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paragone_models.packing.attention import Stored
-from paragone_models.packing.packer import Known, PromptStore
+from paragone_models.packing.attention import KeysValues
+from paragone_models.packing.packer import Prefix, PromptStore
 
 BYTES_A_TOKEN = 2 * 4 * 4
 
 
-def known(tokens) -> Known:
+def prefix(tokens) -> Prefix:
     """Keys that say which token they belong to."""
     array = np.array(tokens, dtype=np.int64)
     keys = torch.from_numpy(array).float()[None, :, None].expand(1, len(array), 4).contiguous()
-    return Known(array, Stored(0, [keys], [keys + 0.5]))
+    return Prefix(array, KeysValues(0, [keys], [keys + 0.5]))
 
 
 def found(store: PromptStore, tokens, *, limit=10**6, at_least=1) -> list[int] | None:
     match = store.match(np.array(tokens, dtype=np.int64), limit=limit, at_least=at_least)
     if match is None:
         return None
-    assert match.stored.keys[0][0, :, 0].tolist() == match.tokens.tolist()
-    assert (match.stored.values[0] - match.stored.keys[0] == 0.5).all()
+    assert match.states.keys[0][0, :, 0].tolist() == match.tokens.tolist()
+    assert (match.states.values[0] - match.states.keys[0] == 0.5).all()
     return match.tokens.tolist()
 
 
 def test_the_longest_known_prefix_is_found():
     store = PromptStore(1 << 20)
     prompt = list(range(100))
-    store.put(known(prompt))
+    store.put(prefix(prompt))
     assert found(store, [*prompt, 7, 8]) == prompt
     assert found(store, [*prompt[:50], 7, 8]) == prompt[:50]
     assert found(store, [7, *prompt]) is None
@@ -38,7 +38,7 @@ def test_the_longest_known_prefix_is_found():
 
 def test_a_match_ends_at_its_limit_and_below_the_least_length_there_is_none():
     store = PromptStore(1 << 20)
-    store.put(known(range(100)))
+    store.put(prefix(range(100)))
     assert found(store, range(120), limit=99) == list(range(99))
     assert found(store, range(120), limit=40, at_least=41) is None
     assert found(store, range(120), limit=0) is None
@@ -46,10 +46,10 @@ def test_a_match_ends_at_its_limit_and_below_the_least_length_there_is_none():
 
 def test_a_longer_prompt_replaces_the_one_it_begins_with_and_a_shorter_one_changes_nothing():
     store = PromptStore(1 << 20)
-    store.put(known(range(64)))
-    store.put(known(range(96)))
+    store.put(prefix(range(64)))
+    store.put(prefix(range(96)))
     assert len(store) == 1
-    store.put(known(range(64)))
+    store.put(prefix(range(64)))
     assert (len(store), store.bytes) == (1, 96 * BYTES_A_TOKEN)
     assert found(store, range(100)) == list(range(96))
 
@@ -57,10 +57,10 @@ def test_a_longer_prompt_replaces_the_one_it_begins_with_and_a_shorter_one_chang
 def test_the_least_recently_used_prompt_goes_first():
     store = PromptStore(2 * 64 * BYTES_A_TOKEN)
     first, second, third = (list(range(start, start + 64)) for start in (0, 100, 200))
-    store.put(known(first))
-    store.put(known(second))
+    store.put(prefix(first))
+    store.put(prefix(second))
     assert found(store, first) == first
-    store.put(known(third))
+    store.put(prefix(third))
     assert found(store, second) is None
     assert found(store, first) == first
     assert store.bytes <= store.max_bytes
@@ -68,14 +68,14 @@ def test_the_least_recently_used_prompt_goes_first():
 
 def test_a_prompt_over_the_budget_and_a_store_without_one_keep_nothing():
     for store in (PromptStore(0), PromptStore(63 * BYTES_A_TOKEN)):
-        store.put(known(range(64)))
+        store.put(prefix(range(64)))
         assert (len(store), store.bytes) == (0, 0)
         assert found(store, range(64)) is None
 
 
 def test_exact_entries_are_told_from_longer_ones():
     store = PromptStore(1 << 20)
-    store.put(known(range(64)))
+    store.put(prefix(range(64)))
     assert store.exact(np.arange(64)) is not None
     assert store.exact(np.arange(63)) is None
     assert store.exact(np.arange(65)) is None
@@ -83,7 +83,7 @@ def test_exact_entries_are_told_from_longer_ones():
 
 def test_a_cleared_store_is_empty():
     store = PromptStore(1 << 20)
-    store.put(known(range(64)))
+    store.put(prefix(range(64)))
     store.clear()
     assert (len(store), store.bytes, found(store, range(64))) == (0, 0, None)
 
@@ -95,7 +95,7 @@ def test_whatever_happens_the_budget_holds_and_matches_are_true_prefixes(steps):
         tokens = [stem] * 40 + list(range(length))
         match = found(store, tokens)
         assert match is None or match == tokens[: len(match)]
-        store.put(known(tokens))
+        store.put(prefix(tokens))
         assert store.bytes <= store.max_bytes
-        assert store.bytes == sum(entry.stored.bytes for entry in store._entries.values())
-    assert {number for numbers in store._blocks.values() for number in numbers} <= set(store._entries)
+        assert store.bytes == sum(entry.states.bytes for entry in store._entries.values())
+    assert {number for numbers in store._by_hash.values() for number in numbers} <= set(store._entries)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paragone_models.packing.packer import MIN_SHARED, PromptStore, isolated, shared
-from paragone_models.packing.tree import chunks, common_length, grow, lay_out, split_long
+from paragone_models.packing.packer import PromptStore, _plan_isolated, _plan_shared
+from paragone_models.packing.tree import MIN_SHARED, common_length, grow, lay_out, pass_ranges, split_long
 from paragone_models.text.reader import EncodeItem
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=12)
@@ -44,7 +44,7 @@ def test_what_is_below_a_node_follows_it_without_a_gap(sequences):
 @given(SEQUENCES, st.integers(1, 40))
 def test_passes_keep_the_budget_and_the_order(sequences, budget):
     forest = split_long(grow(arrays(sequences), start=0, min_shared=2), budget)
-    runs = list(chunks(forest, budget))
+    runs = list(pass_ranges(forest, budget))
     assert [index for first, last in runs for index in range(first, last)] == list(range(len(forest.nodes)))
     for first, last in runs:
         layout = lay_out(forest, first, last)
@@ -88,10 +88,10 @@ def test_deep_chains_do_not_exhaust_the_stack():
 def test_what_is_shared_goes_by_tokens_and_not_by_the_prompt_length():
     stem = list(range(3 * MIN_SHARED))
     items = [EncodeItem([*stem, 100 + tail], ((len(stem), len(stem) + 1),), prompt_length=5) for tail in range(3)]
-    assert shared(items, PromptStore(0), 1000).forest.tokens == len(stem) + 3
+    assert _plan_shared(items, PromptStore(0), 1000).forest.tokens == len(stem) + 3
 
 
 def test_a_response_cut_by_its_prompt_length_alone_is_isolated_from_its_siblings():
     items = [EncodeItem([1] * 40 + [2] * tail, ((39 + tail, 40 + tail),), prompt_length=30) for tail in (1, 5)]
-    schedule = isolated(items, PromptStore(0), 1000)
+    schedule = _plan_isolated(items, PromptStore(0), 1000)
     assert [len(layout.tokens) for layout in schedule.layouts] == [30, 11, 15]

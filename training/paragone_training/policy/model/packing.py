@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from paragone_models.packing.attention import NAME, Attend, Run, packed
-from paragone_models.packing.backend import attempted, refusal, through_model, tolerance
+from paragone_models.packing.backend import failure_of, refusal, through_model, tolerance
 from paragone_models.packing.gpu_attention import flex_attention
-from paragone_models.packing.packer import MIN_SHARED
 from paragone_models.packing.segments import segments_attention
-from paragone_models.packing.tree import Layout, Tokens, grow, lay_out
+from paragone_models.packing.tree import MIN_SHARED, Layout, Tokens, grow, lay_out
 from paragone_training.policy.sections import Batching
 
 __all__ = [
@@ -154,7 +153,7 @@ def choose(model: Any, batching: Batching) -> Attend | str:
     if reason is not None:
         return reason
     attend = flex_attention() if device == "cuda" else segments_attention()
-    reason = attempted(partial(_disagreement, bare.base_model, attend), failed="packing failed")
+    reason = failure_of(partial(_disagreement, bare.base_model, attend), verb="packing failed")
     return attend if reason is None else reason
 
 
