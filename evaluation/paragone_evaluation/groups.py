@@ -8,11 +8,9 @@ from scipy.stats import rankdata
 from paragone_evaluation.asking import Answers
 from paragone_evaluation.dataset import Case, EvaluationSet
 from paragone_evaluation.judged import Clustering
+from paragone_evaluation.measures.bootstrap import pearson_estimate, rating_estimates
 from paragone_evaluation.measures.checks import Floats
-from paragone_evaluation.measures.intervals import pearson_estimate
-from paragone_evaluation.measures.ranking import best_of_n, best_of_n_kl, group_score
-from paragone_evaluation.measures.ratings import rating_estimates
-from paragone_evaluation.measures.transitivity import kendall_zeta
+from paragone_evaluation.measures.ranking import best_of_n, best_of_n_kl, group_score, kendall_zeta
 
 __all__ = ["attribute_rows", "case_scores", "group_section"]
 

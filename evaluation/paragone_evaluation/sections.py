@@ -11,7 +11,14 @@ from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import CalibrationError
 from paragone_evaluation.judged import Clustering, Judged
 from paragone_evaluation.measures.accuracy import accuracy, credit
-from paragone_evaluation.measures.bootstrap import Estimate, Resampler
+from paragone_evaluation.measures.agreement import by_strength
+from paragone_evaluation.measures.bootstrap import (
+    Estimate,
+    Resampler,
+    auc_estimate,
+    calibration_error_estimate,
+    pearson_estimate,
+)
 from paragone_evaluation.measures.calibration import (
     brier,
     fit_temperature,
@@ -19,7 +26,6 @@ from paragone_evaluation.measures.calibration import (
     reliability,
 )
 from paragone_evaluation.measures.checks import Floats, Ints
-from paragone_evaluation.measures.intervals import auc_estimate, calibration_error_estimate, pearson_estimate
 from paragone_evaluation.measures.length import (
     length_logit,
     length_matched,
@@ -27,9 +33,8 @@ from paragone_evaluation.measures.length import (
     longer_preferred,
     within_prompt_spearman,
 )
-from paragone_evaluation.measures.position import position_bias
-from paragone_evaluation.measures.strength import by_strength
-from paragone_evaluation.measures.transitivity import triads
+from paragone_evaluation.measures.paired import position_bias
+from paragone_evaluation.measures.ranking import triads
 
 __all__ = [
     "accuracy_section",

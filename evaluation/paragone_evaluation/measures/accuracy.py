@@ -15,10 +15,6 @@ def credit(logit: ArrayLike, outcome: ArrayLike) -> Floats:
 
         credit = ½ + ½ sign(logit) sign(outcome − ½)
 
-    Args:
-        logit: log-odds that the first is preferred. [n]
-        outcome: 1, ½ or 0. [n]
-
     Returns:
         Credits, float64. [n]
 
@@ -56,10 +52,6 @@ def accuracy(logit: ArrayLike, outcome: ArrayLike) -> Accuracy:
         strict = #right / n,  half-credit = (#right + ½ #tied) / n,  dropped = #right / (n − #tied)
 
     n counts the pairs that people decided.
-
-    Args:
-        logit: log-odds that the first is preferred. [n]
-        outcome: 1, ½ or 0. [n]
 
     Raises:
         ValueError: if the lengths differ, a logit is not finite, an outcome is another number, or no pair is decided.

@@ -224,9 +224,7 @@ def net_vote(logit: ArrayLike, swapped: ArrayLike, outcome: ArrayLike) -> Floats
     Source: Tan et al. (arXiv 2410.12784) and their code.
 
     Args:
-        logit: log-odds that the first is preferred. [n]
         swapped: log-odds that the second is, asked in the other order. [n]
-        outcome: 1 or 0. [n]
     """
     direction = np.sign(np.asarray(outcome, dtype=np.float64) - 0.5)
     votes = np.sign(np.asarray(logit, dtype=np.float64)) - np.sign(np.asarray(swapped, dtype=np.float64))

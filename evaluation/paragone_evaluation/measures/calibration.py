@@ -28,10 +28,6 @@ def negative_log_likelihood(logit: ArrayLike, outcome: ArrayLike) -> Floats:
 
         nll = −y ln p − (1 − y) ln(1 − p) = ln(1 + e^logit) − y logit,  p = sigmoid(logit)
 
-    Args:
-        logit: log-odds that the first is preferred. [n]
-        outcome: y, 1, ½ or 0. [n]
-
     Returns:
         One value per pair, float64; ln 2 for a model that says ½ always. [n]
 
@@ -49,10 +45,6 @@ def brier(logit: ArrayLike, outcome: ArrayLike) -> Floats:
 
     Source: Brier (1950), halved for two classes, as scikit-learn does.
 
-    Args:
-        logit: log-odds that the first is preferred. [n]
-        outcome: y, 1, ½ or 0. [n]
-
     Returns:
         One value per pair, float64; ¼ for a model that says ½ always. [n]
 
@@ -68,9 +60,6 @@ def confidence(logit: ArrayLike) -> Floats:
 
         c = max(p, 1 − p) = sigmoid(|logit|)
 
-    Args:
-        logit: log-odds that the first is preferred. [n]
-
     Returns:
         Confidences in [½, 1]. [n]
 
@@ -83,10 +72,6 @@ def confidence(logit: ArrayLike) -> Floats:
 
 def confidence_bin(confidences: ArrayLike, *, bins: int = 10) -> Ints:
     """Return the bin of each confidence: equal width over [½, 1], closed on the left, the last one on both sides.
-
-    Args:
-        confidences: in [½, 1]. [n]
-        bins: how many.
 
     Returns:
         Bin numbers from 0. [n]
@@ -108,7 +93,6 @@ class Reliability:
     """A reliability table; NaN in bins without pairs.
 
     Attributes:
-        edges: of the bins. [bins + 1]
         count: pairs in each bin. [bins]
         confidence: mean confidence. [bins]
         accuracy: share of right choices, ties worth ½. [bins]
@@ -124,9 +108,7 @@ def reliability(logit: ArrayLike, outcome: ArrayLike, *, bins: int = 10) -> Reli
     """Return how often the model is right, by how sure it is.
 
     Args:
-        logit: log-odds that the first is preferred. [n]
         outcome: 1, ½ or 0; a tie is worth ½ whatever the model said. [n]
-        bins: of equal width over [½, 1].
 
     Raises:
         ValueError: if the lengths differ, a logit is not finite, an outcome is another number, or bins is below 1.
@@ -149,9 +131,7 @@ def expected_calibration_error(logit: ArrayLike, outcome: ArrayLike, *, bins: in
     between two is never below ½.
 
     Args:
-        logit: log-odds that the first is preferred. [n]
         outcome: 1, ½ or 0; a tie is worth ½ whatever the model said. [n]
-        bins: of equal width over [½, 1].
 
     Raises:
         ValueError: if there are no pairs, the lengths differ, a logit is not finite, an outcome is another number, or
@@ -174,8 +154,6 @@ def fit_temperature(logit: ArrayLike, outcome: ArrayLike, *, weight: ArrayLike |
     Source: Guo et al. (arXiv 1706.04599) §4.2, for two classes.
 
     Args:
-        logit: log-odds that the first is preferred. [n]
-        outcome: y, 1, ½ or 0. [n]
         weight: how often each pair counts; once each if None. [n]
 
     Returns:

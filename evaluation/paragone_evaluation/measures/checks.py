@@ -34,9 +34,6 @@ def columns(**arrays: ArrayLike) -> tuple[Floats, ...]:
 def outcomes(outcome: Floats) -> Floats:
     """Return the outcomes if they are 1, ½ and 0 only.
 
-    Args:
-        outcome: of judged pairs. [n]
-
     Raises:
         ValueError: if there is another value.
     """

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from paragone_evaluation.measures.accuracy import credit
+from paragone_evaluation.measures.agreement import spearman
 from paragone_evaluation.measures.checks import Bools, Floats, Ints, columns, outcomes
-from paragone_evaluation.measures.strength import spearman
 
 __all__ = [
     "LengthModels",
@@ -28,10 +28,6 @@ def length_logit(first_length: ArrayLike, second_length: ArrayLike) -> Floats:
 
         Δ = ln max(length₁, 1) − ln max(length₂, 1)
 
-    Args:
-        first_length: in characters. [n]
-        second_length: in characters. [n]
-
     Raises:
         ValueError: if the lengths of the arrays differ or a value is not finite.
     """
@@ -45,8 +41,6 @@ def length_matched(first_length: ArrayLike, second_length: ArrayLike, *, within:
         |length₁ − length₂| ≤ within · max(length₁, length₂)
 
     Args:
-        first_length: in characters. [n]
-        second_length: in characters. [n]
         within: largest relative difference.
 
     Raises:
@@ -61,8 +55,6 @@ def longer_preferred(preference: ArrayLike, first_length: ArrayLike, second_leng
 
     Args:
         preference: positive where the first is preferred, negative where the second is, 0 for a tie. [n]
-        first_length: in characters. [n]
-        second_length: in characters. [n]
 
     Returns:
         1 where the longer one is preferred, 0 where the shorter one is, ½ for a tie [n]; and which pairs differ in
@@ -80,7 +72,6 @@ def within_prompt_spearman(score: ArrayLike, length: ArrayLike, prompt: ArrayLik
 
     Args:
         score: of each distinct response, comparable within a prompt. [R]
-        length: in characters. [R]
         prompt: number of each response's prompt. [R]
         at_least: prompts with fewer responses are left out.
 
@@ -129,10 +120,7 @@ def length_models(
         P(first preferred) = sigmoid(β_s logit + β_l Δ log length)
 
     Args:
-        logit: log-odds that the first is preferred. [n]
         outcome: 1 or 0; ties are left out. [n]
-        first_length: in characters. [n]
-        second_length: in characters. [n]
 
     Raises:
         ValueError: if the lengths of the arrays differ, a value is not finite, or no pair is decided.

@@ -1,16 +1,17 @@
-"""Two models on the same pairs: is one better, or is the difference inside the noise?"""
+"""Two logits for every pair: of two models, or of one model that was asked in both orders."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import expit
 
 from paragone_evaluation.measures.accuracy import credit
 from paragone_evaluation.measures.bootstrap import Estimate, Resampler, estimate
 from paragone_evaluation.measures.calibration import brier, negative_log_likelihood
 from paragone_evaluation.measures.checks import columns
 
-__all__ = ["PairedComparison", "compare_models"]
+__all__ = ["PairedComparison", "PositionBias", "compare_models", "position_bias"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,6 @@ def compare_models(
     Args:
         first: log-odds by the one model. [n]
         second: log-odds by the other. [n]
-        outcome: 1, ½ or 0. [n]
-        cluster: number of each pair's cluster. [n]
-        resampler: draws the clusters.
 
     Raises:
         ValueError: if the lengths differ, a value is not finite or out of range, or no pair is decided.
@@ -71,4 +69,46 @@ def compare_models(
         agreement=float((np.sign(one) == np.sign(two)).mean()),
         only_first_right=int(((right == 1.0) & (other < 1.0)).sum()),
         only_second_right=int(((other == 1.0) & (right < 1.0)).sum()),
+    )
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """What changes when the two responses change places.
+
+    Attributes:
+        swap_consistency: share of pairs whose choice stays with the same response; two ties are consistent.
+        first_win_excess: share of wins of the first place, minus ½.
+        asymmetry: mean |p(a, b) + p(b, a) − 1|.
+    """
+
+    swap_consistency: Estimate
+    first_win_excess: Estimate
+    asymmetry: Estimate
+
+
+def position_bias(logit: ArrayLike, swapped: ArrayLike, cluster: ArrayLike, resampler: Resampler) -> PositionBias:
+    """Return how much a model's answers depend on which response comes first.
+
+        consistency = mean [sign(logit(a, b)) = −sign(logit(b, a))]
+        first-win excess = mean of [logit > 0] + ½ [logit = 0] over both orders, minus ½
+        asymmetry = mean |p(a, b) + p(b, a) − 1|
+
+    Both orders of a pair are resampled together.
+
+    Args:
+        logit: log-odds of each pair in one order. [n]
+        swapped: log-odds of its first place with the responses swapped. [n]
+
+    Raises:
+        ValueError: if there are no pairs, the lengths differ, a value is not finite, or a cluster number is out of
+            range.
+    """
+    there, back = columns(logit=logit, swapped=swapped)
+    if not len(there):
+        raise ValueError("there are no pairs: position bias needs some")
+    return PositionBias(
+        swap_consistency=resampler.mean((np.sign(there) == -np.sign(back)).astype(np.float64), cluster),
+        first_win_excess=resampler.mean((np.sign(there) + np.sign(back)) / 4.0, cluster),
+        asymmetry=resampler.mean(np.abs(expit(there) + expit(back) - 1.0), cluster),
     )

@@ -1,12 +1,20 @@
 """Clustered bootstrap: against a loop that puts rows together again."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
+from sklearn.metrics import roc_auc_score
 
-from paragone_evaluation.measures.bootstrap import Resampler, estimate
+from paragone_evaluation.measures.bootstrap import (
+    Resampler,
+    auc_estimate,
+    calibration_error_estimate,
+    estimate,
+    pearson_estimate,
+)
 from paragone_evaluation.measures.calibration import expected_calibration_error
-from paragone_evaluation.measures.intervals import calibration_error_estimate, pearson_estimate
 from paragone_evaluation.measures.paired import compare_models
 
 
@@ -131,3 +139,26 @@ def test_a_paired_difference_has_a_narrower_interval_than_the_two_models_alone()
 def test_two_models_cannot_be_compared_on_ties():
     with pytest.raises(ValueError, match="no pair is decided"):
         compare_models([1.0], [2.0], [0.5], [0], Resampler(1))
+
+
+@pytest.mark.parametrize("clusters", [15, 200])  # a matrix between the clusters, and all rows
+def test_the_interval_of_an_auc_is_that_of_whole_resamples_ties_included(clusters):
+    draw = np.random.default_rng(0)
+    positive = (draw.random(240) < 0.4).astype(float)
+    value = (positive + draw.normal(size=240)).round(1)
+    cluster = draw.integers(0, clusters, 240)
+    resampler = Resampler(clusters, resamples=100, seed=2)
+    found = auc_estimate(value, positive, cluster, resampler)
+    assert found.value == pytest.approx(roc_auc_score(positive, value), abs=1e-6)
+    slow = []
+    for counts in resampler.counts:
+        rows = np.repeat(np.arange(240), counts[cluster].astype(int))
+        slow.append(roc_auc_score(positive[rows], value[rows]))
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(slow, (2.5, 97.5))), abs=1e-6)
+
+
+def test_an_auc_of_one_side_alone_is_none():
+    for rows in ([], [1.0, 1.0]):
+        found = auc_estimate([0.5] * len(rows), rows, [0] * len(rows), Resampler(2, resamples=10))
+        assert math.isnan(found.value)
+        assert math.isnan(found.low)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from paragone_evaluation.measures.bootstrap import Estimate, Resampler
-from paragone_evaluation.measures.position import position_bias
-from paragone_evaluation.measures.transitivity import Triads, kendall_zeta, triads
+from paragone_evaluation.measures.paired import position_bias
+from paragone_evaluation.measures.ranking import Triads, kendall_zeta, triads
 from paragone_models.tournament import cyclic_triples
 
 

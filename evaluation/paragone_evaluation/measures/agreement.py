@@ -1,4 +1,4 @@
-"""Agreement with how strongly people preferred, not only with which response."""
+"""Agreement with graded judgements: how strongly people preferred, and how they rated."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,13 @@ from scipy.stats import rankdata
 from paragone_evaluation.measures.accuracy import credit
 from paragone_evaluation.measures.checks import Floats, columns
 
-__all__ = ["StrengthLevel", "auc", "by_strength", "pearson", "spearman", "strength_auc"]
+__all__ = ["StrengthLevel", "auc", "by_strength", "determination", "pearson", "root_mean_squared_error", "spearman"]
 
 
 def pearson(first: ArrayLike, second: ArrayLike) -> float:
     """Return Pearson's correlation; NaN where one side is constant.
 
         r = Σ (x − x̄)(y − ȳ) / √(Σ (x − x̄)² Σ (y − ȳ)²)
-
-    Args:
-        first: x. [n]
-        second: y. [n]
 
     Raises:
         ValueError: if the lengths differ or a value is not finite.
@@ -33,10 +29,6 @@ def pearson(first: ArrayLike, second: ArrayLike) -> float:
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
     """Return Spearman's correlation: Pearson's of the mean ranks; NaN where one side is constant.
-
-    Args:
-        first: x. [n]
-        second: y. [n]
 
     Raises:
         ValueError: if the lengths differ or a value is not finite.
@@ -66,28 +58,12 @@ def auc(positive: ArrayLike, negative: ArrayLike) -> float:
     return float((ranks.sum() - len(above) * (len(above) + 1) / 2) / (len(above) * len(below)))
 
 
-def strength_auc(logit: ArrayLike, strength: ArrayLike) -> float:
-    """Return how well |logit| tells strong preferences (|strength| ≥ 2) from slight ones (1); NaN where one is missing.
-
-    Args:
-        logit: log-odds that the first is preferred. [n]
-        strength: −3 … 3. [n]
-
-    Raises:
-        ValueError: if the lengths differ or a value is not finite.
-    """
-    logits, strengths = columns(logit=logit, strength=strength)
-    size, level = np.abs(logits), np.abs(strengths)
-    return auc(size[level >= 2], size[(level > 0) & (level < 2)])
-
-
 @dataclass(frozen=True)
 class StrengthLevel:
     """The pairs of one strength.
 
     Attributes:
         strength: |strength|.
-        count: pairs.
         accuracy: half-credit; NaN for strength 0.
         mean_logit: mean log-odds of the response that people preferred; of the first one for strength 0.
     """
@@ -100,10 +76,6 @@ class StrengthLevel:
 
 def by_strength(logit: ArrayLike, strength: ArrayLike) -> list[StrengthLevel]:
     """Return accuracy and mean logit by |strength|, weakest first; both should rise.
-
-    Args:
-        logit: log-odds that the first is preferred. [n]
-        strength: −3 … 3. [n]
 
     Raises:
         ValueError: if the lengths differ or a value is not finite.
@@ -123,3 +95,30 @@ def by_strength(logit: ArrayLike, strength: ArrayLike) -> list[StrengthLevel]:
             )
         )
     return levels
+
+
+def root_mean_squared_error(predicted: ArrayLike, rated: ArrayLike) -> float:
+    """Return the root of the mean squared error; NaN where there is no rating.
+
+        RMSE = √(Σ (p − t)² / n)
+
+    Raises:
+        ValueError: if the lengths differ or a value is not finite.
+    """
+    ours, theirs = columns(predicted=predicted, rated=rated)
+    return float(np.sqrt(((ours - theirs) ** 2).mean())) if len(ours) else float("nan")
+
+
+def determination(predicted: ArrayLike, rated: ArrayLike) -> float:
+    """Return R² against the constant; NaN where people's ratings are all the same.
+
+        R² = 1 − Σ (p − t)² / Σ (t − t̄)²
+
+    1 is perfect, 0 no better than always saying the mean of these ratings, and below 0 worse than that.
+
+    Raises:
+        ValueError: if the lengths differ or a value is not finite.
+    """
+    ours, theirs = columns(predicted=predicted, rated=rated)
+    spread = float(((theirs - theirs.mean()) ** 2).sum()) if len(theirs) and np.ptp(theirs) else 0.0
+    return 1.0 - float(((ours - theirs) ** 2).sum()) / spread if spread else float("nan")
