@@ -26,8 +26,8 @@ from serving_setup import free_port
 from paragone import Client, ParagoneError
 from paragone_evaluation.evaluation import evaluate_models
 from paragone_evaluation.readers import read_evaluation_set
+from paragone_evaluation.results import MeasureSettings
 from paragone_evaluation.scorers import ServiceScorer
-from paragone_evaluation.summary import Settings
 
 DATA = Path(__file__).parents[1] / "data" / "convincing_pairs.jsonl.gz"
 MODELS = ("mini-bradley-terry", "mini-general-preference")
@@ -93,7 +93,7 @@ def main() -> None:
                 read = time.perf_counter() - start
                 scorer = ServiceScorer(client, url=url, model=model)
                 target = folder / model / answers
-                evaluate_models(data, scorer, target, Settings())
+                evaluate_models(data, scorer, target, MeasureSettings())
                 total = time.perf_counter() - start
                 print(f"{model:<26} {run:<22} {total:6.2f} s, of which reading the file {read:.2f} s")
 

@@ -61,6 +61,16 @@ class Answers:
         known = np.isfinite(self.logit)
         return known if self.swapped is None else known & np.isfinite(self.swapped)
 
+    def case_scores(self, number: int, nodes: Sequence[int]) -> Floats:
+        """Return one score per response of a case, in logits; NaN where the model refused. [K].
+
+        The reward over the temperature where the kind has one, else the mean logit against the group, itself counted
+        as 0.
+        """
+        if self.card.scalar or number not in self.matrices:
+            return self.node_score[list(nodes)]
+        return np.asarray(self.matrices[number].mean(axis=1))
+
 
 class AnswerStore:
     """Appends answers to a JSONL file whose first line says which model gave them.

@@ -15,9 +15,9 @@ from paragone_evaluation.asking import AnswerStore, ask
 from paragone_evaluation.errors import DataError, EvaluationError
 from paragone_evaluation.evaluation import default_folder, evaluate_models, progress_bar
 from paragone_evaluation.readers import LAYOUTS, read_evaluation_set
+from paragone_evaluation.results import MeasureSettings, plain
 from paragone_evaluation.results_report import print_results, print_temperature
 from paragone_evaluation.scorers import Scorer, ServiceScorer
-from paragone_evaluation.summary import Settings, plain
 from paragone_evaluation.temperature import check_preferences, fitted_temperature
 from paragone_models.spec import Bos, Head
 
@@ -96,7 +96,7 @@ def evaluate(
     table, results.json and report.html.
     """
     _check_model(url, model, bos, head)
-    settings = Settings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
+    settings = MeasureSettings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
     data = read_evaluation_set(
         file, layout=layout, split=split, attribute=attribute, leave_out_bad_rows=_leave_out(bad_rows)
     )
@@ -157,7 +157,7 @@ def calibrate(
     _check_model(url, model, bos, head)
     if url is not None and output is not None:
         raise typer.BadParameter("--output is for a model loaded here: what a service hosts is not ours to copy")
-    settings = Settings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
+    settings = MeasureSettings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
     if url is None and output is None and not (Path(model or "").expanduser() / "paragone.json").is_file():
         raise EvaluationError(f"{model} is no folder of this machine that could be changed: give --output FOLDER")
     data = read_evaluation_set(

@@ -16,12 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from paragone import ParagoneError
 from paragone_evaluation.asking import Answers, AnswerStore, ask
 from paragone_evaluation.asking import Progress as Report
+from paragone_evaluation.benchmark_results import write_rewardbench_files
 from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import EvaluationError
-from paragone_evaluation.published import write_rewardbench_files
+from paragone_evaluation.results import MeasureSettings, check_comparable, plain, summarise
 from paragone_evaluation.results_report import page_of_results
 from paragone_evaluation.scorers import Scorer
-from paragone_evaluation.summary import Settings, only_rated, plain, summarise
 
 __all__ = ["Evaluation", "default_folder", "evaluate_models", "progress_bar"]
 
@@ -54,7 +54,7 @@ def evaluate_models(
     data: EvaluationSet,
     scorer: Scorer,
     folder: Path,
-    settings: Settings,
+    settings: MeasureSettings,
     *,
     against: Scorer | None = None,
     command: str | None = None,
@@ -76,7 +76,7 @@ def evaluate_models(
         ParagoneError: if a service does not answer; what was answered is kept.
         ModelError: if a local model fails; what was answered is kept.
     """
-    only_rated(data, scorer.card, None if against is None else against.card)  # refused before anything is asked
+    check_comparable(data, scorer.card, None if against is None else against.card)  # refused before anything is asked
     answers = _answers(data, scorer, folder / "answers.jsonl", console)
     other = None if against is None else _answers(data, against, folder / "answers-against.jsonl", console)
     summary = summarise(data, answers, settings, against=other)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
-from paragone_evaluation.judged import FEW_CLUSTERS
+from paragone_evaluation.pair_results import FEW_CLUSTERS
 from paragone_evaluation.report import (
     Card,
     Figure,

@@ -8,12 +8,11 @@ import numpy as np
 from paragone_evaluation.asking import Answers, only_ratings
 from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import CalibrationError
-from paragone_evaluation.judged import clustering, judged_pairs
 from paragone_evaluation.measures.bootstrap import estimate
 from paragone_evaluation.measures.calibration import fit_temperature
+from paragone_evaluation.pair_results import clustering, judged_pairs, probability_section
+from paragone_evaluation.results import MeasureSettings
 from paragone_evaluation.scorers import ModelCard
-from paragone_evaluation.sections import probability_section
-from paragone_evaluation.summary import Settings
 
 __all__ = ["check_preferences", "fitted_temperature"]
 
@@ -40,7 +39,7 @@ def check_preferences(data: EvaluationSet, card: ModelCard) -> None:
     )
 
 
-def fitted_temperature(data: EvaluationSet, answers: Answers, settings: Settings) -> dict[str, Any]:
+def fitted_temperature(data: EvaluationSet, answers: Answers, settings: MeasureSettings) -> dict[str, Any]:
     """Return the best temperature with its interval, and NLL, Brier and ECE before and after.
 
     Raises:

@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 
 from paragone_evaluation.evaluation import evaluate_models
 from paragone_evaluation.readers import read_evaluation_set
-from paragone_evaluation.summary import Settings
+from paragone_evaluation.results import MeasureSettings
 from tests.evaluation.conftest import text, write
 
-QUICK = Settings(resamples=50)
+QUICK = MeasureSettings(resamples=50)
 
 
 class Checker(HTMLParser):

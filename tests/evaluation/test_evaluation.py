@@ -13,8 +13,8 @@ from paragone_evaluation.evaluation import default_folder, evaluate_models
 from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.measures.accuracy import accuracy
 from paragone_evaluation.readers import read_evaluation_set
+from paragone_evaluation.results import MeasureSettings, plain
 from paragone_evaluation.results_report import page_of_results
-from paragone_evaluation.summary import Settings, plain
 from tests.evaluation.conftest import pair, write
 from tests.evaluation.runs import QUICK, page_of, run
 from tests.evaluation.test_asking import Stops
@@ -108,7 +108,7 @@ def test_impossible_settings_are_refused_by_value():
         ({"seed": -1}, "seed is -1"),
     ):
         with pytest.raises(EvaluationError, match=message):
-            Settings(**options)
+            MeasureSettings(**options)
 
 
 def test_the_same_seed_gives_the_same_results(tmp_path, models):
@@ -117,7 +117,9 @@ def test_the_same_seed_gives_the_same_results(tmp_path, models):
     two = run(tmp_path, rows, LocalScorer(models["bt"])).results
     assert one["measures"] == two["measures"]
     assert (
-        run(tmp_path, rows, LocalScorer(models["bt"]), settings=Settings(resamples=50, seed=1)).results["measures"]
+        run(tmp_path, rows, LocalScorer(models["bt"]), settings=MeasureSettings(resamples=50, seed=1)).results[
+            "measures"
+        ]
         != one["measures"]
     )
 

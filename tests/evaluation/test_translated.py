@@ -8,7 +8,7 @@ import pytest
 from paragone_evaluation.evaluation import evaluate_models
 from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.readers import read_evaluation_set, read_ratings
-from paragone_evaluation.summary import Settings
+from paragone_evaluation.results import MeasureSettings
 from paragone_training.errors import DataError
 from tests.evaluation.conftest import text, write
 from tests.evaluation.test_layouts import HELPSTEER, RATED, ULTRA
@@ -121,7 +121,7 @@ def test_predicted_ratings_are_compared_with_ultrafeedbacks_of_the_same_name(tmp
         for number in range(12)
     ]
     written = evaluate_models(
-        read(tmp_path, rows), LocalScorer(models["ratings"]), tmp_path / "out", Settings(resamples=20)
+        read(tmp_path, rows), LocalScorer(models["ratings"]), tmp_path / "out", MeasureSettings(resamples=20)
     )
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["measures"]["attributes"]
     assert (row["name"], row["responses"]) == ("helpful", 48)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,6 @@ import numpy as np
 
 from paragone_evaluation.asking import Answers
 from paragone_evaluation.dataset import EvaluationSet
-from paragone_evaluation.groups import case_scores
-from paragone_evaluation.judged import Clustering, Judged
 from paragone_evaluation.measures.benchmarks import (
     RMBench,
     TiesPrompt,
@@ -23,13 +22,13 @@ from paragone_evaluation.measures.benchmarks import (
 )
 from paragone_evaluation.measures.bootstrap import Estimate, Resampler, estimate
 from paragone_evaluation.measures.checks import Floats
+from paragone_evaluation.pair_results import Clustering, Judged
 from paragone_evaluation.readers.layouts import TIES_ID
 from paragone_evaluation.scorers import ModelCard
 
 __all__ = ["benchmark_section", "write_rewardbench_files"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-_NO_INTERVAL = float("nan")
 _TIES_SEED = 0
 
 
@@ -39,12 +38,6 @@ def benchmark_section(
     """Return the scores of the layout's benchmark as its own code counts them; None for our own layouts.
 
     Pairs and prompts that the model refused are left out of the scores, and counted in the report.
-
-    Args:
-        data: what is evaluated on.
-        answers: of the model.
-        judged: the pairs that were answered.
-        clusters: what is resampled.
     """
     if data.layout == "rewardbench":
         return {"name": "RewardBench", "scores": _rewardbench(data, judged, clusters)}
@@ -66,6 +59,7 @@ def _rewardbench(data: EvaluationSet, judged: Judged, clusters: Clustering) -> d
     belongs = (subsets[:, None] == np.asarray(names)[None, :]).astype(np.float64)
     totals, drawn = clusters.resampler.totals(np.hstack([belongs * right[:, None], belongs]), judged.cluster)
     half = len(names)
+    # A resample may lack a subset altogether; its sections are then of the subsets that it has.
     with np.errstate(invalid="ignore", divide="ignore"):
         resampled = drawn[:, :half] / drawn[:, half:]
     scores = rewardbench_sections(dict(zip(names, totals[:half] / totals[half:], strict=True)))
@@ -74,9 +68,7 @@ def _rewardbench(data: EvaluationSet, judged: Judged, clusters: Clustering) -> d
         for row in resampled
     ]
     return {
-        section: estimate(
-            value, [found.get(section, _NO_INTERVAL) for found in each], clusters=clusters.resampler.clusters
-        )
+        section: estimate(value, [scored.get(section, float("nan")) for scored in each], clusters=clusters.count)
         for section, value in scores.items()
     }
 
@@ -85,18 +77,19 @@ def _rewardbench2(data: EvaluationSet, answers: Answers, clusters: Clustering) -
     results: dict[str, list[tuple[float, int]]] = {}
     prompts = []
     for number, case in enumerate(data.cases):
-        scores = case_scores(data, answers, number)
+        scores = answers.case_scores(number, case.nodes)
         if not np.isfinite(scores).all():
             continue
         subset, right = case.subset or "", case.right or 1
-        found = TIES_ID.fullmatch(case.id)
-        if subset.lower() == "ties" and found:
+        ties_id = TIES_ID.fullmatch(case.id)
+        if subset.lower() == "ties" and ties_id:
             values = tuple(scores.tolist())
-            prompts.append(TiesPrompt(found[2], found[1] == "tied", values[:right], values[right:]))
+            prompts.append(TiesPrompt(ties_id[2], ties_id[1] == "tied", values[:right], values[right:]))
         else:
             cluster = int(clusters.prompt_cluster[case.prompt])
             results.setdefault(subset, []).append((best_of_k_result(scores), cluster))
     scored, draws = {}, {}
+    # All subsets see the same resamples, so that their mean can be taken resample by resample.
     for subset, rows in sorted(results.items()):
         column = np.asarray([[result, 1.0] for result, _ in rows])
         total, drawn = clusters.resampler.totals(column, [cluster for _, cluster in rows])
@@ -104,12 +97,13 @@ def _rewardbench2(data: EvaluationSet, answers: Answers, clusters: Clustering) -
             draws[subset] = drawn[:, 0] / drawn[:, 1]
         scored[subset] = estimate(float(total[0] / total[1]), draws[subset], clusters=clusters.count)
     section: dict[str, Any] = {"scores": scored}
+    # A number counts where both of its prompts were answered: the score compares one with the other.
     numbers = {prompt.number for prompt in prompts if prompt.tied} & {p.number for p in prompts if not p.tied}
     if numbers:
         ties = ties_score(prompts)
         draws["Ties"] = _drawn_ties(prompts, sorted(numbers), clusters.resampler)
         scored["Ties"] = estimate(ties.score, draws["Ties"], clusters=len(numbers))
-        section["ties"] = {name: getattr(ties, name) for name in ties.__dataclass_fields__}
+        section["ties"] = asdict(ties)
     if len(scored) == 6:
         overall = float(np.mean([score.value for score in scored.values()]))
         drawn = np.mean([draws[subset] for subset in scored], axis=0)
@@ -129,12 +123,12 @@ def _drawn_ties(prompts: list[TiesPrompt], numbers: list[str], resampler: Resamp
 def _rm_bench(data: EvaluationSet, answers: Answers, clusters: Clustering) -> dict[str, Estimate]:
     rows: list[tuple[str, int, RMBench]] = []
     for number, case in enumerate(data.cases):
-        matrix = answers.matrices[number][:3, 3:]
+        matrix = answers.matrices[number][:3, 3:]  # right responses are the first three
         if np.isfinite(matrix).all():
             # chat, code, math, and safety, which comes as safety-refuse and safety-response
             domain = (case.subset or "").split("-")[0]
-            found = rm_bench((matrix > 0).astype(np.float64)[None])
-            rows.append((domain, int(clusters.prompt_cluster[case.prompt]), found))
+            wins = (matrix > 0).astype(np.float64)[None]
+            rows.append((domain, int(clusters.prompt_cluster[case.prompt]), rm_bench(wins)))
     cluster = np.asarray([row[1] for row in rows], dtype=np.int64)
     # Every score is a mean over prompts, so each prompt has one of its own.
     columns = {
@@ -161,9 +155,6 @@ def write_rewardbench_files(
     Source: ``save_to_hub`` in rewardbench/utils.py and ``load_results`` in analysis/utils.py of allenai/reward-bench.
 
     Args:
-        folder: that gets them.
-        data: of layout ``rewardbench`` or ``rewardbench2``.
-        answers: of the model.
         section: from ``benchmark_section``.
     """
     name = _published_name(answers.card)
@@ -215,7 +206,7 @@ def _rewardbench_columns(data: EvaluationSet, answers: Answers) -> tuple[dict[st
 def _rewardbench2_columns(data: EvaluationSet, answers: Answers) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {name: [] for name in ("id", "subset", "text", "scores", "results", "num_correct")}
     for number, case in enumerate(data.cases):
-        scores = case_scores(data, answers, number)
+        scores = answers.case_scores(number, case.nodes)
         if not np.isfinite(scores).all():
             continue
         ties = (case.subset or "").lower() == "ties"

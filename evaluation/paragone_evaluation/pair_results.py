@@ -1,6 +1,10 @@
-"""The sections of a result that are about judged pairs: each a function from columns to plain values."""
+"""What is measured of judged pairs: the pairs that a model answered, as columns, and each section of the results.
+
+All intervals share one set of resamples, so that differences between measures and between models are not noise.
+"""
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,8 +12,7 @@ from scipy.stats import rankdata
 
 from paragone_evaluation.asking import Answers
 from paragone_evaluation.dataset import EvaluationSet
-from paragone_evaluation.errors import CalibrationError
-from paragone_evaluation.judged import Clustering, Judged
+from paragone_evaluation.errors import CalibrationError, EvaluationError
 from paragone_evaluation.measures.accuracy import accuracy, credit
 from paragone_evaluation.measures.agreement import by_strength
 from paragone_evaluation.measures.bootstrap import (
@@ -19,13 +22,8 @@ from paragone_evaluation.measures.bootstrap import (
     calibration_error_estimate,
     pearson_estimate,
 )
-from paragone_evaluation.measures.calibration import (
-    brier,
-    fit_temperature,
-    negative_log_likelihood,
-    reliability,
-)
-from paragone_evaluation.measures.checks import Floats, Ints
+from paragone_evaluation.measures.calibration import brier, fit_temperature, negative_log_likelihood, reliability
+from paragone_evaluation.measures.checks import Bools, Floats, Ints
 from paragone_evaluation.measures.length import (
     length_logit,
     length_matched,
@@ -37,8 +35,13 @@ from paragone_evaluation.measures.paired import position_bias
 from paragone_evaluation.measures.ranking import triads
 
 __all__ = [
+    "FEW_CLUSTERS",
+    "Clustering",
+    "Judged",
     "accuracy_section",
+    "clustering",
     "cross_fitted",
+    "judged_pairs",
     "length_section",
     "position_section",
     "probability_section",
@@ -47,8 +50,111 @@ __all__ = [
     "transitivity_section",
 ]
 
+FEW_CLUSTERS = 10
+"""Below this many clusters, the report says that intervals are rough, and gives no verdict."""
+
 _FOLDS = 5
 _LENGTH_BINS = 8
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """The clusters that are resampled.
+
+    Attributes:
+        by: ``question`` or ``prompt``, as it was really done.
+        prompt_cluster: number of each prompt's cluster. [P]
+        notes: what the reader of an interval should know.
+    """
+
+    by: str
+    prompt_cluster: Ints
+    count: int
+    resampler: Resampler
+    notes: tuple[str, ...]
+
+
+def clustering(data: EvaluationSet, by: str, *, resamples: int, seed: int) -> Clustering:
+    """Return the clusters of an evaluation set; prompts where there is one question only.
+
+    Args:
+        by: ``question`` or ``prompt``.
+
+    Raises:
+        EvaluationError: if ``by`` is neither.
+    """
+    if by not in ("question", "prompt"):
+        raise EvaluationError(f"cluster is {by!r}; it must be question or prompt")
+    notes = []
+    where, count = data.clusters(by)
+    if by == "question" and count == 1 and len(data.prompts) > 1:
+        by = "prompt"
+        where, count = data.clusters(by)
+        notes.append(f"All rows are about one question, so intervals resample its {count} prompts instead.")
+    unit = by if count == 1 else f"{by}s"
+    if count == 1:
+        notes.append("There is one prompt only, so there are no intervals: nothing says how other prompts would do.")
+    elif count < FEW_CLUSTERS:
+        notes.append(
+            f"Intervals resample {count} {unit}. From so few they are rough and mostly too narrow: a hint, no more."
+        )
+    return Clustering(by, where, count, Resampler(count, resamples=resamples, seed=seed), tuple(notes))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The judged pairs that were answered, as columns of one length; letters and names as in ``measures``.
+
+    Attributes:
+        swapped: log-odds of the second, asked in the other order; None for kinds without an order.
+        strength: NaN where unknown.
+        first: node.
+        second: node.
+        decided: whether people decided.
+    """
+
+    logit: Floats
+    swapped: Floats | None
+    outcome: Floats
+    strength: Floats
+    first: Ints
+    second: Ints
+    first_length: Floats
+    second_length: Floats
+    prompt: Ints
+    case: Ints
+    cluster: Ints
+    decided: Bools
+
+
+def judged_pairs(data: EvaluationSet, answers: Answers, clusters: Clustering, *, only: Bools | None = None) -> Judged:
+    """Return the judged pairs that a model answered.
+
+    Args:
+        only: judgements to take, where not all that were answered. [J]
+
+    Raises:
+        EvaluationError: if people decided none of them.
+    """
+    rows = np.flatnonzero(answers.answered if only is None else only)
+    prompt = data.node_prompt[data.first[rows]]
+    outcome = data.outcome[rows]
+    if not (outcome != 0.5).any():
+        raise EvaluationError(f"none of the {len(rows)} pairs of {data.path} that were answered is decided")
+    return Judged(
+        logit=answers.logit[rows],
+        swapped=None if answers.swapped is None else answers.swapped[rows],
+        outcome=outcome,
+        strength=data.strength[rows],
+        first=data.first[rows],
+        second=data.second[rows],
+        first_length=data.node_length[data.first[rows]],
+        second_length=data.node_length[data.second[rows]],
+        prompt=prompt,
+        case=data.case[rows],
+        cluster=clusters.prompt_cluster[prompt],
+        decided=outcome != 0.5,
+    )
 
 
 def accuracy_section(judged: Judged, resampler: Resampler) -> dict[str, Any]:
@@ -69,11 +175,7 @@ def accuracy_section(judged: Judged, resampler: Resampler) -> dict[str, Any]:
 def cross_fitted(logit: Floats, outcome: Floats, cluster: Ints, *, seed: int) -> tuple[Floats, list[float]]:
     """Return the logits divided by temperatures that were fitted on other clusters, and these temperatures.
 
-    Args:
-        logit: log-odds that the first is preferred. [n]
-        outcome: 1, ½ or 0. [n]
-        cluster: number of each pair's cluster; up to five folds of clusters, and with one cluster folds of rows. [n]
-        seed: of the assignment to folds.
+    There are up to five folds of clusters, or with one cluster folds of rows.
 
     Raises:
         CalibrationError: if there is no best temperature.
@@ -81,6 +183,7 @@ def cross_fitted(logit: Floats, outcome: Floats, cluster: Ints, *, seed: int) ->
     names, where = np.unique(cluster, return_inverse=True)
     if len(names) < 2:
         where = np.arange(len(logit))
+    # A temperature that has seen a question is too good on its other pairs, so whole clusters go into a fold.
     units = int(where.max()) + 1
     folds = min(_FOLDS, units)
     if folds < 2:
@@ -145,17 +248,18 @@ def length_section(judged: Judged, data: EvaluationSet, answers: Answers, resamp
     """Return the length-bias measures, with the length-only baseline and the gain over it."""
     rows = judged.decided
     logit, outcome, cluster = judged.logit[rows], judged.outcome[rows], judged.cluster[rows]
-    one, two = judged.first_length[rows], judged.second_length[rows]
-    longer = length_logit(one, two)
+    lengths = judged.first_length[rows], judged.second_length[rows]
+    longer = length_logit(*lengths)
     earned, baseline = credit(logit, outcome), credit(longer, outcome)
-    model, differ = longer_preferred(logit, one, two)
-    human, _ = longer_preferred(outcome - 0.5, one, two)
+    model, differ = longer_preferred(logit, *lengths)
+    human, _ = longer_preferred(outcome - 0.5, *lengths)
     gold_longer, gold_shorter = differ & (human == 1.0), differ & (human == 0.0)
-    matched = length_matched(one, two)
+    matched = length_matched(*lengths)
     split = {
         "when_longer_is_right": resampler.mean(earned[gold_longer], cluster[gold_longer]),
         "when_shorter_is_right": resampler.mean(earned[gold_shorter], cluster[gold_shorter]),
     }
+    # The two halves count alike: a model that always takes the longer one gets ½ here, however many pairs it wins.
     halves = [side.value for side in split.values()]
     scores = np.isfinite(answers.node_score)
     correlations = within_prompt_spearman(
@@ -173,7 +277,7 @@ def length_section(judged: Judged, data: EvaluationSet, answers: Answers, resamp
         "balanced": float(np.mean(halves)),
         "score_length_spearman": float(correlations.mean()) if len(correlations) else None,
         "score_length_prompts": len(correlations),
-        "models": dataclasses.asdict(length_models(logit, outcome, one, two)),
+        "models": dataclasses.asdict(length_models(logit, outcome, *lengths)),
         "curve": _length_curve(longer, model, human, differ),
     }
 
@@ -183,8 +287,9 @@ def _length_curve(longer: Floats, model: Floats, human: Floats, differ: np.ndarr
     ratio = np.exp(np.abs(longer[differ]))
     if not len(ratio):
         return []
+    # Bins of as many pairs each: ratios crowd just above 1 and have a long tail.
     edges = np.unique(np.quantile(ratio, np.linspace(0, 1, _LENGTH_BINS + 1)))
-    if len(edges) < 2:
+    if len(edges) < 2:  # all ratios are the same
         edges = np.asarray([edges[0], edges[0] * (1 + 1e-9)])
     where = np.clip(np.searchsorted(edges, ratio, side="right") - 1, 0, len(edges) - 2)
     points = []
@@ -208,8 +313,8 @@ def position_section(judged: Judged, resampler: Resampler) -> dict[str, Any] | N
     """Return the position bias with intervals, or None for kinds that have none by construction."""
     if judged.swapped is None:
         return None
-    found = position_bias(judged.logit, judged.swapped, judged.cluster, resampler)
-    return {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    # Not dataclasses.asdict, which would take the estimates apart too.
+    return dict(vars(position_bias(judged.logit, judged.swapped, judged.cluster, resampler)))
 
 
 def transitivity_section(judged: Judged) -> dict[str, Any] | None:
@@ -221,8 +326,8 @@ def transitivity_section(judged: Judged) -> dict[str, Any] | None:
         return None
     model = triads(judged.logit[rows], *where)
     return {
-        side: {"closed": found.closed, "cyclic": found.cyclic, "rate": found.rate}
-        for side, found in (("human", human), ("model", model))
+        side: {"closed": counts.closed, "cyclic": counts.cyclic, "rate": counts.rate}
+        for side, counts in (("human", human), ("model", model))
     }
 
 
@@ -256,7 +361,7 @@ def subset_rows(judged: Judged, data: EvaluationSet, clusters: Clustering) -> li
 
 def _mean_within(values: Floats, cluster: Ints, clusters: Clustering) -> Estimate:
     """Return the mean of some rows with its interval, and without one where they are of one cluster."""
-    found = clusters.resampler.mean(values, cluster)
+    mean = clusters.resampler.mean(values, cluster)
     # Every resample that has the cluster at all gives the same mean: an interval of width 0, and false.
     alone = len(np.unique(cluster)) < 2
-    return dataclasses.replace(found, low=float("nan"), high=float("nan")) if alone else found
+    return dataclasses.replace(mean, low=float("nan"), high=float("nan")) if alone else mean

@@ -5,11 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from paragone_evaluation.judged import clustering
 from paragone_evaluation.local_model import LocalScorer
+from paragone_evaluation.pair_results import clustering, cross_fitted
 from paragone_evaluation.readers import read_evaluation_set
 from paragone_evaluation.report import words
-from paragone_evaluation.sections import cross_fitted
 from tests.evaluation.conftest import pair, text
 from tests.evaluation.runs import QUICK, page_of, run
 from tests.evaluation.test_asking import FirstPlace
