@@ -134,7 +134,8 @@ class FilePass:
             return None
         if self._prompts:
             known = layout_of(fields, FILE_LAYOUTS)
-            return DataRow(line, identifier(fields), known.prompt(fields) if known else prompt_of(fields), split=split)
+            prompt = known.prompt(fields) if known else prompt_of(fields)
+            return DataRow(line, prompt, id=identifier(fields), split=split)
         row = self._layout(fields).row(fields, line)
         # Rows without an id may well be alike. An id that stands for two rows is a mistake in the file.
         if row.id is not None and (before := self._lines.setdefault(row.id, line)) != line:

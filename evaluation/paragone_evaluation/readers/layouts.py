@@ -10,7 +10,6 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +23,7 @@ from paragone_evaluation.readers.rows import (
     Label,
     LeftOutError,
     as_prompt,
+    described,
     identifier,
     messages_of,
     number_of,
@@ -56,7 +56,7 @@ class FileLayout:
     Attributes:
         name: as ``--layout`` takes it; two schemas of one layout share it.
         row: makes our row of the fields; the number is that of the line.
-        fits: whether a row with these columns, and these fields, is one of this layout.
+        fits: whether a row with these fields is one of this layout.
         schema: what its rows have, in words, where two layouts share a name.
         prompt: of the fields, for files that are read for their prompts alone.
         signed: whether either response may be the preferred one.
@@ -65,7 +65,7 @@ class FileLayout:
 
     name: str
     row: Callable[[Fields, int], DataRow]
-    fits: Callable[[AbstractSet[str], Fields], bool]
+    fits: Callable[[Fields], bool]
     schema: str = ""
     prompt: Callable[[Fields], Content] = prompt_of
     signed: bool = False
@@ -74,58 +74,56 @@ class FileLayout:
 
 def layout_of(row: Fields, layouts: Sequence[FileLayout]) -> FileLayout | None:
     """Return the first of the layouts that a row's fields belong to, or None."""
-    # Tables have every column in every row: null is no sign of a layout.
-    columns = {name for name, value in row.items() if value is not None}
-    return next((layout for layout in layouts if layout.fits(columns, row)), None)
+    return next((layout for layout in layouts if layout.fits(row)), None)
 
 
 def _common(row: Fields) -> dict[str, Any]:
     return {
-        "split": split_of(row),
-        "group": optional_text(row, "group"),
-        "tools": tools_of(row),
-    }
+        "id": identifier(row), "split": split_of(row), "group": optional_text(row, "group"), "tools": tools_of(row)
+    }  # fmt: skip
+
+
+def _sides(row: Fields, *names: str) -> tuple[ResponseText, ...]:
+    return tuple(response_of(value_of(row, name), name) for name in names)
 
 
 def _first_second(row: Fields, line: int) -> DataRow:
     if row.get("chosen") is not None or row.get("rejected") is not None:
         raise BadRowError("the row mixes two schemas: first and second, and chosen and rejected")
-    common, prompt = _common(row), prompt_of(row)
-    first, second = (response_of(value_of(row, side), side) for side in ("first", "second"))
+    common, prompt, responses = _common(row), prompt_of(row), _sides(row, "first", "second")
     strength = number_of(value_of(row, "strength"), "strength", low=-STRONGEST, high=STRONGEST)
     return DataRow(
-        line, identifier(row), prompt, (first, second), (Label(0, 1, strength),), graded=True,
+        line, prompt, responses, (Label(0, 1, strength),), graded=True,
         subset=optional_text(row, "subset") or common["group"], reason=optional_text(row, "reason"), **common,
     )  # fmt: skip
 
 
 def _chosen_rejected(row: Fields, line: int) -> DataRow:
     common, prompt = _common(row), _chosen_rejected_prompt(row)
-    chosen, rejected = (value_of(row, side) for side in ("chosen", "rejected"))
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        chosen, rejected = chosen[-1], rejected[-1]
-    responses = response_of(chosen, "chosen"), response_of(rejected, "rejected")
+    sides = {name: value_of(row, name) for name in ("chosen", "rejected")}
+    last = {name: value[-1] if isinstance(value, list) else value for name, value in sides.items()}
     stated = row.get("strength")
     strength = 1.0 if stated is None else number_of(stated, "strength", low=0, high=STRONGEST)
     if not strength:
         raise BadRowError("field 'strength' is 0; beside chosen and rejected it must lie in (0, 3]")
     return DataRow(
-        line, identifier(row), prompt, responses, (Label(0, 1, strength),), graded=stated is not None,
+        line, prompt, _sides(last, "chosen", "rejected"), (Label(0, 1, strength),), graded=stated is not None,
         subset=optional_text(row, "subset") or common["group"], reason=optional_text(row, "reason"), **common,
     )  # fmt: skip
 
 
 def _chosen_rejected_prompt(row: Fields) -> Content:
     """Return what both conversations begin with; ``prompt`` where they are texts or the answers alone."""
-    chosen, rejected = row.get("chosen"), row.get("rejected")
-    if not isinstance(chosen, list) and not isinstance(rejected, list):
+    sides = row.get("chosen"), row.get("rejected")
+    if not any(isinstance(side, list) for side in sides):
         return prompt_of(row)
-    shared, other = (_conversation(value, side) for value, side in ((chosen, "chosen"), (rejected, "rejected")))
+    shared, other = (_conversation(side, name) for side, name in zip(sides, ("chosen", "rejected"), strict=True))
     if shared != other:
         raise BadRowError("chosen and rejected must share every message but the last: the shared ones are the prompt")
-    before = messages_of(row.get("prompt"), "prompt")
-    if before and not all(message in shared for message in before):
-        shared = [*before, *shared]  # the conversations go on where the prompt ends
+    before = messages_of(row.get("prompt"), "prompt") or []
+    # Mostly the conversations repeat the prompt, and reading it twice would be wrong. Sometimes they go on from it.
+    if not all(message in shared for message in before):
+        shared = [*before, *shared]
     return as_prompt(shared) if shared else prompt_of(row)
 
 
@@ -147,45 +145,50 @@ def _group(row: Fields, line: int) -> DataRow:
     labels = tuple(_comparison(value, f"comparisons[{at}]", len(responses)) for at, value in enumerate(comparisons))
     if len({frozenset((label.first, label.second)) for label in labels}) < len(labels):
         raise BadRowError("two comparisons are of the same two responses")
-    return DataRow(
-        line, identifier(row), prompt, tuple(responses), labels, subset=optional_text(row, "subset"), **common
-    )
+    return DataRow(line, prompt, tuple(responses), labels, subset=optional_text(row, "subset"), **common)
 
 
 def _comparison(value: Any, where: str, responses: int) -> Label:
     if not isinstance(value, Mapping):
         raise BadRowError(f"{where} must be an object with first, second and label")
-    first, second = (_place(value.get(side), f"{where}.{side}", responses) for side in ("first", "second"))
+    for side in ("first", "second"):
+        place = value.get(side)
+        # True and False are whole numbers to Python, and no index to anybody else.
+        if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < responses:
+            raise BadRowError(
+                f"{where}.{side} is {described(place)}; it must be the index of one of {responses} responses"
+            )
+    first, second, outcome = value["first"], value["second"], value.get("label")
     if first == second:
         raise BadRowError(f"{where} compares response {first} with itself")
-    outcome = value.get("label")
     if not isinstance(outcome, str) or outcome not in _OUTCOMES:
-        raise BadRowError(f"{where}.label is {outcome!r}; it must be first, second or tie")
+        raise BadRowError(f"{where}.label is {described(outcome)}; it must be first, second or tie")
     return Label(first, second, _OUTCOMES[outcome])
 
 
-def _place(value: Any, where: str, responses: int) -> int:
-    # True and False are whole numbers to Python, and no index to anybody else.
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < responses:
-        raise BadRowError(f"{where} is {value!r}; it must be the index of one of {responses} responses")
-    return value
-
-
 def _rating(row: Fields, line: int) -> DataRow:
-    common, prompt = _common(row), prompt_of(row)
-    response, ratings = response_of(value_of(row, "response"), "response"), value_of(row, "ratings")
+    ratings = value_of(row, "ratings")
     if not isinstance(ratings, Mapping) or not ratings:
         raise BadRowError("field 'ratings' must be an object with a number per attribute")
-    numbers = {str(name): _finite(value, f"ratings.{name}") for name, value in ratings.items()}
-    return DataRow(line, identifier(row), prompt, (response,), ratings=(numbers,), subset=common["group"], **common)
+    for name, value in ratings.items():
+        if value is not None and (isinstance(value, str) or not math.isfinite(_float(value))):
+            raise BadRowError(
+                f"field 'ratings.{name}' must be a number, or null where there is none, not {described(value)}"
+            )
+    return _rated(row, line, prompt_of(row), dict(ratings))
 
 
-def _finite(value: Any, name: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadRowError(f"field {name!r} must be a number, or null where there is none, not {value!r}")
-    return float(value)
+def _rated(row: Fields, line: int, prompt: Content, ratings: Mapping[str, float | None]) -> DataRow:
+    common = _common(row)
+    return DataRow(line, prompt, _sides(row, "response"), ratings=(ratings,), subset=common["group"], **common)
+
+
+def _float(value: Any) -> float:
+    """Return a number, or a text that writes one, as a float; NaN for anything else."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _helpsteer_pair(row: Fields, line: int) -> DataRow:
@@ -194,31 +197,28 @@ def _helpsteer_pair(row: Fields, line: int) -> DataRow:
         raise LeftOutError(f"annotators found neither response valid (preference_strength {_INVALID})")
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not -STRONGEST <= strength <= STRONGEST:
         raise BadRowError(
-            f"preference_strength is {strength!r}; it must lie between -3 (response_1 much better) and 3, or be "
-            f"{_INVALID} (neither is valid)"
+            f"preference_strength is {described(strength)}; it must lie between -3 (response_1 much better) and 3, or "
+            f"be {_INVALID} (neither is valid)"
         )
-    common, prompt = _common(row), _helpsteer_prompt(row)
-    responses = tuple(response_of(value_of(row, name), name) for name in ("response_1", "response_2"))
+    common = _common(row)
     return DataRow(
-        line, identifier(row), prompt, responses, (Label(0, 1, -float(strength)),), graded=True,
-        subset=common["group"], reason=optional_text(row, "preference_statement"), **common,
+        line, _helpsteer_prompt(row), _sides(row, "response_1", "response_2"), (Label(0, 1, -float(strength)),),
+        graded=True, subset=common["group"], reason=optional_text(row, "preference_statement"), **common,
     )  # fmt: skip
 
 
 def _helpsteer_rating(row: Fields, line: int) -> DataRow:
-    common, prompt = _common(row), _helpsteer_prompt(row)
     ratings = {name: _helpsteer_number(row[name], name) for name in _ATTRIBUTES if name in row}
     if not ratings:
         raise BadRowError(f"the row rates none of {', '.join(_ATTRIBUTES)}")
-    response = response_of(value_of(row, "response"), "response")
-    return DataRow(line, identifier(row), prompt, (response,), ratings=(ratings,), subset=common["group"], **common)
+    return _rated(row, line, _helpsteer_prompt(row), ratings)
 
 
 def _helpsteer_number(value: Any, name: str) -> float | None:
     if value is None or value == _INVALID:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 4:
-        raise BadRowError(f"{name} is {value!r}; it must be a number from 0 to 4, or {_INVALID} (not rated)")
+        raise BadRowError(f"{name} is {described(value)}; it must be a number from 0 to 4, or {_INVALID} (not rated)")
     return float(value)
 
 
@@ -235,20 +235,19 @@ def _helpsteer_prompt(row: Fields) -> Content:
 def _ultrafeedback(row: Fields, line: int) -> DataRow:
     common, completions = _common(row), value_of(row, "completions")
     if not isinstance(completions, list):
-        raise BadRowError(f"field 'completions' must be a list, not {type(completions).__name__}")
-    responses, ratings = [], []
+        raise BadRowError(f"field 'completions' must be a list, not {described(completions)}")
+    responses: list[ResponseText] = []
+    ratings = []
     for at, completion in enumerate(completions):
         annotations = completion.get("annotations") if isinstance(completion, Mapping) else None
         if not isinstance(annotations, Mapping):
             raise BadRowError(f"completions[{at}] must be an object with a response and annotations")
-        responses.append(response_of(value_of(dict(completion), "response"), "response"))
+        responses += _sides(dict(completion), "response")
         ratings.append({name: _annotation(value, f"completions[{at}].{name}") for name, value in annotations.items()})
     prompt = prompt_of(row, "instruction")
     if not responses:
         raise LeftOutError("it has no completions")
-    return DataRow(
-        line, identifier(row), prompt, tuple(responses), ratings=tuple(ratings), subset=common["group"], **common
-    )
+    return DataRow(line, prompt, tuple(responses), ratings=tuple(ratings), subset=common["group"], **common)
 
 
 def _annotation(annotation: Any, name: str) -> float | None:
@@ -260,24 +259,19 @@ def _annotation(annotation: Any, name: str) -> float | None:
     rating = annotation["Rating"]
     if rating is None or rating == "N/A":
         return None
-    try:
-        value = float(rating)
-    except (TypeError, ValueError):
-        value = math.nan
+    value = _float(rating)
     if not 1 <= value <= 5:
-        raise BadRowError(f"{name}.Rating is {rating!r}; it must be a number from 1 to 5, or N/A")
+        raise BadRowError(f"{name}.Rating is {described(rating)}; it must be a number from 1 to 5, or N/A")
     return value
 
 
-def _benchmark(
-    row: Fields, line: int, right: Sequence[ResponseText], wrong: Sequence[ResponseText], subset: str
-) -> DataRow:
+def _benchmark(row: Fields, line: int, right: list[ResponseText], wrong: list[ResponseText], subset: str) -> DataRow:
     """Return a row whose right responses come first, each preferred to each wrong one."""
     places = itertools.product(range(len(right)), range(len(right), len(right) + len(wrong)))
+    labels = tuple(Label(first, second, 1.0) for first, second in places)
     return DataRow(
-        line, identifier(row), prompt_of(row), (*right, *wrong),
-        tuple(Label(first, second, 1.0) for first, second in places),
-        right=len(right), subset=subset, split=split_of(row),
+        line, prompt_of(row), (*right, *wrong), labels, id=identifier(row), split=split_of(row), subset=subset,
+        right=len(right),
     )  # fmt: skip
 
 
@@ -297,7 +291,9 @@ def _rewardbench(row: Fields, line: int) -> DataRow:
 def _rewardbench2(row: Fields, line: int) -> DataRow:
     right, wrong = responses_of(row, "chosen", at_least=1), responses_of(row, "rejected", at_least=1)
     if row.get("num_correct") not in (None, len(right)):
-        raise BadRowError(f"field 'num_correct' is {row['num_correct']!r}, and there are {len(right)} in 'chosen'")
+        raise BadRowError(
+            f"field 'num_correct' is {described(row['num_correct'])}, and there are {len(right)} in 'chosen'"
+        )
     made = _benchmark(row, line, right, wrong, _needed(row, "subset"))
     if str(made.subset).lower() == "ties":
         if not TIES_ID.fullmatch(made.name):
@@ -318,70 +314,73 @@ def _rm_bench(row: Fields, line: int) -> DataRow:
 def _judgebench(row: Fields, line: int) -> DataRow:
     label, source = value_of(row, "label"), optional_text(row, "source")
     if label not in ("A>B", "B>A"):
-        raise BadRowError(f"field 'label' is {label!r}; it must be 'A>B' or 'B>A'")
-    responses = tuple(response_of(value_of(row, name), name) for name in ("response_A", "response_B"))
+        raise BadRowError(f"field 'label' is {described(label)}; it must be 'A>B' or 'B>A'")
     return DataRow(
-        line, identifier(row, "pair_id"), prompt_of(row, "question"), responses,
-        (Label(0, 1, 1.0 if label == "A>B" else -1.0),), split=split_of(row),
+        line, prompt_of(row, "question"), _sides(row, "response_A", "response_B"),
+        (Label(0, 1, 1.0 if label == "A>B" else -1.0),), id=identifier(row, "pair_id"), split=split_of(row),
         # mmlu-pro-law and the like: the part before the first dash is the suite, except livebench and livecodebench.
         subset=source.split("-")[0] if source else None,
     )  # fmt: skip
 
 
-def _texts_of_benchmarks(row: Fields) -> bool:
+def _with_any(*names: str) -> Callable[[Fields], bool]:
+    return lambda row: any(row.get(name) is not None for name in names)
+
+
+def _texts_of_benchmark(row: Fields, beside: str) -> bool:
     """Say whether chosen and rejected are lists of responses, and not conversations, which are lists as well."""
     lists = [row.get("chosen"), row.get("rejected")]
-    return all(isinstance(value, list) and not any(isinstance(item, Mapping) for item in value) for value in lists)
+    texts = all(isinstance(value, list) and not any(isinstance(item, Mapping) for item in value) for value in lists)
+    return texts and row.get(beside) is not None
 
 
-# The first that fits is taken: layouts whose names are their own come before those whose names others use as well.
+# The first that fits is taken: layouts whose columns are their own come before those whose columns others have as well.
+# Null is no sign of a layout: tables have every column in every row.
 FILE_LAYOUTS = (
     FileLayout(
         "judgebench",
         _judgebench,
-        lambda names, _: bool(names & {"response_A", "pair_id"}),
+        _with_any("response_A", "pair_id"),
         prompt=lambda row: prompt_of(row, "question"),
         signed=True,
     ),
-    FileLayout("rm-bench", _rm_bench, lambda names, row: "domain" in names and _texts_of_benchmarks(row)),
-    FileLayout("rewardbench2", _rewardbench2, lambda names, row: "subset" in names and _texts_of_benchmarks(row)),
+    FileLayout("rm-bench", _rm_bench, lambda row: _texts_of_benchmark(row, "domain")),
+    FileLayout("rewardbench2", _rewardbench2, lambda row: _texts_of_benchmark(row, "subset")),
     FileLayout(
         "rewardbench",
         _rewardbench,
-        lambda names, _: names >= {"chosen", "rejected", "subset"},
+        lambda row: all(row.get(name) is not None for name in ("chosen", "rejected", "subset")),
         prompt=_chosen_rejected_prompt,
     ),
     FileLayout(
         "ultrafeedback",
         _ultrafeedback,
-        lambda names, _: "completions" in names,
+        _with_any("completions"),
         prompt=lambda row: prompt_of(row, "instruction"),
         rates=True,
     ),
     FileLayout(
         "helpsteer2-preferences",
         _helpsteer_pair,
-        lambda names, _: bool(names & {"preference_strength", "response_1", "response_2"}),
+        _with_any("preference_strength", "response_1", "response_2"),
         prompt=_helpsteer_prompt,
         signed=True,
     ),
-    FileLayout("groups", _group, lambda names, _: bool(names & {"comparisons", "responses"})),
+    FileLayout("groups", _group, _with_any("comparisons", "responses")),
     # HelpSteer2's files of ratings have been published with fewer attributes: one is enough to know them.
     FileLayout(
         "helpsteer2",
         _helpsteer_rating,
-        lambda names, _: "ratings" not in names and bool(names & set(_ATTRIBUTES)),
+        lambda row: row.get("ratings") is None and _with_any(*_ATTRIBUTES)(row),
         prompt=_helpsteer_prompt,
         rates=True,
     ),
-    FileLayout("ratings", _rating, lambda names, _: bool(names & {"ratings", "response"}), rates=True),
-    FileLayout(
-        "pairs", _first_second, lambda names, _: bool(names & {"first", "second"}), "first and second", signed=True
-    ),
+    FileLayout("ratings", _rating, _with_any("ratings", "response"), rates=True),
+    FileLayout("pairs", _first_second, _with_any("first", "second"), "first and second", signed=True),
     FileLayout(
         "pairs",
         _chosen_rejected,
-        lambda names, _: bool(names & {"chosen", "rejected"}),
+        _with_any("chosen", "rejected"),
         "chosen and rejected",
         prompt=_chosen_rejected_prompt,
     ),

@@ -1,7 +1,7 @@
-"""Rows: what every layout is translated into, and checked access to the fields it is made of.
+"""Rows: what every layout is translated into, and checked access to the fields of a file.
 
-A row is a prompt with its responses: two that people compared, several with comparisons between them, or responses that
-people rated. K responses.
+A row is a prompt with its K responses: two that people compared, several with comparisons between them, or responses
+that people rated. The functions at the end return one field each; they raise ``BadRowError`` where it is wrong.
 """
 
 import json
@@ -151,10 +151,10 @@ class DataRow:
     """
 
     line: int
-    id: str | None
     prompt: Content
     responses: tuple[ResponseText, ...] = ()
     labels: tuple[Label, ...] = ()
+    id: str | None = None
     graded: bool = False
     ratings: tuple[Mapping[str, float | None], ...] = ()
     right: int | None = None
@@ -211,7 +211,7 @@ class DataRow:
 
 def rated_alone(ratings: Mapping[str, float | None]) -> dict[str, float]:
     """Return the ratings that there are."""
-    return {name: value for name, value in ratings.items() if value is not None}
+    return {name: float(value) for name, value in ratings.items() if value is not None}
 
 
 def question_of(group: str) -> str:
@@ -220,39 +220,29 @@ def question_of(group: str) -> str:
 
 
 def value_of(row: Fields, name: str) -> Any:
-    """Return a field that must be there.
-
-    Raises:
-        BadRowError: if it is missing.
-    """
+    """Return a field that must be there."""
     if name not in row:
         raise BadRowError(f"field {name!r} is missing; the row has {', '.join(sorted(row)) or 'none'}")
     return row[name]
 
 
 def optional_text(row: Fields, name: str) -> str | None:
-    """Return a field that must be text where it is there, and None where it is empty.
-
-    Raises:
-        BadRowError: if it is something else.
-    """
+    """Return a field that must be text where it is there, and None where it is empty."""
     value = row.get(name)
     if value is not None and not isinstance(value, str):
-        raise BadRowError(f"field {name!r} must be text, not {_described(value)}")
+        raise BadRowError(f"field {name!r} must be text, not {described(value)}")
+    _check_encodable(value, name)
     return value or None
 
 
 def identifier(row: Fields, name: str = "id") -> str | None:
-    """Return the row's id as text, None where it has none.
-
-    Raises:
-        BadRowError: if it is neither text nor a whole number.
-    """
+    """Return the row's id as text, None where it has none."""
     value = row.get(name)
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise BadRowError(f"field {name!r} must be text or a whole number, not {_described(value)}")
+        raise BadRowError(f"field {name!r} must be text or a whole number, not {described(value)}")
+    _check_encodable(str(value), name)
     return str(value)
 
 
@@ -262,20 +252,12 @@ def split_name(split: str | None) -> str | None:
 
 
 def split_of(row: Fields) -> str | None:
-    """Return the row's split, as ``split_name`` writes it.
-
-    Raises:
-        BadRowError: if it is no text.
-    """
+    """Return the row's split, as ``split_name`` writes it."""
     return split_name(optional_text(row, "split"))
 
 
 def tools_of(row: Fields) -> Sequence[Mapping[str, Any]] | None:
-    """Return the row's tools.
-
-    Raises:
-        BadRowError: if they are no list of objects.
-    """
+    """Return the row's tools."""
     tools = row.get("tools")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
         raise BadRowError("field 'tools' must be a list of objects")
@@ -283,16 +265,12 @@ def tools_of(row: Fields) -> Sequence[Mapping[str, Any]] | None:
 
 
 def prompt_of(row: Fields, name: str = "prompt") -> Content:
-    """Return the prompt: text, or messages; one message of the user is the same prompt as its text.
-
-    Raises:
-        BadRowError: if it is missing, empty, or neither.
-    """
+    """Return the prompt: text, or messages; one message of the user is the same prompt as its text."""
     value = value_of(row, name)
     messages = messages_of(value, name)
     content = value if isinstance(value, str) else as_prompt(messages) if messages else None
     if content is None:
-        raise BadRowError(f"field {name!r} must be text or a list of messages with a role, not {_described(value)}")
+        raise BadRowError(f"field {name!r} must be text or a list of messages with a role, not {described(value)}")
     if isinstance(content, str) and not content.strip():
         raise BadRowError(f"field {name!r} is empty")
     _check_encodable(content, name)
@@ -307,19 +285,13 @@ def as_prompt(messages: list[dict[str, Any]]) -> Content:
 
 
 def response_of(value: Any, name: str) -> ResponseText:
-    """Return a response: text, a message, or messages; a lone message of the assistant is the same as its text.
-
-    An empty text is a response.
-
-    Raises:
-        BadRowError: if it is something else.
-    """
+    """Return a response: text, a message, or messages; a lone message of the assistant is the same as its text."""
     if isinstance(value, str):
         _check_encodable(value, name)
         return value
     messages = messages_of([value] if isinstance(value, Mapping) else value, name)
     if not messages:
-        raise BadRowError(f"field {name!r} must be text, a message or a list of messages, not {_described(value)}")
+        raise BadRowError(f"field {name!r} must be text, a message or a list of messages, not {described(value)}")
     _check_encodable(messages, name)
     if len(messages) > 1:
         return tuple(messages)
@@ -329,24 +301,16 @@ def response_of(value: Any, name: str) -> ResponseText:
 
 
 def responses_of(row: Fields, name: str, *, at_least: int) -> list[ResponseText]:
-    """Return a list of responses.
-
-    Raises:
-        BadRowError: if it is missing, no list, or shorter than ``at_least``.
-    """
+    """Return a list of responses."""
     value = value_of(row, name)
     if not isinstance(value, list) or len(value) < at_least:
-        kind = f"a list of {len(value)}" if isinstance(value, list) else _described(value)
+        kind = f"a list of {len(value)}" if isinstance(value, list) else described(value)
         raise BadRowError(f"field {name!r} must be a list of at least {at_least} responses, not {kind}")
     return [response_of(response, f"{name}[{index}]") for index, response in enumerate(value)]
 
 
 def messages_of(value: Any, name: str) -> list[dict[str, Any]] | None:
-    """Return a list of messages, or None for anything else.
-
-    Raises:
-        BadRowError: if a message's role is unknown.
-    """
+    """Return a list of messages, or None for anything else."""
     if not isinstance(value, list) or not value or not all(isinstance(message, Mapping) for message in value):
         return None
     for message in value:
@@ -360,15 +324,11 @@ def messages_of(value: Any, name: str) -> list[dict[str, Any]] | None:
 
 
 def number_of(value: Any, name: str, *, low: float, high: float) -> float:
-    """Return a number in a range.
-
-    Raises:
-        BadRowError: if it is no number, or out of the range.
-    """
+    """Return a number in a range."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRowError(f"field {name!r} must be a number from {low:g} to {high:g}, not {_described(value)}")
+        raise BadRowError(f"field {name!r} must be a number from {low:g} to {high:g}, not {described(value)}")
     if not low <= value <= high:
-        raise BadRowError(f"field {name!r} is {value:g}; it must lie in {low:g} … {high:g}")
+        raise BadRowError(f"field {name!r} is {described(value)}; it must lie in {low:g} … {high:g}")
     return float(value)
 
 
@@ -378,17 +338,20 @@ def _keyed(prompt: Content) -> tuple[str, bool]:
 
 
 def _check_encodable(content: Any, name: str) -> None:
-    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
-    if not text.isascii():
-        try:
+    try:
+        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
+        if not text.isascii():
             text.encode()
-        except UnicodeEncodeError:
-            raise BadRowError(f"field {name!r} holds a lone surrogate, which no UTF-8 can carry") from None
+    except UnicodeEncodeError:
+        raise BadRowError(f"field {name!r} holds a lone surrogate, which no UTF-8 can carry") from None
+    except RecursionError:
+        raise BadRowError(f"field {name!r} is nested too deeply") from None
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """Return a value as messages show it: short ones as they are, others by their type."""
     if value is None:
         return "null"
-    # Long texts are the file's contents, and those stay out of messages.
-    short = isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 20)
-    return f"{value!r}" if short else type(value).__name__
+    # Long texts are what the file holds, and that stays out of messages. JSON also has numbers of 4,000 digits.
+    short = isinstance(value, bool | int | float | str) and len(shown := repr(value)) <= 24
+    return shown if short else type(value).__name__
