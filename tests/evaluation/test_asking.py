@@ -14,7 +14,7 @@ from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.readers import read_evaluation_set
 from paragone_evaluation.scorers import Comparison, PairItem, Refusal, ServiceScorer
 from tests.evaluation.conftest import pair, text, write
-from tests.evaluation.test_readers import GROUP
+from tests.evaluation.readers.test_evaluation_sets import GROUP
 
 
 class FirstPlace:

@@ -8,8 +8,8 @@ import pytest
 from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.measures.benchmarks import REWARDBENCH_SECTIONS
 from tests.evaluation.conftest import text
+from tests.evaluation.readers.test_evaluation_sets import JUDGEBENCH, RM_BENCH, TIES
 from tests.evaluation.runs import page_of, published, run
-from tests.evaluation.test_readers import JUDGEBENCH, RM_BENCH, TIES
 
 
 @pytest.mark.parametrize("name", ["bt", "gp"])

@@ -10,9 +10,9 @@ from paragone_evaluation.pair_results import clustering, cross_fitted
 from paragone_evaluation.readers import read_evaluation_set
 from paragone_evaluation.report import words
 from tests.evaluation.conftest import pair, text
+from tests.evaluation.readers.test_evaluation_sets import GROUP
 from tests.evaluation.runs import QUICK, page_of, run
 from tests.evaluation.test_asking import FirstPlace
-from tests.evaluation.test_readers import GROUP
 
 
 def test_two_models_are_compared_on_the_same_pairs_and_few_clusters_give_no_verdict(tmp_path, models):

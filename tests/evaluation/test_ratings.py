@@ -11,8 +11,8 @@ from sklearn.metrics import mean_squared_error, r2_score
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.local_model import LocalScorer
 from tests.evaluation.conftest import text
+from tests.evaluation.readers.test_evaluation_sets import RATING
 from tests.evaluation.runs import page_of, ratings, run
-from tests.evaluation.test_readers import RATING
 
 
 def test_rated_attributes_are_compared_with_predictions_of_the_same_name(tmp_path, models):

@@ -10,7 +10,7 @@ from paragone_evaluation.dataset import text_length
 from paragone_evaluation.readers import LAYOUTS, read_evaluation_set
 from paragone_training.errors import DataError
 from tests.evaluation.conftest import pair, write
-from tests.evaluation.test_layouts import HELPSTEER, RATED, ULTRA
+from tests.evaluation.readers.test_layouts import HELPSTEER, RATED, ULTRA
 
 RATING = {"id": "r", "group": "q_s", "prompt": "P?", "response": "a", "ratings": {"helpful": 3, "verbose": 1}}
 GROUP = {

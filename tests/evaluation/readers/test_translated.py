@@ -11,7 +11,7 @@ from paragone_evaluation.readers import read_evaluation_set, read_ratings
 from paragone_evaluation.results import MeasureSettings
 from paragone_training.errors import DataError
 from tests.evaluation.conftest import text, write
-from tests.evaluation.test_layouts import HELPSTEER, RATED, ULTRA
+from tests.evaluation.readers.test_layouts import HELPSTEER, RATED, ULTRA
 
 
 def completion(response, **ratings):
