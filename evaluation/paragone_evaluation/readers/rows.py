@@ -319,6 +319,12 @@ def messages_of(value: Any, name: str) -> list[dict[str, Any]] | None:
                 f"field {name!r} must be text or messages, each with a role; a role is {message.get('role')!r} and "
                 f"must be one of {', '.join(_ROLES)}"
             )
+        content = message.get("content")
+        parts = content if isinstance(content, list) else []
+        if not isinstance(content, str | list | None) or not all(
+            isinstance(part, Mapping) and isinstance(part.get("text"), str | None) for part in parts
+        ):
+            raise BadRowError(f"field {name!r} has a message whose content is neither text nor a list of parts")
     # Tables have a column for every key that some message has: null stands for a key that this one lacks.
     return [{key: part for key, part in message.items() if part is not None or key == "content"} for message in value]
 
