@@ -1,6 +1,6 @@
 """Cross-validate a recipe by question: each of the 13 questions is held out in turn, rows of both splits are used.
 
-    python benchmarks/cross_validate.py training/recipes/mini-bradley-terry.toml --work runs/cv-bradley-terry
+    python benchmarks/cross_validate.py training/recipes/mini-bradley-terry.toml --data FOLDER --work runs/cv
 
 Every fold trains its own tokenizer, teacher and network without a word of the held-out question. Folds are resumable:
 one JSON file each in --work; a fold whose file is there is not run again. Prints a table, writes --work/summary.json.
@@ -13,11 +13,12 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from texts import add_data, corpora
 
 from paragone_evaluation.readers import read_pairs
 from paragone_training.preference.recipe import load_recipe
@@ -29,13 +30,14 @@ RESAMPLES = 10_000
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
+    add_data(parser)
     parser.add_argument("--work", type=Path, required=True, help="folder of the folds' results")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--questions", help="comma-separated numbers of questions; all unless given")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)
-    recipe = load_recipe(arguments.recipe, arguments.set)
+    recipe = load_recipe(arguments.recipe, arguments.set, data=corpora(arguments.data))
     rows = read_pairs(*recipe.data.train)
     questions = sorted({pair.question for pair in rows})
     numbers = arguments.questions.split(",") if arguments.questions else range(len(questions))
@@ -54,7 +56,7 @@ def main():
 
 def recipe_key(recipe):
     """A fold counts for the recipe that it was run with, wherever that writes to."""
-    settled = asdict(recipe) | {"output": None}
+    settled = recipe.model_dump(mode="json") | {"output": None}
     settled["training"] = settled["training"] | {"log_steps": None}
     settled["data"] = settled["data"] | {"train": [Path(name).name for name in recipe.data.train]}
     return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,7 +1,8 @@
 """Cross-validate the built-in models that rate: each of the 13 questions is held out in turn, through both stages.
 
     R=training/recipes
-    python benchmarks/cross_validate_ratings.py $R/mini-regression.toml $R/mini-helpsteer.toml --work runs/cv-ratings
+    python benchmarks/cross_validate_ratings.py $R/mini-regression.toml $R/mini-helpsteer.toml --data FOLDER \\
+        --work runs/cv-ratings
 
 Every fold trains its own tokenizer, teacher, regression and helpsteer model without a word of the held-out question;
 rows of both splits are used. Folds are resumable: one JSON file each in --work; delete them after changing a recipe.
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from texts import add_data, corpora
 
 from paragone_evaluation.readers import read_pairs, read_ratings
 from paragone_models.files.saving import save_model
@@ -32,12 +34,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("regression", type=Path)
     parser.add_argument("helpsteer", type=Path)
+    add_data(parser)
     parser.add_argument("--work", type=Path, required=True, help="folder of the folds' results")
     parser.add_argument("--questions", help="comma-separated numbers of questions; all unless given")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)
-    first, second = load_recipe(arguments.regression), load_recipe(arguments.helpsteer)
+    data = corpora(arguments.data)
+    first, second = (load_recipe(path, data=data) for path in (arguments.regression, arguments.helpsteer))
     first = first.model_copy(update={"tokenizer": TokenizerSection()})
     pairs = read_pairs(*first.data.train)
     ratings = read_ratings(*first.data.ratings)

@@ -2,9 +2,9 @@
 
     python benchmarks/cyclic.py                                     # synthetic cycles of 3, 4 and 5 responses
     python benchmarks/cyclic.py --lengths 3 --seeds 2               # less of it
-    python benchmarks/cyclic.py --people 8 --lexical 100 --epochs 80      # cycles in people's votes
+    python benchmarks/cyclic.py --people 8 --data FOLDER --lexical 100 --epochs 80      # cycles in people's votes
     python benchmarks/cyclic.py --ratings ultrafeedback.jsonl --criteria honesty truthfulness helpfulness
-    python benchmarks/cyclic.py --ratings data/convincing_ratings.jsonl.gz \\
+    python benchmarks/cyclic.py --ratings FOLDER/convincing_ratings.jsonl \\
         --criteria convincingness convincingness verbosity --limit 8
 
 As in the paper, models are trained and tested on the same preferences: the question is what they can express. Decoders
@@ -32,6 +32,7 @@ from cycles import (
     synthetic_cycles,
     vector_floor,
 )
+from texts import add_data, corpus
 
 from paragone_evaluation.readers import read_pairs, read_ratings
 from paragone_models.text.reader import TextReader
@@ -42,7 +43,6 @@ from paragone_training.preference.objective import Objective
 from paragone_training.preference.recipe import parse_recipe
 from paragone_training.preference.stages import Rows, fit
 
-PAIRS = Path(__file__).parents[1] / "data" / "convincing_pairs.jsonl.gz"
 MODELS: dict[str, dict[str, object]] = {
     "bradley-terry": {"kind": "bradley-terry"},
     "general preference, d = 2": {"kind": "general-preference", "dimension": 2, "normalise": False},
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--lexical", type=int, default=0, help="steps of a start without labels")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
     parser.add_argument("--people", type=int, help="so many disjoint cycles from people's votes in place of synthetic")
+    add_data(parser, otherwise="needed by --people alone")
     parser.add_argument("--ratings", type=Path, help="rows rated by several criteria in place of synthetic cycles")
     parser.add_argument("--criteria", nargs="+", default=["honesty", "truthfulness", "helpfulness"])
     parser.add_argument("--limit", type=int, help="only the first so many cycles of --ratings")
@@ -81,7 +82,7 @@ def main() -> None:
         print(f"{arguments.ratings.name}: {len(found)} disjoint cycles of {' > '.join(arguments.criteria)}")
         sets = [found[: arguments.limit]]
     elif arguments.people:
-        sets = [votes(arguments.people)]
+        sets = [votes(corpus(arguments.data, "convincing_pairs"), arguments.people)]
     else:
         sets = [synthetic_cycles(arguments.prompts, length=length) for length in arguments.lengths]
     for cycles in sets:
@@ -95,9 +96,9 @@ def main() -> None:
         compare(cycles, arguments.models, arguments.seeds, settings)
 
 
-def votes(number: int) -> list[Cycle]:
+def votes(path: Path, number: int) -> list[Cycle]:
     """Return the first cycles in people's votes that share no response."""
-    people = human_cycles(read_pairs(PAIRS))
+    people = human_cycles(read_pairs(path))
     print(
         f"people's votes: {len(people.cycles)} of {people.triangles} closed triangles are cyclic ({people.share:.1%}), "
         f"{people.certain} of them without a weak preference; some of them are noise, at five votes a pair"

@@ -1,11 +1,12 @@
 """The local engine against padded transformers on workload R, cold and with siblings that arrive apart.
 
-Groups of 8 responses, prompts and responses of 64 to 512 tokens of real text, a random Qwen3-shaped decoder. Everything
+Groups of 8 responses, prompts and responses of 64 to 512 tokens of text, a random Qwen3-shaped decoder. Everything
 in one process and in turns, so that both sides see the same machine; medians of the repetitions. The share of the peak
 counts the operations that were computed (attention over visible pairs; of the last layer only what is read), divided by
 what a large matrix product in the same dtype reaches between the turns.
 
-    python benchmarks/engine.py [--size 30M|300M] [--groups 6] [--repetitions 5] [--dtype auto] [--threads 2]
+    python benchmarks/engine.py [--size 30M|300M] [--groups 6] [--repetitions 5] [--dtype auto] [--threads 2] \\
+        [--data FOLDER]
 
 Takes about 3 minutes for 30M on two cores without fast bfloat16; give --groups 2 --repetitions 3 for 300M.
 """
@@ -29,6 +30,7 @@ from engine_setup import (
     seconds,
     workload,
 )  # fmt: skip
+from texts import add_data
 
 from paragone_models.machine import automatic_dtype, bfloat16_speedup
 from paragone_models.packing.backend import choose
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--max-tokens", type=int, default=4096)
+    add_data(parser, otherwise="the shipped set without it")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -52,7 +55,7 @@ def main() -> None:
     dtype = dtype or automatic_dtype(CPU, parameters=10**9, demonstration=False)
     model = classifier(arguments.size, dtype, "cpu")
     backbone = model.base_model
-    items = workload(arguments.groups)
+    items = workload(arguments.groups, arguments.data)
     print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}")
     print(f"bfloat16 products are {speedup:.2f} times as fast as float32 ones here; running in {dtype}")
     print(f"{backbone_parameters(backbone) / 1e6:.1f}M parameters without embeddings, {len(items)} responses")

@@ -1,35 +1,34 @@
-"""What bfloat16 and batching change in the logits of a trained model, on held-out real texts.
+"""What bfloat16 and batching change in the logits of a trained model, on held-out texts.
 
-Scores the test pairs of the argument data with a built-in model: in float32 one response at a time, which is the
-reference; then in float32 and bfloat16 in batches of several compositions. Says the 99th percentile of the change of a
-pair's logit, Kendall's tau of the rewards, and the largest change that batch composition alone makes.
+Scores the test pairs of the shipped set, or of the argument data in --data, with a built-in model: in float32 one
+response at a time, which is the reference; then in float32 and bfloat16 in batches of several compositions. Says the
+99th percentile of the change of a pair's logit, Kendall's tau of the rewards, and the largest change that batch
+composition alone makes.
 
-    python benchmarks/engine_accuracy.py [--model builtin:mini-bradley-terry] [--pairs 200]
+    python benchmarks/engine_accuracy.py [--model builtin:mini-bradley-terry] [--pairs 200] [--data FOLDER]
 
 Takes about 3 minutes on two cores without fast bfloat16.
 """
 
 import argparse
-import gzip
-import json
 import random
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import kendalltau
+from texts import add_data, pair_rows
 
 from paragone_models import load_model
 from paragone_models.text.reader import conversation
-
-DATA = Path(__file__).parent.parent / "data" / "convincing_pairs.jsonl.gz"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="builtin:mini-bradley-terry")
     parser.add_argument("--pairs", type=int, default=200)
+    add_data(parser, otherwise="the shipped set without it")
     arguments = parser.parse_args()
-    rows = test_rows(arguments.pairs)
+    rows = test_rows(arguments.data, arguments.pairs)
     exact = load_model(arguments.model, dtype="float32", device="cpu", prompt_cache_bytes=0)
     reference = rewards(exact, rows, order=None)
     print(f"{exact.name}, {len(rows)} test pairs, logits from {differences(reference).min():.2f} to "
@@ -47,9 +46,8 @@ def main() -> None:
         )
 
 
-def test_rows(count: int) -> list[dict[str, str]]:
-    with gzip.open(DATA, "rt", encoding="utf-8") as lines:
-        rows = [row for row in map(json.loads, lines) if row["split"] == "test"]
+def test_rows(data: Path | None, count: int) -> list[dict[str, str]]:
+    rows = [row for row in pair_rows(data) if row["split"] == "test"]
     random.Random(0).shuffle(rows)  # noqa: S311
     return rows[:count]
 

@@ -1,7 +1,5 @@
-"""What the engine benchmarks share: workload R of real texts, decoder shapes, the matrix peak, and counted passes."""
+"""What the engine benchmarks share: workload R, decoder shapes, the matrix peak, and counted passes."""
 
-import gzip
-import json
 import random
 import time
 from pathlib import Path
@@ -9,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from texts import pair_rows
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from paragone_models.files.sources import tokenizer_folder
 from paragone_models.packing.packer import Packer, PromptStore
 from paragone_models.text.reader import EncodeItem
 
-DATA = Path(__file__).parent.parent / "data" / "convincing_pairs.jsonl.gz"
 TEXTS = 2000
 RESPONSES = 8
 SHORTEST, LONGEST = 64, 512
@@ -34,24 +32,22 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(tokenizer_folder())
 
 
-def token_stream() -> list[int]:
-    """Return the tokens of some argument texts in a row; random ones where the data is not at hand."""
-    if not DATA.is_file():
-        return torch.randint(1000, (200_000,), generator=torch.Generator().manual_seed(0)).tolist()
+def token_stream(data: Path | None) -> list[int]:
+    """Return the tokens of some texts in a row: arguments of the corpora, or the shipped set."""
     texts: dict[str, None] = {}
-    with gzip.open(DATA, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            texts[row["first"]] = texts[row["second"]] = None
-            if len(texts) > TEXTS:
-                break
+    for row in pair_rows(data):
+        texts[row["first"]] = texts[row["second"]] = None
+        if len(texts) > TEXTS:
+            break
     encoded = tokenizer()(list(texts), add_special_tokens=False)["input_ids"]
     return [token for tokens in encoded for token in tokens]
 
 
-def workload(groups: int, *, seed: int = 0, lengths: tuple[int, int] = (SHORTEST, LONGEST)) -> list[EncodeItem]:
-    """Return workload R: groups of one prompt and 8 responses, each of 64 to 512 tokens of real text."""
-    stream, generator = token_stream(), random.Random(seed)  # noqa: S311
+def workload(
+    groups: int, data: Path | None, *, seed: int = 0, lengths: tuple[int, int] = (SHORTEST, LONGEST)
+) -> list[EncodeItem]:
+    """Return workload R: groups of one prompt and 8 responses, each of 64 to 512 tokens of text."""
+    stream, generator = token_stream(data), random.Random(seed)  # noqa: S311
 
     def draw() -> list[int]:
         length = generator.randint(*lengths)

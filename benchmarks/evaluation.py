@@ -1,16 +1,15 @@
 """How long 10,000 judged pairs take to evaluate when every response has been answered before.
 
-    python benchmarks/evaluation.py [--pairs 10000] [--url URL]
+    python benchmarks/evaluation.py [--pairs 10000] [--url URL] [--data FOLDER]
 
 Three things are timed, each from reading the file to the report on disk: a run whose answers are in its folder already
 (nothing is asked), and, against a service whose cache knows every response, a scalar model and a general preference
 model with fresh folders. Without --url a service with the built-in models is started in a process of its own. The
-pairs are made of the texts of the data that ships here, or of generated texts where it is not there.
+pairs are those of the public corpora in the folder of --data, or of made-up texts without it.
 """
 
 import argparse
 import contextlib
-import gzip
 import json
 import os
 import random
@@ -22,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from serving_setup import free_port
+from texts import add_data, pair_rows
 
 from paragone import Client, ParagoneError
 from paragone_evaluation.evaluation import evaluate_models
@@ -29,15 +29,13 @@ from paragone_evaluation.readers import read_evaluation_set
 from paragone_evaluation.results import MeasureSettings
 from paragone_evaluation.scorers import ServiceScorer
 
-DATA = Path(__file__).parents[1] / "data" / "convincing_pairs.jsonl.gz"
 MODELS = ("mini-bradley-terry", "mini-general-preference")
 
 
-def make_file(path: Path, pairs: int) -> None:
-    """Write the pairs: the first of the real ones, repeated with other ids if there are not enough."""
-    if DATA.is_file():
-        with gzip.open(DATA, "rt", encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
+def make_file(path: Path, pairs: int, data: Path | None) -> None:
+    """Write the pairs: the corpora's, repeated with other ids if there are not enough, or made-up ones."""
+    if data:
+        rows = pair_rows(data)
     else:
         draw = random.Random(0)  # noqa: S311 (made-up texts, not secrets)
         words = ["water", "bottle", "school", "sport", "economy", "reason", "child", "team", "people", "learn", "fair"]
@@ -80,11 +78,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=10_000)
     parser.add_argument("--url")
+    add_data(parser, otherwise="made-up texts without it")
     options = parser.parse_args()
     print(f"{options.pairs} pairs, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as name, service(options.url) as url, Client(url) as client:
         folder = Path(name)
-        make_file(folder / "pairs.jsonl", options.pairs)
+        make_file(folder / "pairs.jsonl", options.pairs, options.data)
         for model in MODELS:
             for run in ("nothing cached", "service cache warm", "answers in the folder"):
                 answers = "service cache warm" if run.startswith("answers") else run

@@ -1,6 +1,6 @@
 """Proxy against gold: what a policy wins by its oracle and by what the oracle learnt from, by its distance in KL.
 
-    python benchmarks/gold_curves.py [--work runs/gold] [--iterations 5] [--prompts 48]    # ten minutes of one core
+    python benchmarks/gold_curves.py --data FOLDER [--work runs/gold] [--iterations 5] [--prompts 48]    # ten minutes
 
 Gold is a program: a sentence of about fifteen different words that ends in a full stop. The proxy is a small
 Bradley-Terry model, trained on labels drawn from gold's probabilities on responses of the initial policy, then hosted
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from texts import add_data, corpus
 
 from paragone_evaluation.readers import read_prompts
 from paragone_models import load_model
@@ -34,7 +35,6 @@ from paragone_training.policy.train_policy import train_policy
 from paragone_training.preference.recipe import parse_recipe
 from paragone_training.preference.train_model import train_model
 
-DATA = Path(__file__).parents[1] / "data" / "policy_prompts.jsonl.gz"
 TOKENS = 48
 LABELLED = 6  # responses to a prompt that the proxy learns from
 METHODS = {
@@ -60,6 +60,7 @@ def preferred(first: str, second: str) -> float:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data(parser)
     parser.add_argument("--work", type=Path, default=Path("runs/gold"))
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=48)
@@ -68,25 +69,26 @@ def main():
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
     began, work = time.monotonic(), arguments.work
+    prompts = str(corpus(arguments.data, "policy_prompts"))
     work.mkdir(parents=True, exist_ok=True)
-    texts, held_out = answers_of_the_initial_policy(arguments.prompts)
-    proxy = train_proxy(work, texts)
+    texts, held_out = answers_of_the_initial_policy(prompts, arguments.prompts)
+    proxy, sample = train_proxy(work, texts), first_prompts(prompts, work, arguments.prompts)
     found = {"agreement": agreement(proxy, held_out), "gold": [], "settings": METHODS, "curves": {}}
     print(f"proxy: sides with gold on {found['agreement']:.3f} of held-out pairs; {time.monotonic() - began:.0f} s")
     for method, settings in METHODS.items():
-        run = train_policy(recipe(method, settings, work, proxy, arguments), work / method, resume=True).parents[2]
+        run = train_policy(recipe(method, settings, proxy, sample, arguments), work / method, resume=True).parents[2]
         found["curves"][method] = curve(run, arguments.iterations)
         print(table(method, found["curves"][method]), f"\n{time.monotonic() - began:.0f} s", flush=True)
     (work / "gold.json").write_text(json.dumps(found, indent=2) + "\n")
     plot(found["curves"], work / "gold.png")
 
 
-def answers_of_the_initial_policy(count):
+def answers_of_the_initial_policy(path, count):
     """Return responses by prompt: of prompts that are trained on, and of held-out ones."""
     policy = load_policy("builtin:mini-policy")
     found = []
     for split in ("train", "test"):
-        prompts = render(read_prompts([str(DATA)], split=split)[:count], policy.tokenizer, longest=400)
+        prompts = render(read_prompts([path], split=split)[:count], policy.tokenizer, longest=400)
         asked = [prompt.token_ids for prompt in prompts for _ in range(LABELLED)]
         streams = [stream("labelled", prompt.id, number) for prompt in prompts for number in range(LABELLED)]
         drawn = draw(policy, asked, streams, Draw(max_new_tokens=TOKENS))
@@ -130,12 +132,16 @@ def agreement(proxy, answers):
     return float(np.mean(same))
 
 
-def recipe(method, settings, work, proxy, arguments):
-    path = work / "prompts.jsonl"
-    prompts = [(split, prompt) for split in ("train", "test")
-               for prompt in read_prompts([str(DATA)], split=split)[: arguments.prompts]]  # fmt: skip
-    rows = [{"id": prompt.id, "prompt": prompt.content, "split": split} for split, prompt in prompts]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def first_prompts(path, folder, count):
+    """Return a file with the first prompts of each split."""
+    rows = [{"id": prompt.id, "prompt": prompt.content, "split": split}
+            for split in ("train", "test") for prompt in read_prompts([path], split=split)[:count]]  # fmt: skip
+    target = folder / "prompts.jsonl"
+    target.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return target
+
+
+def recipe(method, settings, proxy, path, arguments):
     return parse_policy_recipe({
         "method": method,
         "policy": {"source": "builtin:mini-policy"},

@@ -1,6 +1,6 @@
 """One GPU in ten minutes: is every attention path exact there, and how fast and how large is the packed pass?
 
-    python benchmarks/gpu.py [--sizes 0.6B 8B] [--groups 8] [--repetitions 3] [--json FILE]
+    python benchmarks/gpu.py [--sizes 0.6B 8B] [--groups 8] [--repetitions 3] [--data FOLDER] [--json FILE]
 
 Imports paragone_models alone; needs torch >= 2.11 and transformers >= 5.15, no web packages. On a machine without a GPU
 it runs the same steps with a small model on the CPU, to show that the script works, and says that the GPU rows are
@@ -32,6 +32,7 @@ from engine_setup import (
     seconds,
     workload,
 )
+from texts import add_data
 from transformers import AutoConfig, AutoModel
 
 from paragone_models.packing.backend import choose, ways
@@ -52,16 +53,17 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=sorted(SHAPES), default=None)
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=3)
+    add_data(parser, otherwise="the shipped set without it")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     name = torch.cuda.get_device_name() if gpu else "no GPU"
     print(f"{name}, torch {torch.__version__}, transformers {transformers.__version__}")
-    right = correctness(device)
+    right = correctness(device, arguments.data)
     sizes = arguments.sizes or (["0.6B", "8B"] if gpu else ["1M"])
     groups = arguments.groups if gpu else min(arguments.groups, 2)
-    rows = [speed(size, device, groups, arguments.repetitions) for size in sizes]
+    rows = [speed(size, device, groups, arguments) for size in sizes]
     if not gpu:
         print("\nno GPU here: the rows above are a small model on this CPU, and the GPU rows are UNMEASURED")
     if arguments.json:
@@ -69,11 +71,11 @@ def main() -> None:
     sys.exit(0 if right else 1)
 
 
-def correctness(device: torch.device) -> bool:
+def correctness(device: torch.device, data: Path | None) -> bool:
     """Print how far every way to pack is from one by one, and return whether all of them are near enough."""
     print("\nfamily    dtype     way      cold     passes   stored")
     right = True
-    items = workload(2, lengths=(20, 150))
+    items = workload(2, data, lengths=(20, 150))
     for model_type, extra in TINY.items():
         for dtype in (torch.float32, torch.bfloat16):
             model = tiny(model_type, extra, dtype, device)
@@ -121,7 +123,7 @@ def one_by_one(model: Any, items: list[EncodeItem], device: torch.device) -> tor
     return torch.stack(states)
 
 
-def speed(size: str, device: torch.device, groups: int, repetitions: int) -> dict[str, Any]:
+def speed(size: str, device: torch.device, groups: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Print and return responses per second, shares of the peak and memory for one shape."""
     gpu = device.type == "cuda"
     dtype = torch.bfloat16 if gpu else torch.float32
@@ -134,13 +136,15 @@ def speed(size: str, device: torch.device, groups: int, repetitions: int) -> dic
         print(f"not packed: {way}")
         return row | {"refused": way}
     budget = 16384 if gpu else 4096
-    items = workload(groups)
+    items = workload(groups, arguments.data)
     runs = {"R, cold and shared": items, "1k sequences, nothing shared": sequences(2 * budget // 1024)}
     row["peak"] = peak(dtype, device)
     print(f"way {way[0]}; matrix peak {row['peak'] / 1e12:.2f} Tflop/s")
     for name, work in runs.items():
-        row[name] = timed(model, way, work, budget, repetitions, row["peak"], device)
-    with_padding = statistics.median(seconds(lambda: padded(model, items), device) for _ in range(repetitions))
+        row[name] = timed(model, way, work, budget, arguments.repetitions, row["peak"], device)
+    with_padding = statistics.median(
+        seconds(lambda: padded(model, items), device) for _ in range(arguments.repetitions)
+    )
     print(f"padded transformers, R, batch 16, input order: {len(items) / with_padding:.1f} responses/s")
     row["padded"] = len(items) / with_padding
     ratio = row["R, cold and shared"]["responses_per_s"] / row["padded"]

@@ -1,6 +1,6 @@
 """A training step of a policy, in tokens a second, against TRL's DPOTrainer with precompute_ref_log_probs=True.
 
-    python benchmarks/policy_step.py --trl PYTHON [--size 7M] [--pairs 64] [--repetitions 5]
+    python benchmarks/policy_step.py --trl PYTHON [--size 7M] [--pairs 64] [--repetitions 5] [--data FOLDER]
 
 PYTHON is an interpreter that has trl (a peer, never a dependency). Same pairs, token for token: TRL tokenises, ours
 trains on what it made. Same initial weights, dtype, pairs a forward pass, passes a step, optimiser. Each side orders
@@ -15,7 +15,6 @@ TRL 1.16).
 """
 
 import argparse
-import gzip
 import json
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from texts import add_data, pair_rows
 from training_setup import DECODERS, Watch, decoder
 
 from paragone_models.files.sources import policy_folder
@@ -36,7 +36,6 @@ from paragone_training.policy.model.logprobs import ResponseLogprobs, frozen_log
 from paragone_training.policy.sections import PolicyTrainingSection
 
 HERE = Path(__file__).parent
-DATA = HERE.parent / "data" / "convincing_pairs.jsonl.gz"
 BETA = 0.1
 AGREE = 1e-4  # relative; nats of a whole response in float32
 
@@ -72,6 +71,7 @@ def main():
     parser.add_argument("--bf16", action="store_true", help="mixed precision, both")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="both")
     parser.add_argument("--trl-compact", action="store_true", help="TRL leaves out the logits of prompts, see above")
+    add_data(parser, otherwise="the shipped set without it")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -90,8 +90,7 @@ def main():
 
 def prepare(folder, arguments):
     """Write settings, pairs and the initial weights."""
-    with gzip.open(DATA, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
+    rows = pair_rows(arguments.data)
     rows = [
         {"prompt": row["prompt"] + "\n", "chosen": row["first"], "rejected": row["second"]}
         for row in rows[:: len(rows) // arguments.pairs][: arguments.pairs]  # of all the questions there are

@@ -1,10 +1,10 @@
 """The tables of docs/results.md: every variant on every fold with every seed, then means and intervals.
 
-    python benchmarks/results.py losses          # (a) regular, margin, scaled; from scratch, from regression, ExPO
-    python benchmarks/results.py vectors         # (b) Bradley-Terry against general preference models and hybrids
-    python benchmarks/results.py answers         # (c) best of four answers
-    python benchmarks/results.py show            # the tables, from what was run
-    python benchmarks/results.py show --write    # and into docs/results.md
+    python benchmarks/results.py losses --data FOLDER     # (a) regular, margin, scaled; two starts; ExPO
+    python benchmarks/results.py vectors --data FOLDER    # (b) Bradley-Terry against vectors and hybrids
+    python benchmarks/results.py answers --data FOLDER    # (c) best of four answers
+    python benchmarks/results.py show                     # the tables, from what was run
+    python benchmarks/results.py show --write             # and into docs/results.md
 
 Questions are dealt into four folds; each fold is held out in turn, by five seeds (start, head, order).
 What was run is not run again: one JSON file per variant, seed and fold in --work. Two processes of one thread each.
@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from results_tables import tables
 from results_variants import FOLDS, TABLES, Fold
+from texts import add_data, corpora
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 
@@ -30,6 +31,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=[*TABLES, "show"])
+    add_data(parser, otherwise="needed by all but show")
     parser.add_argument("--work", type=Path, default=Path("runs/results"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
@@ -38,9 +40,10 @@ def main():
     if arguments.table == "show":
         show(arguments.work, write=arguments.write)
         return
+    data = corpora(arguments.data)
     began, jobs = time.monotonic(), [(seed, fold) for seed in range(arguments.seeds) for fold in range(FOLDS)]
     with ProcessPoolExecutor(arguments.processes, get_context("spawn"), initializer=quiet) as pool:
-        waiting = [pool.submit(run, arguments.table, seed, fold, arguments.work) for seed, fold in jobs]
+        waiting = [pool.submit(run, arguments.table, seed, fold, arguments.work, data) for seed, fold in jobs]
         for number, done in enumerate(as_completed(waiting), start=1):
             print(f"{number}/{len(jobs)}: {done.result()}, {time.monotonic() - began:.0f} s", flush=True)
 
@@ -51,8 +54,8 @@ def quiet():
     warnings.simplefilter("ignore")
 
 
-def run(table, seed, number, work):
-    fold = Fold(table, number, seed, work)
+def run(table, seed, number, work, data):
+    fold = Fold(table, number, seed, work, data)
     # What goes on from a rating model needs it in the fold's folder, whether or not its numbers are there already.
     for variant in TABLES[table]:
         path = result_path(work, table, variant, seed, number)

@@ -69,15 +69,16 @@ class Fold:
         number: of the fold.
         seed: of everything random.
         work: folder for the start and checkpoints.
+        data: folder of the corpora.
     """
 
-    def __init__(self, table, number, seed, work):
-        self.table, self.seed = table, seed
+    def __init__(self, table, number, seed, work, data):
+        self.table, self.seed, self.data = table, seed, data
         self.domain = "answers" if table == "answers" else "arguments"
         self.recipe = "answers" if table == "answers" else "rewards"
         self.work = work / f"{self.domain}-{seed}-{number}"
         self.work.mkdir(parents=True, exist_ok=True)
-        rows = read_pairs(*load_recipe(RECIPES / f"{self.recipe}.toml").data.train)
+        rows = read_pairs(*self.load(self.recipe).data.train)
         rows = [replace(pair, split="train") for pair in rows]
         names = sorted({self.question(pair) for pair in rows})
         if self.domain == "answers":
@@ -90,10 +91,13 @@ class Fold:
         self.held_out = [pair for pair in self.held_out_comparisons if pair.strength]
         self.rated, self.held_out_rated = [], []
         if self.domain == "arguments":
-            ratings = read_ratings(*load_recipe(RECIPES / "regression.toml").data.ratings)
+            ratings = read_ratings(*self.load("regression").data.ratings)
             name = {id(rating): rating.group.partition("_")[0] for rating in ratings}
             self.rated = [rating for rating in ratings if name[id(rating)] not in held_out | validation]
             self.held_out_rated = [rating for rating in ratings if name[id(rating)] in held_out]
+
+    def load(self, name, settings=()):
+        return load_recipe(RECIPES / f"{name}.toml", settings, data=self.data)
 
     def question(self, pair):
         return pair.prompt if self.domain == "answers" else pair.question
@@ -103,7 +107,7 @@ class Fold:
         """Folder of the backbone and the tokenizer that saw no label; made once."""
         folder = self.work / "start"
         if not (folder / "paragone.json").is_file():
-            recipe = load_recipe(RECIPES / f"{self.recipe}.toml", [f"training.seed={self.seed}"])
+            recipe = self.load(self.recipe, [f"training.seed={self.seed}"])
             groups = group_pairs(self.train)
             model = build_model(recipe, [text for group in groups for text in (group.pair.prompt, *group.responses)])
             readings = read_groups(groups, TextReader(model.tokenizer, model.spec))
@@ -131,7 +135,7 @@ class Fold:
         return {**result, "cpu_seconds": time.process_time() - began}
 
     def _loaded(self, name, settings, *, start):
-        return load_recipe(RECIPES / f"{name}.toml", [*settings, f"training.seed={self.seed}", start])
+        return self.load(name, [*settings, f"training.seed={self.seed}", start])
 
     def _trained(self, name, settings):
         """Return what a recipe gives from the fold's start in place of one of its own."""

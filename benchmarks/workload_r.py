@@ -1,6 +1,6 @@
 """Workload R over HTTP: Paragone with default flags beside stock vLLM, padded transformers and one forward a request.
 
-Groups of 8 responses, prompts and responses of 64 to 512 tokens of real text, a random Qwen3-shaped classifier that
+Groups of 8 responses, prompts and responses of 64 to 512 tokens of text, a random Qwen3-shaped classifier that
 every side loads from the same folder. In every turn every side scores texts that no side has seen:
 
 * together: all responses in one request; beside it in this process, from token ids, the local engine, padded
@@ -12,13 +12,15 @@ every side loads from the same folder. In every turn every side scores texts tha
 Sides take turns; servers whose turn it is not are stopped by a signal, so that nobody's idling costs another one time.
 A turn begins with a group that is not counted: what was stopped for a minute finds its memory cold.
 
-    python benchmarks/workload_r.py --vllm PATH/TO/vllm [--size 30M|300M] [--groups 6] [--turns 5] [--json FILE]
+    python benchmarks/workload_r.py --vllm PATH/TO/vllm [--size 30M|300M] [--groups 6] [--turns 5] [--data FOLDER] \\
+        [--json FILE]
 
 Without --vllm the other sides run alone. Takes about 4 minutes for 30M on two cores with fast bfloat16.
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -36,6 +38,7 @@ import httpx2
 import torch
 from engine_setup import RESPONSES, SHAPES, classifier, padded, tokenizer, workload
 from serving_setup import free_port, wait_until_ready
+from texts import add_data
 
 from paragone_models import load_model
 from paragone_models.model import PreferenceModel
@@ -107,6 +110,7 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=6)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add_data(parser, otherwise="the shipped set without it")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -121,7 +125,9 @@ def main() -> None:
             sides["vllm"] = stack.enter_context(contextlib.closing(vllm(arguments.vllm, folder, dtype)))
         print(f"every side in {dtype}; {', '.join(sides)}: ready", flush=True)
         model = load_model(folder, dtype=dtype)
-        rates = measure(model, plain.to(getattr(torch, dtype)), sides, arguments.groups, arguments.turns)
+        plain = plain.to(getattr(torch, dtype))
+        texts_of = functools.partial(texts, model, data=arguments.data)
+        rates = measure(model, plain, sides, texts_of, groups=arguments.groups, turns=arguments.turns)
     show(rates)
     if arguments.json:
         numbers = {"size": arguments.size, "dtype": dtype, "groups": arguments.groups, "responses_per_s": rates}
@@ -143,12 +149,18 @@ def vllm(command: str, folder: str, dtype: str) -> Server:
 
 
 def measure(
-    model: PreferenceModel, plain: torch.nn.Module, sides: dict[str, Server], groups: int, turns: int
+    model: PreferenceModel,
+    plain: torch.nn.Module,
+    sides: dict[str, Server],
+    texts_of: Callable[[int, int], Texts],
+    *,
+    groups: int,
+    turns: int,
 ) -> dict[str, dict[str, list[float]]]:
     seeds = iter(range(1000))
 
     def draw(groups: int) -> Texts:
-        return texts(model, groups, next(seeds))
+        return texts_of(groups, next(seeds))
 
     rates: dict[str, dict[str, list[float]]] = {"together": {}, "64 clients": {}, "apart": {}}
     for turn in range(turns + 1):  # the first one warms up
@@ -170,10 +182,10 @@ def measure(
     return rates
 
 
-def texts(model: PreferenceModel, groups: int, seed: int) -> Texts:
+def texts(model: PreferenceModel, groups: int, seed: int, *, data: Path | None) -> Texts:
     """Return workload R as texts, groups side by side."""
     decode = model.reader.tokenizer.decode
-    drawn = [(item.token_ids, item.prompt_length) for item in workload(groups, seed=seed)]
+    drawn = [(item.token_ids, item.prompt_length) for item in workload(groups, data, seed=seed)]
     pairs = [(decode(tokens[:prompt]), decode(tokens[prompt:])) for tokens, prompt in drawn]
     readings = model.reader.read([conversation(prompt, response) for prompt, response in pairs])
     assert all(isinstance(reading, Reading) for reading in readings)

@@ -405,7 +405,7 @@ class PreferenceModel:
         >>> from paragone_models import load_model
         >>> model = load_model("builtin:mini-general-preference")
         >>> answers = ["They fill landfills and oceans for centuries.", "idk lol"]
-        >>> scores = model.score("Should plastic bottles be banned?", answers)
+        >>> scores = model.score("Should the main street be closed to cars?", answers)
         >>> bool(scores.probabilities[0, 1] > 0.5)
         True
         """

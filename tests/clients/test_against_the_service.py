@@ -29,7 +29,7 @@ from paragone_service.http.middleware import Drain
 from paragone_service.http.server import Server, configure
 from tests.service.conftest import SPECS, make_model, make_tokenizer
 
-PROMPT = "Should physical education be mandatory in schools?"
+PROMPT = "Should every school have a garden?"
 RESPONSES = ["It keeps kids fit, and they learn to work in teams.", "Because it is fun.", "No! Let them read.", ""]
 
 

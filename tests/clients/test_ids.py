@@ -19,8 +19,8 @@ from tests.service.conftest import SPECS, RedisServer, make_model, make_tokenize
 
 from .test_against_the_service import serving
 
-PROMPT = "Should physical education be mandatory in schools?"
-FIT = "Physical education helps kids stay fit, and they learn to work in teams. " * 8
+PROMPT = "Should every school have a garden?"
+FIT = "A school garden keeps children busy, and they learn to share the work. " * 8
 LONG = [f"{start} {FIT}" for start in ("It is fun.", "No! Let them read.", "x")]
 PAIRS = [(PROMPT, LONG[0], LONG[1]), (PROMPT, LONG[1], LONG[2]), (PROMPT, LONG[2], LONG[0])]
 
@@ -100,7 +100,7 @@ def test_a_new_response_to_a_known_prompt_goes_with_the_others_id(hosted):
     network = Noted()
     with serving(hosted) as url, Client(url, remembered_ids=100, transport=network) as client:
         client.preferences(PAIRS[:1])
-        fresh = "Americans spend billions on bottled water every year. " * 11
+        fresh = "Families walk through it on every market day. " * 11
         one = client.prefer(PROMPT, fresh, LONG[1])
         assert one == 1 - client.prefer(PROMPT, LONG[1], fresh)
     assert set(network.bodies[1]["pairs"][0]) == {"prompt", "first", "second_id"}

@@ -37,8 +37,8 @@ TOOLS = """{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messag
 {%- if message.tool_calls %}{{ message.tool_calls | tojson }}{% endif %}<|im_end|>{% endfor %}"""
 
 CORPUS = [
-    "Ban plastic water bottles? Americans spend billions on bottled water every year.",
-    "Physical education helps kids stay fit, and they learn to work in teams.",
+    "Close the main street to cars? Families walk through it on every market day.",
+    "A school garden keeps children busy, and they learn to share the work.",
     "system user assistant prompt response words numbers 0 1 2 3 4 5 6 7 8 9",
     "one two three four five six seven eight nine ten today date name tool",
 ] * 4

@@ -28,9 +28,9 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
 )
 CORPUS = [
-    "Ban plastic water bottles? Americans spend billions on bottled water every year.",
-    "Physical education helps kids stay fit, and they learn to work in teams.",
-    "It is true that bottled water is a waste, but bottles can be reused!",
+    "Close the main street to cars? Families walk through it on every market day.",
+    "A school garden keeps children busy, and they learn to share the work.",
+    "It is true that the street is loud, but buses have to stop somewhere!",
     "system user assistant prompt response words numbers 0 1 2 3 4 5 6 7 8 9",
 ] * 4
 SPECS = {

@@ -125,7 +125,9 @@ def in_folder(name: str, folder: Path, data: Path | None) -> str:
     if not data:
         return str((folder / name).resolve())
     # A path that leaves the recipe's folder says where the file lies in a clone; only its name can be looked up.
-    return str((data / (Path(name).name if ".." in Path(name).parts else name)).resolve())
+    path = (data / (Path(name).name if ".." in Path(name).parts else name)).resolve()
+    zipped = path.with_name(f"{path.name}.gz")
+    return str(zipped if zipped.is_file() and not path.exists() else path)
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]

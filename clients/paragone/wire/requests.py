@@ -23,11 +23,11 @@ OnError = Literal["refuse", "report"]
 RewardReturn = Literal["representation", "blocks", "gate_scales", "ids"]
 TournamentReturn = Literal["matrix", "ids"]
 
-_BOTTLES = "Ban plastic water bottles? Argue against."
-_ECONOMY = "Americans spend billions on bottled water every year. Banning their sale would greatly hurt the economy."
-_REUSE = "It is true that bottled water is a waste, but bottles can be reused!"
-_SPORT = "Should physical education be mandatory in schools? Argue for."
-_FIT = "Physical education helps kids stay fit, and they learn to work in teams."
+_STREET = "Close the main street to cars? Argue against."
+_SHOPS = "Half of the shops live on people who come by car. Closing the street would hurt them all year round."
+_BUSES = "It is true that the street is loud, but buses have to stop somewhere!"
+_GARDEN = "Should every school have a garden? Argue for."
+_BUSY = "A school garden keeps children busy, and they learn to share the work."
 _FUN = "Because it is fun."
 _FIRST_ID = "rGzTn9Zk3Wb1x0mYVtq7cQpJ8dKfLhUe5sXaBgOiMvE2NuR4jCwy6DIlSHAoPFTZ"
 _SECOND_ID = "Zq8vXc2NfT7LrYwKj1mHs5BpUeGdOa0i9SQhVtIoR3xJnMuEbCz4yWgPlA6kDF-_"
@@ -55,9 +55,9 @@ class PreferencesRequest(_Request):
             "examples": [
                 {
                     "model": "mini-general-preference",
-                    "pairs": [{"prompt": _BOTTLES, "first": _ECONOMY, "second": _REUSE}],
+                    "pairs": [{"prompt": _STREET, "first": _SHOPS, "second": _BUSES}],
                 },
-                {"pairs": [{"prompt": _BOTTLES, "first": _ECONOMY, "second": _REUSE}], "return": ["ids"]},
+                {"pairs": [{"prompt": _STREET, "first": _SHOPS, "second": _BUSES}], "return": ["ids"]},
                 {"pairs": [{"first_id": _FIRST_ID, "second_id": _SECOND_ID}]},
             ]
         }
@@ -78,12 +78,12 @@ class RewardsRequest(_Request):
             "examples": [
                 {
                     "model": "mini-bradley-terry",
-                    "items": [{"prompt": _BOTTLES, "response": _ECONOMY}],
+                    "items": [{"prompt": _STREET, "response": _SHOPS}],
                     "return": ["representation"],
                 },
                 {
                     "model": "mini-general-preference",
-                    "items": [{"prompt": _BOTTLES, "response": _ECONOMY, "references": [_REUSE, "No."]}],
+                    "items": [{"prompt": _STREET, "response": _SHOPS, "references": [_BUSES, "No."]}],
                     "return": ["blocks"],
                 },
             ]
@@ -107,7 +107,7 @@ class TournamentsRequest(_Request):
         json_schema_extra={
             "examples": [
                 {
-                    "groups": [{"prompt": _SPORT, "responses": [_FIT, _FUN, "Nobody should be forced to run."]}],
+                    "groups": [{"prompt": _GARDEN, "responses": [_BUSY, _FUN, "Nobody should be forced to run."]}],
                     "return": ["matrix"],
                 }
             ]
@@ -131,7 +131,7 @@ def _alone(item: Item) -> Item:
 class TokensRequest(_Request):
     """Ask what exactly the model sees of each conversation."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"items": [{"prompt": _SPORT, "response": _FUN}]}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": [{"prompt": _GARDEN, "response": _FUN}]}]})
     items: list[Annotated[Item, AfterValidator(_alone)]] = Field(
         description="The responses with their prompts; none is a valid batch."
     )

@@ -6,8 +6,8 @@ from paragone_models import load_model
 from paragone_models.files import sources
 
 NAMES = pytest.mark.parametrize("name", sources.NAMES)
-PROMPT = "Should plastic water bottles be banned?"
-GOOD = "Plastic bottles should be banned, because they fill landfills and oceans and take centuries to decay."
+PROMPT = "Should the main street be closed to cars?"
+GOOD = "The street should be closed to cars, because children could play there again and the air would be cleaner."
 BAD = "idk lol"
 
 

@@ -42,7 +42,7 @@ def test_the_backbone_of_our_own_folder_computes_the_same(tmp_path):
     bare = export_backbone(str(source), tmp_path / "bare")
     assert torch.equal(hidden(bare), hidden(source))
     assert {path.name for path in bare.glob("*.safetensors")} == {"model.safetensors"}
-    assert AutoTokenizer.from_pretrained(bare)("Ban bottles?").input_ids
+    assert AutoTokenizer.from_pretrained(bare)("Close it?").input_ids
 
 
 def test_the_backbone_of_a_classifier_in_several_files_loses_its_head_and_its_prefix(tmp_path):

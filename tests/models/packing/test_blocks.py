@@ -50,7 +50,7 @@ def test_gate_scales_sum_to_one_and_are_in_the_representation():
 
 def test_a_loaded_model_gives_its_blocks_and_scales():
     model = load_model("builtin:mini-general-preference", device="cpu")
-    representations = model.score("Plastic bottles?", ["Ban them, they fill the sea.", "no"]).representations
+    representations = model.score("Cars in the street?", ["Close it, the air gets cleaner.", "no"]).representations
     blocks = model.blocks(representations[:1], representations[1:])
     assert blocks.sum().item() == pytest.approx(model.logit(representations[:1], representations[1:]).item(), rel=1e-5)
     scales = model.gate_scales(model.encode([EncodeItem((1, 2, 3, 4), ((1, 2), (2, 4)), 2)]))

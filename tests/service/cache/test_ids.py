@@ -14,8 +14,8 @@ from tests.service.doubles import metric
 
 pytestmark = pytest.mark.anyio
 
-PROMPT = "Ban plastic bottles?"
-RESPONSES = ["Yes, they last for centuries.", "no", "Bottles can be reused!"]
+PROMPT = "Close the street to cars?"
+RESPONSES = ["Yes, the air gets cleaner.", "no", "Buses can still stop!"]
 PAIRS = [{"prompt": PROMPT, "first": a, "second": b} for a, b in itertools.permutations(RESPONSES, 2)]
 SPACE, PROMPT_DIGEST, KEY = b"12345678", bytes(range(16)), b"12345678" + bytes(range(50, 66))
 

@@ -58,8 +58,8 @@ KINDS = {
     "helpsteer": ModelSpec(kind="helpsteer", dimension=2, attributes=("helpful",), max_length=256),
     "hybrid": ModelSpec(kind="hybrid", dimension=3, normalise=True, max_length=256),
 }
-REWARD = {"items": [{"prompt": "Ban plastic bottles?", "response": "never asked before"}]}
-GROUP = {"prompt": "Ban plastic bottles?", "responses": ["Yes, they are a waste.", "They can be reused!", "x"]}
+REWARD = {"items": [{"prompt": "Close the street to cars?", "response": "never asked before"}]}
+GROUP = {"prompt": "Close the street to cars?", "responses": ["Yes, cars are loud.", "Buses can stay!", "x"]}
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from tests.service.conftest import make_model, make_tokenizer, serving
 
 pytestmark = pytest.mark.anyio
 
-PROMPT = "Ban plastic bottles?"
-OTHER = "Should physical education be mandatory?"
-RESPONSES = ["Yes, they last for centuries.", "no", "Bottles can be reused!", ""]
+PROMPT = "Close the street to cars?"
+OTHER = "Should every school have a garden?"
+RESPONSES = ["Yes, the air gets cleaner.", "no", "Buses can still stop!", ""]
 KINDS = {
     "gated": ModelSpec(
         kind="general-preference", dimension=6, gate="softmax", normalise=True, temperature=0.1, max_length=256

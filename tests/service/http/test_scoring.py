@@ -13,8 +13,8 @@ from tests.service.conftest import serving
 
 pytestmark = pytest.mark.anyio
 
-PROMPT = "Ban plastic bottles?"
-RESPONSES = ["Yes, they last for centuries.", "no", "Bottles can be reused!", ""]
+PROMPT = "Close the street to cars?"
+RESPONSES = ["Yes, the air gets cleaner.", "no", "Buses can still stop!", ""]
 
 
 async def ask(client, route, **body):
@@ -85,7 +85,7 @@ async def test_every_form_of_a_conversation_is_the_same_conversation(client):
 
 async def test_text_parts_are_read_as_their_text(client):
     parts = [
-        {"role": "user", "content": [{"type": "text", "text": "Ban plastic "}, {"type": "text", "text": "bottles?"}]}
+        {"role": "user", "content": [{"type": "text", "text": "Close the "}, {"type": "text", "text": "street to cars?"}]}
     ]
     items = [{"prompt": prompt, "response": "no"} for prompt in (PROMPT, parts)]
     one, other = (await ask(client, "rewards", model="bt", items=items))["rewards"]

@@ -14,7 +14,7 @@ from tests.service.doubles import Leaving, gated, metric
 
 pytestmark = pytest.mark.anyio
 
-PROMPT = "Ban plastic bottles?"
+PROMPT = "Close the street to cars?"
 
 
 def close(row, expected):

@@ -94,7 +94,7 @@ def test_the_general_preference_model_has_a_gate_that_depends_on_the_prompt():
     model = load_model("builtin:mini-general-preference", device="cpu")
     assert model.spec.gate == "softmax"
     assert model.reader is not None
-    one, two = (model.score(prompt, ["Yes, because it helps.", "no"]) for prompt in ("Chess?", "Ban plastic bottles?"))
+    one, two = (model.score(prompt, ["Yes, because it helps.", "no"]) for prompt in ("Chess?", "Close the street to cars?"))
     assert not np.allclose(one.representations.numpy(), two.representations.numpy())
 
 
