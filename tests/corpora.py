@@ -1,5 +1,6 @@
-"""The public corpora, where the machine has them: what only real judgements can show is tested with these alone."""
+"""The public corpora, where the machine has them, and the scripts of the repository that make data."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -17,3 +18,18 @@ def corpus(name):
     """Return the path of one of the corpora's files, plain or gzipped."""
     zipped = FOLDER / f"{name}.jsonl.gz"
     return zipped if zipped.is_file() else FOLDER / f"{name}.jsonl"
+
+
+def script(name):
+    """Return a file of scripts/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def stand_in(folder, **texts):
+    """Give a folder files of the corpora's names with other rows in them, so that a recipe which names them can run."""
+    for name, rows in texts.items():
+        (folder / f"{name}.jsonl").write_bytes(rows.read_bytes())
+    return folder

@@ -27,6 +27,7 @@ from paragone_training.data.groups import group_pairs
 from paragone_training.preference.agreement import judge, summarise
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.stages import Rows, fit
+from tests.corpora import corpus, needs_corpora
 from tests.training.arguments import recipe
 
 CRITERIA = ("honesty", "truthfulness", "helpfulness")
@@ -226,8 +227,14 @@ def test_the_cycles_in_votes_are_found_and_the_weak_ones_told_apart():
     assert human_cycles([*rows[:2], Pair("p", "a", "c", 0.0)]).triangles == 0
 
 
+def test_seven_of_the_triangles_of_the_shipped_set_are_cyclic():
+    found = human_cycles(read_pairs(DATA / "everyday_groups.jsonl"))
+    assert (found.triangles, len(found.cycles)) == (236, 7)
+
+
+@needs_corpora
 def test_people_close_four_in_a_hundred_triangles():
-    found = human_cycles(read_pairs(DATA / "convincing_pairs.jsonl.gz"))
+    found = human_cycles(read_pairs(corpus("convincing_pairs")))
     assert found.triangles > 90_000
     assert found.share == pytest.approx(0.042, abs=0.001)
     assert 0 < found.certain < len(found.cycles) / 2

@@ -11,8 +11,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from tests.corpora import corpus, needs_corpora
-from tests.repository.test_data import script
+from tests.corpora import corpus, needs_corpora, script
 
 fetch = script("fetch_corpora")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fetch_corpora.py"

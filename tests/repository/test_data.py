@@ -1,21 +1,15 @@
 """The shipped texts follow their own rules, and the corpora come out of their publishers' files as they went in."""
 
-import importlib.util
 import json
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
+from tests.corpora import script
+
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data"
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 labels = script("everyday_labels")

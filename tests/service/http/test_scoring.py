@@ -85,7 +85,10 @@ async def test_every_form_of_a_conversation_is_the_same_conversation(client):
 
 async def test_text_parts_are_read_as_their_text(client):
     parts = [
-        {"role": "user", "content": [{"type": "text", "text": "Close the "}, {"type": "text", "text": "street to cars?"}]}
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Close the "}, {"type": "text", "text": "street to cars?"}],
+        }
     ]
     items = [{"prompt": prompt, "response": "no"} for prompt in (PROMPT, parts)]
     one, other = (await ask(client, "rewards", model="bt", items=items))["rewards"]

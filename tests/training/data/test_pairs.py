@@ -14,23 +14,27 @@ from paragone_evaluation.readers import Label, Pair, read_pairs
 from paragone_training.data.batches import plan_epoch, plan_shape
 from paragone_training.data.groups import group_pairs, training_pairs
 from paragone_training.errors import DataError
+from tests.corpora import corpus, needs_corpora
 from tests.training.arguments import pairs, row, write
 
 DATA = Path(__file__).parents[3] / "data"
 
 
-def test_the_shipped_pairs_are_what_their_page_says():
-    rows = read_pairs(DATA / "convincing_pairs.jsonl.gz")
-    assert len(rows) == 13_592  # of 13,601: nine are between a text and itself
-    assert sum(pair.split == "train" for pair in rows) == 11_313
+@needs_corpora
+def test_the_corpus_of_arguments_is_what_its_page_says():
+    rows = read_pairs(corpus("convincing_pairs"))
+    assert len(rows) == 13_601
+    assert sum(pair.split == "train" for pair in rows) == 11_320
     assert len({pair.question for pair in rows}) == 13
     assert {pair.strength for pair in rows} == {-3, -2, -1, 0, 1, 2, 3}
+    # no question is in both splits
+    assert len({(pair.question, pair.split) for pair in rows}) == 13
 
 
-def test_no_question_of_the_shipped_pairs_is_in_both_splits():
-    rows = read_pairs(DATA / "convincing_pairs.jsonl.gz")
-    splits = {(pair.question, pair.split) for pair in rows}
-    assert len(splits) == 13
+def test_the_shipped_pairs_keep_each_prompt_in_one_split():
+    rows = read_pairs(DATA / "everyday_pairs.jsonl")
+    assert {pair.strength for pair in rows} == {-3, -2, -1, 0, 1, 2, 3}
+    assert len({(pair.prompt, pair.split) for pair in rows}) == len({pair.prompt for pair in rows}) == 64
 
 
 def test_a_row_keeps_its_fields_and_defaults_what_it_lacks(tmp_path):

@@ -10,10 +10,12 @@ from paragone_training.policy.model.weights import load_tokenizer
 from paragone_training.policy.plan import describe_plan, most_pairs
 from paragone_training.policy.prompts import deal, render
 from paragone_training.policy.recipe import load_policy_recipe, parse_policy_recipe
+from tests.corpora import stand_in
 from tests.training.policy.tiny_policy import LOSSES, recipe, tables
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "training" / "recipes" / "policy"
+PROMPTS = ROOT / "data" / "everyday_prompts.jsonl"
 SHIPPED = sorted(path for path in FOLDER.glob("*.toml") if path.stem != "mini-policy")
 
 
@@ -62,8 +64,10 @@ def test_methods_that_regress_single_responses_start_from_the_previous_policy(me
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_policy_recipe_loads_and_plans(path):
-    plan = describe_plan(load_policy_recipe(path), offline=True)
+def test_every_shipped_policy_recipe_loads_and_plans(path, tmp_path):
+    fetched = "policy_prompts.jsonl" in path.read_text(encoding="utf-8")
+    data = stand_in(tmp_path, policy_prompts=PROMPTS) if fetched else None
+    plan = describe_plan(load_policy_recipe(path, data=data), offline=True)
     header = path.read_text(encoding="utf-8").split("[", 1)[0]
     assert all(f"# {word}" in header for word in ("Hardware", "Time", "Command", "Expected"))
     assert "optimiser steps" in plan
@@ -77,6 +81,7 @@ def test_there_are_recipes_for_the_published_settings():
         "sppo-gemma-2-9b",
         "inpo-llama-3-8b-sft",
         "gpo-llama-3-8b",
+        "everyday-sppo",
         "mini-sppo",
         "mini-inpo",
     }

@@ -14,9 +14,9 @@ from paragone_training.data.groups import group_pairs
 from paragone_training.preference.agreement import judge, represented, summarise
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import rating_errors
+from tests.corpora import corpus, needs_corpora
 
 ROOT = Path(__file__).parents[3]
-RATINGS = str(ROOT / "data" / "convincing_ratings.jsonl.gz")
 
 
 def size(folder):
@@ -39,10 +39,11 @@ def test_a_built_in_model_says_that_it_is_a_demonstration_and_what_it_knows(name
     assert model.provenance.numerics["dtype"] == "float32"
 
 
+@needs_corpora
 @pytest.mark.parametrize("name", NAMES)
 def test_a_built_in_model_agrees_with_people_on_the_test_split_as_its_card_says(name):
     model = load_model(f"builtin:{name}", device="cpu")
-    rows = read_pairs(ROOT / "data" / "convincing_pairs.jsonl.gz")
+    rows = read_pairs(corpus("convincing_pairs"))
     groups = group_pairs(pair for pair in rows if pair.split == "test")
     assert model.reader is not None
     judged = judge(
@@ -63,11 +64,12 @@ def test_a_built_in_model_agrees_with_people_on_the_test_split_as_its_card_says(
     assert summary.accuracy == pytest.approx(stated, abs=0.003)
 
 
+@needs_corpora
 @pytest.mark.parametrize("name", ["mini-regression", "mini-helpsteer"])
 def test_a_built_in_model_that_rates_is_closer_to_people_than_their_mean_rating_as_its_card_says(name):
     model = load_model(f"builtin:{name}", device="cpu")
     assert model.reader is not None
-    rows = [row for row in read_ratings(*[RATINGS]) if row.split == "test"]
+    rows = [row for row in read_ratings(corpus("convincing_ratings")) if row.split == "test"]
     groups = group_pairs([], rows, model.spec.attributes)
     found = [represented(model.network, seen, pad_id=0).numpy() for seen in read_groups(groups, model.reader)]
     given = np.array([row for group in groups for row in group.ratings])
@@ -94,7 +96,9 @@ def test_the_general_preference_model_has_a_gate_that_depends_on_the_prompt():
     model = load_model("builtin:mini-general-preference", device="cpu")
     assert model.spec.gate == "softmax"
     assert model.reader is not None
-    one, two = (model.score(prompt, ["Yes, because it helps.", "no"]) for prompt in ("Chess?", "Close the street to cars?"))
+    one, two = (
+        model.score(prompt, ["Yes, because it helps.", "no"]) for prompt in ("Chess?", "Close the street to cars?")
+    )
     assert not np.allclose(one.representations.numpy(), two.representations.numpy())
 
 

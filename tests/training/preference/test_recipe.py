@@ -23,8 +23,12 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("path", all_recipes(), ids=lambda path: path.stem)
 def test_every_recipe_loads_names_files_that_exist_and_opens_with_what_it_needs(path):
     loaded = load_recipe(path)
-    assert all(Path(name).is_file() for name in loaded.data.train if "data" in Path(name).parts)
+    named = [Path(name) for name in (*loaded.data.train, *loaded.data.ratings)]
+    assert all(name.is_file() for name in named if name.name.startswith("everyday"))
     header = path.read_text().split("[", 1)[0]
+    assert ("# Data: python scripts/fetch_corpora.py" in header) == any(
+        name.name.startswith(("convincing", "qa_")) for name in named
+    )
     for word in ("Hardware", "Time", "Command", "Expected"):
         assert f"# {word}" in header
 
