@@ -9,10 +9,19 @@ from pathlib import Path
 import pytest
 
 from paragone.cli import main
+from paragone_evaluation.readers import LAYOUTS
+from paragone_evaluation.readers.containers import SUFFIXES
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_the_page_of_data_files_has_every_container_and_layout():
+    page = (ROOT / "docs" / "data-files.md").read_text(encoding="utf-8")
+    first_cells = re.findall(r"^\| ([^|]*) \|", page, re.MULTILINE)
+    assert {f"`{name}`" for name in LAYOUTS} <= set(first_cells)
+    assert set(SUFFIXES) == {name for cell in first_cells for name in re.findall(r"`(\.\w+)`", cell)}
 
 
 def test_there_are_commands_to_run():
