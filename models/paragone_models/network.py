@@ -41,7 +41,8 @@ class RepresentationHead(nn.Module):
         super().__init__()
         self.spec = spec
         self.value_head = value_head or nn.Linear(hidden_size, spec.dimension, bias=False)
-        self.prompt_head = nn.Linear(hidden_size, spec.blocks, bias=False) if spec.gate == "softmax" else None
+        self._blocks = spec.blocks
+        self.prompt_head = nn.Linear(hidden_size, self._blocks, bias=False) if spec.gate == "softmax" else None
         if value_head is None:
             self._initialise(hidden_size)
 
@@ -91,9 +92,9 @@ class RepresentationHead(nn.Module):
         # Mixed precision stops here: a bf16 head has only 128 distinct scores between 16 and 32.
         with torch.autocast(device_type=hidden.device.type, enabled=False):
             values: Tensor = self.value_head(hidden[:, -1].float())
-            if not self.spec.blocks:
+            if not self._blocks:
                 return values
-            start = self.spec.dimension - 2 * self.spec.blocks
+            start = values.shape[1] - 2 * self._blocks
             scalar, vector = values[:, :start], values[:, start:]
             if self.spec.normalise:
                 vector = functional.normalize(vector, dim=-1, eps=1e-12)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paragone_models.packing.attention import Attend, Run, attend_blocks, packed
-from paragone_models.packing.decoder import DecoderForward
-from paragone_models.packing.gpu_attention import flex_attention, torch_kernel, varlen_attention
+from paragone_models.packing.attention import Attend, Run, packed
+from paragone_models.packing.cpu import DecoderForward, attend_blocks
+from paragone_models.packing.gpu import flex_attention, torch_kernel, varlen_attention
 from paragone_models.packing.native import NativeOperations, kernels, speedup
 from paragone_models.packing.packer import Forward, Packer, PromptStore
 from paragone_models.text.reader import EncodeItem

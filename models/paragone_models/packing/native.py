@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from paragone_models.machine import bfloat16_refusal
-from paragone_models.packing.attention import Buffers, Rule, Run
-from paragone_models.packing.decoder import Norm, Operations, TorchOperations
+from paragone_models.packing.attention import Rule, Run
+from paragone_models.packing.cpu import Buffers, Norm, Operations, TorchOperations
 from paragone_models.packing.tree import Above, Layout
 
 __all__ = ["NativeOperations", "kernels", "speedup"]

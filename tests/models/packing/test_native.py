@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from paragone_models.machine import bfloat16_refusal
 from paragone_models.packing import backend, native
-from paragone_models.packing.decoder import DecoderForward, TorchOperations
+from paragone_models.packing.cpu import DecoderForward, TorchOperations
 from paragone_models.packing.native import NativeOperations, kernels, speedup
 from tests.models import packs
 

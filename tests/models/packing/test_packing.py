@@ -12,11 +12,10 @@ from torch.nn.attention.varlen import varlen_attn
 
 from paragone_models.model import LocalForward
 from paragone_models.network import PreferenceNetwork, RepresentationHead
-from paragone_models.packing import attention, backend
-from paragone_models.packing.attention import attend_blocks
+from paragone_models.packing import attention, backend, cpu
 from paragone_models.packing.backend import PACKED, refusal, through_model
-from paragone_models.packing.decoder import DecoderForward
-from paragone_models.packing.gpu_attention import Borders, flex_attention, varlen_attention
+from paragone_models.packing.cpu import DecoderForward, attend_blocks
+from paragone_models.packing.gpu import Borders, flex_attention, varlen_attention
 from paragone_models.packing.segments import segments_attention
 from paragone_models.spec import ModelSpec
 from tests.models import packs
@@ -44,8 +43,8 @@ def test_packed_passes_equal_one_by_one_for_every_family_that_is_packed(decoders
 @pytest.mark.parametrize("rows", [1, 7, 30])
 @pytest.mark.parametrize("model_type", ["gemma2", "llama", "mistral", "starcoder2"])
 def test_nodes_of_many_blocks_equal_one_by_one(decoders, model_type, rows, monkeypatch):
-    monkeypatch.setattr(attention, "_FEWEST", rows)
-    monkeypatch.setattr(attention, "_MOST", rows)
+    monkeypatch.setattr(cpu, "_FEWEST", rows)
+    monkeypatch.setattr(cpu, "_MOST", rows)
     model = decoders[model_type]
     items = packs.random_items(7)
     packer = packs.packer(through_model(model, attend_blocks), max_tokens=150, max_bytes=1 << 20)

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from paragone_models.packing.backend import PACKED
-from paragone_models.packing.gpu_attention import flex_attention
+from paragone_models.packing.gpu import flex_attention
 from paragone_models.packing.segments import segments_attention
 from paragone_training.adapters import recompute_activations
 from paragone_training.policy.gradient.batches import PairPasses, TrainingPair

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from paragone_models.packing.attention import NAME, Attend, Run, packed
 from paragone_models.packing.backend import failure_of, refusal, through_model, tolerance
-from paragone_models.packing.gpu_attention import flex_attention
+from paragone_models.packing.gpu import flex_attention
 from paragone_models.packing.segments import segments_attention
 from paragone_models.packing.tree import MIN_SHARED, Layout, Tokens, grow, lay_out
 from paragone_training.policy.sections import Batching
