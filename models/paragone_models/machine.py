@@ -1,6 +1,7 @@
-"""Which dtype a backbone is run in when nobody says: bfloat16 where this machine multiplies it fast, else float32.
+"""What suits this machine: the dtype of a backbone, and how many tokens a forward pass should have.
 
-How many tokens one forward pass should have on this machine: found by trying, in a few seconds.
+The processor is asked what it can do; how fast it does it is measured. Without a choice of the caller's a backbone runs
+in bfloat16 where the machine multiplies that fast, else in float32.
 """
 
 import os
@@ -27,9 +28,24 @@ __all__ = [
     "bfloat16_speedup",
 ]
 
+CANDIDATES = {"cpu": (512, 1024, 2048, 4096), "cuda": (4096, 8192, 16384, 32768, 65536)}
+"""Budgets worth trying, by kind of device, in rising order. [tokens]"""
+
+DEFAULTS = {"cpu": 4096, "cuda": 16384}
+"""The budget where nothing is tried, by kind of device. [tokens]"""
+
+ELSEWHERE = 16384
+"""The budget of one call to a server that makes batches of its own. [tokens]"""
+
+# Length of a prompt and of a response in a trial, and responses to a prompt; a trial should look like real work.
+_LENGTH, _GROUP = 128, 8
+_NEAR = 0.95
+
+# The measured product has the shape of a small model's layers.
 _ROWS, _SIZE = 256, 512
 _TRIES = 24
 _WORTH = 1.3
+"""bfloat16 costs accuracy; it has to be this many times as fast."""
 _DTYPES = (torch.float32, torch.bfloat16)
 _WITHOUT_BFLOAT16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"})
 """Values of oneDNN's variable that keep it below avx512_bf16."""
@@ -95,20 +111,6 @@ def _seconds(rows: Tensor, weight: Tensor) -> float:
     return time.perf_counter() - started
 
 
-CANDIDATES = {"cpu": (512, 1024, 2048, 4096), "cuda": (4096, 8192, 16384, 32768, 65536)}
-"""Budgets worth trying, by kind of device, in rising order."""
-
-DEFAULTS = {"cpu": 4096, "cuda": 16384}
-"""The budget where nothing is tried, by kind of device."""
-
-ELSEWHERE = 16384
-"""The budget of one call to a server that makes batches of its own."""
-
-_LENGTH = 128
-_GROUP = 8
-_NEAR = 0.95
-
-
 @dataclass(frozen=True)
 class Budget:
     """Most tokens of one forward pass.
@@ -147,7 +149,7 @@ def best_budget(
     for budget in candidates:
         items = _groups(budget, vocabulary, max(1, min(_LENGTH, max_length // 2)))
         try:
-            run(budget, items[:1])
+            run(budget, items[:1])  # the first pass of a shape also prepares kernels
             before = clock()
             executed = run(budget, items)
         except torch.OutOfMemoryError:

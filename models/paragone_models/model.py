@@ -1,6 +1,6 @@
-"""The forward pass of the local engine: packed where that is exact, else length-sorted batches padded on the right.
+"""A loaded model: text or tokens in, representations and comparisons out; and the local engine that runs its backbone.
 
-A loaded model: text or tokens in, representations and comparisons out.
+The engine packs sequences where that is exact, and else runs batches of similar length, padded on the right.
 
 Shapes: n sequences, R reads, H hidden size, d length of a representation, K responses to one prompt, A attributes.
 """
@@ -25,10 +25,11 @@ from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import EncodeItem, TextReader, Truncation, conversation, read_plan
 from paragone_models.text.template import Message
 
-__all__ = ["LocalForward", "PreferenceModel", "Provenance", "Scores", "batches", "encode"]
+__all__ = ["LocalForward", "PreferenceModel", "Provenance", "Scores", "batches", "encode_padded"]
 
 logger = logging.getLogger(__name__)
 
+# Memory for keys and values of prompts: on a CPU, and as a share of what is free on a GPU.
 _PROMPT_BYTES = 256 << 20
 _GPU_SHARE = 0.1
 
@@ -51,7 +52,6 @@ class LocalForward:
     """Choose how a backbone is run, and run it.
 
     Args:
-        network: the model; only its backbone runs.
         max_batch_tokens: most tokens of one forward pass.
         deterministic: make the hidden states of an item a function of that item alone, bit for bit, on one machine and
             with one number of threads. Costs speed.
@@ -103,8 +103,9 @@ class LocalForward:
         if isinstance(self._network.backbone, AbsentBackbone):
             raise ValueError("the backbone of this model was not loaded: the engine that it was loaded for runs it")
         if self.packer is None or not items:
+            # Of one token: every sequence runs alone, so that no neighbour can change its bits.
             budget = 1 if self.deterministic else self.max_batch_tokens
-            return encode(self._network, items, max_batch_tokens=budget)
+            return encode_padded(self._network, items, max_batch_tokens=budget)
         if len({len(item.reads) for item in items}) > 1:
             raise ValueError("items of one call must have the same number of reads")
         return self.packer.encode(items)
@@ -135,7 +136,7 @@ class LocalForward:
         return budget
 
     def _padded_trial(self, max_tokens: int, items: Sequence[EncodeItem]) -> int:
-        encode(self._network, items, max_batch_tokens=max_tokens)
+        encode_padded(self._network, items, max_batch_tokens=max_tokens)
         return sum(len(item.token_ids) for item in items)
 
     def _packer(self, run: Forward, prompt_cache_bytes: int | None) -> Packer:
@@ -155,13 +156,8 @@ class LocalForward:
 
 
 @torch.inference_mode()
-def encode(network: PreferenceNetwork, items: Sequence[EncodeItem], *, max_batch_tokens: int) -> Tensor:
-    """Return the hidden states at each item's reads, in the order of the items.
-
-    Args:
-        network: the model; only its backbone runs.
-        items: sequences, all with the same number of reads.
-        max_batch_tokens: padded tokens of one forward pass.
+def encode_padded(network: PreferenceNetwork, items: Sequence[EncodeItem], *, max_batch_tokens: int) -> Tensor:
+    """Return the hidden states at each item's reads, in the order of the items, from padded batches.
 
     Returns:
         Hidden states, float32, on the backbone's device. [n, R, H]
@@ -186,8 +182,8 @@ def encode(network: PreferenceNetwork, items: Sequence[EncodeItem], *, max_batch
             input_ids[row, : lengths[index]] = torch.as_tensor(items[index].token_ids, dtype=torch.long)
         mask = None
         if not network.causal:
-            mask = (torch.arange(longest) < torch.tensor([lengths[index] for index in indices])[:, None]).long()
-            mask = mask.to(device)
+            real = torch.arange(longest) < torch.tensor([lengths[index] for index in indices])[:, None]
+            mask = real.long().to(device)
         hidden = network.last_hidden(input_ids.to(device), mask)
         reads = torch.tensor([items[index].reads for index in indices])
         states[torch.tensor(indices, device=device)] = gather_reads(hidden, reads)

@@ -1,11 +1,8 @@
-"""The head: from hidden states at the read positions to a representation, always in float32.
+"""Backbone and head as one module: what is trained, saved and run.
 
-Shapes: n sequences, R reads each, H hidden size, d length of a representation, k 2-blocks.
+The head turns hidden states at the read positions into a representation, always in float32.
 
-
-Backbone and head as one module: what is trained, saved and run.
-
-Shapes: B sequences in a batch, T padded length, R reads, H hidden size, d length of a representation.
+Shapes: B sequences of a batch, T padded length, R reads each, H hidden size, d length of a representation, k 2-blocks.
 """
 
 from typing import Any
@@ -21,6 +18,10 @@ from transformers.models.auto.modeling_auto import (
 from paragone_models.spec import ModelSpec
 
 __all__ = ["AbsentBackbone", "PreferenceNetwork", "RepresentationHead", "gather_reads"]
+
+# Decoders alone: encoders that can also be decoders are in the second list too. What is in neither gets a mask, which
+# is never wrong, only slower.
+_CAUSAL = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(MODEL_FOR_MASKED_LM_MAPPING_NAMES) - {"xlnet"}
 
 
 class RepresentationHead(nn.Module):
@@ -41,15 +42,12 @@ class RepresentationHead(nn.Module):
         super().__init__()
         self.spec = spec
         self.value_head = value_head or nn.Linear(hidden_size, spec.dimension, bias=False)
-        self._blocks = spec.blocks
+        self._blocks = spec.blocks  # a model loaded with other options gets another spec, of the same shape
         self.prompt_head = nn.Linear(hidden_size, self._blocks, bias=False) if spec.gate == "softmax" else None
         if value_head is None:
-            self._initialise(hidden_size)
-
-    def _initialise(self, hidden_size: int) -> None:
-        for head in (self.value_head, self.prompt_head):
-            if isinstance(head, nn.Linear):
-                nn.init.normal_(head.weight, std=1 / (hidden_size + 1))
+            for head in (self.value_head, self.prompt_head):
+                if isinstance(head, nn.Linear):
+                    nn.init.normal_(head.weight, std=1 / (hidden_size + 1))
 
     @property
     def reads(self) -> int:
@@ -60,18 +58,17 @@ class RepresentationHead(nn.Module):
         """Return the gate's weight of each 2-block; they sum to 1.
 
         Args:
-            hidden: hidden states at the reads, the prompt's first. [n, R, H]
+            hidden: hidden states at the reads, the prompt's first. [B, R, H]
 
         Returns:
-            Weights lambda, float32. [n, k]
+            Weights lambda, float32. [B, k]
 
         Raises:
             ValueError: if the head has no gate, or the number of reads is not its own.
         """
         if self.prompt_head is None:
             raise ValueError(f"this {self.spec.kind} head has no gate, and so no scales")
-        if hidden.dim() != 3 or hidden.shape[1] != self.reads:
-            raise ValueError(f"hidden must be [n, {self.reads}, H], not of shape {tuple(hidden.shape)}")
+        self._check_reads(hidden)
         with torch.autocast(device_type=hidden.device.type, enabled=False):
             return torch.softmax(self.prompt_head(hidden[:, 0].float()), dim=-1)
 
@@ -79,16 +76,15 @@ class RepresentationHead(nn.Module):
         """Return the representation of each sequence.
 
         Args:
-            hidden: hidden states at the reads of ``ReadPlan``: the gate's prompt state first. [n, R, H]
+            hidden: hidden states at the reads of ``read_plan``: the gate's prompt state first. [B, R, H]
 
         Returns:
-            Representations, float32. [n, d]
+            Representations, float32. [B, d]
 
         Raises:
             ValueError: if the number of reads is not the head's.
         """
-        if hidden.dim() != 3 or hidden.shape[1] != self.reads:
-            raise ValueError(f"hidden must be [n, {self.reads}, H], not of shape {tuple(hidden.shape)}")
+        self._check_reads(hidden)
         # Mixed precision stops here: a bf16 head has only 128 distinct scores between 16 and 32.
         with torch.autocast(device_type=hidden.device.type, enabled=False):
             values: Tensor = self.value_head(hidden[:, -1].float())
@@ -104,10 +100,9 @@ class RepresentationHead(nn.Module):
                 vector = vector * root.repeat_interleave(2, dim=-1)
             return torch.cat([scalar, vector], dim=-1)
 
-
-# Decoders alone: encoders that can also be decoders are in the second list too. What is in neither gets a mask, which
-# is never wrong, only slower.
-_CAUSAL = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(MODEL_FOR_MASKED_LM_MAPPING_NAMES) - {"xlnet"}
+    def _check_reads(self, hidden: Tensor) -> None:
+        if hidden.dim() != 3 or hidden.shape[1] != self.reads:
+            raise ValueError(f"hidden must be [n, {self.reads}, H], not of shape {tuple(hidden.shape)}")
 
 
 def gather_reads(hidden: Tensor, reads: Tensor) -> Tensor:
@@ -187,7 +182,9 @@ class PreferenceNetwork(nn.Module):
             attention_mask = None
         elif attention_mask is None:
             raise ValueError(f"a backbone that may look ahead ({self.config.model_type}) needs an attention mask")
-        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **self._options())
+        # A key-value cache is memory for nothing here, and with it packing goes wrong in silence.
+        options = {"use_cache": False} if self.causal else {}
+        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **options)
         hidden: Tensor = output.last_hidden_state
         return hidden
 
@@ -197,7 +194,7 @@ class PreferenceNetwork(nn.Module):
         Args:
             input_ids: token ids, padded on the right. [B, T]
             reads: half-open spans from ``read_plan``. [B, R, 2]
-            attention_mask: see ``last_hidden``. [B, T]
+            attention_mask: 1 for real tokens; needed unless ``causal``. [B, T]
 
         Returns:
             Representations, float32. [B, d]
@@ -205,7 +202,3 @@ class PreferenceNetwork(nn.Module):
         hidden = self.last_hidden(input_ids, attention_mask)
         representations: Tensor = self.head(gather_reads(hidden, reads))
         return representations
-
-    def _options(self) -> dict[str, bool]:
-        # A key-value cache is memory for nothing here, and with it packing goes wrong in silence.
-        return {"use_cache": False} if self.causal else {}
