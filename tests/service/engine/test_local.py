@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +17,9 @@ pytestmark = pytest.mark.anyio
 class Failing:
     """A model whose backbone raises what it is told to."""
 
-    batching = "padded: a double"
-
     def __init__(self, error):
         self.error = error
+        self.local = SimpleNamespace(batching="padded: a double")
 
     def encode(self, _):
         raise self.error
@@ -42,7 +42,7 @@ async def test_hidden_states_are_the_models_own_for_every_read_in_the_order_give
 
 
 async def test_an_engine_that_packs_shares_prompts(hosted, thread):
-    assert hosted["gpm"].batching == "packed"
+    assert hosted["gpm"].local.batching == "packed"
     assert LocalEngine(hosted["gpm"], thread).shares_prompts
     assert not LocalEngine(Failing(RuntimeError()), thread).shares_prompts
 
