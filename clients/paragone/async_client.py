@@ -206,6 +206,7 @@ class AsyncClient:
         )
         if len(parts) == 1:
             return await self._ask_part(parts[0])
+        # All parts become tasks at once; the semaphore lets so many of them through to the network.
         places_in_flight = asyncio.Semaphore(self._connection.concurrency)
 
         async def ask_in_turn(part: Part[AnswerT]) -> AnswerT:

@@ -155,6 +155,7 @@ class Part(Generic[AnswerT]):
         route = self.route
         answer = read_json(route.answer, content, f"the answer of {route.path}")
         rows: list[Any] = getattr(answer, route.answered)
+        # Rows have no names but their places: one too few would shift every answer that follows.
         if len(rows) != len(self.places):
             raise AnswerError(f"{route.path} was asked for {len(self.places)} rows and answered {len(rows)}")
         for row, place in zip(rows, self.places, strict=True):
@@ -213,6 +214,7 @@ def parts_of(
     Raises:
         RequestError: if an item is not in the wire format; ``item`` is its index.
     """
+    # Only pairs can be named by ids; the other routes take texts alone.
     if memory is not None and (memory.size == 0 or route is not PREFERENCES):
         memory = None
     if memory is not None and "ids" not in options.return_:
@@ -226,6 +228,7 @@ def parts_of(
     parts = []
     for places in _cut(items, loads, most=_Load(max_items, max_bytes)):
         own, texts = [items[place] for place in places], [written[place] for place in places]
+        # Parts are cut by their full size, though ids may make them shorter: written again in full they must fit too.
         writer = None if memory is None else PairWriter(memory, options.model, own, texts)
         body = _body(head, texts if writer is None else writer.written())
         first = own[0].prompt if own else None
@@ -265,6 +268,7 @@ def _shaped(route: Route[AnswerT], place: int, item: object) -> object:
     """Return an item as a wire type or a dict."""
     if not isinstance(item, tuple | list):
         return item
+    # Not left to pydantic: it would name a missing field, where the caller has forgotten an element of a tuple.
     if len(item) != len(route.fields):
         raise RequestError(
             f"{route.asked}[{place}]: a tuple of {len(item)} is not ({', '.join(route.fields)})", item=place
@@ -302,6 +306,7 @@ def _cut(
     if _sum(loads).fits(most):
         yield range(len(items))  # the usual case: in the order of the batch, and no prompt is hashed
         return
+    # Dicts keep their order: families come in the order of their first items, so the same batch is always cut the same.
     siblings: dict[str, list[int]] = {}
     for place, item in enumerate(items):
         siblings.setdefault(_family(item), []).append(place)
@@ -313,6 +318,7 @@ def _cut(
         if part and together.fits(most) and not load.plus(together).fits(most):
             yield part
             part, load = [], _Load()
+        # A family that is larger than a part is cut like any other list, and starts in the room that is left.
         for place in family:
             if part and not load.plus(loads[place]).fits(most):
                 yield part
@@ -353,6 +359,7 @@ def merge_answers(parts: Sequence[Part[AnswerT]], answers: Sequence[AnswerT]) ->
     first = answers[0]
     if len(answers) == 1:
         return first
+    # Numbers of two models side by side would look like one answer, and be wrong in a way that nobody sees.
     for answer in answers[1:]:
         for name in ("model", "identity", "fingerprint"):
             before, after = getattr(first, name), getattr(answer, name)
@@ -366,5 +373,6 @@ def merge_answers(parts: Sequence[Part[AnswerT]], answers: Sequence[AnswerT]) ->
     for part, answer in zip(parts, answers, strict=True):
         for place, row in zip(part.places, getattr(answer, answered), strict=True):
             rows[place] = row
+    # Every field of usage is a count, so the sum of each is the whole batch's.
     usage = Usage(**{name: sum(getattr(answer.usage, name) for answer in answers) for name in Usage.model_fields})
     return first.model_copy(update={answered: rows, "usage": usage})

@@ -67,11 +67,12 @@ def main(arguments: Sequence[str] | None = None, *, commands: Iterable[EntryPoin
     except ModuleNotFoundError as error:
         extra = _missing_extra(found[name])
         if extra is None:
-            raise
+            raise  # all extras are there, so a module of ours is missing
         return _failed(
             f"paragone {name} lacks a part of its installation ({error}): pip install 'paragone[{extra}]'", 1
         )
     except Exception as error:
+        # Ours are messages for people; anything else is a bug, whose traceback is wanted.
         if type(error).__module__.partition(".")[0] not in _PACKAGES:
             raise
         return _failed(f"paragone {name}: {error}", 2 if isinstance(error, ValueError) else 1)

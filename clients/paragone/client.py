@@ -107,6 +107,7 @@ class Client:
             max_bytes_per_request=max_bytes_per_request,
             concurrency=concurrency,
         )
+        # A proxy from the environment would be asked for 127.0.0.1 as well, and reach its own machine.
         self._http = httpx2.Client(transport=transport, trust_env=not self._connection.loopback)
         self._memory = IdMemory(remembered_ids or handles)
         self._clock = clock
@@ -299,6 +300,7 @@ class Client:
 
         The threads are daemons, so that an interrupted program need not wait for answers that nobody reads.
         """
+        # Threads and not an event loop: the caller's thread may run one already, and a second one cannot start there.
         given_up = threading.Event()
         waiting = iter(list(enumerate(parts)))
         turn = threading.Lock()
@@ -306,7 +308,7 @@ class Client:
 
         def work() -> None:
             while not given_up.is_set():
-                with turn:
+                with turn:  # an iterator is not safe to share
                     place, part = next(waiting, (-1, None))
                 if part is None:
                     return
@@ -325,17 +327,18 @@ class Client:
                     raise outcome
                 answers[place] = outcome
         finally:
-            given_up.set()
+            given_up.set()  # also on Ctrl-C: the threads stop at their next part or try
         return [answers[place] for place in range(len(parts))]
 
     def _ask_part(self, part: Part[AnswerT], stopped: Callable[[], bool]) -> AnswerT:
         try:
-            while True:
+            while True:  # at most three times: with ids, with those that are known, in full
                 try:
                     return part.read(self._send(part.route.path, part, stopped))
                 except UnknownIdError as error:
                     part = part.without_unknown_ids(error)
         except ParagoneError as error:
+            # With the cause of the transport's error, and not the error itself, which is the same one.
             raise part.renumbered(error) from error.__cause__
 
     def _send(self, path: str, part: Part[Any] | None = None, stopped: Callable[[], bool] = _never) -> bytes:

@@ -95,6 +95,7 @@ class ParagoneError(Exception):
         told = ", ".join(detail for detail in details if detail)
         return f"{self.message} ({told})" if told else self.message
 
+    # Exception's own would call the class with ``args`` alone and lose all keywords; worker processes pickle errors.
     def __reduce__(self) -> tuple[object, ...]:
         state = (self.message, self.code, self.item, self.status, self.request_id, self.retry_after_s, self.ids)
         return _rebuilt, (type(self), *state)
@@ -235,6 +236,7 @@ def exception_class(code: str | None, status: int | None = None) -> type[Paragon
         return EXCEPTIONS[known]
     if status is None:
         return ParagoneError
+    # A code of a newer server: its status still says whose fault it was.
     by_family = RequestError if 400 <= status < 500 else ServerError if status >= 500 else AnswerError
     return _BY_STATUS.get(status, by_family)
 

@@ -65,6 +65,7 @@ class IdMemory:
     def forget(self, ids: Sequence[str]) -> None:
         """Forget ids that the service does not know any more."""
         gone = set(ids)
+        # A scan of all that is remembered. It is rare (a service has lost something), so no second index is kept.
         with self._lock:
             for key in [key for key, known in self._ids.items() if known in gone]:
                 del self._ids[key]
@@ -118,9 +119,11 @@ class PairWriter:
             UnknownIdError: if errors are reported and some say that an id is unknown, unless all was sent in full.
         """
         errors = [row.error for row in rows if isinstance(row, ItemError) and row.error.code == "unknown_id"]
+        # In full, unknown ids are the caller's own: then the errors are the answer.
         if errors and self.step is not _Step.IN_FULL:
             raise UnknownIdError(errors[0].message, ids=[unknown for error in errors for unknown in error.ids or ()])
         for pair, full, row in zip(self.pairs, self.full, rows, strict=True):
+            # A pair that came by ids has no texts to be remembered by, and a row in error has no ids.
             if isinstance(pair, Pair) and isinstance(row, Preference) and len(full) >= _LONG_PAIR_BYTES:
                 for key, response_id in zip(_keys(self.model, pair), (row.first_id, row.second_id), strict=True):
                     if response_id is not None:
@@ -132,6 +135,7 @@ class PairWriter:
         first, second = self.memory.read(_keys(self.model, pair))
         if first is not None and second is not None:
             return _json(PairById(first_id=first, second_id=second))
+        # With one id the prompt must travel along: it is the full response's as well.
         shared = pair.model_dump(include={"prompt", "tools"}, exclude_unset=True)
         if first is not None and len(_turns(pair.first)) >= _LONG_RESPONSE_BYTES:
             return _json(PairById(first_id=first, second=pair.second, **shared))
@@ -151,6 +155,8 @@ def _turns(response: Any) -> bytes:
 def _keys(model: str | None, pair: Pair) -> tuple[bytes, bytes]:
     """Return what the two responses of a pair are remembered by: model, tools, prompt and response."""
     asked = canonical_json([model, pair.tools]) + b"\0" + canonical_turns(pair.prompt, "user") + b"\0"
+    # Hashed, because texts of kilobytes are what the memory is there to save. An id is good for one model, prompt and
+    # set of tools, so all of these are in the key.
     shared = hashlib.blake2b(asked, digest_size=16)
     keys = []
     for response in (pair.first, pair.second):

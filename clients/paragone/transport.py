@@ -49,7 +49,9 @@ DEFAULT_MAX_BYTES = 8 * 1024 * 1024
 
 _CONNECT_TIMEOUT_S = 10.0
 _DOUBLINGS = 60
+# What a proxy answers while the service behind it restarts, and what the service answers while it is busy.
 _RETRIED_STATUS = frozenset({502, 503, 504})
+# A read error is a connection that broke under the request: safe to repeat, because every request is a pure question.
 _RETRIED_FAILURES = (
     httpx2.ConnectError,
     httpx2.ConnectTimeout,
@@ -150,13 +152,14 @@ class Connection:
         parsed = urllib.parse.urlsplit(url)
         if parsed.scheme not in ("http", "https") or not parsed.hostname:
             raise ValueError(f"url={url!r} is not an http:// or https:// address, as {DEFAULT_URL}")
+        # The HTTP library would refuse such a header too, but with the key in its message.
         if api_key is not None and not (
             api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""
         ):
             raise ValueError(
                 "api_key holds a space at an end, a control character or a letter outside ASCII, or is empty"
             )
-        if not timeout_s > 0:
+        if not timeout_s > 0:  # written so that NaN is refused too
             raise ValueError(f"timeout_s={timeout_s} must be above 0")
         if retries < 0:
             raise ValueError(f"retries={retries} must be 0 or more")
@@ -232,6 +235,8 @@ class Attempts:
                 request_id=self.question.request_id,
             )
         self.tries += 1
+        # An answer may take all the time that is left. A connection may not: where a machine is off, another one may
+        # take its address within the next tries.
         return httpx2.Timeout(left, connect=min(left, _CONNECT_TIMEOUT_S))
 
     def failed(self, failure: httpx2.RequestError) -> float:
@@ -252,7 +257,7 @@ class Attempts:
         kind = UnavailableError if isinstance(failure, httpx2.TransportError) else AnswerError
         error = kind(f"{self.question}: {failure or name}", request_id=self.question.request_id)
         if not isinstance(failure, _RETRIED_FAILURES):
-            raise error from failure
+            raise error from failure  # an unknown scheme or a redirect loop: it will fail again the same way
         return self._wait_before_retry(error, None, failure)
 
     def answered(self, response: httpx2.Response) -> float | None:
@@ -265,6 +270,7 @@ class Attempts:
             return None
         error = _error_of(response, self.question)
         after = error.retry_after_s
+        # A 429 without a time to come back is a quota that has run out, which no wait of ours will refill.
         if response.status_code in _RETRIED_STATUS or (response.status_code == 429 and after is not None):
             return self._wait_before_retry(error, after, None)
         raise error
@@ -305,13 +311,13 @@ def _seconds(retry_after: str | None) -> float | None:
     """Return a ``Retry-After`` header, a number or an HTTP date, as seconds from now; None if it is unreadable."""
     if retry_after is None:
         return None
-    if retry_after.strip().isdecimal():
+    if retry_after.strip().isdecimal():  # seconds, as this service sends; a proxy may send a date
         return float(retry_after)
     try:
         moment = email.utils.parsedate_to_datetime(retry_after)
     except ValueError:
         return None
-    return max(0.0, moment.timestamp() - time.time())
+    return max(0.0, moment.timestamp() - time.time())  # the wall clock's, whatever clock the client is given
 
 
 def send(
@@ -344,7 +350,7 @@ def send(
             wait_s = attempts.answered(response)
             if wait_s is None:
                 return response.content
-        if stopped():
+        if stopped():  # asked between tries only: a request on its way cannot be called back by another thread
             raise UnavailableError(f"{attempts.question}: given up, because another part of the batch failed")
         sleep(wait_s or 0.0)
 

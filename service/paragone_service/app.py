@@ -64,13 +64,14 @@ def create_app(
     )
     workers = ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1), thread_name_prefix="tournaments")
 
+    # Requests have all ended when this goes on after its yield: uvicorn drains before it shuts the lifespan down.
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 (starlette's signature)
         await cache.start()
         registry.start()
         logger.info("hosting %s; %s answers by default", ", ".join(model.name for model in registry), registry.default)
         yield
-        await registry.close()
+        await registry.close()  # first, because its last batches still write into the cache
         await cache.close()
         workers.shutdown(wait=True, cancel_futures=True)
 
@@ -78,6 +79,7 @@ def create_app(
         title="Paragone",
         version=version("paragone"),
         lifespan=lifespan,
+        # The outermost first: Observation counts what the inner ones refuse, and Lingering sees whatever is answered.
         middleware=[
             Middleware(Lingering, drain=drain),
             Middleware(Observation, metrics=metrics, clock=clock),

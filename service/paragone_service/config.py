@@ -179,6 +179,7 @@ class Settings(BaseSettings):
     def _consistent(self) -> "Settings":
         if self.api_key is not None and self.api_key_file is not None:
             raise ValueError("api_key and api_key_file are both set: keep one")
+        # Safe by default: nobody must find out later that the whole network could use the model.
         if self.api_key is None and self.api_key_file is None and not _is_loopback(self.host):
             raise ValueError(
                 f"host {self.host} can be reached by others and there is no key: set --api-key or --api-key-file "
@@ -228,6 +229,7 @@ class _Below(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         """Return the values that count."""
+        # Merged, a model of the file would stay hosted beside those of --model, and two sources of a key would clash.
         replaced = {lower for higher in self.current_state for lower in _REPLACED.get(higher, ())}
         return {name: value for name, value in self._read().items() if name not in replaced}
 
@@ -244,6 +246,7 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
     """
     values = {} if config is None else _read_toml(config)
 
+    # A class of its own for each call, because pydantic-settings asks a class, and not a call, for its sources.
     class FromEverywhere(Settings):
         """The settings with the file as their last source."""
 
@@ -322,6 +325,7 @@ def _explained(error: ErrorDetails) -> str:
         return f"unknown key {place!r}: {hint}"
     message = error["msg"].removeprefix("Value error, ")
     value = error.get("input")
+    # A mistyped secret must not end up in a log.
     shown = f" (it is {value!r})" if isinstance(value, str | int | float) and place not in _SECRETS else ""
     return f"{place}: {message}{shown}" if place else message
 

@@ -106,6 +106,7 @@ class Registry:
         self._settings = settings
         self._devices: dict[str, DeviceThread] = {}
         self._hosted: dict[str, HostedModel] = {}
+        # The default model first, the others in their order: /v1/models lists them so.
         for name in sorted(models, key=lambda name: name != default):
             model = models[name]
             device = self._device_of(name, model)

@@ -33,6 +33,7 @@ def groups_of(prompts: Sequence[Any]) -> list[list[int]]:
     """Return the places of each distinct prompt, in the order in which the prompts appear first."""
     places: dict[str, list[int]] = {}
     for place, prompt in enumerate(prompts):
+        # Hosts repeat a prompt for each of its samples, mostly as equal and not as the same object.
         key = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
         places.setdefault(key, []).append(place)
     return list(places.values())

@@ -271,6 +271,7 @@ def error_detail(error: ValidationError) -> ErrorDetail:
 def _written(place: tuple[int | str, ...]) -> str:
     """Return a place as ``pairs[3].prompt[0].role``; union tags are left out and the sender's own words are cut."""
     written = ""
+    # Names that a sender made up are not repeated: they may hold a text, or what breaks a log.
     steps = [step for step in place if not (isinstance(step, str) and step.startswith("<"))]
     for step in steps[:_LONGEST_PLACE]:
         if isinstance(step, int):

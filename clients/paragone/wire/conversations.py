@@ -48,7 +48,7 @@ _LONGEST_ID = 256
 
 
 def _well_formed(text: str) -> str:
-    if not text.isascii():
+    if not text.isascii():  # a flag of the string, so the most common texts cost nothing
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -60,7 +60,7 @@ def _well_formed(text: str) -> str:
 
 def _well_formed_object(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """Return the object unchanged if all its texts, at any depth, are well formed and its numbers are finite."""
-    waiting: list[JsonValue] = [value]
+    waiting: list[JsonValue] = [value]  # a stack of our own: recursion would end at a depth that a sender chooses
     while waiting:
         part = waiting.pop()
         if isinstance(part, str):

@@ -51,6 +51,8 @@ def _size(length: int) -> bytes:
     return length.to_bytes(8, "little")
 
 
+# A message of role and text alone, as nearly all are, is hashed without a detour over JSON. The first letter keeps the
+# two forms apart: p(lain) and f(ull).
 def _plain_head(role: str) -> bytes:
     return b"p" + _size(len(role)) + role.encode()
 
@@ -105,11 +107,13 @@ def prompt_digest(prompt: Prompt, tools: list[dict[str, JsonValue]] | None) -> b
 
 def _hashed(prompt: Prompt, tools: list[dict[str, JsonValue]] | None) -> "hashlib.blake2b":
     offered = _NO_TOOLS if tools is None else _json(tools)
+    # ``type`` and not isinstance: this is the warm path, and the wire types make nothing but plain strings.
     if type(prompt) is str:
         text = prompt.encode()
         start = _STRING_PROMPT + _size(len(text)) + text + offered
     else:
         start = _MESSAGES + _messages(prompt) + offered
+    # 16 bytes: two of 10^12 texts collide with a probability of about 10^-15.
     return hashlib.blake2b(start, digest_size=_DIGEST_BYTES, usedforsecurity=False)
 
 

@@ -23,10 +23,12 @@ __all__ = ["RedisCache"]
 
 logger = logging.getLogger("paragone.service")
 
+# A slow Redis must not slow down every request: running a small model again takes less than this.
 _TIMEOUT_S = 0.1
 _CONNECT_TIMEOUT_S = 0.25
 _MAX_CONNECTIONS = 256
 _WRITES_A_PIPELINE = 256
+# A value and its key are some hundred bytes: a queue of tens of megabytes, and no more, while Redis is slow.
 _MAX_PENDING = 200_000
 _PROBE_FIRST_S = 0.5
 _PROBE_LAST_S = 15.0
@@ -81,7 +83,7 @@ class RedisCache:
 
     async def close(self) -> None:
         """Write what is pending, within a second, and close the connections."""
-        self._closing = True
+        self._closing = True  # from here on nothing is queued, so the wait below has an end
         if self._up:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), timeout=1.0)
@@ -100,6 +102,7 @@ class RedisCache:
         except (RedisError, OSError, TimeoutError) as error:
             self._failed("get", error)
             return [None] * len(keys)
+        # Another program may keep something else under a key of ours; that is a miss, and no error.
         return [value if isinstance(value, bytes) else None for value in values]
 
     def put(self, entries: Iterable[tuple[bytes, bytes, bool]]) -> None:
@@ -108,6 +111,7 @@ class RedisCache:
         Never waits: what does not fit into the queue, or comes while Redis is away, is dropped and counted.
         """
         waiting = list(entries)
+        # While Redis is away nothing is queued: at its return the values would be old news, and the queue a burst.
         room = _MAX_PENDING - len(self._pending) if self._up and not self._closing else 0
         if len(waiting) > room:
             self._metrics.redis_unwritten.inc(len(waiting) - room)
@@ -121,6 +125,7 @@ class RedisCache:
         while True:
             await self._arrived.wait()
             chunk = [self._pending.popleft() for _ in range(min(len(self._pending), _WRITES_A_PIPELINE))]
+            # The queue may be empty by now: whoever finds that Redis is away clears it.
             if chunk:
                 await self._write_chunk(chunk)
             if not self._pending:
@@ -130,10 +135,11 @@ class RedisCache:
     async def _write_chunk(self, chunk: list[tuple[bytes, bytes, bool]]) -> None:
         pipeline = self._redis.pipeline(transaction=False)
         for key, value, overwrite in chunk:
+            # Values that were written together, as by a benchmark, must not all have to be computed again together.
             ttl_s = self._ttl_s * random.uniform(1 - _TTL_JITTER, 1 + _TTL_JITTER)  # noqa: S311 (no secret hangs on it)
             pipeline.set(key, value, ex=max(1, round(ttl_s)), nx=not overwrite)
         try:
-            replies = await pipeline.execute(raise_on_error=False)
+            replies = await pipeline.execute(raise_on_error=False)  # one refused value says nothing of the others
         except (RedisError, OSError, TimeoutError) as error:
             self._metrics.redis_unwritten.inc(len(chunk))
             self._failed("set", error)
@@ -147,7 +153,7 @@ class RedisCache:
     def _failed(self, operation: str, error: Exception) -> None:
         self._metrics.redis_errors.labels(operation).inc()
         if not self._up or self._closing:
-            return
+            return  # the log has one line for each time that Redis goes, however many requests find out
         self._up = False
         self._metrics.redis_up.set(0)
         self._metrics.redis_unwritten.inc(len(self._pending))
@@ -166,6 +172,7 @@ class RedisCache:
             try:
                 await self._ping()
             except (RedisError, OSError, TimeoutError):
+                # A restart takes a second and is found at once; a machine that is gone is asked four times a minute.
                 wait_s = min(2 * wait_s, _PROBE_LAST_S)
                 continue
             self._up = True
@@ -180,5 +187,5 @@ class RedisCache:
 
     def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
+        self._tasks.add(task)  # the loop itself keeps no reference: without one a task may be collected half-way
         task.add_done_callback(self._tasks.discard)

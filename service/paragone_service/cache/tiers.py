@@ -27,6 +27,7 @@ _VERSION = 1
 _MAX_DIMENSION = 2**16 - 1
 _ENTRY_OVERHEAD_BYTES = 128
 """What the ordered dict and the allocator's rounding spend on an entry (74–116 B measured on CPython 3.11)."""
+# Keys of damaged values, which are to be overwritten. Beyond these, damaged values are computed anew until they expire.
 _MAX_REMEMBERED = 100_000
 
 
@@ -74,16 +75,18 @@ class Codec:
         rows["tokens"] = tokens
         rows["dropped"] = dropped
         rows["vector"] = vectors
+        # Cut from one block: a call per value would cost more than the hash of its text.
         whole, size = rows.tobytes(), self.value_bytes
         return [whole[start : start + size] for start in range(0, len(whole), size)]
 
     def decode(self, values: Sequence[bytes]) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
         """Return the representations [n, d] and the dropped tokens [n] of values that are known to be sound."""
-        rows = np.frombuffer(b"".join(values), dtype=self._row)
+        rows = np.frombuffer(b"".join(values), dtype=self._row)  # no copy: the vectors are views into these bytes
         return rows["vector"], rows["dropped"]
 
     def sound(self, values: Sequence[bytes]) -> list[bool]:
         """Return for each value whether it is a finite representation of this model, written by this version."""
+        # Sizes come first: one value of another size would shift all that follow it in the joined bytes.
         fits = [len(value) == self.value_bytes for value in values]
         rows = np.frombuffer(b"".join(value for value, fit in zip(values, fits, strict=True) if fit), dtype=self._row)
         good = (
@@ -113,6 +116,7 @@ class MemoryCache:
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the value of each key or None, and make those that are there the most recently used."""
+        # Bound once: this runs for every response of every request.
         read, touch = self._entries.get, self._entries.move_to_end
         values = [read(key) for key in keys]
         for key, value in zip(keys, values, strict=True):
@@ -122,6 +126,8 @@ class MemoryCache:
 
     def put(self, key: bytes, value: bytes) -> bytes:
         """Store a value unless the key has one already, and return the value that holds: the first writer wins."""
+        # A second run of the same text differs in its last bits, with the batch that it shared. Whoever asks twice must
+        # get the same number twice, so the first value stays.
         known = self._entries.get(key)
         if known is not None:
             self._entries.move_to_end(key)

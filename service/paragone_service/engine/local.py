@@ -32,7 +32,7 @@ class DeviceThread:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.turn = asyncio.Lock()
+        self.turn = asyncio.Lock()  # fair: whoever waits longest is next
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"device-{device}")
 
     async def run(self, work: Callable[[], Result]) -> Result:
@@ -80,9 +80,10 @@ class LocalEngine:
         try:
             return self._model.encode(items)
         except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # else the halves that the scheduler tries next find the same fragments
             raise EngineOutOfMemoryError(str(error)) from error
         except RuntimeError as error:
+            # torch has no exception of its own for these: its words are all that tells them apart.
             if any(message in str(error) for message in _CPU_MEMORY_MESSAGES):
                 raise EngineOutOfMemoryError(str(error)) from error
             if any(message in str(error) for message in _BROKEN_DEVICE_MESSAGES):

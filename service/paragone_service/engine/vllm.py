@@ -125,6 +125,7 @@ class VllmEngine:
         if sorted(rows) != list(range(len(sequences))):
             raise VllmError(f"{self.url}/pooling answered {len(rows)} rows for {len(sequences)} sequences")
         sent = sum(map(len, sequences))
+        # A server that cuts sequences at a limit of its own gives itself away here.
         if counted != sent:
             raise VllmError(f"{self.url}/pooling read {counted} tokens of the {sent} that were sent")
         for row in rows.values():
@@ -145,7 +146,7 @@ class VllmEngine:
         One that was away the last time is asked only once, so that a long queue does not wait for each of its batches.
         """
         problem, tries = "", 1 if self._away else _TRIES
-        self._away = True
+        self._away = True  # until it answers: every way out of the loop but that one leaves it so
         for number in range(tries):
             if number:
                 await asyncio.sleep(_PAUSE_S * number)

@@ -57,7 +57,7 @@ async def read_body(
         raise ServiceError(
             ErrorCode.TOO_MANY_ITEMS, f"{len(items)} {list_field} in one request; the limit is {MAX_ITEMS}: split them"
         )
-    _check_parts(items)
+    _check_parts(items)  # before validation, which makes an object of every part
     try:
         body = wire.model_validate(values)
     except ValidationError as error:
@@ -113,6 +113,7 @@ def _valid_items(
             refusal = from_validation(error)
             if refusal.item is None:
                 raise refusal from None
+            # Validated alone it was item 0; its true place is where the error will stand.
             message = refusal.message.replace(f"{list_field}[0]", "", 1).lstrip(".: ")
             problems.add(index, ServiceError(refusal.code, message))
         else:
@@ -162,12 +163,14 @@ def _check_media_type(request: Request) -> None:
     charset = parameters.lower().replace(" ", "").replace('"', "")
     if charset.startswith("charset=") and charset not in ("charset=utf-8", "charset=utf8"):
         raise ServiceError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "JSON is UTF-8: send it with charset=utf-8 or without one")
+    # A megabyte of zeros is a gigabyte unpacked: the limit on the body would mean nothing.
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise ServiceError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "compressed bodies are not read: send it uncompressed")
 
 
 def _parse(body: bytes) -> Any:
     try:
+        # Only the names of fields are cached: hardly any text comes twice.
         return from_json(body, allow_inf_nan=False, cache_strings="keys")
     except ValueError:
         pass

@@ -104,6 +104,7 @@ class ServiceError(Exception):
 
     def at(self, item: int, message: str | None = None) -> "ServiceError":
         """Return the same error, pointing at one item, perhaps with another message."""
+        # A copy: the same error may stand for many items, as when a batch fails.
         return ServiceError(
             self.code,
             message or self.message,
@@ -148,6 +149,7 @@ def printable(text: str, *, limit: int = 64) -> str:
 def from_validation(error: ValidationError) -> ServiceError:
     """Turn the first thing that a wire type refused into an error that names the place and the item."""
     detail = error_detail(error)
+    # One at a time, and the number of the others: a long list of complaints helps nobody, and costs the server.
     further = error.error_count() - 1
     more = f" (and {further} more)" if further else ""
     return ServiceError(ErrorCode.INVALID_REQUEST, f"{detail.message}{more}", item=detail.item)
@@ -178,6 +180,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         refusal = ServiceError(ErrorCode.NOT_FOUND, f"there is nothing at {path}; the routes are listed at /docs")
     else:
         logger.error("unexpected HTTP exception %s on %s", error.status_code, path)
+        # Starlette raises 404 and 405 alone; anything else is a bug of ours, and no code of the contract fits it.
         refusal = ServiceError(ErrorCode.INTERNAL_ERROR, "the server failed; see its log")
     return await _on_service_error(request, refusal)
 

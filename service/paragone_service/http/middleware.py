@@ -79,7 +79,7 @@ class Drain:
         self.over = True
         now = asyncio.get_running_loop().time()
         for running in self._running:
-            running.reschedule(now)
+            running.reschedule(now)  # a timeout in the past fires in the next turn of the loop
 
 
 class Lingering:
@@ -106,6 +106,7 @@ class Lingering:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and read the rest of its body once it is answered."""
+        # A GET, as every health check is, has nothing to linger for: no wrapper, no cost.
         if scope["type"] != "http" or not _has_body(scope):
             await self._app(scope, receive, send)
             return
@@ -127,7 +128,7 @@ class Lingering:
         if end_withheld:
             now = asyncio.get_running_loop().time
             end = now() + self._linger_s
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError):  # whoever is too slow has had the answer, and is cut off
                 async with self._drain.grace():
                     while unread and now() < end:
                         async with asyncio.timeout_at(min(end, now() + self._silence_s)):
@@ -199,6 +200,7 @@ class Observation:
         if code is not None:
             self._metrics.errors.labels(code).inc()
         self._metrics.seconds.labels(route, "total").observe(total_s)
+        # Phases in which nothing was done are no zeros among the observations: these would hide the others' times.
         for phase, seconds in (
             ("tokenize", timings.tokenize_s),
             ("queue", timings.queue_s),
@@ -310,6 +312,7 @@ class BodyLimit:
         if declared.isdigit() and int(declared) > self._max_bytes:
             await _refuse(self._error(), scope, receive, send)
             return
+        # The length may be absent (chunked) or a lie: what really comes is what counts.
         counted = 0
 
         async def count() -> Message:
@@ -318,7 +321,7 @@ class BodyLimit:
             if message["type"] == "http.request":
                 counted += len(message.get("body", b""))
                 if counted > self._max_bytes:
-                    raise self._error()
+                    raise self._error()  # out of the route's read, where the handlers turn it into an answer
             return message
 
         await self._app(scope, count, send)

@@ -38,7 +38,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's signature)
         """Begin to drain, or stop at once on a second SIGINT."""
-        self._drain.begun = True
+        self._drain.begun = True  # from now on readiness fails, so that load balancers send nobody any more
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
         self.should_exit = True
@@ -47,6 +47,7 @@ class Server(uvicorn.Server):
         """Wait for the requests in flight, but not beyond their time, and close everything."""
         assert self.config.timeout_graceful_shutdown is not None
         grace_s = self.config.timeout_graceful_shutdown - _FAREWELL_S
+        # Ours ends before uvicorn's: requests that take too long still get an answer, and not a closed connection.
         end = asyncio.get_running_loop().call_later(grace_s, self._drain.end)
         await super().shutdown(sockets)
         end.cancel()

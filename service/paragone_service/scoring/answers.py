@@ -77,6 +77,7 @@ def rewards(
     Raises:
         ServiceError: ``non_finite_score`` for the first item without finite numbers, unless errors are reported.
     """
+    # Where each item's rows start: its own response first, its references after it.
     starts = np.cumsum([0, *(1 + count for count in references)])[:-1]
     own = represented.vectors[starts]
     with np.errstate(all="ignore"):  # what is not finite is found below
@@ -123,6 +124,7 @@ class _Against:
 
 def _held_against(own: NDArray[np.float32], references: NDArray[np.float32], comparator: Comparator) -> _Against:
     with np.errstate(all="ignore"):
+        # One comparison with the mean, which is exact: every kind's logit is linear in the opponent.
         logit = float(comparator.mean_logit(own[None], references)[0])
         blocks = comparator.mean_blocks(own[None], references)[0] if comparator.rules.has_vector else np.zeros(0)
     return _Against(logit, blocks.tolist(), bool(np.isfinite(logit) and np.isfinite(blocks).all()))
@@ -162,6 +164,7 @@ def tournaments(
         with np.errstate(all="ignore"):
             matrix = comparator.matrix(own)
             against = comparator.against(own, references) if reference_size else None
+        # Finite representations can still overflow in a product: the model is at fault then, not the arithmetic.
         finite = bool(np.isfinite(matrix).all()) and (against is None or bool(np.isfinite(against).all()))
         _add_non_finite([item], [finite], problems)
         if not finite:

@@ -68,6 +68,7 @@ class Gate:
             ServiceError: for the first item that has no weights, unless the call reports errors; ``overloaded``, if
                 the prompts do not fit into the queue.
         """
+        # What has an error already gets no answer, so its prompt would be run for nothing.
         items = [item for item in items if item.index not in call.problems.errors]
         readings = await self._reading.read([as_conversation(item, item.responses[0]) for item in items], call)
         prompts: dict[tuple[int, ...], EncodeItem] = {}
@@ -78,7 +79,7 @@ class Gate:
                 continue
             prompt = self._prompt(reading)
             key = by_item[item.index] = tuple(prompt.token_ids)
-            prompts.setdefault(key, prompt)
+            prompts.setdefault(key, prompt)  # by tokens and not by text: a cut may make two prompts of one
         outcomes = dict(zip(prompts, await self._outcomes(list(prompts.values()), call), strict=True))
         scales: dict[int, NDArray[np.float32]] = {}
         for index, key in by_item.items():
@@ -93,6 +94,7 @@ class Gate:
         """Return what has to be run for the gate: up to its read, or everything where the backbone looks ahead."""
         gate_read = reading.reads[0]
         tokens = reading.token_ids[: gate_read[1]] if self._causal else reading.token_ids
+        # The gate's read stands for both reads of the plan: every item of a batch must have the same number of them.
         return EncodeItem(tokens, (gate_read, gate_read), gate_read[1])
 
     async def _outcomes(self, prompts: Sequence[EncodeItem], call: Call) -> list[bytes | ServiceError]:

@@ -93,6 +93,7 @@ class HostedModel:
         self._metrics = resources.metrics
         self._clock = resources.clock
         self._codec = Codec(model.comparator.dimension)
+        # Two names of one model share its entries: the space is made of the identity, and not of the name.
         self._space = namespace(model.identity, model.provenance.numerics if strict_cache else None)
         self._ids = Ids(secret, self._space)
         self._reading = ReadingThread(name, model, clock=self._clock)
@@ -121,6 +122,7 @@ class HostedModel:
 
     async def close(self) -> None:
         """Stop the queues and let go of the engine."""
+        # Inwards: nobody may submit to a queue that is closed, nor an engine be called that is.
         await self._canary.close()
         await self.scheduler.close()
         if self._gate is not None:
@@ -167,7 +169,7 @@ class HostedModel:
             timeout_s: how long the canary may take, queueing included.
         """
         if not (await self.engine.health()).healthy:
-            return False
+            return False  # a device in ruins fails every canary; there is no need to send one
         queue = self.scheduler
         if self._clock() - queue.last_success <= max(within_s, 2 * queue.last_batch_s):
             return True
@@ -195,7 +197,7 @@ class HostedModel:
                 request, if the queue is full, the model reads no text, or ids are unknown.
             ClientGoneError: if the client left meanwhile.
         """
-        indices = [item.index for item in items]
+        indices = [item.index for item in items]  # kept apart, since the items are emptied on the way
         rows = await _rows_of(items, call, self._space, self._ids)
         hits = await self._cache.get([*map(operator.attrgetter("key"), rows)], self._codec)
         filled = await _unless_gone(self._fill(items, rows, hits.values, call), call) if hits.misses else _Filled()
@@ -236,6 +238,7 @@ class HostedModel:
             filled.forward_answers = sum(isinstance(filled.values[key], bytes) for key in own)
             return filled
         finally:
+            # Also when the client has left, or an error refuses the request: its tickets lose a waiter each.
             self.scheduler.leave(list(joined.values()))
 
     async def _jobs(
@@ -276,6 +279,7 @@ class HostedModel:
             if value is not None:
                 filled.values[key] = value
                 del fresh[key]
+        # No await from here to ``submit``: nobody else can queue one of these keys in between.
         others = self.scheduler.join(fresh)
         joined.update(others)
         for key in others:
@@ -291,6 +295,7 @@ class HostedModel:
         errors: dict[int, ServiceError] = {}
         if filled.values:
             errors = {number: value for number, value in enumerate(values) if isinstance(value, ServiceError)}
+        # Rows in error have a value of NaN, so that all rows are decoded at once and keep their places.
         vectors, dropped = self._codec.decode(
             [self._codec.blank if isinstance(value, ServiceError) else value for value in values]
         )
@@ -299,9 +304,10 @@ class HostedModel:
             # The reader refuses such conversations itself; these were cached when somebody allowed the cut.
             for number in cut.tolist():
                 errors[number] = self._truncated(int(dropped[number]))
-        for number in sorted(errors):
+        for number in sorted(errors):  # in the order of the request: the first bad item is the one that is named
             call.problems.add(rows[number].item, errors[number])
         if filled.values:
+            # Of the misses: what another request had on its way, or what came twice in this one.
             joined = max(0, hits.count(None) - filled.forward_answers - len(errors))
             self._metrics.cache_responses.labels("miss").inc(filled.forward_responses)
             self._metrics.cache_responses.labels("coalesced").inc(joined)
@@ -448,9 +454,10 @@ class _Canary:
 
     async def returns(self, timeout_s: float) -> bool:
         """Return whether the canary comes back with a value in time."""
+        # Load balancers of many replicas ask all the time: they must not fill the queue with canaries.
         if self._run is None or self._run.done():
             self._run = asyncio.get_running_loop().create_task(self._forward())
-        done, _ = await asyncio.wait([self._run], timeout=timeout_s)
+        done, _ = await asyncio.wait([self._run], timeout=timeout_s)  # which leaves it running for those who wait on
         return bool(done) and self._run.result()
 
     async def close(self) -> None:

@@ -71,6 +71,7 @@ class ReadingThread:
         Raises:
             ServiceError: ``text_unavailable``, if the model has no tokenizer.
         """
+        # Chunk by chunk, so that the readings of a large request, with their texts, are never all there at once.
         jobs: list[Job | TextError] = []
         async for chunk in self._chunks(conversations, call):
             jobs += [
@@ -95,7 +96,7 @@ class ReadingThread:
             yield await loop.run_in_executor(
                 self._thread, functools.partial(reader.read, chunk, truncation=call.truncation)
             )
-        call.timings.tokenize_s += self._clock() - started
+        call.timings.tokenize_s += self._clock() - started  # waiting for the thread included
 
     def close(self) -> None:
         """Let the thread end after the chunk it has."""
@@ -105,6 +106,7 @@ class ReadingThread:
 def _chunked(conversations: Sequence[Conversation]) -> Iterator[Sequence[Conversation]]:
     first = total = 0
     for place, one in enumerate(conversations):
+        # Counted in characters, since tokens are not known yet: a chunk takes about as long whatever its texts are.
         count = characters((*one.prompt, *one.response))
         if place - first == _CHUNK or (place > first and total + count > _CHUNK_CHARACTERS):
             yield conversations[first:place]
@@ -116,6 +118,7 @@ def _chunked(conversations: Sequence[Conversation]) -> Iterator[Sequence[Convers
 
 def _job(key: bytes, reading: Reading) -> Job:
     ids = reading.token_ids
+    # Two bytes a token where the vocabulary allows it: a full queue holds millions.
     compact = array("H" if max(ids) <= _LARGEST_SHORT else "I", ids)
     return Job(key, EncodeItem(compact, reading.reads, reading.prompt_length), reading.dropped_tokens)
 
@@ -186,6 +189,7 @@ class _Forwards:
             EngineOutOfMemoryError: if the batch was too large for the device.
             Exception: whatever else the engine raises.
         """
+        # The engine gives hidden states and no more, so that one engine serves every head.
         hidden = await self.resources.engine.encode(items)
         return await self.resources.device.run(lambda: self.head(hidden).numpy(force=True))
 
@@ -195,6 +199,7 @@ class _Forwards:
         values = self.codec.encode(
             vectors, [ticket.tokens for ticket in tickets], [ticket.dropped for ticket in tickets]
         )
+        # NaN is never cached: it may come from a broken batch, and the next try may be sound.
         sound = [place for place, good in enumerate(finite) if good and tickets[place].key is not None]
         kept = self.resources.cache.put([tickets[place].key or b"" for place in sound], [values[p] for p in sound])
         outcomes: list[bytes | ServiceError] = list(values)

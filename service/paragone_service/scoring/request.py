@@ -59,12 +59,14 @@ class Problems:
             ServiceError: unless the request reports errors.
         """
         if not self.report:
+            # Here the error leaves its item: its message must say which one it was.
             whole = refusal or error
             raise whole.at(item, f"{self.where}[{item}]: {whole.message}")
         self.errors.setdefault(item, error)
 
     def place(self, rows: Sequence[Result]) -> list[Result | ItemError]:
         """Return an answer's list: the rows of all items without an error, and each error in its item's place."""
+        # Rows and errors together are all items: none has both, and none has neither.
         sound = iter(rows)
         return [
             self.errors[item].in_place(item) if item in self.errors else next(sound)

@@ -39,7 +39,7 @@ _Settle = Callable[[Sequence["Ticket"], NDArray[np.float32]], Sequence[bytes | S
 
 _MAX_RETRY_AFTER_S = 60
 _ENGINE_RETRY_AFTER_S = 5
-_SPEED_MEMORY = 0.8
+_SPEED_MEMORY = 0.8  # of the mean speed, against the last batch's: about the last five batches count
 _BULK_EVERY = 4
 """Every fourth batch begins with the large requests, so that small ones cannot hold them up for ever."""
 
@@ -127,11 +127,13 @@ class _Lane:
         if client not in self._queues:
             self._queues[client] = deque()
             self._tokens_had[client] = self._level
+        # In the order of their prompts, which ``_by_prompt`` made: a client's turn takes whole families.
         self._queues[client].extend(tickets)
 
     def peek(self, quantum: int) -> Ticket:
         """Return the next ticket, which stays; a client keeps its turn for a quantum of tokens."""
         if self._turn not in self._queues or self._turn_tokens_left <= 0:
+            # A scan over the clients that wait, once a quantum: they are few, and a heap would have to be kept sound.
             self._turn = min(self._tokens_had, key=self._tokens_had.__getitem__)
             self._level = self._tokens_had[self._turn]
             self._turn_tokens_left = quantum
@@ -214,10 +216,11 @@ class Scheduler:
         if self._worker is not None:
             self._worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._worker
+                await self._worker  # a batch on the device runs to its end, but nobody hears of it
         shutdown = ServiceError(
             ErrorCode.SHUTTING_DOWN, "the server is shutting down; try another one", retry_after_s=1
         )
+        # Those in a batch are in no lane any more, but still in flight.
         for ticket in [*self._interactive, *self._bulk, *self._flights.values()]:
             if not ticket.outcome.done():
                 ticket.outcome.set_result(shutdown)
@@ -270,6 +273,7 @@ class Scheduler:
         tickets = [Ticket(*job, loop.create_future(), now) for job in jobs]
         for ticket in tickets:
             if ticket.key is not None:
+                # Two tickets of one key would break single flight; there is no await between ``join`` and here.
                 assert ticket.key not in self._flights
                 self._flights[ticket.key] = ticket
         # What fits into one batch is somebody who waits for an answer; what does not is a job in bulk.
@@ -300,6 +304,7 @@ class Scheduler:
                 batch = self._take()
                 if batch:
                     await self._run(batch)
+            # Not before the batch has run: what came meanwhile has set the event, and must not be slept through.
             if not self._interactive and not self._bulk:
                 self._arrived.clear()
 
@@ -314,6 +319,7 @@ class Scheduler:
         for lane in lanes if self._batches % _BULK_EVERY else reversed(lanes):
             while lane:
                 ticket = lane.peek(self.max_batch_tokens // _TURNS)
+                # Whoever has no waiter left was abandoned in the queue; it is popped and costs its client nothing.
                 cost = self._cost(ticket, prompts) if ticket.waiters else 0
                 if cost and taken and tokens + cost > self.max_batch_tokens:
                     break  # no later one of its lane may pass it, though it would fit: a long one would wait for ever
@@ -337,6 +343,7 @@ class Scheduler:
     def _cost(self, ticket: Ticket, prompts: Set[int]) -> int:
         """Return how many tokens a batch with these prompts grows by."""
         shared = self._shares_prompts and ticket.prompt in prompts
+        # At least 1: an empty response still has a read, and a cost of 0 means that nobody waits.
         return max(1, ticket.tokens - ticket.item.prompt_length) if shared else ticket.tokens
 
     async def _run(self, tickets: list[Ticket]) -> None:
@@ -350,7 +357,7 @@ class Scheduler:
             outcomes = self._settle(tickets, rows)
         except EngineOutOfMemoryError as error:
             if len(tickets) > 1:
-                await self._split(tickets)
+                await self._split(tickets)  # its halves settle their tickets themselves
                 return
             logger.error("model %s: one response of %d tokens is too large: %s", self.model, tickets[0].tokens, error)
             outcomes = self._failures(tickets, "the device has not enough memory for this response")
@@ -376,6 +383,7 @@ class Scheduler:
 
     async def _split(self, tickets: list[Ticket]) -> None:
         """Run two halves of a batch that did not fit, and keep later batches as small."""
+        # Sorted by length: the first half is the smaller one, and may well fit where the second must be split again.
         half = len(tickets) // 2
         self.max_batch_tokens = max(1, min(self.max_batch_tokens, sum(ticket.tokens for ticket in tickets) // 2))
         self._metrics.memory_splits.labels(self.model).inc()
@@ -393,11 +401,12 @@ class Scheduler:
     ) -> list[bytes | ServiceError]:
         self._metrics.batch_failures.labels(self.model).inc()
         self.last_failure = self._clock()
+        # One error for all: it goes into answers, and is never raised from here.
         return [ServiceError(code, message, retry_after_s=retry_after_s)] * len(tickets)
 
     def _count(self, tickets: Sequence[Ticket], batch: _BatchRun) -> None:
         self.last_success = batch.finished
-        seconds = self.last_batch_s = batch.finished - batch.started
+        seconds = self.last_batch_s = batch.finished - batch.started  # readiness waits twice as long as this
         tokens = sum(ticket.tokens for ticket in tickets)
         longest = max(ticket.tokens for ticket in tickets)
         speed = tokens / max(seconds, 1e-6)
@@ -415,6 +424,7 @@ class Scheduler:
         self.queue_tokens -= ticket.tokens
 
     def _forget(self, ticket: Ticket) -> None:
+        # The key may fly again by now, in a ticket of somebody who came after this one was abandoned.
         if ticket.key is not None and self._flights.get(ticket.key) is ticket:
             del self._flights[ticket.key]
 
@@ -433,6 +443,7 @@ async def wait_for(tickets: Sequence[Ticket], timings: Timings, clock: Callable[
     waiting = [ticket.outcome for ticket in tickets if not ticket.outcome.done()]
     if waiting:
         await asyncio.wait(waiting)  # not gather, which would cancel the tickets of other waiters with this request
+    # By identity, because tickets share batches: each counts once, however many responses of this request it had.
     batches = {id(ticket.batch): ticket.batch for ticket in tickets if ticket.batch is not None}
     ran_s = sum(batch.finished - batch.started for batch in batches.values())
     timings.inference_s += ran_s
@@ -445,5 +456,6 @@ def _by_prompt(tickets: Sequence[Ticket]) -> list[Ticket]:
     for ticket in tickets:
         siblings.setdefault(ticket.prompt, []).append(ticket)
     families = [sorted(family, key=lambda ticket: -ticket.tokens) for family in siblings.values()]
+    # Families of similar lengths become neighbours, so that they share batches: an engine that pads wastes less.
     families.sort(key=lambda family: -family[0].tokens)
     return [ticket for family in families for ticket in family]

@@ -71,7 +71,7 @@ def inspection_routes(registry: Registry, *, max_body_bytes: int) -> APIRouter:
 def _info(hosted: HostedModel, max_body_bytes: int) -> ModelInfo:
     model, spec, budget = hosted.model, hosted.model.spec, hosted.model.budget
     max_batch_tokens, reason = hosted.scheduler.max_batch_tokens, budget.reason
-    if max_batch_tokens < budget.tokens:
+    if max_batch_tokens < budget.tokens:  # the scheduler has lowered it since the model was loaded
         reason = f"the device had not enough memory for {budget.tokens}"
     return ModelInfo(
         id=hosted.name,
@@ -118,7 +118,7 @@ def health_routes(registry: Registry, metrics: Metrics, drain: Drain) -> APIRout
         """
         if drain.begun:
             raise ServiceError(ErrorCode.SHUTTING_DOWN, "the server is shutting down", retry_after_s=1)
-        for hosted in registry:
+        for hosted in registry:  # one after the other: models on one device would wait for each other anyway
             if not await hosted.alive(within_s=_FRESH_S, timeout_s=_CANARY_TIMEOUT_S):
                 raise ServiceError(
                     ErrorCode.NOT_READY, f"model {hosted.name} has not run a forward lately", retry_after_s=1
