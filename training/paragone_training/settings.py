@@ -213,35 +213,41 @@ def _assigned(tables: dict[str, Any], assignments: Sequence[str]) -> dict[str, A
 
 
 def _line(recipe: type[Section], error: ValidationError) -> str:
-    """Return the first problem in one line. A wrong key comes before what is missing because of it."""
+    """Return the first problem in one line."""
+    # A wrong key comes before what is missing because of it, and that before values that may be right after all.
     rank = {"extra_forbidden": 0, "missing": 1}
     first = min(error.errors(include_url=False), key=lambda problem: rank.get(problem["type"], 2))
-    kind, where, value = first["type"], first["loc"], first["input"]
+    problem, where, value = first["type"], first["loc"], first["input"]
+    if problem == "missing" and isinstance(where[-1], int):  # a list that is too short lacks its last entries
+        problem, where = "too_long", where[:-1]
     name = _dotted(where)
-    if kind == "value_error":  # one of our own cross-checks, which says everything
+    if problem == "value_error":  # one of our own cross-checks, which says everything
         return str(first["ctx"]["error"])
-    if kind == "extra_forbidden":
+    if problem == "extra_forbidden":
         return f"unknown key {name!r}; {_nearest(recipe, where)}"
-    if kind == "missing" and isinstance(where[-1], int):  # a list that is too short lacks its last entries
-        kind, where, name = "too_long", where[:-1], _dotted(where[:-1])
-    if kind == "missing":
+    if problem == "missing":
         return f"{name} is missing, and it has no default"
     hint, constraints = _setting_at(recipe, where)
-    if kind == "too_long":
+    if problem == "too_long":
         return f"{name} has {len(value)} entries; it must have {len(get_args(hint))}"
-    if kind == "model_type":
-        return f"{name} is {value!r}; it must be a table: [{name}]"
-    if kind == "tuple_type":
-        return f"{name} is {value!r}; it must be a list, as in [{value!r}]"
-    if kind.endswith("_type"):
-        return f"{name} is {value!r}; it must be of type {hint.__name__}"
-    if kind == "literal_error":
-        return f"{name} is {value!r}; it must be one of {', '.join(map(str, get_args(hint)))}"
-    if kind == "finite_number":
-        return f"{name} is {value}; it must be finite"
+    if remedy := _remedy(problem, hint, name, value):
+        return f"{name} is {value!r}; it must be {remedy}"
     if limit := _limit(hint, constraints):
         return f"{name} is {float(value) if hint is float else value}; it must {limit}"
     return f"{name} is {value!r}: {first['msg']}"
+
+
+def _remedy(problem: str, hint: Any, name: str, value: Any) -> str:
+    """Say what a value of a wrong type or a wrong choice must be; nothing for a number out of its limits."""
+    if problem == "model_type":
+        return f"a table: [{name}]"
+    if problem == "tuple_type":
+        return f"a list, as in [{value!r}]"
+    if problem == "literal_error":
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if problem == "finite_number":
+        return "finite"
+    return f"of type {hint.__name__}" if problem.endswith("_type") else ""
 
 
 def _nearest(recipe: type[Section], where: tuple[int | str, ...]) -> str:
@@ -310,19 +316,23 @@ def _limit(hint: Any, constraints: Sequence[Any]) -> str:
     """Say what a number must do: ``lie in [0, 1)``, ``be positive``, ``be at least 3``."""
     low = next((limit for limit in constraints if isinstance(limit, Gt | Ge)), None)
     high = next((limit for limit in constraints if isinstance(limit, Lt | Le)), None)
-    lower: Any = getattr(low, "gt", getattr(low, "ge", None))
-    upper: Any = getattr(high, "lt", getattr(high, "le", None))
-    if low and high:
-        return f"lie in {'(' if isinstance(low, Gt) else '['}{lower:g}, {upper:g}{')' if isinstance(high, Lt) else ']'}"
-    if high:
+    if high is None:
+        return _lower_limit(hint, low) if low else ""
+    upper: Any = high.lt if isinstance(high, Lt) else high.le
+    if low is None:
         return f"be {'below' if isinstance(high, Lt) else 'at most'} {upper:g}"
-    if not low:
-        return ""
-    if hint is int:
-        return f"be at least {lower + isinstance(low, Gt):g}"
-    if lower:
-        return f"be {'above' if isinstance(low, Gt) else 'at least'} {lower:g}"
-    return "be positive" if isinstance(low, Gt) else "be 0 or more"
+    lower: Any = low.gt if isinstance(low, Gt) else low.ge
+    return f"lie in {'(' if isinstance(low, Gt) else '['}{lower:g}, {upper:g}{')' if isinstance(high, Lt) else ']'}"
+
+
+def _lower_limit(hint: Any, low: Gt | Ge) -> str:
+    above = isinstance(low, Gt)
+    limit: Any = low.gt if isinstance(low, Gt) else low.ge
+    if hint is int:  # above 0 and at least 1 are the same; people count from 1
+        return f"be at least {limit + above:g}"
+    if limit == 0:
+        return "be positive" if above else "be 0 or more"
+    return f"be {'above' if above else 'at least'} {limit:g}"
 
 
 def _dotted(where: Sequence[int | str]) -> str:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from paragone_training.settings import Section, described
 
-__all__ = ["rewritten", "settings_table"]
+__all__ = ["rewritten"]
 
 _MARKED = re.compile(r"(<!-- settings: (\S+)\.(\w+) -->\n).*?(<!-- end of settings -->)", re.DOTALL)
 
@@ -24,12 +24,12 @@ def rewritten(document: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         recipe = getattr(import_module(match[2]), match[3])
-        return f"{match[1]}\n{settings_table(recipe)}\n{match[4]}"
+        return f"{match[1]}\n{_settings_table(recipe)}\n{match[4]}"
 
     return _MARKED.sub(table, document)
 
 
-def settings_table(recipe: type[Section]) -> str:
+def _settings_table(recipe: type[Section]) -> str:
     """Return the settings of a recipe in Markdown: a table of the settings of its own, then one per section."""
     own, sections = list[str](), list[str]()
     for name, field in recipe.model_fields.items():

@@ -21,14 +21,15 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from paragone_training.errors import TrainingError
 
-__all__ = ["StepLoss", "StepTrainer", "WeightAverage", "training_arguments"]
+__all__ = ["StepTrainer", "WeightAverage", "training_arguments"]
 
 logger = logging.getLogger(__name__)
 
+# Beside the weights in a checkpoint's folder.
 _AVERAGE = "average.safetensors"
 
 
-class StepLoss(Protocol):
+class _StepLoss(Protocol):
     """A loss that is a mean, or a sum of means, over all batches of an optimiser step."""
 
     def counts(self, batch: Mapping[str, Any]) -> Sequence[int]:
@@ -38,7 +39,7 @@ class StepLoss(Protocol):
         """Return a batch's part of the loss, given the terms of the whole step; no total is 0."""
 
 
-class PlannedBatches(Protocol):
+class _PlannedBatches(Protocol):
     """Batches of an epoch, each one item; ``set_epoch`` draws them anew."""
 
     def __len__(self) -> int: ...
@@ -93,8 +94,8 @@ class StepTrainer(Trainer):
         self,
         network: nn.Module,
         arguments: TrainingArguments,
-        batches: PlannedBatches,
-        loss: StepLoss,
+        batches: _PlannedBatches,
+        loss: _StepLoss,
         *,
         evaluation: Callable[[], dict[str, float]] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
@@ -173,7 +174,7 @@ class StepTrainer(Trainer):
 class _Epochs(TrainerCallback):
     """Plan the batches of every epoch anew, also after a resumption in the middle of one."""
 
-    def __init__(self, batches: PlannedBatches) -> None:
+    def __init__(self, batches: _PlannedBatches) -> None:
         self._batches = batches
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002

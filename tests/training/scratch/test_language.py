@@ -17,12 +17,12 @@ from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.prompts import render
 from paragone_training.policy.sampling.in_process import Draw, draw, stream
 from paragone_training.scratch.language import (
-    LanguageDataSection,
+    _LanguageDataSection,
+    _read_chats,
+    _read_texts,
     decoder_config,
     describe_language_plan,
     load_language_recipe,
-    read_chats,
-    read_texts,
     train_language_model,
 )
 from paragone_training.scratch.pretraining import pretrain
@@ -73,11 +73,11 @@ def test_a_recipe_gives_a_folder_that_policy_training_loads(mine, tmp_path):
 
 
 def test_prompts_marked_test_are_held_out(mine):
-    train, held_out = read_chats(load_language_recipe(mine).data)
+    train, held_out = _read_chats(load_language_recipe(mine).data)
     assert {chat.prompt for chat in held_out} == {"What is 1?"}
     assert len(train) == 10
     with pytest.raises(DataError, match="no chat to learn from"):
-        read_chats(LanguageDataSection())
+        _read_chats(_LanguageDataSection())
 
 
 def test_a_dry_run_says_what_training_then_does(mine, tmp_path):
@@ -93,7 +93,7 @@ def test_a_dry_run_says_what_training_then_does(mine, tmp_path):
     assert "2 held out; 1 are longer than max_length 64 and left out" in plan.output
 
     recipe = load_language_recipe(mine, ["training.batch_tokens=64"])
-    texts = read_texts(recipe)
+    texts = _read_texts(recipe)
     model = Qwen3ForCausalLM(
         decoder_config(recipe.backbone, texts.tokenizer, recipe.max_length, tie_word_embeddings=True)
     )
@@ -108,7 +108,7 @@ def test_the_planned_activations_are_what_a_pass_of_the_largest_batch_saves(mine
     sequences, longest = map(int, re.search(r"largest batch is (\d+) chats of (\d+) tokens", said).groups())
     planned = float(re.search(r"activations ([\d.]+)", said).group(1)) * 1e6
 
-    tokenizer = read_texts(recipe).tokenizer
+    tokenizer = _read_texts(recipe).tokenizer
     model = Qwen3ForCausalLM(decoder_config(recipe.backbone, tokenizer, recipe.max_length, tie_word_embeddings=True))
     own, kept = {weight.untyped_storage().data_ptr() for weight in model.parameters()}, {}
 
@@ -160,7 +160,7 @@ def test_the_held_out_questions_are_over_a_hundred_and_none_is_a_training_prompt
     assert not {prompt.text for prompt in test} & {prompt.text for prompt in train}
     path = ROOT / "training" / "recipes" / "policy" / "mini-policy.toml"
     recipe = load_language_recipe(path, data=stand_in(tmp_path, **{name: corpus(name) for name in names}))
-    learned, _ = read_chats(recipe.data)
+    learned, _ = _read_chats(recipe.data)
     assert not {chat.prompt for chat in learned} & {prompt.text for prompt in test}
 
 

@@ -20,10 +20,10 @@ from paragone_training.preference.ratings import RatingErrors, rating_errors
 
 __all__ = ["Examined", "HeldOut", "Judged", "Summary", "judge", "represented", "summarise"]
 
+# Two responses are length-matched if their lengths in characters differ by at most this share of the longer one.
 _LENGTHS_MATCHED_WITHIN = 0.15
-"""Two responses are length-matched if their lengths differ by at most this share of the longer one."""
+# Responses of one forward pass, where no gradient is kept.
 _BUDGET = 64
-"""Responses of one forward pass."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class HeldOut:
             groups, readings = zip(*self._labelled, strict=True)
             judged = judge(network, objective, groups, readings, pad_id=self._pad_id)
         if self._rated:
+            # A helpsteer representation begins with its reward; the attributes are its last entries.
             values = [represented(network, seen, pad_id=self._pad_id).double().numpy() for _, seen in self._rated]
             ratings = np.array([row for group, _ in self._rated for row in group.ratings], dtype=np.float64)
             predicted = np.concatenate(values)[:, -len(self._attributes) :]
@@ -143,6 +144,7 @@ def judge(
         budget: responses of one forward pass.
     """
     rows: list[tuple[float, float, float, bool, str]] = []
+    # Group by group, so that a response passes once however many pairs it is part of.
     for group, seen in zip(groups, readings, strict=True):
         pairs = torch.tensor([(label.first, label.second) for label in group.labels])
         logits = objective.logits(represented(network, seen, budget=budget, pad_id=pad_id), pairs).tolist()
@@ -221,6 +223,7 @@ def _rows(group: PromptGroup, logits: Sequence[float]) -> Iterator[tuple[float, 
     for label, logit in zip(group.labels, logits, strict=True):
         if not label.strength:
             continue
+        # From here on the preferred response comes first, and its win is what a logit measures.
         sign = 1 if label.strength > 0 else -1
         preferred, other = (len(group.responses[index]) for index in (label.first, label.second)[::sign])
         yield (

@@ -64,6 +64,7 @@ def build_model(recipe: Recipe, texts: Iterable[str]) -> ModelParts:
     if recipe.model.start is not None:
         return _go_on_from(recipe.model.start, recipe)
     tokenizer = _tokenizer(recipe.tokenizer, recipe.backbone, texts, recipe.model.max_length)
+    # The tokenizer is trained without chance; weights are drawn from here on, backbone first, then the head.
     torch.manual_seed(recipe.training.seed)
     if recipe.backbone.source is None:
         config = decoder_config(recipe.backbone, tokenizer, recipe.model.max_length, use_cache=False)
@@ -141,6 +142,7 @@ def _from_checkpoint(source: str, section: BackboneSection) -> Any:
         config = AutoConfig.from_pretrained(source, revision=section.revision)
         if getattr(config, "is_encoder_decoder", False):
             raise RecipeError(f"{source} is an encoder-decoder; a backbone must be a decoder or an encoder")
+        # Weights stay in float32 while they are trained: small steps vanish in bfloat16. ``bf16`` casts passes alone.
         return AutoModel.from_pretrained(source, config=config, dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
         if isinstance(error, RecipeError):
@@ -156,6 +158,7 @@ def _check_fit(backbone: Any, tokenizer: Any, recipe: Recipe) -> None:
         raise RecipeError(
             f"model.max_length is {recipe.model.max_length}; the backbone has {positions} positions: ask for no more"
         )
+    # An embedding may have more rows than there are tokens (many are padded to a round number), never fewer.
     if len(tokenizer) > config.vocab_size:
         raise RecipeError(
             f"the tokenizer has {len(tokenizer)} tokens and the backbone's embedding {config.vocab_size}: they do not "
@@ -176,6 +179,8 @@ def _go_on_from(source: str, recipe: Recipe) -> ModelParts:
     torch.manual_seed(recipe.training.seed)
     spec = recipe.spec
     width = int(model.network.config.get_text_config().hidden_size)
+    # A head is taken over where its rows mean the same: as it is, or with the merged attributes as a reward on top, so
+    # that training begins with the answers of the model it starts from.
     if KINDS[spec.kind].starts_from:
         spec = _continued(recipe, model.spec)
         head = reward_on_top(old, model.spec, spec)
@@ -183,6 +188,7 @@ def _go_on_from(source: str, recipe: Recipe) -> ModelParts:
         head = RepresentationHead(int(getattr(old.value_head, "in_features", 0)), spec, value_head=old.value_head)
     else:
         head = RepresentationHead(width, spec)
+    # A loaded model is frozen.
     network = PreferenceNetwork(backbone, head).requires_grad_(requires_grad=True)
     return ModelParts(network, tokenizer, spec, Start(model.provenance.source, model.identity, model.spec))
 

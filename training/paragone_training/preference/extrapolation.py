@@ -30,13 +30,14 @@ from paragone_training.preference.agreement import Summary, judge, summarise
 from paragone_training.preference.backbone import reward_on_top
 from paragone_training.preference.objective import Objective
 
-__all__ = ["Trial", "along", "extrapolate", "search"]
+__all__ = ["along", "extrapolate", "search"]
 
 logger = logging.getLogger(__name__)
 
+# Tried first by ``auto``; then the neighbours of the best one, in steps of ``_FINE``.
 _ALPHAS = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0)
-"""Tried first by ``auto``; then the neighbours of the best one, in steps of ``_FINE``."""
 _FINE = 0.02
+# Kinds that may lead to another one, and what two models must have in common to read a conversation alike.
 _STARTS = {kind.name: kind.starts_from for kind in KINDS.values() if kind.starts_from}
 _SAME = ("pooling", "gate", "normalise", "special_tokens", "bos", "reasoning", "final_eos")
 
@@ -44,7 +45,7 @@ State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Trial:
+class _Trial:
     """One alpha that was tried, and the agreement on the validation pairs."""
 
     alpha: float
@@ -72,19 +73,19 @@ def along(first: State, second: State, alpha: float) -> dict[str, Tensor]:
     return state
 
 
-def search(judged: Callable[[float], Summary]) -> list[Trial]:
+def search(judged: Callable[[float], Summary]) -> list[_Trial]:
     """Return every alpha that was tried, the best one first: by accuracy, then likelihood, then the smaller one.
 
     Args:
         judged: agreement on validation pairs at an alpha.
     """
-    trials: dict[float, Trial] = {}
+    trials: dict[float, _Trial] = {}
 
-    def ranked(alphas: Sequence[float]) -> list[Trial]:
+    def ranked(alphas: Sequence[float]) -> list[_Trial]:
         for alpha in alphas:
             if alpha not in trials:
                 summary = judged(alpha)
-                trials[alpha] = Trial(alpha, summary)
+                trials[alpha] = _Trial(alpha, summary)
                 nats = summary.negative_log_likelihood
                 logger.info("alpha %g: accuracy %.4f, %.4f nats", alpha, summary.accuracy, nats)
         return sorted(trials.values(), key=_rank)
@@ -96,7 +97,7 @@ def search(judged: Callable[[float], Summary]) -> list[Trial]:
 
 def extrapolate(
     source: str, target: str, folder: Path, *, alpha: float | None, pairs: Sequence[Pair] = (), dtype: str = "float32"
-) -> list[Trial]:
+) -> list[_Trial]:
     """Write the model at ``alpha`` on the line from ``source`` to ``target``, and return what was tried.
 
     Args:
@@ -139,8 +140,10 @@ def extrapolate(
         trials = search(judged)
         alpha = trials[0].alpha
     else:
-        trials = [Trial(factor, judged(factor)) for factor in dict.fromkeys((alpha, 1.0))] if groups else []
+        # B itself beside the alpha that was asked for: the card has something to compare with.
+        trials = [_Trial(factor, judged(factor)) for factor in dict.fromkeys((alpha, 1.0))] if groups else []
     network.load_state_dict(_along(begin, end, alpha))
+    # Scores stretch with alpha, so a temperature that was fitted for B is wrong for what lies beyond.
     spec = replace(second.spec, calibrated=False)
     card = _card(folder.name, first, second, alpha, trials, pairs=len(pairs))
     save_model(folder, network, spec, reader.tokenizer, card=card, dtype=getattr(torch, dtype))
@@ -150,7 +153,7 @@ def extrapolate(
     return trials
 
 
-def _rank(trial: Trial) -> tuple[float, float, float]:
+def _rank(trial: _Trial) -> tuple[float, float, float]:
     return -trial.summary.accuracy, trial.summary.negative_log_likelihood, trial.alpha
 
 
@@ -202,7 +205,7 @@ def _begin(first: PreferenceModel, second: PreferenceModel) -> dict[str, Tensor]
 
 
 def _card(
-    name: str, first: PreferenceModel, second: PreferenceModel, alpha: float, trials: Sequence[Trial], *, pairs: int
+    name: str, first: PreferenceModel, second: PreferenceModel, alpha: float, trials: Sequence[_Trial], *, pairs: int
 ) -> str:
     names = [f"{model.name} (identity {model.identity[:12]})" for model in (first, second)]
     lines = [

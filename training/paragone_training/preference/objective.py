@@ -23,7 +23,7 @@ class Objective:
 
     Attributes:
         temperature: what logits are divided by.
-        name: which loss of pairs, see ``LossSection``.
+        name: which loss of pairs, by the name in `[loss]`.
         margin: lead asked for by the regular loss, in the unit of the model's scores.
         certainty: largest soft label.
         weights: how a ``regression`` model's attributes merge into a reward.
@@ -82,6 +82,7 @@ class Objective:
         Raises:
             PreferencesUnavailableError: if a regression model has no weights to compare with.
         """
+        # float32 also under mixed precision: a logit is a small difference of large rewards.
         first, second = representations[pairs[:, 0]].float(), representations[pairs[:, 1]].float()
         return KINDS[self.kind].logit(first, second, temperature=self.temperature, weights=self.weights)
 
@@ -101,6 +102,7 @@ class Objective:
         """
         logits = self.logits(representations, pairs)
         if self.name in ("soft", "score"):
+            # A tie has the label 1/2 and costs least at equal scores; certainty keeps a target's log-odds finite.
             target = (0.5 + strength / (2 * STRONGEST)).clamp(1 - self.certainty, self.certainty)
             if self.name == "score":
                 return losses.score_loss(logits, torch.logit(target))
@@ -113,6 +115,7 @@ class Objective:
             return losses.margin_bradley_terry_loss(lead, level, strength.abs())
         if self.name == "scaled":
             return losses.scaled_bradley_terry_loss(lead, level, strength.abs())
+        # A margin is asked for in the unit of scores, and divided as they are.
         return losses.bradley_terry_loss(lead, level, margin=self.margin / self.temperature)
 
     def rating_losses(self, representations: Tensor, ratings: Tensor) -> Tensor:
@@ -130,6 +133,7 @@ class Objective:
         """
         if ratings.shape[-1] != len(self.attributes):
             raise ValueError(f"{ratings.shape[-1]} ratings a response; the attributes are {', '.join(self.attributes)}")
+        # Attributes end a representation; a reward of its own, where there is one, comes first.
         predicted = representations[:, representations.shape[-1] - len(self.attributes) :]
         return losses.regression_loss(predicted, ratings, mask=~torch.isnan(ratings))
 
@@ -153,6 +157,7 @@ class Objective:
         total: Tensor = representations.sum() * 0.0
         if self.learns_pairs and len(batch["pairs"]):
             total = total + self.losses(representations, batch["pairs"], batch["strength"]).sum() / pairs
+        # Pairs and ratings are two means of their own: a step with few ratings weighs them no less.
         if self.attributes:
             weight = self.ratings if self.learns_pairs else 1.0
             total = total + weight * self.rating_losses(representations, batch["ratings"]).sum() / rated

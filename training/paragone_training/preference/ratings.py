@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 __all__ = ["Merging", "RatingErrors", "fit_merging", "rating_errors"]
 
+# Times P, on standardised differences: keeps weights finite where the attributes decide every pair.
 _PENALTY = 1e-3
-"""Times P, on standardised differences: keeps weights finite where the attributes decide every pair."""
 _STEPS = 100
 _CLOSE = 1e-10
 
@@ -109,6 +109,8 @@ def fit_merging(differences: NDArray[np.float64]) -> Merging | None:
         raise ValueError(f"differences must be finite and [P, A], not of shape {differences.shape}")
     if not len(differences):
         return None
+    # Attributes may be on scales of their own, so the penalty acts on weights of standardised differences. No intercept
+    # and no centring: swapping the two responses of a pair must flip exactly the sign.
     scale = np.sqrt(np.square(differences).mean(axis=0))
     scale[scale == 0] = 1.0
     values = differences / scale
@@ -122,6 +124,7 @@ def fit_merging(differences: NDArray[np.float64]) -> Merging | None:
         weights = weights - step
         if np.abs(step).max() < _CLOSE:
             break
+    # Dividing by |w|_1 puts the merged reward on the ratings' scale; what is divided out becomes the temperature.
     raw = weights / scale
     total = float(np.abs(raw).sum())
     if total < _CLOSE:

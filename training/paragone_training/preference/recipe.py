@@ -19,10 +19,10 @@ from paragone_training.scratch.sections import (
 )
 from paragone_training.settings import DataFiles, LoraSection, Names, Rate, Section, Share, load, parse
 
-__all__ = ["Recipe", "TrainingSection", "load_recipe", "parse_recipe"]
+__all__ = ["Recipe", "load_recipe", "parse_recipe"]
 
 
-class ModelSection(Section):
+class _ModelSection(Section):
     """What is trained."""
 
     kind: KindName
@@ -53,7 +53,7 @@ class ModelSection(Section):
     the head where the attributes are the same. Without it, training starts from `[backbone]`."""
 
 
-class DataSection(Section):
+class _DataSection(Section):
     """Which rows. Relative paths start at the recipe's folder, or at `--data`."""
 
     train: DataFiles = ()
@@ -75,7 +75,7 @@ class DataSection(Section):
     """Kinds that rate: rating files for the held-out rows; the files of `ratings` unless given."""
 
 
-class LossSection(Section):
+class _LossSection(Section):
     """What is minimised, per pair."""
 
     name: LossName = "regular"
@@ -90,7 +90,7 @@ class LossSection(Section):
     """`helpsteer`: weight of the regression loss beside the loss of the pairs; it keeps the attributes true."""
 
 
-class TrainingSection(Section):
+class _TrainingSection(Section):
     """How it is minimised."""
 
     epochs: PositiveInt = 1
@@ -131,7 +131,7 @@ class TrainingSection(Section):
     """Steps between two log lines."""
 
 
-class OutputSection(Section):
+class _OutputSection(Section):
     """What is written, and where."""
 
     folder: str | None = None
@@ -149,17 +149,17 @@ class OutputSection(Section):
 class Recipe(Section):
     """How a preference model is trained."""
 
-    model: ModelSection
-    data: DataSection
+    model: _ModelSection
+    data: _DataSection
     backbone: BackboneSection = BackboneSection()
     tokenizer: TokenizerSection = TokenizerSection()
     pretraining: PretrainingSection = PretrainingSection()
     lexical: LexicalSection | None = None
     teacher: TeacherSection | None = None
-    loss: LossSection = LossSection()
-    training: TrainingSection = TrainingSection()
+    loss: _LossSection = _LossSection()
+    training: _TrainingSection = _TrainingSection()
     lora: LoraSection | None = None
-    output: OutputSection = OutputSection()
+    output: _OutputSection = _OutputSection()
 
     @property
     def spec(self) -> ModelSpec:
@@ -182,6 +182,7 @@ class Recipe(Section):
     @classmethod
     def _loss_of_the_kind(cls, tables: Any) -> Any:
         """Put the first loss that fits the kind, unless the recipe names one."""
+        # Before validation, when tables may still be anything: what is wrong with them is said by the fields.
         model, loss = tables.get("model"), tables.get("loss", {})
         names = {str(name): kind.losses[0] for name, kind in KINDS.items()}
         name = names.get(str(model.get("kind"))) if isinstance(model, dict) else None
@@ -189,6 +190,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        # In the order of what decides what: a wrong kind would make every later message misleading.
         _check_model(self.model)
         _check_ratings(self)
         _check_loss(self)
@@ -221,12 +223,13 @@ def parse_recipe(tables: dict[str, Any]) -> Recipe:
     return parse(Recipe, tables)
 
 
-def _check_model(model: ModelSection) -> None:
+def _check_model(model: _ModelSection) -> None:
     """Refuse a dimension or a gate that the kind cannot have, and attributes of a kind that rates nothing."""
     kind, dimension, attributes = KINDS[model.kind], model.dimension, model.attributes
     if kind.has_attributes and (not attributes or len(set(attributes)) < len(attributes)):
         raise RecipeError(f"model.attributes is {list(attributes)}; name each rated attribute once, at least one")
-    if not kind.has_vector:  # the dimension follows from the kind, and 1 is what the default says
+    if not kind.has_vector:
+        # The dimension follows from kind and attributes; 1, the default, means that nobody gave one.
         if dimension != 1:
             raise RecipeError(f"model.dimension is {dimension}; {kind.dimension_rule}: leave it out")
         if model.gate:
@@ -292,6 +295,7 @@ def _check_loss(recipe: Recipe) -> None:
 
 def _check_backbone(recipe: Recipe) -> None:
     backbone, lexical = recipe.backbone, recipe.lexical
+    # With trained weights nothing may run before the labels: it would write over what they know.
     if backbone.source or recipe.model.start:
         if recipe.pretraining.epochs:
             raise RecipeError("[pretraining] is for from-scratch backbones; set pretraining.epochs = 0 with a source")

@@ -41,8 +41,8 @@ __all__ = ["Outcome", "Rows", "fit", "prepare"]
 
 logger = logging.getLogger(__name__)
 
+# File of the weights before the first label, in the folder of checkpoints.
 _PREPARED = "prepared.safetensors"
-"""File of the weights before the first label, in the folder of checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -109,26 +109,23 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
         DataError: if a response does not fit the model.
     """
     kind, attributes, ties = KINDS[recipe.model.kind], recipe.model.attributes, recipe.loss.ties == "keep"
+    # A kind that only rates learns nothing from pairs: they would add responses that nobody rated to its batches.
     groups = group_pairs(rows.pairs if kind.learns_pairs else (), rows.ratings, attributes, ties=ties)
     model = build_model(recipe, [text for group in groups for text in (group.pair.prompt, *group.responses)])
     reader, objective = TextReader(model.tokenizer, model.spec), _objective(recipe, model)
     readings = read_groups(groups, reader)
+    # Without held-out ratings the errors are those on the training ratings, and the card says so.
     held_out_groups = group_pairs(rows.held_out_pairs, rows.held_out_ratings or rows.ratings, attributes)
     held_out = HeldOut(held_out_groups, read_groups(held_out_groups, reader), attributes, model.pad_id)
+    # Before adapters and teachers change anything: what the model that training starts from says.
     before = held_out.examined(model.network, objective) if kind.starts_from else Examined()
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = get_last_checkpoint(str(work)) if resume else None
     if not checkpoint and (recipe.pretraining.epochs or recipe.lexical or recipe.teacher):
-        if resume and (work / _PREPARED).is_file():
-            model.network.load_state_dict(load_file(work / _PREPARED))
-        else:
-            reasons = reason_documents(rows.pairs, reader) if recipe.pretraining.reasons else []
-            prepare(recipe, model, objective, groups, readings, reasons)
-            if PartialState().is_main_process:
-                save_file(model.network.state_dict(), work / _PREPARED)
-    if recipe.lora:  # the head is trained in full
-        backbone = with_adapters(model.network.backbone, recipe.lora, task="FEATURE_EXTRACTION")
-        model.network.backbone = backbone
+        _prepare_once(recipe, model, objective, groups, readings, rows.pairs, path=work / _PREPARED, resume=resume)
+    if recipe.lora:
+        # In the backbone alone: the head is new, and is trained in full.
+        model.network.backbone = with_adapters(model.network.backbone, recipe.lora, task="FEATURE_EXTRACTION")
     batches = PairBatches(
         groups,
         readings,
@@ -141,10 +138,34 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
     model.network = merged(model.network).eval()
     merging = _merge(model, group_pairs(rows.pairs), reader) if kind.merges_attributes else None
     if merging:
+        # The temperature divides the merged reward, so both are fitted together and replace what the spec said.
         model.spec = replace(model.spec, weights=merging.weights, temperature=merging.temperature)
         model.network.head.spec = model.spec
     objective = _objective(recipe, model)
     return Outcome(model, objective, held_out.examined(model.network, objective), before, merging, history)
+
+
+def _prepare_once(
+    recipe: Recipe,
+    model: ModelParts,
+    objective: Objective,
+    groups: Sequence[PromptGroup],
+    readings: Sequence[Sequence[Reading]],
+    pairs: Sequence[Pair],
+    *,
+    path: Path,
+    resume: bool,
+) -> None:
+    """Prepare a network, or take what an interrupted run prepared."""
+    if resume and path.is_file():
+        model.network.load_state_dict(load_file(path))
+        return
+    reader = TextReader(model.tokenizer, model.spec)
+    reasons = reason_documents(pairs, reader) if recipe.pretraining.reasons else []
+    prepare(recipe, model, objective, groups, readings, reasons)
+    # Several processes prepare the same network from the same seed; one file is enough.
+    if PartialState().is_main_process:
+        save_file(model.network.state_dict(), path)
 
 
 def prepare(
@@ -175,6 +196,7 @@ def prepare(
         pretrain(backbone, [*texts, *reasons], recipe.pretraining, **chance)
     if not (recipe.lexical or recipe.teacher):
         return
+    # Labels come last: first words and length, which every text shows, then what a linear model makes of them.
     taught = lessons(groups, readings, TextReader(model.tokenizer, spec))
     lengths = token_lengths(model.tokenizer)
     if recipe.lexical:
@@ -217,6 +239,7 @@ def _train(
         average.load(Path(checkpoint))
 
     def evaluation() -> dict[str, float]:
+        # What is evaluated is what will be saved: the average, not the weights of the last step.
         with average.applied() if average else nullcontext():
             return held_out.examined(network, objective).metrics("eval")
 
@@ -231,6 +254,7 @@ def _train(
         save_strategy="epoch",
         save_total_limit=training.checkpoints,
     )
+    # A resumed run has skipped the stages before: seeded here, both draw alike from now on.
     set_seed(training.seed)
     trainer = StepTrainer(
         network,
@@ -240,6 +264,7 @@ def _train(
         evaluation=evaluation if held_out else None,
         callbacks=[average] if average else [],
     )
+    # The hooks of the dropout are gone when the model is saved.
     head_share = training.head_dropout
     with residual_dropout(backbone, network.head.value_head, share=training.dropout, head_share=head_share):
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -252,6 +277,7 @@ def _merge(model: ModelParts, groups: Sequence[PromptGroup], reader: TextReader)
     """Return how the attributes merge into a preference, fitted on the training pairs' decided choices."""
     readings = read_groups(groups, reader)
     values = [represented(model.network, seen, pad_id=model.pad_id).double().numpy() for seen in readings]
+    # Signs alone: how strongly a response was preferred is no part of this regression.
     differences = [
         np.sign(label.strength) * (ratings[label.first] - ratings[label.second])
         for group, ratings in zip(groups, values, strict=True)
@@ -276,6 +302,7 @@ def _token_noise(tokenizer: Any, share: float) -> TokenNoise | None:
     """Return what replaces tokens in training, or None for a share of 0."""
     if not share:
         return None
+    # Special tokens mark turns and ends. Drawn in the middle of a text they would change what it is.
     special = frozenset(tokenizer.all_special_ids)
     vocabulary = [index for index in range(len(tokenizer)) if index not in special]
     return TokenNoise(share, vocabulary, special)

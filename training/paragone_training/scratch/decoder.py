@@ -65,9 +65,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, *, max_length: i
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
         special_tokens=list(SPECIAL_TOKENS),
+        # All 256 bytes, also those that no text has: any text can be encoded later.
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
+    # Sorted: the order of the texts must not decide between merges of equal counts.
     bpe.train_from_iterator(sorted(texts), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,

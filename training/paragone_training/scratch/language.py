@@ -25,33 +25,28 @@ from paragone_training.scratch.sections import BackboneSection, PretrainingSecti
 from paragone_training.settings import DataFile, DataFiles, Names, Section, load
 
 __all__ = [
-    "Chat",
-    "LanguageDataSection",
     "LanguageRecipe",
-    "LanguageTexts",
     "decoder_config",
     "load_language_recipe",
-    "read_chats",
-    "read_texts",
     "train_language_model",
 ]
 
 logger = logging.getLogger(__name__)
 
 _ADAM_STATES = 2
+# Logits of a batch, their exponentials and their gradient.
 _LOGITS_ALIVE = 3
-"""Logits of a batch, their exponentials and their gradient."""
 
 
 @dataclass(frozen=True)
-class Chat:
+class _Chat:
     """One prompt and one answer to it."""
 
     prompt: str
     response: str
 
 
-class LanguageDataSection(Section):
+class _LanguageDataSection(Section):
     """Which texts. Relative paths start at the recipe's folder, or at `--data`."""
 
     groups: DataFiles = ()
@@ -64,7 +59,7 @@ class LanguageDataSection(Section):
     """File of rows with `prompt` and `split`; chats of prompts marked `test` are held out."""
 
 
-class LanguageOutputSection(Section):
+class _LanguageOutputSection(Section):
     """What is written, and where."""
 
     folder: str | None = None
@@ -78,11 +73,11 @@ class LanguageOutputSection(Section):
 class LanguageRecipe(Section):
     """How a small causal language model is trained, a decoder of Qwen3's shape with tied embeddings."""
 
-    data: LanguageDataSection
+    data: _LanguageDataSection
     training: PretrainingSection
     backbone: BackboneSection = BackboneSection()
     tokenizer: TokenizerSection = TokenizerSection()
-    output: LanguageOutputSection = LanguageOutputSection()
+    output: _LanguageOutputSection = _LanguageOutputSection()
     max_length: PositiveInt = 512
     """Longest chat in tokens; longer ones are left out."""
     seed: int = 0
@@ -102,7 +97,7 @@ class LanguageRecipe(Section):
 
 
 @dataclass(frozen=True)
-class LanguageTexts:
+class _LanguageTexts:
     """The chats of a recipe as token ids, and the tokenizer that was trained on them.
 
     Attributes:
@@ -132,7 +127,7 @@ def load_language_recipe(path: Path, assignments: Sequence[str] = (), *, data: P
     return load(LanguageRecipe, path, assignments, data=data)
 
 
-def read_chats(section: LanguageDataSection) -> tuple[list[Chat], list[Chat]]:
+def _read_chats(section: _LanguageDataSection) -> tuple[list[_Chat], list[_Chat]]:
     """Return the chats to learn from and the held-out ones.
 
     Args:
@@ -144,22 +139,22 @@ def read_chats(section: LanguageDataSection) -> tuple[list[Chat], list[Chat]]:
     hidden = set[str]()
     if section.held_out:
         hidden = {row["prompt"] for row in read_fields(section.held_out, "prompt") if row.get("split") == "test"}
-    train, held_out = list[Chat](), list[Chat]()
+    train, held_out = list[_Chat](), list[_Chat]()
     for path in section.groups:
         for row in read_fields(path, "prompt", "responses"):
-            chats = [Chat(row["prompt"], response) for response in row["responses"]]
+            chats = [_Chat(row["prompt"], response) for response in row["responses"]]
             (held_out if row["prompt"] in hidden else train).extend(chats)
     for path in section.ratings:
         for row in read_fields(path, "prompt", "response", "group"):
             chosen = not section.topics or row["group"].startswith(section.topics)
             if chosen and row.get("split", "train") == "train" and row["prompt"] not in hidden:
-                train.append(Chat(row["prompt"], row["response"]))
+                train.append(_Chat(row["prompt"], row["response"]))
     if not train:
         raise DataError("data.groups and data.ratings name no chat to learn from")
     return train, held_out
 
 
-def read_texts(recipe: LanguageRecipe) -> LanguageTexts:
+def _read_texts(recipe: LanguageRecipe) -> _LanguageTexts:
     """Read the chats of a recipe, train a tokenizer on those that are learnt from, and return both.
 
     Args:
@@ -168,11 +163,11 @@ def read_texts(recipe: LanguageRecipe) -> LanguageTexts:
     Raises:
         DataError: if the data cannot be used.
     """
-    train, held_out = read_chats(recipe.data)
+    train, held_out = _read_chats(recipe.data)
     texts = [text for chat in train for text in (chat.prompt, chat.response)]
     tokenizer = train_tokenizer(texts, recipe.tokenizer.vocabulary_size, max_length=recipe.max_length)
     learnt, kept = (_documents(chats, tokenizer, recipe.max_length) for chats in (train, held_out))
-    return LanguageTexts(tokenizer, learnt, kept, counts=(len(train), len(held_out)))
+    return _LanguageTexts(tokenizer, learnt, kept, counts=(len(train), len(held_out)))
 
 
 def train_language_model(recipe: LanguageRecipe, folder: Path) -> Path:
@@ -188,14 +183,14 @@ def train_language_model(recipe: LanguageRecipe, folder: Path) -> Path:
     """
     if (folder / "config.json").exists():
         raise RecipeError(f"{folder} holds a model: remove it, or choose another --output")
-    texts = read_texts(recipe)
+    texts = _read_texts(recipe)
     tokenizer = texts.tokenizer
     set_seed(recipe.seed)
     model: Any = Qwen3ForCausalLM(_config(recipe, tokenizer))
     logger.info("%d chats of %d tokens to learn from", len(texts.train), sum(map(len, texts.train)))
     pretrain(model.model, texts.train, recipe.training, pad_id=tokenizer.pad_token_id, seed=recipe.seed)
     model.eval()
-    loss = held_out_loss(model, texts.held_out, tokenizer) if texts.held_out else math.nan
+    loss = _held_out_loss(model, texts.held_out, tokenizer) if texts.held_out else math.nan
     logger.info("held-out loss %.3f nats a token of the answers", loss)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
@@ -209,7 +204,7 @@ def train_language_model(recipe: LanguageRecipe, folder: Path) -> Path:
 
 
 @torch.no_grad()
-def held_out_loss(model: Any, documents: Sequence[Sequence[int]], tokenizer: Any) -> float:
+def _held_out_loss(model: Any, documents: Sequence[Sequence[int]], tokenizer: Any) -> float:
     """Return the mean negative log-likelihood of the answers' tokens, in nats a token.
 
     Args:
@@ -222,6 +217,7 @@ def held_out_loss(model: Any, documents: Sequence[Sequence[int]], tokenizer: Any
     for start in range(0, len(documents), 16):
         tokens = padded(documents[start : start + 16], tokenizer.pad_token_id)
         logits = model(input_ids=tokens).logits[:, :-1].float()
+        # Tokens after the assistant's turn began; what a user asked is no loss of the model's.
         answered = (tokens == assistant).cumsum(1)[:, :-1].bool() & (tokens[:, 1:] != tokenizer.pad_token_id)
         total += functional.cross_entropy(logits[answered], tokens[:, 1:][answered], reduction="sum").item()
         count += int(answered.sum())
@@ -237,10 +233,11 @@ def describe_language_plan(recipe: LanguageRecipe) -> str:
     Raises:
         DataError: if the data cannot be used.
     """
-    texts, section = read_texts(recipe), recipe.training
+    texts, section = _read_texts(recipe), recipe.training
     batches = list(batches_of(texts.train, section.batch_tokens))
     tokens = sum(map(len, texts.train))
     left_out = sum(texts.counts) - len(texts.train) - len(texts.held_out)
+    # Pretraining gives no mask; this saves what a fused kernel without one saves.
     config, attention = _config(recipe, texts.tokenizer), meta_attention("flash_attention_2")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
@@ -274,7 +271,7 @@ def _config(recipe: LanguageRecipe, tokenizer: Any) -> Qwen3Config:
     return decoder_config(recipe.backbone, tokenizer, recipe.max_length, tie_word_embeddings=True)
 
 
-def _documents(chats: Iterable[Chat], tokenizer: Any, max_length: int) -> list[list[int]]:
+def _documents(chats: Iterable[_Chat], tokenizer: Any, max_length: int) -> list[list[int]]:
     documents = []
     for chat in chats:
         messages = [{"role": "user", "content": chat.prompt}, {"role": "assistant", "content": chat.response}]

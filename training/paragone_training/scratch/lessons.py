@@ -31,23 +31,23 @@ __all__ = ["SURFACE", "Lesson", "Rewording", "features", "lessons", "teach", "to
 
 logger = logging.getLogger(__name__)
 
+# Measures of length among the features, the last ones.
 SURFACE = 3
-"""Measures of length among the features, the last ones."""
+# Length is penalised less than words: a feature this many times larger needs a weight that many times smaller.
 _SURFACE_WEIGHT = 3.0
-"""Length is penalised less than words: a feature this many times larger needs a weight that many times smaller."""
 _LOG_EVERY = 100
+# Texts of one forward pass.
 _PASS = 10
-"""Texts of one forward pass."""
+# Share of texts that keep their lesson's prompt.
 _OWN_PROMPT = 0.2
-"""Share of texts that keep their lesson's prompt."""
+# Shortest and longest made-up prompt, in tokens.
 _PROMPT_TOKENS = (3, 40)
-"""Shortest and longest made-up prompt."""
 
 Tokens = Sequence[int]
 
 
 @dataclass(frozen=True)
-class Frame:
+class _Frame:
     """What a template puts around a response: how a conversation's tokens are made from a response's.
 
     Attributes:
@@ -65,7 +65,7 @@ class Frame:
 class Lesson:
     """One prompt, and the tokens of the responses to it that people judged."""
 
-    frame: Frame
+    frame: _Frame
     responses: Sequence[Tokens]
 
 
@@ -92,7 +92,7 @@ def _lesson(group: PromptGroup, readings: Sequence[Reading], reader: TextReader)
         + [_alike([empty.token_ids, reading.token_ids]) for reading in readings if reading.dropped_tokens == 0]
     )
     after = tuple(empty.token_ids[shared:])
-    frame = Frame(tuple(empty.token_ids[:shared]), after, empty.prompt_length)
+    frame = _Frame(tuple(empty.token_ids[:shared]), after, empty.prompt_length)
     return Lesson(frame, [reading.token_ids[shared : len(reading.token_ids) - len(after)] for reading in readings])
 
 
@@ -120,7 +120,7 @@ def features(responses: Sequence[Tokens], characters: Tensor) -> Tensor:
         ids = torch.tensor(list(response), dtype=torch.long)
         counts = torch.bincount(ids, minlength=len(characters)).float().log1p()
         written = characters[ids].sum()
-        # Log, linear and characters a token, each with about mean 0 and deviation 1 over arguments of a few sentences.
+        # The constants centre and scale the measures for arguments of a few sentences.
         surface = torch.stack(
             [1.2 * ((written + 5).log() - 5.3), 1.3 * (written / 200 - 1.2), 3 * (written / max(1, len(ids)) - 3.9)]
         )
@@ -144,7 +144,7 @@ class Rewording:
         self._last = min(_alike([before[::-1] for before in befores]), min(map(len, befores)) - self._first)
         self._pool = [response for lesson in lessons for response in lesson.responses if len(response)]
 
-    def __call__(self, frame: Frame, draw: random.Random) -> Frame:
+    def __call__(self, frame: _Frame, draw: random.Random) -> _Frame:
         """Return the frame, or one with another prompt."""
         if draw.random() < _OWN_PROMPT:
             return frame
@@ -152,8 +152,9 @@ class Rewording:
         start = draw.randint(0, max(0, len(source) - 2))
         prompt = source[start : start + draw.randint(*_PROMPT_TOKENS)]
         end = len(frame.before) - self._last
+        # The prompt changes in length, and where the response is read moves with it.
         before = (*frame.before[: self._first], *prompt, *frame.before[end:])
-        return Frame(before, frame.after, frame.prompt_length + len(before) - len(frame.before))
+        return _Frame(before, frame.after, frame.prompt_length + len(before) - len(frame.before))
 
 
 def teach(
@@ -165,7 +166,7 @@ def teach(
     *,
     pad_id: int,
     seed: int,
-    reword: Callable[[Frame, random.Random], Frame] | None = None,
+    reword: Callable[[_Frame, random.Random], _Frame] | None = None,
 ) -> list[float]:
     """Train a network on made-up texts, a few real ones among them; return the loss of every step.
 
@@ -204,7 +205,7 @@ def teach(
 
 
 def _represented(
-    network: nn.Module, spec: ModelSpec, frames: Sequence[Frame], texts: Sequence[Tokens], *, pad_id: int
+    network: nn.Module, spec: ModelSpec, frames: Sequence[_Frame], texts: Sequence[Tokens], *, pad_id: int
 ) -> Any:
     """Return representations [n, d]; texts of like length pass together, since most of one batch would be padding."""
     device = next(network.parameters()).device
@@ -224,6 +225,7 @@ def _represented(
 
 def _collage(pool: Sequence[list[int]], tokens: Tokens, noise: float, draw: random.Random) -> list[int]:
     """Return crops of random responses in a row, of log-uniform length, with tokens replaced in every other text."""
+    # As many short texts as long ones, on a log scale.
     length = int(math.exp(draw.uniform(math.log(3), math.log(190))))
     text: list[int] = []
     while len(text) < length:
@@ -231,6 +233,7 @@ def _collage(pool: Sequence[list[int]], tokens: Tokens, noise: float, draw: rand
         start = draw.randint(0, max(0, len(source) - 2))
         text += source[start : start + draw.randint(5, 80)]
     text = text[:length]
+    # Noise in half of them: no crop can be learned by heart, and the other half looks as real texts do.
     if draw.random() < 0.5:
         return [draw.choice(tokens) if draw.random() < noise else token for token in text]
     return text

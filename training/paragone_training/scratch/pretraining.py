@@ -42,6 +42,7 @@ def pretrain(
     optimizer = torch.optim.AdamW(
         backbone.parameters(), lr=section.learning_rate, betas=(0.9, 0.95), weight_decay=section.weight_decay
     )
+    # Composed once and shuffled every epoch: documents of like length stay together, and padding stays small.
     batches = list(batches_of(documents, section.batch_tokens))
     steps, history = section.epochs * len(batches), list[float]()
     backbone.train()
@@ -69,6 +70,7 @@ def reason_documents(pairs: Iterable[Pair], reader: TextReader) -> list[list[int
     Args:
         pairs: training rows; each distinct reason under a prompt counts once, one that does not fit is left out.
     """
+    # As the system and not as the assistant: a reason is no answer to the prompt.
     reasons = {(pair.prompt, pair.messages, pair.reason): pair for pair in pairs if pair.reason}
     conversations = [
         conversation(pair.prompt_messages, {"role": "system", "content": pair.reason}) for pair in reasons.values()
@@ -107,6 +109,7 @@ def batches_of(documents: Sequence[Sequence[int]], budget: int) -> Iterator[list
 
 def _loss(backbone: Any, tokens: Tensor, pad_id: int) -> Tensor:
     hidden = backbone(input_ids=tokens, use_cache=False).last_hidden_state
+    # The output layer is computed at known positions alone: the vocabulary is wider than anything else here.
     known = tokens[:, 1:] != pad_id
     predicted = hidden[:, :-1][known] @ backbone.get_input_embeddings().weight.T
     return functional.cross_entropy(predicted.float(), tokens[:, 1:][known])

@@ -102,6 +102,7 @@ def fit_teacher(
     first, second = torch.tensor(rows).T
     strength = torch.tensor(strengths)
     weights = torch.zeros(table.shape[1], requires_grad=True)
+    # Convex and small, so it is solved to the end: the same rows give the same teacher.
     solver = torch.optim.LBFGS([weights], max_iter=200, history_size=20, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -198,6 +199,8 @@ def distil(
     """
 
     def divergence(representations: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
+        # Every pair of the step's texts has a label: n texts cost n passes and teach n (n - 1) / 2 comparisons. The
+        # teacher's entropy is taken off, so that a loss of 0 means that nothing is left to learn.
         pairs = torch.triu_indices(len(texts), len(texts), 1).T
         rewards = teacher.rewards(texts)
         target = torch.sigmoid(rewards[pairs[:, 0]] - rewards[pairs[:, 1]]).to(representations.device)
@@ -231,5 +234,6 @@ def distil_ratings(
         ratings = teacher.ratings(texts).to(representations.device)
         return regression_loss(representations, ratings, mask=torch.ones_like(ratings)).mean()
 
+    # A rating, unlike a comparison, may learn an offset per prompt: most texts stand under another one.
     reword = Rewording(lessons)
     return teach(network, spec, lessons, distance, section, pad_id=pad_id, seed=seed, reword=reword)
