@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paragone_evaluation.readers import Label, Pair, read_pairs
-from paragone_training.data.batches import plan_epoch, plan_shape
+from paragone_training.data.batches import _plan_epoch, _plan_shape
 from paragone_training.data.groups import group_pairs, training_pairs
 from paragone_training.errors import DataError
 from tests.corpora import corpus, needs_corpora
@@ -144,34 +144,34 @@ def test_ties_are_kept_on_request_and_identical_responses_never():
 
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=30), st.integers(2, 20), st.integers(0, 5))
 def test_an_epoch_has_every_response_once_within_the_budget_and_always_as_many_batches(sizes, budget, epoch):
-    batches = plan_epoch(sizes, budget, seed=3, epoch=epoch)
-    assert len(batches) == len(plan_shape(sizes, budget))
-    assert all(sum(len(chunk.responses) for chunk in batch) <= budget for batch in batches)
-    seen = Counter((chunk.group, response) for batch in batches for chunk in batch for response in chunk.responses)
+    batches = _plan_epoch(sizes, budget, seed=3, epoch=epoch)
+    assert len(batches) == len(_plan_shape(sizes, budget))
+    assert all(sum(len(part.responses) for part in batch) <= budget for batch in batches)
+    seen = Counter((part.group, response) for batch in batches for part in batch for response in part.responses)
     assert seen == Counter((group, response) for group, size in enumerate(sizes) for response in range(size))
 
 
 def test_a_group_within_the_budget_is_never_cut():
-    batches = plan_epoch([5, 7, 2, 2, 2], 8, seed=0, epoch=0)
-    assert sorted(chunk.group for batch in batches for chunk in batch) == [0, 1, 2, 3, 4]
+    batches = _plan_epoch([5, 7, 2, 2, 2], 8, seed=0, epoch=0)
+    assert sorted(part.group for batch in batches for part in batch) == [0, 1, 2, 3, 4]
     assert len(batches) == 3
 
 
 def test_a_large_group_is_drawn_anew_every_epoch_so_that_every_pair_meets():
     met = set()
     for epoch in range(40):
-        for batch in plan_epoch([9], 3, seed=0, epoch=epoch):
-            for chunk in batch:
-                met |= set(combinations(sorted(chunk.responses), 2))
+        for batch in _plan_epoch([9], 3, seed=0, epoch=epoch):
+            for part in batch:
+                met |= set(combinations(sorted(part.responses), 2))
     assert met == set(combinations(range(9), 2))
 
 
 def test_a_plan_depends_on_seed_and_epoch_alone():
-    assert plan_epoch([9, 4], 3, seed=1, epoch=2) == plan_epoch([9, 4], 3, seed=1, epoch=2)
-    assert plan_epoch([9, 4], 3, seed=1, epoch=2) != plan_epoch([9, 4], 3, seed=1, epoch=3)
-    assert plan_epoch([9, 4], 3, seed=1, epoch=2) != plan_epoch([9, 4], 3, seed=2, epoch=2)
+    assert _plan_epoch([9, 4], 3, seed=1, epoch=2) == _plan_epoch([9, 4], 3, seed=1, epoch=2)
+    assert _plan_epoch([9, 4], 3, seed=1, epoch=2) != _plan_epoch([9, 4], 3, seed=1, epoch=3)
+    assert _plan_epoch([9, 4], 3, seed=1, epoch=2) != _plan_epoch([9, 4], 3, seed=2, epoch=2)
 
 
 def test_a_budget_below_a_pair_is_refused():
     with pytest.raises(ValueError, match="budget is 1; a batch must hold at least the 2 responses"):
-        plan_shape([2], 1)
+        _plan_shape([2], 1)

@@ -1,9 +1,9 @@
 """Batches of training: which responses pass the model together, and their tensors.
 
 A batch holds a budget of responses from as few prompts as fit, each distinct response once. A group larger than the
-budget is cut into chunks of nearly equal size; only pairs inside a chunk count, so the chunks are drawn anew every
-epoch. The *shape* of a plan (how many chunks of which size share a batch) depends on the group sizes alone: every epoch
-has the same number of steps, and what fills the shape is random.
+budget is cut into parts of nearly equal size. Only pairs inside a part count, so the parts are drawn anew every epoch.
+The *shape* of a plan (how many parts of which size share a batch) depends on the group sizes alone: every epoch has the
+same number of steps, and what fills the shape is random.
 
 Shapes: n responses, T padded length, R reads, P labelled pairs, A attributes.
 """
@@ -12,7 +12,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from paragone_models.text.reader import Reading, TextReader, conversation
 from paragone_training.data.groups import PromptGroup
 from paragone_training.errors import DataError
 
-__all__ = ["Batch", "Chunk", "PairBatches", "TokenNoise", "assemble", "plan_epoch", "plan_shape", "read_groups"]
+__all__ = ["Batch", "PairBatches", "TokenNoise", "assemble", "read_groups"]
 
 
 class Batch(TypedDict):
@@ -58,33 +58,22 @@ class TokenNoise:
     kept: frozenset[int]
 
     def apply(self, token_ids: Sequence[int], draw: random.Random) -> list[int]:
-        """Return the tokens with some replaced.
-
-        Args:
-            token_ids: a sequence.
-            draw: source of randomness.
-        """
+        """Return the tokens with some replaced."""
         return [
             draw.choice(self.vocabulary) if draw.random() < self.share and token not in self.kept else token
             for token in token_ids
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Some responses of one group.
-
-    Attributes:
-        group: index of the group.
-        responses: indices of its responses.
-    """
+class _Part(NamedTuple):
+    """Some responses of one group, by their indices."""
 
     group: int
     responses: tuple[int, ...]
 
 
-def plan_shape(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Return the chunk sizes of every batch: first fit decreasing, so that large chunks stay alone.
+def _plan_shape(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Return the part sizes of every batch.
 
     Args:
         sizes: number of responses of each group.
@@ -97,58 +86,48 @@ def plan_shape(sizes: Sequence[int], budget: int) -> list[list[int]]:
         raise ValueError(f"budget is {budget}; a batch must hold at least the 2 responses of a pair")
     batches: list[list[int]] = []
     with_room: dict[int, list[int]] = defaultdict(list)
-    chunks = sorted((chunk for size in sizes for chunk in _chunk_sizes(size, budget)), reverse=True)
-    for chunk in chunks:
-        room = next((left for left in range(chunk, budget + 1) if with_room[left]), None)
+    # Best fit, the largest part first: large parts stay alone, and small ones fill the room that is left.
+    for part in sorted((part for size in sizes for part in _part_sizes(size, budget)), reverse=True):
+        room = next((left for left in range(part, budget + 1) if with_room[left]), None)
         if room is None:
-            batches.append([chunk])
-            with_room[budget - chunk].append(len(batches) - 1)
+            batches.append([part])
+            with_room[budget - part].append(len(batches) - 1)
         else:
             index = with_room[room].pop()
-            batches[index].append(chunk)
-            with_room[room - chunk].append(index)
+            batches[index].append(part)
+            with_room[room - part].append(index)
     return batches
 
 
-def plan_epoch(sizes: Sequence[int], budget: int, *, seed: int, epoch: int) -> list[list[Chunk]]:
+def _plan_epoch(sizes: Sequence[int], budget: int, *, seed: int, epoch: int) -> list[list[_Part]]:
     """Return the batches of one epoch: every response of every group once.
 
-    Args:
-        sizes: number of responses of each group.
-        budget: responses a batch holds at most.
-        seed: of the run.
-        epoch: number of the epoch; the same seed and epoch give the same plan.
-
-    Raises:
-        ValueError: if the budget cannot hold a pair.
+    The same seed and epoch give the same plan, so that a resumed run goes on where it was.
     """
     draw = random.Random(f"{seed}/{epoch}")  # noqa: S311 - shuffling, not secrets
-    by_size: dict[int, list[Chunk]] = defaultdict(list)
+    by_size: dict[int, list[_Part]] = defaultdict(list)
     for group, size in enumerate(sizes):
         order = list(range(size))
         draw.shuffle(order)
         start = 0
-        for length in _chunk_sizes(size, budget):
-            by_size[length].append(Chunk(group, tuple(order[start : start + length])))
+        for length in _part_sizes(size, budget):
+            by_size[length].append(_Part(group, tuple(order[start : start + length])))
             start += length
-    for chunks in by_size.values():
-        draw.shuffle(chunks)
-    batches = [[by_size[length].pop() for length in shape] for shape in plan_shape(sizes, budget)]
+    for parts in by_size.values():
+        draw.shuffle(parts)
+    # The shape is the same every epoch; which part of the right size stands where is drawn.
+    batches = [[by_size[length].pop() for length in shape] for shape in _plan_shape(sizes, budget)]
     draw.shuffle(batches)
     return batches
 
 
-def _chunk_sizes(size: int, budget: int) -> list[int]:
+def _part_sizes(size: int, budget: int) -> list[int]:
     count = -(-size // budget)
     return [size // count + (index < size % count) for index in range(count)]
 
 
 def read_groups(groups: Sequence[PromptGroup], reader: TextReader) -> list[list[Reading]]:
     """Return what the model sees of every response of every group.
-
-    Args:
-        groups: from ``group_pairs``.
-        reader: of the model that is trained.
 
     Raises:
         DataError: if a response does not fit the model; file and line are named.
@@ -172,16 +151,15 @@ def assemble(
     *,
     pad_id: int,
 ) -> Batch:
-    """Return one padded batch.
+    """Return one padded batch of a sequence per distinct response.
 
     Args:
-        token_ids: one sequence per distinct response.
-        reads: the read plan of each.
+        reads: the read plan of each sequence.
         labels: judgements, by row number.
         ratings: of each response, or nothing.
-        pad_id: fills up shorter sequences; a causal backbone never sees it from a real token.
     """
     longest = max(map(len, token_ids))
+    # Padded on the right: no real token of a causal backbone sees the padding.
     input_ids = torch.full((len(token_ids), longest), pad_id, dtype=torch.long)
     mask = torch.zeros_like(input_ids)
     for row, sequence in enumerate(token_ids):
@@ -201,11 +179,8 @@ class PairBatches(Dataset[Batch]):
     """The batches of an epoch, each one item, drawn anew by ``set_epoch``.
 
     Args:
-        groups: prompts with their responses and labels.
-        readings: what the model sees of them, from ``read_groups``.
+        readings: what the model sees of the groups, from ``read_groups``.
         budget: responses a batch holds at most.
-        pad_id: of the tokenizer.
-        seed: of the run.
         noise: or None to leave the tokens alone.
     """
 
@@ -222,17 +197,13 @@ class PairBatches(Dataset[Batch]):
         self._groups, self._readings = groups, readings
         self._budget, self._pad_id, self._seed, self._noise = budget, pad_id, seed, noise
         self._sizes = [len(group.responses) for group in groups]
-        self._length = len(plan_shape(self._sizes, budget))
+        self._length = len(_plan_shape(self._sizes, budget))
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the chunks and their order anew.
-
-        Args:
-            epoch: number of the epoch.
-        """
+        """Draw the parts and their order anew."""
         self.epoch = epoch
-        self._plan = plan_epoch(self._sizes, self._budget, seed=self._seed, epoch=epoch)
+        self._plan = _plan_epoch(self._sizes, self._budget, seed=self._seed, epoch=epoch)
 
     def __len__(self) -> int:
         return self._length
@@ -244,20 +215,21 @@ class PairBatches(Dataset[Batch]):
         ratings: list[Sequence[float]] = []
         # Noise hangs on seed, epoch and batch alone: a resumed run skips batches and still draws what it would have.
         draw = random.Random(f"{self._seed}/{self.epoch}/{index}")  # noqa: S311 - noise, not secrets
-        for chunk in self._plan[index]:
-            labels.extend(self._labels(chunk, len(sequences)))
-            group = self._groups[chunk.group]
-            for response in chunk.responses:
+        for part in self._plan[index]:
+            labels.extend(self._labels(part, len(sequences)))
+            group = self._groups[part.group]
+            for response in part.responses:
                 ratings.append(group.ratings[response] if group.ratings else ())
-                reading = self._readings[chunk.group][response]
+                reading = self._readings[part.group][response]
                 sequences.append(self._noise.apply(reading.token_ids, draw) if self._noise else reading.token_ids)
                 reads.append(reading.reads)
         return assemble(sequences, reads, labels, ratings, pad_id=self._pad_id)
 
-    def _labels(self, chunk: Chunk, offset: int) -> list[Label]:
-        rows = {response: offset + row for row, response in enumerate(chunk.responses)}
+    def _labels(self, part: _Part, offset: int) -> list[Label]:
+        # A label whose other response is in another part waits for an epoch in which they meet.
+        rows = {response: offset + row for row, response in enumerate(part.responses)}
         return [
             Label(rows[label.first], rows[label.second], label.strength)
-            for label in self._groups[chunk.group].labels
+            for label in self._groups[part.group].labels
             if label.first in rows and label.second in rows
         ]
