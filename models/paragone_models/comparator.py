@@ -38,7 +38,7 @@ def probability(logit: ArrayLike) -> Float64s:
 
 @dataclass(frozen=True)
 class Comparator:
-    """Compare representations of one prompt's responses.
+    """Compare representations of one prompt's responses: a kind with one model's numbers.
 
     Attributes:
         dimension: length d of a representation.
@@ -71,10 +71,10 @@ class Comparator:
             ValueError: if a last dimension is not d, or the shapes differ.
             PreferencesUnavailableError: if the model rates attributes and has no weights to merge them.
         """
-        one, two = self._checked(first), self._checked(second)
-        if one.shape != two.shape:
-            raise ValueError(f"first has shape {one.shape} and second {two.shape}: nothing is broadcast")
-        return self.log_odds(one, two)
+        ours, theirs = self._checked(first), self._checked(second)
+        if ours.shape != theirs.shape:
+            raise ValueError(f"first has shape {ours.shape} and second {theirs.shape}: nothing is broadcast")
+        return self.log_odds(ours, theirs)
 
     def matrix(self, representations: ArrayLike) -> Float64s:
         """Return the probability that each row's response is preferred to each column's.
@@ -105,8 +105,8 @@ class Comparator:
             ValueError: if a last dimension is not d.
             PreferencesUnavailableError: if the model rates attributes and has no weights to merge them.
         """
-        one, two = self._checked(representations), self._checked(references)
-        return probability(self.log_odds(one[:, None, :], two[None, :, :]))
+        rows, columns = self._checked(representations), self._checked(references)
+        return probability(self.log_odds(rows[:, None, :], columns[None, :, :]))
 
     def mean_logit(self, representations: ArrayLike, references: ArrayLike) -> Float64s:
         """Return each response's mean log-odds against the references, from one comparison with their mean.
@@ -190,10 +190,10 @@ class Comparator:
 
     def _with_mean(self, representations: ArrayLike, references: ArrayLike) -> tuple[Float64s, Float64s]:
         """Return the responses, and the mean of the references once for each of them."""
-        values, others = self._checked(representations), self._checked(references)
-        if values.ndim != 2 or others.ndim != 2 or not len(others):
-            raise ValueError(f"give [K, d] and [R, d] with R at least 1, not shapes {values.shape} and {others.shape}")
-        return values, np.broadcast_to(others.mean(axis=0), values.shape)
+        rows, columns = self._checked(representations), self._checked(references)
+        if rows.ndim != 2 or columns.ndim != 2 or not len(columns):
+            raise ValueError(f"give [K, d] and [R, d] with R at least 1, not shapes {rows.shape} and {columns.shape}")
+        return rows, np.broadcast_to(columns.mean(axis=0), rows.shape)
 
     def log_odds(self, first: Array, second: Array) -> Array:
         """Return the log-odds of ``logit`` for arrays that were checked already, of numpy or torch; they are broadcast.

@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 from paragone_models.errors import ModelLoadError
 from paragone_models.kinds import KINDS, Kind, KindName
 
-__all__ = ["FORMAT", "KINDS", "Bos", "Gate", "Head", "ModelSpec", "Pooling", "Reasoning", "SpecialTokens"]
+__all__ = ["Bos", "Gate", "Head", "ModelSpec", "Pooling", "Reasoning", "SpecialTokens"]
 
-FORMAT = 1
+_FORMAT = 1
 
 Pooling = Literal["last", "mean"]
 Gate = Literal["none", "softmax"]
@@ -43,7 +43,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dimension": (_is_count, "an integer"),
     "max_length": (_is_count, "an integer"),
     "temperature": (_is_number, "a number"),
-    "attributes": (lambda value: _is_list(value, lambda one: isinstance(one, str)), "a list of names"),
+    "attributes": (lambda value: _is_list(value, lambda item: isinstance(item, str)), "a list of names"),
     "weights": (lambda value: value is None or _is_list(value, _is_number), "a list of numbers, or null"),
     "domain": (lambda value: value is None or isinstance(value, str), "a text, or null"),
     **{
@@ -111,19 +111,23 @@ class ModelSpec:
                 f"dimension {self.dimension} with {len(self.attributes)} attributes does not fit kind {self.kind}: "
                 f"{self.rules.dimension_rule}"
             )
-        if self.weights is not None and len(self.weights) != len(self.attributes):
-            raise ModelLoadError(
-                f"{len(self.weights)} weights for {len(self.attributes)} attributes ({', '.join(self.attributes)}): "
-                "give one weight per attribute"
-            )
-        if self.weights is not None and not all(math.isfinite(weight) for weight in self.weights):
-            raise ModelLoadError(f"weights are {list(self.weights)}; they must be finite numbers")
         if len(set(self.attributes)) < len(self.attributes):
             raise ModelLoadError(f"attributes are {list(self.attributes)}; every name may occur once")
-        if self.weights is not None and not self.rules.merges_attributes:
-            raise ModelLoadError(f"weights merge the attributes of a regression model; this one is {self.kind}")
+        if self.weights is not None:
+            self._check_weights(self.weights)
         if self.gate != "none" and not self.rules.has_vector:
             raise ModelLoadError(f"a gate scales general preference blocks; kind {self.kind} has none")
+
+    def _check_weights(self, weights: tuple[float, ...]) -> None:
+        if len(weights) != len(self.attributes):
+            raise ModelLoadError(
+                f"{len(weights)} weights for {len(self.attributes)} attributes ({', '.join(self.attributes)}): "
+                "give one weight per attribute"
+            )
+        if not all(math.isfinite(weight) for weight in weights):
+            raise ModelLoadError(f"weights are {list(weights)}; they must be finite numbers")
+        if not self.rules.merges_attributes:
+            raise ModelLoadError(f"weights merge the attributes of a regression model; this one is {self.kind}")
 
     @property
     def rules(self) -> Kind:
@@ -137,7 +141,7 @@ class ModelSpec:
 
     def to_json(self) -> str:
         """Return the text of ``paragone.json``."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps({"format": _FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "ModelSpec":
@@ -150,8 +154,8 @@ class ModelSpec:
             values = json.loads(text)
         except ValueError as error:
             raise ModelLoadError(f"paragone.json is not JSON: {error}") from error
-        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-            raise ModelLoadError(f"paragone.json is not of format {FORMAT}: a newer version of paragone may read it")
+        if not isinstance(values, dict) or values.pop("format", None) != _FORMAT:
+            raise ModelLoadError(f"paragone.json is not of format {_FORMAT}: a newer version of paragone may read it")
         return cls.from_mapping(values)
 
     @classmethod
@@ -167,12 +171,12 @@ class ModelSpec:
             raise ModelLoadError(f"paragone.json has unknown fields {unknown}; known are {sorted(known)}")
         if missing := {"kind", "dimension"} - set(values):
             raise ModelLoadError(f"paragone.json lacks {sorted(missing)}")
-        given = dict(values)
-        given["attributes"] = given.get("attributes") or ()
-        for name, (fits, wanted) in _TYPES.items():
-            if name in given and not fits(given[name]):
-                raise ModelLoadError(f"{name} is {given[name]!r}; it must be {wanted}")
-        given["attributes"] = tuple(given["attributes"])
-        if given.get("weights") is not None:
-            given["weights"] = tuple(float(weight) for weight in given["weights"])
-        return cls(**given)
+        settings = dict(values)
+        settings["attributes"] = settings.get("attributes") or ()
+        for name, (fits, rule) in _TYPES.items():
+            if name in settings and not fits(settings[name]):
+                raise ModelLoadError(f"{name} is {settings[name]!r}; it must be {rule}")
+        settings["attributes"] = tuple(settings["attributes"])
+        if settings.get("weights") is not None:
+            settings["weights"] = tuple(float(weight) for weight in settings["weights"])
+        return cls(**settings)

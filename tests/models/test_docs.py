@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from paragone_models.spec import KINDS, ModelSpec
+from paragone_models.kinds import KINDS
+from paragone_models.spec import ModelSpec
 
 DOCS = Path(__file__).parents[2] / "docs"
 DOCTESTED = ["scores", "comparator", "model"]

@@ -6,8 +6,9 @@ import torch
 
 from paragone_models import PreferenceModel, load_model
 from paragone_models.errors import NonFiniteError, PreferencesUnavailableError, TextError
+from paragone_models.kinds import KINDS
 from paragone_models.model import Provenance
-from paragone_models.spec import KINDS, ModelSpec
+from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import conversation
 from tests.models import tiny
 from tests.models.files.test_saving import SPECS

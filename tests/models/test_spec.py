@@ -5,7 +5,8 @@ import json
 import pytest
 
 from paragone_models.errors import ModelLoadError
-from paragone_models.spec import KINDS, ModelSpec
+from paragone_models.kinds import KINDS
+from paragone_models.spec import ModelSpec
 
 GOOD = {
     "bradley-terry": {"dimension": 1},

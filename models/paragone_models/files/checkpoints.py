@@ -1,4 +1,4 @@
-"""Looking into a folder of safetensors without loading it: which tensors, of which shapes, and a few of them whole."""
+"""Look into a folder of safetensors without loading it: names and shapes of tensors, and a few of them whole."""
 
 import json
 from collections.abc import Iterable
@@ -74,14 +74,14 @@ def read_tensors(files: Iterable[Path], names: set[str]) -> dict[str, Tensor]:
     Raises:
         ModelLoadError: if one is in none of the files.
     """
-    found: dict[str, Tensor] = {}
+    read: dict[str, Tensor] = {}
     for path in files:
         with safe_open(path, framework="pt") as tensors:
             for name in names & set(tensors.keys()):
-                found[name] = tensors.get_tensor(name).float()
-    if missing := names - set(found):
+                read[name] = tensors.get_tensor(name).float()
+    if missing := names - set(read):
         raise ModelLoadError(f"the weights lack {', '.join(sorted(missing))}")
-    return found
+    return read
 
 
 def read_row(files: Iterable[Path], name: str, row: int) -> Tensor:

@@ -46,7 +46,7 @@ _PLAIN_LOGITS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a layout's reader returns.
+    """A model read from its files.
 
     Attributes:
         network: backbone and head, on the CPU or where ``device`` said.
@@ -172,7 +172,7 @@ def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
     )
     if options.elsewhere:
         return _linear_classifier(folder, config, spec)
-    model: Any = _weighed(AutoModelForSequenceClassification, folder, config, options)
+    model: Any = _with_weights(AutoModelForSequenceClassification, folder, config, options)
     backbone: nn.Module = getattr(model, model.base_model_prefix)
     if isinstance(getattr(model, "score", None), nn.Linear):
         head = RepresentationHead(config.get_text_config().hidden_size, spec, value_head=model.score.float())
@@ -229,10 +229,10 @@ class _FirstTokenHead(nn.Module):
 def _backbone(folder: Path, options: Options) -> nn.Module:
     checkpoints.tensor_shapes(checkpoints.weight_files(folder))
     config = _config(folder, options)
-    return AbsentBackbone(config) if options.elsewhere else _weighed(AutoModel, folder, config, options)
+    return AbsentBackbone(config) if options.elsewhere else _with_weights(AutoModel, folder, config, options)
 
 
-def _weighed(auto: Any, folder: Path, config: Any, options: Options) -> nn.Module:
+def _with_weights(auto: Any, folder: Path, config: Any, options: Options) -> nn.Module:
     """Return the model with its weights, every one of them from the folder."""
     try:
         model, info = auto.from_pretrained(
@@ -288,10 +288,10 @@ def _with_linear_head(backbone: nn.Module, spec: ModelSpec, tensors: dict[str, T
     hidden_size = config.get_text_config().hidden_size
     value_head = nn.Linear(hidden_size, spec.dimension, bias="value_head.bias" in tensors)
     head = RepresentationHead(hidden_size, spec, value_head=value_head)
-    wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if wanted != given:
-        raise ModelLoadError(f"the head's tensors are {given}; kind {spec.kind} with this backbone needs {wanted}")
+    needed = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if needed != shapes:
+        raise ModelLoadError(f"the head's tensors are {shapes}; kind {spec.kind} with this backbone needs {needed}")
     head.load_state_dict(tensors)
     return PreferenceNetwork(backbone, head)
 

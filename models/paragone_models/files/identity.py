@@ -9,9 +9,9 @@ from typing import Any
 
 from paragone_models.spec import ModelSpec
 
-__all__ = ["IDENTITY_FIELDS", "fingerprint_of", "hash_files", "identity_of", "tokenizer_hash"]
+__all__ = ["fingerprint_of", "hash_files", "identity_of", "tokenizer_hash"]
 
-IDENTITY_FIELDS = (
+_IDENTITY_FIELDS = (
     "kind",
     "dimension",
     "pooling",
@@ -53,14 +53,14 @@ def identity_of(weights: str, spec: ModelSpec, tokenizer: str | None) -> str:
 
     Args:
         weights: content hash, or hub id and commit, of backbone and head.
-        spec: see ``IDENTITY_FIELDS``.
+        spec: see ``_IDENTITY_FIELDS``.
         tokenizer: from ``tokenizer_hash``, or None where the model has none.
 
     Returns:
         64 hexadecimal digits.
     """
     fields = asdict(spec)
-    parts = {"weights": weights, "tokenizer": tokenizer, **{name: fields[name] for name in IDENTITY_FIELDS}}
+    parts = {"weights": weights, "tokenizer": tokenizer, **{name: fields[name] for name in _IDENTITY_FIELDS}}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -16,10 +16,11 @@ from paragone_models.errors import ModelLoadError
 from paragone_models.files import checkpoints, formats
 from paragone_models.files.identity import hash_files, identity_of, tokenizer_hash
 from paragone_models.files.sources import Resolved, resolve
+from paragone_models.kinds import KINDS
 from paragone_models.machine import DEFAULTS, ELSEWHERE, Budget, automatic_dtype
 from paragone_models.model import LocalForward, PreferenceModel, Provenance
 from paragone_models.network import PreferenceNetwork
-from paragone_models.spec import KINDS, Bos, Head, ModelSpec, Reasoning, SpecialTokens
+from paragone_models.spec import Bos, Head, ModelSpec, Reasoning, SpecialTokens
 from paragone_models.text.reader import TextReader
 
 __all__ = ["load_model"]
@@ -97,32 +98,24 @@ def load_model(
         ModelLoadError: if the source does not exist, holds pickles, lacks a head or any other weight, has NaN or
             infinity among its weights, or an option does not fit it.
     """
-    if kind not in ("auto", *KINDS):
-        raise ModelLoadError(f"kind is {kind!r}; it must be auto or one of {', '.join(KINDS)}")
-    if head not in get_args(Head):
-        raise ModelLoadError(f"head is {head!r}; it must be one of {', '.join(get_args(Head))}")
-    if max_batch_tokens not in (None, "auto") and not (isinstance(max_batch_tokens, int) and max_batch_tokens >= 1):
-        raise ModelLoadError(f"max_batch_tokens is {max_batch_tokens!r}; it must be at least 1, or auto")
+    _check_choices(kind, head, max_batch_tokens)
     where = resolve(os.fspath(source), revision)
     if revision is not None and where.commit is None:
         raise ModelLoadError(f"{source} lies on this machine and has no revisions; leave revision={revision!r} out")
     options = _options(device, dtype, where.folder, trust_remote_code=trust_remote_code, elsewhere=elsewhere)
     loaded = _read(where.folder, options, kind, head)
-    overrides: dict[str, Any] = {
-        "temperature": temperature,
-        "max_length": max_length,
-        "special_tokens": special_tokens,
-        "bos": bos,
-        "reasoning": reasoning,
-        "weights": _merged(weights, loaded.spec),
-    }
-    given = {field: value for field, value in overrides.items() if value is not None}
-    if temperature is not None and temperature != loaded.spec.temperature:
-        given["calibrated"] = False
-    spec = replace(loaded.spec, **given)
+    spec = _overridden(
+        loaded.spec,
+        temperature=temperature,
+        max_length=max_length,
+        special_tokens=special_tokens,
+        bos=bos,
+        reasoning=reasoning,
+        weights=_weights_in_order(weights, loaded.spec),
+    )
     _check_length(spec, loaded.network)
     network = loaded.network.to(options.device).eval().requires_grad_(requires_grad=False)
-    network.head.spec = spec
+    network.head.spec = spec  # the head was read before the options were known
     _refuse_non_finite(where.source, network)
     budget = _budget(max_batch_tokens, options)
     local = LocalForward(
@@ -148,9 +141,28 @@ def load_model(
     )
 
 
+def _check_choices(kind: str, head: str, max_batch_tokens: int | str | None) -> None:
+    if kind not in ("auto", *KINDS):
+        raise ModelLoadError(f"kind is {kind!r}; it must be auto or one of {', '.join(KINDS)}")
+    if head not in get_args(Head):
+        raise ModelLoadError(f"head is {head!r}; it must be one of {', '.join(get_args(Head))}")
+    if max_batch_tokens not in (None, "auto") and not (isinstance(max_batch_tokens, int) and max_batch_tokens >= 1):
+        raise ModelLoadError(f"max_batch_tokens is {max_batch_tokens!r}; it must be at least 1, or auto")
+
+
+def _overridden(spec: ModelSpec, **overrides: Any) -> ModelSpec:
+    """Return the spec with every override that is not None."""
+    changes = {field: value for field, value in overrides.items() if value is not None}
+    # Judgements were fitted to one temperature; another is nobody's measurement.
+    if changes.get("temperature", spec.temperature) != spec.temperature:
+        changes["calibrated"] = False
+    return replace(spec, **changes)
+
+
 def _read(folder: Path, options: formats.Options, kind: str, head: Head) -> formats.Loaded:
     config = checkpoints.read_config(folder)
     own = (folder / formats.SPEC_FILE).is_file()
+    # Published general preference models say nothing in their configuration; the tensor's name tells.
     valued = not own and "value_head.weight" in checkpoints.tensor_shapes(checkpoints.weight_files(folder))
     if head != "auto":
         if own or valued:
@@ -214,7 +226,9 @@ def _dtype(dtype: str, device: torch.device, folder: Path) -> torch.dtype:
     return _DTYPES[dtype]
 
 
-def _merged(weights: Mapping[str, float] | Sequence[float] | None, spec: ModelSpec) -> tuple[float, ...] | None:
+def _weights_in_order(
+    weights: Mapping[str, float] | Sequence[float] | None, spec: ModelSpec
+) -> tuple[float, ...] | None:
     if weights is None:
         return None
     if not isinstance(weights, Mapping):
@@ -257,6 +271,7 @@ def _reader(where: Resolved, loaded: formats.Loaded, *, trust_remote_code: bool)
 
 
 def _weights_hash(where: Resolved) -> str:
+    # A commit names its content; local files have to be read for it.
     if where.commit is not None:
         return f"{where.source}@{where.commit}"
     return hash_files([*where.folder.glob("*.safetensors"), where.folder / "config.json"])

@@ -1,13 +1,10 @@
-"""Writing a model as a folder that ``load_model`` and ``paragone serve`` read.
+"""Write a model: as a folder that ``load_model`` and ``paragone serve`` read, or its bare backbone for another server.
 
-config.json and model.safetensors are the bare backbone's (transformers reads them too), head.safetensors is ours,
-paragone.json is the spec, README.md the card.
+In a folder of ours config.json and model.safetensors are the bare backbone's (transformers reads them too),
+head.safetensors is ours, paragone.json is the spec, README.md the card.
 
-
-Writing a bare backbone for a server that runs backbones alone: the tensors of a model without its head.
-
-Tensors are copied file by file under the names that the bare transformers model has, so that no model has to fit into
-memory. Nothing is guessed: the names must be exactly those of the bare model.
+A bare backbone is copied file by file under the names that the bare transformers model has, so that no model has to fit
+into memory. Nothing is guessed: the names must be exactly those of the bare model.
 """
 
 import json
@@ -97,7 +94,6 @@ def read_refusal(network: PreferenceNetwork, spec: ModelSpec, *, first_token: bo
     is one more sequence, the prompt. A mean over positions would take every position's state.
 
     Args:
-        network: the model; its configuration counts.
         first_token: True for encoders that are read at their first token.
     """
     if first_token or not network.causal:
@@ -138,9 +134,9 @@ def export_backbone(source: str, folder: str | Path, *, revision: str | None = N
     places = _copy(files, renamed, target)
     if set(places.values()) != {"model.safetensors"}:
         (target / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=2) + "\n")
-    kept = {name: value for name, value in values.items() if name not in _CLASSES}
-    kept["architectures"] = [type(bare).__name__]
-    (target / "config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    config_without_classes = {name: value for name, value in values.items() if name not in _CLASSES}
+    config_without_classes["architectures"] = [type(bare).__name__]
+    (target / "config.json").write_text(json.dumps(config_without_classes, indent=2) + "\n", encoding="utf-8")
     for pattern in _TOKENIZER:
         for path in where.tokenizer_folder.glob(pattern):
             shutil.copyfile(path, target / path.name)
@@ -149,17 +145,18 @@ def export_backbone(source: str, folder: str | Path, *, revision: str | None = N
 
 def _renamed(source: str, shapes: dict[str, tuple[int, ...]], bare: Any) -> dict[str, str]:
     """Return the bare model's name of each tensor to copy, by its name in the files."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in bare.state_dict().items()}
+    needed = {name: tuple(tensor.shape) for name, tensor in bare.state_dict().items()}
     prefix = f"{bare.base_model_prefix}."
-    inside = any(name.startswith(prefix) for name in shapes)
-    found = {name: name.removeprefix(prefix) for name in shapes if not inside or name.startswith(prefix)}
-    found = {name: short for name, short in found.items() if short in wanted}
-    if missing := sorted(set(wanted) - set(found.values())):
+    # A model with a head has its backbone under a prefix; a bare one has none.
+    prefixed = any(name.startswith(prefix) for name in shapes)
+    renamed = {name: name.removeprefix(prefix) for name in shapes if not prefixed or name.startswith(prefix)}
+    renamed = {name: short for name, short in renamed.items() if short in needed}
+    if missing := sorted(set(needed) - set(renamed.values())):
         raise ModelLoadError(f"{source} lacks {len(missing)} tensors of its backbone: {', '.join(missing[:3])}")
-    for name, short in found.items():
-        if shapes[name] != wanted[short]:
-            raise ModelLoadError(f"{source}: {name} has shape {shapes[name]}; its backbone needs {wanted[short]}")
-    return found
+    for name, short in renamed.items():
+        if shapes[name] != needed[short]:
+            raise ModelLoadError(f"{source}: {name} has shape {shapes[name]}; its backbone needs {needed[short]}")
+    return renamed
 
 
 def _copy(files: list[Path], renamed: dict[str, str], target: Path) -> dict[str, str]:

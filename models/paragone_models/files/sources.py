@@ -1,6 +1,6 @@
-"""The small models that ship inside: demonstrations, so that everything runs with no download and no GPU.
+"""Find a model's files: of a built-in name, a local folder, or a Hugging Face id.
 
-Finding a model: a built-in name, a local folder, or a Hugging Face id.
+The built-in models are small demonstrations, so that everything runs with no download and no GPU.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,10 @@ NAMES = ("mini-bradley-terry", "mini-general-preference", "mini-regression", "mi
 
 POLICIES = ("mini-policy",)
 """Built-in causal language models that policy training starts from."""
+
+_PREFIX = "builtin:"
+# Never the pickles, nor the copies for other frameworks.
+_DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
 
 
 def builtin_folder(name: str) -> Path:
@@ -50,11 +54,6 @@ def policy_folder(name: str) -> Path:
     if name not in POLICIES:
         raise KeyError(name)
     return _ROOT / name
-
-
-_PREFIX = "builtin:"
-# Never the pickles, nor the copies for other frameworks.
-_WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def _download(source: str, revision: str | None) -> Resolved:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(_WANTED)))
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(_DOWNLOADED)))
     except LocalEntryNotFoundError as error:
         raise ModelLoadError(
             f"{source} is neither a folder here nor in the local Hugging Face cache, and the hub cannot be reached"

@@ -1,14 +1,9 @@
-"""Conversations: what a caller gives, in one form.
+"""From conversations to what a model sees: messages in one form, tokens, read positions, and what had to be cut.
 
 A message is a mapping in OpenAI's shape: ``role``, ``content`` (text, text parts or None), and optionally
-``tool_calls``, ``tool_call_id``, ``reasoning_content`` and ``name``.
-
-
-The unit of work of every engine: one sequence of tokens and the places where its hidden states are read.
-
-From conversations to what the model sees: template, tokens, read positions, and what had to be cut.
-
-The reader raises nothing for a bad conversation: it returns the error in its place, so that a batch loses nothing.
+``tool_calls``, ``tool_call_id``, ``reasoning_content`` and ``name``. The reader raises nothing for a bad conversation:
+it returns the error in its place, so that a batch loses nothing. What comes out is an ``EncodeItem``, the unit of work
+of every engine: one sequence of tokens, and the places where its hidden states are read.
 """
 
 import re
@@ -32,13 +27,21 @@ __all__ = [
     "Truncation",
     "characters",
     "conversation",
-    "plain_text",
     "read_plan",
-    "strip_reasoning",
 ]
+
+Truncation = Literal["prompt", "error"]
+
+Read = tuple[int, int]
+"""Half-open span of positions; the value read is the mean of the last hidden states at start, …, stop - 1."""
 
 _OPENED = re.compile(r"^\s*<think>.*?(</think>\s*|$)", re.DOTALL)
 _CLOSED = re.compile(r"^.*?</think>\s*", re.DOTALL)
+
+_REMEMBERED_PROMPTS = 4096
+_CHARACTERS, _CHARACTERS_A_TOKEN = 1 << 18, 16
+"""Texts beyond the first, and beyond so many for each token of the limit, are not read: a tokenizer takes half a
+gigabyte and ten seconds for a million characters, to find that next to nothing of them fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ def characters(messages: Sequence[Message]) -> int:
     return total
 
 
-def plain_text(message: Message) -> dict[str, Any]:
+def _plain_text(message: Message) -> dict[str, Any]:
     """Return the message with its content as one string, text parts joined, and no empty fields.
 
     Raises:
@@ -117,7 +120,7 @@ def _joined(parts: Any) -> str:
     return "".join(part["text"] for part in parts)
 
 
-def strip_reasoning(message: Message) -> dict[str, Any]:
+def _strip_reasoning(message: Message) -> dict[str, Any]:
     """Return the message without its reasoning: the ``<think>`` part of the content and ``reasoning_content``.
 
     A part that was never closed is reasoning to its end; one that was never opened (some templates write the opening
@@ -133,17 +136,13 @@ def strip_reasoning(message: Message) -> dict[str, Any]:
     return values
 
 
-Read = tuple[int, int]
-"""Half-open span of positions; the value read is the mean of the last hidden states at start, …, stop - 1."""
-
-
 @dataclass(frozen=True, slots=True)
 class EncodeItem:
     """One sequence for an engine.
 
     Attributes:
         token_ids: the whole conversation, no padding.
-        reads: spans whose mean hidden state is wanted, in the order of the read plan.
+        reads: spans whose mean hidden states are the result, in the order of the read plan.
         prompt_length: tokens of the prompt alone, before the response's header. A hint about what siblings share:
             sharing itself goes by the longest common token prefix.
         content_key: names content that is not in the tokens (an image, say); None for text.
@@ -191,20 +190,12 @@ def read_plan(spec: ModelSpec, prompt_length: int, length: int, *, first_token: 
     return ((max(prompt_length - 1, 0), max(prompt_length, 1)), response)
 
 
-Truncation = Literal["prompt", "error"]
-
-_REMEMBERED_PROMPTS = 4096
-_CHARACTERS, _CHARACTERS_A_TOKEN = 1 << 18, 16
-"""Texts beyond the first, and beyond so many for each token of the limit, are not read: a tokenizer takes half a
-gigabyte and ten seconds for a million characters, to find that next to nothing of them fits."""
-
-
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Exactly what the model sees of one conversation.
 
     Attributes:
-        prompt_length: how many of them belong to the prompt (the template applied to the prompt alone).
+        prompt_length: tokens of the prompt (the template applied to the prompt alone).
         reads: where hidden states are read.
         dropped_tokens: how many tokens were cut from the left of the prompt.
         dropped_messages: how many whole messages of the prompt went with them.
@@ -287,11 +278,12 @@ class TextReader:
     def _read(self, conversations: Sequence[Conversation], truncation: Truncation) -> list[Reading | TextError]:
         results: list[Reading | TextError | None] = [None] * len(conversations)
         drafts: dict[int, _Draft] = {}
-        for index, one in enumerate(conversations):
+        for index, talk in enumerate(conversations):
             try:
-                drafts[index] = self._draft(one)
+                drafts[index] = self._draft(talk)
             except TextError as error:
                 results[index] = error
+        # Two calls to the tokenizer, whatever the number of conversations: its threads work on a batch.
         self._tokenize(drafts, results)
         self._learn_prompts([draft for index, draft in drafts.items() if results[index] is None])
         for index, draft in drafts.items():
@@ -302,9 +294,9 @@ class TextReader:
                     results[index] = error
         return [result for result in results if result is not None]
 
-    def _draft(self, one: Conversation) -> _Draft:
-        prompt = tuple(plain_text(message) for message in one.prompt)
-        response = tuple(plain_text(message) for message in one.response)
+    def _draft(self, talk: Conversation) -> _Draft:
+        prompt = tuple(_plain_text(message) for message in talk.prompt)
+        response = tuple(_plain_text(message) for message in talk.response)
         if not any(message["content"].strip() or message.get("tool_calls") for message in prompt):
             raise TextError("empty_prompt", "the prompt is empty: there is nothing that a response could answer")
         if not response:
@@ -312,28 +304,29 @@ class TextReader:
         self._check_size(prompt, response)
         if self.spec.reasoning == "strip":
             response = tuple(
-                strip_reasoning(message) if message["role"] == "assistant" else message for message in response
+                _strip_reasoning(message) if message["role"] == "assistant" else message for message in response
             )
-        text = self.template.render(prompt + response, one.tools)
+        text = self.template.render(prompt + response, talk.tools)
+        # JSON may carry half a surrogate pair; a tokenizer would die of it in another language.
         if not text.isascii():
             try:
                 text.encode()
             except UnicodeEncodeError:
                 raise TextError("unsupported_content", "the conversation holds a lone surrogate: no text") from None
-        return _Draft(prompt, response, one.tools, text, [])
+        return _Draft(prompt, response, talk.tools, text, [])
 
     def _check_size(self, prompt: Sequence[Message], response: Sequence[Message]) -> None:
         most = max(_CHARACTERS, _CHARACTERS_A_TOKEN * self.spec.max_length)
-        found = characters(response)
-        if found > most:
-            raise TextError("response_too_long", self._oversize("response", found, most))
-        found += characters(prompt)
-        if found > most:
-            raise TextError("conversation_truncated", self._oversize("conversation", found, most))
+        length = characters(response)
+        if length > most:
+            raise TextError("response_too_long", self._oversize("response", length, most))
+        length += characters(prompt)
+        if length > most:
+            raise TextError("conversation_truncated", self._oversize("conversation", length, most))
 
-    def _oversize(self, what: str, found: int, most: int) -> str:
+    def _oversize(self, part: str, length: int, most: int) -> str:
         return (
-            f"the {what} has {found} characters; more than {most} are not read, for the limit is "
+            f"the {part} has {length} characters; more than {most} are not read, for the limit is "
             f"{self.spec.max_length} tokens: shorten it"
         )
 
@@ -370,7 +363,7 @@ class TextReader:
     def _reading(self, draft: _Draft, dropped_tokens: int, dropped_messages: int) -> Reading:
         token_ids = draft.token_ids
         if self.spec.final_eos and self.tokenizer.eos_token_id is not None:
-            token_ids = [*token_ids[:-1], self.tokenizer.eos_token_id]
+            token_ids = [*token_ids[:-1], self.tokenizer.eos_token_id]  # overwritten, as those models were trained
         if self._vocabulary is not None and max(token_ids) >= self._vocabulary:
             raise TextError(
                 "unsupported_content",
@@ -395,6 +388,7 @@ class TextReader:
                 except TextError:
                     continue
             rendered = draft
+            # With a special token's string inside, equal texts need not have equal tokens.
             if not self.template.holds_control(draft.prompt, draft.tools):
                 draft.prompt_key = blake2b(draft.prompt_text.encode(), digest_size=16).digest()
                 if draft.prompt_key not in self._prompt_lengths:
@@ -408,9 +402,9 @@ class TextReader:
             self._prompt_lengths.popitem(last=False)
 
     def _prompt_length(self, draft: _Draft) -> int:
-        known = self._prompt_lengths.get(draft.prompt_key)
-        if known is not None:
-            return known
+        length = self._prompt_lengths.get(draft.prompt_key)
+        if length is not None:
+            return length
         text = draft.prompt_text or self._render_prompt(draft)
         return len(self.template.tokenize([(text, draft.prompt, draft.tools)], closed=False)[0]) if text else 0
 
@@ -459,8 +453,8 @@ class TextReader:
     def _without(self, draft: _Draft, droppable: Sequence[int], count: int) -> tuple[int, _Draft | None]:
         """Return the draft without its first ``count`` droppable messages, or more where the template wants it so."""
         for more in range(count, len(droppable) + 1):
-            gone = set(droppable[:more])
-            prompt = tuple(message for index, message in enumerate(draft.prompt) if index not in gone)
+            dropped = set(droppable[:more])
+            prompt = tuple(message for index, message in enumerate(draft.prompt) if index not in dropped)
             try:
                 return more, self._redraft(draft, prompt)
             except TextError:
@@ -473,6 +467,7 @@ class TextReader:
         starts = self.template.offsets(content)
         cut = 0
         while len(draft.token_ids) > self.spec.max_length and cut < len(starts):
+            # At least as many tokens as are too many; a cut in the middle of a word can make one token into two.
             cut = min(cut + len(draft.token_ids) - self.spec.max_length, len(starts))
             rest = content[starts[cut] :] if cut < len(starts) else ""
             prompt = list(draft.prompt)

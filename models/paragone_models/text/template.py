@@ -1,4 +1,4 @@
-"""Rendering and tokenising conversations with a model's own chat template, the same way every day.
+"""Render and tokenise conversations with a model's own chat template, the same way every day.
 
 What the day, the caller's text or the tokenizer's habits could change is fixed here: the date that a template asks for,
 special-token strings inside messages, and doubled beginning-of-sequence tokens.
@@ -16,14 +16,14 @@ from jinja2.exceptions import TemplateError
 from paragone_models.errors import ModelLoadError, TextError
 from paragone_models.spec import ModelSpec
 
-__all__ = ["FROZEN_DATE", "OPTIONAL_FIELDS", "ChatTemplate", "Message", "freeze_date"]
+__all__ = ["OPTIONAL_FIELDS", "ChatTemplate", "Message"]
 
 Message = Mapping[str, Any]
 
 OPTIONAL_FIELDS = ("tool_calls", "tool_call_id", "reasoning_content", "name")
 """What a message may have beside role and content."""
 
-FROZEN_DATE = datetime.date(2024, 7, 26)
+_FROZEN_DATE = datetime.date(2024, 7, 26)
 """The day every template is told it is: Llama 3.1's own default, so that scores do not change overnight."""
 
 _DATE_CALL = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
@@ -36,13 +36,13 @@ _PROBE = "paragone7probe"
 """Stands in for a text to see whether a template writes it."""
 
 
-def freeze_date(template: str) -> str:
+def _freeze_date(template: str) -> str:
     """Return the template with every call for today's date replaced by a fixed one.
 
     Raises:
         ModelLoadError: if it formats the date in a way that cannot be fixed beforehand.
     """
-    frozen = _DATE_CALL.sub(lambda call: json.dumps(FROZEN_DATE.strftime(call.group(2))), template)
+    frozen = _DATE_CALL.sub(lambda call: json.dumps(_FROZEN_DATE.strftime(call.group(2))), template)
     if "strftime_now" in _DATE_DEFINED.sub("", frozen):
         raise ModelLoadError("the chat template asks for today's date in a computed format: its scores would drift")
     return frozen
@@ -66,7 +66,7 @@ class ChatTemplate:
         self._adds_special = spec.bos == "as-published" or not self.has_template
         self._prefix, self._suffix = _surroundings(tokenizer) if self._adds_special else ([], [])
         self._shown: set[tuple[str, bool, bool]] = set()
-        self.source = freeze_date(tokenizer.get_chat_template()) if self.has_template else ""
+        self.source = _freeze_date(tokenizer.get_chat_template()) if self.has_template else ""
         control = sorted(self._control_strings(), key=len, reverse=True) if self._escape else []
         # Only a conversation that holds a control string needs the slow way.
         self._control = re.compile("|".join(map(re.escape, control))) if control else None
@@ -86,7 +86,7 @@ class ChatTemplate:
             TextError: ``unsupported_content`` where the template refuses the messages or would leave something out.
         """
         self._check_expressible(messages, tools)
-        if self._text_pair:
+        if self._text_pair:  # for people; what the model sees is the pair
             return "\n\n".join(message["content"] for message in messages)
         if not self.has_template:
             # The published general preference models' rule for tokenizers without a template.
@@ -104,7 +104,6 @@ class ChatTemplate:
 
         Args:
             conversations: the rendered text with the messages and tools that it came from.
-            closed: as the texts were rendered.
 
         Raises:
             TextError: ``unsupported_content`` where a special-token string cannot be kept as text.
@@ -120,6 +119,7 @@ class ChatTemplate:
             encoded = self._encoded([conversations[index][0] for index in plain])
             for index, sequence in zip(plain, encoded, strict=True):
                 ids[index] = [*self._prefix, *sequence, *suffix] if self._adds_special else sequence
+        # The slow way, one by one: the tokenizer has to be told for each text what is a token and what is not.
         for index in set(range(len(conversations))) - set(plain):
             _, messages, tools = conversations[index]
             body = self._escaped_chat(messages, tools) if self.has_template else self._escaped_text(messages, closed)
@@ -182,6 +182,7 @@ class ChatTemplate:
     def _split(self, texts: list[str]) -> list[list[int]]:
         """Return the tokens of texts in which no special token may come up, whatever strings they hold."""
         ids = self._encoded(texts, split_special_tokens=True)
+        # Some tokenizers have no switch for it, and give the special token all the same.
         special = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
         if any(not special.isdisjoint(sequence) for sequence in ids):
             raise TextError(
@@ -253,6 +254,7 @@ class ChatTemplate:
         self, messages: Sequence[Message], index: int, message: Message, tools: Sequence[Message] | None
     ) -> None:
         """Refuse a message whose content or name the template leaves out without a word: once a role and place."""
+        # Probing renders the conversation once more, so each role and place is probed once a template.
         place = (message["role"], index == 0, "tool_calls" in message)
         if message["content"].strip() and place not in self._shown:
             if not self._shows(messages, index, {**message, "content": _PROBE}, tools):

@@ -6,8 +6,9 @@ from safetensors.torch import load_file
 
 from paragone_models import load_model
 from paragone_models.files.saving import save_model
+from paragone_models.kinds import KINDS
 from paragone_models.network import PreferenceNetwork, RepresentationHead
-from paragone_models.spec import KINDS, ModelSpec
+from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import read_plan
 from tests.models import tiny
 
