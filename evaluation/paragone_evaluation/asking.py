@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from paragone_evaluation.dataset import EvaluationSet, Message, PromptText
+from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.measures.checks import Bools, Floats
 from paragone_evaluation.scorers import Comparison, Item, ModelCard, PairItem, Rating, Refusal, Scorer
@@ -190,28 +190,21 @@ def ask(data: EvaluationSet, scorer: Scorer, store: AnswerStore, *, progress: Pr
         ParagoneError: if a service does not answer.
         ModelError: if a local model fails.
     """
-    card = scorer.card
+    card, pairs, keys = scorer.card, questions_of(data), _response_keys(data)
     ratings_alone = only_ratings(data, card)
-    pairs, keys = questions_of(data), _response_keys(data)
-
-    def prompt_of(node: int) -> tuple[PromptText, tuple[Message, ...] | None]:
-        return data.prompts[data.node_prompt[node]]
-
+    score, attributes = np.full(len(data.responses), np.nan), dict[str, Floats]()
     if card.scalar:
-        nodes = sorted({node for pair in pairs for node in pair} | {n for case in data.cases for n in case.nodes})
-        items = {keys[node]: Item(*prompt_of(node), data.responses[node]) for node in nodes}
+        items = _items(data, pairs, keys)
         known = _put(items, scorer.rate, scorer.questions_per_call, store, progress)
-        score, attributes = _ratings({node: known[keys[node]] for node in nodes}, card, len(data.responses))
+        score, attributes = _ratings([known.get(key) for key in keys], card)
         logits = {pair: float(score[pair[0]] - score[pair[1]]) for pair in pairs}
     else:
         orders = [*pairs, *((second, first) for first, second in pairs)] if card.pairwise else pairs
-        questions = {
-            f"{keys[one]}>{keys[two]}": PairItem(*prompt_of(one), data.responses[one], data.responses[two])
-            for one, two in orders
-        }
+        names = {order: f"{keys[order[0]]}>{keys[order[1]]}" for order in orders}
+        questions = {names[order]: _pair_item(data, *order) for order in orders}
         known = _put(questions, scorer.compare, scorer.questions_per_call, store, progress)
-        logits = {pair: _logit(known[f"{keys[pair[0]]}>{keys[pair[1]]}"]) for pair in orders}
-        score, attributes = _mean_logits(len(data.responses), pairs, logits), {}
+        logits = {order: _logit(known[name]) for order, name in names.items()}
+        score = _mean_logits(len(data.responses), pairs, logits)
     refused = Counter(answer.code for answer in known.values() if isinstance(answer, Refusal))
     answers = _arranged(data, card, logits, score, attributes, refused)
     rated = any(np.isfinite(column).any() for column in attributes.values())
@@ -229,6 +222,7 @@ def _put(
     progress: Progress | None,
 ) -> dict[str, _Answer]:
     """Return the answer of every question by its key; those that the store lacks are asked and stored."""
+    # In the order of the questions, siblings together, and in parts: what was answered is on disk before the next part.
     waiting = [(key, question) for key, question in questions.items() if key not in store.known]
     for start in range(0, len(waiting), at_once):
         if progress:
@@ -241,11 +235,27 @@ def _put(
     return {key: store.known[key] for key in questions}
 
 
-def _ratings(answers: Mapping[int, _Answer], card: ModelCard, count: int) -> tuple[Floats, dict[str, Floats]]:
+def _items(data: EvaluationSet, pairs: Sequence[_Pair], keys: Sequence[str]) -> dict[str, Item]:
+    """Return the responses that are to be rated: of the pairs, and of cases with a single response."""
+    nodes = sorted({node for pair in pairs for node in pair} | {node for case in data.cases for node in case.nodes})
+    # One item per key: two nodes of the same text are one question.
+    items = {}
+    for node in nodes:
+        prompt, tools = data.prompts[data.node_prompt[node]]
+        items[keys[node]] = Item(prompt, tools, data.responses[node])
+    return items
+
+
+def _pair_item(data: EvaluationSet, first: int, second: int) -> PairItem:
+    prompt, tools = data.prompts[data.node_prompt[first]]
+    return PairItem(prompt, tools, data.responses[first], data.responses[second])
+
+
+def _ratings(answers: Sequence[_Answer | None], card: ModelCard) -> tuple[Floats, dict[str, Floats]]:
     """Return the score and the predicted attributes of every node. each [R]."""
-    score = np.full(count, np.nan)
-    attributes = {name: np.full(count, np.nan) for name in card.attributes}
-    for node, answer in answers.items():
+    score = np.full(len(answers), np.nan)
+    attributes = {name: np.full(len(answers), np.nan) for name in card.attributes}
+    for node, answer in enumerate(answers):
         if isinstance(answer, Rating):
             score[node] = np.nan if answer.reward is None else answer.reward / card.temperature
             for name, column in attributes.items():
@@ -261,6 +271,7 @@ def _mean_logits(count: int, pairs: Sequence[_Pair], logits: Mapping[_Pair, floa
     """Return the mean logit of every node against the nodes that it was compared with. [R]."""
     table = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
     values = np.asarray([logits[pair] for pair in pairs])
+    # A refusal says nothing about the other response: its comparisons are left out, not counted as 0.
     known = np.isfinite(values)
     (first, second), values = table[known].T, values[known]
     total = np.bincount(first, values, count) - np.bincount(second, values, count)
@@ -305,6 +316,7 @@ def _arranged(
 
 def _response_keys(data: EvaluationSet) -> list[str]:
     """Return a content hash of every response with its prompt, so that answers are found again in any order."""
+    # By content and not by number: the file may be sorted anew, or grow, between two runs.
     prompts = [hashlib.sha256(_canonical(prompt)).digest() for prompt in data.prompts]
     return [
         hashlib.sha256(prompts[prompt] + _canonical(response)).hexdigest()[:24]

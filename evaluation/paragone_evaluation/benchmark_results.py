@@ -74,6 +74,35 @@ def _rewardbench(data: EvaluationSet, judged: Judged, clusters: Clustering) -> d
 
 
 def _rewardbench2(data: EvaluationSet, answers: Answers, clusters: Clustering) -> dict[str, Any]:
+    results, prompts = _rewardbench2_results(data, answers, clusters)
+    scored, draws = {}, {}
+    # All subsets see the same resamples, so that their mean can be taken resample by resample.
+    for subset, rows in sorted(results.items()):
+        column = np.asarray([[result, 1.0] for result, _ in rows])
+        total, drawn = clusters.resampler.totals(column, [cluster for _, cluster in rows])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            draws[subset] = drawn[:, 0] / drawn[:, 1]
+        scored[subset] = estimate(float(total[0] / total[1]), draws[subset], clusters=clusters.count)
+    section: dict[str, Any] = {"scores": scored}
+    # A number counts where both of its prompts were answered: the score compares one with the other.
+    numbers = {prompt.number for prompt in prompts if prompt.tied} & {p.number for p in prompts if not p.tied}
+    if numbers:
+        ties = ties_score(prompts)
+        # Resampled by number: its two prompts belong together, and no question ties it to another number.
+        draws["Ties"] = _drawn_ties(prompts, sorted(numbers), clusters.resampler)
+        scored["Ties"] = estimate(ties.score, draws["Ties"], clusters=len(numbers))
+        section["ties"] = asdict(ties)
+    if len(scored) == 6:  # all subsets are there
+        overall = float(np.mean([score.value for score in scored.values()]))
+        drawn = np.mean([draws[subset] for subset in scored], axis=0)
+        scored["Overall"] = estimate(overall, drawn, clusters=clusters.count)
+    return section
+
+
+def _rewardbench2_results(
+    data: EvaluationSet, answers: Answers, clusters: Clustering
+) -> tuple[dict[str, list[tuple[float, int]]], list[TiesPrompt]]:
+    """Return result and cluster of every prompt by subset, and the prompts of Ties, which are scored together."""
     results: dict[str, list[tuple[float, int]]] = {}
     prompts = []
     for number, case in enumerate(data.cases):
@@ -88,27 +117,7 @@ def _rewardbench2(data: EvaluationSet, answers: Answers, clusters: Clustering) -
         else:
             cluster = int(clusters.prompt_cluster[case.prompt])
             results.setdefault(subset, []).append((best_of_k_result(scores), cluster))
-    scored, draws = {}, {}
-    # All subsets see the same resamples, so that their mean can be taken resample by resample.
-    for subset, rows in sorted(results.items()):
-        column = np.asarray([[result, 1.0] for result, _ in rows])
-        total, drawn = clusters.resampler.totals(column, [cluster for _, cluster in rows])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            draws[subset] = drawn[:, 0] / drawn[:, 1]
-        scored[subset] = estimate(float(total[0] / total[1]), draws[subset], clusters=clusters.count)
-    section: dict[str, Any] = {"scores": scored}
-    # A number counts where both of its prompts were answered: the score compares one with the other.
-    numbers = {prompt.number for prompt in prompts if prompt.tied} & {p.number for p in prompts if not p.tied}
-    if numbers:
-        ties = ties_score(prompts)
-        draws["Ties"] = _drawn_ties(prompts, sorted(numbers), clusters.resampler)
-        scored["Ties"] = estimate(ties.score, draws["Ties"], clusters=len(numbers))
-        section["ties"] = asdict(ties)
-    if len(scored) == 6:
-        overall = float(np.mean([score.value for score in scored.values()]))
-        drawn = np.mean([draws[subset] for subset in scored], axis=0)
-        scored["Overall"] = estimate(overall, drawn, clusters=clusters.count)
-    return section
+    return results, prompts
 
 
 def _drawn_ties(prompts: list[TiesPrompt], numbers: list[str], resampler: Resampler) -> Floats:

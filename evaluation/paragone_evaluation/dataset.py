@@ -26,8 +26,6 @@ class LeftOut:
     """Rows that are in no measure, and why.
 
     Attributes:
-        reason: in words.
-        count: rows.
         lines: numbers of the first few of them in the file; empty where the model left them out.
     """
 
@@ -41,7 +39,6 @@ class Case:
     """One row of the file, or for ratings one prompt with all of its rows.
 
     Attributes:
-        id: as in the file.
         line: where it is in the file.
         prompt: number of its prompt.
         nodes: numbers of its responses. K
@@ -66,16 +63,12 @@ class EvaluationSet:
     """A file, read. P prompts, R nodes, J judgements.
 
     Attributes:
-        path: the file.
-        sha256: of its bytes.
-        layout: the one that was read.
+        sha256: of the file's bytes.
         split: the split that was read, or None for all rows.
         prompts: prompt and tools of each. P
         questions: name of each prompt's question; prompts of one question are about the same thing. P
-        responses: R
         node_prompt: number of each node's prompt. [R]
         node_length: in characters. [R]
-        cases: rows.
         case: number of each judgement's case. [J]
         first: node whose win was judged. [J]
         second: node it was compared with. [J]
@@ -154,9 +147,7 @@ class SetBuilder:
         """Return the number of a prompt, a new one where it was not seen before.
 
         Args:
-            prompt: a text or messages.
             question: name of what it is about; the prompt is its own question if None.
-            tools: that were on offer.
         """
         key = _key(prompt) if not tools else f"{_key(prompt)}\n{_key(tools)}"
         number = self._prompts.setdefault(key, len(self._prompt_texts))
@@ -167,12 +158,7 @@ class SetBuilder:
         return number
 
     def node(self, prompt: int, response: ResponseText) -> int:
-        """Return the number of a response to a prompt, a new one where it was not seen before.
-
-        Args:
-            prompt: number of the prompt.
-            response: a text, a message or messages.
-        """
+        """Return the number of a response to a prompt, a new one where it was not seen before."""
         number = self._nodes.setdefault((prompt, _key(response)), len(self._responses))
         if number == len(self._responses):
             self._responses.append(response)
@@ -180,15 +166,7 @@ class SetBuilder:
         return number
 
     def judge(self, case: int, first: int, second: int, outcome: float, strength: float = float("nan")) -> None:
-        """Add a judgement between two nodes of a case.
-
-        Args:
-            case: number of the case.
-            first: node whose win was judged.
-            second: node it was compared with.
-            outcome: 1, 0 or ½.
-            strength: −3 … 3, NaN where unknown.
-        """
+        """Add a judgement between two nodes of a case; ``EvaluationSet`` says what the values mean."""
         self._judgements.append((case, first, second, outcome, strength))
 
     def built(
@@ -229,9 +207,6 @@ class SetBuilder:
 
 def text_length(response: ResponseText) -> int:
     """Return the characters of a response: its text, or the text contents of its messages.
-
-    Args:
-        response: a text, a message or messages.
 
     >>> text_length("three"), text_length({"role": "assistant", "content": "four"})
     (5, 4)

@@ -16,7 +16,7 @@ from paragone_evaluation.errors import DataError, EvaluationError
 from paragone_evaluation.evaluation import default_folder, evaluate_models, progress_bar
 from paragone_evaluation.readers import LAYOUTS, read_evaluation_set
 from paragone_evaluation.results import MeasureSettings, plain
-from paragone_evaluation.results_report import print_results, print_temperature
+from paragone_evaluation.results_table import print_results, print_temperature
 from paragone_evaluation.scorers import Scorer, ServiceScorer
 from paragone_evaluation.temperature import check_preferences, fitted_temperature
 from paragone_models.spec import Bos, Head
@@ -158,6 +158,7 @@ def calibrate(
     if url is not None and output is not None:
         raise typer.BadParameter("--output is for a model loaded here: what a service hosts is not ours to copy")
     settings = MeasureSettings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
+    # Said before a model is loaded and asked for minutes.
     if url is None and output is None and not (Path(model or "").expanduser() / "paragone.json").is_file():
         raise EvaluationError(f"{model} is no folder of this machine that could be changed: give --output FOLDER")
     data = read_evaluation_set(
@@ -175,6 +176,7 @@ def calibrate(
             local = _load(model or "", {**options, "bos": bos, "head": head})
         scorer = local or _service(url or "", model, api_key, opened)
         check_preferences(data, scorer.card)
+        # Nothing is kept: a temperature is fitted once, and its answers are of no other use.
         scratch = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         store = opened.enter_context(AnswerStore(scratch / "answers.jsonl", scorer.card))
         with progress_bar(Console(stderr=True), f"asking {scorer.card.name}") as progress:
@@ -242,6 +244,7 @@ def _other(against: str, options: dict[str, Any], api_key: str | None, opened: E
 
 def _command(name: str) -> str:
     """Return what was typed, without a key."""
+    # The command goes into the report, which people pass on.
     words, hidden = [], False
     for word in sys.argv[1:]:
         words.append("…" if hidden else "--api-key=…" if word.startswith("--api-key=") else word)

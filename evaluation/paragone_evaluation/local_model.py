@@ -106,6 +106,7 @@ class LocalScorer:
         keys = [(repr((item.prompt, item.tools)), repr(item.response)) for item in items]
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._known}
         readings = self._reader.read([conversation(item.prompt, item.response, item.tools) for item in new.values()])
+        # What the model cannot read is refused alone; the rest of the batch goes on.
         readable = []
         for key, reading in zip(new, readings, strict=True):
             if isinstance(reading, TextError):

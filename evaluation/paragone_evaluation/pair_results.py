@@ -137,7 +137,7 @@ def judged_pairs(data: EvaluationSet, answers: Answers, clusters: Clustering, *,
         EvaluationError: if people decided none of them.
     """
     rows = np.flatnonzero(answers.answered if only is None else only)
-    prompt = data.node_prompt[data.first[rows]]
+    prompt = data.node_prompt[data.first[rows]]  # both responses of a pair are to one prompt
     outcome = data.outcome[rows]
     if not (outcome != 0.5).any():
         raise EvaluationError(f"none of the {len(rows)} pairs of {data.path} that were answered is decided")
@@ -214,7 +214,7 @@ def probability_section(judged: Judged, resampler: Resampler, *, bins: int, seed
         "before": scored(judged.logit),
         "after": None,
         "uninformed_nll": np.log(2),
-        "uninformed_brier": 0.25 * judged.decided.mean(),
+        "uninformed_brier": 0.25 * judged.decided.mean(),  # a tie is met exactly by ½
     }
     try:
         factor = fit_temperature(judged.logit, judged.outcome)
@@ -234,7 +234,7 @@ def strength_section(judged: Judged, resampler: Resampler) -> dict[str, Any] | N
     if not known.any():
         return None
     logit, strength, cluster = judged.logit[known], judged.strength[known], judged.cluster[known]
-    sided = strength != 0
+    sided = strength != 0  # a tie is neither a strong nor a slight preference
     return {
         "pearson": pearson_estimate(logit, strength, cluster, resampler),
         "spearman": pearson_estimate(rankdata(logit), rankdata(strength), cluster, resampler),

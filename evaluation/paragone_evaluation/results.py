@@ -108,6 +108,7 @@ def summarise(
     card = answers.card
     clusters = clustering(data, settings.cluster, resamples=settings.resamples, seed=settings.seed)
     ratings_alone = check_comparable(data, card, None if against is None else against.card)
+    # Every section is there, if only as null: readers of results.json find the same names in each file.
     measures: dict[str, Any] = {**dict.fromkeys(_PREFERENCE_SECTIONS), "subsets": []}
     measures["attributes"] = _attribute_rows(data, answers, clusters)
     left_out = [dataclasses.asdict(row) for row in data.left_out]
@@ -138,23 +139,27 @@ def summarise(
         judged_count, notes = len(judged.logit), _notes(data, card, len(judged.logit))
         left_out += _unanswered(data, answers, against)
     return {
-        "data": {
-            "path": data.path,
-            "sha256": data.sha256,
-            "layout": data.layout,
-            "split": data.split,
-            "cases": len(data.cases),
-            "prompts": len(data.prompts),
-            "responses": len(data.responses),
-            "judgements": len(data.outcome),
-            "answered": judged_count,
-        },
+        "data": _about(data, judged_count),
         "model": dataclasses.asdict(card),
         "settings": {**dataclasses.asdict(settings), "cluster": clusters.by, "clusters": clusters.count},
         "left_out": left_out,
         "notes": [*notes, *data.notes, *clusters.notes],
         "measures": measures,
         "comparison": None if against is None else _comparison(data, answers, against, clusters),
+    }
+
+
+def _about(data: EvaluationSet, answered: int) -> dict[str, Any]:
+    return {
+        "path": data.path,
+        "sha256": data.sha256,
+        "layout": data.layout,
+        "split": data.split,
+        "cases": len(data.cases),
+        "prompts": len(data.prompts),
+        "responses": len(data.responses),
+        "judgements": len(data.outcome),
+        "answered": answered,
     }
 
 
@@ -211,6 +216,7 @@ def _group_section(data: EvaluationSet, answers: Answers, clusters: Clustering) 
 
 def _best_of_n(groups: list[tuple[Floats, Floats]]) -> dict[str, list[float]]:
     """Return the mean human score of best-of-n by the model, by people and at random, up to the smallest group."""
+    # Up to the smallest group: each point is a mean over all groups.
     most = min(len(scores) for scores, _ in groups)
     sizes = np.arange(1, most + 1)
     return {

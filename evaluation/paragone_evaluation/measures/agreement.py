@@ -23,6 +23,7 @@ def pearson(first: ArrayLike, second: ArrayLike) -> float:
     one, two = columns(first=first, second=second)
     if len(one) < 2 or np.ptp(one) == 0 or np.ptp(two) == 0:
         return float("nan")
+    # Centred before the products, not after: large means would eat the digits.
     one, two = one - one.mean(), two - two.mean()
     return float((one @ two) / np.sqrt((one @ one) * (two @ two)))
 

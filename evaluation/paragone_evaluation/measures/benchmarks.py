@@ -166,10 +166,12 @@ def ties_score(prompts: Sequence[TiesPrompt], *, weight: Mapping[str, float] | N
     spread = np.asarray([tied[number].spread for number in both])
     gap_tied = np.asarray([tied[number].gap for number in both])
     least = np.minimum(gap_tied, [reference[number].gap for number in both])
+    # Without any spread the margin is 1 where the gap is positive, and by their code 0 where both are 0.
     with np.errstate(divide="ignore", invalid="ignore"):
         margin = np.nan_to_num(np.tanh(least / spread - 1.0), nan=0.0)
 
     def right(side: Mapping[str, TiesPrompt]) -> float:
+        # Prompts that lost their partner count here, and nowhere else.
         here = [times[number] for number in side]
         return float(np.average([prompt.gap > 0 for prompt in side.values()], weights=here))
 

@@ -59,11 +59,14 @@ class Resampler:
             raise ValueError(f"{clusters} clusters and {resamples} resamples: there must be at least one of each")
         self.clusters = clusters
         self.resamples = resamples
+        # How often each resample drew each cluster is all that a measure needs, and it is drawn once: two models, or
+        # two measures, that see the same resamples can be compared.
         draw = np.random.default_rng(seed)
         rows = max(1, _CELLS // clusters)
         parts = []
         for start in range(0, resamples, rows):
             size = min(rows, resamples - start)
+            # One bincount for many resamples: each counts in a range of its own.
             drawn = draw.integers(0, clusters, size=(size, clusters)) + np.arange(size)[:, None] * clusters
             counts = np.bincount(drawn.ravel(), minlength=size * clusters).reshape(size, clusters)
             parts.append(counts.astype(np.float32))
@@ -88,6 +91,8 @@ class Resampler:
         if len(where) and not 0 <= where.min() <= where.max() < self.clusters:
             raise ValueError(f"cluster numbers must lie in [0, {self.clusters})")
         per_cluster = np.stack([np.bincount(where, column, self.clusters) for column in table.T], axis=1)
+        # Counts are small whole numbers, which float32 holds exactly. Products are rounded in it, so it is used only
+        # where there are so many clusters that their time shows.
         resampled = self.counts @ per_cluster.astype(np.float32) if self.clusters > 512 else self.counts @ per_cluster
         return table.sum(axis=0), np.asarray(resampled, dtype=np.float64)
 
@@ -128,6 +133,7 @@ def estimate(value: float, resampled: ArrayLike, *, clusters: int) -> Estimate:
     """
     drawn = np.asarray(resampled, dtype=np.float64)
     drawn = drawn[np.isfinite(drawn)]
+    # One cluster gives B times the same resample: an interval of width 0 that claims to know everything.
     if clusters < 2 or len(drawn) == 0 or not np.isfinite(value):
         return Estimate(value, float("nan"), float("nan"))
     low, high = np.percentile(drawn, (2.5, 97.5))
@@ -164,6 +170,7 @@ def pearson_estimate(first: ArrayLike, second: ArrayLike, cluster: ArrayLike, re
         ValueError: if the lengths differ or a value is not finite.
     """
     one, two = columns(first=first, second=second)
+    # Standardised first: sums of squares of large numbers would lose the digits that a correlation is made of.
     x, y = _standard(one), _standard(two)
     _, sums = resampler.totals(np.column_stack([np.ones_like(x), x, y, x * x, y * y, x * y]), cluster)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -189,6 +196,7 @@ def auc_estimate(value: ArrayLike, positive: ArrayLike, cluster: ArrayLike, resa
     found = auc(values[is_positive == 1.0], values[is_positive == 0.0])
     if not len(values):
         return estimate(found, [], clusters=resampler.clusters)
+    # Rows of one value stand together and count as one step, which is how ties get their half.
     order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], np.diff(values[order]) > 0]))
     drawn = _auc_of_clusters if resampler.clusters <= _FEW else _auc_of_rows
@@ -241,6 +249,7 @@ def rating_estimates(
         ValueError: if the lengths differ, a value is not finite, or a cluster number is out of range.
     """
     ours, theirs = columns(predicted=predicted, rated=rated)
+    # Each resample has a variance of its own, from its sums of squares; centred values keep their digits in them.
     centred = theirs - theirs.mean() if len(theirs) else theirs
     table = np.column_stack([np.ones_like(ours), (ours - theirs) ** 2, centred, centred**2])
     _, sums = resampler.totals(table, cluster)

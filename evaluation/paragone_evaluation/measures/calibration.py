@@ -84,6 +84,7 @@ def confidence_bin(confidences: ArrayLike, *, bins: int = 10) -> Ints:
         raise ValueError(f"bins is {bins}; there must be at least 1")
     if len(sure) and (sure.min() < 0.5 or sure.max() > 1.0):
         raise ValueError("a confidence is the larger of p and 1 − p and lies in [½, 1]")
+    # Searched among the edges themselves: a division by the width would round a confidence on an edge to either side.
     edges = np.linspace(0.5, 1.0, bins + 1)
     return np.asarray(np.clip(np.searchsorted(edges, sure, side="right") - 1, 0, bins - 1), dtype=np.int64)
 
@@ -169,6 +170,7 @@ def fit_temperature(logit: ArrayLike, outcome: ArrayLike, *, weight: ArrayLike |
     scale = float(np.abs(logits).max(initial=0.0))
     if scale == 0.0:
         raise CalibrationError("every logit is 0: there is nothing that a temperature could scale")
+    # The root is looked for in units of the largest logit, so that models of any scale begin within reach of it.
     unit = logits / scale
 
     def slope(inverse: float) -> float:
@@ -184,6 +186,7 @@ def fit_temperature(logit: ArrayLike, outcome: ArrayLike, *, weight: ArrayLike |
         raise CalibrationError(
             "the model is never wrong on these pairs: the best temperature would be 0. Use more pairs"
         )
+    # The slope grows with k and ends above 0, so there is one root, and quadrupling comes past it.
     upper = 1.0
     while slope(upper) <= 0.0:
         upper *= 4.0

@@ -19,6 +19,7 @@ def columns(**arrays: ArrayLike) -> tuple[Floats, ...]:
     Raises:
         ValueError: if one is not one-dimensional, the lengths differ, or a value is NaN or infinite.
     """
+    # Nothing is broadcast: a scalar in the place of a column would give a plausible number.
     made = {name: np.asarray(values, dtype=np.float64) for name, values in arrays.items()}
     for name, values in made.items():
         if values.ndim != 1:

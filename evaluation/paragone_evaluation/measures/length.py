@@ -83,7 +83,7 @@ def within_prompt_spearman(score: ArrayLike, length: ArrayLike, prompt: ArrayLik
     """
     scores, lengths, prompts = columns(score=score, length=length, prompt=prompt)
     order: Ints = np.argsort(prompts, kind="stable")
-    starts = np.flatnonzero(np.diff(prompts[order], prepend=-1.0))
+    starts = np.flatnonzero(np.diff(prompts[order], prepend=-1.0))  # prompts are numbered from 0
     found = [
         spearman(scores[rows], lengths[rows]) for rows in np.split(order, starts[1:]) if len(rows) >= max(at_least, 2)
     ]
@@ -140,6 +140,7 @@ def length_models(
 
 def _logistic(features: Floats, chosen: Floats) -> tuple[Floats, float]:
     """Return coefficients and mean NLL of a logistic regression by Newton's method, columns scaled to unit size."""
+    # Newton's steps do not depend on the scale, but the conditioning of the curvature does.
     scale = np.maximum(np.abs(features).max(axis=0), 1e-300)
     table = features / scale
     beta = np.zeros(table.shape[1])
@@ -153,7 +154,9 @@ def _logistic(features: Floats, chosen: Floats) -> tuple[Floats, float]:
         probabilities = expit(table @ beta)
         gradient = table.T @ (probabilities - chosen) / len(chosen)
         curvature = (table * (probabilities * (1.0 - probabilities))[:, None]).T @ table / len(chosen)
+        # Least squares and not a solve: a column of zeros, or two that are the same, make the curvature singular.
         step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
+        # Halved until it does not climb: far from the optimum a full step overshoots.
         size = 1.0
         while (after := loss(beta - size * step)) > value and size > 1e-8:
             size /= 2.0
@@ -162,5 +165,6 @@ def _logistic(features: Floats, chosen: Floats) -> tuple[Floats, float]:
         beta, gained, value = beta - size * step, value - after, after
         if np.abs(gradient).max() < 1e-13 or (gained <= 0.0 and np.abs(gradient).max() < 1e-10):
             break
+    # Where a line separates the choices, coefficients grow without end: their value is only when the loop stopped.
     separable = value < 1e-6 or not np.isfinite(beta).all()
     return (np.full_like(beta, np.nan) if separable else beta / scale), value

@@ -57,6 +57,7 @@ def compare_models(
     if not decided.any():
         raise ValueError("no pair is decided: two models cannot be compared on ties")
     right, other = credit(one, judged)[decided], credit(two, judged)[decided]
+    # One column of differences, resampled: what is hard for both models cancels, which two intervals could not do.
     total, drawn = resampler.totals(np.column_stack([right - other, np.ones(len(right))]), where[decided])
     with np.errstate(invalid="ignore", divide="ignore"):
         gains = drawn[:, 0] / drawn[:, 1]

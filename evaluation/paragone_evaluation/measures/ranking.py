@@ -60,6 +60,7 @@ def best_of_n(score: ArrayLike, human: ArrayLike) -> Floats:
         ValueError: if the lengths differ or a value is not finite.
     """
     scores, judged = columns(score=score, human=human)
+    # Blocks of tied responses, best first; each place of a block gets the block's mean, as if ties broke at random.
     _, block = np.unique(-scores, return_inverse=True)
     means = np.bincount(block, judged) / np.bincount(block)
     return np.asarray(_picked(len(scores)) @ means[np.sort(block)])
@@ -151,6 +152,7 @@ def triads(preference: ArrayLike, first: ArrayLike, second: ArrayLike, group: Ar
     order: Ints = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-np.inf))
     closed = cyclic = 0
+    # One small matrix per prompt: responses to different prompts are never compared.
     for rows in np.split(order, starts[1:]):
         if len(rows) < 3:
             continue
@@ -159,6 +161,8 @@ def triads(preference: ArrayLike, first: ArrayLike, second: ArrayLike, group: Ar
         np.add.at(net, (where[: len(rows)], where[len(rows) :]), signs[rows])
         beats = ((net - net.T) > 0).astype(np.float64)
         either = beats + beats.T
+        # A product of matrices counts paths: of three steps back to the start, each triangle six times without
+        # directions, and each cycle three times with them.
         closed += round(float(((either @ either) * either).sum()) / 6)
         cyclic += round(float(((beats @ beats) * beats.T).sum()) / 3)
     return Triads(closed, cyclic)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["counted", "interval", "lines", "number", "percent", "points"]
+__all__ = ["counted", "estimate_row", "interval", "lines", "number", "percent", "points"]
 
 _UNKNOWN = "–"
 
@@ -48,7 +48,6 @@ def interval(estimate: Mapping[str, Any] | None, *, scale: str = "number") -> st
     """Return the ends of an estimate's interval, or nothing where there are none.
 
     Args:
-        estimate: with ``low`` and ``high``.
         scale: ``percent`` (in percent, without the sign), ``points`` or ``number``.
     """
     if estimate is None or estimate["low"] is None or estimate["high"] is None:
@@ -61,11 +60,20 @@ def interval(estimate: Mapping[str, Any] | None, *, scale: str = "number") -> st
     return f"{number(low)} … {number(high)}" if min(low, high) < 0 else f"{number(low)} – {number(high)}"
 
 
-def lines(row: Mapping[str, Any]) -> str:
-    """Return the lines of what was left out, with an ellipsis where these are only the first of them.
+def estimate_row(
+    name: str, estimate: Mapping[str, Any] | None, remark: str = "", *, scale: str = "percent"
+) -> list[str]:
+    """Return the cells of an estimate's row: name, value, interval and remark.
 
     Args:
-        row: with ``count`` and ``lines``.
+        scale: as in ``interval``.
+    """
+    show = {"percent": percent, "points": points, "number": number}[scale]
+    return [name, show(None if estimate is None else estimate["value"]), interval(estimate, scale=scale), remark]
+
+
+def lines(row: Mapping[str, Any]) -> str:
+    """Return the lines of what was left out, with an ellipsis where these are only the first of them.
 
     >>> lines({"count": 3, "lines": [4, 9]})
     '4, 9 …'

@@ -54,14 +54,7 @@ def _evaluation_charts(metrics: Sequence[_Values]) -> list[Figure]:
     evaluated = [(row["iteration"], row["evaluation"]) for row in metrics if row.get("evaluation")]
     if not evaluated:
         return []
-    rates: dict[str, _Points] = {}
-    for name in ("oracle", "judge"):
-        rows = [(number, row[name]) for number, row in evaluated if row.get(name, {}).get("win_rate") is not None]
-        if rows:
-            # The initial policy against itself: a coin.
-            rates[name] = [(0, 0.5), *((number, row["win_rate"]) for number, row in rows)]
-            rates[f"{name}, lengths alike"] = [(0, 0.5), *((number, row["controlled"]) for number, row in rows)]
-    charts = [_chart("win rate against the initial policy", rates, include=(0.5,))]
+    charts = [_chart("win rate against the initial policy", _win_rates(evaluated), include=(0.5,))]
     first = evaluated[0][1]["initial"]
     for name, title in (("tokens", "tokens a response"), ("characters", "characters a response")):
         charts.append(_chart(title, {"": [(0, first[name]), *((n, row["iterate"][name]) for n, row in evaluated)]}))
@@ -70,6 +63,17 @@ def _evaluation_charts(metrics: Sequence[_Values]) -> list[Figure]:
         if points:
             charts.append(_chart(title, {"": [(0, 0.0), *points] if name == "kl_to_initial" else points}))
     return [chart for chart in charts if chart is not None]
+
+
+def _win_rates(evaluated: Sequence[tuple[int, _Values]]) -> dict[str, _Points]:
+    rates: dict[str, _Points] = {}
+    for name in ("oracle", "judge"):
+        rows = [(number, row[name]) for number, row in evaluated if row.get(name, {}).get("win_rate") is not None]
+        if rows:
+            # The initial policy against itself: a coin.
+            rates[name] = [(0, 0.5), *((number, row["win_rate"]) for number, row in rows)]
+            rates[f"{name}, lengths alike"] = [(0, 0.5), *((number, row["controlled"]) for number, row in rows)]
+    return rates
 
 
 def _training_charts(folder: Path) -> list[Figure]:

@@ -1,13 +1,11 @@
-"""The results of an evaluation for people: a table on the terminal and one page, both from ``results.json``."""
+"""The page of an evaluation: what ``results.json`` holds, for people, section by section.
+
+Each function returns one section, or None where the file has nothing to say about it.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as TerminalTable
-
-from paragone_evaluation.pair_results import FEW_CLUSTERS
 from paragone_evaluation.report import (
     Card,
     Figure,
@@ -19,16 +17,16 @@ from paragone_evaluation.report import (
     render_page,
     unbroken,
 )
-from paragone_evaluation.report.words import counted, interval, lines, number, percent, points
+from paragone_evaluation.report.words import counted, estimate_row, interval, lines, number, percent, points
+from paragone_evaluation.results_table import verdict
 from paragone_evaluation.scorers import SCALAR_KINDS
 
-__all__ = ["page_of_results", "print_results", "print_temperature"]
+__all__ = ["page_of_results"]
 
 _Values = Mapping[str, Any]
 
 _HEAD = ("", "value", "95 % interval", "")
 _MOST_CARDS = 4
-_MOST_SUBSETS = 40
 
 
 def page_of_results(results: _Values) -> str:
@@ -121,13 +119,8 @@ def _rating_cards(rows: Sequence[_Values]) -> list[Card]:
 
 
 def _row(name: str, estimate: _Values | None, *, scale: str = "percent", remark: str = "") -> list[str]:
-    name, value, span, remark = _plain_row(name, estimate, remark, scale=scale)
+    name, value, span, remark = estimate_row(name, estimate, remark, scale=scale)
     return [name, value, unbroken(span), remark]
-
-
-def _plain_row(name: str, estimate: _Values | None, remark: str = "", *, scale: str = "percent") -> list[str]:
-    show = {"percent": percent, "points": points, "number": number}[scale]
-    return [name, show(None if estimate is None else estimate["value"]), interval(estimate, scale=scale), remark]
 
 
 def _calibration(measures: _Values) -> Section:
@@ -378,26 +371,10 @@ def _comparison(comparison: _Values | None, name: str, settings: _Values) -> Sec
     ]
     return Section(
         f"Against {other}",
-        f"{_verdict(comparison, name, settings)} The same {comparison['pairs']} pairs and the same resamples for both; "
+        f"{verdict(comparison, name, settings)} The same {comparison['pairs']} pairs and the same resamples for both; "
         f"fingerprint of the other {comparison['model']['fingerprint']}.",
         tables=[Table(_HEAD, rows, (1,))],
     )
-
-
-def _verdict(comparison: _Values, name: str, settings: _Values) -> str:
-    """Return what a paired comparison says about the accuracies of two models, in one sentence."""
-    gain = comparison["accuracy_difference"]
-    if gain["low"] is None:
-        return "There is no interval, so nothing can be said about noise."
-    if settings["clusters"] < FEW_CLUSTERS:
-        return (
-            f"From {settings['clusters']} {settings['cluster']}s no interval can tell a difference from noise: these "
-            "are numbers to look at, not a verdict."
-        )
-    if gain["low"] > 0 or gain["high"] < 0:
-        better = name if gain["value"] > 0 else comparison["model"]["name"]
-        return f"{better} has the higher accuracy; the interval of the difference excludes 0."
-    return "The difference in accuracy is inside the noise: its interval holds 0."
 
 
 def _subsets(rows: Sequence[_Values], level: float | None) -> Section | None:
@@ -452,144 +429,3 @@ def _provenance(results: _Values) -> Section:
         ("made", results.get("made", "–")),
     ]
     return Section("How these numbers were made", code=results.get("command") or "", tables=[Table(("", ""), rows)])
-
-
-def print_results(results: _Values, console: Console) -> None:
-    """Print the main measures, the benchmark's scores, the comparison, the subsets and the notes."""
-    model, measures = results["model"], results["measures"]
-    title = f"[bold]{escape(model['name'])}[/bold] ({escape(model['kind'])}) on {escape(results['data']['path'])}"
-    console.print(title, soft_wrap=True)
-    if measures["accuracy"]:
-        console.print(_terminal_table(("measure", ">value", "95 % interval", ""), _main_rows(measures)))
-    if measures["attributes"]:
-        names = ("root_mean_squared_error", "determination", "pearson", "spearman")
-        head = [cell for name in ("RMSE", "R²", "Pearson", "Spearman") for cell in (f">{name}", "95 % interval")]
-        rows = [
-            [
-                row["name"],
-                str(row["responses"]),
-                *(cell for name in names for cell in (number(row[name]["value"]), interval(row[name]))),
-            ]
-            for row in measures["attributes"]
-        ]
-        console.print(_terminal_table(("attribute", ">rated", *head), rows))
-    if measures["benchmark"]:
-        console.print(f"[italic]{measures['benchmark']['name']}[/italic]")
-        rows = [
-            [name, percent(score["value"], digits=2), interval(score, scale="percent")]
-            for name, score in measures["benchmark"]["scores"].items()
-        ]
-        console.print(_terminal_table(("section", ">score", "95 % interval"), rows))
-    if results["comparison"]:
-        _print_comparison(results["comparison"], model["name"], results["settings"], console)
-    if measures["subsets"]:
-        _print_subsets(measures["subsets"], console)
-    for row in results["left_out"]:
-        where = f" (line{'s' if row['count'] > 1 else ''} {lines(row)})" if row["lines"] else ""
-        console.print(f"[dim]left out: {row['count']} × {escape(row['reason'])}{where}[/dim]", soft_wrap=True)
-    for note in results["notes"]:
-        console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
-
-
-def print_temperature(record: _Values, console: Console) -> None:
-    """Print a fitted temperature and what it makes of the probabilities.
-
-    Args:
-        record: of ``temperature.fitted_temperature``, as plain values.
-    """
-    fitted = record["temperature"]
-    rows = [["temperature", f"{record['temperature_before']:.4g}", "", f"{fitted['value']:.4g}", interval(fitted)]]
-    for title, name in (("NLL", "nll"), ("Brier", "brier"), (f"ECE ({record['bins']} bins)", "ece")):
-        before, after = record["before"][name], record["after"][name]
-        rows.append([title, number(before["value"]), interval(before), number(after["value"]), interval(after)])
-    console.print(_terminal_table(("", ">before", "95 % interval", ">after", "95 % interval"), rows))
-    console.print(
-        f"{record['pairs']} pairs, {record['clusters']} {record['cluster']}s; “after” is cross-fitted by cluster.",
-        style="dim",
-    )
-    for note in record["notes"]:
-        console.print(f"note: {note}", markup=False)
-
-
-def _terminal_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> TerminalTable:
-    """Return a table; columns whose title starts with > are aligned on the right."""
-    table = TerminalTable(box=None, pad_edge=False, header_style="dim")
-    for title in head:
-        right = title.startswith(">")
-        # Names of subsets are whatever the file says, at any length.
-        table.add_column(title.removeprefix(">"), justify="right" if right else "left", max_width=60)
-    for row in rows:
-        # The last column of main measures is a remark; everything else is text of its own right.
-        cells = [escape(cell) for cell in row]
-        table.add_row(*cells[:-1], f"[dim]{cells[-1]}[/dim]" if head[-1] == "" else cells[-1])
-    return table
-
-
-def _main_rows(measures: _Values) -> list[list[str]]:
-    accuracy, chances, length = measures["accuracy"], measures["probabilities"], measures["length"]
-    decided = counted(accuracy["decided"], "decided pair")
-    rows = [_plain_row("accuracy", accuracy["strict"], f"{decided}; a tie of the model is wrong")]
-    if accuracy["model_ties"]:
-        rows.append(
-            _plain_row("  ties worth ½", accuracy["half_credit"], f"{accuracy['model_ties']} ties of the model")
-        )
-        rows.append(_plain_row("  ties dropped", accuracy["dropped"]))
-    if length["baseline"]:
-        rows.append(_plain_row("length-only baseline", length["baseline"], "prefers the longer response"))
-    rows.append(_plain_row("  gain over length", length["gain"], "points", scale="points"))
-    if length["matched"]:
-        matched = f"{counted(length['matched_pairs'], 'pair')} within 15 %"
-        rows.append(_plain_row("  length-matched pairs", length["matched"], matched))
-    for name, key in (("NLL", "nll"), ("Brier", "brier"), (f"ECE ({chances['bins']} bins)", "ece")):
-        rows.append(_plain_row(name, chances["before"][key], "as it answers", scale="number"))
-        if chances["after"]:
-            rows.append(_plain_row("", chances["after"][key], "fitted temperature", scale="number"))
-    if measures["strength"]:
-        rows.append(_plain_row("Spearman with strength", measures["strength"]["spearman"], scale="number"))
-    if groups := measures["groups"]:
-        for name, key, remark, scale in (
-            ("Kendall τ", "tau", counted(groups["groups"], "group"), "number"),
-            ("favourite is people's", "top_one", f"at random {percent(groups['chance']['value'])}", "percent"),
-            ("regret", "regret", f"at random {number(groups['random_regret']['value'])}", "number"),
-        ):
-            if groups[key]:
-                rows.append(_plain_row(name, groups[key], remark, scale=scale))
-    if cycles := measures["transitivity"]:
-        remark = f"people {percent(cycles['human']['rate'])} of {cycles['human']['closed']}"
-        rows.append(["cyclic triads", percent(cycles["model"]["rate"]), "", remark])
-    if position := measures["position"]:
-        remark = "responses asked in both orders"
-        rows.append(_plain_row("same choice when swapped", position["swap_consistency"], remark))
-    return rows
-
-
-def _print_comparison(comparison: _Values, name: str, settings: _Values, console: Console) -> None:
-    other = comparison["model"]["name"]
-    title = f"{escape(name)} minus {escape(other)}, on the same {counted(comparison['pairs'], 'pair')}"
-    console.print(f"[italic]{title}[/italic]", soft_wrap=True)
-    rows = [
-        _plain_row("accuracy, points", comparison["accuracy_difference"], scale="points")[:3],
-        _plain_row("NLL", comparison["nll_difference"], scale="number")[:3],
-        _plain_row("Brier", comparison["brier_difference"], scale="number")[:3],
-    ]
-    console.print(_terminal_table(("measure", ">difference", "95 % interval"), rows))
-    console.print(escape(_verdict(comparison, name, settings)), soft_wrap=True, highlight=False)
-
-
-def _print_subsets(subsets: Sequence[_Values], console: Console) -> None:
-    rows = [
-        [
-            row["name"],
-            str(row["pairs"]),
-            percent(row["accuracy"]["value"]),
-            interval(row["accuracy"], scale="percent"),
-            percent(row["length_baseline"]),
-            number(row["nll"]["value"]),
-            interval(row["nll"]),
-        ]
-        for row in subsets[:_MOST_SUBSETS]
-    ]
-    head = ("subset", ">pairs", ">accuracy", "95 % interval", ">longer wins", ">NLL", "95 % interval")
-    console.print(_terminal_table(head, rows))
-    if len(subsets) > _MOST_SUBSETS:
-        console.print(f"… {len(subsets) - _MOST_SUBSETS} more in the report")
