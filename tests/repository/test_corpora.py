@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from tests.corpora import corpus, needs_corpora, script
+from tests.corpora import corpus, corpus_rows, needs_corpora, script
 
 fetch = script("fetch_corpora")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fetch_corpora.py"
@@ -149,9 +149,6 @@ def test_the_folder_holds_what_the_built_in_models_learned_from(name):
 
 @needs_corpora
 def test_policy_prompts_come_of_the_other_files():
-    groups, pairs = (
-        [json.loads(line) for line in corpus(name).read_text(encoding="utf-8").splitlines()]
-        for name in ("qa_groups", "convincing_pairs")
-    )
+    groups, pairs = corpus_rows("qa_groups"), corpus_rows("convincing_pairs")
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fetch.policy_prompts(groups, pairs))
     assert hashlib.sha256(text.encode()).hexdigest() == fetch.SHA256["policy_prompts.jsonl"]

@@ -15,7 +15,6 @@ from tests.training.policy.tiny_policy import LOSSES, recipe, tables
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "training" / "recipes" / "policy"
-PROMPTS = ROOT / "data" / "everyday_prompts.jsonl"
 SHIPPED = sorted(path for path in FOLDER.glob("*.toml") if path.stem != "mini-policy")
 
 
@@ -66,7 +65,8 @@ def test_methods_that_regress_single_responses_start_from_the_previous_policy(me
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_policy_recipe_loads_and_plans(path, tmp_path):
     fetched = "policy_prompts.jsonl" in path.read_text(encoding="utf-8")
-    data = stand_in(tmp_path, policy_prompts=PROMPTS) if fetched else None
+    rows = [{"prompt": f"What is {number}?"} for number in range(80)]
+    data = stand_in(tmp_path, policy_prompts=rows) if fetched else None
     plan = describe_plan(load_policy_recipe(path, data=data), offline=True)
     header = path.read_text(encoding="utf-8").split("[", 1)[0]
     assert all(f"# {word}" in header for word in ("Hardware", "Time", "Command", "Expected"))

@@ -26,7 +26,7 @@ from paragone_training.scratch.language import (
     train_language_model,
 )
 from paragone_training.scratch.pretraining import pretrain
-from tests.corpora import corpus, needs_corpora, script, stand_in
+from tests.corpora import corpus_rows, needs_corpora, script, stand_in
 
 ROOT = Path(__file__).parents[3]
 PROMPTS = ROOT / "data" / "everyday_prompts.jsonl"
@@ -150,16 +150,14 @@ def test_the_built_in_policy_is_small_has_a_chat_template_and_is_no_oracle():
 @needs_corpora
 def test_the_held_out_questions_are_over_a_hundred_and_none_is_a_training_prompt(tmp_path):
     names = ("convincing_pairs", "convincing_ratings", "qa_groups")
-    groups, pairs = (
-        map(json.loads, corpus(name).read_text().splitlines()) for name in ("qa_groups", "convincing_pairs")
-    )
+    groups, pairs = corpus_rows("qa_groups"), corpus_rows("convincing_pairs")
     prompts = tmp_path / "policy_prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in script("fetch_corpora").policy_prompts(groups, pairs)))
     test, train = (read_prompts([str(prompts)], split=split) for split in ("test", "train"))
     assert len(test) == 132
     assert not {prompt.text for prompt in test} & {prompt.text for prompt in train}
     path = ROOT / "training" / "recipes" / "policy" / "mini-policy.toml"
-    recipe = load_language_recipe(path, data=stand_in(tmp_path, **{name: corpus(name) for name in names}))
+    recipe = load_language_recipe(path, data=stand_in(tmp_path, **{name: corpus_rows(name) for name in names}))
     learned, _ = _read_chats(recipe.data)
     assert not {chat.prompt for chat in learned} & {prompt.text for prompt in test}
 

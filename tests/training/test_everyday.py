@@ -1,0 +1,44 @@
+"""The recipes on the texts that ship run as they are written, but for fewer steps."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from paragone_models import load_model
+from paragone_training.command import train
+
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+
+
+def run(*arguments):
+    outcome = CliRunner().invoke(train, [str(argument) for argument in arguments])
+    assert outcome.exit_code == 0, outcome.output or outcome.exception
+
+
+@pytest.mark.parametrize("name", ["everyday-reward", "everyday-ratings"])
+def test_a_recipe_on_the_shipped_texts_gives_a_model_that_compares(name, tmp_path):
+    run("model", RECIPES / f"{name}.toml", "--set", "training.epochs=1", "--output", tmp_path / "model")
+    model = load_model(tmp_path / "model", device="cpu")
+    assert model.spec.demonstration
+    assert model.score("May I freeze bread?", ["Yes, sliced.", "No."]).probabilities.shape == (2, 2)
+
+
+def test_the_policy_recipe_on_the_shipped_prompts_makes_a_policy_and_compares_it(tmp_path):
+    steps = ("--set", "sampling.max_new_tokens=4", "--set", "sampling.responses=2")
+    run("policy", RECIPES / "policy" / "everyday-sppo.toml", *steps, "--output", tmp_path / "run")
+    assert (tmp_path / "run" / "iteration-01" / "step-1" / "policy" / "config.json").is_file()
+    assert list((tmp_path / "run").glob("evaluation-01*"))
+
+
+def test_files_in_the_folder_of_data_may_be_gzipped(tmp_path):
+    import gzip
+
+    from paragone_training.preference.recipe import load_recipe
+
+    path = RECIPES / "everyday-reward.toml"
+    text = (RECIPES.parents[1] / "data" / "everyday_pairs.jsonl").read_bytes()
+    (tmp_path / "everyday_pairs.jsonl.gz").write_bytes(gzip.compress(text))
+    assert load_recipe(path, data=tmp_path).data.train == (str(tmp_path / "everyday_pairs.jsonl.gz"),)
+    (tmp_path / "everyday_pairs.jsonl").write_bytes(text)
+    assert load_recipe(path, data=tmp_path).data.train == (str(tmp_path / "everyday_pairs.jsonl"),)
