@@ -47,12 +47,12 @@ def ask(
                 error.message += "\nIs a server running there? paragone serve starts one."
             raise
     if json:
-        told = {
+        fields = {
             **answer.model_dump(mode="json", exclude={"preferences", "usage"}),
             **row.model_dump(mode="json"),
             "demonstration": info.demonstration,
         }
-        typer.echo(json_format.dumps(told))
+        typer.echo(json_format.dumps(fields))
         return
     typer.echo(f"first preferred: {_percent(row.probability)}  (logit {row.logit:.2f}, {answer.model})")
     if info.demonstration:

@@ -213,14 +213,14 @@ class AsyncClient:
             async with places_in_flight:
                 return await self._ask_part(part)
 
-        asked = [asyncio.create_task(ask_in_turn(part)) for part in parts]
+        tasks = [asyncio.create_task(ask_in_turn(part)) for part in parts]
         try:
-            answers = await asyncio.gather(*asked)
+            answers = await asyncio.gather(*tasks)
         finally:
             # After a failure, or when this call is cancelled, the other parts are dropped.
-            for task in asked:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
         return merge_answers(parts, answers)
 
     async def _ask_part(self, part: Part[AnswerT]) -> AnswerT:

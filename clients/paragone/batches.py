@@ -80,8 +80,8 @@ class Route(Generic[AnswerT]):
     """One native route: where it is, what its lists are called and what it answers."""
 
     path: str
-    asked: str
-    answered: str
+    request_list: str
+    answer_list: str
     fields: tuple[str, ...]
     request: type[PreferencesRequest | RewardsRequest | TournamentsRequest | TokensRequest]
     answer: type[AnswerT]
@@ -154,7 +154,7 @@ class Part(Generic[AnswerT]):
         """
         route = self.route
         answer = read_json(route.answer, content, f"the answer of {route.path}")
-        rows: list[Any] = getattr(answer, route.answered)
+        rows: list[Any] = getattr(answer, route.answer_list)
         # Rows have no names but their places: one too few would shift every answer that follows.
         if len(rows) != len(self.places):
             raise AnswerError(f"{route.path} was asked for {len(self.places)} rows and answered {len(rows)}")
@@ -188,8 +188,8 @@ class Part(Generic[AnswerT]):
         return error
 
     def _renumbered(self, message: str, item: int | None, place: int) -> str:
-        asked = self.route.asked
-        return message if item is None else message.replace(f"{asked}[{item}]", f"{asked}[{place}]", 1)
+        name = self.route.request_list
+        return message if item is None else message.replace(f"{name}[{item}]", f"{name}[{place}]", 1)
 
 
 def parts_of(
@@ -220,10 +220,10 @@ def parts_of(
     if memory is not None and "ids" not in options.return_:
         options = replace(options, return_=(*options.return_, "ids"))
     request = _validated(route, batch, options)
-    items: list[Pair | PairById | Item | Group] = getattr(request, route.asked)
+    items: list[Pair | PairById | Item | Group] = getattr(request, route.request_list)
     # Items are written once, by themselves: a part joins their bytes, and nothing is copied through pydantic again.
     written = [item.__pydantic_serializer__.to_json(item, exclude_unset=True) for item in items]
-    head = _head(request, route.asked)
+    head = _head(request, route.request_list)
     loads = [_Load(_count(item), len(text)) for item, text in zip(items, written, strict=True)]
     parts = []
     for places in _cut(items, loads, most=_Load(max_items, max_bytes)):
@@ -241,16 +241,16 @@ def _validated(
 ) -> PreferencesRequest | RewardsRequest | TournamentsRequest | TokensRequest:
     shaped = [_shaped(route, place, item) for place, item in enumerate(batch)]
     try:
-        return route.request.model_validate({route.asked: shaped, **options.fields()})
+        return route.request.model_validate({route.request_list: shaped, **options.fields()})
     except ValidationError as error:
         # Refused before anything is sent, and with the error that the service would answer.
         raise exception_for(error_detail(error)) from None
 
 
-def _head(request: BaseModel, asked: str) -> bytes:
+def _head(request: BaseModel, list_field: str) -> bytes:
     """Return a request's JSON up to the first item of its list."""
-    envelope = request.model_dump_json(exclude={asked}, exclude_unset=True, by_alias=True).encode()
-    return envelope[:-1] + (b"," if len(envelope) > 2 else b"") + f'"{asked}":['.encode()
+    envelope = request.model_dump_json(exclude={list_field}, exclude_unset=True, by_alias=True).encode()
+    return envelope[:-1] + (b"," if len(envelope) > 2 else b"") + f'"{list_field}":['.encode()
 
 
 def _body(head: bytes, texts: Sequence[bytes]) -> bytes:
@@ -271,7 +271,7 @@ def _shaped(route: Route[AnswerT], place: int, item: object) -> object:
     # Not left to pydantic: it would name a missing field, where the caller has forgotten an element of a tuple.
     if len(item) != len(route.fields):
         raise RequestError(
-            f"{route.asked}[{place}]: a tuple of {len(item)} is not ({', '.join(route.fields)})", item=place
+            f"{route.request_list}[{place}]: a tuple of {len(item)} is not ({', '.join(route.fields)})", item=place
         )
     return dict(zip(route.fields, item, strict=True))
 
@@ -368,11 +368,11 @@ def merge_answers(parts: Sequence[Part[AnswerT]], answers: Sequence[AnswerT]) ->
                     f"the {name} changed within one batch, from {before} to {after}: the model was replaced while it "
                     "answered, or replicas differ; ask again"
                 )
-    answered = parts[0].route.answered
+    list_field = parts[0].route.answer_list
     rows: list[Any] = [None] * sum(len(part.places) for part in parts)
     for part, answer in zip(parts, answers, strict=True):
-        for place, row in zip(part.places, getattr(answer, answered), strict=True):
+        for place, row in zip(part.places, getattr(answer, list_field), strict=True):
             rows[place] = row
     # Every field of usage is a count, so the sum of each is the whole batch's.
     usage = Usage(**{name: sum(getattr(answer.usage, name) for answer in answers) for name in Usage.model_fields})
-    return first.model_copy(update={answered: rows, "usage": usage})
+    return first.model_copy(update={list_field: rows, "usage": usage})

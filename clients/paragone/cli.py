@@ -50,22 +50,22 @@ def main(arguments: Sequence[str] | None = None, *, commands: Iterable[EntryPoin
 
         sys.stdout.write(f"paragone {__version__}\n")
         return 0
-    found = {command.name: command for command in (entry_points(group=_GROUP) if commands is None else commands)}
+    installed = {command.name: command for command in (entry_points(group=_GROUP) if commands is None else commands)}
     if not words:
-        sys.stderr.write(_help(found))
+        sys.stderr.write(_help(installed))
         return 2
     if words[0] in ("--help", "-h"):
-        sys.stdout.write(_help(found))
+        sys.stdout.write(_help(installed))
         return 0
     name, *rest = words
-    if name not in found:
-        return _failed(_unknown(name, found), 2)
+    if name not in installed:
+        return _failed(_unknown(name, installed), 2)
     try:
-        return _run(name, found[name], rest)
+        return _run(name, installed[name], rest)
     except KeyboardInterrupt:
         return 130
     except ModuleNotFoundError as error:
-        extra = _missing_extra(found[name])
+        extra = _missing_extra(installed[name])
         if extra is None:
             raise  # all extras are there, so a module of ours is missing
         return _failed(
@@ -105,13 +105,13 @@ def _missing_extra(command: EntryPoint) -> str | None:
     return extra if extra is not None and importlib.util.find_spec(module) is None else None
 
 
-def _unknown(name: str, found: Mapping[str, EntryPoint]) -> str:
-    near = difflib.get_close_matches(name, found, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(found))}"
+def _unknown(name: str, installed: Mapping[str, EntryPoint]) -> str:
+    near = difflib.get_close_matches(name, installed, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(installed))}"
     return f"paragone: no command {name!r}; {hint}"
 
 
-def _help(found: Mapping[str, EntryPoint]) -> str:
+def _help(installed: Mapping[str, EntryPoint]) -> str:
     lines = [
         "Usage: paragone COMMAND [OPTIONS]",
         "",
@@ -119,10 +119,10 @@ def _help(found: Mapping[str, EntryPoint]) -> str:
         "",
         "Commands:",
     ]
-    for name in sorted(found):
-        extra = _missing_extra(found[name])
+    for name in sorted(installed):
+        extra = _missing_extra(installed[name])
         needs = f"  (needs: pip install 'paragone[{extra}]')" if extra else ""
-        lines.append(f"  {name:<9} {_HELP.get(name, found[name].value)}{needs}")
+        lines.append(f"  {name:<9} {_HELP.get(name, installed[name].value)}{needs}")
     lines += [
         "",
         "Options:",

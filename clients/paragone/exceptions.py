@@ -92,8 +92,8 @@ class ParagoneError(Exception):
             f"HTTP {self.status}" if self.status else "",
             f"request {self.request_id}" if self.request_id and self.status else "",
         ]
-        told = ", ".join(detail for detail in details if detail)
-        return f"{self.message} ({told})" if told else self.message
+        shown = ", ".join(detail for detail in details if detail)
+        return f"{self.message} ({shown})" if shown else self.message
 
     # Exception's own would call the class with ``args`` alone and lose all keywords; worker processes pickle errors.
     def __reduce__(self) -> tuple[object, ...]:

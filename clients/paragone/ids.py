@@ -154,10 +154,10 @@ def _turns(response: Any) -> bytes:
 
 def _keys(model: str | None, pair: Pair) -> tuple[bytes, bytes]:
     """Return what the two responses of a pair are remembered by: model, tools, prompt and response."""
-    asked = canonical_json([model, pair.tools]) + b"\0" + canonical_turns(pair.prompt, "user") + b"\0"
+    prompt = canonical_json([model, pair.tools]) + b"\0" + canonical_turns(pair.prompt, "user") + b"\0"
     # Hashed, because texts of kilobytes are what the memory is there to save. An id is good for one model, prompt and
     # set of tools, so all of these are in the key.
-    shared = hashlib.blake2b(asked, digest_size=16)
+    shared = hashlib.blake2b(prompt, digest_size=16)
     keys = []
     for response in (pair.first, pair.second):
         own = shared.copy()

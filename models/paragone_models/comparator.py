@@ -4,6 +4,7 @@ Shapes: ``...`` any leading dimensions, K responses and R references of one prom
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,7 +53,7 @@ class Comparator:
     attributes: tuple[str, ...] = ()
     weights: tuple[float, ...] | None = None
 
-    @property
+    @cached_property
     def rules(self) -> Kind:
         """What its kind holds and computes."""
         return KINDS[self.kind]

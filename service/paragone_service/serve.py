@@ -107,7 +107,9 @@ def _flag(name: str) -> inspect.Parameter:
     )
 
 
-_written_out = [one for one in inspect.signature(serve).parameters.values() if one.kind is not one.VAR_KEYWORD]
+_written_out = [
+    option for option in inspect.signature(serve).parameters.values() if option.kind is not option.VAR_KEYWORD
+]
 serve.__signature__ = inspect.Signature([*_written_out, *map(_flag, _FLAGS)])  # type: ignore[attr-defined]  # for Typer
 
 

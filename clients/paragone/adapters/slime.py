@@ -67,10 +67,10 @@ def custom_rm(
             raise ValueError(
                 "a sample that is alone with its prompt has no win rate: use --group-rm, or signal='reward'"
             )
-        asked: list[GroupLike] = [
+        tournaments: list[GroupLike] = [
             (prompts[places[0]], [samples[place].response for place in places]) for places in groups
         ]
-        answer = await client.tournaments(asked, model=model)
+        answer = await client.tournaments(tournaments, model=model)
         rates: dict[int, float] = {}
         for places, row in zip(groups, checked(answer.tournaments), strict=True):
             rates.update(zip(places, row.win_rates, strict=True))

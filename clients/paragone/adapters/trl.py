@@ -141,8 +141,8 @@ def reward_function(client: Client, *, signal: Signal = "win_rate", model: str |
     def paragone(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Rewards:  # noqa: ARG001
         if signal == "reward":
             return item_rewards(client.rewards(_items(prompts, completions), model=model, on_error="report"))
-        groups, asked = _groups(prompts, completions)
-        answer = client.tournaments(asked, model=model, on_error="report")
+        groups, tournaments = _groups(prompts, completions)
+        answer = client.tournaments(tournaments, model=model, on_error="report")
         return group_win_rates(groups, answer, len(completions))
 
     paragone.__name__ = f"paragone_{signal}"  # what TRL calls the reward in its logs
@@ -163,9 +163,9 @@ def async_reward_function(
     async def paragone(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Rewards:  # noqa: ARG001
         if signal == "reward":
             return item_rewards(await client.rewards(_items(prompts, completions), model=model, on_error="report"))
-        groups, asked = _groups(prompts, completions)
+        groups, tournaments = _groups(prompts, completions)
         return group_win_rates(
-            groups, await client.tournaments(asked, model=model, on_error="report"), len(completions)
+            groups, await client.tournaments(tournaments, model=model, on_error="report"), len(completions)
         )
 
     paragone.__name__ = f"paragone_{signal}"

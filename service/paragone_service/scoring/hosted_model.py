@@ -280,9 +280,9 @@ class HostedModel:
                 filled.values[key] = value
                 del fresh[key]
         # No await from here to ``submit``: nobody else can queue one of these keys in between.
-        others = self.scheduler.join(fresh)
-        joined.update(others)
-        for key in others:
+        running = self.scheduler.join(fresh)
+        joined.update(running)
+        for key in running:
             del fresh[key]
         if not fresh:
             return {}
