@@ -44,6 +44,7 @@ def with_adapters(model: Any, lora: LoraSection, *, task: str = "CAUSAL_LM") -> 
 @torch.no_grad()
 def take_adapters(model: Any, learnt: Mapping[str, Tensor]) -> None:
     """Give a model's adapters, in place, the weights of another model of the same shape."""
+    # An assertion: both models are made here, by ``with_adapters``, of the same checkpoint.
     mine = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert mine.keys() == learnt.keys()
     for name, weight in mine.items():

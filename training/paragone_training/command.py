@@ -45,6 +45,7 @@ def model(
     warnings.simplefilter("default", UserWarning)
     loaded = load_recipe(recipe, settings or [], data=data)
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
+    # torch is imported where it is needed: a wrong recipe is refused at once, and --help does not wait.
     from paragone_training.preference.train_model import load_rows, train_model
 
     if dry_run:
@@ -96,6 +97,7 @@ def policy(
 ) -> None:
     """Train a policy against a preference oracle: sample, ask, regress, evaluate, again."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    # A run makes thousands of requests, and httpx would log each of them.
     for noisy in ("httpx", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if (offline or ranks) and not dry_run:

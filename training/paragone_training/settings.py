@@ -37,71 +37,50 @@ __all__ = [
     "settings_of",
 ]
 
-# What trainers of other projects call a setting, and where it is here: the first place that the recipe has. Source: the
-# argument lists of TRL, transformers, axolotl, LLaMA-Factory, OpenRLHF and verl.
-_ELSEWHERE = {
-    "adam_beta1": ("training.betas",),
-    "adam_beta2": ("training.betas",),
-    "attn_implementation": ("backbone.attention", "policy.attention"),
-    "base_model": ("backbone.source", "policy.source"),
-    "cutoff_len": ("model.max_length", "policy.max_length", "max_length"),
-    "dataset": ("data.train", "data.prompts", "data.groups"),
-    "dataset_name": ("data.train", "data.prompts", "data.groups"),
-    "datasets": ("data.train", "data.prompts", "data.groups"),
-    "eval_dataset": ("data.evaluate", "evaluation.prompts"),
-    "flash_attention": ("backbone.attention", "policy.attention"),
-    "gradient_accumulation_steps": ("training.accumulation", "training.pairs_per_step"),
-    "label_smoothing": ("loss.label_smoothing", "loss.certainty"),
-    "learning_rate_scheduler": ("training.schedule",),
-    "logging_steps": ("training.log_steps",),
-    "lora_alpha": ("lora.alpha",),
-    "lora_dropout": ("lora.dropout",),
-    "lora_r": ("lora.rank",),
-    "lora_rank": ("lora.rank",),
-    "lora_target": ("lora.targets",),
-    "lora_target_modules": ("lora.targets",),
-    "loss_type": ("loss.name", "method"),
-    "lr": ("training.learning_rate",),
-    "lr_scheduler": ("training.schedule",),
-    "lr_scheduler_type": ("training.schedule",),
-    "max_completion_length": ("sampling.max_new_tokens",),
-    "max_epochs": ("training.epochs",),
-    "max_grad_norm": ("training.max_gradient_norm",),
-    "max_len": ("model.max_length", "policy.max_length", "max_length"),
-    "max_norm": ("training.max_gradient_norm",),
-    "max_response_length": ("sampling.max_new_tokens",),
-    "max_samples": ("data.limit", "data.per_iteration"),
-    "max_seq_length": ("model.max_length", "policy.max_length", "max_length"),
-    "micro_batch_size": ("training.batch_responses", "training.pairs_per_pass", "training.batch_tokens"),
-    "micro_train_batch_size": ("training.batch_responses", "training.pairs_per_pass", "training.batch_tokens"),
-    "model_name": ("backbone.source", "policy.source"),
-    "model_name_or_path": ("backbone.source", "policy.source"),
-    "num_epochs": ("training.epochs",),
-    "num_generations": ("sampling.responses",),
-    "num_train_epochs": ("training.epochs",),
-    "optim": ("training.optimiser",),
-    "optimizer": ("training.optimiser",),
-    "output_dir": ("output.folder",),
-    "per_device_eval_batch_size": ("training.batch_responses", "training.pairs_per_pass"),
-    "per_device_train_batch_size": ("training.batch_responses", "training.pairs_per_pass", "training.batch_tokens"),
-    "pretrain": ("backbone.source", "policy.source"),
-    "report_to": ("output.trackers",),
-    "rollout_n": ("sampling.responses",),
-    "save_total_limit": ("training.checkpoints",),
-    "sequence_len": ("model.max_length", "policy.max_length", "max_length"),
-    "target_modules": ("lora.targets",),
-    "torch_dtype": ("policy.dtype", "output.dtype"),
-    "total_epochs": ("training.epochs",),
-    "train_batch_size": ("training.batch_responses", "training.pairs_per_step", "training.batch_tokens"),
-    "train_files": ("data.train", "data.prompts", "data.groups"),
-    "val_files": ("data.evaluate", "evaluation.prompts"),
-    "warmup_ratio": ("training.warmup_steps", "training.warmup"),
+# Where a setting is here, and what trainers of other projects call it. Of several places the first counts that a recipe
+# has. By spelling alone ``per_device_train_batch_size`` would be ``learning_rate``. Source: the argument lists of TRL,
+# transformers, axolotl, LLaMA-Factory, OpenRLHF and verl.
+_NAMES_ELSEWHERE = {
+    "backbone.attention policy.attention": "attn_implementation flash_attention",
+    "backbone.source policy.source": "base_model model_name model_name_or_path pretrain",
+    "data.evaluate evaluation.prompts": "eval_dataset val_files",
+    "data.limit data.per_iteration": "max_samples",
+    "data.train data.prompts data.groups": "dataset dataset_name datasets train_files",
+    "lora.alpha": "lora_alpha",
+    "lora.dropout": "lora_dropout",
+    "lora.rank": "lora_r lora_rank",
+    "lora.targets": "lora_target lora_target_modules target_modules",
+    "loss.label_smoothing loss.certainty": "label_smoothing",
+    "loss.name method": "loss_type",
+    "model.max_length policy.max_length max_length": "cutoff_len max_len max_seq_length sequence_len",
+    "output.folder": "output_dir",
+    "output.trackers": "report_to",
+    "policy.dtype output.dtype": "torch_dtype",
+    "sampling.max_new_tokens": "max_completion_length max_response_length",
+    "sampling.responses": "num_generations rollout_n",
+    "training.accumulation training.pairs_per_step": "gradient_accumulation_steps",
+    "training.batch_responses training.pairs_per_pass training.batch_tokens": (
+        "micro_batch_size micro_train_batch_size per_device_train_batch_size"
+    ),
+    "training.batch_responses training.pairs_per_step training.batch_tokens": "train_batch_size",
+    "training.betas": "adam_beta1 adam_beta2",
+    "training.checkpoints": "save_total_limit",
+    "training.epochs": "max_epochs num_epochs num_train_epochs total_epochs",
+    "training.learning_rate": "lr",
+    "training.log_steps": "logging_steps",
+    "training.max_gradient_norm": "max_grad_norm max_norm",
+    "training.optimiser": "optim optimizer",
+    "training.schedule": "learning_rate_scheduler lr_scheduler lr_scheduler_type",
+    "training.warmup_steps training.warmup": "warmup_ratio",
 }
+_ELSEWHERE = {name: tuple(places.split()) for places, names in _NAMES_ELSEWHERE.items() for name in names.split()}
 
 
 class Section(BaseModel):
     """A recipe or one of its tables: frozen, without conversions, and without unknown keys."""
 
+    # Strict: TOML has types of its own, and "2" where a number belongs is a slip. NaN and infinity are refused in every
+    # field: a limit says nothing about a number that compares with none.
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
@@ -133,10 +112,9 @@ def in_folder(name: str, folder: Path, data: Path | None) -> str:
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Names = Annotated[tuple[str, ...], Strict(False)]  # TOML has lists and no tuples
+# A file, relative to the recipe; and one of data, which is looked up in ``--data`` where that is given.
 RecipeFile = Annotated[str, AfterValidator(_beside)]
-"""A file, relative to the recipe."""
 DataFile = Annotated[str, AfterValidator(_in_data)]
-"""A file of data, relative to the recipe, or to ``--data`` where that is given."""
 DataFiles = Annotated[tuple[DataFile, ...], Strict(False)]
 
 
@@ -204,7 +182,7 @@ def _assigned(tables: dict[str, Any], assignments: Sequence[str]) -> dict[str, A
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except ValueError:
-            value = text.strip()
+            value = text.strip()  # a word without quotes, as in loss.name=scaled
         table = tables.setdefault(section, {})
         if not isinstance(table, dict):
             raise RecipeError(f"--set {assignment!r}: {section} is no section of the recipe")
@@ -256,6 +234,7 @@ def _nearest(recipe: type[Section], where: tuple[int | str, ...]) -> str:
     table: Any = recipe
     for section in sections:
         table = _unwrapped(table.model_fields[section])[0]
+    # In this order: a name that people bring along, a slip of the pen, a key in the wrong section.
     everything = {_dotted(path) for path, _ in settings_of(recipe)}
     for setting in _ELSEWHERE.get(key.lower(), ()):
         if setting in everything:
@@ -288,6 +267,7 @@ def described(field: FieldInfo) -> tuple[Any, str]:
 
 def _setting_at(recipe: type[Section], where: tuple[int | str, ...]) -> tuple[Any, list[Any]]:
     """Return the type and the constraints of a setting, or of an entry of a list."""
+    # A name steps into a section, a number into a list, whose entries are all of one type.
     hint: Any = recipe
     constraints: list[Any] = []
     for step in where:

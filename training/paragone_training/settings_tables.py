@@ -16,6 +16,7 @@ from paragone_training.settings import Section, described
 
 __all__ = ["rewritten"]
 
+# The shortest stretch up to an end: a document may have several tables.
 _MARKED = re.compile(r"(<!-- settings: (\S+)\.(\w+) -->\n).*?(<!-- end of settings -->)", re.DOTALL)
 
 
@@ -67,6 +68,7 @@ def _name(kind: Any) -> str:
 
 
 def _literal(value: Any) -> str:
+    # As TOML writes it, so that a cell can be copied into a recipe.
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -79,6 +81,7 @@ def _literal(value: Any) -> str:
 
 
 def _prose(text: str | None) -> str:
+    # A cell is one line, and a bar would end it.
     return " ".join((text or "").split()).replace("|", r"\|")
 
 

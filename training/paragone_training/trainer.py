@@ -150,6 +150,7 @@ class StepTrainer(Trainer):
         """Return and log the metrics of the held-out rows."""
         metrics = self._evaluation() if self._evaluation else {}
         self.log(metrics)
+        # What the parent's evaluation would have told the callbacks.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -213,6 +214,7 @@ class WeightAverage(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Move the average towards the weights."""
+        # Short at first: the weights of the first steps are far from where they end.
         step = state.global_step
         keep = min(self._decay, step / (step + 10))
         for name, weight in self._weights():
@@ -227,6 +229,7 @@ class WeightAverage(TrainerCallback):
     def load(self, checkpoint: Path) -> None:
         """Take up the average of a checkpoint."""
         device = {name: weight.device for name, weight in self._weights()}
+        # A file loads on the CPU; the weights may live elsewhere.
         self._average = {name: tensor.to(device[name]) for name, tensor in load_file(checkpoint / _AVERAGE).items()}
 
     @contextmanager
@@ -237,6 +240,7 @@ class WeightAverage(TrainerCallback):
             self.put()
             yield
         finally:
+            # Training goes on from the live weights, whatever went wrong meanwhile.
             self._put(live)
 
     def put(self) -> None:

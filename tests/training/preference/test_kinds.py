@@ -1,5 +1,7 @@
 """The settings of general preference and hybrid models: each one changes what is trained, and what it says it does."""
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from paragone_evaluation.readers import Pair
 from paragone_models import load_model
+from paragone_models.kinds import KINDS
 from paragone_training.preference.stages import Outcome, Rows, fit
 from paragone_training.preference.train_model import train_model
 from tests.training.arguments import pairs, recipe, row, write
@@ -118,3 +121,13 @@ def test_every_row_of_a_hybrid_head_is_trained(tmp_path):
     first, last = untrained(tmp_path / "start", HYBRID), trained(tmp_path / "trained", HYBRID, {})
     moved = (last.model.network.head.value_head.weight - first.model.network.head.value_head.weight).detach().abs()
     assert bool((moved.amax(dim=-1) > 1e-3).all())
+
+
+def test_no_code_of_training_compares_a_kind_with_a_name():
+    files = sorted((Path(__file__).parents[3] / "training" / "paragone_training").rglob("*.py"))
+    assert len(files) > 40
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                names = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)} & set(KINDS)
+                assert not names, f"{file}:{node.lineno} asks for {names}: ask paragone_models.kinds"

@@ -49,6 +49,7 @@ def _training(recipe: Recipe, rows: Rows, outcome: Outcome) -> Iterator[str]:
     )
     if start:
         backbone = f"{start.source} (`{start.spec.kind}`, identity {start.identity[:12]})"
+    # Kinds that rate say what they go on from; the others, what reads the text.
     begin = "It starts from" if objective.attributes else "Backbone:"
     yield f"* {begin} {backbone}{', low-rank adapters merged' if recipe.lora else ''}."
     if rows.ratings:
@@ -102,6 +103,7 @@ def _errors(rows: Rows, outcome: Outcome) -> list[str]:
         f"| attribute |{' before |' if before else ''} {'after' if before else 'this model'} | the mean | R2 |",
         f"|---|---|---|---|{'---|' if before else ''}",
     ]
+    # A column of its own for what the model was before training: did the ratings stay true beside the pairs?
     for number, name in enumerate(after.attributes):
         first = f" {before.error[number]:.3f} |" if before else ""
         explained = f"{after.error[number]:.3f} | {after.constant[number]:.3f} | {after.explained[number]:.3f} |"
@@ -126,6 +128,7 @@ def _agreement(rows: Rows, outcome: Outcome) -> list[str]:
 
 
 def _agreement_table(summary: Summary, rows: Rows) -> list[str]:
+    # Beside the rule "longer is better": a model that agrees no more often than that has learned length.
     pairs = rows.held_out_pairs
     return [
         f"{summary.pairs} decided pairs under {len({pair.prompt for pair in pairs})} prompts "

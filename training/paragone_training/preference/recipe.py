@@ -210,6 +210,7 @@ def load_recipe(path: str | Path, assignments: Sequence[str] = (), *, data: Path
         RecipeError: if it cannot be read or cannot be run.
     """
     recipe = load(Recipe, path, assignments, data=data)
+    # Settled here, so that a dry run shows where the model would go.
     folder = recipe.output.folder or f"runs/{Path(path).stem}"
     return recipe.model_copy(update={"output": recipe.output.model_copy(update={"folder": folder})})
 
@@ -257,6 +258,7 @@ def _check_ratings(recipe: Recipe) -> None:
             ("model.start", model.start),
             ("data.ratings", data.ratings),
             ("data.evaluate_ratings", data.evaluate_ratings),
+            # Its default is no 0, so what counts is whether the recipe names it.
             ("loss.ratings", "ratings" in recipe.loss.model_fields_set),
         ):
             if value:
@@ -285,6 +287,7 @@ def _check_loss(recipe: Recipe) -> None:
         raise RecipeError("data.train is empty; name at least one file of pairs")
     if loss.name not in kind.losses:
         raise RecipeError(f"loss.name is {loss.name!r}; a {kind.name} model has {', '.join(kind.losses)}")
+    # certainty = 1 makes a label of 0 or 1.
     if loss.name == "score" and loss.certainty == 1:
         raise RecipeError("loss.certainty is 1, which has no log-odds for loss.name 'score': set 0.95, say")
     if loss.margin and loss.name != "regular":

@@ -34,6 +34,7 @@ def train_model(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
         DataError: if the data cannot be used.
     """
     work = Path(recipe.output.checkpoints) if recipe.output.checkpoints else folder / "checkpoints"
+    # The main process alone refuses and writes: another one may look when the folder is filled already.
     main = PartialState().is_main_process
     if main and not resume and work.exists() and any(work.iterdir()):
         raise RecipeError(f"{work} holds an earlier run: go on with --resume, or choose another --output")
@@ -43,6 +44,7 @@ def train_model(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
         return folder
     tokenizer = outcome.model.tokenizer
     if recipe.output.tokenizer:
+        # Several models may share one tokenizer's folder; none of its files goes into the model's own then.
         tokenizer.save_pretrained(recipe.output.tokenizer)
         tokenizer = None
     card, dtype = write_card(folder.name, recipe, rows, outcome), getattr(torch, recipe.output.dtype)
@@ -62,6 +64,7 @@ def load_rows(recipe: Recipe) -> Rows:
     chosen: Any = {"split": data.train_split, "allow_test_rows": data.allow_test_rows}
     read = read_pairs(*data.train)
     pairs = training_pairs(read, **chosen) if read else []
+    # Rows without a split are trained on and never held out. Ties are held out from nothing: they decide nothing.
     candidates = read_pairs(*data.evaluate) if data.evaluate else read
     held_out = [pair for pair in candidates if pair.split == split and pair.strength]
     _check_held_out("evaluate", data.evaluate, held_out, data.evaluate_split)
@@ -70,6 +73,7 @@ def load_rows(recipe: Recipe) -> Rows:
     rated = read_ratings(*data.evaluate_ratings) if data.evaluate_ratings else rated
     held_out_ratings = [row for row in rated if row.split == split and not row.ratings.keys().isdisjoint(attributes)]
     _check_held_out("evaluate_ratings", data.evaluate_ratings, held_out_ratings, data.evaluate_split)
+    # The limit cuts what is learned from: runs with different limits are held to the same rows.
     rows = Rows(pairs[: data.limit] if data.limit else pairs, ratings, held_out, held_out_ratings)
     logger.info("%s; %d of the pairs are ties", rows.describe(), sum(not pair.strength for pair in rows.pairs))
     return rows

@@ -136,6 +136,7 @@ def _read_chats(section: _LanguageDataSection) -> tuple[list[_Chat], list[_Chat]
     Raises:
         DataError: if a file cannot be read, or nothing is left to learn from.
     """
+    # By the prompt's text: the files of answers know nothing of the split.
     hidden = set[str]()
     if section.held_out:
         hidden = {row["prompt"] for row in read_fields(section.held_out, "prompt") if row.get("split") == "test"}
@@ -165,6 +166,7 @@ def _read_texts(recipe: LanguageRecipe) -> _LanguageTexts:
     """
     train, held_out = _read_chats(recipe.data)
     texts = [text for chat in train for text in (chat.prompt, chat.response)]
+    # Merges are learnt from the chats to learn from alone, as the weights are.
     tokenizer = train_tokenizer(texts, recipe.tokenizer.vocabulary_size, max_length=recipe.max_length)
     learnt, kept = (_documents(chats, tokenizer, recipe.max_length) for chats in (train, held_out))
     return _LanguageTexts(tokenizer, learnt, kept, counts=(len(train), len(held_out)))
@@ -181,6 +183,7 @@ def train_language_model(recipe: LanguageRecipe, folder: Path) -> Path:
         RecipeError: if the folder holds a model already.
         DataError: if the data cannot be used.
     """
+    # Checked first: training takes minutes, and would end in nothing.
     if (folder / "config.json").exists():
         raise RecipeError(f"{folder} holds a model: remove it, or choose another --output")
     texts = _read_texts(recipe)

@@ -54,10 +54,12 @@ def fit_lexicon(lessons: Sequence[Lesson], characters: Sequence[int], *, coordin
     """
     lengths = torch.tensor(characters, dtype=torch.float32)
     texts = [response for lesson in lessons for response in lesson.responses if len(response)]
+    # Words alone: length has coordinates of its own, and would be the first direction otherwise.
     counts = features(texts, lengths)[:, :-SURFACE]
     _, _, rows = torch.linalg.svd(counts - counts.mean(dim=0), full_matrices=False)
     directions = rows[:coordinates].T.contiguous()
     projected = _projected(texts, directions, lengths)
+    # A coordinate that never varies is told as it is: dividing by its deviation would make noise of it.
     deviation = projected.std(dim=0, correction=0)
     return Lexicon(directions, projected.mean(dim=0), torch.where(deviation > 0, deviation, 1.0), lengths)
 
@@ -90,6 +92,7 @@ def learn_lexicon(
         spec, kind="regression", dimension=coordinates, attributes=names, gate="none", normalise=False, weights=None
     )
     width = backbone.config.hidden_size
+    # With a bias, unlike a head of rewards: coordinates have an origin.
     head = RepresentationHead(width, telling, value_head=nn.Linear(width, coordinates))
     probe = PreferenceNetwork(backbone, head).to(next(network.parameters()).device)
 

@@ -37,6 +37,7 @@ def pretrain(
         pad_id: fills up shorter documents; never predicted.
         seed: of order and dropout.
     """
+    # The seed decides dropout here, and the order of batches below.
     torch.manual_seed(seed)
     device = next(backbone.parameters()).device
     optimizer = torch.optim.AdamW(
@@ -111,5 +112,6 @@ def _loss(backbone: Any, tokens: Tensor, pad_id: int) -> Tensor:
     hidden = backbone(input_ids=tokens, use_cache=False).last_hidden_state
     # The output layer is computed at known positions alone: the vocabulary is wider than anything else here.
     known = tokens[:, 1:] != pad_id
+    # Tied to the input embedding: there is no other output layer, and the head does not speak.
     predicted = hidden[:, :-1][known] @ backbone.get_input_embeddings().weight.T
     return functional.cross_entropy(predicted.float(), tokens[:, 1:][known])
