@@ -26,11 +26,10 @@ from paragone_evaluation.readers import read_prompts
 from paragone_models import load_model
 from paragone_training.policy.evaluate import win_rate
 from paragone_training.policy.model.weights import load_policy
-from paragone_training.policy.prompts import render
 from paragone_training.policy.recipe import parse_policy_recipe
-from paragone_training.policy.rounds import Answer, read_responses
-from paragone_training.policy.rows.files import read_json
-from paragone_training.policy.sampling.in_process import Draw, draw, stream
+from paragone_training.policy.rows.folder import read_json
+from paragone_training.policy.rows.rows import Answer, read_responses, render, stream
+from paragone_training.policy.sampling.sampler import Decoding, sample
 from paragone_training.policy.train_policy import train_policy
 from paragone_training.preference.recipe import parse_recipe
 from paragone_training.preference.train_model import train_model
@@ -89,10 +88,10 @@ def answers_of_the_initial_policy(path, count):
     found = []
     for split in ("train", "test"):
         prompts = render(read_prompts([path], split=split)[:count], policy.tokenizer, longest=400)
-        asked = [prompt.token_ids for prompt in prompts for _ in range(LABELLED)]
+        each = [prompt for prompt in prompts for _ in range(LABELLED)]
         streams = [stream("labelled", prompt.id, number) for prompt in prompts for number in range(LABELLED)]
-        drawn = draw(policy, asked, streams, Draw(max_new_tokens=TOKENS))
-        texts = [policy.tokenizer.decode(list(one.token_ids), skip_special_tokens=True) for one in drawn]
+        rows = sample(policy, each, streams, Decoding(max_new_tokens=TOKENS))
+        texts = [policy.tokenizer.decode(list(row.token_ids), skip_special_tokens=True) for row in rows]
         found.append({
             prompt.text: texts[place * LABELLED : (place + 1) * LABELLED] for place, prompt in enumerate(prompts)
         })  # fmt: skip

@@ -22,7 +22,7 @@ from engine_setup import peak
 from torch import Tensor, nn
 from training_setup import decoder, now
 
-from paragone_training.policy.methods.losses import inpo_loss
+from paragone_training.losses import inpo_loss
 from paragone_training.policy.model.logprobs import ResponseLogprobs, Sequences, autocast, padded_sequences
 
 RANK = 16

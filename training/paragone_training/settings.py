@@ -8,9 +8,8 @@ import difflib
 import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, Strict, ValidationError, ValidationInfo
@@ -27,11 +26,9 @@ __all__ = [
     "RecipeFile",
     "Section",
     "Share",
-    "build",
     "described",
     "in_folder",
     "load",
-    "overridden",
     "parse",
     "read_toml",
     "settings_of",
@@ -317,51 +314,3 @@ def _lower_limit(hint: Any, low: Gt | Ge) -> str:
 
 def _dotted(where: Sequence[int | str]) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in where).removeprefix(".")
-
-
-def build(section: Any, values: Mapping[str, Any], where: str = "") -> Any:
-    """Return a dataclass filled from a table; what policy recipes use until they are sections too."""
-    if isinstance(section, type) and issubclass(section, Section):
-        return parse(section, values)
-    hints = get_type_hints(section)
-    known = {field.name: field for field in fields(section)}
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-            raise RecipeError(f"unknown key {_dotted_old(where, name)!r}; {hint}")
-    for name, field in known.items():
-        if name not in values and field.default is MISSING and field.default_factory is MISSING:
-            raise RecipeError(f"{_dotted_old(where, name)} is missing, and it has no default")
-    return section(**{name: _value(hints[name], value, _dotted_old(where, name)) for name, value in values.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        (hint,) = [choice for choice in get_args(hint) if choice is not type(None)]
-        return _value(hint, value, where)
-    if isinstance(hint, type) and (is_dataclass(hint) or issubclass(hint, Section)):
-        if not isinstance(value, Mapping):
-            raise RecipeError(f"{where} is {value!r}; it must be a table: [{where}]")
-        return build(hint, value, where)
-    if origin is Literal:
-        if value not in get_args(hint):
-            raise RecipeError(f"{where} is {value!r}; it must be one of {', '.join(map(str, get_args(hint)))}")
-        return value
-    if origin is tuple:
-        return tuple(_value(get_args(hint)[0], entry, f"{where}[{index}]") for index, entry in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:
-        raise RecipeError(f"{where} is {value!r}; it must be of type {hint.__name__}")
-    return value
-
-
-def _dotted_old(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
-
-
-def overridden(tables: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Return the tables with the assignments applied; what policy recipes use until they are sections too."""
-    return _assigned(tables, assignments)

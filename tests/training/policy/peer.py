@@ -18,8 +18,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from paragone_evaluation.readers import Prompt
 from paragone_training.policy.model.weights import load_policy
-from paragone_training.policy.sampling.in_process import Draw, draw, stream
+from paragone_training.policy.rows.rows import stream
+from paragone_training.policy.sampling.sampler import Decoding, sample
 
 
 def well():
@@ -93,15 +95,16 @@ class Peer:
         if "prompt_logprobs" in body:
             return {"choices": [{"prompt_logprobs": self.prompt_logprobs(body["prompt"])}]}
         self.seen.append([body["prompt"], body["seed"]])
-        settings = Draw(body["temperature"], body["top_p"], max(body["top_k"], 0), body["max_tokens"])
+        settings = Decoding(body["temperature"], body["top_p"], max(body["top_k"], 0), body["max_tokens"])
         with self.lock:
-            (sample,) = draw(self.policy, [body["prompt"]], [stream(body["seed"])], settings)
-            rows = self.prompt_logprobs([*body["prompt"], *sample.token_ids])[len(body["prompt"]) :]
-        values = [row[str(token)]["logprob"] for row, token in zip(rows, sample.token_ids, strict=True)]
-        ids = list(sample.token_ids)
-        if "cut_end" in mood and sample.finished:
+            prompt = Prompt("", "", tuple(body["prompt"]))
+            (row,) = sample(self.policy, [prompt], [stream(body["seed"])], settings)
+            rows = self.prompt_logprobs([*body["prompt"], *row.token_ids])[len(body["prompt"]) :]
+        values = [known[str(token)]["logprob"] for known, token in zip(rows, row.token_ids, strict=True)]
+        ids = list(row.token_ids)
+        if "cut_end" in mood and row.finished:
             ids, values = ids[:-1], values[:-1]
-        choice = {"finish_reason": "stop" if sample.finished else "length", "logprobs": {"token_logprobs": values}}
+        choice = {"finish_reason": "stop" if row.finished else "length", "logprobs": {"token_logprobs": values}}
         if "no_ids" not in mood:
             choice |= {"token_ids": ids, "prompt_token_ids": [0, *body["prompt"]] if "extra_token" in mood else None}
             choice["prompt_token_ids"] = choice["prompt_token_ids"] or body["prompt"]

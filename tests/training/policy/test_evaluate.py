@@ -9,8 +9,7 @@ from paragone_evaluation.readers import Prompt
 from paragone_training.errors import RecipeError
 from paragone_training.policy.evaluate import describe_responses, length_controlled, win_rate
 from paragone_training.policy.records.exports import export_answers
-from paragone_training.policy.rounds import Answer, Response, _write_samples
-from paragone_training.policy.sampling.in_process import Sample
+from paragone_training.policy.rows.rows import Answer, Response, write_responses
 
 
 def answers(rates):
@@ -69,10 +68,15 @@ def test_responses_are_described_by_length_and_end():
 @pytest.fixture
 def samples(tmp_path):
     prompts = [Prompt("81", "Why?", (1, 2)), Prompt("82", [{"role": "user", "content": "How?"}], (1, 3))]
-    drawn = [[Sample((5, 6), finished=True, logprob=-1.0)] * 2] * 2
-    path = tmp_path / "samples.parquet"
-    _write_samples(path, prompts, drawn, lambda ids: f"text {len(ids)}")
-    return path
+    rows = [
+        Response(
+            prompt.id, prompt.text, number, prompt.token_ids, (5, 6), "text 2", finished=True, sampler_logprob=-1.0
+        )
+        for prompt in prompts
+        for number in range(2)
+    ]
+    write_responses(tmp_path / "samples.parquet", rows)
+    return tmp_path / "samples.parquet"
 
 
 def test_answers_go_out_in_the_layout_of_alpaca_eval(samples, tmp_path):

@@ -4,17 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from paragone_evaluation.readers import Prompt
+from paragone_evaluation.readers import Prompt, read_prompts
 from paragone_training.errors import RecipeError
+from paragone_training.policy.gradient.trainer import PairPasses
+from paragone_training.policy.methods.method import describe
 from paragone_training.policy.model.weights import load_tokenizer
-from paragone_training.policy.plan import describe_plan, most_pairs
-from paragone_training.policy.prompts import deal, render
+from paragone_training.policy.plan import describe_plan
 from paragone_training.policy.recipe import load_policy_recipe, parse_policy_recipe
+from paragone_training.policy.rows.rows import TrainingPair, deal, render
+from paragone_training.policy.targets import most_pairs
 from tests.corpora import stand_in
-from tests.training.policy.tiny_policy import LOSSES, recipe, tables
+from tests.training.policy.tiny_policy import LOSSES, recipe, tables, write_prompts
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "training" / "recipes" / "policy"
+PAIR = TrainingPair((1,), (2,), (3,), (1.0,) * 7)
 SHIPPED = sorted(path for path in FOLDER.glob("*.toml") if path.stem != "mini-policy")
 
 
@@ -67,11 +71,46 @@ def test_every_shipped_policy_recipe_loads_and_plans(path, tmp_path):
     fetched = "policy_prompts.jsonl" in path.read_text(encoding="utf-8")
     rows = [{"prompt": f"What is {number}?"} for number in range(80)]
     data = stand_in(tmp_path, policy_prompts=rows) if fetched else None
-    plan = describe_plan(load_policy_recipe(path, data=data), offline=True)
+    loaded = load_policy_recipe(path, data=data)
+    if Path(loaded.data.prompts[0]).name == "prompts.example.jsonl":
+        # A place for the prompts of the published run; here are as many as an iteration gets.
+        write_prompts(tmp_path / "prompts.jsonl", train=loaded.data.per_iteration or 100, test=0)
+        loaded = load_policy_recipe(path, [f"data.prompts=['{tmp_path / 'prompts.jsonl'}']"])
+    plan = describe_plan(loaded, offline=True)
     header = path.read_text(encoding="utf-8").split("[", 1)[0]
     assert all(f"# {word}" in header for word in ("Hardware", "Time", "Command", "Expected"))
     assert "optimiser steps" in plan
     assert "tables of" in plan
+
+
+@pytest.mark.parametrize("per_iteration", [0, 1, 4, 6, 7, 100000])
+@pytest.mark.parametrize("selection", ["all", "disjoint"])
+def test_a_plan_counts_what_a_run_deals(per_iteration, selection, policy_folder, prompts_file):
+    made = recipe(
+        "egpo",
+        policy_folder,
+        prompts_file,
+        data__per_iteration=per_iteration,
+        targets__pairs=selection,
+        sampling__responses=4,
+        training__pairs_per_step=2,
+        training__pairs_per_pass=2,
+    )
+    prompts = read_prompts(made.data.prompts, split="train")
+    hands = [deal(prompts, iteration=t, per_iteration=per_iteration, seed=0) for t in (1, 2)]
+    pairs = len(hands[0]) * most_pairs(4, selection)
+    steps = len(PairPasses([PAIR] * pairs, size=2, step=2, pad_id=0, seed=0))  # a step is one pass here
+
+    plan = describe_plan(made, offline=True)
+    assert f"6 prompts, {len(hands[0])} an iteration, 0 held out" in plan
+    assert f"{2 * 4 * sum(map(len, hands))} responses in 4 sampling rounds" in plan
+    assert f"at most {pairs} pairs an iteration; {steps} optimiser steps a training step" in plan
+    assert f"4 training steps, {4 * steps} optimiser steps in all" in plan
+
+
+def test_a_plan_refuses_prompts_that_cannot_fill_a_step(policy_folder, prompts_file):
+    with pytest.raises(RecipeError, match=r"6 prompts an iteration: 18 pairs cannot fill the 32 passes of a step"):
+        describe_plan(recipe("inpo", policy_folder, prompts_file, training__pairs_per_step=64), offline=True)
 
 
 def test_there_are_recipes_for_the_published_settings():
@@ -92,8 +131,8 @@ def test_a_plan_counts_responses_oracle_calls_and_steps(policy_folder, prompts_f
     # 2 iterations of 2 rounds over 6 prompts, 3 responses and so 3 pairs each
     assert "72 responses in 4 sampling rounds, at most 8 tokens each" in plan
     assert "24 tables of 3×3 asked of the oracle: 72 passes" in plan
-    assert "at most 18 pairs an iteration; 5 optimiser steps a regression" in plan
-    assert "4 regressions, 20 steps in all" in plan
+    assert "at most 18 pairs an iteration; 5 optimiser steps a training step" in plan
+    assert "4 training steps, 20 optimiser steps in all" in plan
     assert "One model is in memory" in plan
 
 
@@ -124,18 +163,18 @@ def test_messages_and_text_render_alike(policy_folder):
 
 def test_iterations_get_disjoint_prompts_until_all_were_used():
     prompts = [Prompt(str(number), f"{number}?") for number in range(7)]
-    dealt = [deal(prompts, iteration=t, count=3, seed=1) for t in (1, 2, 3)]
+    dealt = [deal(prompts, iteration=t, per_iteration=3, seed=1) for t in (1, 2, 3)]
     first = [prompt.id for part in dealt for prompt in part][:7]
 
     assert sorted(first) == [str(number) for number in range(7)]
     assert [len(part) for part in dealt] == [3, 3, 3]
-    assert deal(prompts, iteration=2, count=3, seed=1) == dealt[1]
-    assert deal(prompts, iteration=5, count=0, seed=1) == prompts
+    assert deal(prompts, iteration=2, per_iteration=3, seed=1) == dealt[1]
+    assert deal(prompts, iteration=5, per_iteration=0, seed=1) == prompts
 
 
 def test_every_method_of_a_recipe_describes_itself():
     for method in LOSSES:
-        assert recipe(method, Path("p"), Path("q")).objective.describe().startswith(method)
+        assert describe(recipe(method, Path("p"), Path("q")).objective).startswith(method)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +216,7 @@ def test_servers_that_cannot_be_run_are_refused(servers, message, tmp_path):
 
 def test_the_plan_says_who_draws(policy_folder, prompts_file):
     arguments = ("inpo", policy_folder, prompts_file)
-    assert "drawn by this process" in describe_plan(recipe(*arguments))
+    assert "sampled by this process" in describe_plan(recipe(*arguments))
     command = "vllm serve {model} --port {port}"
     restarted = describe_plan(recipe(*arguments, servers={"command": command, "count": 2, "phases": "colocated"}))
     assert "2 vllm server(s), colocated, started for each iterate: vllm serve MODEL --port PORT" in restarted

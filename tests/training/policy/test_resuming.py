@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from paragone_training.policy.rows.files import read_json, read_table
+from paragone_training.policy.rows.folder import read_json, read_table
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.tiny_policy import recipe
 
@@ -24,7 +24,7 @@ DRIVER = """
     from pathlib import Path
     import torch
     torch.set_num_threads(1)
-    from paragone_training.policy.rows import files
+    from paragone_training.policy.rows import folder as files
     from paragone_training.policy.train_policy import train_policy
     from tests.training.policy.tiny_policy import recipe
 

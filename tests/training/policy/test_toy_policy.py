@@ -16,8 +16,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from paragone_training import games
-from paragone_training.policy.methods import losses
+from paragone_training import games, losses
 from tests.training.games.matrices import ROCK_PAPER_SCISSORS, START, random_game
 
 GAMES = [random_game(4, seed)[0] for seed in (21, 22)]
@@ -322,7 +321,7 @@ def test_independent_pairs_with_sampled_labels_reproduce_the_closed_form_to_roun
 
 
 def test_best_versus_worst_of_eight_does_not_reproduce_it_and_has_its_published_bias():
-    from paragone_training.policy.targets import estimators
+    from paragone_training.policy import targets as estimators
 
     rows = []
     for drawn in combinations_with_replacement(range(3), 8):
@@ -347,7 +346,7 @@ def test_best_versus_worst_of_eight_does_not_reproduce_it_and_has_its_published_
 
 def test_the_one_sampled_pair_loss_is_unbiased_in_its_gradient():
     """Averaged over many draws through the estimators, the gradient is that of the full expectation."""
-    from paragone_training.policy.targets import estimators
+    from paragone_training.policy import targets as estimators
 
     generator = np.random.default_rng(3)
     logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)

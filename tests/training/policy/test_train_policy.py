@@ -7,10 +7,8 @@ import pytest
 
 from paragone_training.errors import RecipeError
 from paragone_training.policy.errors import FolderTakenError, OracleReplacedError, RunError
-from paragone_training.policy.gradient.barrier import Barrier
-from paragone_training.policy.rounds import read_answers, read_responses
-from paragone_training.policy.rows.files import locked, read_json, read_table
-from paragone_training.policy.targets.pairs import read_targets
+from paragone_training.policy.rows.folder import Barrier, locked, read_json, read_table
+from paragone_training.policy.rows.rows import read_answers, read_responses, read_targets
 from paragone_training.policy.train_policy import PolicyRun, train_policy
 from tests.training.policy.tiny_policy import LOSSES, recipe
 

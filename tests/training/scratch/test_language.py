@@ -14,8 +14,8 @@ from paragone_models.files.sources import NAMES, POLICIES, policy_folder
 from paragone_training.command import train
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.policy.model.weights import load_policy
-from paragone_training.policy.prompts import render
-from paragone_training.policy.sampling.in_process import Draw, draw, stream
+from paragone_training.policy.rows.rows import render, stream
+from paragone_training.policy.sampling.sampler import Decoding, sample
 from paragone_training.scratch.language import (
     _LanguageDataSection,
     _read_chats,
@@ -63,9 +63,9 @@ def test_a_recipe_gives_a_folder_that_policy_training_loads(mine, tmp_path):
     (prompt,) = render(
         read_prompts([str(mine.with_name("held_out.jsonl"))], split="test"), policy.tokenizer, longest=40
     )
-    (sample,) = draw(policy, [prompt.token_ids], [stream(0)], Draw(max_new_tokens=5))
+    (row,) = sample(policy, [prompt], [stream(0)], Decoding(max_new_tokens=5))
 
-    assert 1 <= len(sample.token_ids) <= 5
+    assert 1 <= len(row.token_ids) <= 5
     assert policy.model.dtype == torch.float32
     assert "trained from random weights" in (folder / "README.md").read_text()
     with pytest.raises(RecipeError, match="holds a model"):
@@ -165,9 +165,7 @@ def test_the_held_out_questions_are_over_a_hundred_and_none_is_a_training_prompt
 def test_the_built_in_policy_writes_words_to_a_held_out_question():
     policy = load_policy("builtin:mini-policy")
     prompts = render(read_prompts([str(PROMPTS)], split="test")[:4], policy.tokenizer, longest=400)
-    samples = draw(
-        policy, [one.token_ids for one in prompts], [stream(0, one.id) for one in prompts], Draw(max_new_tokens=30)
-    )
-    texts = [policy.tokenizer.decode(list(sample.token_ids), skip_special_tokens=True) for sample in samples]
+    rows = sample(policy, prompts, [stream(0, prompt.id) for prompt in prompts], Decoding(max_new_tokens=30))
+    texts = [policy.tokenizer.decode(list(row.token_ids), skip_special_tokens=True) for row in rows]
     assert all(len(text.split()) >= 3 for text in texts if len(text) > 20)
     assert len(set(texts)) == 4

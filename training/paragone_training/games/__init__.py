@@ -5,27 +5,33 @@ neural policy does approximately, these functions do exactly: they are what trai
 """
 
 from paragone_training.games.equilibria import duality_gap, kl, nash, regularised_nash
-from paragone_training.games.rotation import (
+from paragone_training.games.game import (
     LARGEST_ROTATION,
+    Cycles,
+    Dynamics,
     best_eta,
     critical_eta,
     largest_step,
+    measure_cycles,
     rotation,
     spectral_radius,
 )
-from paragone_training.games.schedules import decreasing_eta, reference_iterate
 from paragone_training.games.updates import (
+    decreasing_eta,
     egpo_update,
     inpo_update,
     mirror_update,
     mpo_eta,
     nash_mp_step,
     omwu_step,
+    reference_iterate,
     sppo_update,
 )
 
 __all__ = [
     "LARGEST_ROTATION",
+    "Cycles",
+    "Dynamics",
     "best_eta",
     "critical_eta",
     "decreasing_eta",
@@ -34,6 +40,7 @@ __all__ = [
     "inpo_update",
     "kl",
     "largest_step",
+    "measure_cycles",
     "mirror_update",
     "mpo_eta",
     "nash",

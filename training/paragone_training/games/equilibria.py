@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
 from paragone_models.tournament import nash
-from paragone_training.games.inputs import Float64s, check_positive, checked_policy, checked_preference
+from paragone_training.games.game import Float64s, check_positive, checked_policy, checked_preference
 
 __all__ = ["duality_gap", "kl", "nash", "regularised_nash"]
 

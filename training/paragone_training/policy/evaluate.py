@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from paragone_training.policy.model.logprobs import frozen_logprobs, response_logprobs
 from paragone_training.policy.model.weights import Policy
-from paragone_training.policy.rounds import Answer, Response, read_answers, read_responses
-from paragone_training.policy.rows.files import write_json
-from paragone_training.policy.sections import PolicyTrainingSection
-from paragone_training.policy.targets import estimators
+from paragone_training.policy.recipe import PolicyTrainingSection
+from paragone_training.policy.rows.folder import write_json
+from paragone_training.policy.rows.rows import Answer, Response, read_answers
+from paragone_training.policy.targets import Rule, symmetrised
 
 __all__ = ["describe_responses", "length_controlled", "summarise", "win_rate"]
 
@@ -30,7 +30,7 @@ _SEED = 0
 
 
 def win_rate(
-    answers: Sequence[Answer], lengths: Mapping[str, tuple[float, float]], *, responses: int, rule: estimators.Rule
+    answers: Sequence[Answer], lengths: Mapping[str, tuple[float, float]], *, responses: int, rule: Rule
 ) -> dict[str, Any]:
     """Return the mean probability that the iterate's response is preferred to the initial policy's.
 
@@ -45,7 +45,7 @@ def win_rate(
     """
     means, longer = [], []
     for answer in answers:
-        table = estimators.symmetrised(answer.raw, rule=rule)[:responses, responses:]
+        table = symmetrised(answer.raw, rule=rule)[:responses, responses:]
         if np.isfinite(table).any():
             means.append(float(np.nanmean(table)))
             mine, theirs = lengths[answer.prompt_id]
@@ -53,6 +53,7 @@ def win_rate(
     if not means:
         return {"prompts": 0, "win_rate": None, "interval": None, "controlled": None, "controlled_interval": None}
     values, difference = np.asarray(means), np.asarray(longer)
+    # Prompts are resampled and not comparisons: those of one prompt share its responses.
     draws = np.random.default_rng(_SEED).integers(len(values), size=(_RESAMPLES, len(values)))
     controlled = [length_controlled(values[draw], difference[draw]) for draw in draws[:200]]
     return {
@@ -92,11 +93,7 @@ def length_controlled(preference: Float64s, longer: Float64s) -> float:
 
 
 def describe_responses(rows: Sequence[Response]) -> dict[str, float]:
-    """Return length and end of a policy's responses.
-
-    Args:
-        rows: at least one.
-    """
+    """Return length and end of a policy's responses, of which there is at least one."""
     return {
         "responses": len(rows),
         "tokens": float(np.mean([len(row.token_ids) for row in rows])),
@@ -107,39 +104,40 @@ def describe_responses(rows: Sequence[Response]) -> dict[str, float]:
 
 def summarise(
     folder: Path,
-    initial: Path,
+    responses_of_both: tuple[Sequence[Response], Sequence[Response]],
     policy: Policy,
     *,
     names: Sequence[str],
     initial_source: str,
     responses: int,
-    rule: estimators.Rule,
+    rule: Rule,
     training: PolicyTrainingSection,
 ) -> dict[str, Any]:
     """Write and return the numbers of an evaluation.
 
     Args:
         folder: of the iterate's evaluation.
-        initial: of the initial policy's.
+        responses_of_both: the iterate's and the initial policy's.
         policy: takes the initial policy's weights, for the KL.
         names: of the oracles that were asked.
         initial_source: of the initial policy's weights.
         responses: of each policy to a prompt.
         rule: how the two orders are combined.
-        training: batch, chunk and precision of log-probabilities.
+        training: of the recipe.
 
     Raises:
         RunError: if a file cannot be read or written.
     """
-    mine, theirs = read_responses(folder / "samples.parquet"), read_responses(initial / "samples.parquet")
-    long, short = _mean_lengths(mine), _mean_lengths(theirs)
-    lengths = {prompt_id: (length, short[prompt_id]) for prompt_id, length in long.items()}
+    mine, theirs = responses_of_both
+    initial_lengths = _mean_lengths(theirs)
+    lengths = {prompt_id: (length, initial_lengths[prompt_id]) for prompt_id, length in _mean_lengths(mine).items()}
     summary: dict[str, Any] = {"iterate": describe_responses(mine), "initial": describe_responses(theirs)}
     for name in names:
-        found = win_rate(read_answers(folder / f"{name}.parquet"), lengths, responses=responses, rule=rule)
-        summary[name] = found
+        answers = read_answers(folder / f"{name}.parquet")
+        summary[name] = win_rate(answers, lengths, responses=responses, rule=rule)
     known = [row for row in mine if row.sampler_logprob is not None]
     if known:
+        # E_pi[log pi - log mu] by the iterate's own samples: unbiased, with the error of a mean.
         policy.become(initial_source)
         frozen = frozen_logprobs(
             response_logprobs(policy.model, training),
@@ -160,10 +158,10 @@ def summarise(
 
 
 def _mean_lengths(rows: Sequence[Response]) -> dict[str, float]:
-    found: dict[str, list[int]] = {}
+    lengths: dict[str, list[int]] = {}
     for row in rows:
-        found.setdefault(row.prompt_id, []).append(len(row.text))
-    return {prompt_id: float(np.mean(lengths)) for prompt_id, lengths in found.items()}
+        lengths.setdefault(row.prompt_id, []).append(len(row.text))
+    return {prompt_id: float(np.mean(values)) for prompt_id, values in lengths.items()}
 
 
 def _interval(values: Float64s) -> list[float]:

@@ -2,22 +2,20 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from paragone_evaluation.readers import read_prompts
 from paragone_training.errors import RecipeError
-from paragone_training.policy.gradient.batches import optimiser_steps
-from paragone_training.policy.methods.methods import steps_of
+from paragone_training.policy.gradient.trainer import optimiser_steps
 from paragone_training.policy.model.gpu_memory import plan_memory
 from paragone_training.policy.model.weights import context_of, load_tokenizer, policy_config
-from paragone_training.policy.prompts import render
-from paragone_training.policy.recipe import PolicyRecipe
-from paragone_training.policy.sampling.servers_check import command_line
+from paragone_training.policy.recipe import PolicyRecipe, command_line
+from paragone_training.policy.rows.rows import dealt, render
+from paragone_training.policy.targets import most_pairs
 
-__all__ = ["describe_plan", "most_pairs"]
+__all__ = ["describe_plan"]
 
 
 def describe_plan(recipe: PolicyRecipe, *, offline: bool = False, ranks: Sequence[int] = (1,)) -> str:
@@ -37,8 +35,10 @@ def describe_plan(recipe: PolicyRecipe, *, offline: bool = False, ranks: Sequenc
     if recipe.evaluation.prompts:
         held_out = read_prompts(recipe.evaluation.prompts, split=recipe.evaluation.split)
         held_out = held_out[: recipe.evaluation.limit or None]
-    lines = [f"{name} = {value!r}" for name, value in asdict(recipe).items() if name not in ("lora",)]
-    lines += [f"lora = {asdict(recipe.lora)!r}" if recipe.lora else "no adapters: all weights are trained", ""]
+    tables = recipe.model_dump()
+    adapters = tables.pop("lora")
+    lines = [f"{name} = {value!r}" for name, value in tables.items()]
+    lines += [f"lora = {adapters!r}" if adapters else "no adapters: all weights are trained", ""]
     if not offline:
         tokenizer = load_tokenizer(recipe.policy.source, recipe.policy.revision)
         config = policy_config(recipe.policy.source, recipe.policy.revision)
@@ -51,43 +51,28 @@ def describe_plan(recipe: PolicyRecipe, *, offline: bool = False, ranks: Sequenc
     return "\n".join(lines)
 
 
-def most_pairs(responses: int, selection: str) -> int:
-    """Return how many pairs a prompt gives if no comparison is tied or missing.
-
-    Args:
-        responses: K.
-        selection: of ``targets.pairs``.
-    """
-    return {"all": responses * (responses - 1) // 2, "disjoint": responses // 2, "best-versus-worst": 1}[selection]
-
-
 def _work(recipe: PolicyRecipe, prompts: int, held_out: int) -> list[str]:
-    count = min(recipe.data.per_iteration or prompts, prompts) if recipe.data.per_iteration else prompts
-    if recipe.data.per_iteration:
-        count = recipe.data.per_iteration
+    count = dealt(prompts, recipe.data.per_iteration)
     sampling, training = recipe.sampling, recipe.training
-    rounds = steps = regressions = 0
     pairs = count * most_pairs(sampling.responses, recipe.targets.pairs)
     try:
-        an_iteration, laid_out = optimiser_steps(pairs, training)
+        optimised, laid_out = optimiser_steps(pairs, training)
     except ValueError as error:
-        raise RecipeError(str(error)) from error
-    for iteration in range(1, training.iterations + 1):
-        planned = steps_of(recipe.method, iteration)
-        rounds += len({step.round for step in planned})
-        regressions += len(planned)
-        steps += len(planned) * an_iteration
+        raise RecipeError(f"data.prompts gives {count} prompts an iteration: {error}") from error
+    iterations = [recipe.objective.steps(iteration) for iteration in range(1, training.iterations + 1)]
+    rounds = sum(len({step.round for step in steps}) for steps in iterations)
+    steps = sum(map(len, iterations))
     evaluated = held_out * recipe.evaluation.responses
     judges = 1 + bool(recipe.evaluation.judge_url or recipe.evaluation.judge_serve or recipe.evaluation.judge_model)
     responses = rounds * count * sampling.responses
     lines = [
         f"{prompts} prompts, {count} an iteration, {held_out} held out",
-        f"{responses} responses in {rounds} sampling rounds, at most {sampling.max_new_tokens} tokens each, drawn by "
+        f"{responses} responses in {rounds} sampling rounds, at most {sampling.max_new_tokens} tokens each, sampled by "
         f"{_samplers(recipe)}",
         f"{rounds * count} tables of {sampling.responses}×{sampling.responses} asked of the oracle: {responses} passes "
         "of a kind that reads one response, no pass for the comparisons",
-        f"at most {pairs} pairs an iteration; {an_iteration} optimiser steps a regression on a schedule of {laid_out}, "
-        f"{regressions} regressions, {steps} steps in all",
+        f"at most {pairs} pairs an iteration; {optimised} optimiser steps a training step on a schedule of {laid_out}, "
+        f"{steps} training steps, {steps * optimised} optimiser steps in all",
     ]
     if held_out:
         lines.append(
@@ -120,14 +105,14 @@ def _memory(recipe: PolicyRecipe, config: Any, prompt: int, ranks: Sequence[int]
             "activations": plan.activations,
             "logits of a chunk": plan.logits,
         }
-        held = "one process" if count == 1 else f"each of {count} processes (FSDP2)"
+        owner = "one process" if count == 1 else f"each of {count} processes (FSDP2)"
         figures = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in parts.items() if value)
-        lines.append(f"memory of {held}, GB: {plan.total / 1e9:.3f} = {figures}")
+        lines.append(f"memory of {owner}, GB: {plan.total / 1e9:.3f} = {figures}")
     how = "packed, prompts once" if plan.padded is None else f"padded: {plan.padded}"
     disk = plan.model_weights * getattr(torch, recipe.output.dtype).itemsize / 1e9
     return [
         f"{plan.model_weights / 1e6:,.1f} M weights; a pass is {2 * recipe.training.pairs_per_pass} sequences of "
         f"{tokens} tokens at most, {plan.rows} together ({how}). One model is in memory",
         *lines,
-        f"disk: {disk:.3f} GB for each iterate that a regression writes",
+        f"disk: {disk:.3f} GB for each iterate that a training step writes",
     ]

@@ -1,203 +1,428 @@
-"""A policy recipe: everything that decides how a policy is trained, one frozen value, checked before anything runs."""
+"""The recipe of a policy: every setting with its meaning and default, and which of them fit each other.
 
-import math
+docs/policies.md has a table that is written from here.
+"""
+
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Strict,
+    create_model,
+    model_validator,
+)
 
 from paragone_training.errors import RecipeError
-from paragone_training.policy.methods.methods import PAIRWISE, Method, method_of
-from paragone_training.policy.sampling.servers_check import check_servers
-from paragone_training.policy.sections import (
-    EvaluationSection,
-    MethodName,
-    OracleSection,
-    PolicyDataSection,
-    PolicyLossSection,
-    PolicyOutputSection,
-    PolicySection,
-    PolicyTrainingSection,
-    ReferenceSection,
-    SamplingSection,
-    ServersSection,
-    TargetSection,
-)
-from paragone_training.settings import LoraSection, build, in_folder, overridden, read_toml
+from paragone_training.policy.methods.method import Method
+from paragone_training.policy.methods.registry import METHODS, check_needs, knobs, method_of
+from paragone_training.policy.targets import Labels, Rule, Selection, Ties, Unfinished, WinRates
+from paragone_training.settings import DataFiles, LoraSection, Names, RecipeFile, Section, load, parse
 
-__all__ = ["PolicyRecipe", "load_policy_recipe", "parse_policy_recipe"]
+__all__ = [
+    "Batching",
+    "PolicyRecipe",
+    "PolicyTrainingSection",
+    "ServersSection",
+    "command_line",
+    "load_policy_recipe",
+    "parse_policy_recipe",
+]
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Batching = Literal["auto", "packed", "padded"]
 
 
-@dataclass(frozen=True)
-class PolicyRecipe:
-    """One recipe, checked.
+class PolicySection(Section):
+    """What is trained."""
 
-    Attributes:
-        method: which of the algorithms.
-        policy: what is trained.
-        data: on which prompts.
-        oracle: who is asked.
-        sampling: how responses are drawn.
-        servers: who draws them, or None: this process.
-        targets: what is made of the tables.
-        loss: the method's numbers.
-        reference: which policy the KL is to.
-        training: how gradient steps are taken.
-        lora: adapters, merged after every iteration, or None for full fine-tuning.
-        evaluation: how iterates are compared.
-        output: where to.
+    source: str
+    """`builtin:mini-policy`, a folder, or a Hugging Face id of a causal language model."""
+    revision: str | None = None
+    """Branch, tag or commit of an id."""
+    dtype: Dtype = "float32"
+    """Of the weights while they are trained and asked for log-probabilities."""
+    attention: str = "sdpa"
+    """transformers' attention implementation."""
+    max_length: NonNegativeInt = 0
+    """Longest prompt and response together, in tokens; 0 takes the model's context."""
+
+
+class PolicyDataSection(Section):
+    """Which prompts."""
+
+    prompts: DataFiles
+    """Files of rows with `prompt` (text or messages), and optionally `id` and `split`; relative to the recipe."""
+    split: str = "train"
+    """Rows of this `split` are trained on, and rows without one."""
+    per_iteration: NonNegativeInt = 0
+    """Prompts of an iteration: disjoint parts of a shuffled order, which starts again when it is used up. 0 takes all
+    of them every time."""
+
+
+class SamplingSection(Section):
+    """How responses are sampled."""
+
+    responses: int = 5
+    """K, to each prompt; at least 2."""
+    temperature: PositiveFloat = 1.0
+    """What logits are divided by; the theorems need 1."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Smallest share of probability to draw from; the theorems need 1."""
+    top_k: NonNegativeInt = 0
+    """Most tokens to draw from; 0 is all of them, as the theorems need."""
+    max_new_tokens: PositiveInt = 512
+    """Longest response."""
+    batch: PositiveInt = 32
+    """Responses that are sampled and asked for together; a multiple of K is used."""
+    unfinished: Unfinished = "drop"
+    """A response without an end is dropped, penalised, or kept."""
+    penalty: NonNegativeFloat = 2.0
+    """Logits that a penalised response loses against every finished one."""
+    tolerance: float = 0.05
+    """Nats a token that the sampler's log-probabilities may be from the trainer's."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.responses < 2:
+            raise RecipeError(
+                f"sampling.responses is {self.responses}; a preference needs at least 2 responses to a prompt"
+            )
+        return self
+
+
+class ServersSection(Section):
+    """Completions servers that sample the responses; without this section the run samples in its own process."""
+
+    kind: Literal["vllm", "sglang"] = "vllm"
+    """Whose routes the servers have."""
+    urls: Names = ()
+    """Servers that run already; none with `reload = "restart"`, where the run starts its own."""
+    model: str | None = None
+    """The policy's name at the servers; the only one they know unless given."""
+    api_key_file: RecipeFile | None = None
+    """File that holds the bearer key, relative to the recipe."""
+    reload: Literal["restart", "update", "command"] = "restart"
+    """How servers get the weights of an iterate: the run starts them anew on its folder (`restart`), asks them to read
+    it (`update`), or runs a command of yours (`command`)."""
+    command: str | None = None
+    """restart: what starts a server, with `{model}`, `{port}` and `{index}`; command: what is run, with `{model}`."""
+    count: PositiveInt = 1
+    """restart: servers that are started, on ports of this host."""
+    phases: Literal["colocated", "disaggregated"] = "disaggregated"
+    """`colocated`: while the run computes, servers are stopped (restart) or asleep (update), and while they sample the
+    run's weights are in main memory. `disaggregated`: they stay up."""
+    concurrency: PositiveInt = 64
+    """Most requests in flight at one server."""
+    request_timeout_s: PositiveFloat = 600.0
+    """A response that takes longer is asked of another server."""
+    round_timeout_s: NonNegativeFloat = 0.0
+    """Groups that are not complete so long after a round began are left out; 0 waits for all."""
+    tries: PositiveInt = 3
+    """Of a response, before its group is left out."""
+    patience_s: NonNegativeFloat = 600.0
+    """How long all servers may be gone before the run stops."""
+    start_timeout_s: PositiveFloat = 900.0
+    """How long a server may take to be ready, or to read new weights."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.reload == "restart":
+            self._check_restart()
+            return self
+        if not self.urls:
+            raise RecipeError(f"servers.reload is {self.reload!r}: servers.urls has to name servers that run")
+        if self.count != 1:
+            raise RecipeError("servers.count is for reload = 'restart'; servers that run already are counted by urls")
+        if self.reload == "update" and self.command is not None:
+            raise RecipeError(
+                "servers.command is not run with reload = 'update': remove it, or set reload to 'command'"
+            )
+        if self.reload == "command":
+            self._filled(model="MODEL")
+            if self.phases == "colocated":
+                raise RecipeError(
+                    "servers.phases = 'colocated' needs servers that this run can stop or put to sleep: set reload to "
+                    "'restart' or 'update', or phases to 'disaggregated'"
+                )
+        return self
+
+    def _check_restart(self) -> None:
+        if self.urls:
+            raise RecipeError("servers.urls are not this run's to restart: remove them, or set reload to 'update'")
+        words = self._filled(model="MODEL", port=1, index=0)
+        if not (any("MODEL" in word for word in words) and any("1" in word for word in words)):
+            raise RecipeError("servers.command needs {model} and {port}: vllm serve {model} --port {port}")
+
+    def _filled(self, **values: object) -> list[str]:
+        words = command_line(self.command or "", **values)
+        if not words:
+            raise RecipeError(f"servers.reload is {self.reload!r}: servers.command has to say what is run")
+        return words
+
+
+def command_line(template: str, **values: object) -> list[str]:
+    """Return the program and the arguments of a command template; no shell is asked.
+
+    Args:
+        template: with ``{name}`` where a value goes.
+        values: by name; a space in a value does not cut an argument in two.
+
+    Raises:
+        RecipeError: if the template names a value that there is not, or its quotes do not close.
     """
+    try:
+        return [word.format(**values) for word in shlex.split(template)]
+    except (KeyError, IndexError, ValueError) as error:
+        raise RecipeError(
+            f"servers.command {template!r}: {error!r}; known are {', '.join('{' + name + '}' for name in values)}, and "
+            "a brace of its own is written twice"
+        ) from error
 
-    method: MethodName
+
+class OracleSection(Section):
+    """The preference oracle."""
+
+    url: str | None = None
+    """Of a running service."""
+    serve: str | None = None
+    """Or the model that a service of this run's own hosts, as `paragone serve --model` takes it."""
+    model: str | None = None
+    """Id of the model that is asked; the service's default unless given."""
+    api_key_file: RecipeFile | None = None
+    """File that holds the bearer key, relative to the recipe."""
+    concurrency: PositiveInt = 4
+    """Most requests in flight."""
+    patience_s: NonNegativeFloat = 600.0
+    """How long an oracle may be gone before the run stops."""
+    timeout_s: PositiveFloat = 120.0
+    """Deadline of one request."""
+    rule: Rule = "mean-probability"
+    """How the answers to both orders of a pair are combined."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.url is None) == (self.serve is None):
+            raise RecipeError("[oracle] needs either url (a running service) or serve (a model that this run hosts)")
+        return self
+
+
+class TargetSection(Section):
+    """What is made of the K×K tables."""
+
+    pairs: Selection = "all"
+    """Which pairs are trained on."""
+    labels: Labels = "soft"
+    """Of methods of labelled pairs: the oracle's probability (`soft`), drawn from it (`sampled`), or the majority's
+    (`hard`)."""
+    win_rates: WinRates = "with-self"
+    """Of the other methods: `with-self`, as published, or `without-self`, unbiased."""
+    ties: Ties = "drop"
+    """Pairs of probability ½ are dropped or kept."""
+
+
+class _LossSection(Section):
+    """The method's own numbers; those of other methods are refused."""
+
+    gradient: Literal["scaled", "raw"] = "scaled"
+    """Of the scaled loss, or of the raw one; they differ where gradients are clipped."""
+
+
+if TYPE_CHECKING:
+    PolicyLossSection = _LossSection
+else:
+    # From the methods' fields, so that a number that a new method brings is a setting without a change here.
+    PolicyLossSection = create_model(
+        "PolicyLossSection",
+        __base__=_LossSection,
+        __doc__=_LossSection.__doc__,
+        **{
+            name: (float if default is not None else float | None, Field(default=default, description=text))
+            for name, (text, default) in knobs().items()
+        },
+    )
+
+
+class ReferenceSection(Section):
+    """Which policy the KL is to."""
+
+    policy: Literal["initial", "previous", "every-n"] = "initial"
+    """The initial one, the previous iterate, or every n iterations the iterate at hand."""
+    every: NonNegativeInt = 0
+    """n."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.policy == "every-n") != (self.every > 0):
+            raise RecipeError("reference.every says how often policy = 'every-n' resets: set both or neither")
+        return self
+
+
+class PolicyTrainingSection(Section):
+    """How gradient steps are taken."""
+
+    iterations: PositiveInt = 3
+    """Of the whole loop."""
+    epochs: PositiveFloat = 1.0
+    """Passes over an iteration's pairs before training stops."""
+    schedule_epochs: NonNegativeFloat = 0.0
+    """Passes that the learning-rate schedule is laid out for; 0 is the same as `epochs`."""
+    pairs_per_step: PositiveInt = 64
+    """Of an optimiser step, over all processes."""
+    pairs_per_pass: PositiveInt = 8
+    """Of one forward pass of one process."""
+    batching: Batching = "auto"
+    """Of a pass: `packed`, one row without padding in which a prompt is computed once; `padded`; or `auto`, packed on a
+    CPU. Where packing was not proven exact, passes are padded, and the log says why."""
+    learning_rate: PositiveFloat = 5e-7
+    """Peak."""
+    schedule: str = "linear"
+    """transformers' name of its shape."""
+    warmup: NonNegativeFloat = 0.1
+    """Share of the schedule, or steps."""
+    optimiser: str = "adamw_torch"
+    """transformers' name: `adamw_torch`, `rmsprop`, …"""
+    weight_decay: float = 0.0
+    """Of the optimiser."""
+    betas: Annotated[tuple[float, float], Strict(False)] = (0.9, 0.999)
+    """Of Adam."""
+    max_gradient_norm: NonNegativeFloat = 1.0
+    """Gradients are clipped to this; 0 does not clip."""
+    bf16: bool = False
+    """Mixed precision."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    chunk_tokens: PositiveInt = 1024
+    """Response tokens whose logits exist at once."""
+    noise_limit: PositiveFloat = 0.05
+    """Largest share of the targets' scale that noise of the log-probabilities may have."""
+    save_steps: NonNegativeInt = 0
+    """Optimiser steps between checkpoints; 0: an interrupted training starts again."""
+    log_steps: PositiveInt = 5
+    """Optimiser steps between log lines."""
+    collective_timeout_s: PositiveFloat = 1800.0
+    """How long processes wait for each other in gradient steps before the run stops; sampling by the main process may
+    take longer."""
+    seed: NonNegativeInt = 0
+    """Of everything."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.pairs_per_step % self.pairs_per_pass:
+            raise RecipeError(
+                f"training.pairs_per_step {self.pairs_per_step} is no multiple of pairs_per_pass {self.pairs_per_pass}"
+            )
+        if self.schedule_epochs and self.schedule_epochs < self.epochs:
+            raise RecipeError(
+                f"training.schedule_epochs {self.schedule_epochs} is below epochs {self.epochs}: a schedule is laid out"
+                " for at least as many epochs as are run"
+            )
+        return self
+
+
+class EvaluationSection(Section):
+    """How an iterate is compared with the initial policy."""
+
+    prompts: DataFiles = ()
+    """Files of prompts that are not trained on; none: no evaluation."""
+    split: str = "test"
+    """Rows of this `split`, and rows without one."""
+    limit: NonNegativeInt = 0
+    """Only the first so many; 0 is all of them."""
+    responses: PositiveInt = 1
+    """Of each policy to each prompt."""
+    judge_url: str | None = None
+    """A second judge, of another kind than the oracle."""
+    judge_serve: str | None = None
+    """Or the model that this run's own service hosts as the second judge."""
+    judge_model: str | None = None
+    """Its id."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.judge_url is not None and self.judge_serve is not None:
+            raise RecipeError("[evaluation] takes judge_url or judge_serve, not both")
+        return self
+
+
+class PolicyOutputSection(Section):
+    """What is written, and where."""
+
+    folder: str | None = None
+    """Of the run; `runs/NAME-OF-THE-RECIPE` unless given."""
+    dtype: Dtype = "float32"
+    """Storage type of the iterates' weights; anything but the policy's own dtype rounds them."""
+    trackers: Names = ()
+    """Who else is told the numbers, by accelerate's names: `tensorboard`, `wandb`, `mlflow`, …"""
+
+
+class PolicyRecipe(Section):
+    """The recipe of a policy."""
+
+    method: str = Field(description=f"The algorithm: {', '.join(f'`{name}`' for name in METHODS)}.")
     policy: PolicySection
     data: PolicyDataSection
     oracle: OracleSection
-    loss: PolicyLossSection = field(default_factory=PolicyLossSection)
-    sampling: SamplingSection = field(default_factory=SamplingSection)
+    loss: PolicyLossSection = PolicyLossSection()
+    sampling: SamplingSection = SamplingSection()
     servers: ServersSection | None = None
-    targets: TargetSection = field(default_factory=TargetSection)
-    reference: ReferenceSection = field(default_factory=ReferenceSection)
-    training: PolicyTrainingSection = field(default_factory=PolicyTrainingSection)
+    targets: TargetSection = TargetSection()
+    reference: ReferenceSection = ReferenceSection()
+    training: PolicyTrainingSection = PolicyTrainingSection()
     lora: LoraSection | None = None
-    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
-    output: PolicyOutputSection = field(default_factory=PolicyOutputSection)
+    evaluation: EvaluationSection = EvaluationSection()
+    output: PolicyOutputSection = PolicyOutputSection()
 
-    @property
+    @cached_property
     def objective(self) -> Method:
         """The method with its numbers."""
-        loss = self.loss
+        fields = type(self.loss).model_fields
+        given = {name: getattr(self.loss, name) for name in knobs()}
+        # A number that has its default was not chosen: it may stay in the recipe of a method that has none.
         return method_of(
-            self.method, eta=loss.eta, tau=loss.tau, step=loss.step, beta=loss.beta, smoothing=loss.label_smoothing
+            self.method, **{name: None if value == fields[name].default else value for name, value in given.items()}
         )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.data.prompts:
+            raise RecipeError("data.prompts is empty; name at least one file of prompts")
+        targets = self.targets
+        check_needs(
+            self.objective,
+            labels=targets.labels,
+            ties=targets.ties,
+            win_rates=targets.win_rates,
+            reference=self.reference.policy,
+        )
+        return self
 
 
 def load_policy_recipe(path: Path, assignments: Sequence[str] = (), *, data: Path | None = None) -> PolicyRecipe:
-    """Return the recipe of a TOML file, its paths made relative to the file.
+    """Return the recipe of a TOML file, its paths made absolute.
 
     Args:
-        path: the file.
+        path: of the file.
         assignments: ``section.key=value`` overrides.
         data: folder of relative data files, in place of the recipe's own.
 
     Raises:
         RecipeError: if it cannot be read or run.
     """
-    tables = overridden(read_toml(path), assignments)
-    for section, key in (("data", "prompts"), ("evaluation", "prompts")):
-        names = tables.get(section, {}).get(key) if isinstance(tables.get(section), dict) else None
-        if isinstance(names, list):
-            tables[section][key] = [
-                in_folder(name, path.parent, data) if isinstance(name, str) else name for name in names
-            ]
-    for section in ("oracle", "servers"):
-        table = tables.get(section)
-        if isinstance(table, dict) and isinstance(table.get("api_key_file"), str):
-            table["api_key_file"] = str(path.parent / table["api_key_file"])
-    return parse_policy_recipe(tables)
+    return load(PolicyRecipe, path, assignments, data=data)
 
 
 def parse_policy_recipe(tables: dict[str, Any]) -> PolicyRecipe:
     """Return the recipe that tables say.
 
-    Args:
-        tables: of a TOML file.
-
     Raises:
         RecipeError: if it cannot be run; the value, the limit and the remedy are in the message.
     """
-    recipe: PolicyRecipe = build(PolicyRecipe, tables)
-    _ = recipe.objective  # refuses numbers that the method cannot take
-    _check_oracle(recipe)
-    if recipe.servers is not None:
-        check_servers(recipe.servers)
-    _check_counts(recipe)
-    _check_targets(recipe)
-    _check_reference(recipe)
-    return recipe
-
-
-def _check_oracle(recipe: PolicyRecipe) -> None:
-    oracle, judge = recipe.oracle, recipe.evaluation
-    if (oracle.url is None) == (oracle.serve is None):
-        raise RecipeError("[oracle] needs either url (a running service) or serve (a model that this run hosts)")
-    if judge.judge_url is not None and judge.judge_serve is not None:
-        raise RecipeError("[evaluation] takes judge_url or judge_serve, not both")
-    if not recipe.data.prompts:
-        raise RecipeError("data.prompts is empty; name at least one file of prompts")
-    if oracle.patience_s < 0 or oracle.timeout_s <= 0 or oracle.concurrency < 1:
-        raise RecipeError("oracle.patience_s must not be negative, timeout_s and concurrency must be positive")
-
-
-def _check_counts(recipe: PolicyRecipe) -> None:
-    sampling, training = recipe.sampling, recipe.training
-    if sampling.responses < 2:
-        raise RecipeError(
-            f"sampling.responses is {sampling.responses}; a preference needs at least 2 responses to a prompt"
-        )
-    for name, value in (
-        ("sampling.max_new_tokens", sampling.max_new_tokens),
-        ("sampling.batch", sampling.batch),
-        ("training.iterations", training.iterations),
-        ("training.pairs_per_step", training.pairs_per_step),
-        ("training.pairs_per_pass", training.pairs_per_pass),
-        ("training.chunk_tokens", training.chunk_tokens),
-        ("training.log_steps", training.log_steps),
-        ("evaluation.responses", recipe.evaluation.responses),
-    ):
-        if value < 1:
-            raise RecipeError(f"{name} is {value}; it must be at least 1")
-    for name, value in (
-        ("policy.max_length", recipe.policy.max_length),
-        ("data.per_iteration", recipe.data.per_iteration),
-        ("sampling.top_k", sampling.top_k),
-        ("training.save_steps", training.save_steps),
-        ("training.seed", training.seed),
-        ("evaluation.limit", recipe.evaluation.limit),
-    ):
-        if value < 0:
-            raise RecipeError(f"{name} is {value}; it must not be negative")
-    if training.pairs_per_step % training.pairs_per_pass:
-        raise RecipeError(
-            f"training.pairs_per_step {training.pairs_per_step} is no multiple of pairs_per_pass "
-            f"{training.pairs_per_pass}"
-        )
-    for name, number, positive in (
-        ("sampling.temperature", sampling.temperature, True),
-        ("training.learning_rate", training.learning_rate, True),
-        ("training.epochs", training.epochs, True),
-        ("training.noise_limit", training.noise_limit, True),
-        ("training.collective_timeout_s", training.collective_timeout_s, True),
-        ("sampling.penalty", sampling.penalty, False),
-        ("training.warmup", training.warmup, False),
-        ("training.max_gradient_norm", training.max_gradient_norm, False),
-    ):
-        if not math.isfinite(number) or number < 0 or (positive and number == 0):
-            raise RecipeError(f"{name} is {number}; it must be {'positive' if positive else '0 or more'} and finite")
-    if not 0 < sampling.top_p <= 1:
-        raise RecipeError(f"sampling.top_p is {sampling.top_p}; it must lie in (0, 1]")
-    if training.schedule_epochs and training.schedule_epochs < training.epochs:
-        raise RecipeError(
-            f"training.schedule_epochs {training.schedule_epochs} is below epochs {training.epochs}: a schedule is laid"
-            " out for at least as many epochs as are run"
-        )
-
-
-def _check_targets(recipe: PolicyRecipe) -> None:
-    targets, method = recipe.targets, recipe.method
-    if method in PAIRWISE and targets.win_rates != "with-self":
-        raise RecipeError(f"targets.win_rates is for sppo and gpo; {method} is trained on pairs: remove it")
-    if method == "dpo" and targets.labels == "soft":
-        raise RecipeError("dpo has no soft labels: set targets.labels to 'sampled' or 'hard'")
-    if method == "dpo" and targets.ties == "keep":
-        raise RecipeError("dpo has no label for a tie: set targets.ties = 'drop'")
-
-
-def _check_reference(recipe: PolicyRecipe) -> None:
-    reference = recipe.reference
-    if (reference.policy == "every-n") != (reference.every > 0):
-        raise RecipeError("reference.every says how often policy = 'every-n' resets: set both or neither")
-    if recipe.method in ("sppo", "gpo") and reference.policy != "previous":
-        raise RecipeError(
-            f"{recipe.method} is regressed from the policy that gave the responses: set reference.policy = 'previous' "
-            "(inpo, egpo and omwu have a KL to another reference)"
-        )
+    return parse(PolicyRecipe, tables)

@@ -1,21 +1,22 @@
 """The loop: sample, ask, targets, frozen log-probabilities, gradient steps, evaluation, next iterate.
 
     RUN/recipe.json                     what is run; resuming with another recipe is refused
-    RUN/oracle.json, judge.json         who answers; another model is refused
+    RUN/oracle.json, judge.json         which model answers; another one is refused
     RUN/iteration-01/round-1/           samples.parquet, oracle.parquet, targets.parquet
     RUN/iteration-01/step-1/            logprobs.parquet, start.json, history.json, policy/
     RUN/iteration-01/metrics.json
     RUN/evaluation-00/ …                the initial policy's responses to the held-out prompts, then every iterate's
     RUN/report.html
 
-Every file appears whole or not at all and a stage is done when its file exists, so that resuming is running again.
+Every file appears whole or not at all and a stage is done when its file exists, so that resuming is running again. An
+iteration has one or two sampling rounds and one or two training steps, as the method says.
 """
 
 import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -27,24 +28,28 @@ from accelerate import PartialState
 
 from paragone_evaluation.readers import Prompt, read_prompts
 from paragone_training.errors import RecipeError
-from paragone_training.policy.errors import RunError
+from paragone_training.games import measure_cycles
 from paragone_training.policy.evaluate import describe_responses, summarise
-from paragone_training.policy.gradient.barrier import Barrier
-from paragone_training.policy.gradient.step import freeze_columns, train_step, training_pairs
-from paragone_training.policy.methods.methods import Step, steps_of
+from paragone_training.policy.gradient.step import check_sampler, freeze_columns, train_step, training_pairs
+from paragone_training.policy.methods.method import Step
 from paragone_training.policy.model.weights import Policy, context_of, load_policy
-from paragone_training.policy.oracle.asking import Asker, Identity
-from paragone_training.policy.oracle.own_service import served
-from paragone_training.policy.prompts import deal, render
+from paragone_training.policy.oracle import Identity, OracleClient, own_service
 from paragone_training.policy.recipe import PolicyRecipe
-from paragone_training.policy.records.claim import claim
+from paragone_training.policy.records.exports import Trackers, steps_before
 from paragone_training.policy.records.report import write_report
-from paragone_training.policy.records.tracking import Trackers, steps_before
-from paragone_training.policy.rounds import Spent, play_round, read_answers, read_responses
-from paragone_training.policy.rows.files import locked, read_json, read_table, write_json
-from paragone_training.policy.sampling.choosing import Drawing
-from paragone_training.policy.targets import diagnostics
-from paragone_training.policy.targets.pairs import labelled_pairs, read_targets, tables_of, write_targets
+from paragone_training.policy.rounds import Round, play_round
+from paragone_training.policy.rows.folder import Barrier, claim, locked, read_json, write_json
+from paragone_training.policy.rows.rows import (
+    LabelledPair,
+    Response,
+    deal,
+    read_responses,
+    read_targets,
+    render,
+    write_targets,
+)
+from paragone_training.policy.sampling.sampler import Samplers
+from paragone_training.policy.targets import Float64s, labelled_pairs, tables_of
 
 __all__ = ["PolicyRun", "train_policy"]
 
@@ -55,7 +60,7 @@ def train_policy(recipe: PolicyRecipe, folder: Path, *, resume: bool = False) ->
     """Run the loop and return the folder of the last iterate.
 
     Args:
-        recipe: what is run.
+        recipe: of the run.
         folder: of the run.
         resume: go on with an earlier run there.
 
@@ -63,15 +68,15 @@ def train_policy(recipe: PolicyRecipe, folder: Path, *, resume: bool = False) ->
         RecipeError: if the recipe cannot be run here, or the folder holds a run and ``resume`` is not asked for.
         RunError: if the run has to stop; it can be resumed.
     """
-    # Told about the device here: without a GPU, processes would otherwise not find each other.
     patience = recipe.training.collective_timeout_s
+    # The first to make the state decides about the device: without a GPU, processes would else not find each other.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=patience))
     with Barrier(limit_s=patience) as barrier, locked(folder) if state.is_main_process else contextlib.nullcontext():
         if state.is_main_process:
-            claim(recipe, folder, resume=resume)
+            claim(recipe.model_dump(), folder, resume=resume)
         barrier.wait()
         run = PolicyRun(recipe, folder, barrier)
-        with run.asking() if state.is_main_process else contextlib.nullcontext():
+        with run.connected() if state.is_main_process else contextlib.nullcontext():
             for iteration in range(1, recipe.training.iterations + 1):
                 run.iterate(iteration)
         return Path(run.iterate_source(recipe.training.iterations + 1))
@@ -81,8 +86,8 @@ class PolicyRun:
     """One run and what it has in memory: the policy, the prompts, the oracles.
 
     Args:
-        recipe: what is run.
-        folder: where.
+        recipe: of the run.
+        folder: of the run.
         barrier: where the processes of the run wait for each other.
 
     Raises:
@@ -92,15 +97,14 @@ class PolicyRun:
 
     def __init__(self, recipe: PolicyRecipe, folder: Path, barrier: Barrier) -> None:
         self.recipe, self.folder, self.barrier = recipe, folder, barrier
-        self.state = PartialState()
+        self.main = PartialState().is_main_process
         self.method = recipe.objective
         source = recipe.policy
         self.policy: Policy = load_policy(
             source.source, revision=source.revision, dtype=source.dtype, attention=source.attention
         )
         longest = context_of(self.policy.model.config, source.max_length) - recipe.sampling.max_new_tokens
-        read = read_prompts(recipe.data.prompts, split=recipe.data.split)
-        self.prompts = render(read, self.policy.tokenizer, longest=longest)
+        self.prompts = self._rendered(read_prompts(recipe.data.prompts, split=recipe.data.split), longest)
         self.held_out: list[Prompt] = []
         if recipe.evaluation.prompts:
             held_out = read_prompts(recipe.evaluation.prompts, split=recipe.evaluation.split)
@@ -108,13 +112,16 @@ class PolicyRun:
             both = {prompt.text for prompt in self.prompts} & {prompt.text for prompt in held_out}
             if both:
                 raise RecipeError(f"{len(both)} prompts of [evaluation] are trained on: keep them apart with split")
-            self.held_out = render(held_out, self.policy.tokenizer, longest=longest)
-        self._drawing = Drawing(recipe, folder, self.policy, self.prompts, barrier, longest=longest)
-        self._askers: dict[str, Asker] = {}
-        self._trackers = Trackers((), folder, {})  # those of the recipe are the main process's alone
+            self.held_out = self._rendered(held_out, longest)
+        self._samplers = Samplers(recipe, folder, self.policy, self.prompts, barrier, longest=longest)
+        self._oracles: dict[str, OracleClient] = {}
+        self._trackers: Trackers | None = None  # the main process has them, if the recipe does
+
+    def _rendered(self, prompts: Sequence[Prompt], longest: int) -> list[Prompt]:
+        return render(prompts, self.policy.tokenizer, longest=longest)
 
     @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
+    def connected(self) -> Iterator[None]:
         """Hold connections to the oracles, the service of this run's own if there is one, and the trackers.
 
         Raises:
@@ -125,56 +132,47 @@ class PolicyRun:
         hosted = {"oracle": oracle.serve, "judge": judge.judge_serve}
         sources = [f"{name}={source}" for name, source in hosted.items() if source is not None]
         with ExitStack() as stack:
-            told = Trackers(self.recipe.output.trackers, self.folder, dataclasses.asdict(self.recipe))
-            self._trackers = stack.enter_context(contextlib.closing(told))
-            for path in sorted(self.folder.glob("iteration-*/metrics.json")):
-                metrics = read_json(path)
-                self._trackers.iteration(metrics["iteration"], metrics)
-            own = stack.enter_context(served(sources, self.folder / "service.log")) if sources else None
+            if names := self.recipe.output.trackers:
+                trackers = Trackers(names, self.folder, self.recipe.model_dump())
+                self._trackers = stack.enter_context(contextlib.closing(trackers))
+                # A tracker that a resumed run adds is shown the iterations that are done.
+                for path in sorted(self.folder.glob("iteration-*/metrics.json")):
+                    metrics = read_json(path)
+                    trackers.iteration(metrics["iteration"], metrics)
+            own = stack.enter_context(own_service(sources, self.folder / "service.log")) if sources else None
             urls = {"oracle": oracle.url or own, "judge": judge.judge_url or (own if judge.judge_serve else None)}
             models = {"oracle": oracle.model, "judge": judge.judge_model}
             if judge.judge_model and urls["judge"] is None:
-                urls["judge"] = urls["oracle"]
+                urls["judge"] = urls["oracle"]  # a second model of the same service
             for name, url in urls.items():
                 if url is not None:
                     model = name if hosted[name] else models[name]
-                    self._askers[name] = stack.enter_context(self._asker(name, url, model))
-            stack.enter_context(self._drawing.opened())
+                    self._oracles[name] = stack.enter_context(self._oracle(name, url, model))
+            stack.enter_context(self._samplers.opened())
             yield
-            self._askers = {}
+            self._oracles = {}
 
-    def _asker(self, name: str, url: str, model: str | None) -> Asker:
+    def _oracle(self, name: str, url: str, model: str | None) -> OracleClient:
         oracle, path = self.recipe.oracle, self.folder / f"{name}.json"
-        key = Path(oracle.api_key_file).read_text(encoding="utf-8").strip() if oracle.api_key_file else None
-        known = Identity(**read_json(path)) if path.exists() else None
-        return Asker(
+        return OracleClient(
             url,
             model=model,
-            api_key=key,
+            api_key=Path(oracle.api_key_file).read_text(encoding="utf-8").strip() if oracle.api_key_file else None,
             concurrency=oracle.concurrency,
             patience_s=oracle.patience_s,
             timeout_s=oracle.timeout_s,
-            identity=known,
-            learn=lambda found: write_json(path, dataclasses.asdict(found)),
+            identity=Identity(**read_json(path)) if path.exists() else None,
+            on_identity=lambda identity: write_json(path, dataclasses.asdict(identity)),
         )
 
     def iterate_source(self, iteration: int) -> str:
-        """Return where the weights of pi_t are.
-
-        Args:
-            iteration: t, from 1; the initial policy is the first.
-        """
+        """Return where the weights of pi_t are; t from 1, the initial policy is the first."""
         if iteration == 1:
             return self.recipe.policy.source
-        last = len(steps_of(self.recipe.method, iteration - 1))
-        return str(self._iteration(iteration - 1) / f"step-{last}" / "policy")
+        return str(self._step_folder(iteration - 1, len(self.method.steps(iteration - 1))) / "policy")
 
     def reference_source(self, iteration: int) -> str:
-        """Return where the weights of the reference mu are.
-
-        Args:
-            iteration: t, from 1.
-        """
+        """Return where the weights of the reference mu are in iteration t, from 1."""
         reference = self.recipe.reference
         if reference.policy == "initial":
             return self.iterate_source(1)
@@ -183,210 +181,209 @@ class PolicyRun:
         return self.iterate_source((iteration - 1) // reference.every * reference.every + 1)
 
     def iterate(self, iteration: int) -> None:
-        """Run one iteration, or what is left of it.
-
-        Args:
-            iteration: t, from 1.
+        """Run iteration t, from 1, or what is left of it.
 
         Raises:
             RunError: if the run has to stop.
         """
-        folder, began = self._iteration(iteration), time.monotonic()
-        if not (folder / "metrics.json").exists():
-            metrics: dict[str, Any] = {"iteration": iteration}
-            for number, step in enumerate(steps_of(self.recipe.method, iteration), start=1):
-                metrics |= self._step(iteration, number, step)
-            if self.held_out:
-                with self._drawing.phase():
-                    if self.state.is_main_process:
-                        metrics["evaluation"] = self._evaluate(iteration)
-            metrics["seconds"] = time.monotonic() - began
-            if self.state.is_main_process:
-                write_json(folder / "metrics.json", metrics)
+        path, began = self._iteration(iteration) / "metrics.json", time.monotonic()
+        if path.exists():
+            return
+        metrics: dict[str, Any] = {"iteration": iteration}
+        for number, step in enumerate(self.method.steps(iteration), start=1):
+            metrics |= self._step(iteration, number, step)
+        if self.held_out:
+            with self._samplers.phase():
+                if self.main:
+                    metrics["evaluation"] = self._evaluate(iteration)
+        metrics["seconds"] = time.monotonic() - began
+        if self.main:
+            write_json(path, metrics)
+            if self._trackers is not None:
                 self._trackers.iteration(iteration, metrics)
-                write_report(self.folder)
-            self.barrier.wait()
+            write_report(self.folder)
+        self.barrier.wait()
 
     def _step(self, iteration: int, number: int, step: Step) -> dict[str, Any]:
-        folder = self._iteration(iteration) / f"step-{number}"
-        previous = str(self._iteration(iteration) / f"step-{number - 1}" / "policy")
-        current = self.iterate_source(iteration)
+        """Sample the round of a training step unless an earlier one did, take the step, and return what to report."""
+        folder = self._step_folder(iteration, number)
+        previous, current = str(self._step_folder(iteration, number - 1) / "policy"), self.iterate_source(iteration)
         base = {"current": current, "previous-step": previous, "memory": self._memory(iteration)}[step.base]
-        sampler = current if step.sampler == "current" else previous
+        source = current if step.sampler == "current" else previous
         round_folder = self._iteration(iteration) / f"round-{step.round}"
         metrics: dict[str, Any] = {}
-        with self._drawing.phase():
-            if self.state.is_main_process:
-                metrics |= self._round(round_folder, iteration, step.round, sampler)
-        if self.state.is_main_process and not (folder / "logprobs.parquet").exists():
+        responses: list[Response] = []
+        with self._samplers.phase():
+            if self.main:
+                responses, described = self._round(round_folder, iteration, step.round, source)
+                metrics |= described
+        if (folder / "policy").exists():
+            self.barrier.wait()
+            return metrics
+        frozen = folder / "logprobs.parquet"
+        if self.main and not frozen.exists():
             freeze_columns(
-                folder / "logprobs.parquet",
+                frozen,
                 self.policy,
-                read_responses(round_folder / "samples.parquet"),
+                responses,
                 read_targets(round_folder / "targets.parquet"),
                 base=base,
                 reference=self.reference_source(iteration),
                 training=self.recipe.training,
             )
         self.barrier.wait()
-        if not (folder / "policy").exists():
-            began, before = time.monotonic(), steps_before(self.folder, folder)
-            self.policy.become(base)
-            rows = read_responses(round_folder / "samples.parquet")
-            labelled = read_targets(round_folder / "targets.parquet")
-            if sampler == base and self.state.is_main_process:
-                metrics["sampler_noise_per_token"] = self._check_sampler(folder, rows)
-            train_step(
-                self.policy,
-                training_pairs(folder / "logprobs.parquet", rows, labelled),
-                folder,
-                method=self.method,
-                training=self.recipe.training,
-                lora=self.recipe.lora,
-                raw=self.recipe.loss.gradient == "raw",
-                dtype=self.recipe.output.dtype,
-                seed=self.recipe.training.seed + 1000 * iteration + number,
-                wait=self.barrier.wait,
-                tell=lambda step, values: self._trackers.step(before + step, values),
-            )
-            metrics[f"step_{number}_training_s"] = time.monotonic() - began
+        began = time.monotonic()
+        self.policy.become(base)
+        responses = responses or read_responses(round_folder / "samples.parquet")
+        if source == base and self.main:
+            # The base is the policy that was sampled from: the two must agree on what they call likely.
+            tolerance = self.recipe.sampling.tolerance
+            metrics["sampler_noise_per_token"] = check_sampler(frozen, responses, tolerance=tolerance)
+        train_step(
+            self.policy,
+            training_pairs(frozen, responses, read_targets(round_folder / "targets.parquet")),
+            folder,
+            method=self.method,
+            training=self.recipe.training,
+            lora=self.recipe.lora,
+            raw=self.recipe.loss.gradient == "raw",
+            dtype=self.recipe.output.dtype,
+            seed=self.recipe.training.seed + 1000 * iteration + number,
+            wait=self.barrier.wait,
+            show=self._shown_steps(folder),
+        )
+        metrics[f"step_{number}_training_s"] = time.monotonic() - began
         return metrics
 
-    def _memory(self, iteration: int) -> str:
-        """Return where omwu's b_{t-1} is: the policy itself before the second iteration."""
-        if iteration <= 2:
-            return self.iterate_source(1)
-        return str(self._iteration(iteration - 1) / "step-1" / "policy")
+    def _shown_steps(self, folder: Path) -> Callable[[int, dict[str, float]], None]:
+        """Return what shows the numbers of a gradient step to the trackers, counted over the whole run."""
+        trackers = self._trackers
+        if trackers is None:
+            return lambda _step, _values: None
+        before = steps_before(self.folder, folder)
+        return lambda step, values: trackers.step(before + step, values)
 
-    def _round(self, folder: Path, iteration: int, number: int, source: str) -> dict[str, Any]:
+    def _memory(self, iteration: int) -> str:
+        """Return what a method remembers beside the policy: where the first step of the last iteration arrived."""
+        # The first iteration of such a method has one step: what it remembers then is the policy that it began with.
+        return self.iterate_source(1) if iteration <= 2 else str(self._step_folder(iteration - 1, 1) / "policy")
+
+    def _round(self, folder: Path, iteration: int, number: int, source: str) -> tuple[list[Response], dict[str, Any]]:
+        """Return the responses of a round, sampled or from disk, and what to report of it."""
         recipe, sampling = self.recipe, self.recipe.sampling
         seed = recipe.training.seed
-        prompts = deal(self.prompts, iteration=iteration, count=recipe.data.per_iteration, seed=seed)
-        spent = play_round(
+        prompts = deal(self.prompts, iteration=iteration, per_iteration=recipe.data.per_iteration, seed=seed)
+        played = play_round(
             folder,
             prompts,
-            lambda: self._drawing.sampler(source),
-            {"oracle": self._askers["oracle"]},
+            lambda: self._samplers.sampler(source),
+            {"oracle": self._oracles["oracle"]},
             responses=sampling.responses,
             batch=sampling.batch,
             names=(seed, iteration, number),
-            decode=self._decode,
+            tokenizer=self.policy.tokenizer,
         )
-        responses, answers = read_responses(folder / "samples.parquet"), read_answers(folder / "oracle.parquet")
-        tables = tables_of(responses, answers, sampling, recipe.oracle.rule)
-        if not (folder / "targets.parquet").exists():
-            rows = labelled_pairs(tables, recipe.method, recipe.targets, names=(seed, iteration, number))
-            write_targets(folder / "targets.parquet", rows)
-        found = self._described(number, spent, responses, list(tables.values()), folder)
+        tables = tables_of(
+            played.responses,
+            played.answers,
+            rule=recipe.oracle.rule,
+            unfinished=sampling.unfinished,
+            penalty=sampling.penalty,
+        )
+        pairs = self._targets(folder / "targets.parquet", tables, (seed, iteration, number))
+        described = self._described(played, list(tables.values()), len(pairs))
         missing = len(prompts) - len(tables)
         if missing:
             logger.warning("%d of %d prompts have no complete group and are left out", missing, len(prompts))
-        found[_of_round("missing_groups", number)] = missing
-        if self._drawing.noise is not None:
-            found[_of_round("reload_noise_per_token", number)] = self._drawing.noise
-        return found
+        described["missing_groups"] = missing
+        if self._samplers.noise is not None:
+            described["reload_noise_per_token"] = self._samplers.noise
+        prefix = "" if number == 1 else f"round_{number}_"
+        return played.responses, {f"{prefix}{name}": value for name, value in described.items()}
 
-    def _described(
-        self, number: int, spent: Spent, responses: Sequence[Any], tables: list[Any], folder: Path
-    ) -> dict[str, Any]:
-        cycles = diagnostics.measure_cycles(tables)
-        names = {"gpo": "sppo", "ipo": "inpo", "dpo": "sppo"}
-        knobs = self.recipe.loss
-        step = {"gpo": 1.0 / self.method.number if self.method.number else 1.0}.get(
-            self.recipe.method, knobs.eta or knobs.step or knobs.tau or 1.0
+    def _targets(self, path: Path, tables: dict[str, Float64s], names: tuple[object, ...]) -> list[LabelledPair]:
+        if path.exists():
+            return read_targets(path)
+        targets = self.recipe.targets
+        pairs = labelled_pairs(
+            tables,
+            selection=targets.pairs,
+            labels=targets.labels if self.method.needs.pairs else "soft",
+            ties=targets.ties,
+            include_self=targets.win_rates == "with-self",
+            own_targets=self.method.own_targets,
+            names=names,
         )
-        warning = None
-        if self.recipe.method != "dpo":
-            chosen: Any = names.get(self.recipe.method, self.recipe.method)
-            warning = diagnostics.convergence_warning(cycles.rotation, method=chosen, tau=self.method.tau, eta=step)
+        write_targets(path, pairs)
+        return pairs
+
+    def _described(self, played: Round, tables: list[Float64s], pairs: int) -> dict[str, Any]:
+        cycles = measure_cycles(tables)
+        warning = self.method.convergence_warning(cycles.rotation)
         if warning:
             logger.warning("%s", warning)
-        missing = sum(int(np.isnan(table).any()) for table in tables)
-        if missing:
-            logger.warning("%d of %d tables lack comparisons, which are left out", missing, len(tables))
-        found: dict[str, Any] = {
-            "loading_s": spent.loading_s,
-            "sampling_s": spent.sampling_s,
-            "waiting_for_oracle_s": spent.waiting_s,
+        incomplete = sum(int(np.isnan(table).any()) for table in tables)
+        if incomplete:
+            logger.warning("%d of %d tables lack comparisons, which are left out", incomplete, len(tables))
+        return {
+            "loading_s": played.loading_s,
+            "sampling_s": played.sampling_s,
+            "waiting_for_oracle_s": played.waiting_s,
             "cyclic_share": _finite(cycles.cyclic_share),
             "rotation": _finite(cycles.rotation),
             "triples": cycles.triples,
-            "incomplete_tables": missing,
+            "incomplete_tables": incomplete,
             "convergence_warning": warning,
-            "pairs": len(read_targets(folder / "targets.parquet")),
-            **{f"sample_{name}": value for name, value in describe_responses(responses).items()},
+            "pairs": pairs,
+            **{f"sample_{name}": value for name, value in describe_responses(played.responses).items()},
         }
-        return {_of_round(name, number): value for name, value in found.items()}
-
-    def _check_sampler(self, folder: Path, rows: Sequence[Any]) -> float | None:
-        """Refuse a sampler that is not the policy: its log-probabilities of eight responses must be the trainer's."""
-        columns = read_table(folder / "logprobs.parquet")
-        frozen = dict(
-            zip(zip(columns["prompt_id"], columns["number"], strict=True), columns["base_logprob"], strict=True)
-        )
-        known = [row for row in rows if row.sampler_logprob is not None and (row.prompt_id, row.number) in frozen][:8]
-        if not known:
-            return None
-        off = [
-            abs(row.sampler_logprob - frozen[row.prompt_id, row.number]) / max(len(row.token_ids), 1) for row in known
-        ]
-        largest = max(off)
-        limit = self.recipe.sampling.tolerance
-        if largest > limit:
-            raise RunError(
-                f"the sampler's log-probabilities differ from the trainer's by {largest:.3g} nats a token, and "
-                f"sampling.tolerance is {limit:g}: it has other weights, or another dtype"
-            )
-        return float(largest)
 
     def _evaluate(self, iteration: int) -> dict[str, Any]:
-        recipe, sampling = self.recipe, self.recipe.sampling
-        count, seed = recipe.evaluation.responses, recipe.training.seed
-        initial, folder = self.folder / "evaluation-00", self.folder / f"evaluation-{iteration:02d}"
-        for target, source, askers in (
-            (initial, self.iterate_source(1), {}),
-            (folder, self.iterate_source(iteration + 1), self._askers),
-        ):
-            against: dict[str, list[str]] = {}
-            prompts = self.held_out
-            if askers:
-                for row in read_responses(initial / "samples.parquet"):
-                    against.setdefault(row.prompt_id, []).append(row.text)
-                prompts = [prompt for prompt in self.held_out if prompt.id in against]
-            play_round(
-                target,
-                prompts,
-                lambda source=source: self._drawing.sampler(source),  # type: ignore[misc]
-                askers,
-                responses=count,
-                batch=sampling.batch,
-                names=(seed, "evaluation"),
-                decode=self._decode,
-                against=against,
-            )
-        self._drawing.end()
-        found = summarise(
+        recipe, initial = self.recipe, self.iterate_source(1)
+        theirs = self._held_out_round(self.folder / "evaluation-00", initial, {}, {})
+        against: dict[str, list[str]] = {}
+        for row in theirs:
+            against.setdefault(row.prompt_id, []).append(row.text)
+        folder = self.folder / f"evaluation-{iteration:02d}"
+        mine = self._held_out_round(folder, self.iterate_source(iteration + 1), self._oracles, against)
+        self._samplers.end()
+        summary = summarise(
             folder,
-            initial,
+            (mine, theirs),
             self.policy,
-            names=list(self._askers),
-            initial_source=self.iterate_source(1),
-            responses=count,
+            names=list(self._oracles),
+            initial_source=initial,
+            responses=recipe.evaluation.responses,
             rule=recipe.oracle.rule,
             training=recipe.training,
         )
-        logger.info("iteration %d: win rate against the initial policy %s", iteration, found.get("oracle"))
-        return found
+        logger.info("iteration %d: win rate against the initial policy %s", iteration, summary.get("oracle"))
+        return summary
 
-    def _decode(self, token_ids: Sequence[int]) -> str:
-        return str(self.policy.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    def _held_out_round(
+        self, folder: Path, source: str, oracles: dict[str, OracleClient], against: dict[str, list[str]]
+    ) -> list[Response]:
+        """Return a policy's responses to the held-out prompts; without oracles, or compared with others' responses."""
+        prompts = [prompt for prompt in self.held_out if not oracles or prompt.id in against]
+        played = play_round(
+            folder,
+            prompts,
+            lambda: self._samplers.sampler(source),
+            oracles,
+            responses=self.recipe.evaluation.responses,
+            batch=self.recipe.sampling.batch,
+            # The same numbers for every iterate: differences between them are not of the dice.
+            names=(self.recipe.training.seed, "evaluation"),
+            tokenizer=self.policy.tokenizer,
+            against=against,
+        )
+        return played.responses
 
     def _iteration(self, iteration: int) -> Path:
         return self.folder / f"iteration-{iteration:02d}"
 
-
-def _of_round(name: str, number: int) -> str:
-    return name if number == 1 else f"round_{number}_{name}"
+    def _step_folder(self, iteration: int, number: int) -> Path:
+        return self._iteration(iteration) / f"step-{number}"
 
 
 def _finite(value: float) -> float | None:

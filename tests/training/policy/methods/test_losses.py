@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paragone_training.policy.methods import losses
+from paragone_training import losses
 
 CHOSEN = torch.tensor([-41.5, -20.25, -7.0], dtype=torch.float64)
 REJECTED = torch.tensor([-44.0, -18.5, -9.75], dtype=torch.float64)

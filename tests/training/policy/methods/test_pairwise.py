@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from paragone_training.policy.methods import losses
-from paragone_training.policy.methods.losses import FrozenColumn, PairwiseSetting
+from paragone_training import losses
+from paragone_training.losses import FrozenColumn, PairwiseSetting
 
 CHOSEN, REJECTED, BASE_CHOSEN, BASE_REJECTED, REFERENCE_CHOSEN, REFERENCE_REJECTED = COLUMNS = tuple(
     -50 * torch.rand(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))

@@ -6,8 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from paragone_models.packing.segments import segments_attention
 from paragone_training.policy.model.gpu_memory import plan_memory, saved_bytes_packed
-from paragone_training.policy.model.logprobs import ResponseLogprobs, padded_sequences
-from paragone_training.policy.model.packing import packed_row
+from paragone_training.policy.model.logprobs import ResponseLogprobs, packed_row, padded_sequences
 from paragone_training.policy.plan import describe_plan
 from paragone_training.saved_activations import saved_bytes
 from tests.training.policy.tiny_policy import recipe

@@ -13,20 +13,24 @@ from paragone_models.packing.backend import PACKED
 from paragone_models.packing.gpu import flex_attention
 from paragone_models.packing.segments import segments_attention
 from paragone_training.adapters import recompute_activations
-from paragone_training.policy.gradient.batches import PairPasses, TrainingPair
 from paragone_training.policy.gradient.step import train_step
-from paragone_training.policy.methods.methods import method_of
-from paragone_training.policy.model import packing
+from paragone_training.policy.gradient.trainer import PairPasses
+from paragone_training.policy.methods.registry import method_of
+from paragone_training.policy.model import logprobs
 from paragone_training.policy.model.logprobs import (
     ResponseLogprobs,
+    choose,
     frozen_logprobs,
+    packed_attention,
+    packed_row,
     padded_sequences,
     response_logprobs,
+    unpacked,
 )
-from paragone_training.policy.model.packing import choose, packed_attention, packed_row, unpacked
 from paragone_training.policy.model.weights import load_policy
-from paragone_training.policy.rows.files import read_json
-from paragone_training.policy.sections import PolicyTrainingSection
+from paragone_training.policy.recipe import PolicyTrainingSection
+from paragone_training.policy.rows.folder import read_json
+from paragone_training.policy.rows.rows import TrainingPair
 from paragone_training.settings import LoraSection
 from tests.models.packs import SHAPE, SPECIAL, VOCABULARY, reference_flex
 
@@ -234,7 +238,7 @@ def with_columns(policy, training):
 )
 def test_what_cannot_be_packed_is_padded_and_the_log_says_why(model_type, changes, reason, batching, caplog):
     model = causal(model_type, **changes)
-    packing._tell.cache_clear()
+    logprobs._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="paragone_training"):
         assert packed_attention(model, batching) is None
     assert reason in caplog.text
@@ -267,7 +271,7 @@ def test_attention_that_is_wrong_in_states_or_only_in_gradients_is_seen_at_its_t
         (detached, "its packed gradients are off by"),
         (broken, "packing failed with NotImplementedError: ['no such kernel']"),
     ):
-        monkeypatch.setattr(packing, "segments_attention", lambda attend=attend: attend)
+        monkeypatch.setattr(logprobs, "segments_attention", lambda attend=attend: attend)
         assert choose(model, "auto").startswith(reason)
 
 

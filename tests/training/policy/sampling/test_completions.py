@@ -6,16 +6,19 @@ import httpx2
 import numpy as np
 import pytest
 
+from paragone_evaluation.readers import Prompt
 from paragone_training.policy.errors import SamplerMismatchError
 from paragone_training.policy.model.logprobs import ResponseLogprobs, frozen_logprobs
 from paragone_training.policy.model.weights import load_policy
+from paragone_training.policy.rows.rows import seed_of
 from paragone_training.policy.sampling.completions import CompletionsServer, ServerFault, SglangRoutes, VllmRoutes
-from paragone_training.policy.sampling.in_process import Draw, seed_of
+from paragone_training.policy.sampling.sampler import Decoding
 from tests.training.policy.peers import misbehave, peers
 from tests.training.policy.tiny_policy import save_policy
 
-PROMPTS = [(3, 40, 41, 1, 4), (3, 60, 1, 4), (3, 50, 51, 52, 53, 1, 4)]
-SETTINGS = Draw(max_new_tokens=12)
+TOKENS = [(3, 40, 41, 1, 4), (3, 60, 1, 4), (3, 50, 51, 52, 53, 1, 4)]
+PROMPTS = [Prompt(str(number), "", ids) for number, ids in enumerate(TOKENS)]
+SETTINGS = Decoding(max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +54,16 @@ def asked(url, work, **options):
 def test_responses_and_their_logprobs_are_the_trainers(peer, policy):
     async def work(server):
         ends = policy.end_ids
-        drawn = [await server.complete(PROMPTS[n % 3], seed=n, settings=SETTINGS, end_ids=ends) for n in range(12)]
-        scored = [await server.logprob(PROMPTS[n % 3], one.token_ids) for n, one in enumerate(drawn)]
-        again = await server.complete(PROMPTS[0], seed=0, settings=SETTINGS, end_ids=ends)
+        drawn = [await server.complete(PROMPTS[n % 3], 0, seed=n, decoding=SETTINGS, end_ids=ends) for n in range(12)]
+        scored = [await server.logprob(TOKENS[n % 3], one.token_ids) for n, one in enumerate(drawn)]
+        again = await server.complete(PROMPTS[0], 0, seed=0, decoding=SETTINGS, end_ids=ends)
         return drawn, scored, again
 
     drawn, scored, again = asked(peer, work)
-    items = [(PROMPTS[n % 3], one.token_ids) for n, one in enumerate(drawn)]
+    items = [(TOKENS[n % 3], one.token_ids) for n, one in enumerate(drawn)]
     frozen = frozen_logprobs(ResponseLogprobs(policy.model, chunk_tokens=7), items, pad_id=0, batch=5)
 
-    np.testing.assert_allclose([one.logprob for one in drawn], frozen, atol=2e-4)
+    np.testing.assert_allclose([one.sampler_logprob for one in drawn], frozen, atol=2e-4)
     np.testing.assert_allclose(scored, frozen, atol=2e-4)
     assert {one.finished for one in drawn} == {True, False}
     assert all(one.finished == (one.token_ids[-1] == policy.tokenizer.eos_token_id) for one in drawn)
@@ -70,15 +73,15 @@ def test_responses_and_their_logprobs_are_the_trainers(peer, policy):
 
 def test_sglangs_logprobs_are_left_out_where_temperature_scales_them(peer, policy):
     async def work(server):
-        hot = Draw(max_new_tokens=4, temperature=2.0)
+        hot = Decoding(max_new_tokens=4, temperature=2.0)
         return [
-            await server.complete(PROMPTS[0], seed=1, settings=settings, end_ids=policy.end_ids)
-            for settings in (SETTINGS, hot)
+            await server.complete(PROMPTS[0], 0, seed=1, decoding=decoding, end_ids=policy.end_ids)
+            for decoding in (SETTINGS, hot)
         ]
 
     plain, hot = asked(peer, work, routes=SglangRoutes())
-    assert plain.logprob is not None
-    assert hot.logprob is None
+    assert plain.sampler_logprob is not None
+    assert hot.sampler_logprob is None
 
 
 def test_sglang_calls_the_policy_by_its_folder_after_an_update(policy_folder, tmp_path):
@@ -112,7 +115,7 @@ def test_an_answer_that_is_not_token_for_token_is_refused(peer, policy, mood, me
 
     async def work(server):
         for seed in range(20):
-            await server.complete(PROMPTS[0], seed=seed, settings=SETTINGS, end_ids=policy.end_ids)
+            await server.complete(PROMPTS[0], 0, seed=seed, decoding=SETTINGS, end_ids=policy.end_ids)
 
     with pytest.raises(SamplerMismatchError, match=message):
         asked(peer, work)
@@ -125,7 +128,7 @@ def test_a_server_of_another_model_context_or_tokenizer_is_refused(peer, policy)
             server = CompletionsServer(peer, routes, http, model=options.pop("model", None))
             await server.meet(**{"longest": 64, "texts": {}, **options})
 
-    text = policy.tokenizer.decode(list(PROMPTS[0]))
+    text = policy.tokenizer.decode(list(TOKENS[0]))
     asyncio.run(met(texts={text: policy.tokenizer(text, add_special_tokens=False)["input_ids"]}))
     with pytest.raises(SamplerMismatchError, match=r"serves .*; servers\.model has to name the one"):
         asyncio.run(met(model="another"))
@@ -140,7 +143,7 @@ def test_a_server_of_another_model_context_or_tokenizer_is_refused(peer, policy)
 
 def test_a_failure_that_may_pass_is_a_fault_and_a_refusal_is_not(peer, policy):
     async def work(server):
-        return await server.complete(PROMPTS[0], seed=0, settings=SETTINGS, end_ids=policy.end_ids)
+        return await server.complete(PROMPTS[0], 0, seed=0, decoding=SETTINGS, end_ids=policy.end_ids)
 
     misbehave(peer, status=503)
     with pytest.raises(ServerFault, match="503"):

@@ -6,13 +6,13 @@ import httpx2
 import pytest
 
 from paragone_evaluation.readers import Prompt
+from paragone_training.policy.background import Background
 from paragone_training.policy.errors import SamplerGoneError, SamplerMismatchError
 from paragone_training.policy.model.weights import load_policy
-from paragone_training.policy.sampling.background import Background
+from paragone_training.policy.recipe import ServersSection
 from paragone_training.policy.sampling.completions import CompletionsServer, ServerFault, VllmRoutes
-from paragone_training.policy.sampling.fleet import Fleet, FleetSampler
-from paragone_training.policy.sampling.in_process import Draw, Missing
-from paragone_training.policy.sections import ServersSection
+from paragone_training.policy.sampling.sampler import Decoding, Missing
+from paragone_training.policy.sampling.servers import Fleet, FleetSampler
 from tests.training.policy.peers import misbehave, peers, seen
 
 PROMPTS = [Prompt(f"p{number}", f"{number}", (3, 40 + number, 41, 1, 4)) for number in range(6)]
@@ -44,7 +44,7 @@ def drawn(urls, policy_folder, *, readmit=come_back, chunks=CHUNKS, **limits):
     servers = [CompletionsServer(url, VllmRoutes(), http, model=str(policy_folder)) for url in urls]
     fleet = Fleet(servers, section, readmit)
     ends = load_policy(str(policy_folder)).end_ids
-    sampler = FleetSampler(fleet, background, Draw(max_new_tokens=6), ends)
+    sampler = FleetSampler(fleet, background, Decoding(max_new_tokens=6), ends)
 
     async def close():
         await fleet.close()

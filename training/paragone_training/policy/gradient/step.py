@@ -1,4 +1,4 @@
-"""One regression: frozen log-probabilities, the checks before the first gradient, the gradient steps.
+"""One step of an iteration: frozen log-probabilities, the checks before the first gradient, the gradient steps.
 
 STEP/logprobs.parquet     one row per response that is in a pair: its log-probability under base and reference
 STEP/start.json           the first-batch check and the noise floor
@@ -9,32 +9,42 @@ STEP/policy/              the weights that came out; a step is done when this ex
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 from transformers import set_seed
 
 from paragone_training.policy.errors import RunError
-from paragone_training.policy.gradient.batches import TrainingPair, of_batch
-from paragone_training.policy.gradient.policy_trainer import Observer, PolicyTrainer, policy_trainer
-from paragone_training.policy.methods.methods import Method, PairTargets
+from paragone_training.policy.gradient.trainer import Observer, PolicyTrainer, of_batch, policy_trainer
+from paragone_training.policy.methods.method import Method, PairTargets, describe, numbers, same_shape
 from paragone_training.policy.model.logprobs import autocast, frozen_logprobs, on_device, response_logprobs
-from paragone_training.policy.model.sharding import check_sharding, is_sharded, whole_state
-from paragone_training.policy.model.weights import Policy
-from paragone_training.policy.rounds import Response
-from paragone_training.policy.rows.files import need_space, read_table, write_json, write_table
-from paragone_training.policy.sections import PolicyTrainingSection
-from paragone_training.policy.targets import diagnostics
-from paragone_training.policy.targets.pairs import LabelledPair
+from paragone_training.policy.model.weights import Policy, check_sharding, is_sharded, whole_state
+from paragone_training.policy.recipe import PolicyTrainingSection
+from paragone_training.policy.rows.folder import need_space, read_table, write_json, write_table
+from paragone_training.policy.rows.rows import LabelledPair, Response, TrainingPair
 from paragone_training.settings import LoraSection
 
-__all__ = ["check_start", "freeze_columns", "train_step", "training_pairs"]
+__all__ = [
+    "NoiseFloor",
+    "check_noise_floor",
+    "check_sampler",
+    "check_start",
+    "freeze_columns",
+    "noise_floor",
+    "train_step",
+    "training_pairs",
+]
 
 logger = logging.getLogger(__name__)
 
 _CHECKED_PAIRS = 64
+_CHECKED_RESPONSES = 8
 _ROUNDING = 1e-4
 """Relative distance from the closed-form start value that float32 explains."""
 
@@ -67,14 +77,14 @@ def freeze_columns(
         pairs: that are trained on.
         base: source of the base's weights.
         reference: source of the reference's weights.
-        training: batch, chunk and precision.
+        training: of the recipe.
 
     Raises:
         DiskFullError: if there is no room.
     """
     used = {(pair.prompt_id, number) for pair in pairs for number in (pair.chosen, pair.rejected)}
-    wanted = [response for response in responses if (response.prompt_id, response.number) in used]
-    items = [(response.prompt_ids, response.token_ids) for response in wanted]
+    rows = [response for response in responses if (response.prompt_id, response.number) in used]
+    items = [(response.prompt_ids, response.token_ids) for response in rows]
     columns: dict[str, list[float]] = {}
     for source in dict.fromkeys((reference, base)):
         policy.become(source)
@@ -86,8 +96,8 @@ def freeze_columns(
             bf16=training.bf16,
         )
     table: dict[str, list[Any]] = {
-        "prompt_id": [response.prompt_id for response in wanted],
-        "number": [response.number for response in wanted],
+        "prompt_id": [response.prompt_id for response in rows],
+        "number": [response.number for response in rows],
         "base_logprob": columns[base],
         "reference_logprob": columns[reference],
     }
@@ -105,11 +115,7 @@ def training_pairs(path: Path, responses: Sequence[Response], pairs: Sequence[La
     Raises:
         RunError: if the file cannot be read.
     """
-    columns = read_table(path)
-    frozen = {
-        (prompt_id, number): (base, reference)
-        for prompt_id, number, base, reference in zip(*(columns[name] for name in _LOGPROBS.names), strict=True)
-    }
+    frozen = _frozen(path)
     known = {(response.prompt_id, response.number): response for response in responses}
     rows = []
     for pair in pairs:
@@ -128,6 +134,105 @@ def training_pairs(path: Path, responses: Sequence[Response], pairs: Sequence[La
     return rows
 
 
+def _frozen(path: Path) -> dict[tuple[str, int], tuple[float, float]]:
+    """Return log-probabilities under base and reference, by prompt id and number."""
+    columns = read_table(path)
+    return {
+        (prompt_id, number): (base, reference)
+        for prompt_id, number, base, reference in zip(*(columns[name] for name in _LOGPROBS.names), strict=True)
+    }
+
+
+def check_sampler(path: Path, responses: Sequence[Response], *, tolerance: float) -> float | None:
+    """Return how far a sampler's log-probabilities are from the trainer's, in nats a token; refuse another policy.
+
+    Args:
+        path: of logprobs.parquet, whose base is the policy that was sampled from.
+        responses: of the round.
+        tolerance: nats a token.
+
+    Raises:
+        RunError: if eight responses are farther from each other: the sampler is not the policy.
+    """
+    frozen = _frozen(path)
+    known = [row for row in responses if row.sampler_logprob is not None and (row.prompt_id, row.number) in frozen]
+    distances = [
+        abs(row.sampler_logprob - frozen[row.prompt_id, row.number][0]) / max(len(row.token_ids), 1)
+        for row in known[:_CHECKED_RESPONSES]
+        if row.sampler_logprob is not None
+    ]
+    if not distances:
+        return None
+    if max(distances) > tolerance:
+        raise RunError(
+            f"the sampler's log-probabilities differ from the trainer's by {max(distances):.3g} nats a token, and "
+            f"sampling.tolerance is {tolerance:g}: it has other weights, or another dtype"
+        )
+    return float(max(distances))
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """How much two computations of the same log-probabilities differ, and whether that drowns the goal of the loss.
+
+    Attributes:
+        spread: root mean square of the difference, in nats.
+        scale: root mean square of the loss's goal, in nats.
+        largest: largest absolute difference, in nats.
+    """
+
+    spread: float
+    scale: float
+    largest: float
+
+    @property
+    def share(self) -> float:
+        """The spread as a share of the goal's scale; infinite for a goal of 0."""
+        return self.spread / self.scale if self.scale > 0 else (math.inf if self.spread > 0 else 0.0)
+
+
+def noise_floor(logprob: ArrayLike, stored_logprob: ArrayLike, target: ArrayLike) -> NoiseFloor:
+    """Return the noise of log pi - log pi_t at step 0, where the two are the same policy computed twice.
+
+        share = rms(log pi - log pi_t) / rms(target)
+
+    Root mean squares and not deviations: a common offset does not cancel in SPPO's loss. For the pairwise losses hand
+    in differences of a pair's two log-probabilities.
+
+    Args:
+        logprob: as the trainer computes it. [B]
+        stored_logprob: the frozen column. [B]
+        target: what the loss asks log pi - log pi_t to become: eta (P - ½), s/beta, gain * label. [B]
+
+    Raises:
+        ValueError: if shapes differ, there is nothing, or something is not finite.
+    """
+    first, second = same_shape(logprob, stored_logprob)
+    _, goal = same_shape(logprob, target)
+    if first.size == 0 or not np.isfinite([first, second, goal]).all():
+        raise ValueError("the noise floor needs finite log-probabilities and targets of at least one response")
+    difference = first - second
+    return NoiseFloor(
+        spread=float(np.sqrt((difference**2).mean())),
+        scale=float(np.sqrt((goal**2).mean())),
+        largest=float(np.abs(difference).max()),
+    )
+
+
+def check_noise_floor(floor: NoiseFloor, *, limit: float = 0.05) -> None:
+    """Refuse a run in which noise has a larger share of the targets' scale than ``limit``.
+
+    Raises:
+        ValueError: if the share exceeds the limit.
+    """
+    if floor.share > limit:
+        raise ValueError(
+            f"log-probabilities computed twice differ by {floor.spread:.3g} nats (rms), {floor.share:.1%} of the "
+            f"targets' {floor.scale:.3g} nats, and the limit is {limit:.0%}: use a wider dtype, the same kernels for "
+            "both computations, or a larger step"
+        )
+
+
 @torch.no_grad()
 def check_start(trainer: PolicyTrainer, training: PolicyTrainingSection) -> dict[str, float]:
     """Refuse to train where the policy is not its frozen columns; return what was measured, for logs.
@@ -137,12 +242,47 @@ def check_start(trainer: PolicyTrainer, training: PolicyTrainingSection) -> dict
 
     Args:
         trainer: before its first step.
-        training: precision and limit.
+        training: of the recipe.
 
     Raises:
         RunError: if the loss is not the closed form's, or the noise is above the limit.
     """
-    network, passes, method, scale = trainer.network, trainer.passes, trainer.method, trainer.scale
+    fit = trainer.method.fit
+    chosen, rejected, targets = _first_pairs(trainer, training)
+    if fit.per_response:
+        live = torch.cat([chosen, rejected])
+        stored = torch.cat([targets.base_chosen, targets.base_rejected])
+    else:
+        live, stored = chosen - rejected, targets.base_chosen - targets.base_rejected
+    floor = noise_floor(numbers(live), numbers(stored), fit.goal(targets))
+    try:
+        check_noise_floor(floor, limit=training.noise_limit)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    loss, start = float(fit.loss(chosen, rejected, targets).double().mean()), float(fit.start(targets).mean())
+    # What the noise in the log-ratios can do to the loss: its slope, and the curvature of a square.
+    explained = 2.0 * fit.slope(start) * floor.spread + 2.0 * floor.spread**2
+    explained += _ROUNDING * max(start, floor.scale**2)
+    if abs(loss - start) > explained:
+        raise RunError(
+            f"the first batch's loss is {loss:.6g} and its closed form {start:.6g}; {explained:.2g} of difference are "
+            "explained by noise: policy and frozen columns do not belong together, remove the step's folder and resume"
+        )
+    return {
+        "pairs": len(chosen),
+        "loss": loss * trainer.scale,
+        "closed_form": start * trainer.scale,
+        "raw_loss": loss,
+        "raw_closed_form": start,
+        "noise_nats": floor.spread,
+        "target_nats": floor.scale,
+        "noise_share": floor.share,
+    }
+
+
+def _first_pairs(trainer: PolicyTrainer, training: PolicyTrainingSection) -> tuple[Tensor, Tensor, PairTargets]:
+    """Return log-probabilities under the policy in training, and the targets, of the first pairs of an epoch."""
+    network, passes = trainer.network, trainer.passes
     device = next(network.parameters()).device
     live, targets = [], []
     network.eval()
@@ -151,36 +291,8 @@ def check_start(trainer: PolicyTrainer, training: PolicyTrainingSection) -> dict
         with autocast(device, bf16=training.bf16):
             live.append(network(on_device(sequences, device)).chunk(2))
         targets.append(PairTargets(*(column.to(device) for column in columns)))
-    chosen, rejected = (torch.cat([one[side] for one in live]) for side in (0, 1))
-    together = PairTargets(*(torch.cat(column) for column in zip(*targets, strict=True)))
-    if method.setting is None and method.name != "dpo":
-        new, old = torch.cat([chosen, rejected]), torch.cat([together.base_chosen, together.base_rejected])
-    else:
-        new, old = chosen - rejected, together.base_chosen - together.base_rejected
-    wanted = method.wanted(together)
-    floor = diagnostics.noise_floor(new.double().cpu().numpy(), old.double().cpu().numpy(), wanted)
-    try:
-        diagnostics.check_noise_floor(floor, limit=training.noise_limit)
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    loss, start = float(method.loss(chosen, rejected, together).double().mean()), float(method.start(together).mean())
-    slope = method.number if method.name == "dpo" else 2.0 * math.sqrt(start)
-    allowed = 2.0 * slope * floor.spread + 2.0 * floor.spread**2 + _ROUNDING * max(start, floor.scale**2)
-    if abs(loss - start) > allowed:
-        raise RunError(
-            f"the first batch's loss is {loss:.6g} and its closed form {start:.6g}; {allowed:.2g} of difference are "
-            "explained by noise: policy and frozen columns do not belong together, remove the step's folder and resume"
-        )
-    return {
-        "pairs": len(wanted) if method.setting is not None or method.name == "dpo" else len(wanted) // 2,
-        "loss": loss * scale,
-        "closed_form": start * scale,
-        "raw_loss": loss,
-        "raw_closed_form": start,
-        "noise_nats": floor.spread,
-        "target_nats": floor.scale,
-        "noise_share": floor.share,
-    }
+    chosen, rejected = (torch.cat([halves[side] for halves in live]) for side in (0, 1))
+    return chosen, rejected, PairTargets(*(torch.cat(column) for column in zip(*targets, strict=True)))
 
 
 def train_step(
@@ -195,30 +307,30 @@ def train_step(
     dtype: str,
     seed: int,
     wait: Callable[[], None] = lambda: None,
-    tell: Callable[[int, dict[str, float]], None] = lambda _, __: None,
+    show: Callable[[int, dict[str, float]], None] = lambda _, __: None,
 ) -> None:
-    """Take the gradient steps of one regression and write the policy that comes out.
+    """Take the gradient steps and write the policy that comes out.
 
     Args:
         policy: has the weights of the base; has those of the outcome at the end.
         pairs: with frozen columns.
         folder: of the step.
-        method: whose loss.
-        training: how.
+        method: of the recipe.
+        training: of the recipe.
         lora: adapters, or None.
         raw: take the gradient of the raw loss.
         dtype: storage type of the outcome.
         seed: of order and dropout.
         wait: returns when every process has called it; several processes need one.
-        tell: takes the number of a gradient step and its logged values.
+        show: takes the number of a gradient step and its logged values.
 
     Raises:
         RunError: if the checks before the first gradient fail, a setting does not go with FSDP, or the disk is full.
     """
     if not pairs:
         raise RunError(f"no pair to train on in {folder}: every comparison is tied or missing; sample more responses")
-    held = sum(weight.numel() * weight.element_size() for weight in policy.model.parameters())
-    need_space(folder, held * (4 if training.save_steps else 1) + 10_000_000, "training")
+    size = sum(weight.numel() * weight.element_size() for weight in policy.model.parameters())
+    need_space(folder, size * (4 if training.save_steps else 1) + 10_000_000, "training")
     set_seed(seed)
     with policy.adapted(lora) as model:
         trainer = policy_trainer(
@@ -232,13 +344,13 @@ def train_step(
             seed=seed,
         )
         check_sharding(getattr(trainer.accelerator.state, "fsdp_plugin", None), training)
-        trainer.add_callback(Observer(tell))
+        trainer.add_callback(Observer(show))
         checkpoint = _last_checkpoint(folder / "checkpoints") if training.save_steps else None
         if checkpoint is None:
             start = check_start(trainer, training)
             if trainer.is_world_process_zero():
                 write_json(folder / "start.json", start)
-            logger.info("%s on %d pairs; first batch %s", method.describe(), len(pairs), start)
+            logger.info("%s on %d pairs; first batch %s", describe(method), len(pairs), start)
         trainer.train(resume_from_checkpoint=checkpoint)
     sharded = is_sharded(policy.model)
     state = whole_state(policy.model) if sharded else None

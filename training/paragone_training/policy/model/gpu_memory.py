@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from paragone_models.packing.attention import packed
 from paragone_models.packing.segments import segments_attention
-from paragone_training.policy.model.packing import packed_row, packed_states, unpacked
+from paragone_training.policy.model.logprobs import packed_row, packed_states, unpacked
 from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.saved_activations import fused_attention, kept_bytes, meta_attention, saved_bytes
 

@@ -1,41 +1,60 @@
-"""Log-probabilities of whole responses, without ever holding the logits of a whole batch.
+"""Log-probabilities of whole responses, without ever holding the logits of a whole batch; passes padded or packed.
 
-N sequences, T padded length, M response tokens of the batch, H hidden size, V vocabulary. A sequence is the prompt's
-token ids and the response's, as they were sampled; nothing is tokenised again. A pass is padded, or one packed row
-(``packing.py``); what is computed from its hidden states is the same.
+N sequences as they were given, T padded length or rows, M response tokens, H hidden size, V vocabulary. A sequence is
+the prompt's token ids and the response's, as they were sampled; nothing is tokenised again.
+
+A packed pass is one row of tokens without padding, in which what several sequences begin with is computed once. The
+prefix tree and the attention are those of the engine (``paragone_models.packing``), here with gradients. A pair's two
+responses share their prompt, as do several pairs of one prompt in a pass; a response that several pairs have is
+computed once. Only backbones that packing was proven for are packed; and whatever a configuration promises, states and
+gradients of a few sequences are computed both ways before it is believed.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from paragone_models.packing import attention
-from paragone_models.packing.attention import Attend
-from paragone_training.policy.model.packing import (
-    Item,
-    PackedRow,
-    longest_of_prompts,
-    packed_attention,
-    packed_row,
-    packed_states,
-)
-from paragone_training.policy.sections import PolicyTrainingSection
+from paragone_models.packing.attention import NAME, Attend, Run, packed
+from paragone_models.packing.backend import failure_of, refusal, through_model, tolerance
+from paragone_models.packing.gpu import flex_attention
+from paragone_models.packing.segments import segments_attention
+from paragone_models.packing.tree import MIN_SHARED, Layout, Tokens, grow, lay_out
+from paragone_training.policy.recipe import Batching, PolicyTrainingSection
 
 __all__ = [
+    "Item",
+    "PackedRow",
     "ResponseLogprobs",
     "Sequences",
     "autocast",
+    "choose",
     "collated",
     "frozen_logprobs",
+    "longest_of_prompts",
     "on_device",
     "output_logits",
+    "packed_attention",
+    "packed_row",
+    "packed_states",
     "padded_sequences",
     "response_logprobs",
+    "unpacked",
 ]
+
+logger = logging.getLogger(__name__)
+
+Item = tuple[Sequence[int], Sequence[int]]
+"""Token ids of a prompt and of a response."""
+
+_TRIAL_PROMPTS, _TRIAL_RESPONSES = (24, 7), (3, 9)
 
 
 class Sequences(NamedTuple):
@@ -53,12 +72,7 @@ class Sequences(NamedTuple):
 
 
 def padded_sequences(items: Sequence[Item], pad_id: int) -> Sequences:
-    """Return prompts and responses as tensors.
-
-    Args:
-        items: token ids of a prompt and of a response, N times.
-        pad_id: fills up.
-    """
+    """Return N prompts and responses as tensors; ``pad_id`` fills up."""
     longest = max(len(prompt) + len(response) for prompt, response in items)
     input_ids = torch.full((len(items), longest), pad_id, dtype=torch.long)
     mask = torch.zeros((len(items), longest), dtype=torch.long)
@@ -71,14 +85,185 @@ def padded_sequences(items: Sequence[Item], pad_id: int) -> Sequences:
     return Sequences(input_ids, mask, answered)
 
 
-def collated(items: Sequence[Item], pad_id: int, *, packed: bool) -> Sequences | PackedRow:
-    """Return prompts and responses as one pass.
+class PackedRow(NamedTuple):
+    """Prompts and responses in one row.
+
+    Attributes:
+        layout: tokens of the rows, and who attends to whom.
+        reads: the row that predicts each response token. [M]
+        targets: response tokens. [M]
+        owners: the distinct sequence that each of them belongs to. [M]
+        places: which distinct sequence each of the given ones is. [N]
+    """
+
+    layout: Layout
+    reads: Tensor
+    targets: Tensor
+    owners: Tensor
+    places: Tensor
+
+
+def packed_row(items: Sequence[Item]) -> PackedRow:
+    """Return prompts and responses as one row; equal ones are in it once.
 
     Args:
-        items: token ids of a prompt and of a response, N times.
-        pad_id: fills up.
-        packed: as one row, or padded.
+        items: token ids of a prompt and of a response, N times; no prompt is empty.
     """
+    # A response that stands in several pairs is computed once, and its gradients add up through ``places``.
+    distinct: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    places = [distinct.setdefault((tuple(prompt), tuple(response)), len(distinct)) for prompt, response in items]
+    sequences = [np.array([*prompt, *response], dtype=np.int64) for prompt, response in distinct]
+    starts = [len(prompt) for prompt, _ in distinct]
+    layout, rows = _laid_out(sequences)
+    counts = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
+    reads = [own[start - 1 : -1] for own, start in zip(rows, starts, strict=True)]
+    targets = [sequence[start:] for sequence, start in zip(sequences, starts, strict=True)]
+    owners = np.repeat(np.arange(len(sequences)), counts)
+    columns = (np.concatenate(reads), np.concatenate(targets), owners, np.array(places))
+    return PackedRow(layout, *(torch.from_numpy(column) for column in columns))
+
+
+def longest_of_prompts(prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> dict[tuple[int, ...], int]:
+    """Return the length of each prompt's longest sequence: by it prompts are ordered whose sequences stay together."""
+    longest: dict[tuple[int, ...], int] = {}
+    for prompt, length in zip(prompts, lengths, strict=True):
+        longest[tuple(prompt)] = max(length, longest.get(tuple(prompt), 0))
+    return longest
+
+
+def _laid_out(sequences: Sequence[Tokens]) -> tuple[Layout, list[NDArray[np.int64]]]:
+    """Return the row of some sequences, and the rows of each one's tokens."""
+    # Unlike the engine, which starts behind what a cache has, a pass begins at the first token.
+    forest = grow(sequences, start=0, min_shared=MIN_SHARED)
+    layout = lay_out(forest, 0, len(forest.nodes))
+    paths = [forest.path(end) for end in forest.ends]
+    return layout, [np.concatenate([np.arange(*layout.rows[node]) for node in path]) for path in paths]
+
+
+def packed_states(backbone: Any, row: PackedRow, attend: Attend) -> Tensor:
+    """Return the last hidden states that predict the response tokens. [M, H].
+
+    Args:
+        backbone: a transformers decoder without its head.
+        row: the pass.
+        attend: what ``choose`` returned.
+
+    Raises:
+        RuntimeError: if there will be a backward pass and the caller is not in a block of ``attention.packed``: layers
+            that are run again in it, to save memory, would attend in another way.
+    """
+    if torch.is_grad_enabled() and backbone.config._attn_implementation != NAME:  # noqa: SLF001 - it has no other name
+        raise RuntimeError("a packed pass with gradients and its backward pass stand in one block of attention.packed")
+    device = next(backbone.parameters()).device
+    run = Run(row.layout, {}, {}, row.reads.cpu().numpy())
+    tokens, positions = (torch.from_numpy(column).to(device) for column in (row.layout.tokens, row.layout.positions))
+    return through_model(backbone, attend)(run, tokens, positions)
+
+
+def packed_attention(model: nn.Module, batching: Batching) -> Attend | None:
+    """Return the attention of packed passes, or None where passes are padded; the log says which and why, once."""
+    choice = choose(model, batching)
+    _log_once(f"passes are padded: {choice}" if isinstance(choice, str) else "passes are packed")
+    return None if isinstance(choice, str) else choice
+
+
+@cache
+def _log_once(message: str) -> None:
+    logger.info(message)
+
+
+def choose(model: Any, batching: Batching) -> Attend | str:
+    """Return the attention of packed passes, or why passes are padded."""
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    device = next(bare.parameters()).device.type
+    reason = unpacked(bare.config, batching, device)
+    if reason is not None:
+        return reason
+    attend = flex_attention() if device == "cuda" else segments_attention()
+    reason = failure_of(partial(_disagreement, bare.base_model, attend), verb="packing failed")
+    return attend if reason is None else reason
+
+
+def unpacked(config: Any, batching: Batching, device: str) -> str | None:
+    """Return why a model's passes are padded, as far as its configuration says, or None.
+
+    Args:
+        config: its transformers configuration.
+        batching: the recipe's.
+        device: type of the device.
+    """
+    if batching == "padded":
+        return "training.batching is 'padded'"
+    if device not in ("cpu", "cuda"):
+        return f"there is no packed attention for {device}"
+    if device == "cuda" and batching == "auto":
+        return "packing was not measured on a GPU; training.batching = 'packed' asks for it"
+    if getattr(config, "attention_dropout", 0.0):
+        return f"attention_dropout is {config.attention_dropout}, and packed attention drops nothing"
+    return refusal(config)
+
+
+def _disagreement(backbone: Any, attend: Attend) -> str | None:
+    """Return how packed passes differ from sequences one by one, in states or in gradients, or None if they agree."""
+    generator = np.random.default_rng(0)
+
+    def draw(count: int) -> list[int]:
+        return [int(token) for token in generator.integers(0, backbone.config.vocab_size, count)]
+
+    items = [(prompt, draw(count)) for prompt in map(draw, _TRIAL_PROMPTS) for count in _TRIAL_RESPONSES]
+    row = packed_row(items)
+    _, rows = _laid_out([np.array([*prompt, *response]) for prompt, response in items])
+    parameter = next(backbone.parameters())
+    weights = torch.from_numpy(generator.standard_normal((len(row.reads), backbone.config.hidden_size)))
+    weights = weights.to(parameter.device, parameter.dtype)
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.enable_grad(), _leaves(backbone) as leaves:
+            with packed(backbone.config):
+                states = packed_states(backbone, row, attend)
+            (gradient,) = torch.autograd.grad((states * weights).sum(), leaves)
+            # The same sequences one by one; a prompt's gradient is the sum over the sequences that share it.
+            alone, expected = [], torch.zeros_like(gradient)
+            for (prompt, response), own, part in zip(items, rows, weights.split(_counts(items)), strict=True):
+                leaves.clear()
+                tokens = torch.tensor([[*prompt, *response]], device=parameter.device)
+                hidden = backbone(input_ids=tokens, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
+                (own_gradient,) = torch.autograd.grad((hidden * part).sum(), leaves)
+                expected[0].index_add_(0, torch.from_numpy(own).to(parameter.device), own_gradient[0])
+                alone.append(hidden.detach())
+    finally:
+        backbone.train(was_training)
+    most = tolerance(parameter.dtype)
+    for name, mine, theirs in (("states", states.detach(), torch.cat(alone)), ("gradients", gradient, expected)):
+        error = float((mine - theirs).norm() / theirs.norm())
+        if not error <= most:
+            return f"its packed {name} are off by {error:.1e} of their size"
+    return None
+
+
+def _counts(items: Sequence[Item]) -> list[int]:
+    return [len(response) for _, response in items]
+
+
+@contextmanager
+def _leaves(backbone: Any) -> Iterator[list[Tensor]]:
+    """Collect the embeddings of every pass inside the block as tensors that gradients are asked for."""
+    leaves: list[Tensor] = []
+
+    def cut(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1]
+
+    hook = backbone.get_input_embeddings().register_forward_hook(cut)
+    try:
+        yield leaves
+    finally:
+        hook.remove()
+
+
+def collated(items: Sequence[Item], pad_id: int, *, packed: bool) -> Sequences | PackedRow:
+    """Return N prompts and responses as one pass: one row, or padded with ``pad_id``."""
     return packed_row(items) if packed else padded_sequences(items, pad_id)
 
 
@@ -106,7 +291,7 @@ class ResponseLogprobs(nn.Module):
 
     def packing(self) -> AbstractContextManager[None]:
         """Return a block that a packed pass with gradients and its backward pass stand in together."""
-        return attention.packed(self._bare.base_model.config) if self.packs else nullcontext()
+        return packed(self._bare.base_model.config) if self.packs else nullcontext()
 
     @property
     def _bare(self) -> Any:
@@ -130,7 +315,7 @@ class ResponseLogprobs(nn.Module):
         return self._summed(bare, *_padded_states(bare.base_model, batch), len(batch.input_ids))
 
     def _summed(self, bare: Any, states: Tensor, targets: Tensor, owners: Tensor, count: int) -> Tensor:
-        """Return sums of the targets' log-probabilities by owner, chunk by chunk. [count].
+        """Return sums of the targets' log-probabilities by owner, some tokens after the other. [count].
 
         Args:
             bare: the model without adapters' wrapper.
@@ -143,6 +328,7 @@ class ResponseLogprobs(nn.Module):
         for start in range(0, len(states), self.chunk_tokens):
             part = slice(start, start + self.chunk_tokens)
             if torch.is_grad_enabled():
+                # Recomputed in the backward pass: logits are the largest tensor of a small model by far.
                 values = checkpoint(_token_logprobs, bare, states[part], targets[part], use_reentrant=False)
             else:
                 values = _token_logprobs(bare, states[part], targets[part])
@@ -151,12 +337,7 @@ class ResponseLogprobs(nn.Module):
 
 
 def response_logprobs(model: Any, training: PolicyTrainingSection) -> ResponseLogprobs:
-    """Return the network of a model as a recipe wants it: packed where it can be, with its chunks of logits.
-
-    Args:
-        model: a transformers causal language model, on its device, with adapters or without.
-        training: batching and chunk.
-    """
+    """Return the network of a model as a recipe wants it: packed where it can be, with its chunks of logits."""
     attend = packed_attention(model, training.batching)
     return ResponseLogprobs(model, chunk_tokens=training.chunk_tokens, attend=attend)
 
@@ -164,6 +345,7 @@ def response_logprobs(model: Any, training: PolicyTrainingSection) -> ResponseLo
 def _padded_states(backbone: Any, batch: Sequences) -> tuple[Tensor, Tensor, Tensor]:
     """Return hidden states that predict response tokens, the tokens, and whose they are: [M, H], [M], [M]."""
     input_ids, attention_mask, answered = batch
+    # The state at a token predicts the next one: response tokens are read one place to the left.
     hidden = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
     here = answered[:, 1:]
     rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(here)[here]
@@ -188,12 +370,7 @@ def _token_logprobs(model: Any, states: Tensor, targets: Tensor) -> Tensor:
 
 
 def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]:
-    """Return the context that both frozen and trained log-probabilities are computed in.
-
-    Args:
-        device: of the policy.
-        bf16: mixed precision.
-    """
+    """Return the context that both frozen and trained log-probabilities are computed in."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
 
 
@@ -217,23 +394,18 @@ def frozen_logprobs(
     """
     device = next(network.parameters()).device
     network.eval()
-    found = [0.0] * len(items)
+    logprobs = [0.0] * len(items)
     with autocast(device, bf16=bf16):
         for places in _by_length(items, batch, by_prompt=network.packs):
-            one = collated([items[place] for place in places], pad_id, packed=network.packs)
-            values = network(on_device(one, device))
+            part = collated([items[place] for place in places], pad_id, packed=network.packs)
+            values = network(on_device(part, device))
             for place, value in zip(places, values.tolist(), strict=True):
-                found[place] = value
-    return found
+                logprobs[place] = value
+    return logprobs
 
 
 def on_device(batch: Sequences | PackedRow, device: torch.device) -> Sequences | PackedRow:
-    """Return a pass with its tensors on a device.
-
-    Args:
-        batch: as ``collated`` returns it.
-        device: of the network.
-    """
+    """Return a pass with its tensors on a device."""
     if isinstance(batch, PackedRow):
         return PackedRow(batch.layout, *(part.to(device) for part in batch[1:]))
     return Sequences(*(part.to(device) for part in batch))

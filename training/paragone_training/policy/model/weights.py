@@ -1,4 +1,8 @@
-"""The policy in memory: one causal language model whose weights are exchanged, and the folders of iterates."""
+"""The policy in memory: one causal language model whose weights are exchanged, whole or in shares of FSDP2.
+
+Weights are whole in every process before training (frozen columns and the first-batch check need them) and after it:
+the outcome is written once and read back. Only while gradient steps are taken does a process have its share alone.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -10,6 +14,9 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import StateDictType
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from paragone_models.files.sources import policy_folder
@@ -17,18 +24,21 @@ from paragone_training.adapters import take_adapters, with_adapters
 from paragone_training.errors import RecipeError
 from paragone_training.policy.errors import RunError
 from paragone_training.policy.model.logprobs import output_logits
-from paragone_training.policy.model.sharding import is_sharded, whole_trained
-from paragone_training.policy.rows.files import need_space, write_folder
+from paragone_training.policy.recipe import PolicyTrainingSection
+from paragone_training.policy.rows.folder import need_space, write_folder
 from paragone_training.settings import LoraSection
 
 __all__ = [
     "Policy",
+    "check_sharding",
     "context_of",
+    "is_sharded",
     "load_policy",
     "load_tokenizer",
     "policy_config",
     "resolve_policy",
     "servable",
+    "whole_state",
 ]
 
 logger = logging.getLogger(__name__)
@@ -38,10 +48,7 @@ _HEAD_TOLERANCE = 1e-3
 
 
 def resolve_policy(source: str) -> str:
-    """Return the folder or the id of a source.
-
-    Args:
-        source: ``builtin:NAME``, a folder, or a Hugging Face id.
+    """Return the folder or the id of a source: ``builtin:NAME``, a folder, or a Hugging Face id.
 
     Raises:
         RecipeError: if there is no such built-in policy.
@@ -63,18 +70,14 @@ def servable(source: str, revision: str | None) -> str:
         source: of a policy's weights.
         revision: of an id; a pinned one is handed over as the folder that it was downloaded to.
     """
-    found = resolve_policy(source)
-    if Path(found).is_dir():
-        return str(Path(found).resolve())
-    return snapshot_download(found, revision=revision) if revision else found
+    place = resolve_policy(source)
+    if Path(place).is_dir():
+        return str(Path(place).resolve())
+    return snapshot_download(place, revision=revision) if revision else place
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> Any:
     """Return a policy's tokenizer.
-
-    Args:
-        source: as in a recipe.
-        revision: of an id.
 
     Raises:
         RecipeError: if it cannot be loaded.
@@ -91,10 +94,6 @@ def load_tokenizer(source: str, revision: str | None = None) -> Any:
 def policy_config(source: str, revision: str | None = None) -> Any:
     """Return a policy's configuration.
 
-    Args:
-        source: as in a recipe.
-        revision: of an id.
-
     Raises:
         RecipeError: if it cannot be loaded.
     """
@@ -109,8 +108,8 @@ class Policy:
 
     Args:
         model: a transformers causal language model.
-        tokenizer: its own.
-        source: what the weights were loaded from.
+        tokenizer: the model's.
+        source: of the weights.
         revision: of a source that is a Hugging Face id.
     """
 
@@ -131,7 +130,7 @@ class Policy:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Tokens that end a response."""
+        """Tokens that end a response: chat models have several, and the tokenizer's is not always among them."""
         ends = getattr(self.model.generation_config, "eos_token_id", None)
         known = [ends] if isinstance(ends, int) else list(ends or [])
         return tuple(dict.fromkeys([*known, self.tokenizer.eos_token_id]))
@@ -150,10 +149,7 @@ class Policy:
             self._home = None
 
     def become(self, source: str | Path) -> None:
-        """Take the weights of another iterate, in place.
-
-        Args:
-            source: an iterate's folder, or the initial policy.
+        """Take the weights of another iterate's folder, or of the initial policy, in place.
 
         Raises:
             RunError: if the folder lacks weights of this model.
@@ -182,11 +178,7 @@ class Policy:
             raise RunError(f"{folder} lacks {len(missing)} weights of the policy, {sorted(missing)[0]} for one")
 
     def reload(self, source: str | Path) -> None:
-        """Take the weights of an iterate in a new model; a model that was sharded cannot become whole in place.
-
-        Args:
-            source: an iterate's folder, or the initial policy.
-        """
+        """Take the weights of an iterate in a new model; a model that was sharded cannot become whole in place."""
         device, attention = self.device, self.model.config._attn_implementation  # noqa: SLF001 - it has no other name
         self.model = None
         place = resolve_policy(str(source))
@@ -213,6 +205,7 @@ class Policy:
         need_space(folder.parent, size + 10_000_000, "the next iterate")
         state = {name: tensor.to(kept) for name, tensor in (state or self.model.state_dict()).items()}
         if self._tied:
+            # safetensors refuses two names of one tensor; the reader ties them again.
             state = {name: tensor for name, tensor in state.items() if not name.startswith("lm_head.")}
 
         def write(temporary: Path) -> None:
@@ -228,9 +221,6 @@ class Policy:
 
         Adapters of a sharded model are merged into the whole one, which every process reads again.
 
-        Args:
-            lora: the adapters, or None.
-
         Raises:
             RecipeError: if the model has no layer of the names asked for.
         """
@@ -241,15 +231,68 @@ class Policy:
         adapted = with_adapters(self.model, lora)
         yield adapted
         if is_sharded(adapted):
-            learnt = whole_trained(adapted)
+            # Merging needs whole matrices: the base is read anew, and the adapters are put on it.
+            trained = _whole_trained(adapted)
             del adapted
             self.reload(base)
             self.source = "in training"
             adapted = with_adapters(self.model, lora)
-            take_adapters(adapted, learnt)
+            take_adapters(adapted, trained)
         self.model = adapted.merge_and_unload()
         for weight in self.model.parameters():
             weight.requires_grad_(requires_grad=True)
+
+
+def check_sharding(plugin: Any, training: PolicyTrainingSection) -> None:
+    """Refuse what does not work with a sharded model.
+
+    Args:
+        plugin: accelerate's FSDP settings, or None where nothing is sharded.
+        training: of the recipe.
+
+    Raises:
+        RunError: if the settings are those of FSDP1, ranks would load without weights, or checkpoints would not be
+            written in shares.
+    """
+    if plugin is None:
+        return
+    if plugin.fsdp_version != 2:
+        raise RunError(f"fsdp_version is {plugin.fsdp_version}; only 2 is supported: set it in accelerate's file")
+    if plugin.cpu_ram_efficient_loading:
+        raise RunError(
+            "fsdp_cpu_ram_efficient_loading leaves all ranks but the first without weights, and the first-batch check "
+            "needs them: set it to false"
+        )
+    if training.save_steps and plugin.state_dict_type is not StateDictType.SHARDED_STATE_DICT:
+        raise RunError(
+            f"training.save_steps is {training.save_steps} and fsdp_state_dict_type {plugin.state_dict_type.name}: "
+            "each process writes its share of a checkpoint, so set it to SHARDED_STATE_DICT, or save_steps to 0"
+        )
+
+
+def is_sharded(model: Any) -> bool:
+    """Return whether a model's weights are spread over processes."""
+    return any(isinstance(weight, DTensor) for weight in model.parameters())
+
+
+def whole_state(model: Any) -> dict[str, Tensor]:
+    """Return the whole weights, on the CPU, in the first process; every process has to call this.
+
+    Returns:
+        The model's state by name in the first process; nothing in the others.
+    """
+    state: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    return state
+
+
+def _whole_trained(model: Any) -> dict[str, Tensor]:
+    """Return the whole weights that are trained, by name, in every process; every process has to call this."""
+    options = StateDictOptions(full_state_dict=True, ignore_frozen_params=True)
+    state: dict[str, Any] = get_model_state_dict(model, options=options)
+    # A second name of a frozen weight, as that of a tied output layer, is left in.
+    return {name: state[name] for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def load_policy(source: str, *, revision: str | None = None, dtype: str = "float32", attention: str = "sdpa") -> Policy:

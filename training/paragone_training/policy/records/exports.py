@@ -1,22 +1,122 @@
-"""A policy's answers in the layouts that other people's benchmarks read.
+"""A run in other people's tools: numbers for the trackers that accelerate knows, answers for benchmarks.
 
-alpaca_eval    one JSON list: dataset, instruction, output, generator
-arena-hard     JSON Lines: uid, ans_id, model, messages, tstamp, metadata.token_len
-mt-bench       JSON Lines: question_id, answer_id, model_id, choices[{index, turns}], tstamp
+    step/NAME          of gradient steps, counted over the whole run
+    iteration/NAME     of metrics.json, by iteration; names of inner tables follow a slash
+
+Files of local trackers lie in RUN/tracking, beside sent.json: how much each tracker has. It is written before a
+point is sent, so that a run that is resumed, and takes steps again, sends no point twice. The tables of the run stay
+the record: a tracker only shows them.
+
+    alpaca_eval    one JSON list: dataset, instruction, output, generator
+    arena-hard     JSON Lines: uid, ans_id, model, messages, tstamp, metadata.token_len
+    mt-bench       JSON Lines: question_id, answer_id, model_id, choices[{index, turns}], tstamp
 """
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from paragone_training.errors import RecipeError
-from paragone_training.policy.rounds import Response, read_responses
-from paragone_training.policy.rows.files import write_text
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 
-__all__ = ["Layout", "export_answers"]
+from paragone_training.errors import RecipeError
+from paragone_training.policy.rows.folder import read_json, write_json, write_text
+from paragone_training.policy.rows.rows import Response, read_responses
+
+__all__ = ["Trackers", "export_answers", "flattened", "steps_before"]
 
 Layout = Literal["alpaca_eval", "arena-hard", "mt-bench"]
+
+
+class Trackers:
+    """The trackers of one run; none is a valid number of them.
+
+    Args:
+        names: as accelerate calls them: ``tensorboard``, ``wandb``, ``mlflow``, ….
+        folder: of the run.
+        settings: of the recipe, shown beside the curves.
+
+    Raises:
+        RecipeError: if a name is not known, or its package is not installed.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> None:
+        self._trackers: dict[str, Any] = {}
+        work = folder / "tracking"
+        self._record = work / "sent.json"
+        for name in names:
+            if name not in LOGGER_TYPE_TO_CLASS:
+                raise RecipeError(
+                    f"output.trackers names {name!r}; accelerate knows {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
+                )
+            if not filter_trackers([name], logging_dir=str(work)):
+                extra = "paragone[tracking]" if name == "tensorboard" else name
+                raise RecipeError(f"output.trackers names {name!r}, which is not installed: pip install '{extra}'")
+        for name in dict.fromkeys(names):
+            tracker = LOGGER_TYPE_TO_CLASS[name]
+            place = (str(work),) if tracker.requires_logging_directory else ()
+            self._trackers[name] = tracker(folder.name, *place)
+        known = read_json(self._record) if names and self._record.exists() else {}
+        self._sent: dict[str, dict[str, int]] = known | {name: known.get(name, {}) for name in self._trackers}
+        plain = {key: value if isinstance(value, int | float) else str(value) for key, value in flattened(settings)}
+        for started in self._trackers.values():
+            started.start()
+            started.store_init_configuration(plain)
+
+    def step(self, number: int, values: Mapping[str, Any]) -> None:
+        """Show the numbers of a gradient step, counted over the run, unless they or later ones were shown."""
+        self._log(number, "step", values)
+
+    def iteration(self, number: int, values: Mapping[str, Any]) -> None:
+        """Show the contents of an iteration's metrics.json, unless they or later ones were shown."""
+        self._log(number, "iteration", values)
+
+    def close(self) -> None:
+        """Write what is waiting, and end."""
+        for tracker in self._trackers.values():
+            tracker.finish()
+
+    def _log(self, number: int, group: str, values: Mapping[str, Any]) -> None:
+        behind = [name for name in self._trackers if number > self._sent[name].get(group, 0)]
+        if not behind:
+            return
+        for name in behind:
+            self._sent[name][group] = number
+        write_json(self._record, self._sent)
+        numbers = {
+            f"{group}/{name}": float(value)
+            for name, value in flattened(values)
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+        for name in behind:
+            self._trackers[name].log(numbers, step=number)
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield names and values of nested tables: ``evaluation/oracle/win_rate``; of a list, ``…/0`` and so on."""
+    for name, value in values.items():
+        inner = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+        if isinstance(inner, Mapping):
+            yield from flattened({str(key): part for key, part in inner.items()}, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def steps_before(folder: Path, step: Path | None = None) -> int:
+    """Return how many gradient steps a run took in the training steps that are done.
+
+    Args:
+        folder: of the run.
+        step: folder of a training step that does not count, because it is taken again.
+
+    Raises:
+        RunError: if a file cannot be read.
+    """
+    paths = (path for path in folder.glob("iteration-*/step-*/history.json") if path.parent != step)
+    done = (read_json(path) for path in paths)
+    return sum(max((int(line["step"]) for line in lines), default=0) for lines in done)
 
 
 def export_answers(samples: Path, output: Path, *, layout: str, name: str) -> int:
@@ -27,9 +127,6 @@ def export_answers(samples: Path, output: Path, *, layout: str, name: str) -> in
         output: file to write.
         layout: one of ``Layout``.
         name: of the policy.
-
-    Returns:
-        How many answers were written.
 
     Raises:
         RecipeError: if there is no such layout, or the answers do not fit it.
@@ -42,8 +139,8 @@ def export_answers(samples: Path, output: Path, *, layout: str, name: str) -> in
     if layout == "alpaca_eval":
         text = json.dumps([_alpaca(row, name) for row in rows], indent=1, ensure_ascii=False) + "\n"
     else:
-        made = [_arena(row, name) if layout == "arena-hard" else _mt(row, name) for row in rows]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
+        answers = [_arena(row, name) if layout == "arena-hard" else _mt(row, name) for row in rows]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answers)
     write_text(output, text)
     return len(rows)
 

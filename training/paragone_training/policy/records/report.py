@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from paragone_evaluation.report import COLOURS, Figure, Line, Section, Table, line_chart, render_page
-from paragone_training.policy.rounds import read_responses
-from paragone_training.policy.rows.files import read_json, write_text
+from paragone_training.policy.rows.folder import read_json, write_text
+from paragone_training.policy.rows.rows import read_responses
 
 __all__ = ["write_report"]
 

@@ -1,24 +1,56 @@
-"""One completions server: token ids in, token ids and log-probabilities out, and the routes for new weights.
+"""One completions server: token ids in, token ids and log-probabilities out, and whether its weights are the policy's.
+
+    RUN/probes.parquet     prompts and responses of the initial policy, sampled once in this process
 
 vLLM and SGLang answer ``/v1/completions`` alike where ``return_token_ids`` is asked for (vLLM 0.32 and SGLang 0.5.23
 were run); what differs is in ``VllmRoutes`` and ``SglangRoutes``.
+
+A server proves with eight stored responses, after each load, that it has the policy's weights. A server that kept old
+weights is near the old log-probabilities, and a tolerance alone may not see it where training moves slowly; so both are
+compared. R responses.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx2
+import pyarrow as pa
 
+from paragone_evaluation.readers import Prompt
 from paragone_training.policy.errors import SamplerMismatchError
-from paragone_training.policy.sampling.in_process import Draw, Sample
+from paragone_training.policy.model.logprobs import Item, frozen_logprobs, response_logprobs
+from paragone_training.policy.model.weights import Policy
+from paragone_training.policy.recipe import PolicyTrainingSection
+from paragone_training.policy.rows.folder import read_table, write_table
+from paragone_training.policy.rows.rows import Response, stream
+from paragone_training.policy.sampling.sampler import Decoding, sample
 
-__all__ = ["CompletionsServer", "Routes", "ServerFault", "SglangRoutes", "VllmRoutes"]
+__all__ = [
+    "CompletionsServer",
+    "Routes",
+    "ServerFault",
+    "SglangRoutes",
+    "VllmRoutes",
+    "check_probes",
+    "probe_logprobs",
+    "stored_probes",
+]
 
 logger = logging.getLogger(__name__)
 
 _MAY_PASS = (408, 429)
 """Refusals that say "not now", as everything from 500 on does."""
+_COUNT = 8
+_LONGEST = 64
+_MUCH_NEARER = 0.25
+"""Old weights explain a server's log-probabilities if its distance to them is below this share of the other."""
+_GROWTH = 10.0
+_NOTICED = 1e-4
+"""Nats a token, below which growth of a server's distance is rounding."""
+
+_PROBES = pa.schema([("prompt_ids", pa.list_(pa.int32())), ("token_ids", pa.list_(pa.int32()))])
 
 
 class ServerFault(Exception):  # noqa: N818 - a fault of a server, handled where servers are chosen
@@ -51,11 +83,7 @@ class CompletionsServer:
         self.model = model
 
     def rename(self, model: str) -> None:
-        """Expect the policy under another name there.
-
-        Args:
-            model: the name.
-        """
+        """Expect the policy under another name there."""
         self._asked_model = model
 
     async def ready(self) -> bool:
@@ -99,13 +127,16 @@ class CompletionsServer:
                     f"the tokenizer of {self.url} is not the policy's: {text!r} is {theirs} there and {list(own)} here"
                 )
 
-    async def complete(self, prompt_ids: Sequence[int], *, seed: int, settings: Draw, end_ids: Sequence[int]) -> Sample:
-        """Return one response.
+    async def complete(
+        self, prompt: Prompt, number: int, *, seed: int, decoding: Decoding, end_ids: Sequence[int]
+    ) -> Response:
+        """Return one response, without its text.
 
         Args:
-            prompt_ids: what it continues.
+            prompt: with token ids.
+            number: of the response, among those to the prompt.
             seed: of its random numbers.
-            settings: how tokens are drawn.
+            decoding: how tokens are chosen.
             end_ids: tokens that end a response.
 
         Raises:
@@ -115,12 +146,12 @@ class CompletionsServer:
         # A server fills in what is not said from the model's generation_config.json: everything is said.
         body = {
             "model": self.model,
-            "prompt": list(prompt_ids),
+            "prompt": list(prompt.token_ids),
             "n": 1,
-            "max_tokens": settings.max_new_tokens,
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
-            "top_k": settings.top_k or -1,
+            "max_tokens": decoding.max_new_tokens,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "top_k": decoding.top_k or -1,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
@@ -132,17 +163,14 @@ class CompletionsServer:
             **self.routes.extra,
         }
         choice = (await self.call("POST", "/v1/completions", body))["choices"][0]
-        token_ids, values = self._checked(choice, prompt_ids, settings, end_ids)
-        known = self.routes.plain_logprobs(settings)
+        token_ids, values = self._checked(choice, prompt.token_ids, decoding, end_ids)
+        logprob = float(sum(values)) if self.routes.plain_logprobs(decoding) else None
         finished = choice["finish_reason"] == "stop"
-        return Sample(tuple(token_ids), finished, float(sum(values)) if known else None)
+        ids = tuple(token_ids)
+        return Response(prompt.id, prompt.text, number, prompt.token_ids, ids, "", finished, logprob)
 
     async def logprob(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> float:
         """Return the log-probability of a response, in nats, at temperature 1.
-
-        Args:
-            prompt_ids: of its prompt.
-            token_ids: its own.
 
         Raises:
             ServerFault: if it failed this time.
@@ -155,12 +183,6 @@ class CompletionsServer:
     ) -> dict[str, Any]:
         """Return the JSON that a route answers; {} where it answers nothing.
 
-        Args:
-            method: of HTTP.
-            path: of the route.
-            body: JSON, or None.
-            query: of the URL.
-
         Raises:
             ServerFault: if nothing answers, or the answer is "not now".
             SamplerMismatchError: if the request is refused.
@@ -169,10 +191,10 @@ class CompletionsServer:
         if answer.status_code >= 400:
             raise SamplerMismatchError(f"{self.url}{path} refused ({answer.status_code}): {answer.text[:400]}")
         try:
-            found = answer.json() if answer.content else {}
+            content = answer.json() if answer.content else {}
         except ValueError as error:
             raise SamplerMismatchError(f"{self.url}{path} answered no JSON: {answer.text[:200]!r}") from error
-        return found if isinstance(found, dict) else {"answer": found}
+        return content if isinstance(content, dict) else {"answer": content}
 
     async def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None, query: Mapping[str, str | int]
@@ -195,7 +217,7 @@ class CompletionsServer:
         return tokens
 
     def _checked(
-        self, choice: Mapping[str, Any], prompt_ids: Sequence[int], settings: Draw, end_ids: Sequence[int]
+        self, choice: Mapping[str, Any], prompt_ids: Sequence[int], decoding: Decoding, end_ids: Sequence[int]
     ) -> tuple[list[int], list[float]]:
         """Return token ids and log-probabilities of an answer that fits together."""
         reason, token_ids = choice.get("finish_reason"), choice.get("token_ids")
@@ -219,9 +241,9 @@ class CompletionsServer:
                 f"{self.url} ended a response for {reason!r} at token {token_ids[-1:]}, and the end tokens are "
                 f"{list(end_ids)}: it cuts the end token off, or stops at others"
             )
-        if reason == "length" and len(token_ids) != settings.max_new_tokens:
+        if reason == "length" and len(token_ids) != decoding.max_new_tokens:
             raise SamplerMismatchError(
-                f"{self.url} cut a response after {len(token_ids)} of {settings.max_new_tokens} tokens: its context or "
+                f"{self.url} cut a response after {len(token_ids)} of {decoding.max_new_tokens} tokens: its context or "
                 "its cache holds less than the policy's prompts and responses"
             )
         return list(token_ids), list(values)
@@ -238,7 +260,7 @@ class Routes(Protocol):
     extra: Mapping[str, Any]
     kept_tokens: int
 
-    def plain_logprobs(self, settings: Draw) -> bool:
+    def plain_logprobs(self, decoding: Decoding) -> bool:
         """Return whether the log-probabilities of responses are those at temperature 1."""
 
     async def logprob(self, server: CompletionsServer, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> float:
@@ -260,7 +282,7 @@ class VllmRoutes:
     extra: Mapping[str, Any] = {}
     kept_tokens: int = 0
 
-    def plain_logprobs(self, settings: Draw) -> bool:  # noqa: ARG002 - the protocol's
+    def plain_logprobs(self, decoding: Decoding) -> bool:  # noqa: ARG002 - the protocol's
         """Return True: --logprobs-mode raw_logprobs is vLLM's default."""
         return True
 
@@ -303,9 +325,9 @@ class SglangRoutes:
     # with a stored response it is at least one token shorter than the longest.
     kept_tokens: int = 6
 
-    def plain_logprobs(self, settings: Draw) -> bool:
+    def plain_logprobs(self, decoding: Decoding) -> bool:
         """Return whether temperature left them alone: SGLang's are those of the scaled logits."""
-        return settings.temperature == 1.0
+        return decoding.temperature == 1.0
 
     async def logprob(self, server: CompletionsServer, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> float:
         """Return the log-probability of a response, in nats, from the native route; the OpenAI one has none."""
@@ -334,3 +356,99 @@ class SglangRoutes:
     async def wake(self, server: CompletionsServer) -> None:
         """Take the memory again; the weights have to be read anew."""
         await server.call("POST", "/resume_memory_occupation", {})
+
+
+def stored_probes(
+    path: Path, policy: Policy, prompts: Sequence[Prompt], *, source: str, seed: int, max_new_tokens: int
+) -> list[Item]:
+    """Return the prompts and responses that servers are checked with; sample and store them the first time.
+
+    Args:
+        path: of probes.parquet.
+        policy: takes the initial weights if there is something to sample.
+        prompts: with token ids.
+        source: of the initial weights.
+        seed: of the random numbers.
+        max_new_tokens: of the recipe.
+
+    Raises:
+        RunError: if the file cannot be read or written.
+    """
+    if not path.exists():
+        policy.become(source)
+        first = [prompts[place % len(prompts)] for place in range(_COUNT)]
+        # One token less than a response may have: servers that score a text draw one behind it.
+        decoding = Decoding(max_new_tokens=max(min(_LONGEST, max_new_tokens - 1), 1))
+        rows = sample(policy, first, [stream(seed, "probe", place) for place in range(_COUNT)], decoding)
+        write_table(path, {name: [list(getattr(row, name)) for row in rows] for name in _PROBES.names}, _PROBES)
+    table = read_table(path)
+    columns = (table[name] for name in _PROBES.names)
+    return [(tuple(prompt), tuple(response)) for prompt, response in zip(*columns, strict=True)]
+
+
+def probe_logprobs(policy: Policy, probes: Sequence[Item], training: PolicyTrainingSection) -> list[float]:
+    """Return the trainer's log-probabilities of the stored responses, in nats. [R]."""
+    return frozen_logprobs(
+        response_logprobs(policy.model, training),
+        probes,
+        pad_id=policy.tokenizer.pad_token_id,
+        batch=len(probes),
+        bf16=training.bf16,
+    )
+
+
+def check_probes(
+    url: str,
+    served: Sequence[float],
+    expected: Sequence[float],
+    probes: Sequence[Item],
+    *,
+    tolerance: float,
+    before: Sequence[float] | None,
+    usual: float | None,
+) -> float:
+    """Return how far a server's log-probabilities are from the trainer's, in nats a token; refuse other weights.
+
+    Args:
+        url: of the server, for messages.
+        served: its log-probabilities of the stored responses. [R]
+        expected: the trainer's. [R]
+        probes: R.
+        tolerance: nats a token that they may be apart.
+        before: the trainer's under the weights that the server had before, or None. [R]
+        usual: the distance after the first load, or None; one that grew is warned about.
+
+    Raises:
+        SamplerMismatchError: if it is too far, or the weights before explain it much better.
+    """
+    off = _distances(served, expected, probes)
+    rows = ", ".join(f"{mine:.4f}/{theirs:.4f}" for mine, theirs in zip(served, expected, strict=True))
+    largest = max(off)
+    if not largest <= tolerance:
+        raise SamplerMismatchError(
+            f"the log-probabilities of {url} are up to {largest:.3g} nats a token from the trainer's, and "
+            f"sampling.tolerance is {tolerance:g}: it has other weights, or another dtype (server/trainer: {rows})"
+        )
+    if before is not None and list(before) != list(expected):
+        old = sum(_distances(served, before, probes))
+        if old < _MUCH_NEARER * sum(off):
+            raise SamplerMismatchError(
+                f"{url} still has the weights of the policy before: it is {old / len(probes):.2g} nats a token from "
+                f"those and {sum(off) / len(probes):.2g} from the new ones (server/trainer: {rows})"
+            )
+    if usual is not None and largest > max(_GROWTH * usual, _NOTICED):
+        logger.warning(
+            "%s is %.2g nats a token from the trainer after this load and was %.2g after the first one: part of the "
+            "weights may not have been taken; a lower sampling.tolerance stops the run",
+            url,
+            largest,
+            usual,
+        )
+    return largest
+
+
+def _distances(served: Sequence[float], expected: Sequence[float], probes: Sequence[Item]) -> list[float]:
+    return [
+        abs(mine - theirs) / len(token_ids)
+        for mine, theirs, (_, token_ids) in zip(served, expected, probes, strict=True)
+    ]

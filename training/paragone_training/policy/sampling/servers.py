@@ -1,36 +1,43 @@
-"""The completions servers of a run: started or met, given each iterate's weights, checked, and put to rest.
+"""The completions servers of a run: started or met, given each iterate's weights, checked, put to rest; many as one.
 
 RUN/servers/0.log      what a server prints that the run started itself
+
+Load goes to the least busy server, failed and slow responses to another one. K is the number of responses of a group.
+Each response is one request with a seed of its own, so that a run that is resumed sends the same request again; servers
+promise the same tokens for it only while their batches are the same.
 """
 
 import asyncio
 import logging
+import random
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
+from paragone_evaluation.readers import Prompt
+from paragone_training.policy.background import Background, RunProcess, free_port, together
 from paragone_training.policy.errors import RunError, SamplerGoneError, SamplerMismatchError
-from paragone_training.policy.sampling.background import Background, together
+from paragone_training.policy.model.logprobs import Item
+from paragone_training.policy.recipe import ServersSection, command_line
+from paragone_training.policy.rows.rows import Response, seed_of
 from paragone_training.policy.sampling.completions import (
     CompletionsServer,
     Routes,
     ServerFault,
     SglangRoutes,
     VllmRoutes,
+    check_probes,
 )
-from paragone_training.policy.sampling.fleet import Fleet
-from paragone_training.policy.sampling.probes import Probe, check_probes
-from paragone_training.policy.sampling.processes import RunProcess, free_port
-from paragone_training.policy.sampling.servers_check import command_line
-from paragone_training.policy.sections import ServersSection
+from paragone_training.policy.sampling.sampler import Decoding, Missing, Sampled
 
-__all__ = ["Held", "SamplerServers"]
+__all__ = ["Fleet", "FleetSampler", "SamplerServers", "ServedWeights"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +46,228 @@ _POLL_S = 0.5
 _TAIL_CHARACTERS = 2000
 _RESTARTS = 3
 """Times that a server is started again with the same weights, before its ending is taken for more than bad luck."""
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 15.0
+_CHECK_S = 1.0
+"""How often a request that waits for a server looks whether all of them are gone."""
+
+
+@dataclass
+class _State:
+    server: CompletionsServer
+    running: int = 0
+    lost: bool = False
+
+
+@dataclass
+class Fleet:
+    """Servers with the same weights. Its coroutines belong to one event loop.
+
+    Attributes:
+        servers: at least one.
+        limits: the recipe's section.
+        readmit: makes a server that was gone ready again, with the right weights; raises ServerFault while it is not.
+    """
+
+    servers: Sequence[CompletionsServer]
+    limits: ServersSection
+    readmit: Callable[[CompletionsServer], Awaitable[None]]
+    _states: list[_State] = field(init=False)
+    _changed: asyncio.Condition = field(init=False, default_factory=asyncio.Condition)
+    _recoveries: "set[asyncio.Task[None]]" = field(init=False, default_factory=set)
+    _failure: RunError | None = field(init=False, default=None)
+    _answered: float = field(init=False, default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._states = [_State(server) for server in self.servers]
+
+    async def respond(
+        self, prompt: Prompt, number: int, *, seed: int, decoding: Decoding, end_ids: Sequence[int]
+    ) -> Response | Missing:
+        """Return a response, asked of other servers where one fails or is slow; Missing after the last try.
+
+        Args:
+            prompt: with token ids.
+            number: of the response, among those to the prompt.
+            seed: of its random numbers, the same with every try.
+            decoding: how tokens are chosen.
+            end_ids: tokens that end a response.
+
+        Raises:
+            SamplerGoneError: if no server answers for longer than ``patience_s``.
+            SamplerMismatchError: if a server is not the policy.
+        """
+        tried: list[CompletionsServer] = []
+        reason, wait_s, failures = "", _FIRST_WAIT_S, 0
+        while failures < self.limits.tries:
+            state = await self._least_busy(tried)
+            try:
+                async with asyncio.timeout(self.limits.request_timeout_s):
+                    row = await state.server.complete(prompt, number, seed=seed, decoding=decoding, end_ids=end_ids)
+                self._answered = time.monotonic()
+                return row
+            except ServerFault as error:
+                reason = str(error)
+                if error.gone:
+                    # That is the server's failure, not this response's: patience_s bounds it.
+                    self._lose(state, reason)
+                    continue
+            except TimeoutError:
+                reason = f"{state.server.url} took longer than servers.request_timeout_s"
+            finally:
+                await self._leave(state)
+            failures += 1
+            tried.append(state.server)
+            logger.warning("try %d of %d of a response failed: %s", failures, self.limits.tries, reason)
+            if len(set(tried)) == len(self._states) and failures < self.limits.tries:
+                await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - it spreads load, it hides nothing
+                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+        return Missing(f"{self.limits.tries} tries failed, the last one: {reason}")
+
+    async def close(self) -> None:
+        """End the attempts to get lost servers back."""
+        for task in self._recoveries:
+            task.cancel()
+        await asyncio.gather(*self._recoveries, return_exceptions=True)
+
+    async def _least_busy(self, tried: Sequence[CompletionsServer]) -> _State:
+        """Return a server with a place, of those that were tried least often, and take the place."""
+        async with self._changed:
+            while True:
+                if self._failure is not None:
+                    raise self._failure
+                well = [state for state in self._states if not state.lost]
+                fewest = min((tried.count(state.server) for state in well), default=0)
+                free = [
+                    state
+                    for state in well
+                    if tried.count(state.server) == fewest and state.running < self.limits.concurrency
+                ]
+                if free:
+                    state = min(free, key=lambda state: state.running)
+                    state.running += 1
+                    return state
+                gone_s = time.monotonic() - self._answered
+                if not well and gone_s > self.limits.patience_s:
+                    raise SamplerGoneError(
+                        f"no sampler server answered for {gone_s:.0f} s, and servers.patience_s is "
+                        f"{self.limits.patience_s:g}: start one and resume"
+                    )
+                try:
+                    async with asyncio.timeout(_CHECK_S):
+                        await self._changed.wait()
+                except TimeoutError:
+                    continue
+
+    async def _leave(self, state: _State) -> None:
+        async with self._changed:
+            state.running -= 1
+            self._changed.notify(1)
+
+    def _lose(self, state: _State, reason: str) -> None:
+        if not state.lost:
+            state.lost = True
+            logger.warning("a sampler server is gone: %s; its responses are asked of others", reason)
+            task = asyncio.get_running_loop().create_task(self._recover(state))
+            self._recoveries.add(task)
+            task.add_done_callback(self._recoveries.discard)
+
+    async def _recover(self, state: _State) -> None:
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                await self.readmit(state.server)
+                break
+            except ServerFault:
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+            except RunError as error:
+                self._failure = error
+                return
+        logger.info("%s is back", state.server.url)
+        async with self._changed:
+            state.lost = False
+            self._answered = time.monotonic()
+            self._changed.notify_all()
+
+
+class FleetSampler:
+    """Samples with servers, all chunks at once as far as there is place.
+
+    Args:
+        fleet: with the policy's weights.
+        background: the loop that the fleet belongs to.
+        decoding: how tokens are chosen.
+        end_ids: tokens that end a response.
+    """
+
+    def __init__(self, fleet: Fleet, background: Background, decoding: Decoding, end_ids: Sequence[int]) -> None:
+        self._fleet, self._background = fleet, background
+        self._decoding, self._end_ids = decoding, end_ids
+
+    def draw_chunks(
+        self, chunks: Mapping[int, Sequence[Prompt]], *, responses: int, names: tuple[object, ...]
+    ) -> Iterator[tuple[int, list[Sampled]]]:
+        """Yield the number and the groups of each chunk as soon as it is complete.
+
+        Args:
+            chunks: prompts with token ids, by the number of their chunk.
+            responses: K, to each prompt.
+            names: what the seeds are made of, beside prompt and number.
+
+        Raises:
+            RunError: if the servers are gone or are not the policy.
+        """
+        limits = self._fleet.limits
+        places = limits.concurrency * len(self._fleet.servers)
+        largest = max(len(prompts) for prompts in chunks.values()) * responses
+        # More chunks than fill the places, so that none is free while a chunk's last response is drawn.
+        window = asyncio.Semaphore(2 * places // largest + 2)
+        until = time.monotonic() + limits.round_timeout_s if limits.round_timeout_s else None
+        futures = {
+            self._background.submit(self._chunk(prompts, responses, names, window, until)): number
+            for number, prompts in chunks.items()
+        }
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+    async def _chunk(
+        self,
+        prompts: Sequence[Prompt],
+        responses: int,
+        names: tuple[object, ...],
+        window: asyncio.Semaphore,
+        until: float | None,
+    ) -> list[Sampled]:
+        async with window:
+            return await together(self._group(prompt, responses, names, until) for prompt in prompts)
+
+    async def _group(self, prompt: Prompt, responses: int, names: tuple[object, ...], until: float | None) -> Sampled:
+        left_s = None if until is None else max(until - time.monotonic(), 0.0)
+        try:
+            async with asyncio.timeout(left_s):
+                rows = await together(
+                    self._fleet.respond(
+                        prompt,
+                        number,
+                        seed=seed_of(*names, prompt.id, number),
+                        decoding=self._decoding,
+                        end_ids=self._end_ids,
+                    )
+                    for number in range(responses)
+                )
+        except TimeoutError:
+            return Missing("it was not complete within servers.round_timeout_s")
+        missing = next((row for row in rows if isinstance(row, Missing)), None)
+        return missing or [row for row in rows if isinstance(row, Response)]
 
 
 @dataclass(frozen=True)
-class Held:
+class ServedWeights:
     """Weights that servers have, or are to have.
 
     Attributes:
@@ -62,7 +287,7 @@ class SamplerServers:
     Args:
         section: of the recipe.
         folder: of the run.
-        probes: stored responses. R
+        probes: prompts and responses. R
         tolerance: nats a token that a server may be from the trainer.
         longest: tokens that a prompt and a response may have together.
         texts: token ids by text, to recognise the policy's tokenizer.
@@ -72,7 +297,7 @@ class SamplerServers:
         self,
         section: ServersSection,
         folder: Path,
-        probes: Sequence[Probe],
+        probes: Sequence[Item],
         *,
         tolerance: float,
         longest: int,
@@ -80,8 +305,8 @@ class SamplerServers:
     ) -> None:
         self._section, self._folder, self._probes = section, folder, probes
         self._tolerance, self._longest, self._texts = tolerance, longest, texts
-        self._held: Held | None = None
-        self._before: Held | None = None
+        self._weights: ServedWeights | None = None
+        self._before: ServedWeights | None = None
         self._resting = False
         self._usual: float | None = None
         self._processes: dict[CompletionsServer, RunProcess] = {}
@@ -110,37 +335,30 @@ class SamplerServers:
         self._stop()
 
     def holds(self, source: str) -> bool:
-        """Return whether the servers are awake and have the weights of a source.
+        """Return whether the servers are awake and have the weights of a source."""
+        return self._weights is not None and self._weights.source == source and not self._resting
 
-        Args:
-            source: of an iterate.
-        """
-        return self._held is not None and self._held.source == source and not self._resting
-
-    def take(self, wanted: Held) -> None:
+    def take(self, weights: ServedWeights) -> None:
         """Give the servers the weights of an iterate, and check that they have them.
-
-        Args:
-            wanted: the iterate.
 
         Raises:
             RunError: if a server does not come up, does not take the weights, or is not the policy.
         """
         began = time.monotonic()
-        same = self._held is not None and self._held.source == wanted.source
+        same = self._weights is not None and self._weights.source == weights.source
         self.background.submit(self.fleet.close()).result()
         if not same:
             # Of one process: after a restart it is not known what a server has, so it is given the weights again.
-            self._before, self._held = self._held, None
-        self._load(wanted, same=same)
-        self._held, self._resting = wanted, False
+            self._before, self._weights = self._weights, None
+        self._load(weights, same=same)
+        self._weights, self._resting = weights, False
         self.noise = max(self.background.submit(together(map(self._admit, self._servers))).result())
         self._usual = self.noise if self._usual is None else self._usual
         self.fleet = self._new_fleet()
         logger.info(
             "%d server(s) have %s after %.1f s, %.2g nats a token from the trainer",
             len(self._servers),
-            wanted.model,
+            weights.model,
             time.monotonic() - began,
             self.noise,
         )
@@ -151,7 +369,7 @@ class SamplerServers:
         Raises:
             RunError: if a server cannot be put to sleep.
         """
-        if self._section.phases == "disaggregated" or self._held is None or self._resting:
+        if self._section.phases == "disaggregated" or self._weights is None or self._resting:
             return
         self.background.submit(self.fleet.close()).result()
         if self._section.reload == "restart":
@@ -160,19 +378,19 @@ class SamplerServers:
             self._all(lambda server: server.routes.sleep(server))
         self._resting = True
 
-    def _load(self, wanted: Held, *, same: bool) -> None:
+    def _load(self, weights: ServedWeights, *, same: bool) -> None:
         section = self._section
         if section.reload == "restart":
             self._stop()
             for server in self._servers:
-                self._start(server, wanted)
+                self._start(server, weights)
         elif section.reload == "command" and not same:
-            self._command(wanted)
+            self._command(weights)
         self.background.submit(together(map(self._until_ready, self._servers))).result()
         if section.reload == "update":
             if self._resting:
                 self._all(lambda server: server.routes.wake(server))
-            self._all(lambda server: server.routes.update(server, wanted.model))
+            self._all(lambda server: server.routes.update(server, weights.model))
 
     def _all(self, work: Callable[[CompletionsServer], Coroutine[Any, Any, None]]) -> None:
         """Have every server do something that only it can do, within ``start_timeout_s``."""
@@ -189,10 +407,10 @@ class SamplerServers:
 
         self.background.submit(together(map(bounded, self._servers))).result()
 
-    def _start(self, server: CompletionsServer, wanted: Held) -> None:
+    def _start(self, server: CompletionsServer, weights: ServedWeights) -> None:
         assert self._section.command is not None
         index, port = self._servers.index(server), httpx2.URL(server.url).port
-        words = command_line(self._section.command, model=wanted.model, port=port, index=index)
+        words = command_line(self._section.command, model=weights.model, port=port, index=index)
         try:
             self._processes[server] = RunProcess(words, self._folder / "servers" / f"{index}.log")
         except OSError as error:
@@ -204,9 +422,9 @@ class SamplerServers:
             process.stop()
         self._processes, self._starts = {}, {}
 
-    def _command(self, wanted: Held) -> None:
+    def _command(self, weights: ServedWeights) -> None:
         assert self._section.command is not None
-        words = command_line(self._section.command, model=wanted.model)
+        words = command_line(self._section.command, model=weights.model)
         try:
             done = subprocess.run(  # noqa: S603 - the recipe's own command
                 words, capture_output=True, text=True, check=False, timeout=self._section.start_timeout_s
@@ -232,17 +450,17 @@ class SamplerServers:
 
     async def _admit(self, server: CompletionsServer) -> float:
         """Return how far a server is from the trainer; refuse one that is not the policy, or has other weights."""
-        assert self._held is not None
+        assert self._weights is not None
         try:
             async with asyncio.timeout(self._section.start_timeout_s):
                 await server.meet(longest=self._longest, texts=self._texts)
-                served = await together(server.logprob(one.prompt_ids, one.token_ids) for one in self._probes)
+                served = await together(server.logprob(prompt_ids, token_ids) for prompt_ids, token_ids in self._probes)
         except TimeoutError as error:
             raise SamplerGoneError(f"{server.url} did not score the stored responses in time") from error
         return check_probes(
             server.url,
             served,
-            self._held.expected,
+            self._weights.expected,
             self._probes,
             tolerance=self._tolerance,
             before=self._before.expected if self._before else None,
@@ -251,19 +469,19 @@ class SamplerServers:
 
     async def _readmit(self, server: CompletionsServer) -> None:
         """Make a server that was gone ready again, with the weights of the others."""
-        assert self._held is not None
+        assert self._weights is not None
         process = self._processes.get(server)
         if process is not None and process.ended is not None:
             if self._starts[server] > _RESTARTS:
                 raise RunError(f"a sampler server ended {self._starts[server]} times, {process.log}:\n{process.tail()}")
             logger.warning("the server at %s ended with code %s; starting it again", server.url, process.ended)
             process.stop()
-            self._start(server, self._held)
+            self._start(server, self._weights)
         if not await server.ready():
             raise ServerFault(f"{server.url} is not ready", gone=True)
         if self._section.reload == "update":
             # Whoever started it again gave it the weights of a start, not those of this iterate.
-            await server.routes.update(server, self._held.model)
+            await server.routes.update(server, self._weights.model)
         await self._admit(server)
 
     def _new_fleet(self) -> Fleet:

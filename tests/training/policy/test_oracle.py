@@ -1,0 +1,176 @@
+"""Asking: an oracle that is gone for a while, one that is replaced, and comparisons that fail."""
+
+import contextlib
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from paragone.exceptions import KeyRefusedError
+from paragone_evaluation.readers import Prompt
+from paragone_training.policy.errors import OracleGoneError, OracleReplacedError
+from paragone_training.policy.oracle import Identity, OracleClient
+
+USAGE = {"forward_responses": 2, "forward_tokens": 9, "cached_responses": 0, "truncated": 0}
+GROUPS = [(Prompt("1", "Which?"), ("aa", "b")), (Prompt("2", "What?"), ("c", "dddd"))]
+
+
+def value(first: str, second: str) -> float:
+    """Return the double's preference: by length."""
+    return float(1 / (1 + np.exp(len(second) - len(first))))
+
+
+class Oracle:
+    """A real HTTP server that speaks the wire format, prefers the longer text, and does as it is told.
+
+    ``plan`` holds what the next requests get: a status, or None for an answer. A text that says ``bad`` is refused.
+    """
+
+    def __init__(self) -> None:
+        self.plan: list[int | None] = []
+        self.fingerprint = "f" * 64
+        self.asked: list[str] = []
+
+    def answer(self, path: str, body: dict) -> dict:
+        common = {"model": "double", "identity": "a" * 64, "fingerprint": self.fingerprint, "calibrated": False}
+        if path.endswith("tournaments"):
+            rows = [self._tournament(group) for group in body["groups"]]
+            return {**common, "tournaments": rows, "usage": USAGE}
+        rows = [self._preference(pair["first"], pair["second"]) for pair in body["pairs"]]
+        return {**common, "preferences": rows, "usage": USAGE}
+
+    def _tournament(self, group: dict) -> dict:
+        texts = group["responses"]
+        if any("bad" in text for text in texts):
+            return {"error": {"code": "response_too_long", "message": "too long"}}
+        matrix = [[0.5 if one == two else value(one, two) for two in texts] for one in texts]
+        return {
+            "win_rates": [0.5] * len(texts),
+            "ranking": list(range(len(texts))),
+            "condorcet_winner": None,
+            "copeland": [0] * len(texts),
+            "cyclic_triples": 0,
+            "nash": [1 / len(texts)] * len(texts),
+            "matrix": matrix,
+        }
+
+    def _preference(self, first: str, second: str) -> dict:
+        if "bad" in first + second:
+            return {"error": {"code": "response_too_long", "message": "too long"}}
+        share = value(first, second)
+        return {"probability": share, "logit": 0.0, "first_reward": None, "second_reward": None}
+
+
+@pytest.fixture
+def oracle():
+    double = Oracle()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            status = double.plan.pop(0) if double.plan else None
+            double.asked.append(self.path)
+            payload = {"error": {"code": "overloaded", "message": "later"}} if status == 503 else None
+            payload = payload or ({"error": {"code": "engine_failed", "message": "broken"}} if status == 500 else None)
+            payload = payload or ({"error": {"code": "wrong_key", "message": "no"}} if status == 403 else None)
+            data = json.dumps(payload or double.answer(self.path, body)).encode()
+            self.send_response(status or 200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            """Be quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    double.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield double
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_chunk_is_asked_for_in_one_request_and_gives_both_orders(oracle):
+    with OracleClient(oracle.url) as oracle_client:
+        answers = oracle_client.submit(GROUPS).result()
+    assert oracle.asked == ["/v1/tournaments"]
+    np.testing.assert_allclose(answers[0].raw, [[0.5, value("aa", "b")], [value("b", "aa"), 0.5]])
+    assert [answer.failure for answer in answers] == [None, None]
+    assert [(answer.forward_responses, answer.cached_responses) for answer in answers] == [(2, 0), (0, 0)]
+
+
+def test_an_oracle_that_is_gone_for_a_while_pauses_the_run(oracle, caplog):
+    oracle.plan = [503] * 4
+    with OracleClient(oracle.url, patience_s=60) as oracle_client:
+        answers = oracle_client.submit(GROUPS).result()
+    assert answers[0].failure is None
+    assert "the run pauses" in caplog.text
+
+
+def test_an_oracle_that_stays_away_stops_the_run_with_what_to_do():
+    with (
+        OracleClient("http://127.0.0.1:9", patience_s=0.1) as oracle_client,
+        pytest.raises(OracleGoneError, match="start it and resume"),
+    ):
+        oracle_client.submit(GROUPS).result()
+
+
+def test_another_fingerprint_stops_the_run(oracle):
+    learned = []
+    with OracleClient(oracle.url, on_identity=learned.append) as oracle_client:
+        oracle_client.submit(GROUPS).result()
+        oracle.fingerprint = "0" * 64
+        with pytest.raises(OracleReplacedError, match=r"was double \(f{12}\) and is now double \(0{12}\)"):
+            oracle_client.submit(GROUPS).result()
+    assert learned == [Identity("double", "f" * 64)]
+
+
+def test_a_comparison_that_fails_is_missing_and_the_others_are_not(oracle, caplog):
+    with OracleClient(oracle.url) as oracle_client:
+        answers = oracle_client.submit([(Prompt("1", "Which?"), ("aa", "bad", "cccc")), GROUPS[1]]).result()
+    table = answers[0]
+    expected = np.full((3, 3), np.nan)
+    np.fill_diagonal(expected, 0.5)
+    expected[0, 2], expected[2, 0] = value("aa", "cccc"), value("cccc", "aa")
+    np.testing.assert_allclose(table.raw, expected)
+    assert table.failure == "response_too_long: too long"
+    assert answers[1].failure is None
+    assert "comparisons of a group are missing" in caplog.text
+    assert oracle.asked == ["/v1/tournaments", "/v1/preferences"]
+
+
+def test_a_server_that_breaks_is_asked_again_and_then_group_by_group(oracle):
+    oracle.plan = [500, 500, 500]
+    with OracleClient(oracle.url) as oracle_client:
+        answers = oracle_client.submit(GROUPS).result()
+    np.testing.assert_allclose(answers[0].raw, [[0.5, value("aa", "b")], [value("b", "aa"), 0.5]])
+    assert oracle.asked[3:] == ["/v1/preferences"] * 2
+
+
+def test_a_group_that_a_server_always_breaks_at_is_missing(oracle):
+    oracle.plan = [500] * 6
+    with OracleClient(oracle.url) as oracle_client:
+        answers = oracle_client.submit([GROUPS[0]]).result()
+    assert np.isnan(answers[0].raw[0, 1])
+    assert "broken" in (answers[0].failure or "")
+
+
+def test_a_refused_key_stops_the_run_at_once(oracle):
+    oracle.plan = [403]
+    with OracleClient(oracle.url, api_key="x") as oracle_client, pytest.raises(KeyRefusedError):
+        oracle_client.submit(GROUPS).result()
+
+
+def test_leaving_drops_what_is_in_flight(oracle):
+    oracle.plan = [503] * 100
+    began = time.monotonic()
+    with OracleClient(oracle.url, patience_s=600) as oracle_client:
+        future = oracle_client.submit(GROUPS)
+    with contextlib.suppress(BaseException):
+        future.result(timeout=1)
+    assert future.done()
+    assert time.monotonic() - began < 60

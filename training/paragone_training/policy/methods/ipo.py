@@ -1,0 +1,102 @@
+"""IPO: each pair is fitted to its label, from the reference alone. It is INPO with eta = tau."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from paragone_training import games
+from paragone_training.games.game import check_positive
+from paragone_training.policy.methods.method import ONE_STEP, Float64s, Needs, Step, divergence, knob
+from paragone_training.policy.methods.pairwise import PairwiseFit, PairwiseSetting, no_own_targets, pairwise_loss
+
+__all__ = ["Ipo", "ipo_loss", "ipo_setting"]
+
+
+def ipo_setting(*, tau: float) -> PairwiseSetting:
+    """Return the setting of IPO: the reference alone, gain 1/tau. It is INPO's with eta = tau.
+
+    Source: Azar et al. (arXiv 2310.12036), equation 17.
+
+    Args:
+        tau: weight of the KL to the reference.
+
+    Raises:
+        ValueError: if tau is not positive and finite.
+    """
+    check_positive(tau=tau)
+    return PairwiseSetting(reference_weight=1.0, gain=1.0 / tau)
+
+
+def ipo_loss(
+    chosen_logprob: Tensor,
+    rejected_logprob: Tensor,
+    reference_chosen_logprob: Tensor,
+    reference_rejected_logprob: Tensor,
+    *,
+    tau: float,
+) -> Tensor:
+    """Return IPO's squared loss, on sums of log-probabilities as in the paper (TRL divides by the lengths).
+
+        loss = [D log pi - D log mu - 1/(2 tau)]^2
+
+    Source: Azar et al. (arXiv 2310.12036), equation 17.
+
+    Args:
+        chosen_logprob: [B]
+        rejected_logprob: [B]
+        reference_chosen_logprob: [B]
+        reference_rejected_logprob: [B]
+        tau: weight of the KL to the reference.
+
+    Returns:
+        One loss per pair, in squared nats. [B]
+
+    Raises:
+        ValueError: if shapes differ or are not [B], or tau is not positive and finite.
+    """
+    reference = (reference_chosen_logprob, reference_rejected_logprob)
+    return pairwise_loss(chosen_logprob, rejected_logprob, *reference, *reference, setting=ipo_setting(tau=tau))
+
+
+@dataclass(frozen=True)
+class Ipo:
+    """Identity preference optimisation.
+
+    Raises:
+        ValueError: if tau is not positive and finite.
+    """
+
+    tau: float = knob("weight of the KL to the reference, the inverse of the step")
+
+    name: ClassVar[str] = "ipo"
+    needs: ClassVar[Needs] = Needs()
+
+    def __post_init__(self) -> None:
+        ipo_setting(tau=self.tau)  # refuses what is out of range
+
+    @property
+    def fit(self) -> PairwiseFit:
+        """The squared residual of each pair."""
+        return PairwiseFit(ipo_setting(tau=self.tau))
+
+    def steps(self, iteration: int) -> tuple[Step, ...]:  # noqa: ARG002 - all iterations are alike
+        """Return its one step."""
+        return ONE_STEP
+
+    def own_targets(self, table: Float64s, *, include_self: bool) -> Float64s:  # noqa: ARG002 - labels are enough
+        """Return zeros. [K]."""
+        return no_own_targets(table)
+
+    def convergence_warning(self, omega: float) -> str | None:
+        """Return a warning where the step is so large that play circles: tau ≤ omega."""
+        growth = divergence(omega, self.name, dynamics="inpo", step=1.0 / self.tau, tau=self.tau)
+        return growth and growth + f"tau = {self.tau:.4g} must exceed omega, or use omwu"
+
+    def exact_step(
+        self, policy: ArrayLike, memory: ArrayLike | None, preference: ArrayLike, reference: ArrayLike
+    ) -> tuple[Float64s, None]:
+        """Return the answer to the policy that is tilted from the reference."""
+        del memory
+        return games.inpo_update(policy, preference, reference, eta=self.tau, tau=self.tau), None

@@ -1,0 +1,78 @@
+"""OMWU: optimistic multiplicative weights; the policy that is played and the base that it stands on both move."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from numpy.typing import ArrayLike
+
+from paragone_training import games
+from paragone_training.policy.methods.egpo import egpo_setting
+from paragone_training.policy.methods.method import ONE_STEP, Float64s, Needs, Step, divergence, knob
+from paragone_training.policy.methods.pairwise import PairwiseFit, PairwiseSetting, no_own_targets
+
+__all__ = ["Omwu", "omwu_setting"]
+
+
+def omwu_setting(*, step: float, tau: float) -> PairwiseSetting:
+    """Return the setting of both regressions of OMWU (optimistic): reference weight step * tau, gain step.
+
+    Two regressions on the SAME pairs, drawn from the policy that was played: the first with base b_{t-1} gives b_t, the
+    second with base b_t gives the next policy to play (at the very start b_0 is the policy itself, and only the second
+    runs). Source: Cen et al. (arXiv 2105.15186) with a KL; arXiv 2512.24818 and ONPO (arXiv 2502.16852) for tau = 0.
+
+    Args:
+        step: nats of log-ratio per unit of win rate.
+        tau: weight of the KL to the reference; 0 is OMWU without KL.
+
+    Raises:
+        ValueError: if step is not positive and finite, tau is negative, or step * tau exceeds 1.
+    """
+    return egpo_setting(step=step, tau=tau)
+
+
+@dataclass(frozen=True)
+class Omwu:
+    """Optimistic multiplicative weights.
+
+    Raises:
+        ValueError: if step is not positive and finite, tau is negative, or step * tau exceeds 1.
+    """
+
+    step: float = knob("nats per unit of win rate")
+    tau: float = knob("weight of the KL to the reference; step * tau is at most 1")
+
+    name: ClassVar[str] = "omwu"
+    needs: ClassVar[Needs] = Needs()
+
+    def __post_init__(self) -> None:
+        omwu_setting(step=self.step, tau=self.tau)  # refuses what is out of range
+
+    @property
+    def fit(self) -> PairwiseFit:
+        """The squared residual of each pair."""
+        return PairwiseFit(omwu_setting(step=self.step, tau=self.tau))
+
+    def steps(self, iteration: int) -> tuple[Step, ...]:
+        """Return the step that moves the base b and the step from b to the next policy, on the same round.
+
+        b_0 is the policy itself, so that the first iteration has the second of the two alone.
+        """
+        return (Step(1, "current", "memory"), Step(1, "current", "previous-step")) if iteration > 1 else ONE_STEP
+
+    def own_targets(self, table: Float64s, *, include_self: bool) -> Float64s:  # noqa: ARG002 - labels are enough
+        """Return zeros. [K]."""
+        return no_own_targets(table)
+
+    def convergence_warning(self, omega: float) -> str | None:
+        """Return a warning where the step is beyond the largest that converges."""
+        growth = divergence(omega, self.name, dynamics="omwu", step=self.step, tau=self.tau)
+        if growth is None:
+            return None
+        limit = games.largest_step(omega, method="omwu", tau=self.tau)
+        return growth + f"the step {self.step:.4g} must stay below {limit:.4g}"
+
+    def exact_step(
+        self, policy: ArrayLike, memory: ArrayLike | None, preference: ArrayLike, reference: ArrayLike
+    ) -> tuple[Float64s, Float64s]:
+        """Return the next policy, and the base b that the next call needs."""
+        return games.omwu_step(policy, memory, preference, reference, step=self.step, tau=self.tau)

@@ -1,0 +1,224 @@
+"""The preference oracle of a run: whole K×K tables over HTTP while sampling goes on; a service of the run's own.
+
+An oracle that is gone is waited for, one that is replaced stops the run, and comparisons that fail are missing. K is
+the number of responses of a group: a prompt with the texts that are compared.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+import numpy as np
+from numpy.typing import NDArray
+
+from paragone import AsyncClient
+from paragone.exceptions import DeadlineError, QuotaExceededError, ServerError, UnavailableError
+from paragone.wire import ItemError
+from paragone_evaluation.readers import Prompt
+from paragone_training.policy.background import Background, RunProcess, free_port
+from paragone_training.policy.errors import OracleGoneError, OracleReplacedError, RunError
+from paragone_training.policy.rows.rows import Answer
+
+__all__ = ["Identity", "OracleClient", "own_service"]
+
+logger = logging.getLogger(__name__)
+
+_Reply = TypeVar("_Reply")
+
+Group = tuple[Prompt, Sequence[str]]
+"""A prompt and the texts that are compared. K"""
+
+_START_S = 600.0
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 15.0
+_TRIES_AT_FAULT = 3
+"""Tries of a request that the server fails at, before its groups are asked one by one, and each of these."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which model answers: its name and the fingerprint of everything that an answer depends on."""
+
+    model: str
+    fingerprint: str
+
+
+@dataclass
+class OracleClient:
+    """Asks in the background; one thread with an event loop of its own. A context manager.
+
+    Attributes:
+        url: of the service.
+        model: id of the model, or None for the service's default.
+        api_key: bearer key, or None.
+        concurrency: most requests in flight.
+        patience_s: how long it may be gone.
+        timeout_s: deadline of one request.
+        identity: of the model that answered so far; None before the first answer.
+        on_identity: called when the identity becomes known.
+    """
+
+    url: str
+    model: str | None = None
+    api_key: str | None = None
+    concurrency: int = 4
+    patience_s: float = 600.0
+    timeout_s: float = 120.0
+    identity: Identity | None = None
+    on_identity: Callable[[Identity], object] | None = None
+    _background: Background = field(init=False, repr=False)
+    _client: AsyncClient = field(init=False, repr=False)
+    _places: asyncio.Semaphore = field(init=False, repr=False)
+
+    def __enter__(self) -> "OracleClient":
+        self._background = Background("oracle")
+        self._background.submit(self._open()).result()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._background.close(self._client.close())
+
+    def submit(self, groups: Sequence[Group]) -> "Future[list[Answer]]":
+        """Return what will hold the tables of some groups; what all of them cost stands in the first."""
+        return self._background.submit(self._tables(list(groups)))
+
+    async def _open(self) -> None:
+        self._client = AsyncClient(
+            self.url, api_key=self.api_key, model=self.model, timeout_s=self.timeout_s, retries=2
+        )
+        self._places = asyncio.Semaphore(self.concurrency)
+
+    async def _tables(self, groups: list[Group]) -> list[Answer]:
+        async with self._places:
+            try:
+                answers, cost = await self._tournaments(groups)
+            except ServerError as error:
+                logger.warning("the oracle failed at %d groups (%s); asking them one by one", len(groups), error)
+                answers, cost = [Answer(prompt.id, _empty(texts), str(error)) for prompt, texts in groups], (0, 0)
+            for place, answer in enumerate(answers):
+                if answer.failure is not None:
+                    answers[place], more = await self._pairs(groups[place])
+                    cost = (cost[0] + more[0], cost[1] + more[1])
+            if answers:
+                # So that a column of the file sums to what the round cost.
+                answers[0] = replace(answers[0], forward_responses=cost[0], cached_responses=cost[1])
+            return answers
+
+    async def _tournaments(self, groups: list[Group]) -> tuple[list[Answer], tuple[int, int]]:
+        bodies = [{"prompt": prompt.content, "responses": list(texts)} for prompt, texts in groups]
+        reply = await self._patiently(lambda: self._client.tournaments(bodies, return_=["matrix"], on_error="report"))
+        cost = self._checked(reply)
+        answers = []
+        for (prompt, texts), row in zip(groups, reply.tournaments, strict=True):
+            if isinstance(row, ItemError):
+                answers.append(Answer(prompt.id, _empty(texts), f"{row.error.code}: {row.error.message}"))
+            else:
+                answers.append(Answer(prompt.id, np.asarray(row.matrix, dtype=np.float64)))
+        return answers, cost
+
+    async def _pairs(self, group: Group) -> tuple[Answer, tuple[int, int]]:
+        """Ask every ordered pair on its own, so that what one response spoils is missing, and nothing else."""
+        prompt, texts = group
+        table, failure = _empty(texts), None
+        places = [(first, second) for first in range(len(texts)) for second in range(len(texts)) if first != second]
+        bodies = [(prompt.content, texts[first], texts[second]) for first, second in places]
+        try:
+            reply = await self._patiently(lambda: self._client.preferences(bodies, on_error="report"))
+        except ServerError as error:
+            logger.warning("the oracle failed at a group again: %s; its comparisons are missing", error)
+            return Answer(prompt.id, table, str(error)), (0, 0)
+        cost = self._checked(reply)
+        for (first, second), row in zip(places, reply.preferences, strict=True):
+            if isinstance(row, ItemError):
+                failure = f"{row.error.code}: {row.error.message}"
+            else:
+                table[first, second] = row.probability
+        if failure is not None:
+            logger.warning("comparisons of a group are missing: %s", failure)
+        return Answer(prompt.id, table, failure), cost
+
+    def _checked(self, reply: Any) -> tuple[int, int]:
+        """Return what a reply cost: responses that went through the model, and known ones; refuse another model."""
+        identity = Identity(reply.model, reply.fingerprint)
+        if self.identity is None:
+            self.identity = identity
+            if self.on_identity is not None:
+                self.on_identity(identity)
+        if identity != self.identity:
+            raise OracleReplacedError(
+                f"the oracle at {self.url} was {self.identity.model} ({self.identity.fingerprint[:12]}) and is now "
+                f"{identity.model} ({identity.fingerprint[:12]}): host the first one again and resume, or start a new "
+                "run"
+            )
+        return reply.usage.forward_responses, reply.usage.cached_responses
+
+    async def _patiently(self, ask: Callable[[], Coroutine[Any, Any, _Reply]]) -> _Reply:
+        # The client's own retries are for blips; a service that is restarted is gone for minutes.
+        began, wait_s, faults = time.monotonic(), _FIRST_WAIT_S, 0
+        while True:
+            try:
+                return await ask()
+            except (UnavailableError, DeadlineError, QuotaExceededError) as error:
+                gone_s = time.monotonic() - began
+                if gone_s + wait_s > self.patience_s:
+                    raise OracleGoneError(
+                        f"the oracle at {self.url} gave no answer for {gone_s:.0f} s ({error}), and "
+                        f"oracle.patience_s is {self.patience_s:g}: start it and resume"
+                    ) from error
+                logger.warning("no answer from the oracle for %.0f s (%s); the run pauses", gone_s, error)
+            except ServerError as error:
+                faults += 1
+                if faults >= _TRIES_AT_FAULT:
+                    raise
+                logger.warning("the oracle failed (%s); asking again", error)
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+def _empty(texts: Sequence[str]) -> NDArray[np.float64]:
+    table = np.full((len(texts), len(texts)), math.nan)
+    np.fill_diagonal(table, 0.5)
+    return table
+
+
+@contextlib.contextmanager
+def own_service(sources: Sequence[str], log: Path) -> Iterator[str]:
+    """Yield the URL of a service that hosts models, as ``paragone serve --model`` takes them; stop it at the end.
+
+    Raises:
+        RunError: if it does not come up; the log's last lines are in the message.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "paragone.cli", "serve", "--port", str(port), "--log-level", "warning"]
+    for source in sources:
+        command += ["--model", source]
+    process = RunProcess(command, log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_ready(process, url)
+        logger.info("the service of this run hosts %s at %s", ", ".join(sources), url)
+        yield url
+    finally:
+        process.stop()
+
+
+def _wait_until_ready(process: RunProcess, url: str) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        if process.ended is not None:
+            raise RunError(f"the service of this run ended with code {process.ended}:\n{process.tail()}")
+        # Plain HTTP: a client would wait and retry by rules of its own.
+        with contextlib.suppress(httpx2.TransportError):
+            if httpx2.get(f"{url}/readyz", timeout=5, trust_env=False).status_code == httpx2.codes.OK:
+                return
+        time.sleep(0.2)
+    raise RunError(f"the service of this run was not ready after {_START_S:.0f} s; its log is {process.log}")

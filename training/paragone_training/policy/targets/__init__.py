@@ -1,1 +1,0 @@
-"""From tables of preferences to labelled pairs, and what can be known of them."""
