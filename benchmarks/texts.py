@@ -1,11 +1,11 @@
 """Which texts a benchmark runs on: the public corpora in the folder of ``--data``, or the small set that ships."""
 
 import argparse
-import gzip
-import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from paragone_evaluation.readers import read_fields
 
 SHIPPED = Path(__file__).parents[1] / "data"
 
@@ -36,5 +36,4 @@ def corpus(folder: Path | None, name: str) -> Path:
 def pair_rows(folder: Path | None) -> list[dict[str, Any]]:
     """Return the pairs of arguments in a folder of the corpora, or those of the shipped set where none is given."""
     path = SHIPPED / "everyday_pairs.jsonl" if folder is None else corpus(folder, "convincing_pairs")
-    read = gzip.decompress if path.suffix == ".gz" else bytes
-    return [json.loads(line) for line in read(path.read_bytes()).splitlines()]
+    return read_fields(path, "prompt", "first", "second")

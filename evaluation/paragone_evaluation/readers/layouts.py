@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from paragone_evaluation.dataset import ResponseText
@@ -323,66 +324,44 @@ def _judgebench(row: Fields, line: int) -> DataRow:
     )  # fmt: skip
 
 
-def _with_any(*names: str) -> Callable[[Fields], bool]:
-    return lambda row: any(row.get(name) is not None for name in names)
+# Null is no sign of a layout: tables have every column in every row.
+def _with_any(*names: str, but: str = "") -> Callable[[Fields], bool]:
+    return lambda row: row.get(but) is None and any(row.get(name) is not None for name in names)
 
 
-def _texts_of_benchmark(row: Fields, beside: str) -> bool:
+def _with_all(*names: str) -> Callable[[Fields], bool]:
+    return lambda row: all(row.get(name) is not None for name in names)
+
+
+def _lists_of_texts(row: Fields, beside: str) -> bool:
     """Say whether chosen and rejected are lists of responses, and not conversations, which are lists as well."""
-    lists = [row.get("chosen"), row.get("rejected")]
-    texts = all(isinstance(value, list) and not any(isinstance(item, Mapping) for item in value) for value in lists)
-    return texts and row.get(beside) is not None
+    sides = row.get("chosen"), row.get("rejected")
+    lists = all(isinstance(side, list) and not any(isinstance(item, Mapping) for item in side) for side in sides)
+    return lists and row.get(beside) is not None
 
+
+_question, _instruction = partial(prompt_of, name="question"), partial(prompt_of, name="instruction")
 
 # The first that fits is taken: layouts whose columns are their own come before those whose columns others have as well.
-# Null is no sign of a layout: tables have every column in every row.
+# HelpSteer2's files of ratings have been published with fewer attributes: one is enough to know them.
 FILE_LAYOUTS = (
+    FileLayout("judgebench", _judgebench, _with_any("response_A", "pair_id"), prompt=_question, signed=True),
+    FileLayout("rm-bench", _rm_bench, lambda row: _lists_of_texts(row, "domain")),
+    FileLayout("rewardbench2", _rewardbench2, lambda row: _lists_of_texts(row, "subset")),
+    FileLayout("rewardbench", _rewardbench, _with_all("chosen", "rejected", "subset"), prompt=_chosen_rejected_prompt),
+    FileLayout("ultrafeedback", _ultrafeedback, _with_any("completions"), prompt=_instruction, rates=True),
     FileLayout(
-        "judgebench",
-        _judgebench,
-        _with_any("response_A", "pair_id"),
-        prompt=lambda row: prompt_of(row, "question"),
-        signed=True,
-    ),
-    FileLayout("rm-bench", _rm_bench, lambda row: _texts_of_benchmark(row, "domain")),
-    FileLayout("rewardbench2", _rewardbench2, lambda row: _texts_of_benchmark(row, "subset")),
-    FileLayout(
-        "rewardbench",
-        _rewardbench,
-        lambda row: all(row.get(name) is not None for name in ("chosen", "rejected", "subset")),
-        prompt=_chosen_rejected_prompt,
-    ),
-    FileLayout(
-        "ultrafeedback",
-        _ultrafeedback,
-        _with_any("completions"),
-        prompt=lambda row: prompt_of(row, "instruction"),
-        rates=True,
-    ),
-    FileLayout(
-        "helpsteer2-preferences",
-        _helpsteer_pair,
-        _with_any("preference_strength", "response_1", "response_2"),
-        prompt=_helpsteer_prompt,
-        signed=True,
+        "helpsteer2-preferences", _helpsteer_pair, _with_any("preference_strength", "response_1", "response_2"),
+        prompt=_helpsteer_prompt, signed=True,
     ),
     FileLayout("groups", _group, _with_any("comparisons", "responses")),
-    # HelpSteer2's files of ratings have been published with fewer attributes: one is enough to know them.
     FileLayout(
-        "helpsteer2",
-        _helpsteer_rating,
-        lambda row: row.get("ratings") is None and _with_any(*_ATTRIBUTES)(row),
-        prompt=_helpsteer_prompt,
-        rates=True,
+        "helpsteer2", _helpsteer_rating, _with_any(*_ATTRIBUTES, but="ratings"), prompt=_helpsteer_prompt, rates=True
     ),
     FileLayout("ratings", _rating, _with_any("ratings", "response"), rates=True),
     FileLayout("pairs", _first_second, _with_any("first", "second"), "first and second", signed=True),
     FileLayout(
-        "pairs",
-        _chosen_rejected,
-        _with_any("chosen", "rejected"),
-        "chosen and rejected",
-        prompt=_chosen_rejected_prompt,
+        "pairs", _chosen_rejected, _with_any("chosen", "rejected"), "chosen and rejected", _chosen_rejected_prompt
     ),
-)
+)  # fmt: skip
 """Every layout that is read."""

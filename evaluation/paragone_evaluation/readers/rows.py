@@ -13,17 +13,7 @@ from typing import Any
 from paragone_evaluation.dataset import ResponseText
 from paragone_evaluation.readers.containers import Fields
 
-__all__ = [
-    "STRONGEST",
-    "BadRowError",
-    "Content",
-    "DataRow",
-    "Label",
-    "LeftOutError",
-    "Pair",
-    "Prompt",
-    "Rating",
-]
+__all__ = ["STRONGEST", "BadRowError", "Content", "DataRow", "Label", "LeftOutError", "Pair", "Prompt", "Rating"]
 
 Content = str | list[dict[str, Any]]
 """A prompt: text (one message of the user), or messages."""
