@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from paragone_models import load_model
 from paragone_training.command import train
+from paragone_training.errors import DataError
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 
@@ -29,6 +30,16 @@ def test_the_policy_recipe_on_the_shipped_prompts_makes_a_policy_and_compares_it
     run("policy", RECIPES / "policy" / "everyday-sppo.toml", *steps, "--output", tmp_path / "run")
     assert (tmp_path / "run" / "iteration-01" / "step-1" / "policy" / "config.json").is_file()
     assert list((tmp_path / "run").glob("evaluation-01*"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("model", "mini-regression.toml"), ("language", "policy/mini-policy.toml"), ("policy", "policy/mini-sppo.toml")],
+)
+def test_a_recipe_whose_corpora_are_not_there_says_how_to_name_them(arguments):
+    command, name = arguments
+    with pytest.raises(DataError, match=r"recipes/.*\.jsonl: No such file.* by --data \(data/README\.md\)"):
+        CliRunner().invoke(train, [command, str(RECIPES / name), "--dry-run"], catch_exceptions=False)
 
 
 def test_files_in_the_folder_of_data_may_be_gzipped(tmp_path):

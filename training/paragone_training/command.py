@@ -1,14 +1,16 @@
 """``paragone train``: the door. Recipes are read and checked here, once."""
 
+import functools
 import logging
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from paragone_training.errors import RecipeError
+from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.recipe import load_recipe
 from paragone_training.settings import Section
 
@@ -25,12 +27,28 @@ _Data = Annotated[
 train = typer.Typer(no_args_is_help=True, add_completion=False, help="Train preference models and policies.")
 
 
+def _pointing_at_data(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that says, of a data file which is not there, how to name its folder."""
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        try:
+            command(**arguments)
+        except DataError as error:
+            if arguments.get("data") or not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            raise DataError(f"{error}. Give the folder of the recipe's data by --data (data/README.md)") from error
+
+    return run
+
+
 @train.callback()
 def _train() -> None:
     """Train preference models and policies."""
 
 
 @train.command("model")
+@_pointing_at_data
 def model(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, see docs/training.md.")],
     output: _Output = None,
@@ -56,6 +74,7 @@ def model(
 
 
 @train.command("language")
+@_pointing_at_data
 def language(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, as training/recipes/policy/mini-policy.toml.")],
     output: _Output = None,
@@ -80,6 +99,7 @@ def language(
 
 
 @train.command("policy")
+@_pointing_at_data
 def policy(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, see docs/policies.md.")],
     output: _Output = None,
