@@ -184,6 +184,7 @@ class Comparator:
         return values[..., values.shape[-1] - len(self.attributes) :]
 
     def _checked(self, representations: ArrayLike) -> Float64s:
+        # Exact: cached representations are float32. So an answer from the cache has the same bits as a fresh one.
         values = np.asarray(representations, dtype=np.float64)
         if values.ndim == 0 or values.shape[-1] != self.dimension:
             raise ValueError(f"representations of shape {values.shape} do not end in dimension {self.dimension}")
@@ -202,6 +203,7 @@ class Comparator:
         Raises:
             PreferencesUnavailableError: if the model rates attributes and has no weights to merge them.
         """
+        # Asked here, because the kind does not know the names of the attributes.
         if not self.rules.compares(self.weights):
             raise PreferencesUnavailableError(
                 f"this {self.kind} model rates {', '.join(self.attributes)} and has no weights to merge them into a "

@@ -143,6 +143,7 @@ class Kind:
         if not self.has_vector:
             return (self.reward(first, weights) - self.reward(second, weights)) / temperature
         start = int(self.has_reward)
+        # The reward is not part of the skew form: it is a difference, and the form is a product.
         difference = skew(first[..., start:], second[..., start:])
         if self.has_reward:
             difference = (first[..., 0] - second[..., 0]) + difference

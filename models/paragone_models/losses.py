@@ -112,6 +112,7 @@ def regression_loss(predicted: Tensor, target: Tensor, *, mask: Tensor) -> Tenso
     _check_same(predicted=predicted, target=target, mask=mask)
     if predicted.dim() != 2:
         raise ValueError(f"predicted must be [B, A], not of shape {tuple(predicted.shape)}")
+    # Twice ``where``: under the mask neither the error nor its gradient may see a NaN, and zero times NaN is NaN.
     labelled = mask.bool()
     error = torch.where(labelled, predicted.float() - torch.where(labelled, target.float(), 0.0), 0.0)
     return error.square().sum(dim=-1) / labelled.sum(dim=-1).clamp(min=1)
@@ -163,6 +164,7 @@ def preference_loss(logit: Tensor, target: Tensor) -> Tensor:
     _check_same(logit=logit, target=target)
     if not bool(((target >= 0) & (target <= 1)).all()):
         raise ValueError("target must lie in [0, 1]: it is a probability")
+    # Both signs of the logit, because the logarithm of 1 - sigmoid would be that of 0 for a sure model.
     logit, target = logit.float(), target.float()
     return -target * logsigmoid(logit) - (1 - target) * logsigmoid(-logit)
 

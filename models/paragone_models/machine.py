@@ -44,13 +44,13 @@ _NEAR = 0.95
 # The measured product has the shape of a small model's layers.
 _ROWS, _SIZE = 256, 512
 _TRIES = 24
+# bfloat16 costs accuracy; it has to be this many times as fast.
 _WORTH = 1.3
-"""bfloat16 costs accuracy; it has to be this many times as fast."""
 _DTYPES = (torch.float32, torch.bfloat16)
+# Values of oneDNN's variable that keep it below avx512_bf16.
 _WITHOUT_BFLOAT16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"})
-"""Values of oneDNN's variable that keep it below avx512_bf16."""
+# Parameters below which a pass is not made of matrix products, so that a faster product gains nothing.
 _SMALL = 10_000_000
-"""Parameters below which a pass is not made of matrix products, so that a faster product gains nothing."""
 
 
 def automatic_dtype(device: torch.device, *, parameters: int, demonstration: bool) -> torch.dtype:

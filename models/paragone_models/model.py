@@ -143,6 +143,7 @@ class LocalForward:
         backbone = self._network.backbone
         device = next(backbone.parameters()).device
         if prompt_cache_bytes is None:
+            # What is free now: weights are loaded, batches come later and take most of the rest.
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
             prompt_cache_bytes = int(free * _GPU_SHARE) if free else _PROMPT_BYTES
         return Packer(
@@ -176,6 +177,7 @@ def encode_padded(network: PreferenceNetwork, items: Sequence[EncodeItem], *, ma
     lengths = [len(item.token_ids) for item in items]
     states = torch.empty(len(items), len(items[0].reads), hidden_size, device=device)
     for indices in batches(lengths, max_batch_tokens):
+        # Sorted by falling length, so a batch's first one is its longest.
         longest = lengths[indices[0]]
         input_ids = torch.zeros(len(indices), longest, dtype=torch.long)
         for row, index in enumerate(indices):
@@ -296,6 +298,7 @@ class PreferenceModel:
         Returns:
             Representations, float32. [n, d]
         """
+        # Engines elsewhere return states in this process's memory.
         head = self.network.head
         device = next(head.parameters()).device
         representations: Tensor = head(hidden.to(device))
@@ -414,6 +417,7 @@ class PreferenceModel:
         )
         items, dropped = [], []
         for reading in readings:
+            # All or nothing: a tournament with a response missing is another tournament.
             if isinstance(reading, TextError):
                 raise reading
             items.append(reading.item)

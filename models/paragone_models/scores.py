@@ -115,6 +115,7 @@ def general_preference_matrix(embeddings: Tensor, *, temperature: float = 0.1) -
     _check(embeddings, embeddings, temperature)
     _check_even(embeddings)
     values = embeddings.float()
+    # A matrix minus its own transpose is antisymmetric to the last bit, whatever order the product sums in.
     product = values[:, 0::2] @ values[:, 1::2].T
     return (product - product.T) / temperature
 

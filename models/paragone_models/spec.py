@@ -32,6 +32,7 @@ _CHOICES = {
 
 
 def _is_number(value: Any) -> bool:
+    # JSON's true is an integer to Python.
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -102,6 +103,7 @@ class ModelSpec:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ModelLoadError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        # From here on the kind is one of those that exist, and has rules.
         if not 0 < self.temperature < float("inf"):
             raise ModelLoadError(f"temperature is {self.temperature}; it must be a positive number")
         if self.max_length < 1:

@@ -25,14 +25,14 @@ __all__ = [
 Float64s = NDArray[np.float64]
 Solver = Callable[[Float64s, Float64s], Float64s]
 
+# How far P + P^T may be from 1: generous to matrices that went through float32 or JSON.
 _SYMMETRY = 1e-6
-"""How far P + P^T may be from 1: generous to matrices that went through float32 or JSON."""
+# A lottery may lose by this much against some response, as a share of the largest payoff: rounding, not play.
 _FEASIBLE = 1e-9
-"""A lottery may lose by this much against some response, as a share of the largest payoff: rounding, not play."""
+# A payoff or probability of the linear program's answer below this is 0.
 _TIED = 1e-8
-"""A payoff or probability of the linear program's answer below this is 0."""
+# Responses up to which near-ties are worth the slow solver; beyond, identical rows still share alike.
 _SLOW_SOLVER_LIMIT = 24
-"""Responses up to which near-ties are worth the slow solver; beyond, identical rows still share alike."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,7 @@ def cyclic_triples(matrix: ArrayLike) -> int:
         ValueError: if ``matrix`` is no probability matrix.
     """
     beats = _beats(_checked(matrix)).astype(np.float64)
+    # Every circle is counted from each of its three members.
     return round(float(np.einsum("ij,ji->", beats @ beats, beats)) / 3)
 
 
@@ -178,6 +179,7 @@ def nash(matrix: ArrayLike) -> Float64s:
         ArithmeticError: if the linear program fails, which a finite matrix never showed.
     """
     table = _checked(matrix)
+    # A response that beats all others is the whole lottery.
     winner = condorcet_winner(table)
     if winner is not None:
         return np.asarray(np.eye(len(table))[winner])
@@ -284,6 +286,7 @@ def _some_lottery(payoff: Float64s) -> Float64s:
 
 def _alike(payoff: Float64s, lottery: Float64s) -> Float64s:
     """Return the lottery with its weight shared evenly among identical rows; [K]."""
+    # A vertex of the polytope may give one of two identical responses everything.
     _, group, count = np.unique(payoff, axis=0, return_inverse=True, return_counts=True)
     group = group.reshape(-1)
     return np.asarray((np.bincount(group, weights=lottery) / count)[group])

@@ -43,6 +43,7 @@ def weight_files(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.glob("*.safetensors") if path.name != HEAD_FILE)
     if files:
         return files
+    # They are named in the error, because converting them is the remedy.
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise ModelLoadError(

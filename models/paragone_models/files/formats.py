@@ -106,6 +106,7 @@ def read_general_preference(folder: Path, options: Options, kind: str) -> Loaded
     rows = shapes["value_head.weight"][0]
     own: KindName = "bradley-terry" if rows == 1 else "general-preference"
     _chosen_kind(kind, (own,), f"{folder} has a value head of {rows} rows")
+    # All these settings are the published models' own; their files say none of them.
     rules = KINDS[own]
     spec = ModelSpec(
         kind=own,
@@ -163,6 +164,7 @@ def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
     config = _config(folder, options)
     labels = [str(config.id2label[index]) for index in range(config.num_labels)]
     possible: tuple[KindName, ...] = ("bradley-terry", "regression") if len(labels) == 1 else ("regression",)
+    # One label can be rated too, if the caller says so; several are never one reward.
     own = _chosen_kind(kind, possible, f"{folder} is a classifier with {len(labels)} labels")
     spec = ModelSpec(
         kind=own,
@@ -227,6 +229,7 @@ class _FirstTokenHead(nn.Module):
 
 
 def _backbone(folder: Path, options: Options) -> nn.Module:
+    # A file that was cut off is refused here, by its name.
     checkpoints.tensor_shapes(checkpoints.weight_files(folder))
     config = _config(folder, options)
     return AbsentBackbone(config) if options.elsewhere else _with_weights(AutoModel, folder, config, options)

@@ -11,6 +11,7 @@ from paragone_models.spec import ModelSpec
 
 __all__ = ["fingerprint_of", "hash_files", "identity_of", "tokenizer_hash"]
 
+# Fields of a spec that change a representation; temperature, weights and calibration only change answers.
 _IDENTITY_FIELDS = (
     "kind",
     "dimension",
@@ -23,12 +24,12 @@ _IDENTITY_FIELDS = (
     "reasoning",
     "final_eos",
 )
-"""Fields of a spec that change a representation; temperature, weights and calibration only change answers."""
 
 
 def hash_files(paths: Iterable[Path]) -> str:
     """Return a hash of the files' contents, in the order of their names."""
     total = hashlib.sha256()
+    # A digest of digests, so that the borders between files count.
     for path in sorted(paths, key=lambda path: path.name):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
@@ -45,6 +46,7 @@ def tokenizer_hash(tokenizer: Any, template: str) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     table = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     named = json.dumps(tokenizer.special_tokens_map, sort_keys=True)  # templates write these, policies append them
+    # With its length before each part, so that no two pairs of texts join to the same bytes.
     return hashlib.sha256(f"{len(table)}:{table}{len(named)}:{named}{template}".encode()).hexdigest()
 
 

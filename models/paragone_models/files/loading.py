@@ -116,6 +116,8 @@ def load_model(
     _check_length(spec, loaded.network)
     network = loaded.network.to(options.device).eval().requires_grad_(requires_grad=False)
     network.head.spec = spec  # the head was read before the options were known
+    # Once here, and not in every answer: what is finite in weights and tokens can still overflow, and is checked again
+    # there.
     _refuse_non_finite(where.source, network)
     budget = _budget(max_batch_tokens, options)
     local = LocalForward(
@@ -196,6 +198,7 @@ def _device(device: str) -> torch.device:
 
 
 def _options(device: str, dtype: str, folder: Path, *, trust_remote_code: bool, elsewhere: bool) -> formats.Options:
+    # Its head alone runs here, and is small.
     if elsewhere:
         return formats.Options(torch.float32, torch.device("cpu"), trust_remote_code, elsewhere=True)
     return formats.Options(_dtype(dtype, _device(device), folder), _device(device), trust_remote_code)
@@ -260,6 +263,7 @@ def _reader(where: Resolved, loaded: formats.Loaded, *, trust_remote_code: bool)
         tokenizer = AutoTokenizer.from_pretrained(where.tokenizer_folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
         raise ModelLoadError(f"the tokenizer of {where.source} cannot be loaded: {error}") from error
+    # A tokenizer may have more tokens than the model has embeddings, after a token was added to one of them.
     config = loaded.network.config.get_text_config()
     return TextReader(
         tokenizer,

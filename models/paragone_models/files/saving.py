@@ -120,6 +120,7 @@ def export_backbone(source: str, folder: str | Path, *, revision: str | None = N
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelLoadError(f"{target} is there and not an empty folder: give another one")
     values = checkpoints.read_config(where.folder)
+    # A server of another program would run without that code, and compute something else.
     if "auto_map" in values:
         raise ModelLoadError(f"{source} brings Python code of its own, which an export would leave behind")
     try:

@@ -172,6 +172,7 @@ def packed(config: Any) -> Iterator[None]:
     Models look the name up in every layer of every pass, so that the same module serves padded batches before and
     after. Nobody else may run the model meanwhile.
     """
+    # In the configuration, and not in the modules: every layer asks it again in every pass.
     before = config._attn_implementation_internal  # noqa: SLF001  # the setter walks sub-configurations and can warn
     config._attn_implementation_internal = NAME  # noqa: SLF001
     try:

@@ -82,6 +82,7 @@ def choose(backbone: nn.Module) -> tuple[str, Forward] | str:
     if reason is not None:
         return reason
     reasons = []
+    # In order of speed, so the first one that agrees is the one to take.
     for name, forward in ways(backbone):
         difference = failure_of(partial(disagreement, backbone, forward))
         if difference is None:
@@ -105,6 +106,7 @@ def ways(backbone: nn.Module) -> Iterator[tuple[str, Forward]]:
             yield "decoder", DecoderForward(backbone)
         yield "blocks", through_model(backbone, attend_blocks)
     if parameter.device.type == "cuda":
+        # The varlen kernel knows half precision alone, and no tanh on logits.
         if parameter.dtype in _KERNEL_DTYPES and not getattr(config, "attn_logit_softcapping", None):
             yield "varlen", through_model(backbone, varlen_attention(torch_kernel))
         yield "flex", through_model(backbone, flex_attention())
@@ -200,6 +202,7 @@ def tolerance(dtype: torch.dtype) -> float:
 def _trial_items(vocabulary: int) -> list[EncodeItem]:
     generator = np.random.default_rng(0)
     stem, *tails, other = (generator.integers(0, vocabulary, length).tolist() for length in (_STEM, *_TAILS, _OTHER))
+    # Any ids will do: to packing they are numbers, and random ones do not repeat by accident.
     sequences = [*(stem + tail for tail in tails), other]
     return [EncodeItem(tokens, ((len(tokens) - 1, len(tokens)),), len(tokens) - 1) for tokens in sequences]
 

@@ -32,20 +32,20 @@ from paragone_models.packing.attention import Rule, Run
 __all__ = ["Buffers", "DecoderForward", "Norm", "Operations", "TorchOperations", "attend_blocks"]
 
 _FAMILY = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
+# Rows that go through an MLP at once, at most. With 512 to 1,024 of them oneDNN left a core idle.
 _MLP_ROWS = 2048
-"""Rows that go through an MLP at once, at most. With 512 to 1,024 of them oneDNN left a core idle."""
+# Rows of a pass are rounded up to the first, or above the third to the second: oneDNN took 4 to 8 ms to prepare a
+# product of a new shape.
 _FINE, _COARSE, _LONG = 32, 128, 1024
-"""Rows of a pass are rounded up to the first, or above the third to the second: oneDNN took 4 to 8 ms to prepare a
-product of a new shape."""
+# The last layer runs for the output rows alone where fewer than one row in so many is one.
 _SPARSE = 8
-"""The last layer runs for the output rows alone where fewer than one row in so many is one."""
 
+# About how many logits a block has: they stay in the cache from the first product to the second.
 _LOGITS = 1 << 20
-"""About how many logits a block has: they stay in the cache from the first product to the second."""
+# What rows and keys of a block are rounded up to.
 _GRAIN = 32
-"""What rows and keys of a block are rounded up to."""
+# Rows of a block: fewer waste the products, more waste what lies above the diagonal.
 _FEWEST, _MOST = 64, 192
-"""Rows of a block: fewer waste the products, more waste what lies above the diagonal."""
 
 Norm = tuple[Tensor, float]
 """A norm's weight, and what is added to the mean square."""
@@ -171,10 +171,12 @@ def attend_blocks(
         key: of every row. [Hk, T, D]
         value: of every row. [Hk, T, D]
     """
+    # Layers share rows and masks; only keys differ.
     if "nodes" not in run.memo:
         run.memo["nodes"] = list(_node_rows(run))
         run.memo["causal"] = key.new_full((_rounded(_MOST), _rounded(_MOST) + _GRAIN), -torch.inf).triu_(1)
     nodes: list[_NodeRows] = run.memo["nodes"]
+    # A pass through a model's own code has no operations that lend buffers.
     buffers: Buffers = run.memo.setdefault("buffers", Buffers())
     path = _Path(buffers, max(node.end for node in nodes), key, value, rule, run.memo["causal"])
     out = query.new_empty(query.shape[1], len(query), value.shape[2])
@@ -194,6 +196,8 @@ def attend_blocks(
 
 def _node_rows(run: Run) -> Iterator[_NodeRows]:
     layout = run.layout
+    # Earlier keys are written just before the first row that attends to them. Preorder makes sure that no other path's
+    # rows stand between the two.
     earlier: dict[int, tuple[int, ...]] = {}
     for above in layout.above:
         if above.node not in layout.rows:
@@ -204,6 +208,7 @@ def _node_rows(run: Run) -> Iterator[_NodeRows]:
 
 def _blocks(node: _NodeRows, heads: int) -> Iterator[tuple[int, int]]:
     """Yield all rows of a node in blocks, the last one smaller."""
+    # A long path gets fewer rows, so that a block's logits stay in the cache.
     most = max(_FEWEST, min(_MOST, _LOGITS // (heads * node.end) // _GRAIN * _GRAIN))
     for first in range(node.first, node.last, most):
         yield first, min(first + most, node.last)
@@ -212,6 +217,7 @@ def _blocks(node: _NodeRows, heads: int) -> Iterator[tuple[int, int]]:
 def _output_rows(run: Run, node: _NodeRows) -> Iterator[tuple[int, int]]:
     """Yield the output rows of a node, one by one."""
     first, last = run.output_rows.searchsorted((node.first, node.last))
+    # They are far apart, and single rows need no rounding.
     for row in run.output_rows[first:last].tolist():
         yield row, row + 1
 
@@ -301,6 +307,7 @@ class _Layer:
         self.head_dim = int(attention.head_dim)
         self.before_attention = _norm(layer.input_layernorm)
         self.before_mlp = _norm(layer.post_attention_layernorm)
+        # Qwen3 has a norm on each head of queries and keys, the others have none.
         self.query_norm = _norm(attention.q_norm) if hasattr(attention, "q_norm") else None
         self.key_norm = _norm(attention.k_norm) if hasattr(attention, "k_norm") else None
         self.query, self.key, self.value = (
@@ -350,6 +357,7 @@ class DecoderForward:
             tokens: token ids. [T]
             positions: positions. [T]
         """
+        # The rows that round a pass up are token 0 at position 0; nobody reads them.
         extra = -len(tokens) % (_FINE if len(tokens) <= _LONG else _COARSE)
         tokens, positions = (functional.pad(part, (0, extra)) for part in (tokens, positions))
         hidden: Tensor = self._embed(tokens)
@@ -374,6 +382,7 @@ class DecoderForward:
             run.note(index, key, value)
             read = self._operations.attend(run, index, query, key, value, layer.rule)[rows]
         else:
+            # Keys and values of all rows are needed here too: siblings of a later call attend to them.
             normed = self._operations.normed("states", hidden, layer.before_attention)
             key = self._rotated("keys", normed, layer.key, layer, layer.key_norm, cos, sin)
             value = self._projected("value", normed, layer.value).unflatten(1, (-1, layer.head_dim)).transpose(0, 1)
@@ -405,6 +414,8 @@ class DecoderForward:
 
     def _mlp(self, layer: _Layer, hidden: Tensor) -> None:
         """Add the MLP's result to the hidden states, block by block."""
+        # In blocks, so that the wide results in between stay small. Equal ones, because a short last block would waste
+        # a core.
         for block in hidden.tensor_split(max(1, -(-len(hidden) // _MLP_ROWS))):
             normed = self._operations.normed("states", block, layer.before_mlp)
             gate = self._projected("gate", normed, layer.gate)

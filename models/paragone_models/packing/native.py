@@ -35,8 +35,8 @@ __all__ = ["NativeOperations", "kernels", "speedup"]
 
 logger = logging.getLogger(__name__)
 
+# Set to 0, this environment variable keeps the kernels from being compiled and used.
 _VARIABLE = "PARAGONE_NATIVE"
-"""Set to 0, this environment variable keeps the kernels from being compiled and used."""
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = (
@@ -44,8 +44,8 @@ _FLAGS = (
     *("-fPIC", "-DAT_PARALLEL_OPENMP=1"),
 )
 _LIMIT_S = 300.0
+# Rows of a block of attention, the query heads of one key head one below the other; 32 to 192 differ by a tenth.
 _ROWS = 64
-"""Rows of a block of attention, the query heads of one key head one below the other; 32 to 192 differ by a tenth."""
 _FEWEST = 16
 _TRIES = 7
 
@@ -58,6 +58,7 @@ def kernels() -> Any:
     compiler says of itself and of this CPU. Without ``-fopenmp`` for the linker it finds the threads that torch has
     loaded; a second runtime's threads would get into their way.
     """
+    # From the cheapest question to the dearest: compiling takes ten seconds.
     if os.environ.get(_VARIABLE) == "0":
         return f"{_VARIABLE} is 0"
     if sys.platform != "linux" or platform.machine() != "x86_64":
@@ -102,6 +103,7 @@ def _compiled(compiler: str) -> Path:
 def _folder() -> Path:
     """Return the user's cache folder, or a new one where that cannot be written."""
     try:
+        # A home that cannot be written, as in a container, must not keep a server from starting.
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paragone"
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
@@ -166,6 +168,7 @@ class NativeOperations:
     ) -> Tensor:
         """Return what every row reads, or the output rows alone, as [T or W, Hq, D]."""
         heads, rows, size = query.shape
+        # One plan for all layers, and one more for the last layer's output rows.
         plan: _Plan = run.memo.get(("plan", outputs_only)) or _plan(run, heads // len(key), outputs_only=outputs_only)
         run.memo["plan", outputs_only] = plan
         keys = [key, *(run.earlier[node].keys[layer] for node in plan.earlier)]
@@ -211,6 +214,7 @@ def _plan(run: Run, group: int, *, outputs_only: bool) -> _Plan:
     layout = run.layout
     earlier = layout.earlier
     runs = [(source, 0, len(run.earlier[node]), run.earlier[node].start) for source, node in enumerate(earlier, 1)]
+    # Runs of earlier nodes come first, those of the pass behind them, both in preorder.
     number = {node: index for index, node in enumerate((*earlier, *layout.rows))}
     blocks: list[tuple[int, ...]] = []
     paths: list[int] = []
@@ -232,5 +236,6 @@ def _queries(run: Run, first: int, last: int, group: int, *, outputs_only: bool)
         begin, end = run.output_rows.searchsorted((first, last)).tolist()
         yield from ((query, int(run.output_rows[query]), 1) for query in range(begin, end))
         return
+    # Heads that share a key head multiply a block's rows. So blocks are of about one size, whatever the model.
     most = max(_FEWEST, _ROWS // group)
     yield from ((row, row, min(most, last - row)) for row in range(first, last, most))

@@ -38,10 +38,10 @@ __all__ = ["Forward", "Packer", "Prefix", "PromptStore"]
 Forward = Callable[[Run, Tensor, Tensor], Tensor]
 """One pass: (run, token ids [T], positions [T]) to the last hidden states of its output rows [W, H]."""
 
+# Tokens from one hash of a prefix to the next.
 _BLOCK = 32
-"""Tokens from one hash of a prefix to the next."""
+# Tokens from which on a stored prefix is worth attending to, or worth storing.
 _MIN_REUSED = 32
-"""Tokens from which on a stored prefix is worth attending to, or worth storing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,7 @@ class PromptStore:
         if number is not None:
             entry = self._entries[number]
             common = common_length(entry.tokens, prefix.tokens)
+            # Siblings bring the same prompt again and again: only its age changes.
             if common == len(prefix.tokens):
                 self._entries.move_to_end(number)
                 return
@@ -148,6 +149,7 @@ class PromptStore:
         """Return the entry that shares the most whole blocks with a sequence; of several the latest."""
         if not self._entries:
             return None
+        # Each hash covers everything before it, so the last one that is known belongs to the longest common prefix.
         for block in reversed(list(_hashes(tokens))):
             if numbers := self._by_hash.get(block):
                 return numbers[-1]
@@ -254,6 +256,7 @@ class Packer:
             states = torch.zeros(len(items), len(items[0].reads), self._hidden_size, device=self._device)
             cached = {node: prefix.states for node, prefix in plan.prefixes.items()}
             for number, shares in enumerate(plan.shares):
+                # Several reads may share a row, the end of a prompt say; it is computed once.
                 rows = [np.arange(share.first, share.last) for share in shares]
                 output_rows = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *rows]))
                 hidden = self._run(plan, number, cached, output_rows)
@@ -316,6 +319,8 @@ def _plan_shared(items: Sequence[EncodeItem], store: PromptStore, max_tokens: in
         if item.content_key is None:
             # What is read must be computed: a stored prefix has keys and values, and no hidden states.
             prefix = store.match(tokens, limit=_first_read(item), at_least=_MIN_REUSED)
+        # Sequences that continue different prefixes share no tree: their first computed tokens stand elsewhere. Nor do
+        # sequences with different content outside their tokens, whose keys differ although their tokens do not.
         key = (item.content_key, None if prefix is None else prefix.tokens.tobytes())
         groups.setdefault(key, (prefix, []))[1].append(index)
     forest = Forest(ends=[NO_PARENT] * len(items))
@@ -400,11 +405,13 @@ def _planned(
     for number, layout in enumerate(layouts):
         for above in layout.above:
             plan.last_use[above.node] = number
+            # Rows below it in its own pass use the keys of that pass; only later passes need a copy.
             if above.node not in layout.rows and above.node not in trunks:
                 plan.keep[above.node] = len(forest.nodes[above.node].tokens)
     for index, item in enumerate(items):
         path = [node for node in forest.path(forest.ends[index]) if node not in trunks]
         for read, (start, stop) in enumerate(item.reads):
+            # Trunks have no rows: nothing that is read lies in them, see ``_plan_shared``.
             for node in path:
                 begin, end = forest.nodes[node].start, forest.nodes[node].stop
                 first, last = max(start, begin), min(stop, end)
@@ -423,6 +430,7 @@ def _plan_storing(plan: _Plan, item: EncodeItem, tokens: Tokens, path: list[int]
     # Content outside the tokens, an image say, would be found again by tokens that do not tell of it.
     if item.content_key is not None or new_tokens < _MIN_REUSED:
         return
+    # A prefix may end in the middle of a path, or of a node.
     complete = max(passes[node] for node in path if node in passes)
     stored = plan.store.setdefault(complete, {})
     if tokens.tobytes() in stored:

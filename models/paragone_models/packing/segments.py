@@ -84,6 +84,7 @@ def _masking(run: Run, segment: _Segment, window: int | None, query: Tensor) -> 
     """
     if window is not None and window >= segment.seen:
         window = None
+    # A first node sees itself alone, and causally: kernels do that without a mask, and fastest.
     if window is None and segment.rows == segment.seen:
         return {"is_causal": True}
     shape = (segment.rows, segment.seen, window)

@@ -85,6 +85,7 @@ class Forest:
             tree: as ``grow`` returns it.
             owners: which of this forest's sequences the tree's are.
         """
+        # Preorder: the trunk comes before its tree, whose indices move by what stands before it.
         root = NO_PARENT
         if trunk is not None:
             self.nodes.append(trunk)
@@ -164,6 +165,7 @@ def split_long(forest: Forest, longest: int) -> Forest:
     for index, node in enumerate(forest.nodes):
         parent = last[node.parent]
         step = len(node.tokens) if node.stored else longest
+        # A chain in place of the node: preorder stays.
         for begin in range(0, len(node.tokens), step):
             piece = node.tokens[begin : begin + step]
             nodes.append(Node(piece, node.start + begin, parent, node.sequences, node.stored))
@@ -210,6 +212,7 @@ class Layout:
 
     def path(self, row: int) -> tuple[int, ...]:
         """Return the nodes above a row's own, the root first."""
+        # In preorder, so the ancestors come out from the root down.
         return tuple(above.node for above in self.above if above.first <= row < above.last)
 
 
@@ -227,6 +230,7 @@ def pass_ranges(forest: Forest, max_tokens: int) -> Iterator[tuple[int, int]]:
             yield first, index
             first, tokens = index, 0
         tokens += cost
+    # Stored nodes alone need no pass.
     if tokens:
         yield first, len(forest.nodes)
 

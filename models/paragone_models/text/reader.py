@@ -39,9 +39,9 @@ _OPENED = re.compile(r"^\s*<think>.*?(</think>\s*|$)", re.DOTALL)
 _CLOSED = re.compile(r"^.*?</think>\s*", re.DOTALL)
 
 _REMEMBERED_PROMPTS = 4096
+# Texts beyond the first, and beyond so many for each token of the limit, are not read: a tokenizer takes half a
+# gigabyte and ten seconds for a million characters, to find that next to nothing of them fits.
 _CHARACTERS, _CHARACTERS_A_TOKEN = 1 << 18, 16
-"""Texts beyond the first, and beyond so many for each token of the limit, are not read: a tokenizer takes half a
-gigabyte and ten seconds for a million characters, to find that next to nothing of them fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,7 @@ def characters(messages: Sequence[Message]) -> int:
         content = message.get("content") if isinstance(message, Mapping) else None
         if isinstance(content, str):
             total += len(content)
+        # What is malformed is refused later, with its reason; here it only must not count.
         elif isinstance(content, Sequence):
             total += sum(len(str(part.get("text", ""))) for part in content if isinstance(part, Mapping))
     return total
@@ -185,6 +186,7 @@ def read_plan(spec: ModelSpec, prompt_length: int, length: int, *, first_token: 
         response = (prompt_length, length)
     else:
         response = (length - 1, length)
+    # A prompt of no tokens has no last one; the gate then reads the first token there is.
     if spec.gate == "none":
         return (response,)
     return ((max(prompt_length - 1, 0), max(prompt_length, 1)), response)
@@ -377,6 +379,8 @@ class TextReader:
 
     def _learn_prompts(self, drafts: Sequence[_Draft]) -> None:
         """Tokenise the prompts that are new, all in one call; what goes wrong is met again, and named, one by one."""
+        # Prompts are tokenised apart, because a token may span the border between prompt and response: where the prompt
+        # ends cannot be seen in the tokens of the whole.
         new: dict[bytes, tuple[str, tuple[dict[str, Any], ...], tuple[Message, ...] | None]] = {}
         rendered: _Draft | None = None
         for draft in drafts:
@@ -417,6 +421,7 @@ class TextReader:
         Raises:
             TextError: ``response_too_long`` if even an empty prompt leaves too many tokens.
         """
+        # Whole messages first: what is left of a message is read as if it were all of it.
         fitted = self._drop_messages(draft)
         for position in range(len(fitted.prompt)):
             if len(fitted.token_ids) <= self.spec.max_length:
@@ -432,6 +437,7 @@ class TextReader:
 
     def _drop_messages(self, draft: _Draft) -> _Draft:
         """Drop whole messages from the left, as few as make it fit, but not a system or the last user message."""
+        # A system message says how to answer, and the last user message is what is answered: they go last.
         users = [index for index, message in enumerate(draft.prompt) if message["role"] == "user"]
         kept = {index for index, message in enumerate(draft.prompt) if message["role"] in ("system", "developer")}
         kept.update(users[-1:])
@@ -445,6 +451,7 @@ class TextReader:
             elif len(shorter.token_ids) <= self.spec.max_length:
                 best, high = shorter, middle - 1
             else:
+                # Nothing fits so far: the shortest is the best start for cuts inside messages.
                 if len(best.token_ids) > self.spec.max_length:
                     best = shorter
                 low = count + 1

@@ -23,17 +23,17 @@ Message = Mapping[str, Any]
 OPTIONAL_FIELDS = ("tool_calls", "tool_call_id", "reasoning_content", "name")
 """What a message may have beside role and content."""
 
+# The day every template is told it is: Llama 3.1's own default, so that scores do not change overnight.
 _FROZEN_DATE = datetime.date(2024, 7, 26)
-"""The day every template is told it is: Llama 3.1's own default, so that scores do not change overnight."""
 
 _DATE_CALL = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _DATE_DEFINED = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
+# Added tokens that responses rightly contain; every other one that a template writes marks a turn.
 _CONTENT_TAGS = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"})
-"""Added tokens that responses rightly contain; every other one that a template writes marks a turn."""
+# What a template, or transformers on its behalf, raises on messages it was not written for.
 _REFUSALS = (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError)
-"""What a template, or transformers on its behalf, raises on messages it was not written for."""
+# Stands in for a text to see whether a template writes it.
 _PROBE = "paragone7probe"
-"""Stands in for a text to see whether a template writes it."""
 
 
 def _freeze_date(template: str) -> str:
@@ -42,6 +42,7 @@ def _freeze_date(template: str) -> str:
     Raises:
         ModelLoadError: if it formats the date in a way that cannot be fixed beforehand.
     """
+    # As a literal in the template, so that no clock is read while rendering.
     frozen = _DATE_CALL.sub(lambda call: json.dumps(_FROZEN_DATE.strftime(call.group(2))), template)
     if "strftime_now" in _DATE_DEFINED.sub("", frozen):
         raise ModelLoadError("the chat template asks for today's date in a computed format: its scores would drift")
@@ -64,6 +65,8 @@ class ChatTemplate:
         self.has_template = bool(tokenizer.chat_template)
         # A template writes its own BOS; without one the tokenizer does.
         self._adds_special = spec.bos == "as-published" or not self.has_template
+        # Texts are tokenised without special tokens, because the escaped ones come in pieces; these are put around
+        # them.
         self._prefix, self._suffix = _surroundings(tokenizer) if self._adds_special else ([], [])
         self._shown: set[tuple[str, bool, bool]] = set()
         self.source = _freeze_date(tokenizer.get_chat_template()) if self.has_template else ""
@@ -231,6 +234,7 @@ class ChatTemplate:
         for message in messages:
             if self._control.search(message["content"]) or self._control.search(message["role"]):
                 return True
+            # Tool calls and the like may be nested to any depth; their JSON holds every string of them.
             if len(message) > 2 and self._control.search(json.dumps(dict(message), ensure_ascii=False)):
                 return True
         return bool(tools) and self._control.search(json.dumps(list(tools or ()), ensure_ascii=False)) is not None
