@@ -133,7 +133,6 @@ class Part(Generic[AnswerT]):
 
     Attributes:
         places: of its items, in the batch.
-        prompt_hash: of its first prompt.
         head: the body up to its items.
         writer: writes its pairs and learns the answer's ids, where ids are remembered.
     """
@@ -204,7 +203,6 @@ def parts_of(
     """Return the requests that ask for a batch, at least one.
 
     Args:
-        route: which route is asked.
         batch: wire types, dicts, or tuples in the order of ``route.fields``.
         options: what else the request says.
         max_items: most items in one part; every response and reference counts.

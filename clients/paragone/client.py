@@ -62,7 +62,6 @@ class Client:
 
     Args:
         url: address of the service; a path prefix is kept.
-        api_key: sent as a bearer token.
         model: id of the model to ask when a call names none.
         timeout_s: deadline of one HTTP request, its retries included. A batch that is split has one for each part.
         retries: tries after the first one, for failed connections, 502, 503, 504 and 429 with ``Retry-After``.
@@ -74,7 +73,6 @@ class Client:
         handles: the former name of ``remembered_ids``.
         transport: what carries the requests, if not the network (an ``httpx2`` transport).
         clock: seconds since any fixed moment.
-        sleep: waits for some seconds.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -211,7 +209,6 @@ class Client:
 
         Args:
             prompt: a text (one user message) or a list of messages.
-            responses: the K responses.
             references: if given, win rates are against these instead of the group.
             return_: what to add to the answer: ``matrix``, ``ids``.
 

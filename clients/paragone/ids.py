@@ -86,7 +86,6 @@ class PairWriter:
     Attributes:
         memory: the ids that are known.
         model: the model that is asked, as the request names it.
-        pairs: of the request.
         full: their JSON in full.
         step: how they are written now.
     """

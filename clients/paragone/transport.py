@@ -205,13 +205,7 @@ def _is_loopback(host: str) -> bool:
 
 @dataclass(slots=True)
 class Attempts:
-    """The tries of one question: what time is left, and what follows from each outcome.
-
-    Attributes:
-        question: what is asked.
-        policy: how often and how long.
-        clock: seconds since any fixed moment.
-    """
+    """The tries of one question: what time is left, and what follows from each outcome."""
 
     question: Question
     policy: RetryPolicy
@@ -331,10 +325,6 @@ def send(
     """Return the body of the first success.
 
     Args:
-        http: what carries the request.
-        question: is sent anew with each try.
-        attempts: how often and how long.
-        sleep: waits for some seconds.
         stopped: whether to give up between two tries, because a sibling part has failed.
 
     Raises:

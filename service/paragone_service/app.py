@@ -45,7 +45,6 @@ def create_app(
     """Return the service as an ASGI application; its lifespan starts and stops everything it owns.
 
     Args:
-        settings: from ``load_settings``.
         models: loaded models by name, the default one first unless the settings say otherwise. None are enough for
             the OpenAPI document.
         engines: what runs a model instead of this process, by name.

@@ -212,12 +212,7 @@ class Settings(BaseSettings):
 
 
 class _Below(PydanticBaseSettingsSource):
-    """A source whose models or key are left out if a stronger source has its own: these are replaced, not merged.
-
-    Args:
-        settings_cls: what is built.
-        read: returns the source's values.
-    """
+    """A source whose models or key are left out if a stronger source has its own: these are replaced, not merged."""
 
     def __init__(self, settings_cls: type[BaseSettings], read: Callable[[], dict[str, Any]]) -> None:
         super().__init__(settings_cls)

@@ -80,14 +80,9 @@ class Registry:
     """Find a hosted model by the name that requests use.
 
     Args:
-        models: loaded models by name.
         default: the name of the one that answers when a request names none.
-        settings: budgets and limits.
-        cache: shared by all models.
-        metrics: shared by all models.
         engines: what runs a model instead of this process, by name.
         secret: what ids are keyed with, from ``secret_of``.
-        clock: in seconds.
     """
 
     def __init__(

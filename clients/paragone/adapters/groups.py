@@ -45,7 +45,6 @@ def group_win_rates(groups: Sequence[Sequence[int]], answer: TournamentsAnswer, 
     Args:
         groups: the places of each group's responses.
         answer: one tournament or error per group.
-        count: responses in total.
     """
     rates: list[float | None] = [None] * count
     for places, row in zip(groups, answer.tournaments, strict=True):

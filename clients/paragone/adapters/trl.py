@@ -27,7 +27,6 @@ class PairwiseJudge:
     """A judge of pairs in the shape of TRL's ``BasePairwiseJudge``.
 
     Args:
-        client: whom to ask.
         model: id of a hosted model; the client's if None.
         seed: of the coin that decides which completion is put first when ``shuffle_order`` is set.
     """
@@ -65,7 +64,6 @@ class PairwiseJudge:
         Args:
             prompts: texts or lists of messages.
             completions: the two completions of each prompt.
-            shuffle_order: as for ``judge``.
 
         Raises:
             ParagoneError: if the service does not answer at all.
@@ -91,7 +89,6 @@ class RankJudge:
     """A judge of groups in the shape of TRL's ``BaseRankJudge``.
 
     Args:
-        client: whom to ask.
         model: id of a hosted model; the client's if None.
     """
 
@@ -127,7 +124,6 @@ def reward_function(client: Client, *, signal: Signal = "win_rate", model: str |
     """Return a reward function for TRL.
 
     Args:
-        client: whom to ask.
         signal: ``win_rate``, the mean win probability within the group of one prompt, in [0, 1]; or ``reward``, the
             model's scalar reward.
         model: id of a hosted model; the client's if None.
@@ -155,8 +151,6 @@ def async_reward_function(
     """Return a coroutine function that does what ``reward_function`` does; TRL awaits several of them at once.
 
     Args:
-        client: whom to ask.
-        signal: ``win_rate`` or ``reward``.
         model: id of a hosted model; the client's if None.
     """
 

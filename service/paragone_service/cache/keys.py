@@ -67,7 +67,6 @@ def namespace(identity: str, numerics: dict[str, str] | None = None) -> bytes:
     """Return the 8 bytes that keep the entries of one model apart from those of every other.
 
     Args:
-        identity: the model's identity, hexadecimal.
         numerics: dtype, kernels and versions, to keep apart also what differs only in rounding; None shares it.
     """
     if numerics is None:
@@ -79,14 +78,7 @@ def namespace(identity: str, numerics: dict[str, str] | None = None) -> bytes:
 def conversation_keys(
     space: bytes, prompt: Prompt, tools: list[dict[str, JsonValue]] | None, responses: Sequence[Response]
 ) -> list[bytes]:
-    """Return one key per response to a prompt.
-
-    Args:
-        space: the model's namespace.
-        prompt: what was asked, as it came over the wire.
-        tools: the tools on offer, or None.
-        responses: to the prompt.
-    """
+    """Return one key per response to a prompt."""
     shared = _hashed(prompt, tools)
     keys = []
     for response in responses:
@@ -159,24 +151,14 @@ class _Target(NamedTuple):
 
 
 class Ids:
-    """Make and read the ids of one model.
-
-    Args:
-        secret: from ``secret_of``.
-        space: the model's namespace in the cache.
-    """
+    """Make and read the ids of one model."""
 
     def __init__(self, secret: bytes, space: bytes) -> None:
         self._secret = secret
         self._space = space
 
     def id_of(self, prompt: bytes, key: bytes) -> str:
-        """Return the id of a response.
-
-        Args:
-            prompt: digest of its prompt.
-            key: cache key of its conversation.
-        """
+        """Return the id of a response."""
         digests = prompt + key[len(self._space) :]
         tag = self._tag(digests)
         return base64.urlsafe_b64encode(tag + self._masked(digests, tag)).decode()

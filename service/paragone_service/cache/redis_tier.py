@@ -41,7 +41,6 @@ class RedisCache:
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads it.
         ttl_s: how long a value is kept, ±10 % so that entries written together do not expire together.
-        metrics: where errors and its state are counted.
 
     Raises:
         ValueError: if the URL has an unknown scheme.

@@ -149,7 +149,6 @@ class _Hits:
 
     Attributes:
         values: of the keys in their order, None for each miss.
-        misses: how many.
     """
 
     values: list[bytes | None]
@@ -157,13 +156,7 @@ class _Hits:
 
 
 class Cache:
-    """Keep representations by key: in memory, and in Redis, which is asked once a request.
-
-    Args:
-        memory: the first tier.
-        redis: the second one, or None.
-        metrics: where hits and unsound values are counted.
-    """
+    """Keep representations by key: in memory, and in Redis, which is asked once a request."""
 
     def __init__(self, memory: MemoryCache, redis: RedisCache | None, metrics: Metrics) -> None:
         self._memory = memory

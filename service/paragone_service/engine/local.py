@@ -23,9 +23,6 @@ _BROKEN_DEVICE_MESSAGES = ("CUDA error", "device-side assert", "HIP error", "uns
 class DeviceThread:
     """The one thread that touches a device, and whose turn it is when several models share the device.
 
-    Args:
-        device: name of the device, for the thread's name.
-
     Attributes:
         turn: taken by a scheduler for one batch; waiting schedulers get it in the order they asked.
     """
@@ -45,12 +42,7 @@ class DeviceThread:
 
 
 class LocalEngine:
-    """Run a model's backbone on the thread of its device.
-
-    Args:
-        model: the loaded model.
-        thread: the thread of the device it lies on.
-    """
+    """Run a model's backbone on the thread of its device."""
 
     name = "local"
 

@@ -51,7 +51,6 @@ class VllmEngine:
 
     Args:
         model: loaded without its backbone's weights (``elsewhere=True``).
-        url: of the server, without a path.
         timeout_s: how long one call may take.
         api_key: bearer key, where a proxy in front of the server wants one.
         transport: what carries requests instead of the network.

@@ -37,8 +37,6 @@ async def read_body(
     """Read and validate the body of a request.
 
     Args:
-        request: whose body is read.
-        wire: the type it should have.
         list_field: the name of its list.
 
     Returns:

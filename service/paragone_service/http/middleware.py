@@ -90,7 +90,6 @@ class Lingering:
     body does.
 
     Args:
-        app: what answers.
         drain: whose grace it does not outlast.
         linger_s: how long the rest of a body is read.
         silence_s: how long the next piece of it may take.
@@ -142,13 +141,7 @@ def _has_body(scope: Scope) -> bool:
 
 
 class Observation:
-    """Give every request an id, time it, count it, and turn a crash into an answer.
-
-    Args:
-        app: what is observed.
-        metrics: where it is counted.
-        clock: in seconds.
-    """
+    """Give every request an id, time it, count it, and turn a crash into an answer."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, clock: Callable[[], float] = time.perf_counter) -> None:
         self._app = app
@@ -212,12 +205,7 @@ class Observation:
 
 
 class Draining:
-    """Admit nothing new once the server is shutting down, and refuse what was admitted when the grace is over.
-
-    Args:
-        app: what is guarded.
-        drain: the state, shared with the signal handler.
-    """
+    """Admit nothing new once the server is shutting down, and refuse what was admitted when the grace is over."""
 
     def __init__(self, app: ASGIApp, *, drain: Drain) -> None:
         self._app = app
@@ -259,7 +247,6 @@ class Authorization:
     """Ask for the bearer key, on every path but the health checks.
 
     Args:
-        app: what is guarded.
         api_key: the key, or None to let everybody in.
     """
 
@@ -292,12 +279,7 @@ class Authorization:
 
 
 class BodyLimit:
-    """Refuse bodies over a limit without reading them.
-
-    Args:
-        app: what is guarded.
-        max_bytes: largest body.
-    """
+    """Refuse bodies over a limit without reading them."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app = app

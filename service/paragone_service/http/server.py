@@ -28,7 +28,6 @@ class Server(uvicorn.Server):
     server does not remember them, so that a drained process exits with 0.
 
     Args:
-        config: from ``configure``.
         drain: told of the first signal, and of the end of the time that requests in flight have.
     """
 

@@ -69,8 +69,6 @@ def rewards(
     Args:
         represented: the representations of all rows.
         references: how many each item has.
-        comparator: the model's.
-        problems: of the request.
         returned: what to add to each answer.
         scales: the gate's weights by the items' indices, if asked for.
 
@@ -143,8 +141,6 @@ def tournaments(
     Args:
         represented: the representations of all rows.
         sizes: how many responses and how many references each group has.
-        comparator: the model's.
-        problems: of the request.
         with_matrix: whether each answer has its K×K probabilities.
 
     Raises:

@@ -33,7 +33,6 @@ class GateScales:
     Attributes:
         by_item: of each item without a problem, by its index. [k] each
         forward_prompts: prompts that were run.
-        forward_tokens: their tokens.
     """
 
     by_item: Mapping[int, NDArray[np.float32]]
@@ -45,10 +44,8 @@ class Gate:
     """Compute the gate's weights for one hosted model.
 
     Args:
-        name: what the model is called in requests.
         model: the loaded model; it has a gate.
         resources: the model's; nothing is cached, since no prompt has a key.
-        reading: reads the model's texts.
     """
 
     def __init__(self, name: str, model: PreferenceModel, resources: Resources, reading: ReadingThread) -> None:

@@ -62,7 +62,6 @@ class HostedModel:
 
     Args:
         name: what it is called in requests.
-        model: the loaded model.
         resources: what runs and keeps its representations.
         strict_cache: keep entries apart by numerics too.
         secret: what ids are keyed with, from ``secret_of``.
@@ -190,7 +189,6 @@ class HostedModel:
 
         Args:
             items: of the request; emptied once they were read, so that texts do not wait with what is made of them.
-            call: how it wants to be answered.
 
         Raises:
             ServiceError: for the first item that has no representation, unless the call reports errors; for the whole
@@ -360,12 +358,6 @@ async def _unless_gone(work: Coroutine[Any, Any, Result], call: Call) -> Result:
 async def _rows_of(items: Sequence[RequestItem], call: Call, space: bytes, ids: Ids) -> list[Row]:
     """Return the rows of a request.
 
-    Args:
-        items: of the request.
-        call: how it wants to be answered.
-        space: the model's namespace in the cache.
-        ids: reads the model's ids.
-
     Raises:
         ServiceError: ``invalid_request`` for the first item whose id is of another prompt than its other response,
             unless the call reports errors.
@@ -413,7 +405,6 @@ def _add_unknown_ids(rows: Sequence[Row], problems: Problems) -> Mapping[bytes, 
 
     Args:
         rows: those whose ids lead to nothing, in the order of the request.
-        problems: of the request.
 
     Raises:
         ServiceError: ``unknown_id``, unless the call reports errors. It lists the unknown ids of all items, so that a

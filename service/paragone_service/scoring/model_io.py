@@ -40,11 +40,6 @@ class ReadingThread:
     """Read conversations for one hosted model, one chunk at a time, off the event loop.
 
     A tokenizer keeps how special tokens are split as state of its own, so there is one thread and no more.
-
-    Args:
-        name: what the model is called in requests.
-        model: the loaded model.
-        clock: in seconds.
     """
 
     def __init__(self, name: str, model: PreferenceModel, *, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -128,13 +123,8 @@ class Resources:
     """What the queues of one hosted model share.
 
     Attributes:
-        engine: runs its backbone.
         device: the thread that its heads run on, shared with the other models on that device.
-        cache: shared by all models.
-        metrics: shared by all models.
-        max_batch_tokens: budget of a batch.
         max_queue_tokens: how much may wait in each queue.
-        clock: in seconds.
     """
 
     engine: Engine
@@ -152,10 +142,7 @@ def open_queue(
     """Return a queue of sequences for one of a model's heads.
 
     Args:
-        name: what the model is called in requests.
-        resources: the model's.
         head: from the hidden states of a batch to its numbers, [n, d].
-        codec: of the values.
         failure: the message where numbers are not finite.
     """
     forwards = _Forwards(name, resources, head, codec, failure)

@@ -52,7 +52,6 @@ class Problems:
 
         Args:
             item: index of the item at fault.
-            error: of this item alone.
             refusal: what the request is refused with, if not the item's error.
 
         Raises:
@@ -124,8 +123,6 @@ class RequestItem:
     Attributes:
         index: place in the request's list, as it was sent.
         prompt: what was asked; None where all responses are ids.
-        tools: the tools on offer, or None.
-        responses: in full, or by id.
         has_ids: whether any of them is an id.
     """
 
@@ -142,7 +139,6 @@ class Row:
 
     Attributes:
         item: index of the item that it belongs to.
-        key: its cache key.
         prompt: digest of its prompt, where the answer shall name it by an id; None for an id that is not ours.
         id: the id that stands for it in the request; None where it came in full.
     """
@@ -161,7 +157,6 @@ class Represented:
         vectors: float32, NaN in the rows of an item with a problem. [n, d]
         dropped: tokens cut from each prompt. [n]
         items: the index of each item, in the order of its rows.
-        usage: what it cost.
         ids: the id of each response, None where it has none; empty unless the call wants ids. [n]
     """
 

@@ -52,7 +52,6 @@ class Job(NamedTuple):
 
     Attributes:
         key: its cache key; None for what nobody can join and nobody keeps: a canary, a prompt for the gate.
-        item: what the engine gets.
         dropped: tokens cut from its prompt.
     """
 
@@ -76,9 +75,7 @@ class Ticket:
     Attributes:
         outcome: the value, or the error, once it is there. Never an exception.
         waiters: how many requests wait for it.
-        submitted: when it came.
         batch: the batch that it ran in; set before ``outcome``.
-        tokens: of prompt and response.
         prompt: hash of the prompt's tokens. Two prompts with the same one would only misjudge the size of a batch.
     """
 
@@ -436,8 +433,6 @@ async def wait_for(tickets: Sequence[Ticket], timings: Timings, clock: Callable[
 
     Args:
         tickets: of one scheduler.
-        timings: of the request.
-        clock: the scheduler's.
     """
     started = clock()
     waiting = [ticket.outcome for ticket in tickets if not ticket.outcome.done()]

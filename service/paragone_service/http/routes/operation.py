@@ -32,7 +32,6 @@ def inspection_routes(registry: Registry, *, max_body_bytes: int) -> APIRouter:
     """Return the routes that show hosted models and tokens.
 
     Args:
-        registry: the hosted models.
         max_body_bytes: the server's limit, which a model's information repeats.
     """
     router = APIRouter(tags=["inspection"])

@@ -40,7 +40,6 @@ def scoring_routes(registry: Registry, workers: Executor) -> APIRouter:
     """Return the routes.
 
     Args:
-        registry: the hosted models.
         workers: threads for tournaments and references, whose arithmetic takes long enough to hold up other requests.
     """
     router = APIRouter(tags=["scoring"])
@@ -200,10 +199,6 @@ def answer(
     """Return an answer of the wire contract as a response, every problem in its item's place.
 
     Args:
-        model: that answers.
-        wire: type of the answer.
-        usage: what it cost.
-        problems: of the request.
         rows: of the items without a problem, under the name that the answer's list has.
     """
     lists = {name: problems.place(sound) if problems.errors else sound for name, sound in rows.items()}
