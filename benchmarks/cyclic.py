@@ -38,7 +38,7 @@ from paragone_evaluation.readers import read_pairs, read_ratings
 from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
-from paragone_training.preference.agreement import Summary, judge, summarise
+from paragone_training.preference.agreement import Summary, judge
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.recipe import parse_recipe
 from paragone_training.preference.stages import Rows, fit
@@ -149,9 +149,7 @@ def train(
     groups = group_pairs(pairs)
     readings = read_groups(groups, TextReader(model.tokenizer, model.spec))
     objective = Objective(model.spec.kind, model.spec.temperature)
-    return summarise(
-        judge(model.network, objective, groups, readings, budget=64, pad_id=model.pad_id),
-    )
+    return judge(model.network, objective, groups, readings, budget=64, pad_id=model.pad_id).summary()
 
 
 def least_loss(name: str, length: int) -> str:

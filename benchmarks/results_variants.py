@@ -21,7 +21,7 @@ from paragone_models.network import PreferenceNetwork
 from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
-from paragone_training.preference.agreement import judge, represented, summarise
+from paragone_training.preference.agreement import judge, represented
 from paragone_training.preference.backbone import build_model, reward_on_top
 from paragone_training.preference.extrapolation import along, search
 from paragone_training.preference.objective import Objective
@@ -214,7 +214,7 @@ class Fold:
 
         def summary(alpha):
             network.load_state_dict(along(begin, end, alpha))
-            return summarise(said(validation, readings))
+            return said(validation, readings).summary()
 
         alpha = search(summary)[0].alpha
         network.load_state_dict(along(begin, end, alpha))

@@ -24,7 +24,7 @@ from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
-from paragone_training.preference.agreement import judge, summarise
+from paragone_training.preference.agreement import judge
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.stages import Rows, fit
 from tests.corpora import corpus, needs_corpora
@@ -199,7 +199,7 @@ def test_trained_from_text_a_vector_learns_every_cycle_and_a_scalar_stays_under_
     groups = group_pairs(rows)
     readings = read_groups(groups, TextReader(model.tokenizer, model.spec))
     objective = Objective(model.spec.kind, model.spec.temperature)
-    summary = summarise(judge(model.network, objective, groups, readings, budget=12, pad_id=model.pad_id))
+    summary = judge(model.network, objective, groups, readings, budget=12, pad_id=model.pad_id).summary()
     assert summary.pairs == 4 * length
     assert low <= summary.accuracy <= high + 1e-9
     assert summary.negative_log_likelihood <= loss

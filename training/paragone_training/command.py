@@ -49,7 +49,7 @@ def _train() -> None:
 
 @train.command("model")
 @_pointing_at_data
-def model(
+def _model(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, see docs/training.md.")],
     output: _Output = None,
     settings: _Settings = None,
@@ -75,7 +75,7 @@ def model(
 
 @train.command("language")
 @_pointing_at_data
-def language(
+def _language(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, as training/recipes/policy/mini-policy.toml.")],
     output: _Output = None,
     settings: _Settings = None,
@@ -100,7 +100,7 @@ def language(
 
 @train.command("policy")
 @_pointing_at_data
-def policy(
+def _policy(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, see docs/policies.md.")],
     output: _Output = None,
     settings: _Settings = None,
@@ -140,7 +140,7 @@ def policy(
 
 
 @train.command("answers")
-def answers(
+def _answers(
     samples: Annotated[Path, typer.Argument(help="A samples.parquet, RUN/evaluation-03/samples.parquet say.")],
     output: Annotated[Path, typer.Option(help="File to write.")],
     layout: Annotated[str, typer.Option(help="alpaca_eval, arena-hard or mt-bench.")] = "alpaca_eval",
@@ -154,7 +154,7 @@ def answers(
 
 
 @train.command("extrapolate")
-def extrapolate(
+def _extrapolate(
     source: Annotated[str, typer.Option("--from", metavar="A", help="The weaker model: a folder or builtin:NAME.")],
     target: Annotated[str, typer.Option("--to", metavar="B", help="The stronger model, trained from A.")],
     output: Annotated[Path, typer.Option(help="Folder of the new model.")],
@@ -177,10 +177,10 @@ def extrapolate(
         raise RecipeError(f"--dtype is {dtype!r}; it must be float32, bfloat16 or float16")
     from paragone_evaluation.readers import read_pairs
     from paragone_training.data.groups import training_pairs
-    from paragone_training.preference.extrapolation import extrapolate as run
+    from paragone_training.preference.extrapolation import extrapolate
 
     pairs = training_pairs(read_pairs(data), split=split) if data else []
-    run(source, target, output, alpha=factor, pairs=pairs, dtype=dtype)
+    extrapolate(source, target, output, alpha=factor, pairs=pairs, dtype=dtype)
     typer.echo(str(output))
 
 

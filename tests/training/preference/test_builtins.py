@@ -11,7 +11,7 @@ from paragone_models import load_model
 from paragone_models.files.sources import NAMES, builtin_folder, tokenizer_folder
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
-from paragone_training.preference.agreement import judge, represented, summarise
+from paragone_training.preference.agreement import judge, represented
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import rating_errors
 from tests.corpora import corpus, needs_corpora
@@ -54,7 +54,7 @@ def test_a_built_in_model_agrees_with_people_on_the_test_split_as_its_card_says(
         budget=64,
         pad_id=0,
     )
-    summary = summarise(judged)
+    summary = judged.summary()
     assert summary.pairs == 2042
     assert summary.accuracy > 0.65
     assert summary.matched_accuracy > 0.52

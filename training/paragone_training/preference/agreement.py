@@ -18,7 +18,7 @@ from paragone_training.data.groups import PromptGroup
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import RatingErrors, rating_errors
 
-__all__ = ["Examined", "HeldOut", "Judged", "Summary", "judge", "represented", "summarise"]
+__all__ = ["Examined", "HeldOut", "Judged", "Summary", "judge", "represented"]
 
 # Two responses are length-matched if their lengths in characters differ by at most this share of the longer one.
 _LENGTHS_MATCHED_WITHIN = 0.15
@@ -48,6 +48,24 @@ class Judged:
     def right(self) -> NDArray[np.float64]:
         """1 where the model agrees, ½ where it cannot tell."""
         return np.where(self.logit == 0, 0.5, (self.logit > 0).astype(float))
+
+    def summary(self) -> "Summary":
+        """Return the means over at least one pair.
+
+        Raises:
+            ValueError: if there is no decided pair.
+        """
+        if not len(self.logit):
+            raise ValueError("there is no decided pair to evaluate on")
+        return Summary(
+            pairs=len(self.logit),
+            accuracy=float(self.right.mean()),
+            negative_log_likelihood=float(np.logaddexp(0.0, -self.logit).mean()),
+            margin=float(self.logit.mean()),
+            length_accuracy=float(self.length_right.mean()),
+            matched_pairs=int(self.matched.sum()),
+            matched_accuracy=float(self.right[self.matched].mean()) if self.matched.any() else float("nan"),
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +103,7 @@ class Examined:
     def metrics(self, prefix: str) -> dict[str, float]:
         """Return the numbers by name, for a log."""
         rated = self.errors.metrics(prefix) if self.errors else {}
-        return rated | (summarise(self.judged).metrics(prefix) if self.judged else {})
+        return rated | (self.judged.summary().metrics(prefix) if self.judged else {})
 
 
 class HeldOut:
@@ -156,25 +174,6 @@ def judge(
         np.array(columns[2], dtype=np.float64),
         np.array(columns[3], dtype=np.bool_),
         np.array(columns[4], dtype=np.str_),
-    )
-
-
-def summarise(judged: Judged) -> Summary:
-    """Return the means over at least one pair.
-
-    Raises:
-        ValueError: if there is no decided pair.
-    """
-    if not len(judged.logit):
-        raise ValueError("there is no decided pair to evaluate on")
-    return Summary(
-        pairs=len(judged.logit),
-        accuracy=float(judged.right.mean()),
-        negative_log_likelihood=float(np.logaddexp(0.0, -judged.logit).mean()),
-        margin=float(judged.logit.mean()),
-        length_accuracy=float(judged.length_right.mean()),
-        matched_pairs=int(judged.matched.sum()),
-        matched_accuracy=float(judged.right[judged.matched].mean()) if judged.matched.any() else float("nan"),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paragone_models.kinds import KINDS
-from paragone_training.preference.agreement import Summary, summarise
+from paragone_training.preference.agreement import Summary
 from paragone_training.preference.recipe import Recipe
 from paragone_training.preference.stages import Outcome, Rows
 
@@ -116,9 +116,9 @@ def _errors(rows: Rows, outcome: Outcome) -> list[str]:
 def _agreement(rows: Rows, outcome: Outcome) -> list[str]:
     if outcome.after.judged is None:
         return ["No rows were held out."]
-    lines = [*_agreement_table(summarise(outcome.after.judged), rows)]
+    lines = [*_agreement_table(outcome.after.judged.summary(), rows)]
     if outcome.before.judged:
-        before = summarise(outcome.before.judged)
+        before = outcome.before.judged.summary()
         lines += [
             "",
             f"The regression model that it started from: {before.accuracy:.3f} on the same pairs, "

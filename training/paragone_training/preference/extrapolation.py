@@ -26,7 +26,7 @@ from paragone_models.spec import ModelSpec
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.errors import RecipeError
-from paragone_training.preference.agreement import Summary, judge, summarise
+from paragone_training.preference.agreement import Summary, judge
 from paragone_training.preference.backbone import reward_on_top
 from paragone_training.preference.objective import Objective
 
@@ -134,7 +134,8 @@ def extrapolate(
 
     def judged(factor: float) -> Summary:
         network.load_state_dict(_along(begin, end, factor))
-        return summarise(judge(network, objective, groups, readings, pad_id=reader.tokenizer.pad_token_id or 0))
+        pad_id = reader.tokenizer.pad_token_id or 0
+        return judge(network, objective, groups, readings, pad_id=pad_id).summary()
 
     if alpha is None:
         trials = search(judged)
