@@ -27,10 +27,8 @@ __all__ = [
     "Section",
     "Share",
     "described",
-    "in_folder",
     "load",
     "parse",
-    "read_toml",
     "settings_of",
 ]
 
@@ -92,14 +90,9 @@ def _beside(name: str, info: ValidationInfo) -> str:
 
 
 def _in_data(name: str, info: ValidationInfo) -> str:
-    context = info.context or {}
-    return in_folder(name, context["folder"], context["data"]) if context.get("folder") else name
-
-
-def in_folder(name: str, folder: Path, data: Path | None) -> str:
-    """Return where a data file of a recipe lies: beside the recipe, or in the folder of ``--data``."""
+    data = (info.context or {}).get("data")
     if not data:
-        return str((folder / name).resolve())
+        return _beside(name, info)
     # A path that leaves the recipe's folder says where the file lies in a clone; only its name can be looked up.
     path = (data / (Path(name).name if ".." in Path(name).parts else name)).resolve()
     zipped = path.with_name(f"{path.name}.gz")
@@ -141,7 +134,7 @@ def load(
     Raises:
         RecipeError: if it cannot be read or cannot be run.
     """
-    tables = _assigned(read_toml(path), assignments)
+    tables = _assigned(_read_toml(path), assignments)
     return parse(recipe, tables, folder=Path(path).resolve().parent, data=data)
 
 
@@ -159,7 +152,7 @@ def parse(
         raise RecipeError(_line(recipe, error)) from error
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
+def _read_toml(path: str | Path) -> dict[str, Any]:
     """Return the tables of a TOML file."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """transformers' Trainer for pairs of responses, and the passes that it takes them in.
 
-Resume, mixed precision, accumulation and several processes come from the parent. Here: both sequences of a pair in one
-pass, the order by epoch, the mean of a method's loss per pair over the whole optimiser step, a schedule that may be
-laid out for more epochs than are run, and the numbers that people look at (scaled loss, log-ratios).
+The mean over an optimiser step comes from ``paragone_training.trainer``. Here: both sequences of a pair in one pass,
+the order by epoch, a method's loss per pair, a schedule that may be laid out for more epochs than are run, and the
+numbers that people look at (scaled loss, log-ratios).
 
 B pairs of a pass; its 2B sequences are all chosen ones, then all rejected ones. An epoch is cut into steps and passes
 of nearly equal size, so that the pairs of a step do not depend on the number of processes. Inside a step pairs of like
@@ -11,18 +11,17 @@ there is none; then pairs of one prompt share a pass, and those of like length c
 """
 
 import itertools
-import logging
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import Tensor
-from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import TrainerCallback, TrainingArguments
 
 from paragone_training.adapters import recompute_activations
 from paragone_training.policy.errors import RunError
@@ -37,10 +36,9 @@ from paragone_training.policy.model.logprobs import (
 )
 from paragone_training.policy.recipe import PolicyTrainingSection
 from paragone_training.policy.rows.rows import TrainingPair
+from paragone_training.trainer import StepTrainer, training_arguments
 
 __all__ = ["Observer", "PairPasses", "PolicyTrainer", "of_batch", "optimiser_steps", "policy_trainer", "steps_of_epoch"]
-
-logger = logging.getLogger(__name__)
 
 
 class PairPasses(Dataset[dict[str, Any]]):
@@ -166,14 +164,10 @@ def _slices(pairs: int, size: int, step: int) -> list[slice]:
 
 
 class _Course(TrainerCallback):
-    """Draw every epoch anew, and stop after the steps that are run of a longer schedule."""
+    """Stop after the steps that are run of a longer schedule."""
 
-    def __init__(self, passes: PairPasses, steps: int) -> None:
-        self._passes = passes
+    def __init__(self, steps: int) -> None:
         self._steps = steps
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        self._passes.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         if state.global_step >= self._steps:
@@ -198,7 +192,50 @@ class Observer(TrainerCallback):
             self._show(state.global_step, logs)
 
 
-class PolicyTrainer(Trainer):
+class _PairLoss:
+    """A method's mean loss per pair over an optimiser step, and the sums of what people look at.
+
+    Args:
+        scale: what the raw loss is multiplied by for logs, and before the gradient unless ``raw``.
+    """
+
+    def __init__(self, method: Method, *, scale: float, raw: bool) -> None:
+        self._method, self._scale, self._raw = method, scale, raw
+        self._sums: dict[str, float] = {}
+
+    def counts(self, batch: Mapping[str, Any]) -> tuple[int]:
+        """Return the number of pairs of a pass."""
+        return (len(batch["preference"]),)
+
+    def share(self, network: nn.Module, batch: Mapping[str, Any], totals: Sequence[int]) -> Tensor:
+        """Return a pass's part of the step's mean loss per pair."""
+        sequences, targets = of_batch(dict(batch))
+        chosen, rejected = network(sequences).chunk(2)
+        losses = self._method.fit.loss(chosen, rejected, targets)
+        # How far the policy has moved from the base, which is what a loss asks for.
+        moved = chosen.detach() - targets.base_chosen, rejected.detach() - targets.base_rejected
+        self._add(losses.detach(), *moved)
+        return losses.sum() * (1.0 if self._raw else self._scale) / totals[0]
+
+    def means(self) -> dict[str, float]:
+        """Return the means per pair since the last call, of this process's pairs; nothing before the first pass."""
+        sums, self._sums = self._sums, {}
+        count = sums.pop("pairs", 0.0)
+        return {name: value / count for name, value in sums.items()}
+
+    def _add(self, losses: Tensor, chosen: Tensor, rejected: Tensor) -> None:
+        sums = {
+            "pairs": float(len(losses)),
+            "loss": float(losses.sum()) * self._scale,
+            "raw_loss": float(losses.sum()),
+            "chosen_log_ratio": float(chosen.sum()),
+            "rejected_log_ratio": float(rejected.sum()),
+        }
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+
+class PolicyTrainer(StepTrainer):
     """Train a ``ResponseLogprobs`` network on ``PairPasses``.
 
     Args:
@@ -222,35 +259,9 @@ class PolicyTrainer(Trainer):
         raw: bool,
         steps: int,
     ) -> None:
-        super().__init__(
-            model=network,
-            args=arguments,
-            train_dataset=passes,
-            data_collator=_only,
-            callbacks=[_Course(passes, steps)],
-        )
-        self.remove_callback(PrinterCallback)
-        self.model_accepts_loss_kwargs = True
-        self.network = network
-        self.passes = passes
-        self.method = method
-        self.scale = scale
-        self._raw = raw
-        self._seen: dict[str, float] = {}
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        """Return the order of an epoch's passes: as planned, the plan itself is random."""
-        return SequentialSampler(self.passes if train_dataset is None else train_dataset)
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], Tensor]:
-        """Return the passes of one optimiser step, and the number of pairs in them over all processes."""
-        batches = list(itertools.islice(epoch_iterator, num_batches))
-        pairs = torch.tensor(sum(len(batch["preference"]) for batch in batches), device=device)
-        if self.args.world_size > 1:
-            pairs = self.accelerator.gather(pairs).sum()
-        return batches, pairs
+        self._losses = _PairLoss(method, scale=scale, raw=raw)
+        super().__init__(network, arguments, passes, self._losses, callbacks=[_Course(steps)])
+        self.network, self.passes, self.method, self.scale = network, passes, method, scale
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -260,64 +271,9 @@ class PolicyTrainer(Trainer):
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """Return this pass's share of the step's mean loss per pair."""
-        sequences, targets = of_batch(inputs)
-        logprob = model(sequences)
-        chosen, rejected = logprob.chunk(2)
-        losses = self.method.fit.loss(chosen, rejected, targets)
-        pairs = len(losses) if num_items_in_batch is None else int(num_items_in_batch)
-        # How far the policy has moved from the base, which is what a loss asks for.
-        self._note(losses.detach(), chosen.detach() - targets.base_chosen, rejected.detach() - targets.base_rejected)
-        # Several processes average their gradients, and a step needs their sum.
-        scale = (1.0 if self._raw else self.scale) * self.args.world_size / max(pairs, 1)
-        loss = losses.sum() * scale
-        return (loss, logprob) if return_outputs else loss
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the means since the last line, of this process's pairs."""
-        if self._seen and "loss" in logs:
-            count = self._seen.pop("pairs")
-            logs = {name: value for name, value in logs.items() if name != "loss"}
-            logs |= {name: value / count for name, value in self._seen.items()}
-            self._seen = {}
-        super().log(logs, *args, **kwargs)
-        if self.state.is_world_process_zero and "loss" in logs:
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in logs.items() if name != "epoch")
-            logger.info("step %d: %s", self.state.global_step, numbers)
-
-    def _note(self, losses: Tensor, chosen: Tensor, rejected: Tensor) -> None:
-        sums = {
-            "pairs": float(len(losses)),
-            "loss": float(losses.sum()) * self.scale,
-            "raw_loss": float(losses.sum()),
-            "chosen_log_ratio": float(chosen.sum()),
-            "rejected_log_ratio": float(rejected.sum()),
-        }
-        for name, value in sums.items():
-            self._seen[name] = self._seen.get(name, 0.0) + value
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write a checkpoint of what is trained: with adapters, not the frozen model; tied weights once."""
-        if state_dict is None:
-            network: Any = self.model
-            trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
-            state_dict = {name: tensor for name, tensor in network.state_dict().items() if name in trained}
-        super()._save(output_dir, state_dict)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Say nothing: what a checkpoint leaves out, frozen and tied weights, is in memory already."""
-
-
-def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
-    (batch,) = items
-    return batch
+        """Add the means since the last line: the parent's loss is not scaled where the raw loss is trained on."""
+        super().log(logs | self._losses.means() if "loss" in logs else logs, *args, **kwargs)
 
 
 def policy_trainer(
@@ -375,31 +331,18 @@ def _arguments(work: Path, training: PolicyTrainingSection, laid_out: int, seed:
             f"training.pairs_per_step {training.pairs_per_step} is no multiple of pairs_per_pass "
             f"{training.pairs_per_pass} times {world} processes"
         )
-    return TrainingArguments(
-        output_dir=str(work),
+    return training_arguments(
+        work,
+        training,
         max_steps=laid_out,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.schedule,
         warmup_steps=training.warmup,
         optim=training.optimiser,
-        weight_decay=training.weight_decay,
-        adam_beta1=training.betas[0],
-        adam_beta2=training.betas[1],
-        max_grad_norm=training.max_gradient_norm,
-        per_device_train_batch_size=1,  # one item is a whole pass
         gradient_accumulation_steps=passes,
-        bf16=training.bf16,
         seed=seed,
         data_seed=seed,
         eval_strategy="no",
         save_strategy="steps" if training.save_steps else "no",
         save_steps=training.save_steps or 500,
         save_total_limit=1,
-        logging_steps=training.log_steps,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
     )
