@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from paragone_models.files.sources import NAMES
 from paragone_models.kinds import KindName
 from paragone_models.spec import Bos, Head, Reasoning, SpecialTokens
+from paragone_service.engine import REMOTE_ENGINES
 
 __all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_engine", "parse_model"]
 
@@ -31,7 +32,7 @@ _REPLACED = {
     "api_key_file": {"api_key", "api_key_file"},
 }
 _SECRETS = {"api_key", "engine_api_key", "redis_url"}
-_ENGINE = re.compile(r"vllm:(https?://[^\s?#]+)")
+_ENGINE = re.compile(rf"({'|'.join(REMOTE_ENGINES)}):(https?://[^\s?#]+)")
 _OWN_ENGINE_ONLY = ("device", "dtype", "deterministic", "prompt_cache_mb")
 
 
@@ -162,7 +163,8 @@ class Settings(BaseSettings):
     def _engines_are_known(cls, engines: dict[str, str]) -> dict[str, str]:
         for name, engine in engines.items():
             if not _ENGINE.fullmatch(engine):
-                raise ValueError(f"engine {engine!r} of {name}: write vllm:http://HOST:PORT")
+                known = " or ".join(f"{word}:http://HOST:PORT" for word in REMOTE_ENGINES)
+                raise ValueError(f"engine {engine!r} of {name}: write {known}")
         return engines
 
     @model_validator(mode="after")
@@ -172,7 +174,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"engine of {name!r}: there is no such model, these are: {', '.join(self.models)}")
             for field in _OWN_ENGINE_ONLY:
                 if field in self.models[name].model_fields_set:
-                    raise ValueError(f"{field} of {name}: its backbone runs on vLLM, so set that there")
+                    raise ValueError(f"{field} of {name}: its backbone runs on another server, so set that there")
         return self
 
     @model_validator(mode="after")
@@ -187,9 +189,12 @@ class Settings(BaseSettings):
             )
         return self
 
-    def engine_url(self, name: str) -> str | None:
-        """Return the address of the vLLM server that runs a model's backbone, or None if this process does."""
-        return self.engines[name].removeprefix("vllm:") if name in self.engines else None
+    def remote_engine(self, name: str) -> tuple[str, str] | None:
+        """Return which engine runs a model's backbone, and its address, or None if this process does."""
+        if name not in self.engines:
+            return None
+        engine, _, url = self.engines[name].partition(":")
+        return engine, url
 
     def read_api_key(self) -> str | None:
         """Return the key, from wherever it is, or None.

@@ -1,6 +1,7 @@
 """The hosted models: loaded from their sources, each with what runs and answers for it."""
 
 import logging
+import pkgutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,9 @@ from paragone_models.model import PreferenceModel
 from paragone_service.cache.keys import NO_SECRET
 from paragone_service.cache.tiers import Cache
 from paragone_service.config import Settings
+from paragone_service.engine import REMOTE_ENGINES
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread, LocalEngine
-from paragone_service.engine.vllm import VllmEngine
 from paragone_service.http.errors import ServiceError, printable
 from paragone_service.metrics import Metrics
 from paragone_service.scoring.hosted_model import HostedModel
@@ -147,11 +148,13 @@ class Registry:
             device.close()
 
     def _engine(self, name: str, model: PreferenceModel, device: DeviceThread) -> Engine:
-        url, key = self._settings.engine_url(name), self._settings.engine_api_key
-        if url is None:
+        remote, key = self._settings.remote_engine(name), self._settings.engine_api_key
+        if remote is None:
             return LocalEngine(model, device)
-        logger.info("model %s: its backbone runs on the vLLM server at %s", name, url)
-        return VllmEngine(
+        word, url = remote
+        logger.info("model %s: its backbone runs on the %s server at %s", name, word, url)
+        engine: Callable[..., Engine] = pkgutil.resolve_name(REMOTE_ENGINES[word])
+        return engine(
             model,
             url,
             timeout_s=self._settings.engine_timeout_s,

@@ -263,7 +263,7 @@ async def test_reads_that_vllm_does_not_return_are_refused_by_name(server, folde
 def test_an_engine_is_named_by_model_and_address():
     assert parse_engine("judge=vllm:http://gpu:8123/") == ("judge", "vllm:http://gpu:8123/")
     settings = load_settings({"models": {"judge": {"source": "x"}}, "engines": {"judge": "vllm:https://gpu:8123"}})
-    assert (settings.engine_url("judge"), settings.engine_url("other")) == ("https://gpu:8123", None)
+    assert (settings.remote_engine("judge"), settings.remote_engine("other")) == (("vllm", "https://gpu:8123"), None)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_an_engine_is_named_by_model_and_address():
     [
         ({}, {"judge": "sglang:http://gpu"}, "write vllm:http://HOST:PORT"),
         ({}, {"other": "vllm:http://gpu"}, "engine of 'other': there is no such model, these are: judge"),
-        ({"dtype": "bfloat16"}, {"judge": "vllm:http://gpu"}, "dtype of judge: its backbone runs on vLLM"),
+        ({"dtype": "bfloat16"}, {"judge": "vllm:http://gpu"}, "dtype of judge: its backbone runs on another server"),
     ],
 )
 def test_an_engine_that_does_not_fit_its_model_is_refused(model, engines, message):
