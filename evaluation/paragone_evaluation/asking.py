@@ -19,16 +19,24 @@ import numpy as np
 from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.measures.checks import Bools, Floats
-from paragone_evaluation.scorers import Comparison, Item, ModelCard, PairItem, Rating, Refusal, Scorer
+from paragone_evaluation.scorers import (
+    ModelCard,
+    PairAnswer,
+    PairQuestion,
+    RatingAnswer,
+    Refusal,
+    ResponseQuestion,
+    Scorer,
+)
 
-__all__ = ["AnswerStore", "Answers", "Progress", "ask", "only_ratings", "questions_of"]
+__all__ = ["AnswerStore", "Answers", "Progress", "ask_model", "only_ratings"]
 
 Progress = Callable[[int, int], object]
 """Called with how many questions are answered, and how many there are."""
 
-_Answer = Rating | Comparison | Refusal
+_Answer = RatingAnswer | PairAnswer | Refusal
 _Pair = tuple[int, int]
-_QuestionT = TypeVar("_QuestionT", Item, PairItem)
+_QuestionT = TypeVar("_QuestionT", ResponseQuestion, PairQuestion)
 
 _FORMAT = 1
 
@@ -168,7 +176,7 @@ def only_ratings(data: EvaluationSet, card: ModelCard) -> bool:
     return True
 
 
-def questions_of(data: EvaluationSet) -> list[tuple[int, int]]:
+def _questions_of(data: EvaluationSet) -> list[tuple[int, int]]:
     """Return every pair of nodes whose logit is needed, once, the smaller number first, siblings side by side.
 
     These are the judged pairs, and all pairs of each case with more than two responses.
@@ -182,7 +190,7 @@ def questions_of(data: EvaluationSet) -> list[tuple[int, int]]:
     return sorted(once, key=lambda pair: (int(data.node_prompt[pair[0]]), *pair))
 
 
-def ask(data: EvaluationSet, scorer: Scorer, store: AnswerStore, *, progress: Progress | None = None) -> Answers:
+def ask_model(data: EvaluationSet, scorer: Scorer, store: AnswerStore, *, progress: Progress | None = None) -> Answers:
     """Return the model's answers to all questions, asking only those that the store does not know.
 
     Raises:
@@ -190,7 +198,7 @@ def ask(data: EvaluationSet, scorer: Scorer, store: AnswerStore, *, progress: Pr
         ParagoneError: if a service does not answer.
         ModelError: if a local model fails.
     """
-    card, pairs, keys = scorer.card, questions_of(data), _response_keys(data)
+    card, pairs, keys = scorer.card, _questions_of(data), _response_keys(data)
     ratings_alone = only_ratings(data, card)
     score, attributes = np.full(len(data.responses), np.nan), dict[str, Floats]()
     if card.scalar:
@@ -235,20 +243,20 @@ def _put(
     return {key: store.known[key] for key in questions}
 
 
-def _items(data: EvaluationSet, pairs: Sequence[_Pair], keys: Sequence[str]) -> dict[str, Item]:
+def _items(data: EvaluationSet, pairs: Sequence[_Pair], keys: Sequence[str]) -> dict[str, ResponseQuestion]:
     """Return the responses that are to be rated: of the pairs, and of cases with a single response."""
     nodes = sorted({node for pair in pairs for node in pair} | {node for case in data.cases for node in case.nodes})
     # One item per key: two nodes of the same text are one question.
     items = {}
     for node in nodes:
         prompt, tools = data.prompts[data.node_prompt[node]]
-        items[keys[node]] = Item(prompt, tools, data.responses[node])
+        items[keys[node]] = ResponseQuestion(prompt, tools, data.responses[node])
     return items
 
 
-def _pair_item(data: EvaluationSet, first: int, second: int) -> PairItem:
+def _pair_item(data: EvaluationSet, first: int, second: int) -> PairQuestion:
     prompt, tools = data.prompts[data.node_prompt[first]]
-    return PairItem(prompt, tools, data.responses[first], data.responses[second])
+    return PairQuestion(prompt, tools, data.responses[first], data.responses[second])
 
 
 def _ratings(answers: Sequence[_Answer | None], card: ModelCard) -> tuple[Floats, dict[str, Floats]]:
@@ -256,7 +264,7 @@ def _ratings(answers: Sequence[_Answer | None], card: ModelCard) -> tuple[Floats
     score = np.full(len(answers), np.nan)
     attributes = {name: np.full(len(answers), np.nan) for name in card.attributes}
     for node, answer in enumerate(answers):
-        if isinstance(answer, Rating):
+        if isinstance(answer, RatingAnswer):
             score[node] = np.nan if answer.reward is None else answer.reward / card.temperature
             for name, column in attributes.items():
                 column[node] = answer.attributes.get(name, np.nan)
@@ -264,7 +272,7 @@ def _ratings(answers: Sequence[_Answer | None], card: ModelCard) -> tuple[Floats
 
 
 def _logit(answer: _Answer) -> float:
-    return answer.logit if isinstance(answer, Comparison) else float("nan")
+    return answer.logit if isinstance(answer, PairAnswer) else float("nan")
 
 
 def _mean_logits(count: int, pairs: Sequence[_Pair], logits: Mapping[_Pair, float]) -> Floats:
@@ -331,7 +339,7 @@ def _canonical(value: Any) -> bytes:
 def _to_json(answer: _Answer) -> dict[str, Any]:
     if isinstance(answer, Refusal):
         return {"refused": answer.code, "message": answer.message}
-    if isinstance(answer, Comparison):
+    if isinstance(answer, PairAnswer):
         return {"logit": answer.logit}
     return {"reward": answer.reward, **({"attributes": dict(answer.attributes)} if answer.attributes else {})}
 
@@ -340,9 +348,9 @@ def _from_json(row: dict[str, Any]) -> _Answer:
     if "refused" in row:
         return Refusal(row["refused"], row["message"])
     if "logit" in row:
-        return Comparison(float(row["logit"]))
+        return PairAnswer(float(row["logit"]))
     reward = row["reward"]
-    return Rating(
+    return RatingAnswer(
         None if reward is None else float(reward),
         {name: float(value) for name, value in row.get("attributes", {}).items()},
     )

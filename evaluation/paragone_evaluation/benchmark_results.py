@@ -22,7 +22,7 @@ from paragone_evaluation.measures.benchmarks import (
 )
 from paragone_evaluation.measures.bootstrap import Estimate, Resampler, estimate
 from paragone_evaluation.measures.checks import Floats
-from paragone_evaluation.pair_results import Clustering, Judged
+from paragone_evaluation.pair_results import Clustering, JudgedPairs
 from paragone_evaluation.readers.layouts import TIES_ID
 from paragone_evaluation.scorers import ModelCard
 
@@ -33,7 +33,7 @@ _TIES_SEED = 0
 
 
 def benchmark_section(
-    data: EvaluationSet, answers: Answers, judged: Judged, clusters: Clustering
+    data: EvaluationSet, answers: Answers, judged: JudgedPairs, clusters: Clustering
 ) -> dict[str, Any] | None:
     """Return the scores of the layout's benchmark as its own code counts them; None for our own layouts.
 
@@ -52,7 +52,7 @@ def benchmark_section(
     return None
 
 
-def _rewardbench(data: EvaluationSet, judged: Judged, clusters: Clustering) -> dict[str, Estimate]:
+def _rewardbench(data: EvaluationSet, judged: JudgedPairs, clusters: Clustering) -> dict[str, Estimate]:
     subsets = np.asarray([data.cases[case].subset for case in judged.case])
     names = [str(name) for name in np.unique(subsets)]
     right = (judged.logit > 0).astype(np.float64)

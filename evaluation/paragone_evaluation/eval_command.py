@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from paragone import Client
-from paragone_evaluation.asking import AnswerStore, ask
+from paragone_evaluation.asking import AnswerStore, ask_model
 from paragone_evaluation.errors import DataError, EvaluationError
 from paragone_evaluation.evaluation import default_folder, evaluate_models, progress_bar
 from paragone_evaluation.readers import LAYOUTS, read_evaluation_set
@@ -180,7 +180,7 @@ def calibrate(
         scratch = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         store = opened.enter_context(AnswerStore(scratch / "answers.jsonl", scorer.card))
         with progress_bar(Console(stderr=True), f"asking {scorer.card.name}") as progress:
-            answers = ask(data, scorer, store, progress=progress)
+            answers = ask_model(data, scorer, store, progress=progress)
     fitted = fitted_temperature(data, answers, settings)
     record: dict[str, Any] = plain({"command": _command("calibrate"), **fitted})
     temperature = fitted["temperature"].value

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from paragone import ParagoneError
-from paragone_evaluation.asking import Answers, AnswerStore, ask
+from paragone_evaluation.asking import Answers, AnswerStore, ask_model
 from paragone_evaluation.asking import Progress as Report
 from paragone_evaluation.benchmark_results import write_rewardbench_files
 from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import EvaluationError
-from paragone_evaluation.results import MeasureSettings, check_comparable, plain, summarise
+from paragone_evaluation.results import MeasureSettings, check_comparable, plain, results_of
 from paragone_evaluation.results_page import page_of_results
 from paragone_evaluation.scorers import Scorer
 
@@ -79,7 +79,7 @@ def evaluate_models(
     check_comparable(data, scorer.card, None if against is None else against.card)  # refused before anything is asked
     answers = _answers(data, scorer, folder / "answers.jsonl", console)
     other = None if against is None else _answers(data, against, folder / "answers-against.jsonl", console)
-    summary = summarise(data, answers, settings, against=other)
+    summary = results_of(data, answers, settings, against=other)
     made = {
         "paragone": version("paragone"),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -101,10 +101,10 @@ def evaluate_models(
 def _answers(data: EvaluationSet, scorer: Scorer, path: Path, console: Console | None) -> Answers:
     with AnswerStore(path, scorer.card) as store:
         if console is None:
-            return ask(data, scorer, store)
+            return ask_model(data, scorer, store)
         try:
             with progress_bar(console, f"asking {scorer.card.name}") as progress:
-                return ask(data, scorer, store, progress=progress)
+                return ask_model(data, scorer, store, progress=progress)
         except (KeyboardInterrupt, ParagoneError):
             kept = f"{len(store.known)} answers are kept in {path}: the same command with the same --output continues"
             console.print(kept, soft_wrap=True, markup=False, highlight=False)

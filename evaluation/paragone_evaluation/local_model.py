@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from transformers.utils import logging as transformers_logging
 
 from paragone_evaluation.errors import CalibrationError, EvaluationError
-from paragone_evaluation.scorers import SCALAR_KINDS, Comparison, Item, ModelCard, PairItem, Rating, Refusal
+from paragone_evaluation.scorers import (
+    ModelCard,
+    PairAnswer,
+    PairQuestion,
+    RatingAnswer,
+    Refusal,
+    ResponseQuestion,
+    has_preferences,
+    rates_responses,
+)
 from paragone_models import PreferenceModel, load_model
 from paragone_models.errors import PreferencesUnavailableError, TextError
 from paragone_models.files.formats import SPEC_FILE
@@ -55,23 +64,23 @@ class LocalScorer:
             temperature=model.spec.temperature,
             calibrated=model.spec.calibrated,
             attributes=model.spec.attributes,
-            scalar=model.kind in SCALAR_KINDS,
+            scalar=rates_responses(model.kind),
             pairwise=False,
-            compares=model.kind != "regression" or model.spec.weights is not None,
+            compares=has_preferences(model.kind, model.spec.weights),
             revision=model.provenance.revision,
             numerics=model.provenance.numerics,
             domain=model.spec.domain,
             demonstration=model.spec.demonstration,
         )
 
-    def rate(self, items: Sequence[Item]) -> list[Rating | Refusal]:
+    def rate(self, items: Sequence[ResponseQuestion]) -> list[RatingAnswer | Refusal]:
         """Return a reward for each response, or why there is none.
 
         Raises:
             ModelError: if the model has no rewards.
             EvaluationError: if a representation is not finite.
         """
-        ratings: list[Rating | Refusal] = []
+        ratings: list[RatingAnswer | Refusal] = []
         for representation in self._represent(items):
             if isinstance(representation, Refusal):
                 ratings.append(representation)
@@ -81,28 +90,32 @@ class LocalScorer:
                 raise PreferencesUnavailableError(f"a {self.card.kind} model has no rewards: compare instead")
             values = self.model.comparator.attribute_values(representation)
             reward = None if rewards is None else float(rewards[0])
-            ratings.append(Rating(reward, dict(zip(self.card.attributes, map(float, values), strict=True))))
+            ratings.append(RatingAnswer(reward, dict(zip(self.card.attributes, map(float, values), strict=True))))
         return ratings
 
-    def compare(self, pairs: Sequence[PairItem]) -> list[Comparison | Refusal]:
+    def compare(self, pairs: Sequence[PairQuestion]) -> list[PairAnswer | Refusal]:
         """Return the log-odds of each pair, or why there are none.
 
         Raises:
             EvaluationError: if a representation is not finite.
         """
-        sides = [Item(pair.prompt, pair.tools, response) for pair in pairs for response in (pair.first, pair.second)]
+        sides = [
+            ResponseQuestion(pair.prompt, pair.tools, response)
+            for pair in pairs
+            for response in (pair.first, pair.second)
+        ]
         represented = self._represent(sides)
-        comparisons: list[Comparison | Refusal] = []
+        comparisons: list[PairAnswer | Refusal] = []
         for first, second in zip(represented[::2], represented[1::2], strict=True):
             if isinstance(first, Refusal):
                 comparisons.append(first)
             elif isinstance(second, Refusal):
                 comparisons.append(second)
             else:
-                comparisons.append(Comparison(float(self.model.comparator.logit(first, second))))
+                comparisons.append(PairAnswer(float(self.model.comparator.logit(first, second))))
         return comparisons
 
-    def _represent(self, items: Sequence[Item]) -> list[NDArray[np.float32] | Refusal]:
+    def _represent(self, items: Sequence[ResponseQuestion]) -> list[NDArray[np.float32] | Refusal]:
         keys = [(repr((item.prompt, item.tools)), repr(item.response)) for item in items]
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._known}
         readings = self._reader.read([conversation(item.prompt, item.response, item.tools) for item in new.values()])

@@ -37,10 +37,9 @@ from paragone_evaluation.measures.ranking import triads
 __all__ = [
     "FEW_CLUSTERS",
     "Clustering",
-    "Judged",
+    "JudgedPairs",
     "accuracy_section",
     "clustering",
-    "cross_fitted",
     "judged_pairs",
     "length_section",
     "position_section",
@@ -102,7 +101,7 @@ def clustering(data: EvaluationSet, by: str, *, resamples: int, seed: int) -> Cl
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedPairs:
     """The judged pairs that were answered, as columns of one length; letters and names as in ``measures``.
 
     Attributes:
@@ -127,7 +126,9 @@ class Judged:
     decided: Bools
 
 
-def judged_pairs(data: EvaluationSet, answers: Answers, clusters: Clustering, *, only: Bools | None = None) -> Judged:
+def judged_pairs(
+    data: EvaluationSet, answers: Answers, clusters: Clustering, *, only: Bools | None = None
+) -> JudgedPairs:
     """Return the judged pairs that a model answered.
 
     Args:
@@ -141,7 +142,7 @@ def judged_pairs(data: EvaluationSet, answers: Answers, clusters: Clustering, *,
     outcome = data.outcome[rows]
     if not (outcome != 0.5).any():
         raise EvaluationError(f"none of the {len(rows)} pairs of {data.path} that were answered is decided")
-    return Judged(
+    return JudgedPairs(
         logit=answers.logit[rows],
         swapped=None if answers.swapped is None else answers.swapped[rows],
         outcome=outcome,
@@ -157,7 +158,7 @@ def judged_pairs(data: EvaluationSet, answers: Answers, clusters: Clustering, *,
     )
 
 
-def accuracy_section(judged: Judged, resampler: Resampler) -> dict[str, Any]:
+def accuracy_section(judged: JudgedPairs, resampler: Resampler) -> dict[str, Any]:
     """Return the accuracies with intervals, and how many pairs were decided and tied."""
     counts = accuracy(judged.logit, judged.outcome)
     earned, cluster = credit(judged.logit, judged.outcome)[judged.decided], judged.cluster[judged.decided]
@@ -172,7 +173,7 @@ def accuracy_section(judged: Judged, resampler: Resampler) -> dict[str, Any]:
     }
 
 
-def cross_fitted(logit: Floats, outcome: Floats, cluster: Ints, *, seed: int) -> tuple[Floats, list[float]]:
+def _cross_fitted(logit: Floats, outcome: Floats, cluster: Ints, *, seed: int) -> tuple[Floats, list[float]]:
     """Return the logits divided by temperatures that were fitted on other clusters, and these temperatures.
 
     There are up to five folds of clusters, or with one cluster folds of rows.
@@ -197,7 +198,7 @@ def cross_fitted(logit: Floats, outcome: Floats, cluster: Ints, *, seed: int) ->
     return scaled, temperatures
 
 
-def probability_section(judged: Judged, resampler: Resampler, *, bins: int, seed: int) -> dict[str, Any]:
+def probability_section(judged: JudgedPairs, resampler: Resampler, *, bins: int, seed: int) -> dict[str, Any]:
     """Return NLL, Brier, ECE and reliability, before and after a temperature that was fitted on other clusters."""
 
     def scored(logit: Floats) -> dict[str, Any]:
@@ -218,7 +219,7 @@ def probability_section(judged: Judged, resampler: Resampler, *, bins: int, seed
     }
     try:
         factor = fit_temperature(judged.logit, judged.outcome)
-        scaled, temperatures = cross_fitted(judged.logit, judged.outcome, judged.cluster, seed=seed)
+        scaled, temperatures = _cross_fitted(judged.logit, judged.outcome, judged.cluster, seed=seed)
     except CalibrationError as error:
         section["no_temperature"] = str(error)
         return section
@@ -228,7 +229,7 @@ def probability_section(judged: Judged, resampler: Resampler, *, bins: int, seed
     return section
 
 
-def strength_section(judged: Judged, resampler: Resampler) -> dict[str, Any] | None:
+def strength_section(judged: JudgedPairs, resampler: Resampler) -> dict[str, Any] | None:
     """Return the agreement with the strength of preferences, or None where none is known."""
     known = np.isfinite(judged.strength)
     if not known.any():
@@ -244,7 +245,7 @@ def strength_section(judged: Judged, resampler: Resampler) -> dict[str, Any] | N
     }
 
 
-def length_section(judged: Judged, data: EvaluationSet, answers: Answers, resampler: Resampler) -> dict[str, Any]:
+def length_section(judged: JudgedPairs, data: EvaluationSet, answers: Answers, resampler: Resampler) -> dict[str, Any]:
     """Return the length-bias measures, with the length-only baseline and the gain over it."""
     rows = judged.decided
     logit, outcome, cluster = judged.logit[rows], judged.outcome[rows], judged.cluster[rows]
@@ -309,7 +310,7 @@ def _length_curve(longer: Floats, model: Floats, human: Floats, differ: np.ndarr
     return points
 
 
-def position_section(judged: Judged, resampler: Resampler) -> dict[str, Any] | None:
+def position_section(judged: JudgedPairs, resampler: Resampler) -> dict[str, Any] | None:
     """Return the position bias with intervals, or None for kinds that have none by construction."""
     if judged.swapped is None:
         return None
@@ -317,7 +318,7 @@ def position_section(judged: Judged, resampler: Resampler) -> dict[str, Any] | N
     return dict(vars(position_bias(judged.logit, judged.swapped, judged.cluster, resampler)))
 
 
-def transitivity_section(judged: Judged) -> dict[str, Any] | None:
+def transitivity_section(judged: JudgedPairs) -> dict[str, Any] | None:
     """Return how many of the judged triads run in a circle, for people and for the model; None without any."""
     rows = judged.decided
     where = judged.first[rows], judged.second[rows], judged.prompt[rows]
@@ -331,7 +332,7 @@ def transitivity_section(judged: Judged) -> dict[str, Any] | None:
     }
 
 
-def subset_rows(judged: Judged, data: EvaluationSet, clusters: Clustering) -> list[dict[str, Any]]:
+def subset_rows(judged: JudgedPairs, data: EvaluationSet, clusters: Clustering) -> list[dict[str, Any]]:
     """Return accuracy, NLL and the length baseline of every subset; none where there are no subsets.
 
     As for the whole file, accuracy is over the pairs that people decided, and the NLL counts their ties as ½.

@@ -31,7 +31,7 @@ from paragone_evaluation.pair_results import (
 )
 from paragone_evaluation.scorers import ModelCard
 
-__all__ = ["MeasureSettings", "check_comparable", "plain", "summarise"]
+__all__ = ["MeasureSettings", "check_comparable", "plain", "results_of"]
 
 _CALIBRATION_PAIRS = 500
 _PREFERENCE_SECTIONS = (
@@ -89,7 +89,7 @@ def check_comparable(data: EvaluationSet, card: ModelCard, against: ModelCard | 
     return bool(alone)
 
 
-def summarise(
+def results_of(
     data: EvaluationSet, answers: Answers, settings: MeasureSettings, *, against: Answers | None = None
 ) -> dict[str, Any]:
     """Return every measure that the file allows.

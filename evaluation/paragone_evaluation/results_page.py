@@ -6,20 +6,10 @@ Each function returns one section, or None where the file has nothing to say abo
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paragone_evaluation.report import (
-    Card,
-    Figure,
-    Line,
-    Section,
-    Table,
-    interval_bar,
-    line_chart,
-    render_page,
-    unbroken,
-)
+from paragone_evaluation.report.charts import Line, line_chart
+from paragone_evaluation.report.page import Card, Figure, PageSection, PageTable, interval_bar, render_page, unbroken
 from paragone_evaluation.report.words import counted, estimate_row, interval, lines, number, percent, points
 from paragone_evaluation.results_table import verdict
-from paragone_evaluation.scorers import SCALAR_KINDS
 
 __all__ = ["page_of_results"]
 
@@ -43,7 +33,7 @@ def page_of_results(results: _Values) -> str:
         ),
         _groups(measures["groups"]),
         _attributes(measures["attributes"]),
-        _cycles(measures["transitivity"], model["kind"]),
+        _cycles(measures["transitivity"], scalar=model["scalar"]),
         _position(measures["position"]),
         _subsets(measures["subsets"], measures["accuracy"]["strict"]["value"]) if preferences else None,
         _left_out(results["left_out"]),
@@ -123,7 +113,7 @@ def _row(name: str, estimate: _Values | None, *, scale: str = "percent", remark:
     return [name, value, unbroken(span), remark]
 
 
-def _calibration(measures: _Values) -> Section:
+def _calibration(measures: _Values) -> PageSection:
     chances, ties = measures["probabilities"], measures["accuracy"]["human_ties"]
     before, after = chances["before"], chances["after"]
     figures = [_reliability("As it answers", before)]
@@ -142,11 +132,11 @@ def _calibration(measures: _Values) -> Section:
         row = [name, number(before[key]["value"]), unbroken(interval(before[key]))]
         rows.append([*row, *((number(after[key]["value"]), unbroken(interval(after[key]))) if after else ("–", ""))])
     tied = f" The {ties} pairs that people left tied count with y = ½." if ties else ""
-    return Section(
+    return PageSection(
         "Do its probabilities mean what they say?",
         f"Dots on the dashed line are right as often as the model is sure; below it, it is too sure. {remark}",
         figures=figures,
-        tables=[Table(("", "as it answers", "95 % interval", "fitted", "95 % interval"), rows, (1, 3))],
+        tables=[PageTable(("", "as it answers", "95 % interval", "fitted", "95 % interval"), rows, (1, 3))],
         small=f"ECE uses {chances['bins']} equal-width bins over [.5, 1]. A model that always says ½ has NLL "
         f"{number(chances['uninformed_nll'])} and Brier {number(chances['uninformed_brier'])}.{tied}",
     )
@@ -175,7 +165,7 @@ def _reliability(title: str, side: _Values) -> Figure:
     return Figure(title, chart, [model, ideal], remark)
 
 
-def _length(length: _Values) -> Section:
+def _length(length: _Values) -> PageSection:
     fitted = length["models"]
     rows = [
         _row("Prefer the longer response (baseline)", length["baseline"]),
@@ -213,16 +203,16 @@ def _length(length: _Values) -> Section:
             ticks={place: f"{point['ratio']:.3g}×" for place, point in enumerate(curve)},
         )
         figures.append(Figure("How often the longer one wins", chart, sides))
-    return Section(
+    return PageSection(
         "Is it more than length?",
         "A model that knows nothing but length is the thing to beat. Where the model’s curve lies above that of "
         "people, it prefers long responses more than they do.",
         figures=figures,
-        tables=[Table(_HEAD, rows, (1,))],
+        tables=[PageTable(_HEAD, rows, (1,))],
     )
 
 
-def _strength(strength: _Values | None) -> Section | None:
+def _strength(strength: _Values | None) -> PageSection | None:
     if not strength:
         return None
     rows = [
@@ -238,31 +228,31 @@ def _strength(strength: _Values | None) -> Section | None:
         f"{number(strength[name]['value'])} ({interval(strength[name])})"
         for name in ("spearman", "pearson", "auc_strong")
     )
-    return Section(
+    return PageSection(
         "Is it surer where people are?",
         "Accuracy and the mean logit should rise with how strongly people preferred. Spearman of logit and signed "
         f"strength {spearman}, Pearson {pearson}; AUC of |logit| for strong against slight preferences {auc}.",
-        tables=[Table(("|strength|", "pairs", "accuracy", "mean logit of the preferred"), rows, (1, 2, 3))],
+        tables=[PageTable(("|strength|", "pairs", "accuracy", "mean logit of the preferred"), rows, (1, 2, 3))],
     )
 
 
-def _cycles(cycles: _Values | None, kind: str) -> Section | None:
+def _cycles(cycles: _Values | None, *, scalar: bool) -> PageSection | None:
     if not cycles:
         return None
     rows = [
         [name, str(cycles[side]["closed"]), str(cycles[side]["cyclic"]), percent(cycles[side]["rate"])]
         for side, name in (("human", "People"), ("model", "The model"))
     ]
-    scalar = " A scalar kind cannot have any." if kind in SCALAR_KINDS else ""
-    return Section(
+    impossible = " A scalar kind cannot have any." if scalar else ""
+    return PageSection(
         "Do preferences run in circles?",
         "Triples of responses whose three comparisons are all decided: a ≻ b ≻ c ≻ a is a cycle. Some human cycles are "
-        f"noise.{scalar}",
-        tables=[Table(("", "triads", "cyclic", "rate"), rows, (1, 2, 3))],
+        f"noise.{impossible}",
+        tables=[PageTable(("", "triads", "cyclic", "rate"), rows, (1, 2, 3))],
     )
 
 
-def _position(position: _Values | None) -> Section | None:
+def _position(position: _Values | None) -> PageSection | None:
     if not position:
         return None
     rows = [
@@ -270,10 +260,10 @@ def _position(position: _Values | None) -> Section | None:
         _row("Wins of the first place minus ½, points", position["first_win_excess"], scale="points"),
         _row("Mean |p(a, b) + p(b, a) − 1|", position["asymmetry"], scale="number"),
     ]
-    return Section("Does the order of the responses matter?", tables=[Table(_HEAD, rows, (1,))])
+    return PageSection("Does the order of the responses matter?", tables=[PageTable(_HEAD, rows, (1,))])
 
 
-def _groups(groups: _Values | None) -> Section | None:
+def _groups(groups: _Values | None) -> PageSection | None:
     if not groups:
         return None
     rows = [
@@ -302,15 +292,15 @@ def _groups(groups: _Values | None) -> Section | None:
         whole=True,
     )
     remark = f"Best of {curve['n'][-1]} moves a policy by about {curve['kl'][-1]:.2f} nats."
-    return Section(
+    return PageSection(
         "Can it pick the best?",
         f"{counted(groups['groups'], 'group')} of responses that people scored.",
         figures=[Figure("Human score of the best of n", chart, choices, remark)],
-        tables=[Table(_HEAD, rows, (1,))],
+        tables=[PageTable(_HEAD, rows, (1,))],
     )
 
 
-def _attributes(rows: Sequence[_Values]) -> Section | None:
+def _attributes(rows: Sequence[_Values]) -> PageSection | None:
     if not rows:
         return None
     cells = [
@@ -328,15 +318,15 @@ def _attributes(rows: Sequence[_Values]) -> Section | None:
     ]
     head = ["attribute", "rated", "RMSE of the mean"]
     head += [cell for name in ("RMSE", "R²", "Pearson", "Spearman") for cell in (name, "95 % interval")]
-    return Section(
+    return PageSection(
         "Does it rate as people rate?",
         "RMSE is in the unit of the ratings; “of the mean” is that of always saying the mean of these ratings, which "
         "has R² 0.",
-        tables=[Table(head, cells, (1, 2, 3, 5, 7, 9))],
+        tables=[PageTable(head, cells, (1, 2, 3, 5, 7, 9))],
     )
 
 
-def _benchmark(benchmark: _Values | None) -> Section | None:
+def _benchmark(benchmark: _Values | None) -> PageSection | None:
     if not benchmark:
         return None
     rows = [
@@ -348,14 +338,14 @@ def _benchmark(benchmark: _Values | None) -> Section | None:
         ]
         for name, score in benchmark["scores"].items()
     ]
-    tables = [Table(("", "score", "95 % interval", ""), rows, (1,))]
+    tables = [PageTable(("", "score", "95 % interval", ""), rows, (1,))]
     if "ties" in benchmark:
         ties = [[name.replace("_", " "), number(value)] for name, value in benchmark["ties"].items()]
-        tables.append(Table(("the Ties score and its parts", ""), ties, (1,)))
-    return Section(benchmark["name"], tables=tables)
+        tables.append(PageTable(("the Ties score and its parts", ""), ties, (1,)))
+    return PageSection(benchmark["name"], tables=tables)
 
 
-def _comparison(comparison: _Values | None, name: str, settings: _Values) -> Section | None:
+def _comparison(comparison: _Values | None, name: str, settings: _Values) -> PageSection | None:
     if not comparison:
         return None
     other = comparison["model"]["name"]
@@ -369,15 +359,15 @@ def _comparison(comparison: _Values | None, name: str, settings: _Values) -> Sec
         [f"Only {name} is right", str(comparison["only_first_right"]), "", "pairs"],
         [f"Only {other} is right", str(comparison["only_second_right"]), "", "pairs"],
     ]
-    return Section(
+    return PageSection(
         f"Against {other}",
         f"{verdict(comparison, name, settings)} The same {comparison['pairs']} pairs and the same resamples for both; "
         f"fingerprint of the other {comparison['model']['fingerprint']}.",
-        tables=[Table(_HEAD, rows, (1,))],
+        tables=[PageTable(_HEAD, rows, (1,))],
     )
 
 
-def _subsets(rows: Sequence[_Values], level: float | None) -> Section | None:
+def _subsets(rows: Sequence[_Values], level: float | None) -> PageSection | None:
     if not rows:
         return None
     cells = [
@@ -394,23 +384,23 @@ def _subsets(rows: Sequence[_Values], level: float | None) -> Section | None:
         for row in rows
     ]
     head = ("subset", "pairs", "accuracy", "95 % interval", "", "longer wins", "NLL", "95 % interval")
-    return Section(
+    return PageSection(
         "Where is it good, and where not?",
         "The dot is the model, the tick the length-only baseline. A subset within one cluster has no interval; one "
         "that is all right, or all wrong, has an accuracy interval of width 0, for no resample can find another answer "
         f"in it. Overall {percent(level)}.",
-        tables=[Table(head, cells, (1, 2, 5, 6))],
+        tables=[PageTable(head, cells, (1, 2, 5, 6))],
     )
 
 
-def _left_out(rows: Sequence[_Values]) -> Section:
+def _left_out(rows: Sequence[_Values]) -> PageSection:
     if not rows:
-        return Section("What was left out", "Nothing: every row of the file is in these numbers.")
+        return PageSection("What was left out", "Nothing: every row of the file is in these numbers.")
     cells = [[str(row["count"]), row["reason"], lines(row)] for row in rows]
-    return Section("What was left out", tables=[Table(("rows", "why", "first lines"), cells)])
+    return PageSection("What was left out", tables=[PageTable(("rows", "why", "first lines"), cells)])
 
 
-def _provenance(results: _Values) -> Section:
+def _provenance(results: _Values) -> PageSection:
     data, model, settings = results["data"], results["model"], results["settings"]
     numerics = ", ".join(f"{key} {value}" for key, value in sorted(model["numerics"].items()))
     rows = [
@@ -428,4 +418,6 @@ def _provenance(results: _Values) -> Section:
         ("paragone", results.get("paragone", "–")),
         ("made", results.get("made", "–")),
     ]
-    return Section("How these numbers were made", code=results.get("command") or "", tables=[Table(("", ""), rows)])
+    return PageSection(
+        "How these numbers were made", code=results.get("command") or "", tables=[PageTable(("", ""), rows)]
+    )

@@ -11,15 +11,28 @@ from paragone import Client, ItemError
 from paragone.wire import Pair
 from paragone_evaluation.dataset import Message, PromptText, ResponseText
 from paragone_evaluation.errors import EvaluationError
+from paragone_models.kinds import KINDS, Kind
 
-__all__ = ["Comparison", "Item", "ModelCard", "PairItem", "Rating", "Refusal", "Scorer", "ServiceScorer"]
+__all__ = [
+    "ModelCard",
+    "PairAnswer",
+    "PairQuestion",
+    "RatingAnswer",
+    "Refusal",
+    "ResponseQuestion",
+    "Scorer",
+    "ServiceScorer",
+    "has_preferences",
+    "rates_responses",
+]
 
-SCALAR_KINDS = ("bradley-terry", "regression", "helpsteer")
-"""Kinds whose logit is the difference of two rewards, divided by the temperature."""
+
+# By any name: a server may be newer than this package and host a kind of which only pairs can be asked.
+_KINDS: Mapping[str, Kind] = {str(name): kind for name, kind in KINDS.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class ResponseQuestion:
     """A prompt, the tools on offer, and one response."""
 
     prompt: PromptText
@@ -28,7 +41,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class PairItem:
+class PairQuestion:
     """A prompt, the tools on offer, and two responses; the first one's win is measured."""
 
     prompt: PromptText
@@ -38,7 +51,7 @@ class PairItem:
 
 
 @dataclass(frozen=True, slots=True)
-class Rating:
+class RatingAnswer:
     """The answer about one response.
 
     Attributes:
@@ -50,7 +63,7 @@ class Rating:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PairAnswer:
     """The answer about two responses: log-odds that the first is preferred, temperature applied."""
 
     logit: float
@@ -107,10 +120,10 @@ class Scorer(Protocol):
     questions_per_call: int
     """How many questions are best asked at once."""
 
-    def rate(self, items: Sequence[Item]) -> list[Rating | Refusal]:
+    def rate(self, items: Sequence[ResponseQuestion]) -> list[RatingAnswer | Refusal]:
         """Return a reward for each response, or why there is none. Only where ``card.scalar``."""
 
-    def compare(self, pairs: Sequence[PairItem]) -> list[Comparison | Refusal]:
+    def compare(self, pairs: Sequence[PairQuestion]) -> list[PairAnswer | Refusal]:
         """Return the log-odds of each pair, or why there are none."""
 
 
@@ -140,16 +153,16 @@ class ServiceScorer:
             temperature=info.temperature,
             calibrated=info.calibrated,
             attributes=tuple(info.attributes),
-            scalar=info.kind in SCALAR_KINDS,
+            scalar=rates_responses(info.kind),
             pairwise=info.dimension is None,
-            compares=info.kind != "regression" or info.weights is not None,
+            compares=has_preferences(info.kind, info.weights),
             revision=info.revision,
             numerics=info.numerics,
             domain=info.domain,
             demonstration=info.demonstration,
         )
 
-    def rate(self, items: Sequence[Item]) -> list[Rating | Refusal]:
+    def rate(self, items: Sequence[ResponseQuestion]) -> list[RatingAnswer | Refusal]:
         """Return a reward for each response, or why there is none.
 
         Raises:
@@ -161,17 +174,17 @@ class ServiceScorer:
         ]
         answer = self._client.rewards(batch, model=self.card.name, on_error="report")
         self._check(answer.fingerprint)
-        ratings: list[Rating | Refusal] = []
+        ratings: list[RatingAnswer | Refusal] = []
         for row in answer.rewards:
             if isinstance(row, ItemError):
                 ratings.append(_refusal(row))
             elif row.reward is None and self.card.compares:
                 raise EvaluationError(f"{self.card.name} is of kind {self.card.kind} and answered without a reward")
             else:
-                ratings.append(Rating(row.reward, row.attributes))
+                ratings.append(RatingAnswer(row.reward, row.attributes))
         return ratings
 
-    def compare(self, pairs: Sequence[PairItem]) -> list[Comparison | Refusal]:
+    def compare(self, pairs: Sequence[PairQuestion]) -> list[PairAnswer | Refusal]:
         """Return the log-odds of each pair, or why there are none.
 
         Raises:
@@ -189,7 +202,7 @@ class ServiceScorer:
         ]
         answer = self._client.preferences(batch, model=self.card.name, on_error="report")
         self._check(answer.fingerprint)
-        return [_refusal(row) if isinstance(row, ItemError) else Comparison(row.logit) for row in answer.preferences]
+        return [_refusal(row) if isinstance(row, ItemError) else PairAnswer(row.logit) for row in answer.preferences]
 
     def _check(self, fingerprint: str) -> None:
         # A server may be restarted with another model under the same id in the middle of a run.
@@ -199,6 +212,18 @@ class ServiceScorer:
                 f"(fingerprint {fingerprint[:12]}… instead of {self.card.fingerprint[:12]}…): start again in another "
                 "folder"
             )
+
+
+def rates_responses(kind: str) -> bool:
+    """Return whether a kind rates responses one by one: its logit is a difference of rewards."""
+    known = _KINDS.get(kind)
+    return known is not None and not known.has_vector
+
+
+def has_preferences(kind: str, weights: Sequence[float] | None) -> bool:
+    """Return whether a model can say which of two responses is better, or has ratings alone."""
+    known = _KINDS.get(kind)
+    return known is None or known.learns_pairs or weights is not None
 
 
 def _refusal(row: ItemError) -> Refusal:

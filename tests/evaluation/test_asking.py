@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from paragone import Client
-from paragone_evaluation.asking import AnswerStore, ask, questions_of
+from paragone_evaluation.asking import AnswerStore, _questions_of, ask_model
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.readers import read_evaluation_set
-from paragone_evaluation.scorers import Comparison, PairItem, Refusal, ServiceScorer
+from paragone_evaluation.scorers import PairAnswer, PairQuestion, Refusal, ServiceScorer
 from tests.evaluation.conftest import pair, text, write
 from tests.evaluation.readers.test_evaluation_sets import GROUP
 
@@ -29,7 +29,7 @@ class FirstPlace:
         raise AssertionError(f"a pairwise kind rates nothing, least of all {len(items)} responses")
 
     def compare(self, pairs):
-        return [Comparison((len(one.first) - len(one.second)) / 10 + 0.25) for one in pairs]
+        return [PairAnswer((len(one.first) - len(one.second)) / 10 + 0.25) for one in pairs]
 
 
 class Stops:
@@ -53,7 +53,7 @@ class Stops:
 
 def asked(path, data, scorer, **options):
     with AnswerStore(path, scorer.card) as store:
-        return ask(data, scorer, store, **options)
+        return ask_model(data, scorer, store, **options)
 
 
 @pytest.mark.parametrize("name", ["bt", "gp", "ratings"])
@@ -189,7 +189,7 @@ def test_a_model_that_answers_nothing_is_an_error(tmp_path, models):
 @pytest.mark.parametrize("name", ["bt", "gp"])
 def test_every_pair_of_a_group_is_known_and_antisymmetric(tmp_path, models, name):
     data = read_evaluation_set(write(tmp_path / "f.jsonl", [GROUP]))
-    assert len(questions_of(data)) == 3
+    assert len(_questions_of(data)) == 3
     answers = asked(tmp_path / "a.jsonl", data, LocalScorer(models[name]))
     matrix = answers.matrices[0]
     assert (matrix == -matrix.T).all()
@@ -215,7 +215,7 @@ def test_a_service_that_changes_its_model_is_noticed(url):
         scorer = ServiceScorer(client, url=url, model="gp")
         scorer.card = replace(scorer.card, fingerprint="0" * 32)
         with pytest.raises(EvaluationError, match="now answers with another model"):
-            scorer.compare([PairItem("P?", None, "a", "b")])
+            scorer.compare([PairQuestion("P?", None, "a", "b")])
 
 
 def test_messages_and_tools_reach_both_kinds_of_model(tmp_path, models, url):

@@ -13,7 +13,7 @@ from paragone.cli import main
 from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.measures.calibration import negative_log_likelihood
 from paragone_evaluation.report.words import interval, number, percent, points
-from paragone_evaluation.scorers import Item
+from paragone_evaluation.scorers import ResponseQuestion
 from paragone_models import load_model
 from tests.evaluation.conftest import pair, served, text, write
 from tests.models import tiny
@@ -38,7 +38,7 @@ def typed(monkeypatch, capsys):
 
 def rewards_of(model, rows):
     """Return the two rewards of every row, in one go."""
-    items = [Item(row["prompt"], None, row[side]) for row in rows for side in ("first", "second")]
+    items = [ResponseQuestion(row["prompt"], None, row[side]) for row in rows for side in ("first", "second")]
     values = [rating.reward for rating in LocalScorer(model).rate(items)]
     return np.asarray(values).reshape(-1, 2)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paragone_evaluation.local_model import LocalScorer
-from paragone_evaluation.pair_results import clustering, cross_fitted
+from paragone_evaluation.pair_results import _cross_fitted, clustering
 from paragone_evaluation.readers import read_evaluation_set
 from paragone_evaluation.report import words
 from tests.evaluation.conftest import pair, text
@@ -108,10 +108,10 @@ def test_a_cross_fitted_temperature_never_sees_the_cluster_that_it_scales():
     cluster = np.repeat(np.arange(4), 60)
     logit = draw.normal(size=240) * 2
     outcome = (draw.random(240) < 1 / (1 + np.exp(-logit))).astype(float)
-    scaled, factors = cross_fitted(logit, outcome, cluster, seed=0)
+    scaled, factors = _cross_fitted(logit, outcome, cluster, seed=0)
     assert len(factors) == 4
     # Turning one cluster's labels around changes the temperatures of all other clusters, and not its own.
-    turned, _ = cross_fitted(logit, np.where(cluster == 2, 1 - outcome, outcome), cluster, seed=0)
+    turned, _ = _cross_fitted(logit, np.where(cluster == 2, 1 - outcome, outcome), cluster, seed=0)
     assert (turned[cluster == 2] == scaled[cluster == 2]).all()
     assert (turned[cluster != 2] != scaled[cluster != 2]).all()
 

@@ -4,8 +4,8 @@ import re
 
 from markupsafe import Markup
 
-from paragone_evaluation.report import Card, Figure, Line, Section, Table, interval_bar, line_chart, render_page
-from paragone_evaluation.report.charts import COLOURS
+from paragone_evaluation.report.charts import COLOURS, Line, line_chart
+from paragone_evaluation.report.page import Card, Figure, PageSection, PageTable, interval_bar, render_page
 
 
 def chart(title="Loss", **options):
@@ -54,12 +54,12 @@ def test_every_text_of_a_page_is_escaped():
         small=evil,
         notes=[evil],
         sections=[
-            Section(
+            PageSection(
                 evil,
                 evil,
                 evil,
                 [Figure(evil, chart(), [Line(evil, [], COLOURS[0])], evil)],
-                [Table([evil], [[evil]])],
+                [PageTable([evil], [[evil]])],
                 evil,
             )
         ],
@@ -69,7 +69,9 @@ def test_every_text_of_a_page_is_escaped():
 
 
 def test_a_percent_sign_stays_with_its_number():
-    page = render_page("A", lead="", sections=[Section("B", tables=[Table(("", ""), [("accuracy", "12.5 %")])])])
+    page = render_page(
+        "A", lead="", sections=[PageSection("B", tables=[PageTable(("", ""), [("accuracy", "12.5 %")])])]
+    )
     assert "12.5\N{NO-BREAK SPACE}%" in page
 
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from paragone_evaluation.report.charts import Line
 
-__all__ = ["Card", "Figure", "Section", "Table", "interval_bar", "render_page", "unbroken"]
+__all__ = ["Card", "Figure", "PageSection", "PageTable", "interval_bar", "render_page", "unbroken"]
 
 # Every text of a block is escaped, unless it is ``Markup``.
 
@@ -35,7 +35,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """A table.
 
     Attributes:
@@ -50,14 +50,14 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A heading and what stands below it, in this order."""
 
     title: str
     text: str = ""
     code: str = ""
     figures: Sequence[Figure] = ()
-    tables: Sequence[Table] = field(default=())
+    tables: Sequence[PageTable] = field(default=())
     small: str = ""
 
 
@@ -65,7 +65,7 @@ def render_page(
     title: str,
     *,
     lead: str,
-    sections: Sequence[Section],
+    sections: Sequence[PageSection],
     cards: Sequence[Card] = (),
     small: str = "",
     notes: Sequence[str] = (),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from paragone_service.bench import BenchError
+
 if TYPE_CHECKING:
     from paragone_service.bench.measurement import Measurement
 
@@ -40,7 +42,7 @@ def bench(
 
     Everything runs in turns in one go, so that a busy machine slows all sides alike: read ratios, not rates.
     """
-    from paragone_service.bench.measurement import Plan, PlanError, run  # not before: torch takes seconds
+    from paragone_service.bench.measurement import Plan, run  # not before: torch takes seconds
 
     try:
         plan = Plan(
@@ -49,7 +51,7 @@ def bench(
             dtype=dtype,
         )  # fmt: skip
         measurement = run(plan, say=lambda text: typer.echo(text, err=True), machine=_machine())
-    except PlanError as error:
+    except BenchError as error:
         raise typer.BadParameter(str(error)) from error
     _show(measurement, output)
 

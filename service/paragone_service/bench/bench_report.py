@@ -11,7 +11,7 @@ from paragone_service.bench.load import Level
 from paragone_service.bench.measurement import Measurement
 
 if TYPE_CHECKING:
-    from paragone_evaluation.report import Figure
+    from paragone_evaluation.report.page import Figure
 
 __all__ = ["as_json", "page", "tables"]
 
@@ -50,8 +50,7 @@ def page(measurement: Measurement) -> str:
     Raises:
         ModuleNotFoundError: if the extra ``evaluation``, which has the look of reports, is not installed.
     """
-    from paragone_evaluation.report import Section, render_page
-    from paragone_evaluation.report import Table as PageTable
+    from paragone_evaluation.report.page import PageSection, PageTable, render_page
 
     facts = {**measurement.model, **measurement.machine}
     charts = [
@@ -62,8 +61,8 @@ def page(measurement: Measurement) -> str:
         "Paragone bench",
         lead="; ".join(f"{name}: {value}" for name, value in facts.items()),
         sections=[
-            Section("In one process", tables=[PageTable(("", ""), _compute_rows(measurement.compute), (1,))]),
-            Section(
+            PageSection("In one process", tables=[PageTable(("", ""), _compute_rows(measurement.compute), (1,))]),
+            PageSection(
                 "Over HTTP",
                 figures=charts,
                 tables=[PageTable(("", *_LEVEL_HEAD[1:]), _level_rows(measurement), (1, 2, 3, 4, 5))],
@@ -73,7 +72,8 @@ def page(measurement: Measurement) -> str:
 
 
 def _chart(measurement: Measurement, title: str, value: Callable[[Level], float]) -> "Figure":
-    from paragone_evaluation.report import COLOURS, Figure, Line, line_chart
+    from paragone_evaluation.report.charts import COLOURS, Line, line_chart
+    from paragone_evaluation.report.page import Figure
 
     # Numbers of clients grow by factors: evenly set, each is as easy to read as the others.
     counts = sorted({level.clients for side in measurement.sides for level in side.levels})

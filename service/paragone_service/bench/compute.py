@@ -13,7 +13,7 @@ import torch
 from paragone_models.model import PreferenceModel, batches
 from paragone_models.text.reader import EncodeItem
 
-__all__ = ["Compute", "measure", "operations", "padded_tokens", "peak"]
+__all__ = ["Compute", "measure"]
 
 _PADDED_BATCH = 16
 
@@ -55,7 +55,7 @@ class Compute:
         return self.tokens / self.executed_tokens
 
 
-def peak(device: torch.device, dtype: torch.dtype, *, size: int | None = None) -> float:
+def _peak(device: torch.device, dtype: torch.dtype, *, size: int | None = None) -> float:
     """Return the operations a second that a large matrix product reaches, the best of a few.
 
     Args:
@@ -95,8 +95,8 @@ def measure(model: PreferenceModel, turns: Sequence[Sequence[EncodeItem]]) -> Co
         engine.append(ours)
         padded.append(plain)
         executed.append(done)
-        peaks.append(peak(device, dtype))
-        shares.append(operations(model, items, done) / ours / peaks[-1])
+        peaks.append(_peak(device, dtype))
+        shares.append(_operations(model, items, done) / ours / peaks[-1])
     counted = turns[1:]
     return Compute(
         responses=round(median(len(items) for items in counted)),
@@ -106,19 +106,19 @@ def measure(model: PreferenceModel, turns: Sequence[Sequence[EncodeItem]]) -> Co
         peak_flops=median(peaks),
         share_of_peak=median(shares),
         tokens=round(median(sum(len(item.token_ids) for item in items) for items in counted)),
-        padded_tokens=round(median(padded_tokens(items) for items in counted)),
+        padded_tokens=round(median(_padded_tokens(items) for items in counted)),
         executed_tokens=round(median(executed)),
     )
 
 
-def padded_tokens(items: Sequence[EncodeItem], batch: int = _PADDED_BATCH) -> int:
+def _padded_tokens(items: Sequence[EncodeItem], batch: int = _PADDED_BATCH) -> int:
     """Return how many tokens batches in input order have, with padding."""
     lengths = [len(item.token_ids) for item in items]
     rows = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
     return sum(max(row) * len(row) for row in rows)
 
 
-def operations(model: PreferenceModel, items: Sequence[EncodeItem], executed_tokens: int) -> float:
+def _operations(model: PreferenceModel, items: Sequence[EncodeItem], executed_tokens: int) -> float:
     """Return the floating-point operations that scoring needs: 2 x parameters x tokens, and attention.
 
         2 N T + 4 L h sum_t (position_t + 1),   N without embeddings, L layers, h heads x head size

@@ -18,15 +18,13 @@ from typing import IO, Any
 import httpx2
 import numpy as np
 
-__all__ = ["DIALECTS", "Level", "LoadError", "ScoredText", "ask_all", "served"]
+from paragone_service.bench import BenchError
+
+__all__ = ["DIALECTS", "Level", "ScoredText", "ask_all", "served_model"]
 
 _TIMEOUT_S = 600.0
 _READY_S = 1800.0  # a large model is read from a slow disk, and its kernels are compiled
 _STOP_S = 30.0
-
-
-class LoadError(RuntimeError):
-    """A server could not be measured."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def ask_all(
         model: its name there, or None.
 
     Raises:
-        LoadError: if the server cannot be reached, refuses, or answers without a score per response.
+        BenchError: if the server cannot be reached, refuses, or answers without a score per response.
     """
     requests = [texts[start : start + batch] for start in range(0, len(texts), batch)]
     return asyncio.run(_ask_all(url, DIALECTS[dialect], requests, clients, model, api_key))
@@ -157,7 +155,7 @@ async def _ask_all(
                 answer = await _post(http, address, dialect.body(request, model))
                 times.append(time.perf_counter() - began)
                 if dialect.scores(answer) != len(request):
-                    raise LoadError(
+                    raise BenchError(
                         f"{address} did not answer with {len(request)} scores but with {str(answer)[:200]}: is "
                         "--dialect right?"
                     )
@@ -169,7 +167,7 @@ async def _ask_all(
                     group.create_task(one_client())
         except ExceptionGroup as failures:
             # All clients fail for the same reason; the first one tells it.
-            faults = failures.subgroup(LoadError)
+            faults = failures.subgroup(BenchError)
             if faults is None:
                 raise
             raise faults.exceptions[0] from None
@@ -181,24 +179,25 @@ async def _ask_all(
 async def _post(http: httpx2.AsyncClient, address: str, body: dict[str, Any]) -> Any:
     try:
         answer = await http.post(address, json=body)
-        if answer.status_code != 200:
-            raise LoadError(f"{address} answered {answer.status_code}: {answer.text[:200]}")
-        return answer.json()
     except httpx2.HTTPError as error:
-        raise LoadError(f"cannot ask {address}: {error or type(error).__name__}") from error
+        raise BenchError(f"cannot ask {address}: {error or type(error).__name__}") from error
+    if answer.status_code != 200:
+        raise BenchError(f"{address} answered {answer.status_code}: {answer.text[:200]}")
+    try:
+        return answer.json()
     except ValueError as error:
-        raise LoadError(f"{address} did not answer in JSON: {error}") from error
+        raise BenchError(f"{address} did not answer in JSON: {error}") from error
 
 
 @contextlib.contextmanager
-def served(source: str, options: Sequence[str] = ()) -> Iterator[str]:
+def served_model(source: str, options: Sequence[str] = ()) -> Iterator[str]:
     """Yield the address of a ``paragone serve`` that hosts one model as ``bench``, and stop it afterwards.
 
     Args:
         options: more of ``paragone serve``.
 
     Raises:
-        LoadError: if the server ends before it is ready; its last words are in the message.
+        BenchError: if the server ends before it is ready; its last words are in the message.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -225,9 +224,9 @@ def _wait(process: "subprocess.Popen[bytes]", address: str, log: IO[bytes]) -> N
         if process.poll() is not None:
             log.seek(0)
             words = log.read().decode(errors="replace")[-2000:]
-            raise LoadError(f"paragone serve ended with {process.returncode} before it was ready:\n{words}")
+            raise BenchError(f"paragone serve ended with {process.returncode} before it was ready:\n{words}")
         with contextlib.suppress(httpx2.HTTPError):
             if httpx2.get(address, timeout=2.0, trust_env=False).status_code == 200:
                 return
         time.sleep(0.1)
-    raise LoadError(f"paragone serve was not ready after {_READY_S:g} s")
+    raise BenchError(f"paragone serve was not ready after {_READY_S:g} s")

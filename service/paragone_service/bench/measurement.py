@@ -8,17 +8,14 @@ from paragone_models.errors import ModelError
 from paragone_models.files.loading import load_model
 from paragone_models.model import PreferenceModel
 from paragone_models.text.reader import Reading
+from paragone_service.bench import BenchError
 from paragone_service.bench.compute import Compute, measure
-from paragone_service.bench.load import DIALECTS, Level, LoadError, ScoredText, ask_all, served
-from paragone_service.bench.workload import TextGroup, WorkloadError, from_file, made_up, readings
+from paragone_service.bench.load import DIALECTS, Level, ScoredText, ask_all, served_model
+from paragone_service.bench.workload import TextGroup, from_file, made_up, readings
 
-__all__ = ["Measurement", "Plan", "PlanError", "Side", "run"]
+__all__ = ["Measurement", "Plan", "Side", "run"]
 
 _WARM_UP = 3
-
-
-class PlanError(ValueError):
-    """A plan cannot be measured."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +76,10 @@ def run(plan: Plan, *, say: Callable[[str], None], machine: Mapping[str, str]) -
         machine: what it runs on, in words.
 
     Raises:
-        PlanError: if the model cannot be loaded, its texts cannot be used, or a server cannot be asked.
+        BenchError: if the model cannot be loaded, its texts cannot be used, or a server cannot be asked.
     """
     if plan.dialect not in DIALECTS:
-        raise PlanError(f"--dialect is {plan.dialect!r}; it must be one of {', '.join(DIALECTS)}")
+        raise BenchError(f"--dialect is {plan.dialect!r}; it must be one of {', '.join(DIALECTS)}")
     try:
         say(f"loading {plan.model}")
         model = load_model(plan.model, device=plan.device, dtype=plan.dtype)
@@ -97,8 +94,8 @@ def run(plan: Plan, *, say: Callable[[str], None], machine: Mapping[str, str]) -
         rest = [_interleaved(groups, read) for groups, read in workloads[plan.turns + 1 :]]
         del model  # its memory is the server's now
         sides = _over_http(plan, rest, say)
-    except (ModelError, WorkloadError, LoadError) as error:
-        raise PlanError(str(error)) from error
+    except ModelError as error:
+        raise BenchError(str(error)) from error
     return Measurement(machine, described, compute, sides)
 
 
@@ -106,7 +103,7 @@ def _workloads(plan: Plan, model: PreferenceModel) -> list[tuple[list[TextGroup]
     """Return as many workloads as there are turns, one to warm up, and one for every number of clients."""
     count = plan.turns + 1 + len(plan.clients)
     if model.reader is None:
-        raise PlanError(f"{plan.model} has no tokenizer files: there is nothing to read texts with")
+        raise BenchError(f"{plan.model} has no tokenizer files: there is nothing to read texts with")
     if plan.data:
         everything = from_file(plan.data, plan.groups * count)
         parts = [everything[start : start + plan.groups] for start in range(0, len(everything), plan.groups)]
@@ -131,7 +128,7 @@ def _interleaved(groups: Sequence[TextGroup], read: Sequence[Sequence[Reading]])
 def _over_http(plan: Plan, workloads: Sequence[Sequence[ScoredText]], say: Callable[[str], None]) -> list[Side]:
     cold, warm, other = list[Level](), list[Level](), list[Level]()
     say("starting paragone serve")
-    with served(plan.model, ["--device", plan.device, "--dtype", plan.dtype]) as address:
+    with served_model(plan.model, ["--device", plan.device, "--dtype", plan.dtype]) as address:
         for _ in range(_WARM_UP):  # first requests pay for imports and thread pools
             ask_all(address, "paragone", [ScoredText("warm", "up", "")], clients=1, batch=1)
         for clients, texts in zip(plan.clients, workloads, strict=True):

@@ -15,12 +15,9 @@ from typing import Any
 
 from paragone_models.errors import TextError
 from paragone_models.text.reader import Reading, TextReader, conversation
+from paragone_service.bench import BenchError
 
-__all__ = ["TextGroup", "WorkloadError", "from_file", "made_up", "readings"]
-
-
-class WorkloadError(ValueError):
-    """The texts to measure with cannot be used."""
+__all__ = ["TextGroup", "from_file", "made_up", "readings"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def from_file(path: Path, groups: int) -> list[TextGroup]:
             ``rejected``, all texts.
 
     Raises:
-        WorkloadError: if the file cannot be read, a row lacks a field, or there are fewer groups than wanted.
+        BenchError: if the file cannot be read, a row lacks a field, or there are fewer groups than wanted.
     """
     # Dictionaries without values: sets that keep their order.
     by_prompt: dict[str, dict[str, None]] = {}
@@ -71,14 +68,12 @@ def from_file(path: Path, groups: int) -> list[TextGroup]:
                     prompt, texts = _row(json.loads(line), f"{path}:{number}")
                     by_prompt.setdefault(prompt, {}).update(dict.fromkeys(texts))
     except (OSError, ValueError) as error:
-        if isinstance(error, WorkloadError):
+        if isinstance(error, BenchError):
             raise
-        raise WorkloadError(f"cannot read {path}: {error}") from error
+        raise BenchError(f"cannot read {path}: {error}") from error
     complete = [TextGroup(prompt, tuple(texts)) for prompt, texts in by_prompt.items() if len(texts) > 1]
     if len(complete) < groups:
-        raise WorkloadError(
-            f"{path} has {len(complete)} prompts with two responses or more; {groups} groups are wanted"
-        )
+        raise BenchError(f"{path} has {len(complete)} prompts with two responses or more; {groups} groups are wanted")
     return complete[:groups]
 
 
@@ -86,7 +81,7 @@ def readings(groups: Sequence[TextGroup], reader: TextReader) -> list[list[Readi
     """Return what the model sees of every response of every group.
 
     Raises:
-        WorkloadError: if the model refuses one.
+        BenchError: if the model refuses one.
     """
     read = iter(reader.read([conversation(group.prompt, text) for group in groups for text in group.responses]))
     return [[_readable(next(read)) for _ in group.responses] for group in groups]
@@ -94,17 +89,17 @@ def readings(groups: Sequence[TextGroup], reader: TextReader) -> list[list[Readi
 
 def _readable(reading: Reading | TextError) -> Reading:
     if isinstance(reading, TextError):
-        raise WorkloadError(f"the model refuses a text of the workload: {reading}; give shorter ones with --tokens")
+        raise BenchError(f"the model refuses a text of the workload: {reading}; give shorter ones with --tokens")
     return reading
 
 
 def _row(row: Any, where: str) -> tuple[str, list[str]]:
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise WorkloadError(f"{where}: field 'prompt' must be text")
+        raise BenchError(f"{where}: field 'prompt' must be text")
     for names in (("first", "second"), ("chosen", "rejected")):
         if all(isinstance(row.get(name), str) for name in names):
             return row["prompt"], [row[name] for name in names]
     texts = row.get("responses")
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise WorkloadError(f"{where}: give texts as 'responses', 'first' and 'second', or 'chosen' and 'rejected'")
+        raise BenchError(f"{where}: give texts as 'responses', 'first' and 'second', or 'chosen' and 'rejected'")
     return row["prompt"], texts

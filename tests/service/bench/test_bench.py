@@ -8,10 +8,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from paragone_service.bench import BenchError
 from paragone_service.bench.bench_command import _show, bench
 from paragone_service.bench.bench_report import as_json, page
 from paragone_service.bench.compute import Compute
-from paragone_service.bench.load import DIALECTS, Level, LoadError, ScoredText, ask_all, served
+from paragone_service.bench.load import DIALECTS, Level, ScoredText, ask_all, served_model
 from paragone_service.bench.measurement import Measurement, Side
 
 APP = typer.Typer()
@@ -21,7 +22,7 @@ TEXTS = [ScoredText("Why?", f"Because of {number}.", f"Why? Because of {number}.
 
 @pytest.fixture(scope="module")
 def address():
-    with served("builtin:mini-bradley-terry") as url:
+    with served_model("builtin:mini-bradley-terry") as url:
         yield url
 
 
@@ -34,14 +35,14 @@ def test_every_response_is_sent_once_whatever_the_number_of_clients(address):
 
 
 def test_a_server_of_another_dialect_and_none_at_all_are_refused(address):
-    with pytest.raises(LoadError, match="/classify answered 404"):
+    with pytest.raises(BenchError, match="/classify answered 404"):
         ask_all(address, "vllm", TEXTS, clients=1, batch=1)
-    with pytest.raises(LoadError, match=r"cannot ask http://127\.0\.0\.1:9/"):
+    with pytest.raises(BenchError, match=r"cannot ask http://127\.0\.0\.1:9/"):
         ask_all("http://127.0.0.1:9", "tei", TEXTS, clients=1, batch=1)
 
 
 def test_a_model_that_cannot_be_served_is_reported_with_the_servers_last_words():
-    with pytest.raises(LoadError, match="before it was ready"), served("no/such/folder"):
+    with pytest.raises(BenchError, match="before it was ready"), served_model("no/such/folder"):
         pass
 
 
@@ -96,7 +97,7 @@ def test_the_command_measures_and_leaves_json_and_a_page(tmp_path):
 
 
 def test_without_the_look_of_reports_the_numbers_are_there_and_the_remedy_too(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "paragone_evaluation.report", None)
+    monkeypatch.setitem(sys.modules, "paragone_evaluation.report.page", None)
     compute = Compute(8, 0.5, 1.0, 2.0, 1e9, 0.25, 100, 150, 50)
     _show(Measurement({}, {"model": "mini"}, compute, [Side("ours", [Level(1, 8, 2.0, 10.0, 20.0, 30.0)])]), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]

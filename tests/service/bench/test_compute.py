@@ -5,7 +5,7 @@ import torch
 
 from paragone_models import load_model
 from paragone_models.text.reader import EncodeItem
-from paragone_service.bench.compute import measure, operations, padded_tokens, peak
+from paragone_service.bench.compute import _operations, _padded_tokens, _peak, measure
 
 
 def item(prompt, response):
@@ -22,8 +22,8 @@ def model():
 
 
 def test_plain_transformers_computes_the_longest_of_every_batch_of_input_order():
-    assert padded_tokens(GROUPS, batch=2) == 2 * 7 + 8
-    assert padded_tokens(GROUPS) == 3 * 8
+    assert _padded_tokens(GROUPS, batch=2) == 2 * 7 + 8
+    assert _padded_tokens(GROUPS) == 3 * 8
 
 
 def test_operations_are_two_per_weight_and_token_and_four_per_key_that_is_seen(model):
@@ -34,7 +34,7 @@ def test_operations_are_two_per_weight_and_token_and_four_per_key_that_is_seen(m
     seen = sum(range(1, 4)) + sum(range(4, 8)) + sum(range(4, 6)) + sum(range(1, 3)) + sum(range(3, 9))
     width = config.num_attention_heads * config.head_dim
     expected = 2 * layers * 17 + 4 * config.num_hidden_layers * width * seen
-    assert operations(model, GROUPS, 17) == pytest.approx(expected)
+    assert _operations(model, GROUPS, 17) == pytest.approx(expected)
 
 
 def test_a_turn_computes_a_shared_prompt_once_and_an_earlier_turn_gives_it_nothing(model):
@@ -56,4 +56,4 @@ def test_one_turn_alone_is_refused_because_it_only_warms_up(model):
 
 
 def test_the_peak_of_a_matrix_product_is_positive():
-    assert peak(torch.device("cpu"), torch.float32, size=64) > 0
+    assert _peak(torch.device("cpu"), torch.float32, size=64) > 0

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from paragone_models import load_model
-from paragone_service.bench.workload import TextGroup, WorkloadError, from_file, made_up, readings
+from paragone_service.bench import BenchError
+from paragone_service.bench.workload import TextGroup, from_file, made_up, readings
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +52,11 @@ def test_a_file_gives_the_distinct_responses_of_a_prompt(tmp_path, rows):
 def test_a_file_that_cannot_be_used_is_refused(tmp_path, line, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(line + "\n")
-    with pytest.raises(WorkloadError, match=message):
+    with pytest.raises(BenchError, match=message):
         from_file(path, 1)
 
 
 def test_a_text_that_the_model_refuses_stops_the_measurement(model):
     assert [len(read) for read in readings([TextGroup("Why?", ("Because.", "No."))], model.reader)] == [2]
-    with pytest.raises(WorkloadError, match="refuses a text of the workload"):
+    with pytest.raises(BenchError, match="refuses a text of the workload"):
         readings([TextGroup("", ("Because.", "No."))], model.reader)

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paragone_evaluation.report import COLOURS, Figure, Line, Section, Table, line_chart, render_page
+from paragone_evaluation.report.charts import COLOURS, Line, line_chart
+from paragone_evaluation.report.page import Figure, PageSection, PageTable, render_page
 from paragone_training.policy.rows.folder import read_json, write_text
 from paragone_training.policy.rows.rows import read_responses
 
@@ -26,8 +27,8 @@ def write_report(folder: Path) -> None:
     metrics = [read_json(path) for path in sorted(folder.glob("iteration-*/metrics.json"))]
     charts = [*_evaluation_charts(metrics), *_training_charts(folder), *_table_charts(metrics)]
     sections = [
-        *([Section("How it went", figures=charts)] if charts else ()),
-        Section("Numbers", tables=[_numbers(metrics)]),
+        *([PageSection("How it went", figures=charts)] if charts else ()),
+        PageSection("Numbers", tables=[_numbers(metrics)]),
         *_answers(folder),
     ]
     page = render_page(
@@ -114,7 +115,7 @@ def _chart(
     return Figure(title[0].upper() + title[1:], chart, lines)
 
 
-def _numbers(metrics: Sequence[_Values]) -> Table:
+def _numbers(metrics: Sequence[_Values]) -> PageTable:
     head = ("iteration", "pairs", "cyclic", "omega", "oracle: win rate", "lengths alike", "judge: win rate",
             "lengths alike", "characters", "KL", "sampling s", "waiting s", "all s")  # fmt: skip
     rows = []
@@ -132,17 +133,17 @@ def _numbers(metrics: Sequence[_Values]) -> Table:
         cells += [_short(evaluation.get("iterate", {}).get("characters")), _short(evaluation.get("kl_to_initial"))]
         cells += [_short(row.get(name)) for name in ("sampling_s", "waiting_for_oracle_s", "seconds")]
         rows.append(cells)
-    return Table(head, rows, range(1, len(head)))
+    return PageTable(head, rows, range(1, len(head)))
 
 
-def _answers(folder: Path) -> list[Section]:
+def _answers(folder: Path) -> list[PageSection]:
     files = sorted(folder.glob("evaluation-*/samples.parquet"))
     if len(files) < 2:
         return []
     first, last = read_responses(files[0]), read_responses(files[-1])
     rows = [[before.prompt, before.text, after.text] for before, after in zip(first, last, strict=True)]
     head = ("prompt", "before", f"after {int(files[-1].parent.name[-2:])} iterations")
-    return [Section("Answers to held-out prompts", tables=[Table(head, rows[:_ANSWERS], texts=True)])]
+    return [PageSection("Answers to held-out prompts", tables=[PageTable(head, rows[:_ANSWERS], texts=True)])]
 
 
 def _short(value: Any) -> str:
