@@ -28,7 +28,7 @@ import transformers
 from texts import add_data, pair_rows
 from training_setup import DECODERS, Watch, decoder
 
-from paragone_models.files.sources import policy_folder
+from paragone_models.files.sources import builtin_folder
 from paragone_training.policy.gradient.trainer import policy_trainer
 from paragone_training.policy.methods.registry import method_of
 from paragone_training.policy.model.logprobs import ResponseLogprobs, frozen_logprobs
@@ -98,7 +98,7 @@ def prepare(folder, arguments):
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = decoder(arguments.size)
     model.save_pretrained(folder / "model")
-    transformers.AutoTokenizer.from_pretrained(policy_folder("mini-policy")).save_pretrained(folder / "model")
+    transformers.AutoTokenizer.from_pretrained(builtin_folder("mini-policy")).save_pretrained(folder / "model")
     names = ("pairs_per_pass", "pairs_per_step", "threads", "bf16", "gradient_checkpointing", "trl_compact")
     settings = {name: getattr(arguments, name) for name in names} | {"beta": BETA, "learning_rate": 1e-6}
     (folder / "settings.json").write_text(json.dumps(settings))

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from paragone_models.comparator import Comparator
 from paragone_models.errors import NonFiniteError, TextError
-from paragone_models.files.identity import fingerprint_of
 from paragone_models.machine import CANDIDATES, Budget, best_budget
 from paragone_models.network import AbsentBackbone, PreferenceNetwork, gather_reads
 from paragone_models.packing.backend import choose
@@ -25,7 +24,7 @@ from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import EncodeItem, TextReader, Truncation, conversation, read_plan
 from paragone_models.text.template import Message
 
-__all__ = ["LocalForward", "PreferenceModel", "Provenance", "Scores", "batches", "encode_padded"]
+__all__ = ["LocalForward", "PreferenceModel", "Provenance", "Scores", "batches"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +104,7 @@ class LocalForward:
         if self.packer is None or not items:
             # Of one token: every sequence runs alone, so that no neighbour can change its bits.
             budget = 1 if self.deterministic else self.max_batch_tokens
-            return encode_padded(self._network, items, max_batch_tokens=budget)
+            return _encode_padded(self._network, items, max_batch_tokens=budget)
         if len({len(item.reads) for item in items}) > 1:
             raise ValueError("items of one call must have the same number of reads")
         return self.packer.encode(items)
@@ -136,7 +135,7 @@ class LocalForward:
         return budget
 
     def _padded_trial(self, max_tokens: int, items: Sequence[EncodeItem]) -> int:
-        encode_padded(self._network, items, max_batch_tokens=max_tokens)
+        _encode_padded(self._network, items, max_batch_tokens=max_tokens)
         return sum(len(item.token_ids) for item in items)
 
     def _packer(self, run: Forward, prompt_cache_bytes: int | None) -> Packer:
@@ -157,7 +156,7 @@ class LocalForward:
 
 
 @torch.inference_mode()
-def encode_padded(network: PreferenceNetwork, items: Sequence[EncodeItem], *, max_batch_tokens: int) -> Tensor:
+def _encode_padded(network: PreferenceNetwork, items: Sequence[EncodeItem], *, max_batch_tokens: int) -> Tensor:
     """Return the hidden states at each item's reads, in the order of the items, from padded batches.
 
     Returns:
@@ -200,7 +199,7 @@ class Provenance:
         name: short name, the last part of the source unless given.
         source: what was given to ``load_model``.
         revision: hub commit or the revision asked for, or None.
-        identity: 64 hexadecimal digits, see ``paragone_models.files.identity``.
+        identity: 64 hexadecimal digits, see ``ModelSpec.identity``.
         numerics: dtype, kernels and library versions.
     """
 
@@ -260,7 +259,7 @@ class PreferenceModel:
         self.local = local or LocalForward(network, max_batch_tokens=self.budget.tokens)
         self.first_token = first_token
         self.comparator = Comparator(spec.kind, spec.dimension, spec.temperature, spec.attributes, spec.weights)
-        self.fingerprint = fingerprint_of(provenance.identity, provenance.numerics, spec)
+        self.fingerprint = spec.fingerprint(provenance.identity, provenance.numerics)
 
     @property
     def name(self) -> str:

@@ -1,5 +1,6 @@
-"""What a preference model is, apart from its weights: the contents of ``paragone.json``."""
+"""What a preference model is, apart from its weights: the contents of ``paragone.json``, and its identity."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -56,6 +57,21 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
     return isinstance(value, list | tuple) and all(map(of, value))
+
+
+# Fields of a spec that change a representation; temperature, weights and calibration only change answers.
+_IDENTITY_FIELDS = (
+    "kind",
+    "dimension",
+    "pooling",
+    "gate",
+    "normalise",
+    "max_length",
+    "special_tokens",
+    "bos",
+    "reasoning",
+    "final_eos",
+)
 
 
 @dataclass(frozen=True)
@@ -140,6 +156,33 @@ class ModelSpec:
     def blocks(self) -> int:
         """Number of 2-blocks of the general preference part, 0 where there is none."""
         return self.rules.blocks(self.dimension)
+
+    def identity(self, weights: str, tokenizer: str | None) -> str:
+        """Return the identity of a model: equal if and only if its representations of all texts are meant to be equal.
+
+        Args:
+            weights: content hash, or hub id and commit, of backbone and head.
+            tokenizer: from ``tokenizer_hash``, or None where the model has none.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        values = asdict(self)
+        parts = {"weights": weights, "tokenizer": tokenizer, **{name: values[name] for name in _IDENTITY_FIELDS}}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def fingerprint(self, identity: str, numerics: Mapping[str, str]) -> str:
+        """Return the fingerprint of a model's answers: identity, numerics, and what turns representations into answers.
+
+        Args:
+            numerics: dtype, kernels and library versions.
+
+        Returns:
+            32 hexadecimal digits.
+        """
+        answers = [self.temperature, self.weights, self.attributes, self.calibrated]
+        parts = [identity, dict(numerics), answers]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def to_json(self) -> str:
         """Return the text of ``paragone.json``."""

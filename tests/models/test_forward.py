@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paragone_models.model import batches, encode_padded
+from paragone_models.model import _encode_padded, batches
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import EncodeItem, read_plan
 from tests.models import tiny
@@ -29,10 +29,10 @@ def test_every_sequence_runs_once_and_no_batch_is_over_budget_unless_it_is_one_s
 def test_batches_equal_one_by_one_in_the_order_of_the_items(budget):
     network = tiny.make_network(GATED)
     items = items_of(tiny.sequences(9))
-    together = encode_padded(network, items, max_batch_tokens=budget)
+    together = _encode_padded(network, items, max_batch_tokens=budget)
     assert together.shape == (9, 2, tiny.HIDDEN)
     for row, item in enumerate(items):
-        alone = encode_padded(network, [item], max_batch_tokens=10_000)[0]
+        alone = _encode_padded(network, [item], max_batch_tokens=10_000)[0]
         torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-5)
 
 
@@ -40,7 +40,7 @@ def test_the_hidden_states_are_those_of_the_backbone():
     network = tiny.make_network(GATED)
     sequence = tiny.sequences(1)[0]
     hidden = network.backbone(input_ids=torch.tensor([sequence])).last_hidden_state[0]
-    states = encode_padded(network, items_of([sequence]), max_batch_tokens=64)[0]
+    states = _encode_padded(network, items_of([sequence]), max_batch_tokens=64)[0]
     torch.testing.assert_close(states[0], hidden[1], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(states[1], hidden[2:].mean(dim=0), atol=1e-5, rtol=1e-5)
 
@@ -48,19 +48,19 @@ def test_the_hidden_states_are_those_of_the_backbone():
 def test_hidden_states_come_out_in_float32():
     network = tiny.make_network(GATED)
     network.backbone.bfloat16()
-    assert encode_padded(network, items_of(tiny.sequences(2)), max_batch_tokens=64).dtype == torch.float32
+    assert _encode_padded(network, items_of(tiny.sequences(2)), max_batch_tokens=64).dtype == torch.float32
 
 
 def test_no_items_give_no_states():
-    assert encode_padded(tiny.make_network(GATED), [], max_batch_tokens=64).shape == (0, 2, tiny.HIDDEN)
+    assert _encode_padded(tiny.make_network(GATED), [], max_batch_tokens=64).shape == (0, 2, tiny.HIDDEN)
 
 
 def test_items_with_different_reads_are_refused():
     items = [EncodeItem([5, 6], ((0, 1),), 1), EncodeItem([5, 6], ((0, 1), (1, 2)), 1)]
     with pytest.raises(ValueError, match="the same number of reads"):
-        encode_padded(tiny.make_network(GATED), items, max_batch_tokens=64)
+        _encode_padded(tiny.make_network(GATED), items, max_batch_tokens=64)
 
 
 def test_a_budget_below_one_token_is_refused():
     with pytest.raises(ValueError, match="max_batch_tokens is 0"):
-        encode_padded(tiny.make_network(GATED), [], max_batch_tokens=0)
+        _encode_padded(tiny.make_network(GATED), [], max_batch_tokens=0)

@@ -1,9 +1,10 @@
 """``load_model``: from a source to a model that answers, or a refusal that says why."""
 
+import hashlib
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +15,6 @@ from transformers import AutoTokenizer
 
 from paragone_models.errors import ModelLoadError
 from paragone_models.files import checkpoints, formats
-from paragone_models.files.identity import hash_files, identity_of, tokenizer_hash
 from paragone_models.files.sources import Resolved, resolve
 from paragone_models.kinds import KINDS
 from paragone_models.machine import DEFAULTS, ELSEWHERE, Budget, automatic_dtype
@@ -22,6 +22,7 @@ from paragone_models.model import LocalForward, PreferenceModel, Provenance
 from paragone_models.network import PreferenceNetwork
 from paragone_models.spec import Bos, Head, ModelSpec, Reasoning, SpecialTokens
 from paragone_models.text.reader import TextReader
+from paragone_models.text.template import tokenizer_hash
 
 __all__ = ["load_model"]
 
@@ -131,9 +132,8 @@ def load_model(
         name=name or where.name,
         source=where.source,
         revision=where.commit,
-        identity=identity_of(
+        identity=spec.identity(
             _weights_hash(where),
-            spec,
             None if reader is None else tokenizer_hash(reader.tokenizer, reader.template.source),
         ),
         numerics=_numerics(local, options),
@@ -278,7 +278,18 @@ def _weights_hash(where: Resolved) -> str:
     # A commit names its content; local files have to be read for it.
     if where.commit is not None:
         return f"{where.source}@{where.commit}"
-    return hash_files([*where.folder.glob("*.safetensors"), where.folder / "config.json"])
+    return _hash_files([*where.folder.glob("*.safetensors"), where.folder / "config.json"])
+
+
+def _hash_files(paths: Iterable[Path]) -> str:
+    """Return a hash of the files' contents, in the order of their names."""
+    total = hashlib.sha256()
+    # A digest of digests, so that the borders between files count.
+    for path in sorted(paths, key=lambda path: path.name):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        total.update(digest)
+    return total.hexdigest()
 
 
 def _numerics(local: LocalForward, options: formats.Options) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from paragone_models.errors import ModelLoadError
 
-__all__ = ["NAMES", "POLICIES", "Resolved", "builtin_folder", "policy_folder", "resolve", "tokenizer_folder"]
+__all__ = ["NAMES", "POLICIES", "Resolved", "builtin_folder", "resolve", "tokenizer_folder"]
 
 _ROOT = Path(__file__).parents[1] / "builtin"
 
@@ -24,15 +24,12 @@ _DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tikt
 
 
 def builtin_folder(name: str) -> Path:
-    """Return the folder of a built-in model.
-
-    Args:
-        name: one of ``NAMES``.
+    """Return the folder of a built-in model or policy.
 
     Raises:
         KeyError: if there is no such model.
     """
-    if name not in NAMES:
+    if name not in (*NAMES, *POLICIES):
         raise KeyError(name)
     return _ROOT / name
 
@@ -40,20 +37,6 @@ def builtin_folder(name: str) -> Path:
 def tokenizer_folder() -> Path:
     """Return the folder of the tokenizer that all built-in models share."""
     return _ROOT / "tokenizer"
-
-
-def policy_folder(name: str) -> Path:
-    """Return the folder of a built-in policy: a causal language model to train, which no server hosts as an oracle.
-
-    Args:
-        name: one of ``POLICIES``.
-
-    Raises:
-        KeyError: if there is no such policy.
-    """
-    if name not in POLICIES:
-        raise KeyError(name)
-    return _ROOT / name
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from paragone_models.packing.native import NativeOperations, kernels, speedup
 from paragone_models.packing.packer import Forward, Packer, PromptStore
 from paragone_models.text.reader import EncodeItem
 
-__all__ = ["PACKED", "choose", "disagreement", "failure_of", "refusal", "through_model", "tolerance", "ways"]
+__all__ = ["PACKED", "choose", "failure_of", "refusal", "through_model", "tolerance", "ways"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def choose(backbone: nn.Module) -> tuple[str, Forward] | str:
     reasons = []
     # In order of speed, so the first one that agrees is the one to take.
     for name, forward in ways(backbone):
-        difference = failure_of(partial(disagreement, backbone, forward))
+        difference = failure_of(partial(_disagreement, backbone, forward))
         if difference is None:
             return name, forward
         reasons.append(f"{name}: {difference}")
@@ -156,7 +156,7 @@ def through_model(backbone: nn.Module, attend: Attend) -> Forward:
     return forward
 
 
-def disagreement(backbone: nn.Module, forward: Forward) -> str | None:
+def _disagreement(backbone: nn.Module, forward: Forward) -> str | None:
     """Return how packed passes differ from running sequences one by one, or None if they agree.
 
     Args:

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from paragone_models.packing.attention import Attend, Rule, Run
 
-__all__ = ["Borders", "flex_attention", "torch_kernel", "varlen_attention"]
+__all__ = ["flex_attention", "torch_kernel", "varlen_attention"]
 
 
 @dataclass(frozen=True, slots=True)
-class Borders:
+class _Borders:
     """Where queries and keys of each node begin and end.
 
     Attributes:
@@ -48,12 +48,12 @@ class Borders:
 class _Kernel(Protocol):
     """Causal attention over sequences of several lengths, aligned at their ends."""
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, borders: Borders, rule: Rule) -> Tensor:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, borders: _Borders, rule: Rule) -> Tensor:
         """Return what every query reads, as [T, Hq, D], from query [T, Hq, D], key and value [S, Hk, D] each."""
         ...
 
 
-def _borders(run: Run, device: torch.device) -> Borders:
+def _borders(run: Run, device: torch.device) -> _Borders:
     layout = run.layout
     earlier = layout.earlier
     starts, offset = dict(layout.rows), len(layout.tokens)
@@ -68,7 +68,7 @@ def _borders(run: Run, device: torch.device) -> Borders:
         rows += parts
         keys.append(keys[-1] + sum(len(part) for part in parts))
         queries.append(queries[-1] + last - first)
-    return Borders(
+    return _Borders(
         gather=torch.cat(rows).to(device) if layout.above else None,
         earlier=earlier,
         queries=torch.tensor(queries, dtype=torch.int32, device=device),
@@ -108,7 +108,7 @@ def _parameters() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def torch_kernel(query: Tensor, key: Tensor, value: Tensor, borders: Borders, rule: Rule) -> Tensor:
+def torch_kernel(query: Tensor, key: Tensor, value: Tensor, borders: _Borders, rule: Rule) -> Tensor:
     """Run ``torch.nn.attention.varlen.varlen_attn``, whose options differ between torch versions.
 
     Raises:

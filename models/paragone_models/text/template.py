@@ -5,6 +5,7 @@ special-token strings inside messages, and doubled beginning-of-sequence tokens.
 """
 
 import datetime
+import hashlib
 import inspect
 import json
 import re
@@ -16,7 +17,7 @@ from jinja2.exceptions import TemplateError
 from paragone_models.errors import ModelLoadError, TextError
 from paragone_models.spec import ModelSpec
 
-__all__ = ["OPTIONAL_FIELDS", "ChatTemplate", "Message"]
+__all__ = ["OPTIONAL_FIELDS", "ChatTemplate", "Message", "tokenizer_hash"]
 
 Message = Mapping[str, Any]
 
@@ -276,6 +277,19 @@ class ChatTemplate:
             return _PROBE in self._applied([*messages[:index], probe, *messages[index + 1 :]], tools)
         except TextError:  # it wants something of that text, so it reads it
             return True
+
+
+def tokenizer_hash(tokenizer: Any, template: str) -> str:
+    """Return a hash of what turns text into tokens.
+
+    Args:
+        template: its chat template, date frozen.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    table = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    named = json.dumps(tokenizer.special_tokens_map, sort_keys=True)  # templates write these, policies append them
+    # With its length before each part, so that no two pairs of texts join to the same bytes.
+    return hashlib.sha256(f"{len(table)}:{table}{len(named)}:{named}{template}".encode()).hexdigest()
 
 
 def _surroundings(tokenizer: Any) -> tuple[list[int], list[int]]:

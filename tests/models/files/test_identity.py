@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from paragone_models.files.identity import fingerprint_of, hash_files, identity_of, tokenizer_hash
+from paragone_models.files.loading import _hash_files
 from paragone_models.spec import ModelSpec
+from paragone_models.text.template import tokenizer_hash
 from tests.models import tiny
 
 SPEC = ModelSpec(kind="general-preference", dimension=4, gate="softmax")
@@ -13,10 +14,10 @@ RATINGS = ModelSpec(kind="regression", dimension=2, attributes=("one", "two"))
 
 
 def test_an_identity_has_64_hexadecimal_digits_and_a_fingerprint_32():
-    identity = identity_of("weights", SPEC, "tokenizer")
+    identity = SPEC.identity("weights", "tokenizer")
     assert len(identity) == 64
     int(identity, 16)
-    assert len(fingerprint_of(identity, {}, SPEC)) == 32
+    assert len(SPEC.fingerprint(identity, {})) == 32
 
 
 @pytest.mark.parametrize(
@@ -34,22 +35,22 @@ def test_an_identity_has_64_hexadecimal_digits_and_a_fingerprint_32():
     ],
 )
 def test_what_changes_a_representation_changes_the_identity(change):
-    assert identity_of("w", replace(SPEC, **change), "t") != identity_of("w", SPEC, "t")
+    assert replace(SPEC, **change).identity("w", "t") != SPEC.identity("w", "t")
 
 
 def test_weights_and_tokenizer_change_the_identity():
-    assert len({identity_of("w", SPEC, "t"), identity_of("v", SPEC, "t"), identity_of("w", SPEC, None)}) == 3
+    assert len({SPEC.identity("w", "t"), SPEC.identity("v", "t"), SPEC.identity("w", None)}) == 3
 
 
 @pytest.mark.parametrize(
     "change", [{"temperature": 0.2}, {"calibrated": True}, {"domain": "all"}, {"demonstration": True}]
 )
 def test_what_only_changes_answers_does_not_change_the_identity(change):
-    assert identity_of("w", replace(SPEC, **change), "t") == identity_of("w", SPEC, "t")
+    assert replace(SPEC, **change).identity("w", "t") == SPEC.identity("w", "t")
 
 
 def test_attribute_weights_do_not_change_the_identity():
-    assert identity_of("w", replace(RATINGS, weights=(1.0, 2.0)), "t") == identity_of("w", RATINGS, "t")
+    assert replace(RATINGS, weights=(1.0, 2.0)).identity("w", "t") == RATINGS.identity("w", "t")
 
 
 def test_temperature_weights_calibration_and_numerics_change_the_fingerprint():
@@ -60,17 +61,17 @@ def test_temperature_weights_calibration_and_numerics_change_the_fingerprint():
         ({}, replace(RATINGS, weights=(1.0, 2.0))),
         ({}, replace(RATINGS, calibrated=True)),
     ]
-    assert len({fingerprint_of("identity", numerics, spec) for numerics, spec in variants}) == len(variants)
+    assert len({spec.fingerprint("identity", numerics) for numerics, spec in variants}) == len(variants)
 
 
 def test_files_are_hashed_by_content_in_the_order_of_their_names(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_bytes(b"1")
     two.write_bytes(b"2")
-    before = hash_files([one, two])
-    assert before == hash_files([two, one])
+    before = _hash_files([one, two])
+    assert before == _hash_files([two, one])
     two.write_bytes(b"3")
-    assert hash_files([one, two]) != before
+    assert _hash_files([one, two]) != before
 
 
 def test_template_vocabulary_and_named_tokens_change_the_hash_of_a_tokenizer():

@@ -15,7 +15,7 @@ from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.packing import attention, backend, cpu
 from paragone_models.packing.backend import PACKED, refusal, through_model
 from paragone_models.packing.cpu import DecoderForward, attend_blocks
-from paragone_models.packing.gpu import Borders, flex_attention, varlen_attention
+from paragone_models.packing.gpu import _Borders, flex_attention, varlen_attention
 from paragone_models.packing.segments import segments_attention
 from paragone_models.spec import ModelSpec
 from tests.models import packs
@@ -134,8 +134,8 @@ def test_a_cap_that_is_left_out_would_be_seen(decoders):
     def uncapped(run, layer, query, key, value, rule):
         return attend_blocks(run, layer, query, key, value, dataclasses.replace(rule, cap=None))
 
-    assert backend.disagreement(model, through_model(model, attend_blocks)) is None
-    assert "off by" in backend.disagreement(model, through_model(model, uncapped))
+    assert backend._disagreement(model, through_model(model, attend_blocks)) is None
+    assert "off by" in backend._disagreement(model, through_model(model, uncapped))
 
 
 def test_a_window_that_is_left_out_would_be_seen(decoders):
@@ -325,7 +325,7 @@ def test_items_with_different_reads_are_refused_before_they_run(decoders):
         LocalForward(network, max_batch_tokens=64).encode(items)
 
 
-def reference_kernel(query, key, value, where: Borders, rule):
+def reference_kernel(query, key, value, where: _Borders, rule):
     """What a varlen kernel computes, by plain products: causal, aligned at the ends, windowed."""
     group = query.shape[1] // key.shape[1]
     outs = []

@@ -10,7 +10,7 @@ from transformers import Qwen3ForCausalLM
 from typer.testing import CliRunner
 
 from paragone_evaluation.readers import read_prompts
-from paragone_models.files.sources import NAMES, POLICIES, policy_folder
+from paragone_models.files.sources import NAMES, POLICIES, builtin_folder
 from paragone_training.command import train
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.policy.model.weights import load_policy
@@ -140,7 +140,7 @@ def test_a_language_recipe_that_cannot_be_run_is_refused(mine, setting, message)
 
 def test_the_built_in_policy_is_small_has_a_chat_template_and_is_no_oracle():
     assert not set(POLICIES) & set(NAMES)
-    folder = policy_folder("mini-policy")
+    folder = builtin_folder("mini-policy")
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 8 * 2**20
     policy = load_policy("builtin:mini-policy")
     assert policy.tokenizer.chat_template

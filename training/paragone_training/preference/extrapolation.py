@@ -17,12 +17,12 @@ from torch import Tensor
 
 from paragone_evaluation.readers import Pair
 from paragone_models.errors import ModelLoadError
-from paragone_models.files.identity import tokenizer_hash
 from paragone_models.files.loading import load_model
 from paragone_models.files.saving import save_model
 from paragone_models.kinds import KINDS
 from paragone_models.model import PreferenceModel
 from paragone_models.spec import ModelSpec
+from paragone_models.text.template import tokenizer_hash
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.errors import RecipeError

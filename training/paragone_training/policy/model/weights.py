@@ -19,7 +19,7 @@ from torch.distributed.fsdp import StateDictType
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from paragone_models.files.sources import policy_folder
+from paragone_models.files.sources import POLICIES, builtin_folder
 from paragone_training.adapters import take_adapters, with_adapters
 from paragone_training.errors import RecipeError
 from paragone_training.policy.errors import RunError
@@ -55,12 +55,10 @@ def resolve_policy(source: str) -> str:
     """
     if not source.startswith("builtin:"):
         return source
-    try:
-        return str(policy_folder(source.removeprefix("builtin:")))
-    except KeyError:
-        raise RecipeError(
-            f"policy.source {source!r}: there is no such built-in policy; try builtin:mini-policy"
-        ) from None
+    name = source.removeprefix("builtin:")
+    if name not in POLICIES:
+        raise RecipeError(f"policy.source {source!r}: there is no such built-in policy; try builtin:mini-policy")
+    return str(builtin_folder(name))
 
 
 def servable(source: str, revision: str | None) -> str:
