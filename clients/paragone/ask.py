@@ -30,7 +30,7 @@ def ask(
     timeout_s: Annotated[float, typer.Option(help="Give up after so many seconds.")] = 60.0,
 ) -> None:
     """Ask a running service which of two responses to a prompt is preferred."""
-    if [prompt, first, second].count("-") > 1:
+    if [prompt, first, second].count("-") > 1:  # it can be read only once
         raise typer.BadParameter("the standard input (-) can be only one of the three texts")
     texts = [_text(argument) for argument in (prompt, first, second)]
     try:
@@ -43,7 +43,7 @@ def ask(
             row = checked(answer.preferences)[0]
             info = client.model(answer.model)
         except UnavailableError as error:
-            if error.status is None:
+            if error.status is None:  # no answer at all; a server that is merely busy does not need this hint
                 error.message += "\nIs a server running there? paragone serve starts one."
             raise
     if json:
@@ -90,6 +90,7 @@ def _text(argument: str) -> str:
             raise typer.BadParameter(f"{path}: {error.strerror}") from None
     else:
         return argument
+    # Strict: with replaced bytes it would be another text, and get another answer. The final newline is the editor's.
     try:
         return content.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:

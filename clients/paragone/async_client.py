@@ -83,6 +83,7 @@ class AsyncClient:
             max_bytes_per_request=max_bytes_per_request,
             concurrency=concurrency,
         )
+        # As in ``Client``: no proxy of the environment for this very machine.
         self._http = httpx2.AsyncClient(transport=transport, trust_env=not self._connection.loopback)
         self._memory = IdMemory(remembered_ids or handles)
         self._clock = clock
@@ -231,6 +232,7 @@ class AsyncClient:
                 except UnknownIdError as error:
                     part = part.without_unknown_ids(error)
         except ParagoneError as error:
+            # A part counts its items from 0; the caller knows their places in the batch.
             raise part.renumbered(error) from error.__cause__
 
     async def _send(self, path: str, part: Part[Any] | None = None) -> bytes:

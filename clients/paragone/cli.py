@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None, *, commands: Iterable[EntryPoin
     if not words:
         sys.stderr.write(_help(installed))
         return 2
+    # Made from the names of the entry points: to import all commands for their help would take seconds of torch.
     if words[0] in ("--help", "-h"):
         sys.stdout.write(_help(installed))
         return 0

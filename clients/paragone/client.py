@@ -107,6 +107,7 @@ class Client:
         )
         # A proxy from the environment would be asked for 127.0.0.1 as well, and reach its own machine.
         self._http = httpx2.Client(transport=transport, trust_env=not self._connection.loopback)
+        # Shared by all threads that use this client, so that a text which one has sent the others send by its id.
         self._memory = IdMemory(remembered_ids or handles)
         self._clock = clock
         self._sleep = sleep
@@ -146,6 +147,7 @@ class Client:
             ParagoneError: if there is no answer.
         """
         answer = self.preferences([(prompt, first, second)], model=model, truncation=truncation)
+        # Nothing is reported in place here, but a server that did it all the same must not be read as a number.
         return checked(answer.preferences)[0].probability
 
     def preferences(
@@ -276,6 +278,7 @@ class Client:
             UnknownModelError: if no model of that name is hosted.
             ParagoneError: if there is no answer.
         """
+        # An id is one segment of the path: a slash in it must not lead to another route.
         content = self._send(f"/v1/models/{urllib.parse.quote(id, safe='')}")
         return read_json(ModelInfo, content, "the model")
 
@@ -288,6 +291,7 @@ class Client:
             max_bytes=self._connection.max_bytes,
             memory=self._memory,
         )
+        # Nearly every call is one part: no thread is started for it.
         if len(parts) == 1:
             return self._ask_part(parts[0], _never)
         return merge_answers(parts, self._ask_parts(parts))
@@ -301,6 +305,7 @@ class Client:
         given_up = threading.Event()
         waiting = iter(list(enumerate(parts)))
         turn = threading.Lock()
+        # Parts end in any order. Each answer travels with its place, and an error ends the wait at once.
         finished: queue.SimpleQueue[tuple[int, AnswerT | Exception]] = queue.SimpleQueue()
 
         def work() -> None:

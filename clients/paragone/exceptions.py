@@ -90,6 +90,7 @@ class ParagoneError(Exception):
         details = [
             str(self.code) if self.code else "",
             f"HTTP {self.status}" if self.status else "",
+            # Without an answer there may be no log that knows the request.
             f"request {self.request_id}" if self.request_id and self.status else "",
         ]
         shown = ", ".join(detail for detail in details if detail)
@@ -116,6 +117,7 @@ def _rebuilt(
     )
 
 
+# Each class is also the standard exception that it refines: code that has never heard of Paragone can catch it.
 class RequestError(ParagoneError, ValueError):
     """The request is at fault: change it, do not repeat it."""
 
@@ -176,6 +178,7 @@ class OracleChangedError(ParagoneError, RuntimeError):
     """The parts of one batch were answered by different models, or by one model with different settings."""
 
 
+# Total, and a test holds it to that: a code that is missing here would turn an error into a KeyError.
 EXCEPTIONS: Mapping[ErrorCode, type[ParagoneError]] = MappingProxyType(
     {
         ErrorCode.INVALID_JSON: RequestError,
@@ -209,6 +212,7 @@ EXCEPTIONS: Mapping[ErrorCode, type[ParagoneError]] = MappingProxyType(
     }
 )
 
+# For answers without a code that we know: those of proxies, of other servers, of newer versions of ours.
 _BY_STATUS: Mapping[int, type[ParagoneError]] = MappingProxyType(
     {
         401: KeyRefusedError,
@@ -279,6 +283,6 @@ def checked(rows: Iterable[Row | ItemError]) -> list[Row]:
     answered: list[Row] = []
     for row in rows:
         if isinstance(row, ItemError):
-            raise exception_for(row.error)
+            raise exception_for(row.error)  # the first is enough; whoever wants all of them looks at the rows
         answered.append(row)
     return answered

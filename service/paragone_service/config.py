@@ -26,6 +26,7 @@ __all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_e
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _NAMED_SOURCE = re.compile(rf"({_NAME})=(.+)")
 _DEFAULT_MODEL = "mini-general-preference"
+# A setting of a stronger source → what it replaces in weaker ones.
 _REPLACED = {
     "models": {"models"},
     "api_key": {"api_key", "api_key_file"},
@@ -33,6 +34,7 @@ _REPLACED = {
 }
 _SECRETS = {"api_key", "engine_api_key", "redis_url"}
 _ENGINE = re.compile(rf"({'|'.join(REMOTE_ENGINES)}):(https?://[^\s?#]+)")
+# What a vLLM server decides for itself: set here it would have no effect, and nobody would notice.
 _OWN_ENGINE_ONLY = ("device", "dtype", "deterministic", "prompt_cache_mb")
 
 
@@ -179,6 +181,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
+        # Neither wins: with a guess the server might run with the key that was meant to be replaced.
         if self.api_key is not None and self.api_key_file is not None:
             raise ValueError("api_key and api_key_file are both set: keep one")
         # Safe by default: nobody must find out later that the whole network could use the model.

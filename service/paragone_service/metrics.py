@@ -13,6 +13,7 @@ _TIERS = ("memory", "redis", "coalesced", "miss")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody asks for
 
+# Up to five minutes: a bulk request may wait that long, and the tail is what one looks at.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -104,6 +105,7 @@ class Metrics:
         self.redis_unwritten = Counter(
             "paragone_redis_unwritten_total", "Values not written to Redis: away, or too busy.", registry=registry
         )
+        # Labels exist from the start: a rate over a series that appears later misses its first events.
         for tier in _TIERS:
             self.cache_responses.labels(tier)
 

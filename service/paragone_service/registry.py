@@ -164,6 +164,7 @@ class Registry:
     def _device_of(self, name: str, model: PreferenceModel) -> DeviceThread:
         # A model whose backbone runs elsewhere waits for nobody's turn here.
         device = name if name in self._settings.engines else str(next(model.network.parameters()).device)
+        # One thread a device, and its turn, for all models on it: two at once would fight for memory and cores.
         if device not in self._devices:
             self._devices[device] = DeviceThread(device)
         return self._devices[device]

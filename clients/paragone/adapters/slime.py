@@ -63,6 +63,7 @@ def custom_rm(
             items = [(prompt, sample.response) for prompt, sample in zip(prompts, samples, strict=True)]
             return scalar_rewards(await client.rewards(items, model=model))
         groups = groups_of(prompts)
+        # Against itself it would win half of the time, and 0.5 looks like a reward.
         if any(len(places) == 1 for places in groups):
             raise ValueError(
                 "a sample that is alone with its prompt has no win rate: use --group-rm, or signal='reward'"

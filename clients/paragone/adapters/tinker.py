@@ -59,6 +59,7 @@ def _message(turn: Any) -> dict[str, Any]:
         message["tool_calls"] = [call if isinstance(call, dict) else call.model_dump(mode="json") for call in calls]
     parts = message.get("content")
     if isinstance(parts, list):
+        # Parts of text alone become one text: most chat templates read nothing else.
         thoughts = "".join(part["thinking"] for part in parts if part.get("type") == "thinking")
         rest = [part for part in parts if part.get("type") != "thinking"]
         plain = all(part.get("type") == "text" for part in rest)

@@ -33,6 +33,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
 _LISTS = ("pairs", "items", "groups")
+# Bounds on the part of a message that its sender can shape: how deep a place goes, and how long a name in it is.
 _LONGEST_PLACE = 8
 _LONGEST_NAME = 40
 _CODES = {"json_invalid": ErrorCode.INVALID_JSON}
@@ -51,6 +52,7 @@ class _AnswerModel(BaseModel):
 class ErrorDetail(_AnswerModel):
     """What went wrong."""
 
+    # A code of a newer server stays a text. To refuse the whole answer because of it would hide the error.
     code: Annotated[ErrorCode | str, Field(union_mode="left_to_right")] = Field(
         description="The error's stable name; a client must accept names that it does not know."
     )
@@ -254,6 +256,7 @@ def error_detail(error: ValidationError) -> ErrorDetail:
         The code is ``invalid_json`` for a body that is no JSON, and ``invalid_request`` for the rest, a lone surrogate
         in a text or a name included: its escape is sound UTF-8.
     """
+    # Without input and context: both repeat what was sent.
     complaints = error.errors(include_url=False, include_input=False, include_context=False)
     # A misspelt name explains why the right one is missing, so it comes first.
     first = min(complaints, key=lambda complaint: complaint["type"] != "extra_forbidden")

@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 Element = TypeVar("Element")
+# Ids have 64 letters. There is room for longer ones, and none for a text that was put into an id's place.
 _LONGEST_ID = 256
 
 
@@ -92,6 +93,8 @@ class _FirstErrorOnly(FailFast):
 _Few = Annotated[list[Element], _FirstErrorOnly()]
 
 
+# All types that OpenAI's and vLLM's clients send are taken: a model that cannot read one says so by its name, which
+# helps more than a complaint about the wire format.
 class ContentPart(RequestModel):
     """One part of a message's content; the field named after its type holds it."""
 
@@ -114,6 +117,8 @@ class ContentPart(RequestModel):
         return self
 
 
+# The forms of a union are told apart by hand. Left to pydantic, each form would be tried, and a bad message would be
+# answered with one complaint for each of them.
 def _content_kind(value: object) -> str | None:
     return "<text>" if isinstance(value, str) else "<parts>" if isinstance(value, list | tuple) else None
 
@@ -206,6 +211,7 @@ class PairById(RequestModel):
                 raise PydanticCustomError(
                     "one_of_two", "give either '{side}' or '{side}_id', and not both", {"side": side}
                 )
+        # A prompt beside two ids could only repeat or contradict them.
         full = self.first is not None or self.second is not None
         if full and self.prompt is None:
             raise PydanticCustomError("prompt_missing", "a response in full needs its prompt beside it")
@@ -215,6 +221,7 @@ class PairById(RequestModel):
 
 
 def _pair_kind(value: object) -> str:
+    # By the names of its fields alone: pairs of texts, as nearly all are, are never held against the other form.
     named = isinstance(value, PairById) or (isinstance(value, dict) and ("first_id" in value or "second_id" in value))
     return "<ids>" if named else "<texts>"
 
@@ -246,6 +253,7 @@ class Group(_Conversations):
 
 def canonical_json(value: object) -> bytes:
     """Return the one JSON form of a value: keys sorted, no spaces, UTF-8."""
+    # Clients write the same object with its keys in any order, and its spaces as they like.
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -253,5 +261,6 @@ def canonical_turns(turns: Prompt | Response, role: Literal["user", "assistant"]
     """Return a prompt or a response as canonical JSON; a text is its one message of a role."""
     if isinstance(turns, str):
         return canonical_json([{"role": role, "content": turns}])
+    # A field that is null says what an absent one says.
     messages: Sequence[Message] = [turns] if isinstance(turns, Message) else turns
     return canonical_json([message.model_dump(mode="json", exclude_none=True) for message in messages])

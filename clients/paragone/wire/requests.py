@@ -18,6 +18,7 @@ __all__ = [
     "Truncation",
 ]
 
+# Literals, because pydantic names the known values where it refuses an unknown one.
 Truncation = Literal["prompt", "error"]
 OnError = Literal["refuse", "report"]
 RewardReturn = Literal["representation", "blocks", "gate_scales", "ids"]
@@ -29,6 +30,7 @@ _BUSES = "It is true that the street is loud, but buses have to stop somewhere!"
 _GARDEN = "Should every school have a garden? Argue for."
 _BUSY = "A school garden keeps children busy, and they learn to share the work."
 _FUN = "Because it is fun."
+# As long as real ones, and good for nothing.
 _FIRST_ID = "rGzTn9Zk3Wb1x0mYVtq7cQpJ8dKfLhUe5sXaBgOiMvE2NuR4jCwy6DIlSHAoPFTZ"
 _SECOND_ID = "Zq8vXc2NfT7LrYwKj1mHs5BpUeGdOa0i9SQhVtIoR3xJnMuEbCz4yWgPlA6kDF-_"
 
@@ -123,6 +125,7 @@ class TournamentsRequest(_Request):
 
 
 def _alone(item: Item) -> Item:
+    # Refused and not ignored: whoever sends references expects them to count.
     if item.references is not None:
         raise PydanticCustomError("references", "references are read by /v1/rewards alone: send each as an item here")
     return item

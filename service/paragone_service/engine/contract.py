@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from paragone_models.text.reader import EncodeItem
 
+# For type checkers alone: an engine that asks another server need not load torch to be named.
 if TYPE_CHECKING:
     from torch import Tensor
 

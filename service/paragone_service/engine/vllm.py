@@ -133,6 +133,7 @@ class VllmEngine:
                     f"{self.url} returns {row.size} numbers a sequence and the model's hidden size is "
                     f"{self._hidden_size}: it serves another backbone, or another pooling than embed"
                 )
+        # Rows may come in any order, with their index; they are put back into the order that was sent.
         states = np.stack([rows[index] for index in range(len(sequences))])
         # A hidden state of length 1 does not happen by itself: the final norm gives it about the root of H.
         if bool((np.abs(np.linalg.norm(states, axis=1) - 1) < _UNIT).all()):

@@ -143,6 +143,7 @@ def error_response(error: ServiceError) -> Response:
 
 def printable(text: str, *, limit: int = 64) -> str:
     """Return a short, quoted, ASCII form of a name that a client sent, safe to log and to encode."""
+    # Escaped like this a name can neither forge a line of a log nor break a header.
     return ascii(text if len(text) <= limit else text[:limit] + "…")
 
 
@@ -157,6 +158,7 @@ def from_validation(error: ValidationError) -> ServiceError:
 
 def install_handlers(app: FastAPI) -> None:
     """Make every error that FastAPI or a route raises answer in our shape."""
+    # Errors of middleware do not come here: they are outside of the app that these belong to, and answer themselves.
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_request_validation)

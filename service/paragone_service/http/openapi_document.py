@@ -233,6 +233,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 def _errors(*codes: ErrorCode) -> dict[int | str, dict[str, Any]]:
     """Return the documentation of errors by status: which codes it may mean, one example each."""
+    # Several codes share a status, and OpenAPI has one response for each status: codes become its examples.
     by_status: dict[int | str, dict[str, Any]] = {}
     for code in sorted(codes, key=lambda code: (HTTP_STATUS[code], code)):
         response = by_status.setdefault(

@@ -38,6 +38,7 @@ def preferences(represented: Represented, comparator: Comparator, problems: Prob
     finite = np.isfinite(logits)
     if not finite.all():
         _add_non_finite(items, finite.tolist(), problems)
+    # Rows in error are NaN, and went through the arithmetic with the others: to skip them would cost more.
     sound = [number for number, item in enumerate(items) if item not in problems.errors]
     if scalars is None:
         rows = [
@@ -81,6 +82,7 @@ def rewards(
     with np.errstate(all="ignore"):  # what is not finite is found below
         scalars = comparator.rewards(own)
         attributes = comparator.attribute_values(own).tolist()
+    # Kinds without a scalar have None for every item, which is an answer and no problem.
     if scalars is not None:
         _add_non_finite(represented.items, np.isfinite(scalars).tolist(), problems)
     numbers: list[float | None] = [None] * len(references) if scalars is None else scalars.tolist()

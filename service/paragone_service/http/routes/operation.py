@@ -24,6 +24,7 @@ from paragone_service.scoring.request import RequestItem, as_conversation
 
 __all__ = ["health_routes", "inspection_routes"]
 
+# A load balancer asks every few seconds: a busy model is never asked for a canary, an idle one twice a minute.
 _FRESH_S = 30.0
 _CANARY_TIMEOUT_S = 10.0
 
