@@ -41,10 +41,13 @@ def read_evaluation_set(
     """
     split, exclude_split = split_name(split), split_name(exclude_split)
 
-    def accepts(found: str | None) -> bool:
-        if split is not None and found is None:
+    def accepts(row_split: str | None) -> bool:
+        if split is None:
+            return exclude_split is None or row_split != exclude_split
+        # Training takes rows without a split for training rows. Nobody can tell here that they are of this one.
+        if row_split is None:
             raise BadRowError(f"field 'split' is missing, and --split {split} asks for it")
-        return found == split if split is not None else exclude_split is None or found != exclude_split
+        return row_split == split
 
     reading = FilePass(path, layout=layout, accepts=accepts)
     cases = _Cases(reading, attribute)
@@ -73,7 +76,7 @@ def read_evaluation_set(
 
 @dataclass
 class _RatedPrompt:
-    """All ratings of one prompt's responses; rows of one prompt may stand anywhere in a file."""
+    """All ratings of one prompt's responses, by node."""
 
     line: int
     subset: str | None
@@ -86,7 +89,7 @@ class _RatedPrompt:
 
 
 class _Cases:
-    """Makes cases of rows.
+    """Makes cases of rows; those of rated prompts wait for the end, since a prompt's rows may stand anywhere.
 
     Attributes:
         rated: the attribute that people's scores are taken from; None where people compared.
@@ -106,9 +109,10 @@ class _Cases:
         cases = self.builder.cases
         cases.append(Case(row.name, row.line, prompt, nodes, row.subset, right=row.right, human=_shares(row)))
         for label in row.labels:
-            outcome = 0.5 + (label.strength > 0) / 2 - (label.strength < 0) / 2
+            # A strength that only says who won would be correlated with the model's margins as if people had graded.
             strength = label.strength if row.graded else _NAN
-            self.builder.judge(len(cases) - 1, nodes[label.first], nodes[label.second], outcome, strength)
+            first, second = nodes[label.first], nodes[label.second]
+            self.builder.judge(len(cases) - 1, first, second, _outcome(label.strength), strength)
 
     def _prompt(self, row: DataRow) -> int:
         prompt: PromptText = row.prompt if isinstance(row.prompt, str) else tuple(row.prompt)
@@ -117,6 +121,7 @@ class _Cases:
 
     def _rate(self, row: DataRow) -> None:
         if self.rated is None:
+            # The first name of the first row, though its own rating may be missing.
             self.rated = self._attribute or next(iter(row.ratings[0]), None)
         for response, ratings in zip(row.responses, map(rated_alone, row.ratings), strict=True):
             if self.rated not in ratings:
@@ -139,8 +144,13 @@ class _Cases:
             name = rated.subset or f"prompt {prompt}"
             cases.append(Case(name, rated.line, prompt, nodes, rated.subset, human=human, attributes=attributes))
             for first, second in itertools.combinations(range(len(nodes)), 2):
-                outcome = 0.5 + (human[first] > human[second]) / 2 - (human[first] < human[second]) / 2
+                outcome = _outcome(human[first] - human[second])
                 self.builder.judge(len(cases) - 1, nodes[first], nodes[second], outcome)
+
+
+def _outcome(lead: float) -> float:
+    """Return 1 where the first leads, 0 where the second does, ½ for a tie."""
+    return 0.5 if lead == 0 else float(lead > 0)
 
 
 def _shares(row: DataRow) -> tuple[float, ...] | None:
@@ -149,7 +159,7 @@ def _shares(row: DataRow) -> tuple[float, ...] | None:
         return None
     won, count = [0.0] * len(row.responses), [0] * len(row.responses)
     for label in row.labels:
-        share = 0.5 + (label.strength > 0) / 2 - (label.strength < 0) / 2
+        share = _outcome(label.strength)
         won[label.first] += share
         won[label.second] += 1.0 - share
         count[label.first] += 1

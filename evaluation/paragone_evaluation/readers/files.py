@@ -29,7 +29,7 @@ from paragone_evaluation.readers.rows import (
     value_of,
 )
 
-__all__ = ["LAYOUTS", "FilePass", "RowAccount", "read_fields", "read_pairs", "read_prompts", "read_ratings"]
+__all__ = ["LAYOUTS", "FilePass", "read_fields", "read_pairs", "read_prompts", "read_ratings"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _Made = TypeVar("_Made")
 
 
 @dataclass
-class RowAccount:
+class _RowAccount:
     """What happened to the rows of a file that did not become data.
 
     Attributes:
@@ -68,6 +68,7 @@ class RowAccount:
         """
         if not self.bad:
             return
+        # A file in a layout that nobody knows has the same complaint in every row, and is told it once.
         reasons = _by_reason(self.bad)
         shown = "".join(f"  {_in_words(lines)}: {why}\n" for why, lines in itertools.islice(reasons.items(), _SHOWN))
         rest = sum(len(lines) for lines in itertools.islice(reasons.values(), _SHOWN, None))
@@ -101,7 +102,7 @@ class FilePass:
     ) -> None:
         if layout not in ("auto", *LAYOUTS):
             raise DataError(f"layout is {layout!r}; it must be auto or one of {', '.join(LAYOUTS)}")
-        self.account = RowAccount(Path(path))
+        self.account = _RowAccount(Path(path))
         self._accepts, self._prompts, self._detects = accepts, prompts, layout == "auto"
         self._candidates = [known for known in FILE_LAYOUTS if layout in ("auto", known.name)]
         self.layout: FileLayout | None = None
@@ -128,7 +129,7 @@ class FilePass:
         split = split_of(fields)
         if split is not None:
             self.splits.add(split)
-        # A row of another split is not read any further: what is wrong with it is not this command's business.
+        # A row of another split is not read any further: what is wrong with it stops nobody who does not use it.
         if not self._accepts(split):
             self.passed_over += 1
             return None
@@ -149,14 +150,12 @@ class FilePass:
         if self.layout is None:
             names = ", ".join(sorted(fields)) or "(none)"
             raise BadRowError(f"the fields {names} fit no layout; known are {', '.join(LAYOUTS)}")
-        if known is not None and known is not self.layout:
-            # The two schemas of pairs share the layout's name.
-            alike = known.name == self.layout.name
-            has, began = (
-                (known.schema, self.layout.schema) if alike else (f"the fields of {known.name}", self.layout.name)
-            )
-            raise BadRowError(f"the row has {has}, and the file began with {began}")
-        return self.layout
+        # A row that fits no layout is the file's layout with a field too few, and is told which one.
+        if known is None or known is self.layout:
+            return self.layout
+        if known.name == self.layout.name:
+            raise BadRowError(f"the row has {known.schema}, and the file began with {self.layout.schema}")
+        raise BadRowError(f"the row has the fields of {known.name}, and the file began with {self.layout.name}")
 
     def _decidable(self, row: DataRow) -> DataRow | None:
         """Return the row without judgements between two equal texts, which say nothing about either."""
@@ -201,9 +200,10 @@ def read_prompts(paths: Sequence[str | Path], *, split: str) -> list[Prompt]:
     prompts: dict[str, Prompt] = {}
     texts: set[str] = set()
     for path in paths:
-        reading = FilePass(path, accepts=lambda found: found in (None, split_name(split)), prompts=True)
+        reading = FilePass(path, accepts=lambda row_split: row_split in (None, split_name(split)), prompts=True)
         for row in reading:
             prompt = Prompt(str(len(prompts)) if row.id is None else row.id, row.prompt)
+            # Files of pairs repeat a prompt in every row; a policy meets it once, whatever the rows are called.
             if prompt.text in texts:
                 continue
             if prompt.id in prompts:
@@ -225,7 +225,7 @@ def read_fields(path: str | Path, *names: str) -> list[Fields]:
     Raises:
         DataError: if the file cannot be read, or a row lacks a field.
     """
-    account, rows = RowAccount(Path(path)), []
+    account, rows = _RowAccount(Path(path)), []
     for line, fields in fields_of(account.path):
         account.count += 1
         try:
@@ -248,8 +248,8 @@ def _made(paths: Sequence[str | Path], make: Callable[[DataRow, Path], list[_Mad
         for row in reading:
             if reading.layout is not None and reading.layout.rates != rates:
                 kinds = ("responses that people rated", "responses that people compared")
-                found, needed = kinds if reading.layout.rates else kinds[::-1]
-                raise DataError(f"{path}: it has {found} (layout {reading.layout.name}), and {needed} are needed here")
+                present, needed = kinds if reading.layout.rates else kinds[::-1]
+                raise DataError(f"{path}: it has {present} (layout {reading.layout.name}); {needed} are needed here")
             try:
                 made += make(row, path)
             except BadRowError as error:

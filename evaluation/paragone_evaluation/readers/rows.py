@@ -230,6 +230,7 @@ def identifier(row: Fields, name: str = "id") -> str | None:
     value = row.get(name)
     if value is None or value == "":
         return None
+    # bool is an int to Python: ids True and 1 would be taken for each other.
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise BadRowError(f"field {name!r} must be text or a whole number, not {described(value)}")
     _check_encodable(str(value), name)
@@ -270,6 +271,7 @@ def prompt_of(row: Fields, name: str = "prompt") -> Content:
 def as_prompt(messages: list[dict[str, Any]]) -> Content:
     """Return messages as a prompt: the text of a lone message of the user, so that both forms are one prompt."""
     alone = messages[0] if len(messages) == 1 else {}
+    # A name, say, is part of what a template renders: such a message is more than its text.
     plain = alone.get("role") == "user" and isinstance(alone.get("content"), str) and len(alone) == 2
     return alone["content"] if plain else messages
 
@@ -304,19 +306,24 @@ def messages_of(value: Any, name: str) -> list[dict[str, Any]] | None:
     if not isinstance(value, list) or not value or not all(isinstance(message, Mapping) for message in value):
         return None
     for message in value:
-        if message.get("role") not in _ROLES:
-            raise BadRowError(
-                f"field {name!r} must be text or messages, each with a role; a role is {message.get('role')!r} and "
-                f"must be one of {', '.join(_ROLES)}"
-            )
-        content = message.get("content")
-        parts = content if isinstance(content, list) else []
-        if not isinstance(content, str | list | None) or not all(
-            isinstance(part, Mapping) and isinstance(part.get("text"), str | None) for part in parts
-        ):
-            raise BadRowError(f"field {name!r} has a message whose content is neither text nor a list of parts")
+        _check_message(message, name)
     # Tables have a column for every key that some message has: null stands for a key that this one lacks.
     return [{key: part for key, part in message.items() if part is not None or key == "content"} for message in value]
+
+
+def _check_message(message: Mapping[str, Any], name: str) -> None:
+    role, content = message.get("role"), message.get("content")
+    if role not in _ROLES:
+        raise BadRowError(
+            f"field {name!r} must be text or messages, each with a role; a role is {described(role)} and must be one of "
+            f"{', '.join(_ROLES)}"
+        )
+    if content is None or isinstance(content, str):
+        return
+    if not isinstance(content, list) or not all(
+        isinstance(part, Mapping) and isinstance(part.get("text"), str | None) for part in content
+    ):
+        raise BadRowError(f"field {name!r} has a message whose content is neither text nor a list of parts")
 
 
 def number_of(value: Any, name: str, *, low: float, high: float) -> float:
@@ -334,6 +341,7 @@ def _keyed(prompt: Content) -> tuple[str, bool]:
 
 
 def _check_encodable(content: Any, name: str) -> None:
+    # Models, caches and answers are written as UTF-8: what it cannot carry would fail hours later.
     try:
         text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
         if not text.isascii():

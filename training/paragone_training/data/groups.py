@@ -62,6 +62,7 @@ def training_ratings(
 
 def _of_split(rows: Iterable[_Row], split: str, *, allow_test_rows: bool) -> list[_Row]:
     chosen = [row for row in rows if row.split in (None, split_name(split))]
+    # A split asked for by name may still be a mistake: a model that saw test rows cannot be measured any more.
     forbidden = next((row for row in chosen if row.split == "test"), None)
     if forbidden and not allow_test_rows:
         raise DataError(
@@ -126,6 +127,7 @@ def group_pairs(
         group.labels.append(Label(index(key, pair.first), index(key, pair.second), pair.strength))
     for rating in ratings:
         key = (rating.prompt, rating.messages)
+        # A group is named by a row. One that was only rated gets a pair of nothing, which never becomes a label.
         blank = Pair(rating.prompt, "", "", 0.0, messages=rating.messages, group=rating.group, where=rating.where)
         groups.setdefault(key, PromptGroup(blank))
         index(key, rating.response)
