@@ -315,8 +315,8 @@ def _check_message(message: Mapping[str, Any], name: str) -> None:
     role, content = message.get("role"), message.get("content")
     if role not in _ROLES:
         raise BadRowError(
-            f"field {name!r} must be text or messages, each with a role; a role is {described(role)} and must be one of "
-            f"{', '.join(_ROLES)}"
+            f"field {name!r} must be text or messages, each with a role; a role is {described(role)}, and must be one "
+            f"of {', '.join(_ROLES)}"
         )
     if content is None or isinstance(content, str):
         return
