@@ -10,6 +10,7 @@ from paragone_evaluation.dataset import text_length
 from paragone_evaluation.evaluation import evaluate_models
 from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.readers import LAYOUTS, read_evaluation_set
+from paragone_evaluation.results import MeasureSettings
 from paragone_training.errors import DataError
 from tests.evaluation.conftest import pair, text, write
 from tests.evaluation.readers.test_layouts import HELPSTEER, RATED, ULTRA
