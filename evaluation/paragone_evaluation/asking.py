@@ -302,7 +302,11 @@ def _arranged(
         logits: log-odds of the first of two nodes, asked in the first place.
     """
     # For kinds that read responses one by one the other order is the negative, exactly, and was not asked for.
-    both = logits if card.pairwise else {**logits, **{(two, one): -logit for (one, two), logit in logits.items()}}
+    both = (
+        logits
+        if card.pairwise
+        else {**logits, **{(second, first): -logit for (first, second), logit in logits.items()}}
+    )
     pairs = list(zip(data.first.tolist(), data.second.tolist(), strict=True))
     matrices = {}
     for number, case in enumerate(data.cases):
@@ -314,7 +318,7 @@ def _arranged(
     return Answers(
         card=card,
         logit=np.asarray([both[pair] for pair in pairs], dtype=np.float64),
-        swapped=np.asarray([both[two, one] for one, two in pairs]) if card.pairwise else None,
+        swapped=np.asarray([both[second, first] for first, second in pairs]) if card.pairwise else None,
         node_score=score,
         matrices=matrices,
         attributes=attributes,

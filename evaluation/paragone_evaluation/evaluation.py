@@ -80,12 +80,12 @@ def evaluate_models(
     answers = _answers(data, scorer, folder / "answers.jsonl", console)
     other = None if against is None else _answers(data, against, folder / "answers-against.jsonl", console)
     summary = results_of(data, answers, settings, against=other)
-    made = {
+    origin = {
         "paragone": version("paragone"),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
     }
-    results: dict[str, Any] = plain({**made, **summary})
+    results: dict[str, Any] = plain({**origin, **summary})
     report, numbers = folder / "report.html", folder / "results.json"
     try:
         numbers.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -20,12 +20,12 @@ def pearson(first: ArrayLike, second: ArrayLike) -> float:
     Raises:
         ValueError: if the lengths differ or a value is not finite.
     """
-    one, two = columns(first=first, second=second)
-    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(two) == 0:
+    x, y = columns(first=first, second=second)
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     # Centred before the products, not after: large means would eat the digits.
-    one, two = one - one.mean(), two - two.mean()
-    return float((one @ two) / np.sqrt((one @ one) * (two @ two)))
+    x, y = x - x.mean(), y - y.mean()
+    return float((x @ y) / np.sqrt((x @ x) * (y @ y)))
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
@@ -34,8 +34,8 @@ def spearman(first: ArrayLike, second: ArrayLike) -> float:
     Raises:
         ValueError: if the lengths differ or a value is not finite.
     """
-    one, two = columns(first=first, second=second)
-    return pearson(rankdata(one), rankdata(two))
+    x, y = columns(first=first, second=second)
+    return pearson(rankdata(x), rankdata(y))
 
 
 def auc(positive: ArrayLike, negative: ArrayLike) -> float:

@@ -169,14 +169,14 @@ def pearson_estimate(first: ArrayLike, second: ArrayLike, cluster: ArrayLike, re
     Raises:
         ValueError: if the lengths differ or a value is not finite.
     """
-    one, two = columns(first=first, second=second)
+    first_values, second_values = columns(first=first, second=second)
     # Standardised first: sums of squares of large numbers would lose the digits that a correlation is made of.
-    x, y = _standard(one), _standard(two)
+    x, y = _standard(first_values), _standard(second_values)
     _, sums = resampler.totals(np.column_stack([np.ones_like(x), x, y, x * x, y * y, x * y]), cluster)
     with np.errstate(invalid="ignore", divide="ignore"):
         n, sx, sy, sxx, syy, sxy = sums.T
         drawn = (sxy - sx * sy / n) / np.sqrt((sxx - sx * sx / n) * (syy - sy * sy / n))
-    return estimate(pearson(one, two), drawn, clusters=resampler.clusters)
+    return estimate(pearson(first_values, second_values), drawn, clusters=resampler.clusters)
 
 
 def auc_estimate(value: ArrayLike, positive: ArrayLike, cluster: ArrayLike, resampler: Resampler) -> Estimate:
@@ -193,14 +193,14 @@ def auc_estimate(value: ArrayLike, positive: ArrayLike, cluster: ArrayLike, resa
     """
     values, is_positive = columns(value=value, positive=positive)
     where = np.asarray(cluster, dtype=np.int64)
-    found = auc(values[is_positive == 1.0], values[is_positive == 0.0])
+    observed = auc(values[is_positive == 1.0], values[is_positive == 0.0])
     if not len(values):
-        return estimate(found, [], clusters=resampler.clusters)
+        return estimate(observed, [], clusters=resampler.clusters)
     # Rows of one value stand together and count as one step, which is how ties get their half.
     order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], np.diff(values[order]) > 0]))
     drawn = _auc_of_clusters if resampler.clusters <= _FEW else _auc_of_rows
-    return estimate(found, drawn(is_positive[order], where[order], starts, resampler), clusters=resampler.clusters)
+    return estimate(observed, drawn(is_positive[order], where[order], starts, resampler), clusters=resampler.clusters)
 
 
 def _auc_of_clusters(positive: Floats, cluster: Ints, starts: Ints, resampler: Resampler) -> Floats:

@@ -20,16 +20,16 @@ def columns(**arrays: ArrayLike) -> tuple[Floats, ...]:
         ValueError: if one is not one-dimensional, the lengths differ, or a value is NaN or infinite.
     """
     # Nothing is broadcast: a scalar in the place of a column would give a plausible number.
-    made = {name: np.asarray(values, dtype=np.float64) for name, values in arrays.items()}
-    for name, values in made.items():
+    checked = {name: np.asarray(values, dtype=np.float64) for name, values in arrays.items()}
+    for name, values in checked.items():
         if values.ndim != 1:
             raise ValueError(f"{name} has shape {values.shape}; it must have one dimension")
         if not np.isfinite(values).all():
             raise ValueError(f"{name} has NaN or infinity at index {int(np.argmin(np.isfinite(values)))}")
-    if len({len(values) for values in made.values()}) > 1:
-        lengths = ", ".join(f"{name} {len(values)}" for name, values in made.items())
+    if len({len(values) for values in checked.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(values)}" for name, values in checked.items())
         raise ValueError(f"the lengths differ: {lengths}; nothing is broadcast")
-    return tuple(made.values())
+    return tuple(checked.values())
 
 
 def outcomes(outcome: Floats) -> Floats:

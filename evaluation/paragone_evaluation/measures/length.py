@@ -31,8 +31,8 @@ def length_logit(first_length: ArrayLike, second_length: ArrayLike) -> Floats:
     Raises:
         ValueError: if the lengths of the arrays differ or a value is not finite.
     """
-    one, two = columns(first_length=first_length, second_length=second_length)
-    return np.asarray(np.log(np.maximum(one, 1.0)) - np.log(np.maximum(two, 1.0)))
+    first, second = columns(first_length=first_length, second_length=second_length)
+    return np.asarray(np.log(np.maximum(first, 1.0)) - np.log(np.maximum(second, 1.0)))
 
 
 def length_matched(first_length: ArrayLike, second_length: ArrayLike, *, within: float = 0.15) -> Bools:
@@ -46,8 +46,8 @@ def length_matched(first_length: ArrayLike, second_length: ArrayLike, *, within:
     Raises:
         ValueError: if the lengths of the arrays differ or a value is not finite.
     """
-    one, two = columns(first_length=first_length, second_length=second_length)
-    return np.asarray(np.abs(one - two) <= within * np.maximum(one, two))
+    first, second = columns(first_length=first_length, second_length=second_length)
+    return np.asarray(np.abs(first - second) <= within * np.maximum(first, second))
 
 
 def longer_preferred(preference: ArrayLike, first_length: ArrayLike, second_length: ArrayLike) -> tuple[Floats, Bools]:
@@ -63,8 +63,8 @@ def longer_preferred(preference: ArrayLike, first_length: ArrayLike, second_leng
     Raises:
         ValueError: if the lengths of the arrays differ or a value is not finite.
     """
-    signs, one, two = columns(preference=preference, first_length=first_length, second_length=second_length)
-    return credit(signs, 0.5 + 0.5 * np.sign(one - two)), np.asarray(one != two)
+    signs, first, second = columns(preference=preference, first_length=first_length, second_length=second_length)
+    return credit(signs, 0.5 + 0.5 * np.sign(first - second)), np.asarray(first != second)
 
 
 def within_prompt_spearman(score: ArrayLike, length: ArrayLike, prompt: ArrayLike, *, at_least: int = 3) -> Floats:
@@ -84,10 +84,10 @@ def within_prompt_spearman(score: ArrayLike, length: ArrayLike, prompt: ArrayLik
     scores, lengths, prompts = columns(score=score, length=length, prompt=prompt)
     order: Ints = np.argsort(prompts, kind="stable")
     starts = np.flatnonzero(np.diff(prompts[order], prepend=-1.0))  # prompts are numbered from 0
-    found = [
+    correlations = [
         spearman(scores[rows], lengths[rows]) for rows in np.split(order, starts[1:]) if len(rows) >= max(at_least, 2)
     ]
-    values = np.asarray(found, dtype=np.float64)
+    values = np.asarray(correlations, dtype=np.float64)
     return values[np.isfinite(values)]
 
 

@@ -51,25 +51,25 @@ def compare_models(
     Raises:
         ValueError: if the lengths differ, a value is not finite or out of range, or no pair is decided.
     """
-    one, two, judged = columns(first=first, second=second, outcome=outcome)
+    ours, theirs, judged = columns(first=first, second=second, outcome=outcome)
     where = np.asarray(cluster, dtype=np.int64)
     decided = judged != 0.5
     if not decided.any():
         raise ValueError("no pair is decided: two models cannot be compared on ties")
-    right, other = credit(one, judged)[decided], credit(two, judged)[decided]
+    right, right_theirs = credit(ours, judged)[decided], credit(theirs, judged)[decided]
     # One column of differences, resampled: what is hard for both models cancels, which two intervals could not do.
-    total, drawn = resampler.totals(np.column_stack([right - other, np.ones(len(right))]), where[decided])
+    total, drawn = resampler.totals(np.column_stack([right - right_theirs, np.ones(len(right))]), where[decided])
     with np.errstate(invalid="ignore", divide="ignore"):
         gains = drawn[:, 0] / drawn[:, 1]
-    found = gains[np.isfinite(gains)]
+    known = gains[np.isfinite(gains)]
     return PairedComparison(
         accuracy=estimate(float(total[0] / total[1]), gains, clusters=resampler.clusters),
-        nll=resampler.mean(negative_log_likelihood(one, judged) - negative_log_likelihood(two, judged), where),
-        brier=resampler.mean(brier(one, judged) - brier(two, judged), where),
-        better_share=float((0.5 + 0.5 * np.sign(found)).mean()),
-        agreement=float((np.sign(one) == np.sign(two)).mean()),
-        only_first_right=int(((right == 1.0) & (other < 1.0)).sum()),
-        only_second_right=int(((other == 1.0) & (right < 1.0)).sum()),
+        nll=resampler.mean(negative_log_likelihood(ours, judged) - negative_log_likelihood(theirs, judged), where),
+        brier=resampler.mean(brier(ours, judged) - brier(theirs, judged), where),
+        better_share=float((0.5 + 0.5 * np.sign(known)).mean()),
+        agreement=float((np.sign(ours) == np.sign(theirs)).mean()),
+        only_first_right=int(((right == 1.0) & (right_theirs < 1.0)).sum()),
+        only_second_right=int(((right_theirs == 1.0) & (right < 1.0)).sum()),
     )
 
 

@@ -31,8 +31,11 @@ def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:
     Raises:
         ValueError: if the lengths differ or a value is not finite.
     """
-    one, two = columns(first=first, second=second)
-    x, y = np.sign(one[:, None] - one[None, :]), np.sign(two[:, None] - two[None, :])
+    first_values, second_values = columns(first=first, second=second)
+    x, y = (
+        np.sign(first_values[:, None] - first_values[None, :]),
+        np.sign(second_values[:, None] - second_values[None, :]),
+    )
     untied = float(np.abs(x).sum()) * float(np.abs(y).sum())
     return float((x * y).sum() / np.sqrt(untied)) if untied else float("nan")
 
@@ -148,7 +151,7 @@ def triads(preference: ArrayLike, first: ArrayLike, second: ArrayLike, group: Ar
     Raises:
         ValueError: if the lengths of the arrays differ or a value is not finite.
     """
-    signs, one, two, groups = columns(preference=preference, first=first, second=second, group=group)
+    signs, firsts, seconds, groups = columns(preference=preference, first=first, second=second, group=group)
     order: Ints = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-np.inf))
     closed = cyclic = 0
@@ -156,7 +159,7 @@ def triads(preference: ArrayLike, first: ArrayLike, second: ArrayLike, group: Ar
     for rows in np.split(order, starts[1:]):
         if len(rows) < 3:
             continue
-        nodes, where = np.unique(np.concatenate([one[rows], two[rows]]), return_inverse=True)
+        nodes, where = np.unique(np.concatenate([firsts[rows], seconds[rows]]), return_inverse=True)
         net = np.zeros((len(nodes), len(nodes)))
         np.add.at(net, (where[: len(rows)], where[len(rows) :]), signs[rows])
         beats = ((net - net.T) > 0).astype(np.float64)

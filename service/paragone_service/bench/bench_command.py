@@ -28,7 +28,7 @@ def bench(
     groups: Annotated[int, typer.Option(help="Groups of a turn.", min=1)] = 8,
     responses: Annotated[int, typer.Option(help="Responses of a group, without --data.", min=2)] = 8,
     tokens: Annotated[str, typer.Option(help="Fewest-most tokens of a prompt and of a response.")] = "64-512",
-    turns: Annotated[int, typer.Option(help="Turns that count; the median is told.", min=1)] = 3,
+    turns: Annotated[int, typer.Option(help="Turns that count; the median is shown.", min=1)] = 3,
     clients: Annotated[str, typer.Option(help="Numbers of clients to ask with.")] = "1,8,64",
     url: Annotated[str | None, typer.Option(help="A server that runs already, to compare with.")] = None,
     dialect: Annotated[str, typer.Option(help="How --url is asked: paragone, openrlhf, vllm or tei.")] = "paragone",
