@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate", "evaluate"]
 
-_FILE = "A .jsonl, .jsonl.gz, .json or .parquet file of pairs, ratings, groups or a published benchmark."
+_FILE = "A file of pairs, ratings, groups or a published benchmark: JSON, CSV or parquet, see docs/data-files.md."
 _LAYOUT = f"auto goes by the first row; or one of {', '.join(LAYOUTS)}."
 _BAD_ROWS = "What rows that cannot be read do: refuse the file, or leave-out (they are counted in the report)."
 _CLUSTER = "What is resampled together for intervals: question or prompt."
