@@ -81,7 +81,7 @@ def run_fold(first, second, rows, question, work):
     result = {
         "question": question,
         "constant": constant(rows, first.model.attributes),
-        "rated": regression.errors.rated,
+        "rated": regression.after.errors.rated,
         "weights": regression.merging.weights,
         "length_right": regression.judged.length_right.tolist(),
         "matched": regression.judged.matched.tolist(),

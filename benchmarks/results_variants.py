@@ -164,14 +164,14 @@ class Fold:
                 human[label.first] += (np.sign(label.strength) + 1) / 2
                 human[label.second] += (1 - np.sign(label.strength)) / 2
             table = objective.logits(values, torch.cartesian_prod(torch.arange(size), torch.arange(size)))
-            model = group_score(table.view(size, size).mean(dim=1).double().numpy(), human)
+            scored = group_score(table.view(size, size).mean(dim=1).double().numpy(), human)
             longest = group_score([len(text) for text in group.responses], human)
-            for who, score in (("model", model), ("longest", longest)):
+            for who, score in (("model", scored), ("longest", longest)):
                 for what in ("regret", "top_one", "tau"):
                     value = getattr(score, what)
                     found[f"{who}_{what}"].append(None if np.isnan(value) else value)
-            found["random_regret"].append(model.random_regret)
-            found["random_top_one"].append(model.chance)
+            found["random_regret"].append(scored.random_regret)
+            found["random_top_one"].append(scored.chance)
         return {**judged_values(outcome.judged), "groups": found}
 
     def _rows(self):
