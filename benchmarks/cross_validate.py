@@ -21,8 +21,9 @@ import torch
 from texts import add_data, corpora
 
 from paragone_evaluation.readers import read_pairs
+from paragone_training.preference.card import Rows
 from paragone_training.preference.recipe import load_recipe
-from paragone_training.preference.stages import Rows, fit
+from paragone_training.preference.train_model import fit
 
 RESAMPLES = 10_000
 

@@ -23,8 +23,9 @@ from texts import add_data, corpora
 
 from paragone_evaluation.readers import read_pairs, read_ratings
 from paragone_models.files.saving import save_model
+from paragone_training.preference.card import Rows
 from paragone_training.preference.recipe import load_recipe
-from paragone_training.preference.stages import Rows, fit
+from paragone_training.preference.train_model import fit
 from paragone_training.scratch.sections import TokenizerSection
 
 RESAMPLES = 10_000

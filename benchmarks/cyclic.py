@@ -39,9 +39,10 @@ from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.preference.agreement import Summary, judge
+from paragone_training.preference.card import Rows
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.recipe import parse_recipe
-from paragone_training.preference.stages import Rows, fit
+from paragone_training.preference.train_model import fit
 
 MODELS: dict[str, dict[str, object]] = {
     "bradley-terry": {"kind": "bradley-terry"},

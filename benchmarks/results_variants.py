@@ -23,10 +23,11 @@ from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.preference.agreement import judge, represented
 from paragone_training.preference.backbone import build_model, reward_on_top
+from paragone_training.preference.card import Rows
 from paragone_training.preference.extrapolation import along, search
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.recipe import load_recipe
-from paragone_training.preference.stages import Rows, fit, prepare
+from paragone_training.preference.train_model import fit, prepare
 
 RECIPES = Path(__file__).parents[1] / "training" / "recipes" / "results"
 FOLDS = 4

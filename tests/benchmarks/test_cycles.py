@@ -25,8 +25,9 @@ from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.preference.agreement import judge
+from paragone_training.preference.card import Rows
 from paragone_training.preference.objective import Objective
-from paragone_training.preference.stages import Rows, fit
+from paragone_training.preference.train_model import fit
 from tests.corpora import corpus, needs_corpora
 from tests.training.arguments import recipe
 

@@ -14,8 +14,9 @@ from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import PairBatches, read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.preference.backbone import build_model
+from paragone_training.preference.card import Rows
 from paragone_training.preference.objective import Objective
-from paragone_training.preference.stages import Rows, fit
+from paragone_training.preference.train_model import fit
 from paragone_training.trainer import StepTrainer
 from tests.training.arguments import pairs, recipe
 
@@ -172,6 +173,6 @@ def test_evaluation_runs_every_epoch_and_is_in_the_history(tmp_path):
 
 
 def test_the_log_states_the_loss_in_force(tmp_path, caplog):
-    caplog.set_level("INFO", "paragone_training.preference.stages")
+    caplog.set_level("INFO", "paragone_training.preference.train_model")
     fit(recipe(loss={"name": "scaled"}, training={"epochs": 1}), Rows(pairs(1)), tmp_path)
     assert "loss in force: scaled bradley-terry loss: -strength * log sigmoid((r1 - r2) / 1)" in caplog.text

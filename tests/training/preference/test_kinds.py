@@ -10,8 +10,8 @@ import torch
 from paragone_evaluation.readers import Pair
 from paragone_models import load_model
 from paragone_models.kinds import KINDS
-from paragone_training.preference.stages import Outcome, Rows, fit
-from paragone_training.preference.train_model import train_model
+from paragone_training.preference.card import Outcome, Rows
+from paragone_training.preference.train_model import fit, train_model
 from tests.training.arguments import pairs, recipe, row, write
 
 VECTOR = {"kind": "general-preference", "dimension": 4}

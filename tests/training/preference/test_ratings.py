@@ -14,11 +14,11 @@ from paragone_training.command import train
 from paragone_training.data.groups import group_pairs
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.backbone import reward_on_top
+from paragone_training.preference.card import Rows
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import fit_merging, rating_errors
 from paragone_training.preference.recipe import load_recipe, parse_recipe
-from paragone_training.preference.stages import Rows, fit
-from paragone_training.preference.train_model import train_model
+from paragone_training.preference.train_model import fit, train_model
 from tests.training.arguments import BAD, GOOD, pairs, write
 
 NAN = float("nan")

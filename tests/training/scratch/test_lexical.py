@@ -11,7 +11,8 @@ from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.errors import RecipeError
 from paragone_training.preference.backbone import build_model
-from paragone_training.preference.stages import Rows, fit
+from paragone_training.preference.card import Rows
+from paragone_training.preference.train_model import fit
 from paragone_training.scratch.lessons import features, lessons, token_lengths
 from paragone_training.scratch.lexical import fit_lexicon, learn_lexicon
 from paragone_training.scratch.sections import LexicalSection

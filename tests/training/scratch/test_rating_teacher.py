@@ -11,8 +11,9 @@ from paragone_models.text.reader import TextReader
 from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.preference.backbone import build_model
+from paragone_training.preference.card import Rows
 from paragone_training.preference.recipe import parse_recipe
-from paragone_training.preference.stages import Rows, fit
+from paragone_training.preference.train_model import fit
 from paragone_training.scratch.lessons import Rewording, features, lessons, token_lengths
 from paragone_training.scratch.sections import TeacherSection
 from paragone_training.scratch.teachers import distil_ratings, fit_rating_teacher, imprint

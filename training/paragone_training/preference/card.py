@@ -1,14 +1,71 @@
-"""The model card: what a model is, what it learned from, and how far it agrees with people on held-out rows."""
+"""What a run learned from and what it gave, and the model card that tells both."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from paragone_evaluation.readers import Pair, Rating
 from paragone_models.kinds import KINDS
-from paragone_training.preference.agreement import Summary
+from paragone_training.preference.agreement import Examined, Judged, Summary
+from paragone_training.preference.backbone import ModelParts
+from paragone_training.preference.objective import Objective
+from paragone_training.preference.ratings import Merging
 from paragone_training.preference.recipe import Recipe
-from paragone_training.preference.stages import Outcome, Rows
 
-__all__ = ["write_card"]
+__all__ = ["Outcome", "Rows", "write_card"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a run.
+
+    Attributes:
+        pairs: learned from; a kind that only rates is merged by them.
+        ratings: learned from, by a kind that rates.
+        held_out_pairs: decided ones; may be empty.
+        held_out_ratings: may be empty; rating errors are then those on ``ratings``.
+    """
+
+    pairs: Sequence[Pair] = ()
+    ratings: Sequence[Rating] = ()
+    held_out_pairs: Sequence[Pair] = ()
+    held_out_ratings: Sequence[Rating] = ()
+
+    def describe(self) -> str:
+        """Return how many rows there are, for a dry run."""
+        if not self.ratings:
+            return f"{len(self.pairs)} pairs to train on, {len(self.held_out_pairs)} held out"
+        return (
+            f"{len(self.ratings)} ratings and {len(self.pairs)} pairs to train on, {len(self.held_out_ratings)} and "
+            f"{len(self.held_out_pairs)} held out"
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gives.
+
+    Attributes:
+        model: trained, adapters merged, averaged weights in place, weights and temperature of attributes fitted.
+        objective: how the model compares, and what its loss was.
+        after: what the model says about the held-out rows.
+        before: what it said before the first step, of a kind that starts from a trained model; else nothing.
+        merging: fitted weights of a kind that only rates, or None.
+        history: the trainer's log, one mapping a line.
+    """
+
+    model: ModelParts
+    objective: Objective
+    after: Examined
+    before: Examined
+    merging: Merging | None
+    history: list[dict[str, Any]]
+
+    @property
+    def judged(self) -> Judged | None:
+        """What the model says about the held-out pairs, or None without any."""
+        return self.after.judged
 
 
 def write_card(name: str, recipe: Recipe, rows: Rows, outcome: Outcome) -> str:

@@ -1,25 +1,53 @@
-"""One training run, from a recipe's files to a folder that ``paragone serve`` loads."""
+"""One training run, from a recipe's files to a folder that ``paragone serve`` loads; all kinds take the same way.
+
+Rows → the parts of the model → for backbones from random weights language modelling, words and length, a linear teacher
+→ pairs and ratings → for a kind that only rates, the weights of its attributes → card and folder. What comes before the
+first label leaves one file; the trainer writes checkpoints. ``resume`` goes on from the last checkpoint and repeats
+nothing before it.
+"""
 
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from paragone_evaluation.readers import Pair, Rating, read_pairs, read_ratings, split_name
 from paragone_models.files.saving import save_model
-from paragone_training.data.groups import training_pairs, training_ratings
+from paragone_models.kinds import KINDS
+from paragone_models.text.reader import Reading, TextReader
+from paragone_training.adapters import recompute_activations, with_adapters
+from paragone_training.data.batches import PairBatches, TokenNoise, read_groups
+from paragone_training.data.groups import PromptGroup, group_pairs, training_pairs, training_ratings
 from paragone_training.errors import DataError, RecipeError
-from paragone_training.preference.card import write_card
+from paragone_training.preference.agreement import Examined, HeldOut, represented
+from paragone_training.preference.backbone import ModelParts, build_model, merged
+from paragone_training.preference.card import Outcome, Rows, write_card
+from paragone_training.preference.objective import Objective
+from paragone_training.preference.ratings import Merging, fit_merging
 from paragone_training.preference.recipe import Recipe
-from paragone_training.preference.stages import Rows, fit
+from paragone_training.scratch.decoder import residual_dropout
+from paragone_training.scratch.lessons import lessons, token_lengths
+from paragone_training.scratch.lexical import fit_lexicon, learn_lexicon
+from paragone_training.scratch.pretraining import pretrain, reason_documents
+from paragone_training.scratch.teachers import distil, distil_ratings, fit_rating_teacher, fit_teacher, imprint
+from paragone_training.trainer import StepTrainer, WeightAverage, training_arguments
 
-__all__ = ["load_rows", "train_model"]
+__all__ = ["fit", "load_rows", "prepare", "train_model"]
 
 logger = logging.getLogger(__name__)
+
+# File of the weights before the first label, in the folder of checkpoints.
+_PREPARED = "prepared.safetensors"
 
 
 def train_model(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
@@ -82,3 +110,214 @@ def load_rows(recipe: Recipe) -> Rows:
 def _check_held_out(key: str, files: Sequence[str], rows: Sequence[Pair] | Sequence[Rating], split: str) -> None:
     if files and not rows:
         raise DataError(f"no row of data.{key} is marked {split!r}: set data.evaluate_split")
+
+
+def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outcome:
+    """Train a network and return it with what it says about the held-out rows; the recipe's files are not read.
+
+    Args:
+        work: folder of checkpoints.
+        resume: go on from the last checkpoint there.
+
+    Raises:
+        RecipeError: if start, backbone, tokenizer and recipe do not fit each other.
+        DataError: if a response does not fit the model.
+    """
+    kind, attributes, ties = KINDS[recipe.model.kind], recipe.model.attributes, recipe.loss.ties == "keep"
+    # A kind that only rates learns nothing from pairs: they would add responses that nobody rated to its batches.
+    groups = group_pairs(rows.pairs if kind.learns_pairs else (), rows.ratings, attributes, ties=ties)
+    model = build_model(recipe, [text for group in groups for text in (group.pair.prompt, *group.responses)])
+    reader, objective = TextReader(model.tokenizer, model.spec), _objective(recipe, model)
+    readings = read_groups(groups, reader)
+    # Without held-out ratings the errors are those on the training ratings, and the card says so.
+    held_out_groups = group_pairs(rows.held_out_pairs, rows.held_out_ratings or rows.ratings, attributes)
+    held_out = HeldOut(held_out_groups, read_groups(held_out_groups, reader), attributes, model.pad_id)
+    # Before adapters and teachers change anything: what the model that training starts from says.
+    before = held_out.examined(model.network, objective) if kind.starts_from else Examined()
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = get_last_checkpoint(str(work)) if resume else None
+    if not checkpoint and (recipe.pretraining.epochs or recipe.lexical or recipe.teacher):
+        _prepare_once(recipe, model, objective, groups, readings, rows.pairs, path=work / _PREPARED, resume=resume)
+    if recipe.lora:
+        # In the backbone alone: the head is new, and is trained in full.
+        model.network.backbone = with_adapters(model.network.backbone, recipe.lora, task="FEATURE_EXTRACTION")
+    batches = PairBatches(
+        groups,
+        readings,
+        budget=recipe.training.batch_responses,
+        pad_id=model.pad_id,
+        seed=recipe.training.seed,
+        noise=_token_noise(model.tokenizer, recipe.training.token_noise),
+    )
+    history = _train(recipe, model, objective, batches, held_out, work, checkpoint=checkpoint)
+    model.network = merged(model.network).eval()
+    merging = _merge(model, group_pairs(rows.pairs), reader) if kind.merges_attributes else None
+    if merging:
+        # The temperature divides the merged reward, so both are fitted together and replace what the spec said.
+        model.spec = replace(model.spec, weights=merging.weights, temperature=merging.temperature)
+        model.network.head.spec = model.spec
+    objective = _objective(recipe, model)
+    return Outcome(model, objective, held_out.examined(model.network, objective), before, merging, history)
+
+
+def _prepare_once(
+    recipe: Recipe,
+    model: ModelParts,
+    objective: Objective,
+    groups: Sequence[PromptGroup],
+    readings: Sequence[Sequence[Reading]],
+    pairs: Sequence[Pair],
+    *,
+    path: Path,
+    resume: bool,
+) -> None:
+    """Prepare a network, or take what an interrupted run prepared."""
+    if resume and path.is_file():
+        model.network.load_state_dict(load_file(path))
+        return
+    reader = TextReader(model.tokenizer, model.spec)
+    reasons = reason_documents(pairs, reader) if recipe.pretraining.reasons else []
+    prepare(recipe, model, objective, groups, readings, reasons)
+    # Several processes prepare the same network from the same seed; one file is enough.
+    if PartialState().is_main_process:
+        save_file(model.network.state_dict(), path)
+
+
+def prepare(
+    recipe: Recipe,
+    model: ModelParts,
+    objective: Objective,
+    groups: Sequence[PromptGroup],
+    readings: Sequence[Sequence[Reading]],
+    reasons: Sequence[Sequence[int]],
+) -> None:
+    """Give a network from random weights its start: language modelling, words and length, then a linear teacher.
+
+    Args:
+        model: its network is changed in place.
+        objective: turns representations into logits; a teacher of pairs alone needs it.
+        groups: prompts with responses; a teacher alone looks at their labels and ratings.
+        readings: what the model sees of the responses.
+        reasons: token ids of more texts to model.
+
+    Raises:
+        DataError: if a prompt leaves no room for a response.
+    """
+    network, spec = model.network, model.spec
+    backbone: Any = network.backbone
+    chance: Any = {"pad_id": model.pad_id, "seed": recipe.training.seed}
+    if recipe.pretraining.epochs:
+        texts = [reading.token_ids for group in readings for reading in group]
+        pretrain(backbone, [*texts, *reasons], recipe.pretraining, **chance)
+    if not (recipe.lexical or recipe.teacher):
+        return
+    # Labels come last: first words and length, which every text shows, then what a linear model makes of them.
+    taught = lessons(groups, readings, TextReader(model.tokenizer, spec))
+    lengths = token_lengths(model.tokenizer)
+    if recipe.lexical:
+        lexicon = fit_lexicon(taught, lengths, coordinates=recipe.lexical.coordinates)
+        learn_lexicon(network, spec, lexicon, taught, recipe.lexical, **chance)
+    if not recipe.teacher:
+        return
+    section, embedding = recipe.teacher, backbone.get_input_embeddings()
+    if objective.learns_pairs:
+        teacher = fit_teacher(groups, taught, lengths, penalty=section.penalty)
+        if section.imprint:
+            imprint(embedding, teacher, section.imprint)
+        distil(network, spec, teacher, taught, objective.logits, section, **chance)
+    else:
+        ratings = torch.tensor([row for group in groups for row in group.ratings], dtype=torch.float32)
+        responses = [response for lesson in taught for response in lesson.responses]
+        rating_teacher = fit_rating_teacher(responses, ratings, lengths, penalty=section.penalty)
+        if section.imprint:
+            imprint(embedding, rating_teacher, section.imprint)
+        distil_ratings(network, spec, rating_teacher, taught, section, **chance)
+
+
+def _train(
+    recipe: Recipe,
+    model: ModelParts,
+    objective: Objective,
+    batches: PairBatches,
+    held_out: HeldOut,
+    work: Path,
+    *,
+    checkpoint: str | None,
+) -> list[dict[str, Any]]:
+    """Run the trainer and return its log; the averaged weights, if any, end up in the network."""
+    training, network = recipe.training, model.network
+    backbone: Any = network.backbone
+    if training.gradient_checkpointing:
+        recompute_activations(backbone)
+    average = WeightAverage(network, training.average_decay) if training.average_decay else None
+    if average and checkpoint:
+        average.load(Path(checkpoint))
+
+    def evaluation() -> dict[str, float]:
+        # What is evaluated is what will be saved: the average, not the weights of the last step.
+        with average.applied() if average else nullcontext():
+            return held_out.examined(network, objective).metrics("eval")
+
+    logger.info("loss in force: %s, averaged over the optimiser step", objective.describe())
+    arguments = training_arguments(
+        work,
+        training,
+        num_train_epochs=training.epochs,
+        warmup_steps=training.warmup_steps,
+        gradient_accumulation_steps=training.accumulation,
+        eval_strategy="epoch" if held_out else "no",
+        save_strategy="epoch",
+        save_total_limit=training.checkpoints,
+    )
+    # A resumed run has skipped the stages before: seeded here, both draw alike from now on.
+    set_seed(training.seed)
+    trainer = StepTrainer(
+        network,
+        arguments,
+        batches,
+        objective,
+        evaluation=evaluation if held_out else None,
+        callbacks=[average] if average else [],
+    )
+    # The hooks of the dropout are gone when the model is saved.
+    head_share = training.head_dropout
+    with residual_dropout(backbone, network.head.value_head, share=training.dropout, head_share=head_share):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if average:
+        average.put()
+    return list(trainer.state.log_history)
+
+
+def _merge(model: ModelParts, groups: Sequence[PromptGroup], reader: TextReader) -> Merging | None:
+    """Return how the attributes merge into a preference, fitted on the training pairs' decided choices."""
+    readings = read_groups(groups, reader)
+    values = [represented(model.network, seen, pad_id=model.pad_id).double().numpy() for seen in readings]
+    # Signs alone: how strongly a response was preferred is no part of this regression.
+    differences = [
+        np.sign(label.strength) * (ratings[label.first] - ratings[label.second])
+        for group, ratings in zip(groups, values, strict=True)
+        for label in group.labels
+    ]
+    merging = fit_merging(np.array(differences)) if differences else None
+    if merging:
+        weighted = zip(model.spec.attributes, merging.weights, strict=True)
+        words = ", ".join(f"{weight:+.3f} {name}" for name, weight in weighted)
+        logger.info("merged by %d pairs: %s, temperature %.3f", merging.pairs, words, merging.temperature)
+    return merging
+
+
+def _objective(recipe: Recipe, model: ModelParts) -> Objective:
+    spec, loss = model.spec, recipe.loss
+    return Objective(
+        spec.kind, spec.temperature, loss.name, loss.margin, loss.certainty, spec.weights, spec.attributes, loss.ratings
+    )
+
+
+def _token_noise(tokenizer: Any, share: float) -> TokenNoise | None:
+    """Return what replaces tokens in training, or None for a share of 0."""
+    if not share:
+        return None
+    # Special tokens mark turns and ends. Drawn in the middle of a text they would change what it is.
+    special = frozenset(tokenizer.all_special_ids)
+    vocabulary = [index for index in range(len(tokenizer)) if index not in special]
+    return TokenNoise(share, vocabulary, special)

@@ -9,9 +9,9 @@ from transformers import Qwen3Config, Qwen3Model
 from paragone_evaluation.readers import read_pairs
 from paragone_models import load_model
 from paragone_training.errors import DataError, RecipeError
+from paragone_training.preference.card import Rows
 from paragone_training.preference.recipe import load_recipe
-from paragone_training.preference.stages import Rows, fit
-from paragone_training.preference.train_model import train_model
+from paragone_training.preference.train_model import fit, train_model
 from paragone_training.scratch.decoder import residual_dropout, train_tokenizer
 from tests.training.arguments import pairs, recipe, row, write
 from tests.training.preference.test_recipe import RECIPES
