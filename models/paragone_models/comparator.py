@@ -166,6 +166,7 @@ class Comparator:
             ValueError: if the last dimension is not d.
         """
         values = self._checked(representations)
+        # None and not NaN: a kind without rewards is no failure.
         return self.rules.reward(values, self.weights) if self.rules.gives_rewards(self.weights) else None
 
     def attribute_values(self, representations: ArrayLike) -> Float64s:

@@ -89,6 +89,7 @@ class Kind:
         """Return the smallest possible dimension that is not below ``dimension``, or the only one there is."""
         if self.has_vector:
             dimension = max(dimension, 2 + self.has_reward)
+            # The numbers behind the reward come in pairs.
             return dimension + (dimension - self.has_reward) % 2
         return self.has_reward + (attributes if self.has_attributes else 0)
 

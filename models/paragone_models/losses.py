@@ -140,6 +140,7 @@ def general_preference_loss(
     Raises:
         ValueError: if the shapes differ, the last dimension is odd, or the temperature is not positive.
     """
+    # The margin is in the unit of the score, which the temperature divides.
     logit = scores.general_preference_logit(chosen, rejected, temperature=temperature)
     return -logsigmoid(logit - margin / temperature)
 

@@ -160,6 +160,7 @@ def best_budget(
         if now - started > limit_s and budget != candidates[-1]:
             end = f"; nothing larger was tried after {now - started:.0f} s"
             break
+    # Nothing but the smallest may fit; then the smallest it is.
     fastest = max(speeds.values(), default=0.0)
     best = next((budget for budget, speed in speeds.items() if speed >= _NEAR * fastest), candidates[0])
     tried = ", ".join(f"{budget}: {speed:.0f}" for budget, speed in speeds.items())
@@ -170,6 +171,7 @@ def best_budget(
 
 def _groups(tokens: int, vocabulary: int, length: int) -> list[EncodeItem]:
     """Return groups of siblings that fill a pass of so many tokens, or nearly; prompts and responses of one length."""
+    # Seeded, so that a budget is always tried on the same texts.
     generator = torch.Generator().manual_seed(tokens)
     draw = torch.randint(vocabulary, (tokens + 2 * length,), generator=generator).tolist()
     items: list[EncodeItem] = []

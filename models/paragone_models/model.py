@@ -186,6 +186,7 @@ def _encode_padded(network: PreferenceNetwork, items: Sequence[EncodeItem], *, m
             real = torch.arange(longest) < torch.tensor([lengths[index] for index in indices])[:, None]
             mask = real.long().to(device)
         hidden = network.last_hidden(input_ids.to(device), mask)
+        # On the CPU: ``gather_reads`` asks them before it moves them.
         reads = torch.tensor([items[index].reads for index in indices])
         states[torch.tensor(indices, device=device)] = gather_reads(hidden, reads)
     return states
@@ -259,6 +260,7 @@ class PreferenceModel:
         self.local = local or LocalForward(network, max_batch_tokens=self.budget.tokens)
         self.first_token = first_token
         self.comparator = Comparator(spec.kind, spec.dimension, spec.temperature, spec.attributes, spec.weights)
+        # Once: the spec of a loaded model does not change.
         self.fingerprint = spec.fingerprint(provenance.identity, provenance.numerics)
 
     @property

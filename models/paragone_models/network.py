@@ -156,6 +156,7 @@ class PreferenceNetwork(nn.Module):
     def causal(self) -> bool:
         """True where a position sees only what stands before it, so that padding on the right changes nothing."""
         config = self.config
+        # The type alone does not tell: some decoders are configured to look ahead.
         return config.model_type in _CAUSAL and not (
             getattr(config, "is_encoder_decoder", False)
             or getattr(config, "use_bidirectional_attention", False)

@@ -167,6 +167,7 @@ class ModelSpec:
         Returns:
             64 hexadecimal digits.
         """
+        # By name and sorted: the order of fields may change, the identity may not.
         values = asdict(self)
         parts = {"weights": weights, "tokenizer": tokenizer, **{name: values[name] for name in _IDENTITY_FIELDS}}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -137,6 +137,7 @@ def copeland(matrix: ArrayLike) -> list[int]:
     Raises:
         ValueError: if ``matrix`` is no probability matrix.
     """
+    # Truth values cannot be subtracted.
     beats = _beats(_checked(matrix)).astype(np.int64)
     return [int(score) for score in beats.sum(axis=1) - beats.sum(axis=0)]
 
@@ -189,6 +190,7 @@ def nash(matrix: ArrayLike) -> Float64s:
         return np.full(len(table), 1.0 / len(table))
     # Ten digits: smaller differences are rounding of the probabilities, and near-ties are what breaks solvers.
     payoff = np.round(payoff / scale, 10)
+    # First the exact projection, which nearly always succeeds; then the slower ways.
     everywhere = np.ones(len(payoff), dtype=np.bool_)
     uniform = _most_uniform(payoff, everywhere, _scipy_nnls)
     if uniform is not None:

@@ -81,6 +81,7 @@ def read_own(folder: Path, options: Options) -> Loaded:
     Raises:
         ModelLoadError: if the spec is impossible, or a tensor is missing or of the wrong shape.
     """
+    # The spec first: whatever is wrong with it is said before any weight is read.
     spec = ModelSpec.from_json((folder / SPEC_FILE).read_bytes())
     path = folder / checkpoints.HEAD_FILE
     if not path.is_file():
@@ -174,6 +175,7 @@ def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
     )
     if options.elsewhere:
         return _linear_classifier(folder, config, spec)
+    # Loaded whole, because transformers knows how its classifiers are put together; then taken apart.
     model: Any = _with_weights(AutoModelForSequenceClassification, folder, config, options)
     backbone: nn.Module = getattr(model, model.base_model_prefix)
     if isinstance(getattr(model, "score", None), nn.Linear):
@@ -247,6 +249,7 @@ def _with_weights(auto: Any, folder: Path, config: Any, options: Options) -> nn.
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"{folder} cannot be loaded: {error}") from error
+    # transformers only warns of weights that it made up.
     _refuse_incomplete(folder, info)
     network: nn.Module = model
     return network

@@ -121,6 +121,7 @@ def load_model(
     # there.
     _refuse_non_finite(where.source, network)
     budget = _budget(max_batch_tokens, options)
+    # Chosen after the weights are on their device: the trial of each way runs there.
     local = LocalForward(
         network, max_batch_tokens=budget.tokens, deterministic=deterministic, prompt_cache_bytes=prompt_cache_bytes
     )
@@ -128,6 +129,7 @@ def load_model(
         budget = local.warm_up(max_length=spec.max_length)
     logger.info("%s: batches are %s, of %d tokens: %s", where.source, local.batching, budget.tokens, budget.reason)
     reader = _reader(where, replace(loaded, spec=spec), trust_remote_code=trust_remote_code)
+    # Its identity covers what was read; options that change answers alone enter the fingerprint.
     provenance = Provenance(
         name=name or where.name,
         source=where.source,

@@ -50,6 +50,7 @@ def save_model(
     Raises:
         ValueError: if the head is not linear, or its shape does not fit the spec.
     """
+    # A head with a pooler or a hidden layer has no place in the layout.
     head = network.head
     if not isinstance(head.value_head, nn.Linear) or head.value_head.out_features != spec.dimension:
         raise ValueError(f"only a linear head of {spec.dimension} outputs can be saved, not {head.value_head}")

@@ -80,6 +80,7 @@ def resolve(source: str, revision: str | None) -> Resolved:
         return Resolved(path, path, source)
     if path.exists():
         raise ModelLoadError(f"{source} is a file; give the folder that holds config.json and the safetensors files")
+    # What looks like a path is no hub id: a typing error must not become a download.
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise ModelLoadError(f"{source} is no folder here, and no Hugging Face id (those look like owner/name)")
     return _download(source, revision)

@@ -165,6 +165,7 @@ def _disagreement(backbone: nn.Module, forward: Forward) -> str | None:
     config: Any = backbone.config
     parameter = next(backbone.parameters())
     items = _trial_items(config.vocab_size)
+    # Large enough for anything, so that the second call reads the stored stem.
     store = PromptStore(1 << 40)
     packer = Packer(forward, parameter.device, config.hidden_size, store=store, max_tokens=1 << 20)
     with torch.inference_mode():

@@ -151,6 +151,7 @@ class _Path:
         weights = torch.softmax(logits, -1, out=self._buffers.take("weights", tuple(logits.shape), logits))
         read = self._buffers.take("read", (*grouped, values.shape[2]), query)
         torch.bmm(weights.to(values.dtype), values, out=read)
+        # The extra rows hold anything, even NaN; they end here.
         out.copy_(read.view(heads, padded, -1)[:, :rows].transpose(0, 1))
 
     def _logits(self, queries: Tensor, keys: Tensor, cap: float | None) -> Tensor:
@@ -178,6 +179,7 @@ def attend_blocks(
     nodes: list[_NodeRows] = run.memo["nodes"]
     # A pass through a model's own code has no operations that lend buffers.
     buffers: Buffers = run.memo.setdefault("buffers", Buffers())
+    # The buffers are as long as the longest path; a shorter one uses their beginning.
     path = _Path(buffers, max(node.end for node in nodes), key, value, rule, run.memo["causal"])
     out = query.new_empty(query.shape[1], len(query), value.shape[2])
     done = 0
@@ -426,6 +428,7 @@ class DecoderForward:
         """Return rows times a weight, in the buffer of that name, valid until it is asked for again."""
         weight, bias = linear
         out = self._buffers.take(name, (len(rows), len(weight)), rows)
+        # Into a buffer: a fresh megabyte for each product costs more than the product saves.
         if bias is None:
             return torch.mm(rows, weight.t(), out=out)
         return torch.addmm(bias, rows, weight.t(), out=out)

@@ -153,6 +153,7 @@ def flex_attention(kernel: Callable[..., Tensor] | None = None) -> Attend:
         earlier = [run.earlier[node] for node in run.layout.earlier]
         keys = torch.cat([key, *(states.keys[layer] for states in earlier)], 1)
         values = torch.cat([value, *(states.values[layer] for states in earlier)], 1)
+        # The model's own rows first, then earlier nodes in order: the mask counts keys in this order.
         out: Tensor = (kernel or _compiled())(
             query[None],
             keys[None],

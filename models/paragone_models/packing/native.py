@@ -90,6 +90,7 @@ def _compiled(compiler: str) -> Path:
         return library
     logger.info("compiling kernels for this CPU with %s, once; %s=0 does without", compiler, _VARIABLE)
     home = Path(torch.__file__).parent
+    # Beside its place, so that the move at the end is one step of the file system.
     with tempfile.TemporaryDirectory(dir=folder) as workplace:
         object_file, linked = Path(workplace, "kernels.o"), Path(workplace, library.name)
         _output_of(compiler, *_FLAGS, f"-I{home / 'include'}", "-c", str(_SOURCE), "-o", str(object_file))
@@ -189,6 +190,7 @@ def speedup(library: Any, *, heads: int, key_heads: int, head_size: int) -> floa
     nodes, length = 5, 128
     rows = {node: (node * length, (node + 1) * length) for node in range(nodes)}
     positions = np.concatenate([np.arange(length), *(np.arange(length, 2 * length) for _ in range(1, nodes))])
+    # Token ids do not matter: attention sees none.
     layout = Layout(np.zeros(nodes * length, dtype=np.int64), positions, rows, (Above(0, 0, nodes * length),))
     run = Run(layout, {}, {}, np.arange(nodes * length))
     query, key = (torch.ones(count, nodes * length, head_size, dtype=torch.bfloat16) for count in (heads, key_heads))

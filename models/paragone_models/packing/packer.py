@@ -260,7 +260,9 @@ class Packer:
                 rows = [np.arange(share.first, share.last) for share in shares]
                 output_rows = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *rows]))
                 hidden = self._run(plan, number, cached, output_rows)
-                _add_reads(states, hidden, shares, np.searchsorted(output_rows, [one.first for one in shares]).tolist())
+                _add_reads(
+                    states, hidden, shares, np.searchsorted(output_rows, [share.first for share in shares]).tolist()
+                )
             return states
 
     def _run(self, plan: _Plan, number: int, cached: dict[int, KeysValues], output_rows: NDArray[np.int64]) -> Tensor:
@@ -300,14 +302,14 @@ def _add_reads(states: Tensor, hidden: Tensor, shares: Sequence[_Share], starts:
     """Add a pass's part of the reads, from [W, H] at ``starts``, to [n, R, H]."""
     device = hidden.device
     # Reads of one row, nearly all of them, move in one indexed copy; a loop would launch a kernel for each.
-    single = [(one.item, one.read, start) for one, start in zip(shares, starts, strict=True) if one.weight == 1]
+    single = [(share.item, share.read, start) for share, start in zip(shares, starts, strict=True) if share.weight == 1]
     if single:
         items, reads, rows = torch.tensor(single, device=device).unbind(1)
         states[items, reads] = hidden[rows].float()
-    for one, start in zip(shares, starts, strict=True):
-        if one.weight != 1:
-            rows = hidden[start : start + one.last - one.first].float()
-            states[one.item, one.read] += rows.sum(0) * one.weight
+    for share, start in zip(shares, starts, strict=True):
+        if share.weight != 1:
+            rows = hidden[start : start + share.last - share.first].float()
+            states[share.item, share.read] += rows.sum(0) * share.weight
 
 
 def _plan_shared(items: Sequence[EncodeItem], store: PromptStore, max_tokens: int) -> _Plan:

@@ -119,6 +119,7 @@ def _read(
 
 def _capped(query: Tensor, key: Tensor, value: Tensor, scale: float, cap: float, mask: Tensor | None) -> Tensor:
     """Return what rows read with a cap on the logits, written out in float32: torch's kernels have none."""
+    # In float32, as eager attention computes its softmax: a tanh in bfloat16 would round logits to steps.
     heads, rows, size = query.shape
     if mask is None:
         mask = query.new_full((rows, rows), -torch.inf).triu_(1)

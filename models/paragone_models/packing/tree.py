@@ -139,6 +139,7 @@ def grow(sequences: Sequence[Tokens], *, start: int, min_shared: int) -> Forest:
     pending = [(0, len(ranked), start, NO_PARENT)] if ranked else []
     while pending:
         low, high, position, parent = pending.pop()
+        # All sequences of a range agree up to here, whatever was placed of it so far.
         common = len(ranked[low]) if high - low == 1 else min(shared[low : high - 1])
         same = common == len(ranked[low]) == len(ranked[high - 1])
         if same or common - position >= min_shared:

@@ -132,6 +132,7 @@ def _strip_reasoning(message: Message) -> dict[str, Any]:
     """
     values = {key: value for key, value in message.items() if key != "reasoning_content"}
     content = values["content"]
+    # First what the response opened itself; only without that a tag that the prompt opened.
     stripped = _OPENED.sub("", content, count=1)
     values["content"] = stripped if stripped != content else _CLOSED.sub("", content, count=1)
     return values
@@ -288,6 +289,7 @@ class TextReader:
         # Two calls to the tokenizer, whatever the number of conversations: its threads work on a batch.
         self._tokenize(drafts, results)
         self._learn_prompts([draft for index, draft in drafts.items() if results[index] is None])
+        # One conversation's error takes its own place and nobody else's.
         for index, draft in drafts.items():
             if results[index] is None:
                 try:
@@ -402,6 +404,7 @@ class TextReader:
         except TextError:
             return
         self._prompt_lengths.update(zip(new, lengths, strict=True))
+        # The oldest goes: siblings come close together.
         while len(self._prompt_lengths) > _REMEMBERED_PROMPTS:
             self._prompt_lengths.popitem(last=False)
 
@@ -471,6 +474,7 @@ class TextReader:
     def _cut_message(self, draft: _Draft, position: int) -> _Draft:
         """Cut one message's text from its left until the conversation fits or the text is empty."""
         content: str = draft.prompt[position]["content"]
+        # Cuts fall between the message's own tokens, so that no character is torn.
         starts = self.template.offsets(content)
         cut = 0
         while len(draft.token_ids) > self.spec.max_length and cut < len(starts):

@@ -97,6 +97,7 @@ class ChatTemplate:
             joined = " ".join(message["content"] for message in messages)
             return joined + " " + (self._tokenizer.eos_token or "") if closed else joined
         text = self._applied(messages, tools)
+        # A template that leaves a message out would have the model judge something else, and say nothing.
         for index, message in enumerate(messages):
             self._check_shown(messages, index, message, tools)
         return text
@@ -171,6 +172,7 @@ class ChatTemplate:
                 "unsupported_content",
                 "this encoder tells prompt and response apart by token types: give it tokens, not text",
             )
+        # Encoders are trained on two texts; joined turns would be a text that they never saw.
         if len(texts) > 2:
             raise TextError("unsupported_content", "this model reads one prompt and one response, not several turns")
         if self.holds_control(messages, None):
