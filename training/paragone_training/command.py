@@ -115,7 +115,7 @@ def _policy(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
 ) -> None:
-    """Train a policy against a preference oracle: sample, ask, regress, evaluate, again."""
+    """Train a policy against a preference oracle: sample, ask, fit, evaluate, again."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     # A run makes thousands of requests, and httpx would log each of them.
     for noisy in ("httpx", "httpx2"):

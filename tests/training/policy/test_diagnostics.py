@@ -237,7 +237,7 @@ def test_start_values_refuse_what_the_losses_refuse():
 
 
 def test_the_noise_floor_compares_the_difference_of_two_computations_with_the_target():
-    floor = step.noise_floor([-10.0, -20.0], [-10.3, -19.6], [3.0, -4.0])
+    floor = step._noise_floor([-10.0, -20.0], [-10.3, -19.6], [3.0, -4.0])
 
     assert floor.spread == pytest.approx(math.sqrt((0.3**2 + 0.4**2) / 2))
     assert floor.scale == pytest.approx(math.sqrt((9 + 16) / 2))
@@ -246,32 +246,32 @@ def test_the_noise_floor_compares_the_difference_of_two_computations_with_the_ta
 
 
 def test_a_common_offset_counts_as_noise():
-    assert step.noise_floor([-9.0, -19.0], [-10.0, -20.0], [1.0, 1.0]).share == pytest.approx(1.0)
+    assert step._noise_floor([-9.0, -19.0], [-10.0, -20.0], [1.0, 1.0]).share == pytest.approx(1.0)
 
 
 def test_noise_above_the_limit_is_refused_with_numbers_and_remedy_and_noise_below_is_not():
-    floor = step.noise_floor([-10.0, -20.0], [-10.3, -19.6], [3.0, -4.0])
+    floor = step._noise_floor([-10.0, -20.0], [-10.3, -19.6], [3.0, -4.0])
 
     with pytest.raises(ValueError, match=r"10\.0% of the targets' 3\.54 nats, and the limit is 5%: use a wider dtype"):
-        step.check_noise_floor(floor)
-    step.check_noise_floor(floor, limit=0.11)
-    step.check_noise_floor(step.noise_floor([-10.0], [-10.0], [1.0]))
+        step._check_noise_floor(floor)
+    step._check_noise_floor(floor, limit=0.11)
+    step._check_noise_floor(step._noise_floor([-10.0], [-10.0], [1.0]))
 
 
 def test_targets_of_zero_drown_in_any_noise_and_in_none_where_there_is_none():
-    assert math.isinf(step.noise_floor([-10.0], [-10.1], [0.0]).share)
-    assert step.noise_floor([-10.0], [-10.0], [0.0]).share == 0.0
+    assert math.isinf(step._noise_floor([-10.0], [-10.1], [0.0]).share)
+    assert step._noise_floor([-10.0], [-10.0], [0.0]).share == 0.0
 
 
 def test_a_noise_floor_of_nothing_or_of_nan_is_refused():
     with pytest.raises(ValueError, match="needs finite log-probabilities"):
-        step.noise_floor([], [], [])
+        step._noise_floor([], [], [])
     with pytest.raises(ValueError, match="needs finite log-probabilities"):
-        step.noise_floor([math.nan], [0.0], [1.0])
+        step._noise_floor([math.nan], [0.0], [1.0])
     with pytest.raises(ValueError, match="shapes differ"):
-        step.noise_floor([0.0], [0.0, 0.0], [1.0])
+        step._noise_floor([0.0], [0.0, 0.0], [1.0])
     with pytest.raises(ValueError, match="shapes differ"):
-        step.noise_floor([0.0], [0.0], [1.0, 2.0])
+        step._noise_floor([0.0], [0.0], [1.0, 2.0])
 
 
 def test_the_fastest_game_of_three_is_measured_at_its_exact_rotation():

@@ -78,6 +78,7 @@ def regularised_nash(preference: ArrayLike, reference: ArrayLike, *, tau: float)
     support = mu > 0
     payoff = table[np.ix_(support, support)] - 0.5
     log_mu = np.log(mu[support] / mu[support].sum())
+    # Near tau = 0 Newton needs a start near the solution: games with larger tau lead there.
     solved_at = max(tau, _EASIEST_TAU)
     solution = _newton(payoff, log_mu, log_mu, solved_at)
     factor = _LARGE_STEP
@@ -86,6 +87,7 @@ def regularised_nash(preference: ArrayLike, reference: ArrayLike, *, tau: float)
         attempt = _newton(payoff, log_mu, solution, lower)
         if attempt is not None:
             solution, solved_at = attempt, lower
+        # Too bold a step: try one half as long on the logarithmic scale.
         elif factor < _SMALL_STEP:
             factor = math.sqrt(factor)
         else:

@@ -233,6 +233,7 @@ def largest_step(omega: float, *, method: Dynamics, tau: float) -> float:
         return math.inf
     if method == "sppo" or (method == "inpo" and tau == 0):
         return 0.0
+    # Beyond 1/tau the reference would have a weight above 1; beyond 4/omega every method spirals.
     end = min(1.0 / tau if tau > 0 else math.inf, 4.0 / omega if omega > 0 else math.inf)
     steps = np.linspace(0.0, end, _STEPS_TRIED + 1)[1:]
 
@@ -296,6 +297,7 @@ def measure_cycles(tables: Iterable[ArrayLike]) -> Cycles:
     count, cyclic, energy, largest = 0, 0, 0.0, math.nan
     for table in tables:
         first, second, third = _triple_edges(table)
+        # Zero where preferences are differences of rewards, whatever the rewards are.
         curl = first + second + third
         if not len(curl):
             continue

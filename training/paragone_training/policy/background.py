@@ -30,6 +30,7 @@ class Background:
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
         self._running = set[asyncio.Task[Any]]()
+        # A daemon, so that an error in the main thread ends the program and not only that thread.
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
@@ -100,6 +101,7 @@ class RunProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
+                # A group of its own, so that whatever it starts can be ended with it.
                 start_new_session=True,
                 preexec_fn=_die_with_parent if linux else None,
             )
@@ -115,6 +117,7 @@ class RunProcess:
 
     def stop(self) -> None:
         """End the process and its children, and wait until its memory is free."""
+        # Gently first: a server gives its GPU memory back in order.
         self._process.terminate()
         try:
             self._process.wait(timeout=_GRACE_S)
@@ -128,5 +131,6 @@ class RunProcess:
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
+    # The run may have died between the fork and the call above: nobody would tell this process.
     if os.getppid() == 1:
         os._exit(1)

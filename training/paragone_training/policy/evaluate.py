@@ -45,6 +45,8 @@ def win_rate(
     """
     means, longer = [], []
     for answer in answers:
+        # Rows of the iterate against columns of the initial policy: comparisons inside either policy say nothing about
+        # the two.
         table = symmetrised(answer.raw, rule=rule)[:responses, responses:]
         if np.isfinite(table).any():
             means.append(float(np.nanmean(table)))
@@ -55,6 +57,7 @@ def win_rate(
     values, difference = np.asarray(means), np.asarray(longer)
     # Prompts are resampled and not comparisons: those of one prompt share its responses.
     draws = np.random.default_rng(_SEED).integers(len(values), size=(_RESAMPLES, len(values)))
+    # Each is a fit of its own: two hundred are enough for an interval.
     controlled = [length_controlled(values[draw], difference[draw]) for draw in draws[:200]]
     return {
         "prompts": len(values),
@@ -77,6 +80,7 @@ def length_controlled(preference: Float64s, longer: Float64s) -> float:
         longer: by how many characters the iterate's responses are longer. [N]
     """
     spread = float(longer.std())
+    # Bounded, so that one very long response does not decide the fit.
     term = np.tanh(longer / spread) if spread > 0 else np.zeros_like(longer)
     design = np.stack([np.ones_like(term), term], axis=1)
     weights = np.zeros(2)
@@ -135,6 +139,7 @@ def summarise(
     for name in names:
         answers = read_answers(folder / f"{name}.parquet")
         summary[name] = win_rate(answers, lengths, responses=responses, rule=rule)
+    # Some servers give no log-probabilities at temperature 1; the estimate then has fewer samples, or none.
     known = [row for row in mine if row.sampler_logprob is not None]
     if known:
         # E_pi[log pi - log mu] by the iterate's own samples: unbiased, with the error of a mean.

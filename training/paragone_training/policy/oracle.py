@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _Reply = TypeVar("_Reply")
 
-Group = tuple[Prompt, Sequence[str]]
+_Group = tuple[Prompt, Sequence[str]]
 """A prompt and the texts that are compared. K"""
 
 _START_S = 600.0
@@ -87,7 +87,7 @@ class OracleClient:
     def __exit__(self, *_: object) -> None:
         self._background.close(self._client.close())
 
-    def submit(self, groups: Sequence[Group]) -> "Future[list[Answer]]":
+    def submit(self, groups: Sequence[_Group]) -> "Future[list[Answer]]":
         """Return what will hold the tables of some groups; what all of them cost stands in the first."""
         return self._background.submit(self._tables(list(groups)))
 
@@ -97,7 +97,8 @@ class OracleClient:
         )
         self._places = asyncio.Semaphore(self.concurrency)
 
-    async def _tables(self, groups: list[Group]) -> list[Answer]:
+    async def _tables(self, groups: list[_Group]) -> list[Answer]:
+        # One request a chunk: the service batches its responses, and knows repeated ones.
         async with self._places:
             try:
                 answers, cost = await self._tournaments(groups)
@@ -105,6 +106,7 @@ class OracleClient:
                 logger.warning("the oracle failed at %d groups (%s); asking them one by one", len(groups), error)
                 answers, cost = [Answer(prompt.id, _empty(texts), str(error)) for prompt, texts in groups], (0, 0)
             for place, answer in enumerate(answers):
+                # A tournament fails as a whole when one response is too long; its other comparisons can still be had.
                 if answer.failure is not None:
                     answers[place], more = await self._pairs(groups[place])
                     cost = (cost[0] + more[0], cost[1] + more[1])
@@ -113,7 +115,7 @@ class OracleClient:
                 answers[0] = replace(answers[0], forward_responses=cost[0], cached_responses=cost[1])
             return answers
 
-    async def _tournaments(self, groups: list[Group]) -> tuple[list[Answer], tuple[int, int]]:
+    async def _tournaments(self, groups: list[_Group]) -> tuple[list[Answer], tuple[int, int]]:
         bodies = [{"prompt": prompt.content, "responses": list(texts)} for prompt, texts in groups]
         reply = await self._patiently(lambda: self._client.tournaments(bodies, return_=["matrix"], on_error="report"))
         cost = self._checked(reply)
@@ -125,10 +127,11 @@ class OracleClient:
                 answers.append(Answer(prompt.id, np.asarray(row.matrix, dtype=np.float64)))
         return answers, cost
 
-    async def _pairs(self, group: Group) -> tuple[Answer, tuple[int, int]]:
+    async def _pairs(self, group: _Group) -> tuple[Answer, tuple[int, int]]:
         """Ask every ordered pair on its own, so that what one response spoils is missing, and nothing else."""
         prompt, texts = group
         table, failure = _empty(texts), None
+        # Both orders, as the tournament asks them.
         places = [(first, second) for first in range(len(texts)) for second in range(len(texts)) if first != second]
         bodies = [(prompt.content, texts[first], texts[second]) for first, second in places]
         try:
@@ -153,6 +156,7 @@ class OracleClient:
             self.identity = identity
             if self.on_identity is not None:
                 self.on_identity(identity)
+        # Win rates of two judges do not compare, and a run may be resumed weeks later.
         if identity != self.identity:
             raise OracleReplacedError(
                 f"the oracle at {self.url} was {self.identity.model} ({self.identity.fingerprint[:12]}) and is now "
@@ -176,6 +180,7 @@ class OracleClient:
                     ) from error
                 logger.warning("no answer from the oracle for %.0f s (%s); the run pauses", gone_s, error)
             except ServerError as error:
+                # A fault is no absence: the server answers, and this request breaks it. Its patience is three tries.
                 faults += 1
                 if faults >= _TRIES_AT_FAULT:
                     raise
@@ -186,6 +191,7 @@ class OracleClient:
 
 def _empty(texts: Sequence[str]) -> NDArray[np.float64]:
     table = np.full((len(texts), len(texts)), math.nan)
+    # A response ties with itself, whether it was asked for or not.
     np.fill_diagonal(table, 0.5)
     return table
 
@@ -198,6 +204,8 @@ def own_service(sources: Sequence[str], log: Path) -> Iterator[str]:
         RunError: if it does not come up; the log's last lines are in the message.
     """
     port = free_port()
+    # A process and not a thread: the service has its own event loop, threads and memory, and the client stays the only
+    # door.
     command = [sys.executable, "-m", "paragone.cli", "serve", "--port", str(port), "--log-level", "warning"]
     for source in sources:
         command += ["--model", source]

@@ -59,9 +59,11 @@ def _work(recipe: PolicyRecipe, prompts: int, held_out: int) -> list[str]:
         optimised, laid_out = optimiser_steps(pairs, training)
     except ValueError as error:
         raise RecipeError(f"data.prompts gives {count} prompts an iteration: {error}") from error
+    # The method says how many rounds and steps each iteration has; the first may differ.
     iterations = [recipe.objective.steps(iteration) for iteration in range(1, training.iterations + 1)]
     rounds = sum(len({step.round for step in steps}) for steps in iterations)
     steps = sum(map(len, iterations))
+    # The initial policy answers once; every iterate is compared with the same answers.
     evaluated = held_out * recipe.evaluation.responses
     judges = 1 + bool(recipe.evaluation.judge_url or recipe.evaluation.judge_serve or recipe.evaluation.judge_model)
     responses = rounds * count * sampling.responses
@@ -109,6 +111,7 @@ def _memory(recipe: PolicyRecipe, config: Any, prompt: int, ranks: Sequence[int]
         figures = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in parts.items() if value)
         lines.append(f"memory of {owner}, GB: {plan.total / 1e9:.3f} = {figures}")
     how = "packed, prompts once" if plan.padded is None else f"padded: {plan.padded}"
+    # Iterates stay on disk: a later one may be the reference, and a run goes on from any of them.
     disk = plan.model_weights * getattr(torch, recipe.output.dtype).itemsize / 1e9
     return [
         f"{plan.model_weights / 1e6:,.1f} M weights; a pass is {2 * recipe.training.pairs_per_pass} sequences of "

@@ -36,18 +36,18 @@ __all__ = [
     "parse_policy_recipe",
 ]
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+_Dtype = Literal["float32", "bfloat16", "float16"]
 Batching = Literal["auto", "packed", "padded"]
 
 
-class PolicySection(Section):
+class _PolicySection(Section):
     """What is trained."""
 
     source: str
     """`builtin:mini-policy`, a folder, or a Hugging Face id of a causal language model."""
     revision: str | None = None
     """Branch, tag or commit of an id."""
-    dtype: Dtype = "float32"
+    dtype: _Dtype = "float32"
     """Of the weights while they are trained and asked for log-probabilities."""
     attention: str = "sdpa"
     """transformers' attention implementation."""
@@ -55,7 +55,7 @@ class PolicySection(Section):
     """Longest prompt and response together, in tokens; 0 takes the model's context."""
 
 
-class PolicyDataSection(Section):
+class _PolicyDataSection(Section):
     """Which prompts."""
 
     prompts: DataFiles
@@ -67,7 +67,7 @@ class PolicyDataSection(Section):
     of them every time."""
 
 
-class SamplingSection(Section):
+class _SamplingSection(Section):
     """How responses are sampled."""
 
     responses: int = 5
@@ -187,7 +187,7 @@ def command_line(template: str, **values: object) -> list[str]:
         ) from error
 
 
-class OracleSection(Section):
+class _OracleSection(Section):
     """The preference oracle."""
 
     url: str | None = None
@@ -214,7 +214,7 @@ class OracleSection(Section):
         return self
 
 
-class TargetSection(Section):
+class _TargetSection(Section):
     """What is made of the K×K tables."""
 
     pairs: Selection = "all"
@@ -236,11 +236,11 @@ class _LossSection(Section):
 
 
 if TYPE_CHECKING:
-    PolicyLossSection = _LossSection
+    _PolicyLossSection = _LossSection
 else:
     # From the methods' fields, so that a number that a new method brings is a setting without a change here.
-    PolicyLossSection = create_model(
-        "PolicyLossSection",
+    _PolicyLossSection = create_model(
+        "_PolicyLossSection",
         __base__=_LossSection,
         __doc__=_LossSection.__doc__,
         **{
@@ -250,7 +250,7 @@ else:
     )
 
 
-class ReferenceSection(Section):
+class _ReferenceSection(Section):
     """Which policy the KL is to."""
 
     policy: Literal["initial", "previous", "every-n"] = "initial"
@@ -327,7 +327,7 @@ class PolicyTrainingSection(Section):
         return self
 
 
-class EvaluationSection(Section):
+class _EvaluationSection(Section):
     """How an iterate is compared with the initial policy."""
 
     prompts: DataFiles = ()
@@ -352,12 +352,12 @@ class EvaluationSection(Section):
         return self
 
 
-class PolicyOutputSection(Section):
+class _PolicyOutputSection(Section):
     """What is written, and where."""
 
     folder: str | None = None
     """Of the run; `runs/NAME-OF-THE-RECIPE` unless given."""
-    dtype: Dtype = "float32"
+    dtype: _Dtype = "float32"
     """Storage type of the iterates' weights; anything but the policy's own dtype rounds them."""
     trackers: Names = ()
     """Who else is told the numbers, by accelerate's names: `tensorboard`, `wandb`, `mlflow`, …"""
@@ -367,27 +367,27 @@ class PolicyRecipe(Section):
     """The recipe of a policy."""
 
     method: str = Field(description=f"The algorithm: {', '.join(f'`{name}`' for name in METHODS)}.")
-    policy: PolicySection
-    data: PolicyDataSection
-    oracle: OracleSection
-    loss: PolicyLossSection = PolicyLossSection()
-    sampling: SamplingSection = SamplingSection()
+    policy: _PolicySection
+    data: _PolicyDataSection
+    oracle: _OracleSection
+    loss: _PolicyLossSection = _PolicyLossSection()
+    sampling: _SamplingSection = _SamplingSection()
     servers: ServersSection | None = None
-    targets: TargetSection = TargetSection()
-    reference: ReferenceSection = ReferenceSection()
+    targets: _TargetSection = _TargetSection()
+    reference: _ReferenceSection = _ReferenceSection()
     training: PolicyTrainingSection = PolicyTrainingSection()
     lora: LoraSection | None = None
-    evaluation: EvaluationSection = EvaluationSection()
-    output: PolicyOutputSection = PolicyOutputSection()
+    evaluation: _EvaluationSection = _EvaluationSection()
+    output: _PolicyOutputSection = _PolicyOutputSection()
 
     @cached_property
     def objective(self) -> Method:
         """The method with its numbers."""
         fields = type(self.loss).model_fields
-        given = {name: getattr(self.loss, name) for name in knobs()}
+        values = {name: getattr(self.loss, name) for name in knobs()}
         # A number that has its default was not chosen: it may stay in the recipe of a method that has none.
         return method_of(
-            self.method, **{name: None if value == fields[name].default else value for name, value in given.items()}
+            self.method, **{name: None if value == fields[name].default else value for name, value in values.items()}
         )
 
     @model_validator(mode="after")

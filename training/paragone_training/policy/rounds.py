@@ -88,17 +88,21 @@ def play_round(
         shutil.rmtree(folder / "parts", ignore_errors=True)
         answers = read_answers(next(iter(files.values()))) if files else []
         return Round(read_responses(samples), answers)
+    # Whole groups only: an oracle compares the K responses to one prompt with each other.
     size = max(batch // responses, 1)
     chunks = [list(prompts[start : start + size]) for start in range(0, len(prompts), size)]
     parts = _Parts(folder / "parts", prompts, oracles, against or {})
+    # Chunks are numbered from the start of the round, so that a restart finds the same ones on disk.
     left = {number: chunk for number, chunk in enumerate(chunks) if not parts.restore(number)}
     loading_s = sampling_s = 0.0
     if left:
         began = time.monotonic()
+        # Only now, because taking the weights may start servers; a round that is on disk needs none.
         ready = sampler()
         loading_s, began = time.monotonic() - began, time.monotonic()
         for number, groups in ready.draw_chunks(left, responses=responses, names=names):
             parts.add(number, _whole_groups(left[number], groups, tokenizer))
+            # An oracle that is gone stops the run here, not after hours of sampling.
             parts.collect(wait=False)
         sampling_s = time.monotonic() - began
     began = time.monotonic()
@@ -164,6 +168,7 @@ class _Parts:
     def collect(self, *, wait: bool) -> None:
         """Write the tables that have come; with ``wait``, all of them. An oracle's error is raised here."""
         for name, number in list(self._pending):
+            # In the order of asking; answers that are behind a slow one are written when it has come.
             if wait or self._pending[name, number].done():
                 answers = self._pending.pop((name, number)).result()
                 self._answers[name][number] = answers
@@ -180,6 +185,7 @@ class _Parts:
         for name, path in files.items():
             if not path.exists():
                 self._write(path, name, self._answers[name])
+            # One broken prompt is left out; a round without any table means that the oracle cannot do its work.
             if all(answer.failure is not None for answer in self.answers_of(name)):
                 raise RunError(f"the oracle gave no whole table: {path} says why of each prompt")
         # Last, since a round whose samples are whole does not look for chunks any more.
@@ -204,6 +210,7 @@ class _Parts:
                 self._write(path, name, {})
 
     def _groups(self, rows: Sequence[Response]) -> Iterator[tuple[Prompt, Sequence[str]]]:
+        # Rows of a chunk are in the order of its prompts, and a group that could not be sampled has none.
         texts: dict[str, list[str]] = {}
         for row in rows:
             texts.setdefault(row.prompt_id, []).append(row.text)

@@ -89,9 +89,11 @@ def symmetrised(raw: ArrayLike, *, rule: Rule) -> Float64s:
     Raises:
         ValueError: if ``raw`` is not square, an entry off the diagonal lies outside [0, 1], or the rule is unknown.
     """
+    # Oracles answer a text against itself with anything; a response is never compared with itself here.
     answers = _square(raw).copy()
     np.fill_diagonal(answers, 0.5)
     _check_probabilities(answers)
+    # Averaging both orders cancels a preference for the first place, which a reader of pairs may have.
     if rule == "mean-probability":
         table = (answers + 1.0 - answers.T) / 2.0
     elif rule == "mean-logit":
@@ -148,6 +150,7 @@ def mean_scores(scores: ArrayLike, *, include_self: bool = True) -> Float64s:
         raise ValueError("a score is infinite: a clipped probability should have been clipped before the logit")
     if not np.array_equal(np.isnan(values), np.isnan(values.T)):
         raise ValueError("a score is missing in one order only: scores must be antisymmetric")
+    # Scores have no scale of their own, so the tolerance grows with the largest of them.
     bound = _SYMMETRY * max(1.0, float(np.nanmax(np.abs(values), initial=0.0)))
     if np.nanmax(np.abs(values + values.T), initial=0.0) > bound:
         raise ValueError("scores[i, j] + scores[j, i] must be 0: these scores are not antisymmetric")
@@ -193,17 +196,21 @@ def pairs(
     for name, value, allowed in (("labels", labels, Labels), ("ties", ties, Ties)):
         if value not in get_args(allowed):
             raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, not {value!r}")
+    # A generator of its own would give other labels after a restart.
     if labels == "sampled" and generator is None:
         raise ValueError("sampled labels need a generator, so that a run can be repeated")
     chosen, rejected = _selected(probabilities, selection, include_self)
     wins = probabilities[chosen, rejected]
+    # A missing comparison is no tie: it makes no pair, whatever becomes of ties.
     kept = ~np.isnan(wins)
     if ties == "drop":
         kept &= wins != 0.5
+    # The best by win rate may lose against the worst: a majority label would then contradict the selection.
     if selection == "best-versus-worst" and labels == "hard":
         kept &= wins >= 0.5
     chosen, rejected, wins = chosen[kept], rejected[kept], wins[kept]
     if labels == "sampled" and generator is not None:
+        # Drawn once per pair, as a single judge would have said it: the loss is then unbiased and noisier.
         swap = generator.random(len(wins)) >= wins
         preference = np.where(wins == 0.5, 0.5, 1.0)
     else:
@@ -238,6 +245,7 @@ def group_table(
     Raises:
         ValueError: if the answers are no probabilities.
     """
+    # Combined first: a penalty belongs to a response, not to the place that it was shown in.
     table = symmetrised(raw, rule=rule)
     over = np.asarray(finished, dtype=np.bool_)
     if unfinished == "drop":
@@ -298,6 +306,7 @@ def labelled_pairs(
             include_self=include_self,
             generator=stream(*names, "labels", prompt_id),
         )
+        # Numbers of a method that has none are zeros, so that the file has the same columns for all methods.
         values = own_targets(table, include_self=include_self)
         rows += [
             LabelledPair(prompt_id, int(won), int(lost), float(preference), float(values[won]), float(values[lost]))
@@ -310,12 +319,14 @@ def _selected(
     probabilities: Float64s, selection: Selection, include_self: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     size = len(probabilities)
+    # Neighbours, not random partners: responses are independent samples already, in any order.
     if selection == "disjoint":
         indices = [(first, first + 1) for first in range(0, size - 1, 2)]
     elif selection == "all":
         indices = list(combinations(range(size), 2))
     elif selection == "best-versus-worst":
         rates = win_rates(probabilities, include_self=include_self)
+        # A response without any comparison has no rate, so it is neither the best nor the worst.
         known = np.flatnonzero(~np.isnan(rates))
         spread = rates[known].max() - rates[known].min() if len(known) else 0.0
         # The lower index of equals. Rates that differ by rounding are equal.
@@ -333,6 +344,7 @@ def _mean_over_others(values: Float64s, *, own: float | None) -> Float64s:
     np.fill_diagonal(known, False)
     count = known.sum(axis=1)
     total = np.where(known, values, 0.0).sum(axis=1)
+    # A response without any comparison stays NaN: its own ½ says nothing about it.
     extra = 0 if own is None else 1
     means = (total + (own or 0.0)) / np.maximum(count + extra, 1)
     return np.where(count > 0, means, np.nan)
@@ -359,6 +371,7 @@ def _checked(table: ArrayLike) -> Float64s:
     if not np.array_equal(missing, missing.T):
         raise ValueError("a comparison is missing in one order only: symmetrise the raw answers first")
     off_diagonal = ~np.eye(len(values), dtype=np.bool_) & ~missing
+    # Raw answers of both orders look like a table; only their sum tells that they were not combined.
     if np.abs(values + values.T - 1.0)[off_diagonal].max(initial=0.0) > _SYMMETRY:
         raise ValueError("table[i, j] + table[j, i] must be 1: symmetrise the raw answers first")
     return values

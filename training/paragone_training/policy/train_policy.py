@@ -103,16 +103,19 @@ class PolicyRun:
         self.policy: Policy = load_policy(
             source.source, revision=source.revision, dtype=source.dtype, attention=source.attention
         )
+        # A prompt has to leave room for the longest response, or responses would be cut at different lengths.
         longest = context_of(self.policy.model.config, source.max_length) - recipe.sampling.max_new_tokens
         self.prompts = self._rendered(read_prompts(recipe.data.prompts, split=recipe.data.split), longest)
         self.held_out: list[Prompt] = []
         if recipe.evaluation.prompts:
             held_out = read_prompts(recipe.evaluation.prompts, split=recipe.evaluation.split)
             held_out = held_out[: recipe.evaluation.limit or None]
+            # By text and not by id: two files may number the same prompt differently.
             both = {prompt.text for prompt in self.prompts} & {prompt.text for prompt in held_out}
             if both:
                 raise RecipeError(f"{len(both)} prompts of [evaluation] are trained on: keep them apart with split")
             self.held_out = self._rendered(held_out, longest)
+        # Every process has one, because all give the device to colocated servers; the main one samples.
         self._samplers = Samplers(recipe, folder, self.policy, self.prompts, barrier, longest=longest)
         self._oracles: dict[str, OracleClient] = {}
         self._trackers: Trackers | None = None  # the main process has them, if the recipe does
@@ -210,6 +213,7 @@ class PolicyRun:
         previous, current = str(self._step_folder(iteration, number - 1) / "policy"), self.iterate_source(iteration)
         base = {"current": current, "previous-step": previous, "memory": self._memory(iteration)}[step.base]
         source = current if step.sampler == "current" else previous
+        # Two steps may share a round: the second finds it on disk and asks nobody.
         round_folder = self._iteration(iteration) / f"round-{step.round}"
         metrics: dict[str, Any] = {}
         responses: list[Response] = []
@@ -217,11 +221,13 @@ class PolicyRun:
             if self.main:
                 responses, described = self._round(round_folder, iteration, step.round, source)
                 metrics |= described
+        # The outcome of an earlier attempt; the round above was read for what is reported of it.
         if (folder / "policy").exists():
             self.barrier.wait()
             return metrics
         frozen = folder / "logprobs.parquet"
         if self.main and not frozen.exists():
+            # One model is in memory: base and reference are asked in turn, once, and live on as numbers.
             freeze_columns(
                 frozen,
                 self.policy,
@@ -234,6 +240,7 @@ class PolicyRun:
         self.barrier.wait()
         began = time.monotonic()
         self.policy.become(base)
+        # The main process has them from its round; the others read what it wrote before the barrier.
         responses = responses or read_responses(round_folder / "samples.parquet")
         if source == base and self.main:
             # The base is the policy that was sampled from: the two must agree on what they call likely.
@@ -292,6 +299,7 @@ class PolicyRun:
         )
         pairs = self._targets(folder / "targets.parquet", tables, (seed, iteration, number))
         described = self._described(played, list(tables.values()), len(pairs))
+        # Groups that servers did not complete in time have no table.
         missing = len(prompts) - len(tables)
         if missing:
             logger.warning("%d of %d prompts have no complete group and are left out", missing, len(prompts))
@@ -341,6 +349,7 @@ class PolicyRun:
     def _evaluate(self, iteration: int) -> dict[str, Any]:
         recipe, initial = self.recipe, self.iterate_source(1)
         theirs = self._held_out_round(self.folder / "evaluation-00", initial, {}, {})
+        # Sampled once, in the first evaluation: all iterates meet the same answers of the initial policy.
         against: dict[str, list[str]] = {}
         for row in theirs:
             against.setdefault(row.prompt_id, []).append(row.text)

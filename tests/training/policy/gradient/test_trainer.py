@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from paragone_training.policy.gradient.trainer import PairPasses, of_batch, steps_of_epoch
+from paragone_training.policy.gradient.trainer import PairPasses, _steps_of_epoch, of_batch
 from paragone_training.policy.rows.rows import TrainingPair
 
 
@@ -23,7 +23,7 @@ def test_an_epoch_is_whole_steps_of_nearly_equal_size(count, size):
     passes = made(count, size=size)
     sizes = [len(passes[index]["preference"]) for index in range(len(passes))]
 
-    assert len(passes) == steps_of_epoch(count, size=size, step=8) * (8 // size)
+    assert len(passes) == _steps_of_epoch(count, size=size, step=8) * (8 // size)
     assert sum(sizes) == count
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1

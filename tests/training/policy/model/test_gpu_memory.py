@@ -8,7 +8,7 @@ from paragone_models.packing.segments import segments_attention
 from paragone_training.policy.model.gpu_memory import plan_memory, saved_bytes_packed
 from paragone_training.policy.model.logprobs import ResponseLogprobs, packed_row, padded_sequences
 from paragone_training.policy.plan import describe_plan
-from paragone_training.saved_activations import saved_bytes
+from paragone_training.saved_activations import meta_attention, saved_bytes
 from tests.training.policy.tiny_policy import recipe
 
 
@@ -44,7 +44,7 @@ def test_the_activations_of_a_dry_run_are_those_of_a_real_pass_within_three_perc
     items = [([5] * (tokens // 2), [6] * (tokens // 2))] * 5 + [([5], [6])]
     real = really_saved(AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa"), items)
     with torch.device("meta"):
-        dry = AutoModelForCausalLM.from_config(shape, attn_implementation="paragone-dry-sdpa")
+        dry = AutoModelForCausalLM.from_config(shape, attn_implementation=meta_attention("sdpa"))
     assert saved_bytes(dry, sequences=6, tokens=tokens) == pytest.approx(real, rel=0.03)
 
 

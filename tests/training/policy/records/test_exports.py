@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from paragone_training.errors import RecipeError
-from paragone_training.policy.records.exports import Trackers, flattened, steps_before
+from paragone_training.policy.records.exports import Trackers, _flattened, steps_before
 from paragone_training.policy.rows.folder import read_json
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.tiny_policy import recipe
@@ -66,7 +66,7 @@ def test_a_resumed_run_may_add_a_tracker_counts_steps_on_and_sends_no_point_twic
 
 def test_inner_tables_and_lists_have_slashes_in_their_names():
     values = {"pairs": 3, "evaluation": {"interval": [0.25, 0.5], "note": None}}
-    assert dict(flattened(values)) == {
+    assert dict(_flattened(values)) == {
         "pairs": 3,
         "evaluation/interval/0": 0.25,
         "evaluation/interval/1": 0.5,

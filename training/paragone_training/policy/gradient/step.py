@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from accelerate import PartialState
 from numpy.typing import ArrayLike
 from torch import Tensor
 from transformers import set_seed
@@ -31,12 +32,9 @@ from paragone_training.policy.rows.rows import LabelledPair, Response, TrainingP
 from paragone_training.settings import LoraSection
 
 __all__ = [
-    "NoiseFloor",
-    "check_noise_floor",
     "check_sampler",
     "check_start",
     "freeze_columns",
-    "noise_floor",
     "train_step",
     "training_pairs",
 ]
@@ -82,10 +80,12 @@ def freeze_columns(
     Raises:
         DiskFullError: if there is no room.
     """
+    # Responses without a pair, tied or dropped ones, need no log-probabilities.
     used = {(pair.prompt_id, number) for pair in pairs for number in (pair.chosen, pair.rejected)}
     rows = [response for response in responses if (response.prompt_id, response.number) in used]
     items = [(response.prompt_ids, response.token_ids) for response in rows]
     columns: dict[str, list[float]] = {}
+    # The base last, because training goes on from it; where both are one policy it is asked once.
     for source in dict.fromkeys((reference, base)):
         policy.become(source)
         columns[source] = frozen_logprobs(
@@ -172,7 +172,7 @@ def check_sampler(path: Path, responses: Sequence[Response], *, tolerance: float
 
 
 @dataclass(frozen=True)
-class NoiseFloor:
+class _NoiseFloor:
     """How much two computations of the same log-probabilities differ, and whether that drowns the goal of the loss.
 
     Attributes:
@@ -191,7 +191,7 @@ class NoiseFloor:
         return self.spread / self.scale if self.scale > 0 else (math.inf if self.spread > 0 else 0.0)
 
 
-def noise_floor(logprob: ArrayLike, stored_logprob: ArrayLike, target: ArrayLike) -> NoiseFloor:
+def _noise_floor(logprob: ArrayLike, stored_logprob: ArrayLike, target: ArrayLike) -> _NoiseFloor:
     """Return the noise of log pi - log pi_t at step 0, where the two are the same policy computed twice.
 
         share = rms(log pi - log pi_t) / rms(target)
@@ -211,15 +211,16 @@ def noise_floor(logprob: ArrayLike, stored_logprob: ArrayLike, target: ArrayLike
     _, goal = same_shape(logprob, target)
     if first.size == 0 or not np.isfinite([first, second, goal]).all():
         raise ValueError("the noise floor needs finite log-probabilities and targets of at least one response")
+    # Their policies are the same here, so that whatever differs is noise.
     difference = first - second
-    return NoiseFloor(
+    return _NoiseFloor(
         spread=float(np.sqrt((difference**2).mean())),
         scale=float(np.sqrt((goal**2).mean())),
         largest=float(np.abs(difference).max()),
     )
 
 
-def check_noise_floor(floor: NoiseFloor, *, limit: float = 0.05) -> None:
+def _check_noise_floor(floor: _NoiseFloor, *, limit: float = 0.05) -> None:
     """Refuse a run in which noise has a larger share of the targets' scale than ``limit``.
 
     Raises:
@@ -249,14 +250,16 @@ def check_start(trainer: PolicyTrainer, training: PolicyTrainingSection) -> dict
     """
     fit = trainer.method.fit
     chosen, rejected, targets = _first_pairs(trainer, training)
+    # What the loss looks at: a log-ratio of each response, or the difference of a pair, in which a common offset
+    # cancels.
     if fit.per_response:
         live = torch.cat([chosen, rejected])
         stored = torch.cat([targets.base_chosen, targets.base_rejected])
     else:
         live, stored = chosen - rejected, targets.base_chosen - targets.base_rejected
-    floor = noise_floor(numbers(live), numbers(stored), fit.goal(targets))
+    floor = _noise_floor(numbers(live), numbers(stored), fit.goal(targets))
     try:
-        check_noise_floor(floor, limit=training.noise_limit)
+        _check_noise_floor(floor, limit=training.noise_limit)
     except ValueError as error:
         raise RunError(str(error)) from error
     loss, start = float(fit.loss(chosen, rejected, targets).double().mean()), float(fit.start(targets).mean())
@@ -285,6 +288,7 @@ def _first_pairs(trainer: PolicyTrainer, training: PolicyTrainingSection) -> tup
     network, passes = trainer.network, trainer.passes
     device = next(network.parameters()).device
     live, targets = [], []
+    # No dropout: the frozen columns were computed without.
     network.eval()
     for index in range(min(len(passes), max(_CHECKED_PAIRS // training.pairs_per_pass, 1))):
         sequences, columns = of_batch(passes[index])
@@ -331,7 +335,37 @@ def train_step(
         raise RunError(f"no pair to train on in {folder}: every comparison is tied or missing; sample more responses")
     size = sum(weight.numel() * weight.element_size() for weight in policy.model.parameters())
     need_space(folder, size * (4 if training.save_steps else 1) + 10_000_000, "training")
+    # Before adapters are made: their start is random.
     set_seed(seed)
+    # The trainer ends with this call, so that a sharded model is gone when a whole one is read below.
+    sharded, state, history = _trained(
+        policy, pairs, folder, method=method, training=training, lora=lora, raw=raw, seed=seed, show=show
+    )
+    if PartialState().is_main_process:
+        write_json(folder / "history.json", history)
+        policy.save(folder / "policy", dtype=dtype, state=state)
+    wait()
+    # What is written is what goes on: rounded to the storage type, the same after a restart.
+    policy.source = "in training"
+    if sharded:
+        policy.reload(folder / "policy")
+    else:
+        policy.become(folder / "policy")
+
+
+def _trained(
+    policy: Policy,
+    pairs: Sequence[TrainingPair],
+    folder: Path,
+    *,
+    method: Method,
+    training: PolicyTrainingSection,
+    lora: LoraSection | None,
+    raw: bool,
+    seed: int,
+    show: Callable[[int, dict[str, float]], None],
+) -> tuple[bool, dict[str, Tensor] | None, list[dict[str, Any]]]:
+    """Take the gradient steps; return whether the model is in shares, its whole weights if so, and the log."""
     with policy.adapted(lora) as model:
         trainer = policy_trainer(
             model,
@@ -345,27 +379,20 @@ def train_step(
         )
         check_sharding(getattr(trainer.accelerator.state, "fsdp_plugin", None), training)
         trainer.add_callback(Observer(show))
+        # Without checkpoints a step that was interrupted begins again, from the base.
         checkpoint = _last_checkpoint(folder / "checkpoints") if training.save_steps else None
+        # In the middle of training the policy is not the base any more, and there is no closed form.
         if checkpoint is None:
             start = check_start(trainer, training)
             if trainer.is_world_process_zero():
                 write_json(folder / "start.json", start)
             logger.info("%s on %d pairs; first batch %s", describe(method), len(pairs), start)
         trainer.train(resume_from_checkpoint=checkpoint)
+    # Every process has to take part in gathering, so it is asked for before the main process goes its own way.
     sharded = is_sharded(policy.model)
     state = whole_state(policy.model) if sharded else None
     policy.model.eval()
-    if trainer.is_world_process_zero():
-        write_json(folder / "history.json", [line for line in trainer.state.log_history if "loss" in line])
-        policy.save(folder / "policy", dtype=dtype, state=state)
-    wait()
-    # What is written is what goes on: rounded to the storage type, the same after a restart.
-    policy.source = "in training"
-    if sharded:
-        del trainer, model
-        policy.reload(folder / "policy")
-    else:
-        policy.become(folder / "policy")
+    return sharded, state, [line for line in trainer.state.log_history if "loss" in line]
 
 
 def _last_checkpoint(folder: Path) -> str | None:

@@ -38,7 +38,7 @@ from paragone_training.policy.recipe import PolicyTrainingSection
 from paragone_training.policy.rows.rows import TrainingPair
 from paragone_training.trainer import StepTrainer, training_arguments
 
-__all__ = ["Observer", "PairPasses", "PolicyTrainer", "of_batch", "optimiser_steps", "policy_trainer", "steps_of_epoch"]
+__all__ = ["Observer", "PairPasses", "PolicyTrainer", "of_batch", "optimiser_steps", "policy_trainer"]
 
 
 class PairPasses(Dataset[dict[str, Any]]):
@@ -60,6 +60,7 @@ class PairPasses(Dataset[dict[str, Any]]):
         self, pairs: Sequence[TrainingPair], *, size: int, step: int, pad_id: int, seed: int, packed: bool = False
     ) -> None:
         self._pairs = list(pairs)
+        # Fixed for all epochs and processes: accelerate deals passes out, and steps stay the same.
         self._slices = _slices(len(self._pairs), size, step)
         self._passes_of_step = step // size
         self._pad_id = pad_id
@@ -86,6 +87,7 @@ class PairPasses(Dataset[dict[str, Any]]):
         if not self._packed:
             return sorted(places, key=lambda place: -self._pairs[place].length)
         pairs = [self._pairs[place] for place in places]
+        # Pairs of one prompt side by side: then the prompt is computed once in a pass.
         longest = longest_of_prompts([pair.prompt_ids for pair in pairs], [pair.length for pair in pairs])
 
         def rank(place: int) -> tuple[int, tuple[int, ...], int]:
@@ -106,6 +108,7 @@ class PairPasses(Dataset[dict[str, Any]]):
         """Return B pairs by name: what a pass has, of 2B sequences, and what ``PairTargets`` has, each [B]."""
         items = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
         items += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
+        # float64 until they are on the device, where the loss takes what it computes in.
         columns = torch.tensor([pair.targets for pair in pairs], dtype=torch.float64).unbind(dim=1)
         return collated(items, self._pad_id, packed=self._packed)._asdict() | PairTargets(*columns)._asdict()
 
@@ -116,7 +119,7 @@ def of_batch(batch: dict[str, Any]) -> tuple[Sequences | PackedRow, PairTargets]
     return kind(*(batch[name] for name in kind._fields)), PairTargets(*(batch[name] for name in PairTargets._fields))
 
 
-def steps_of_epoch(pairs: int, *, size: int, step: int) -> int:
+def _steps_of_epoch(pairs: int, *, size: int, step: int) -> int:
     """Return the optimiser steps of an epoch, of nearly equal size; the number of processes does not matter.
 
     Args:
@@ -151,14 +154,15 @@ def optimiser_steps(pairs: int, training: PolicyTrainingSection) -> tuple[int, i
     Raises:
         ValueError: if there are fewer pairs than one step has passes.
     """
-    an_epoch = steps_of_epoch(pairs, size=training.pairs_per_pass, step=training.pairs_per_step)
+    an_epoch = _steps_of_epoch(pairs, size=training.pairs_per_pass, step=training.pairs_per_step)
     laid_out = training.schedule_epochs or training.epochs
     return max(math.ceil(training.epochs * an_epoch), 1), max(math.ceil(laid_out * an_epoch), 1)
 
 
 def _slices(pairs: int, size: int, step: int) -> list[slice]:
     """Return which pairs of an epoch's order each pass has: near-equal shares, none empty."""
-    passes = steps_of_epoch(pairs, size=size, step=step) * (step // size)
+    passes = _steps_of_epoch(pairs, size=size, step=step) * (step // size)
+    # Whole numbers by division, not by rounding: no pair is lost, and sizes differ by one at most.
     edges = [pairs * number // passes for number in range(passes + 1)]
     return [slice(first, last) for first, last in itertools.pairwise(edges)]
 
@@ -325,6 +329,7 @@ def policy_trainer(
 
 def _arguments(work: Path, training: PolicyTrainingSection, laid_out: int, seed: int) -> TrainingArguments:
     world = PartialState().num_processes
+    # Steps have the same pairs on any number of processes, so a step has to divide.
     passes, rest = divmod(training.pairs_per_step, training.pairs_per_pass * world)
     if rest:
         raise RunError(

@@ -15,11 +15,11 @@ __all__ = ["Egpo", "egpo_setting", "nash_mp_setting"]
 
 
 def egpo_setting(*, step: float, tau: float) -> PairwiseSetting:
-    """Return the setting of both regressions of EGPO: reference weight step * tau, gain step.
+    """Return the setting of both steps of EGPO: reference weight step * tau, gain step.
 
-    Two regressions make an update, both with the iterate pi_t as base: the first on pairs from pi_t gives the half step
+    Two steps make an update, both with the iterate pi_t as base: the first on pairs from pi_t gives the half step
     v, the second on pairs from v gives pi_{t+1}. Source: Zhou et al. (arXiv 2503.08942), whose update this is; the
-    form as two regressions is derived in docs/policy-mathematics.md.
+    form as two fits is derived in docs/policy-mathematics.md.
 
     Args:
         step: nats of log-ratio per unit of win rate.

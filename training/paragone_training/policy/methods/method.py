@@ -203,6 +203,7 @@ def divergence(omega: float, name: str, *, dynamics: games.Dynamics, step: float
     """
     if math.isnan(omega):
         return None
+    # Local and for exact updates: an estimate of what the neural iterates will do.
     radius = games.spectral_radius(omega, method=dynamics, step=step, tau=tau)
     if omega == 0 or radius < 1.0:
         return None
@@ -234,6 +235,7 @@ def working(chosen_logprob: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
 
     float64 where ``chosen_logprob`` is, else float32: a frozen column that was stored wider decides nothing.
     """
+    # Halves have eight bits of mantissa, and log-probabilities of responses are hundreds of nats.
     dtype = torch.float64 if chosen_logprob.dtype == torch.float64 else torch.float32
     first = chosen_logprob.to(dtype)
     return (first, *(other.to(first) for other in others))

@@ -14,9 +14,9 @@ __all__ = ["Omwu", "omwu_setting"]
 
 
 def omwu_setting(*, step: float, tau: float) -> PairwiseSetting:
-    """Return the setting of both regressions of OMWU (optimistic): reference weight step * tau, gain step.
+    """Return the setting of both steps of OMWU (optimistic): reference weight step * tau, gain step.
 
-    Two regressions on the SAME pairs, drawn from the policy that was played: the first with base b_{t-1} gives b_t, the
+    Two steps on the SAME pairs, drawn from the policy that was played: the first with base b_{t-1} gives b_t, the
     second with base b_t gives the next policy to play (at the very start b_0 is the policy itself, and only the second
     runs). Source: Cen et al. (arXiv 2105.15186) with a KL; arXiv 2512.24818 and ONPO (arXiv 2502.16852) for tau = 0.
 

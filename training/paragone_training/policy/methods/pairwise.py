@@ -124,6 +124,7 @@ def regression_residual(
     if not abs(total - 1.0) <= _WEIGHTS_SUM:
         raise ValueError(f"the weights of the frozen columns must sum to 1, not {total}")
     check_vectors(chosen_logprob=chosen_logprob, rejected_logprob=rejected_logprob, label=label)
+    # A missing comparison that became a number would be the strongest label of all.
     check_range("label", label, -0.5, 0.5)
     chosen, rejected, goal = working(chosen_logprob, rejected_logprob, label)
     residual = -gain * goal

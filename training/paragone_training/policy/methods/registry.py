@@ -27,8 +27,8 @@ def method_of(name: str, **numbers: float | None) -> Method:
         raise RecipeError(f"method is {name!r}; it must be one of {', '.join(METHODS)}")
     kind = METHODS[name]
     fields = {field.name: field for field in _fields(kind)}
-    given = {knob: value for knob, value in numbers.items() if value is not None}
-    for knob in given:
+    chosen = {knob: value for knob, value in numbers.items() if value is not None}
+    for knob in chosen:
         if knob not in fields:
             owners = [other for other, kind in METHODS.items() if knob in {field.name for field in _fields(kind)}]
             raise RecipeError(
@@ -36,10 +36,10 @@ def method_of(name: str, **numbers: float | None) -> Method:
                 f"loss.{knob} is for {', '.join(owners)}: remove it"
             )
     for knob, field in fields.items():
-        if knob not in given and field.default is dataclasses.MISSING:
+        if knob not in chosen and field.default is dataclasses.MISSING:
             raise RecipeError(f"{name} needs loss.{knob}; its numbers are {', '.join(fields)}")
     try:
-        return kind(**given)
+        return kind(**chosen)
     except ValueError as error:
         raise RecipeError(f"[loss] of {name}: {error}") from error
 

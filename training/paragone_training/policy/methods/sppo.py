@@ -71,6 +71,7 @@ def sppo_loss(
         chosen_win_rate=chosen_win_rate,
         rejected_win_rate=rejected_win_rate,
     )
+    # NaN, a response without a comparison, must not become a target.
     check_range("chosen_win_rate", chosen_win_rate, 0.0, 1.0)
     check_range("rejected_win_rate", rejected_win_rate, 0.0, 1.0)
     chosen, rejected, reference_chosen, reference_rejected, won, lost = working(

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from paragone_models.packing.attention import packed
 from paragone_models.packing.segments import segments_attention
 from paragone_training.policy.model.logprobs import packed_row, packed_states, unpacked
-from paragone_training.policy.recipe import PolicyRecipe
+from paragone_training.policy.recipe import PolicyRecipe, PolicyTrainingSection
 from paragone_training.saved_activations import fused_attention, kept_bytes, meta_attention, saved_bytes
 
 __all__ = ["MemoryPlan", "plan_memory", "saved_bytes_packed"]
@@ -71,8 +71,8 @@ def plan_memory(recipe: PolicyRecipe, config: Any, *, tokens: int, prompt: int, 
     attention = meta_attention(recipe.policy.attention)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    held = list(dict.fromkeys(model.parameters()))
-    weights = sum(weight.numel() for weight in held)
+    # A tied output layer is the embeddings under another name.
+    weights = sum(weight.numel() for weight in dict.fromkeys(model.parameters()))
     trained = _trained(model, recipe)
     # Sharded weights are kept in float32 where passes are in bfloat16; else a layer's products cast as they go.
     itemsize = 4 if shards > 1 and training.bf16 else dtype.itemsize
@@ -80,18 +80,9 @@ def plan_memory(recipe: PolicyRecipe, config: Any, *, tokens: int, prompt: int, 
     layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]  # noqa: SLF001
     largest = max((sum(weight.numel() for weight in layer.parameters()) for layer in layers), default=weights)
     outside = weights - sum(weight.numel() for layer in layers for weight in layer.parameters())
+    # FSDP2 fetches the next layer while one is at work; what belongs to no layer stays whole throughout.
     gathered = (2 * largest + outside) * computed.itemsize if shards > 1 else 0
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    padded, pairs = unpacked(config, training.batching, device), training.pairs_per_pass
-    if padded is None:
-        rows = pairs * (2 * tokens - prompt)
-        saved = saved_bytes_packed(model.to(computed), pairs=pairs, tokens=tokens, prompt=prompt)
-    else:
-        rows = 2 * pairs * tokens
-        saved = saved_bytes(model.to(computed), sequences=2 * pairs, tokens=tokens)
-    if training.gradient_checkpointing:
-        kept = len(layers) * rows * config.get_text_config().hidden_size
-        saved = kept * computed.itemsize + saved // max(len(layers), 1)
+    rows, saved, padded = _activations(model.to(computed), training, len(layers), tokens=tokens, prompt=prompt)
     states = _OPTIMISER_STATES.get(training.optimiser, 2)
     return MemoryPlan(
         weights=weights * itemsize // shards,
@@ -104,6 +95,25 @@ def plan_memory(recipe: PolicyRecipe, config: Any, *, tokens: int, prompt: int, 
         rows=rows,
         padded=padded,
     )
+
+
+def _activations(
+    model: Any, training: PolicyTrainingSection, layers: int, *, tokens: int, prompt: int
+) -> tuple[int, int, str | None]:
+    """Return the rows of a pass, the bytes that it saves, and why it is padded, or None."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    padded, pairs = unpacked(model.config, training.batching, device), training.pairs_per_pass
+    if padded is None:
+        rows = pairs * (2 * tokens - prompt)
+        saved = saved_bytes_packed(model, pairs=pairs, tokens=tokens, prompt=prompt)
+    else:
+        rows = 2 * pairs * tokens
+        saved = saved_bytes(model, sequences=2 * pairs, tokens=tokens)
+    if training.gradient_checkpointing:
+        # Each layer keeps its input, and one layer at a time is computed again.
+        inputs = layers * rows * model.config.get_text_config().hidden_size * model.dtype.itemsize
+        saved = inputs + saved // max(layers, 1)
+    return rows, saved, padded
 
 
 def saved_bytes_packed(model: Any, *, pairs: int, tokens: int, prompt: int) -> int:

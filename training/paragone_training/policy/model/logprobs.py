@@ -113,9 +113,11 @@ def packed_row(items: Sequence[Item]) -> PackedRow:
     distinct: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
     places = [distinct.setdefault((tuple(prompt), tuple(response)), len(distinct)) for prompt, response in items]
     sequences = [np.array([*prompt, *response], dtype=np.int64) for prompt, response in distinct]
+    # Only response tokens are read, but a prompt computes states that all its responses attend to.
     starts = [len(prompt) for prompt, _ in distinct]
     layout, rows = _laid_out(sequences)
     counts = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
+    # The row before a token predicts it: the last row of the prompt predicts the first token of the response.
     reads = [own[start - 1 : -1] for own, start in zip(rows, starts, strict=True)]
     targets = [sequence[start:] for sequence, start in zip(sequences, starts, strict=True)]
     owners = np.repeat(np.arange(len(sequences)), counts)
@@ -152,6 +154,7 @@ def packed_states(backbone: Any, row: PackedRow, attend: Attend) -> Tensor:
         RuntimeError: if there will be a backward pass and the caller is not in a block of ``attention.packed``: layers
             that are run again in it, to save memory, would attend in another way.
     """
+    # The attention is chosen by the configuration; outside of the block, layers would take another one.
     if torch.is_grad_enabled() and backbone.config._attn_implementation != NAME:  # noqa: SLF001 - it has no other name
         raise RuntimeError("a packed pass with gradients and its backward pass stand in one block of attention.packed")
     device = next(backbone.parameters()).device
@@ -192,6 +195,7 @@ def unpacked(config: Any, batching: Batching, device: str) -> str | None:
         batching: the recipe's.
         device: type of the device.
     """
+    # The cheap reasons first; a trial costs a few passes.
     if batching == "padded":
         return "training.batching is 'padded'"
     if device not in ("cpu", "cuda"):
@@ -210,12 +214,14 @@ def _disagreement(backbone: Any, attend: Attend) -> str | None:
     def draw(count: int) -> list[int]:
         return [int(token) for token in generator.integers(0, backbone.config.vocab_size, count)]
 
+    # Prompts that are shared and responses of different lengths: what a layout can get wrong.
     items = [(prompt, draw(count)) for prompt in map(draw, _TRIAL_PROMPTS) for count in _TRIAL_RESPONSES]
     row = packed_row(items)
     _, rows = _laid_out([np.array([*prompt, *response]) for prompt, response in items])
     parameter = next(backbone.parameters())
     weights = torch.from_numpy(generator.standard_normal((len(row.reads), backbone.config.hidden_size)))
     weights = weights.to(parameter.device, parameter.dtype)
+    # Dropout would differ between the two ways, and a trial must not change the model.
     was_training = backbone.training
     backbone.eval()
     try:
@@ -307,6 +313,7 @@ class ResponseLogprobs(nn.Module):
             ValueError: if the pass is packed and the network has no attention for it.
         """
         bare = self._bare
+        # Equal sequences were computed once; places give every pair its own again.
         if isinstance(batch, PackedRow):
             if self._attend is None:
                 raise ValueError("a network without packed attention takes padded passes")
@@ -324,6 +331,7 @@ class ResponseLogprobs(nn.Module):
             owners: whose each of them is. [M]
             count: of owners.
         """
+        # Sums of hundreds of nats need float32, whatever the model computes in.
         total = torch.zeros(count, dtype=torch.float32, device=states.device)
         for start in range(0, len(states), self.chunk_tokens):
             part = slice(start, start + self.chunk_tokens)
@@ -419,6 +427,7 @@ def _by_length(items: Sequence[Item], batch: int, *, by_prompt: bool) -> Iterato
         prompt = tuple(items[place][0])
         return (longest[prompt], prompt, lengths[place]) if by_prompt else (lengths[place],)
 
+    # Sequences of like length share a pass, so that little is padded; packed, those of one prompt do.
     order = sorted(range(len(items)), key=rank)
     for start in range(0, len(order), batch):
         yield order[start : start + batch]

@@ -84,6 +84,7 @@ def load_tokenizer(source: str, revision: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(resolve_policy(source), revision=revision)
     except (OSError, ValueError) as error:
         raise RecipeError(f"cannot load a tokenizer from policy.source {source}: {error}") from error
+    # Padding is masked everywhere, so any token does.
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -152,6 +153,7 @@ class Policy:
         Raises:
             RunError: if the folder lacks weights of this model.
         """
+        # A step begins with the weights that the one before it wrote: nothing is read twice.
         if str(source) == self.source:
             return
         folder = Path(resolve_policy(str(source)))
@@ -163,6 +165,7 @@ class Policy:
         self.source = str(source)
 
     def _read(self, folder: Path) -> None:
+        # In place: a second model may not fit into memory.
         weights = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         missing = {name for name, _ in self.model.named_parameters()}
         with torch.no_grad():
@@ -172,12 +175,14 @@ class Policy:
                         if name in weights:
                             weights[name].copy_(tensors.get_tensor(name))
                             missing.discard(name)
+        # A file of other names would leave the old weights standing, and nothing else would tell.
         if missing:
             raise RunError(f"{folder} lacks {len(missing)} weights of the policy, {sorted(missing)[0]} for one")
 
     def reload(self, source: str | Path) -> None:
         """Take the weights of an iterate in a new model; a model that was sharded cannot become whole in place."""
         device, attention = self.device, self.model.config._attn_implementation  # noqa: SLF001 - it has no other name
+        # Given up first, so that the old and the new model are never in memory together.
         self.model = None
         place = resolve_policy(str(source))
         revision = None if Path(place).is_dir() else self._revision
@@ -200,6 +205,7 @@ class Policy:
         """
         kept = getattr(torch, dtype)
         size = sum(weight.numel() for weight in self.model.parameters()) * kept.itemsize
+        # A half-written iterate is never left behind, but a disk that is full stops the run.
         need_space(folder.parent, size + 10_000_000, "the next iterate")
         state = {name: tensor.to(kept) for name, tensor in (state or self.model.state_dict()).items()}
         if self._tied:
@@ -222,6 +228,7 @@ class Policy:
         Raises:
             RecipeError: if the model has no layer of the names asked for.
         """
+        # From here on the weights are nobody's: an interrupted step must not be taken for the base.
         base, self.source = self.source, "in training"
         if lora is None:
             yield self.model
@@ -238,6 +245,7 @@ class Policy:
             take_adapters(adapted, trained)
         self.model = adapted.merge_and_unload()
         for weight in self.model.parameters():
+            # peft had frozen the base.
             weight.requires_grad_(requires_grad=True)
 
 
@@ -254,6 +262,7 @@ def check_sharding(plugin: Any, training: PolicyTrainingSection) -> None:
     """
     if plugin is None:
         return
+    # FSDP1 flattens parameters: names and whole weights, which iterates are made of, are lost.
     if plugin.fsdp_version != 2:
         raise RunError(f"fsdp_version is {plugin.fsdp_version}; only 2 is supported: set it in accelerate's file")
     if plugin.cpu_ram_efficient_loading:

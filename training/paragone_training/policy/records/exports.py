@@ -25,9 +25,9 @@ from paragone_training.errors import RecipeError
 from paragone_training.policy.rows.folder import read_json, write_json, write_text
 from paragone_training.policy.rows.rows import Response, read_responses
 
-__all__ = ["Trackers", "export_answers", "flattened", "steps_before"]
+__all__ = ["Trackers", "export_answers", "steps_before"]
 
-Layout = Literal["alpaca_eval", "arena-hard", "mt-bench"]
+_Layout = Literal["alpaca_eval", "arena-hard", "mt-bench"]
 
 
 class Trackers:
@@ -54,13 +54,14 @@ class Trackers:
             if not filter_trackers([name], logging_dir=str(work)):
                 extra = "paragone[tracking]" if name == "tensorboard" else name
                 raise RecipeError(f"output.trackers names {name!r}, which is not installed: pip install '{extra}'")
+        # Asked above, and made only when all of them can be.
         for name in dict.fromkeys(names):
             tracker = LOGGER_TYPE_TO_CLASS[name]
             place = (str(work),) if tracker.requires_logging_directory else ()
             self._trackers[name] = tracker(folder.name, *place)
         known = read_json(self._record) if names and self._record.exists() else {}
         self._sent: dict[str, dict[str, int]] = known | {name: known.get(name, {}) for name in self._trackers}
-        plain = {key: value if isinstance(value, int | float) else str(value) for key, value in flattened(settings)}
+        plain = {key: value if isinstance(value, int | float) else str(value) for key, value in _flattened(settings)}
         for started in self._trackers.values():
             started.start()
             started.store_init_configuration(plain)
@@ -83,23 +84,24 @@ class Trackers:
         if not behind:
             return
         for name in behind:
+            # Before it is sent: a kill in between loses one point, and sends none twice.
             self._sent[name][group] = number
         write_json(self._record, self._sent)
         numbers = {
             f"{group}/{name}": float(value)
-            for name, value in flattened(values)
+            for name, value in _flattened(values)
             if isinstance(value, int | float) and math.isfinite(value)
         }
         for name in behind:
             self._trackers[name].log(numbers, step=number)
 
 
-def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield names and values of nested tables: ``evaluation/oracle/win_rate``; of a list, ``…/0`` and so on."""
     for name, value in values.items():
         inner = dict(enumerate(value)) if isinstance(value, list | tuple) else value
         if isinstance(inner, Mapping):
-            yield from flattened({str(key): part for key, part in inner.items()}, f"{prefix}{name}/")
+            yield from _flattened({str(key): part for key, part in inner.items()}, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value
 
@@ -125,7 +127,7 @@ def export_answers(samples: Path, output: Path, *, layout: str, name: str) -> in
     Args:
         samples: a samples.parquet, RUN/evaluation-03/samples.parquet say.
         output: file to write.
-        layout: one of ``Layout``.
+        layout: one of ``_Layout``.
         name: of the policy.
 
     Raises:
@@ -133,8 +135,8 @@ def export_answers(samples: Path, output: Path, *, layout: str, name: str) -> in
         RunError: if the samples cannot be read.
         DiskFullError: if there is no room.
     """
-    if layout not in get_args(Layout):
-        raise RecipeError(f"layout is {layout!r}; it must be one of {', '.join(get_args(Layout))}")
+    if layout not in get_args(_Layout):
+        raise RecipeError(f"layout is {layout!r}; it must be one of {', '.join(get_args(_Layout))}")
     rows = [row for row in read_responses(samples) if row.number == 0]
     if layout == "alpaca_eval":
         text = json.dumps([_alpaca(row, name) for row in rows], indent=1, ensure_ascii=False) + "\n"

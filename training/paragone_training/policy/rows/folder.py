@@ -76,6 +76,8 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a+") as file:
         try:
+            # The kernel gives the lock back when the process ends, also after a kill -9; a file with a number in it
+            # would stay.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
@@ -102,6 +104,7 @@ def _whole(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             _remove(temporary)
+        # Only this has a remedy of its own; other errors pass as they are.
         if isinstance(error, OSError) and error.errno in _FULL:
             raise DiskFullError(f"no room on the disk for {path}: free some and resume the run") from error
         raise
@@ -304,6 +307,7 @@ class Barrier:
         assert self._store is not None
         began, pause_s = time.monotonic(), _FIRST_PAUSE_S
         while True:
+            # Before the count, since a process that stopped will never come.
             if self._store.check([_BROKEN]):
                 raise RunError(f"another process of the run stopped: {self._store.get(_BROKEN).decode()}")
             if (here := self._store.add(name, 0)) >= count:

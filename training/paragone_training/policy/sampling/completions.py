@@ -104,6 +104,7 @@ class CompletionsServer:
             SamplerMismatchError: if it has another model, a shorter context or another tokenizer.
             ServerFault: if it does not answer.
         """
+        # A server may have several models; one of another name would answer, with other weights.
         listed = {row["id"]: row.get("max_model_len") for row in (await self.call("GET", "/v1/models"))["data"]}
         name = self._asked_model
         if name is None and len(listed) == 1:
@@ -114,12 +115,14 @@ class CompletionsServer:
             )
         self.model, context = name, listed[name]
         kept = self.routes.kept_tokens
+        # A server cuts what does not fit, and its answer would look like a response of its own accord.
         if context is not None and context < longest + kept:
             beside = f" beside the {kept} that such a server keeps" if kept else ""
             raise SamplerMismatchError(
                 f"{self.url} has a context of {context} tokens and the policy needs {longest}{beside}: start it with a "
                 f"longer one, or lower policy.max_length to {context - kept}"
             )
+        # Token ids go both ways, so another vocabulary would be read as other words.
         for text, own in texts.items():
             theirs = await self._tokens(text)
             if theirs is not None and theirs != list(own):
@@ -229,6 +232,7 @@ class CompletionsServer:
                 "of /v1/completions (vLLM 0.32 has it)"
             )
         read = choice.get("prompt_token_ids")
+        # Some servers put a beginning-of-sequence token before the prompt.
         if read is not None and list(read) != list(prompt_ids):
             raise SamplerMismatchError(
                 f"{self.url} read {len(read)} prompt tokens where {len(prompt_ids)} were sent: it adds or cuts some"
@@ -236,11 +240,13 @@ class CompletionsServer:
         values = (choice.get("logprobs") or {}).get("token_logprobs")
         if values is None or len(values) != len(token_ids) or any(value is None for value in values):
             raise SamplerMismatchError(f"{self.url} does not return one log-probability for each token")
+        # The end token counts: its log-probability is part of the response's.
         if not token_ids or (token_ids[-1] in end_ids) != (reason == "stop"):
             raise SamplerMismatchError(
                 f"{self.url} ended a response for {reason!r} at token {token_ids[-1:]}, and the end tokens are "
                 f"{list(end_ids)}: it cuts the end token off, or stops at others"
             )
+        # Cut before the limit: a shorter response than the policy would have given.
         if reason == "length" and len(token_ids) != decoding.max_new_tokens:
             raise SamplerMismatchError(
                 f"{self.url} cut a response after {len(token_ids)} of {decoding.max_new_tokens} tokens: its context or "
@@ -337,10 +343,10 @@ class SglangRoutes:
             "return_logprob": True,
             "logprob_start_len": 0,
         }
-        found = (await server.call("POST", "/generate", body))["meta_info"]["input_token_logprobs"][-len(token_ids) :]
-        if [row[1] for row in found] != list(token_ids):
+        rows = (await server.call("POST", "/generate", body))["meta_info"]["input_token_logprobs"][-len(token_ids) :]
+        if [row[1] for row in rows] != list(token_ids):
             raise SamplerMismatchError(f"{server.url} gives log-probabilities of other tokens than it was sent")
-        return sum(float(row[0]) for row in found)
+        return sum(float(row[0]) for row in rows)
 
     async def update(self, server: CompletionsServer, model: str) -> None:
         """Reload in place and empty the cache; from then on the policy's name there is the folder."""
@@ -421,6 +427,7 @@ def check_probes(
     Raises:
         SamplerMismatchError: if it is too far, or the weights before explain it much better.
     """
+    # Per token: long responses add up more rounding.
     off = _distances(served, expected, probes)
     rows = ", ".join(f"{mine:.4f}/{theirs:.4f}" for mine, theirs in zip(served, expected, strict=True))
     largest = max(off)
@@ -429,6 +436,7 @@ def check_probes(
             f"the log-probabilities of {url} are up to {largest:.3g} nats a token from the trainer's, and "
             f"sampling.tolerance is {tolerance:g}: it has other weights, or another dtype (server/trainer: {rows})"
         )
+    # A small step moves the policy less than a tolerance that is made for bfloat16 allows.
     if before is not None and list(before) != list(expected):
         old = sum(_distances(served, before, probes))
         if old < _MUCH_NEARER * sum(off):

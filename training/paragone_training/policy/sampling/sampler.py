@@ -279,12 +279,14 @@ class Samplers:
         from paragone_training.policy.sampling.completions import probe_logprobs
         from paragone_training.policy.sampling.servers import FleetSampler, ServedWeights
 
+        # Servers keep their weights between rounds of one iterate, and over its evaluation.
         if not self._servers.holds(source):
             self.end()
             self._policy.become(source)
             expected = probe_logprobs(self._policy, self._probes, self._recipe.training)
             if self._colocated:
                 self._policy.park()
+            # Another program reads the folder: it needs an absolute path.
             model = servable(source, self._recipe.policy.revision)
             self._servers.take(ServedWeights(source, model, tuple(expected)))
         return FleetSampler(self._servers.fleet, self._servers.background, decoding, self._policy.end_ids)
@@ -315,4 +317,5 @@ class Samplers:
 
     @property
     def _colocated(self) -> bool:
+        # The only case in which the device is shared.
         return self._recipe.servers is not None and self._recipe.servers.phases == "colocated"

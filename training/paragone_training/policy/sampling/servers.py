@@ -110,6 +110,7 @@ class Fleet:
                 reason = str(error)
                 if error.gone:
                     # That is the server's failure, not this response's: patience_s bounds it.
+                    # Whoever asked it last sees it first; a lost server is recovered by one task, however many saw it.
                     self._lose(state, reason)
                     continue
             except TimeoutError:
@@ -136,6 +137,7 @@ class Fleet:
             while True:
                 if self._failure is not None:
                     raise self._failure
+                # Servers that failed this response are tried last, not never: there may be no other.
                 well = [state for state in self._states if not state.lost]
                 fewest = min((tried.count(state.server) for state in well), default=0)
                 free = [
@@ -154,6 +156,7 @@ class Fleet:
                         f"{self.limits.patience_s:g}: start one and resume"
                     )
                 try:
+                    # Woken when a place is free; and now and then, since servers that are gone wake nobody.
                     async with asyncio.timeout(_CHECK_S):
                         await self._changed.wait()
                 except TimeoutError:
@@ -161,6 +164,7 @@ class Fleet:
 
     async def _leave(self, state: _State) -> None:
         async with self._changed:
+            # Also after an error: a place that is not given back is lost for the whole run.
             state.running -= 1
             self._changed.notify(1)
 
@@ -220,6 +224,7 @@ class FleetSampler:
         """
         limits = self._fleet.limits
         places = limits.concurrency * len(self._fleet.servers)
+        # Chunks are small, and the slowest response of a chunk decides when it is done.
         largest = max(len(prompts) for prompts in chunks.values()) * responses
         # More chunks than fill the places, so that none is free while a chunk's last response is drawn.
         window = asyncio.Semaphore(2 * places // largest + 2)
@@ -229,9 +234,11 @@ class FleetSampler:
             for number, prompts in chunks.items()
         }
         try:
+            # In the order in which they are complete, so that the oracle has work as early as possible.
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
+            # An error in one chunk, or a reader that stops, ends the others.
             for future in futures:
                 future.cancel()
 
@@ -352,7 +359,9 @@ class SamplerServers:
             self._before, self._weights = self._weights, None
         self._load(weights, same=same)
         self._weights, self._resting = weights, False
+        # Each of them: one server with old weights would spoil its share of the round.
         self.noise = max(self.background.submit(together(map(self._admit, self._servers))).result())
+        # The first load sets what is normal for this dtype and these kernels.
         self._usual = self.noise if self._usual is None else self._usual
         self.fleet = self._new_fleet()
         logger.info(
@@ -375,6 +384,7 @@ class SamplerServers:
         if self._section.reload == "restart":
             self._stop()
         else:
+            # Asleep and not stopped: they belong to somebody else.
             self._all(lambda server: server.routes.sleep(server))
         self._resting = True
 
