@@ -22,7 +22,7 @@ All are picklable and carry ``code``, ``message``, ``item``, ``status``, ``reque
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from paragone.codes import ErrorCode
 from paragone.wire import ErrorDetail, ItemError
@@ -98,23 +98,12 @@ class ParagoneError(Exception):
 
     # Exception's own would call the class with ``args`` alone and lose all keywords; worker processes pickle errors.
     def __reduce__(self) -> tuple[object, ...]:
-        state = (self.message, self.code, self.item, self.status, self.request_id, self.retry_after_s, self.ids)
-        return _rebuilt, (type(self), *state)
+        names = ("code", "item", "status", "request_id", "retry_after_s", "ids")
+        return _rebuilt, (type(self), self.message, {name: getattr(self, name) for name in names})
 
 
-def _rebuilt(
-    kind: type[ParagoneError],
-    message: str,
-    code: str | None,
-    item: int | None,
-    status: int | None,
-    request_id: str | None,
-    retry_after_s: float | None,
-    ids: Sequence[str],
-) -> ParagoneError:
-    return kind(
-        message, code=code, item=item, status=status, request_id=request_id, retry_after_s=retry_after_s, ids=ids
-    )
+def _rebuilt(kind: type[ParagoneError], message: str, details: Mapping[str, Any]) -> ParagoneError:
+    return kind(message, **details)
 
 
 # Each class is also the standard exception that it refines: code that has never heard of Paragone can catch it.

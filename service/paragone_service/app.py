@@ -61,7 +61,16 @@ def create_app(
     registry = Registry(
         models, default, settings, cache, metrics, engines=engines, secret=secret_of(api_key), clock=clock
     )
-    workers = ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1), thread_name_prefix="tournaments")
+    workers = _workers()
+
+    # The outermost first: Observation counts what the inner ones refuse, and Lingering sees whatever is answered.
+    middleware = [
+        Middleware(Lingering, drain=drain),
+        Middleware(Observation, metrics=metrics, clock=clock),
+        Middleware(Draining, drain=drain),
+        Middleware(Authorization, api_key=api_key),
+        Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+    ]
 
     # Requests have all ended when this goes on after its yield: uvicorn drains before it shuts the lifespan down.
     @asynccontextmanager
@@ -78,14 +87,7 @@ def create_app(
         title="Paragone",
         version=version("paragone"),
         lifespan=lifespan,
-        # The outermost first: Observation counts what the inner ones refuse, and Lingering sees whatever is answered.
-        middleware=[
-            Middleware(Lingering, drain=drain),
-            Middleware(Observation, metrics=metrics, clock=clock),
-            Middleware(Draining, drain=drain),
-            Middleware(Authorization, api_key=api_key),
-            Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
-        ],
+        middleware=middleware,
         redoc_url=None,
         generate_unique_id_function=operator.attrgetter("name"),
     )
@@ -95,6 +97,11 @@ def create_app(
     app.include_router(inspection_routes(registry, max_body_bytes=settings.max_body_bytes))
     app.include_router(health_routes(registry, metrics, drain))
     return app
+
+
+def _workers() -> ThreadPoolExecutor:
+    # For arithmetic that takes seconds: the event loop, and with it every other request, must not wait for it.
+    return ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1), thread_name_prefix="tournaments")
 
 
 def _cache(settings: Settings, metrics: Metrics) -> Cache:
