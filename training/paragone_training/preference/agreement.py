@@ -47,6 +47,7 @@ class Judged:
     @property
     def right(self) -> NDArray[np.float64]:
         """1 where the model agrees, ½ where it cannot tell."""
+        # A model that says the same of both is no worse than a coin.
         return np.where(self.logit == 0, 0.5, (self.logit > 0).astype(float))
 
     def summary(self) -> "Summary":
@@ -203,6 +204,7 @@ def represented(network: nn.Module, readings: Sequence[Reading], *, pad_id: int,
                     attention_mask=batch["attention_mask"].to(device),
                 ).cpu()
             )
+    # The inverse of the order, so that results stand where their readings stood.
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
     return torch.cat(parts)[back]

@@ -107,6 +107,7 @@ def reward_on_top(head: RepresentationHead, spec: ModelSpec, rewarding: ModelSpe
     def above(rows: Tensor) -> Tensor:
         return torch.cat([torch.tensordot(weights, rows.float(), dims=1)[None], rows.float()])
 
+    # A published head may have several layers; nothing can be put on top of those by weights alone.
     old = head.value_head
     if not isinstance(old, nn.Linear):
         raise RecipeError(f"only a linear head can be built upon, not {old}")
@@ -139,6 +140,7 @@ def _padding(tokenizer: Any) -> Any:
 def _from_checkpoint(source: str, section: BackboneSection) -> Any:
     options = {"revision": section.revision, "attn_implementation": section.attention}
     try:
+        # The configuration is read alone first: an encoder-decoder is refused before its weights are fetched.
         config = AutoConfig.from_pretrained(source, revision=section.revision)
         if getattr(config, "is_encoder_decoder", False):
             raise RecipeError(f"{source} is an encoder-decoder; a backbone must be a decoder or an encoder")

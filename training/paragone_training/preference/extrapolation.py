@@ -90,6 +90,7 @@ def search(judged: Callable[[float], Summary]) -> list[_Trial]:
                 logger.info("alpha %g: accuracy %.4f, %.4f nats", alpha, summary.accuracy, nats)
         return sorted(trials.values(), key=_rank)
 
+    # Coarse, then fine around the best: the curve is flat at its top, and a trial passes all pairs.
     best = ranked(_ALPHAS)[0].alpha
     near = [round(best + _FINE * step, 4) for step in (-2, -1, 1, 2)]
     return ranked([alpha for alpha in near if alpha >= 1])
@@ -192,6 +193,7 @@ def _check_reading(first: PreferenceModel, second: PreferenceModel) -> None:
         values = [getattr(model.spec, name) for model in (first, second)]
         if values[0] != values[1]:
             raise RecipeError(f"{name} is {values[0]!r} in --from and {values[1]!r} in --to")
+    # By contents and not by path: a model carries a copy of the tokenizer it was trained with.
     hashes = {tokenizer_hash(model.reader.tokenizer, "") for model in (first, second) if model.reader}
     if len(hashes) > 1:
         raise RecipeError("--from and --to read with different tokenizers: one must be trained from the other")

@@ -103,6 +103,7 @@ def _alike(sequences: Sequence[Tokens]) -> int:
 
 def token_lengths(tokenizer: Any) -> list[int]:
     """Return how many characters each token of a byte-level vocabulary stands for; special tokens stand for none."""
+    # A byte-level token writes each byte as one character, so the length of its name is what it stands for.
     special = set(tokenizer.all_special_ids)
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     return [0 if index in special else len(name) for index, name in enumerate(names)]

@@ -101,6 +101,7 @@ def fit_teacher(
     table = features(texts, lengths)
     first, second = torch.tensor(rows).T
     strength = torch.tensor(strengths)
+    # No intercept: it would cancel in every difference.
     weights = torch.zeros(table.shape[1], requires_grad=True)
     # Convex and small, so it is solved to the end: the same rows give the same teacher.
     solver = torch.optim.LBFGS([weights], max_iter=200, history_size=20, line_search_fn="strong_wolfe")
@@ -134,6 +135,7 @@ def fit_rating_teacher(
     everything = features(responses, lengths).double()
     centre = everything.mean(dim=0)
     columns, means, lowest, highest = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+    # Attribute by attribute: each has its own rows, since people rated some and not others.
     for column in ratings.double().T:
         known = ~torch.isnan(column)
         target = column[known]
@@ -169,6 +171,7 @@ def imprint(embedding: nn.Embedding, teacher: Teacher | RatingTeacher, scale: fl
     weights = teacher.weights[: len(teacher.characters)].reshape(len(teacher.characters), -1).to(table.device)
     lengths = teacher.characters.to(table.device) / 5 - 1
     with torch.no_grad():
+        # Measured before anything is written, so that the scale is that of random weights.
         spread = table[words].std() * scale
         for coordinate, column in enumerate(weights.T):
             table[:, coordinate] = torch.where(words, column / column[words].std() * spread, 0.0)
