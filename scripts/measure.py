@@ -28,6 +28,7 @@ from types import FrameType
 from radon.complexity import cc_visit
 
 ROOT = Path(__file__).resolve().parents[1]
+_FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 PACKAGES = ("clients", "models", "service", "evaluation", "training")
 
 
@@ -71,39 +72,40 @@ class Sizes:
 def measured(path: Path) -> Sizes:
     """Return what one file holds."""
     text = path.read_text(encoding="utf-8")
-    sizes = Sizes(files=[len(text.splitlines())])
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    sizes.comments = len({token.start[0] for token in tokens if token.type == tokenize.COMMENT})
     tree = ast.parse(text)
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    blocks = [inner for block in cc_visit(text) for inner in getattr(block, "methods", [block])]
+    sizes = Sizes(
+        files=[len(text.splitlines())],
+        complexities=[block.complexity for block in blocks],
+        comments=len({token.start[0] for token in tokens if token.type == tokenize.COMMENT}),
+        docstrings=sum(map(_docstring_lines, ast.walk(tree))),
+    )
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                sizes.docstrings += (first.end_lineno or 0) - first.lineno + 1
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, _FUNCTION):
             sizes.functions.append((node.end_lineno or 0) - node.lineno + 1)
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            arguments = [argument for argument in arguments if argument.arg not in ("self", "cls")]
-            sizes.parameters += len(arguments)
-            sizes.annotated += sum(argument.annotation is not None for argument in arguments)
+            annotated = [
+                argument.annotation is not None for argument in arguments if argument.arg not in ("self", "cls")
+            ]
+            sizes.parameters += len(annotated)
+            sizes.annotated += sum(annotated)
     for node in _public(tree):
         sizes.public[node.name] += 1
-        methods = [child for child in _public(node) if isinstance(node, ast.ClassDef)]
-        for thing in (node, *methods):
+        for thing in (node, *(_public(node) if isinstance(node, ast.ClassDef) else ())):
             sizes.documentable += 1
             sizes.documented += ast.get_docstring(thing) is not None
-    blocks = [inner for block in cc_visit(text) for inner in getattr(block, "methods", [block])]
-    sizes.complexities = [block.complexity for block in blocks]
     return sizes
 
 
+def _docstring_lines(node: ast.AST) -> int:
+    if not isinstance(node, ast.Module | ast.ClassDef | _FUNCTION) or ast.get_docstring(node, clean=False) is None:
+        return 0
+    return (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
+
+
 def _public(node: ast.AST) -> list[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    children = [child for child in ast.iter_child_nodes(node) if isinstance(child, kinds)]
+    children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.ClassDef | _FUNCTION)]
     return [child for child in children if not child.name.startswith("_")]
 
 
@@ -146,7 +148,8 @@ class Trip:
     def seen(self, frame: FrameType, event: str, _: object) -> None:
         """Count one event of the profiler."""
         path = frame.f_code.co_filename
-        if event != "call" or not path.startswith(self._own):
+        # Compiled page templates have frames too, and are no code of ours.
+        if event != "call" or not path.startswith(self._own) or not path.endswith(".py"):
             return
         thread = threading.get_ident()
         self.moves += self._last.get(thread) != path
@@ -201,7 +204,7 @@ def train_trip(folder: Path) -> None:
     from paragone_training.preference.recipe import load_recipe
     from paragone_training.preference.train_model import train_model
 
-    recipe = load_recipe(ROOT / "training/recipes/everyday-bradley-terry.toml", ["training.epochs=1", "data.limit=24"])
+    recipe = load_recipe(ROOT / "training/recipes/everyday-reward.toml", ["training.epochs=1"])
     with travelling("from a file of pairs to a saved model"):
         train_model(recipe, folder / "model")
 
