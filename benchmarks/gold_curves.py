@@ -27,7 +27,7 @@ from paragone_models import load_model
 from paragone_training.policy.evaluate import win_rate
 from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.recipe import parse_policy_recipe
-from paragone_training.policy.rows.folder import read_json
+from paragone_training.policy.rows.folder import read_json_file
 from paragone_training.policy.rows.rows import Answer, read_responses, render, stream
 from paragone_training.policy.sampling.sampler import Decoding, sample
 from paragone_training.policy.train_policy import train_policy
@@ -159,7 +159,7 @@ def curve(run, iterations):
     initial = by_prompt(run / "evaluation-00" / "samples.parquet")
     rows = []
     for iteration in range(1, iterations + 1):
-        found = read_json(run / f"iteration-{iteration:02d}" / "metrics.json")["evaluation"]
+        found = read_json_file(run / f"iteration-{iteration:02d}" / "metrics.json")["evaluation"]
         mine = by_prompt(run / f"evaluation-{iteration:02d}" / "samples.parquet")
         answers = []
         for prompt_id, texts in mine.items():

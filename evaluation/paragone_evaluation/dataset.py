@@ -14,7 +14,7 @@ import numpy as np
 
 from paragone_evaluation.measures.checks import Floats, Ints
 
-__all__ = ["Case", "EvaluationSet", "LeftOut", "PromptText", "ResponseText", "SetBuilder", "text_length"]
+__all__ = ["Case", "EvaluationSet", "LeftOut", "PromptText", "ResponseText", "SetBuilder"]
 
 Message = Mapping[str, Any]
 PromptText = str | Sequence[Message]
@@ -192,7 +192,7 @@ class SetBuilder:
             questions=tuple(self._questions),
             responses=tuple(self._responses),
             node_prompt=np.asarray(self._node_prompt, dtype=np.int64),
-            node_length=np.asarray([text_length(response) for response in self._responses], dtype=np.float64),
+            node_length=np.asarray([_text_length(response) for response in self._responses], dtype=np.float64),
             cases=tuple(self.cases),
             case=case,
             first=first,
@@ -205,7 +205,7 @@ class SetBuilder:
         )
 
 
-def text_length(response: ResponseText) -> int:
+def _text_length(response: ResponseText) -> int:
     """Return the characters of a response: its text, or the text contents of its messages.
 
     >>> text_length("three"), text_length({"role": "assistant", "content": "four"})
@@ -214,7 +214,7 @@ def text_length(response: ResponseText) -> int:
     if isinstance(response, str):
         return len(response)
     if not isinstance(response, Mapping):
-        return sum(text_length(message) for message in response)
+        return sum(_text_length(message) for message in response)
     content = response.get("content") or ""
     if isinstance(content, str):
         return len(content)

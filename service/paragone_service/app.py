@@ -20,7 +20,7 @@ from paragone_service.config import ConfigError, Settings
 from paragone_service.engine.contract import Engine
 from paragone_service.http.errors import install_handlers
 from paragone_service.http.middleware import Authorization, BodyLimit, Drain, Draining, Lingering, Observation
-from paragone_service.http.openapi_document import describe
+from paragone_service.http.openapi_document import describe_routes
 from paragone_service.http.routes.operation import health_routes, inspection_routes
 from paragone_service.http.routes.scoring import scoring_routes
 from paragone_service.metrics import Metrics
@@ -92,7 +92,7 @@ def create_app(
         generate_unique_id_function=operator.attrgetter("name"),
     )
     install_handlers(app)
-    describe(app)
+    describe_routes(app)
     app.include_router(scoring_routes(registry, workers))
     app.include_router(inspection_routes(registry, max_body_bytes=settings.max_body_bytes))
     app.include_router(health_routes(registry, metrics, drain))

@@ -8,8 +8,8 @@ from paragone_training.errors import RecipeError
 from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.preference.recipe import Recipe, load_recipe
 from paragone_training.scratch.language import LanguageRecipe, load_language_recipe
-from paragone_training.settings import _ELSEWHERE, parse, settings_of
-from paragone_training.settings_tables import rewritten
+from paragone_training.settings import _ELSEWHERE, _settings_of, parse
+from paragone_training.settings_tables import _rewritten
 
 ROOT = Path(__file__).parents[2]
 GOOD = {"model": {"kind": "bradley-terry"}, "data": {"train": ["x"]}}
@@ -46,7 +46,7 @@ def test_an_unknown_key_that_is_like_none_is_refused_with_those_that_are_known()
 
 
 def test_every_setting_that_another_trainers_name_leads_to_exists_in_some_recipe():
-    known = {".".join(path) for recipe in (Recipe, LanguageRecipe, PolicyRecipe) for path, _ in settings_of(recipe)}
+    known = {".".join(path) for recipe in (Recipe, LanguageRecipe, PolicyRecipe) for path, _ in _settings_of(recipe)}
     for places in _ELSEWHERE.values():
         assert places
         assert all(place in known for place in places)
@@ -54,7 +54,7 @@ def test_every_setting_that_another_trainers_name_leads_to_exists_in_some_recipe
 
 def test_every_setting_is_described():
     for recipe in (Recipe, LanguageRecipe, PolicyRecipe):
-        for path, field in settings_of(recipe):
+        for path, field in _settings_of(recipe):
             section = len(path) == 1 and path[0] not in ("max_length", "seed", "method")
             assert section or field.description, path
 
@@ -84,4 +84,4 @@ def test_the_texts_of_a_language_recipe_are_looked_up_in_the_folder_that_is_give
 def test_the_tables_of_the_documents_are_those_of_the_fields(name):
     document = (ROOT / "docs" / name).read_text(encoding="utf-8")
     remedy = f"run python -m paragone_training.settings_tables docs/{name}"
-    assert rewritten(document) == document, remedy
+    assert _rewritten(document) == document, remedy

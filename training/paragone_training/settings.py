@@ -26,10 +26,9 @@ __all__ = [
     "RecipeFile",
     "Section",
     "Share",
-    "described",
+    "kind_and_limit",
     "load",
     "parse",
-    "settings_of",
 ]
 
 # Where a setting is here, and what trainers of other projects call it. Of several places the first counts that a recipe
@@ -225,7 +224,7 @@ def _nearest(recipe: type[Section], where: tuple[int | str, ...]) -> str:
     for section in sections:
         table = _unwrapped(table.model_fields[section])[0]
     # In this order: a name that people bring along, a slip of the pen, a key in the wrong section.
-    everything = {_dotted(path) for path, _ in settings_of(recipe)}
+    everything = {_dotted(path) for path, _ in _settings_of(recipe)}
     for setting in _ELSEWHERE.get(key.lower(), ()):
         if setting in everything:
             return f"did you mean {setting!r}?"
@@ -236,16 +235,16 @@ def _nearest(recipe: type[Section], where: tuple[int | str, ...]) -> str:
     return f"known are {', '.join(sorted(table.model_fields))}"
 
 
-def settings_of(recipe: type[Section], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+def _settings_of(recipe: type[Section], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
     """Yield every section and every setting of a recipe, by the path of its names."""
     for name, field in recipe.model_fields.items():
         yield (*above, name), field
         hint = _unwrapped(field)[0]
         if isinstance(hint, type) and issubclass(hint, Section):
-            yield from settings_of(hint, (*above, name))
+            yield from _settings_of(hint, (*above, name))
 
 
-def described(field: FieldInfo) -> tuple[Any, str]:
+def kind_and_limit(field: FieldInfo) -> tuple[Any, str]:
     """Return the type of a setting, and the limits of a number as the documents write them: ``in [0, 1)``, ``≥ 1``."""
     hint, constraints = _unwrapped(field)
     words = {"lie in": "in", "be at least": "≥", "be positive": "> 0", "be 0 or more": "≥ 0", "be above": ">"}

@@ -12,15 +12,15 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from paragone_training.settings import Section, described
+from paragone_training.settings import Section, kind_and_limit
 
-__all__ = ["rewritten"]
+__all__ = []
 
 # The shortest stretch up to an end: a document may have several tables.
 _MARKED = re.compile(r"(<!-- settings: (\S+)\.(\w+) -->\n).*?(<!-- end of settings -->)", re.DOTALL)
 
 
-def rewritten(document: str) -> str:
+def _rewritten(document: str) -> str:
     """Return a document with the tables between its markers written anew."""
 
     def table(match: re.Match[str]) -> str:
@@ -34,7 +34,7 @@ def _settings_table(recipe: type[Section]) -> str:
     """Return the settings of a recipe in Markdown: a table of the settings of its own, then one per section."""
     own, sections = list[str](), list[str]()
     for name, field in recipe.model_fields.items():
-        kind = described(field)[0]
+        kind = kind_and_limit(field)[0]
         if isinstance(kind, type) and issubclass(kind, Section):
             optional = "" if field.is_required() or field.default is not None else " Left out unless given."
             lines = [_row(key, setting) for key, setting in kind.model_fields.items()]
@@ -53,13 +53,13 @@ def _row(name: str, field: FieldInfo) -> str:
 
 
 def _values(field: FieldInfo) -> str:
-    kind, limit = described(field)
+    kind, limit = kind_and_limit(field)
     if get_origin(kind) is Literal:
         return ", ".join(f'`"{choice}"`' for choice in get_args(kind))
     if get_origin(kind) is tuple:
         inner, *more = get_args(kind)
         count = "" if more == [Ellipsis] else f"{1 + len(more)} "
-        return f"list of {count}{_name(described(FieldInfo.from_annotation(inner))[0])}s"
+        return f"list of {count}{_name(kind_and_limit(FieldInfo.from_annotation(inner))[0])}s"
     return f"{_name(kind)} {limit}".strip()
 
 
@@ -87,4 +87,4 @@ def _prose(text: str | None) -> str:
 
 if __name__ == "__main__":
     for _path in map(Path, sys.argv[1:]):
-        _path.write_text(rewritten(_path.read_text(encoding="utf-8")), encoding="utf-8")
+        _path.write_text(_rewritten(_path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -9,16 +9,7 @@ from scipy.special import comb
 
 from paragone_evaluation.measures.checks import Floats, Ints, columns
 
-__all__ = [
-    "GroupScore",
-    "Triads",
-    "best_of_n",
-    "best_of_n_kl",
-    "group_score",
-    "kendall_tau",
-    "kendall_zeta",
-    "triads",
-]
+__all__ = ["GroupScore", "Triads", "best_of_n", "best_of_n_kl", "group_score", "kendall_tau", "kendall_zeta", "triads"]
 
 
 def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:

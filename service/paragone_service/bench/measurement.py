@@ -13,7 +13,7 @@ from paragone_service.bench.compute import Compute, measure
 from paragone_service.bench.load import DIALECTS, Level, ScoredText, ask_all, served_model
 from paragone_service.bench.workload import TextGroup, from_file, made_up, readings
 
-__all__ = ["Measurement", "Plan", "Side", "run"]
+__all__ = ["Measurement", "Plan", "run"]
 
 _WARM_UP = 3
 
@@ -51,7 +51,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Side:
+class _Side:
     """A server under load: its name for people, and its levels by number of clients, growing."""
 
     name: str
@@ -65,7 +65,7 @@ class Measurement:
     machine: Mapping[str, str]
     model: Mapping[str, str]
     compute: Compute
-    sides: Sequence[Side]
+    sides: Sequence[_Side]
 
 
 def run(plan: Plan, *, say: Callable[[str], None], machine: Mapping[str, str]) -> Measurement:
@@ -125,7 +125,7 @@ def _interleaved(groups: Sequence[TextGroup], read: Sequence[Sequence[Reading]])
     return [row[place] for place in range(longest) for row in rows if place < len(row)]
 
 
-def _over_http(plan: Plan, workloads: Sequence[Sequence[ScoredText]], say: Callable[[str], None]) -> list[Side]:
+def _over_http(plan: Plan, workloads: Sequence[Sequence[ScoredText]], say: Callable[[str], None]) -> list[_Side]:
     cold, warm, other = list[Level](), list[Level](), list[Level]()
     say("starting paragone serve")
     with served_model(plan.model, ["--device", plan.device, "--dtype", plan.dtype]) as address:
@@ -139,5 +139,5 @@ def _over_http(plan: Plan, workloads: Sequence[Sequence[ScoredText]], say: Calla
                 name, key = plan.url_model, plan.api_key
                 other.append(ask_all(plan.url, plan.dialect, texts, clients=clients, batch=1, model=name, api_key=key))
             warm.append(ask_all(address, "paragone", texts, clients=clients, batch=1))
-    sides = [Side("Paragone, new texts", cold), Side("Paragone, texts seen before", warm)]
-    return [*sides, Side(f"{plan.url} ({plan.dialect})", other)] if plan.url else sides
+    sides = [_Side("Paragone, new texts", cold), _Side("Paragone, texts seen before", warm)]
+    return [*sides, _Side(f"{plan.url} ({plan.dialect})", other)] if plan.url else sides

@@ -28,7 +28,7 @@ from paragone.wire import (
 )
 from paragone_service.http.errors import HTTP_STATUS
 
-__all__ = ["describe", "health_document", "inspection_document", "metrics_document", "scoring_document"]
+__all__ = ["describe_routes", "health_document", "inspection_document", "metrics_document", "scoring_document"]
 
 _TITLE = "Paragone"
 _DESCRIPTION = """\
@@ -189,7 +189,7 @@ def metrics_document() -> dict[str, Any]:
     }
 
 
-def describe(app: FastAPI) -> None:
+def describe_routes(app: FastAPI) -> None:
     """Give an application its OpenAPI document; it is made once, when it is first asked for."""
 
     def document() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from paragone_evaluation.dataset import text_length
+from paragone_evaluation.dataset import _text_length
 from paragone_evaluation.evaluation import evaluate_models
 from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.readers import LAYOUTS, read_evaluation_set
@@ -167,7 +167,7 @@ def test_conversations_and_tools_are_read(tmp_path):
     assert made.prompts[0][1] == tuple(tools)
     assert made.node_length[0] == 3
     parts = [{"type": "text", "text": "ab"}, {"type": "image_url", "image_url": {}}]
-    assert text_length([{"role": "assistant", "content": parts}, {"role": "tool", "content": None}]) == 2
+    assert _text_length([{"role": "assistant", "content": parts}, {"role": "tool", "content": None}]) == 2
 
 
 def test_a_split_is_read_and_the_rest_is_counted(tmp_path):

@@ -13,7 +13,7 @@ from paragone_service.bench.bench_command import _show, bench
 from paragone_service.bench.bench_report import as_json, page
 from paragone_service.bench.compute import Compute
 from paragone_service.bench.load import DIALECTS, Level, ScoredText, ask_all, served_model
-from paragone_service.bench.measurement import Measurement, Side
+from paragone_service.bench.measurement import Measurement, _Side
 
 APP = typer.Typer()
 APP.command()(bench)
@@ -71,7 +71,7 @@ def test_servers_that_take_whole_texts_get_what_the_template_writes():
 def test_the_page_shows_every_number_of_clients_and_fetches_nothing():
     compute = Compute(8, 0.5, 1.0, 2.0, 1e9, 0.25, 100, 150, 50)
     levels = [Level(1, 8, 2.0, 10.0, 20.0, 30.0), Level(8, 8, 1.0, 40.0, 50.0, 60.0)]
-    found = Measurement({"cores": "2 cores"}, {"model": "<mini>"}, compute, [Side("ours", levels)])
+    found = Measurement({"cores": "2 cores"}, {"model": "<mini>"}, compute, [_Side("ours", levels)])
     text = page(found)
     assert "&lt;mini&gt;" in text
     assert text.count("<svg") == 2
@@ -99,7 +99,7 @@ def test_the_command_measures_and_leaves_json_and_a_page(tmp_path):
 def test_without_the_look_of_reports_the_numbers_are_there_and_the_remedy_too(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "paragone_evaluation.report.page", None)
     compute = Compute(8, 0.5, 1.0, 2.0, 1e9, 0.25, 100, 150, 50)
-    _show(Measurement({}, {"model": "mini"}, compute, [Side("ours", [Level(1, 8, 2.0, 10.0, 20.0, 30.0)])]), tmp_path)
+    _show(Measurement({}, {"model": "mini"}, compute, [_Side("ours", [Level(1, 8, 2.0, 10.0, 20.0, 30.0)])]), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
     assert "pip install 'paragone[evaluation]'" in capsys.readouterr().out
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from paragone_training.policy.rows.folder import read_json
+from paragone_training.policy.rows.folder import read_json_file
 from paragone_training.policy.rows.rows import read_responses
 
 SIZES = {
@@ -15,12 +15,12 @@ SIZES = {
 
 def check_run(folder: Path, *, iterations: int) -> None:
     for number in range(1, iterations + 1):
-        metrics = read_json(folder / f"iteration-{number:02d}" / "metrics.json")
+        metrics = read_json_file(folder / f"iteration-{number:02d}" / "metrics.json")
         assert metrics["missing_groups"] == 0
         rows = read_responses(folder / f"iteration-{number:02d}" / "round-1" / "samples.parquet")
         assert len(rows) == 18
         assert len({tuple(row.token_ids) for row in rows}) > 9
-        start = read_json(folder / f"iteration-{number:02d}" / "step-1" / "start.json")
+        start = read_json_file(folder / f"iteration-{number:02d}" / "step-1" / "start.json")
         assert start["raw_loss"] == pytest.approx(start["raw_closed_form"], rel=1e-3)
         if "sampler_noise_per_token" in metrics:
             # What it drew with, tokens and prefix cache included, is what the trainer computes.
@@ -29,7 +29,7 @@ def check_run(folder: Path, *, iterations: int) -> None:
 
 def check_restarted_run(folder: Path) -> None:
     check_run(folder, iterations=3)
-    noise = [read_json(path)["reload_noise_per_token"] for path in sorted(folder.glob("*/metrics.json"))]
+    noise = [read_json_file(path)["reload_noise_per_token"] for path in sorted(folder.glob("*/metrics.json"))]
     assert len(noise) == 3
     assert max(noise) < 1e-4
     log = (folder / "servers" / "0.log").read_text(errors="replace")

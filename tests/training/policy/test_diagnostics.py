@@ -8,11 +8,11 @@ import torch
 
 from paragone_training import games, losses
 from paragone_training.policy.gradient import step
-from paragone_training.policy.methods.dpo import Dpo, dpo_start
-from paragone_training.policy.methods.gpo import gpo_start
+from paragone_training.policy.methods.dpo import Dpo, _dpo_start
+from paragone_training.policy.methods.gpo import _gpo_start
 from paragone_training.policy.methods.pairwise import pairwise_start
 from paragone_training.policy.methods.registry import METHODS
-from paragone_training.policy.methods.sppo import sppo_start
+from paragone_training.policy.methods.sppo import _sppo_start
 from tests.training.games.matrices import (
     NASH,
     PENTAGON,
@@ -190,11 +190,11 @@ def test_the_start_values_are_what_the_losses_give_on_the_first_batch():
         np.testing.assert_allclose(start, loss.numpy(), rtol=1e-9)
 
     close(
-        sppo_start(RATES.numpy(), 1 - RATES.numpy(), eta=1000.0),
+        _sppo_start(RATES.numpy(), 1 - RATES.numpy(), eta=1000.0),
         losses.sppo_loss(*four, RATES, 1 - RATES, eta=1000.0),
     )
     close(
-        gpo_start(RATES.numpy(), -RATES.numpy(), beta=0.01),
+        _gpo_start(RATES.numpy(), -RATES.numpy(), beta=0.01),
         losses.gpo_loss(*four, RATES, -RATES, beta=0.01),
     )
     close(
@@ -202,7 +202,7 @@ def test_the_start_values_are_what_the_losses_give_on_the_first_batch():
         losses.inpo_loss(*six, eta=0.3, tau=0.1, preference=RATES),
     )
     close(
-        dpo_start(drift, beta=0.1, label_smoothing=0.2),
+        _dpo_start(drift, beta=0.1, label_smoothing=0.2),
         losses.dpo_loss(CHOSEN, REJECTED, *six[4:], beta=0.1, label_smoothing=0.2),
     )
 
@@ -210,30 +210,30 @@ def test_the_start_values_are_what_the_losses_give_on_the_first_batch():
 def test_the_start_values_of_the_published_settings():
     np.testing.assert_allclose(pairwise_start([1.0], gain=1 / 0.005, reference_weight=1 / 3), [1e4])
     np.testing.assert_allclose(pairwise_start([1.0], gain=1 / 0.1, reference_weight=1.0), [25.0])
-    np.testing.assert_allclose(sppo_start([0.9], [0.1], eta=1000.0), [0.16e6])
-    np.testing.assert_allclose(dpo_start([0.0], beta=0.1, label_smoothing=0.1), [math.log(2)])
-    assert np.isfinite(dpo_start([1e4, -1e4], beta=1.0)).all()
+    np.testing.assert_allclose(_sppo_start([0.9], [0.1], eta=1000.0), [0.16e6])
+    np.testing.assert_allclose(_dpo_start([0.0], beta=0.1, label_smoothing=0.1), [math.log(2)])
+    assert np.isfinite(_dpo_start([1e4, -1e4], beta=1.0)).all()
 
 
 def test_start_values_refuse_what_the_losses_refuse():
     with pytest.raises(ValueError, match="shapes differ"):
-        sppo_start([0.5], [0.5, 0.5], eta=1.0)
+        _sppo_start([0.5], [0.5, 0.5], eta=1.0)
     with pytest.raises(ValueError, match="shapes differ"):
-        gpo_start([0.5], [0.5, 0.5], beta=1.0)
+        _gpo_start([0.5], [0.5, 0.5], beta=1.0)
     with pytest.raises(ValueError, match="shapes differ"):
         pairwise_start([0.5], [0.5, 0.5], gain=1.0)
     with pytest.raises(ValueError, match="eta must be positive"):
-        sppo_start([0.5], [0.5], eta=0.0)
+        _sppo_start([0.5], [0.5], eta=0.0)
     with pytest.raises(ValueError, match="beta must be positive"):
-        gpo_start([0.5], [0.5], beta=0.0)
+        _gpo_start([0.5], [0.5], beta=0.0)
     with pytest.raises(ValueError, match="gain must be positive"):
         pairwise_start([0.5], gain=-1.0)
     with pytest.raises(ValueError, match=r"reference_weight must lie in \[0, 1\]"):
         pairwise_start([0.5], gain=1.0, reference_weight=1.5)
     with pytest.raises(ValueError, match="beta must be positive"):
-        dpo_start([0.5], beta=math.nan)
+        _dpo_start([0.5], beta=math.nan)
     with pytest.raises(ValueError, match=r"label_smoothing must lie in \[0, 0\.5\]"):
-        dpo_start([0.5], beta=1.0, label_smoothing=0.7)
+        _dpo_start([0.5], beta=1.0, label_smoothing=0.7)
 
 
 def test_the_noise_floor_compares_the_difference_of_two_computations_with_the_target():

@@ -16,9 +16,9 @@ HOLED = np.array([[0.5, NAN, 0.6, 0.2], [NAN, 0.5, NAN, NAN], [0.4, NAN, 0.5, 0.
 
 
 def test_win_rates_with_self_are_the_row_means_and_without_self_the_means_over_the_others():
-    np.testing.assert_allclose(estimators.win_rates(TABLE), TABLE.mean(axis=1))
+    np.testing.assert_allclose(estimators.mean_win_rates(TABLE), TABLE.mean(axis=1))
     np.testing.assert_allclose(
-        estimators.win_rates(TABLE, include_self=False),
+        estimators.mean_win_rates(TABLE, include_self=False),
         [(0.9 + 0.6 + 0.2) / 3, (0.1 + 0.7 + 0.5) / 3, (0.4 + 0.3 + 0.8) / 3, (0.8 + 0.5 + 0.2) / 3],
     )
 
@@ -26,26 +26,26 @@ def test_win_rates_with_self_are_the_row_means_and_without_self_the_means_over_t
 def test_with_self_five_hard_preferences_lie_between_a_tenth_and_nine_tenths():
     order = np.triu(np.ones((5, 5)), 1) + 0.5 * np.eye(5)
 
-    np.testing.assert_allclose(estimators.win_rates(order)[[0, -1]], [0.9, 0.1])
-    np.testing.assert_allclose(estimators.win_rates(order[:2, :2]), [0.75, 0.25])
-    np.testing.assert_allclose(estimators.win_rates(order, include_self=False)[[0, -1]], [1.0, 0.0])
+    np.testing.assert_allclose(estimators.mean_win_rates(order)[[0, -1]], [0.9, 0.1])
+    np.testing.assert_allclose(estimators.mean_win_rates(order[:2, :2]), [0.75, 0.25])
+    np.testing.assert_allclose(estimators.mean_win_rates(order, include_self=False)[[0, -1]], [1.0, 0.0])
 
 
 def test_a_missing_comparison_is_left_out_of_the_mean_and_what_has_none_has_no_win_rate():
-    np.testing.assert_allclose(estimators.win_rates(HOLED), [1.3 / 3, NAN, 1.7 / 3, 1.5 / 3])
-    np.testing.assert_allclose(estimators.win_rates(HOLED, include_self=False), [0.8 / 2, NAN, 1.2 / 2, 1.0 / 2])
+    np.testing.assert_allclose(estimators.mean_win_rates(HOLED), [1.3 / 3, NAN, 1.7 / 3, 1.5 / 3])
+    np.testing.assert_allclose(estimators.mean_win_rates(HOLED, include_self=False), [0.8 / 2, NAN, 1.2 / 2, 1.0 / 2])
 
 
 def test_what_stands_on_the_diagonal_does_not_matter():
     changed = TABLE.copy()
     np.fill_diagonal(changed, NAN)
 
-    np.testing.assert_allclose(estimators.win_rates(changed), estimators.win_rates(TABLE))
+    np.testing.assert_allclose(estimators.mean_win_rates(changed), estimators.mean_win_rates(TABLE))
 
 
 def test_a_single_response_has_no_win_rate_rather_than_one_half():
-    assert np.isnan(estimators.win_rates([[0.5]])).all()
-    assert np.isnan(estimators.win_rates([[0.5]], include_self=False)).all()
+    assert np.isnan(estimators.mean_win_rates([[0.5]])).all()
+    assert np.isnan(estimators.mean_win_rates([[0.5]], include_self=False)).all()
 
 
 def test_the_win_rate_over_others_is_unbiased_and_the_one_with_self_is_drawn_to_one_half():
@@ -57,8 +57,8 @@ def test_the_win_rate_over_others_is_unbiased_and_the_one_with_self_is_drawn_to_
             weight = START[list(others)].prod()
             drawn = [given, *others]
             table = ROCK_PAPER_SCISSORS[np.ix_(drawn, drawn)]
-            without += weight * estimators.win_rates(table, include_self=False)[0]
-            with_self += weight * estimators.win_rates(table)[0]
+            without += weight * estimators.mean_win_rates(table, include_self=False)[0]
+            with_self += weight * estimators.mean_win_rates(table)[0]
         assert without == pytest.approx(true[given])
         assert with_self == pytest.approx(true[given] * 2 / 3 + 0.5 / 3)
 
@@ -219,7 +219,7 @@ def test_two_certain_answers_that_contradict_each_other_are_a_tie_and_certain_on
 
 
 def test_what_is_no_table_is_refused():
-    for call in (estimators.win_rates, lambda table: estimators.pairs(table, selection="all", labels="soft")):
+    for call in (estimators.mean_win_rates, lambda table: estimators.pairs(table, selection="all", labels="soft")):
         with pytest.raises(ValueError, match="a table must be square"):
             call(np.full((2, 3), 0.5))
         with pytest.raises(ValueError, match=r"must be a probability in \[0, 1\]"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from paragone_training.policy.rows.folder import read_json, read_table
+from paragone_training.policy.rows.folder import read_json_file, read_table
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.tiny_policy import recipe
 
@@ -93,9 +93,9 @@ def contents(folder: Path) -> dict[str, object]:
         elif path.suffix == ".safetensors":
             found[name] = path.read_bytes()
         elif path.name == "history.json":
-            found[name] = [{key: line[key] for key in ("loss", "step")} for line in read_json(path)]
+            found[name] = [{key: line[key] for key in ("loss", "step")} for line in read_json_file(path)]
         elif path.name == "summary.json":
-            found[name] = read_json(path)
+            found[name] = read_json_file(path)
     return found
 
 
@@ -136,7 +136,7 @@ def test_training_goes_on_from_a_checkpoint_with_the_same_outcome(tmp_path, poli
     train_policy(recipe("inpo", policy_folder, prompts_file, oracle_url, **changes), tmp_path)
     weights = tmp_path / "iteration-01" / "step-1" / "policy" / "model.safetensors"
     whole = weights.read_bytes()
-    history = read_json(tmp_path / "iteration-01" / "step-1" / "history.json")
+    history = read_json_file(tmp_path / "iteration-01" / "step-1" / "history.json")
     (saved,) = (tmp_path / "iteration-01" / "step-1" / "checkpoints").glob("checkpoint-*")
     assert saved.name == f"checkpoint-{2 * ((len(history) - 1) // 2)}"
 

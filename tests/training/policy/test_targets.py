@@ -5,14 +5,14 @@ import pytest
 
 from paragone_training.policy.methods.registry import METHODS
 from paragone_training.policy.rows.rows import read_targets, write_targets
-from paragone_training.policy.targets import group_table, labelled_pairs
+from paragone_training.policy.targets import _group_table, labelled_pairs
 
 TABLE = np.array([[0.5, 0.8, 0.6], [0.2, 0.5, 0.7], [0.4, 0.3, 0.5]])
 NAMES = (0, 1, 1)
 
 
 def table(unfinished, penalty=2.0, finished=(True, False, True)):
-    return group_table(TABLE, finished, rule="mean-probability", unfinished=unfinished, penalty=penalty)
+    return _group_table(TABLE, finished, rule="mean-probability", unfinished=unfinished, penalty=penalty)
 
 
 def pairs_of(tables, method, *, names, labels="soft", win_rates="with-self"):

@@ -7,9 +7,9 @@ import pytest
 
 from paragone_training.errors import RecipeError
 from paragone_training.policy.errors import FolderTakenError, OracleReplacedError, RunError
-from paragone_training.policy.rows.folder import Barrier, locked, read_json, read_table
+from paragone_training.policy.rows.folder import Barrier, locked, read_json_file, read_table
 from paragone_training.policy.rows.rows import read_answers, read_responses, read_targets
-from paragone_training.policy.train_policy import PolicyRun, train_policy
+from paragone_training.policy.train_policy import _PolicyRun, train_policy
 from tests.training.policy.tiny_policy import LOSSES, recipe
 
 
@@ -19,14 +19,14 @@ def test_every_method_runs_two_iterations_and_starts_each_at_its_closed_form(
 ):
     train_policy(recipe(method, policy_folder, prompts_file, oracle_url), tmp_path)
 
-    starts = [read_json(path) for path in sorted(tmp_path.glob("iteration-*/step-*/start.json"))]
+    starts = [read_json_file(path) for path in sorted(tmp_path.glob("iteration-*/step-*/start.json"))]
     assert len(starts) == {"egpo": 4, "omwu": 3}.get(method, 2)
     for start in starts:
         assert start["raw_loss"] == pytest.approx(start["raw_closed_form"], rel=1e-3, abs=1e-6)
         assert start["noise_share"] < 0.01
     rounds = sorted(path.parent.name for path in tmp_path.glob("iteration-*/round-*/oracle.parquet"))
     assert rounds == (["round-1", "round-1", "round-2", "round-2"] if method == "egpo" else ["round-1", "round-1"])
-    metrics = read_json(tmp_path / "iteration-02" / "metrics.json")
+    metrics = read_json_file(tmp_path / "iteration-02" / "metrics.json")
     assert metrics["pairs"] > 0
     assert metrics["incomplete_tables"] == 0
     assert (tmp_path / "report.html").read_text().count("<svg") >= 3
@@ -73,7 +73,7 @@ def test_evaluation_compares_the_iterate_with_the_initial_policy_by_both_judges(
         evaluation={"prompts": [str(prompts_file)], "judge_url": oracle_url, "judge_model": "bt", "responses": 2},
     )
     train_policy(changed, tmp_path)
-    found = read_json(tmp_path / "iteration-02" / "metrics.json")["evaluation"]
+    found = read_json_file(tmp_path / "iteration-02" / "metrics.json")["evaluation"]
 
     for name in ("oracle", "judge"):
         low, high = found[name]["interval"]
@@ -126,7 +126,7 @@ def test_adapters_are_trained_and_merged(tmp_path, policy_folder, prompts_file, 
         "inpo", policy_folder, prompts_file, oracle_url, lora={"rank": 2, "alpha": 4}, training__iterations=2
     )
     train_policy(changed, tmp_path)
-    start = read_json(tmp_path / "iteration-02" / "step-1" / "start.json")
+    start = read_json_file(tmp_path / "iteration-02" / "step-1" / "start.json")
 
     assert start["raw_loss"] == pytest.approx(start["raw_closed_form"], rel=1e-3)
     files = {path.name for path in (tmp_path / "iteration-02" / "step-1" / "policy").iterdir()}
@@ -136,7 +136,7 @@ def test_adapters_are_trained_and_merged(tmp_path, policy_folder, prompts_file, 
 
 def test_the_reference_is_reset_every_n_iterations(tmp_path, policy_folder, prompts_file):
     changed = recipe("inpo", policy_folder, prompts_file, reference={"policy": "every-n", "every": 2})
-    run = PolicyRun(changed, tmp_path, Barrier(limit_s=1))
+    run = _PolicyRun(changed, tmp_path, Barrier(limit_s=1))
     sources = [run.reference_source(iteration) for iteration in range(1, 6)]
 
     assert sources[0] == sources[1] == str(policy_folder)
@@ -163,7 +163,7 @@ def test_a_training_step_stops_early_on_a_longer_schedule(tmp_path, policy_folde
         training__warmup=0.5,
     )
     train_policy(changed, tmp_path)
-    rates = [line["learning_rate"] for line in read_json(tmp_path / "iteration-01" / "step-1" / "history.json")]
+    rates = [line["learning_rate"] for line in read_json_file(tmp_path / "iteration-01" / "step-1" / "history.json")]
 
     # A sixth of the schedule is run, the first third of its warm-up.
     assert len(rates) == math.ceil(len(read_targets(tmp_path / "iteration-01" / "round-1" / "targets.parquet")) / 4)

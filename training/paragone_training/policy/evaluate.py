@@ -21,7 +21,7 @@ from paragone_training.policy.rows.folder import write_json
 from paragone_training.policy.rows.rows import Answer, Response, read_answers
 from paragone_training.policy.targets import Rule, symmetrised
 
-__all__ = ["describe_responses", "length_controlled", "summarise", "win_rate"]
+__all__ = ["compared_with_initial", "describe_responses", "length_controlled", "win_rate"]
 
 Float64s = NDArray[np.float64]
 
@@ -106,7 +106,7 @@ def describe_responses(rows: Sequence[Response]) -> dict[str, float]:
     }
 
 
-def summarise(
+def compared_with_initial(
     folder: Path,
     responses_of_both: tuple[Sequence[Response], Sequence[Response]],
     policy: Policy,

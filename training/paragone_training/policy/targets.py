@@ -5,8 +5,8 @@ with ``table + table.T`` equal to 1 elsewhere. A missing comparison is left out 
 never a label. The responses are independent samples of one policy, so a pair of different indices is an i.i.d. pair.
 
     estimator                       call
-    mean win rate, self included    win_rates(table)                     SPPO's; drawn to ½ by 1/K
-    mean win rate, others only      win_rates(table, include_self=False) unbiased for P(y > pi)
+    mean win rate, self included    mean_win_rates(table)                     SPPO's; drawn to ½ by 1/K
+    mean win rate, others only      mean_win_rates(table, include_self=False) unbiased for P(y > pi)
     i.i.d. pairs, sampled labels    pairs(…, labels="sampled")           the loss INPO's theorem is about
     i.i.d. pairs, soft labels       pairs(…, labels="soft")              the same minimiser, less variance
     best versus worst               pairs(…, selection="best-versus-worst", labels="hard")  as the papers' runs
@@ -30,14 +30,13 @@ __all__ = [
     "Ties",
     "Unfinished",
     "WinRates",
-    "group_table",
     "labelled_pairs",
     "mean_scores",
+    "mean_win_rates",
     "most_pairs",
     "pairs",
     "symmetrised",
     "tables_of",
-    "win_rates",
 ]
 
 Float64s = NDArray[np.float64]
@@ -107,7 +106,7 @@ def symmetrised(raw: ArrayLike, *, rule: Rule) -> Float64s:
     return np.asarray(table)
 
 
-def win_rates(table: ArrayLike, *, include_self: bool = True) -> Float64s:
+def mean_win_rates(table: ArrayLike, *, include_self: bool = True) -> Float64s:
     """Return each response's mean probability of being preferred to the prompt's responses.
 
         with self:     (½ + sum_{j != i} P_ij) / (1 + count)        without:     sum_{j != i} P_ij / count
@@ -225,7 +224,7 @@ def most_pairs(responses: int, selection: Selection) -> int:
     return {"all": responses * (responses - 1) // 2, "disjoint": responses // 2, "best-versus-worst": 1}[selection]
 
 
-def group_table(
+def _group_table(
     raw: ArrayLike, finished: Sequence[bool], *, rule: Rule, unfinished: Unfinished, penalty: float
 ) -> Float64s:
     """Return the table that targets are made of.
@@ -263,12 +262,12 @@ def group_table(
 def tables_of(
     responses: Sequence[Response], answers: Sequence[Answer], *, rule: Rule, unfinished: Unfinished, penalty: float
 ) -> dict[str, Float64s]:
-    """Return the tables of a round by prompt id, each [K, K]; the settings are those of ``group_table``."""
+    """Return the tables of a round by prompt id, each [K, K]; the settings are those of ``_group_table``."""
     finished: dict[str, list[bool]] = {}
     for response in responses:
         finished.setdefault(response.prompt_id, []).append(response.finished)
     return {
-        answer.prompt_id: group_table(
+        answer.prompt_id: _group_table(
             answer.raw, finished[answer.prompt_id], rule=rule, unfinished=unfinished, penalty=penalty
         )
         for answer in answers
@@ -325,7 +324,7 @@ def _selected(
     elif selection == "all":
         indices = list(combinations(range(size), 2))
     elif selection == "best-versus-worst":
-        rates = win_rates(probabilities, include_self=include_self)
+        rates = mean_win_rates(probabilities, include_self=include_self)
         # A response without any comparison has no rate, so it is neither the best nor the worst.
         known = np.flatnonzero(~np.isnan(rates))
         spread = rates[known].max() - rates[known].min() if len(known) else 0.0

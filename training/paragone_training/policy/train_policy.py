@@ -29,8 +29,8 @@ from accelerate import PartialState
 from paragone_evaluation.readers import Prompt, read_prompts
 from paragone_training.errors import RecipeError
 from paragone_training.games import measure_cycles
-from paragone_training.policy.evaluate import describe_responses, summarise
-from paragone_training.policy.gradient.step import check_sampler, freeze_columns, train_step, training_pairs
+from paragone_training.policy.evaluate import compared_with_initial, describe_responses
+from paragone_training.policy.gradient.step import check_sampler, freeze_columns, train_step, with_logprobs
 from paragone_training.policy.methods.method import Step
 from paragone_training.policy.model.weights import Policy, context_of, load_policy
 from paragone_training.policy.oracle import Identity, OracleClient, own_service
@@ -38,7 +38,7 @@ from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.policy.records.exports import Trackers, steps_before
 from paragone_training.policy.records.report import write_report
 from paragone_training.policy.rounds import Round, play_round
-from paragone_training.policy.rows.folder import Barrier, claim, locked, read_json, write_json
+from paragone_training.policy.rows.folder import Barrier, claim, locked, read_json_file, write_json
 from paragone_training.policy.rows.rows import (
     LabelledPair,
     Response,
@@ -51,7 +51,7 @@ from paragone_training.policy.rows.rows import (
 from paragone_training.policy.sampling.sampler import Samplers
 from paragone_training.policy.targets import Float64s, labelled_pairs, tables_of
 
-__all__ = ["PolicyRun", "train_policy"]
+__all__ = ["train_policy"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,14 +75,14 @@ def train_policy(recipe: PolicyRecipe, folder: Path, *, resume: bool = False) ->
         if state.is_main_process:
             claim(recipe.model_dump(), folder, resume=resume)
         barrier.wait()
-        run = PolicyRun(recipe, folder, barrier)
+        run = _PolicyRun(recipe, folder, barrier)
         with run.connected() if state.is_main_process else contextlib.nullcontext():
             for iteration in range(1, recipe.training.iterations + 1):
                 run.iterate(iteration)
         return Path(run.iterate_source(recipe.training.iterations + 1))
 
 
-class PolicyRun:
+class _PolicyRun:
     """One run and what it has in memory: the policy, the prompts, the oracles.
 
     Args:
@@ -140,7 +140,7 @@ class PolicyRun:
                 self._trackers = stack.enter_context(contextlib.closing(trackers))
                 # A tracker that a resumed run adds is shown the iterations that are done.
                 for path in sorted(self.folder.glob("iteration-*/metrics.json")):
-                    metrics = read_json(path)
+                    metrics = read_json_file(path)
                     trackers.iteration(metrics["iteration"], metrics)
             own = stack.enter_context(own_service(sources, self.folder / "service.log")) if sources else None
             urls = {"oracle": oracle.url or own, "judge": judge.judge_url or (own if judge.judge_serve else None)}
@@ -164,7 +164,7 @@ class PolicyRun:
             concurrency=oracle.concurrency,
             patience_s=oracle.patience_s,
             timeout_s=oracle.timeout_s,
-            identity=Identity(**read_json(path)) if path.exists() else None,
+            identity=Identity(**read_json_file(path)) if path.exists() else None,
             on_identity=lambda identity: write_json(path, dataclasses.asdict(identity)),
         )
 
@@ -248,7 +248,7 @@ class PolicyRun:
             metrics["sampler_noise_per_token"] = check_sampler(frozen, responses, tolerance=tolerance)
         train_step(
             self.policy,
-            training_pairs(frozen, responses, read_targets(round_folder / "targets.parquet")),
+            with_logprobs(frozen, responses, read_targets(round_folder / "targets.parquet")),
             folder,
             method=self.method,
             training=self.recipe.training,
@@ -356,7 +356,7 @@ class PolicyRun:
         folder = self.folder / f"evaluation-{iteration:02d}"
         mine = self._held_out_round(folder, self.iterate_source(iteration + 1), self._oracles, against)
         self._samplers.end()
-        summary = summarise(
+        summary = compared_with_initial(
             folder,
             (mine, theirs),
             self.policy,

@@ -24,12 +24,7 @@ from paragone_training.scratch.pretraining import batches_of, padded, pretrain
 from paragone_training.scratch.sections import BackboneSection, PretrainingSection, TokenizerSection
 from paragone_training.settings import DataFile, DataFiles, Names, Section, load
 
-__all__ = [
-    "LanguageRecipe",
-    "decoder_config",
-    "load_language_recipe",
-    "train_language_model",
-]
+__all__ = ["LanguageRecipe", "decoder_config", "load_language_recipe", "train_language_model"]
 
 logger = logging.getLogger(__name__)
 

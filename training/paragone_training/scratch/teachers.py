@@ -22,15 +22,7 @@ from paragone_training.data.groups import PromptGroup
 from paragone_training.scratch.lessons import Lesson, Rewording, features, teach
 from paragone_training.scratch.sections import TeacherSection
 
-__all__ = [
-    "RatingTeacher",
-    "Teacher",
-    "distil",
-    "distil_ratings",
-    "fit_rating_teacher",
-    "fit_teacher",
-    "imprint",
-]
+__all__ = ["RatingTeacher", "Teacher", "distil", "distil_ratings", "fit_rating_teacher", "fit_teacher", "imprint"]
 
 
 @dataclass(frozen=True)

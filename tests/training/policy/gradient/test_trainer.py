@@ -4,13 +4,13 @@ import itertools
 
 import pytest
 
-from paragone_training.policy.gradient.trainer import PairPasses, _steps_of_epoch, of_batch
+from paragone_training.policy.gradient.trainer import _PairPasses, _steps_of_epoch, of_batch
 from paragone_training.policy.rows.rows import TrainingPair
 
 
 def made(count, *, size=2, step=8):
     pairs = [TrainingPair((1, 2), (number + 10, 3), (4,), (float(number), *[0.0] * 6)) for number in range(count)]
-    return PairPasses(pairs, size=size, step=step, pad_id=0, seed=5)
+    return _PairPasses(pairs, size=size, step=step, pad_id=0, seed=5)
 
 
 @pytest.mark.parametrize("count", [8, 9, 16, 17, 19, 21, 23, 4, 7])
@@ -54,8 +54,8 @@ def test_pairs_of_like_length_share_a_pass_and_no_pair_changes_its_step():
         TrainingPair((1,), tuple(range(length)), (4,), (float(number), *[0.0] * 6))
         for number, length in enumerate(lengths)
     ]
-    grouped = PairPasses(pairs, size=2, step=8, pad_id=0, seed=5)
-    plain = PairPasses(
+    grouped = _PairPasses(pairs, size=2, step=8, pad_id=0, seed=5)
+    plain = _PairPasses(
         [TrainingPair((1,), (2,), (4,), pair.targets) for pair in pairs], size=2, step=8, pad_id=0, seed=5
     )
 

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from paragone_models.packing.segments import segments_attention
-from paragone_training.policy.model.gpu_memory import plan_memory, saved_bytes_packed
+from paragone_training.policy.model.gpu_memory import _saved_bytes_packed, plan_memory
 from paragone_training.policy.model.logprobs import ResponseLogprobs, packed_row, padded_sequences
 from paragone_training.policy.plan import describe_plan
 from paragone_training.saved_activations import meta_attention, saved_bytes
@@ -56,7 +56,7 @@ def test_so_are_those_of_a_packed_pass(key_heads, tokens, prompt):
     real = really_saved(AutoModelForCausalLM.from_config(shape), items, packed=True)
     with torch.device("meta"):
         dry = AutoModelForCausalLM.from_config(shape)
-    assert saved_bytes_packed(dry, pairs=3, tokens=tokens, prompt=prompt) == pytest.approx(real, rel=0.03)
+    assert _saved_bytes_packed(dry, pairs=3, tokens=tokens, prompt=prompt) == pytest.approx(real, rel=0.03)
 
 
 def planned(shards=1, tokens=128, prompt=32, **changes):

@@ -14,14 +14,14 @@ from paragone_models.packing.gpu import flex_attention
 from paragone_models.packing.segments import segments_attention
 from paragone_training.adapters import recompute_activations
 from paragone_training.policy.gradient.step import train_step
-from paragone_training.policy.gradient.trainer import PairPasses
+from paragone_training.policy.gradient.trainer import _PairPasses
 from paragone_training.policy.methods.registry import method_of
 from paragone_training.policy.model import logprobs
 from paragone_training.policy.model.logprobs import (
     ResponseLogprobs,
+    _packed_attention,
     choose,
     frozen_logprobs,
-    packed_attention,
     packed_row,
     padded_sequences,
     response_logprobs,
@@ -29,7 +29,7 @@ from paragone_training.policy.model.logprobs import (
 )
 from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.recipe import PolicyTrainingSection
-from paragone_training.policy.rows.folder import read_json
+from paragone_training.policy.rows.folder import read_json_file
 from paragone_training.policy.rows.rows import TrainingPair
 from paragone_training.settings import LoraSection
 from tests.models.packs import SHAPE, SPECIAL, VOCABULARY, reference_flex
@@ -172,7 +172,7 @@ def test_pairs_of_one_prompt_share_a_pass_and_no_pair_changes_its_step():
     steps = []
     rows = []
     for packs in (False, True):
-        passes = PairPasses(pairs, size=4, step=24, pad_id=0, seed=1, packed=packs)
+        passes = _PairPasses(pairs, size=4, step=24, pad_id=0, seed=1, packed=packs)
         batches = [passes[index] for index in range(len(passes))]
         numbers = [[int(value) for value in batch["preference"]] for batch in batches]
         steps.append([sorted(itertools.chain(*numbers[first : first + 6])) for first in (0, 6)])
@@ -196,7 +196,7 @@ def test_a_packed_step_ends_where_a_padded_one_does(tmp_path, policy_folder, lor
         train_step(
             policy, pairs, folder, method=method, training=training, lora=lora, raw=False, dtype="float32", seed=0
         )
-        start, lines = read_json(folder / "start.json"), read_json(folder / "history.json")
+        start, lines = read_json_file(folder / "start.json"), read_json_file(folder / "history.json")
         assert start["noise_nats"] < 1e-3
         ends.append((policy.model.state_dict(), [start["loss"], *(line["raw_loss"] for line in lines)]))
     assert ends[1][1] == pytest.approx(ends[0][1], rel=1e-3)
@@ -240,7 +240,7 @@ def test_what_cannot_be_packed_is_padded_and_the_log_says_why(model_type, change
     model = causal(model_type, **changes)
     logprobs._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="paragone_training"):
-        assert packed_attention(model, batching) is None
+        assert _packed_attention(model, batching) is None
     assert reason in caplog.text
     assert choose(model, "padded") == "training.batching is 'padded'"
 

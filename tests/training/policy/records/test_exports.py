@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from paragone_training.errors import RecipeError
 from paragone_training.policy.records.exports import Trackers, _flattened, steps_before
-from paragone_training.policy.rows.folder import read_json
+from paragone_training.policy.rows.folder import read_json_file
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.tiny_policy import recipe
 
@@ -22,7 +22,7 @@ def test_tensorboard_shows_every_logged_step_of_the_run_and_every_iteration(
 
     events = EventAccumulator(str(run / "tracking" / "run"))
     events.Reload()
-    histories = [read_json(path) for path in sorted(run.glob("iteration-*/step-*/history.json"))]
+    histories = [read_json_file(path) for path in sorted(run.glob("iteration-*/step-*/history.json"))]
     assert len(histories) == 3  # one regression in the first iteration of omwu, two in the second
     lines = [line for history in histories for line in history]
     for name in ("loss", "raw_loss", "learning_rate", "grad_norm"):
@@ -31,7 +31,7 @@ def test_tensorboard_shows_every_logged_step_of_the_run_and_every_iteration(
         assert [event.step for event in shown] == list(range(1, len(lines) + 1))
     assert steps_before(run) == len(lines)
 
-    metrics = [read_json(path) for path in sorted(run.glob("iteration-*/metrics.json"))]
+    metrics = [read_json_file(path) for path in sorted(run.glob("iteration-*/metrics.json"))]
     shown = events.Scalars("iteration/evaluation/oracle/win_rate")
     assert [event.value for event in shown] == pytest.approx(
         [found["evaluation"]["oracle"]["win_rate"] for found in metrics], rel=1e-6
@@ -57,7 +57,7 @@ def test_a_resumed_run_may_add_a_tracker_counts_steps_on_and_sends_no_point_twic
 
     events = EventAccumulator(str(tmp_path / "tracking" / tmp_path.name), purge_orphaned_data=False)
     events.Reload()
-    lines = read_json(second / "step-1" / "history.json")
+    lines = read_json_file(second / "step-1" / "history.json")
     shown = events.Scalars("step/loss")
     assert [event.step for event in shown] == [before + line["step"] for line in lines]
     assert [event.value for event in shown] == pytest.approx([line["loss"] for line in lines], rel=1e-5)

@@ -12,7 +12,7 @@ from paragone_training.policy.errors import DiskFullError, FolderTakenError, Run
 from paragone_training.policy.rows.folder import (
     locked,
     need_space,
-    read_json,
+    read_json_file,
     read_table,
     write_json,
     write_table,
@@ -65,7 +65,7 @@ def test_what_cannot_be_read_says_how_to_go_on(tmp_path):
     with pytest.raises(RunError, match="remove it, and resuming computes it again"):
         read_table(tmp_path / "one.parquet")
     with pytest.raises(RunError, match="cannot be read"):
-        read_json(tmp_path / "none.json")
+        read_json_file(tmp_path / "none.json")
 
 
 def test_nan_is_no_json(tmp_path):

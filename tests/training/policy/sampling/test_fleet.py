@@ -12,7 +12,7 @@ from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.recipe import ServersSection
 from paragone_training.policy.sampling.completions import CompletionsServer, ServerFault, VllmRoutes
 from paragone_training.policy.sampling.sampler import Decoding, Missing
-from paragone_training.policy.sampling.servers import Fleet, FleetSampler
+from paragone_training.policy.sampling.servers import FleetSampler, _Fleet
 from tests.training.policy.peers import misbehave, peers, seen
 
 PROMPTS = [Prompt(f"p{number}", f"{number}", (3, 40 + number, 41, 1, 4)) for number in range(6)]
@@ -42,7 +42,7 @@ def drawn(urls, policy_folder, *, readmit=come_back, chunks=CHUNKS, **limits):
     section = ServersSection(urls=tuple(urls), reload="update", **{"concurrency": 4, "patience_s": 5.0, **limits})
     background, http = Background("test"), httpx2.AsyncClient(timeout=60, trust_env=False)
     servers = [CompletionsServer(url, VllmRoutes(), http, model=str(policy_folder)) for url in urls]
-    fleet = Fleet(servers, section, readmit)
+    fleet = _Fleet(servers, section, readmit)
     ends = load_policy(str(policy_folder)).end_ids
     sampler = FleetSampler(fleet, background, Decoding(max_new_tokens=6), ends)
 

@@ -19,7 +19,7 @@ from paragone_training.policy.background import free_port
 from paragone_training.policy.errors import RunError
 from paragone_training.policy.model.weights import check_sharding
 from paragone_training.policy.recipe import PolicyTrainingSection
-from paragone_training.policy.rows.folder import read_json
+from paragone_training.policy.rows.folder import read_json_file
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.tiny_policy import recipe
 
@@ -150,7 +150,7 @@ def test_training_with_fsdp2_goes_on_from_a_checkpoint_with_the_same_outcome(tmp
     run(tmp_path / "run", environment_of("fsdp2-one-host"), **changes)
     iteration = tmp_path / "run" / "iteration-01"
     step, weights = iteration / "step-1", iteration / "step-1" / "policy" / "model.safetensors"
-    whole, history = weights.read_bytes(), read_json(step / "history.json")
+    whole, history = weights.read_bytes(), read_json_file(step / "history.json")
     (saved,) = (step / "checkpoints").glob("checkpoint-*")
     assert 0 < int(saved.name.removeprefix("checkpoint-")) < len(history)
 

@@ -15,7 +15,7 @@ from paragone_training.policy.background import RunProcess
 from paragone_training.policy.errors import RunError, SamplerMismatchError
 from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.recipe import PolicyTrainingSection, ServersSection
-from paragone_training.policy.rows.folder import read_json
+from paragone_training.policy.rows.folder import read_json_file
 from paragone_training.policy.rows.rows import read_responses
 from paragone_training.policy.sampling.completions import probe_logprobs, stored_probes
 from paragone_training.policy.sampling.sampler import Decoding
@@ -48,7 +48,7 @@ def test_a_run_starts_its_servers_anew_for_every_iterate(tmp_path, policy_folder
     train_policy(changed, tmp_path)
 
     for iteration in ("iteration-01", "iteration-02"):
-        metrics = read_json(tmp_path / iteration / "metrics.json")
+        metrics = read_json_file(tmp_path / iteration / "metrics.json")
         assert metrics["reload_noise_per_token"] < 1e-4
         assert metrics["sampler_noise_per_token"] < 1e-4
         assert metrics["missing_groups"] == 0
@@ -113,7 +113,7 @@ def test_a_command_gives_servers_their_weights(tmp_path, policy_folder, prompts_
     command = shlex.join(reload_command(two[0], "MODEL")).replace("{", "{{").replace("}", "}}")
     servers = {"urls": two[:1], "reload": "command", "command": command.replace("MODEL", "{model}")}
     train_policy(recipe("inpo", policy_folder, prompts_file, oracle_url, servers=servers), tmp_path / "run")
-    assert read_json(tmp_path / "run" / "iteration-02" / "metrics.json")["reload_noise_per_token"] < 1e-4
+    assert read_json_file(tmp_path / "run" / "iteration-02" / "metrics.json")["reload_noise_per_token"] < 1e-4
 
     failing = servers | {"command": "sh -c 'echo no room; exit 3' {model}"}
     with pytest.raises(RunError, match=r"ended with code 3:\nno room"):
@@ -136,7 +136,7 @@ def test_groups_that_servers_cannot_complete_are_left_out_of_the_round(
     # The stored responses are scored first, so that eight of the slow requests are theirs.
     misbehave(two[0], delay_s=2.5, count=10)
     train_policy(changed, tmp_path)
-    metrics = read_json(tmp_path / "iteration-01" / "metrics.json")
+    metrics = read_json_file(tmp_path / "iteration-01" / "metrics.json")
 
     assert 1 <= metrics["missing_groups"] <= 2
     rows = read_responses(tmp_path / "iteration-01" / "round-1" / "samples.parquet")

@@ -12,7 +12,7 @@ import shlex
 import pytest
 
 from paragone_training.policy.background import RunProcess, free_port
-from paragone_training.policy.model.weights import resolve_policy
+from paragone_training.policy.model.weights import _resolve_policy
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.peers import wait_until_well
 from tests.training.policy.real_servers import SIZES, check_restarted_run, check_run
@@ -46,7 +46,7 @@ def test_three_iterations_on_a_restarted_sglang_with_a_kill_in_between(tmp_path,
 def test_a_running_sglang_reads_new_weights(tmp_path, prompts_file, oracle_url):
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [*sglang_command(resolve_policy(POLICY), str(port)), "--served-model-name", "policy"]
+    command = [*sglang_command(_resolve_policy(POLICY), str(port)), "--served-model-name", "policy"]
     process = RunProcess(command, tmp_path / "sglang.log")
     try:
         wait_until_well(url, process, within_s=600)

@@ -33,10 +33,9 @@ from paragone_training.settings import LoraSection
 
 __all__ = [
     "check_sampler",
-    "check_start",
     "freeze_columns",
     "train_step",
-    "training_pairs",
+    "with_logprobs",
 ]
 
 logger = logging.getLogger(__name__)
@@ -104,7 +103,7 @@ def freeze_columns(
     write_table(path, table, _LOGPROBS)
 
 
-def training_pairs(path: Path, responses: Sequence[Response], pairs: Sequence[LabelledPair]) -> list[TrainingPair]:
+def with_logprobs(path: Path, responses: Sequence[Response], pairs: Sequence[LabelledPair]) -> list[TrainingPair]:
     """Return the pairs with their tokens and frozen columns.
 
     Args:
@@ -235,7 +234,7 @@ def _check_noise_floor(floor: _NoiseFloor, *, limit: float = 0.05) -> None:
 
 
 @torch.no_grad()
-def check_start(trainer: PolicyTrainer, training: PolicyTrainingSection) -> dict[str, float]:
+def _check_start(trainer: PolicyTrainer, training: PolicyTrainingSection) -> dict[str, float]:
     """Refuse to train where the policy is not its frozen columns; return what was measured, for logs.
 
     The policy still is the step's base, so its loss has a closed form, and its log-probabilities differ from the frozen
@@ -383,7 +382,7 @@ def _trained(
         checkpoint = _last_checkpoint(folder / "checkpoints") if training.save_steps else None
         # In the middle of training the policy is not the base any more, and there is no closed form.
         if checkpoint is None:
-            start = check_start(trainer, training)
+            start = _check_start(trainer, training)
             if trainer.is_world_process_zero():
                 write_json(folder / "start.json", start)
             logger.info("%s on %d pairs; first batch %s", describe(method), len(pairs), start)

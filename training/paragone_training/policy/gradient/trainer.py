@@ -38,10 +38,10 @@ from paragone_training.policy.recipe import PolicyTrainingSection
 from paragone_training.policy.rows.rows import TrainingPair
 from paragone_training.trainer import StepTrainer, training_arguments
 
-__all__ = ["Observer", "PairPasses", "PolicyTrainer", "of_batch", "optimiser_steps", "policy_trainer"]
+__all__ = ["Observer", "PolicyTrainer", "of_batch", "optimiser_steps", "policy_trainer"]
 
 
-class PairPasses(Dataset[dict[str, Any]]):
+class _PairPasses(Dataset[dict[str, Any]]):
     """The passes of an epoch.
 
     Args:
@@ -240,7 +240,7 @@ class _PairLoss:
 
 
 class PolicyTrainer(StepTrainer):
-    """Train a ``ResponseLogprobs`` network on ``PairPasses``.
+    """Train a ``ResponseLogprobs`` network on ``_PairPasses``.
 
     Args:
         network: in training.
@@ -256,7 +256,7 @@ class PolicyTrainer(StepTrainer):
         self,
         network: ResponseLogprobs,
         arguments: TrainingArguments,
-        passes: PairPasses,
+        passes: _PairPasses,
         method: Method,
         *,
         scale: float,
@@ -309,7 +309,7 @@ def policy_trainer(
     size, step = training.pairs_per_pass, training.pairs_per_step
     network = response_logprobs(model, training)
     try:
-        passes = PairPasses(pairs, size=size, step=step, pad_id=pad_id, seed=seed, packed=network.packs)
+        passes = _PairPasses(pairs, size=size, step=step, pad_id=pad_id, seed=seed, packed=network.packs)
     except ValueError as error:
         raise RunError(str(error)) from error
     if training.gradient_checkpointing:

@@ -21,7 +21,7 @@ from paragone_training.policy.methods.method import (
     working,
 )
 
-__all__ = ["Dpo", "dpo_loss", "dpo_start"]
+__all__ = ["Dpo", "dpo_loss"]
 
 
 def dpo_loss(
@@ -69,7 +69,7 @@ def dpo_loss(
     return -(1 - label_smoothing) * logsigmoid(logit) - label_smoothing * logsigmoid(-logit)
 
 
-def dpo_start(drift: ArrayLike, *, beta: float, label_smoothing: float = 0.0) -> Float64s:
+def _dpo_start(drift: ArrayLike, *, beta: float, label_smoothing: float = 0.0) -> Float64s:
     """Return the DPO loss of the first batch: log 2 without drift, whatever the knobs. [B].
 
         (1 - eps) log(1 + e^-z) + eps log(1 + e^z),   z = beta drift
@@ -107,7 +107,7 @@ class _DpoFit:
         return 1.0
 
     def start(self, targets: PairTargets) -> Float64s:
-        return dpo_start(targets.drift(), beta=self.beta, label_smoothing=self.label_smoothing)
+        return _dpo_start(targets.drift(), beta=self.beta, label_smoothing=self.label_smoothing)
 
     def goal(self, targets: PairTargets) -> Float64s:
         # A cross-entropy asks for no number. A log-odds of one nat of beta is where its gradient has fallen by half.

@@ -26,7 +26,7 @@ from paragone_training.policy.methods.method import (
 )
 from paragone_training.policy.targets import mean_scores
 
-__all__ = ["Gpo", "gpo_loss", "gpo_scale", "gpo_start"]
+__all__ = ["Gpo", "gpo_loss", "gpo_scale"]
 
 _SMALLEST = 1e-9
 """Probabilities are kept this far from 0 and 1 before a logit is taken of them: a certain oracle has a finite score."""
@@ -102,7 +102,7 @@ def gpo_scale(*, beta: float, largest_score: float = 0.5) -> float:
     return (beta / (2.0 * largest_score)) ** 2
 
 
-def gpo_start(chosen_score: ArrayLike, rejected_score: ArrayLike, *, beta: float) -> Float64s:
+def _gpo_start(chosen_score: ArrayLike, rejected_score: ArrayLike, *, beta: float) -> Float64s:
     """Return the raw GPO loss of the first batch: ½ [s_w² + s_l²] / beta². [B].
 
     Raises:
@@ -127,7 +127,7 @@ class _GpoFit:
         return gpo_scale(beta=self.beta, largest_score=max(largest_target, 1e-6))
 
     def start(self, targets: PairTargets) -> Float64s:
-        return gpo_start(numbers(targets.chosen), numbers(targets.rejected), beta=self.beta)
+        return _gpo_start(numbers(targets.chosen), numbers(targets.rejected), beta=self.beta)
 
     def goal(self, targets: PairTargets) -> Float64s:
         return np.asarray(numbers(torch.cat([targets.chosen, targets.rejected])) / self.beta)

@@ -24,9 +24,9 @@ from paragone_training.policy.methods.method import (
     same_shape,
     working,
 )
-from paragone_training.policy.targets import win_rates
+from paragone_training.policy.targets import mean_win_rates
 
-__all__ = ["Sppo", "sppo_loss", "sppo_scale", "sppo_start"]
+__all__ = ["Sppo", "sppo_loss", "sppo_scale"]
 
 
 def sppo_loss(
@@ -97,7 +97,7 @@ def sppo_scale(*, eta: float) -> float:
     return 1.0 / eta**2
 
 
-def sppo_start(chosen_win_rate: ArrayLike, rejected_win_rate: ArrayLike, *, eta: float) -> Float64s:
+def _sppo_start(chosen_win_rate: ArrayLike, rejected_win_rate: ArrayLike, *, eta: float) -> Float64s:
     """Return the raw SPPO loss of the first batch, where the policy still is the reference. [B].
 
         ½ [(P_w - ½)² + (P_l - ½)²] eta²
@@ -123,7 +123,7 @@ class _SppoFit:
         return sppo_scale(eta=self.eta)
 
     def start(self, targets: PairTargets) -> Float64s:
-        return sppo_start(numbers(targets.chosen), numbers(targets.rejected), eta=self.eta)
+        return _sppo_start(numbers(targets.chosen), numbers(targets.rejected), eta=self.eta)
 
     def goal(self, targets: PairTargets) -> Float64s:
         return self.eta * (numbers(torch.cat([targets.chosen, targets.rejected])) - 0.5)
@@ -159,7 +159,7 @@ class Sppo:
 
     def own_targets(self, table: Float64s, *, include_self: bool) -> Float64s:
         """Return the win rate of each response. [K]."""
-        return win_rates(table, include_self=include_self)
+        return mean_win_rates(table, include_self=include_self)
 
     def convergence_warning(self, omega: float) -> str | None:
         """Return a warning wherever there is a rotation: without a KL nothing pulls inwards."""

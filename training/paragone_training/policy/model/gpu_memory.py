@@ -17,7 +17,7 @@ from paragone_training.policy.model.logprobs import packed_row, packed_states, u
 from paragone_training.policy.recipe import PolicyRecipe, PolicyTrainingSection
 from paragone_training.saved_activations import fused_attention, kept_bytes, meta_attention, saved_bytes
 
-__all__ = ["MemoryPlan", "plan_memory", "saved_bytes_packed"]
+__all__ = ["MemoryPlan", "plan_memory"]
 
 _OPTIMISER_STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "rmsprop": 1, "sgd": 0}
 _LOGITS_ALIVE = 3
@@ -105,7 +105,7 @@ def _activations(
     padded, pairs = unpacked(model.config, training.batching, device), training.pairs_per_pass
     if padded is None:
         rows = pairs * (2 * tokens - prompt)
-        saved = saved_bytes_packed(model, pairs=pairs, tokens=tokens, prompt=prompt)
+        saved = _saved_bytes_packed(model, pairs=pairs, tokens=tokens, prompt=prompt)
     else:
         rows = 2 * pairs * tokens
         saved = saved_bytes(model, sequences=2 * pairs, tokens=tokens)
@@ -116,7 +116,7 @@ def _activations(
     return rows, saved, padded
 
 
-def saved_bytes_packed(model: Any, *, pairs: int, tokens: int, prompt: int) -> int:
+def _saved_bytes_packed(model: Any, *, pairs: int, tokens: int, prompt: int) -> int:
     """Return the bytes that a packed forward pass of the backbone saves for its backward pass, weights left out.
 
     Args:

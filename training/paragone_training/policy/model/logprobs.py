@@ -35,13 +35,11 @@ __all__ = [
     "ResponseLogprobs",
     "Sequences",
     "autocast",
-    "choose",
     "collated",
     "frozen_logprobs",
     "longest_of_prompts",
     "on_device",
     "output_logits",
-    "packed_attention",
     "packed_row",
     "packed_states",
     "padded_sequences",
@@ -148,7 +146,7 @@ def packed_states(backbone: Any, row: PackedRow, attend: Attend) -> Tensor:
     Args:
         backbone: a transformers decoder without its head.
         row: the pass.
-        attend: what ``choose`` returned.
+        attend: what ``_choose_attention`` returned.
 
     Raises:
         RuntimeError: if there will be a backward pass and the caller is not in a block of ``attention.packed``: layers
@@ -163,9 +161,9 @@ def packed_states(backbone: Any, row: PackedRow, attend: Attend) -> Tensor:
     return through_model(backbone, attend)(run, tokens, positions)
 
 
-def packed_attention(model: nn.Module, batching: Batching) -> Attend | None:
+def _packed_attention(model: nn.Module, batching: Batching) -> Attend | None:
     """Return the attention of packed passes, or None where passes are padded; the log says which and why, once."""
-    choice = choose(model, batching)
+    choice = _choose_attention(model, batching)
     _log_once(f"passes are padded: {choice}" if isinstance(choice, str) else "passes are packed")
     return None if isinstance(choice, str) else choice
 
@@ -175,7 +173,7 @@ def _log_once(message: str) -> None:
     logger.info(message)
 
 
-def choose(model: Any, batching: Batching) -> Attend | str:
+def _choose_attention(model: Any, batching: Batching) -> Attend | str:
     """Return the attention of packed passes, or why passes are padded."""
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     device = next(bare.parameters()).device.type
@@ -346,7 +344,7 @@ class ResponseLogprobs(nn.Module):
 
 def response_logprobs(model: Any, training: PolicyTrainingSection) -> ResponseLogprobs:
     """Return the network of a model as a recipe wants it: packed where it can be, with its chunks of logits."""
-    attend = packed_attention(model, training.batching)
+    attend = _packed_attention(model, training.batching)
     return ResponseLogprobs(model, chunk_tokens=training.chunk_tokens, attend=attend)
 
 

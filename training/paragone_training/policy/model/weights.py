@@ -36,7 +36,6 @@ __all__ = [
     "load_policy",
     "load_tokenizer",
     "policy_config",
-    "resolve_policy",
     "servable",
     "whole_state",
 ]
@@ -47,7 +46,7 @@ _HEAD_TOLERANCE = 1e-3
 """How far logits of ours may be from the model's own, in nats: rounding, and no scale or cap that we do not know."""
 
 
-def resolve_policy(source: str) -> str:
+def _resolve_policy(source: str) -> str:
     """Return the folder or the id of a source: ``builtin:NAME``, a folder, or a Hugging Face id.
 
     Raises:
@@ -68,7 +67,7 @@ def servable(source: str, revision: str | None) -> str:
         source: of a policy's weights.
         revision: of an id; a pinned one is handed over as the folder that it was downloaded to.
     """
-    place = resolve_policy(source)
+    place = _resolve_policy(source)
     if Path(place).is_dir():
         return str(Path(place).resolve())
     return snapshot_download(place, revision=revision) if revision else place
@@ -81,7 +80,7 @@ def load_tokenizer(source: str, revision: str | None = None) -> Any:
         RecipeError: if it cannot be loaded.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_policy(source), revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(_resolve_policy(source), revision=revision)
     except (OSError, ValueError) as error:
         raise RecipeError(f"cannot load a tokenizer from policy.source {source}: {error}") from error
     # Padding is masked everywhere, so any token does.
@@ -97,7 +96,7 @@ def policy_config(source: str, revision: str | None = None) -> Any:
         RecipeError: if it cannot be loaded.
     """
     try:
-        return AutoConfig.from_pretrained(resolve_policy(source), revision=revision)
+        return AutoConfig.from_pretrained(_resolve_policy(source), revision=revision)
     except (OSError, ValueError) as error:
         raise RecipeError(f"cannot load policy.source {source}: {error}") from error
 
@@ -156,7 +155,7 @@ class Policy:
         # A step begins with the weights that the one before it wrote: nothing is read twice.
         if str(source) == self.source:
             return
-        folder = Path(resolve_policy(str(source)))
+        folder = Path(_resolve_policy(str(source)))
         if folder.is_dir():
             self._read(folder)
         else:
@@ -184,7 +183,7 @@ class Policy:
         device, attention = self.device, self.model.config._attn_implementation  # noqa: SLF001 - it has no other name
         # Given up first, so that the old and the new model are never in memory together.
         self.model = None
-        place = resolve_policy(str(source))
+        place = _resolve_policy(str(source))
         revision = None if Path(place).is_dir() else self._revision
         model: Any = AutoModelForCausalLM.from_pretrained(
             place, revision=revision, dtype=self._dtype, attn_implementation=attention
@@ -317,7 +316,7 @@ def load_policy(source: str, *, revision: str | None = None, dtype: str = "float
     tokenizer = load_tokenizer(source, revision)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            resolve_policy(source), revision=revision, dtype=getattr(torch, dtype), attn_implementation=attention
+            _resolve_policy(source), revision=revision, dtype=getattr(torch, dtype), attn_implementation=attention
         )
     except (OSError, ValueError) as error:
         raise RecipeError(f"cannot load policy.source {source}: {error}") from error

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 
 from paragone_training.errors import RecipeError
-from paragone_training.policy.rows.folder import read_json, write_json, write_text
+from paragone_training.policy.rows.folder import read_json_file, write_json, write_text
 from paragone_training.policy.rows.rows import Response, read_responses
 
 __all__ = ["Trackers", "export_answers", "steps_before"]
@@ -59,7 +59,7 @@ class Trackers:
             tracker = LOGGER_TYPE_TO_CLASS[name]
             place = (str(work),) if tracker.requires_logging_directory else ()
             self._trackers[name] = tracker(folder.name, *place)
-        known = read_json(self._record) if names and self._record.exists() else {}
+        known = read_json_file(self._record) if names and self._record.exists() else {}
         self._sent: dict[str, dict[str, int]] = known | {name: known.get(name, {}) for name in self._trackers}
         plain = {key: value if isinstance(value, int | float) else str(value) for key, value in _flattened(settings)}
         for started in self._trackers.values():
@@ -117,7 +117,7 @@ def steps_before(folder: Path, step: Path | None = None) -> int:
         RunError: if a file cannot be read.
     """
     paths = (path for path in folder.glob("iteration-*/step-*/history.json") if path.parent != step)
-    done = (read_json(path) for path in paths)
+    done = (read_json_file(path) for path in paths)
     return sum(max((int(line["step"]) for line in lines), default=0) for lines in done)
 
 

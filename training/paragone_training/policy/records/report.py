@@ -6,7 +6,7 @@ from typing import Any
 
 from paragone_evaluation.report.charts import COLOURS, Line, line_chart
 from paragone_evaluation.report.page import Figure, PageSection, PageTable, render_page
-from paragone_training.policy.rows.folder import read_json, write_text
+from paragone_training.policy.rows.folder import read_json_file, write_text
 from paragone_training.policy.rows.rows import read_responses
 
 __all__ = ["write_report"]
@@ -23,8 +23,8 @@ def write_report(folder: Path) -> None:
     Raises:
         RunError: if a file cannot be read or written.
     """
-    recipe = read_json(folder / "recipe.json")
-    metrics = [read_json(path) for path in sorted(folder.glob("iteration-*/metrics.json"))]
+    recipe = read_json_file(folder / "recipe.json")
+    metrics = [read_json_file(path) for path in sorted(folder.glob("iteration-*/metrics.json"))]
     charts = [*_evaluation_charts(metrics), *_training_charts(folder), *_table_charts(metrics)]
     sections = [
         *([PageSection("How it went", figures=charts)] if charts else ()),
@@ -81,7 +81,7 @@ def _training_charts(folder: Path) -> list[Figure]:
     series: dict[str, list[tuple[float, float]]] = {}
     offset = 0.0  # steps of earlier iterations, each of which counts from 1
     for path in sorted(folder.glob("iteration-*/step-*/history.json")):
-        history = read_json(path)
+        history = read_json_file(path)
         for line in history:
             for name in ("loss", "chosen_log_ratio", "rejected_log_ratio", "grad_norm"):
                 if name in line:

@@ -30,7 +30,7 @@ __all__ = [
     "claim",
     "locked",
     "need_space",
-    "read_json",
+    "read_json_file",
     "read_table",
     "write_folder",
     "write_json",
@@ -129,7 +129,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json_file(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
@@ -216,7 +216,7 @@ def claim(settings: dict[str, Any], folder: Path, *, resume: bool) -> None:
     if not resume:
         raise RecipeError(f"{folder} holds an earlier run: go on with --resume, or choose another --output")
     # Through JSON and back, so that tuples compare with the lists that were written.
-    before, after = (_resolved(tables) for tables in (read_json(path), json.loads(json.dumps(settings))))
+    before, after = (_resolved(tables) for tables in (read_json_file(path), json.loads(json.dumps(settings))))
     changed = []
     for section, values in after.items():
         was = before.get(section)

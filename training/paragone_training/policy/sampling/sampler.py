@@ -30,7 +30,7 @@ from paragone_training.policy.rows.rows import Response, stream
 if TYPE_CHECKING:
     from paragone_training.policy.sampling.servers import SamplerServers
 
-__all__ = ["Decoding", "InProcessSampler", "Missing", "Sampled", "Sampler", "Samplers", "sample"]
+__all__ = ["Decoding", "Missing", "Sampled", "Sampler", "Samplers", "sample"]
 
 _SHRINK = 0.5
 """The batch is cut to the unfinished responses when no more than this share is unfinished."""
@@ -79,7 +79,7 @@ class Sampler(Protocol):
         """
 
 
-class InProcessSampler:
+class _InProcessSampler:
     """Samples with the model that is in memory, one chunk after the other."""
 
     def __init__(self, policy: Policy, decoding: Decoding) -> None:
@@ -275,7 +275,7 @@ class Samplers:
         decoding = Decoding(sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens)
         if self._servers is None:
             self._policy.become(source)
-            return InProcessSampler(self._policy, decoding)
+            return _InProcessSampler(self._policy, decoding)
         from paragone_training.policy.sampling.completions import probe_logprobs
         from paragone_training.policy.sampling.servers import FleetSampler, ServedWeights
 

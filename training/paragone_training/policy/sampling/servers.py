@@ -37,7 +37,7 @@ from paragone_training.policy.sampling.completions import (
 )
 from paragone_training.policy.sampling.sampler import Decoding, Missing, Sampled
 
-__all__ = ["Fleet", "FleetSampler", "SamplerServers", "ServedWeights"]
+__all__ = ["FleetSampler", "SamplerServers", "ServedWeights"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class _State:
 
 
 @dataclass
-class Fleet:
+class _Fleet:
     """Servers with the same weights. Its coroutines belong to one event loop.
 
     Attributes:
@@ -205,7 +205,7 @@ class FleetSampler:
         end_ids: tokens that end a response.
     """
 
-    def __init__(self, fleet: Fleet, background: Background, decoding: Decoding, end_ids: Sequence[int]) -> None:
+    def __init__(self, fleet: _Fleet, background: Background, decoding: Decoding, end_ids: Sequence[int]) -> None:
         self._fleet, self._background = fleet, background
         self._decoding, self._end_ids = decoding, end_ids
 
@@ -494,8 +494,8 @@ class SamplerServers:
             await server.routes.update(server, self._weights.model)
         await self._admit(server)
 
-    def _new_fleet(self) -> Fleet:
-        return Fleet(self._servers, self._section, self._readmit)
+    def _new_fleet(self) -> _Fleet:
+        return _Fleet(self._servers, self._section, self._readmit)
 
     async def _close(self) -> None:
         await self.fleet.close()
