@@ -19,8 +19,8 @@ from paragone_training.policy.methods.registry import method_of
 from paragone_training.policy.model import logprobs
 from paragone_training.policy.model.logprobs import (
     ResponseLogprobs,
+    _choose_attention,
     _packed_attention,
-    choose,
     frozen_logprobs,
     packed_row,
     padded_sequences,
@@ -242,13 +242,13 @@ def test_what_cannot_be_packed_is_padded_and_the_log_says_why(model_type, change
     with caplog.at_level(logging.INFO, logger="paragone_training"):
         assert _packed_attention(model, batching) is None
     assert reason in caplog.text
-    assert choose(model, "padded") == "training.batching is 'padded'"
+    assert _choose_attention(model, "padded") == "training.batching is 'padded'"
 
 
 def test_every_family_passes_its_trial_with_windows_and_caps_and_keeps_its_mode():
     for model_type in sorted(PACKED):
         model = causal(model_type).train()
-        assert not isinstance(choose(model, "packed"), str), model_type
+        assert not isinstance(_choose_attention(model, "packed"), str), model_type
         assert model.training
         assert all(weight.grad is None for weight in model.parameters())
 
@@ -272,7 +272,7 @@ def test_attention_that_is_wrong_in_states_or_only_in_gradients_is_seen_at_its_t
         (broken, "packing failed with NotImplementedError: ['no such kernel']"),
     ):
         monkeypatch.setattr(logprobs, "segments_attention", lambda attend=attend: attend)
-        assert choose(model, "auto").startswith(reason)
+        assert _choose_attention(model, "auto").startswith(reason)
 
 
 def test_on_a_gpu_packing_has_to_be_asked_for():
