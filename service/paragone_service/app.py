@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from paragone_models.model import PreferenceModel
 from paragone_service.cache.keys import secret_of
 from paragone_service.cache.redis_tier import RedisCache
+from paragone_service.cache.seal import Seal
 from paragone_service.cache.tiers import Cache, MemoryCache
 from paragone_service.config import ConfigError, Settings
 from paragone_service.engine.contract import Engine
@@ -58,9 +59,8 @@ def create_app(
     cache = _cache(settings, metrics)
     default = settings.default_model if settings.default_model in models else next(iter(models), "")
     api_key = settings.read_api_key()
-    registry = Registry(
-        models, default, settings, cache, metrics, engines=engines, secret=secret_of(api_key), clock=clock
-    )
+    secret = settings.read_cache_secret() or secret_of(api_key)
+    registry = Registry(models, default, settings, cache, metrics, engines=engines, secret=secret, clock=clock)
     workers = _workers()
 
     # The outermost first: Observation counts what the inner ones refuse, and Lingering sees whatever is answered.
@@ -112,4 +112,5 @@ def _cache(settings: Settings, metrics: Metrics) -> Cache:
             redis = RedisCache(url, ttl_s=settings.cache_ttl_days * _DAY_S, metrics=metrics)
         except ValueError as error:
             raise ConfigError(f"redis_url: {error}") from error
-    return Cache(MemoryCache(round(settings.memory_cache_mb * 1e6)), redis, metrics)
+    memory = MemoryCache(round(settings.memory_cache_mb * 1e6))
+    return Cache(memory, redis, metrics, seal=Seal(settings.read_cache_secret()))

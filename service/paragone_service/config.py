@@ -5,6 +5,7 @@ nearest known one. Nobody else reads the environment.
 """
 
 import difflib
+import hashlib
 import ipaddress
 import re
 import tomllib
@@ -25,6 +26,7 @@ __all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_e
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _NAMED_SOURCE = re.compile(rf"({_NAME})=(.+)")
+_MIN_SECRET_BYTES = 16
 _DEFAULT_MODEL = "mini-general-preference"
 # A setting of a stronger source → what it replaces in weaker ones.
 _REPLACED = {
@@ -111,6 +113,8 @@ class Settings(BaseSettings):
     """The bearer key that every route but the health checks needs."""
     api_key_file: Path | None = None
     """File that holds the key instead."""
+    cache_secret_file: Path | None = None
+    """File with the secret that values in Redis are sealed and ids are keyed with; the same at every replica."""
     max_batch_tokens: int | Literal["auto"] | None = None
     """Tokens in a batch; auto finds the fastest by a warm-up; without it what suits the device."""
     max_queue_tokens: int = Field(default=2_000_000, ge=1)
@@ -198,6 +202,25 @@ class Settings(BaseSettings):
             return None
         engine, _, url = self.engines[name].partition(":")
         return engine, url
+
+    def read_cache_secret(self) -> bytes:
+        """Return the secret of the cache, 32 bytes, or none.
+
+        Raises:
+            ConfigError: if the file cannot be read, or holds fewer than 16 bytes.
+        """
+        if self.cache_secret_file is None:
+            return b""
+        try:
+            secret = self.cache_secret_file.read_bytes().strip()
+        except OSError as error:
+            raise ConfigError(f"cache_secret_file {self.cache_secret_file} cannot be read: {error}") from error
+        if len(secret) < _MIN_SECRET_BYTES:
+            raise ConfigError(
+                f"cache_secret_file {self.cache_secret_file} holds {len(secret)} bytes, and {_MIN_SECRET_BYTES} are the "
+                "least: write one with `openssl rand -hex 32`"
+            )
+        return hashlib.blake2b(secret, digest_size=32).digest()
 
     def read_api_key(self) -> str | None:
         """Return the key, from wherever it is, or None.

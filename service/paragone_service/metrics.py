@@ -94,13 +94,28 @@ class Metrics:
             registry=registry,
         )
         self.cache_corrupted = Counter(
-            "paragone_cache_corrupted_total", "Values from Redis that were not sound, and ignored.", registry=registry
+            "paragone_cache_corrupted_total",
+            "Values in Redis that were damaged, forged or of another type: ignored and overwritten.",
+            registry=registry,
+        )
+        self.cache_outdated = Counter(
+            "paragone_cache_outdated_total",
+            "Values in Redis of an earlier release: ignored and overwritten.",
+            registry=registry,
         )
         self.cache_bytes = Gauge("paragone_cache_memory_bytes", "Size of the memory cache.", registry=registry)
         self.cache_entries = Gauge("paragone_cache_memory_entries", "Entries of the memory cache.", registry=registry)
         self.redis_up = Gauge("paragone_redis_up", "1 while Redis answers, 0 while it does not.", registry=registry)
         self.redis_errors = Counter(
             "paragone_redis_errors_total", "Failed operations of Redis.", ("operation",), registry=registry
+        )
+        self.redis_unasked = Counter(
+            "paragone_redis_unasked_total",
+            "Keys that Redis was not asked for: too many were waiting.",
+            registry=registry,
+        )
+        self.redis_opened = Counter(
+            "paragone_redis_circuit_opened_total", "Times that Redis was given up as away.", registry=registry
         )
         self.redis_unwritten = Counter(
             "paragone_redis_unwritten_total", "Values not written to Redis: away, or too busy.", registry=registry

@@ -26,6 +26,7 @@ _FLAGS = (
     "redis_url",
     "api_key",
     "api_key_file",
+    "cache_secret_file",
     "device",
     "dtype",
     "max_batch_tokens",
@@ -75,6 +76,7 @@ def serve(
     if model:
         values["models"] = _named(model)
     settings = load_settings(values, config)
+    settings.read_cache_secret()
     settings.read_api_key()  # a missing file is refused now, and not after a minute of loading
     _configure_logging(settings)
 

@@ -126,6 +126,16 @@ def test_a_key_file_that_is_not_there_is_refused(tmp_path):
         load_settings({"api_key_file": tmp_path / "none"}).read_api_key()
 
 
+def test_a_secret_of_the_cache_is_read_from_its_file_and_a_short_one_is_refused(tmp_path):
+    path = tmp_path / "secret"
+    path.write_text("0123456789abcdef\n")
+    assert len(load_settings({"cache_secret_file": path}).read_cache_secret()) == 32
+    assert load_settings({}).read_cache_secret() == b""
+    path.write_text("0123456789abcde\n")
+    with pytest.raises(ConfigError, match="holds 15 bytes, and 16 are the least"):
+        load_settings({"cache_secret_file": path}).read_cache_secret()
+
+
 @pytest.mark.parametrize(
     ("text", "name", "source"),
     [

@@ -1,7 +1,14 @@
 """The second tier of the cache: Redis, shared by replicas. It fails open, fast, and says so once.
 
-A failed operation opens the circuit: from then on nothing touches Redis until a probe in the background has reached it
-again, so that no request waits for a Redis that is away. Values are written after the reply, by one task.
+Reads of all requests share a few pipelines: what arrives while they are under way makes the next one. Values are written
+after the reply, by one task. So a handful of connections serve any number of requests.
+
+Time here is *patience*: a wait is cut into slices, and a slice in which the event loop was busy counts as one, however
+long it was. A process whose loop stalls for a second has not waited for Redis for a second, and its answer may lie in
+the socket already.
+
+A refused or broken connection opens the circuit, and so do several time-outs in a row: from then on nothing touches
+Redis until a probe in the background has reached it again, so that no request waits for a Redis that is away.
 """
 
 import asyncio
@@ -9,9 +16,10 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -23,16 +31,59 @@ __all__ = ["RedisCache"]
 
 logger = logging.getLogger("paragone.service")
 
+Result = TypeVar("Result")
+
 # A slow Redis must not slow down every request: running a small model again takes less than this.
-_TIMEOUT_S = 0.1
-_CONNECT_TIMEOUT_S = 0.25
-_MAX_CONNECTIONS = 256
+_PATIENCE_S = 0.2
+_SLICES = 10
+_TIMEOUTS_IN_A_ROW = 3
+# The driver's own time-outs run on while the loop is busy. They only end what patience would not.
+_DRIVER_TIMEOUT_S = 30.0
+_MAX_CONNECTIONS = 16
+_READERS = 4
+_KEYS_A_READ = 4096
+_KEYS_AN_MGET = 512
+_MAX_UNREAD = 200_000
 _WRITES_A_PIPELINE = 256
 # A value and its key are some hundred bytes: a queue of tens of megabytes, and no more, while Redis is slow.
 _MAX_PENDING = 200_000
 _PROBE_FIRST_S = 0.5
 _PROBE_LAST_S = 15.0
 _TTL_JITTER = 0.1
+_FAILURES = (RedisError, OSError, TimeoutError)
+
+
+async def _patiently(work: Coroutine[Any, Any, Result]) -> Result:
+    """Return what the work returns.
+
+    Raises:
+        TimeoutError: if it takes longer than the patience, slices in which the loop was busy counted once.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        for _ in range(_SLICES):
+            await asyncio.wait({task}, timeout=_PATIENCE_S / _SLICES)
+            if task.done():
+                return task.result()
+        raise TimeoutError(f"no answer within {_PATIENCE_S:g} s")
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)  # the driver closes the connection on its way out
+
+
+class _Read:
+    """What one request wants to know: its keys, and a future for their values."""
+
+    __slots__ = ("keys", "values")
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self.keys = keys
+        self.values: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
+
+    def settle(self, values: list[bytes | None]) -> None:
+        if not self.values.done():  # its client may have left
+            self.values.set_result(values)
 
 
 class RedisCache:
@@ -47,18 +98,24 @@ class RedisCache:
     """
 
     def __init__(self, url: str, *, ttl_s: float, metrics: Metrics) -> None:
-        self._redis = Redis.from_url(
+        pool = BlockingConnectionPool.from_url(
             url,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_CONNECT_TIMEOUT_S,
+            socket_timeout=_DRIVER_TIMEOUT_S,
+            socket_connect_timeout=_DRIVER_TIMEOUT_S,
             # One retry, for the connection that a restarted Redis has closed; a timeout is not worth a second one.
             retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
             max_connections=_MAX_CONNECTIONS,
+            timeout=_DRIVER_TIMEOUT_S,
             decode_responses=False,
         )
+        self._redis = Redis.from_pool(pool)
         self._ttl_s = ttl_s
         self._metrics = metrics
         self._up = True
+        self._timeouts = 0
+        self._unread: deque[_Read] = deque()
+        self._unread_keys = 0
+        self._asked = asyncio.Event()
         self._pending: deque[tuple[bytes, bytes, bool]] = deque()
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
@@ -68,17 +125,25 @@ class RedisCache:
 
     @property
     def up(self) -> bool:
-        """Whether the last thing heard of Redis was an answer."""
+        """Whether Redis is in use: not given up as away."""
         return self._up
 
+    @property
+    def connection(self) -> Redis:
+        """The connections, for others who need this Redis; they count as its users and may find it away."""
+        return self._redis
+
     async def start(self) -> None:
-        """Try to reach Redis once and start the writer; a Redis that is away is only warned of."""
+        """Try to reach Redis once and start readers and writer; a Redis that is away is only warned of."""
         self._metrics.redis_up.set(1)
         self._spawn(self._write())
+        for _ in range(_READERS):
+            self._spawn(self._read())
         try:
-            await self._ping()
-        except (RedisError, OSError, TimeoutError) as error:
-            self._failed("start", error)
+            await _patiently(self._ping())
+        except _FAILURES as error:
+            self._metrics.redis_errors.labels("start").inc()
+            self._give_up(error)
 
     async def close(self) -> None:
         """Write what is pending, within a second, and close the connections."""
@@ -89,20 +154,65 @@ class RedisCache:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
+        self._miss_unread()
+        with contextlib.suppress(*_FAILURES):
             await self._redis.aclose()
 
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the raw value of each key or None, in one round trip; all None while Redis is away."""
-        if not self._up:
+        if not self._up or self._closing:
             return [None] * len(keys)
+        if self._unread_keys + len(keys) > _MAX_UNREAD:
+            self._metrics.redis_unasked.inc(len(keys))
+            return [None] * len(keys)
+        read = _Read(keys)
+        self._unread.append(read)
+        self._unread_keys += len(keys)
+        self._asked.set()
+        return await read.values
+
+    async def _read(self) -> None:
+        while True:
+            await self._asked.wait()
+            reads = self._next_reads()
+            if not reads:
+                self._asked.clear()
+                continue
+            await self._read_together(reads)
+
+    def _next_reads(self) -> list[_Read]:
+        reads: list[_Read] = []
+        size = 0
+        while self._unread and (not reads or size + len(self._unread[0].keys) <= _KEYS_A_READ):
+            read = self._unread.popleft()
+            self._unread_keys -= len(read.keys)
+            if not read.values.done():  # whose client has left needs no answer
+                reads.append(read)
+                size += len(read.keys)
+        return reads
+
+    async def _read_together(self, reads: Sequence[_Read]) -> None:
+        keys = [key for read in reads for key in read.keys]
+        pipeline = self._redis.pipeline(transaction=False)
+        # Several short commands instead of one: Redis serves others between two of them.
+        for start in range(0, len(keys), _KEYS_AN_MGET):
+            pipeline.mget(keys[start : start + _KEYS_AN_MGET])
         try:
-            values = await self._redis.mget(keys)
-        except (RedisError, OSError, TimeoutError) as error:
+            replies = await _patiently(pipeline.execute())
+        except _FAILURES as error:
             self._failed("get", error)
-            return [None] * len(keys)
+            for read in reads:
+                read.settle([None] * len(read.keys))
+            return
+        except asyncio.CancelledError:
+            for read in reads:
+                read.settle([None] * len(read.keys))
+            raise
+        self._timeouts = 0
         # Another program may keep something else under a key of ours; that is a miss, and no error.
-        return [value if isinstance(value, bytes) else None for value in values]
+        values = iter([value if isinstance(value, bytes) else None for reply in replies for value in reply])
+        for read in reads:
+            read.settle([next(values) for _ in read.keys])
 
     def put(self, entries: Iterable[tuple[bytes, bytes, bool]]) -> None:
         """Have values written soon: (key, value, overwrite). Without overwrite the first writer wins.
@@ -126,37 +236,69 @@ class RedisCache:
             chunk = [self._pending.popleft() for _ in range(min(len(self._pending), _WRITES_A_PIPELINE))]
             # The queue may be empty by now: whoever finds that Redis is away clears it.
             if chunk:
-                await self._write_chunk(chunk)
+                try:
+                    await self._write_chunk(chunk)
+                except _FAILURES as error:
+                    self._metrics.redis_unwritten.inc(len(chunk))
+                    self._failed("set", error)
             if not self._pending:
                 self._arrived.clear()
                 self._idle.set()
 
     async def _write_chunk(self, chunk: list[tuple[bytes, bytes, bool]]) -> None:
+        kept = await self._set(chunk)
+        if not kept:
+            return
+        # Most are the values of another replica that was first. What is no string at all was never a value: a read
+        # takes it for absent, and it would keep its key from being cached for ever.
+        pipeline = self._redis.pipeline(transaction=False)
+        for key, _, _ in kept:
+            pipeline.type(key)
+        types = await _patiently(pipeline.execute(raise_on_error=False))
+        foreign = [
+            (key, value, True)
+            for (key, value, _), kind in zip(kept, types, strict=True)
+            if isinstance(kind, bytes) and kind not in (b"string", b"none")
+        ]
+        if foreign:
+            self._metrics.cache_corrupted.inc(len(foreign))
+            await self._set(foreign)
+
+    async def _set(self, chunk: list[tuple[bytes, bytes, bool]]) -> list[tuple[bytes, bytes, bool]]:
+        """Write, and return the entries whose key had something already."""
         pipeline = self._redis.pipeline(transaction=False)
         for key, value, overwrite in chunk:
             # Values that were written together, as by a benchmark, must not all have to be computed again together.
             ttl_s = self._ttl_s * random.uniform(1 - _TTL_JITTER, 1 + _TTL_JITTER)  # noqa: S311 (no secret hangs on it)
             pipeline.set(key, value, ex=max(1, round(ttl_s)), nx=not overwrite)
-        try:
-            replies = await pipeline.execute(raise_on_error=False)  # one refused value says nothing of the others
-        except (RedisError, OSError, TimeoutError) as error:
-            self._metrics.redis_unwritten.inc(len(chunk))
-            self._failed("set", error)
-            return
+        replies = await _patiently(pipeline.execute(raise_on_error=False))  # one refusal says nothing of the others
+        self._timeouts = 0
         refused = [reply for reply in replies if isinstance(reply, Exception)]
         if refused:  # a full or read-only Redis still reads; it stays in use
             self._metrics.redis_unwritten.inc(len(refused))
             self._metrics.redis_errors.labels("set").inc(len(refused))
             logger.debug("redis refused %d of %d writes: %s", len(refused), len(chunk), refused[0])
+        return [entry for entry, reply in zip(chunk, replies, strict=True) if reply is None]
 
     def _failed(self, operation: str, error: Exception) -> None:
         self._metrics.redis_errors.labels(operation).inc()
+        if isinstance(error, TimeoutError) and self._up:
+            # One late answer is no sign that Redis is away; a connection that is refused or breaks is.
+            self._timeouts += 1
+            if self._timeouts < _TIMEOUTS_IN_A_ROW:
+                return
+        self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
         if not self._up or self._closing:
             return  # the log has one line for each time that Redis goes, however many requests find out
         self._up = False
+        self._timeouts = 0
         self._metrics.redis_up.set(0)
+        self._metrics.redis_opened.inc()
         self._metrics.redis_unwritten.inc(len(self._pending))
         self._pending.clear()
+        self._miss_unread()
         logger.warning(
             "redis is away (%s: %s): answers stay right, cached in this process only until it is back",
             type(error).__name__,
@@ -164,13 +306,19 @@ class RedisCache:
         )
         self._spawn(self._probe())
 
+    def _miss_unread(self) -> None:
+        while self._unread:
+            read = self._unread.popleft()
+            read.settle([None] * len(read.keys))
+        self._unread_keys = 0
+
     async def _probe(self) -> None:
         wait_s = _PROBE_FIRST_S
         while True:
             await asyncio.sleep(wait_s)
             try:
-                await self._ping()
-            except (RedisError, OSError, TimeoutError):
+                await _patiently(self._ping())
+            except _FAILURES:
                 # A restart takes a second and is found at once; a machine that is gone is asked four times a minute.
                 wait_s = min(2 * wait_s, _PROBE_LAST_S)
                 continue
@@ -184,7 +332,7 @@ class RedisCache:
         assert not isinstance(reply, bool)
         await reply
 
-    def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)  # the loop itself keeps no reference: without one a task may be collected half-way
         task.add_done_callback(self._tasks.discard)

@@ -5,7 +5,8 @@ A value is one representation: a header of 12 bytes, then float32, little-endian
     magic u8 | version u8 | d u16 | tokens u32 | tokens dropped u32 | d × float32
 
 The whole process passes values around in this form: memory stores them as they are, a request joins its values and
-numpy reads all rows at once. n = values, d = length of a representation.
+numpy reads all rows at once. In Redis each has a seal in front (``seal.py``). n = values, d = length of a
+representation.
 """
 
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paragone_service.cache.redis_tier import RedisCache
+from paragone_service.cache.seal import Seal
 from paragone_service.metrics import Metrics
 
 __all__ = ["Cache", "Codec", "MemoryCache"]
@@ -25,6 +27,9 @@ _HEADER_BYTES = 12
 _MAGIC = 0x50
 _VERSION = 1
 _MAX_DIMENSION = 2**16 - 1
+# What a number of a representation, and a count of tokens, cannot be. Heads give logits, some hundreds at most.
+_MAX_NUMBER = 1e6
+_MAX_TOKENS = 2**27
 _ENTRY_OVERHEAD_BYTES = 128
 """What the ordered dict and the allocator's rounding spend on an entry (74–116 B measured on CPython 3.11)."""
 # Keys of damaged values, which are to be overwritten. Beyond these, damaged values are computed anew until they expire.
@@ -85,7 +90,7 @@ class Codec:
         return rows["vector"], rows["dropped"]
 
     def sound(self, values: Sequence[bytes]) -> list[bool]:
-        """Return for each value whether it is a finite representation of this model, written by this version."""
+        """Return for each value whether it is a representation of this model in range, written by this version."""
         # Sizes come first: one value of another size would shift all that follow it in the joined bytes.
         fits = [len(value) == self.value_bytes for value in values]
         rows = np.frombuffer(b"".join(value for value, fit in zip(values, fits, strict=True) if fit), dtype=self._row)
@@ -93,7 +98,9 @@ class Codec:
             (rows["magic"] == _MAGIC)
             & (rows["version"] == _VERSION)
             & (rows["dimension"] == self.dimension)
-            & np.isfinite(rows["vector"]).all(axis=1)
+            & (rows["tokens"] <= _MAX_TOKENS)
+            & (rows["dropped"] <= _MAX_TOKENS)
+            & (np.abs(rows["vector"]) <= _MAX_NUMBER).all(axis=1)  # false for NaN too
         )
         verdicts = iter(good.tolist())
         return [fit and next(verdicts) for fit in fits]  # only values of the right size have a verdict
@@ -156,11 +163,18 @@ class _Hits:
 
 
 class Cache:
-    """Keep representations by key: in memory, and in Redis, which is asked once a request."""
+    """Keep representations by key: in memory, and in Redis, which is asked once a request.
 
-    def __init__(self, memory: MemoryCache, redis: RedisCache | None, metrics: Metrics) -> None:
+    Args:
+        seal: what values in Redis are sealed with.
+    """
+
+    def __init__(
+        self, memory: MemoryCache, redis: RedisCache | None, metrics: Metrics, *, seal: Seal | None = None
+    ) -> None:
         self._memory = memory
         self._redis = redis
+        self._seal = seal or Seal()
         self._metrics = metrics
         self._unsound: set[bytes] = set()
         metrics.watch_cache(lambda: memory.size_bytes, lambda: len(memory))
@@ -208,19 +222,33 @@ class Cache:
         holding = [self._memory.put(key, value) for key, value in zip(keys, values, strict=True)]
         if self._redis is not None:
             # Redis keeps the first writer's value too, unless that was read as damaged.
-            self._redis.put((key, value, key in self._unsound) for key, value in zip(keys, holding, strict=True))
+            self._redis.put(
+                (key, self._seal.close(key, value), key in self._unsound)
+                for key, value in zip(keys, holding, strict=True)
+            )
             self._unsound.difference_update(keys)
         return holding
 
     def _sound(self, keys: list[bytes], raw: list[bytes | None], codec: Codec) -> dict[bytes, bytes]:
         """Return the sound values by key, put into memory; count the others and remember to overwrite them."""
-        present = [(key, value) for key, value in zip(keys, raw, strict=True) if value is not None]
+        opened: dict[bytes, bytes] = {}
+        for key, sealed in zip(keys, raw, strict=True):
+            if sealed is None:
+                continue
+            value = self._seal.open(key, sealed)
+            if value is None:
+                self._unfit(key, outdated=self._seal.outdated(sealed))
+            else:
+                opened[key] = value
         known = {}
-        for (key, value), sound in zip(present, codec.sound([value for _, value in present]), strict=True):
+        for (key, value), sound in zip(opened.items(), codec.sound(list(opened.values())), strict=True):
             if sound:
                 known[key] = self._memory.put(key, value)
             else:
-                self._metrics.cache_corrupted.inc()
-                if len(self._unsound) < _MAX_REMEMBERED:
-                    self._unsound.add(key)
+                self._unfit(key, outdated=False)
         return known
+
+    def _unfit(self, key: bytes, *, outdated: bool) -> None:
+        (self._metrics.cache_outdated if outdated else self._metrics.cache_corrupted).inc()
+        if len(self._unsound) < _MAX_REMEMBERED:
+            self._unsound.add(key)

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import time
 
 import pytest
 from redis.asyncio import Redis
 
 from paragone_service.cache.redis_tier import RedisCache
+from paragone_service.cache.seal import Seal
 from paragone_service.cache.tiers import Cache, Codec, MemoryCache
 from paragone_service.metrics import Metrics
 from tests.service.conftest import RedisServer, free_port, until
@@ -19,6 +21,10 @@ KEYS = [bytes([number]) * 24 for number in range(8)]
 
 def values(*numbers):
     return CODEC.encode([[number, -number] for number in numbers], [5] * len(numbers), [0] * len(numbers))
+
+
+def sealed(key, value):
+    return Seal().close(key, value)
 
 
 def counted(metrics, name, **labels):
@@ -158,11 +164,11 @@ async def test_tiers_ask_redis_only_for_what_memory_lacks_and_remember_it(tier, 
     cache = Cache(MemoryCache(10_000), redis, metrics)
     one, two, three = values(1, 2, 3)
     cache.put(KEYS[:1], [one])
-    await raw.set(KEYS[1], two)
+    await raw.set(KEYS[1], sealed(KEYS[1], two))
     found = await cache.get([KEYS[1], KEYS[0], KEYS[1], KEYS[2]], CODEC)
     assert found.values == [two, one, two, None]
     assert found.misses == 1
-    await raw.set(KEYS[1], three)
+    await raw.set(KEYS[1], sealed(KEYS[1], three))
     assert (await cache.get([KEYS[1]], CODEC)).values == [two]
     assert counted(metrics, "paragone_cache_responses_total", tier="memory") == 2
     assert counted(metrics, "paragone_cache_responses_total", tier="redis") == 2
@@ -172,14 +178,37 @@ async def test_what_another_replica_wrote_first_is_kept_in_redis(tier, raw):
     redis, metrics = tier
     cache = Cache(MemoryCache(10_000), redis, metrics)
     one, two = values(1, 2)
-    await raw.set(KEYS[0], one)
+    await raw.set(KEYS[0], sealed(KEYS[0], one))
     assert cache.put(KEYS[:2], [two, two]) == [two, two]
     await until(lambda: holds(raw, 2))
-    assert await raw.get(KEYS[0]) == one
+    assert await raw.get(KEYS[0]) == sealed(KEYS[0], one)
+
+
+def flipped(value, place):
+    return value[:place] + bytes([value[place] ^ 1]) + value[place + 1 :]
+
+
+OURS = sealed(KEYS[0], values(1)[0])
+HUGE = CODEC.encode([[3.4e38, 1.0]], [5], [0])[0]
+MANY = CODEC.encode([[1.0, 1.0]], [5], [2**31])[0]
 
 
 @pytest.mark.parametrize(
-    "spoilt", [b"", b"x", values(1)[0][:-1], b"\0" * 20, Codec(3).encode([[1, 2, 3]], [1], [0])[0]]
+    "spoilt",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"x", id="short"),
+        pytest.param(OURS[:-1], id="cut"),
+        pytest.param(OURS + b"\0", id="longer"),
+        pytest.param(bytes(len(OURS)), id="zeros"),
+        pytest.param(values(1)[0][2:], id="bare"),
+        *(pytest.param(flipped(OURS, place), id=f"bit-{place}") for place in range(len(OURS))),
+        pytest.param(sealed(KEYS[0], Codec(3).encode([[1, 2, 3]], [1], [0])[0]), id="another dimension"),
+        pytest.param(sealed(KEYS[0], HUGE), id="out of range"),
+        pytest.param(sealed(KEYS[0], MANY), id="tokens out of range"),
+        pytest.param(sealed(KEYS[1], values(1)[0]), id="of another key"),
+        pytest.param(Seal(b"theirs" * 4).close(KEYS[0], values(1)[0]), id="another secret"),
+    ],
 )
 async def test_a_corrupted_value_is_a_miss_counted_and_overwritten(tier, raw, spoilt):
     redis, metrics = tier
@@ -187,6 +216,79 @@ async def test_a_corrupted_value_is_a_miss_counted_and_overwritten(tier, raw, sp
     await raw.set(KEYS[0], spoilt)
     assert (await cache.get(KEYS[:1], CODEC)).values == [None]
     assert counted(metrics, "paragone_cache_corrupted_total") == 1
-    (good,) = values(1)
-    cache.put(KEYS[:1], [good])
-    await until(lambda: has(redis, good))
+    cache.put(KEYS[:1], values(1))
+    await until(lambda: has(redis, OURS))
+
+
+async def test_with_a_secret_a_value_that_anybody_could_make_does_not_count(tier, raw):
+    redis, metrics = tier
+    secret = Seal(b"0123456789abcdef")
+    cache = Cache(MemoryCache(10_000), redis, metrics, seal=secret)
+    await raw.mset({KEYS[0]: OURS, KEYS[1]: secret.close(KEYS[1], values(2)[0])})
+    assert (await cache.get(KEYS[:2], CODEC)).values == [None, values(2)[0]]
+    assert counted(metrics, "paragone_cache_corrupted_total") == 1
+
+
+async def test_a_value_of_an_earlier_release_is_a_miss_and_no_damage(tier, raw):
+    redis, metrics = tier
+    cache = Cache(MemoryCache(10_000), redis, metrics)
+    await raw.set(KEYS[0], values(1)[0])
+    assert (await cache.get(KEYS[:1], CODEC)).values == [None]
+    assert counted(metrics, "paragone_cache_corrupted_total") == 0
+    assert counted(metrics, "paragone_cache_outdated_total") == 1
+    cache.put(KEYS[:1], values(1))
+    await until(lambda: has(redis, OURS))
+
+
+async def test_a_wrong_type_under_a_key_is_a_miss_counted_and_overwritten(tier, raw):
+    redis, metrics = tier
+    cache = Cache(MemoryCache(10_000), redis, metrics)
+    await raw.lpush(KEYS[0], "an", "element")
+    await raw.hset(KEYS[1], "a", "field")
+    assert (await cache.get(KEYS[:2], CODEC)).values == [None, None]
+    cache.put(KEYS[:1], values(1))
+    cache.put(KEYS[1:2], values(2))
+    await until(lambda: has(redis, OURS))
+    await until(lambda: counted(metrics, "paragone_cache_corrupted_total") == 2)
+    assert redis.up
+
+
+async def test_two_thousand_reads_at_once_share_a_few_pipelines_and_never_open_the_circuit(tier, raw):
+    redis, metrics = tier
+    keys = [number.to_bytes(24, "little") for number in range(2000)]
+    await raw.mset({key: key for key in keys})
+    await raw.config_resetstat()
+
+    async def stall():  # a loop that is busy for longer than Redis is waited for, again and again
+        for _ in range(8):
+            time.sleep(0.3)  # noqa: ASYNC251 (to block is the point)
+            await asyncio.sleep(0)
+
+    got = await asyncio.gather(stall(), *(redis.get([key]) for key in keys), stall())
+    assert got[1:-1] == [[key] for key in keys]
+    assert (await raw.info("commandstats"))["cmdstat_mget"]["calls"] < 50
+    assert redis.up
+    assert counted(metrics, "paragone_redis_circuit_opened_total") == 0
+    assert counted(metrics, "paragone_redis_errors_total", operation="get") is None
+
+
+async def test_one_late_answer_does_not_open_the_circuit_and_a_silent_redis_does(tier, raw):
+    redis, metrics = tier
+    await raw.set(KEYS[0], b"value")
+    await raw.client_pause(400, all=True)
+    assert await redis.get(KEYS[:1]) == [None]
+    assert redis.up
+    await until(lambda: has(redis, b"value"))
+    await raw.client_pause(3000, all=True)
+    for _ in range(3):
+        assert await redis.get(KEYS[:1]) == [None]
+    assert not redis.up
+    assert counted(metrics, "paragone_redis_circuit_opened_total") == 1
+
+
+async def test_more_keys_than_may_wait_are_misses_and_counted(tier):
+    redis, metrics = tier
+    keys = [number.to_bytes(24, "little") for number in range(150_000)]
+    first, second = await asyncio.gather(redis.get(keys), redis.get(keys))
+    assert first == second == [None] * len(keys)
+    assert counted(metrics, "paragone_redis_unasked_total") == len(keys)
