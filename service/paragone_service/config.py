@@ -217,8 +217,8 @@ class Settings(BaseSettings):
             raise ConfigError(f"cache_secret_file {self.cache_secret_file} cannot be read: {error}") from error
         if len(secret) < _MIN_SECRET_BYTES:
             raise ConfigError(
-                f"cache_secret_file {self.cache_secret_file} holds {len(secret)} bytes, and {_MIN_SECRET_BYTES} are the "
-                "least: write one with `openssl rand -hex 32`"
+                f"cache_secret_file {self.cache_secret_file} holds {len(secret)} bytes, and {_MIN_SECRET_BYTES} are "
+                "the least: write one with `openssl rand -hex 32`"
             )
         return hashlib.blake2b(secret, digest_size=32).digest()
 

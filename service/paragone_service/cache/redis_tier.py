@@ -1,7 +1,7 @@
 """The second tier of the cache: Redis, shared by replicas. It fails open, fast, and says so once.
 
-Reads of all requests share a few pipelines: what arrives while they are under way makes the next one. Values are written
-after the reply, by one task. So a handful of connections serve any number of requests.
+Reads of all requests share a few pipelines: what arrives while they are under way makes the next one. Values are
+written after the reply, by one task. So a handful of connections serve any number of requests.
 
 Time here is *patience*: a wait is cut into slices, and a slice in which the event loop was busy counts as one, however
 long it was. A process whose loop stalls for a second has not waited for Redis for a second, and its answer may lie in
