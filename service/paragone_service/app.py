@@ -91,6 +91,7 @@ def create_app(
         redoc_url=None,
         generate_unique_id_function=operator.attrgetter("name"),
     )
+    app.state.max_messages = settings.max_messages
     install_handlers(app)
     describe_routes(app)
     app.include_router(scoring_routes(registry, workers))

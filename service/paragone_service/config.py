@@ -121,6 +121,8 @@ class Settings(BaseSettings):
     """Tokens that may wait for one model; more are refused as overload."""
     max_body_mb: float = Field(default=64, gt=0)
     """Largest request body, in MB (10⁶ bytes)."""
+    max_messages: int = Field(default=2_000, ge=2)
+    """Most messages of one conversation, prompt and response together; empty ones count."""
     device: str = "auto"
     """Where models run: auto, cpu, cuda, cuda:1, …"""
     dtype: str = "auto"

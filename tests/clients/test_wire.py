@@ -245,3 +245,27 @@ def test_references_belong_to_rewards_alone():
     detail = refusal(TokensRequest, {"items": [{"prompt": "p", "response": "r"}, item]})
     assert (detail.code, detail.item) == (ErrorCode.INVALID_REQUEST, 1)
     assert refusal(RewardsRequest, {"items": [{**item, "references": []}]}).item == 0
+
+
+SDK_MESSAGE = {
+    "content": "yes", "refusal": None, "role": "assistant", "annotations": [], "audio": None, "function_call": None,
+    "tool_calls": None, "provider_specific_fields": {}, "name": "",
+}  # fmt: skip
+
+
+def test_what_an_sdk_left_null_or_empty_in_a_message_says_nothing():
+    plain = wire.Message(role="assistant", content="yes")
+    assert wire.Message.model_validate(SDK_MESSAGE) == plain
+    assert wire.Message.model_validate_json(json.dumps(SDK_MESSAGE)) == plain
+    assert wire.canonical_turns(wire.Message(role="assistant", content="yes", tool_calls=[]), "assistant") == (
+        wire.canonical_turns("yes", "assistant")
+    )
+    part = {"type": "text", "text": "", "annotations": [], "cache_control": None}
+    assert wire.Message(role="user", content=[part]).content == [wire.ContentPart(type="text", text="")]
+    assert wire.Message(role="user", content="").content == ""
+
+
+@pytest.mark.parametrize("field", [{"annotations": ["a"]}, {"audio": 0}, {"refusal": "no"}, {"parsed": False}])
+def test_what_an_sdk_did_say_and_no_model_reads_is_refused(field):
+    with pytest.raises(ValidationError, match="extra_forbidden"):
+        wire.Message.model_validate({**SDK_MESSAGE, **field})

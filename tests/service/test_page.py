@@ -8,7 +8,8 @@ import pytest
 
 from paragone.codes import ErrorCode
 from paragone_service.config import ModelSettings, Settings, load_settings
-from paragone_service.http.bodies import MAX_GROUP, MAX_ITEMS, MAX_PARTS, MAX_RESPONSES
+from paragone_service.http.bodies import MAX_GROUP, MAX_ITEMS, MAX_RESPONSES
+from paragone_service.http.counting import MAX_PARTS
 from paragone_service.http.errors import HTTP_STATUS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")

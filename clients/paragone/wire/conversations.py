@@ -10,7 +10,7 @@ error for each would cost a server gigabytes.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -86,6 +86,24 @@ class RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
+class _FromAnSdk(RequestModel):
+    """What an SDK may have dumped: it has all fields of its type, and those that are null or empty say nothing."""
+
+    _kept: ClassVar[frozenset[str]]
+    """Fields in which an empty text says something."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_fields(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not any(map(_says_nothing, value.values())):
+            return value
+        return {name: field for name, field in value.items() if name in cls._kept or not _says_nothing(field)}
+
+
+def _says_nothing(field: object) -> bool:
+    return field is None or (not field and isinstance(field, str | list | dict))
+
+
 class _FirstErrorOnly(FailFast):
     __hash__ = object.__hash__  # pydantic's own has none, and members of a union must have one
 
@@ -95,8 +113,10 @@ _Few = Annotated[list[Element], _FirstErrorOnly()]
 
 # All types that OpenAI's and vLLM's clients send are taken: a model that cannot read one says so by its name, which
 # helps more than a complaint about the wire format.
-class ContentPart(RequestModel):
+class ContentPart(_FromAnSdk):
     """One part of a message's content; the field named after its type holds it."""
+
+    _kept = frozenset({"type", "text", "refusal", "image_url", "input_audio", "video_url", "file"})
 
     type: Literal["text", "refusal", "image_url", "input_audio", "video_url", "file"] = Field(
         description="Kind of the part. Most models read `text` only and answer `unsupported_content` to the rest."
@@ -135,8 +155,10 @@ def _response_kind(value: object) -> str | None:
     return "<message>" if isinstance(value, Mapping | Message) else None
 
 
-class Message(RequestModel):
+class Message(_FromAnSdk):
     """One message of a conversation, in OpenAI's shape."""
+
+    _kept = frozenset({"role", "content"})
 
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="Who speaks.")
     content: (

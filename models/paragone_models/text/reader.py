@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from paragone_models.errors import TextError
 from paragone_models.spec import ModelSpec
-from paragone_models.text.template import OPTIONAL_FIELDS, ChatTemplate, Message
+from paragone_models.text.template import ChatTemplate, Message
 
 __all__ = [
     "Conversation",
@@ -101,13 +101,15 @@ def _plain_text(message: Message) -> dict[str, Any]:
     """
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise TextError("unsupported_content", "a message is a mapping with a role: this one is not")
-    values = {key: value for key, value in message.items() if value is not None}
-    for field in OPTIONAL_FIELDS:
-        if field in values and not values[field]:
-            del values[field]
+    # What an SDK dumps has all fields of its type: those that are null or empty say nothing.
+    values = {key: value for key, value in message.items() if not _says_nothing(value)}
     content = values.get("content", "")
     values["content"] = content if isinstance(content, str) else _joined(content)
     return values
+
+
+def _says_nothing(value: object) -> bool:
+    return value is None or (not value and isinstance(value, str | Sequence | Mapping))
 
 
 def _joined(parts: Any) -> str:

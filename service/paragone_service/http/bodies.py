@@ -4,6 +4,7 @@ The body is parsed once in Rust and validated as Python values, which measures f
 lets items be counted before they are validated. Nothing here repeats what a client sent.
 """
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
@@ -14,19 +15,21 @@ from starlette.requests import Request
 
 from paragone.codes import ErrorCode
 from paragone.wire import Group
+from paragone_service.http.counting import check_counts, check_values
 from paragone_service.http.errors import ServiceError, from_validation
 from paragone_service.scoring.request import Problems
 
-__all__ = ["MAX_GROUP", "MAX_ITEMS", "MAX_PARTS", "MAX_RESPONSES", "check_groups", "check_total", "read_body"]
+__all__ = ["MAX_GROUP", "MAX_ITEMS", "MAX_RESPONSES", "check_groups", "check_total", "read_body"]
 
 MAX_ITEMS = 10_000
 """Pairs, items or groups in one request."""
 MAX_RESPONSES = 20_000
 """Responses and references of all groups or items of one request: as many as the largest list of pairs has."""
-MAX_PARTS = 200_000
-"""Messages, content parts, tools and responses of all items of one request."""
 MAX_GROUP = 512
 """Responses of one group: the maximal lottery of more takes too long (3 s for 512, a minute for 1,024)."""
+
+_LARGE = 1 << 20
+"""Bytes of a body that is counted beside the event loop, and not on it."""
 
 Wire = TypeVar("Wire", bound=BaseModel)
 
@@ -47,7 +50,13 @@ async def read_body(
             ``invalid_request`` for what the wire type refuses (of single items only where errors are not reported).
     """
     _check_media_type(request)
-    values = _parse(b"".join([chunk async for chunk in request.stream()]))  # request.body() would keep the bytes
+    body = b"".join([chunk async for chunk in request.stream()])  # request.body() would keep the bytes
+    if len(body) > _LARGE:
+        await asyncio.to_thread(check_values, body)
+    else:
+        check_values(body)
+    values = _parse(body)
+    del body
     items = values.get(list_field) if isinstance(values, dict) else None
     if not isinstance(items, list):
         items = []
@@ -55,17 +64,18 @@ async def read_body(
         raise ServiceError(
             ErrorCode.TOO_MANY_ITEMS, f"{len(items)} {list_field} in one request; the limit is {MAX_ITEMS}: split them"
         )
-    _check_parts(items)  # before validation, which makes an object of every part
+    # Before validation, which makes an object of every part.
+    check_counts(items, list_field, max_messages=request.app.state.max_messages)
     try:
-        body = wire.model_validate(values)
+        valid = wire.model_validate(values)
     except ValidationError as error:
         refusal = from_validation(error)
         # Only an item's own error can stand in its place, and only where the request (not valid so far) asks for it.
         if refusal.item is None or values.get("on_error") != "report":
             raise refusal from None
         return _valid_items(values, items, wire, list_field)
-    report = body.on_error == "report"  # type: ignore[attr-defined]  # all requests have it
-    return body, list(range(len(items))), Problems(list_field, report)
+    report = valid.on_error == "report"  # type: ignore[attr-defined]  # all requests have it
+    return valid, list(range(len(items))), Problems(list_field, report)
 
 
 def check_groups(groups: Sequence[Group]) -> None:
@@ -117,38 +127,6 @@ def _valid_items(
         else:
             valid.append(index)
     return wire.model_validate({**values, list_field: [items[index] for index in valid]}), valid, problems
-
-
-def _check_parts(items: Sequence[Any]) -> None:
-    """Refuse more messages, parts, tools and responses than anybody has.
-
-    A bad element ends its list at once, but a sound one becomes an object: a million messages of 16 bytes would hold up
-    everybody else for seconds.
-
-    Raises:
-        ServiceError: ``too_many_items``.
-    """
-    parts = 0
-    for item in items:
-        if type(item) is dict:
-            for value in item.values():
-                if type(value) is not str:
-                    parts += _parts_of(value)
-    if parts > MAX_PARTS:
-        raise ServiceError(
-            ErrorCode.TOO_MANY_ITEMS,
-            f"{parts} messages, parts, tools and responses in one request; the limit is {MAX_PARTS}: split it",
-        )
-
-
-def _parts_of(value: object) -> int:
-    """Return how many messages, parts, tools or responses a field of an item holds."""
-    if type(value) is dict:
-        return sum(len(inner) for inner in value.values() if type(inner) is list)
-    if type(value) is list:
-        messages = [inner for inner in value if type(inner) is dict]
-        return len(value) + sum(map(_parts_of, messages)) + sum(len(inner) for inner in value if type(inner) is list)
-    return 0
 
 
 def _check_media_type(request: Request) -> None:

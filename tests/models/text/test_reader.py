@@ -300,3 +300,13 @@ def test_an_encoder_without_a_template_loses_text_of_its_prompt():
     assert reading.reads == ((0, 1),)
     assert len(reading.token_ids) <= 30
     assert reading.token_ids[-4:] == tokenizer("x", "one two")["input_ids"][-4:]
+
+
+def test_fields_that_an_sdk_left_null_or_empty_say_nothing():
+    sdk = {
+        **assistant("Because."), "refusal": None, "annotations": [], "audio": None, "function_call": None,
+        "tool_calls": None, "name": "", "extra": {},
+    }  # fmt: skip
+    source = "{% for m in messages %}{{ m | tojson }}{% endfor %}"
+    for reader in (tiny.make_reader(), TextReader(tiny.make_tokenizer(source), tiny.make_reader().spec)):
+        assert one(reader, "Why?", sdk) == one(reader, "Why?", "Because.")

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from paragone_service.http.bodies import MAX_GROUP, MAX_ITEMS, MAX_PARTS
+from paragone_service.http.bodies import MAX_GROUP, MAX_ITEMS
+from paragone_service.http.counting import MAX_DEPTH, MAX_NODES, MAX_PARTS, MAX_VALUES, check_values
+from paragone_service.http.errors import ServiceError
 from tests.service.conftest import serving
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +32,8 @@ REFUSALS = [
      "pairs[0].second: Field required", 0),
     ("a number for a text", pairs(first=5), 422, "invalid_request",
      "pairs[1].first: a response is a text, a message or a list of messages", 1),
+    ("an unknown field of a message", pairs(first={"role": "assistant", "content": "x", "audio": "y"}), 422,
+     "invalid_request", "pairs[1].first.audio: unknown field", 1),
     ("an object for the list", {"pairs": {}}, 422, "invalid_request", "pairs: Input should be a valid list", None),
     ("a list for the body", [], 422, "invalid_request", "Input should be a valid dictionary", None),
     ("an unknown model", {"model": "judge", **GOOD}, 404, "unknown_model",
@@ -65,8 +69,6 @@ async def test_is_refused(client, name, body, status, code, message, item):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"prompt": [{}] * (MAX_PARTS + 1)},
-        {"first": [5] * (MAX_PARTS + 1)},
         {"prompt": [{"role": "user", "content": [{}] * MAX_PARTS}]},
         {"first": {"role": "user", "content": [{}] * (MAX_PARTS + 1)}},
         {"tools": [[]] * (MAX_PARTS + 1)},
@@ -77,6 +79,61 @@ async def test_more_parts_than_can_be_checked_are_refused_before_they_are(client
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (413, "too_many_items")
     assert "200001 messages, parts, tools and responses in one request; the limit is 200000" in error["message"]
+
+
+@pytest.mark.parametrize("messages", [[{"role": "user", "content": ""}] * 2000, [{}] * 190_000, [5] * 190_000])
+async def test_more_messages_than_a_conversation_has_are_refused_by_their_count(hosted, messages):
+    async with serving(hosted) as client:
+        for side in ("prompt", "first", "second"):
+            response = await client.post("/v1/preferences", json=pairs(**{side: messages}))
+            error = response.json()["error"]
+            assert (response.status_code, error["code"], error["item"]) == (413, "too_many_items", 1)
+            assert f"pairs[1]: {len(messages) + 1} messages in one conversation; the limit is 2000" in error["message"]
+    async with serving(hosted, max_messages=3) as client:
+        two = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        assert (await client.post("/v1/preferences", json=pairs(prompt=two))).status_code == 200
+        assert (await client.post("/v1/preferences", json=pairs(prompt=two, first=two))).status_code == 413
+
+
+def nested(depth: int):
+    value = {}
+    for _ in range(depth - 1):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "message"),
+    [
+        ({"tools": [{"a": {"b": [1] * MAX_NODES}}]}, 413, "pairs[1]: more than 200000 values in the tools"),
+        ({"tools": [{"a": [{}] * MAX_NODES}]}, 413, "200000"),
+        ({"first": {"role": "assistant", "tool_calls": [{"a": [1] * MAX_NODES}]}}, 413, "more than 200000 values"),
+        ({"first": [{"role": "assistant", "content": [{"type": "file", "file": {"a": [1] * MAX_NODES}}]}]}, 413,
+         "more than 200000 values"),
+        ({"tools": [nested(MAX_DEPTH)]}, 422, "pairs[1]: an object nested more than 64 deep"),
+        ({"tools": [nested(MAX_DEPTH - 1)]}, 422, "no place for tools"),
+    ],
+)  # fmt: skip
+async def test_an_object_that_is_too_large_or_too_deep_is_refused_before_it_is_looked_at(
+    client, changes, status, message
+):
+    response = await client.post("/v1/preferences", json=pairs(**changes))
+    assert response.status_code == status
+    assert message in response.json()["error"]["message"]
+
+
+async def test_values_are_counted_before_they_are_parsed(client):
+    body = b'{"tools":[{"a":{"b":[' + b"1," * 8_000_000 + b"1]}}]}"
+    response = await client.post("/v1/preferences", content=body, headers=JSON)
+    assert response.status_code == 413
+    assert "8000004 JSON values in one request; the limit is 1000000" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("text", [",[{" * MAX_VALUES, 'a\\"b,' * MAX_VALUES, "\\" * 10 + ",," * MAX_VALUES])
+def test_letters_inside_texts_are_no_values(text):
+    check_values(json.dumps({"pairs": [{"prompt": text, "first": "a", "second": '"'}]}).encode())
+    with pytest.raises(ServiceError, match="JSON values"):
+        check_values(json.dumps({"prompt": text, "tools": [[]] * MAX_VALUES}).encode())
 
 
 async def test_a_refused_request_runs_nothing(client):
