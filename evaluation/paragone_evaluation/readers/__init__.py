@@ -1,13 +1,14 @@
 """The one reader of data files, for training, evaluation, calibration and the benchmarks.
 
-containers.py has the bytes of a file and its rows, layouts.py the columns of each layout and what they mean, rows.py
-what every layout becomes, files.py one pass over a file and the doors of training, evaluation_sets.py that of
-evaluation. docs/data-files.md says what is read. Left out: torch, and everything that needs a model.
+files.py has the bytes of a file, one pass over its rows and what training reads, layouts.py the columns of each layout
+and what they mean, rows.py what every layout becomes, evaluation_sets.py what evaluation reads. docs/data-files.md says
+what is read. Left out: torch, and everything that needs a model.
 """
 
 from paragone_evaluation.readers.evaluation_sets import read_evaluation_set
 from paragone_evaluation.readers.files import LAYOUTS, read_fields, read_pairs, read_prompts, read_ratings
-from paragone_evaluation.readers.rows import STRONGEST, Content, Label, Pair, Prompt, Rating, split_name
+from paragone_evaluation.readers.layouts import split_name
+from paragone_evaluation.readers.rows import STRONGEST, Content, Label, Pair, Prompt, Rating
 
 __all__ = [
     "LAYOUTS",

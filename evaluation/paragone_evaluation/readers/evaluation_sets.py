@@ -7,9 +7,8 @@ from pathlib import Path
 
 from paragone_evaluation.dataset import Case, EvaluationSet, LeftOut, PromptText, SetBuilder
 from paragone_evaluation.errors import DataError
-from paragone_evaluation.readers.containers import file_hash
-from paragone_evaluation.readers.files import FilePass
-from paragone_evaluation.readers.rows import BadRowError, DataRow, question_of, rated_alone, split_name
+from paragone_evaluation.readers.files import FilePass, file_hash
+from paragone_evaluation.readers.rows import DataRow, question_of, rated_alone
 
 __all__ = ["read_evaluation_set"]
 
@@ -39,17 +38,8 @@ def read_evaluation_set(
         DataError: if the file cannot be read, has bad rows (missing fields, another schema, a label out of range, an
             id that was used before; lines are named) that are not to be left out, or nothing decided in it.
     """
-    split, exclude_split = split_name(split), split_name(exclude_split)
-
-    def accepts(row_split: str | None) -> bool:
-        if split is None:
-            return exclude_split is None or row_split != exclude_split
-        # Training takes rows without a split for training rows. Nobody can tell here that they are of this one.
-        if row_split is None:
-            raise BadRowError(f"field 'split' is missing, and --split {split} asks for it")
-        return row_split == split
-
-    reading = FilePass(path, layout=layout, accepts=accepts)
+    reading = FilePass(path, layout=layout, split=split, exclude_split=exclude_split)
+    split, exclude_split = reading.split, reading.exclude_split
     cases = _Cases(reading, attribute)
     for row in reading:
         cases.add(row)

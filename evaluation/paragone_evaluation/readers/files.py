@@ -1,35 +1,50 @@
-"""One pass over a file, and the doors that are made of it: pairs, ratings and prompts.
+"""Files: from bytes to fields, one pass over them, and what training reads: pairs, ratings and prompts.
+
+| suffix | rows |
+|---|---|
+| ``.jsonl``, ``.ndjson``, ``.json`` | one JSON object a line, or one array of objects |
+| ``.csv`` | a header, then one row a record; cells of columns that hold no text are JSON |
+| ``.parquet`` | a row each |
+
+All but parquet may end in ``.gz`` or ``.zst`` as well. Text is UTF-8, with or without a byte-order mark.
 
 Every command reads through ``FilePass``, so all of them see the same rows. Nothing is left out in silence: a row that
 cannot be read refuses the file, and a row of no use is counted by its reason.
 """
 
+import csv
+import hashlib
+import io
 import itertools
+import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from paragone_evaluation.dataset import LeftOut
 from paragone_evaluation.errors import DataError
-from paragone_evaluation.readers.containers import Fields, fields_of
-from paragone_evaluation.readers.layouts import FILE_LAYOUTS, FileLayout, layout_of
-from paragone_evaluation.readers.rows import (
-    BadRowError,
-    DataRow,
-    LeftOutError,
-    Pair,
-    Prompt,
-    Rating,
-    identifier,
-    prompt_of,
+from paragone_evaluation.readers.layouts import (
+    FILE_LAYOUTS,
+    FileLayout,
+    fitting_layout,
+    prompt_row,
     split_name,
     split_of,
     value_of,
 )
+from paragone_evaluation.readers.rows import (
+    BadRowError,
+    DataRow,
+    Fields,
+    LeftOutError,
+    Pair,
+    Prompt,
+    Rating,
+)
 
-__all__ = ["LAYOUTS", "FilePass", "read_fields", "read_pairs", "read_prompts", "read_ratings"]
+__all__ = ["LAYOUTS", "SUFFIXES", "FilePass", "file_hash", "read_fields", "read_pairs", "read_prompts", "read_ratings"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +53,150 @@ LAYOUTS = tuple(dict.fromkeys(["pairs", "groups", "ratings", *(layout.name for l
 
 _SHOWN = 5
 _Made = TypeVar("_Made")
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+"""Kinds of files that are read; ``.gz`` and ``.zst`` may follow all but the last."""
+
+_PACKINGS = {".gz": "gzip", ".zst": "zstd"}
+_UTF8_MARK, _UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+_NUMBERS = {"strength", "preference_strength", "num_correct"}
+_ATTRIBUTES = {"helpfulness", "correctness", "coherence", "complexity", "verbosity"}
+_JSON_CELLS = {*_NUMBERS, *_ATTRIBUTES, "ratings", "responses", "comparisons", "completions", "tools"}
+"""Columns of a CSV file whose cells are JSON: a number, a list or an object."""
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _fields_of(path: Path) -> Iterator[tuple[int, Fields | str]]:
+    """Yield the number of each row and its fields; a text in their place says why they cannot be read.
+
+    The number is that of the line where the row begins, from 1. Arrays and parquet files have no lines of their own:
+    there the rows are counted. Empty lines are passed over.
+    """
+    name = path.name.lower()
+    packing = next((suffix for suffix in _PACKINGS if name.endswith(suffix)), "")
+    kind = Path(name.removesuffix(packing)).suffix
+    if kind not in SUFFIXES or (packing and kind == ".parquet"):
+        raise DataError(
+            f"cannot read {path}: its name must end in one of {', '.join(SUFFIXES)}; .gz or .zst may follow"
+        )
+    try:
+        if kind == ".parquet":
+            yield from enumerate(_parquet(path), start=1)
+            return
+        with _unpacked(path, packing) as stream:
+            _skip_mark(path, stream)
+            yield from _csv(stream) if kind == ".csv" else _json(path, stream)
+    except (OSError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {path}: it is not UTF-8 ({error.reason}): save it as UTF-8") from error
+
+
+def _unpacked(path: Path, packing: str) -> io.BufferedReader:
+    if not packing:
+        return path.open("rb")
+    import pyarrow
+
+    # pyarrow's streams refuse a file that was cut short; zstandard's own end there without a word.
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression=_PACKINGS[packing]))
+
+
+def _skip_mark(path: Path, stream: io.BufferedReader) -> None:
+    """Pass over a byte-order mark, as Windows programs write one; refuse UTF-16, which they write as well."""
+    start = stream.peek(3)[:3]
+    if start.startswith(_UTF16_MARKS):
+        raise DataError(f"cannot read {path}: it is UTF-16: save it as UTF-8")
+    if start == _UTF8_MARK:
+        stream.read(3)
+
+
+def _json(path: Path, stream: io.BufferedReader) -> Iterator[tuple[int, Fields | str]]:
+    # People call lines .json and arrays .jsonl, so the first character decides: no row of ours begins with a bracket.
+    if stream.peek(1).lstrip()[:1] == b"[":
+        values, problem = _parsed(stream.read())
+        if problem:
+            raise DataError(f"cannot read {path}: the array is {problem}")
+        yield from ((number, _object(value)) for number, value in enumerate(values, start=1))
+        return
+    # Binary lines end at \n alone. Text lines would end at U+2028 as well, which stands inside of JSON strings.
+    for number, line in enumerate(stream, start=1):
+        if line.strip():
+            value, problem = _parsed(line)
+            yield number, f"the line is {problem}" if problem else _object(value)
+
+
+def _parsed(content: bytes) -> tuple[Any, str]:
+    """Return the value of a JSON text and an empty text, or None and what is wrong."""
+    try:
+        return json.loads(content), ""
+    except UnicodeDecodeError:
+        return None, "not UTF-8"
+    except json.JSONDecodeError as error:
+        # The error's line number counts lines within this text, so only the column is of use.
+        return None, f"not JSON: {error.msg} at column {error.colno}"
+    except (ValueError, RecursionError) as error:
+        return None, f"not JSON that can be read: {error}"
+
+
+def _object(value: Any) -> Fields | str:
+    return value if isinstance(value, dict) else f"a row must be a JSON object, not {type(value).__name__}"
+
+
+def _csv(stream: io.BufferedReader) -> Iterator[tuple[int, Fields | str]]:
+    # Not pyarrow's reader: it guesses types, and a response "42" must stay a text. Python's also counts lines.
+    csv.field_size_limit(2**31 - 1)
+    with io.TextIOWrapper(stream, encoding="utf-8", newline="") as text:
+        reader = csv.DictReader(text, strict=True)
+        columns = len(reader.fieldnames or ())
+        line = reader.line_num + 1
+        for row in reader:
+            number, line = line, reader.line_num + 1  # a cell may hold newlines: a row begins after the one before it
+            if None in row:
+                yield number, f"the row has more cells than the header, which has {columns}"
+            else:
+                yield number, {name: _cell(name, value) for name, value in row.items()}
+
+
+def _cell(name: str, text: str | None) -> Any:
+    """Return what a cell holds: text, JSON where the column's values are no texts, or messages written as JSON."""
+    if text is None:
+        return None
+    messages = text.startswith("[{") and '"role"' in text
+    if messages or (name in _JSON_CELLS and text):
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return text  # what the column may hold is the layout's to say
+        return value if name in _JSON_CELLS or _are_messages(value) else text
+    return text if text or name not in _JSON_CELLS else None
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(message, dict) and "role" in message for message in value)
+
+
+def _parquet(path: Path) -> Iterator[Fields]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches():
+                yield from cast("Iterable[Fields]", batch.to_pylist())
+    except pyarrow.ArrowException as error:
+        raise DataError(f"cannot read {path}: {error}") from error
 
 
 @dataclass
@@ -82,13 +241,14 @@ class FilePass:
 
     Args:
         layout: of all rows; ``auto`` goes by the fields of the first one.
-        accepts: whether rows of a split are read; it may raise ``BadRowError``.
+        split: the only split that is read; all of them if None.
+        exclude_split: a split that is not read.
+        unmarked: rows without a split are of the one that is asked for; otherwise they are bad rows.
         prompts: read nothing of a row but its prompt; rows need no layout then.
 
     Attributes:
-        account: of the rows that are not yielded.
         layout: the one that was read, None before the first row.
-        passed_over: rows of splits that were not accepted.
+        passed_over: rows of splits that are not read.
         splits: names that were met.
     """
 
@@ -97,13 +257,16 @@ class FilePass:
         path: str | Path,
         *,
         layout: str = "auto",
-        accepts: Callable[[str | None], bool] = lambda _: True,
+        split: str | None = None,
+        exclude_split: str | None = None,
+        unmarked: bool = False,
         prompts: bool = False,
     ) -> None:
         if layout not in ("auto", *LAYOUTS):
             raise DataError(f"layout is {layout!r}; it must be auto or one of {', '.join(LAYOUTS)}")
         self.account = _RowAccount(Path(path))
-        self._accepts, self._prompts, self._detects = accepts, prompts, layout == "auto"
+        self.split, self.exclude_split = split_name(split), split_name(exclude_split)
+        self._unmarked, self._prompts, self._detects = unmarked, prompts, layout == "auto"
         self._candidates = [known for known in FILE_LAYOUTS if layout in ("auto", known.name)]
         self.layout: FileLayout | None = None
         self.passed_over = 0
@@ -111,7 +274,7 @@ class FilePass:
         self._lines: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[DataRow]:
-        for line, fields in fields_of(self.account.path):
+        for line, fields in _fields_of(self.account.path):
             self.account.count += 1
             try:
                 row = self._row(line, fields)
@@ -129,22 +292,28 @@ class FilePass:
         split = split_of(fields)
         if split is not None:
             self.splits.add(split)
+        # Training takes rows without a split for training rows. For a measure nobody can tell that they belong to it.
+        if split is None and self.split is not None and not self._unmarked:
+            raise BadRowError(f"field 'split' is missing, and --split {self.split} asks for it")
         # A row of another split is not read any further: what is wrong with it stops nobody who does not use it.
-        if not self._accepts(split):
+        other = split == self.exclude_split if self.split is None else split != self.split
+        if split is not None and other:
             self.passed_over += 1
             return None
         if self._prompts:
-            known = layout_of(fields, FILE_LAYOUTS)
-            prompt = known.prompt(fields) if known else prompt_of(fields)
-            return DataRow(line, prompt, id=identifier(fields), split=split)
+            return prompt_row(fields, line)
         row = self._layout(fields).row(fields, line)
         # Rows without an id may well be alike. An id that stands for two rows is a mistake in the file.
         if row.id is not None and (before := self._lines.setdefault(row.id, line)) != line:
             raise BadRowError(f"id {row.id.removeprefix(f'{row.subset}/')[:60]!r} is on line {before} already")
-        return self._decidable(row)
+        telling = row.telling_labels()
+        if len(telling) == len(row.labels):
+            return row
+        self.account.unused.append((line, "the two responses that are compared are the same"))
+        return replace(row, labels=telling) if telling else None
 
     def _layout(self, fields: Fields) -> FileLayout:
-        known = layout_of(fields, self._candidates)
+        known = fitting_layout(fields, self._candidates)
         if self.layout is None:
             self.layout = known if known or self._detects else self._candidates[0]
         if self.layout is None:
@@ -156,14 +325,6 @@ class FilePass:
         if known.name == self.layout.name:
             raise BadRowError(f"the row has {known.schema}, and the file began with {self.layout.schema}")
         raise BadRowError(f"the row has the fields of {known.name}, and the file began with {self.layout.name}")
-
-    def _decidable(self, row: DataRow) -> DataRow | None:
-        """Return the row without judgements between two equal texts, which say nothing about either."""
-        kept = [label for label in row.labels if row.responses[label.first] != row.responses[label.second]]
-        if len(kept) == len(row.labels):
-            return row
-        self.account.unused.append((row.line, "the two responses that are compared are the same"))
-        return replace(row, labels=tuple(kept)) if kept else None
 
 
 def read_pairs(*paths: str | Path) -> list[Pair]:
@@ -200,15 +361,16 @@ def read_prompts(paths: Sequence[str | Path], *, split: str) -> list[Prompt]:
     prompts: dict[str, Prompt] = {}
     texts: set[str] = set()
     for path in paths:
-        reading = FilePass(path, accepts=lambda row_split: row_split in (None, split_name(split)), prompts=True)
+        reading = FilePass(path, split=split, unmarked=True, prompts=True)
         for row in reading:
             prompt = Prompt(str(len(prompts)) if row.id is None else row.id, row.prompt)
+            text = prompt.text
             # Files of pairs repeat a prompt in every row; a policy meets it once, whatever the rows are called.
-            if prompt.text in texts:
+            if text in texts:
                 continue
             if prompt.id in prompts:
                 reading.account.bad.append((row.line, f"id {prompt.id!r} belongs to another prompt already"))
-            texts.add(prompt.text)
+            texts.add(text)
             prompts[prompt.id] = prompt
         reading.account.check()
     if not prompts:
@@ -226,7 +388,7 @@ def read_fields(path: str | Path, *names: str) -> list[Fields]:
         DataError: if the file cannot be read, or a row lacks a field.
     """
     account, rows = _RowAccount(Path(path)), []
-    for line, fields in fields_of(account.path):
+    for line, fields in _fields_of(account.path):
         account.count += 1
         try:
             if isinstance(fields, str):
