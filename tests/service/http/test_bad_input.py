@@ -126,7 +126,7 @@ async def test_values_are_counted_before_they_are_parsed(client):
     body = b'{"tools":[{"a":{"b":[' + b"1," * 8_000_000 + b"1]}}]}"
     response = await client.post("/v1/preferences", content=body, headers=JSON)
     assert response.status_code == 413
-    assert "8000004 JSON values in one request; the limit is 1000000" in response.json()["error"]["message"]
+    assert "8000005 JSON values in one request; the limit is 1000000" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("text", [",[{" * MAX_VALUES, 'a\\"b,' * MAX_VALUES, "\\" * 10 + ",," * MAX_VALUES])
