@@ -17,9 +17,10 @@ from torch import Tensor
 from paragone_models.comparator import Comparator
 from paragone_models.errors import NonFiniteError, TextError
 from paragone_models.machine import CANDIDATES, Budget, best_budget
-from paragone_models.network import AbsentBackbone, PreferenceNetwork, gather_reads
+from paragone_models.network import AbsentBackbone, PreferenceNetwork, gather_reads, output_width
 from paragone_models.packing.backend import choose
 from paragone_models.packing.packer import Forward, Packer, PromptStore
+from paragone_models.rotary import depending_on_length
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import EncodeItem, TextReader, Truncation, conversation, read_plan
 from paragone_models.text.template import Message
@@ -148,7 +149,7 @@ class LocalForward:
         return Packer(
             run,
             device,
-            self._network.config.hidden_size,
+            output_width(self._network.config),
             store=PromptStore(prompt_cache_bytes),
             max_tokens=self.max_batch_tokens,
             deterministic=self.deterministic,
@@ -168,12 +169,13 @@ def _encode_padded(network: PreferenceNetwork, items: Sequence[EncodeItem], *, m
     if max_batch_tokens < 1:
         raise ValueError(f"max_batch_tokens is {max_batch_tokens}; it must be at least 1")
     device = next(network.backbone.parameters()).device
-    hidden_size = network.config.get_text_config().hidden_size
+    hidden_size = output_width(network.config)
     if not items:
         return torch.empty(0, network.head.reads, hidden_size, device=device)
     if len({len(item.reads) for item in items}) > 1:
         raise ValueError("items of one call must have the same number of reads")
     lengths = [len(item.token_ids) for item in items]
+    by_length = bool(depending_on_length(network.config))
     states = torch.empty(len(items), len(items[0].reads), hidden_size, device=device)
     for indices in batches(lengths, max_batch_tokens):
         # Sorted by falling length, so a batch's first one is its longest.
@@ -182,7 +184,7 @@ def _encode_padded(network: PreferenceNetwork, items: Sequence[EncodeItem], *, m
         for row, index in enumerate(indices):
             input_ids[row, : lengths[index]] = torch.as_tensor(items[index].token_ids, dtype=torch.long)
         mask = None
-        if not network.causal:
+        if not network.causal or by_length:
             real = torch.arange(longest) < torch.tensor([lengths[index] for index in indices])[:, None]
             mask = real.long().to(device)
         hidden = network.last_hidden(input_ids.to(device), mask)

@@ -15,9 +15,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from paragone_models.rotary import angles_of, depending_on_length, forget_lengths
 from paragone_models.spec import ModelSpec
 
-__all__ = ["AbsentBackbone", "PreferenceNetwork", "RepresentationHead", "gather_reads"]
+__all__ = ["AbsentBackbone", "PreferenceNetwork", "RepresentationHead", "gather_reads", "output_width"]
 
 # Decoders alone: encoders that can also be decoders are in the second list too. What is in neither gets a mask, which
 # is never wrong, only slower.
@@ -127,6 +128,12 @@ def gather_reads(hidden: Tensor, reads: Tensor) -> Tensor:
     return torch.stack(spans)
 
 
+def output_width(config: Any) -> int:
+    """Return the width H of a backbone's last hidden states; OPT's small ones are projected, and differ inside."""
+    text = config.get_text_config()
+    return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
+
+
 class AbsentBackbone(nn.Module):
     """Stand for a backbone that runs elsewhere: its configuration, and no weights."""
 
@@ -167,11 +174,11 @@ class PreferenceNetwork(nn.Module):
         """Return the last hidden states of right-padded sequences.
 
         A causal backbone is run without a mask: what stands to the right cannot reach a real token, and attention keeps
-        its fast path.
+        its fast path. Where rotary angles depend on the length of a pass, sequences of different angles are run apart.
 
         Args:
             input_ids: token ids, padded on the right. [B, T]
-            attention_mask: 1 for real tokens; needed unless ``causal``. [B, T]
+            attention_mask: 1 for real tokens; needed unless ``causal``, and else taken as all real. [B, T]
 
         Returns:
             Hidden states in the backbone's dtype. [B, T, H]
@@ -179,6 +186,25 @@ class PreferenceNetwork(nn.Module):
         Raises:
             ValueError: if a backbone that is not causal is given no mask.
         """
+        if not depending_on_length(self.config):
+            return self._pass(input_ids, attention_mask)
+        longest = input_ids.shape[1]
+        lengths = [longest] * len(input_ids) if attention_mask is None else attention_mask.sum(dim=1).tolist()
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row, length in enumerate(lengths):
+            groups.setdefault(angles_of(self.config, int(length)), []).append(row)
+        parts = []
+        for rows in groups.values():
+            # Cut to its own longest: padding counts as length too.
+            end = int(max(lengths[row] for row in rows))
+            forget_lengths(self.backbone)
+            mask = None if attention_mask is None else attention_mask[rows, :end]
+            parts.append(functional.pad(self._pass(input_ids[rows, :end], mask), (0, 0, 0, longest - end)))
+        order = [row for rows in groups.values() for row in rows]
+        return torch.cat(parts)[torch.tensor(order, device=input_ids.device).argsort()]
+
+    def _pass(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Return the last hidden states of one pass through the backbone."""
         if self.causal:
             attention_mask = None
         elif attention_mask is None:

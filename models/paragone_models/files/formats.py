@@ -21,13 +21,13 @@ from paragone_models.errors import ModelLoadError
 from paragone_models.files import checkpoints
 from paragone_models.kinds import KINDS, KindName
 from paragone_models.network import AbsentBackbone, PreferenceNetwork, RepresentationHead
+from paragone_models.rotary import positions_of
 from paragone_models.spec import ModelSpec
 
 __all__ = [
     "SPEC_FILE",
     "Loaded",
     "Options",
-    "positions_of",
     "read_classifier",
     "read_general_preference",
     "read_output_row",
@@ -38,7 +38,6 @@ SPEC_FILE = "paragone.json"
 _PUBLISHED_GPM_LENGTH = 4096
 _PUBLISHED_ROW_LENGTH = 4096
 _LONGEST = 16384
-_OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert"})
 _FIRST_TOKEN = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "deberta-v2"})
 # Others scale or cap their logits, which a bare row would leave out without a word.
 _PLAIN_LOGITS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -300,13 +299,3 @@ def _with_linear_head(backbone: nn.Module, spec: ModelSpec, tensors: dict[str, T
         raise ModelLoadError(f"the head's tensors are {shapes}; kind {spec.kind} with this backbone needs {needed}")
     head.load_state_dict(tensors)
     return PreferenceNetwork(backbone, head)
-
-
-def positions_of(config: Any) -> int | None:
-    """Return for how many tokens a backbone has positions, or None if there is no such limit."""
-    text = config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions < 1:
-        return None
-    # These count positions from behind the padding token's id on.
-    return positions - text.pad_token_id - 1 if text.model_type in _OFFSET_POSITIONS else positions

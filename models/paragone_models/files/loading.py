@@ -20,6 +20,7 @@ from paragone_models.kinds import KINDS
 from paragone_models.machine import DEFAULTS, ELSEWHERE, Budget, automatic_dtype
 from paragone_models.model import LocalForward, PreferenceModel, Provenance
 from paragone_models.network import PreferenceNetwork
+from paragone_models.rotary import positions_of
 from paragone_models.spec import Bos, Head, ModelSpec, Reasoning, SpecialTokens
 from paragone_models.text.reader import TextReader
 from paragone_models.text.template import tokenizer_hash
@@ -244,7 +245,7 @@ def _weights_in_order(
 
 
 def _check_length(spec: ModelSpec, network: PreferenceNetwork) -> None:
-    positions = formats.positions_of(network.config)
+    positions = positions_of(network.config)
     if positions is not None and spec.max_length > positions:
         raise ModelLoadError(f"max_length is {spec.max_length}; the backbone has positions for {positions} tokens")
 

@@ -20,6 +20,7 @@ from paragone_models.packing.cpu import DecoderForward, attend_blocks
 from paragone_models.packing.gpu import flex_attention, torch_kernel, varlen_attention
 from paragone_models.packing.native import NativeOperations, kernels, speedup
 from paragone_models.packing.packer import Forward, Packer, PromptStore
+from paragone_models.rotary import depending_on_length
 from paragone_models.text.reader import EncodeItem
 
 __all__ = ["PACKED", "choose", "failure_of", "refusal", "through_model", "tolerance", "ways"]
@@ -33,8 +34,6 @@ PACKED = frozenset(
 """Model types for which tests prove packing exact."""
 
 _LAYERS = {"full_attention", "sliding_attention"}
-# Their angles depend on the longest sequence of the batch.
-_ROPE_BY_LENGTH = {"dynamic", "longrope"}
 # A shared stem, two responses to it and a sequence apart: every kind of node in one pass.
 _STEM, _TAILS, _OTHER = 24, (3, 9), 7
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -55,18 +54,9 @@ def refusal(config: Any) -> str | None:
         return "it attends to what follows"
     if others := sorted(set(getattr(config, "layer_types", None) or ()) - _LAYERS):
         return f"it has layers of other kinds than attention: {', '.join(others)}"
-    if ropes := sorted(_rope_types(getattr(config, "rope_parameters", None) or {}) & _ROPE_BY_LENGTH):
+    if ropes := depending_on_length(config):
         return f"its rotary positions depend on the length of the batch ({', '.join(ropes)})"
     return None
-
-
-def _rope_types(parameters: dict[str, Any]) -> set[str]:
-    """Return the types of rotary positions; a model may have one for each type of layer."""
-    types = {parameters[name] for name in ("rope_type", "type") if isinstance(parameters.get(name), str)}
-    for value in parameters.values():
-        if isinstance(value, dict):
-            types |= _rope_types(value)
-    return types
 
 
 def choose(backbone: nn.Module) -> tuple[str, Forward] | str:

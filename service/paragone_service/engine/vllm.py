@@ -23,6 +23,7 @@ from torch import Tensor
 
 from paragone_models.files.saving import read_refusal
 from paragone_models.model import PreferenceModel
+from paragone_models.network import output_width
 from paragone_models.text.reader import EncodeItem
 from paragone_service.config import ConfigError
 from paragone_service.engine.contract import EngineUnavailableError, Health
@@ -76,7 +77,7 @@ class VllmEngine:
             raise ConfigError(f"model {model.name} cannot run on vLLM: {refusal}; leave its --engine out")
         self.url = url.rstrip("/")
         self._away = False
-        self._hidden_size: int = model.network.config.get_text_config().hidden_size
+        self._hidden_size: int = output_width(model.network.config)
         self._client = httpx2.AsyncClient(
             base_url=self.url,
             timeout=httpx2.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S),
