@@ -24,6 +24,7 @@ from paragone_models.files.checkpoints import HEAD_FILE
 from paragone_models.files.formats import SPEC_FILE
 from paragone_models.files.sources import resolve
 from paragone_models.network import PreferenceNetwork
+from paragone_models.rotary import depending_on_length
 from paragone_models.spec import ModelSpec
 
 __all__ = ["export_backbone", "read_refusal", "save_model"]
@@ -101,6 +102,11 @@ def read_refusal(network: PreferenceNetwork, spec: ModelSpec, *, first_token: bo
         return f"a {network.config.model_type} backbone looks ahead, and such a server reads the last token only"
     if spec.pooling != "last":
         return f"its pooling is {spec.pooling}, and such a server returns the hidden state of the last token only"
+    if ropes := depending_on_length(network.config):
+        return (
+            f"its rotary positions depend on a text's length ({', '.join(ropes)}), and such a server takes one set of "
+            "angles for all lengths"
+        )
     return None
 
 
