@@ -19,6 +19,7 @@ from paragone_service.cache.seal import Seal
 from paragone_service.cache.tiers import Cache, MemoryCache
 from paragone_service.config import ConfigError, Settings
 from paragone_service.engine.contract import Engine
+from paragone_service.http.deadlines import Deadlines
 from paragone_service.http.errors import install_handlers
 from paragone_service.http.middleware import Authorization, BodyLimit, Drain, Draining, Lingering, Observation
 from paragone_service.http.openapi_document import describe_routes
@@ -70,6 +71,7 @@ def create_app(
         Middleware(Draining, drain=drain),
         Middleware(Authorization, api_key=api_key),
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+        Middleware(Deadlines, default_s=settings.deadline_s),
     ]
 
     # Requests have all ended when this goes on after its yield: uvicorn drains before it shuts the lifespan down.
@@ -92,6 +94,7 @@ def create_app(
         generate_unique_id_function=operator.attrgetter("name"),
     )
     app.state.max_messages = settings.max_messages
+    app.state.registry = registry
     install_handlers(app)
     describe_routes(app)
     app.include_router(scoring_routes(registry, workers))

@@ -119,6 +119,10 @@ class Settings(BaseSettings):
     """Tokens in a batch; auto finds the fastest by a warm-up; without it what suits the device."""
     max_queue_tokens: int = Field(default=2_000_000, ge=1)
     """Tokens that may wait for one model; more are refused as overload."""
+    max_wait_s: float = Field(default=2.5, gt=0)
+    """Seconds of expected wait over which a request that names no deadline of its own is refused as overload."""
+    deadline_s: float = Field(default=600, gt=0, allow_inf_nan=False)
+    """Seconds in which a request is answered, or 504, where it names no deadline of its own."""
     max_body_mb: float = Field(default=64, gt=0)
     """Largest request body, in MB (10⁶ bytes)."""
     max_messages: int = Field(default=2_000, ge=2)

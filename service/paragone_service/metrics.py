@@ -70,6 +70,18 @@ class Metrics:
             ("model",),
             registry=registry,
         )
+        self.expired = Counter(
+            "paragone_responses_expired_total",
+            "Responses taken out of the queue because their deadline passed.",
+            ("model",),
+            registry=registry,
+        )
+        self.refused_wait = Counter(
+            "paragone_refused_wait_total",
+            "Requests refused for the wait they had to expect.",
+            ("model",),
+            registry=registry,
+        )
         self.truncations = Counter(
             "paragone_truncations_total", "Conversations answered with a cut prompt.", ("model",), registry=registry
         )
@@ -136,7 +148,15 @@ class Metrics:
         self.queue_items.labels(model).set_function(items)
         self.queue_tokens.labels(model).set_function(tokens)
         self.engine_healthy.labels(model).set_function(healthy)
-        for metric in (self.truncations, self.non_finite, self.dropped, self.batch_failures, self.memory_splits):
+        for metric in (
+            self.truncations,
+            self.non_finite,
+            self.dropped,
+            self.expired,
+            self.refused_wait,
+            self.batch_failures,
+            self.memory_splits,
+        ):
             metric.labels(model)
 
     def render(self) -> bytes:

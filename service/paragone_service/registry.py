@@ -113,6 +113,7 @@ class Registry:
                 metrics=metrics,
                 max_batch_tokens=model.budget.tokens,
                 max_queue_tokens=settings.max_queue_tokens,
+                max_wait_s=settings.max_wait_s,
                 clock=clock,
             )
             self._hosted[name] = HostedModel(name, model, resources, strict_cache=settings.strict_cache, secret=secret)

@@ -31,6 +31,8 @@ _FLAGS = (
     "dtype",
     "max_batch_tokens",
     "max_queue_tokens",
+    "max_wait_s",
+    "deadline_s",
     "max_body_mb",
     "memory_cache_mb",
     "strict_cache",

@@ -47,6 +47,11 @@ class _Request(RequestModel):
         description="What one bad item does: `refuse` refuses the request and names the item, `report` puts "
         '`{"error": {…}}` in its place.',
     )
+    deadline_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Seconds from the arrival of the request until which its answer is of use; then it is dropped and "
+        "answered with 504. The header `x-deadline-s` says the same; the shorter counts.",
+    )
 
 
 class PreferencesRequest(_Request):

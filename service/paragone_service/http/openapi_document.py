@@ -67,8 +67,14 @@ _BODY = (
     ErrorCode.BODY_TOO_LARGE,
     ErrorCode.TOO_MANY_ITEMS,
     ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+    ErrorCode.DEADLINE_EXCEEDED,
 )
-_FORWARD = (ErrorCode.ENGINE_FAILED, ErrorCode.NON_FINITE_SCORE, ErrorCode.OVERLOADED, ErrorCode.ENGINE_UNAVAILABLE)
+_FORWARD = (
+    ErrorCode.ENGINE_FAILED,
+    ErrorCode.NON_FINITE_SCORE,
+    ErrorCode.OVERLOADED,
+    ErrorCode.ENGINE_UNAVAILABLE,
+)
 
 _ANSWERED = {
     "model": "mini-general-preference",

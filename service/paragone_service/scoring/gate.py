@@ -97,7 +97,9 @@ class Gate:
     async def _outcomes(self, prompts: Sequence[EncodeItem], call: Call) -> list[bytes | ServiceError]:
         if not prompts:
             return []
-        tickets = self.scheduler.submit([Job(None, prompt, 0) for prompt in prompts])
+        tickets = self.scheduler.submit(
+            [Job(None, prompt, 0) for prompt in prompts], client=call.client, deadline=call.deadline
+        )
         try:
             await wait_for(tickets, call.timings, self._clock)
         finally:

@@ -5,6 +5,7 @@ way (single flight), else read, queued and waited for → representations, probl
 """
 
 import asyncio
+import contextlib
 import operator
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ from paragone.codes import ErrorCode
 from paragone.wire import Response, Usage
 from paragone_models.errors import PreferencesUnavailableError, TextError
 from paragone_models.model import PreferenceModel
-from paragone_models.text.reader import Conversation, EncodeItem, Reading, read_plan
+from paragone_models.text.reader import Conversation, EncodeItem, Reading, characters, read_plan
 from paragone_service.cache.keys import NO_SECRET, Ids, conversation_keys, namespace, prompt_digest
 from paragone_service.cache.tiers import Codec
 from paragone_service.http.errors import ClientGoneError, ServiceError
+from paragone_service.scoring.admission import Admission
 from paragone_service.scoring.gate import Gate, GateScales
 from paragone_service.scoring.model_io import ReadingThread, Resources, open_queue
 from paragone_service.scoring.request import (
@@ -95,6 +97,7 @@ class HostedModel:
         # Two names of one model share its entries: the space is made of the identity, and not of the name.
         self._space = namespace(model.identity, model.provenance.numerics if strict_cache else None)
         self._ids = Ids(secret, self._space)
+        self._admission = Admission(name, resources.metrics, max_wait_s=resources.max_wait_s, clock=resources.clock)
         self._reading = ReadingThread(name, model, clock=self._clock)
         failure = f"model {name} gave NaN or infinity for a response; nothing was cached"
         self.scheduler = open_queue(name, resources, model.represent, self._codec, failure=failure)
@@ -222,14 +225,10 @@ class HostedModel:
             return filled
         joined: dict[bytes, Ticket] = {}
         try:
-            joined.update(self.scheduler.join(missing))
+            joined.update(self.scheduler.join(missing, deadline=call.deadline))
             for key in joined:
                 del missing[key]
-            jobs = await self._jobs(items, rows, missing, filled, call)
-            items.clear()  # the texts of all that waits would take more than its tokens do
-            own = self._queue(jobs, filled, joined, call)
-            joined.update(own)
-            await wait_for(list(joined.values()), call.timings, self._clock)
+            own = await self._run(items, rows, missing, filled, joined, call)
             filled.values.update((key, ticket.outcome.result()) for key, ticket in joined.items())
             filled.forward_responses = len(own)
             filled.forward_tokens = sum(ticket.tokens for ticket in own.values())
@@ -239,9 +238,34 @@ class HostedModel:
             # Also when the client has left, or an error refuses the request: its tickets lose a waiter each.
             self.scheduler.leave(list(joined.values()))
 
+    async def _run(
+        self,
+        items: list[RequestItem],
+        rows: Sequence[Row],
+        missing: Mapping[bytes, int],
+        filled: _Filled,
+        joined: dict[bytes, Ticket],
+        call: Call,
+    ) -> dict[bytes, Ticket]:
+        """Read and run what is missing, wait for it and for what was joined, and return the tickets of its own."""
+        responses = [(item, response) for item in items for response in item.responses]
+        conversations = [as_conversation(*responses[number]) for number in missing.values()]
+        size = sum(characters((*one.prompt, *one.response)) for one in conversations)
+        admitted = self._admission.admitted(size, len(missing), call.client, call.deadline)
+        with admitted if missing else contextlib.nullcontext():
+            jobs = await self._jobs(conversations, rows, missing, filled, call)
+            # The texts of all that waits would take more than its tokens do.
+            items.clear()
+            responses.clear()
+            conversations.clear()
+            own = self._queue(jobs, filled, joined, call)
+            joined.update(own)
+            await wait_for(list(joined.values()), call.timings, self._clock)
+        return own
+
     async def _jobs(
         self,
-        items: Sequence[RequestItem],
+        conversations: Sequence[Conversation],
         rows: Sequence[Row],
         unread: Mapping[bytes, int],
         filled: _Filled,
@@ -255,8 +279,6 @@ class HostedModel:
         if not unread:
             return []
         self.scheduler.check_room()  # reading for a queue that is full already would be work for nothing
-        responses = [(item, response) for item in items for response in item.responses]
-        conversations = [as_conversation(*responses[number]) for number in unread.values()]
         jobs = []
         for (key, number), job in zip(
             unread.items(), await self._reading.jobs(list(unread), conversations, call), strict=True
@@ -278,13 +300,19 @@ class HostedModel:
                 filled.values[key] = value
                 del fresh[key]
         # No await from here to ``submit``: nobody else can queue one of these keys in between.
-        running = self.scheduler.join(fresh)
+        running = self.scheduler.join(fresh, deadline=call.deadline)
         joined.update(running)
         for key in running:
             del fresh[key]
         if not fresh:
             return {}
-        return dict(zip(fresh, self.scheduler.submit(list(fresh.values()), client=call.client), strict=True))
+        return dict(
+            zip(
+                fresh,
+                self.scheduler.submit(list(fresh.values()), client=call.client, deadline=call.deadline),
+                strict=True,
+            )
+        )
 
     def _represented(
         self, items: Sequence[int], rows: Sequence[Row], hits: Sequence[bytes | None], filled: _Filled, call: Call

@@ -125,6 +125,7 @@ class Resources:
     Attributes:
         device: the thread that its heads run on, shared with the other models on that device.
         max_queue_tokens: how much may wait in each queue.
+        max_wait_s: the longest expected wait of a request that names no deadline.
     """
 
     engine: Engine
@@ -133,6 +134,7 @@ class Resources:
     metrics: Metrics
     max_batch_tokens: int
     max_queue_tokens: int
+    max_wait_s: float = 2.5
     clock: Callable[[], float] = time.perf_counter
 
 

@@ -4,6 +4,8 @@ An item is a pair, an item or a group of the request's list; its index is its pl
 is one response of an item. Rows stand in the order of the request, n of them; d is the length of a representation.
 """
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -12,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from paragone.codes import ErrorCode
 from paragone.wire import ItemError, Message, Prompt, Response, Truncation, Usage
 from paragone_models.text.reader import Conversation, conversation
 from paragone_service.http.errors import ServiceError
 
 __all__ = [
     "Call",
+    "Deadline",
     "Problems",
     "Represented",
     "RequestItem",
@@ -89,6 +93,42 @@ class Timings:
     inference_s: float = 0.0
 
 
+class Deadline:
+    """The time until which a request wants its answer.
+
+    Args:
+        seconds: from now on.
+        running: the timeout that ends the request, moved when the deadline is.
+        chosen: whether the client named it, or the server's default counts.
+    """
+
+    def __init__(self, seconds: float, running: asyncio.Timeout | None = None, *, chosen: bool = True) -> None:
+        self.seconds = seconds
+        self.chosen = chosen
+        self._started = time.monotonic()
+        self._running = running
+
+    def left_s(self) -> float:
+        """Return how many seconds are left; negative once it has passed."""
+        return self._started + self.seconds - time.monotonic()
+
+    def shorten(self, seconds: float) -> None:
+        """Have it end so many seconds after its start, unless the client chose an earlier end already."""
+        if self.chosen and seconds >= self.seconds:
+            return
+        self.seconds, self.chosen = seconds, True
+        if self._running is not None:
+            self._running.reschedule(asyncio.get_running_loop().time() + self.left_s())
+
+    def error(self) -> ServiceError:
+        """Return what a request is refused with that has no answer in time."""
+        return ServiceError(
+            ErrorCode.DEADLINE_EXCEEDED,
+            f"there was no answer within the {self.seconds:g} s that the request had: send fewer items at a time, or "
+            "a longer deadline_s",
+        )
+
+
 @dataclass(frozen=True)
 class Call:
     """How a request wants to be answered.
@@ -98,6 +138,7 @@ class Call:
         gone: returns once the client has left; None if nobody can leave.
         timings: filled in on the way.
         ids: whether the answer names each response by an id.
+        deadline: when the answer is of no use any more; None for never.
         client: who asks, for fairness among those who wait: requests of equal clients wait in one line.
     """
 
@@ -107,6 +148,7 @@ class Call:
     timings: Timings = field(default_factory=Timings)
     ids: bool = False
     client: Hashable = None
+    deadline: Deadline | None = None
 
 
 @dataclass(frozen=True, slots=True)

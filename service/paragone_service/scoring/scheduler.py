@@ -25,7 +25,7 @@ from paragone_models.text.reader import EncodeItem
 from paragone_service.engine.contract import EngineOutOfMemoryError, EngineUnavailableError
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
-from paragone_service.scoring.request import Timings
+from paragone_service.scoring.request import Deadline, Timings
 
 __all__ = ["Job", "Scheduler", "Ticket", "wait_for"]
 
@@ -76,6 +76,7 @@ class Ticket:
         outcome: the value, or the error, once it is there. Never an exception.
         waiters: how many requests wait for it.
         batch: the batch that it ran in; set before ``outcome``.
+        deadlines: of the requests that wait for it; None among them for one that has none.
         prompt: hash of the prompt's tokens. Two prompts with the same one would only misjudge the size of a batch.
     """
 
@@ -84,10 +85,15 @@ class Ticket:
     dropped: int
     outcome: asyncio.Future[bytes | ServiceError]
     submitted: float
+    deadlines: list[Deadline | None]
     waiters: int = 1
     batch: _BatchRun | None = None
     tokens: int = field(init=False)
     prompt: int = field(init=False)
+
+    def expired(self) -> bool:
+        """Return whether the deadline of every request that waits for it has passed."""
+        return all(deadline is not None and deadline.left_s() <= 0 for deadline in self.deadlines)
 
     def __post_init__(self) -> None:
         self.tokens = len(self.item.token_ids)
@@ -225,11 +231,12 @@ class Scheduler:
         self._bulk.clear()
         self._flights.clear()
 
-    def join(self, keys: Iterable[bytes]) -> dict[bytes, Ticket]:
+    def join(self, keys: Iterable[bytes], *, deadline: Deadline | None = None) -> dict[bytes, Ticket]:
         """Return the tickets of the responses that are on their way already, with the caller as one more waiter."""
         tickets = {key: self._flights[key] for key in keys if key in self._flights}
         for ticket in tickets.values():
             ticket.waiters += 1
+            ticket.deadlines.append(deadline)
         return tickets
 
     def check_room(self, tokens: int = 1) -> None:
@@ -249,7 +256,7 @@ class Scheduler:
                 retry_after_s=min(_MAX_RETRY_AFTER_S, max(1, math.ceil(wait_s / 2))),
             )
 
-    def submit(self, jobs: Sequence[Job], *, client: Hashable = None) -> list[Ticket]:
+    def submit(self, jobs: Sequence[Job], *, client: Hashable = None, deadline: Deadline | None = None) -> list[Ticket]:
         """Queue the jobs of a request; all or none.
 
         Ask ``join`` first: a key must not be on its way already, nor come twice.
@@ -257,6 +264,7 @@ class Scheduler:
         Args:
             jobs: at least one.
             client: whose they are; among clients the device's time is shared by tokens.
+            deadline: when they are of no use any more; then they are dropped from the queue.
 
         Returns:
             One ticket per job, in the order of the jobs. Hand each back with ``leave``.
@@ -267,7 +275,7 @@ class Scheduler:
         tokens = sum(len(job.item.token_ids) for job in jobs)
         self.check_room(tokens)
         now, loop = self._clock(), asyncio.get_running_loop()
-        tickets = [Ticket(*job, loop.create_future(), now) for job in jobs]
+        tickets = [Ticket(*job, loop.create_future(), now, [deadline]) for job in jobs]
         for ticket in tickets:
             if ticket.key is not None:
                 # Two tickets of one key would break single flight; there is no await between ``join`` and here.
@@ -317,17 +325,29 @@ class Scheduler:
             while lane:
                 ticket = lane.peek(self.max_batch_tokens // _TURNS)
                 # Whoever has no waiter left was abandoned in the queue; it is popped and costs its client nothing.
-                cost = self._cost(ticket, prompts) if ticket.waiters else 0
+                late = ticket.waiters > 0 and ticket.expired()
+                cost = self._cost(ticket, prompts) if ticket.waiters and not late else 0
                 if cost and taken and tokens + cost > self.max_batch_tokens:
                     break  # no later one of its lane may pass it, though it would fit: a long one would wait for ever
                 lane.pop(cost)
-                if ticket.waiters:
+                if late:
+                    self._expire(ticket)
+                elif ticket.waiters:
                     taken.append(ticket)
                     prompts.add(ticket.prompt)
                     tokens += cost
                     self._unqueue(ticket)
         taken.sort(key=lambda ticket: ticket.tokens)  # an engine that pads puts neighbours side by side
         return taken
+
+    def _expire(self, ticket: Ticket) -> None:
+        """Drop a ticket that is too late for everybody; their requests' own timeouts may not have fired yet."""
+        self._unqueue(ticket)
+        self._forget(ticket)
+        self._metrics.expired.labels(self.model).inc()
+        deadline = ticket.deadlines[-1]
+        assert deadline is not None  # none of them is, where all have passed
+        ticket.outcome.set_result(deadline.error())
 
     def _costs(self, tickets: Sequence[Ticket]) -> int:
         prompts: set[int] = set()

@@ -87,7 +87,6 @@ def test_documented_errors_have_the_status_of_the_table(document):
         ErrorCode.NOT_FOUND,
         ErrorCode.METHOD_NOT_ALLOWED,
         ErrorCode.QUOTA_EXCEEDED,
-        ErrorCode.DEADLINE_EXCEEDED,
     }
     assert documented == set(ErrorCode) - elsewhere
 

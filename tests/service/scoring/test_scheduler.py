@@ -12,6 +12,7 @@ from paragone_models.text.reader import EncodeItem
 from paragone_service.engine.contract import EngineOutOfMemoryError
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
+from paragone_service.scoring.request import Deadline
 from paragone_service.scoring.scheduler import Job, Scheduler
 from tests.service.conftest import until
 
@@ -327,3 +328,22 @@ async def test_requests_of_one_client_and_of_nobody_stay_first_in_first_out():
             setup.device.free.set()
             await outcomes(tickets)
             assert setup.device.batches[1:] == [[90], [80], [70]]
+
+
+async def test_what_is_late_for_everybody_is_dropped_before_the_forward():
+    async with Setup() as setup:
+        setup.device.free.clear()
+        running = setup.submit(10)
+        await until(lambda: setup.device.batches)
+        late, awaited = setup.scheduler.submit(
+            [Job(b"late", item(20), 0), Job(b"awaited", item(30), 0)], deadline=Deadline(1e-6)
+        )
+        setup.scheduler.join([b"awaited"], deadline=Deadline(60))
+        await asyncio.sleep(0.001)
+        setup.device.free.set()
+        assert await outcomes([*running, awaited]) == [b"10", b"30"]
+        (error,) = await outcomes([late])
+        assert error.code is ErrorCode.DEADLINE_EXCEEDED
+        assert setup.device.batches == [[10], [30]]
+        assert setup.scheduler.queue_items == 0
+        assert setup.metrics.registry.get_sample_value("paragone_responses_expired_total", {"model": "m"}) == 1

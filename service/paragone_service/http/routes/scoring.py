@@ -25,6 +25,7 @@ from paragone.wire import (
     Response as WireResponse,
 )
 from paragone_service.http.bodies import check_groups, check_total, read_body
+from paragone_service.http.deadlines import SCOPE_DEADLINE
 from paragone_service.http.errors import ServiceError
 from paragone_service.http.middleware import SCOPE_TIMINGS
 from paragone_service.http.openapi_document import scoring_document
@@ -187,10 +188,14 @@ def call_of(
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    # Who asks: the key, and the address it comes from, since many share one key.
-    client = (request.headers.get("authorization"), request.client.host if request.client else None)
+    # Who asks: the key and the connection. Many share a key, and many an address; a connection is one program's, and
+    # has one request at a time.
+    client = (request.headers.get("authorization"), tuple(request.client) if request.client else None)
+    deadline = request.scope[SCOPE_DEADLINE]
+    if body.deadline_s is not None:
+        deadline.shorten(body.deadline_s)
     ids = "ids" in getattr(body, "return_", ())
-    return Call(problems, body.truncation, gone, request.scope[SCOPE_TIMINGS], ids=ids, client=client)
+    return Call(problems, body.truncation, gone, request.scope[SCOPE_TIMINGS], ids, client, deadline)
 
 
 def answer(

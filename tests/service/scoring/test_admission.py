@@ -1,0 +1,86 @@
+"""The door: a wait is expected from the speed seen, and a request that could not be answered in time is refused."""
+
+import contextlib
+
+import pytest
+
+from paragone.codes import ErrorCode
+from paragone_service.http.errors import ServiceError
+from paragone_service.metrics import Metrics
+from paragone_service.scoring.admission import Admission
+from paragone_service.scoring.request import Deadline
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def door():
+    """A door with 1,000 characters a second."""
+    clock = Clock()
+    door = Admission("m", Metrics(), max_wait_s=2.5, clock=clock)
+    door.clock = clock
+    with door.admitted(936, 1, "first", None):
+        clock.now += 1.0
+    assert door.characters_per_s == pytest.approx(1000)
+    return door
+
+
+def enter(stack, door, characters, client, deadline=None):
+    stack.enter_context(door.admitted(characters - 64, 1, client, deadline))
+
+
+def test_a_request_that_would_wait_longer_than_it_may_is_refused_with_an_honest_time(door):
+    with contextlib.ExitStack() as stack:
+        for client in "abc":
+            enter(stack, door, 1000, client)
+        with pytest.raises(ServiceError) as caught:
+            enter(stack, door, 1000, "d")
+        assert caught.value.code is ErrorCode.OVERLOADED
+        assert "a wait of 3.0 s is expected, over the 2.5 s" in caught.value.message
+        assert caught.value.retry_after_s == 1
+        assert door.waiting == 3000
+    assert door.waiting == 0
+    with door.admitted(936, 1, "d", None):
+        pass
+
+
+def test_the_wait_may_take_half_of_a_named_deadline(door):
+    with contextlib.ExitStack() as stack:
+        for client in "abc":
+            enter(stack, door, 1000, client)
+        enter(stack, door, 1000, "d", Deadline(60))
+        with pytest.raises(ServiceError, match=r"over the 2\.\d s"):
+            enter(stack, door, 1000, "e", Deadline(5))
+
+
+def test_a_small_question_is_let_in_beside_a_large_job(door):
+    with contextlib.ExitStack() as stack:
+        enter(stack, door, 1_000_000, "bulk")
+        enter(stack, door, 100, "small")
+        assert door.expected_wait_s(100, "other") == pytest.approx(0.2)
+
+
+def test_a_model_that_gets_slower_is_noticed_and_little_to_do_is_not_slowness(door):
+    for _ in range(20):
+        with door.admitted(36, 1, "a", None):
+            door.clock.now += 0.5
+    assert door.characters_per_s == pytest.approx(1000)
+    with contextlib.ExitStack() as stack:
+        enter(stack, door, 10_000, "waits", Deadline(1e4))
+        for _ in range(20):
+            with door.admitted(36, 1, "a", Deadline(1e4)):
+                door.clock.now += 0.5
+    assert door.characters_per_s < 300
+
+
+def test_what_was_dropped_on_its_way_is_no_work_done(door):
+    with contextlib.suppress(RuntimeError), door.admitted(1_000_000, 1, "a", None):
+        door.clock.now += 0.5
+        raise RuntimeError
+    assert door.characters_per_s == pytest.approx(1000)
+    assert door.waiting == 0
