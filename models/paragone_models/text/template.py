@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,13 @@ class ChatTemplate:
         control = sorted(self._control_strings(), key=len, reverse=True) if self._escape else []
         # Only a conversation that holds a control string needs the slow way.
         self._control = re.compile("|".join(map(re.escape, control))) if control else None
+        # What stands for unknown letters may come of any text.
+        self._control_ids = {
+            token.content: number
+            for number, token in tokenizer.added_tokens_decoder.items()
+            if token.content in control and number != tokenizer.unk_token_id
+        }
+        self._special_ids = frozenset(self._control_ids.values())
         if self._escape:
             tokenizer.chat_control_tokens = control
 
@@ -123,6 +131,7 @@ class ChatTemplate:
         if plain:
             encoded = self._encoded([conversations[index][0] for index in plain])
             for index, sequence in zip(plain, encoded, strict=True):
+                self._check_control(sequence, conversations[index][0])
                 ids[index] = [*self._prefix, *sequence, *suffix] if self._adds_special else sequence
         # The slow way, one by one: the tokenizer has to be told for each text what is a token and what is not.
         for index in set(range(len(conversations))) - set(plain):
@@ -175,10 +184,14 @@ class ChatTemplate:
         # Encoders are trained on two texts; joined turns would be a text that they never saw.
         if len(texts) > 2:
             raise TextError("unsupported_content", "this model reads one prompt and one response, not several turns")
-        if self.holds_control(messages, None):
-            self._split(texts)
-        encoded: list[int] = self._tokenizer(*texts, split_special_tokens=self._escape, verbose=False)["input_ids"]
+        encoded = self._pair(texts)
+        if self._control is not None and self._special_in(encoded) - self._special_in(self._pair(["a", "a"])):
+            raise _kept_no_text()
         return encoded
+
+    def _pair(self, texts: Sequence[str]) -> list[int]:
+        ids: list[int] = self._tokenizer(*texts, split_special_tokens=self._escape, verbose=False)["input_ids"]
+        return ids
 
     def _escaped_text(self, messages: Sequence[Message], closed: bool) -> list[int]:
         text = " ".join(message["content"] for message in messages)
@@ -191,11 +204,7 @@ class ChatTemplate:
         # Some tokenizers have no switch for it, and give the special token all the same.
         special = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
         if any(not special.isdisjoint(sequence) for sequence in ids):
-            raise TextError(
-                "unsupported_content",
-                "a special token's string inside a message cannot be kept as text: this tokenizer makes the special "
-                "token from plain text too",
-            )
+            raise _kept_no_text()
         return ids
 
     def _escaped_chat(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[int]:
@@ -220,7 +229,31 @@ class ChatTemplate:
             raise TextError(
                 "unsupported_content", f"a special token's string inside a message cannot be kept as text: {error}"
             ) from error
+        # transformers escapes no names of fields. What the template writes itself is what is left without the strings.
+        self._check_control(encoded, self._applied(self._without_control(messages), self._without_control(tools)))
         return encoded
+
+    def _check_control(self, ids: Sequence[int], text: str) -> None:
+        """Refuse tokens in which there are more control tokens than a text holds strings of them.
+
+        Letters that the tokenizer folds (``＜/s＞``) and texts that a template joins become special tokens that stood
+        in no message, so they are counted where they count: in what the model reads.
+        """
+        if self._control is None:
+            return
+        if self._special_in(ids) - Counter(self._control_ids.get(string, -1) for string in self._control.findall(text)):
+            raise _kept_no_text()
+
+    def _special_in(self, ids: Sequence[int]) -> Counter[int]:
+        return Counter(number for number in ids if number in self._special_ids)
+
+    def _without_control(self, value: Any) -> Any:
+        """Return the same object with a letter for each string of a special token in its texts and names."""
+        if isinstance(value, str):
+            return value if self._control is None else self._control.sub("x", value)
+        if isinstance(value, Mapping):
+            return {self._without_control(name): self._without_control(inner) for name, inner in value.items()}
+        return [self._without_control(inner) for inner in value] if isinstance(value, list | tuple) else value
 
     def _control_strings(self) -> list[str]:
         return [
@@ -279,6 +312,14 @@ class ChatTemplate:
             return _PROBE in self._applied([*messages[:index], probe, *messages[index + 1 :]], tools)
         except TextError:  # it wants something of that text, so it reads it
             return True
+
+
+def _kept_no_text() -> TextError:
+    return TextError(
+        "unsupported_content",
+        "a special token's string inside a message or a tool cannot be kept as text: this tokenizer makes the special "
+        "token from plain text too, perhaps from other letters (＜ for <) or from the name of a field; leave it out",
+    )
 
 
 def tokenizer_hash(tokenizer: Any, template: str) -> str:
