@@ -37,14 +37,18 @@ class RepresentationHead(nn.Module):
 
     Args:
         value_head: the module from one hidden state to d numbers; a linear layer without bias unless given.
+        gate_bias: whether the gate has a bias.
     """
 
-    def __init__(self, hidden_size: int, spec: ModelSpec, *, value_head: nn.Module | None = None) -> None:
+    def __init__(
+        self, hidden_size: int, spec: ModelSpec, *, value_head: nn.Module | None = None, gate_bias: bool = False
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.value_head = value_head or nn.Linear(hidden_size, spec.dimension, bias=False)
         self._blocks = spec.blocks  # a model loaded with other options gets another spec, of the same shape
-        self.prompt_head = nn.Linear(hidden_size, self._blocks, bias=False) if spec.gate == "softmax" else None
+        gated = spec.gate == "softmax"
+        self.prompt_head = nn.Linear(hidden_size, self._blocks, bias=gate_bias) if gated else None
         if value_head is None:
             for head in (self.value_head, self.prompt_head):
                 if isinstance(head, nn.Linear):

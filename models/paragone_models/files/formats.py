@@ -6,7 +6,8 @@ embedding.
 Each ``read_*`` returns a network and the spec that belongs to it, and refuses a head that is missing or random.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from transformers.utils.import_utils import is_accelerate_available
 
 from paragone_models.errors import ModelLoadError
 from paragone_models.files import checkpoints
+from paragone_models.files.heads import LinearHead, find_linear_head, left_over, refuse_left_over, standardised
 from paragone_models.kinds import KINDS, KindName
-from paragone_models.network import AbsentBackbone, PreferenceNetwork, RepresentationHead
+from paragone_models.network import AbsentBackbone, PreferenceNetwork, RepresentationHead, output_width
 from paragone_models.rotary import positions_of
 from paragone_models.spec import ModelSpec
 
@@ -28,8 +30,10 @@ __all__ = [
     "SPEC_FILE",
     "Loaded",
     "Options",
+    "find_head",
+    "headless",
     "read_classifier",
-    "read_general_preference",
+    "read_linear_head",
     "read_output_row",
     "read_own",
 ]
@@ -90,36 +94,45 @@ def read_own(folder: Path, options: Options) -> Loaded:
     return Loaded(_with_linear_head(_backbone(folder, options), spec, tensors), spec)
 
 
-def read_general_preference(folder: Path, options: Options, kind: str) -> Loaded:
-    """Read the layout of the published general preference models.
+def read_linear_head(folder: Path, options: Options, kind: str, found: LinearHead) -> Loaded:
+    """Read a backbone with a linear head beside its tensors, of which config.json says nothing.
 
-    The folder is an ordinary causal LM's with ``value_head.weight`` [d, H] and perhaps ``prompt_head.weight`` [d/2, H]
-    beside its tensors; nothing in config.json says so. One row is a Bradley-Terry reward. Temperature 0.1,
-    L2 normalisation, the softmax gate and the overwritten last token are those of the published models.
+    ``value_head.weight`` [d, H], perhaps with ``prompt_head.weight`` [d/2, H], is the layout of the published general
+    preference models and of OpenRLHF; temperature 0.1, L2 normalisation, the softmax gate and the overwritten last
+    token are theirs. Under any other name a head of one row is a Bradley-Terry reward, and one of several rows rates.
+
+    Rewards that a trainer standardises are (reward − mean) / std; a temperature of 1 / std then keeps preferences as
+    they were trained.
 
     Raises:
         ModelLoadError: if the shapes do not fit each other or the kind asked for.
     """
-    files = checkpoints.weight_files(folder)
-    shapes = checkpoints.tensor_shapes(files)
-    names = {"value_head.weight", "value_head.bias", "prompt_head.weight"} & set(shapes)
-    rows = shapes["value_head.weight"][0]
-    own: KindName = "bradley-terry" if rows == 1 else "general-preference"
-    _chosen_kind(kind, (own,), f"{folder} has a value head of {rows} rows")
-    # All these settings are the published models' own; their files say none of them.
+    published = found.prefix == "value_head"
+    possible: tuple[KindName, ...] = ("bradley-terry", "regression")
+    if found.rows > 1:
+        possible = ("general-preference",) if published else ("regression",)
+    own = _chosen_kind(kind, possible, f"{folder} has a head {found.prefix} of {found.rows} rows")
     rules = KINDS[own]
+    if found.gated and not rules.has_vector and found.rows > 1:
+        raise ModelLoadError(f"{folder} has a gate, prompt_head.weight, beside a head of kind {own}, which has none")
+    files = _head_files(folder)
+    tensors, std = standardised(found, checkpoints.read_tensors(files, set(found.claimed)))
+    if not rules.has_vector:
+        # The gate of a single row weighs it by softmax(x) = 1.
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("prompt_head")}
+    config = _config(folder, options)
+    longest = _PUBLISHED_GPM_LENGTH if published else _LONGEST
     spec = ModelSpec(
         kind=own,
-        dimension=rows,
-        temperature=rules.default_temperature,
-        gate="softmax" if rules.has_vector and "prompt_head.weight" in names else "none",
+        dimension=found.rows,
+        attributes=tuple(f"LABEL_{row}" for row in range(found.rows)) if rules.has_attributes else (),
+        temperature=rules.default_temperature / std,
+        gate="softmax" if rules.has_vector and found.gated else "none",
         normalise=rules.has_vector,
-        max_length=min(_PUBLISHED_GPM_LENGTH, positions_of(_config(folder, options)) or _LONGEST),
-        final_eos=True,
+        max_length=min(longest, positions_of(config) or _LONGEST),
+        final_eos=published,
     )
-    if not rules.has_vector:
-        names.discard("prompt_head.weight")
-    return Loaded(_with_linear_head(_backbone(folder, options), spec, checkpoints.read_tensors(files, names)), spec)
+    return Loaded(_with_linear_head(_backbone(folder, options, found.claimed), spec, tensors), spec)
 
 
 def read_output_row(folder: Path, options: Options, kind: str) -> Loaded:
@@ -157,11 +170,18 @@ def read_output_row(folder: Path, options: Options, kind: str) -> Loaded:
 def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
     """Read a transformers sequence classifier: one label is a Bradley-Terry reward, several are rated attributes.
 
+    Where config.json says nothing of labels there are as many as the head has rows; transformers would take two.
+
     Raises:
-        ModelLoadError: if any weight is missing or newly initialised, or the head is one this package cannot apply
-            outside the model.
+        ModelLoadError: if any weight is missing, newly initialised or left over, or the head is one this package cannot
+            apply outside the model.
     """
     config = _config(folder, options)
+    shapes = checkpoints.tensor_shapes(checkpoints.weight_files(folder))
+    rows = _rows(shapes)
+    stated = checkpoints.read_config(folder)
+    if rows is not None and not any(stated.get(name) for name in ("id2label", "num_labels")):
+        config.num_labels = rows
     labels = [str(config.id2label[index]) for index in range(config.num_labels)]
     possible: tuple[KindName, ...] = ("bradley-terry", "regression") if len(labels) == 1 else ("regression",)
     # One label can be rated too, if the caller says so; several are never one reward.
@@ -173,22 +193,45 @@ def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
         max_length=min(positions_of(config) or _LONGEST, _LONGEST),
     )
     if options.elsewhere:
-        return _linear_classifier(folder, config, spec)
+        return _linear_classifier(folder, config, spec, options)
     # Loaded whole, because transformers knows how its classifiers are put together; then taken apart.
-    model: Any = _with_weights(AutoModelForSequenceClassification, folder, config, options)
+    linear = {"score.weight", "score.bias"} & set(shapes)
+    model: Any = _with_weights(AutoModelForSequenceClassification, folder, config, options, linear)
     backbone: nn.Module = getattr(model, model.base_model_prefix)
     if isinstance(getattr(model, "score", None), nn.Linear):
-        head = RepresentationHead(config.get_text_config().hidden_size, spec, value_head=model.score.float())
-        return Loaded(PreferenceNetwork(backbone, head), spec)
+        # From the files: read in half precision the head would be another one. Its class has no place for a bias.
+        tensors = checkpoints.read_tensors(checkpoints.weight_files(folder), linear)
+        head = {name.replace("score", "value_head"): tensor for name, tensor in tensors.items()}
+        return Loaded(_with_linear_head(backbone, spec, head), spec)
     if config.model_type in _FIRST_TOKEN:
-        head = RepresentationHead(config.hidden_size, spec, value_head=_FirstTokenHead(model).float())
+        module = _FirstTokenHead(model)
+        _restore_precision(module, model, checkpoints.weight_files(folder))
+        head_of = RepresentationHead(config.hidden_size, spec, value_head=module)
         if getattr(backbone, "pooler", None) is not None:
             backbone.pooler = None  # type: ignore[assignment]  # it is the head's now, in float32
-        return Loaded(PreferenceNetwork(backbone, head), spec, first_token=True)
+        return Loaded(PreferenceNetwork(backbone, head_of), spec, first_token=True)
     raise ModelLoadError(
         f"{folder} is a {config.model_type} classifier, whose head is neither one linear layer named score nor one of "
         f"{', '.join(sorted(_FIRST_TOKEN))}: it cannot be hosted yet"
     )
+
+
+def _rows(shapes: dict[str, tuple[int, ...]]) -> int | None:
+    """Return the rows of a classifier's last layer, or None if it has another name."""
+    for name in ("score.weight", "classifier.weight", "classifier.out_proj.weight"):
+        if len(shapes.get(name, ())) == 2:
+            return shapes[name][0]
+    return None
+
+
+def _restore_precision(head: nn.Module, model: nn.Module, files: list[Path]) -> None:
+    """Make a head's parameters those of the files in float32; they were loaded in the backbone's dtype."""
+    own = {id(parameter) for parameter in head.parameters()}
+    names = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in own}
+    stored = checkpoints.read_tensors(files, set(names) & set(checkpoints.tensor_shapes(files)))
+    head.float()
+    for name, tensor in stored.items():
+        names[name].data.copy_(tensor)
 
 
 def _chosen_kind(kind: str, possible: Sequence[KindName], finding: str) -> KindName:
@@ -199,7 +242,7 @@ def _chosen_kind(kind: str, possible: Sequence[KindName], finding: str) -> KindN
     raise ModelLoadError(f"{finding}, which is {possible[0]}, not {kind}")
 
 
-def _linear_classifier(folder: Path, config: Any, spec: ModelSpec) -> Loaded:
+def _linear_classifier(folder: Path, config: Any, spec: ModelSpec, options: Options) -> Loaded:
     """Return a classifier whose backbone runs elsewhere: its head alone is read."""
     files = checkpoints.weight_files(folder)
     names = {"score.weight", "score.bias"} & set(checkpoints.tensor_shapes(files))
@@ -210,7 +253,7 @@ def _linear_classifier(folder: Path, config: Any, spec: ModelSpec) -> Loaded:
         )
     tensors = checkpoints.read_tensors(files, names)
     head = {name.replace("score", "value_head"): tensor for name, tensor in tensors.items()}
-    return Loaded(_with_linear_head(AbsentBackbone(config), spec, head), spec)
+    return Loaded(_with_linear_head(_backbone(folder, options, names), spec, head), spec)
 
 
 class _FirstTokenHead(nn.Module):
@@ -229,27 +272,102 @@ class _FirstTokenHead(nn.Module):
         return values
 
 
-def _backbone(folder: Path, options: Options) -> nn.Module:
+def _head_files(folder: Path) -> list[Path]:
+    return [*checkpoints.weight_files(folder), *checkpoints.head_files(folder)]
+
+
+def find_head(folder: Path) -> LinearHead | None:
+    """Return the linear head that lies among a folder's tensors, or beside them, or None.
+
+    Raises:
+        ModelLoadError: if there are several, or the rewards are read in a way that a linear head does not tell.
+    """
+    config = checkpoints.read_config(folder)
+    found = find_linear_head(checkpoints.tensor_shapes(_head_files(folder)), config)
+    # InternLM2's and its like append this token and read there; the head's shape does not tell.
+    if found is not None and config.get("reward_token_id") is not None:
+        raise ModelLoadError(
+            f"{folder} reads its reward at a token of its own (reward_token_id {config['reward_token_id']}), which is "
+            "not supported: its rewards would be read at another token"
+        )
+    return found
+
+
+def headless(folder: Path, options: Options) -> str:
+    """Return why a folder of none of the layouts is not served, and what to do."""
+    values = checkpoints.read_config(folder)
+    architecture = (values.get("architectures") or ["none"])[0]
+    config = _config(folder, options)
+    names = _without_place(folder, config, (), options)
+    if names:
+        return (
+            f"{folder} holds {architecture} with tensors that are no part of its backbone ({', '.join(names[:3])}), "
+            "and whose use nothing here knows. If one is a linear layer on the last token's state, call it "
+            "score.weight [rows, hidden size] and score.bias; a head of more layers cannot be hosted"
+        )
+    finding = (
+        f"{folder} holds {architecture} without a value head: neither a sequence classifier, nor a general preference "
+        "model, nor a folder of this project. A head that is not there would be random numbers, so it is not served"
+    )
+    if not _may_have_a_row(architecture, config):
+        return f"{finding}: give the reward model that was trained from it"
+    return (
+        f"{finding}: give the reward model that was trained from it. Only if its model card says that the reward is "
+        "row 0 of the output embedding, as Llama-3.1-Nemotron-70B-Reward-HF's does, load it with head='lm-head-row-0'"
+    )
+
+
+def _may_have_a_row(architecture: str, config: Any) -> bool:
+    return (
+        architecture.endswith("ForCausalLM") and config.model_type in _PLAIN_LOGITS and not config.tie_word_embeddings
+    )
+
+
+def _backbone(folder: Path, options: Options, claimed: Collection[str] = ()) -> nn.Module:
+    """Return the bare backbone; ``claimed`` are the names of tensors that the head takes."""
+    config = _config(folder, options)
+    if options.elsewhere:
+        refuse_left_over(folder, _without_place(folder, config, claimed, options))
+        return AbsentBackbone(config)
     # A file that was cut off is refused here, by its name.
     checkpoints.tensor_shapes(checkpoints.weight_files(folder))
-    config = _config(folder, options)
-    return AbsentBackbone(config) if options.elsewhere else _with_weights(AutoModel, folder, config, options)
+    return _with_weights(AutoModel, folder, config, options, claimed)
 
 
-def _with_weights(auto: Any, folder: Path, config: Any, options: Options) -> nn.Module:
-    """Return the model with its weights, every one of them from the folder."""
+def _without_place(folder: Path, config: Any, claimed: Collection[str], options: Options) -> list[str]:
+    """Return the tensors that a backbone has no place for, found without loading it."""
+    shapes = checkpoints.tensor_shapes(checkpoints.weight_files(folder))
+    # transformers renames or joins the tensors of some: then only loading tells.
+    with torch.device("meta"):
+        bare: Any = AutoModel.from_config(config, trust_remote_code=options.trust_remote_code)
+    places = set(bare.state_dict())
+    prefix = f"{bare.base_model_prefix}."
+    plain = {name: name.removeprefix(prefix) for name in shapes}
+    if not places <= set(plain.values()):
+        return []
+    ignored = [re.compile(pattern) for pattern in bare._keys_to_ignore_on_load_unexpected or ()]  # noqa: SLF001
+    names = [
+        name for name, short in plain.items() if short not in places and not any(one.search(name) for one in ignored)
+    ]
+    return left_over(names, claimed, shapes)
+
+
+def _with_weights(auto: Any, folder: Path, config: Any, options: Options, claimed: Collection[str] = ()) -> nn.Module:
+    """Return the model with its weights, every one of them from the folder, and none of the folder's left over."""
     try:
         model, info = auto.from_pretrained(
             folder,
             config=config,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
-            **_arguments(config, options),
+            **_arguments(folder, config, options),
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"{folder} cannot be loaded: {error}") from error
     # transformers only warns of weights that it made up.
     _refuse_incomplete(folder, info)
+    shapes = checkpoints.tensor_shapes(checkpoints.weight_files(folder))
+    refuse_left_over(folder, left_over(info["unexpected_keys"], claimed, shapes))
     network: nn.Module = model
     return network
 
@@ -262,14 +380,15 @@ def _config(folder: Path, options: Options) -> Any:
         raise ModelLoadError(f"{folder}: {str(error).splitlines()[0]}") from error
 
 
-def _arguments(config: Any, options: Options) -> dict[str, Any]:
+def _arguments(folder: Path, config: Any, options: Options) -> dict[str, Any]:
     # Gemma 2 caps its attention logits, which scaled-dot-product attention leaves out without a word.
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     return {
         "dtype": options.dtype,
         # Straight to the device where accelerate is installed; else by way of the CPU, moved by the caller.
         "device_map": {"": options.device} if options.device.type != "cpu" and is_accelerate_available() else None,
-        "use_safetensors": True,
+        # Pickles only where there is nothing else; transformers opens them with ``weights_only``.
+        "use_safetensors": checkpoints.weight_files(folder)[0].suffix == ".safetensors",
         "trust_remote_code": options.trust_remote_code,
         "attn_implementation": "eager" if capped else None,
     }
@@ -289,10 +408,9 @@ def _refuse_incomplete(folder: Path, info: Any) -> None:
 
 
 def _with_linear_head(backbone: nn.Module, spec: ModelSpec, tensors: dict[str, Tensor]) -> PreferenceNetwork:
-    config: Any = backbone.config
-    hidden_size = config.get_text_config().hidden_size
-    value_head = nn.Linear(hidden_size, spec.dimension, bias="value_head.bias" in tensors)
-    head = RepresentationHead(hidden_size, spec, value_head=value_head)
+    width = output_width(backbone.config)
+    value_head = nn.Linear(width, spec.dimension, bias="value_head.bias" in tensors)
+    head = RepresentationHead(width, spec, value_head=value_head, gate_bias="prompt_head.bias" in tensors)
     needed = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if needed != shapes:

@@ -64,9 +64,10 @@ def load_model(
     """Load a reward or preference model.
 
     Sources are ``builtin:NAME``, folders, and Hugging Face ids; layouts are this project's own folders, the published
-    general preference models (dimension and gate read from tensor shapes), and transformers sequence classifiers with
-    one label (``bradley-terry``) or several (``regression``). Only safetensors are opened. A reward head that a causal
-    LM keeps in its output embedding cannot be detected and has to be named.
+    general preference models (dimension and gate read from tensor shapes), transformers sequence classifiers with one
+    label (``bradley-terry``) or several (``regression``), and backbones with a linear head under a name that trainers
+    give it. Pickles are opened with ``weights_only``. A reward head that a causal LM keeps in its output embedding
+    cannot be detected and has to be named.
 
     Args:
         kind: ``auto`` detects it; another value must agree with what is found.
@@ -97,8 +98,8 @@ def load_model(
         The model, in evaluation mode.
 
     Raises:
-        ModelLoadError: if the source does not exist, holds pickles, lacks a head or any other weight, has NaN or
-            infinity among its weights, or an option does not fit it.
+        ModelLoadError: if the source does not exist, lacks a head or any other weight, has weights that nothing would
+            apply, or NaN or infinity among them, or an option does not fit it.
     """
     _check_choices(kind, head, max_batch_tokens)
     where = resolve(os.fspath(source), revision)
@@ -166,29 +167,26 @@ def _overridden(spec: ModelSpec, **overrides: Any) -> ModelSpec:
 
 def _read(folder: Path, options: formats.Options, kind: str, head: Head) -> formats.Loaded:
     config = checkpoints.read_config(folder)
-    own = (folder / formats.SPEC_FILE).is_file()
-    # Published general preference models say nothing in their configuration; the tensor's name tells.
-    valued = not own and "value_head.weight" in checkpoints.tensor_shapes(checkpoints.weight_files(folder))
-    if head != "auto":
-        if own or valued:
+    if (folder / formats.SPEC_FILE).is_file():
+        if head != "auto":
             raise ModelLoadError(f"{folder} has a head of its own: leave head={head!r} out")
-        return formats.read_output_row(folder, options, kind)
-    if own:
         loaded = formats.read_own(folder, options)
         if kind not in ("auto", loaded.spec.kind):
             raise ModelLoadError(f"{folder} is a {loaded.spec.kind} model, not {kind}")
         return loaded
-    if valued:
-        return formats.read_general_preference(folder, options, kind)
-    architectures = config.get("architectures") or ["none"]
-    if not architectures[0].endswith("ForSequenceClassification"):
-        raise ModelLoadError(
-            f"{folder} holds {architectures[0]} without a value head: neither a sequence classifier, nor a general "
-            "preference model, nor a folder of this project. A head that is not there would be random numbers, so it "
-            "is not served. If its reward is row 0 of the output embedding, as in Llama-3.1-Nemotron-70B-Reward-HF, "
-            "load it with head='lm-head-row-0'"
-        )
-    return formats.read_classifier(folder, options, kind)
+    architecture = (config.get("architectures") or ["none"])[0]
+    classifier = architecture.endswith("ForSequenceClassification")
+    found = formats.find_head(folder)
+    if head != "auto":
+        if found is not None and not classifier:
+            raise ModelLoadError(f"{folder} has a head of its own, {found.prefix}.weight: leave head={head!r} out")
+        return formats.read_output_row(folder, options, kind)
+    # transformers knows how its own classifiers are put together; every other head is found by its tensors.
+    if found is not None and not (classifier and found.prefix == "score"):
+        return formats.read_linear_head(folder, options, kind, found)
+    if classifier:
+        return formats.read_classifier(folder, options, kind)
+    raise ModelLoadError(formats.headless(folder, options))
 
 
 def _device(device: str) -> torch.device:
@@ -281,7 +279,8 @@ def _weights_hash(where: Resolved) -> str:
     # A commit names its content; local files have to be read for it.
     if where.commit is not None:
         return f"{where.source}@{where.commit}"
-    return _hash_files([*where.folder.glob("*.safetensors"), where.folder / "config.json"])
+    patterns = ("*.safetensors", "*.bin", "config.json")
+    return _hash_files(path for pattern in patterns for path in where.folder.glob(pattern))
 
 
 def _hash_files(paths: Iterable[Path]) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
@@ -21,7 +20,8 @@ from transformers import AutoConfig, AutoModel
 from paragone_models.errors import ModelLoadError
 from paragone_models.files import checkpoints
 from paragone_models.files.checkpoints import HEAD_FILE
-from paragone_models.files.formats import SPEC_FILE
+from paragone_models.files.formats import SPEC_FILE, find_head
+from paragone_models.files.heads import left_over, refuse_left_over
 from paragone_models.files.sources import resolve
 from paragone_models.network import PreferenceNetwork
 from paragone_models.rotary import depending_on_length
@@ -120,7 +120,7 @@ def export_backbone(source: str, folder: str | Path, *, revision: str | None = N
 
     Raises:
         ModelLoadError: if the source cannot be found, its code comes with it, its tensors are not those of the bare
-            model and a head, or the folder is not empty.
+            model and a head, some would be left behind, or the folder is not empty.
     """
     where = resolve(source, revision)
     target = Path(folder)
@@ -137,7 +137,12 @@ def export_backbone(source: str, folder: str | Path, *, revision: str | None = N
     except (ValueError, OSError, KeyError) as error:
         raise ModelLoadError(f"{source}: {str(error).splitlines()[0]}") from error
     files = checkpoints.weight_files(where.folder)
-    renamed = _renamed(source, checkpoints.tensor_shapes(files), bare)
+    shapes = checkpoints.tensor_shapes(files)
+    renamed = _renamed(source, shapes, bare)
+    head = find_head(where.folder)
+    refuse_left_over(
+        source, left_over(set(shapes) - set(renamed), frozenset() if head is None else head.claimed, shapes)
+    )
     target.mkdir(parents=True, exist_ok=True)
     places = _copy(files, renamed, target)
     if set(places.values()) != {"model.safetensors"}:
@@ -172,7 +177,7 @@ def _copy(files: list[Path], renamed: dict[str, str], target: Path) -> dict[str,
     places: dict[str, str] = {}
     for path in files:
         tensors: dict[str, Tensor] = {}
-        with safe_open(path, framework="pt") as stored:
+        with checkpoints.opened(path) as stored:
             for name in stored.keys():  # noqa: SIM118 (no mapping)
                 if name in renamed:
                     tensors[renamed[name]] = stored.get_tensor(name)

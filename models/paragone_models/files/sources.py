@@ -19,8 +19,10 @@ POLICIES = ("mini-policy",)
 """Built-in causal language models that policy training starts from."""
 
 _PREFIX = "builtin:"
-# Never the pickles, nor the copies for other frameworks.
+# Not the copies for other frameworks.
 _DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
+# Only where there are no safetensors: many repositories hold both.
+_PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "value_head.bin")
 
 
 def builtin_folder(name: str) -> Path:
@@ -92,6 +94,8 @@ def _download(source: str, revision: str | None) -> Resolved:
 
     try:
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(_DOWNLOADED)))
+        if not any(folder.glob("*.safetensors")):
+            snapshot_download(source, revision=folder.name, allow_patterns=list(_PICKLES))
     except LocalEntryNotFoundError as error:
         raise ModelLoadError(
             f"{source} is neither a folder here nor in the local Hugging Face cache, and the hub cannot be reached"

@@ -280,14 +280,40 @@ def test_a_file_that_was_cut_off_is_refused(copy, file):
         load_model(copy, device="cpu")
 
 
-def test_pickles_are_refused_and_never_opened(copy):
+def test_a_pickle_of_more_than_tensors_is_refused_and_never_run(copy):
     class Bomb:
         def __reduce__(self):
             return (pytest.fail, ("the pickle was opened",))
 
     (copy / "model.safetensors").unlink()
-    torch.save(Bomb(), copy / "pytorch_model.bin")
-    with pytest.raises(ModelLoadError, match=r"pickles \(pytorch_model\.bin\).*convert them to safetensors"):
+    torch.save({"norm.weight": Bomb()}, copy / "pytorch_model.bin")
+    with pytest.raises(
+        ModelLoadError, match=r"pytorch_model\.bin is a pickle that holds more than tensors.*was not run"
+    ):
+        load_model(copy, device="cpu")
+
+
+def test_a_pickle_of_tensors_is_read_where_there_are_no_safetensors(gated, copy):
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    model = load_model(copy, device="cpu")
+    assert torch.equal(model.embed([[5, 6, 7]], [1]), gated.embed([[5, 6, 7]], [1]))
+    change = {**torch.load(copy / "pytorch_model.bin"), "norm.weight": torch.full((tiny.HIDDEN,), 1.5)}
+    torch.save(change, copy / "pytorch_model.bin")
+    assert load_model(copy, device="cpu").identity != model.identity
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"PK"])
+def test_a_damaged_pickle_is_refused(copy, content):
+    (copy / "model.safetensors").unlink()
+    (copy / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ModelLoadError, match=r"pytorch_model\.bin"):
+        load_model(copy, device="cpu")
+
+
+def test_weights_of_other_programs_are_named(copy):
+    (copy / "model.safetensors").rename(copy / "model.gguf")
+    with pytest.raises(ModelLoadError, match=r"but model\.gguf: convert them to safetensors"):
         load_model(copy, device="cpu")
 
 
