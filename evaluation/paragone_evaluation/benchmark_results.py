@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 from paragone_evaluation.asking import Answers
 from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.measures.benchmarks import (
-    RMBench,
     TiesPrompt,
     best_of_k_result,
     net_vote,
@@ -20,7 +18,7 @@ from paragone_evaluation.measures.benchmarks import (
     rm_bench,
     ties_score,
 )
-from paragone_evaluation.measures.bootstrap import Estimate, Resampler, estimate
+from paragone_evaluation.measures.bootstrap import Estimate, Resampler
 from paragone_evaluation.measures.checks import Floats
 from paragone_evaluation.pair_results import Clustering, JudgedPairs
 from paragone_evaluation.readers.layouts import TIES_ID
@@ -68,7 +66,7 @@ def _rewardbench(data: EvaluationSet, judged: JudgedPairs, clusters: Clustering)
         for row in resampled
     ]
     return {
-        section: estimate(value, [scored.get(section, float("nan")) for scored in each], clusters=clusters.count)
+        section: clusters.resampler.estimate(value, [scored.get(section, float("nan")) for scored in each])
         for section, value in scores.items()
     }
 
@@ -82,20 +80,20 @@ def _rewardbench2(data: EvaluationSet, answers: Answers, clusters: Clustering) -
         total, drawn = clusters.resampler.totals(column, [cluster for _, cluster in rows])
         with np.errstate(invalid="ignore", divide="ignore"):
             draws[subset] = drawn[:, 0] / drawn[:, 1]
-        scored[subset] = estimate(float(total[0] / total[1]), draws[subset], clusters=clusters.count)
+        scored[subset] = clusters.resampler.estimate(float(total[0] / total[1]), draws[subset])
     section: dict[str, Any] = {"scores": scored}
     # A number counts where both of its prompts were answered: the score compares one with the other.
     numbers = {prompt.number for prompt in prompts if prompt.tied} & {p.number for p in prompts if not p.tied}
     if numbers:
-        ties = ties_score(prompts)
+        section["ties"] = ties_score(prompts)
         # Resampled by number: its two prompts belong together, and no question ties it to another number.
-        draws["Ties"] = _drawn_ties(prompts, sorted(numbers), clusters.resampler)
-        scored["Ties"] = estimate(ties.score, draws["Ties"], clusters=len(numbers))
-        section["ties"] = asdict(ties)
+        draw = Resampler(len(numbers), resamples=clusters.resampler.resamples, seed=_TIES_SEED)
+        draws["Ties"] = _drawn_ties(prompts, sorted(numbers), draw)
+        scored["Ties"] = draw.estimate(section["ties"]["score"], draws["Ties"])
     if len(scored) == 6:  # all subsets are there
         overall = float(np.mean([score.value for score in scored.values()]))
         drawn = np.mean([draws[subset] for subset in scored], axis=0)
-        scored["Overall"] = estimate(overall, drawn, clusters=clusters.count)
+        scored["Overall"] = clusters.resampler.estimate(overall, drawn)
     return section
 
 
@@ -121,16 +119,15 @@ def _rewardbench2_results(
 
 
 def _drawn_ties(prompts: list[TiesPrompt], numbers: list[str], resampler: Resampler) -> Floats:
-    """Return the Ties score of each resample: of numbers, whose two prompts belong together."""
+    """Return the Ties score of each resample of the numbers."""
+    # A prompt without its partner counts in the score itself, and cannot be drawn with it.
     paired = [prompt for prompt in prompts if prompt.number in set(numbers)]
-    draw = Resampler(len(numbers), resamples=resampler.resamples, seed=_TIES_SEED)
-    return np.asarray(
-        [ties_score(paired, weight=dict(zip(numbers, map(float, row), strict=True))).score for row in draw.counts]
-    )
+    weights = (dict(zip(numbers, map(float, counts), strict=True)) for counts in resampler.counts)
+    return np.asarray([ties_score(paired, weight=weight)["score"] for weight in weights])
 
 
 def _rm_bench(data: EvaluationSet, answers: Answers, clusters: Clustering) -> dict[str, Estimate]:
-    rows: list[tuple[str, int, RMBench]] = []
+    rows: list[tuple[str, int, dict[str, float]]] = []
     for number, case in enumerate(data.cases):
         matrix = answers.matrices[number][:3, 3:]  # right responses are the first three
         if np.isfinite(matrix).all():
@@ -140,9 +137,7 @@ def _rm_bench(data: EvaluationSet, answers: Answers, clusters: Clustering) -> di
             rows.append((domain, int(clusters.prompt_cluster[case.prompt]), rm_bench(wins)))
     cluster = np.asarray([row[1] for row in rows], dtype=np.int64)
     # Every score is a mean over prompts, so each prompt has one of its own.
-    columns = {
-        name: np.asarray([getattr(row[2], name) for row in rows]) for name in ("easy", "normal", "hard", "total")
-    }
+    columns = {name: np.asarray([row[2][name] for row in rows]) for name in ("easy", "normal", "hard", "total")}
     scored = {}
     for domain in sorted({row[0] for row in rows}):
         here = np.asarray([row[0] == domain for row in rows])

@@ -15,13 +15,7 @@ from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import CalibrationError, EvaluationError
 from paragone_evaluation.measures.accuracy import accuracy, credit
 from paragone_evaluation.measures.agreement import by_strength
-from paragone_evaluation.measures.bootstrap import (
-    Estimate,
-    Resampler,
-    auc_estimate,
-    calibration_error_estimate,
-    pearson_estimate,
-)
+from paragone_evaluation.measures.bootstrap import Estimate, Resampler
 from paragone_evaluation.measures.calibration import brier, fit_temperature, negative_log_likelihood, reliability
 from paragone_evaluation.measures.checks import Bools, Floats, Ints
 from paragone_evaluation.measures.length import (
@@ -31,22 +25,18 @@ from paragone_evaluation.measures.length import (
     longer_preferred,
     within_prompt_spearman,
 )
-from paragone_evaluation.measures.paired import position_bias
+from paragone_evaluation.measures.paired import compare_models, position_bias
 from paragone_evaluation.measures.ranking import triads
 
 __all__ = [
     "FEW_CLUSTERS",
     "Clustering",
     "JudgedPairs",
-    "accuracy_section",
     "clustering",
+    "comparison_section",
     "judged_pairs",
-    "length_section",
-    "position_section",
+    "pair_sections",
     "probability_section",
-    "strength_section",
-    "subset_rows",
-    "transitivity_section",
 ]
 
 FEW_CLUSTERS = 10
@@ -74,10 +64,7 @@ class Clustering:
 
 
 def clustering(data: EvaluationSet, by: str, *, resamples: int, seed: int) -> Clustering:
-    """Return the clusters of an evaluation set; prompts where there is one question only.
-
-    Args:
-        by: ``question`` or ``prompt``.
+    """Return the clusters of an evaluation set by ``question`` or ``prompt``; prompts where all is about one question.
 
     Raises:
         EvaluationError: if ``by`` is neither.
@@ -107,9 +94,7 @@ class JudgedPairs:
     Attributes:
         swapped: log-odds of the second, asked in the other order; None for kinds without an order.
         strength: NaN where unknown.
-        first: node.
-        second: node.
-        decided: whether people decided.
+        first, second: nodes.
     """
 
     logit: Floats
@@ -123,7 +108,11 @@ class JudgedPairs:
     prompt: Ints
     case: Ints
     cluster: Ints
-    decided: Bools
+
+    @property
+    def decided(self) -> Bools:
+        """Which pairs people decided."""
+        return np.asarray(self.outcome != 0.5)
 
 
 def judged_pairs(
@@ -154,14 +143,47 @@ def judged_pairs(
         prompt=prompt,
         case=data.case[rows],
         cluster=clusters.prompt_cluster[prompt],
-        decided=outcome != 0.5,
     )
 
 
-def accuracy_section(judged: JudgedPairs, resampler: Resampler) -> dict[str, Any]:
+def pair_sections(
+    judged: JudgedPairs, data: EvaluationSet, answers: Answers, clusters: Clustering, *, bins: int, seed: int
+) -> dict[str, Any]:
+    """Return the sections of ``results.json`` that are made of judged pairs, by name; None where one says nothing."""
+    resampler = clusters.resampler
+    return {
+        "accuracy": _accuracy(judged, resampler),
+        "probabilities": probability_section(judged, resampler, bins=bins, seed=seed),
+        "strength": _strength(judged, resampler),
+        "length": _length(judged, data, answers, resampler),
+        # Kinds that read responses one by one have no order, and no bias by construction.
+        "position": None
+        if judged.swapped is None
+        else position_bias(judged.logit, judged.swapped, judged.cluster, resampler),
+        # Judgements made from ratings, or from what is right, are free of cycles by construction.
+        "transitivity": _transitivity(judged) if data.compared else None,
+        "subsets": _subsets(judged, data, clusters),
+    }
+
+
+def comparison_section(data: EvaluationSet, answers: Answers, against: Answers, clusters: Clustering) -> dict[str, Any]:
+    """Return the paired comparison of two models, on the pairs that both answered."""
+    both, resampler = answers.answered & against.answered, clusters.resampler
+    first, second = (judged_pairs(data, side, clusters, only=both) for side in (answers, against))
+    return {
+        "model": dataclasses.asdict(against.card),
+        "pairs": int(both.sum()),
+        "accuracy": _accuracy(first, resampler)["strict"],
+        "accuracy_against": _accuracy(second, resampler)["strict"],
+        **compare_models(first.logit, second.logit, first.outcome, first.cluster, resampler),
+    }
+
+
+def _accuracy(judged: JudgedPairs, resampler: Resampler) -> dict[str, Any]:
     """Return the accuracies with intervals, and how many pairs were decided and tied."""
     counts = accuracy(judged.logit, judged.outcome)
     earned, cluster = credit(judged.logit, judged.outcome)[judged.decided], judged.cluster[judged.decided]
+    # "dropped" is a ratio, not a mean of fewer rows: how many are left differs from resample to resample.
     right, untied = (earned == 1.0).astype(np.float64), (earned != 0.5).astype(np.float64)
     return {
         "strict": resampler.mean(right, cluster),
@@ -206,7 +228,7 @@ def probability_section(judged: JudgedPairs, resampler: Resampler, *, bins: int,
         return {
             "nll": resampler.mean(negative_log_likelihood(logit, judged.outcome), judged.cluster),
             "brier": resampler.mean(brier(logit, judged.outcome), judged.cluster),
-            "ece": calibration_error_estimate(logit, judged.outcome, judged.cluster, resampler, bins=bins),
+            "ece": resampler.calibration_error(logit, judged.outcome, judged.cluster, bins=bins),
             "reliability": dataclasses.asdict(table),
         }
 
@@ -217,6 +239,7 @@ def probability_section(judged: JudgedPairs, resampler: Resampler, *, bins: int,
         "uninformed_nll": np.log(2),
         "uninformed_brier": 0.25 * judged.decided.mean(),  # a tie is met exactly by ½
     }
+    # The factor that is shown is fitted on all pairs. What it is worth is measured by the cross-fitted ones alone.
     try:
         factor = fit_temperature(judged.logit, judged.outcome)
         scaled, temperatures = _cross_fitted(judged.logit, judged.outcome, judged.cluster, seed=seed)
@@ -229,7 +252,7 @@ def probability_section(judged: JudgedPairs, resampler: Resampler, *, bins: int,
     return section
 
 
-def strength_section(judged: JudgedPairs, resampler: Resampler) -> dict[str, Any] | None:
+def _strength(judged: JudgedPairs, resampler: Resampler) -> dict[str, Any] | None:
     """Return the agreement with the strength of preferences, or None where none is known."""
     known = np.isfinite(judged.strength)
     if not known.any():
@@ -237,15 +260,16 @@ def strength_section(judged: JudgedPairs, resampler: Resampler) -> dict[str, Any
     logit, strength, cluster = judged.logit[known], judged.strength[known], judged.cluster[known]
     sided = strength != 0  # a tie is neither a strong nor a slight preference
     return {
-        "pearson": pearson_estimate(logit, strength, cluster, resampler),
-        "spearman": pearson_estimate(rankdata(logit), rankdata(strength), cluster, resampler),
-        "auc_strong": auc_estimate(np.abs(logit[sided]), np.abs(strength[sided]) >= 2, cluster[sided], resampler),
-        "levels": [dataclasses.asdict(level) for level in by_strength(logit, strength)],
+        "pearson": resampler.pearson(logit, strength, cluster),
+        "spearman": resampler.pearson(rankdata(logit), rankdata(strength), cluster),
+        # Without its sign: strong preferences should be answered with surer logits, whichever side they favour.
+        "auc_strong": resampler.auc(np.abs(logit[sided]), np.abs(strength[sided]) >= 2, cluster[sided]),
+        "levels": by_strength(logit, strength),
         "pairs": int(known.sum()),
     }
 
 
-def length_section(judged: JudgedPairs, data: EvaluationSet, answers: Answers, resampler: Resampler) -> dict[str, Any]:
+def _length(judged: JudgedPairs, data: EvaluationSet, answers: Answers, resampler: Resampler) -> dict[str, Any]:
     """Return the length-bias measures, with the length-only baseline and the gain over it."""
     rows = judged.decided
     logit, outcome, cluster = judged.logit[rows], judged.outcome[rows], judged.cluster[rows]
@@ -255,6 +279,7 @@ def length_section(judged: JudgedPairs, data: EvaluationSet, answers: Answers, r
     model, differ = longer_preferred(logit, *lengths)
     human, _ = longer_preferred(outcome - 0.5, *lengths)
     gold_longer, gold_shorter = differ & (human == 1.0), differ & (human == 0.0)
+    # What is left of the accuracy where length cannot have decided.
     matched = length_matched(*lengths)
     split = {
         "when_longer_is_right": resampler.mean(earned[gold_longer], cluster[gold_longer]),
@@ -278,12 +303,12 @@ def length_section(judged: JudgedPairs, data: EvaluationSet, answers: Answers, r
         "balanced": float(np.mean(halves)),
         "score_length_spearman": float(correlations.mean()) if len(correlations) else None,
         "score_length_prompts": len(correlations),
-        "models": dataclasses.asdict(length_models(logit, outcome, *lengths)),
+        "models": length_models(logit, outcome, *lengths),
         "curve": _length_curve(longer, model, human, differ),
     }
 
 
-def _length_curve(longer: Floats, model: Floats, human: Floats, differ: np.ndarray[Any, Any]) -> list[dict[str, float]]:
+def _length_curve(longer: Floats, model: Floats, human: Floats, differ: Bools) -> list[dict[str, float]]:
     """Return how often the longer response wins, by how many times longer it is: for people and for the model."""
     ratio = np.exp(np.abs(longer[differ]))
     if not len(ratio):
@@ -310,15 +335,7 @@ def _length_curve(longer: Floats, model: Floats, human: Floats, differ: np.ndarr
     return points
 
 
-def position_section(judged: JudgedPairs, resampler: Resampler) -> dict[str, Any] | None:
-    """Return the position bias with intervals, or None for kinds that have none by construction."""
-    if judged.swapped is None:
-        return None
-    # Not dataclasses.asdict, which would take the estimates apart too.
-    return dict(vars(position_bias(judged.logit, judged.swapped, judged.cluster, resampler)))
-
-
-def transitivity_section(judged: JudgedPairs) -> dict[str, Any] | None:
+def _transitivity(judged: JudgedPairs) -> dict[str, Any] | None:
     """Return how many of the judged triads run in a circle, for people and for the model; None without any."""
     rows = judged.decided
     where = judged.first[rows], judged.second[rows], judged.prompt[rows]
@@ -332,7 +349,7 @@ def transitivity_section(judged: JudgedPairs) -> dict[str, Any] | None:
     }
 
 
-def subset_rows(judged: JudgedPairs, data: EvaluationSet, clusters: Clustering) -> list[dict[str, Any]]:
+def _subsets(judged: JudgedPairs, data: EvaluationSet, clusters: Clustering) -> list[dict[str, Any]]:
     """Return accuracy, NLL and the length baseline of every subset; none where there are no subsets.
 
     As for the whole file, accuracy is over the pairs that people decided, and the NLL counts their ties as ½.

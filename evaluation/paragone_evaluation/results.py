@@ -11,39 +11,17 @@ from scipy.stats import rankdata
 
 from paragone_evaluation.asking import Answers, only_ratings
 from paragone_evaluation.benchmark_results import benchmark_section
-from paragone_evaluation.dataset import Case, EvaluationSet
+from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import EvaluationError
-from paragone_evaluation.measures.bootstrap import pearson_estimate, rating_estimates
 from paragone_evaluation.measures.checks import Floats
-from paragone_evaluation.measures.paired import compare_models
 from paragone_evaluation.measures.ranking import best_of_n, best_of_n_kl, group_score, kendall_zeta
-from paragone_evaluation.pair_results import (
-    Clustering,
-    accuracy_section,
-    clustering,
-    judged_pairs,
-    length_section,
-    position_section,
-    probability_section,
-    strength_section,
-    subset_rows,
-    transitivity_section,
-)
+from paragone_evaluation.pair_results import Clustering, clustering, comparison_section, judged_pairs, pair_sections
 from paragone_evaluation.scorers import ModelCard
 
 __all__ = ["MeasureSettings", "check_comparable", "plain", "results_of"]
 
 _CALIBRATION_PAIRS = 500
-_PREFERENCE_SECTIONS = (
-    "accuracy",
-    "probabilities",
-    "strength",
-    "length",
-    "position",
-    "transitivity",
-    "groups",
-    "benchmark",
-)
+_SECTIONS = ("accuracy", "probabilities", "strength", "length", "position", "transitivity", "groups", "benchmark")
 
 
 @dataclass(frozen=True)
@@ -54,7 +32,6 @@ class MeasureSettings:
         cluster: what is resampled together: ``question`` or ``prompt``.
         bins: of the reliability table, equal width over [½, 1].
         seed: of resampling and of the folds.
-        resamples: of the bootstrap.
 
     Raises:
         EvaluationError: if a value is out of its range.
@@ -109,7 +86,7 @@ def results_of(
     clusters = clustering(data, settings.cluster, resamples=settings.resamples, seed=settings.seed)
     ratings_alone = check_comparable(data, card, None if against is None else against.card)
     # Every section is there, if only as null: readers of results.json find the same names in each file.
-    measures: dict[str, Any] = {**dict.fromkeys(_PREFERENCE_SECTIONS), "subsets": []}
+    measures: dict[str, Any] = {**dict.fromkeys(_SECTIONS), "subsets": []}
     measures["attributes"] = _attribute_rows(data, answers, clusters)
     left_out = [dataclasses.asdict(row) for row in data.left_out]
     if ratings_alone:
@@ -123,19 +100,10 @@ def results_of(
         judged_count, notes = 0, [*_demonstration_note(card), why]
         left_out += _refused(answers)
     else:
-        judged, resampler = judged_pairs(data, answers, clusters), clusters.resampler
-        measures |= {
-            "accuracy": accuracy_section(judged, resampler),
-            "probabilities": probability_section(judged, resampler, bins=settings.bins, seed=settings.seed),
-            "strength": strength_section(judged, resampler),
-            "length": length_section(judged, data, answers, resampler),
-            "position": position_section(judged, resampler),
-            # Judgements made from ratings, or from what is right, are free of cycles by construction.
-            "transitivity": transitivity_section(judged) if data.compared else None,
-            "groups": _group_section(data, answers, clusters),
-            "benchmark": benchmark_section(data, answers, judged, clusters),
-            "subsets": subset_rows(judged, data, clusters),
-        }
+        judged = judged_pairs(data, answers, clusters)
+        measures |= pair_sections(judged, data, answers, clusters, bins=settings.bins, seed=settings.seed)
+        measures["groups"] = _group_section(data, answers, clusters)
+        measures["benchmark"] = benchmark_section(data, answers, judged, clusters)
         judged_count, notes = len(judged.logit), _notes(data, card, len(judged.logit))
         left_out += _unanswered(data, answers, against)
     return {
@@ -145,77 +113,52 @@ def results_of(
         "left_out": left_out,
         "notes": [*notes, *data.notes, *clusters.notes],
         "measures": measures,
-        "comparison": None if against is None else _comparison(data, answers, against, clusters),
+        "comparison": None if against is None else comparison_section(data, answers, against, clusters),
     }
 
 
 def _about(data: EvaluationSet, answered: int) -> dict[str, Any]:
+    counts = {"cases": data.cases, "prompts": data.prompts, "responses": data.responses, "judgements": data.outcome}
     return {
-        "path": data.path,
-        "sha256": data.sha256,
-        "layout": data.layout,
-        "split": data.split,
-        "cases": len(data.cases),
-        "prompts": len(data.prompts),
-        "responses": len(data.responses),
-        "judgements": len(data.outcome),
+        **{name: getattr(data, name) for name in ("path", "sha256", "layout", "split")},
+        **{name: len(rows) for name, rows in counts.items()},
         "answered": answered,
-    }
-
-
-def _comparison(data: EvaluationSet, answers: Answers, against: Answers, clusters: Clustering) -> dict[str, Any]:
-    """Return the paired comparison of two models, on the pairs that both answered."""
-    both, resampler = answers.answered & against.answered, clusters.resampler
-    first, second = (judged_pairs(data, side, clusters, only=both) for side in (answers, against))
-    difference = compare_models(first.logit, second.logit, first.outcome, first.cluster, resampler)
-    return {
-        "model": dataclasses.asdict(against.card),
-        "pairs": int(both.sum()),
-        "accuracy": accuracy_section(first, resampler)["strict"],
-        "accuracy_against": accuracy_section(second, resampler)["strict"],
-        "accuracy_difference": difference.accuracy,
-        "nll_difference": difference.nll,
-        "brier_difference": difference.brier,
-        "better_share": difference.better_share,
-        "agreement": difference.agreement,
-        "only_first_right": difference.only_first_right,
-        "only_second_right": difference.only_second_right,
     }
 
 
 def _group_section(data: EvaluationSet, answers: Answers, clusters: Clustering) -> dict[str, Any] | None:
     """Return the agreement on groups that people scored, best-of-n and consistence; None without such groups."""
-    groups: list[tuple[Case, Floats, Floats, float]] = []
+    groups: list[tuple[Floats, Floats]] = []
+    rows: list[dict[str, float]] = []
+    prompts: list[int] = []
     refused = 0
     for number, case in enumerate(data.cases):
         if case.human is None or len(case.nodes) < 3:
             continue
-        scores = answers.case_scores(number, case.nodes)
+        scores, human = answers.case_scores(number, case.nodes), np.asarray(case.human)
         # A group without one of its responses is another group: its best of n would be of other responses.
         if np.isfinite(scores).all():
-            groups.append((case, scores, np.asarray(case.human), kendall_zeta(answers.matrices[number])))
+            groups.append((scores, human))
+            rows.append({**vars(group_score(scores, human)), "zeta": kendall_zeta(answers.matrices[number])})
+            prompts.append(case.prompt)
         else:
             refused += 1
     if not groups:
         return None
-    cluster = clusters.prompt_cluster[[case.prompt for case, *_ in groups]]
-    each = [group_score(scores, human) for _, scores, human, _ in groups]
-    columns = {
-        name: np.asarray([getattr(score, name) for score in each])
-        for name in ("tau", "top_one", "chance", "regret", "random_regret")
-    }
-    columns["zeta"] = np.asarray([zeta for *_, zeta in groups])
+    cluster = clusters.prompt_cluster[prompts]
     section: dict[str, Any] = {"groups": len(groups), "groups_refused": refused}
-    for name, values in columns.items():
+    for name in rows[0]:
+        values = np.asarray([row[name] for row in rows])
+        # NaN where the measure has no value for a group: a τ of equal scores, a ζ with a tied pair.
         known = np.isfinite(values)
         section[name] = clusters.resampler.mean(values[known], cluster[known]) if known.any() else None
         section[f"{name}_groups"] = int(known.sum())
-    section["best_of_n"] = _best_of_n([(scores, human) for _, scores, human, _ in groups])
+    section["best_of_n"] = _best_of_n(groups)
     return section
 
 
 def _best_of_n(groups: list[tuple[Floats, Floats]]) -> dict[str, list[float]]:
-    """Return the mean human score of best-of-n by the model, by people and at random, up to the smallest group."""
+    """Return the mean human score of best-of-n by the model, by people and at random."""
     # Up to the smallest group: each point is a mean over all groups.
     most = min(len(scores) for scores, _ in groups)
     sizes = np.arange(1, most + 1)
@@ -241,7 +184,7 @@ def _attribute_rows(data: EvaluationSet, answers: Answers, clusters: Clustering)
         if pairs:
             predicted, rated, where = np.asarray(pairs, dtype=np.float64).T
             cluster, resampler = where.astype(np.int64), clusters.resampler
-            error, explained = rating_estimates(predicted, rated, cluster, resampler)
+            error, explained = resampler.rating_errors(predicted, rated, cluster)
             rows.append(
                 {
                     "name": name,
@@ -249,8 +192,8 @@ def _attribute_rows(data: EvaluationSet, answers: Answers, clusters: Clustering)
                     "root_mean_squared_error": error,
                     "spread": float(rated.std()),
                     "determination": explained,
-                    "pearson": pearson_estimate(predicted, rated, cluster, resampler),
-                    "spearman": pearson_estimate(rankdata(predicted), rankdata(rated), cluster, resampler),
+                    "pearson": resampler.pearson(predicted, rated, cluster),
+                    "spearman": resampler.pearson(rankdata(predicted), rankdata(rated), cluster),
                 }
             )
     return rows

@@ -8,7 +8,6 @@ import numpy as np
 from paragone_evaluation.asking import Answers, only_ratings
 from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import CalibrationError
-from paragone_evaluation.measures.bootstrap import estimate
 from paragone_evaluation.measures.calibration import fit_temperature
 from paragone_evaluation.pair_results import clustering, judged_pairs, probability_section
 from paragone_evaluation.results import MeasureSettings
@@ -71,7 +70,7 @@ def fitted_temperature(data: EvaluationSet, answers: Answers, settings: MeasureS
         "clusters": clusters.count,
         "bins": settings.bins,
         "temperature_before": present,
-        "temperature": estimate(present * probabilities["temperature_factor"], resampled, clusters=clusters.count),
+        "temperature": clusters.resampler.estimate(present * probabilities["temperature_factor"], resampled),
         "before": {name: probabilities["before"][name] for name in ("nll", "brier", "ece")},
         "after": {name: probabilities["after"][name] for name in ("nll", "brier", "ece")},
         "notes": list(clusters.notes),

@@ -10,4 +10,7 @@ mean the same everywhere, and are arrays of n unless a docstring says otherwise:
 * ``cluster``: number of the cluster that a row is resampled with; ``resampler`` draws the clusters.
 * ``score`` [K] is the model's, ``human`` [K] people's; ``predicted`` is a rating by the model, ``rated`` by people.
 * ``bins``: of equal width over [½, 1].
+
+Every measure raises ``ValueError`` where arrays differ in length (nothing is broadcast), a value is NaN or infinite, an
+outcome is another number, or a cluster is out of range. A ``Raises`` section names what it refuses beyond that.
 """

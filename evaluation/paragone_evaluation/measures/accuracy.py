@@ -17,9 +17,6 @@ def credit(logit: ArrayLike, outcome: ArrayLike) -> Floats:
 
     Returns:
         Credits, float64. [n]
-
-    Raises:
-        ValueError: if the lengths differ, a logit is not finite, or an outcome is another number.
     """
     logits, judged = columns(logit=logit, outcome=outcome)
     return np.asarray(0.5 + 0.5 * np.sign(logits) * np.sign(outcomes(judged) - 0.5))
@@ -54,7 +51,7 @@ def accuracy(logit: ArrayLike, outcome: ArrayLike) -> Accuracy:
     n counts the pairs that people decided.
 
     Raises:
-        ValueError: if the lengths differ, a logit is not finite, an outcome is another number, or no pair is decided.
+        ValueError: if no pair is decided.
 
     >>> accuracy([2.0, 0.0, -1.0, 1.0], [1.0, 1.0, 1.0, 0.5])
     Accuracy(strict=0.3333333333333333, half_credit=0.5, dropped=0.5, decided=3, human_ties=1, model_ties=1)

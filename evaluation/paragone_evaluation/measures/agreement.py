@@ -1,6 +1,6 @@
 """Agreement with graded judgements: how strongly people preferred, and how they rated."""
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,16 +9,13 @@ from scipy.stats import rankdata
 from paragone_evaluation.measures.accuracy import credit
 from paragone_evaluation.measures.checks import Floats, columns
 
-__all__ = ["StrengthLevel", "auc", "by_strength", "determination", "pearson", "root_mean_squared_error", "spearman"]
+__all__ = ["auc", "by_strength", "determination", "pearson", "root_mean_squared_error", "spearman"]
 
 
 def pearson(first: ArrayLike, second: ArrayLike) -> float:
     """Return Pearson's correlation; NaN where one side is constant.
 
-        r = Σ (x − x̄)(y − ȳ) / √(Σ (x − x̄)² Σ (y − ȳ)²)
-
-    Raises:
-        ValueError: if the lengths differ or a value is not finite.
+    r = Σ (x − x̄)(y − ȳ) / √(Σ (x − x̄)² Σ (y − ȳ)²)
     """
     x, y = columns(first=first, second=second)
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
@@ -29,11 +26,7 @@ def pearson(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
-    """Return Spearman's correlation: Pearson's of the mean ranks; NaN where one side is constant.
-
-    Raises:
-        ValueError: if the lengths differ or a value is not finite.
-    """
+    """Return Spearman's correlation: Pearson's of the mean ranks; NaN where one side is constant."""
     x, y = columns(first=first, second=second)
     return pearson(rankdata(x), rankdata(y))
 
@@ -45,55 +38,37 @@ def auc(positive: ArrayLike, negative: ArrayLike) -> float:
 
     Source: Mann and Whitney (1947).
 
-    Args:
-        positive: values that should be larger. [n₊]
-        negative: values that should be smaller. [n₋]
-
-    Raises:
-        ValueError: if a value is not finite.
+    ``positive`` [n₊] should be larger than ``negative`` [n₋].
     """
     (above,), (below,) = columns(positive=positive), columns(negative=negative)
     if not len(above) or not len(below):
         return float("nan")
+    # Mean ranks: a positive and a negative of one value share theirs, which gives their pair its half.
     ranks = rankdata(np.concatenate([above, below]))[: len(above)]
     return float((ranks.sum() - len(above) * (len(above) + 1) / 2) / (len(above) * len(below)))
 
 
-@dataclass(frozen=True)
-class StrengthLevel:
-    """The pairs of one strength.
-
-    Attributes:
-        strength: |strength|.
-        accuracy: half-credit; NaN for strength 0.
-        mean_logit: mean log-odds of the response that people preferred; of the first one for strength 0.
-    """
-
-    strength: float
-    count: int
-    accuracy: float
-    mean_logit: float
-
-
-def by_strength(logit: ArrayLike, strength: ArrayLike) -> list[StrengthLevel]:
+def by_strength(logit: ArrayLike, strength: ArrayLike) -> list[dict[str, Any]]:
     """Return accuracy and mean logit by |strength|, weakest first; both should rise.
 
-    Raises:
-        ValueError: if the lengths differ or a value is not finite.
+    Returns:
+        ``strength``, ``count``, ``accuracy`` (half-credit; NaN for strength 0) and ``mean_logit``: of the response that
+        people preferred, or of the first one for strength 0.
     """
     logits, strengths = columns(logit=logit, strength=strength)
     earned: Floats = credit(logits, 0.5 + 0.5 * np.sign(strengths))
     levels = []
     for level in np.unique(np.abs(strengths)):
         here = np.abs(strengths) == level
+        # Where people left a tie there is no preferred response to count the logit from.
         sign = np.sign(strengths[here]) if level else np.ones(int(here.sum()))
         levels.append(
-            StrengthLevel(
-                strength=float(level),
-                count=int(here.sum()),
-                accuracy=float(earned[here].mean()) if level else float("nan"),
-                mean_logit=float((sign * logits[here]).mean()),
-            )
+            {
+                "strength": float(level),
+                "count": int(here.sum()),
+                "accuracy": float(earned[here].mean()) if level else float("nan"),
+                "mean_logit": float((sign * logits[here]).mean()),
+            }
         )
     return levels
 
@@ -101,10 +76,7 @@ def by_strength(logit: ArrayLike, strength: ArrayLike) -> list[StrengthLevel]:
 def root_mean_squared_error(predicted: ArrayLike, rated: ArrayLike) -> float:
     """Return the root of the mean squared error; NaN where there is no rating.
 
-        RMSE = √(Σ (p − t)² / n)
-
-    Raises:
-        ValueError: if the lengths differ or a value is not finite.
+    RMSE = √(Σ (p − t)² / n)
     """
     ours, theirs = columns(predicted=predicted, rated=rated)
     return float(np.sqrt(((ours - theirs) ** 2).mean())) if len(ours) else float("nan")
@@ -116,9 +88,6 @@ def determination(predicted: ArrayLike, rated: ArrayLike) -> float:
         R² = 1 − Σ (p − t)² / Σ (t − t̄)²
 
     1 is perfect, 0 no better than always saying the mean of these ratings, and below 0 worse than that.
-
-    Raises:
-        ValueError: if the lengths differ or a value is not finite.
     """
     ours, theirs = columns(predicted=predicted, rated=rated)
     spread = float(((theirs - theirs.mean()) ** 2).sum()) if len(theirs) and np.ptp(theirs) else 0.0

@@ -7,13 +7,11 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import ArrayLike
 
-from paragone_evaluation.measures.checks import Floats
+from paragone_evaluation.measures.checks import Floats, columns
 
 __all__ = [
     "REWARDBENCH_SECTIONS",
-    "RMBench",
     "TiesPrompt",
-    "TiesScore",
     "best_of_k_result",
     "net_vote",
     "rewardbench_sections",
@@ -108,8 +106,7 @@ class TiesPrompt:
     Attributes:
         number: the n of ``ref:n`` and ``tied:n``.
         tied: True for the prompt with many right responses, False for its reference with one.
-        right: scores of the right responses.
-        wrong: scores of the wrong responses.
+        right, wrong: scores of the responses.
     """
 
     number: str
@@ -128,19 +125,7 @@ class TiesPrompt:
         return max(self.right) - min(self.right)
 
 
-@dataclass(frozen=True)
-class TiesScore:
-    """RewardBench 2's Ties score and its five parts."""
-
-    score: float
-    tied_accuracy: float
-    reference_accuracy: float
-    gap_over_spread: float
-    both_gaps_over_spread: float
-    margin: float
-
-
-def ties_score(prompts: Sequence[TiesPrompt], *, weight: Mapping[str, float] | None = None) -> TiesScore:
+def ties_score(prompts: Sequence[TiesPrompt], *, weight: Mapping[str, float] | None = None) -> dict[str, float]:
     """Return the score of RewardBench 2's Ties subset.
 
         0.30 acc_tied + 0.30 acc_ref + 0.20 mean[gap_tied > spread] + 0.20 mean[min(gap_ref, gap_tied) > spread]
@@ -150,8 +135,10 @@ def ties_score(prompts: Sequence[TiesPrompt], *, weight: Mapping[str, float] | N
     last term is 0, so the score can exceed 1 by 0.01. Source: Malik et al. (arXiv 2506.01937) and their code.
 
     Args:
-        prompts: of the subset, in any order.
         weight: how often each number counts; once if omitted.
+
+    Returns:
+        ``score``, and its five parts in the order of the formula, by name.
 
     Raises:
         ValueError: if no number has both a tied prompt and its reference.
@@ -175,34 +162,25 @@ def ties_score(prompts: Sequence[TiesPrompt], *, weight: Mapping[str, float] | N
         here = [times[number] for number in side]
         return float(np.average([prompt.gap > 0 for prompt in side.values()], weights=here))
 
-    parts = (
-        right(tied),
-        right(reference),
-        float(np.average(gap_tied > spread, weights=counts)),
-        float(np.average(least > spread, weights=counts)),
-        float(np.average(margin, weights=counts)),
-    )
-    score = sum(weight * part for weight, part in zip((0.30, 0.30, 0.20, 0.20, 0.01), parts, strict=True))
-    return TiesScore(score, *parts)
+    parts = {
+        "tied_accuracy": right(tied),
+        "reference_accuracy": right(reference),
+        "gap_over_spread": float(np.average(gap_tied > spread, weights=counts)),
+        "both_gaps_over_spread": float(np.average(least > spread, weights=counts)),
+        "margin": float(np.average(margin, weights=counts)),
+    }
+    score = sum(share * part for share, part in zip((0.30, 0.30, 0.20, 0.20, 0.01), parts.values(), strict=True))
+    return {"score": score, **parts}
 
 
-@dataclass(frozen=True)
-class RMBench:
-    """RM-Bench's accuracies: easy minus hard is what style is worth to the model."""
-
-    hard: float
-    normal: float
-    easy: float
-    total: float
-
-
-def rm_bench(wins: ArrayLike) -> RMBench:
-    """Return RM-Bench's accuracies from the wins of chosen styles over rejected styles.
+def rm_bench(wins: ArrayLike) -> dict[str, float]:
+    """Return RM-Bench's accuracies ``easy``, ``normal``, ``hard`` and ``total``.
 
         hard = mean above the diagonal, normal = mean of the diagonal, easy = mean below it, total = mean of the three
 
     Styles run from concise over detailed to detailed with markdown, so above the diagonal a plainer right response
-    meets a fancier wrong one. Source: Liu et al. (arXiv 2410.16184) and their code.
+    meets a fancier wrong one, and easy minus hard is what style is worth to the model.
+    Source: Liu et al. (arXiv 2410.16184) and their code.
 
     Args:
         wins: 1 where the right response of the row's style has the higher score, else 0; a tie is 0. [n, 3, 3]
@@ -216,7 +194,7 @@ def rm_bench(wins: ArrayLike) -> RMBench:
     mean = table.mean(axis=0)
     hard, easy = float(mean[np.triu_indices(3, 1)].mean()), float(mean[np.tril_indices(3, -1)].mean())
     normal = float(np.diag(mean).mean())
-    return RMBench(hard, normal, easy, (hard + normal + easy) / 3)
+    return {"easy": easy, "normal": normal, "hard": hard, "total": (hard + normal + easy) / 3}
 
 
 def net_vote(logit: ArrayLike, swapped: ArrayLike, outcome: ArrayLike) -> Floats:
@@ -228,6 +206,7 @@ def net_vote(logit: ArrayLike, swapped: ArrayLike, outcome: ArrayLike) -> Floats
     Args:
         swapped: log-odds that the second is, asked in the other order. [n]
     """
-    direction = np.sign(np.asarray(outcome, dtype=np.float64) - 0.5)
-    votes = np.sign(np.asarray(logit, dtype=np.float64)) - np.sign(np.asarray(swapped, dtype=np.float64))
-    return np.asarray((direction * votes > 0).astype(np.float64))
+    there, back, judged = columns(logit=logit, swapped=swapped, outcome=outcome)
+    # The second order asks for the other response, so its vote counts with the opposite sign.
+    votes = np.sign(there) - np.sign(back)
+    return np.asarray((np.sign(judged - 0.5) * votes > 0).astype(np.float64))

@@ -1,7 +1,7 @@
 """Bootstrap intervals that resample clusters, not rows: rows of one question are not independent.
 
 Everything is computed from one sum per cluster, so that a resample costs a row of a matrix product and not a pass over
-the rows.
+the rows. A measure that is no mean is therefore written as a function of such sums.
 """
 
 from dataclasses import dataclass
@@ -14,31 +14,19 @@ from paragone_evaluation.measures.agreement import auc, determination, pearson, 
 from paragone_evaluation.measures.calibration import confidence, confidence_bin, expected_calibration_error
 from paragone_evaluation.measures.checks import Floats, Ints, columns
 
-__all__ = [
-    "Estimate",
-    "Resampler",
-    "auc_estimate",
-    "calibration_error_estimate",
-    "estimate",
-    "pearson_estimate",
-    "rating_estimates",
-]
+__all__ = ["Estimate", "Resampler"]
 
+# Numbers that one step of a computation holds in memory, at most: 32 MB in float64.
 _CELLS = 4_000_000
-"""Numbers that one step of a computation holds in memory, at most."""
+# Up to so many clusters, a matrix between them is cheaper than all rows of every resample.
 _FEW = 128
-"""Up to so many clusters, a matrix between them is cheaper than all rows of every resample."""
+# Beyond so many clusters sums are resampled in float32: its rounding is far below the noise of resampling.
+_MANY = 512
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and what resampling makes of it.
-
-    Attributes:
-        value: computed from all rows.
-        low: lower end of the 95 % interval; NaN where there are fewer than two clusters.
-        high: its upper end.
-    """
+    """A number computed from all rows, and its 95 % interval: NaN where there are fewer than two clusters."""
 
     value: float
     low: float
@@ -73,17 +61,7 @@ class Resampler:
         self.counts: NDArray[np.float32] = np.concatenate(parts)
 
     def totals(self, values: ArrayLike, cluster: ArrayLike) -> tuple[Floats, Floats]:
-        """Return the sums of columns over all rows, and over each resample.
-
-        Args:
-            values: one column per quantity. [n, m]
-
-        Returns:
-            The sums [m] and the resampled sums [B, m].
-
-        Raises:
-            ValueError: if the lengths differ or a cluster number is out of range.
-        """
+        """Return the sums of columns [n, m] over all rows [m], and over each resample [B, m]."""
         table = np.asarray(values, dtype=np.float64)
         where: Ints = np.asarray(cluster, dtype=np.int64)
         if table.ndim != 2 or where.shape != table.shape[:1]:
@@ -91,116 +69,105 @@ class Resampler:
         if len(where) and not 0 <= where.min() <= where.max() < self.clusters:
             raise ValueError(f"cluster numbers must lie in [0, {self.clusters})")
         per_cluster = np.stack([np.bincount(where, column, self.clusters) for column in table.T], axis=1)
-        # Counts are small whole numbers, which float32 holds exactly. Products are rounded in it, so it is used only
-        # where there are so many clusters that their time shows.
-        resampled = self.counts @ per_cluster.astype(np.float32) if self.clusters > 512 else self.counts @ per_cluster
+        # Counts are small whole numbers, which float32 holds exactly. The sums are rounded in it, so it is used only
+        # where there are so many clusters that the product's time shows.
+        resampled = self.counts @ (per_cluster.astype(np.float32) if self.clusters > _MANY else per_cluster)
         return table.sum(axis=0), np.asarray(resampled, dtype=np.float64)
 
-    def mean(self, values: ArrayLike, cluster: ArrayLike) -> Estimate:
-        """Return the mean of a column with its interval.
+    def estimate(self, value: float, resampled: ArrayLike) -> Estimate:
+        """Return a number with the 95 % percentile interval of its resampled values.
 
         Args:
-            values: one per row. [n]
-
-        Raises:
-            ValueError: if the lengths differ or a cluster number is out of range.
+            resampled: the same number from each resample; NaN where a resample has no such rows. [B]
         """
+        drawn = np.asarray(resampled, dtype=np.float64)
+        drawn = drawn[np.isfinite(drawn)]
+        # One cluster gives B times the same resample: an interval of width 0 that claims to know everything.
+        if self.clusters < 2 or len(drawn) == 0 or not np.isfinite(value):
+            return Estimate(value, float("nan"), float("nan"))
+        low, high = np.percentile(drawn, (2.5, 97.5))
+        return Estimate(value, float(low), float(high))
+
+    def mean(self, values: ArrayLike, cluster: ArrayLike) -> Estimate:
+        """Return the mean of a column [n] with its interval."""
         column = np.asarray(values, dtype=np.float64)
         return self.ratio(column, np.ones_like(column), cluster)
 
     def ratio(self, numerator: ArrayLike, denominator: ArrayLike, cluster: ArrayLike) -> Estimate:
-        """Return a ratio of two sums with its interval.
+        """Return the ratio of the sums of two columns [n] with its interval."""
+        total, resampled = self.totals(np.column_stack([numerator, denominator]), cluster)
+        # A resample may hold no row at all: 0/0 is NaN, and has no part in the interval.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.estimate(float(total[0] / total[1]), resampled[:, 0] / resampled[:, 1])
 
-        Args:
-            numerator: one per row. [n]
-            denominator: one per row. [n]
+    def calibration_error(
+        self, logit: ArrayLike, outcome: ArrayLike, cluster: ArrayLike, *, bins: int = 10
+    ) -> Estimate:
+        """Return the expected calibration error with its interval.
+
+        The error is never negative and grows with noise, so resamples have a somewhat larger one than the sample: the
+        interval can lie above the value when the model is nearly calibrated.
 
         Raises:
-            ValueError: if the lengths differ or a cluster number is out of range.
+            ValueError: as ``expected_calibration_error``.
         """
-        total, resampled = self.totals(np.column_stack([numerator, denominator]), cluster)
+        value = expected_calibration_error(logit, outcome, bins=bins)
+        gap = confidence(logit) - credit(logit, outcome)
+        where = confidence_bin(confidence(logit), bins=bins)
+        # Σ_b n_b |acc_b − conf_b| = Σ_b |Σ gap|, so one column per bin is all that is needed.
+        table = np.zeros((len(gap), bins + 1))
+        table[np.arange(len(gap)), where] = gap
+        table[:, bins] = 1.0
+        _, drawn = self.totals(table, cluster)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return estimate(float(total[0] / total[1]), resampled[:, 0] / resampled[:, 1], clusters=self.clusters)
+            return self.estimate(value, np.abs(drawn[:, :bins]).sum(axis=1) / drawn[:, bins])
 
+    def pearson(self, first: ArrayLike, second: ArrayLike, cluster: ArrayLike) -> Estimate:
+        """Return Pearson's correlation with its interval; of ranks, it is Spearman's with the ranks held fixed."""
+        first_values, second_values = columns(first=first, second=second)
+        # Standardised first: sums of squares of large numbers would lose the digits that a correlation is made of.
+        x, y = _standard(first_values), _standard(second_values)
+        _, sums = self.totals(np.column_stack([np.ones_like(x), x, y, x * x, y * y, x * y]), cluster)
+        # The means of a resample are its own, although x and y are centred over all rows: they are taken off again.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            n, sx, sy, sxx, syy, sxy = sums.T
+            drawn = (sxy - sx * sy / n) / np.sqrt((sxx - sx * sx / n) * (syy - sy * sy / n))
+        return self.estimate(pearson(first_values, second_values), drawn)
 
-def estimate(value: float, resampled: ArrayLike, *, clusters: int) -> Estimate:
-    """Return a number with the 95 % percentile interval of its resampled values.
+    def auc(self, value: ArrayLike, positive: ArrayLike, cluster: ArrayLike) -> Estimate:
+        """Return the AUC with its interval: both sides of a cluster are resampled together.
 
-    Args:
-        value: computed from all rows.
-        resampled: the same, from each resample; NaN where a resample has no such rows. [B]
-        clusters: how many there were; one alone has no interval.
-    """
-    drawn = np.asarray(resampled, dtype=np.float64)
-    drawn = drawn[np.isfinite(drawn)]
-    # One cluster gives B times the same resample: an interval of width 0 that claims to know everything.
-    if clusters < 2 or len(drawn) == 0 or not np.isfinite(value):
-        return Estimate(value, float("nan"), float("nan"))
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return Estimate(value, float(low), float(high))
+            AUC = Σ_v P_v (N_{<v} + ½ N_v) / (P N),  P_v and N_v the weights of positives and negatives with value v
 
+        Args:
+            value: should be larger for positives. [n]
+            positive: 1 for positives, 0 for negatives. [n]
+        """
+        values, is_positive = columns(value=value, positive=positive)
+        where = np.asarray(cluster, dtype=np.int64)
+        observed = auc(values[is_positive == 1.0], values[is_positive == 0.0])
+        if not len(values):
+            return self.estimate(observed, [])
+        # Rows of one value stand together and count as one step, which is how ties get their half.
+        order = np.argsort(values, kind="stable")
+        starts = np.flatnonzero(np.concatenate([[True], np.diff(values[order]) > 0]))
+        drawn = _auc_of_clusters if self.clusters <= _FEW else _auc_of_rows
+        return self.estimate(observed, drawn(is_positive[order], where[order], starts, self))
 
-def calibration_error_estimate(
-    logit: ArrayLike, outcome: ArrayLike, cluster: ArrayLike, resampler: Resampler, *, bins: int = 10
-) -> Estimate:
-    """Return the expected calibration error with its interval.
-
-    The error is never negative and grows with noise, so resamples have a somewhat larger one than the sample: the
-    interval can lie above the value when the model is nearly calibrated.
-
-    Raises:
-        ValueError: as ``expected_calibration_error``.
-    """
-    value = expected_calibration_error(logit, outcome, bins=bins)
-    gap = confidence(logit) - credit(logit, outcome)
-    where = confidence_bin(confidence(logit), bins=bins)
-    # Σ_b n_b |acc_b − conf_b| = Σ_b |Σ gap|, so one column per bin is all that is needed.
-    table = np.zeros((len(gap), bins + 1))
-    table[np.arange(len(gap)), where] = gap
-    table[:, bins] = 1.0
-    _, drawn = resampler.totals(table, cluster)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return estimate(value, np.abs(drawn[:, :bins]).sum(axis=1) / drawn[:, bins], clusters=resampler.clusters)
-
-
-def pearson_estimate(first: ArrayLike, second: ArrayLike, cluster: ArrayLike, resampler: Resampler) -> Estimate:
-    """Return Pearson's correlation with its interval; of ranks, it is Spearman's with the ranks held fixed.
-
-    Raises:
-        ValueError: if the lengths differ or a value is not finite.
-    """
-    first_values, second_values = columns(first=first, second=second)
-    # Standardised first: sums of squares of large numbers would lose the digits that a correlation is made of.
-    x, y = _standard(first_values), _standard(second_values)
-    _, sums = resampler.totals(np.column_stack([np.ones_like(x), x, y, x * x, y * y, x * y]), cluster)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        n, sx, sy, sxx, syy, sxy = sums.T
-        drawn = (sxy - sx * sy / n) / np.sqrt((sxx - sx * sx / n) * (syy - sy * sy / n))
-    return estimate(pearson(first_values, second_values), drawn, clusters=resampler.clusters)
-
-
-def auc_estimate(value: ArrayLike, positive: ArrayLike, cluster: ArrayLike, resampler: Resampler) -> Estimate:
-    """Return the AUC with its interval: both sides of a cluster are resampled together.
-
-        AUC = Σ_v P_v (N_{<v} + ½ N_v) / (P N),  P_v and N_v the weights of positives and negatives with value v
-
-    Args:
-        value: should be larger for positives. [n]
-        positive: 1 for positives, 0 for negatives. [n]
-
-    Raises:
-        ValueError: if the lengths differ or a value is not finite.
-    """
-    values, is_positive = columns(value=value, positive=positive)
-    where = np.asarray(cluster, dtype=np.int64)
-    observed = auc(values[is_positive == 1.0], values[is_positive == 0.0])
-    if not len(values):
-        return estimate(observed, [], clusters=resampler.clusters)
-    # Rows of one value stand together and count as one step, which is how ties get their half.
-    order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(values[order]) > 0]))
-    drawn = _auc_of_clusters if resampler.clusters <= _FEW else _auc_of_rows
-    return estimate(observed, drawn(is_positive[order], where[order], starts, resampler), clusters=resampler.clusters)
+    def rating_errors(self, predicted: ArrayLike, rated: ArrayLike, cluster: ArrayLike) -> tuple[Estimate, Estimate]:
+        """Return the root mean squared error and R² with their intervals; each resample has its own constant."""
+        ours, theirs = columns(predicted=predicted, rated=rated)
+        # Each resample has a variance of its own, from its sums of squares; centred values keep their digits in them.
+        centred = theirs - theirs.mean() if len(theirs) else theirs
+        table = np.column_stack([np.ones_like(ours), (ours - theirs) ** 2, centred, centred**2])
+        n, squared, total, total_squared = self.totals(table, cluster)[1].T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            error = np.sqrt(squared / n)
+            explained = 1.0 - squared / (total_squared - total**2 / n)
+        return (
+            self.estimate(root_mean_squared_error(ours, theirs), error),
+            self.estimate(determination(ours, theirs), explained),
+        )
 
 
 def _auc_of_clusters(positive: Floats, cluster: Ints, starts: Ints, resampler: Resampler) -> Floats:
@@ -214,6 +181,7 @@ def _auc_of_clusters(positive: Floats, cluster: Ints, starts: Ints, resampler: R
     rows = np.arange(len(positive))
     table[0, rows, cluster], table[1, rows, cluster] = positive, 1.0 - positive
     ours, theirs = np.add.reduceat(table, starts, axis=1)
+    # What is below a step is the sum up to it without its own negatives; half of those are the ties.
     above = ours.T @ (np.cumsum(theirs, axis=0) - theirs / 2)
     weight = resampler.counts.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -238,26 +206,3 @@ def _auc_of_rows(positive: Floats, cluster: Ints, starts: Ints, resampler: Resam
 def _standard(values: Floats) -> Floats:
     spread = float(values.std()) if len(values) else 0.0
     return np.asarray((values - values.mean()) / spread if spread > 0 else values * 0.0)
-
-
-def rating_estimates(
-    predicted: ArrayLike, rated: ArrayLike, cluster: ArrayLike, resampler: Resampler
-) -> tuple[Estimate, Estimate]:
-    """Return the root mean squared error and R² with their intervals; each resample has its own constant.
-
-    Raises:
-        ValueError: if the lengths differ, a value is not finite, or a cluster number is out of range.
-    """
-    ours, theirs = columns(predicted=predicted, rated=rated)
-    # Each resample has a variance of its own, from its sums of squares; centred values keep their digits in them.
-    centred = theirs - theirs.mean() if len(theirs) else theirs
-    table = np.column_stack([np.ones_like(ours), (ours - theirs) ** 2, centred, centred**2])
-    _, sums = resampler.totals(table, cluster)
-    n, squared, total, total_squared = sums.T
-    with np.errstate(invalid="ignore", divide="ignore"):
-        error = np.sqrt(squared / n)
-        explained = 1.0 - squared / (total_squared - total**2 / n)
-    return (
-        estimate(root_mean_squared_error(ours, theirs), error, clusters=resampler.clusters),
-        estimate(determination(ours, theirs), explained, clusters=resampler.clusters),
-    )

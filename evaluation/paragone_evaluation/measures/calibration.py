@@ -30,11 +30,9 @@ def negative_log_likelihood(logit: ArrayLike, outcome: ArrayLike) -> Floats:
 
     Returns:
         One value per pair, float64; ln 2 for a model that says ½ always. [n]
-
-    Raises:
-        ValueError: if the lengths differ, a logit is not finite, or an outcome is another number.
     """
     logits, judged = columns(logit=logit, outcome=outcome)
+    # In this form nothing overflows and no digit is lost: ln(1 − p) of a sure model would be ln 0.
     return np.asarray(np.logaddexp(0.0, logits) - outcomes(judged) * logits)
 
 
@@ -47,24 +45,15 @@ def brier(logit: ArrayLike, outcome: ArrayLike) -> Floats:
 
     Returns:
         One value per pair, float64; ¼ for a model that says ½ always. [n]
-
-    Raises:
-        ValueError: if the lengths differ, a logit is not finite, or an outcome is another number.
     """
     logits, judged = columns(logit=logit, outcome=outcome)
     return np.asarray((expit(logits) - outcomes(judged)) ** 2)
 
 
 def confidence(logit: ArrayLike) -> Floats:
-    """Return how sure the model is of its own choice.
+    """Return how sure the model is of its own choice, in [½, 1].
 
-        c = max(p, 1 − p) = sigmoid(|logit|)
-
-    Returns:
-        Confidences in [½, 1]. [n]
-
-    Raises:
-        ValueError: if a logit is not finite.
+    c = max(p, 1 − p) = sigmoid(|logit|)
     """
     (logits,) = columns(logit=logit)
     return np.asarray(expit(np.abs(logits)))
@@ -108,16 +97,15 @@ class Reliability:
 def reliability(logit: ArrayLike, outcome: ArrayLike, *, bins: int = 10) -> Reliability:
     """Return how often the model is right, by how sure it is.
 
-    Args:
-        outcome: 1, ½ or 0; a tie is worth ½ whatever the model said. [n]
+    A tie of people is worth ½ whatever the model said.
 
     Raises:
-        ValueError: if the lengths differ, a logit is not finite, an outcome is another number, or bins is below 1.
+        ValueError: if bins is below 1.
     """
     earned, sure = credit(logit, outcome), confidence(logit)
     where = confidence_bin(sure, bins=bins)
     count = np.bincount(where, minlength=bins)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # an empty bin has no means: 0/0 is NaN, and null in the report
         mean_confidence = np.bincount(where, sure, bins) / count
         mean_accuracy = np.bincount(where, earned, bins) / count
     return Reliability(np.linspace(0.5, 1.0, bins + 1), count.astype(np.int64), mean_confidence, mean_accuracy)
@@ -129,20 +117,17 @@ def expected_calibration_error(logit: ArrayLike, outcome: ArrayLike, *, bins: in
         ECE = Σ_b n_b / n · |accuracy_b − mean confidence_b|
 
     Source: Naeini et al. (2015), Guo et al. (arXiv 1706.04599) eq. 3, over [½, 1] because the confidence of a choice
-    between two is never below ½.
-
-    Args:
-        outcome: 1, ½ or 0; a tie is worth ½ whatever the model said. [n]
+    between two is never below ½. A tie of people is worth ½ whatever the model said.
 
     Raises:
-        ValueError: if there are no pairs, the lengths differ, a logit is not finite, an outcome is another number, or
-            bins is below 1.
+        ValueError: if there are no pairs, or bins is below 1.
     """
     table = reliability(logit, outcome, bins=bins)
     total = int(table.count.sum())
     if total == 0:
         raise ValueError("there are no pairs: calibration needs some")
     gaps = np.abs(table.accuracy - table.confidence)
+    # Empty bins have NaN and the weight 0.
     return float(np.nansum(table.count * gaps) / total)
 
 
@@ -162,7 +147,6 @@ def fit_temperature(logit: ArrayLike, outcome: ArrayLike, *, weight: ArrayLike |
 
     Raises:
         CalibrationError: if no finite T is best: the choices are wrong at least as often as right, or never wrong.
-        ValueError: if the lengths differ, a logit is not finite, or an outcome is another number.
     """
     logits, judged = columns(logit=logit, outcome=outcome)
     outcomes(judged)

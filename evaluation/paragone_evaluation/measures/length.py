@@ -3,8 +3,6 @@
 Lengths are in characters. Pairs that people left tied are in none of these.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
@@ -13,38 +11,23 @@ from paragone_evaluation.measures.accuracy import credit
 from paragone_evaluation.measures.agreement import spearman
 from paragone_evaluation.measures.checks import Bools, Floats, Ints, columns, outcomes
 
-__all__ = [
-    "LengthModels",
-    "length_logit",
-    "length_matched",
-    "length_models",
-    "longer_preferred",
-    "within_prompt_spearman",
-]
+__all__ = ["length_logit", "length_matched", "length_models", "longer_preferred", "within_prompt_spearman"]
 
 
 def length_logit(first_length: ArrayLike, second_length: ArrayLike) -> Floats:
     """Return the score of the length-only baseline: positive where the first response is longer.
 
-        Δ = ln max(length₁, 1) − ln max(length₂, 1)
-
-    Raises:
-        ValueError: if the lengths of the arrays differ or a value is not finite.
+    Δ = ln max(length₁, 1) − ln max(length₂, 1)
     """
     first, second = columns(first_length=first_length, second_length=second_length)
+    # Ratios and not differences: ten characters more are much for a word and nothing for a page.
     return np.asarray(np.log(np.maximum(first, 1.0)) - np.log(np.maximum(second, 1.0)))
 
 
 def length_matched(first_length: ArrayLike, second_length: ArrayLike, *, within: float = 0.15) -> Bools:
     """Return which pairs have lengths so close that length says nothing.
 
-        |length₁ − length₂| ≤ within · max(length₁, length₂)
-
-    Args:
-        within: largest relative difference.
-
-    Raises:
-        ValueError: if the lengths of the arrays differ or a value is not finite.
+    |length₁ − length₂| ≤ within · max(length₁, length₂)
     """
     first, second = columns(first_length=first_length, second_length=second_length)
     return np.asarray(np.abs(first - second) <= within * np.maximum(first, second))
@@ -59,9 +42,6 @@ def longer_preferred(preference: ArrayLike, first_length: ArrayLike, second_leng
     Returns:
         1 where the longer one is preferred, 0 where the shorter one is, ½ for a tie [n]; and which pairs differ in
         length [n].
-
-    Raises:
-        ValueError: if the lengths of the arrays differ or a value is not finite.
     """
     signs, first, second = columns(preference=preference, first_length=first_length, second_length=second_length)
     return credit(signs, 0.5 + 0.5 * np.sign(first - second)), np.asarray(first != second)
@@ -77,10 +57,8 @@ def within_prompt_spearman(score: ArrayLike, length: ArrayLike, prompt: ArrayLik
 
     Returns:
         One correlation per prompt, those without any (a constant side) left out.
-
-    Raises:
-        ValueError: if the lengths of the arrays differ or a value is not finite.
     """
+    # Within prompts only: across them, long answers go with hard questions, and scores are not comparable.
     scores, lengths, prompts = columns(score=score, length=length, prompt=prompt)
     order: Ints = np.argsort(prompts, kind="stable")
     starts = np.flatnonzero(np.diff(prompts[order], prepend=-1.0))  # prompts are numbered from 0
@@ -91,39 +69,20 @@ def within_prompt_spearman(score: ArrayLike, length: ArrayLike, prompt: ArrayLik
     return values[np.isfinite(values)]
 
 
-@dataclass(frozen=True)
-class LengthModels:
-    """Logistic models of the human choice, fitted on the same pairs, without an intercept.
-
-    Attributes:
-        nll_length: mean NLL with Δ log length alone, in nats.
-        nll_score: with the model's logit alone.
-        nll_both: with both.
-        score_coefficient: of the logit beside length; NaN where the choices are separable.
-        length_coefficient: of Δ log length beside the logit; NaN where the choices are separable.
-        gain: nll_length − nll_both: what the model knows that length does not, in nats per pair.
-    """
-
-    nll_length: float
-    nll_score: float
-    nll_both: float
-    score_coefficient: float
-    length_coefficient: float
-    gain: float
-
-
 def length_models(
     logit: ArrayLike, outcome: ArrayLike, first_length: ArrayLike, second_length: ArrayLike
-) -> LengthModels:
+) -> dict[str, float]:
     """Return what the model's score adds to length in explaining the human choice.
 
         P(first preferred) = sigmoid(β_s logit + β_l Δ log length)
 
-    Args:
-        outcome: 1 or 0; ties are left out. [n]
+    Returns:
+        ``nll_length``, ``nll_score`` and ``nll_both``: mean NLL in nats with Δ log length alone, the logit alone, both.
+        ``score_coefficient``, ``length_coefficient``: β_s and β_l; NaN where the choices are separable.
+        ``gain``: nll_length − nll_both, what the model knows that length does not, in nats a pair.
 
     Raises:
-        ValueError: if the lengths of the arrays differ, a value is not finite, or no pair is decided.
+        ValueError: if no pair is decided.
     """
     logits, judged = columns(logit=logit, outcome=outcome)
     longer = length_logit(first_length, second_length)
@@ -131,17 +90,25 @@ def length_models(
     decided = outcomes(judged) != 0.5
     if not decided.any():
         raise ValueError("no pair is decided: length bias needs a preferred response")
+    # No intercept: which response stands first is chance, so equal scores and lengths must give ½.
     features, chosen = np.column_stack([logits, longer])[decided], judged[decided]
     _, nll_score = _logistic(features[:, :1], chosen)
     _, nll_length = _logistic(features[:, 1:], chosen)
     both, nll_both = _logistic(features, chosen)
-    return LengthModels(nll_length, nll_score, nll_both, float(both[0]), float(both[1]), nll_length - nll_both)
+    return {
+        "nll_length": nll_length,
+        "nll_score": nll_score,
+        "nll_both": nll_both,
+        "score_coefficient": float(both[0]),
+        "length_coefficient": float(both[1]),
+        "gain": nll_length - nll_both,
+    }
 
 
 def _logistic(features: Floats, chosen: Floats) -> tuple[Floats, float]:
     """Return coefficients and mean NLL of a logistic regression by Newton's method, columns scaled to unit size."""
     # Newton's steps do not depend on the scale, but the conditioning of the curvature does.
-    scale = np.maximum(np.abs(features).max(axis=0), 1e-300)
+    scale = np.maximum(np.abs(features).max(axis=0), 1e-300)  # a column of zeros stays one
     table = features / scale
     beta = np.zeros(table.shape[1])
 
@@ -150,6 +117,7 @@ def _logistic(features: Floats, chosen: Floats) -> tuple[Floats, float]:
         return float((np.logaddexp(0.0, logits) - chosen * logits).mean())
 
     value = loss(beta)
+    # Newton's method needs a handful of steps. The bound is for separable choices, whose optimum is at infinity.
     for _ in range(100):
         probabilities = expit(table @ beta)
         gradient = table.T @ (probabilities - chosen) / len(chosen)

@@ -18,15 +18,9 @@ def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:
         τ_b = Σ_{i<j} sign(x_i − x_j) sign(y_i − y_j) / √(#untied pairs of x · #untied pairs of y)
 
     Source: Kendall (1945).
-
-    Raises:
-        ValueError: if the lengths differ or a value is not finite.
     """
-    first_values, second_values = columns(first=first, second=second)
-    x, y = (
-        np.sign(first_values[:, None] - first_values[None, :]),
-        np.sign(second_values[:, None] - second_values[None, :]),
-    )
+    # Every pair stands in the tables twice, in numerator and denominator alike.
+    x, y = (np.sign(side[:, None] - side[None, :]) for side in columns(first=first, second=second))
     untied = float(np.abs(x).sum()) * float(np.abs(y).sum())
     return float((x * y).sum() / np.sqrt(untied)) if untied else float("nan")
 
@@ -34,6 +28,7 @@ def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:
 @lru_cache(maxsize=256)
 def _picked(responses: int) -> Floats:
     """Return P(the j-th best of K is the best of a random subset of n), as [n − 1, j]."""
+    # The j-th best is the best of a subset if the other n − 1 come from the K − j that are worse.
     sizes, places = np.arange(1, responses + 1)[:, None], np.arange(responses)[None, :]
     table = comb(responses - 1 - places, sizes - 1) / comb(responses, sizes)
     table.setflags(write=False)
@@ -49,9 +44,6 @@ def best_of_n(score: ArrayLike, human: ArrayLike) -> Floats:
 
     Returns:
         One expectation per n. [K]
-
-    Raises:
-        ValueError: if the lengths differ or a value is not finite.
     """
     scores, judged = columns(score=score, human=human)
     # Blocks of tied responses, best first; each place of a block gets the block's mean, as if ties broke at random.
@@ -78,9 +70,8 @@ class GroupScore:
     Attributes:
         tau: Kendall's τ-b with the human scores; NaN where either is constant.
         top_one: probability that the model's favourite is one of the people's; its ties share.
-        chance: the same for a random pick.
+        chance, random_regret: ``top_one`` and ``regret`` of a random pick.
         regret: best human score minus that of the model's favourite.
-        random_regret: the same for a random pick.
     """
 
     tau: float
@@ -94,7 +85,7 @@ def group_score(score: ArrayLike, human: ArrayLike) -> GroupScore:
     """Return the agreement on one group of responses.
 
     Raises:
-        ValueError: if the group is empty, the lengths differ or a value is not finite.
+        ValueError: if the group is empty.
     """
     scores, judged = columns(score=score, human=human)
     if not len(scores):
@@ -111,20 +102,14 @@ def group_score(score: ArrayLike, human: ArrayLike) -> GroupScore:
 
 @dataclass(frozen=True)
 class Triads:
-    """Triples of responses whose three comparisons are all decided.
-
-    Attributes:
-        closed: how many there are.
-        cyclic: how many of them run in a circle.
-        rate: cyclic / closed; NaN where there is none.
-    """
+    """Triples of responses whose three comparisons are all decided, and how many of them run in a circle."""
 
     closed: int
     cyclic: int
 
     @property
     def rate(self) -> float:
-        """Share of the closed triads that are cyclic."""
+        """Share of the closed triads that are cyclic; NaN where none is closed."""
         return self.cyclic / self.closed if self.closed else float("nan")
 
 
@@ -138,11 +123,9 @@ def triads(preference: ArrayLike, first: ArrayLike, second: ArrayLike, group: Ar
 
     Args:
         preference: positive where the first is preferred, negative where the second is; 0 is no decision. [n]
-
-    Raises:
-        ValueError: if the lengths of the arrays differ or a value is not finite.
     """
     signs, firsts, seconds, groups = columns(preference=preference, first=first, second=second, group=group)
+    # Sorted, the rows of a group stand side by side: no mask over all rows for each of thousands of groups.
     order: Ints = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-np.inf))
     closed = cyclic = 0
@@ -152,6 +135,7 @@ def triads(preference: ArrayLike, first: ArrayLike, second: ArrayLike, group: Ar
             continue
         nodes, where = np.unique(np.concatenate([firsts[rows], seconds[rows]]), return_inverse=True)
         net = np.zeros((len(nodes), len(nodes)))
+        # Not net[...] += signs, which would keep one of several comparisons of a pair and drop the others.
         np.add.at(net, (where[: len(rows)], where[len(rows) :]), signs[rows])
         beats = ((net - net.T) > 0).astype(np.float64)
         either = beats + beats.T
@@ -176,12 +160,13 @@ def kendall_zeta(matrix: ArrayLike) -> float:
     Raises:
         ValueError: if the matrix is not square.
     """
-    signs: Floats = np.sign(np.asarray(matrix, dtype=np.float64))
+    signs: Floats = np.sign(np.asarray(matrix, dtype=np.float64))  # NaN, a refused pair, stays NaN
     if signs.ndim != 2 or signs.shape[0] != signs.shape[1]:
         raise ValueError(f"the matrix has shape {signs.shape}; it must be [K, K]")
     size = len(signs)
     if size < 3 or not np.isfinite(signs).all() or np.count_nonzero(signs) != size * (size - 1):
         return float("nan")
+    # A triple that is no cycle has one response that beats both others, and each is counted at that response.
     wins = (signs > 0).sum(axis=1)
     cycles = size * (size - 1) * (size - 2) / 6 - float((wins * (wins - 1) / 2).sum())
     most = (size**3 - 4 * size) / 24 if size % 2 == 0 else (size**3 - size) / 24

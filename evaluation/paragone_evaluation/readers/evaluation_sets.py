@@ -1,14 +1,19 @@
 """From the rows of a file to an evaluation set: its cases, what people said of them, and what the file cannot show."""
 
+import hashlib
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from paragone_evaluation.dataset import Case, EvaluationSet, LeftOut, PromptText, SetBuilder
+import numpy as np
+
+from paragone_evaluation.dataset import Case, EvaluationSet, LeftOut, Message, PromptText, ResponseText
 from paragone_evaluation.errors import DataError
-from paragone_evaluation.readers.files import FilePass, file_hash
-from paragone_evaluation.readers.rows import DataRow, question_of, rated_alone
+from paragone_evaluation.readers.files import FilePass
+from paragone_evaluation.readers.rows import DataRow
 
 __all__ = ["read_evaluation_set"]
 
@@ -29,8 +34,7 @@ def read_evaluation_set(
 
     Args:
         layout: ``auto`` goes by the fields of the first row.
-        split: rows with another ``split`` are left out.
-        exclude_split: rows with this ``split`` are left out.
+        split: rows with another ``split`` are left out, as are those with ``exclude_split``.
         attribute: of a ratings file, what people's scores are taken from; its first one if None.
         leave_out_bad_rows: go on without rows that cannot be read, and report them, instead of refusing the file.
 
@@ -39,27 +43,25 @@ def read_evaluation_set(
             id that was used before; lines are named) that are not to be left out, or nothing decided in it.
     """
     reading = FilePass(path, layout=layout, split=split, exclude_split=exclude_split)
-    split, exclude_split = reading.split, reading.exclude_split
     cases = _Cases(reading, attribute)
     for row in reading:
         cases.add(row)
     if not leave_out_bad_rows:
         reading.account.check(remedy=_REMEDY)
     if reading.layout is None:
-        raise DataError(_nothing(reading, split, exclude_split))
+        raise DataError(_nothing(reading))
     cases.finish()
+    split, exclude_split = reading.split, reading.exclude_split
     passed_over = f"split is not {split}" if split is not None else f"split is {exclude_split}"
-    made = cases.builder.built(
+    others = [LeftOut(passed_over, reading.passed_over)] if reading.passed_over else []
+    made = EvaluationSet(
         path=str(path),
-        sha256=file_hash(Path(path)),
+        sha256=reading.sha256(),
         layout=reading.layout.name,
         split=split,
-        left_out=[
-            *([LeftOut(passed_over, reading.passed_over)] if reading.passed_over else []),
-            *reading.account.left_out(),
-        ],
-        notes=(),
+        left_out=(*others, *reading.account.left_out()),
         rated=cases.rated,
+        **cases.columns(),
     )
     return _checked(made, reading, signed=reading.layout.signed)
 
@@ -79,63 +81,119 @@ class _RatedPrompt:
 
 
 class _Cases:
-    """Makes cases of rows; those of rated prompts wait for the end, since a prompt's rows may stand anywhere.
+    """Collects cases, prompts, nodes and judgements row by row.
 
     Attributes:
         rated: the attribute that people's scores are taken from; None where people compared.
     """
 
     def __init__(self, reading: FilePass, attribute: str | None) -> None:
-        self.builder, self._reading, self._attribute = SetBuilder(), reading, attribute
+        self._account, self._attribute = reading.account, attribute
         self.rated: str | None = None
-        self._prompts: dict[int, _RatedPrompt] = {}
+        self._cases: list[Case] = []
+        # Numbers by content, in the order in which the contents came up.
+        self._prompts: dict[str, int] = {}
+        self._nodes: dict[tuple[int, str], int] = {}
+        self._prompt_texts: list[tuple[PromptText, tuple[Message, ...] | None]] = []
+        self._questions: list[str] = []
+        self._responses: list[ResponseText] = []
+        self._judgements: list[tuple[int, int, int, float, float]] = []
+        self._rated_prompts: dict[int, _RatedPrompt] = {}
 
     def add(self, row: DataRow) -> None:
         if row.ratings:
             self._rate(row)
             return
         prompt = self._prompt(row)
-        nodes = tuple(self.builder.node(prompt, response) for response in row.responses)
-        cases = self.builder.cases
-        cases.append(Case(row.name, row.line, prompt, nodes, row.subset, right=row.right, human=_shares(row)))
+        nodes = tuple(self._node(prompt, response) for response in row.responses)
+        self._cases.append(Case(row.name, row.line, prompt, nodes, row.subset, right=row.right, human=_shares(row)))
         for label in row.labels:
             # A strength that only says who won would be correlated with the model's margins as if people had graded.
             strength = label.strength if row.graded else _NAN
-            first, second = nodes[label.first], nodes[label.second]
-            self.builder.judge(len(cases) - 1, first, second, _outcome(label.strength), strength)
+            self._judge(nodes[label.first], nodes[label.second], _outcome(label.strength), strength)
 
     def _prompt(self, row: DataRow) -> int:
-        prompt: PromptText = row.prompt if isinstance(row.prompt, str) else tuple(row.prompt)
-        question = question_of(row.group) if row.group else None
-        return self.builder.prompt(prompt, question=question, tools=row.tools)
+        """Return the number of the row's prompt, a new one where it was not seen before."""
+        # The same text with other tools is another question to the model.
+        key = _key(row.prompt) if not row.tools else f"{_key(row.prompt)}\n{_key(row.tools)}"
+        number = self._prompts.setdefault(key, len(self._prompt_texts))
+        if number == len(self._prompt_texts):
+            text: PromptText = row.prompt if isinstance(row.prompt, str) else tuple(row.prompt)
+            self._prompt_texts.append((text, tuple(row.tools) if row.tools else None))
+            # A prompt without a group is its own question, named by a hash: names go into reports, texts do not.
+            digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+            self._questions.append(row.question or f"prompt {digest}")
+        return number
+
+    def _node(self, prompt: int, response: ResponseText) -> int:
+        """Return the number of a response to a prompt, a new one where it was not seen before."""
+        number = self._nodes.setdefault((prompt, _key(response)), len(self._responses))
+        if number == len(self._responses):
+            self._responses.append(response)
+        return number
+
+    def _judge(self, first: int, second: int, outcome: float, strength: float = _NAN) -> None:
+        self._judgements.append((len(self._cases) - 1, first, second, outcome, strength))
 
     def _rate(self, row: DataRow) -> None:
         if self.rated is None:
             # The first name of the first row, though its own rating may be missing.
             self.rated = self._attribute or next(iter(row.ratings[0]), None)
-        for response, ratings in zip(row.responses, map(rated_alone, row.ratings), strict=True):
+        for response, ratings in zip(row.responses, row.given_ratings, strict=True):
             if self.rated not in ratings:
                 rates = ", ".join(ratings) or "nothing"
-                reason = f"there is no rating of {self.rated!r}; the row rates {rates}"
-                self._reading.account.unused.append((row.line, reason))
+                self._account.unused.append((row.line, f"there is no rating of {self.rated!r}; the row rates {rates}"))
                 continue
             prompt = self._prompt(row)
-            kept = self._prompts.setdefault(prompt, _RatedPrompt(row.line, row.subset, {}))
-            kept.ratings.setdefault(self.builder.node(prompt, response), []).append(ratings)
+            kept = self._rated_prompts.setdefault(prompt, _RatedPrompt(row.line, row.subset, {}))
+            kept.ratings.setdefault(self._node(prompt, response), []).append(ratings)
 
     def finish(self) -> None:
         """Add a case per rated prompt, and a judgement for every two of its responses."""
-        for prompt, rated in self._prompts.items():
+        # Not before the end of the file: the rows of a prompt may stand anywhere in it.
+        for prompt, rated in self._rated_prompts.items():
             nodes = tuple(rated.ratings)
             names = sorted({name for each in rated.ratings.values() for ratings in each for name in ratings})
             attributes = {name: tuple(rated.mean(node, name) for node in nodes) for name in names}
             human = attributes[self.rated or ""]
-            cases = self.builder.cases
             name = rated.subset or f"prompt {prompt}"
-            cases.append(Case(name, rated.line, prompt, nodes, rated.subset, human=human, attributes=attributes))
+            self._cases.append(Case(name, rated.line, prompt, nodes, rated.subset, human=human, attributes=attributes))
             for first, second in itertools.combinations(range(len(nodes)), 2):
-                outcome = _outcome(human[first] - human[second])
-                self.builder.judge(len(cases) - 1, nodes[first], nodes[second], outcome)
+                self._judge(nodes[first], nodes[second], _outcome(human[first] - human[second]))
+
+    def columns(self) -> dict[str, Any]:
+        """Return what was collected, by the names of ``EvaluationSet``."""
+        table = np.asarray(self._judgements, dtype=np.float64).reshape(-1, 5)
+        case, first, second = table[:, :3].T.astype(np.int64)
+        return {
+            "prompts": tuple(self._prompt_texts),
+            "questions": tuple(self._questions),
+            "responses": tuple(self._responses),
+            "node_prompt": np.asarray([prompt for prompt, _ in self._nodes], dtype=np.int64),
+            "node_length": np.asarray([_text_length(response) for response in self._responses], dtype=np.float64),
+            "cases": tuple(self._cases),
+            "case": case,
+            "first": first,
+            "second": second,
+            "outcome": table[:, 3],
+            "strength": table[:, 4],
+        }
+
+
+def _text_length(response: ResponseText) -> int:
+    """Return the characters of a response: its text, or the text contents of its messages."""
+    if isinstance(response, str):
+        return len(response)
+    if not isinstance(response, Mapping):
+        return sum(_text_length(message) for message in response)
+    content = response.get("content") or ""
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(part.get("text") or "") for part in content if isinstance(part, Mapping))
+
+
+def _key(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
 
 
 def _outcome(lead: float) -> float:
@@ -145,6 +203,7 @@ def _outcome(lead: float) -> float:
 
 def _shares(row: DataRow) -> tuple[float, ...] | None:
     """Return each response's share of wins, ties worth ½; None without a comparison of each, or for a pair."""
+    # Not a fitted strength: a share needs no model of how people choose, and is what readers can count themselves.
     if row.right is not None or len(row.responses) == 2:
         return None
     won, count = [0.0] * len(row.responses), [0] * len(row.responses)
@@ -158,11 +217,7 @@ def _shares(row: DataRow) -> tuple[float, ...] | None:
 
 
 def _checked(made: EvaluationSet, reading: FilePass, *, signed: bool) -> EvaluationSet:
-    """Return the set with a note on what it cannot show.
-
-    Raises:
-        DataError: if nothing is decided in it.
-    """
+    """Return the set with a note on what it cannot show; refuse one in which nothing is decided."""
     if made.rated is not None and made.cases:
         return made  # ratings can be agreed with where no two responses are compared
     account = reading.account
@@ -189,16 +244,13 @@ def _checked(made: EvaluationSet, reading: FilePass, *, signed: bool) -> Evaluat
     return replace(made, notes=(*made.notes, note))
 
 
-def _nothing(reading: FilePass, split: str | None, exclude_split: str | None) -> str:
-    """Return why no row was read; bad rows refuse the file in any case then.
-
-    Raises:
-        DataError: if there were none but bad rows.
-    """
+def _nothing(reading: FilePass) -> str:
+    """Return why no row was read; bad rows refuse the file in any case then."""
     path, count = reading.account.path, reading.account.count
-    if reading.passed_over and split is not None:
-        return f"{path}: no row has split {split!r}; the splits are: {', '.join(sorted(reading.splits)) or 'none'}"
+    if reading.passed_over and reading.split is not None:
+        splits = ", ".join(sorted(reading.splits)) or "none"
+        return f"{path}: no row has split {reading.split!r}; the splits are: {splits}"
     if reading.passed_over:
-        return f"{path}: all {count} rows have split {exclude_split!r}, which is left out"
+        return f"{path}: all {count} rows have split {reading.exclude_split!r}, which is left out"
     reading.account.check(remedy=_REMEDY)
     return f"{path}: there are no rows in it"

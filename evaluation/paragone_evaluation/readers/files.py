@@ -44,7 +44,7 @@ from paragone_evaluation.readers.rows import (
     Rating,
 )
 
-__all__ = ["LAYOUTS", "SUFFIXES", "FilePass", "file_hash", "read_fields", "read_pairs", "read_prompts", "read_ratings"]
+__all__ = ["LAYOUTS", "SUFFIXES", "FilePass", "read_fields", "read_pairs", "read_prompts", "read_ratings"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,19 +63,6 @@ _NUMBERS = {"strength", "preference_strength", "num_correct"}
 _ATTRIBUTES = {"helpfulness", "correctness", "coherence", "complexity", "verbosity"}
 _JSON_CELLS = {*_NUMBERS, *_ATTRIBUTES, "ratings", "responses", "comparisons", "completions", "tools"}
 """Columns of a CSV file whose cells are JSON: a number, a list or an object."""
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _fields_of(path: Path) -> Iterator[tuple[int, Fields | str]]:
@@ -193,7 +180,7 @@ def _parquet(path: Path) -> Iterator[Fields]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches():
+            for batch in table.iter_batches():  # not the whole table, which as Python objects is many times as large
                 yield from cast("Iterable[Fields]", batch.to_pylist())
     except pyarrow.ArrowException as error:
         raise DataError(f"cannot read {path}: {error}") from error
@@ -220,11 +207,7 @@ class _RowAccount:
         return [LeftOut(reason, len(lines), tuple(lines[:_SHOWN])) for reason, lines in reasons.items()]
 
     def check(self, *, remedy: str = "Mend the file, or leave these rows out of it.") -> None:
-        """Refuse the file if a row of it cannot be read.
-
-        Raises:
-            DataError: with the lines, and what is wrong with each of them.
-        """
+        """Refuse the file if a row of it cannot be read, with the lines and what is wrong with each of them."""
         if not self.bad:
             return
         # A file in a layout that nobody knows has the same complaint in every row, and is told it once.
@@ -242,13 +225,12 @@ class FilePass:
     Args:
         layout: of all rows; ``auto`` goes by the fields of the first one.
         split: the only split that is read; all of them if None.
-        exclude_split: a split that is not read.
         unmarked: rows without a split are of the one that is asked for; otherwise they are bad rows.
         prompts: read nothing of a row but its prompt; rows need no layout then.
 
     Attributes:
         layout: the one that was read, None before the first row.
-        passed_over: rows of splits that are not read.
+        passed_over: how many rows are of splits that are not read.
         splits: names that were met.
     """
 
@@ -286,6 +268,15 @@ class FilePass:
                 if row is not None:
                     yield row
 
+    def sha256(self) -> str:
+        """Return the SHA-256 of the file's bytes."""
+        path = self.account.path
+        try:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
     def _row(self, line: int, fields: Fields | str) -> DataRow | None:
         if isinstance(fields, str):
             raise BadRowError(fields)
@@ -302,7 +293,10 @@ class FilePass:
             return None
         if self._prompts:
             return prompt_row(fields, line)
-        row = self._layout(fields).row(fields, line)
+        known = fitting_layout(fields, self._candidates)
+        # Nearly every row has the layout of the first one. Only the others are looked at more closely.
+        layout = known if known and known is self.layout else self._settled(known, fields)
+        row = layout.row(fields, line)
         # Rows without an id may well be alike. An id that stands for two rows is a mistake in the file.
         if row.id is not None and (before := self._lines.setdefault(row.id, line)) != line:
             raise BadRowError(f"id {row.id.removeprefix(f'{row.subset}/')[:60]!r} is on line {before} already")
@@ -312,8 +306,8 @@ class FilePass:
         self.account.unused.append((line, "the two responses that are compared are the same"))
         return replace(row, labels=telling) if telling else None
 
-    def _layout(self, fields: Fields) -> FileLayout:
-        known = fitting_layout(fields, self._candidates)
+    def _settled(self, known: FileLayout | None, fields: Fields) -> FileLayout:
+        """Return the file's layout for a row whose fields fit the known one or none; refuse a row of another layout."""
         if self.layout is None:
             self.layout = known if known or self._detects else self._candidates[0]
         if self.layout is None:
@@ -350,10 +344,7 @@ def read_ratings(*paths: str | Path) -> list[Rating]:
 def read_prompts(paths: Sequence[str | Path], *, split: str) -> list[Prompt]:
     """Return the prompts of files in any layout, each once, in their order.
 
-    A prompt without an id is called by its place among those that were read.
-
-    Args:
-        split: rows of this split are read, and rows without one.
+    Rows of the split are read, and rows without one. A prompt without an id is called by its place among them.
 
     Raises:
         DataError: if a file cannot be read, has bad rows, two prompts share an id, or nothing is left.
@@ -362,7 +353,7 @@ def read_prompts(paths: Sequence[str | Path], *, split: str) -> list[Prompt]:
     texts: set[str] = set()
     for path in paths:
         reading = FilePass(path, split=split, unmarked=True, prompts=True)
-        for row in reading:
+        for row in list(reading):  # one pass over the file, then one over its prompts
             prompt = Prompt(str(len(prompts)) if row.id is None else row.id, row.prompt)
             text = prompt.text
             # Files of pairs repeat a prompt in every row; a policy meets it once, whatever the rows are called.
@@ -381,11 +372,8 @@ def read_prompts(paths: Sequence[str | Path], *, split: str) -> list[Prompt]:
 def read_fields(path: str | Path, *names: str) -> list[Fields]:
     """Return the rows of a file as they are, for whoever needs neither layouts nor labels.
 
-    Args:
-        names: fields that every row must have.
-
     Raises:
-        DataError: if the file cannot be read, or a row lacks a field.
+        DataError: if the file cannot be read, or a row lacks one of the fields named.
     """
     account, rows = _RowAccount(Path(path)), []
     for line, fields in _fields_of(account.path):

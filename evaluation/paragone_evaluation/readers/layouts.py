@@ -192,7 +192,8 @@ def _described(value: Any) -> str:
     """Return a value as messages show it: short ones as they are, others by their type."""
     if value is None:
         return "null"
-    # Long texts are what the file holds, and that stays out of messages. JSON also has numbers of 4,000 digits.
+    # Long texts are what the file holds, and that stays out of messages, which go into logs. JSON also has numbers of
+    # 4,000 digits.
     short = isinstance(value, bool | int | float | str) and len(shown := repr(value)) <= 24
     return shown if short else type(value).__name__
 
@@ -298,6 +299,7 @@ def _group(row: Fields, line: int) -> DataRow:
     if not isinstance(comparisons, list) or not comparisons:
         raise BadRowError("field 'comparisons' must be a list of at least one comparison")
     labels = tuple(_comparison(value, f"comparisons[{at}]", len(responses)) for at, value in enumerate(comparisons))
+    # In either order: the second one would be counted as one more judgement of the same two.
     if len({frozenset((label.first, label.second)) for label in labels}) < len(labels):
         raise BadRowError("two comparisons are of the same two responses")
     return DataRow(line, prompt, tuple(responses), labels, subset=_optional_text(row, "subset"), **common)
@@ -326,11 +328,13 @@ def _rating(row: Fields, line: int) -> DataRow:
     if not isinstance(ratings, Mapping) or not ratings:
         raise BadRowError("field 'ratings' must be an object with a number per attribute")
     for name, value in ratings.items():
+        # _float also takes texts, which UltraFeedback needs; in our own layout a number is a number.
         if value is not None and (isinstance(value, str) or not math.isfinite(_float(value))):
             raise BadRowError(
                 f"field 'ratings.{name}' must be a number, or null where there is none, not {_described(value)}"
             )
-    return _rated(row, line, _prompt_of(row), dict(ratings))
+    numbers = {name: None if value is None else float(value) for name, value in ratings.items()}
+    return _rated(row, line, _prompt_of(row), numbers)
 
 
 def _rated(row: Fields, line: int, prompt: Content, ratings: Mapping[str, float | None]) -> DataRow:
@@ -356,6 +360,7 @@ def _helpsteer_pair(row: Fields, line: int) -> DataRow:
             f"be {_INVALID} (neither is valid)"
         )
     common = _common(row)
+    # HelpSteer2 counts towards the second response: 3 says that response_2 is much better.
     return DataRow(
         line, _helpsteer_prompt(row), _sides(row, "response_1", "response_2"), (Label(0, 1, -float(strength)),),
         graded=True, subset=common["group"], reason=_optional_text(row, "preference_statement"), **common,
@@ -400,6 +405,7 @@ def _ultrafeedback(row: Fields, line: int) -> DataRow:
         responses += _sides(dict(completion), "response")
         ratings.append({name: _annotation(value, f"completions[{at}].{name}") for name, value in annotations.items()})
     prompt = _prompt_of(row, "instruction")
+    # The published file has prompts that no model answered: nothing is wrong with them, and nothing can be learned.
     if not responses:
         raise LeftOutError("it has no completions")
     return DataRow(line, prompt, tuple(responses), ratings=tuple(ratings), subset=common["group"], **common)
@@ -439,7 +445,7 @@ def _needed(row: Fields, name: str) -> str:
 
 def _rewardbench(row: Fields, line: int) -> DataRow:
     pair, subset = _chosen_rejected(row, line), _needed(row, "subset")
-    # Ids of RewardBench 1 start again in some subsets.
+    # Ids of RewardBench 1 start again in some subsets, and an id may stand for one row only.
     return replace(pair, id=f"{subset}/{pair.name}", right=1, subset=subset, graded=False)
 
 
@@ -463,6 +469,7 @@ def _rm_bench(row: Fields, line: int) -> DataRow:
     if len(right) != 3 or len(wrong) != 3:
         raise BadRowError(f"there are three styles; the row has {len(right)} chosen and {len(wrong)} rejected")
     made = _benchmark(row, line, right, wrong, _needed(row, "domain"))
+    # Ids count within a domain here.
     return replace(made, id=f"{made.subset}/{made.name}")
 
 

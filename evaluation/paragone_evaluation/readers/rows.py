@@ -23,8 +23,6 @@ __all__ = [
     "Pair",
     "Prompt",
     "Rating",
-    "question_of",
-    "rated_alone",
 ]
 
 Fields = dict[str, Any]
@@ -63,10 +61,9 @@ class Pair:
     """Two responses to one prompt and what people said.
 
     Attributes:
-        prompt: text, or messages as JSON (see ``prompt_messages``).
+        prompt: text, or messages as JSON where ``messages`` says so (see ``prompt_messages``).
         first: the response whose win is measured.
         strength: −3 … 3, positive where ``first`` was preferred, 0 for a tie.
-        messages: True where ``prompt`` is JSON of messages.
         group: what the row belongs to, for resampling; the prompt unless the file says.
         where: file and line.
     """
@@ -86,7 +83,7 @@ class Pair:
     def question(self) -> str:
         """What the row is about: both stances of one question share it."""
         # A prompt that stands in for a missing group may hold an underscore anywhere.
-        return self.group if self.group == self.prompt else question_of(self.group)
+        return self.group if self.group == self.prompt else _question_of(self.group)
 
     @property
     def prompt_messages(self) -> Content:
@@ -99,9 +96,8 @@ class Rating:
     """One response to a prompt and what people rated.
 
     Attributes:
-        prompt: text, or messages as JSON.
+        prompt, messages, group, where: as in ``Pair``.
         ratings: by attribute; what nobody rated is not there.
-        messages, group, where: as in ``Pair``.
     """
 
     prompt: str
@@ -138,9 +134,7 @@ class DataRow:
     """One row of a file, whatever its layout.
 
     Attributes:
-        id: as in the file, or None.
         responses: K of them; none in a file of prompts.
-        labels: judgements between the responses.
         graded: whether the labels' strengths are the file's own; otherwise they only say which one was preferred.
         ratings: by attribute, for each response, None where nobody rated it; empty where people compared. K
         right: how many of the responses, from the first, are right ones; None where people compared.
@@ -166,16 +160,24 @@ class DataRow:
         """The id, or the number of the line where the file has none."""
         return str(self.line) if self.id is None else self.id
 
+    @property
+    def question(self) -> str | None:
+        """Name of what the row is about; None where the file names no group."""
+        return _question_of(self.group) if self.group else None
+
+    @property
+    def given_ratings(self) -> list[dict[str, float]]:
+        """The ratings of each response without those that nobody gave."""
+        # Null and a missing name say the same: tables have a column for every attribute that some row rates.
+        return [{name: value for name, value in each.items() if value is not None} for each in self.ratings]
+
     def telling_labels(self) -> tuple[Label, ...]:
         """Return the labels without those between two equal texts, which say nothing about either."""
+        # Samplers repeat themselves; the labels of such pairs are noise, and no model can tell the texts apart.
         return tuple(label for label in self.labels if self.responses[label.first] != self.responses[label.second])
 
     def pairs(self, path: str | Path) -> list[Pair]:
-        """Return a pair for each label.
-
-        Raises:
-            BadRowError: if a response is no text.
-        """
+        """Return a pair for each label; refuse a row whose responses are no texts."""
         prompt, messages = _keyed(self.prompt)
         texts = self._texts()
         return [
@@ -188,20 +190,16 @@ class DataRow:
         ]  # fmt: skip
 
     def rated(self, path: str | Path) -> list[Rating]:
-        """Return a rating for each response.
-
-        Raises:
-            BadRowError: if a response is no text.
-        """
+        """Return a rating for each response; refuse a row whose responses are no texts."""
         prompt, messages = _keyed(self.prompt)
         texts = self._texts()
         return [
             Rating(
-                prompt, text, rated_alone(ratings), messages=messages,
+                prompt, text, ratings, messages=messages,
                 id=self.name if len(texts) == 1 else f"{self.name}/{place}",
                 split=self.split, group=self.group or prompt, where=f"{path}:{self.line}",
             )
-            for place, (text, ratings) in enumerate(zip(texts, self.ratings, strict=True))
+            for place, (text, ratings) in enumerate(zip(texts, self.given_ratings, strict=True))
         ]  # fmt: skip
 
     def _texts(self) -> list[str]:
@@ -210,13 +208,9 @@ class DataRow:
         return [str(response) for response in self.responses]
 
 
-def rated_alone(ratings: Mapping[str, float | None]) -> dict[str, float]:
-    """Return the ratings that there are."""
-    return {name: float(value) for name, value in ratings.items() if value is not None}
-
-
-def question_of(group: str) -> str:
+def _question_of(group: str) -> str:
     """Return the part of a group's name before the first ``_``, or all of it where that is empty."""
+    # Groups are called QUESTION_STANCE: both stances of a question would be counted as two independent questions.
     return group.partition("_")[0] or group
 
 

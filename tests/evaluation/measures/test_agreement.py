@@ -15,7 +15,7 @@ from paragone_evaluation.measures.agreement import (
     root_mean_squared_error,
     spearman,
 )
-from paragone_evaluation.measures.bootstrap import Resampler, rating_estimates
+from paragone_evaluation.measures.bootstrap import Resampler
 
 
 @pytest.fixture
@@ -46,11 +46,11 @@ def test_what_is_constant_or_missing_has_no_correlation_and_no_auc():
 
 def test_levels_have_the_accuracy_and_the_mean_logit_of_the_preferred_response():
     levels = by_strength([1.0, -2.0, 3.0, 0.5], [1.0, 1.0, -3.0, 0.0])
-    assert [level.strength for level in levels] == [0.0, 1.0, 3.0]
-    assert [level.count for level in levels] == [1, 2, 1]
-    assert [level.mean_logit for level in levels] == [0.5, -0.5, -3.0]
-    assert math.isnan(levels[0].accuracy)
-    assert [level.accuracy for level in levels[1:]] == [0.5, 0.0]
+    assert [level["strength"] for level in levels] == [0.0, 1.0, 3.0]
+    assert [level["count"] for level in levels] == [1, 2, 1]
+    assert [level["mean_logit"] for level in levels] == [0.5, -0.5, -3.0]
+    assert math.isnan(levels[0]["accuracy"])
+    assert [level["accuracy"] for level in levels[1:]] == [0.5, 0.0]
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_the_constant_explains_nothing_and_worse_than_it_is_negative():
 def test_intervals_are_those_of_whole_resamples(rated_sample):
     predicted, rated, cluster = rated_sample
     draw = Resampler(20, resamples=200, seed=1)
-    error, explained = rating_estimates(predicted, rated, cluster, draw)
+    error, explained = draw.rating_errors(predicted, rated, cluster)
     slow = []
     for counts in draw.counts:
         rows = np.repeat(np.arange(300), counts[cluster].astype(int))
@@ -93,7 +93,7 @@ def test_intervals_are_those_of_whole_resamples(rated_sample):
 
 
 def test_ratings_that_are_all_the_same_have_an_error_and_no_determination():
-    error, explained = rating_estimates([1.0, 2.0], [2.0, 2.0], [0, 1], Resampler(2, resamples=20))
+    error, explained = Resampler(2, resamples=20).rating_errors([1.0, 2.0], [2.0, 2.0], [0, 1])
     assert error.value == pytest.approx(math.sqrt(0.5))
     assert math.isnan(explained.value)
     assert math.isnan(explained.low)

@@ -60,7 +60,7 @@ def test_the_ties_score_is_the_weighted_sum_of_its_parts():
     ]
     margin = (np.tanh(0.5 / 1 - 1) + np.tanh(-1 / 4 - 1)) / 2
     found = ties_score(prompts)
-    assert found.score == pytest.approx(0.3 * 0.5 + 0.3 * 1.0 + 0.2 * 0.5 + 0.2 * 0.0 + 0.01 * margin, abs=1e-12)
+    assert found["score"] == pytest.approx(0.3 * 0.5 + 0.3 * 1.0 + 0.2 * 0.5 + 0.2 * 0.0 + 0.01 * margin, abs=1e-12)
 
 
 def test_a_number_that_counts_twice_is_a_number_that_is_there_twice():
@@ -72,16 +72,18 @@ def test_a_number_that_counts_twice_is_a_number_that_is_there_twice():
     ]
     doubled = [*prompts, *(replace(prompt, number="again") for prompt in prompts if prompt.number == "b")]
     weighted = ties_score(prompts, weight={"a": 1.0, "b": 2.0, "c": 1.0})
-    assert weighted.score == pytest.approx(ties_score(doubled).score, abs=1e-12)
+    assert weighted["score"] == pytest.approx(ties_score(doubled)["score"], abs=1e-12)
     without = ties_score(prompts, weight={"a": 1.0, "b": 0.0, "c": 1.0})
-    assert without.score == pytest.approx(ties_score([one for one in prompts if one.number != "b"]).score, abs=1e-12)
+    assert without["score"] == pytest.approx(
+        ties_score([one for one in prompts if one.number != "b"])["score"], abs=1e-12
+    )
 
 
 def test_a_perfect_model_without_spread_exceeds_one_by_a_hundredth():
     perfect = [TiesPrompt("0", True, (5.0, 5.0), (1.0,)), TiesPrompt("0", False, (5.0,), (1.0,))]
-    assert ties_score(perfect).score == pytest.approx(1.01)
+    assert ties_score(perfect)["score"] == pytest.approx(1.01)
     constant = [TiesPrompt("0", True, (1.0, 1.0), (1.0,)), TiesPrompt("0", False, (1.0,), (1.0,))]
-    assert ties_score(constant).score == 0.0
+    assert ties_score(constant)["score"] == 0.0
 
 
 def test_ties_without_their_references_have_no_score():
@@ -94,9 +96,9 @@ def test_rm_bench_is_hard_above_the_diagonal_and_easy_below_it():
     wins = (draw.random((20, 3, 3)) < 0.6).astype(float)
     mean = wins.mean(axis=0)
     found = rm_bench(wins)
-    assert found.hard == pytest.approx((mean[0, 1] + mean[0, 2] + mean[1, 2]) / 3)
-    assert found.easy == pytest.approx((mean[1, 0] + mean[2, 0] + mean[2, 1]) / 3)
-    assert found.total == pytest.approx((found.hard + found.easy + mean.trace() / 3) / 3)
+    assert found["hard"] == pytest.approx((mean[0, 1] + mean[0, 2] + mean[1, 2]) / 3)
+    assert found["easy"] == pytest.approx((mean[1, 0] + mean[2, 0] + mean[2, 1]) / 3)
+    assert found["total"] == pytest.approx((found["hard"] + found["easy"] + mean.trace() / 3) / 3)
     with pytest.raises(ValueError, match=r"\[n, 3, 3\]"):
         rm_bench(np.zeros((2, 3)))
 

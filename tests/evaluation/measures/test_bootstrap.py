@@ -7,13 +7,7 @@ import pytest
 from scipy.stats import pearsonr
 from sklearn.metrics import roc_auc_score
 
-from paragone_evaluation.measures.bootstrap import (
-    Resampler,
-    auc_estimate,
-    calibration_error_estimate,
-    estimate,
-    pearson_estimate,
-)
+from paragone_evaluation.measures.bootstrap import Estimate, Resampler
 from paragone_evaluation.measures.calibration import expected_calibration_error
 from paragone_evaluation.measures.paired import compare_models
 
@@ -50,7 +44,7 @@ def test_the_interval_of_a_mean_is_that_of_a_slow_bootstrap(rows):
 def test_the_interval_of_the_calibration_error_is_that_of_a_slow_bootstrap(rows):
     logit, outcome, cluster = rows
     resampler = Resampler(7, resamples=100, seed=2)
-    found = calibration_error_estimate(logit, outcome, cluster, resampler, bins=5)
+    found = resampler.calibration_error(logit, outcome, cluster, bins=5)
     slow = ends(
         [expected_calibration_error(logit[drawn], outcome[drawn], bins=5) for drawn in rebuilt(resampler, cluster)]
     )
@@ -61,7 +55,7 @@ def test_the_interval_of_the_calibration_error_is_that_of_a_slow_bootstrap(rows)
 def test_the_interval_of_a_correlation_is_that_of_a_slow_bootstrap(rows):
     logit, outcome, cluster = rows
     resampler = Resampler(7, resamples=100, seed=3)
-    found = pearson_estimate(logit, outcome, cluster, resampler)
+    found = resampler.pearson(logit, outcome, cluster)
     slow = ends([pearsonr(logit[drawn], outcome[drawn]).statistic for drawn in rebuilt(resampler, cluster)])
     assert found.value == pytest.approx(pearsonr(logit, outcome).statistic, abs=1e-9)
     assert (found.low, found.high) == pytest.approx(slow, abs=1e-6)
@@ -101,7 +95,7 @@ def test_one_cluster_has_no_interval():
 
 
 def test_resamples_without_any_row_are_left_out_of_the_interval():
-    found = estimate(0.5, [0.4, np.nan, 0.6], clusters=2)
+    found = Resampler(2).estimate(0.5, [0.4, np.nan, 0.6])
     assert 0.4 <= found.low < found.high <= 0.6
 
 
@@ -117,8 +111,9 @@ def test_impossible_clusters_are_refused():
 def test_a_model_compared_with_itself_differs_by_exactly_nothing(rows):
     logit, outcome, cluster = rows
     found = compare_models(logit, logit, outcome, cluster, Resampler(7, resamples=50))
-    assert (found.accuracy.value, found.accuracy.low, found.accuracy.high) == (0.0, 0.0, 0.0)
-    assert (found.nll.value, found.brier.value, found.better_share, found.agreement) == (0.0, 0.0, 0.5, 1.0)
+    assert found["accuracy_difference"] == Estimate(0.0, 0.0, 0.0)
+    assert (found["nll_difference"].value, found["brier_difference"].value) == (0.0, 0.0)
+    assert (found["better_share"], found["agreement"]) == (0.5, 1.0)
 
 
 def test_a_paired_difference_has_a_narrower_interval_than_the_two_models_alone():
@@ -130,10 +125,11 @@ def test_a_paired_difference_has_a_narrower_interval_than_the_two_models_alone()
     resampler = Resampler(40, resamples=300)
     alone = resampler.mean((one > 0).astype(float), cluster)
     found = compare_models(one, two, outcome, cluster, resampler)
-    assert found.accuracy.value == pytest.approx((one > 0).mean() - (two > 0).mean())
-    assert found.accuracy.high - found.accuracy.low < 0.7 * (alone.high - alone.low)
-    assert found.only_first_right - found.only_second_right == pytest.approx(1000 * found.accuracy.value)
-    assert found.better_share > 0.9
+    gain = found["accuracy_difference"]
+    assert gain.value == pytest.approx((one > 0).mean() - (two > 0).mean())
+    assert gain.high - gain.low < 0.7 * (alone.high - alone.low)
+    assert found["only_first_right"] - found["only_second_right"] == pytest.approx(1000 * gain.value)
+    assert found["better_share"] > 0.9
 
 
 def test_two_models_cannot_be_compared_on_ties():
@@ -148,7 +144,7 @@ def test_the_interval_of_an_auc_is_that_of_whole_resamples_ties_included(cluster
     value = (positive + draw.normal(size=240)).round(1)
     cluster = draw.integers(0, clusters, 240)
     resampler = Resampler(clusters, resamples=100, seed=2)
-    found = auc_estimate(value, positive, cluster, resampler)
+    found = resampler.auc(value, positive, cluster)
     assert found.value == pytest.approx(roc_auc_score(positive, value), abs=1e-6)
     slow = []
     for counts in resampler.counts:
@@ -159,6 +155,6 @@ def test_the_interval_of_an_auc_is_that_of_whole_resamples_ties_included(cluster
 
 def test_an_auc_of_one_side_alone_is_none():
     for rows in ([], [1.0, 1.0]):
-        found = auc_estimate([0.5] * len(rows), rows, [0] * len(rows), Resampler(2, resamples=10))
+        found = Resampler(2, resamples=10).auc([0.5] * len(rows), rows, [0] * len(rows))
         assert math.isnan(found.value)
         assert math.isnan(found.low)

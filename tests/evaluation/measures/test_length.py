@@ -30,24 +30,24 @@ def test_the_logistic_models_are_scikit_learns(sample):
     logit, outcome, one, two = sample
     found = length_models(logit, outcome, one, two)
     table = np.column_stack([logit, np.log(one) - np.log(two)])
-    for columns, nll in (([0], found.nll_score), ([1], found.nll_length), ([0, 1], found.nll_both)):
+    for columns, nll in (([0], found["nll_score"]), ([1], found["nll_length"]), ([0, 1], found["nll_both"])):
         model = LogisticRegression(fit_intercept=False, C=np.inf, tol=1e-12, max_iter=2000).fit(
             table[:, columns], outcome
         )
         assert nll == pytest.approx(log_loss(outcome, model.predict_proba(table[:, columns])), abs=1e-6)
-    assert (found.score_coefficient, found.length_coefficient) == pytest.approx(tuple(model.coef_[0]), abs=1e-4)
-    assert found.gain == pytest.approx(found.nll_length - found.nll_both)
+    assert (found["score_coefficient"], found["length_coefficient"]) == pytest.approx(tuple(model.coef_[0]), abs=1e-4)
+    assert found["gain"] == pytest.approx(found["nll_length"] - found["nll_both"])
 
 
 def test_a_model_of_length_alone_adds_nothing_to_length(sample):
     _, outcome, one, two = sample
-    assert length_models(2 * length_logit(one, two), outcome, one, two).gain == pytest.approx(0.0, abs=1e-9)
+    assert length_models(2 * length_logit(one, two), outcome, one, two)["gain"] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_model_that_is_never_wrong_has_no_coefficients():
     found = length_models([5.0, -5.0], [1.0, 0.0], [3.0, 4.0], [4.0, 4.0])
-    assert math.isnan(found.score_coefficient)
-    assert found.nll_both < 1e-6
+    assert math.isnan(found["score_coefficient"])
+    assert found["nll_both"] < 1e-6
 
 
 def test_the_baseline_prefers_the_longer_response_and_an_empty_one_counts_as_one_character():

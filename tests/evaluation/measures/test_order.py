@@ -82,16 +82,16 @@ def test_ties_and_pairs_have_no_zeta():
 def test_a_scalar_has_no_position_bias():
     logit = np.random.default_rng(2).normal(size=50)
     found = position_bias(logit, -logit, np.arange(50) % 5, Resampler(5, resamples=20))
-    assert found.swap_consistency == Estimate(1.0, 1.0, 1.0)
-    assert found.first_win_excess == Estimate(0.0, 0.0, 0.0)
-    assert found.asymmetry.high < 1e-15
+    assert found["swap_consistency"] == Estimate(1.0, 1.0, 1.0)
+    assert found["first_win_excess"] == Estimate(0.0, 0.0, 0.0)
+    assert found["asymmetry"].high < 1e-15
 
 
 def test_a_model_that_always_takes_the_first_place_is_never_consistent():
     found = position_bias([1.0, 2.0], [1.0, 0.5], [0, 1], Resampler(2, resamples=20))
-    assert (found.swap_consistency.value, found.first_win_excess.value) == (0.0, 0.5)
+    assert (found["swap_consistency"].value, found["first_win_excess"].value) == (0.0, 0.5)
     p = [1 / (1 + math.exp(-value)) for value in (1.0, 2.0, 1.0, 0.5)]
-    assert found.asymmetry.value == pytest.approx((abs(p[0] + p[2] - 1) + abs(p[1] + p[3] - 1)) / 2, abs=1e-12)
+    assert found["asymmetry"].value == pytest.approx((abs(p[0] + p[2] - 1) + abs(p[1] + p[3] - 1)) / 2, abs=1e-12)
 
 
 def slow_position_bias(logit, swapped):
@@ -118,7 +118,7 @@ def test_position_bias_and_its_intervals_are_those_of_a_slow_count_over_whole_re
         rows = np.repeat(np.arange(120), counts[cluster])
         slow.append(slow_position_bias(logit[rows], swapped[rows]))
     low, high = np.percentile(slow, (2.5, 97.5), axis=0)
-    measures = (found.swap_consistency, found.first_win_excess, found.asymmetry)
+    measures = (found["swap_consistency"], found["first_win_excess"], found["asymmetry"])
     assert [one.value for one in measures] == pytest.approx(slow_position_bias(logit, swapped), abs=1e-9)
     assert [one.low for one in measures] == pytest.approx(low.tolist(), abs=1e-6)
     assert [one.high for one in measures] == pytest.approx(high.tolist(), abs=1e-6)

@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from paragone_evaluation.dataset import _text_length
 from paragone_evaluation.evaluation import evaluate_models
 from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.readers import LAYOUTS, read_evaluation_set
+from paragone_evaluation.readers.evaluation_sets import _text_length
 from paragone_evaluation.results import MeasureSettings
 from paragone_training.errors import DataError
 from tests.evaluation.conftest import pair, text, write
