@@ -29,6 +29,7 @@ _HELP = {
     "calibrate": "Fit the temperature of a model and store it with it.",
     "export": "Write a model for other programs, vLLM for one.",
     "eval": "Measure how well a model agrees with people.",
+    "key": "Make keys for a server.",
     "serve": "Serve reward and preference models over HTTP.",
     "train": "Train preference models and policies.",
 }

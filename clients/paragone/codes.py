@@ -33,6 +33,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_ID = "unknown_id"
     UNKNOWN_MODEL = "unknown_model"
     NOT_FOUND = "not_found"
+    UNKNOWN_HOST = "unknown_host"
     METHOD_NOT_ALLOWED = "method_not_allowed"
 
     # The key is missing, wrong or spent.

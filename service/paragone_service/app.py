@@ -1,5 +1,6 @@
 """The application: everything built and wired once, from settings and loaded models, as an ASGI app."""
 
+import asyncio
 import logging
 import operator
 import os
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from paragone_models.model import PreferenceModel
+from paragone_service.api_keys import KeyRing
 from paragone_service.cache.keys import secret_of
 from paragone_service.cache.redis_tier import RedisCache
 from paragone_service.cache.seal import Seal
@@ -21,7 +23,15 @@ from paragone_service.config import ConfigError, Settings
 from paragone_service.engine.contract import Engine
 from paragone_service.http.deadlines import Deadlines
 from paragone_service.http.errors import install_handlers
-from paragone_service.http.middleware import Authorization, BodyLimit, Drain, Draining, Lingering, Observation
+from paragone_service.http.middleware import (
+    Authorization,
+    BodyLimit,
+    Drain,
+    Draining,
+    HostGuard,
+    Lingering,
+    Observation,
+)
 from paragone_service.http.openapi_document import describe_routes
 from paragone_service.http.routes.operation import health_routes, inspection_routes
 from paragone_service.http.routes.scoring import scoring_routes
@@ -34,6 +44,7 @@ logger = logging.getLogger("paragone.service")
 
 _DAY_S = 86_400
 _MAX_WORKERS = 4
+_KEYS_EVERY_S = 1.0
 
 
 def create_app(
@@ -59,8 +70,10 @@ def create_app(
     metrics = Metrics()
     cache = _cache(settings, metrics)
     default = settings.default_model if settings.default_model in models else next(iter(models), "")
-    api_key = settings.read_api_key()
-    secret = settings.read_cache_secret() or secret_of(api_key)
+    keys = settings.read_api_keys()
+    ring = KeyRing(keys)
+    # Replicas need one secret: that of the cache, else the first key, which therefore is the last to be exchanged.
+    secret = settings.read_cache_secret() or secret_of(keys[0].digest if keys else None)
     registry = Registry(models, default, settings, cache, metrics, engines=engines, secret=secret, clock=clock)
     workers = _workers()
 
@@ -69,7 +82,8 @@ def create_app(
         Middleware(Lingering, drain=drain),
         Middleware(Observation, metrics=metrics, clock=clock),
         Middleware(Draining, drain=drain),
-        Middleware(Authorization, api_key=api_key),
+        Middleware(HostGuard, hosts=settings.served_hosts),
+        Middleware(Authorization, keys=ring),
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
         Middleware(Deadlines, default_s=settings.deadline_s),
     ]
@@ -79,8 +93,10 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 (starlette's signature)
         await cache.start()
         registry.start()
+        following = asyncio.create_task(_follow_keys(settings, ring))
         logger.info("hosting %s; %s answers by default", ", ".join(model.name for model in registry), registry.default)
         yield
+        following.cancel()
         await registry.close()  # first, because its last batches still write into the cache
         await cache.close()
         workers.shutdown(wait=True, cancel_futures=True)
@@ -101,6 +117,12 @@ def create_app(
     app.include_router(inspection_routes(registry, max_body_bytes=settings.max_body_bytes))
     app.include_router(health_routes(registry, metrics, drain))
     return app
+
+
+async def _follow_keys(settings: Settings, ring: KeyRing) -> None:
+    """Take the keys of the file whenever it changes, so that a key is added or withdrawn without a restart."""
+    if settings.api_key_file is not None:
+        await ring.follow(settings.read_api_keys, every_s=_KEYS_EVERY_S)
 
 
 def _workers() -> ThreadPoolExecutor:

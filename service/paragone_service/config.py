@@ -11,15 +11,16 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from paragone_models.files.sources import NAMES
 from paragone_models.kinds import KindName
 from paragone_models.spec import Bos, Head, Reasoning, SpecialTokens
+from paragone_service.api_keys import ApiKey, parse_keys, plain_key
 from paragone_service.engine import REMOTE_ENGINES
 
 __all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_engine", "parse_model"]
@@ -112,7 +113,11 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = None
     """The bearer key that every route but the health checks needs."""
     api_key_file: Path | None = None
-    """File that holds the key instead."""
+    """File with the keys instead, a NAME:HASH a line as `paragone key new` writes it; read anew when it changes."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Host names that requests may be sent to, * for any; without it those of loopback, where there is no key."""
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+    """Addresses or networks of proxies whose X-Forwarded-For says who asks; without it nobody's does."""
     cache_secret_file: Path | None = None
     """File with the secret that values in Redis are sealed and ids are keyed with; the same at every replica."""
     max_batch_tokens: int | Literal["auto"] | None = None
@@ -169,6 +174,36 @@ class Settings(BaseSettings):
         if value is None or value == "auto" or re.fullmatch(r"0*[1-9]\d*", str(value)):
             return value
         raise ValueError("give a number of tokens, at least 1, or auto")
+
+    @field_validator("allowed_hosts", "trusted_proxies", mode="before")
+    @classmethod
+    def _lists_may_be_written_with_commas(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy, strict=False)
+            except ValueError as error:
+                raise ValueError(f"{proxy!r} is no address and no network: write 10.0.0.7 or 10.0.0.0/8") from error
+        return proxies
+
+    @property
+    def served_hosts(self) -> frozenset[str] | None:
+        """Host names that requests may be sent to, in lower case; None for any.
+
+        A page in somebody's browser can have its own name resolve to 127.0.0.1 and so ask a server on loopback. Where
+        no key stops it, its name does: a browser cannot hide that.
+        """
+        if "*" in self.allowed_hosts:
+            return None
+        if self.allowed_hosts:
+            return frozenset(host.lower().strip("[]") for host in self.allowed_hosts)
+        if self.api_key is not None or self.api_key_file is not None:
+            return None
+        return frozenset({"localhost", "127.0.0.1", "::1", self.host.lower()})
 
     @field_validator("engines")
     @classmethod
@@ -228,24 +263,23 @@ class Settings(BaseSettings):
             )
         return hashlib.blake2b(secret, digest_size=32).digest()
 
-    def read_api_key(self) -> str | None:
-        """Return the key, from wherever it is, or None.
+    def read_api_keys(self) -> tuple[ApiKey, ...]:
+        """Return the keys that the server takes, from wherever they are; none if everybody may ask.
 
         Raises:
-            ConfigError: if the file cannot be read, or the key is empty or has spaces in it.
+            ConfigError: if the file cannot be read, or holds anything but keys.
         """
-        if self.api_key is not None:
-            key = self.api_key.get_secret_value()
-        elif self.api_key_file is not None:
-            try:
-                key = self.api_key_file.read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"api_key_file {self.api_key_file} cannot be read: {error}") from error
-        else:
-            return None
-        if not re.fullmatch(r"[\x21-\x7e]+", key):
-            raise ConfigError("the API key is empty or has characters that a header cannot carry: use printable ASCII")
-        return key
+        try:
+            if self.api_key is not None:
+                return (plain_key(self.api_key.get_secret_value()),)
+            if self.api_key_file is not None:
+                return parse_keys(self.api_key_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"api_key_file {self.api_key_file} cannot be read: {error}") from error
+        except ValueError as error:
+            place = "" if self.api_key_file is None else f"api_key_file {self.api_key_file}: "
+            raise ConfigError(f"{place}{error}") from error
+        return ()
 
 
 class _Below(PydanticBaseSettingsSource):

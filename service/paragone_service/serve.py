@@ -27,6 +27,8 @@ _FLAGS = (
     "api_key",
     "api_key_file",
     "cache_secret_file",
+    "allowed_hosts",
+    "trusted_proxies",
     "device",
     "dtype",
     "max_batch_tokens",
@@ -79,7 +81,7 @@ def serve(
         values["models"] = _named(model)
     settings = load_settings(values, config)
     settings.read_cache_secret()
-    settings.read_api_key()  # a missing file is refused now, and not after a minute of loading
+    settings.read_api_keys()  # a missing file is refused now, and not after a minute of loading
     _configure_logging(settings)
 
     _bound_shape_caches()

@@ -106,7 +106,7 @@ async def serving(models: dict[str, PreferenceModel], *, engines=None, drain=Non
     app = create_app(Settings(**settings), models, engines=engines, drain=drain)
     async with app.router.lifespan_context(app):
         transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
             client.app = app
             yield client
 

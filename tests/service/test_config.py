@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from paragone_models.files.sources import NAMES
+from paragone_service.api_keys import plain_key
 from paragone_service.config import ConfigError, ModelSettings, load_settings, parse_model
 
 
@@ -45,7 +46,7 @@ def test_the_models_of_a_stronger_source_replace_the_others(toml):
 def test_a_key_of_a_stronger_source_replaces_the_other_kind_of_key(toml, monkeypatch):
     path = toml('api_key_file = "/nowhere"')
     monkeypatch.setenv("PARAGONE_API_KEY", "from-the-environment")
-    assert load_settings({}, path).read_api_key() == "from-the-environment"
+    assert load_settings({}, path).read_api_keys() == (plain_key("from-the-environment"),)
 
 
 def test_other_variables_of_the_environment_do_not_matter(monkeypatch):
@@ -97,18 +98,18 @@ def test_models_in_the_environment_that_are_no_json_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1.2.3"])
 def test_loopback_needs_no_key(host):
-    assert load_settings({"host": host}).read_api_key() is None
+    assert load_settings({"host": host}).read_api_keys() == ()
 
 
 def test_with_a_key_every_address_may_be_listened_on():
-    assert load_settings({"host": "0.0.0.0", "api_key": "k"}).read_api_key() == "k"
+    assert load_settings({"host": "0.0.0.0", "api_key": "k"}).read_api_keys() == (plain_key("k"),)
 
 
 def test_a_key_is_read_from_its_file_and_never_shown(tmp_path):
     path = tmp_path / "key"
     path.write_text("from-the-file\n")
     settings = load_settings({"api_key_file": path, "redis_url": "redis://:hidden@localhost"})
-    assert settings.read_api_key() == "from-the-file"
+    assert settings.read_api_keys() == (plain_key("from-the-file"),)
     assert "hidden" not in repr(settings)
     assert "sesame" not in repr(load_settings({"api_key": "sesame"}))
 
@@ -118,12 +119,23 @@ def test_a_key_that_no_header_can_carry_is_refused(tmp_path, key):
     path = tmp_path / "key"
     path.write_text(key)
     with pytest.raises(ConfigError, match="the API key is empty or has characters"):
-        load_settings({"api_key_file": path}).read_api_key()
+        load_settings({"api_key_file": path}).read_api_keys()
 
 
 def test_a_key_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"api_key_file .* cannot be read"):
-        load_settings({"api_key_file": tmp_path / "none"}).read_api_key()
+        load_settings({"api_key_file": tmp_path / "none"}).read_api_keys()
+
+
+def test_lists_are_written_with_commas_in_flags_and_environment_and_as_lists_in_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "config.toml"
+    path.write_text('trusted_proxies = ["10.0.0.0/8"]\n')
+    monkeypatch.setenv("PARAGONE_ALLOWED_HOSTS", "judge.example, localhost")
+    settings = load_settings({}, path)
+    assert settings.allowed_hosts == ("judge.example", "localhost")
+    assert settings.trusted_proxies == ("10.0.0.0/8",)
+    with pytest.raises(ConfigError, match="'proxy' is no address and no network"):
+        load_settings({"trusted_proxies": "proxy"})
 
 
 def test_a_secret_of_the_cache_is_read_from_its_file_and_a_short_one_is_refused(tmp_path):

@@ -63,15 +63,16 @@ _STRING_PROMPT = _MESSAGES + _ONE + _plain_head("user")
 _STRING_RESPONSE = _ONE + _plain_head("assistant")
 
 
-def namespace(identity: str, numerics: dict[str, str] | None = None) -> bytes:
+def namespace(identity: str, numerics: dict[str, str] | None = None, *, tenant: str | None = None) -> bytes:
     """Return the 8 bytes that keep the entries of one model apart from those of every other.
 
     Args:
+        tenant: whose entries they are; None for those that everybody shares.
         numerics: dtype, kernels and versions, to keep apart also what differs only in rounding; None shares it.
     """
-    if numerics is None:
+    if numerics is None and tenant is None:
         return bytes.fromhex(identity)[:_NAMESPACE_BYTES]
-    text = json.dumps([identity, numerics], sort_keys=True)
+    text = json.dumps([identity, numerics] if tenant is None else [identity, numerics, tenant], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=_NAMESPACE_BYTES).digest()
 
 
@@ -127,15 +128,18 @@ def _json(value: object) -> bytes:
     return b"j" + _size(len(text)) + text
 
 
-def secret_of(api_key: str | None) -> bytes:
+def secret_of(api_key: bytes | None) -> bytes:
     """Return the 32 bytes that a server keys its ids with.
 
-    The key is stretched, because an id for a known text would else let a weak key be guessed fast. A server without one
+    Args:
+        api_key: the key, or its hash, which is all that the server may have.
+
+    It is stretched, because an id for a known text would else let a weak key be guessed fast. A server without one
     listens on loopback only, and its ids keep nothing from the users of that machine.
     """
     if api_key is None:
         return NO_SECRET
-    return hashlib.scrypt(api_key.encode(), salt=b"paragone-ids", n=2**14, r=8, p=1, dklen=32)
+    return hashlib.scrypt(api_key, salt=b"paragone-ids", n=2**14, r=8, p=1, dklen=32)
 
 
 class _Target(NamedTuple):
@@ -151,15 +155,19 @@ class _Target(NamedTuple):
 
 
 class Ids:
-    """Make and read the ids of one model."""
+    """Make and read the ids of one model.
+
+    Attributes:
+        space: its namespace, with which its keys begin.
+    """
 
     def __init__(self, secret: bytes, space: bytes) -> None:
         self._secret = secret
-        self._space = space
+        self.space = space
 
     def id_of(self, prompt: bytes, key: bytes) -> str:
         """Return the id of a response."""
-        digests = prompt + key[len(self._space) :]
+        digests = prompt + key[len(self.space) :]
         tag = self._tag(digests)
         return base64.urlsafe_b64encode(tag + self._masked(digests, tag)).decode()
 
@@ -175,11 +183,11 @@ class Ids:
         tag = sealed[:_TAG_BYTES]
         digests = self._masked(sealed[_TAG_BYTES:], tag)
         if hmac.compare_digest(tag, self._tag(digests)):
-            return _Target(digests[:_DIGEST_BYTES], self._space + digests[_DIGEST_BYTES:])
-        return _Target(None, self._space + self._tag(digests + tag))
+            return _Target(digests[:_DIGEST_BYTES], self.space + digests[_DIGEST_BYTES:])
+        return _Target(None, self.space + self._tag(digests + tag))
 
     def _tag(self, digests: bytes) -> bytes:
-        text = self._space + digests
+        text = self.space + digests
         return hashlib.blake2b(text, digest_size=_TAG_BYTES, key=self._secret, person=_TAG).digest()
 
     def _masked(self, digests: bytes, tag: bytes) -> bytes:

@@ -47,6 +47,7 @@ HTTP_STATUS: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.BODY_TOO_LARGE: 413,
         ErrorCode.TOO_MANY_ITEMS: 413,
         ErrorCode.UNSUPPORTED_MEDIA_TYPE: 415,
+        ErrorCode.UNKNOWN_HOST: 421,
         ErrorCode.INVALID_REQUEST: 422,
         ErrorCode.EMPTY_PROMPT: 422,
         ErrorCode.UNSUPPORTED_CONTENT: 422,

@@ -3,11 +3,14 @@
 Lingering     reads the rest of a body whose request was answered early
 Observation   request id, timing headers, metrics, access log; a crash becomes internal_error
 Draining      refuses new work once the server is shutting down, and ends old work after the grace
-Authorization asks for one bearer key, on every route but the health checks
+HostGuard     refuses requests for another server's name
+Authorization asks for a key, on every route but the health checks
 BodyLimit     by Content-Length, and by counting what comes without one
 """
 
 import asyncio
+import base64
+import binascii
 import contextlib
 import logging
 import re
@@ -20,17 +23,30 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paragone.codes import ErrorCode
-from paragone_service.http.errors import SCOPE_CODE, ClientGoneError, ServiceError, error_response
+from paragone_service.api_keys import KeyRing
+from paragone_service.http.errors import SCOPE_CODE, ClientGoneError, ServiceError, error_response, printable
 from paragone_service.metrics import Metrics
 from paragone_service.scoring.request import Timings
 
-__all__ = ["SCOPE_TIMINGS", "Authorization", "BodyLimit", "Drain", "Draining", "Lingering", "Observation"]
+__all__ = [
+    "SCOPE_KEY",
+    "SCOPE_TIMINGS",
+    "Authorization",
+    "BodyLimit",
+    "Drain",
+    "Draining",
+    "HostGuard",
+    "Lingering",
+    "Observation",
+]
 
 logger = logging.getLogger("paragone.service")
 access_logger = logging.getLogger("paragone.access")
 
 SCOPE_TIMINGS = "paragone.timings"
 """Key of an ASGI scope under which the ``Timings`` of its request are kept."""
+SCOPE_KEY = "paragone.key"
+"""Key of an ASGI scope under which the ``ApiKey`` of its request is kept, where the server has keys."""
 _OPEN_PATHS = frozenset({"/livez", "/readyz"})
 """What needs no key, and is answered while draining."""
 _ALWAYS_ANSWERED = _OPEN_PATHS | {"/metrics"}
@@ -243,16 +259,52 @@ class Draining:
         )
 
 
-class Authorization:
-    """Ask for the bearer key, on every path but the health checks.
+class HostGuard:
+    """Answer only requests that were sent to a name of this server.
 
     Args:
-        api_key: the key, or None to let everybody in.
+        hosts: the names, in lower case; None for any.
     """
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, *, hosts: frozenset[str] | None) -> None:
         self._app = app
-        self._key = None if api_key is None else api_key.encode()
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it with ``unknown_host``."""
+        # Health checks show nothing, and who sends them may know an address alone.
+        if self._hosts is None or scope["type"] != "http" or scope["path"] in _OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        names = [value for name, value in scope["headers"] if name == b"host"]
+        # Without any it was no browser; with two, proxies and we might read different ones.
+        if not names or (len(names) == 1 and _host_name(names[0]) in self._hosts):
+            await self._app(scope, receive, send)
+            return
+        sent = printable(names[0].decode("latin-1"))
+        error = ServiceError(
+            ErrorCode.UNKNOWN_HOST, f"this server is not called {sent}: if it should be, add it to --allowed-hosts"
+        )
+        await _refuse(error, scope, receive, send)
+
+
+def _host_name(header: bytes) -> str:
+    name = header.decode("latin-1").strip().lower()
+    if name.startswith("["):  # an IPv6 address, perhaps with a port
+        return name[1:].partition("]")[0]
+    return name.partition(":")[0]
+
+
+class Authorization:
+    """Ask for a key, on every path but the health checks; who asks is in the scope from there on.
+
+    Args:
+        keys: those that are let in; an empty ring lets everybody in.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: KeyRing) -> None:
+        self._app = app
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it with ``missing_key`` or ``wrong_key``."""
@@ -263,19 +315,31 @@ class Authorization:
             await _refuse(error, scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ServiceError | None:
-        if self._key is None or scope["path"] in _OPEN_PATHS:
+        if not self._keys.wanted or scope["path"] in _OPEN_PATHS:
             return None
-        header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, key = header.partition(b" ")
-        if scheme.lower() != b"bearer" or not key:
+        presented = _presented(next((value for name, value in scope["headers"] if name == b"authorization"), b""))
+        if not presented:
             return ServiceError(
                 ErrorCode.MISSING_KEY,
-                "this server needs a key: send it as authorization: Bearer KEY",
+                "this server needs a key: send it as authorization: Bearer KEY, or as the password of HTTP Basic",
                 headers={"www-authenticate": "Bearer"},
             )
-        if not secrets.compare_digest(key.strip(), self._key):  # takes the same time for every wrong key
-            return ServiceError(ErrorCode.WRONG_KEY, "this is not the server's key")
-        return None
+        key = scope[SCOPE_KEY] = self._keys.find(presented)
+        return ServiceError(ErrorCode.WRONG_KEY, "this is not the server's key") if key is None else None
+
+
+def _presented(header: bytes) -> bytes:
+    """Return the key of an authorization header, empty if it has none."""
+    scheme, _, value = header.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value.strip()
+    if scheme.lower() != b"basic":
+        return b""
+    # Trainers that take a URL and no header can send http://any:KEY@host and nothing else.
+    try:
+        return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
 
 
 class BodyLimit:

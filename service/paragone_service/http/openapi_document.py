@@ -50,7 +50,7 @@ _OWN: tuple[type[BaseModel], ...] = (
     ErrorBody,
 )
 
-_KEY = (ErrorCode.MISSING_KEY, ErrorCode.WRONG_KEY)
+_KEY = (ErrorCode.MISSING_KEY, ErrorCode.WRONG_KEY, ErrorCode.UNKNOWN_HOST)
 _ALWAYS = (*_KEY, ErrorCode.INTERNAL_ERROR, ErrorCode.SHUTTING_DOWN)
 _TEXT = (
     ErrorCode.INVALID_REQUEST,
@@ -230,7 +230,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
         "bearer": {
             "type": "http",
             "scheme": "bearer",
-            "description": "The key of `--api-key`. A server without one answers everybody, on loopback only.",
+            "description": "A key of `--api-key` or `--api-key-file`; also taken as the password of HTTP Basic. "
+            "A server without one answers everybody, on loopback only.",
         }
     }
     document["security"] = [{"bearer": []}]

@@ -66,6 +66,9 @@ def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
         log_config=None,
         server_header=False,
         backlog=_BACKLOG,
+        # uvicorn would believe whoever asks from loopback, and a list in the environment.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.drain_timeout_s + _FAREWELL_S,
     )

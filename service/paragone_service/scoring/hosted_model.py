@@ -95,8 +95,9 @@ class HostedModel:
         self._clock = resources.clock
         self._codec = Codec(model.comparator.dimension)
         # Two names of one model share its entries: the space is made of the identity, and not of the name.
-        self._space = namespace(model.identity, model.provenance.numerics if strict_cache else None)
-        self._ids = Ids(secret, self._space)
+        self._numerics = model.provenance.numerics if strict_cache else None
+        self._secret = secret
+        self._ids_of_tenants: dict[str | None, Ids] = {}
         self._admission = Admission(name, resources.metrics, max_wait_s=resources.max_wait_s, clock=resources.clock)
         self._reading = ReadingThread(name, model, clock=self._clock)
         failure = f"model {name} gave NaN or infinity for a response; nothing was cached"
@@ -199,10 +200,19 @@ class HostedModel:
             ClientGoneError: if the client left meanwhile.
         """
         indices = [item.index for item in items]  # kept apart, since the items are emptied on the way
-        rows = await _rows_of(items, call, self._space, self._ids)
+        ids = self._ids_of(call.tenant)
+        rows = await _rows_of(items, call, ids)
         hits = await self._cache.get([*map(operator.attrgetter("key"), rows)], self._codec)
         filled = await _unless_gone(self._fill(items, rows, hits.values, call), call) if hits.misses else _Filled()
-        return self._represented(indices, rows, hits.values, filled, call)
+        return self._represented(indices, rows, hits.values, filled, call, ids)
+
+    def _ids_of(self, tenant: str | None) -> Ids:
+        """Return the ids of a tenant, in the space of its own entries: a hit of another would tell what it asked."""
+        ids = self._ids_of_tenants.get(tenant)
+        if ids is None:
+            space = namespace(self.model.identity, self._numerics, tenant=tenant)
+            ids = self._ids_of_tenants[tenant] = Ids(self._secret, space)
+        return ids
 
     async def _fill(
         self, items: list[RequestItem], rows: Sequence[Row], values: Sequence[bytes | None], call: Call
@@ -315,7 +325,13 @@ class HostedModel:
         )
 
     def _represented(
-        self, items: Sequence[int], rows: Sequence[Row], hits: Sequence[bytes | None], filled: _Filled, call: Call
+        self,
+        items: Sequence[int],
+        rows: Sequence[Row],
+        hits: Sequence[bytes | None],
+        filled: _Filled,
+        call: Call,
+        ids: Ids,
     ) -> Represented:
         values = [value if value is not None else filled.values[row.key] for row, value in zip(rows, hits, strict=True)]
         errors: dict[int, ServiceError] = {}
@@ -345,13 +361,13 @@ class HostedModel:
             cached_responses=max(0, len(rows) - filled.forward_answers - len(errors)),
             truncated=len(cut),
         )
-        return Represented(vectors, dropped, items, usage, self._row_ids(rows) if call.ids else ())
+        return Represented(vectors, dropped, items, usage, self._row_ids(rows, ids) if call.ids else ())
 
-    def _row_ids(self, rows: Sequence[Row]) -> list[str | None]:
+    def _row_ids(self, rows: Sequence[Row], ids: Ids) -> list[str | None]:
         """Return an id for each row, or none where nothing is kept that it could lead to."""
         if not self._cache.keeps:
             return [None] * len(rows)
-        return [None if row.prompt is None else self._ids.id_of(row.prompt, row.key) for row in rows]
+        return [None if row.prompt is None else ids.id_of(row.prompt, row.key) for row in rows]
 
     def _truncated(self, dropped: int) -> ServiceError:
         return ServiceError(
@@ -383,7 +399,7 @@ async def _unless_gone(work: Coroutine[Any, Any, Result], call: Call) -> Result:
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _rows_of(items: Sequence[RequestItem], call: Call, space: bytes, ids: Ids) -> list[Row]:
+async def _rows_of(items: Sequence[RequestItem], call: Call, ids: Ids) -> list[Row]:
     """Return the rows of a request.
 
     Raises:
@@ -393,12 +409,12 @@ async def _rows_of(items: Sequence[RequestItem], call: Call, space: bytes, ids: 
     rows: list[Row] = []
     for number, item in enumerate(items, start=1):
         if item.has_ids:
-            rows += _rows_with_ids(item, call, space, ids)
+            rows += _rows_with_ids(item, call, ids)
         else:
             assert item.prompt is not None  # the wire types see to it
             full = cast("Sequence[Response]", item.responses)
             index, prompt = item.index, prompt_digest(item.prompt, item.tools) if call.ids else None
-            for key in conversation_keys(space, item.prompt, item.tools, full):
+            for key in conversation_keys(ids.space, item.prompt, item.tools, full):
                 rows.append(Row(index, key, prompt))
         if number % _ITEMS_BEFORE_A_BREAK == 0:
             # Hashing ten thousand pairs takes a while, and this is the thread that serves everybody.
@@ -406,7 +422,7 @@ async def _rows_of(items: Sequence[RequestItem], call: Call, space: bytes, ids: 
     return rows
 
 
-def _rows_with_ids(item: RequestItem, call: Call, space: bytes, ids: Ids) -> list[Row]:
+def _rows_with_ids(item: RequestItem, call: Call, ids: Ids) -> list[Row]:
     own = None if item.prompt is None else prompt_digest(item.prompt, item.tools)
     rows = []
     for response in item.responses:
@@ -415,7 +431,7 @@ def _rows_with_ids(item: RequestItem, call: Call, space: bytes, ids: Ids) -> lis
             rows.append(Row(item.index, key, prompt, response.id))
         else:
             assert item.prompt is not None  # the wire types see to it
-            (key,) = conversation_keys(space, item.prompt, item.tools, [response])
+            (key,) = conversation_keys(ids.space, item.prompt, item.tools, [response])
             rows.append(Row(item.index, key, own))
     # A foreign id has no prompt. It is reported as unknown later on, as an id is whose representation is gone: the
     # difference would tell that somebody else's id is one.

@@ -138,6 +138,7 @@ class Call:
         gone: returns once the client has left; None if nobody can leave.
         timings: filled in on the way.
         ids: whether the answer names each response by an id.
+        tenant: whose entries of the cache count; None: those that everybody shares.
         deadline: when the answer is of no use any more; None for never.
         client: who asks, for fairness among those who wait: requests of equal clients wait in one line.
     """
@@ -149,6 +150,7 @@ class Call:
     ids: bool = False
     client: Hashable = None
     deadline: Deadline | None = None
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

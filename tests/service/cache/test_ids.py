@@ -41,25 +41,25 @@ def numbers(answer):
 
 
 def test_an_id_leads_to_its_prompt_and_key_and_is_the_same_each_time():
-    ids = Ids(secret_of("key"), SPACE)
+    ids = Ids(secret_of(b"key"), SPACE)
     name = ids.id_of(PROMPT_DIGEST, KEY)
-    assert (len(name), name) == (64, Ids(secret_of("key"), SPACE).id_of(PROMPT_DIGEST, KEY))
+    assert (len(name), name) == (64, Ids(secret_of(b"key"), SPACE).id_of(PROMPT_DIGEST, KEY))
     target = ids.read(name)
     assert (target.prompt, target.key) == (PROMPT_DIGEST, KEY)
 
 
 @pytest.mark.parametrize(
-    ("key", "space"), [("other", SPACE), (None, SPACE), ("key", b"another ")], ids=["key", "no key", "model"]
+    ("key", "space"), [(b"other", SPACE), (None, SPACE), (b"key", b"another ")], ids=["key", "no key", "model"]
 )
 def test_an_id_of_another_key_or_model_leads_to_nothing(key, space):
-    name = Ids(secret_of("key"), SPACE).id_of(PROMPT_DIGEST, KEY)
+    name = Ids(secret_of(b"key"), SPACE).id_of(PROMPT_DIGEST, KEY)
     target = Ids(secret_of(key), space).read(name)
     assert target.prompt is None
     assert target.key[8:] != KEY[8:]
 
 
 def test_an_id_that_differs_in_any_bit_leads_to_nothing():
-    ids = Ids(secret_of("key"), SPACE)
+    ids = Ids(secret_of(b"key"), SPACE)
     raw = base64.urlsafe_b64decode(ids.id_of(PROMPT_DIGEST, KEY))
     for bit in range(8 * len(raw)):
         changed = (int.from_bytes(raw, "big") ^ 1 << bit).to_bytes(len(raw), "big")
@@ -72,7 +72,7 @@ def test_what_is_no_id_leads_to_nothing(name):
 
 
 def test_an_id_does_not_show_the_digests_to_who_has_no_key():
-    raw = base64.urlsafe_b64decode(Ids(secret_of("key"), SPACE).id_of(PROMPT_DIGEST, KEY))
+    raw = base64.urlsafe_b64decode(Ids(secret_of(b"key"), SPACE).id_of(PROMPT_DIGEST, KEY))
     assert PROMPT_DIGEST[:4] not in raw
     assert KEY[8:12] not in raw
 

@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from paragone_service import app
+from paragone_service.api_keys import hash_of
 from paragone_service.http.errors import ErrorCode, ServiceError, error_response
 from paragone_service.http.middleware import Drain, Lingering
 from tests.service.conftest import serving, until
@@ -46,6 +48,79 @@ async def test_with_the_key_everything_is_answered(hosted, scheme):
     async with serving(hosted, api_key="sesame", headers={"authorization": f"{scheme} sesame"}) as client:
         assert (await client.post("/v1/preferences", json=GOOD)).status_code == 200
         assert (await client.get("/metrics")).status_code == 200
+
+
+@pytest.mark.parametrize("user", ["", "any", "paragone"])
+async def test_a_key_may_be_the_password_of_http_basic(hosted, user):
+    async with serving(hosted, api_key="ses:ame") as client:
+        assert (await client.get("/v1/models", auth=(user, "ses:ame"))).status_code == 200
+        refused = await client.get("/v1/models", auth=(user, "sesame"))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "wrong_key")
+
+
+async def test_each_key_of_a_file_is_let_in_until_its_line_is_gone(hosted, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "_KEYS_EVERY_S", 0.02)
+    file = tmp_path / "keys"
+    file.write_text(f"a:{hash_of('one')}\nb:{hash_of('two')}\n")
+    async with serving(hosted, api_key_file=file) as client:
+
+        async def status(key):
+            return (await client.get("/v1/models", headers={"authorization": f"Bearer {key}"})).status_code
+
+        assert [await status(key) for key in ("one", "two", "three")] == [200, 200, 403]
+        file.write_text(f"b:{hash_of('two')}\nc:{hash_of('three')}\n")
+
+        async def exchanged():
+            return [await status(key) for key in ("one", "two", "three")] == [403, 200, 200]
+
+        await until(exchanged)
+
+
+async def test_tenants_share_no_cached_representation_and_no_id(hosted, tmp_path):
+    file = tmp_path / "keys"
+    lines = [f"{name}:{hash_of(name)}" for name in ("a", "b", "c", "d")]
+    file.write_text(f"{lines[0]} tenant=x\n{lines[1]} tenant=x\n{lines[2]} tenant=y\n{lines[3]}\n")
+    body = {"model": "gpm", "return": ["ids"], **GOOD}
+    async with serving(hosted, api_key_file=file) as client:
+
+        async def ask(key, sent):
+            return (await client.post("/v1/preferences", json=sent, headers={"authorization": f"Bearer {key}"})).json()
+
+        answers = {key: await ask(key, body) for key in ("a", "b", "c", "d")}
+        forwards = {key: answer["usage"]["forward_responses"] for key, answer in answers.items()}
+        assert forwards == {"a": 2, "b": 0, "c": 2, "d": 2}
+        (row,) = answers["a"]["preferences"]
+        named = {"model": "gpm", "pairs": [{"first_id": row["first_id"], "second_id": row["second_id"]}]}
+        assert (await ask("b", named))["preferences"][0]["probability"] == row["probability"]
+        assert (await ask("c", named))["error"]["code"] == "unknown_id"
+
+
+HOSTS = ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.1:80", "[::1]", "[::1]:8000"]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+async def test_without_a_key_names_of_loopback_are_answered(client, host):
+    assert (await client.get("/v1/models", headers={"host": host})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example:80", "127.0.0.1.evil.example", "10.0.0.7", "[::2]"]
+)
+async def test_without_a_key_another_name_is_refused_everywhere_but_at_health(client, host):
+    for path in ("/v1/models", "/docs", "/metrics", "/openapi.json"):
+        refused = await client.get(path, headers={"host": host})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (421, "unknown_host"), path
+    assert (await client.get("/livez", headers={"host": host})).status_code == 200
+
+
+async def test_allowed_hosts_replace_those_of_loopback_and_a_key_allows_any(hosted):
+    async with serving(hosted, allowed_hosts="judge.example") as client:
+        assert (await client.get("/v1/models", headers={"host": "judge.example:8000"})).status_code == 200
+        assert (await client.get("/v1/models")).status_code == 421
+    async with serving(hosted, allowed_hosts="*") as client:
+        assert (await client.get("/v1/models", headers={"host": "any.example"})).status_code == 200
+    async with serving(hosted, api_key="sesame", headers={"authorization": "Bearer sesame"}) as client:
+        assert (await client.get("/v1/models", headers={"host": "any.example"})).status_code == 200
 
 
 async def test_a_request_id_is_given_back_and_made_where_there_is_none(client):

@@ -120,7 +120,7 @@ def test_sigterm_under_load_refuses_what_the_grace_is_too_short_for_and_the_proc
             answers.append(server.ask("POST", "/v1/rewards", {"items": items}))
 
         def send_half():
-            head = "POST /v1/rewards HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            head = "POST /v1/rewards HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
                 connection.sendall(f"{head}content-length: 1000\r\n\r\n{{".encode())
                 half_answers.append(b"".join(iter(lambda: connection.recv(65_536), b"")))
@@ -152,7 +152,7 @@ def test_a_body_of_a_hundred_megabytes_and_a_client_that_leaves_do_no_harm(runni
     assert body["error"]["message"].startswith("the body is over the limit of 64000000 bytes")
     items = [{"prompt": f"{number} " + "word " * 200, "response": "x " * 30} for number in range(2000)]
     content = json.dumps({"items": items}).encode()
-    lines = ["POST /v1/rewards HTTP/1.1", "host: x", "content-type: application/json"]
+    lines = ["POST /v1/rewards HTTP/1.1", "host: localhost", "content-type: application/json"]
     head = "\r\n".join([*lines, f"content-length: {len(content)}", "", ""])
     with socket.create_connection(("127.0.0.1", running.port)) as leaving:
         leaving.sendall(head.encode() + content)
@@ -190,7 +190,11 @@ def test_httpx_reads_the_refusal_of_a_body_without_a_length(running, connection)
 def test_a_client_that_looks_up_only_after_its_whole_body_reads_the_refusal_and_a_clean_end(
     running, version, framing, pieces
 ):
-    head = [f"POST /v1/preferences HTTP/{version}", "host: x", *(f"{name}: {value}" for name, value in JSON.items())]
+    head = [
+        f"POST /v1/preferences HTTP/{version}",
+        "host: localhost",
+        *(f"{name}: {value}" for name, value in JSON.items()),
+    ]
     with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
         connection.sendall("\r\n".join([*head, "connection: close", framing, "", ""]).encode())
         for piece in pieces:
@@ -202,7 +206,7 @@ def test_a_client_that_looks_up_only_after_its_whole_body_reads_the_refusal_and_
 
 
 def test_a_client_that_looks_up_meanwhile_is_refused_at_the_limit(running):
-    head = "POST /v1/preferences HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = "POST /v1/preferences HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
         connection.sendall(f"{head}transfer-encoding: chunked\r\n\r\n".encode())
         for _ in range(65):

@@ -24,10 +24,11 @@ from paragone.wire import (
 from paragone.wire import (
     Response as WireResponse,
 )
+from paragone_service.api_keys import ApiKey
 from paragone_service.http.bodies import check_groups, check_total, read_body
 from paragone_service.http.deadlines import SCOPE_DEADLINE
 from paragone_service.http.errors import ServiceError
-from paragone_service.http.middleware import SCOPE_TIMINGS
+from paragone_service.http.middleware import SCOPE_KEY, SCOPE_TIMINGS
 from paragone_service.http.openapi_document import scoring_document
 from paragone_service.registry import Registry
 from paragone_service.scoring import answers
@@ -190,12 +191,14 @@ def call_of(
 
     # Who asks: the key and the connection. Many share a key, and many an address; a connection is one program's, and
     # has one request at a time.
-    client = (request.headers.get("authorization"), tuple(request.client) if request.client else None)
+    key: ApiKey | None = request.scope.get(SCOPE_KEY)
+    client = (key.name if key else None, tuple(request.client) if request.client else None)
+    tenant = key.tenant if key else None
     deadline = request.scope[SCOPE_DEADLINE]
     if body.deadline_s is not None:
         deadline.shorten(body.deadline_s)
     ids = "ids" in getattr(body, "return_", ())
-    return Call(problems, body.truncation, gone, request.scope[SCOPE_TIMINGS], ids, client, deadline)
+    return Call(problems, body.truncation, gone, request.scope[SCOPE_TIMINGS], ids, client, deadline, tenant)
 
 
 def answer(
