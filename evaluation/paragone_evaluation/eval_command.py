@@ -16,7 +16,7 @@ from paragone_evaluation.errors import DataError, EvaluationError
 from paragone_evaluation.evaluation import default_folder, evaluate_models, progress_bar
 from paragone_evaluation.readers import LAYOUTS, read_evaluation_set
 from paragone_evaluation.results import MeasureSettings, plain
-from paragone_evaluation.results_table import print_results, print_temperature
+from paragone_evaluation.results_report import print_results, print_temperature
 from paragone_evaluation.scorers import Scorer, ServiceScorer
 from paragone_evaluation.temperature import check_preferences, fitted_temperature
 from paragone_models.spec import Bos, Head

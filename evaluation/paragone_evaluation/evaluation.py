@@ -20,7 +20,7 @@ from paragone_evaluation.benchmark_results import write_rewardbench_files
 from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.results import MeasureSettings, check_comparable, plain, results_of
-from paragone_evaluation.results_page import page_of_results
+from paragone_evaluation.results_report import page_of_results
 from paragone_evaluation.scorers import Scorer
 
 __all__ = ["Evaluation", "default_folder", "evaluate_models", "progress_bar"]

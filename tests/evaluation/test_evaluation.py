@@ -14,7 +14,7 @@ from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.measures.accuracy import accuracy
 from paragone_evaluation.readers import read_evaluation_set
 from paragone_evaluation.results import MeasureSettings, plain
-from paragone_evaluation.results_page import page_of_results
+from paragone_evaluation.results_report import page_of_results
 from tests.evaluation.conftest import pair, write
 from tests.evaluation.runs import QUICK, page_of, run
 from tests.evaluation.test_asking import Stops

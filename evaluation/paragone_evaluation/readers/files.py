@@ -248,7 +248,9 @@ class FilePass:
             raise DataError(f"layout is {layout!r}; it must be auto or one of {', '.join(LAYOUTS)}")
         self.account = _RowAccount(Path(path))
         self.split, self.exclude_split = split_name(split), split_name(exclude_split)
-        self._unmarked, self._prompts, self._detects = unmarked, prompts, layout == "auto"
+        # Training takes rows without a split for training rows. For a measure nobody can tell that they belong to it.
+        self._needs_split = self.split is not None and not unmarked
+        self._prompts, self._detects = prompts, layout == "auto"
         self._candidates = [known for known in FILE_LAYOUTS if layout in ("auto", known.name)]
         self.layout: FileLayout | None = None
         self.passed_over = 0
@@ -283,8 +285,7 @@ class FilePass:
         split = split_of(fields)
         if split is not None:
             self.splits.add(split)
-        # Training takes rows without a split for training rows. For a measure nobody can tell that they belong to it.
-        if split is None and self.split is not None and not self._unmarked:
+        if split is None and self._needs_split:
             raise BadRowError(f"field 'split' is missing, and --split {self.split} asks for it")
         # A row of another split is not read any further: what is wrong with it stops nobody who does not use it.
         other = split == self.exclude_split if self.split is None else split != self.split

@@ -63,8 +63,7 @@ def line_chart(
 
     Args:
         title: read aloud in place of the picture.
-        across: label of the horizontal axis.
-        up: label of the vertical axis.
+        across, up: labels of the axes.
         include: values that the vertical axis must show.
         ticks: labels of the horizontal axis by place; those of matplotlib if None.
         whole: the horizontal axis counts something.

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from paragone_evaluation.report.charts import Line
 
-__all__ = ["Card", "Figure", "PageSection", "PageTable", "interval_bar", "render_page", "unbroken"]
+__all__ = ["Card", "Figure", "PageSection", "PageTable", "interval_bar", "render_page"]
 
 # Every text of a block is escaped, unless it is ``Markup``.
 
@@ -74,16 +74,10 @@ def render_page(
 
     Args:
         lead: below the title: what was reported on.
-        small: below the cards.
         notes: what a reader must know before the numbers, in a box.
     """
     template = _environment().get_template("page.html")
     return template.render(title=title, lead=lead, cards=cards, small=small, notes=notes, sections=sections)
-
-
-def unbroken(text: str) -> Markup:
-    """Return a text that is never broken over two lines."""
-    return Markup('<span class="w">{}</span>').format(text)
 
 
 def interval_bar(value: float | None, low: float | None, high: float | None, *, tick: float | None = None) -> Markup:
@@ -98,13 +92,14 @@ def interval_bar(value: float | None, low: float | None, high: float | None, *, 
 @cache
 def _environment() -> Environment:
     loader = PackageLoader("paragone_evaluation", "report")
+    # A name that a template misspells is an error here, and not a gap in a report.
     return Environment(
         loader=loader,
         autoescape=True,
         finalize=_joined,
+        undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        undefined=StrictUndefined,
     )
 
 

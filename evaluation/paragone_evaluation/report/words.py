@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["counted", "estimate_row", "interval", "lines", "number", "percent", "points"]
+from markupsafe import Markup
+
+__all__ = ["counted", "estimate_row", "interval", "interval_cell", "lines", "number", "percent", "points"]
 
 _UNKNOWN = "–"
 
@@ -57,19 +59,21 @@ def interval(estimate: Mapping[str, Any] | None, *, scale: str = "number") -> st
         return f"{_signless_zero(100 * low, 1)} – {_signless_zero(100 * high, 1)}"
     if scale == "points":
         return f"{points(low)} … {points(high)}"
+    # A dash between two numbers of which one has a minus would be read as another minus.
     return f"{number(low)} … {number(high)}" if min(low, high) < 0 else f"{number(low)} – {number(high)}"
+
+
+def interval_cell(estimate: Mapping[str, Any] | None, *, scale: str = "number") -> Markup:
+    """Return the interval for a cell of a page, never broken over two lines."""
+    return Markup('<span class="w">{}</span>').format(interval(estimate, scale=scale))
 
 
 def estimate_row(
     name: str, estimate: Mapping[str, Any] | None, remark: str = "", *, scale: str = "percent"
 ) -> list[str]:
-    """Return the cells of an estimate's row: name, value, interval and remark.
-
-    Args:
-        scale: as in ``interval``.
-    """
+    """Return the cells of an estimate's row: name, value, interval and remark."""
     show = {"percent": percent, "points": points, "number": number}[scale]
-    return [name, show(None if estimate is None else estimate["value"]), interval(estimate, scale=scale), remark]
+    return [name, show(None if estimate is None else estimate["value"]), interval_cell(estimate, scale=scale), remark]
 
 
 def lines(row: Mapping[str, Any]) -> str:
