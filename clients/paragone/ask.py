@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from paragone.addresses import DEFAULT_URL
 from paragone.client import Client
 from paragone.exceptions import UnavailableError, checked
-from paragone.transport import DEFAULT_URL
 from paragone.wire import ModelInfo
 
 __all__ = ["ask"]

@@ -1,14 +1,16 @@
 """The client for coroutines (asyncio); ``paragone.client`` has the same methods for code that waits."""
 
 import asyncio
+import threading
 import time
 import urllib.parse
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import httpx2
 
+from paragone.addresses import DEFAULT_URL, Addresses
 from paragone.batches import (
     PREFERENCES,
     REWARDS,
@@ -29,7 +31,7 @@ from paragone.batches import (
 )
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
 from paragone.ids import IdMemory
-from paragone.transport import DEFAULT_MAX_BYTES, DEFAULT_URL, Attempts, Connection, send_async
+from paragone.transport import DEFAULT_MAX_BYTES, Attempts, Connection, send_async
 from paragone.wire import (
     ModelInfo,
     ModelsAnswer,
@@ -47,10 +49,19 @@ from paragone.wire import (
 __all__ = ["AsyncClient"]
 
 
-class AsyncClient:
-    """Asks a Paragone service from asyncio coroutines. One client serves one event loop, any number of tasks.
+async def _until_the_loop_ends(http: httpx2.AsyncClient) -> AsyncGenerator[None, None]:
+    """Close connections with their event loop: ``asyncio.run`` ends the asynchronous generators that it has seen."""
+    try:
+        yield
+    finally:
+        await http.aclose()
 
-    Arguments and methods are those of ``paragone.Client``; ``transport`` and ``sleep`` are asynchronous.
+
+class AsyncClient:
+    """Asks a Paragone service from asyncio coroutines: any number of tasks, in one event loop or in several.
+
+    Each event loop has connections of its own, so that a client outlives the loop of an ``asyncio.run``. Arguments and
+    methods are those of ``paragone.Client``; ``transport`` and ``sleep`` are asynchronous.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -58,12 +69,13 @@ class AsyncClient:
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | Sequence[str] = DEFAULT_URL,
         *,
         api_key: str | None = None,
         model: str | None = None,
         timeout_s: float = 300.0,
-        retries: int = 6,
+        retry_s: float = 120.0,
+        retries: int | None = None,
         max_items_per_request: int = 1_000,
         max_bytes_per_request: int = DEFAULT_MAX_BYTES,
         concurrency: int = 4,
@@ -78,16 +90,56 @@ class AsyncClient:
             api_key=api_key,
             model=model,
             timeout_s=timeout_s,
+            retry_s=retry_s,
             retries=retries,
             max_items_per_request=max_items_per_request,
             max_bytes_per_request=max_bytes_per_request,
             concurrency=concurrency,
         )
-        # As in ``Client``: no proxy of the environment for this very machine.
-        self._http = httpx2.AsyncClient(transport=transport, trust_env=not self._connection.loopback)
-        self._memory = IdMemory(remembered_ids or handles)
+        self._memory_size = remembered_ids or handles
+        self._transport = transport
         self._clock = clock
         self._sleep = sleep
+        self._open()
+
+    def _open(self) -> None:
+        """Begin with nothing open and nothing known."""
+        self._opened: dict[asyncio.AbstractEventLoop, tuple[httpx2.AsyncClient, AsyncGenerator[None, None]]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._addresses = Addresses(self._connection.urls, self._clock)
+        self._memory = IdMemory(self._memory_size)
+
+    async def _http(self) -> httpx2.AsyncClient:
+        """Return the connections of the running event loop; a connection cannot leave the loop that opened it.
+
+        Raises:
+            ParagoneError: if the client is closed.
+        """
+        if self._closed:
+            raise ParagoneError("this client is closed: make a new one")
+        loop = asyncio.get_running_loop()
+        kept = self._opened.get(loop)
+        if kept is None:
+            connection = self._connection
+            http = httpx2.AsyncClient(
+                transport=self._transport, trust_env=connection.trust_env, mounts=connection.direct or None
+            )
+            kept = http, _until_the_loop_ends(http)
+            with self._lock:
+                # What a loop has left open that is closed by now can only be dropped.
+                self._opened = {other: both for other, both in self._opened.items() if not other.is_closed()}
+                self._opened[loop] = kept
+            await anext(kept[1])
+        return kept[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        opened = {"_opened", "_lock", "_closed", "_addresses", "_memory"}
+        return {name: value for name, value in vars(self).items() if name not in opened}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
 
     def __repr__(self) -> str:
         return f"AsyncClient({self._connection!r})"
@@ -102,7 +154,14 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connections. The client cannot be used afterwards."""
-        await self._http.aclose()
+        self._closed = True
+        running = asyncio.get_running_loop()
+        opened, self._opened = self._opened, {}
+        for loop, (_, ending) in opened.items():
+            if loop is running:
+                await ending.aclose()
+            elif loop.is_running():  # a loop of another thread
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(ending.aclose(), loop))
 
     async def prefer(
         self,
@@ -238,5 +297,5 @@ class AsyncClient:
     async def _send(self, path: str, part: Part[Any] | None = None) -> bytes:
         connection = self._connection
         question = connection.question(path, *((part.body, part.prompt_hash) if part is not None else ()))
-        attempts = Attempts(question, connection.policy, self._clock)
-        return await send_async(self._http, question, attempts, sleep=self._sleep)
+        attempts = Attempts(question, connection.policy, self._addresses, self._clock)
+        return await send_async(await self._http(), attempts, sleep=self._sleep)

@@ -1,5 +1,6 @@
 """The client that waits for its answers; ``paragone.async_client`` has the same methods for coroutines."""
 
+import os
 import queue
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Any, Literal, Self
 
 import httpx2
 
+from paragone.addresses import DEFAULT_URL, Addresses
 from paragone.batches import (
     PREFERENCES,
     REWARDS,
@@ -30,7 +32,7 @@ from paragone.batches import (
 )
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
 from paragone.ids import IdMemory
-from paragone.transport import DEFAULT_MAX_BYTES, DEFAULT_URL, Attempts, Connection, send
+from paragone.transport import DEFAULT_MAX_BYTES, Attempts, Connection, send
 from paragone.wire import (
     ModelInfo,
     ModelsAnswer,
@@ -53,7 +55,7 @@ def _never() -> bool:
 
 
 class Client:
-    """Asks a Paragone service, and waits for the answer. Safe to share between threads.
+    """Asks a Paragone service, and waits for the answer. Safe to share between threads, and to pickle.
 
     Every method takes ``model=``, the id of a hosted model; without it the client's, else the server's default is
     asked. ``truncation="prompt"`` cuts a prompt that is too long from the left, ``"error"`` refuses it.
@@ -61,17 +63,21 @@ class Client:
     raise a ``paragone.ParagoneError`` when there is no answer, and never put a number in its place.
 
     Args:
-        url: address of the service; a path prefix is kept.
+        url: address of the service, or those of its replicas: a request that fails at one goes to the next. A path
+            prefix is kept.
         model: id of the model to ask when a call names none.
         timeout_s: deadline of one HTTP request, its retries included. A batch that is split has one for each part.
-        retries: tries after the first one, for failed connections, 502, 503, 504 and 429 with ``Retry-After``.
+        retry_s: how long after its first failure a request is tried again, for failed connections, 502, 503, 504 and
+            429 with ``Retry-After``; 0: only at other addresses.
+        retries: most tries after the first one; None: as many as there is time for.
         max_items_per_request: larger batches are split; every response and reference counts.
         max_bytes_per_request: batches with more bytes of text are split.
         concurrency: most requests of one call in flight.
         remembered_ids: how many ids of long responses to remember, about 300 bytes each, so that ``prefer`` and
             ``preferences`` send such a text once; 0: none.
         handles: the former name of ``remembered_ids``.
-        transport: what carries the requests, if not the network (an ``httpx2`` transport).
+        transport: what carries the requests, if not the network (an ``httpx2`` transport). A client is pickled with
+            it, and with its key, but without its connections and ids.
         clock: seconds since any fixed moment.
 
     Raises:
@@ -80,12 +86,13 @@ class Client:
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | Sequence[str] = DEFAULT_URL,
         *,
         api_key: str | None = None,
         model: str | None = None,
         timeout_s: float = 300.0,
-        retries: int = 6,
+        retry_s: float = 120.0,
+        retries: int | None = None,
         max_items_per_request: int = 1_000,
         max_bytes_per_request: int = DEFAULT_MAX_BYTES,
         concurrency: int = 4,
@@ -100,17 +107,43 @@ class Client:
             api_key=api_key,
             model=model,
             timeout_s=timeout_s,
+            retry_s=retry_s,
             retries=retries,
             max_items_per_request=max_items_per_request,
             max_bytes_per_request=max_bytes_per_request,
             concurrency=concurrency,
         )
-        # A proxy from the environment would be asked for 127.0.0.1 as well, and reach its own machine.
-        self._http = httpx2.Client(transport=transport, trust_env=not self._connection.loopback)
-        # Shared by all threads that use this client, so that a text which one has sent the others send by its id.
-        self._memory = IdMemory(remembered_ids or handles)
+        self._memory_size = remembered_ids or handles
+        self._transport = transport
         self._clock = clock
         self._sleep = sleep
+        self._open()
+
+    def _open(self) -> None:
+        """Begin with nothing open and nothing known."""
+        connection = self._connection
+        self._http = httpx2.Client(
+            transport=self._transport, trust_env=connection.trust_env, mounts=connection.direct or None
+        )
+        self._addresses = Addresses(connection.urls, self._clock)
+        # Shared by all threads that use this client, so that a text which one has sent the others send by its id.
+        self._memory = IdMemory(self._memory_size)
+        self._process = os.getpid()
+
+    def _leave_parent(self) -> None:
+        """Begin anew in a forked process: two that read from one connection get each other's answers."""
+        if os.getpid() != self._process:
+            # Kept and not closed: closing takes a lock that a thread of the parent may have held while it forked.
+            self._inherited = self._http
+            self._open()
+
+    def __getstate__(self) -> dict[str, Any]:
+        opened = {"_http", "_addresses", "_memory", "_process", "_inherited"}
+        return {name: value for name, value in vars(self).items() if name not in opened}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
 
     def __repr__(self) -> str:
         return f"Client({self._connection!r})"
@@ -283,6 +316,7 @@ class Client:
         return read_json(ModelInfo, content, "the model")
 
     def _ask(self, route: Route[AnswerT], batch: Iterable[object], options: RequestOptions) -> AnswerT:
+        self._leave_parent()
         parts = parts_of(
             route,
             batch,
@@ -344,7 +378,8 @@ class Client:
             raise part.renumbered(error) from error.__cause__
 
     def _send(self, path: str, part: Part[Any] | None = None, stopped: Callable[[], bool] = _never) -> bytes:
+        self._leave_parent()
         connection = self._connection
         question = connection.question(path, *((part.body, part.prompt_hash) if part is not None else ()))
-        attempts = Attempts(question, connection.policy, self._clock)
-        return send(self._http, question, attempts, sleep=self._sleep, stopped=stopped)
+        attempts = Attempts(question, connection.policy, self._addresses, self._clock)
+        return send(self._http, attempts, sleep=self._sleep, stopped=stopped)

@@ -65,6 +65,12 @@ class Oracle:
         self.described = MODEL | changes
         self.lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:  # a client is pickled with its transport
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, lock=threading.Lock())
+
     def bodies(self) -> list[Any]:
         return [json.loads(request.content) for request in self.seen]
 

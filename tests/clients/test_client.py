@@ -166,7 +166,7 @@ def test_a_failed_part_is_the_error_of_the_batch_and_ends_the_tries_of_the_other
     batch = [(f"p{place}", "good") for place in range(5)] + [("q", "bad")]
     transport = httpx2.MockTransport(answer)
     sleep = Clock().sleep
-    client = Client(transport=transport, retries=10**6, max_items_per_request=1, concurrency=6, sleep=sleep)
+    client = Client(transport=transport, max_items_per_request=1, concurrency=6, sleep=sleep)
     with client, pytest.raises(TextError) as caught:
         client.rewards(batch)
     assert caught.value.item == 5

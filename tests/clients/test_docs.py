@@ -67,5 +67,5 @@ def test_the_page_names_every_method_and_the_real_defaults():
     assert f"`max_items_per_request` items ({defaults['max_items_per_request']:,};" in PAGE
     assert f"`max_bytes_per_request` ({defaults['max_bytes_per_request'] >> 20} MiB)" in PAGE
     assert f"`concurrency` ({defaults['concurrency']})" in PAGE
-    assert f"`retries` ({defaults['retries']})" in PAGE
+    assert f"`retry_s` ({defaults['retry_s']:g} s)" in PAGE
     assert f"`timeout_s` ({defaults['timeout_s']:g} s)" in PAGE

@@ -6,6 +6,7 @@ import time
 import httpx2
 import pytest
 
+from paragone.addresses import Addresses
 from paragone.exceptions import (
     AnswerError,
     DeadlineError,
@@ -37,18 +38,20 @@ class Script:
         return httpx2.Response(outcome.status_code, content=outcome.content, headers=dict(outcome.headers))
 
 
-def waiting(script, policy, clock, stopped=lambda: False):
-    question = Question("http://host/v1/rewards", {"authorization": "Bearer k"}, b"{}")
+def attempts(policy, clock, addresses=None):
+    question = Question("/v1/rewards", {"authorization": "Bearer k"}, b"{}", "hash")
+    return Attempts(question, policy, addresses or Addresses(["http://host"], clock), clock)
+
+
+def waiting(script, policy, clock, addresses=None, stopped=lambda: False):
     with httpx2.Client(transport=httpx2.MockTransport(script)) as http:
-        return send(http, question, Attempts(question, policy, clock), sleep=clock.sleep, stopped=stopped)
+        return send(http, attempts(policy, clock, addresses), sleep=clock.sleep, stopped=stopped)
 
 
-def awaiting(script, policy, clock):
-    question = Question("http://host/v1/rewards", {"authorization": "Bearer k"}, b"{}")
-
+def awaiting(script, policy, clock, addresses=None):
     async def ask():
         async with httpx2.AsyncClient(transport=httpx2.MockTransport(script)) as http:
-            return await send_async(http, question, Attempts(question, policy, clock), sleep=clock.sleep_async)
+            return await send_async(http, attempts(policy, clock, addresses), sleep=clock.sleep_async)
 
     return asyncio.run(ask())
 
@@ -56,8 +59,8 @@ def awaiting(script, policy, clock):
 both = pytest.mark.parametrize("ask", [waiting, awaiting])
 
 
-def policy(retries=4, timeout_s=60.0):
-    return RetryPolicy(retries=retries, timeout_s=timeout_s)
+def policy(retries=None, timeout_s=60.0, retry_s=30.0):
+    return RetryPolicy(timeout_s=timeout_s, retry_s=retry_s, retries=retries)
 
 
 @both
@@ -177,7 +180,7 @@ def test_the_deadline_holds_over_all_tries():
         raise httpx2.ConnectError("refused")
 
     with pytest.raises(ParagoneError):
-        waiting(slow, policy(retries=100, timeout_s=60.0), clock)
+        waiting(slow, policy(timeout_s=60.0), clock)
     assert clock.now <= 1000.0 + 60.0 + 25.0
 
 
@@ -201,7 +204,7 @@ def test_every_retry_is_logged_without_the_key_or_the_body(caplog):
     with caplog.at_level(logging.WARNING, logger="paragone"):
         waiting(Script(error(503, "overloaded", "the queue is full"), OK), policy(), Clock())
     (record,) = caplog.records
-    assert "try 1 of 5 failed" in record.getMessage()
+    assert "try 1 failed, the next one in" in record.getMessage()
     assert "the queue is full" in record.getMessage()
     assert "Bearer" not in record.getMessage()
 
@@ -227,7 +230,7 @@ def test_the_request_id_of_the_server_is_kept():
 
 
 def test_the_wait_stops_growing_and_thousands_of_tries_have_one_too():
-    several = RetryPolicy(retries=10**6, timeout_s=1.0)
+    several = policy()
     for tries in (1, 8, 1025, 10**6):
         bound = min(16.0, 0.25 * 2.0 ** min(tries - 1, 10))
         assert all(0.0 <= several.wait_s(tries, None) <= bound for _ in range(20))

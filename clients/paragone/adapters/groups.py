@@ -1,18 +1,31 @@
 """What the adapters share: conversations as hosts hold them, and rewards within the group of one prompt."""
 
+import functools
 import json
 import logging
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 from paragone.exceptions import UnsupportedError, checked
 from paragone.wire import ItemError, Reward, RewardsAnswer, Tournament, TournamentsAnswer
 
-__all__ = ["Signal", "group_win_rates", "groups_of", "host_turns", "item_rewards", "scalar_rewards"]
+__all__ = ["Signal", "bound", "group_win_rates", "groups_of", "host_turns", "item_rewards", "scalar_rewards"]
 
 Signal = Literal["win_rate", "reward"]
 
+_Outcome = TypeVar("_Outcome")
+
 logger = logging.getLogger("paragone")
+
+
+def bound(function: Callable[..., _Outcome], *arguments: object, name: str) -> functools.partial[_Outcome]:
+    """Return a function of a module with its first arguments given, under a name that hosts can log.
+
+    Workers get it pickled, which a closure cannot be; ``inspect.iscoroutinefunction`` still sees what it is.
+    """
+    partial = functools.partial(function, *arguments)
+    partial.__name__ = name  # type: ignore[attr-defined]
+    return partial
 
 
 def host_turns(turns: Any, *, role: str) -> Any:

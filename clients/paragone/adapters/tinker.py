@@ -20,7 +20,6 @@ class PreferenceModel:
     """Says how much B is preferred to A: 1 strongly, 0 not at all, -1 when A is strongly preferred.
 
     Args:
-        client: whom to ask; it belongs to the event loop of the environments.
         model: id of a hosted model; the client's if None.
     """
 

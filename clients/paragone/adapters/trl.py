@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from paragone.adapters.groups import Signal, group_win_rates, groups_of, host_turns, item_rewards
+from paragone.adapters.groups import Signal, bound, group_win_rates, groups_of, host_turns, item_rewards
 from paragone.async_client import AsyncClient
 from paragone.client import Client
 from paragone.exceptions import checked
@@ -133,16 +133,8 @@ def reward_function(client: Client, *, signal: Signal = "win_rate", model: str |
         ``win_rate`` a completion that is alone with its prompt is not scored: keep each group on one process.
         It raises a ``ParagoneError`` if the service does not answer at all.
     """
-
-    def paragone(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Rewards:  # noqa: ARG001
-        if signal == "reward":
-            return item_rewards(client.rewards(_items(prompts, completions), model=model, on_error="report"))
-        groups, tournaments = _groups(prompts, completions)
-        answer = client.tournaments(tournaments, model=model, on_error="report")
-        return group_win_rates(groups, answer, len(completions))
-
-    paragone.__name__ = f"paragone_{signal}"  # what TRL calls the reward in its logs
-    return paragone
+    # The name is what TRL calls the reward in its logs.
+    return bound(_rewards, client, signal, model, name=f"paragone_{signal}")
 
 
 def async_reward_function(
@@ -153,17 +145,39 @@ def async_reward_function(
     Args:
         model: id of a hosted model; the client's if None.
     """
+    return bound(_rewards_async, client, signal, model, name=f"paragone_{signal}")
 
-    async def paragone(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Rewards:  # noqa: ARG001
-        if signal == "reward":
-            return item_rewards(await client.rewards(_items(prompts, completions), model=model, on_error="report"))
-        groups, tournaments = _groups(prompts, completions)
-        return group_win_rates(
-            groups, await client.tournaments(tournaments, model=model, on_error="report"), len(completions)
-        )
 
-    paragone.__name__ = f"paragone_{signal}"
-    return paragone
+def _rewards(
+    client: Client,
+    signal: Signal,
+    model: str | None,
+    /,  # whatever the columns of a data set are called
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    **columns: Any,  # noqa: ARG001
+) -> Rewards:
+    if signal == "reward":
+        return item_rewards(client.rewards(_items(prompts, completions), model=model, on_error="report"))
+    groups, tournaments = _groups(prompts, completions)
+    return group_win_rates(groups, client.tournaments(tournaments, model=model, on_error="report"), len(completions))
+
+
+async def _rewards_async(
+    client: AsyncClient,
+    signal: Signal,
+    model: str | None,
+    /,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    **columns: Any,  # noqa: ARG001
+) -> Rewards:
+    if signal == "reward":
+        return item_rewards(await client.rewards(_items(prompts, completions), model=model, on_error="report"))
+    groups, tournaments = _groups(prompts, completions)
+    return group_win_rates(
+        groups, await client.tournaments(tournaments, model=model, on_error="report"), len(completions)
+    )
 
 
 def _items(prompts: Sequence[Any], completions: Sequence[Any]) -> list[tuple[Any, Any]]:

@@ -11,7 +11,7 @@ In the file that ``reward.custom_reward_function.path`` names:
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
-from paragone.adapters.groups import host_turns, scalar_rewards
+from paragone.adapters.groups import bound, host_turns, scalar_rewards
 from paragone.async_client import AsyncClient
 from paragone.exceptions import checked
 
@@ -31,7 +31,6 @@ def compute_score(
     ``extra_info``. A failure is an exception: verl has no other word for it (its ``limit`` manager makes it 0.0).
 
     Args:
-        client: whom to ask; it belongs to the event loop of verl's reward worker.
         signal: ``reward``, the model's scalar reward; or ``against_ground_truth``, the probability in [0, 1] that the
             solution is preferred to the ground truth, which any kind of model can answer.
         prompt_field: the field of ``extra_info`` that holds the prompt, a text or a list of messages.
@@ -41,22 +40,27 @@ def compute_score(
         ``compute_score(data_source, solution_str, ground_truth, extra_info, **kwargs)``, which gives ``{"score": …}``
         and raises ``KeyError`` if ``extra_info`` has no prompt, and ``ParagoneError`` if there is no answer.
     """
+    return bound(_score, client, signal, prompt_field, model, name="score")
 
-    async def score(
-        data_source: str,  # noqa: ARG001 (verl's signature)
-        solution_str: str,
-        ground_truth: Any,
-        extra_info: dict[str, Any] | None = None,
-        **kwargs: Any,  # noqa: ARG001
-    ) -> dict[str, float]:
-        if not extra_info or prompt_field not in extra_info:
-            raise KeyError(f"extra_info has no {prompt_field!r}: let the data set keep the prompt there")
-        prompt = host_turns(extra_info[prompt_field], role="user")
-        if signal == "reward":
-            answer = await client.rewards([(prompt, solution_str)], model=model)
-            return {"score": scalar_rewards(answer)[0]}
-        preferences = await client.preferences([(prompt, solution_str, ground_truth)], model=model)
-        preference = checked(preferences.preferences)[0]
-        return {"score": preference.probability, "logit": preference.logit}
 
-    return score
+async def _score(
+    client: AsyncClient,
+    signal: Literal["reward", "against_ground_truth"],
+    prompt_field: str,
+    model: str | None,
+    /,  # whatever else verl passes by name
+    data_source: str,  # noqa: ARG001 (verl's signature)
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: dict[str, Any] | None = None,
+    **kwargs: Any,  # noqa: ARG001
+) -> dict[str, float]:
+    if not extra_info or prompt_field not in extra_info:
+        raise KeyError(f"extra_info has no {prompt_field!r}: let the data set keep the prompt there")
+    prompt = host_turns(extra_info[prompt_field], role="user")
+    if signal == "reward":
+        answer = await client.rewards([(prompt, solution_str)], model=model)
+        return {"score": scalar_rewards(answer)[0]}
+    preferences = await client.preferences([(prompt, solution_str, ground_truth)], model=model)
+    preference = checked(preferences.preferences)[0]
+    return {"score": preference.probability, "logit": preference.logit}

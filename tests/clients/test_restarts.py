@@ -1,0 +1,150 @@
+"""Real server processes that are killed and restarted under load: no request is lost, and no answer is wrong."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from paragone import AsyncClient, Client, ParagoneError
+from tests.service.conftest import free_port
+
+PARAGONE = str(Path(sys.executable).with_name("paragone"))
+MODEL = "builtin:mini-bradley-terry"
+PAIRS = [(f"Question {place}?", "Yes." * (1 + place % 5), "No, never." * (1 + place % 3)) for place in range(40)]
+
+
+class Replica:
+    """``paragone serve`` on a port that it keeps when it is started again."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        command = [PARAGONE, "serve", "--port", str(self.port), "--model", f"m={MODEL}", "--device", "cpu"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen([*command, "--log-level", "error"], env=environment)
+
+    def ready(self) -> "Replica":
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx2.TransportError):
+                if httpx2.get(f"{self.url}/readyz", timeout=5, trust_env=False).status_code == 200:
+                    return self
+            assert self.process.poll() is None
+            time.sleep(0.05)
+        raise TimeoutError("the replica did not get ready")
+
+    def end(self, sign: int) -> None:
+        self.process.send_signal(sign)
+        self.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def replicas():
+    both = [Replica(), Replica()]
+    try:
+        yield [one.ready() for one in both]
+    finally:
+        for one in both:
+            one.process.kill()
+            one.process.wait()
+
+
+class Load:
+    """Threads and coroutines that ask all the time; what fails, and what is answered otherwise than before, is kept."""
+
+    def __init__(self, urls) -> None:
+        self.urls = urls
+        self.answers = 0
+        self.lost: list[object] = []
+        self._stop = threading.Event()
+        with Client(urls) as client:
+            self.table = [row.probability for row in client.preferences(PAIRS).preferences]
+        self._threads = [threading.Thread(target=self._ask, args=(place,)) for place in range(3)]
+        self._threads.append(threading.Thread(target=lambda: asyncio.run(self._ask_async())))
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def more(self, count: int) -> None:
+        """Wait until so many more requests were answered."""
+        end = self.answers + count
+        deadline = time.monotonic() + 240
+        while self.answers < end and not self.lost:
+            assert time.monotonic() < deadline, f"{self.answers} answers, wanted {end}"
+            time.sleep(0.02)
+
+    def _check(self, place: int, probability: float) -> None:
+        self.answers += 1
+        # The rest of its batch moves a number in its last digits, and a restarted server has other batches.
+        if abs(probability - self.table[place]) > 1e-5:
+            self.lost.append((place, probability))
+
+    def _ask(self, start: int) -> None:
+        with Client(self.urls, timeout_s=300) as client:
+            place = start
+            while not self._stop.is_set():
+                place = (place + 7) % len(PAIRS)
+                try:
+                    self._check(place, client.prefer(*PAIRS[place]))
+                except ParagoneError as error:
+                    self.lost.append(error)
+
+    async def _ask_async(self) -> None:
+        async with AsyncClient(self.urls, timeout_s=300) as client:
+
+            async def ask(place: int) -> None:
+                try:
+                    self._check(place, await client.prefer(*PAIRS[place]))
+                except ParagoneError as error:
+                    self.lost.append(error)
+
+            while not self._stop.is_set():
+                await asyncio.gather(*(ask(place) for place in range(0, len(PAIRS), 5)))
+
+
+def test_a_replica_killed_and_restarted_under_load_loses_no_request(replicas):
+    first, second = replicas
+    with Load([first.url, second.url]) as load:
+        load.more(100)
+        first.end(signal.SIGKILL)
+        load.more(100)  # at the other one
+        first.start()
+        first.ready()
+        load.more(100)
+        second.end(signal.SIGTERM)
+        load.more(100)
+        second.start()
+        second.ready()
+        load.more(100)
+    assert load.lost == []
+
+
+def test_the_only_server_killed_and_restarted_under_load_loses_no_request(replicas):
+    only = replicas[0].ready()
+    with Load(only.url) as load:
+        load.more(50)
+        only.end(signal.SIGKILL)
+        only.start()  # seconds in which nobody answers
+        load.more(50)
+        only.end(signal.SIGTERM)
+        only.start()
+        load.more(50)
+    assert load.lost == []
