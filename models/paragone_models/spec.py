@@ -157,12 +157,13 @@ class ModelSpec:
         """Number of 2-blocks of the general preference part, 0 where there is none."""
         return self.rules.blocks(self.dimension)
 
-    def identity(self, weights: str, tokenizer: str | None) -> str:
+    def identity(self, weights: str, tokenizer: str | None, code: str | None = None) -> str:
         """Return the identity of a model: equal if and only if its representations of all texts are meant to be equal.
 
         Args:
             weights: content hash, or hub id and commit, of backbone and head.
             tokenizer: from ``tokenizer_hash``, or None where the model has none.
+            code: content hash of the code that came with it and runs, or None.
 
         Returns:
             64 hexadecimal digits.
@@ -170,6 +171,8 @@ class ModelSpec:
         # By name and sorted: the order of fields may change, the identity may not.
         values = asdict(self)
         parts = {"weights": weights, "tokenizer": tokenizer, **{name: values[name] for name in _IDENTITY_FIELDS}}
+        if code is not None:
+            parts["code"] = code
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def fingerprint(self, identity: str, numerics: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ Each ``read_*`` returns a network and the spec that belongs to it, and refuses a
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers.utils.import_utils import is_accelerate_available
 
 from paragone_models.errors import ModelLoadError
 from paragone_models.files import checkpoints
+from paragone_models.files.adapters import adapter_shapes, cast, merge, read_adapter, without_adapter
 from paragone_models.files.heads import LinearHead, find_linear_head, left_over, refuse_left_over, standardised
 from paragone_models.kinds import KINDS, KindName
 from paragone_models.network import AbsentBackbone, PreferenceNetwork, RepresentationHead, output_width
@@ -70,12 +71,14 @@ class Options:
         dtype: of the backbone; heads are float32 always.
         trust_remote_code: run Python files that come with the checkpoint.
         elsewhere: leave the backbone's weights alone, because another server runs it.
+        adapter: folder of an adapter to be merged into the backbone, or None.
     """
 
     dtype: torch.dtype
     device: torch.device
     trust_remote_code: bool
     elsewhere: bool = False
+    adapter: Path | None = None
 
 
 def read_own(folder: Path, options: Options) -> Loaded:
@@ -115,8 +118,7 @@ def read_linear_head(folder: Path, options: Options, kind: str, found: LinearHea
     rules = KINDS[own]
     if found.gated and not rules.has_vector and found.rows > 1:
         raise ModelLoadError(f"{folder} has a gate, prompt_head.weight, beside a head of kind {own}, which has none")
-    files = _head_files(folder)
-    tensors, std = standardised(found, checkpoints.read_tensors(files, set(found.claimed)))
+    tensors, std = standardised(found, _read_head(folder, options, found.claimed))
     if not rules.has_vector:
         # The gate of a single row weighs it by softmax(x) = 1.
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("prompt_head")}
@@ -177,7 +179,7 @@ def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
             apply outside the model.
     """
     config = _config(folder, options)
-    shapes = checkpoints.tensor_shapes(checkpoints.weight_files(folder))
+    shapes = _all_shapes(folder, options)
     rows = _rows(shapes)
     stated = checkpoints.read_config(folder)
     if rows is not None and not any(stated.get(name) for name in ("id2label", "num_labels")):
@@ -200,12 +202,12 @@ def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
     backbone: nn.Module = getattr(model, model.base_model_prefix)
     if isinstance(getattr(model, "score", None), nn.Linear):
         # From the files: read in half precision the head would be another one. Its class has no place for a bias.
-        tensors = checkpoints.read_tensors(checkpoints.weight_files(folder), linear)
+        tensors = _read_head(folder, options, linear)
         head = {name.replace("score", "value_head"): tensor for name, tensor in tensors.items()}
         return Loaded(_with_linear_head(backbone, spec, head), spec)
     if config.model_type in _FIRST_TOKEN:
         module = _FirstTokenHead(model)
-        _restore_precision(module, model, checkpoints.weight_files(folder))
+        _restore_precision(module, model, folder, options)
         head_of = RepresentationHead(config.hidden_size, spec, value_head=module)
         if getattr(backbone, "pooler", None) is not None:
             backbone.pooler = None  # type: ignore[assignment]  # it is the head's now, in float32
@@ -224,11 +226,11 @@ def _rows(shapes: dict[str, tuple[int, ...]]) -> int | None:
     return None
 
 
-def _restore_precision(head: nn.Module, model: nn.Module, files: list[Path]) -> None:
+def _restore_precision(head: nn.Module, model: nn.Module, folder: Path, options: Options) -> None:
     """Make a head's parameters those of the files in float32; they were loaded in the backbone's dtype."""
     own = {id(parameter) for parameter in head.parameters()}
     names = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in own}
-    stored = checkpoints.read_tensors(files, set(names) & set(checkpoints.tensor_shapes(files)))
+    stored = _read_head(folder, options, set(names) & set(_all_shapes(folder, options)))
     head.float()
     for name, tensor in stored.items():
         names[name].data.copy_(tensor)
@@ -272,18 +274,32 @@ class _FirstTokenHead(nn.Module):
         return values
 
 
-def _head_files(folder: Path) -> list[Path]:
-    return [*checkpoints.weight_files(folder), *checkpoints.head_files(folder)]
+def _all_shapes(folder: Path, options: Options) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's tensors: of its weights, of heads beside them, and of its adapter, which wins."""
+    if options.adapter is None:
+        return checkpoints.tensor_shapes([*checkpoints.weight_files(folder), *checkpoints.head_files(folder)])
+    files = [*checkpoints.weight_files(folder), *checkpoints.head_files(options.adapter)]
+    return checkpoints.tensor_shapes(files) | adapter_shapes(options.adapter)
 
 
-def find_head(folder: Path) -> LinearHead | None:
-    """Return the linear head that lies among a folder's tensors, or beside them, or None.
+def _read_head(folder: Path, options: Options, names: Collection[str]) -> dict[str, Tensor]:
+    """Return tensors of a head in float32, wherever they lie."""
+    if options.adapter is None:
+        files = [*checkpoints.weight_files(folder), *checkpoints.head_files(folder)]
+        return checkpoints.read_tensors(files, set(names))
+    changed = set(names) & set(adapter_shapes(options.adapter))
+    files = [*checkpoints.weight_files(folder), *checkpoints.head_files(options.adapter)]
+    return checkpoints.read_tensors(files, set(names) - changed) | read_adapter(options.adapter, changed)
+
+
+def find_head(folder: Path, options: Options) -> LinearHead | None:
+    """Return the linear head that lies among a model's tensors, or beside them, or None.
 
     Raises:
         ModelLoadError: if there are several, or the rewards are read in a way that a linear head does not tell.
     """
     config = checkpoints.read_config(folder)
-    found = find_linear_head(checkpoints.tensor_shapes(_head_files(folder)), config)
+    found = find_linear_head(_all_shapes(folder, options), config)
     # InternLM2's and its like append this token and read there; the head's shape does not tell.
     if found is not None and config.get("reward_token_id") is not None:
         raise ModelLoadError(
@@ -354,22 +370,49 @@ def _without_place(folder: Path, config: Any, claimed: Collection[str], options:
 
 def _with_weights(auto: Any, folder: Path, config: Any, options: Options, claimed: Collection[str] = ()) -> nn.Module:
     """Return the model with its weights, every one of them from the folder, and none of the folder's left over."""
+    # A small change is lost where a weight is rounded before it is added.
+    read = options if options.adapter is None else replace(options, dtype=torch.float32, device=torch.device("cpu"))
     try:
-        model, info = auto.from_pretrained(
-            folder,
-            config=config,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            **_arguments(folder, config, options),
-        )
+        with without_adapter(folder) as place:
+            model, info = auto.from_pretrained(
+                place,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **_arguments(folder, config, read),
+            )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"{folder} cannot be loaded: {error}") from error
-    # transformers only warns of weights that it made up.
-    _refuse_incomplete(folder, info)
+    # transformers only warns of weights that it made up; those of an adapter's head are read from there.
+    from_adapter = set() if options.adapter is None else set(adapter_shapes(options.adapter))
+    _refuse_incomplete(folder, info, from_adapter & set(claimed))
     shapes = checkpoints.tensor_shapes(checkpoints.weight_files(folder))
     refuse_left_over(folder, left_over(info["unexpected_keys"], claimed, shapes))
     network: nn.Module = model
-    return network
+    return network if options.adapter is None else _merged(network, config, options, claimed)
+
+
+def _merged(model: Any, config: Any, options: Options, claimed: Collection[str]) -> nn.Module:
+    """Return a model with its adapter merged into the backbone, in the dtype asked for."""
+    assert options.adapter is not None
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelLoadError(
+            f"the adapter {options.adapter} changes quantised weights, into which it cannot be merged: name the base "
+            "that is not quantised in its adapter_config.json"
+        )
+    prefix = str(model.base_model_prefix)
+    backbone = getattr(model, prefix, model)
+    # A classifier's other parameters are its head, which is read from the files in float32.
+    others = {
+        name for name, _ in model.named_parameters() if backbone is not model and not name.startswith(f"{prefix}.")
+    }
+    merged = merge(backbone, options.adapter, {*claimed, *others})
+    if backbone is not model:
+        setattr(model, prefix, merged)
+        cast(model, options.dtype)
+        return model  # type: ignore[no-any-return]  # transformers' own
+    cast(merged, options.dtype)
+    return merged
 
 
 def _config(folder: Path, options: Options) -> Any:
@@ -394,12 +437,12 @@ def _arguments(folder: Path, config: Any, options: Options) -> dict[str, Any]:
     }
 
 
-def _refuse_incomplete(folder: Path, info: Any) -> None:
+def _refuse_incomplete(folder: Path, info: Any, elsewhere: Collection[str]) -> None:
     if info["mismatched_keys"]:
         raise ModelLoadError(
             f"{folder} has weights of other shapes than its config: {sorted(map(str, info['mismatched_keys']))[:3]}"
         )
-    missing: Sequence[str] = sorted(info["missing_keys"])
+    missing: Sequence[str] = sorted(set(info["missing_keys"]) - set(elsewhere))
     if missing:
         raise ModelLoadError(
             f"{folder} lacks {len(missing)} weights ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}): "

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from paragone_models.errors import ModelLoadError
 
-__all__ = ["LinearHead", "find_linear_head", "left_over", "refuse_left_over", "standardised"]
+__all__ = ["LinearHead", "find_linear_head", "is_harmless", "left_over", "refuse_left_over", "standardised"]
 
 _NAMES = ("score", "value_head", "v_head.summary", "v_head", "regression_head", "reward_head", "rm_head")
 """Prefixes of one linear layer on the last token's state: transformers; OpenRLHF and general preference models; TRL and
@@ -148,6 +148,11 @@ def _number(value: float | str, tensors: Mapping[str, Tensor]) -> float:
     return float(tensors[value])
 
 
+def is_harmless(name: str) -> bool:
+    """Return whether no reward depends on a tensor of this name."""
+    return _HARMLESS.search(name) is not None
+
+
 def left_over(names: Collection[str], claimed: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Return the names that are neither claimed nor known to change no reward, sorted.
 
@@ -160,7 +165,7 @@ def left_over(names: Collection[str], claimed: Collection[str], shapes: Mapping[
         name
         for name in names
         if name not in claimed
-        and not _HARMLESS.search(name)
+        and not is_harmless(name)
         and not (_MASK.search(name) and len(_shape(name, shapes)) in _MASK_DIMENSIONS)
     )
 

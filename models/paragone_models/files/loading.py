@@ -1,10 +1,9 @@
 """``load_model``: from a source to a model that answers, or a refusal that says why."""
 
-import hashlib
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +14,8 @@ from transformers import AutoTokenizer
 
 from paragone_models.errors import ModelLoadError
 from paragone_models.files import checkpoints, formats
+from paragone_models.files.adapters import base_of, find_adapter
+from paragone_models.files.hashes import code_hash, weights_hash
 from paragone_models.files.sources import Resolved, resolve
 from paragone_models.kinds import KINDS
 from paragone_models.machine import DEFAULTS, ELSEWHERE, Budget, automatic_dtype
@@ -105,8 +106,16 @@ def load_model(
     where = resolve(os.fspath(source), revision)
     if revision is not None and where.commit is None:
         raise ModelLoadError(f"{source} lies on this machine and has no revisions; leave revision={revision!r} out")
-    options = _options(device, dtype, where.folder, trust_remote_code=trust_remote_code, elsewhere=elsewhere)
-    loaded = _read(where.folder, options, kind, head)
+    adapter = find_adapter(where.folder)
+    base = where if adapter is None else base_of(where)
+    options = _options(device, dtype, base.folder, trust_remote_code=trust_remote_code, elsewhere=elsewhere)
+    if adapter is not None:
+        if elsewhere:
+            raise ModelLoadError(
+                f"{where.source} has an adapter, which a server that runs its backbone would not apply"
+            )
+        options = replace(options, adapter=adapter)
+    loaded = _read(base.folder, options, kind, head)
     spec = _overridden(
         loaded.spec,
         temperature=temperature,
@@ -130,15 +139,16 @@ def load_model(
     if max_batch_tokens == "auto" and not elsewhere:
         budget = local.warm_up(max_length=spec.max_length)
     logger.info("%s: batches are %s, of %d tokens: %s", where.source, local.batching, budget.tokens, budget.reason)
-    reader = _reader(where, replace(loaded, spec=spec), trust_remote_code=trust_remote_code)
+    reader = _reader(_with_tokenizer(where, base), replace(loaded, spec=spec), trust_remote_code=trust_remote_code)
     # Its identity covers what was read; options that change answers alone enter the fingerprint.
     provenance = Provenance(
         name=name or where.name,
         source=where.source,
         revision=where.commit,
         identity=spec.identity(
-            _weights_hash(where),
+            weights_hash((where, base)),
             None if reader is None else tokenizer_hash(reader.tokenizer, reader.template.source),
+            code_hash((network.backbone, network.config, None if reader is None else reader.tokenizer)),
         ),
         numerics=_numerics(local, options),
     )
@@ -176,7 +186,7 @@ def _read(folder: Path, options: formats.Options, kind: str, head: Head) -> form
         return loaded
     architecture = (config.get("architectures") or ["none"])[0]
     classifier = architecture.endswith("ForSequenceClassification")
-    found = formats.find_head(folder)
+    found = formats.find_head(folder, options)
     if head != "auto":
         if found is not None and not classifier:
             raise ModelLoadError(f"{folder} has a head of its own, {found.prefix}.weight: leave head={head!r} out")
@@ -256,6 +266,11 @@ def _refuse_non_finite(source: str, network: PreferenceNetwork) -> None:
             )
 
 
+def _with_tokenizer(where: Resolved, base: Resolved) -> Resolved:
+    """Return which of the two has tokenizer files: an adapter's come first."""
+    return where if any((where.tokenizer_folder / file).is_file() for file in _TOKENIZER_FILES) else base
+
+
 def _reader(where: Resolved, loaded: formats.Loaded, *, trust_remote_code: bool) -> TextReader | None:
     if not any((where.tokenizer_folder / file).is_file() for file in _TOKENIZER_FILES):
         logger.warning("%s has no tokenizer files: it embeds tokens and refuses text", where.source)
@@ -273,25 +288,6 @@ def _reader(where: Resolved, loaded: formats.Loaded, *, trust_remote_code: bool)
         token_types=loaded.first_token and (getattr(config, "type_vocab_size", 0) or 0) > 1,
         vocabulary=config.vocab_size,
     )
-
-
-def _weights_hash(where: Resolved) -> str:
-    # A commit names its content; local files have to be read for it.
-    if where.commit is not None:
-        return f"{where.source}@{where.commit}"
-    patterns = ("*.safetensors", "*.bin", "config.json")
-    return _hash_files(path for pattern in patterns for path in where.folder.glob(pattern))
-
-
-def _hash_files(paths: Iterable[Path]) -> str:
-    """Return a hash of the files' contents, in the order of their names."""
-    total = hashlib.sha256()
-    # A digest of digests, so that the borders between files count.
-    for path in sorted(paths, key=lambda path: path.name):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").digest()
-        total.update(digest)
-    return total.hexdigest()
 
 
 def _numerics(local: LocalForward, options: formats.Options) -> dict[str, str]:

@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoModel
 from paragone_models.errors import ModelLoadError
 from paragone_models.files import checkpoints
 from paragone_models.files.checkpoints import HEAD_FILE
-from paragone_models.files.formats import SPEC_FILE, find_head
-from paragone_models.files.heads import left_over, refuse_left_over
+from paragone_models.files.formats import SPEC_FILE
+from paragone_models.files.heads import find_linear_head, left_over, refuse_left_over
 from paragone_models.files.sources import resolve
 from paragone_models.network import PreferenceNetwork
 from paragone_models.rotary import depending_on_length
@@ -126,6 +126,11 @@ def export_backbone(source: str, folder: str | Path, *, revision: str | None = N
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelLoadError(f"{target} is there and not an empty folder: give another one")
+    if (where.folder / checkpoints.ADAPTER_CONFIG).is_file():
+        raise ModelLoadError(
+            f"{source} has an adapter, which an export would leave behind: merge it (peft's merge_and_unload) and save "
+            "the whole model first"
+        )
     values = checkpoints.read_config(where.folder)
     # A server of another program would run without that code, and compute something else.
     if "auto_map" in values:
@@ -139,7 +144,7 @@ def export_backbone(source: str, folder: str | Path, *, revision: str | None = N
     files = checkpoints.weight_files(where.folder)
     shapes = checkpoints.tensor_shapes(files)
     renamed = _renamed(source, shapes, bare)
-    head = find_head(where.folder)
+    head = find_linear_head(shapes, values)
     refuse_left_over(
         source, left_over(set(shapes) - set(renamed), frozenset() if head is None else head.claimed, shapes)
     )

@@ -319,6 +319,9 @@ class _Layer:
         self.gate, self.up, self.down = (_linear(part) for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
 
 
+_OWN = ("torch.nn.", "transformers.models.", "transformers.activations")
+
+
 class DecoderForward:
     """Run a decoder of the Llama family on packed rows.
 
@@ -341,12 +344,15 @@ class DecoderForward:
         if type(backbone).__name__ not in _FAMILY or next(backbone.parameters()).device.type != "cpu":
             return False
         modules = list(backbone.modules())
-        # Adapters, quantised layers and hooks compute more than the weights that are taken from here.
+        # Adapters, quantised layers and hooks compute more than the weights that are taken from here; an adapter's
+        # layer holds the plain one inside.
         linear = all(type(module) is nn.Linear for module in modules if isinstance(module, nn.Linear))
+        own = all(type(module).__module__.startswith(_OWN) for module in modules)
         plain = not any(module._forward_hooks or module._forward_pre_hooks for module in modules)  # noqa: SLF001
         return (
             type(backbone).__module__.startswith("transformers.models.")
             and linear
+            and own
             and plain
             and backbone.config.hidden_act == "silu"
             and backbone.layers[0].self_attn.head_dim % 2 == 0

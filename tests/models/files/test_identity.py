@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from paragone_models.files.loading import _hash_files
+from paragone_models.files.hashes import hash_files
 from paragone_models.spec import ModelSpec
 from paragone_models.text.template import tokenizer_hash
 from tests.models import tiny
@@ -68,10 +68,10 @@ def test_files_are_hashed_by_content_in_the_order_of_their_names(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_bytes(b"1")
     two.write_bytes(b"2")
-    before = _hash_files([one, two])
-    assert before == _hash_files([two, one])
+    before = hash_files([one, two])
+    assert before == hash_files([two, one])
     two.write_bytes(b"3")
-    assert _hash_files([one, two]) != before
+    assert hash_files([one, two]) != before
 
 
 def test_template_vocabulary_and_named_tokens_change_the_hash_of_a_tokenizer():
