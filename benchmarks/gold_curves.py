@@ -27,9 +27,8 @@ from paragone_models import load_model
 from paragone_training.policy.evaluate import win_rate
 from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.recipe import parse_policy_recipe
-from paragone_training.policy.rows.folder import read_json_file
-from paragone_training.policy.rows.rows import Answer, read_responses, render, stream
-from paragone_training.policy.sampling.sampler import Decoding, sample
+from paragone_training.policy.rows import Answer, read_json_file, read_responses, render, stream
+from paragone_training.policy.sampling.rounds import Decoding, sample
 from paragone_training.policy.train_policy import train_policy
 from paragone_training.preference.recipe import parse_recipe
 from paragone_training.preference.train_model import train_model

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from training_setup import DECODERS, decoder, decoder_config
 
-from paragone_training.policy.gradient.trainer import policy_trainer
+from paragone_training.policy.gradient import policy_trainer
 from paragone_training.policy.methods.registry import method_of
 from paragone_training.policy.model.gpu_memory import plan_memory
 from paragone_training.policy.recipe import parse_policy_recipe
-from paragone_training.policy.rows.rows import TrainingPair
+from paragone_training.policy.rows import TrainingPair
 
 
 def main():

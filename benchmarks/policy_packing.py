@@ -18,11 +18,11 @@ import torch
 import transformers
 from training_setup import DECODERS, Watch, decoder, now
 
-from paragone_training.policy.gradient.trainer import policy_trainer
+from paragone_training.policy.gradient import policy_trainer
 from paragone_training.policy.methods.registry import method_of
 from paragone_training.policy.model.logprobs import frozen_logprobs, response_logprobs
 from paragone_training.policy.recipe import PolicyTrainingSection
-from paragone_training.policy.rows.rows import TrainingPair
+from paragone_training.policy.rows import TrainingPair
 
 WAYS = ("padded", "packed")
 

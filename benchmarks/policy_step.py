@@ -29,11 +29,11 @@ from texts import add_data, pair_rows
 from training_setup import DECODERS, Watch, decoder
 
 from paragone_models.files.sources import builtin_folder
-from paragone_training.policy.gradient.trainer import policy_trainer
+from paragone_training.policy.gradient import policy_trainer
 from paragone_training.policy.methods.registry import method_of
 from paragone_training.policy.model.logprobs import ResponseLogprobs, frozen_logprobs
 from paragone_training.policy.recipe import PolicyTrainingSection
-from paragone_training.policy.rows.rows import TrainingPair
+from paragone_training.policy.rows import TrainingPair
 
 HERE = Path(__file__).parent
 BETA = 0.1

@@ -17,7 +17,6 @@ def with_adapters(model: Any, lora: LoraSection, *, task: str = "CAUSAL_LM") -> 
     """Return a transformers model with adapters in its layers, of which they alone are trained.
 
     Args:
-        model: changed in place.
         task: peft's name of what the model is for.
 
     Raises:

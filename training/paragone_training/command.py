@@ -147,7 +147,7 @@ def _answers(
     name: Annotated[str, typer.Option(help="Name of the policy in the file.")] = "paragone-policy",
 ) -> None:
     """Write a policy's answers in the layout of a benchmark."""
-    from paragone_training.policy.records.exports import export_answers
+    from paragone_training.policy.exports import export_answers
 
     count = export_answers(samples, output, layout=layout, name=name)
     typer.echo(f"{count} answers in {output}")

@@ -27,7 +27,6 @@ def saved_bytes(model: Any, *, sequences: int, tokens: int) -> int:
 
     Args:
         model: on the meta device, with a ``meta_attention``.
-        tokens: of each sequence.
     """
     ids = torch.zeros(sequences, tokens, dtype=torch.long, device="meta")
     # The mask is ready: making one asks for values, and the meta device has none.

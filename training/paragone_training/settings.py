@@ -126,7 +126,6 @@ def load(
     """Return the recipe of a TOML file, checked, its relative paths made absolute.
 
     Args:
-        path: of the TOML file.
         assignments: ``section.key=value``, the value in TOML syntax; what is no TOML value is taken as a string.
         data: folder of relative data files, in place of the recipe's own.
 

@@ -53,7 +53,6 @@ def training_arguments(work: Path, training: Any, **more: Any) -> TrainingArgume
     """Return transformers' arguments for the ``[training]`` section of a recipe.
 
     Args:
-        work: folder of checkpoints.
         training: the section; what preference models and policies have in common is read here.
         more: what only one of them has, by transformers' names.
     """
@@ -82,12 +81,9 @@ class StepTrainer(Trainer):
     """Train a network on planned batches.
 
     Args:
-        network: what is trained.
         arguments: of the parent; one batch is one item of ``batches``.
-        batches: of every epoch.
         loss: counted over a step, then taken pass by pass.
         evaluation: returns metrics of the network as it is, or None to evaluate nothing.
-        callbacks: beside the parent's.
     """
 
     def __init__(
@@ -199,7 +195,6 @@ class WeightAverage(TrainerCallback):
     so that the first steps, far from the end, do not linger.
 
     Args:
-        network: whose weights are averaged.
         decay: share of the old average that a step keeps.
     """
 

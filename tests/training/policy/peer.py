@@ -20,8 +20,8 @@ from starlette.concurrency import run_in_threadpool
 
 from paragone_evaluation.readers import Prompt
 from paragone_training.policy.model.weights import load_policy
-from paragone_training.policy.rows.rows import stream
-from paragone_training.policy.sampling.sampler import Decoding, sample
+from paragone_training.policy.rows import stream
+from paragone_training.policy.sampling.rounds import Decoding, sample
 
 
 def well():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx2
 
-from paragone_training.policy.background import RunProcess, free_port
+from paragone_training.policy.oracle import RunProcess, free_port
 
 ROOT = Path(__file__).parents[3]
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from paragone_training.policy.rows.folder import read_json_file
-from paragone_training.policy.rows.rows import read_responses
+from paragone_training.policy.rows import read_json_file, read_responses
 
 SIZES = {
     "sampling": {"responses": 3, "max_new_tokens": 16, "batch": 6, "unfinished": "keep", "tolerance": 1e-4},

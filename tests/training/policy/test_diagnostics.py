@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from paragone_training import games, losses
-from paragone_training.policy.gradient import step
+from paragone_training.policy import gradient
 from paragone_training.policy.methods.dpo import Dpo, _dpo_start
 from paragone_training.policy.methods.gpo import _gpo_start
 from paragone_training.policy.methods.pairwise import pairwise_start
@@ -237,7 +237,7 @@ def test_start_values_refuse_what_the_losses_refuse():
 
 
 def test_the_noise_floor_compares_the_difference_of_two_computations_with_the_target():
-    floor = step._noise_floor([-10.0, -20.0], [-10.3, -19.6], [3.0, -4.0])
+    floor = gradient._noise_floor([-10.0, -20.0], [-10.3, -19.6], [3.0, -4.0])
 
     assert floor.spread == pytest.approx(math.sqrt((0.3**2 + 0.4**2) / 2))
     assert floor.scale == pytest.approx(math.sqrt((9 + 16) / 2))
@@ -246,32 +246,32 @@ def test_the_noise_floor_compares_the_difference_of_two_computations_with_the_ta
 
 
 def test_a_common_offset_counts_as_noise():
-    assert step._noise_floor([-9.0, -19.0], [-10.0, -20.0], [1.0, 1.0]).share == pytest.approx(1.0)
+    assert gradient._noise_floor([-9.0, -19.0], [-10.0, -20.0], [1.0, 1.0]).share == pytest.approx(1.0)
 
 
 def test_noise_above_the_limit_is_refused_with_numbers_and_remedy_and_noise_below_is_not():
-    floor = step._noise_floor([-10.0, -20.0], [-10.3, -19.6], [3.0, -4.0])
+    floor = gradient._noise_floor([-10.0, -20.0], [-10.3, -19.6], [3.0, -4.0])
 
     with pytest.raises(ValueError, match=r"10\.0% of the targets' 3\.54 nats, and the limit is 5%: use a wider dtype"):
-        step._check_noise_floor(floor)
-    step._check_noise_floor(floor, limit=0.11)
-    step._check_noise_floor(step._noise_floor([-10.0], [-10.0], [1.0]))
+        gradient._check_noise_floor(floor)
+    gradient._check_noise_floor(floor, limit=0.11)
+    gradient._check_noise_floor(gradient._noise_floor([-10.0], [-10.0], [1.0]))
 
 
 def test_targets_of_zero_drown_in_any_noise_and_in_none_where_there_is_none():
-    assert math.isinf(step._noise_floor([-10.0], [-10.1], [0.0]).share)
-    assert step._noise_floor([-10.0], [-10.0], [0.0]).share == 0.0
+    assert math.isinf(gradient._noise_floor([-10.0], [-10.1], [0.0]).share)
+    assert gradient._noise_floor([-10.0], [-10.0], [0.0]).share == 0.0
 
 
 def test_a_noise_floor_of_nothing_or_of_nan_is_refused():
     with pytest.raises(ValueError, match="needs finite log-probabilities"):
-        step._noise_floor([], [], [])
+        gradient._noise_floor([], [], [])
     with pytest.raises(ValueError, match="needs finite log-probabilities"):
-        step._noise_floor([math.nan], [0.0], [1.0])
+        gradient._noise_floor([math.nan], [0.0], [1.0])
     with pytest.raises(ValueError, match="shapes differ"):
-        step._noise_floor([0.0], [0.0, 0.0], [1.0])
+        gradient._noise_floor([0.0], [0.0, 0.0], [1.0])
     with pytest.raises(ValueError, match="shapes differ"):
-        step._noise_floor([0.0], [0.0], [1.0, 2.0])
+        gradient._noise_floor([0.0], [0.0], [1.0, 2.0])
 
 
 def test_the_fastest_game_of_three_is_measured_at_its_exact_rotation():

@@ -8,8 +8,8 @@ import pytest
 from paragone_evaluation.readers import Prompt
 from paragone_training.errors import RecipeError
 from paragone_training.policy.evaluate import describe_responses, length_controlled, win_rate
-from paragone_training.policy.records.exports import export_answers
-from paragone_training.policy.rows.rows import Answer, Response, write_responses
+from paragone_training.policy.exports import export_answers
+from paragone_training.policy.rows import Answer, Response, write_responses
 
 
 def answers(rates):

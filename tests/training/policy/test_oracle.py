@@ -11,7 +11,7 @@ import pytest
 
 from paragone.exceptions import KeyRefusedError
 from paragone_evaluation.readers import Prompt
-from paragone_training.policy.errors import OracleGoneError, OracleReplacedError
+from paragone_training.errors import OracleGoneError, OracleReplacedError
 from paragone_training.policy.oracle import Identity, OracleClient
 
 USAGE = {"forward_responses": 2, "forward_tokens": 9, "cached_responses": 0, "truncated": 0}

@@ -6,12 +6,12 @@ import pytest
 
 from paragone_evaluation.readers import Prompt, read_prompts
 from paragone_training.errors import RecipeError
-from paragone_training.policy.gradient.trainer import _PairPasses
+from paragone_training.policy.gradient import _PairPasses
 from paragone_training.policy.methods.method import describe
 from paragone_training.policy.model.weights import load_tokenizer
 from paragone_training.policy.plan import describe_plan
 from paragone_training.policy.recipe import load_policy_recipe, parse_policy_recipe
-from paragone_training.policy.rows.rows import TrainingPair, deal, render
+from paragone_training.policy.rows import TrainingPair, deal, render
 from paragone_training.policy.targets import most_pairs
 from tests.corpora import stand_in
 from tests.training.policy.tiny_policy import LOSSES, recipe, tables, write_prompts

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 
-from paragone_training.policy.rows.folder import read_json_file, read_table
+from paragone_training.policy.rows import read_json_file
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.tiny_policy import recipe
 
@@ -24,7 +25,7 @@ DRIVER = """
     from pathlib import Path
     import torch
     torch.set_num_threads(1)
-    from paragone_training.policy.rows import folder as files
+    from paragone_training.policy import rows as files
     from paragone_training.policy.train_policy import train_policy
     from tests.training.policy.tiny_policy import recipe
 
@@ -86,7 +87,7 @@ def contents(folder: Path) -> dict[str, object]:
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.suffix == ".parquet":
-            columns = read_table(path)
+            columns = parquet.read_table(path).to_pydict()
             found[name] = {
                 key: value for key, value in columns.items() if key not in ("forward_responses", "cached_responses")
             }

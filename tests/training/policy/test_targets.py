@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from paragone_training.policy.methods.registry import METHODS
-from paragone_training.policy.rows.rows import read_targets, write_targets
+from paragone_training.policy.rows import read_targets, write_targets
 from paragone_training.policy.targets import _group_table, labelled_pairs
 
 TABLE = np.array([[0.5, 0.8, 0.6], [0.2, 0.5, 0.7], [0.4, 0.3, 0.5]])

@@ -12,12 +12,12 @@ from scipy.optimize import brentq
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from paragone_training import games
-from paragone_training.policy.gradient.step import train_step
+from paragone_training.policy.gradient import train_step
 from paragone_training.policy.methods.registry import method_of
 from paragone_training.policy.model.logprobs import ResponseLogprobs, frozen_logprobs
 from paragone_training.policy.model.weights import Policy, load_tokenizer
 from paragone_training.policy.recipe import PolicyTrainingSection
-from paragone_training.policy.rows.rows import TrainingPair
+from paragone_training.policy.rows import TrainingPair
 from tests.training.games.matrices import random_game
 
 SIZE = 6

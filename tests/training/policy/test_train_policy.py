@@ -4,11 +4,17 @@ import json
 import math
 
 import pytest
+from pyarrow import parquet
 
-from paragone_training.errors import RecipeError
-from paragone_training.policy.errors import FolderTakenError, OracleReplacedError, RunError
-from paragone_training.policy.rows.folder import Barrier, locked, read_json_file, read_table
-from paragone_training.policy.rows.rows import read_answers, read_responses, read_targets
+from paragone_training.errors import FolderTakenError, OracleReplacedError, RecipeError, RunError
+from paragone_training.policy.rows import (
+    Barrier,
+    locked,
+    read_answers,
+    read_json_file,
+    read_responses,
+    read_targets,
+)
 from paragone_training.policy.train_policy import _PolicyRun, train_policy
 from tests.training.policy.tiny_policy import LOSSES, recipe
 
@@ -43,7 +49,7 @@ def test_the_tables_on_disk_say_everything_about_an_iteration(tmp_path, policy_f
     for answer in answers:
         assert answer.raw + answer.raw.T == pytest.approx(1.0, abs=1e-12)
     assert len(read_targets(folder / "targets.parquet")) <= 18
-    columns = read_table(tmp_path / "iteration-01" / "step-1" / "logprobs.parquet")
+    columns = parquet.read_table(tmp_path / "iteration-01" / "step-1" / "logprobs.parquet").to_pydict()
     assert columns["base_logprob"] == columns["reference_logprob"]
     assert all(value < 0 for value in columns["base_logprob"])
 
@@ -51,7 +57,7 @@ def test_the_tables_on_disk_say_everything_about_an_iteration(tmp_path, policy_f
 def test_k_responses_cost_the_oracle_k_passes_a_prompt(tmp_path, policy_folder, prompts_file, oracle_url):
     changed = recipe("inpo", policy_folder, prompts_file, oracle_url, training__iterations=1, training__seed=991)
     train_policy(changed, tmp_path)
-    columns = read_table(tmp_path / "iteration-01" / "round-1" / "oracle.parquet")
+    columns = parquet.read_table(tmp_path / "iteration-01" / "round-1" / "oracle.parquet").to_pydict()
     texts = {
         (row.prompt_id, row.text) for row in read_responses(tmp_path / "iteration-01" / "round-1" / "samples.parquet")
     }

@@ -48,8 +48,6 @@ class TokenNoise:
     """Replace a share of a sequence's tokens by random ones, so that no single word can be learned by heart.
 
     Attributes:
-        share: probability of each token.
-        vocabulary: tokens that may be drawn.
         kept: tokens that are never replaced, such as those that mark turns.
     """
 
@@ -74,10 +72,6 @@ class _Part(NamedTuple):
 
 def _plan_shape(sizes: Sequence[int], budget: int) -> list[list[int]]:
     """Return the part sizes of every batch.
-
-    Args:
-        sizes: number of responses of each group.
-        budget: responses a batch holds at most.
 
     Raises:
         ValueError: if the budget cannot hold a pair.
@@ -154,7 +148,6 @@ def assemble(
     """Return one padded batch of a sequence per distinct response.
 
     Args:
-        reads: the read plan of each sequence.
         labels: judgements, by row number.
         ratings: of each response, or nothing.
     """
@@ -180,7 +173,6 @@ class PairBatches(Dataset[Batch]):
 
     Args:
         readings: what the model sees of the groups, from ``read_groups``.
-        budget: responses a batch holds at most.
         noise: or None to leave the tokens alone.
     """
 

@@ -40,7 +40,6 @@ def training_ratings(
     """Return the ratings that may be trained on: of the split or without one, and of an attribute that is learned.
 
     Args:
-        attributes: what is learned.
         allow_test_rows: train on rows marked ``test`` if that split is asked for.
 
     Raises:
@@ -101,7 +100,6 @@ def group_pairs(
 
     Args:
         ratings: a response that was rated several times has the mean.
-        attributes: whose ratings are kept, in order.
         ties: keep judgements of strength 0.
 
     Returns:

@@ -1,4 +1,7 @@
-"""Solutions of a preference game, with and without reference, and how far a policy is from them."""
+"""Solutions of a preference game, with and without reference, and how far a policy is from them.
+
+A policy pi and a reference mu are [n]; a preference is [n, n], P(row beats column).
+"""
 
 import math
 
@@ -23,15 +26,11 @@ _SERIES_BELOW = 1e-4
 
 
 def kl(first: ArrayLike, second: ArrayLike) -> float:
-    """Return KL(first || second), accurate also where the two differ by rounding alone.
+    """Return KL(p || q) of two policies [n], accurate also where the two differ by rounding alone.
 
         KL = sum_y p(y) [x - log(1 + x)],  x = (q(y) - p(y)) / p(y)
 
     Every summand is non-negative, so nothing cancels. Source: the Bregman form of the KL divergence.
-
-    Args:
-        first: p. [n]
-        second: q. [n]
 
     Returns:
         Nats; infinite where q is 0 and p is not.
@@ -61,8 +60,6 @@ def regularised_nash(preference: ArrayLike, reference: ArrayLike, *, tau: float)
     matrix is the identity plus something skew, hence never singular. Source: INPO (arXiv 2407.00617), §3, for the game.
 
     Args:
-        preference: P(row beats column). [n, n]
-        reference: mu. [n]
         tau: weight of the KL; for tau = 0 ask ``nash``.
 
     Returns:
@@ -135,8 +132,6 @@ def duality_gap(policy: ArrayLike, preference: ArrayLike, reference: ArrayLike, 
     tau KL(p || mu) + tau KL(q || mu) of INPO (arXiv 2407.00617), §3.
 
     Args:
-        policy: pi. [n]
-        preference: P(row beats column). [n, n]
         reference: mu; for tau = 0 it is only checked. [n]
         tau: weight of the KL; 0 is the game without reference.
 

@@ -4,8 +4,9 @@ Near its equilibrium a method multiplies the error of log pi by a complex number
 the largest of the eigenvalues ±i omega of (P - 1/2)(diag pi - pi pi^T): 0 where P - 1/2 is a difference f_i - f_j,
 and below 1/(2 sqrt 2) in every game. All limits here are local: how far the basin reaches, only runs tell.
 
-K is the number of responses to a prompt; a table is [K, K], P(row preferred to column), NaN where a comparison is
-missing. The tables of different prompts are different games: numbers over many tables are means over prompts.
+A policy is [n], a preference [n, n], P(row beats column). K is the number of responses to a prompt; a table is [K, K],
+P(row preferred to column), NaN where a comparison is missing. The tables of different prompts are different games:
+numbers over many tables are means over prompts.
 """
 
 import math
@@ -50,9 +51,6 @@ _STEPS_TRIED = 400
 def checked_preference(preference: ArrayLike) -> Float64s:
     """Return the game as float64.
 
-    Args:
-        preference: P(row beats column). [n, n]
-
     Raises:
         ValueError: if it is not square, has an entry outside [0, 1] or NaN, or P + P^T is not 1.
     """
@@ -70,8 +68,6 @@ def checked_policy(policy: ArrayLike, size: int, *, name: str = "policy") -> Flo
     """Return the policy as float64.
 
     Args:
-        policy: a probability per response. [n]
-        size: how many responses the game has.
         name: what the policy is called in messages.
 
     Raises:
@@ -99,11 +95,6 @@ def check_positive(**knobs: float) -> None:
 def check_unit(name: str, value: float, remedy: str) -> None:
     """Refuse a weight outside [0, 1].
 
-    Args:
-        name: how the weight is computed.
-        value: what came out.
-        remedy: what to change.
-
     Raises:
         ValueError: if it lies outside or is NaN.
     """
@@ -119,7 +110,6 @@ def rotation(preference: ArrayLike, policy: ArrayLike) -> float:
     Source: linearisation of exponential weights in log pi, derived in docs/policy-mathematics.md.
 
     Args:
-        preference: P(row beats column). [n, n]
         policy: where to look: the (regularised) Nash equilibrium, or the policy that sampled the responses. [n]
 
     Returns:
@@ -182,7 +172,6 @@ def spectral_radius(omega: float, *, method: Dynamics, step: float, tau: float) 
 
     Args:
         omega: rotation at the equilibrium that the method aims at.
-        method: whose update.
         step: h, nats of log-ratio per unit of win rate.
         tau: weight of the KL to the reference; SPPO has none and does not look at it.
 
@@ -218,7 +207,6 @@ def largest_step(omega: float, *, method: Dynamics, tau: float) -> float:
 
     Args:
         omega: rotation at the equilibrium that the method aims at.
-        method: whose update.
         tau: weight of the KL to the reference.
 
     Returns:

@@ -4,7 +4,8 @@ All of them are ``mirror_update``, the exact counterpart of the one fit in ``pol
 
     log pi' = (1 - h tau) log base + h tau log mu + h P opponent - log Z
 
-A response with probability 0 under the base (or under the reference, where it has weight) keeps probability 0.
+A policy pi and a reference mu are [n]; a preference is [n, n], P(row beats column). A response with probability 0 under
+the base (or under the reference, where it has weight) keeps probability 0.
 """
 
 import numpy as np
@@ -50,8 +51,6 @@ def mirror_update(
     Args:
         base: the policy that the step starts from. [n]
         opponent: the policy that win rates are measured against. [n]
-        preference: P(row beats column). [n, n]
-        reference: mu. [n]
         step: h, nats of log-ratio per unit of win rate.
         tau: weight of the KL to the reference.
 
@@ -81,8 +80,6 @@ def sppo_update(policy: ArrayLike, preference: ArrayLike, *, eta: float) -> Floa
     (its constant eta/2 in place of log Z), which differs by the third order of eta.
 
     Args:
-        policy: pi. [n]
-        preference: P(row beats column). [n, n]
         eta: the step, nats of log-ratio per unit of win rate.
 
     Returns:
@@ -105,9 +102,6 @@ def inpo_update(policy: ArrayLike, preference: ArrayLike, reference: ArrayLike, 
     Source: Zhang et al., INPO (arXiv 2407.00617), the closed form of §3. It is MPO's step with eta = ``mpo_eta``.
 
     Args:
-        policy: pi. [n]
-        preference: P(row beats column). [n, n]
-        reference: mu. [n]
         eta: weight of the KL to pi.
         tau: weight of the KL to mu, in [0, eta].
 
@@ -135,9 +129,6 @@ def egpo_update(policy: ArrayLike, preference: ArrayLike, reference: ArrayLike, 
     ``nash_mp_step(s, tau)``.
 
     Args:
-        policy: pi. [n]
-        preference: P(row beats column). [n, n]
-        reference: mu. [n]
         step: h, nats of log-ratio per unit of win rate.
         tau: weight of the KL to mu; 0 aims at the game without reference.
 
@@ -173,8 +164,6 @@ def omwu_step(
     Args:
         policy: v_t, the policy that is played. [n]
         base: b_{t-1}, the second of the last call's answers; None at the start. [n]
-        preference: P(row beats column). [n, n]
-        reference: mu. [n]
         step: h, nats of log-ratio per unit of win rate.
         tau: weight of the KL to mu; 0 aims at the game without reference.
 

@@ -8,11 +8,11 @@ import torch
 
 from paragone_evaluation.readers import read_prompts
 from paragone_training.errors import RecipeError
-from paragone_training.policy.gradient.trainer import optimiser_steps
+from paragone_training.policy.gradient import optimiser_steps
 from paragone_training.policy.model.gpu_memory import plan_memory
 from paragone_training.policy.model.weights import context_of, load_tokenizer, policy_config
 from paragone_training.policy.recipe import PolicyRecipe, command_line
-from paragone_training.policy.rows.rows import dealt, render
+from paragone_training.policy.rows import dealt, render
 from paragone_training.policy.targets import most_pairs
 
 __all__ = ["describe_plan"]
@@ -22,7 +22,6 @@ def describe_plan(recipe: PolicyRecipe, *, offline: bool = False, ranks: Sequenc
     """Return the plan of a run in words.
 
     Args:
-        recipe: what would be run.
         offline: leave out what needs the policy's files: whether prompts fit, and memory.
         ranks: numbers of processes that share the model (FSDP2), each with its own line of memory; 1 shares nothing.
 

@@ -409,7 +409,6 @@ def load_policy_recipe(path: Path, assignments: Sequence[str] = (), *, data: Pat
     """Return the recipe of a TOML file, its paths made absolute.
 
     Args:
-        path: of the file.
         assignments: ``section.key=value`` overrides.
         data: folder of relative data files, in place of the recipe's own.
 

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paragone_training.policy.rows.rows import Answer, LabelledPair, Response, stream
+from paragone_training.policy.rows import Answer, LabelledPair, Response, stream
 
 __all__ = [
     "Labels",
@@ -176,11 +176,8 @@ def pairs(
 
     Args:
         table: P(row preferred to column), NaN where missing. [K, K]
-        selection: which pairs are looked at.
-        labels: what becomes of the oracle's probability.
         ties: a probability of exactly ½ is dropped, or kept with the target ½, whatever the labels.
         include_self: for best-versus-worst, which win rates decide (it matters only where comparisons are missing).
-        generator: source of the sampled labels.
 
     Returns:
         The pairs whose comparison exists; possibly none. All-tied win rates have no best and worst, hence no pair.
@@ -234,7 +231,6 @@ def _group_table(
     Args:
         raw: the oracle's answers to both orders. [K, K]
         finished: whether each response has an end. K
-        rule: how the two orders are combined.
         unfinished: ``drop`` makes their comparisons missing, ``penalise`` shifts them, ``keep`` leaves them.
         penalty: in logits.
 
@@ -290,7 +286,6 @@ def labelled_pairs(
         tables: by prompt id. each [K, K]
         selection: as in ``pairs``, as are labels and ties.
         labels: soft for methods that have a number of each response.
-        ties: kept or dropped.
         include_self: whether win rates count a response against itself.
         own_targets: of the method: a table and ``include_self`` to the number of each response.
         names: what the random numbers of sampled labels are made of.

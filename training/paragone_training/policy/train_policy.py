@@ -29,26 +29,29 @@ from accelerate import PartialState
 from paragone_evaluation.readers import Prompt, read_prompts
 from paragone_training.errors import RecipeError
 from paragone_training.games import measure_cycles
-from paragone_training.policy.evaluate import compared_with_initial, describe_responses
-from paragone_training.policy.gradient.step import check_sampler, freeze_columns, train_step, with_logprobs
+from paragone_training.policy.evaluate import compared_with_initial, describe_responses, write_report
+from paragone_training.policy.exports import Trackers, steps_before
+from paragone_training.policy.gradient import train_step
 from paragone_training.policy.methods.method import Step
+from paragone_training.policy.model.logprobs import check_sampler, freeze_columns, with_logprobs
 from paragone_training.policy.model.weights import Policy, context_of, load_policy
 from paragone_training.policy.oracle import Identity, OracleClient, own_service
 from paragone_training.policy.recipe import PolicyRecipe
-from paragone_training.policy.records.exports import Trackers, steps_before
-from paragone_training.policy.records.report import write_report
-from paragone_training.policy.rounds import Round, play_round
-from paragone_training.policy.rows.folder import Barrier, claim, locked, read_json_file, write_json
-from paragone_training.policy.rows.rows import (
+from paragone_training.policy.rows import (
+    Barrier,
     LabelledPair,
     Response,
+    claim,
     deal,
+    locked,
+    read_json_file,
     read_responses,
     read_targets,
     render,
+    write_json,
     write_targets,
 )
-from paragone_training.policy.sampling.sampler import Samplers
+from paragone_training.policy.sampling.rounds import Round, Samplers, play_round
 from paragone_training.policy.targets import Float64s, labelled_pairs, tables_of
 
 __all__ = ["train_policy"]
@@ -60,8 +63,6 @@ def train_policy(recipe: PolicyRecipe, folder: Path, *, resume: bool = False) ->
     """Run the loop and return the folder of the last iterate.
 
     Args:
-        recipe: of the run.
-        folder: of the run.
         resume: go on with an earlier run there.
 
     Raises:
@@ -86,8 +87,6 @@ class _PolicyRun:
     """One run and what it has in memory: the policy, the prompts, the oracles.
 
     Args:
-        recipe: of the run.
-        folder: of the run.
         barrier: where the processes of the run wait for each other.
 
     Raises:

@@ -35,7 +35,6 @@ class Judged:
         strength: how strongly people preferred it, positive.
         length_right: 1 where the preferred response is the longer one, ½ where both are as long.
         matched: True where the lengths are nearly equal.
-        question: which question a pair belongs to.
     """
 
     logit: NDArray[np.float64]
@@ -108,12 +107,7 @@ class Examined:
 
 
 class HeldOut:
-    """Held-out rows, read once, and what a network says about them.
-
-    Args:
-        groups: prompts with labels, ratings, or both.
-        readings: what the model sees of them.
-    """
+    """Held-out rows, read once, and what a network says about them."""
 
     def __init__(
         self,
@@ -158,9 +152,7 @@ def judge(
 
     Args:
         network: in any mode; it is put back into that.
-        objective: turns representations into logits.
         readings: what the model sees of the groups' responses.
-        budget: responses of one forward pass.
     """
     rows: list[tuple[float, float, float, bool, str]] = []
     # Group by group, so that a response passes once however many pairs it is part of.
@@ -184,8 +176,6 @@ def represented(network: nn.Module, readings: Sequence[Reading], *, pad_id: int,
 
     Args:
         network: in any mode; it is put back into that.
-        readings: at least one.
-        budget: responses of one forward pass.
     """
     device = next(network.parameters()).device
     # Readings of like length pass together: most of a batch would be padding otherwise.

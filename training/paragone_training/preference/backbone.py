@@ -35,9 +35,6 @@ class ModelParts:
     """A model before it is saved.
 
     Attributes:
-        network: backbone and head.
-        tokenizer: a transformers tokenizer.
-        spec: the contents of its paragone.json.
         start: the model that it goes on from, or None.
     """
 
@@ -90,9 +87,7 @@ def reward_on_top(head: RepresentationHead, spec: ModelSpec, rewarding: ModelSpe
         W_helpsteer = [w . W; W]
 
     Args:
-        head: of a regression model.
         spec: of that model, with weights.
-        rewarding: of the model with a reward.
 
     Raises:
         RecipeError: if the regression model has no weights.

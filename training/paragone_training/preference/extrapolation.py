@@ -104,10 +104,8 @@ def extrapolate(
     Args:
         source: model A, of the kind of B, or of the kind that B starts from: then its reward is its merged attributes.
         target: model B; its temperature is kept.
-        folder: of the new model.
         alpha: factor, or None to search it on ``pairs``.
         pairs: validation pairs; with a given alpha they may be empty.
-        dtype: storage type of the backbone.
 
     Returns:
         Trials, the best first; empty without pairs.

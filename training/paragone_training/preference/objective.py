@@ -22,7 +22,6 @@ class Objective:
     """The losses of one kind of model.
 
     Attributes:
-        temperature: what logits are divided by.
         name: which loss of pairs, by the name in `[loss]`.
         margin: lead asked for by the regular loss, in the unit of the model's scores.
         certainty: largest soft label.
@@ -145,8 +144,6 @@ class Objective:
         """Return a batch's part of a step's loss: a mean per pair, plus ``ratings`` times a mean per rated response.
 
         Args:
-            network: from token ids to representations.
-            batch: a ``data.batches.Batch``.
             totals: the ``counts`` of the whole step.
         """
         representations = network(

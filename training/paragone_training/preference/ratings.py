@@ -54,7 +54,6 @@ def rating_errors(
     Args:
         predicted: [n, A]
         ratings: NaN where nobody rated. [n, A]
-        attributes: names. A
 
     Raises:
         ValueError: if the shapes differ.

@@ -202,7 +202,6 @@ def load_recipe(path: str | Path, assignments: Sequence[str] = (), *, data: Path
     """Return a recipe file, checked, its data paths made absolute.
 
     Args:
-        path: a TOML file.
         assignments: ``section.key=value`` overrides.
         data: folder of relative data files, in place of the recipe's own.
 

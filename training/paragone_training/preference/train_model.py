@@ -116,7 +116,6 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
     """Train a network and return it with what it says about the held-out rows; the recipe's files are not read.
 
     Args:
-        work: folder of checkpoints.
         resume: go on from the last checkpoint there.
 
     Raises:

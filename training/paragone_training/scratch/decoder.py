@@ -29,12 +29,7 @@ CHAT_TEMPLATE = (
 
 
 def decoder_config(sizes: BackboneSection, tokenizer: Any, max_length: int, **more: Any) -> Qwen3Config:
-    """Return the shape of a decoder: Qwen3's, with as many heads for keys as for queries.
-
-    Args:
-        max_length: longest sequence in tokens.
-        more: further fields of the configuration.
-    """
+    """Return the shape of a decoder: Qwen3's, with as many heads for keys as for queries."""
     return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=sizes.hidden_size,
@@ -95,8 +90,6 @@ def residual_dropout(
     Args:
         backbone: a transformers decoder with an embedding and ``layers`` of ``self_attn`` and ``mlp``.
         head: gets its input dropped, or None.
-        share: of activations in the backbone.
-        head_share: of activations before the head.
 
     Raises:
         ValueError: if the backbone does not have that shape.

@@ -96,9 +96,6 @@ class _LanguageTexts:
     """The chats of a recipe as token ids, and the tokenizer that was trained on them.
 
     Attributes:
-        tokenizer: of the model.
-        train: chats that are learnt from.
-        held_out: chats that are not.
         counts: chats of both before those that are too long were left out.
     """
 
@@ -112,7 +109,6 @@ def load_language_recipe(path: Path, assignments: Sequence[str] = (), *, data: P
     """Return the recipe of a TOML file, checked, its data paths made absolute.
 
     Args:
-        path: the file.
         assignments: ``section.key=value`` overrides.
         data: folder of relative data files, in place of the recipe's own.
 
@@ -124,9 +120,6 @@ def load_language_recipe(path: Path, assignments: Sequence[str] = (), *, data: P
 
 def _read_chats(section: _LanguageDataSection) -> tuple[list[_Chat], list[_Chat]]:
     """Return the chats to learn from and the held-out ones.
-
-    Args:
-        section: which files.
 
     Raises:
         DataError: if a file cannot be read, or nothing is left to learn from.
@@ -171,7 +164,6 @@ def train_language_model(recipe: LanguageRecipe, folder: Path) -> Path:
     """Train a causal language model and return the folder it was saved to.
 
     Args:
-        recipe: on what and how.
         folder: where the model goes, with its tokenizer and a card.
 
     Raises:
@@ -206,8 +198,6 @@ def _held_out_loss(model: Any, documents: Sequence[Sequence[int]], tokenizer: An
     """Return the mean negative log-likelihood of the answers' tokens, in nats a token.
 
     Args:
-        model: a causal language model.
-        documents: rendered chats.
         tokenizer: of these chats, with this project's chat template.
     """
     assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")

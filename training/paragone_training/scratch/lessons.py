@@ -173,9 +173,7 @@ def teach(
 
     Args:
         network: changed in place.
-        spec: its read plan.
         loss: of representations [n, d] of texts, beside the texts' own tokens; a scalar.
-        section: steps, rate and batch.
         reword: puts another prompt around a text, or None to keep the lesson's.
     """
     draw = random.Random(seed)  # noqa: S311 - made-up texts, not secrets

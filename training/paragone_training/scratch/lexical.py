@@ -78,8 +78,6 @@ def learn_lexicon(
 
     Args:
         network: its backbone is changed in place; its head stays as it was.
-        spec: its read plan.
-        section: steps, rate and batch.
     """
     torch.manual_seed(seed)
     backbone: Any = network.backbone

@@ -33,9 +33,7 @@ def pretrain(
 
     Args:
         backbone: a bare decoder; its input embedding is also its output layer here. Changed in place.
-        documents: token ids.
         pad_id: fills up shorter documents; never predicted.
-        seed: of order and dropout.
     """
     # The seed decides dropout here, and the order of batches below.
     torch.manual_seed(seed)

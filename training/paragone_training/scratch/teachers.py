@@ -78,7 +78,6 @@ def fit_teacher(
 
     Args:
         groups: prompts with labels; ties are left out.
-        lessons: the tokens of the same groups.
         characters: length of each token in characters. [V]
         penalty: keeps the weights of rare tokens small.
     """
@@ -187,10 +186,8 @@ def distil(
 
     Args:
         network: changed in place.
-        spec: its read plan.
         teacher: labels every pair of texts under one prompt.
         logits: log-odds of pairs [P, 2] of representations [n, d], in the network's kind. [P]
-        section: steps, rate and batch.
     """
 
     def divergence(representations: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
@@ -221,8 +218,6 @@ def distil_ratings(
 
     Args:
         network: changed in place.
-        spec: its read plan.
-        section: steps, rate and batch.
     """
 
     def distance(representations: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:

@@ -13,8 +13,7 @@ from paragone_models.packing.backend import PACKED
 from paragone_models.packing.gpu import flex_attention
 from paragone_models.packing.segments import segments_attention
 from paragone_training.adapters import recompute_activations
-from paragone_training.policy.gradient.step import train_step
-from paragone_training.policy.gradient.trainer import _PairPasses
+from paragone_training.policy.gradient import _PairPasses, train_step
 from paragone_training.policy.methods.registry import method_of
 from paragone_training.policy.model import logprobs
 from paragone_training.policy.model.logprobs import (
@@ -29,8 +28,7 @@ from paragone_training.policy.model.logprobs import (
 )
 from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.recipe import PolicyTrainingSection
-from paragone_training.policy.rows.folder import read_json_file
-from paragone_training.policy.rows.rows import TrainingPair
+from paragone_training.policy.rows import TrainingPair, read_json_file
 from paragone_training.settings import LoraSection
 from tests.models.packs import SHAPE, SPECIAL, VOCABULARY, reference_flex
 

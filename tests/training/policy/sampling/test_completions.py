@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from paragone_evaluation.readers import Prompt
-from paragone_training.policy.errors import SamplerMismatchError
+from paragone_training.errors import SamplerMismatchError
 from paragone_training.policy.model.logprobs import ResponseLogprobs, frozen_logprobs
 from paragone_training.policy.model.weights import load_policy
-from paragone_training.policy.rows.rows import seed_of
+from paragone_training.policy.rows import seed_of
 from paragone_training.policy.sampling.completions import CompletionsServer, ServerFault, SglangRoutes, VllmRoutes
-from paragone_training.policy.sampling.sampler import Decoding
+from paragone_training.policy.sampling.rounds import Decoding
 from tests.training.policy.peers import misbehave, peers
 from tests.training.policy.tiny_policy import save_policy
 

@@ -15,11 +15,11 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
-from paragone_training.policy.background import free_port
-from paragone_training.policy.errors import RunError
+from paragone_training.errors import RunError
 from paragone_training.policy.model.weights import check_sharding
+from paragone_training.policy.oracle import free_port
 from paragone_training.policy.recipe import PolicyTrainingSection
-from paragone_training.policy.rows.folder import read_json_file
+from paragone_training.policy.rows import read_json_file
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.tiny_policy import recipe
 
@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from accelerate.state import AcceleratorState, DistributedType
-from paragone_training.policy.gradient import step
+from paragone_training.policy import gradient
 from paragone_training.policy.model import weights
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.tiny_policy import recipe
@@ -52,7 +52,7 @@ if "ACCELERATE_USE_FSDP" in os.environ:
             print(f"share {sum(shares)} of {whole}", flush=True)
             return gather(model)
         return counted
-    step.whole_state, weights._whole_trained = counting(step.whole_state), counting(weights._whole_trained)
+    gradient.whole_state, weights._whole_trained = counting(gradient.whole_state), counting(weights._whole_trained)
 changes = json.loads(os.environ["RECIPE_CHANGES"])
 made = recipe("inpo", Path(policy), Path(prompts), url, evaluation={"prompts": [prompts]}, **changes)
 train_policy(made, Path(folder), resume=True)

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from paragone_evaluation.readers import Prompt
-from paragone_training.policy.background import RunProcess
-from paragone_training.policy.errors import RunError, SamplerMismatchError
+from paragone_training.errors import RunError, SamplerMismatchError
+from paragone_training.policy.model.logprobs import policy_logprobs
 from paragone_training.policy.model.weights import load_policy
+from paragone_training.policy.oracle import RunProcess
 from paragone_training.policy.recipe import PolicyTrainingSection, ServersSection
-from paragone_training.policy.rows.folder import read_json_file
-from paragone_training.policy.rows.rows import read_responses
-from paragone_training.policy.sampling.completions import probe_logprobs, stored_probes
-from paragone_training.policy.sampling.sampler import Decoding
+from paragone_training.policy.rows import read_json_file, read_responses
+from paragone_training.policy.sampling.completions import stored_probes
+from paragone_training.policy.sampling.rounds import Decoding
 from paragone_training.policy.sampling.servers import FleetSampler, SamplerServers, ServedWeights
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.peers import misbehave, peer_command, peers
@@ -151,7 +151,7 @@ def test_a_server_of_the_runs_own_that_dies_is_started_again_with_the_same_weigh
     )
     section = ServersSection(command=shlex.join(peer_command()))
     with SamplerServers(section, tmp_path, probes, tolerance=1e-4, longest=64, texts={}) as servers:
-        expected = probe_logprobs(policy, probes, PolicyTrainingSection())
+        expected = policy_logprobs(policy, probes, PolicyTrainingSection())
         servers.take(ServedWeights("initial", str(policy_folder), tuple(expected)))
         sampler = FleetSampler(servers.fleet, servers.background, Decoding(max_new_tokens=6), policy.end_ids)
         chunks = {0: prompts[:2], 1: prompts[2:]}
@@ -165,7 +165,7 @@ def test_a_server_of_the_runs_own_that_dies_is_started_again_with_the_same_weigh
 def test_a_process_of_a_run_ends_with_it_even_after_a_kill(tmp_path):
     program = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from paragone_training.policy.background import RunProcess\n"
+        "from paragone_training.policy.oracle import RunProcess\n"
         "RunProcess(['sh', '-c', 'echo $$; exec sleep 600'], Path(sys.argv[1]))\n"
         "import time; time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -11,8 +11,8 @@ import shlex
 
 import pytest
 
-from paragone_training.policy.background import RunProcess, free_port
 from paragone_training.policy.model.weights import _resolve_policy
+from paragone_training.policy.oracle import RunProcess, free_port
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.peers import wait_until_well
 from tests.training.policy.real_servers import SIZES, check_restarted_run, check_run

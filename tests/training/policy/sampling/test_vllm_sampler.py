@@ -13,8 +13,8 @@ import httpx2
 import pytest
 import torch
 
-from paragone_training.policy.background import RunProcess, free_port
 from paragone_training.policy.model.weights import load_policy
+from paragone_training.policy.oracle import RunProcess, free_port
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.peers import wait_until_well
 from tests.training.policy.real_servers import SIZES, check_restarted_run, check_run

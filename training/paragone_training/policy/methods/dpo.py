@@ -41,10 +41,6 @@ def dpo_loss(
     (arXiv 2305.18290), equation 7; smoothing as in the authors' note on conservative DPO.
 
     Args:
-        chosen_logprob: [B]
-        rejected_logprob: [B]
-        reference_chosen_logprob: [B]
-        reference_rejected_logprob: [B]
         beta: weight of the KL to the reference.
         label_smoothing: eps, the assumed share of wrong labels, in [0, ½].
 
@@ -76,8 +72,6 @@ def _dpo_start(drift: ArrayLike, *, beta: float, label_smoothing: float = 0.0) -
 
     Args:
         drift: how much further the policy prefers chosen to rejected than the reference does, in nats. [B]
-        beta: of the loss.
-        label_smoothing: eps.
 
     Raises:
         ValueError: if beta is not positive and finite, or label_smoothing lies outside [0, ½].

@@ -50,12 +50,8 @@ def gpo_loss(
     (arXiv 2410.02197), §5, halved as SPPO's code; the authors' own loss line was never published.
 
     Args:
-        chosen_logprob: [B]
-        rejected_logprob: [B]
         reference_chosen_logprob: of pi_t, the policy that generated the responses. [B]
-        reference_rejected_logprob: of pi_t. [B]
         chosen_score: mean antisymmetric score (logit) of chosen against the responses of pi_t. [B]
-        rejected_score: [B]
         beta: units of score per nat of log-ratio, the inverse of the step; 0.001 in the paper.
 
     Returns:
@@ -92,7 +88,6 @@ def gpo_scale(*, beta: float, largest_score: float = 0.5) -> float:
     """Return what GPO's raw loss is multiplied by for logs: beta²/(2 largest_score)²; then it starts at ≤ ¼.
 
     Args:
-        beta: of the loss.
         largest_score: bound on the absolute mean score; ½, the bound of a win rate minus ½, gives plain beta².
 
     Raises:

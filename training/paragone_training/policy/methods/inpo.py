@@ -53,12 +53,8 @@ def inpo_loss(
     al., INPO (arXiv 2407.00617), §4, with sampled labels; the soft target by taking the expectation over the label.
 
     Args:
-        chosen_logprob: [B]
-        rejected_logprob: [B]
         current_chosen_logprob: of pi_t, the policy that generated the pairs. [B]
-        current_rejected_logprob: [B]
         reference_chosen_logprob: of the reference mu, which stays the same in every iteration. [B]
-        reference_rejected_logprob: [B]
         eta: weight of the KL to pi_t, the inverse of the step.
         tau: weight of the KL to mu, in [0, eta].
         preference: probability that the chosen one is preferred; None where the label is hard. [B]

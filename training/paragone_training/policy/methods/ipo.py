@@ -44,10 +44,6 @@ def ipo_loss(
     Source: Azar et al. (arXiv 2310.12036), equation 17.
 
     Args:
-        chosen_logprob: [B]
-        rejected_logprob: [B]
-        reference_chosen_logprob: [B]
-        reference_rejected_logprob: [B]
         tau: weight of the KL to the reference.
 
     Returns:

@@ -51,11 +51,8 @@ class PairTargets(NamedTuple):
     Attributes:
         preference: target probability that chosen is preferred. [B]
         chosen: mean win rate or score of chosen; 0 for methods of labelled pairs. [B]
-        rejected: the same of rejected. [B]
         base_chosen: log-probability of chosen under the step's base. [B]
-        base_rejected: [B]
         reference_chosen: log-probability of chosen under the reference. [B]
-        reference_rejected: [B]
     """
 
     preference: Tensor
@@ -130,12 +127,7 @@ class Fit(Protocol):
 
 
 class Method(Protocol):
-    """One method with its numbers, which are the fields of the dataclass that it is.
-
-    Attributes:
-        name: in recipes.
-        needs: of targets and reference.
-    """
+    """One method with its numbers, which are the fields of the dataclass that it is."""
 
     name: ClassVar[str]
     needs: ClassVar[Needs]
@@ -168,8 +160,6 @@ class Method(Protocol):
         Args:
             policy: the policy that is played. [n]
             memory: the second of the last call's answers; None at the start. [n]
-            preference: P(row beats column). [n, n]
-            reference: mu. [n]
 
         Raises:
             ValueError: if the method solves no game of preferences, or an argument is none.
@@ -193,7 +183,6 @@ def divergence(omega: float, name: str, *, dynamics: games.Dynamics, step: float
 
     Args:
         omega: rotation; NaN gives None.
-        name: of the method.
         dynamics: the update in exact games that it behaves like.
         step: h, nats of log-ratio per unit of win rate.
         tau: weight of the KL to the reference.

@@ -50,8 +50,6 @@ class FrozenColumn(NamedTuple):
 
     Attributes:
         weight: share of this policy in the point that the fit starts from; all shares sum to 1.
-        chosen_logprob: [B]
-        rejected_logprob: [B]
     """
 
     weight: float
@@ -106,8 +104,6 @@ def regression_residual(
     (arXiv 2407.00617), §4; the common form is derived in docs/policy-mathematics.md.
 
     Args:
-        chosen_logprob: [B]
-        rejected_logprob: [B]
         columns: the frozen policies and their weights; a weight may be 0.
         label: P(chosen preferred) - 1/2: ±1/2 for a hard label, anything between for a soft one. [B]
         gain: nats of log-ratio per unit of preference.
@@ -158,12 +154,8 @@ def pairwise_loss(
     This is the loss of EGPO and OMWU, and that of INPO and IPO under another name. Source: see the settings.
 
     Args:
-        chosen_logprob: [B]
-        rejected_logprob: [B]
         base_chosen_logprob: of the policy that the step starts from (pi_t; OMWU's b). [B]
-        base_rejected_logprob: [B]
         reference_chosen_logprob: of mu. [B]
-        reference_rejected_logprob: of mu. [B]
         setting: weights and gain, from ``egpo_setting`` and its siblings.
         preference: probability that the chosen one is preferred, the soft target; None is the hard label 1. [B]
 
@@ -200,8 +192,6 @@ def pairwise_start(
     Args:
         preference: target probabilities that chosen is preferred; 1 for hard labels. [B]
         drift: how much further the base prefers chosen to rejected than the reference does, in nats; None is 0. [B]
-        gain: of the method's ``PairwiseSetting``.
-        reference_weight: of the method's ``PairwiseSetting``.
 
     Raises:
         ValueError: if the shapes differ, gain is not positive and finite, or the weight lies outside [0, 1].

@@ -48,12 +48,8 @@ def sppo_loss(
     (arXiv 2405.00675), equation 4.7; the factor 1/2 from the authors' code, with eta = 1/beta.
 
     Args:
-        chosen_logprob: [B]
-        rejected_logprob: [B]
         reference_chosen_logprob: of pi_t, the policy that generated the responses (the previous iterate). [B]
-        reference_rejected_logprob: of pi_t. [B]
         chosen_win_rate: estimate of P(chosen > pi_t). [B]
-        rejected_win_rate: estimate of P(rejected > pi_t). [B]
         eta: nats of log-ratio per unit of win rate, the step; 1000 in the paper.
 
     Returns:

@@ -31,10 +31,6 @@ class MemoryPlan:
     Attributes:
         weights: what the process holds of the model.
         gathered: with FSDP: the layer at work, the next one, and what belongs to no layer, whole.
-        gradients: of what is trained.
-        optimiser: its states.
-        activations: saved for the backward pass.
-        logits: of a chunk of response tokens.
         model_weights: number of weights of the whole model.
         rows: tokens of a pass at most, padding counted.
         padded: why passes are padded, or None: they are packed.
@@ -60,8 +56,6 @@ def plan_memory(recipe: PolicyRecipe, config: Any, *, tokens: int, prompt: int, 
     """Return the memory of a gradient step of one process, on a device of the kind that is here.
 
     Args:
-        recipe: what is trained and how.
-        config: of the policy.
         tokens: of the longest sequence, T.
         prompt: of the longest prompt, P.
         shards: processes that share weights, gradients and optimiser (FSDP2); 1 shares nothing.
@@ -122,8 +116,6 @@ def _saved_bytes_packed(model: Any, *, pairs: int, tokens: int, prompt: int) -> 
     Args:
         model: a causal language model on the meta device.
         pairs: of the pass, each of a prompt of its own.
-        tokens: of each sequence, T.
-        prompt: of each prompt, P.
     """
     # Tokens that say whose they are: nothing is shared but a pair's prompt.
     items = [([3 * pair] * prompt, [3 * pair + side] * (tokens - prompt)) for side in (1, 2) for pair in range(pairs)]

@@ -1,5 +1,7 @@
 """Log-probabilities of whole responses, without ever holding the logits of a whole batch; passes padded or packed.
 
+    STEP/logprobs.parquet     one row per response that is in a pair: its log-probability under base and reference
+
 N sequences as they were given, T padded length or rows, M response tokens, H hidden size, V vocabulary. A sequence is
 the prompt's token ids and the response's, as they were sampled; nothing is tokenised again.
 
@@ -14,9 +16,11 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -27,7 +31,10 @@ from paragone_models.packing.backend import failure_of, refusal, through_model, 
 from paragone_models.packing.gpu import flex_attention
 from paragone_models.packing.segments import segments_attention
 from paragone_models.packing.tree import MIN_SHARED, Layout, Tokens, grow, lay_out
+from paragone_training.errors import RunError
+from paragone_training.policy.model.weights import Policy, output_logits
 from paragone_training.policy.recipe import Batching, PolicyTrainingSection
+from paragone_training.policy.rows import LabelledPair, Response, TrainingPair, read_table, write_table
 
 __all__ = [
     "Item",
@@ -35,16 +42,19 @@ __all__ = [
     "ResponseLogprobs",
     "Sequences",
     "autocast",
+    "check_sampler",
     "collated",
+    "freeze_columns",
     "frozen_logprobs",
     "longest_of_prompts",
     "on_device",
-    "output_logits",
     "packed_row",
     "packed_states",
     "padded_sequences",
+    "policy_logprobs",
     "response_logprobs",
     "unpacked",
+    "with_logprobs",
 ]
 
 logger = logging.getLogger(__name__)
@@ -53,6 +63,16 @@ Item = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of a response."""
 
 _TRIAL_PROMPTS, _TRIAL_RESPONSES = (24, 7), (3, 9)
+_CHECKED_RESPONSES = 8
+
+_LOGPROBS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("number", pa.int32()),
+        ("base_logprob", pa.float64()),
+        ("reference_logprob", pa.float64()),
+    ]
+)
 
 
 class Sequences(NamedTuple):
@@ -143,11 +163,6 @@ def _laid_out(sequences: Sequence[Tokens]) -> tuple[Layout, list[NDArray[np.int6
 def packed_states(backbone: Any, row: PackedRow, attend: Attend) -> Tensor:
     """Return the last hidden states that predict the response tokens. [M, H].
 
-    Args:
-        backbone: a transformers decoder without its head.
-        row: the pass.
-        attend: what ``_choose_attention`` returned.
-
     Raises:
         RuntimeError: if there will be a backward pass and the caller is not in a block of ``attention.packed``: layers
             that are run again in it, to save memory, would attend in another way.
@@ -186,13 +201,7 @@ def _choose_attention(model: Any, batching: Batching) -> Attend | str:
 
 
 def unpacked(config: Any, batching: Batching, device: str) -> str | None:
-    """Return why a model's passes are padded, as far as its configuration says, or None.
-
-    Args:
-        config: its transformers configuration.
-        batching: the recipe's.
-        device: type of the device.
-    """
+    """Return why a model's passes are padded, as far as its configuration says, or None."""
     # The cheap reasons first; a trial costs a few passes.
     if batching == "padded":
         return "training.batching is 'padded'"
@@ -304,9 +313,6 @@ class ResponseLogprobs(nn.Module):
     def forward(self, batch: Sequences | PackedRow) -> Tensor:
         """Return the log-probability of each response, in nats, float32. [N].
 
-        Args:
-            batch: one pass, as ``collated`` returns it.
-
         Raises:
             ValueError: if the pass is packed and the network has no attention for it.
         """
@@ -323,11 +329,9 @@ class ResponseLogprobs(nn.Module):
         """Return sums of the targets' log-probabilities by owner, some tokens after the other. [count].
 
         Args:
-            bare: the model without adapters' wrapper.
             states: that predict the targets. [M, H]
             targets: response tokens. [M]
             owners: whose each of them is. [M]
-            count: of owners.
         """
         # Sums of hundreds of nats need float32, whatever the model computes in.
         total = torch.zeros(count, dtype=torch.float32, device=states.device)
@@ -358,18 +362,6 @@ def _padded_states(backbone: Any, batch: Sequences) -> tuple[Tensor, Tensor, Ten
     return hidden[:, :-1][here], input_ids[:, 1:][here], rows
 
 
-def output_logits(model: Any, hidden: Tensor) -> Tensor:
-    """Return the logits of hidden states as the model itself computes them, in float32. [M, V].
-
-    Args:
-        model: a causal language model.
-        hidden: last hidden states. [M, H]
-    """
-    logits: Tensor = model.get_output_embeddings()(hidden).float()
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
 def _token_logprobs(model: Any, states: Tensor, targets: Tensor) -> Tensor:
     logits = output_logits(model, states)
     return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
@@ -392,11 +384,8 @@ def frozen_logprobs(
     """Return the log-probability of every response, in nats, in their order. [N].
 
     Args:
-        network: the policy that is asked.
         items: token ids of a prompt and of a response, N times.
-        pad_id: fills up.
         batch: sequences in a forward pass; those of like length together, and packed those of one prompt.
-        bf16: mixed precision.
     """
     device = next(network.parameters()).device
     network.eval()
@@ -408,6 +397,17 @@ def frozen_logprobs(
             for place, value in zip(places, values.tolist(), strict=True):
                 logprobs[place] = value
     return logprobs
+
+
+def policy_logprobs(policy: Policy, items: Sequence[Item], training: PolicyTrainingSection) -> list[float]:
+    """Return a policy's log-probability of every response, in nats, in passes as large as those of training. [N]."""
+    return frozen_logprobs(
+        response_logprobs(policy.model, training),
+        items,
+        pad_id=policy.tokenizer.pad_token_id,
+        batch=2 * training.pairs_per_pass,
+        bf16=training.bf16,
+    )
 
 
 def on_device(batch: Sequences | PackedRow, device: torch.device) -> Sequences | PackedRow:
@@ -429,3 +429,97 @@ def _by_length(items: Sequence[Item], batch: int, *, by_prompt: bool) -> Iterato
     order = sorted(range(len(items)), key=rank)
     for start in range(0, len(order), batch):
         yield order[start : start + batch]
+
+
+def freeze_columns(
+    path: Path,
+    policy: Policy,
+    responses: Sequence[Response],
+    pairs: Sequence[LabelledPair],
+    *,
+    base: str,
+    reference: str,
+    training: PolicyTrainingSection,
+) -> None:
+    """Write the log-probabilities of all responses in pairs under the base and the reference.
+
+    Args:
+        policy: takes the weights of both, one after the other; has those of the base at the end.
+
+    Raises:
+        DiskFullError: if there is no room.
+    """
+    # Responses without a pair, tied or dropped ones, need no log-probabilities.
+    used = {(pair.prompt_id, number) for pair in pairs for number in (pair.chosen, pair.rejected)}
+    rows = [response for response in responses if (response.prompt_id, response.number) in used]
+    items = [(response.prompt_ids, response.token_ids) for response in rows]
+    columns: dict[str, list[float]] = {}
+    # The base last, because training goes on from it; where both are one policy it is asked once.
+    for source in dict.fromkeys((reference, base)):
+        policy.become(source)
+        columns[source] = policy_logprobs(policy, items, training)
+    table: dict[str, list[Any]] = {
+        "prompt_id": [response.prompt_id for response in rows],
+        "number": [response.number for response in rows],
+        "base_logprob": columns[base],
+        "reference_logprob": columns[reference],
+    }
+    write_table(path, table, _LOGPROBS)
+
+
+def with_logprobs(path: Path, responses: Sequence[Response], pairs: Sequence[LabelledPair]) -> list[TrainingPair]:
+    """Return the pairs with their tokens and frozen columns.
+
+    Raises:
+        RunError: if the file cannot be read.
+    """
+    frozen = _frozen(path)
+    known = {(response.prompt_id, response.number): response for response in responses}
+    rows = []
+    for pair in pairs:
+        won, lost = known[pair.prompt_id, pair.chosen], known[pair.prompt_id, pair.rejected]
+        base_won, reference_won = frozen[pair.prompt_id, pair.chosen]
+        base_lost, reference_lost = frozen[pair.prompt_id, pair.rejected]
+        own = (pair.preference, pair.chosen_target, pair.rejected_target)
+        rows.append(
+            TrainingPair(
+                tuple(won.prompt_ids),
+                tuple(won.token_ids),
+                tuple(lost.token_ids),
+                (*own, base_won, base_lost, reference_won, reference_lost),
+            )
+        )
+    return rows
+
+
+def _frozen(path: Path) -> dict[tuple[str, int], tuple[float, float]]:
+    """Return log-probabilities under base and reference, by prompt id and number."""
+    return {
+        (prompt_id, number): (base, reference) for prompt_id, number, base, reference in read_table(path, _LOGPROBS)
+    }
+
+
+def check_sampler(path: Path, responses: Sequence[Response], *, tolerance: float) -> float | None:
+    """Return how far a sampler's log-probabilities are from the trainer's, in nats a token; refuse another policy.
+
+    Args:
+        path: of logprobs.parquet, whose base is the policy that was sampled from.
+
+    Raises:
+        RunError: if eight responses are farther from each other: the sampler is not the policy.
+    """
+    frozen = _frozen(path)
+    known = [row for row in responses if row.sampler_logprob is not None and (row.prompt_id, row.number) in frozen]
+    distances = [
+        abs(row.sampler_logprob - frozen[row.prompt_id, row.number][0]) / max(len(row.token_ids), 1)
+        for row in known[:_CHECKED_RESPONSES]
+        if row.sampler_logprob is not None
+    ]
+    if not distances:
+        return None
+    if max(distances) > tolerance:
+        raise RunError(
+            f"the sampler's log-probabilities differ from the trainer's by {max(distances):.3g} nats a token, and "
+            f"sampling.tolerance is {tolerance:g}: it has other weights, or another dtype"
+        )
+    return float(max(distances))

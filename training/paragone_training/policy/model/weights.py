@@ -21,11 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from paragone_models.files.sources import POLICIES, builtin_folder
 from paragone_training.adapters import take_adapters, with_adapters
-from paragone_training.errors import RecipeError
-from paragone_training.policy.errors import RunError
-from paragone_training.policy.model.logprobs import output_logits
+from paragone_training.errors import RecipeError, RunError
 from paragone_training.policy.recipe import PolicyTrainingSection
-from paragone_training.policy.rows.folder import need_space, write_folder
+from paragone_training.policy.rows import need_space, write_folder
 from paragone_training.settings import LoraSection
 
 __all__ = [
@@ -35,6 +33,7 @@ __all__ = [
     "is_sharded",
     "load_policy",
     "load_tokenizer",
+    "output_logits",
     "policy_config",
     "servable",
     "whole_state",
@@ -64,7 +63,6 @@ def servable(source: str, revision: str | None) -> str:
     """Return what a server of another program can load: an absolute folder, or an id of the Hub.
 
     Args:
-        source: of a policy's weights.
         revision: of an id; a pinned one is handed over as the folder that it was downloaded to.
     """
     place = _resolve_policy(source)
@@ -105,9 +103,6 @@ class Policy:
     """A causal language model, its tokenizer and whose weights it has at the moment.
 
     Args:
-        model: a transformers causal language model.
-        tokenizer: the model's.
-        source: of the weights.
         revision: of a source that is a Hugging Face id.
     """
 
@@ -195,8 +190,6 @@ class Policy:
         """Write the weights and the tokenizer as a folder that any transformers or vLLM loads.
 
         Args:
-            folder: where; it appears whole.
-            dtype: storage type.
             state: the whole weights, where the model in memory has a share of them.
 
         Raises:
@@ -253,7 +246,6 @@ def check_sharding(plugin: Any, training: PolicyTrainingSection) -> None:
 
     Args:
         plugin: accelerate's FSDP settings, or None where nothing is sharded.
-        training: of the recipe.
 
     Raises:
         RunError: if the settings are those of FSDP1, ranks would load without weights, or checkpoints would not be
@@ -306,9 +298,6 @@ def load_policy(source: str, *, revision: str | None = None, dtype: str = "float
 
     Args:
         source: ``builtin:NAME``, a folder, or a Hugging Face id.
-        revision: of an id.
-        dtype: of the weights in memory.
-        attention: transformers' implementation.
 
     Raises:
         RecipeError: if it cannot be loaded, or computes its logits in a way that is not known here.
@@ -330,10 +319,6 @@ def load_policy(source: str, *, revision: str | None = None, dtype: str = "float
 def context_of(config: Any, asked: int) -> int:
     """Return how many tokens a prompt and a response may have together.
 
-    Args:
-        config: of the model.
-        asked: the recipe's limit, or 0.
-
     Raises:
         RecipeError: if more is asked for than the model has positions.
     """
@@ -341,6 +326,17 @@ def context_of(config: Any, asked: int) -> int:
     if asked and has and asked > has:
         raise RecipeError(f"policy.max_length is {asked}; the model has {has} positions: ask for no more")
     return asked or has or 2048
+
+
+def output_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Return the logits of hidden states as the model itself computes them, in float32. [M, V].
+
+    Args:
+        hidden: last hidden states. [M, H]
+    """
+    logits: Tensor = model.get_output_embeddings()(hidden).float()
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 @torch.no_grad()

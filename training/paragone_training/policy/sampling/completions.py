@@ -19,13 +19,11 @@ import httpx2
 import pyarrow as pa
 
 from paragone_evaluation.readers import Prompt
-from paragone_training.policy.errors import SamplerMismatchError
-from paragone_training.policy.model.logprobs import Item, frozen_logprobs, response_logprobs
+from paragone_training.errors import SamplerMismatchError
+from paragone_training.policy.model.logprobs import Item
 from paragone_training.policy.model.weights import Policy
-from paragone_training.policy.recipe import PolicyTrainingSection
-from paragone_training.policy.rows.folder import read_table, write_table
-from paragone_training.policy.rows.rows import Response, stream
-from paragone_training.policy.sampling.sampler import Decoding, sample
+from paragone_training.policy.rows import Response, read_table, stream, write_table
+from paragone_training.policy.sampling.rounds import Decoding, sample
 
 __all__ = [
     "CompletionsServer",
@@ -34,7 +32,6 @@ __all__ = [
     "SglangRoutes",
     "VllmRoutes",
     "check_probes",
-    "probe_logprobs",
     "stored_probes",
 ]
 
@@ -70,8 +67,6 @@ class CompletionsServer:
 
     Args:
         url: without a path.
-        routes: what is particular to its kind.
-        http: the client.
         model: the policy's name there; the only one it knows unless given.
     """
 
@@ -136,11 +131,7 @@ class CompletionsServer:
         """Return one response, without its text.
 
         Args:
-            prompt: with token ids.
             number: of the response, among those to the prompt.
-            seed: of its random numbers.
-            decoding: how tokens are chosen.
-            end_ids: tokens that end a response.
 
         Raises:
             ServerFault: if it failed this time.
@@ -370,12 +361,7 @@ def stored_probes(
     """Return the prompts and responses that servers are checked with; sample and store them the first time.
 
     Args:
-        path: of probes.parquet.
         policy: takes the initial weights if there is something to sample.
-        prompts: with token ids.
-        source: of the initial weights.
-        seed: of the random numbers.
-        max_new_tokens: of the recipe.
 
     Raises:
         RunError: if the file cannot be read or written.
@@ -387,20 +373,7 @@ def stored_probes(
         decoding = Decoding(max_new_tokens=max(min(_LONGEST, max_new_tokens - 1), 1))
         rows = sample(policy, first, [stream(seed, "probe", place) for place in range(_COUNT)], decoding)
         write_table(path, {name: [list(getattr(row, name)) for row in rows] for name in _PROBES.names}, _PROBES)
-    table = read_table(path)
-    columns = (table[name] for name in _PROBES.names)
-    return [(tuple(prompt), tuple(response)) for prompt, response in zip(*columns, strict=True)]
-
-
-def probe_logprobs(policy: Policy, probes: Sequence[Item], training: PolicyTrainingSection) -> list[float]:
-    """Return the trainer's log-probabilities of the stored responses, in nats. [R]."""
-    return frozen_logprobs(
-        response_logprobs(policy.model, training),
-        probes,
-        pad_id=policy.tokenizer.pad_token_id,
-        batch=len(probes),
-        bf16=training.bf16,
-    )
+    return [(tuple(prompt), tuple(response)) for prompt, response in read_table(path, _PROBES)]
 
 
 def check_probes(
@@ -416,10 +389,8 @@ def check_probes(
     """Return how far a server's log-probabilities are from the trainer's, in nats a token; refuse other weights.
 
     Args:
-        url: of the server, for messages.
         served: its log-probabilities of the stored responses. [R]
         expected: the trainer's. [R]
-        probes: R.
         tolerance: nats a token that they may be apart.
         before: the trainer's under the weights that the server had before, or None. [R]
         usual: the distance after the first load, or None; one that grew is warned about.

@@ -22,11 +22,11 @@ from typing import Any
 import httpx2
 
 from paragone_evaluation.readers import Prompt
-from paragone_training.policy.background import Background, RunProcess, free_port, together
-from paragone_training.policy.errors import RunError, SamplerGoneError, SamplerMismatchError
+from paragone_training.errors import RunError, SamplerGoneError, SamplerMismatchError
 from paragone_training.policy.model.logprobs import Item
+from paragone_training.policy.oracle import Background, RunProcess, free_port, together
 from paragone_training.policy.recipe import ServersSection, command_line
-from paragone_training.policy.rows.rows import Response, seed_of
+from paragone_training.policy.rows import Response, seed_of
 from paragone_training.policy.sampling.completions import (
     CompletionsServer,
     Routes,
@@ -35,7 +35,7 @@ from paragone_training.policy.sampling.completions import (
     VllmRoutes,
     check_probes,
 )
-from paragone_training.policy.sampling.sampler import Decoding, Missing, Sampled
+from paragone_training.policy.sampling.rounds import Decoding, Missing, Sampled
 
 __all__ = ["FleetSampler", "SamplerServers", "ServedWeights"]
 
@@ -65,7 +65,6 @@ class _Fleet:
 
     Attributes:
         servers: at least one.
-        limits: the recipe's section.
         readmit: makes a server that was gone ready again, with the right weights; raises ServerFault while it is not.
     """
 
@@ -87,11 +86,8 @@ class _Fleet:
         """Return a response, asked of other servers where one fails or is slow; Missing after the last try.
 
         Args:
-            prompt: with token ids.
             number: of the response, among those to the prompt.
             seed: of its random numbers, the same with every try.
-            decoding: how tokens are chosen.
-            end_ids: tokens that end a response.
 
         Raises:
             SamplerGoneError: if no server answers for longer than ``patience_s``.
@@ -199,10 +195,7 @@ class FleetSampler:
     """Samples with servers, all chunks at once as far as there is place.
 
     Args:
-        fleet: with the policy's weights.
         background: the loop that the fleet belongs to.
-        decoding: how tokens are chosen.
-        end_ids: tokens that end a response.
     """
 
     def __init__(self, fleet: _Fleet, background: Background, decoding: Decoding, end_ids: Sequence[int]) -> None:
@@ -216,7 +209,6 @@ class FleetSampler:
 
         Args:
             chunks: prompts with token ids, by the number of their chunk.
-            responses: K, to each prompt.
             names: what the seeds are made of, beside prompt and number.
 
         Raises:
@@ -292,9 +284,6 @@ class SamplerServers:
     """All servers of a run; a context manager. ``fleet`` is what draws, ``background`` the loop that it belongs to.
 
     Args:
-        section: of the recipe.
-        folder: of the run.
-        probes: prompts and responses. R
         tolerance: nats a token that a server may be from the trainer.
         longest: tokens that a prompt and a response may have together.
         texts: token ids by text, to recognise the policy's tokenizer.

@@ -1,56 +1,68 @@
-"""transformers' Trainer for pairs of responses, and the passes that it takes them in.
+"""The gradient steps of a training step: the passes over its pairs, transformers' Trainer, and the checks beforehand.
 
-The mean over an optimiser step comes from ``paragone_training.trainer``. Here: both sequences of a pair in one pass,
-the order by epoch, a method's loss per pair, a schedule that may be laid out for more epochs than are run, and the
-numbers that people look at (scaled loss, log-ratios).
+STEP/start.json           the first-batch check and the noise floor
+STEP/history.json         the trainer's log
+STEP/policy/              the weights that came out; a step is done when this exists
 
-B pairs of a pass; its 2B sequences are all chosen ones, then all rejected ones. An epoch is cut into steps and passes
-of nearly equal size, so that the pairs of a step do not depend on the number of processes. Inside a step pairs of like
-length share a pass: a step's mean does not depend on their order, and there is less padding. Where passes are packed
-there is none; then pairs of one prompt share a pass, and those of like length come next.
+The mean over an optimiser step comes from ``paragone_training.trainer``. B pairs of a pass; its 2B sequences are all
+chosen ones, then all rejected ones. An epoch is cut into steps and passes of nearly equal size, so that the pairs of a
+step do not depend on the number of processes. Inside a step pairs of like length share a pass: a step's mean does not
+depend on their order, and there is less padding. Packed passes have no padding; there pairs of one prompt share a pass,
+and those of like length come next.
 """
 
 import itertools
+import logging
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from paragone_training.adapters import recompute_activations
-from paragone_training.policy.errors import RunError
-from paragone_training.policy.methods.method import Method, PairTargets
+from paragone_training.errors import RunError
+from paragone_training.policy.methods.method import Method, PairTargets, describe, numbers, same_shape
 from paragone_training.policy.model.logprobs import (
     PackedRow,
     ResponseLogprobs,
     Sequences,
+    autocast,
     collated,
     longest_of_prompts,
+    on_device,
     response_logprobs,
 )
+from paragone_training.policy.model.weights import Policy, check_sharding, is_sharded, whole_state
 from paragone_training.policy.recipe import PolicyTrainingSection
-from paragone_training.policy.rows.rows import TrainingPair
+from paragone_training.policy.rows import TrainingPair, need_space, write_json
+from paragone_training.settings import LoraSection
 from paragone_training.trainer import StepTrainer, training_arguments
 
-__all__ = ["Observer", "PolicyTrainer", "of_batch", "optimiser_steps", "policy_trainer"]
+__all__ = ["PolicyTrainer", "optimiser_steps", "policy_trainer", "train_step"]
+
+logger = logging.getLogger(__name__)
+
+
+_CHECKED_PAIRS = 64
+_ROUNDING = 1e-4
+"""Relative distance from the closed-form start value that float32 explains."""
 
 
 class _PairPasses(Dataset[dict[str, Any]]):
     """The passes of an epoch.
 
     Args:
-        pairs: what is trained on.
         size: most pairs of a pass.
         step: pairs of an optimiser step, over all processes.
-        pad_id: fills up.
-        seed: of the order.
-        packed: as one row without padding.
 
     Raises:
         ValueError: if there are fewer pairs than one step has passes.
@@ -113,7 +125,7 @@ class _PairPasses(Dataset[dict[str, Any]]):
         return collated(items, self._pad_id, packed=self._packed)._asdict() | PairTargets(*columns)._asdict()
 
 
-def of_batch(batch: dict[str, Any]) -> tuple[Sequences | PackedRow, PairTargets]:
+def _of_batch(batch: dict[str, Any]) -> tuple[Sequences | PackedRow, PairTargets]:
     """Return the two parts of a collated batch."""
     kind = PackedRow if "layout" in batch else Sequences
     return kind(*(batch[name] for name in kind._fields)), PairTargets(*(batch[name] for name in PairTargets._fields))
@@ -123,7 +135,6 @@ def _steps_of_epoch(pairs: int, *, size: int, step: int) -> int:
     """Return the optimiser steps of an epoch, of nearly equal size; the number of processes does not matter.
 
     Args:
-        pairs: of the epoch.
         size: most pairs of a pass.
         step: pairs of a step: at most, or a few more where one pair a pass leaves no other way.
 
@@ -146,10 +157,6 @@ def _steps_of_epoch(pairs: int, *, size: int, step: int) -> int:
 
 def optimiser_steps(pairs: int, training: PolicyTrainingSection) -> tuple[int, int]:
     """Return the optimiser steps that are run, and those that the schedule is laid out for.
-
-    Args:
-        pairs: of the iteration.
-        training: of the recipe.
 
     Raises:
         ValueError: if there are fewer pairs than one step has passes.
@@ -180,7 +187,7 @@ class _Course(TrainerCallback):
             control.should_save = False  # what comes out is written as a whole folder
 
 
-class Observer(TrainerCallback):
+class _Observer(TrainerCallback):
     """Show the numbers of every line that is logged.
 
     Args:
@@ -213,7 +220,7 @@ class _PairLoss:
 
     def share(self, network: nn.Module, batch: Mapping[str, Any], totals: Sequence[int]) -> Tensor:
         """Return a pass's part of the step's mean loss per pair."""
-        sequences, targets = of_batch(dict(batch))
+        sequences, targets = _of_batch(dict(batch))
         chosen, rejected = network(sequences).chunk(2)
         losses = self._method.fit.loss(chosen, rejected, targets)
         # How far the policy has moved from the base, which is what a loss asks for.
@@ -243,13 +250,9 @@ class PolicyTrainer(StepTrainer):
     """Train a ``ResponseLogprobs`` network on ``_PairPasses``.
 
     Args:
-        network: in training.
         arguments: of the parent; one item is one pass.
-        passes: of every epoch.
-        method: of the recipe.
         scale: what the raw loss is multiplied by for logs, and before the gradient unless ``raw``.
         raw: take the gradient of the raw loss.
-        steps: optimiser steps that are run.
     """
 
     def __init__(
@@ -295,13 +298,7 @@ def policy_trainer(
 
     Args:
         model: a causal language model, with adapters or without.
-        pairs: with frozen columns.
-        work: folder of checkpoints.
-        method: of the recipe.
-        training: of the recipe.
         raw: take the gradient of the raw loss.
-        pad_id: fills up.
-        seed: of order and dropout.
 
     Raises:
         RunError: if there are too few pairs for a step, or a step does not divide among the processes.
@@ -351,3 +348,222 @@ def _arguments(work: Path, training: PolicyTrainingSection, laid_out: int, seed:
         save_total_limit=1,
         ddp_find_unused_parameters=False,
     )
+
+
+@dataclass(frozen=True)
+class _NoiseFloor:
+    """How much two computations of the same log-probabilities differ, and whether that drowns the goal of the loss.
+
+    Attributes:
+        spread: root mean square of the difference, in nats.
+        scale: root mean square of the loss's goal, in nats.
+        largest: largest absolute difference, in nats.
+    """
+
+    spread: float
+    scale: float
+    largest: float
+
+    @property
+    def share(self) -> float:
+        """The spread as a share of the goal's scale; infinite for a goal of 0."""
+        return self.spread / self.scale if self.scale > 0 else (math.inf if self.spread > 0 else 0.0)
+
+
+def _noise_floor(logprob: ArrayLike, stored_logprob: ArrayLike, target: ArrayLike) -> _NoiseFloor:
+    """Return the noise of log pi - log pi_t at step 0, where the two are the same policy computed twice.
+
+        share = rms(log pi - log pi_t) / rms(target)
+
+    Root mean squares and not deviations: a common offset does not cancel in SPPO's loss. For the pairwise losses hand
+    in differences of a pair's two log-probabilities.
+
+    Args:
+        logprob: as the trainer computes it. [B]
+        stored_logprob: the frozen column. [B]
+        target: what the loss asks log pi - log pi_t to become: eta (P - ½), s/beta, gain * label. [B]
+
+    Raises:
+        ValueError: if shapes differ, there is nothing, or something is not finite.
+    """
+    first, second = same_shape(logprob, stored_logprob)
+    _, goal = same_shape(logprob, target)
+    if first.size == 0 or not np.isfinite([first, second, goal]).all():
+        raise ValueError("the noise floor needs finite log-probabilities and targets of at least one response")
+    # Their policies are the same here, so that whatever differs is noise.
+    difference = first - second
+    return _NoiseFloor(
+        spread=float(np.sqrt((difference**2).mean())),
+        scale=float(np.sqrt((goal**2).mean())),
+        largest=float(np.abs(difference).max()),
+    )
+
+
+def _check_noise_floor(floor: _NoiseFloor, *, limit: float = 0.05) -> None:
+    """Refuse a run in which noise has a larger share of the targets' scale than ``limit``.
+
+    Raises:
+        ValueError: if the share exceeds the limit.
+    """
+    if floor.share > limit:
+        raise ValueError(
+            f"log-probabilities computed twice differ by {floor.spread:.3g} nats (rms), {floor.share:.1%} of the "
+            f"targets' {floor.scale:.3g} nats, and the limit is {limit:.0%}: use a wider dtype, the same kernels for "
+            "both computations, or a larger step"
+        )
+
+
+@torch.no_grad()
+def _check_start(trainer: PolicyTrainer, training: PolicyTrainingSection) -> dict[str, float]:
+    """Refuse to train where the policy is not its frozen columns; return what was measured, for logs.
+
+    The policy still is the step's base, so its loss has a closed form, and its log-probabilities differ from the frozen
+    ones by noise alone.
+
+    Raises:
+        RunError: if the loss is not the closed form's, or the noise is above the limit.
+    """
+    fit = trainer.method.fit
+    chosen, rejected, targets = _first_pairs(trainer, training)
+    # What the loss looks at: a log-ratio of each response, or the difference of a pair, in which a common offset
+    # cancels.
+    if fit.per_response:
+        live = torch.cat([chosen, rejected])
+        stored = torch.cat([targets.base_chosen, targets.base_rejected])
+    else:
+        live, stored = chosen - rejected, targets.base_chosen - targets.base_rejected
+    floor = _noise_floor(numbers(live), numbers(stored), fit.goal(targets))
+    try:
+        _check_noise_floor(floor, limit=training.noise_limit)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    loss, start = float(fit.loss(chosen, rejected, targets).double().mean()), float(fit.start(targets).mean())
+    # What the noise in the log-ratios can do to the loss: its slope, and the curvature of a square.
+    explained = 2.0 * fit.slope(start) * floor.spread + 2.0 * floor.spread**2
+    explained += _ROUNDING * max(start, floor.scale**2)
+    if abs(loss - start) > explained:
+        raise RunError(
+            f"the first batch's loss is {loss:.6g} and its closed form {start:.6g}; {explained:.2g} of difference are "
+            "explained by noise: policy and frozen columns do not belong together, remove the step's folder and resume"
+        )
+    return {
+        "pairs": len(chosen),
+        "loss": loss * trainer.scale,
+        "closed_form": start * trainer.scale,
+        "raw_loss": loss,
+        "raw_closed_form": start,
+        "noise_nats": floor.spread,
+        "target_nats": floor.scale,
+        "noise_share": floor.share,
+    }
+
+
+def _first_pairs(trainer: PolicyTrainer, training: PolicyTrainingSection) -> tuple[Tensor, Tensor, PairTargets]:
+    """Return log-probabilities under the policy in training, and the targets, of the first pairs of an epoch."""
+    network, passes = trainer.network, trainer.passes
+    device = next(network.parameters()).device
+    live, targets = [], []
+    # No dropout: the frozen columns were computed without.
+    network.eval()
+    for index in range(min(len(passes), max(_CHECKED_PAIRS // training.pairs_per_pass, 1))):
+        sequences, columns = _of_batch(passes[index])
+        with autocast(device, bf16=training.bf16):
+            live.append(network(on_device(sequences, device)).chunk(2))
+        targets.append(PairTargets(*(column.to(device) for column in columns)))
+    chosen, rejected = (torch.cat([halves[side] for halves in live]) for side in (0, 1))
+    return chosen, rejected, PairTargets(*(torch.cat(column) for column in zip(*targets, strict=True)))
+
+
+def train_step(
+    policy: Policy,
+    pairs: Sequence[TrainingPair],
+    folder: Path,
+    *,
+    method: Method,
+    training: PolicyTrainingSection,
+    lora: LoraSection | None,
+    raw: bool,
+    dtype: str,
+    seed: int,
+    wait: Callable[[], None] = lambda: None,
+    show: Callable[[int, dict[str, float]], None] = lambda _, __: None,
+) -> None:
+    """Take the gradient steps and write the policy that comes out.
+
+    Args:
+        policy: has the weights of the base; has those of the outcome at the end.
+        raw: take the gradient of the raw loss.
+        wait: returns when every process has called it; several processes need one.
+        show: takes the number of a gradient step and its logged values.
+
+    Raises:
+        RunError: if the checks before the first gradient fail, a setting does not go with FSDP, or the disk is full.
+    """
+    if not pairs:
+        raise RunError(f"no pair to train on in {folder}: every comparison is tied or missing; sample more responses")
+    size = sum(weight.numel() * weight.element_size() for weight in policy.model.parameters())
+    need_space(folder, size * (4 if training.save_steps else 1) + 10_000_000, "training")
+    # Before adapters are made: their start is random.
+    set_seed(seed)
+    # The trainer ends with this call, so that a sharded model is gone when a whole one is read below.
+    sharded, state, history = _trained(
+        policy, pairs, folder, method=method, training=training, lora=lora, raw=raw, seed=seed, show=show
+    )
+    if PartialState().is_main_process:
+        write_json(folder / "history.json", history)
+        policy.save(folder / "policy", dtype=dtype, state=state)
+    wait()
+    # What is written is what goes on: rounded to the storage type, the same after a restart.
+    policy.source = "in training"
+    if sharded:
+        policy.reload(folder / "policy")
+    else:
+        policy.become(folder / "policy")
+
+
+def _trained(
+    policy: Policy,
+    pairs: Sequence[TrainingPair],
+    folder: Path,
+    *,
+    method: Method,
+    training: PolicyTrainingSection,
+    lora: LoraSection | None,
+    raw: bool,
+    seed: int,
+    show: Callable[[int, dict[str, float]], None],
+) -> tuple[bool, dict[str, Tensor] | None, list[dict[str, Any]]]:
+    """Take the gradient steps; return whether the model is in shares, its whole weights if so, and the log."""
+    with policy.adapted(lora) as model:
+        trainer = policy_trainer(
+            model,
+            pairs,
+            folder / "checkpoints",
+            method=method,
+            training=training,
+            raw=raw,
+            pad_id=policy.tokenizer.pad_token_id,
+            seed=seed,
+        )
+        check_sharding(getattr(trainer.accelerator.state, "fsdp_plugin", None), training)
+        trainer.add_callback(_Observer(show))
+        # Without checkpoints a step that was interrupted begins again, from the base.
+        checkpoint = _last_checkpoint(folder / "checkpoints") if training.save_steps else None
+        # In the middle of training the policy is not the base any more, and there is no closed form.
+        if checkpoint is None:
+            start = _check_start(trainer, training)
+            if trainer.is_world_process_zero():
+                write_json(folder / "start.json", start)
+            logger.info("%s on %d pairs; first batch %s", describe(method), len(pairs), start)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    # Every process has to take part in gathering, so it is asked for before the main process goes its own way.
+    sharded = is_sharded(policy.model)
+    state = whole_state(policy.model) if sharded else None
+    policy.model.eval()
+    return sharded, state, [line for line in trainer.state.log_history if "loss" in line]
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return the last checkpoint that was written to its end, or None; the trainer's state is what it writes last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if whole else None

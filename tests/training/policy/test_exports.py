@@ -6,8 +6,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from paragone_training.errors import RecipeError
-from paragone_training.policy.records.exports import Trackers, _flattened, steps_before
-from paragone_training.policy.rows.folder import read_json_file
+from paragone_training.policy.exports import Trackers, _flattened, steps_before
+from paragone_training.policy.rows import read_json_file
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.tiny_policy import recipe
 

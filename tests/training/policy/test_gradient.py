@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from paragone_training.policy.gradient.trainer import _PairPasses, _steps_of_epoch, of_batch
-from paragone_training.policy.rows.rows import TrainingPair
+from paragone_training.policy.gradient import _PairPasses, _steps_of_epoch, of_batch
+from paragone_training.policy.rows import TrainingPair
 
 
 def made(count, *, size=2, step=8):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from paragone_training.policy.errors import DiskFullError, FolderTakenError, RunError
-from paragone_training.policy.rows.folder import (
+from paragone_training.errors import DiskFullError, FolderTakenError, RunError
+from paragone_training.policy.rows import (
     locked,
     need_space,
     read_json_file,
@@ -27,8 +27,8 @@ FULL_DISK = """
 import os, resource, signal, sys
 from pathlib import Path
 import pyarrow as pa
-from paragone_training.policy.errors import DiskFullError
-from paragone_training.policy.rows.folder import write_folder, write_table, write_text
+from paragone_training.errors import DiskFullError
+from paragone_training.policy.rows import write_folder, write_table, write_text
 
 path, schema = Path(sys.argv[2]), pa.schema([("name", pa.string()), ("value", pa.float64())])
 names = [f"name {number} {os.urandom(8).hex()}" for number in range(2000)]
@@ -57,13 +57,13 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(kind, tmp_path
 
 def test_a_table_survives_the_disk_with_its_gaps(tmp_path):
     write_table(tmp_path / "one.parquet", {"value": [0.5, None], "name": ["a", "b"]}, SCHEMA)
-    assert read_table(tmp_path / "one.parquet") == {"name": ["a", "b"], "value": [0.5, None]}
+    assert list(read_table(tmp_path / "one.parquet", SCHEMA)) == [("a", 0.5), ("b", None)]
 
 
 def test_what_cannot_be_read_says_how_to_go_on(tmp_path):
     (tmp_path / "one.parquet").write_text("no table")
     with pytest.raises(RunError, match="remove it, and resuming computes it again"):
-        read_table(tmp_path / "one.parquet")
+        read_table(tmp_path / "one.parquet", SCHEMA)
     with pytest.raises(RunError, match="cannot be read"):
         read_json_file(tmp_path / "none.json")
 
@@ -84,7 +84,7 @@ def test_a_folder_is_held_by_one_process_and_free_after_a_kill(tmp_path):
     code = f"""
 import sys, time
 from pathlib import Path
-from paragone_training.policy.rows.folder import locked
+from paragone_training.policy.rows import locked
 with locked(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(60)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from paragone_training.policy.background import free_port
-from paragone_training.policy.rows.folder import Barrier
+from paragone_training.policy.oracle import free_port
+from paragone_training.policy.rows import Barrier
 
 ROOT = Path(__file__).parents[4]
 
@@ -18,7 +18,7 @@ import os, time
 from datetime import timedelta
 import torch
 from accelerate import PartialState
-from paragone_training.policy.rows.folder import Barrier
+from paragone_training.policy.rows import Barrier
 
 state = PartialState(cpu=True, timeout=timedelta(seconds=300))
 state.wait_for_everyone()

@@ -22,8 +22,7 @@ from typing import Any, Literal, get_args
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 
 from paragone_training.errors import RecipeError
-from paragone_training.policy.rows.folder import read_json_file, write_json, write_text
-from paragone_training.policy.rows.rows import Response, read_responses
+from paragone_training.policy.rows import Response, read_json_file, read_responses, write_json, write_text
 
 __all__ = ["Trackers", "export_answers", "steps_before"]
 
@@ -35,7 +34,6 @@ class Trackers:
 
     Args:
         names: as accelerate calls them: ``tensorboard``, ``wandb``, ``mlflow``, ….
-        folder: of the run.
         settings: of the recipe, shown beside the curves.
 
     Raises:
@@ -110,7 +108,6 @@ def steps_before(folder: Path, step: Path | None = None) -> int:
     """Return how many gradient steps a run took in the training steps that are done.
 
     Args:
-        folder: of the run.
         step: folder of a training step that does not count, because it is taken again.
 
     Raises:
@@ -126,9 +123,6 @@ def export_answers(samples: Path, output: Path, *, layout: str, name: str) -> in
 
     Args:
         samples: a samples.parquet, RUN/evaluation-03/samples.parquet say.
-        output: file to write.
-        layout: one of ``_Layout``.
-        name: of the policy.
 
     Raises:
         RecipeError: if there is no such layout, or the answers do not fit it.

@@ -1,40 +1,69 @@
-"""The folder of a run: whose it is, which files are whole, and where its processes wait for each other.
+"""The rows of a run, from a prompt to a training pair; the files that hold them, and the folder of these files.
 
-Files appear whole or not at all. One process at a time works in a folder, and a folder belongs to one recipe.
+    Prompt         of the recipe's files                                rendered to token ids, dealt out to iterations
+    Response       samples.parquet                                      one of the K responses to a prompt
+    Answer         oracle.parquet, judge.parquet                        the K×K table of one prompt, both orders
+    LabelledPair   targets.parquet                                      two responses and the label of their comparison
+    TrainingPair   not kept: it is made of the files above and of logprobs.parquet
+
+All random numbers of a run come from streams that are named after the row they are for, so that a run that was
+interrupted draws the same ones again. Files appear whole or not at all. One process at a time works in a folder, a
+folder belongs to one recipe, and several processes of one run wait for each other here.
 """
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
+import hashlib
 import itertools
 import json
 import os
+import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import PartialState
+from numpy.typing import NDArray
 from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined] # torch's stubs lack the store
 from torch.distributed.distributed_c10d import _get_default_store
 
-from paragone_training.errors import RecipeError
-from paragone_training.policy.errors import DiskFullError, FolderTakenError, RunError
+from paragone_evaluation.readers import Prompt
+from paragone_training.errors import DiskFullError, FolderTakenError, RecipeError, RunError
 
 __all__ = [
+    "Answer",
     "Barrier",
+    "LabelledPair",
+    "Response",
+    "TrainingPair",
     "claim",
+    "deal",
+    "dealt",
     "locked",
     "need_space",
+    "read_answers",
     "read_json_file",
+    "read_responses",
     "read_table",
+    "read_targets",
+    "render",
+    "seed_of",
+    "stream",
+    "write_answers",
     "write_folder",
     "write_json",
+    "write_responses",
     "write_table",
+    "write_targets",
     "write_text",
 ]
 
@@ -94,16 +123,23 @@ def locked(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its place at the end, or vanishes after an error."""
+
+    def remove() -> None:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
-    _remove(temporary)
+    remove()  # what a killed run left behind
     try:
         yield temporary
         # A rename within a folder is atomic: a stage is done when its file exists.
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            _remove(temporary)
+            remove()
         # Only this has a remedy of its own; other errors pass as they are.
         if isinstance(error, OSError) and error.errno in _FULL:
             raise DiskFullError(f"no room on the disk for {path}: free some and resume the run") from error
@@ -154,16 +190,17 @@ def write_table(path: Path, columns: Mapping[str, list[Any]], schema: pa.Schema)
         pq.write_table(table, temporary)
 
 
-def read_table(path: Path) -> dict[str, list[Any]]:
-    """Return the columns of a parquet file.
+def read_table(path: Path, schema: pa.Schema) -> Iterator[tuple[Any, ...]]:
+    """Return the rows of a parquet file, with the columns of the schema.
 
     Raises:
         RunError: if it cannot be read.
     """
     try:
-        return dict(pq.read_table(path).to_pydict())
+        columns = pq.read_table(path, columns=schema.names).to_pydict()
     except (OSError, pa.ArrowInvalid) as error:
         raise RunError(f"{path} cannot be read: {error}; remove it, and resuming computes it again") from error
+    return zip(*(columns[name] for name in schema.names), strict=True)
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
@@ -191,20 +228,8 @@ def need_space(folder: Path, size: int, what: str) -> None:
         )
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def claim(settings: dict[str, Any], folder: Path, *, resume: bool) -> None:
     """Write down the settings of a run in its folder, or check that they are those of the run there.
-
-    Args:
-        settings: the tables of the recipe.
-        folder: of the run.
-        resume: go on with an earlier run.
 
     Raises:
         RecipeError: if the folder holds a run and ``resume`` is not asked for, or the run was another one.
@@ -319,3 +344,256 @@ class Barrier:
                 )
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+@dataclass(frozen=True)
+class Response:
+    """One row of samples.parquet.
+
+    Attributes:
+        number: from 0, among the K responses to the prompt.
+        token_ids: as drawn, with the end token where there is one.
+        text: decoded; empty until the row is written.
+        finished: it has an end token.
+        sampler_logprob: sum over its tokens under the policy at temperature 1, in nats, as the sampler computed it;
+            None where a sampler does not say.
+    """
+
+    prompt_id: str
+    prompt: str
+    number: int
+    prompt_ids: Sequence[int]
+    token_ids: Sequence[int]
+    text: str
+    finished: bool
+    sampler_logprob: float | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row of an oracle's file.
+
+    Attributes:
+        prompt_id: of the group that was asked for.
+        raw: P(row preferred to column), both orders, NaN where missing. [K, K]
+        failure: why comparisons are missing, or None.
+        forward_responses: responses that went through the model.
+        cached_responses: responses that the service knew already.
+    """
+
+    prompt_id: str
+    raw: NDArray[np.float64]
+    failure: str | None = None
+    forward_responses: int = 0
+    cached_responses: int = 0
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """One row of targets.parquet.
+
+    Attributes:
+        chosen: number of the preferred response.
+        preference: target probability that chosen is preferred.
+        chosen_target: mean win rate or score of chosen; 0 for methods of labelled pairs.
+    """
+
+    prompt_id: str
+    chosen: int
+    rejected: int
+    preference: float
+    chosen_target: float
+    rejected_target: float
+
+
+@dataclass(frozen=True)
+class TrainingPair:
+    """One pair with everything that a loss needs.
+
+    Attributes:
+        targets: preference, own targets and frozen columns, in the order of ``PairTargets``.
+    """
+
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    targets: tuple[float, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer of the two sequences."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
+
+_SAMPLES = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("number", pa.int32()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("token_ids", pa.list_(pa.int32())),
+        ("text", pa.string()),
+        ("finished", pa.bool_()),
+        ("sampler_logprob", pa.float64()),
+    ]
+)
+_ANSWERS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("responses", pa.int32()),
+        ("raw", pa.list_(pa.float64())),
+        ("failure", pa.string()),
+        ("model", pa.string()),
+        ("fingerprint", pa.string()),
+        ("chunk", pa.int32()),
+        ("forward_responses", pa.int32()),
+        ("cached_responses", pa.int32()),
+    ]
+)
+_OF_THE_ANSWER = ("prompt_id", "failure", "forward_responses", "cached_responses")
+_TARGETS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("chosen", pa.int32()),
+        ("rejected", pa.int32()),
+        ("preference", pa.float64()),
+        ("chosen_target", pa.float64()),
+        ("rejected_target", pa.float64()),
+    ]
+)
+
+
+def read_responses(path: Path) -> list[Response]:
+    """Return the rows of a samples file.
+
+    Raises:
+        RunError: if it cannot be read.
+    """
+    return list(itertools.starmap(Response, read_table(path, _SAMPLES)))
+
+
+def write_responses(path: Path, rows: Sequence[Response]) -> None:
+    """Write a samples file.
+
+    Raises:
+        DiskFullError: if there is no room.
+    """
+    write_table(path, {name: [getattr(row, name) for row in rows] for name in _SAMPLES.names}, _SAMPLES)
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """Return the rows of an oracle's file.
+
+    Raises:
+        RunError: if it cannot be read.
+    """
+    rows = []
+    for prompt_id, size, raw, failure, _model, _fingerprint, _chunk, *cost in read_table(path, _ANSWERS):
+        values = np.asarray([np.nan if value is None else value for value in raw], dtype=np.float64)
+        rows.append(Answer(prompt_id, values.reshape(size, size), failure, *cost))
+    return rows
+
+
+def write_answers(path: Path, rows: Sequence[tuple[int, str, str, Answer]]) -> None:
+    """Write an oracle's file.
+
+    Args:
+        rows: number of the chunk, the model's id and fingerprint, and the answer.
+
+    Raises:
+        DiskFullError: if there is no room.
+    """
+    answers = [answer for *_, answer in rows]
+    table: dict[str, list[Any]] = {name: [getattr(answer, name) for answer in answers] for name in _OF_THE_ANSWER}
+    table["responses"] = [len(answer.raw) for answer in answers]
+    # None and not NaN, which readers of SQL and JSON do not know.
+    table["raw"] = [[None if np.isnan(value) else value for value in answer.raw.ravel()] for answer in answers]
+    for place, name in enumerate(("chunk", "model", "fingerprint")):
+        table[name] = [row[place] for row in rows]
+    write_table(path, table, _ANSWERS)
+
+
+def read_targets(path: Path) -> list[LabelledPair]:
+    """Return the rows of targets.parquet.
+
+    Raises:
+        RunError: if it cannot be read.
+    """
+    return list(itertools.starmap(LabelledPair, read_table(path, _TARGETS)))
+
+
+def write_targets(path: Path, rows: Sequence[LabelledPair]) -> None:
+    """Write targets.parquet.
+
+    Raises:
+        DiskFullError: if there is no room.
+    """
+    write_table(path, {name: [getattr(row, name) for row in rows] for name in _TARGETS.names}, _TARGETS)
+
+
+def render(prompts: Sequence[Prompt], tokenizer: Any, *, longest: int) -> list[Prompt]:
+    """Return the prompts with their token ids.
+
+    Args:
+        tokenizer: of the policy, with a chat template.
+        longest: tokens that a prompt may have.
+
+    Raises:
+        RecipeError: if the tokenizer has no chat template, or a prompt does not fit.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise RecipeError(
+            "the policy's tokenizer has no chat template: choose an instruction-tuned model, or set "
+            "tokenizer.chat_template and save the tokenizer beside the model"
+        )
+    rendered = []
+    for prompt in prompts:
+        messages = [{"role": "user", "content": prompt.content}] if isinstance(prompt.content, str) else prompt.content
+        tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        if len(tokens) > longest:
+            raise RecipeError(
+                f"prompt {prompt.id!r} has {len(tokens)} tokens; the context leaves {longest} beside "
+                "sampling.max_new_tokens: shorten it, lower max_new_tokens, or leave the prompt out"
+            )
+        rendered.append(dataclasses.replace(prompt, token_ids=tuple(tokens)))
+    return rendered
+
+
+def dealt(prompts: int, per_iteration: int) -> int:
+    """Return how many of so many prompts an iteration gets; ``per_iteration`` 0 is all."""
+    return min(per_iteration or prompts, prompts)
+
+
+def deal(prompts: Sequence[Prompt], *, iteration: int, per_iteration: int, seed: int) -> list[Prompt]:
+    """Return the prompts of one iteration: disjoint parts of a shuffled order, which is reshuffled when used up.
+
+    Args:
+        iteration: from 1.
+    """
+    count = dealt(len(prompts), per_iteration)
+    if count == len(prompts):
+        return list(prompts)
+    hand: list[Prompt] = []
+    position = (iteration - 1) * count
+    while len(hand) < count:
+        turn, place = divmod(position + len(hand), len(prompts))
+        order = list(prompts)
+        # A seed of its own for each turn: an iteration is dealt without dealing those before it.
+        random.Random(f"{seed}/{turn}").shuffle(order)  # noqa: S311 - shuffling, not secrets
+        hand += order[place : place + count - len(hand)]
+    return hand
+
+
+def stream(*names: object) -> np.random.Generator:
+    """Return the random numbers of a row, of a response say; ``names`` are its seed, iteration, prompt, number."""
+    return np.random.Generator(np.random.PCG64(_hashed(*names)))
+
+
+def seed_of(*names: object) -> int:
+    """Return the seed that a server draws a response with, from its names: 53 bits, which every JSON reader keeps."""
+    return _hashed(*names) % 2**53
+
+
+def _hashed(*names: object) -> int:
+    digest = hashlib.blake2b("\0".join(map(str, names)).encode(), digest_size=16).digest()
+    return int.from_bytes(digest, "little")

@@ -1,1 +1,0 @@
-"""Gradient steps of a policy: passes, the trainer, and what is checked before the first step."""

@@ -1,1 +1,0 @@
-"""The rows that a run keeps on disk, and its random streams."""
