@@ -41,8 +41,9 @@ from paragone_training.data.groups import group_pairs
 from paragone_training.preference.agreement import Summary, judge
 from paragone_training.preference.card import Rows
 from paragone_training.preference.objective import Objective
-from paragone_training.preference.recipe import parse_recipe
+from paragone_training.preference.recipe import Recipe
 from paragone_training.preference.train_model import fit
+from paragone_training.settings import parse
 
 MODELS: dict[str, dict[str, object]] = {
     "bradley-terry": {"kind": "bradley-terry"},
@@ -128,7 +129,8 @@ def train(
     start = {"lexical": {"steps": lexical, "coordinates": 16}} if lexical else {}
     # A token is a character at least. Words and length are told from the mean.
     model = {**MODELS[name], "max_length": 64 + longest, "pooling": "mean" if lexical else "last"}
-    recipe = parse_recipe(
+    recipe = parse(
+        Recipe,
         {
             **start,
             "model": model,
@@ -143,7 +145,7 @@ def train(
                 "log_steps": epochs,
                 "seed": seed,
             },
-        }
+        },
     )
     with tempfile.TemporaryDirectory() as folder:
         model = fit(recipe, Rows(pairs), Path(folder)).model

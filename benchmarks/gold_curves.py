@@ -26,12 +26,13 @@ from paragone_evaluation.readers import read_prompts
 from paragone_models import load_model
 from paragone_training.policy.evaluate import win_rate
 from paragone_training.policy.model.weights import load_policy
-from paragone_training.policy.recipe import parse_policy_recipe
+from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.policy.rows import Answer, read_json_file, read_responses, render, stream
 from paragone_training.policy.sampling.rounds import Decoding, sample
 from paragone_training.policy.train_policy import train_policy
-from paragone_training.preference.recipe import parse_recipe
+from paragone_training.preference.recipe import Recipe
 from paragone_training.preference.train_model import train_model
+from paragone_training.settings import parse
 
 TOKENS = 48
 LABELLED = 6  # responses to a prompt that the proxy learns from
@@ -116,7 +117,7 @@ def train_proxy(work, answers):
             "data": {"train": [str(pairs)]},
             "training": {"epochs": 8, "learning_rate": 2e-3, "batch_responses": 24},
         }
-        train_model(parse_recipe(tables), folder)
+        train_model(parse(Recipe, tables), folder)
     return folder
 
 
@@ -140,7 +141,7 @@ def first_prompts(path, folder, count):
 
 
 def recipe(method, settings, proxy, path, arguments):
-    return parse_policy_recipe({
+    return parse(PolicyRecipe, {
         "method": method,
         "policy": {"source": "builtin:mini-policy"},
         "data": {"prompts": [str(path)]},

@@ -18,8 +18,9 @@ from training_setup import DECODERS, decoder, decoder_config
 from paragone_training.policy.gradient import policy_trainer
 from paragone_training.policy.methods.registry import method_of
 from paragone_training.policy.model.gpu_memory import plan_memory
-from paragone_training.policy.recipe import parse_policy_recipe
+from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.policy.rows import TrainingPair
+from paragone_training.settings import parse
 
 
 def main():
@@ -55,7 +56,7 @@ def main():
 
 def recipe(pairs, **training):
     training = {"pairs_per_pass": pairs, "pairs_per_step": pairs, "log_steps": 1000, **training}
-    return parse_policy_recipe({
+    return parse(PolicyRecipe, {
         "method": "inpo", "policy": {"source": "unused"}, "data": {"prompts": ["unused"]}, "oracle": {"url": "unused"},
         "loss": {"eta": 0.1, "tau": 0.03}, "training": training,
     })  # fmt: skip

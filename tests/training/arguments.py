@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from paragone_evaluation.readers import Pair
-from paragone_training.preference.recipe import Recipe, parse_recipe
+from paragone_training.preference.recipe import Recipe
+from paragone_training.settings import parse
 
 GOOD = ["because studies show that it saves money", "since every school that tried it kept it", "for a clear reason"]
 BAD = ["lol no", "whatever", "u are dumb"]
@@ -48,4 +49,4 @@ def recipe(**sections: dict[str, Any]) -> Recipe:
     }
     for name, values in sections.items():
         tables[name] = {**tables.get(name, {}), **values}
-    return parse_recipe(tables)
+    return parse(Recipe, tables)

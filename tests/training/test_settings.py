@@ -7,8 +7,8 @@ import pytest
 from paragone_training.errors import RecipeError
 from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.preference.recipe import Recipe, load_recipe
-from paragone_training.scratch.language import LanguageRecipe, load_language_recipe
-from paragone_training.settings import _ELSEWHERE, _settings_of, parse
+from paragone_training.scratch.language import LanguageRecipe
+from paragone_training.settings import _ELSEWHERE, _settings_of, load, parse
 from paragone_training.settings_tables import _rewritten
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def test_data_is_looked_up_beside_the_recipe_or_in_the_folder_that_is_given(tmp_
 
 def test_the_texts_of_a_language_recipe_are_looked_up_in_the_folder_that_is_given(tmp_path):
     path = ROOT / "training" / "recipes" / "policy" / "mini-policy.toml"
-    data = load_language_recipe(path, data=tmp_path).data
+    data = load(LanguageRecipe, path, data=tmp_path).data
     assert Path(data.groups[0]).parent == tmp_path
     assert Path(str(data.held_out)).parent == tmp_path
 

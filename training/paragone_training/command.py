@@ -12,7 +12,7 @@ import typer
 
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.recipe import load_recipe
-from paragone_training.settings import Section
+from paragone_training.settings import Section, load
 
 __all__ = ["train"]
 
@@ -58,7 +58,7 @@ def _model(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
 ) -> None:
     """Train a reward or preference model; `paragone serve --model NAME=FOLDER` hosts it."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    _log()
     logging.captureWarnings(capture=True)
     warnings.simplefilter("default", UserWarning)
     loaded = load_recipe(recipe, settings or [], data=data)
@@ -83,14 +83,12 @@ def _language(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and texts, print the plan.")] = False,
 ) -> None:
     """Train a small causal language model from random weights: a policy to begin with."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    from paragone_training.scratch.language import load_language_recipe, train_language_model
+    _log()
+    from paragone_training.scratch.language import LanguageRecipe, describe_language_plan, train_language_model
 
-    loaded = load_language_recipe(recipe, settings or [], data=data)
+    loaded = load(LanguageRecipe, recipe, settings or [], data=data)
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
     if dry_run:
-        from paragone_training.scratch.language import describe_language_plan
-
         typer.echo(_described(loaded))
         typer.echo(describe_language_plan(loaded))
         typer.echo(f"the model would go to {folder}")
@@ -116,10 +114,7 @@ def _policy(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
 ) -> None:
     """Train a policy against a preference oracle: sample, ask, fit, evaluate, again."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    # A run makes thousands of requests, and httpx would log each of them.
-    for noisy in ("httpx", "httpx2"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _log()
     if (offline or ranks) and not dry_run:
         raise RecipeError("--offline and --ranks ask about the plan: give --dry-run with them")
     if min(ranks or [1]) < 1:
@@ -164,7 +159,7 @@ def _extrapolate(
     dtype: Annotated[str, typer.Option(help="Storage type of the backbone.")] = "float32",
 ) -> None:
     """Go beyond B on the line from A (ExPO): theta = A + alpha (B - A), on every tensor; nothing is trained."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    _log()
     factor = None
     if alpha != "auto":
         try:
@@ -182,6 +177,13 @@ def _extrapolate(
     pairs = training_pairs(read_pairs(data), split=split) if data else []
     extrapolate(source, target, output, alpha=factor, pairs=pairs, dtype=dtype)
     typer.echo(str(output))
+
+
+def _log() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    # A run makes thousands of requests, and httpx would log each of them.
+    for noisy in ("httpx", "httpx2"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def _described(recipe: Section) -> str:

@@ -159,11 +159,7 @@ class StepTrainer(Trainer):
         super()._save(output_dir, state_dict)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Refuse a checkpoint that lacks a trained weight; frozen and tied ones were left out on purpose.
-
-        Raises:
-            TrainingError: if one is missing.
-        """
+        """Refuse a checkpoint that lacks a trained weight; frozen and tied ones were left out on purpose."""
         if missing := sorted(_trained(self.model) & set(load_result.missing_keys)):
             raise TrainingError(f"the checkpoint lacks {missing}: it was written by a run with another recipe")
 

@@ -10,7 +10,7 @@ from paragone_training import games, losses
 from paragone_training.policy import gradient
 from paragone_training.policy.methods.dpo import Dpo, _dpo_start
 from paragone_training.policy.methods.gpo import _gpo_start
-from paragone_training.policy.methods.pairwise import pairwise_start
+from paragone_training.policy.methods.pairwise import _pairwise_start
 from paragone_training.policy.methods.registry import METHODS
 from paragone_training.policy.methods.sppo import _sppo_start
 from tests.training.games.matrices import (
@@ -198,7 +198,7 @@ def test_the_start_values_are_what_the_losses_give_on_the_first_batch():
         losses.gpo_loss(*four, RATES, -RATES, beta=0.01),
     )
     close(
-        pairwise_start(RATES.numpy(), drift, gain=setting.gain, reference_weight=setting.reference_weight),
+        _pairwise_start(RATES.numpy(), drift, gain=setting.gain, reference_weight=setting.reference_weight),
         losses.inpo_loss(*six, eta=0.3, tau=0.1, preference=RATES),
     )
     close(
@@ -208,8 +208,8 @@ def test_the_start_values_are_what_the_losses_give_on_the_first_batch():
 
 
 def test_the_start_values_of_the_published_settings():
-    np.testing.assert_allclose(pairwise_start([1.0], gain=1 / 0.005, reference_weight=1 / 3), [1e4])
-    np.testing.assert_allclose(pairwise_start([1.0], gain=1 / 0.1, reference_weight=1.0), [25.0])
+    np.testing.assert_allclose(_pairwise_start([1.0], gain=1 / 0.005, reference_weight=1 / 3), [1e4])
+    np.testing.assert_allclose(_pairwise_start([1.0], gain=1 / 0.1, reference_weight=1.0), [25.0])
     np.testing.assert_allclose(_sppo_start([0.9], [0.1], eta=1000.0), [0.16e6])
     np.testing.assert_allclose(_dpo_start([0.0], beta=0.1, label_smoothing=0.1), [math.log(2)])
     assert np.isfinite(_dpo_start([1e4, -1e4], beta=1.0)).all()
@@ -221,15 +221,15 @@ def test_start_values_refuse_what_the_losses_refuse():
     with pytest.raises(ValueError, match="shapes differ"):
         _gpo_start([0.5], [0.5, 0.5], beta=1.0)
     with pytest.raises(ValueError, match="shapes differ"):
-        pairwise_start([0.5], [0.5, 0.5], gain=1.0)
+        _pairwise_start([0.5], [0.5, 0.5], gain=1.0)
     with pytest.raises(ValueError, match="eta must be positive"):
         _sppo_start([0.5], [0.5], eta=0.0)
     with pytest.raises(ValueError, match="beta must be positive"):
         _gpo_start([0.5], [0.5], beta=0.0)
     with pytest.raises(ValueError, match="gain must be positive"):
-        pairwise_start([0.5], gain=-1.0)
+        _pairwise_start([0.5], gain=-1.0)
     with pytest.raises(ValueError, match=r"reference_weight must lie in \[0, 1\]"):
-        pairwise_start([0.5], gain=1.0, reference_weight=1.5)
+        _pairwise_start([0.5], gain=1.0, reference_weight=1.5)
     with pytest.raises(ValueError, match="beta must be positive"):
         _dpo_start([0.5], beta=math.nan)
     with pytest.raises(ValueError, match=r"label_smoothing must lie in \[0, 0\.5\]"):

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from paragone_training.policy.gradient import _PairPasses, _steps_of_epoch, of_batch
+from paragone_training.policy.gradient import _of_batch, _PairPasses, _steps_of_epoch
 from paragone_training.policy.rows import TrainingPair
 
 
@@ -41,7 +41,7 @@ def test_every_pair_is_in_an_epoch_once_and_the_next_epoch_has_another_order():
 
 
 def test_a_pass_has_its_chosen_sequences_first():
-    sequences, targets = of_batch(made(2, step=2)[0])
+    sequences, targets = _of_batch(made(2, step=2)[0])
     assert sequences.input_ids.shape == (4, 4)
     assert [int(row[2]) - 10 for row in sequences.input_ids[:2]] == [int(value) for value in targets.preference]
     assert sequences.input_ids[2].tolist() == [1, 2, 4, 0]

@@ -10,9 +10,10 @@ from paragone_training.policy.gradient import _PairPasses
 from paragone_training.policy.methods.method import describe
 from paragone_training.policy.model.weights import load_tokenizer
 from paragone_training.policy.plan import describe_plan
-from paragone_training.policy.recipe import load_policy_recipe, parse_policy_recipe
+from paragone_training.policy.recipe import PolicyRecipe, load_policy_recipe
 from paragone_training.policy.rows import TrainingPair, deal, render
 from paragone_training.policy.targets import most_pairs
+from paragone_training.settings import parse
 from tests.corpora import stand_in
 from tests.training.policy.tiny_policy import LOSSES, recipe, tables, write_prompts
 
@@ -45,25 +46,25 @@ SHIPPED = sorted(path for path in FOLDER.glob("*.toml") if path.stem != "mini-po
 )
 def test_a_recipe_that_cannot_be_run_is_refused_with_value_limit_and_remedy(changes, message):
     with pytest.raises(RecipeError, match=message):
-        parse_policy_recipe(tables("inpo", Path("p"), Path("q"), None, **changes))
+        parse(PolicyRecipe, tables("inpo", Path("p"), Path("q"), None, **changes))
 
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(RecipeError, match="method is 'ppo'; it must be one of sppo, gpo, inpo"):
-        parse_policy_recipe(tables("inpo", Path("p"), Path("q"), None) | {"method": "ppo"})
+        parse(PolicyRecipe, tables("inpo", Path("p"), Path("q"), None) | {"method": "ppo"})
 
 
 def test_dpo_has_no_soft_label_and_no_tie():
     with pytest.raises(RecipeError, match="dpo has no soft labels"):
-        parse_policy_recipe(tables("dpo", Path("p"), Path("q"), None, targets__labels="soft"))
+        parse(PolicyRecipe, tables("dpo", Path("p"), Path("q"), None, targets__labels="soft"))
     with pytest.raises(RecipeError, match="dpo has no label for a tie"):
-        parse_policy_recipe(tables("dpo", Path("p"), Path("q"), None, targets__ties="keep"))
+        parse(PolicyRecipe, tables("dpo", Path("p"), Path("q"), None, targets__ties="keep"))
 
 
 @pytest.mark.parametrize("method", ["sppo", "gpo"])
 def test_methods_that_regress_single_responses_start_from_the_previous_policy(method):
     with pytest.raises(RecipeError, match=r"set reference\.policy = 'previous'"):
-        parse_policy_recipe(tables(method, Path("p"), Path("q"), None, reference={"policy": "initial"}))
+        parse(PolicyRecipe, tables(method, Path("p"), Path("q"), None, reference={"policy": "initial"}))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from paragone_training.policy.recipe import PolicyRecipe, parse_policy_recipe
+from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.scratch.decoder import train_tokenizer
+from paragone_training.settings import parse
 
 WORDS = "water bottles every year work kids teams fit learn economy. What is it? Go on, tell me"
 LOSSES = {
@@ -94,4 +95,4 @@ def tables(method: str, policy: Path, prompts: Path, url: str | None, **changes:
 
 def recipe(method: str, policy: Path, prompts: Path, url: str | None = None, **changes: Any) -> PolicyRecipe:
     """Return a small recipe."""
-    return parse_policy_recipe(tables(method, policy, prompts, url, **changes))
+    return parse(PolicyRecipe, tables(method, policy, prompts, url, **changes))

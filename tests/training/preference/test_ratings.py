@@ -17,8 +17,9 @@ from paragone_training.preference.backbone import reward_on_top
 from paragone_training.preference.card import Rows
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import fit_merging, rating_errors
-from paragone_training.preference.recipe import load_recipe, parse_recipe
+from paragone_training.preference.recipe import Recipe, load_recipe
 from paragone_training.preference.train_model import fit, train_model
+from paragone_training.settings import parse
 from tests.training.arguments import BAD, GOOD, pairs, write
 
 NAN = float("nan")
@@ -162,7 +163,7 @@ def files(tmp_path_factory):
         [{"prompt": r.prompt, "response": r.response, "ratings": r.ratings, "split": r.split} for r in rows],
     )
     data = {"train": [str(folder / "pairs.jsonl")], "ratings": [str(folder / "ratings.jsonl")]}
-    train_model(parse_recipe(tables(data=data)), folder / "regression")
+    train_model(parse(Recipe, tables(data=data)), folder / "regression")
     return folder, data
 
 
@@ -184,7 +185,7 @@ def test_a_helpsteer_model_starts_as_the_regression_model_and_keeps_its_attribut
     folder, data = files
     start = load_model(folder / "regression", device="cpu")
     model = {"kind": "helpsteer", "start": str(folder / "regression")}
-    still = parse_recipe(tables(model=model, data=data, training={"epochs": 1, "learning_rate": 1e-12}))
+    still = parse(Recipe, tables(model=model, data=data, training={"epochs": 1, "learning_rate": 1e-12}))
     rows = Rows(pairs(3), ratings(), pairs(1), ratings(1))
     outcome = fit(still, rows, folder / "still")
     before = summarised(outcome.before.judged)
@@ -194,7 +195,7 @@ def test_a_helpsteer_model_starts_as_the_regression_model_and_keeps_its_attribut
     logit = float(start.comparator.logit(*start.score(text, answers).representations.numpy()))
     assert before[0] == pytest.approx(logit, abs=1e-4)  # the first held-out pair, the reasoned answer preferred
     assert summarised(outcome.judged) == pytest.approx(before, abs=1e-5)
-    made = train_model(parse_recipe(tables(model=model, data=data, loss={"ratings": 2.0})), folder / "helpsteer")
+    made = train_model(parse(Recipe, tables(model=model, data=data, loss={"ratings": 2.0})), folder / "helpsteer")
     combined = load_model(made, device="cpu")
     assert (combined.kind, combined.spec.dimension, combined.spec.weights) == ("helpsteer", 3, None)
     assert combined.score(text, [f"{GOOD[0]} 0", f"{BAD[0]} 0"]).probabilities[0, 1] > 0.5
@@ -213,27 +214,27 @@ def test_without_ratings_in_the_loss_the_attributes_drift_and_with_them_they_sta
     errors = {}
     for share in (0.0, 5.0):
         model = {"kind": "helpsteer", "start": str(folder / "regression")}
-        built = parse_recipe(tables(model=model, data=data, loss={"ratings": share}, training={"epochs": 4}))
+        built = parse(Recipe, tables(model=model, data=data, loss={"ratings": share}, training={"epochs": 4}))
         rows = Rows(pairs(3), ratings())
         errors[share] = fit(built, rows, folder / f"share-{share}").after.errors.error[0]
     assert errors[5.0] < errors[0.0]
 
 
 def test_a_regression_without_pairs_rates_and_does_not_compare(tmp_path):
-    built = parse_recipe(tables(data={"train": []}, training={"epochs": 1}))
+    built = parse(Recipe, tables(data={"train": []}, training={"epochs": 1}))
     outcome = fit(built, Rows([], ratings(1)), tmp_path)
     assert (outcome.merging, outcome.judged, outcome.model.spec.weights) == (None, None, None)
 
 
 def test_a_regression_goes_on_from_the_backbone_of_any_model(tmp_path):
     start = tables(model={"start": "builtin:mini-bradley-terry"}, training={"epochs": 1, "learning_rate": 1e-6})
-    outcome = fit(parse_recipe(start), Rows([], ratings(1)), tmp_path)
+    outcome = fit(parse(Recipe, start), Rows([], ratings(1)), tmp_path)
     assert outcome.model.start.source == "builtin:mini-bradley-terry"
     assert outcome.model.network.config.hidden_size == 64
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
-    built = parse_recipe(tables(training={"epochs": 2, "checkpoints": 2, "average_decay": 0.9}))
+    built = parse(Recipe, tables(training={"epochs": 2, "checkpoints": 2, "average_decay": 0.9}))
     rows = Rows(pairs(2), ratings(2))
     whole = fit(built, rows, tmp_path)
     last = max(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
@@ -248,8 +249,11 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
 def test_two_passes_a_step_are_one_pass_of_twice_the_size(tmp_path):
     losses_of = []
     for number, budget in enumerate((12, 6)):
-        built = parse_recipe(
-            tables(training={"epochs": 1, "batch_responses": budget, "accumulation": number + 1, "learning_rate": 1e-9})
+        built = parse(
+            Recipe,
+            tables(
+                training={"epochs": 1, "batch_responses": budget, "accumulation": number + 1, "learning_rate": 1e-9}
+            ),
         )
         history = fit(built, Rows([], ratings(2)), tmp_path / str(number)).history
         losses_of.append(next(line["loss"] for line in history if "loss" in line))
@@ -284,14 +288,14 @@ def test_two_passes_a_step_are_one_pass_of_twice_the_size(tmp_path):
 )
 def test_a_recipe_that_cannot_be_run_is_refused_before_the_first_step(sections, message):
     with pytest.raises(RecipeError, match=message):
-        parse_recipe(tables(**sections))
+        parse(Recipe, tables(**sections))
 
 
 def test_a_start_that_does_not_fit_is_refused(files, tmp_path):
     folder, _ = files
 
     def fitted(**model):
-        return fit(parse_recipe(tables(model={"kind": "helpsteer", **model})), Rows(pairs(1), ratings(1)), tmp_path)
+        return fit(parse(Recipe, tables(model={"kind": "helpsteer", **model})), Rows(pairs(1), ratings(1)), tmp_path)
 
     with pytest.raises(RecipeError, match="is a bradley-terry model; a helpsteer model starts from a regression"):
         fitted(start="builtin:mini-bradley-terry")
@@ -307,7 +311,7 @@ def test_data_that_rates_nothing_wanted_is_refused_before_the_first_step(files, 
     folder, data = files
     model = {"kind": "helpsteer", "start": str(folder / "regression"), "attributes": ["wit"]}
     with pytest.raises(DataError, match=r"no row of data\.ratings rates wit; rated are clarity, length"):
-        train_model(parse_recipe(tables(model=model, data=data)), tmp_path / "model")
+        train_model(parse(Recipe, tables(model=model, data=data)), tmp_path / "model")
 
 
 def test_a_dry_run_counts_ratings_and_pairs(files, tmp_path):

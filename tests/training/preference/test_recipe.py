@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from paragone_training.errors import RecipeError
-from paragone_training.preference.recipe import load_recipe, parse_recipe
+from paragone_training.preference.recipe import Recipe, load_recipe
+from paragone_training.settings import parse
 from tests.training.arguments import recipe
 
 RECIPES = Path(__file__).parents[3] / "training" / "recipes"
@@ -40,12 +41,12 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one():
 
 def test_an_unknown_section_is_refused_with_the_nearest_known_one():
     with pytest.raises(RecipeError, match=r"unknown key 'trainings'; did you mean 'training'\?"):
-        parse_recipe({"model": {"kind": "bradley-terry"}, "data": {"train": ["x"]}, "trainings": {}})
+        parse(Recipe, {"model": {"kind": "bradley-terry"}, "data": {"train": ["x"]}, "trainings": {}})
 
 
 def test_a_missing_section_is_named():
     with pytest.raises(RecipeError, match="data is missing"):
-        parse_recipe({"model": {"kind": "bradley-terry"}})
+        parse(Recipe, {"model": {"kind": "bradley-terry"}})
 
 
 @pytest.mark.parametrize(

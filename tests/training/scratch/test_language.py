@@ -17,15 +17,16 @@ from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.rows import render, stream
 from paragone_training.policy.sampling.rounds import Decoding, sample
 from paragone_training.scratch.language import (
+    LanguageRecipe,
     _LanguageDataSection,
     _read_chats,
     _read_texts,
     decoder_config,
     describe_language_plan,
-    load_language_recipe,
     train_language_model,
 )
 from paragone_training.scratch.pretraining import pretrain
+from paragone_training.settings import load
 from tests.corpora import corpus_rows, needs_corpora, script, stand_in
 
 ROOT = Path(__file__).parents[3]
@@ -58,7 +59,7 @@ def mine(tmp_path):
 
 
 def test_a_recipe_gives_a_folder_that_policy_training_loads(mine, tmp_path):
-    folder = train_language_model(load_language_recipe(mine), tmp_path / "model")
+    folder = train_language_model(load(LanguageRecipe, mine), tmp_path / "model")
     policy = load_policy(str(folder))
     (prompt,) = render(
         read_prompts([str(mine.with_name("held_out.jsonl"))], split="test"), policy.tokenizer, longest=40
@@ -69,11 +70,11 @@ def test_a_recipe_gives_a_folder_that_policy_training_loads(mine, tmp_path):
     assert policy.model.dtype == torch.float32
     assert "trained from random weights" in (folder / "README.md").read_text()
     with pytest.raises(RecipeError, match="holds a model"):
-        train_language_model(load_language_recipe(mine), tmp_path / "model")
+        train_language_model(load(LanguageRecipe, mine), tmp_path / "model")
 
 
 def test_prompts_marked_test_are_held_out(mine):
-    train, held_out = _read_chats(load_language_recipe(mine).data)
+    train, held_out = _read_chats(load(LanguageRecipe, mine).data)
     assert {chat.prompt for chat in held_out} == {"What is 1?"}
     assert len(train) == 10
     with pytest.raises(DataError, match="no chat to learn from"):
@@ -92,7 +93,7 @@ def test_a_dry_run_says_what_training_then_does(mine, tmp_path):
     assert "  batch_tokens = 64" in plan.output
     assert "2 held out; 1 are longer than max_length 64 and left out" in plan.output
 
-    recipe = load_language_recipe(mine, ["training.batch_tokens=64"])
+    recipe = load(LanguageRecipe, mine, ["training.batch_tokens=64"])
     texts = _read_texts(recipe)
     model = Qwen3ForCausalLM(
         decoder_config(recipe.backbone, texts.tokenizer, recipe.max_length, tie_word_embeddings=True)
@@ -103,7 +104,7 @@ def test_a_dry_run_says_what_training_then_does(mine, tmp_path):
 
 
 def test_the_planned_activations_are_what_a_pass_of_the_largest_batch_saves(mine):
-    recipe = load_language_recipe(mine, ["backbone.hidden_size=64", "backbone.layers=3"])
+    recipe = load(LanguageRecipe, mine, ["backbone.hidden_size=64", "backbone.layers=3"])
     said = describe_language_plan(recipe)
     sequences, longest = map(int, re.search(r"largest batch is (\d+) chats of (\d+) tokens", said).groups())
     planned = float(re.search(r"activations ([\d.]+)", said).group(1)) * 1e6
@@ -135,7 +136,7 @@ def test_the_planned_activations_are_what_a_pass_of_the_largest_batch_saves(mine
 )
 def test_a_language_recipe_that_cannot_be_run_is_refused(mine, setting, message):
     with pytest.raises(RecipeError, match=message):
-        load_language_recipe(mine, [setting])
+        load(LanguageRecipe, mine, [setting])
 
 
 def test_the_built_in_policy_is_small_has_a_chat_template_and_is_no_oracle():
@@ -157,7 +158,7 @@ def test_the_held_out_questions_are_over_a_hundred_and_none_is_a_training_prompt
     assert len(test) == 132
     assert not {prompt.text for prompt in test} & {prompt.text for prompt in train}
     path = ROOT / "training" / "recipes" / "policy" / "mini-policy.toml"
-    recipe = load_language_recipe(path, data=stand_in(tmp_path, **{name: corpus_rows(name) for name in names}))
+    recipe = load(LanguageRecipe, path, data=stand_in(tmp_path, **{name: corpus_rows(name) for name in names}))
     learned, _ = _read_chats(recipe.data)
     assert not {chat.prompt for chat in learned} & {prompt.text for prompt in test}
 

@@ -12,11 +12,12 @@ from paragone_training.data.batches import read_groups
 from paragone_training.data.groups import group_pairs
 from paragone_training.preference.backbone import build_model
 from paragone_training.preference.card import Rows
-from paragone_training.preference.recipe import parse_recipe
+from paragone_training.preference.recipe import Recipe
 from paragone_training.preference.train_model import fit
 from paragone_training.scratch.lessons import Rewording, features, lessons, token_lengths
 from paragone_training.scratch.sections import TeacherSection
 from paragone_training.scratch.teachers import distil_ratings, fit_rating_teacher, imprint
+from paragone_training.settings import parse
 from tests.training.arguments import pairs
 from tests.training.preference.test_ratings import NAN, ratings, tables
 
@@ -25,7 +26,7 @@ ATTRIBUTES = ("clarity", "length")
 
 def taught(rows):
     groups = group_pairs([], rows, ATTRIBUTES)
-    model = build_model(parse_recipe(tables()), [text for group in groups for text in group.responses])
+    model = build_model(parse(Recipe, tables()), [text for group in groups for text in group.responses])
     reader = TextReader(model.tokenizer, model.spec)
     return groups, model, lessons(groups, read_groups(groups, reader), reader)
 
@@ -96,7 +97,7 @@ def test_a_network_learns_the_teachers_ratings():
 def test_a_recipe_with_a_teacher_learns_from_it_first_and_resumes_after_it(tmp_path):
     teacher = {"steps": 3, "batch_responses": 6, "penalty": 2.0}
     rows = Rows(pairs(2), ratings(2))
-    built = parse_recipe(tables(teacher=teacher, training={"epochs": 1}))
+    built = parse(Recipe, tables(teacher=teacher, training={"epochs": 1}))
     whole = fit(built, rows, tmp_path)
     assert (tmp_path / "prepared.safetensors").is_file()
     for checkpoint in tmp_path.glob("checkpoint-*"):

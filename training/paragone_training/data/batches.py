@@ -71,11 +71,7 @@ class _Part(NamedTuple):
 
 
 def _plan_shape(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Return the part sizes of every batch.
-
-    Raises:
-        ValueError: if the budget cannot hold a pair.
-    """
+    """Return the part sizes of every batch."""
     if budget < 2:
         raise ValueError(f"budget is {budget}; a batch must hold at least the 2 responses of a pair")
     batches: list[list[int]] = []

@@ -14,15 +14,15 @@ from paragone_training.games.game import Float64s, check_positive, checked_polic
 
 __all__ = ["duality_gap", "kl", "nash", "regularised_nash"]
 
+# Largest error of log pi in the fixed-point equation that counts as solved.
 _CONVERGED = 1e-12
-"""Largest error of log pi in the fixed-point equation that counts as solved."""
 _NEWTON_STEPS = 60
+# From here on upwards Newton's method converges from the reference itself.
 _EASIEST_TAU = 1.0
-"""From here on upwards Newton's method converges from the reference itself."""
+# Factors by which tau is lowered from one solved game to the next: tried first, and the smallest before giving up.
 _LARGE_STEP, _SMALL_STEP = 0.5, 0.999
-"""Factors by which tau is lowered from one solved game to the next: tried first, and the smallest before giving up."""
+# Relative differences below which x - log(1 + x) is summed as a series: the plain difference would be rounding.
 _SERIES_BELOW = 1e-4
-"""Relative differences below which x - log(1 + x) is summed as a series: the plain difference would be rounding."""
 
 
 def kl(first: ArrayLike, second: ArrayLike) -> float:

@@ -39,13 +39,13 @@ __all__ = [
 Float64s = NDArray[np.float64]
 Dynamics = Literal["sppo", "inpo", "egpo", "omwu"]
 
+# No preference game reaches this omega: 2 omega² <= sum_ij pi_i pi_j (P_ij - 1/2)² < 1/4.
 LARGEST_ROTATION = 1.0 / (2.0 * math.sqrt(2.0))
-"""No preference game reaches this omega: 2 omega² <= sum_ij pi_i pi_j (P_ij - 1/2)² < 1/4."""
 
+# How far a sum of probabilities may be from 1: generous to tables that went through float32 or JSON.
 _ROUNDING = 1e-6
-"""How far a sum of probabilities may be from 1: generous to tables that went through float32 or JSON."""
+# Points of the grid on which the first step that diverges is looked for, before it is bisected.
 _STEPS_TRIED = 400
-"""Points of the grid on which the first step that diverges is looked for, before it is bisected."""
 
 
 def checked_preference(preference: ArrayLike) -> Float64s:

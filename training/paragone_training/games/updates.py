@@ -271,11 +271,7 @@ def decreasing_eta(iteration: int, *, tau: float) -> float:
 
 
 def _normalised(log_weight: Float64s) -> Float64s:
-    """Return the distribution with these log-weights, up to a constant; [n].
-
-    Raises:
-        ValueError: if all weights are 0.
-    """
+    """Return the distribution with these log-weights, up to a constant; [n]."""
     largest = log_weight.max()
     if largest == -np.inf:
         raise ValueError("base and reference have no response in common: nothing is left to play")

@@ -53,20 +53,12 @@ logger = logging.getLogger(__name__)
 
 
 _CHECKED_PAIRS = 64
+# Relative distance from the closed-form start value that float32 explains.
 _ROUNDING = 1e-4
-"""Relative distance from the closed-form start value that float32 explains."""
 
 
 class _PairPasses(Dataset[dict[str, Any]]):
-    """The passes of an epoch.
-
-    Args:
-        size: most pairs of a pass.
-        step: pairs of an optimiser step, over all processes.
-
-    Raises:
-        ValueError: if there are fewer pairs than one step has passes.
-    """
+    """The passes of an epoch."""
 
     def __init__(
         self, pairs: Sequence[TrainingPair], *, size: int, step: int, pad_id: int, seed: int, packed: bool = False
@@ -132,15 +124,7 @@ def _of_batch(batch: dict[str, Any]) -> tuple[Sequences | PackedRow, PairTargets
 
 
 def _steps_of_epoch(pairs: int, *, size: int, step: int) -> int:
-    """Return the optimiser steps of an epoch, of nearly equal size; the number of processes does not matter.
-
-    Args:
-        size: most pairs of a pass.
-        step: pairs of a step: at most, or a few more where one pair a pass leaves no other way.
-
-    Raises:
-        ValueError: if there are fewer pairs than one step has passes.
-    """
+    """Return the optimiser steps of an epoch, of nearly equal size; the number of processes does not matter."""
     passes = step // size
     steps = -(-pairs // step)
     if steps * passes > pairs:
@@ -163,6 +147,7 @@ def optimiser_steps(pairs: int, training: PolicyTrainingSection) -> tuple[int, i
     """
     an_epoch = _steps_of_epoch(pairs, size=training.pairs_per_pass, step=training.pairs_per_step)
     laid_out = training.schedule_epochs or training.epochs
+    # A part of an epoch is rounded up: a training step takes at least one gradient step.
     return max(math.ceil(training.epochs * an_epoch), 1), max(math.ceil(laid_out * an_epoch), 1)
 
 
@@ -188,27 +173,20 @@ class _Course(TrainerCallback):
 
 
 class _Observer(TrainerCallback):
-    """Show the numbers of every line that is logged.
-
-    Args:
-        show: takes the number of the gradient step in this training, and values by name.
-    """
+    """Show the numbers of every line that is logged."""
 
     def __init__(self, show: Callable[[int, dict[str, float]], None]) -> None:
         self._show = show
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         """Show a line of gradient steps, not the summary at the end."""
+        # The summary at the end of training has no loss, and is no gradient step.
         if state.is_world_process_zero and "loss" in logs:
             self._show(state.global_step, logs)
 
 
 class _PairLoss:
-    """A method's mean loss per pair over an optimiser step, and the sums of what people look at.
-
-    Args:
-        scale: what the raw loss is multiplied by for logs, and before the gradient unless ``raw``.
-    """
+    """A method's mean loss per pair over an optimiser step, and the sums of what people look at."""
 
     def __init__(self, method: Method, *, scale: float, raw: bool) -> None:
         self._method, self._scale, self._raw = method, scale, raw
@@ -243,6 +221,7 @@ class _PairLoss:
             "rejected_log_ratio": float(rejected.sum()),
         }
         for name, value in sums.items():
+            # Sums over passes, since passes may differ by one pair; divided once, by all pairs.
             self._sums[name] = self._sums.get(name, 0.0) + value
 
 
@@ -274,6 +253,7 @@ class PolicyTrainer(StepTrainer):
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Return the loss of one pass, after its backward pass, in which layers may run again: as they ran before."""
+        # The backward pass may run layers again: they must find the attention of the forward pass.
         with self.network.packing():
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
@@ -304,6 +284,7 @@ def policy_trainer(
         RunError: if there are too few pairs for a step, or a step does not divide among the processes.
     """
     size, step = training.pairs_per_pass, training.pairs_per_step
+    # Asked first whether it packs: the order inside a step depends on it.
     network = response_logprobs(model, training)
     try:
         passes = _PairPasses(pairs, size=size, step=step, pad_id=pad_id, seed=seed, packed=network.packs)
@@ -311,6 +292,7 @@ def policy_trainer(
         raise RunError(str(error)) from error
     if training.gradient_checkpointing:
         recompute_activations(model)
+    # For losses whose targets have no bound of their own.
     largest = max(max(abs(pair.targets[1]), abs(pair.targets[2])) for pair in pairs)
     steps, laid_out = optimiser_steps(len(pairs), training)
     return PolicyTrainer(
@@ -336,6 +318,7 @@ def _arguments(work: Path, training: PolicyTrainingSection, laid_out: int, seed:
     return training_arguments(
         work,
         training,
+        # What the schedule counts to; ``_Course`` may stop the run before.
         max_steps=laid_out,
         warmup_steps=training.warmup,
         optim=training.optimiser,
@@ -345,7 +328,9 @@ def _arguments(work: Path, training: PolicyTrainingSection, laid_out: int, seed:
         eval_strategy="no",
         save_strategy="steps" if training.save_steps else "no",
         save_steps=training.save_steps or 500,
+        # A run goes on from the last one alone.
         save_total_limit=1,
+        # Every weight has a gradient in every pass, and looking for others walks the graph each time.
         ddp_find_unused_parameters=False,
     )
 
@@ -382,9 +367,6 @@ def _noise_floor(logprob: ArrayLike, stored_logprob: ArrayLike, target: ArrayLik
         logprob: as the trainer computes it. [B]
         stored_logprob: the frozen column. [B]
         target: what the loss asks log pi - log pi_t to become: eta (P - ½), s/beta, gain * label. [B]
-
-    Raises:
-        ValueError: if shapes differ, there is nothing, or something is not finite.
     """
     first, second = same_shape(logprob, stored_logprob)
     _, goal = same_shape(logprob, target)
@@ -400,11 +382,7 @@ def _noise_floor(logprob: ArrayLike, stored_logprob: ArrayLike, target: ArrayLik
 
 
 def _check_noise_floor(floor: _NoiseFloor, *, limit: float = 0.05) -> None:
-    """Refuse a run in which noise has a larger share of the targets' scale than ``limit``.
-
-    Raises:
-        ValueError: if the share exceeds the limit.
-    """
+    """Refuse a run in which noise has a larger share of the targets' scale than ``limit``."""
     if floor.share > limit:
         raise ValueError(
             f"log-probabilities computed twice differ by {floor.spread:.3g} nats (rms), {floor.share:.1%} of the "
@@ -419,10 +397,8 @@ def _check_start(trainer: PolicyTrainer, training: PolicyTrainingSection) -> dic
 
     The policy still is the step's base, so its loss has a closed form, and its log-probabilities differ from the frozen
     ones by noise alone.
-
-    Raises:
-        RunError: if the loss is not the closed form's, or the noise is above the limit.
     """
+    # Before adapters have learnt anything: they begin as zeros, so the policy still is its base.
     fit = trainer.method.fit
     chosen, rejected, targets = _first_pairs(trainer, training)
     # What the loss looks at: a log-ratio of each response, or the difference of a pair, in which a common offset
@@ -501,6 +477,7 @@ def train_step(
     """
     if not pairs:
         raise RunError(f"no pair to train on in {folder}: every comparison is tied or missing; sample more responses")
+    # Beside the outcome a checkpoint has the weights and two moments of the optimiser.
     size = sum(weight.numel() * weight.element_size() for weight in policy.model.parameters())
     need_space(folder, size * (4 if training.save_steps else 1) + 10_000_000, "training")
     # Before adapters are made: their start is random.
@@ -514,6 +491,7 @@ def train_step(
         policy.save(folder / "policy", dtype=dtype, state=state)
     wait()
     # What is written is what goes on: rounded to the storage type, the same after a restart.
+    # Whatever happens below, these weights are not those of a file.
     policy.source = "in training"
     if sharded:
         policy.reload(folder / "policy")

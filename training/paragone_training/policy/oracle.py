@@ -41,20 +41,20 @@ logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
+# PR_SET_PDEATHSIG of Linux's prctl.
 _DIE_WITH_PARENT = 1
-"""PR_SET_PDEATHSIG of Linux's prctl."""
 _GRACE_S = 20.0
 _TAIL_CHARACTERS = 2000
 
 
+# A prompt and the texts that are compared. K
 _Group = tuple[Prompt, Sequence[str]]
-"""A prompt and the texts that are compared. K"""
 
 _START_S = 600.0
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 15.0
+# Tries of a request that the server fails at, before its groups are asked one by one, and each of these.
 _TRIES_AT_FAULT = 3
-"""Tries of a request that the server fails at, before its groups are asked one by one, and each of these."""
 
 
 class Background:
@@ -212,6 +212,7 @@ class OracleClient:
         return self._background.submit(self._tables(list(groups)))
 
     async def _open(self) -> None:
+        # Few tries: what the client gives up on, ``_patiently`` waits for.
         self._client = AsyncClient(
             self.url, api_key=self.api_key, model=self.model, timeout_s=self.timeout_s, retries=2
         )
@@ -236,6 +237,7 @@ class OracleClient:
             return answers
 
     async def _tournaments(self, groups: list[_Group]) -> tuple[list[Answer], tuple[int, int]]:
+        # One answer in place of an error: a prompt that is too long must not cost the chunk its other tables.
         bodies = [{"prompt": prompt.content, "responses": list(texts)} for prompt, texts in groups]
         reply = await self._patiently(lambda: self._client.tournaments(bodies, return_=["matrix"], on_error="report"))
         cost = self._checked(reply)
@@ -330,6 +332,7 @@ def own_service(sources: Sequence[str], log: Path) -> Iterator[str]:
     for source in sources:
         command += ["--model", source]
     process = RunProcess(command, log)
+    # This host alone may ask it: the service of a run has no key.
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_until_ready(process, url)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import (
     Field,
@@ -24,7 +24,7 @@ from paragone_training.errors import RecipeError
 from paragone_training.policy.methods.method import Method
 from paragone_training.policy.methods.registry import METHODS, check_needs, knobs, method_of
 from paragone_training.policy.targets import Labels, Rule, Selection, Ties, Unfinished, WinRates
-from paragone_training.settings import DataFiles, LoraSection, Names, RecipeFile, Section, load, parse
+from paragone_training.settings import DataFiles, LoraSection, Names, RecipeFile, Section, load
 
 __all__ = [
     "Batching",
@@ -33,7 +33,6 @@ __all__ = [
     "ServersSection",
     "command_line",
     "load_policy_recipe",
-    "parse_policy_recipe",
 ]
 
 _Dtype = Literal["float32", "bfloat16", "float16"]
@@ -416,12 +415,3 @@ def load_policy_recipe(path: Path, assignments: Sequence[str] = (), *, data: Pat
         RecipeError: if it cannot be read or run.
     """
     return load(PolicyRecipe, path, assignments, data=data)
-
-
-def parse_policy_recipe(tables: dict[str, Any]) -> PolicyRecipe:
-    """Return the recipe that tables say.
-
-    Raises:
-        RecipeError: if it cannot be run; the value, the limit and the remedy are in the message.
-    """
-    return parse(PolicyRecipe, tables)

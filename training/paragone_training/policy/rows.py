@@ -71,6 +71,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BROKEN = "broken"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 1.0
 
+# Settings that a resumed run may have changed: none changes a result (more iterations add some), but for the limits
+# of servers, which decide what is left out: a run that they stopped has to be able to go on with others.
 _MAY_CHANGE = {
     "oracle": {"url", "api_key_file", "concurrency", "patience_s", "timeout_s"},
     "servers": {
@@ -91,8 +93,6 @@ _MAY_CHANGE = {
     "evaluation": {"judge_url"},
     "output": {"folder", "trackers"},
 }
-"""Settings that a resumed run may have changed: none changes a result (more iterations add some), but for the limits of
-servers, which decide what is left out: a run that they stopped has to be able to go on with others."""
 
 
 @contextlib.contextmanager

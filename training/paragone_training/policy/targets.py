@@ -47,8 +47,8 @@ Rule = Literal["mean-probability", "mean-logit"]
 Unfinished = Literal["drop", "penalise", "keep"]
 WinRates = Literal["with-self", "without-self"]
 
+# How far P + P^T may be from 1 where both exist: generous to tables that went through float32 or JSON.
 _SYMMETRY = 1e-6
-"""How far P + P^T may be from 1 where both exist: generous to tables that went through float32 or JSON."""
 
 
 @dataclass(frozen=True)
@@ -236,9 +236,6 @@ def _group_table(
 
     Returns:
         P with P + P^T = 1, NaN where missing. [K, K]
-
-    Raises:
-        ValueError: if the answers are no probabilities.
     """
     # Combined first: a penalty belongs to a response, not to the place that it was shown in.
     table = symmetrised(raw, rule=rule)

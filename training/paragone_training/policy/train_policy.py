@@ -84,15 +84,7 @@ def train_policy(recipe: PolicyRecipe, folder: Path, *, resume: bool = False) ->
 
 
 class _PolicyRun:
-    """One run and what it has in memory: the policy, the prompts, the oracles.
-
-    Args:
-        barrier: where the processes of the run wait for each other.
-
-    Raises:
-        RecipeError: if the policy cannot be loaded or a prompt does not fit it.
-        DataError: if prompts cannot be read.
-    """
+    """One run and what it has in memory: the policy, the prompts, the oracles."""
 
     def __init__(self, recipe: PolicyRecipe, folder: Path, barrier: Barrier) -> None:
         self.recipe, self.folder, self.barrier = recipe, folder, barrier
@@ -124,13 +116,9 @@ class _PolicyRun:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
-        """Hold connections to the oracles, the service of this run's own if there is one, and the trackers.
-
-        Raises:
-            RecipeError: if a tracker is not known or not installed.
-            RunError: if the service does not come up.
-        """
+        """Hold connections to the oracles, the service of this run's own if there is one, and the trackers."""
         oracle, judge = self.recipe.oracle, self.recipe.evaluation
+        # One service hosts both models: its cache and its device are shared.
         hosted = {"oracle": oracle.serve, "judge": judge.judge_serve}
         sources = [f"{name}={source}" for name, source in hosted.items() if source is not None]
         with ExitStack() as stack:
@@ -150,6 +138,7 @@ class _PolicyRun:
                 if url is not None:
                     model = name if hosted[name] else models[name]
                     self._oracles[name] = stack.enter_context(self._oracle(name, url, model))
+            # The servers last, since the stored responses that they are checked with are sampled by the policy here.
             stack.enter_context(self._samplers.opened())
             yield
             self._oracles = {}
@@ -180,14 +169,12 @@ class _PolicyRun:
             return self.iterate_source(1)
         if reference.policy == "previous":
             return self.iterate_source(iteration)
+        # Resets fall on iterations 1, 1 + n, 1 + 2n: the reference is the iterate that such an iteration began with.
         return self.iterate_source((iteration - 1) // reference.every * reference.every + 1)
 
     def iterate(self, iteration: int) -> None:
-        """Run iteration t, from 1, or what is left of it.
-
-        Raises:
-            RunError: if the run has to stop.
-        """
+        """Run iteration t, from 1, or what is left of it."""
+        # Written last: an iteration that has it is done.
         path, began = self._iteration(iteration) / "metrics.json", time.monotonic()
         if path.exists():
             return
@@ -203,6 +190,7 @@ class _PolicyRun:
             write_json(path, metrics)
             if self._trackers is not None:
                 self._trackers.iteration(iteration, metrics)
+            # Only after metrics.json, which is what the page is made of.
             write_report(self.folder)
         self.barrier.wait()
 
@@ -211,6 +199,7 @@ class _PolicyRun:
         folder = self._step_folder(iteration, number)
         previous, current = str(self._step_folder(iteration, number - 1) / "policy"), self.iterate_source(iteration)
         base = {"current": current, "previous-step": previous, "memory": self._memory(iteration)}[step.base]
+        # What is sampled from and what is trained may differ: a method may look ahead, and step from where it began.
         source = current if step.sampler == "current" else previous
         # Two steps may share a round: the second finds it on disk and asks nobody.
         round_folder = self._iteration(iteration) / f"round-{step.round}"
@@ -238,6 +227,7 @@ class _PolicyRun:
             )
         self.barrier.wait()
         began = time.monotonic()
+        # In memory the policy may still be the reference, or the iterate that was sampled from.
         self.policy.become(base)
         # The main process has them from its round; the others read what it wrote before the barrier.
         responses = responses or read_responses(round_folder / "samples.parquet")
@@ -254,6 +244,7 @@ class _PolicyRun:
             lora=self.recipe.lora,
             raw=self.recipe.loss.gradient == "raw",
             dtype=self.recipe.output.dtype,
+            # No two steps of a run draw the same order; no method has a thousand steps an iteration.
             seed=self.recipe.training.seed + 1000 * iteration + number,
             wait=self.barrier.wait,
             show=self._shown_steps(folder),
@@ -278,6 +269,7 @@ class _PolicyRun:
         """Return the responses of a round, sampled or from disk, and what to report of it."""
         recipe, sampling = self.recipe, self.recipe.sampling
         seed = recipe.training.seed
+        # A function of the seed and the iteration, so that a resumed run is dealt the same prompts.
         prompts = deal(self.prompts, iteration=iteration, per_iteration=recipe.data.per_iteration, seed=seed)
         played = play_round(
             folder,
@@ -305,12 +297,14 @@ class _PolicyRun:
         described["missing_groups"] = missing
         if self._samplers.noise is not None:
             described["reload_noise_per_token"] = self._samplers.noise
+        # Most methods have one round, whose numbers need no prefix.
         prefix = "" if number == 1 else f"round_{number}_"
         return played.responses, {f"{prefix}{name}": value for name, value in described.items()}
 
     def _targets(self, path: Path, tables: dict[str, Float64s], names: tuple[object, ...]) -> list[LabelledPair]:
         if path.exists():
             return read_targets(path)
+        # Methods that fit a number of each response look at no label; a soft one draws nothing at random.
         targets = self.recipe.targets
         pairs = labelled_pairs(
             tables,
@@ -354,6 +348,7 @@ class _PolicyRun:
             against.setdefault(row.prompt_id, []).append(row.text)
         folder = self.folder / f"evaluation-{iteration:02d}"
         mine = self._held_out_round(folder, self.iterate_source(iteration + 1), self._oracles, against)
+        # The KL needs the device that colocated servers sampled on.
         self._samplers.end()
         summary = compared_with_initial(
             folder,
@@ -372,6 +367,7 @@ class _PolicyRun:
         self, folder: Path, source: str, oracles: dict[str, OracleClient], against: dict[str, list[str]]
     ) -> list[Response]:
         """Return a policy's responses to the held-out prompts; without oracles, or compared with others' responses."""
+        # A prompt that the initial policy gave no whole group to has nothing to be compared with.
         prompts = [prompt for prompt in self.held_out if not oracles or prompt.id in against]
         played = play_round(
             folder,

@@ -17,9 +17,9 @@ from paragone_training.scratch.sections import (
     TeacherSection,
     TokenizerSection,
 )
-from paragone_training.settings import DataFiles, LoraSection, Names, Rate, Section, Share, load, parse
+from paragone_training.settings import DataFiles, LoraSection, Names, Rate, Section, Share, load
 
-__all__ = ["Recipe", "load_recipe", "parse_recipe"]
+__all__ = ["Recipe", "load_recipe"]
 
 
 class _ModelSection(Section):
@@ -212,15 +212,6 @@ def load_recipe(path: str | Path, assignments: Sequence[str] = (), *, data: Path
     # Settled here, so that a dry run shows where the model would go.
     folder = recipe.output.folder or f"runs/{Path(path).stem}"
     return recipe.model_copy(update={"output": recipe.output.model_copy(update={"folder": folder})})
-
-
-def parse_recipe(tables: dict[str, Any]) -> Recipe:
-    """Return a recipe built from TOML tables, checked.
-
-    Raises:
-        RecipeError: if a key or value is wrong, or two of them do not fit each other.
-    """
-    return parse(Recipe, tables)
 
 
 def _check_model(model: _ModelSection) -> None:

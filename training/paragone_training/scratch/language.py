@@ -22,9 +22,9 @@ from paragone_training.saved_activations import meta_attention, saved_bytes
 from paragone_training.scratch.decoder import decoder_config, train_tokenizer
 from paragone_training.scratch.pretraining import batches_of, padded, pretrain
 from paragone_training.scratch.sections import BackboneSection, PretrainingSection, TokenizerSection
-from paragone_training.settings import DataFile, DataFiles, Names, Section, load
+from paragone_training.settings import DataFile, DataFiles, Names, Section
 
-__all__ = ["LanguageRecipe", "decoder_config", "load_language_recipe", "train_language_model"]
+__all__ = ["LanguageRecipe", "decoder_config", "train_language_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +93,7 @@ class LanguageRecipe(Section):
 
 @dataclass(frozen=True)
 class _LanguageTexts:
-    """The chats of a recipe as token ids, and the tokenizer that was trained on them.
-
-    Attributes:
-        counts: chats of both before those that are too long were left out.
-    """
+    """The chats of a recipe as token ids, and the tokenizer that was trained on them."""
 
     tokenizer: Any
     train: list[list[int]]
@@ -105,25 +101,8 @@ class _LanguageTexts:
     counts: tuple[int, int]
 
 
-def load_language_recipe(path: Path, assignments: Sequence[str] = (), *, data: Path | None = None) -> LanguageRecipe:
-    """Return the recipe of a TOML file, checked, its data paths made absolute.
-
-    Args:
-        assignments: ``section.key=value`` overrides.
-        data: folder of relative data files, in place of the recipe's own.
-
-    Raises:
-        RecipeError: if it cannot be read or cannot be run.
-    """
-    return load(LanguageRecipe, path, assignments, data=data)
-
-
 def _read_chats(section: _LanguageDataSection) -> tuple[list[_Chat], list[_Chat]]:
-    """Return the chats to learn from and the held-out ones.
-
-    Raises:
-        DataError: if a file cannot be read, or nothing is left to learn from.
-    """
+    """Return the chats to learn from and the held-out ones."""
     # By the prompt's text: the files of answers know nothing of the split.
     hidden = set[str]()
     if section.held_out:
@@ -144,14 +123,7 @@ def _read_chats(section: _LanguageDataSection) -> tuple[list[_Chat], list[_Chat]
 
 
 def _read_texts(recipe: LanguageRecipe) -> _LanguageTexts:
-    """Read the chats of a recipe, train a tokenizer on those that are learnt from, and return both.
-
-    Args:
-        recipe: which chats, and how long they may be.
-
-    Raises:
-        DataError: if the data cannot be used.
-    """
+    """Read the chats of a recipe, train a tokenizer on those that are learnt from, and return both."""
     train, held_out = _read_chats(recipe.data)
     texts = [text for chat in train for text in (chat.prompt, chat.response)]
     # Merges are learnt from the chats to learn from alone, as the weights are.
@@ -195,11 +167,7 @@ def train_language_model(recipe: LanguageRecipe, folder: Path) -> Path:
 
 @torch.no_grad()
 def _held_out_loss(model: Any, documents: Sequence[Sequence[int]], tokenizer: Any) -> float:
-    """Return the mean negative log-likelihood of the answers' tokens, in nats a token.
-
-    Args:
-        tokenizer: of these chats, with this project's chat template.
-    """
+    """Return the mean negative log-likelihood of the answers' tokens, in nats a token."""
     assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")
     total, count = 0.0, 0
     for start in range(0, len(documents), 16):

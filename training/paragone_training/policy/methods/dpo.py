@@ -10,14 +10,14 @@ from torch.nn.functional import logsigmoid
 
 from paragone_training.games.game import check_positive
 from paragone_training.policy.methods.method import (
-    ONE_STEP,
     Float64s,
     Needs,
     PairTargets,
-    Step,
     check_vectors,
     knob,
+    no_own_targets,
     numbers,
+    one_step,
     working,
 )
 
@@ -68,13 +68,7 @@ def dpo_loss(
 def _dpo_start(drift: ArrayLike, *, beta: float, label_smoothing: float = 0.0) -> Float64s:
     """Return the DPO loss of the first batch: log 2 without drift, whatever the knobs. [B].
 
-        (1 - eps) log(1 + e^-z) + eps log(1 + e^z),   z = beta drift
-
-    Args:
-        drift: how much further the policy prefers chosen to rejected than the reference does, in nats. [B]
-
-    Raises:
-        ValueError: if beta is not positive and finite, or label_smoothing lies outside [0, ½].
+    (1 - eps) log(1 + e^-z) + eps log(1 + e^z),   z = beta drift
     """
     _check(beta, label_smoothing)
     logit = beta * np.asarray(drift, dtype=np.float64)
@@ -124,6 +118,8 @@ class Dpo:
 
     name: ClassVar[str] = "dpo"
     needs: ClassVar[Needs] = Needs(labels=("sampled", "hard"), ties=("drop",))
+    steps = one_step
+    own_targets = no_own_targets
 
     def __post_init__(self) -> None:
         _check(self.beta, self.label_smoothing)
@@ -132,14 +128,6 @@ class Dpo:
     def fit(self) -> _DpoFit:
         """The cross-entropy of each pair."""
         return _DpoFit(self.beta, self.label_smoothing)
-
-    def steps(self, iteration: int) -> tuple[Step, ...]:  # noqa: ARG002 - all iterations are alike
-        """Return its one step."""
-        return ONE_STEP
-
-    def own_targets(self, table: Float64s, *, include_self: bool) -> Float64s:  # noqa: ARG002 - labels are enough
-        """Return zeros. [K]."""
-        return np.zeros(len(table))
 
     def convergence_warning(self, omega: float) -> str | None:  # noqa: ARG002
         """Return None: nothing is known of its dynamics where preferences are no differences of rewards."""

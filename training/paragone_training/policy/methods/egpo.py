@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 
 from paragone_training import games
 from paragone_training.games.game import check_positive
-from paragone_training.policy.methods.method import Float64s, Needs, Step, divergence, knob
-from paragone_training.policy.methods.pairwise import PairwiseFit, PairwiseSetting, no_own_targets
+from paragone_training.policy.methods.method import Float64s, Needs, Step, divergence, knob, no_own_targets
+from paragone_training.policy.methods.pairwise import PairwiseFit, PairwiseSetting
 
 __all__ = ["Egpo", "egpo_setting", "nash_mp_setting"]
 
@@ -65,6 +65,7 @@ class Egpo:
 
     name: ClassVar[str] = "egpo"
     needs: ClassVar[Needs] = Needs()
+    own_targets = no_own_targets
 
     def __post_init__(self) -> None:
         egpo_setting(step=self.step, tau=self.tau)  # refuses what is out of range
@@ -77,10 +78,6 @@ class Egpo:
     def steps(self, iteration: int) -> tuple[Step, ...]:  # noqa: ARG002 - all iterations are alike
         """Return the look-ahead, and the step proper on a round that is drawn from where the look-ahead arrived."""
         return Step(1, "current", "current"), Step(2, "previous-step", "current")
-
-    def own_targets(self, table: Float64s, *, include_self: bool) -> Float64s:  # noqa: ARG002 - labels are enough
-        """Return zeros. [K]."""
-        return no_own_targets(table)
 
     def convergence_warning(self, omega: float) -> str | None:
         """Return a warning where the step is beyond the largest that converges."""

@@ -12,15 +12,14 @@ from torch import Tensor
 from paragone_training import games
 from paragone_training.games.game import check_positive
 from paragone_training.policy.methods.method import (
-    ONE_STEP,
     Float64s,
     Needs,
     PairTargets,
-    Step,
     check_vectors,
     divergence,
     knob,
     numbers,
+    one_step,
     same_shape,
     working,
 )
@@ -28,8 +27,8 @@ from paragone_training.policy.targets import mean_scores
 
 __all__ = ["Gpo", "gpo_loss", "gpo_scale"]
 
+# Probabilities are kept this far from 0 and 1 before a logit is taken of them: a certain oracle has a finite score.
 _SMALLEST = 1e-9
-"""Probabilities are kept this far from 0 and 1 before a logit is taken of them: a certain oracle has a finite score."""
 
 
 def gpo_loss(
@@ -98,11 +97,7 @@ def gpo_scale(*, beta: float, largest_score: float = 0.5) -> float:
 
 
 def _gpo_start(chosen_score: ArrayLike, rejected_score: ArrayLike, *, beta: float) -> Float64s:
-    """Return the raw GPO loss of the first batch: ½ [s_w² + s_l²] / beta². [B].
-
-    Raises:
-        ValueError: if the shapes differ or beta is not positive and finite.
-    """
+    """Return the raw GPO loss of the first batch: ½ [s_w² + s_l²] / beta². [B]."""
     check_positive(beta=beta)
     won, lost = same_shape(chosen_score, rejected_score)
     return (won**2 + lost**2) / (2.0 * beta**2)
@@ -143,6 +138,7 @@ class Gpo:
 
     name: ClassVar[str] = "gpo"
     needs: ClassVar[Needs] = Needs(pairs=False, references=("previous",))
+    steps = one_step
 
     def __post_init__(self) -> None:
         check_positive(beta=self.beta)
@@ -151,10 +147,6 @@ class Gpo:
     def fit(self) -> _GpoFit:
         """The squared loss of each response."""
         return _GpoFit(self.beta)
-
-    def steps(self, iteration: int) -> tuple[Step, ...]:  # noqa: ARG002 - all iterations are alike
-        """Return its one step."""
-        return ONE_STEP
 
     def own_targets(self, table: Float64s, *, include_self: bool) -> Float64s:
         """Return the mean score of each response. [K]."""

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from paragone_training import games
 from paragone_training.games.game import check_positive
-from paragone_training.policy.methods.method import ONE_STEP, Float64s, Needs, Step, divergence, knob
-from paragone_training.policy.methods.pairwise import PairwiseFit, PairwiseSetting, no_own_targets, pairwise_loss
+from paragone_training.policy.methods.method import Float64s, Needs, divergence, knob, no_own_targets, one_step
+from paragone_training.policy.methods.pairwise import PairwiseFit, PairwiseSetting, pairwise_loss
 
 __all__ = ["Inpo", "inpo_loss", "inpo_setting"]
 
@@ -91,6 +91,8 @@ class Inpo:
 
     name: ClassVar[str] = "inpo"
     needs: ClassVar[Needs] = Needs()
+    steps = one_step
+    own_targets = no_own_targets
 
     def __post_init__(self) -> None:
         inpo_setting(eta=self.eta, tau=self.tau)  # refuses what is out of range
@@ -99,14 +101,6 @@ class Inpo:
     def fit(self) -> PairwiseFit:
         """The squared residual of each pair."""
         return PairwiseFit(inpo_setting(eta=self.eta, tau=self.tau))
-
-    def steps(self, iteration: int) -> tuple[Step, ...]:  # noqa: ARG002 - all iterations are alike
-        """Return its one step."""
-        return ONE_STEP
-
-    def own_targets(self, table: Float64s, *, include_self: bool) -> Float64s:  # noqa: ARG002 - labels are enough
-        """Return zeros. [K]."""
-        return no_own_targets(table)
 
     def convergence_warning(self, omega: float) -> str | None:
         """Return a warning where the step is so large that play circles: eta ≤ (tau² + omega²)/(2 tau)."""

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from paragone_training import games
 from paragone_training.games.game import check_positive
-from paragone_training.policy.methods.method import ONE_STEP, Float64s, Needs, Step, divergence, knob
-from paragone_training.policy.methods.pairwise import PairwiseFit, PairwiseSetting, no_own_targets, pairwise_loss
+from paragone_training.policy.methods.method import Float64s, Needs, divergence, knob, no_own_targets, one_step
+from paragone_training.policy.methods.pairwise import PairwiseFit, PairwiseSetting, pairwise_loss
 
 __all__ = ["Ipo", "ipo_loss", "ipo_setting"]
 
@@ -68,6 +68,8 @@ class Ipo:
 
     name: ClassVar[str] = "ipo"
     needs: ClassVar[Needs] = Needs()
+    steps = one_step
+    own_targets = no_own_targets
 
     def __post_init__(self) -> None:
         ipo_setting(tau=self.tau)  # refuses what is out of range
@@ -76,14 +78,6 @@ class Ipo:
     def fit(self) -> PairwiseFit:
         """The squared residual of each pair."""
         return PairwiseFit(ipo_setting(tau=self.tau))
-
-    def steps(self, iteration: int) -> tuple[Step, ...]:  # noqa: ARG002 - all iterations are alike
-        """Return its one step."""
-        return ONE_STEP
-
-    def own_targets(self, table: Float64s, *, include_self: bool) -> Float64s:  # noqa: ARG002 - labels are enough
-        """Return zeros. [K]."""
-        return no_own_targets(table)
 
     def convergence_warning(self, omega: float) -> str | None:
         """Return a warning where the step is so large that play circles: tau ≤ omega."""

@@ -25,7 +25,6 @@ from torch import Tensor
 from paragone_training import games
 
 __all__ = [
-    "ONE_STEP",
     "Fit",
     "Float64s",
     "Method",
@@ -37,7 +36,9 @@ __all__ = [
     "describe",
     "divergence",
     "knob",
+    "no_own_targets",
     "numbers",
+    "one_step",
     "same_shape",
     "working",
 ]
@@ -83,7 +84,14 @@ class Step(NamedTuple):
     base: str
 
 
-ONE_STEP = (Step(1, "current", "current"),)
+def one_step(_method: object, iteration: int) -> tuple[Step, ...]:  # noqa: ARG001 - all iterations are alike
+    """Return the one step of a method that samples from its iterate, and trains it on these pairs."""
+    return (Step(1, "current", "current"),)
+
+
+def no_own_targets(_method: object, table: Float64s, *, include_self: bool) -> Float64s:  # noqa: ARG001
+    """Return zeros, for methods that are trained on the labels of pairs alone. [K]."""
+    return np.zeros(len(table))
 
 
 @dataclass(frozen=True)

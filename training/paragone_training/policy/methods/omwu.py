@@ -7,8 +7,8 @@ from numpy.typing import ArrayLike
 
 from paragone_training import games
 from paragone_training.policy.methods.egpo import egpo_setting
-from paragone_training.policy.methods.method import ONE_STEP, Float64s, Needs, Step, divergence, knob
-from paragone_training.policy.methods.pairwise import PairwiseFit, PairwiseSetting, no_own_targets
+from paragone_training.policy.methods.method import Float64s, Needs, Step, divergence, knob, no_own_targets, one_step
+from paragone_training.policy.methods.pairwise import PairwiseFit, PairwiseSetting
 
 __all__ = ["Omwu", "omwu_setting"]
 
@@ -43,6 +43,7 @@ class Omwu:
 
     name: ClassVar[str] = "omwu"
     needs: ClassVar[Needs] = Needs()
+    own_targets = no_own_targets
 
     def __post_init__(self) -> None:
         omwu_setting(step=self.step, tau=self.tau)  # refuses what is out of range
@@ -57,11 +58,10 @@ class Omwu:
 
         b_0 is the policy itself, so that the first iteration has the second of the two alone.
         """
-        return (Step(1, "current", "memory"), Step(1, "current", "previous-step")) if iteration > 1 else ONE_STEP
-
-    def own_targets(self, table: Float64s, *, include_self: bool) -> Float64s:  # noqa: ARG002 - labels are enough
-        """Return zeros. [K]."""
-        return no_own_targets(table)
+        if iteration == 1:
+            return one_step(self, iteration)
+        # One round for both: what it saves beside a look-ahead that samples for itself.
+        return Step(1, "current", "memory"), Step(1, "current", "previous-step")
 
     def convergence_warning(self, omega: float) -> str | None:
         """Return a warning where the step is beyond the largest that converges."""

@@ -35,14 +35,12 @@ __all__ = [
     "FrozenColumn",
     "PairwiseFit",
     "PairwiseSetting",
-    "no_own_targets",
     "pairwise_loss",
-    "pairwise_start",
     "regression_residual",
 ]
 
+# How far the weights of the frozen columns may sum from 1: rounding, not another method.
 _WEIGHTS_SUM = 1e-6
-"""How far the weights of the frozen columns may sum from 1: rounding, not another method."""
 
 
 class FrozenColumn(NamedTuple):
@@ -179,7 +177,7 @@ def pairwise_loss(
     return regression_residual(chosen_logprob, rejected_logprob, columns, label, gain=setting.gain).square()
 
 
-def pairwise_start(
+def _pairwise_start(
     preference: ArrayLike, drift: ArrayLike | None = None, *, gain: float, reference_weight: float = 0.0
 ) -> Float64s:
     """Return the raw loss of the first batch of INPO, IPO, EGPO and OMWU, where the policy still is the base. [B].
@@ -220,7 +218,7 @@ class PairwiseFit:
     def start(self, targets: PairTargets) -> Float64s:
         """Return the raw loss of each pair at the base. [B]."""
         weight, gain = self.setting.reference_weight, self.setting.gain
-        return pairwise_start(numbers(targets.preference), targets.drift(), gain=gain, reference_weight=weight)
+        return _pairwise_start(numbers(targets.preference), targets.drift(), gain=gain, reference_weight=weight)
 
     def goal(self, targets: PairTargets) -> Float64s:
         """Return the difference of log-ratios that each label asks for. [B]."""
@@ -229,8 +227,3 @@ class PairwiseFit:
     def slope(self, start: float) -> float:
         """Return the slope of a square."""
         return 2.0 * math.sqrt(start)
-
-
-def no_own_targets(table: Float64s) -> Float64s:
-    """Return zeros: the labels of pairs are all that these methods are trained on. [K]."""
-    return np.zeros(len(table))

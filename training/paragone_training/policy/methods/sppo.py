@@ -11,16 +11,15 @@ from torch import Tensor
 from paragone_training import games
 from paragone_training.games.game import check_positive
 from paragone_training.policy.methods.method import (
-    ONE_STEP,
     Float64s,
     Needs,
     PairTargets,
-    Step,
     check_range,
     check_vectors,
     divergence,
     knob,
     numbers,
+    one_step,
     same_shape,
     working,
 )
@@ -96,10 +95,7 @@ def sppo_scale(*, eta: float) -> float:
 def _sppo_start(chosen_win_rate: ArrayLike, rejected_win_rate: ArrayLike, *, eta: float) -> Float64s:
     """Return the raw SPPO loss of the first batch, where the policy still is the reference. [B].
 
-        ½ [(P_w - ½)² + (P_l - ½)²] eta²
-
-    Raises:
-        ValueError: if the shapes differ or eta is not positive and finite.
+    ½ [(P_w - ½)² + (P_l - ½)²] eta²
     """
     check_positive(eta=eta)
     won, lost = same_shape(chosen_win_rate, rejected_win_rate)
@@ -140,6 +136,7 @@ class Sppo:
 
     name: ClassVar[str] = "sppo"
     needs: ClassVar[Needs] = Needs(pairs=False, references=("previous",))
+    steps = one_step
 
     def __post_init__(self) -> None:
         check_positive(eta=self.eta)
@@ -148,10 +145,6 @@ class Sppo:
     def fit(self) -> _SppoFit:
         """The squared loss of each response."""
         return _SppoFit(self.eta)
-
-    def steps(self, iteration: int) -> tuple[Step, ...]:  # noqa: ARG002 - all iterations are alike
-        """Return its one step."""
-        return ONE_STEP
 
     def own_targets(self, table: Float64s, *, include_self: bool) -> Float64s:
         """Return the win rate of each response. [K]."""

@@ -20,8 +20,8 @@ from paragone_training.saved_activations import fused_attention, kept_bytes, met
 __all__ = ["MemoryPlan", "plan_memory"]
 
 _OPTIMISER_STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "rmsprop": 1, "sgd": 0}
+# A chunk's float32 logits, their exponentials and their gradient, in the backward pass.
 _LOGITS_ALIVE = 3
-"""A chunk's float32 logits, their exponentials and their gradient, in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,7 @@ def _activations(
 
 
 def _saved_bytes_packed(model: Any, *, pairs: int, tokens: int, prompt: int) -> int:
-    """Return the bytes that a packed forward pass of the backbone saves for its backward pass, weights left out.
-
-    Args:
-        model: a causal language model on the meta device.
-        pairs: of the pass, each of a prompt of its own.
-    """
+    """Return the bytes that a packed forward pass of the backbone saves for its backward pass, weights left out."""
     # Tokens that say whose they are: nothing is shared but a pair's prompt.
     items = [([3 * pair] * prompt, [3 * pair + side] * (tokens - prompt)) for side in (1, 2) for pair in range(pairs)]
     row = packed_row(items)

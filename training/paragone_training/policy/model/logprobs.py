@@ -59,8 +59,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+# Token ids of a prompt and of a response.
 Item = tuple[Sequence[int], Sequence[int]]
-"""Token ids of a prompt and of a response."""
 
 _TRIAL_PROMPTS, _TRIAL_RESPONSES = (24, 7), (3, 9)
 _CHECKED_RESPONSES = 8
@@ -190,11 +190,14 @@ def _log_once(message: str) -> None:
 
 def _choose_attention(model: Any, batching: Batching) -> Attend | str:
     """Return the attention of packed passes, or why passes are padded."""
+    # Adapters wrap the model; attention and configuration are those of the model inside.
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     device = next(bare.parameters()).device.type
+    # What the configuration rules out needs no trial.
     reason = unpacked(bare.config, batching, device)
     if reason is not None:
         return reason
+    # Both have gradients; the engine's faster kernels have none.
     attend = flex_attention() if device == "cuda" else segments_attention()
     reason = failure_of(partial(_disagreement, bare.base_model, attend), verb="packing failed")
     return attend if reason is None else reason
@@ -268,6 +271,7 @@ def _leaves(backbone: Any) -> Iterator[list[Tensor]]:
         leaves.append(output.detach().requires_grad_())
         return leaves[-1]
 
+    # Gradients with respect to embeddings, not weights: small tensors that every layer has a part in.
     hook = backbone.get_input_embeddings().register_forward_hook(cut)
     try:
         yield leaves
@@ -419,6 +423,7 @@ def on_device(batch: Sequences | PackedRow, device: torch.device) -> Sequences |
 
 def _by_length(items: Sequence[Item], batch: int, *, by_prompt: bool) -> Iterator[list[int]]:
     lengths = [len(prompt) + len(response) for prompt, response in items]
+    # Prompts stay whole in packed passes, ordered by their longest sequence; padded passes look at lengths alone.
     longest = longest_of_prompts([prompt for prompt, _ in items], lengths) if by_prompt else {}
 
     def rank(place: int) -> tuple[Any, ...]:
@@ -474,6 +479,7 @@ def with_logprobs(path: Path, responses: Sequence[Response], pairs: Sequence[Lab
         RunError: if the file cannot be read.
     """
     frozen = _frozen(path)
+    # Numbers and not places: groups that were left out have no rows.
     known = {(response.prompt_id, response.number): response for response in responses}
     rows = []
     for pair in pairs:
@@ -509,6 +515,7 @@ def check_sampler(path: Path, responses: Sequence[Response], *, tolerance: float
         RunError: if eight responses are farther from each other: the sampler is not the policy.
     """
     frozen = _frozen(path)
+    # A few responses tell: other weights are off everywhere, by far more than rounding.
     known = [row for row in responses if row.sampler_logprob is not None and (row.prompt_id, row.number) in frozen]
     distances = [
         abs(row.sampler_logprob - frozen[row.prompt_id, row.number][0]) / max(len(row.token_ids), 1)

@@ -41,16 +41,12 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+# How far logits of ours may be from the model's own, in nats: rounding, and no scale or cap that we do not know.
 _HEAD_TOLERANCE = 1e-3
-"""How far logits of ours may be from the model's own, in nats: rounding, and no scale or cap that we do not know."""
 
 
 def _resolve_policy(source: str) -> str:
-    """Return the folder or the id of a source: ``builtin:NAME``, a folder, or a Hugging Face id.
-
-    Raises:
-        RecipeError: if there is no such built-in policy.
-    """
+    """Return the folder or the id of a source: ``builtin:NAME``, a folder, or a Hugging Face id."""
     if not source.startswith("builtin:"):
         return source
     name = source.removeprefix("builtin:")
@@ -68,6 +64,7 @@ def servable(source: str, revision: str | None) -> str:
     place = _resolve_policy(source)
     if Path(place).is_dir():
         return str(Path(place).resolve())
+    # Given the id alone, a server would load the newest revision.
     return snapshot_download(place, revision=revision) if revision else place
 
 
@@ -130,6 +127,7 @@ class Policy:
 
     def park(self) -> None:
         """Move the weights to main memory, so that servers have the device; ``unpark`` brings them back."""
+        # Parked twice, by a phase and by a server that takes weights, it is parked once.
         if self._home is None and self.device.type != "cpu":
             self._home = self.device
             self.model.to("cpu")
@@ -154,6 +152,7 @@ class Policy:
         if folder.is_dir():
             self._read(folder)
         else:
+            # An id of the Hub has no folder to read tensors from one by one; only the initial policy can be one.
             other = AutoModelForCausalLM.from_pretrained(str(source), revision=self._revision, dtype=self.model.dtype)
             self.model.load_state_dict(other.state_dict())
         self.source = str(source)
@@ -175,6 +174,7 @@ class Policy:
 
     def reload(self, source: str | Path) -> None:
         """Take the weights of an iterate in a new model; a model that was sharded cannot become whole in place."""
+        # Read off the old model, which is gone in a moment.
         device, attention = self.device, self.model.config._attn_implementation  # noqa: SLF001 - it has no other name
         # Given up first, so that the old and the new model are never in memory together.
         self.model = None
@@ -287,6 +287,7 @@ def whole_state(model: Any) -> dict[str, Tensor]:
 
 def _whole_trained(model: Any) -> dict[str, Tensor]:
     """Return the whole weights that are trained, by name, in every process; every process has to call this."""
+    # Adapters alone are gathered: the base is on disk already.
     options = StateDictOptions(full_state_dict=True, ignore_frozen_params=True)
     state: dict[str, Any] = get_model_state_dict(model, options=options)
     # A second name of a frozen weight, as that of a tied output layer, is left in.
@@ -325,6 +326,7 @@ def context_of(config: Any, asked: int) -> int:
     has = getattr(config, "max_position_embeddings", None)
     if asked and has and asked > has:
         raise RecipeError(f"policy.max_length is {asked}; the model has {has} positions: ask for no more")
+    # Some configurations do not say.
     return asked or has or 2048
 
 
@@ -341,6 +343,7 @@ def output_logits(model: Any, hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _check_logits(policy: Policy) -> None:
+    # Any tokens do: a scale or a cap shows at every one of them.
     tokens = torch.tensor([[policy.end_ids[0], 1, 2, 3]], device=policy.device)
     hidden = policy.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
     ours = output_logits(policy.model, hidden)

@@ -37,15 +37,15 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+# Refusals that say "not now", as everything from 500 on does.
 _MAY_PASS = (408, 429)
-"""Refusals that say "not now", as everything from 500 on does."""
 _COUNT = 8
 _LONGEST = 64
+# Old weights explain a server's log-probabilities if its distance to them is below this share of the other.
 _MUCH_NEARER = 0.25
-"""Old weights explain a server's log-probabilities if its distance to them is below this share of the other."""
 _GROWTH = 10.0
+# Nats a token, below which growth of a server's distance is rounding.
 _NOTICED = 1e-4
-"""Nats a token, below which growth of a server's distance is rounding."""
 
 _PROBES = pa.schema([("prompt_ids", pa.list_(pa.int32())), ("token_ids", pa.list_(pa.int32()))])
 

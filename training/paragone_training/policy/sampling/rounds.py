@@ -48,8 +48,8 @@ __all__ = ["Decoding", "Missing", "Round", "Sampled", "Sampler", "Samplers", "pl
 
 logger = logging.getLogger(__name__)
 
+# The batch is cut to the unfinished responses when no more than this share is unfinished.
 _SHRINK = 0.5
-"""The batch is cut to the unfinished responses when no more than this share is unfinished."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Missing:
     reason: str
 
 
+# The responses to one prompt, K of them and without their texts, or why there are none.
 Sampled = list[Response] | Missing
-"""The responses to one prompt, K of them and without their texts, or why there are none."""
 
 
 class Sampler(Protocol):
@@ -127,6 +127,7 @@ def sample(
     # All numbers of a response at once: how many of them are used does not matter to the next one.
     numbers = np.stack([generator.random(decoding.max_new_tokens) for generator in streams])
     uniform = torch.from_numpy(numbers).to(device)
+    # On the left, so that the newest token of every response stands in the last column.
     tokens, mask = _left_padded([prompt.token_ids for prompt in prompts], policy.tokenizer.pad_token_id, device)
     rows = torch.arange(len(prompts), device=device)
     written: list[list[int]] = [[] for _ in prompts]
@@ -137,6 +138,7 @@ def sample(
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     model.eval()
     for step in range(decoding.max_new_tokens):
+        # Only the last position predicts a new token, and the vocabulary is wide.
         output = model(
             input_ids=tokens,
             attention_mask=mask,
@@ -188,6 +190,7 @@ def _choose(logits: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
     if decoding.top_p == 1.0 and not decoding.top_k:
         cumulative = scaled.softmax(dim=1).double().cumsum(dim=1)
         return _inverted(cumulative, uniform)
+    # Sorted in a stable way: tokens of equal logits keep their order, and a restart draws the same.
     ordered, tokens = scaled.sort(dim=1, descending=True, stable=True)
     shares = ordered.softmax(dim=1).double()
     if decoding.top_k:
@@ -260,6 +263,7 @@ class Samplers:
             seed=recipe.training.seed,
             max_new_tokens=recipe.sampling.max_new_tokens,
         )
+        # Texts of the stored responses show whether a server reads words as the same tokens.
         tokenizer = self._policy.tokenizer
         texts = [tokenizer.decode(list(prompt_ids)) for prompt_ids, _ in self._probes]
         servers = SamplerServers(
@@ -297,6 +301,7 @@ class Samplers:
             # Another program reads the folder: it needs an absolute path.
             model = servable(source, self._recipe.policy.revision)
             self._servers.take(ServedWeights(source, model, tuple(expected)))
+        # Made anew each time: taking weights gives a new fleet, in which no server counts as lost.
         return FleetSampler(self._servers.fleet, self._servers.background, decoding, self._policy.end_ids)
 
     def end(self) -> None:
@@ -313,6 +318,7 @@ class Samplers:
     def phase(self) -> Iterator[None]:
         """Be in the sampling phase. For all processes of the run, of which the main one samples."""
         if self._colocated:
+            # The weights of the other processes leave the device too, before a server wants its memory.
             if not self._state.is_main_process:
                 self._policy.park()
             self._barrier.wait()
@@ -372,6 +378,7 @@ def play_round(
     Raises:
         RunError: if an oracle is gone, replaced, or answered nothing at all.
     """
+    # A file of the whole round is there only when every chunk is in it.
     samples = folder / "samples.parquet"
     files = {name: folder / f"{name}.parquet" for name in oracles}
     if samples.exists() and all(path.exists() for path in files.values()):
@@ -410,7 +417,9 @@ def _whole_groups(chunk: Sequence[Prompt], groups: Sequence[Sampled], tokenizer:
             logger.warning("prompt %s is left out of this round: %s", prompt.id, group.reason)
             continue
         rows += [
-            replace(row, text=str(tokenizer.decode(list(row.token_ids), skip_special_tokens=True))) for row in group
+            # Decoded once for the whole run; without special tokens, which no oracle should see.
+            replace(row, text=str(tokenizer.decode(list(row.token_ids), skip_special_tokens=True)))
+            for row in group
         ]
     return rows
 
@@ -483,6 +492,7 @@ class _Parts:
         return [answer for number in sorted(self._answers[name]) for answer in self._answers[name][number]]
 
     def _ask(self, number: int) -> None:
+        # Each oracle by itself: the judge may lack what the oracle has already.
         for name, oracle in self._oracles.items():
             path = self._part(name, number)
             if path.exists():
@@ -505,6 +515,7 @@ class _Parts:
         return self._folder / f"{name}-{number:05d}.parquet"
 
     def _write(self, path: Path, name: str, answers: Mapping[int, Sequence[Answer]]) -> None:
+        # In every row, so that a file says by itself which model it is from.
         identity = self._oracles[name].identity
         model, fingerprint = (identity.model, identity.fingerprint) if identity else ("", "")
         rows = [(number, model, fingerprint, answer) for number in sorted(answers) for answer in answers[number]]

@@ -44,12 +44,12 @@ logger = logging.getLogger(__name__)
 _CONNECT_S = 10.0
 _POLL_S = 0.5
 _TAIL_CHARACTERS = 2000
+# Times that a server is started again with the same weights, before its ending is taken for more than bad luck.
 _RESTARTS = 3
-"""Times that a server is started again with the same weights, before its ending is taken for more than bad luck."""
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 15.0
+# How often a request that waits for a server looks whether all of them are gone.
 _CHECK_S = 1.0
-"""How often a request that waits for a server looks whether all of them are gone."""
 
 
 @dataclass
@@ -61,12 +61,7 @@ class _State:
 
 @dataclass
 class _Fleet:
-    """Servers with the same weights. Its coroutines belong to one event loop.
-
-    Attributes:
-        servers: at least one.
-        readmit: makes a server that was gone ready again, with the right weights; raises ServerFault while it is not.
-    """
+    """Servers with the same weights. Its coroutines belong to one event loop."""
 
     servers: Sequence[CompletionsServer]
     limits: ServersSection
@@ -83,16 +78,7 @@ class _Fleet:
     async def respond(
         self, prompt: Prompt, number: int, *, seed: int, decoding: Decoding, end_ids: Sequence[int]
     ) -> Response | Missing:
-        """Return a response, asked of other servers where one fails or is slow; Missing after the last try.
-
-        Args:
-            number: of the response, among those to the prompt.
-            seed: of its random numbers, the same with every try.
-
-        Raises:
-            SamplerGoneError: if no server answers for longer than ``patience_s``.
-            SamplerMismatchError: if a server is not the policy.
-        """
+        """Return a response, asked of other servers where one fails or is slow; Missing after the last try."""
         tried: list[CompletionsServer] = []
         reason, wait_s, failures = "", _FIRST_WAIT_S, 0
         while failures < self.limits.tries:
