@@ -22,6 +22,7 @@ from paragone_service.cache.tiers import Cache, MemoryCache
 from paragone_service.config import ConfigError, Settings
 from paragone_service.engine.contract import Engine
 from paragone_service.http.deadlines import Deadlines
+from paragone_service.http.docs_page import docs_route
 from paragone_service.http.errors import install_handlers
 from paragone_service.http.middleware import (
     Authorization,
@@ -106,6 +107,7 @@ def create_app(
         version=version("paragone"),
         lifespan=lifespan,
         middleware=middleware,
+        docs_url=None,
         redoc_url=None,
         generate_unique_id_function=operator.attrgetter("name"),
     )
@@ -116,6 +118,7 @@ def create_app(
     app.include_router(scoring_routes(registry, workers))
     app.include_router(inspection_routes(registry, max_body_bytes=settings.max_body_bytes))
     app.include_router(health_routes(registry, metrics, drain))
+    app.include_router(docs_route(app))
     return app
 
 
