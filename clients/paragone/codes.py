@@ -28,6 +28,8 @@ class ErrorCode(StrEnum):
     RETURN_UNAVAILABLE = "return_unavailable"
     TOO_MANY_ITEMS = "too_many_items"
     BODY_TOO_LARGE = "body_too_large"
+    HEADERS_TOO_LARGE = "headers_too_large"
+    REQUEST_TIMEOUT = "request_timeout"
 
     # The address is wrong, or what it named is gone.
     UNKNOWN_ID = "unknown_id"
@@ -43,6 +45,7 @@ class ErrorCode(StrEnum):
 
     # Try again later.
     OVERLOADED = "overloaded"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
     ENGINE_UNAVAILABLE = "engine_unavailable"
     NOT_READY = "not_ready"
     SHUTTING_DOWN = "shutting_down"

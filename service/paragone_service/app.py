@@ -85,7 +85,7 @@ def create_app(
         Middleware(Draining, drain=drain),
         Middleware(HostGuard, hosts=settings.served_hosts),
         Middleware(Authorization, keys=ring),
-        Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+        Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s),
         Middleware(Deadlines, default_s=settings.deadline_s),
     ]
 
@@ -113,6 +113,7 @@ def create_app(
     )
     app.state.max_messages = settings.max_messages
     app.state.registry = registry
+    app.state.metrics = metrics
     install_handlers(app)
     describe_routes(app)
     app.include_router(scoring_routes(registry, workers))

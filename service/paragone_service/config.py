@@ -130,6 +130,18 @@ class Settings(BaseSettings):
     """Seconds in which a request is answered, or 504, where it names no deadline of its own."""
     max_body_mb: float = Field(default=64, gt=0)
     """Largest request body, in MB (10⁶ bytes)."""
+    body_timeout_s: float = Field(default=30, gt=0, allow_inf_nan=False)
+    """Seconds in which a body is read; each kilobyte that has come adds one."""
+    header_timeout_s: float = Field(default=10, gt=0, allow_inf_nan=False)
+    """Seconds in which the headers of a request come, from the opening of a connection on."""
+    max_header_bytes: int = Field(default=32_768, ge=1_024)
+    """Largest address and headers of a request together, in bytes."""
+    max_headers: int = Field(default=100, ge=16)
+    """Most headers of a request."""
+    max_connections: int = Field(default=4_096, ge=1)
+    """Most connections at a time; the longest idle ones give way to new ones."""
+    idle_timeout_s: float = Field(default=75, gt=0, allow_inf_nan=False)
+    """Seconds that a connection is kept between two requests; longer than load balancers keep theirs."""
     max_messages: int = Field(default=2_000, ge=2)
     """Most messages of one conversation, prompt and response together; empty ones count."""
     device: str = "auto"

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 
 __all__ = ["Metrics"]
 
+_CUTS = ("full", "head", "headers", "malformed", "body", "idle")
 _TIERS = ("memory", "redis", "coalesced", "miss")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody asks for
@@ -39,6 +40,14 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.connections_cut = Counter(
+            "paragone_connections_cut_total",
+            "Connections closed by a limit: full, head (slow), headers (too large), malformed, body (slow), idle.",
+            ("reason",),
+            registry=registry,
+        )
+        for reason in _CUTS:
+            self.connections_cut.labels(reason)
         self.in_flight = Gauge("paragone_requests_in_flight", "Requests being worked on.", registry=registry)
 
     def _define_batches(self, registry: CollectorRegistry) -> None:

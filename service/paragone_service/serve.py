@@ -36,6 +36,7 @@ _FLAGS = (
     "max_wait_s",
     "deadline_s",
     "max_body_mb",
+    "max_connections",
     "memory_cache_mb",
     "strict_cache",
     "log_level",

@@ -5,7 +5,7 @@ Observation   request id, timing headers, metrics, access log; a crash becomes i
 Draining      refuses new work once the server is shutting down, and ends old work after the grace
 HostGuard     refuses requests for another server's name
 Authorization asks for a key, on every route but the health checks
-BodyLimit     by Content-Length, and by counting what comes without one
+BodyLimit     by Content-Length, and by counting what comes without one; by time
 """
 
 import asyncio
@@ -54,6 +54,9 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CLIENT_GONE = 499
 _LINGER_S = 30.0
 _SILENCE_S = 5.0
+_SLOWEST = 1_000.0
+"""Bytes a second under which nobody sends a body who means to send one."""
+_SECOND_LOOK_S = 0.25
 
 
 async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -343,38 +346,65 @@ def _presented(header: bytes) -> bytes:
 
 
 class BodyLimit:
-    """Refuse bodies over a limit without reading them."""
+    """Refuse bodies over a limit without reading them, and bodies that come too slowly.
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    Args:
+        max_bytes: the limit.
+        timeout_s: how long a body may take, a second more for each ``_SLOWEST`` bytes that have come.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it by its length, at once or when it turns out too long."""
+        """Pass the request on, or refuse it by its length, at once or when it turns out too long or too slow."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         if declared.isdigit() and int(declared) > self._max_bytes:
-            await _refuse(self._error(), scope, receive, send)
+            await _refuse(self._too_large(), scope, receive, send)
             return
         # The length may be absent (chunked) or a lie: what really comes is what counts.
-        counted = 0
+        counted, complete, patience_s = 0, False, _SECOND_LOOK_S
+        end = asyncio.get_running_loop().time() + self._timeout_s
 
         async def count() -> Message:
-            nonlocal counted
-            message = await receive()
+            nonlocal counted, complete, patience_s
+            if complete:
+                return await receive()  # a wait for the client to leave, which has no end of its own
+            try:
+                async with asyncio.timeout_at(end + counted / _SLOWEST):
+                    message = await receive()
+            except TimeoutError:
+                # A second look, once: after a stall of the event loop the piece may lie in the socket already.
+                try:
+                    message = await asyncio.wait_for(receive(), patience_s)
+                except TimeoutError:
+                    raise self._too_slow() from None
+                patience_s = 0
             if message["type"] == "http.request":
                 counted += len(message.get("body", b""))
+                complete = not message.get("more_body", False)
                 if counted > self._max_bytes:
-                    raise self._error()  # out of the route's read, where the handlers turn it into an answer
+                    raise self._too_large()  # out of the route's read, where the handlers turn it into an answer
             return message
 
         await self._app(scope, count, send)
 
-    def _error(self) -> ServiceError:
+    def _too_large(self) -> ServiceError:
         return ServiceError(
             ErrorCode.BODY_TOO_LARGE,
             f"the body is over the limit of {self._max_bytes} bytes: split the request, or raise --max-body-mb",
             headers={"connection": "close"},  # nobody knows how long the rest of it is
+        )
+
+    def _too_slow(self) -> ServiceError:
+        return ServiceError(
+            ErrorCode.REQUEST_TIMEOUT,
+            f"the body did not come within {self._timeout_s:g} s and one more for each {_SLOWEST:g} bytes: send it "
+            "faster, or raise body_timeout_s",
+            headers={"connection": "close"},
         )

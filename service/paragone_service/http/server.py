@@ -9,11 +9,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from paragone_service.config import Settings
+from paragone_service.http.connections import Door, raise_file_limit
 from paragone_service.http.middleware import Drain
+from paragone_service.metrics import Metrics
 
 __all__ = ["Server", "configure"]
 
-_KEEP_ALIVE_S = 75
 _BACKLOG = 2048
 _FAREWELL_S = 2
 """For the refusals of what is not finished in time, until uvicorn closes connections without a word."""
@@ -53,13 +54,15 @@ class Server(uvicorn.Server):
 
 
 def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """Return uvicorn's configuration: uvloop and httptools, connections kept longer than load balancers keep them."""
+    """Return uvicorn's configuration: uvloop and httptools, and our limits on connections."""
+    metrics = getattr(app.state, "metrics", None) or Metrics()
+    door = Door(settings, metrics, raise_file_limit(settings.max_connections))
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=door.protocol(),
         ws="none",
         lifespan="on",
         access_log=False,
@@ -69,6 +72,6 @@ def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
         # uvicorn would believe whoever asks from loopback, and a list in the environment.
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=settings.idle_timeout_s,  # type: ignore[arg-type]  # it only adds it to a time
         timeout_graceful_shutdown=settings.drain_timeout_s + _FAREWELL_S,
     )
