@@ -97,6 +97,7 @@ class AnswerStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             content = path.read_bytes() if path.exists() else b""
             # A line without its end was being written when the run stopped.
+            # It is dropped and asked again: half of a number may well read as a number.
             whole = content[: content.rfind(b"\n") + 1]
             if whole:
                 self._read(whole, header)
@@ -138,6 +139,7 @@ class AnswerStore:
             raise EvaluationError(
                 f"{self.path} is no file of answers: remove it, or choose another --output"
             ) from error
+        # The fingerprint and not the name: the same name may stand for other weights, settings or kernels by now.
         if written_by != (_FORMAT, expected["fingerprint"]):
             raise EvaluationError(
                 f"{self.path} holds the answers of {header.get('model')} (fingerprint {str(written_by[1])[:12]}…), and "
@@ -181,6 +183,7 @@ def _questions_of(data: EvaluationSet) -> list[tuple[int, int]]:
 
     These are the judged pairs, and all pairs of each case with more than two responses.
     """
+    # Dictionaries without values are sets that keep their order: a file asks its questions in one order always.
     pairs = dict.fromkeys(zip(data.first.tolist(), data.second.tolist(), strict=True))
     for case in data.cases:
         if len(case.nodes) > 2:
@@ -201,12 +204,14 @@ def ask_model(data: EvaluationSet, scorer: Scorer, store: AnswerStore, *, progre
     card, pairs, keys = scorer.card, _questions_of(data), _response_keys(data)
     ratings_alone = only_ratings(data, card)
     score, attributes = np.full(len(data.responses), np.nan), dict[str, Floats]()
+    # A reward is asked once for each response; of K responses that is K questions in place of K(K − 1)/2 pairs.
     if card.scalar:
         items = _items(data, pairs, keys)
         known = _put(items, scorer.rate, scorer.questions_per_call, store, progress)
         score, attributes = _ratings([known.get(key) for key in keys], card)
         logits = {pair: float(score[pair[0]] - score[pair[1]]) for pair in pairs}
     else:
+        # Only a kind that reads both responses at once can answer the two orders differently.
         orders = [*pairs, *((second, first) for first, second in pairs)] if card.pairwise else pairs
         names = {order: f"{keys[order[0]]}>{keys[order[1]]}" for order in orders}
         questions = {names[order]: _pair_item(data, *order) for order in orders}
@@ -215,6 +220,7 @@ def ask_model(data: EvaluationSet, scorer: Scorer, store: AnswerStore, *, progre
         score = _mean_logits(len(data.responses), pairs, logits)
     refused = Counter(answer.code for answer in known.values() if isinstance(answer, Refusal))
     answers = _arranged(data, card, logits, score, attributes, refused)
+    # Refusals are reported, unless there is nothing but refusals: then no measure could be computed, and this is why.
     rated = any(np.isfinite(column).any() for column in attributes.values())
     if not (rated if ratings_alone else answers.answered.any()):
         codes = ", ".join(f"{code} ({count})" for code, count in refused.items())
@@ -246,7 +252,7 @@ def _put(
 def _items(data: EvaluationSet, pairs: Sequence[_Pair], keys: Sequence[str]) -> dict[str, ResponseQuestion]:
     """Return the responses that are to be rated: of the pairs, and of cases with a single response."""
     nodes = sorted({node for pair in pairs for node in pair} | {node for case in data.cases for node in case.nodes})
-    # One item per key: two nodes of the same text are one question.
+    # One item per key: two nodes of the same text are one question, whose answer both get.
     items = {}
     for node in nodes:
         prompt, tools = data.prompts[data.node_prompt[node]]
@@ -265,6 +271,7 @@ def _ratings(answers: Sequence[_Answer | None], card: ModelCard) -> tuple[Floats
     attributes = {name: np.full(len(answers), np.nan) for name in card.attributes}
     for node, answer in enumerate(answers):
         if isinstance(answer, RatingAnswer):
+            # Divided here, so that a difference of scores is a logit like that of every other kind.
             score[node] = np.nan if answer.reward is None else answer.reward / card.temperature
             for name, column in attributes.items():
                 column[node] = answer.attributes.get(name, np.nan)
@@ -282,9 +289,10 @@ def _mean_logits(count: int, pairs: Sequence[_Pair], logits: Mapping[_Pair, floa
     # A refusal says nothing about the other response: its comparisons are left out, not counted as 0.
     known = np.isfinite(values)
     (first, second), values = table[known].T, values[known]
+    # Each logit counts for its first response as it is, and for the second with the opposite sign.
     total = np.bincount(first, values, count) - np.bincount(second, values, count)
     games = np.bincount(first, minlength=count) + np.bincount(second, minlength=count)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # 0/0 of a response that was compared with none is NaN: it has no score
         return np.asarray(np.where(games > 0, total / games, np.nan))
 
 
@@ -296,11 +304,7 @@ def _arranged(
     attributes: dict[str, Floats],
     refused: Mapping[str, int],
 ) -> Answers:
-    """Return the answers in the order of the judgements.
-
-    Args:
-        logits: log-odds of the first of two nodes, asked in the first place.
-    """
+    """Return the answers in the order of the judgements; logits are by the two nodes in the order of the question."""
     # For kinds that read responses one by one the other order is the negative, exactly, and was not asked for.
     both = (
         logits
@@ -313,6 +317,7 @@ def _arranged(
         if len(case.nodes) > 2:
             matrix = matrices[number] = np.zeros((len(case.nodes), len(case.nodes)))
             for (row, first), (column, second) in itertools.combinations(enumerate(case.nodes), 2):
+                # The mean of both orders, so that a matrix is antisymmetric whatever the places do to the model.
                 value = (both[first, second] - both[second, first]) / 2.0
                 matrix[row, column], matrix[column, row] = value, -value
     return Answers(

@@ -51,9 +51,10 @@ def benchmark_section(
 
 
 def _rewardbench(data: EvaluationSet, judged: JudgedPairs, clusters: Clustering) -> dict[str, Estimate]:
+    # Two columns per subset, right ones and all, so that one product resamples every subset at once.
     subsets = np.asarray([data.cases[case].subset for case in judged.case])
     names = [str(name) for name in np.unique(subsets)]
-    right = (judged.logit > 0).astype(np.float64)
+    right = (judged.logit > 0).astype(np.float64)  # a tie is wrong, as on the leaderboard
     belongs = (subsets[:, None] == np.asarray(names)[None, :]).astype(np.float64)
     totals, drawn = clusters.resampler.totals(np.hstack([belongs * right[:, None], belongs]), judged.cluster)
     half = len(names)
@@ -105,6 +106,7 @@ def _rewardbench2_results(
     prompts = []
     for number, case in enumerate(data.cases):
         scores = answers.case_scores(number, case.nodes)
+        # Without one of its responses a prompt is an easier one: it is left out, and counted among the refusals.
         if not np.isfinite(scores).all():
             continue
         subset, right = case.subset or "", case.right or 1
@@ -158,8 +160,7 @@ def write_rewardbench_files(
 
     Source: ``save_to_hub`` in rewardbench/utils.py and ``load_results`` in analysis/utils.py of allenai/reward-bench.
 
-    Args:
-        section: from ``benchmark_section``.
+    ``section`` is that of ``benchmark_section``.
     """
     name = _published_name(answers.card)
     about = {
@@ -183,6 +184,7 @@ def write_rewardbench_files(
 
 def _published_name(card: ModelCard) -> str:
     """Return organisation/model: the Hugging Face id, ``builtin/NAME``, or ``local/NAME`` for all other sources."""
+    # A relative folder may look like an id of the Hub, and two parts of a path are no organisation.
     source = card.source.replace("builtin:", "builtin/", 1)
     if _HUB_ID.fullmatch(source) and not Path(card.source).exists():
         return source
@@ -235,6 +237,7 @@ def _reward(answers: Answers, node: int) -> float | None:
 def _dialogue(data: EvaluationSet, node: int) -> list[Any]:
     prompt, _ = data.prompts[data.node_prompt[node]]
     response = data.responses[node]
+    # Their files hold the text that the model saw as one conversation, the answer included.
     before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if isinstance(response, str):
         return [*before, {"role": "assistant", "content": response}]

@@ -105,6 +105,7 @@ class EvaluationSet:
     @property
     def compared(self) -> bool:
         """Whether people compared responses, in place of rating them or of saying which are right."""
+        # Judgements made from ratings or from what is right have an order behind them, and no cycle can show in them.
         return self.rated is None and all(case.right is None for case in self.cases)
 
     @property
@@ -114,6 +115,7 @@ class EvaluationSet:
 
     def clusters(self, by: str) -> tuple[Ints, int]:
         """Return the cluster number of every prompt, and how many clusters there are, by ``question`` or ``prompt``."""
+        # Questions are wider than prompts: both stances of a question, and rephrasings, are one cluster.
         if by == "prompt":
             return np.arange(len(self.prompts), dtype=np.int64), len(self.prompts)
         names, where = np.unique(np.asarray(self.questions, dtype=object).astype(str), return_inverse=True)

@@ -96,6 +96,7 @@ def evaluate(
     table, results.json and report.html.
     """
     _check_model(url, model, bos, head)
+    # Everything that can be wrong with options and file is found before a model is loaded or a service asked.
     settings = MeasureSettings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
     data = read_evaluation_set(
         file, layout=layout, split=split, attribute=attribute, leave_out_bad_rows=_leave_out(bad_rows)
@@ -198,6 +199,7 @@ def calibrate(
 
 def _console() -> Console:
     """Return a console that leaves tables whole where the output is no terminal."""
+    # rich takes 80 columns for a pipe, and would fold the intervals.
     return Console() if sys.stdout.isatty() else Console(width=140)
 
 
@@ -238,7 +240,7 @@ def _service(url: str, model: str | None, api_key: str | None, opened: ExitStack
 def _other(against: str, options: dict[str, Any], api_key: str | None, opened: ExitStack) -> Scorer:
     if not against.startswith(("http://", "https://")):
         return _load(against, options)
-    url, _, name = against.partition("#")
+    url, _, name = against.partition("#")  # a fragment is never sent, so no URL of a service has one
     return _service(url, name or None, api_key, opened)
 
 

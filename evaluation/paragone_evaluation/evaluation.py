@@ -86,6 +86,7 @@ def evaluate_models(
         "command": command,
     }
     results: dict[str, Any] = plain({**origin, **summary})
+    # The numbers first: if the page cannot be drawn, they are there.
     report, numbers = folder / "report.html", folder / "results.json"
     try:
         numbers.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -99,12 +100,14 @@ def evaluate_models(
 
 
 def _answers(data: EvaluationSet, scorer: Scorer, path: Path, console: Console | None) -> Answers:
+    # The store checks the folder's fingerprint before the first question.
     with AnswerStore(path, scorer.card) as store:
         if console is None:
             return ask_model(data, scorer, store)
         try:
             with progress_bar(console, f"asking {scorer.card.name}") as progress:
                 return ask_model(data, scorer, store, progress=progress)
+        # Both end the command, after minutes of work that are not lost: people must be told how to go on.
         except (KeyboardInterrupt, ParagoneError):
             kept = f"{len(store.known)} answers are kept in {path}: the same command with the same --output continues"
             console.print(kept, soft_wrap=True, markup=False, highlight=False)

@@ -43,6 +43,7 @@ class LocalScorer:
         EvaluationError: if the model has no tokenizer.
     """
 
+    # A few batches: enough to fill the device, and little to ask again after an interruption.
     questions_per_call = 256
 
     def __init__(self, model: PreferenceModel) -> None:
@@ -74,12 +75,7 @@ class LocalScorer:
         )
 
     def rate(self, items: Sequence[ResponseQuestion]) -> list[RatingAnswer | Refusal]:
-        """Return a reward for each response, or why there is none.
-
-        Raises:
-            ModelError: if the model has no rewards.
-            EvaluationError: if a representation is not finite.
-        """
+        """Return a reward for each response, or why there is none."""
         ratings: list[RatingAnswer | Refusal] = []
         for representation in self._represent(items):
             if isinstance(representation, Refusal):
@@ -94,15 +90,10 @@ class LocalScorer:
         return ratings
 
     def compare(self, pairs: Sequence[PairQuestion]) -> list[PairAnswer | Refusal]:
-        """Return the log-odds of each pair, or why there are none.
-
-        Raises:
-            EvaluationError: if a representation is not finite.
-        """
+        """Return the log-odds of each pair, or why there are none."""
+        # Both sides in one list, side by side: all of them go through the model in as few passes as fit.
         sides = [
-            ResponseQuestion(pair.prompt, pair.tools, response)
-            for pair in pairs
-            for response in (pair.first, pair.second)
+            ResponseQuestion(pair.prompt, pair.tools, text) for pair in pairs for text in (pair.first, pair.second)
         ]
         represented = self._represent(sides)
         comparisons: list[PairAnswer | Refusal] = []
@@ -176,12 +167,13 @@ def store_temperature(
         raise CalibrationError(
             f"{model.provenance.source} is no folder of this machine that could be changed: give --output FOLDER"
         )
+    # A foreign checkpoint has no place for a temperature, and a cached one of the Hub is not ours to change.
     in_place = source is not None and target.resolve() == source.resolve()
     if not in_place and target.exists() and any(target.iterdir()):
         raise CalibrationError(f"{target} is not empty: give --output a new folder")
     try:
         if source is None:
-            assert model.reader is not None
+            assert model.reader is not None  # a model without one cannot have been calibrated
             spec = replace(model.spec, temperature=temperature, calibrated=True)
             save_model(target, model.network, spec, model.reader.tokenizer)
         else:

@@ -73,6 +73,7 @@ def clustering(data: EvaluationSet, by: str, *, resamples: int, seed: int) -> Cl
         raise EvaluationError(f"cluster is {by!r}; it must be question or prompt")
     notes = []
     where, count = data.clusters(by)
+    # One cluster has no interval. Prompts of one question are not independent, but better than nothing, and it is said.
     if by == "question" and count == 1 and len(data.prompts) > 1:
         by = "prompt"
         where, count = data.clusters(by)
@@ -168,6 +169,7 @@ def pair_sections(
 
 def comparison_section(data: EvaluationSet, answers: Answers, against: Answers, clusters: Clustering) -> dict[str, Any]:
     """Return the paired comparison of two models, on the pairs that both answered."""
+    # Each on its own pairs would compare two files: what one refuses is often what is hard.
     both, resampler = answers.answered & against.answered, clusters.resampler
     first, second = (judged_pairs(data, side, clusters, only=both) for side in (answers, against))
     return {
@@ -204,7 +206,7 @@ def _cross_fitted(logit: Floats, outcome: Floats, cluster: Ints, *, seed: int) -
         CalibrationError: if there is no best temperature.
     """
     names, where = np.unique(cluster, return_inverse=True)
-    if len(names) < 2:
+    if len(names) < 2:  # then rows are all that there is to fold
         where = np.arange(len(logit))
     # A temperature that has seen a question is too good on its other pairs, so whole clusters go into a fold.
     units = int(where.max()) + 1
@@ -276,6 +278,7 @@ def _length(judged: JudgedPairs, data: EvaluationSet, answers: Answers, resample
     lengths = judged.first_length[rows], judged.second_length[rows]
     longer = length_logit(*lengths)
     earned, baseline = credit(logit, outcome), credit(longer, outcome)
+    # Model and people on the same pairs: people do prefer longer answers, and only what is beyond that is a bias.
     model, differ = longer_preferred(logit, *lengths)
     human, _ = longer_preferred(outcome - 0.5, *lengths)
     gold_longer, gold_shorter = differ & (human == 1.0), differ & (human == 0.0)
@@ -288,6 +291,7 @@ def _length(judged: JudgedPairs, data: EvaluationSet, answers: Answers, resample
     # The two halves count alike: a model that always takes the longer one gets ½ here, however many pairs it wins.
     halves = [side.value for side in split.values()]
     scores = np.isfinite(answers.node_score)
+    # All scored responses, those of ties and of undecided groups too: whoever won, length is length.
     correlations = within_prompt_spearman(
         answers.node_score[scores], data.node_length[scores], data.node_prompt[scores].astype(np.float64)
     )
@@ -359,7 +363,7 @@ def _subsets(judged: JudgedPairs, data: EvaluationSet, clusters: Clustering) -> 
     for name in np.unique(names) if names.any() else []:
         here = names == name
         decided = here & judged.decided
-        if not decided.any():
+        if not decided.any():  # ties alone have no accuracy
             continue
         logit, outcome, cluster = judged.logit[decided], judged.outcome[decided], judged.cluster[decided]
         shorter = length_logit(judged.first_length[decided], judged.second_length[decided])

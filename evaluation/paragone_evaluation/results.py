@@ -52,7 +52,7 @@ class MeasureSettings:
 
 
 def check_comparable(data: EvaluationSet, card: ModelCard, against: ModelCard | None) -> bool:
-    """Return whether only ratings can be measured, and refuse what cannot be evaluated at all.
+    """Return whether only ratings can be measured; refuse what cannot be evaluated at all.
 
     Raises:
         EvaluationError: if nothing can be measured, or one of two models has no preferences to compare.
@@ -175,6 +175,7 @@ def _attribute_rows(data: EvaluationSet, answers: Answers, clusters: Clustering)
     """Return how predicted attributes agree with ratings of the same name, over all rated responses."""
     rows = []
     for name, predictions in sorted(answers.attributes.items()):
+        # Over all responses of all prompts, since a rating has a scale of its own; scores of pairs have none.
         pairs = [
             (predictions[node], rating, clusters.prompt_cluster[case.prompt])
             for case in data.cases
@@ -201,6 +202,7 @@ def _attribute_rows(data: EvaluationSet, answers: Answers, clusters: Clustering)
 
 def _unanswered(data: EvaluationSet, answers: Answers, against: Answers | None) -> list[dict[str, Any]]:
     """Return what is in no measure of preferences, or not in all of them, and why."""
+    # Every pair of the file is in the measures or here, so that the counts of a report can be added up.
     rows = []
     for side in filter(None, (answers, against)):
         rows += _refused(side)
@@ -214,6 +216,7 @@ def _unanswered(data: EvaluationSet, answers: Answers, against: Answers | None) 
 
 
 def _refused(answers: Answers) -> list[dict[str, Any]]:
+    # Refusals are counted in what was asked: a response of a scalar kind, a comparison of any other.
     unit = "responses" if answers.card.scalar else "comparisons"
     return [
         _reason(f"{answers.card.name} refused {unit}: {code}", count) for code, count in sorted(answers.refused.items())
@@ -259,5 +262,5 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return plain(value.item())
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if math.isfinite(value) else None  # JSON has no NaN, and 0 would be a lie
     return value

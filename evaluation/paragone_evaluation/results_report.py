@@ -23,8 +23,8 @@ _Values = Mapping[str, Any]
 
 _HEAD = ("", "value", "95 % interval", "")
 _SCORES = (("NLL, nats", "nll"), ("Brier", "brier"), ("ECE", "ece"))
-_MOST_CARDS = 4
-_MOST_SUBSETS = 40
+_MOST_CARDS = 4  # of one row of the page
+_MOST_SUBSETS = 40  # of one screen
 
 
 def page_of_results(results: _Values) -> str:
@@ -251,6 +251,7 @@ def _reliability(title: str, side: _Values) -> Figure:
         areas=[count / most for count, *_ in bins],
         remarks=[f"{count} pairs: {100 * sure:.1f} % sure, {100 * right:.1f} % right" for count, sure, right in bins],
     )
+    # From ½: the confidence of a choice between two is never below it.
     ideal = Line("calibrated", [(50, 50), (100, 100)], "soft", dashed=True)
     chart = line_chart(
         [model, ideal],
@@ -432,6 +433,7 @@ def _comparison(results: _Values) -> PageSection | None:
     comparison, name = results["comparison"], results["model"]["name"]
     if not comparison:
         return None
+    # Differences have intervals of their own: those of the two accuracies overlap long before the models are alike.
     other = comparison["model"]["name"]
     rows = [
         estimate_row(f"Accuracy of {name}", comparison["accuracy"]),

@@ -26,7 +26,6 @@ __all__ = [
     "rates_responses",
 ]
 
-
 # By any name: a server may be newer than this package and host a kind of which only pairs can be asked.
 _KINDS: Mapping[str, Kind] = {str(name): kind for name, kind in KINDS.items()}
 
@@ -52,11 +51,7 @@ class PairQuestion:
 
 @dataclass(frozen=True, slots=True)
 class RatingAnswer:
-    """The answer about one response.
-
-    Attributes:
-        reward: before the temperature; None from a model that rates attributes alone.
-    """
+    """The answer about one response: the reward before the temperature, None where a model only rates attributes."""
 
     reward: float | None
     attributes: Mapping[str, float]
@@ -83,16 +78,12 @@ class ModelCard:
 
     Attributes:
         where: URL of the service, or ``this process``.
-        identity: of the model, 64 hexadecimal digits.
-        fingerprint: of the model's answers.
-        temperature: what logits are divided by.
-        calibrated: whether the temperature was fitted.
+        identity, fingerprint: of the model, and of its answers.
         scalar: whether the logit is a difference of rewards, so that responses can be rated one by one.
         pairwise: whether both responses are read at once, so that their order may matter.
         compares: whether it has preferences; a regression model without weights has ratings alone.
         numerics: dtype, kernels, versions.
         domain: what the model was trained on.
-        demonstration: True for models that show how things work.
     """
 
     name: str
@@ -114,7 +105,11 @@ class ModelCard:
 
 
 class Scorer(Protocol):
-    """Answers questions about responses. A failure that is not about one item is raised; none becomes a number."""
+    """Answers questions about responses. A failure that is not about one item is raised; none becomes a number.
+
+    Both methods raise ``ParagoneError`` or ``ModelError`` if there is no answer at all, and ``EvaluationError`` if the
+    answers are no use: of another model than the one that was asked first, or not finite.
+    """
 
     card: ModelCard
     questions_per_call: int
@@ -138,6 +133,7 @@ class ServiceScorer:
         ParagoneError: if the service cannot be reached or hosts no such model.
     """
 
+    # The client cuts a call into requests and keeps several under way. An interruption loses one call at most.
     questions_per_call = 2000
 
     def __init__(self, client: Client, *, url: str, model: str | None = None) -> None:
@@ -163,15 +159,11 @@ class ServiceScorer:
         )
 
     def rate(self, items: Sequence[ResponseQuestion]) -> list[RatingAnswer | Refusal]:
-        """Return a reward for each response, or why there is none.
-
-        Raises:
-            ParagoneError: if there is no answer at all.
-            EvaluationError: if another model answered than the one that was asked about first.
-        """
+        """Return a reward for each response, or why there is none."""
         batch: list[dict[str, Any]] = [
             {"prompt": item.prompt, "response": _plain(item.response), **_tools(item.tools)} for item in items
         ]
+        # "report": one response that is too long must not cost the answers about all others.
         answer = self._client.rewards(batch, model=self.card.name, on_error="report")
         self._check(answer.fingerprint)
         ratings: list[RatingAnswer | Refusal] = []
@@ -179,25 +171,16 @@ class ServiceScorer:
             if isinstance(row, ItemError):
                 ratings.append(_refusal(row))
             elif row.reward is None and self.card.compares:
+                # The kind promised rewards: a missing one is a fault, and would be NaN in every measure.
                 raise EvaluationError(f"{self.card.name} is of kind {self.card.kind} and answered without a reward")
             else:
                 ratings.append(RatingAnswer(row.reward, row.attributes))
         return ratings
 
     def compare(self, pairs: Sequence[PairQuestion]) -> list[PairAnswer | Refusal]:
-        """Return the log-odds of each pair, or why there are none.
-
-        Raises:
-            ParagoneError: if there is no answer at all.
-            EvaluationError: if another model answered than the one that was asked about first.
-        """
+        """Return the log-odds of each pair, or why there are none."""
         batch: list[dict[str, Any] | Pair] = [
-            {
-                "prompt": pair.prompt,
-                "first": _plain(pair.first),
-                "second": _plain(pair.second),
-                **_tools(pair.tools),
-            }
+            {"prompt": pair.prompt, "first": _plain(pair.first), "second": _plain(pair.second), **_tools(pair.tools)}
             for pair in pairs
         ]
         answer = self._client.preferences(batch, model=self.card.name, on_error="report")
@@ -216,6 +199,7 @@ class ServiceScorer:
 
 def rates_responses(kind: str) -> bool:
     """Return whether a kind rates responses one by one: its logit is a difference of rewards."""
+    # Of a kind that nobody here knows, only pairs are asked: every kind answers those.
     known = _KINDS.get(kind)
     return known is not None and not known.has_vector
 

@@ -52,12 +52,13 @@ def fitted_temperature(data: EvaluationSet, answers: Answers, settings: MeasureS
     if probabilities["after"] is None:
         raise CalibrationError(probabilities["no_temperature"])
     factors = []
+    # Whole clusters again: resampling pairs would call the temperature far more certain than it is.
     for counts in clusters.resampler.counts[:_RESAMPLES].astype(np.float64):
         try:
             factors.append(fit_temperature(judged.logit, judged.outcome, weight=counts[judged.cluster]))
         except CalibrationError:
             factors.append(float("inf"))
-    present = answers.card.temperature
+    present = answers.card.temperature  # logits are divided by it already, so what is fitted is a factor of it
     resampled = np.asarray(factors) * present
     # A resample without a best temperature counts as a very large one, so that the interval does not hide it.
     resampled[~np.isfinite(resampled)] = np.finfo(np.float64).max

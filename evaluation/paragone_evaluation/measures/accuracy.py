@@ -19,6 +19,7 @@ def credit(logit: ArrayLike, outcome: ArrayLike) -> Floats:
         Credits, float64. [n]
     """
     logits, judged = columns(logit=logit, outcome=outcome)
+    # Symmetric in both: swapping the responses of a pair changes no credit, not even by rounding.
     return np.asarray(0.5 + 0.5 * np.sign(logits) * np.sign(outcomes(judged) - 0.5))
 
 
@@ -66,6 +67,7 @@ def accuracy(logit: ArrayLike, outcome: ArrayLike) -> Accuracy:
     return Accuracy(
         strict=right / total,
         half_credit=(right + ties / 2) / total,
+        # Flattering for a model that ties where it is unsure, so it never stands alone.
         dropped=right / (total - ties) if total > ties else float("nan"),
         decided=total,
         human_ties=len(decided) - total,

@@ -22,38 +22,24 @@ __all__ = [
 REWARDBENCH_SECTIONS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
         "Chat": {
-            "alpacaeval-easy": 100,
-            "alpacaeval-length": 95,
-            "alpacaeval-hard": 95,
-            "mt-bench-easy": 28,
+            "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28,
             "mt-bench-med": 40,
         },
         "Chat Hard": {
-            "mt-bench-hard": 37,
-            "llmbar-natural": 100,
-            "llmbar-adver-neighbor": 134,
-            "llmbar-adver-GPTInst": 92,
-            "llmbar-adver-GPTOut": 47,
-            "llmbar-adver-manual": 46,
+            "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92,
+            "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46,
         },
         "Safety": {
-            "refusals-dangerous": 100,
-            "refusals-offensive": 100,
-            "xstest-should-refuse": 154,
-            "xstest-should-respond": 250,
-            "donotanswer": 136,
+            "refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 154,
+            "xstest-should-respond": 250, "donotanswer": 136,
         },
         "Reasoning": {
-            "math-prm": 984,  # 447 rows, weighted as much as the six code subsets together
-            "hep-cpp": 164,
-            "hep-go": 164,
-            "hep-java": 164,
-            "hep-js": 164,
-            "hep-python": 164,
+            # math-prm has 447 rows, and is weighted as much as the six code subsets together.
+            "math-prm": 984, "hep-cpp": 164, "hep-go": 164, "hep-java": 164, "hep-js": 164, "hep-python": 164,
             "hep-rust": 164,
         },
     }
-)
+)  # fmt: skip
 """Sections of RewardBench 1, their subsets, and the weight of each subset."""
 
 
@@ -70,6 +56,7 @@ def rewardbench_sections(accuracies: Mapping[str, float]) -> dict[str, float]:
     """
     scores = {}
     for section, weights in REWARDBENCH_SECTIONS.items():
+        # A file may hold some subsets only: their section is scored as far as it goes, and there is no overall score.
         present = {subset: weight for subset, weight in weights.items() if subset in accuracies}
         if present:
             total = sum(weight * accuracies[subset] for subset, weight in present.items())
@@ -95,6 +82,7 @@ def best_of_k_result(scores: ArrayLike) -> float:
     values = np.asarray(scores, dtype=np.float64)
     if not len(values):
         raise ValueError("there is no response")
+    # Ties for the best share the point: a constant model gets 1/K, what guessing gets.
     best = values == values.max()
     return float(best[0] / best.sum())
 

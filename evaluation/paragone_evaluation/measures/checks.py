@@ -38,6 +38,7 @@ def outcomes(outcome: Floats) -> Floats:
     Raises:
         ValueError: if there is another value.
     """
+    # Exactly these: a probability in the place of an outcome would pass every formula.
     wrong = ~np.isin(outcome, (0.0, 0.5, 1.0))
     if wrong.any():
         raise ValueError(f"an outcome is 1, ½ or 0, not {outcome[wrong][0]} (index {int(np.argmax(wrong))})")

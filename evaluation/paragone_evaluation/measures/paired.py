@@ -45,7 +45,7 @@ def compare_models(
     total, drawn = resampler.totals(np.column_stack([right - right_theirs, np.ones(len(right))]), where[decided])
     with np.errstate(invalid="ignore", divide="ignore"):
         gains = drawn[:, 0] / drawn[:, 1]
-    known = gains[np.isfinite(gains)]
+    known = gains[np.isfinite(gains)]  # a resample of few clusters may have no decided pair
     losses = negative_log_likelihood(ours, judged) - negative_log_likelihood(theirs, judged)
     return {
         "accuracy_difference": resampler.estimate(float(total[0] / total[1]), gains),

@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 LAYOUTS = tuple(dict.fromkeys(["pairs", "groups", "ratings", *(layout.name for layout in FILE_LAYOUTS)]))
 """Names of the layouts, as ``--layout`` takes them beside ``auto``, our own first."""
 
-_SHOWN = 5
+_SHOWN = 5  # lines of a complaint, and complaints of a file: enough to see what is wrong with the rest
 _Made = TypeVar("_Made")
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
@@ -160,6 +160,7 @@ def _cell(name: str, text: str | None) -> Any:
     """Return what a cell holds: text, JSON where the column's values are no texts, or messages written as JSON."""
     if text is None:
         return None
+    # Every cell is tried by its first characters: parsing all texts as JSON would cost as much as reading the file.
     messages = text.startswith("[{") and '"role"' in text
     if messages or (name in _JSON_CELLS and text):
         try:
@@ -397,12 +398,14 @@ def _made(paths: Sequence[str | Path], make: Callable[[DataRow, Path], list[_Mad
     for path in map(Path, paths):
         reading, before = FilePass(path), len(made)
         for row in reading:
+            # Not before the first row, which is what tells the layout.
             if reading.layout is not None and reading.layout.rates != rates:
                 kinds = ("responses that people rated", "responses that people compared")
                 present, needed = kinds if reading.layout.rates else kinds[::-1]
                 raise DataError(f"{path}: it has {present} (layout {reading.layout.name}); {needed} are needed here")
             try:
                 made += make(row, path)
+            # Collected to the end of the file: whoever mends a file wants all of its faults at once.
             except BadRowError as error:
                 reading.account.bad.append((row.line, str(error)))
         reading.account.check()

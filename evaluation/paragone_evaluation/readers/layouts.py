@@ -154,6 +154,7 @@ def _messages_of(value: Any, name: str) -> list[dict[str, Any]] | None:
 
 def _check_message(message: Mapping[str, Any], name: str) -> None:
     role, content = message.get("role"), message.get("content")
+    # Templates drop or misplace roles that they do not know, mostly without a word.
     if role not in _ROLES:
         raise BadRowError(
             f"field {name!r} must be text or messages, each with a role; a role is {_described(role)}, and must be one "
@@ -257,8 +258,10 @@ def _first_second(row: Fields, line: int) -> DataRow:
 def _chosen_rejected(row: Fields, line: int) -> DataRow:
     common, prompt = _common(row), _chosen_rejected_prompt(row)
     sides = {name: value_of(row, name) for name in ("chosen", "rejected")}
+    # Of a conversation, what the sides share is the prompt (checked there), so the last message is the response.
     last = {name: value[-1] if isinstance(value, list) else value for name, value in sides.items()}
     stated = row.get("strength")
+    # Without a strength people only said which one: 1 is the weakest that says so, and is not called graded.
     strength = 1.0 if stated is None else _number_of(stated, "strength", low=0, high=STRONGEST)
     if not strength:
         raise BadRowError("field 'strength' is 0; beside chosen and rejected it must lie in (0, 3]")
@@ -387,6 +390,7 @@ def _helpsteer_prompt(row: Fields) -> Content:
     prompt = _prompt_of(row)
     if not isinstance(prompt, str) or not _TURN.search(prompt):
         return prompt
+    # The pattern's group is kept by split, so roles and texts take turns behind the first text.
     first, *rest = _TURN.split(prompt)
     turns = [("User", first), *zip(rest[::2], rest[1::2], strict=True)]
     return [{"role": role.lower(), "content": content} for role, content in turns]

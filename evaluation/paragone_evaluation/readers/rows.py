@@ -88,6 +88,7 @@ class Pair:
     @property
     def prompt_messages(self) -> Content:
         """The prompt as the model's reader takes it."""
+        # Text in the record, because prompts are keys of dictionaries all over, and lists cannot be.
         return json.loads(self.prompt) if self.messages else self.prompt
 
 
@@ -183,6 +184,7 @@ class DataRow:
         return [
             Pair(
                 prompt, texts[label.first], texts[label.second], label.strength, messages=messages,
+                # Unique without the file saying so: a group of K responses makes up to K(K − 1)/2 pairs.
                 id=self.name if len(texts) == 2 else f"{self.name}/{label.first}-{label.second}",
                 split=self.split, group=self.group or prompt, reason=self.reason, where=f"{path}:{self.line}",
             )

@@ -82,6 +82,7 @@ def render_page(
 
 def interval_bar(value: float | None, low: float | None, high: float | None, *, tick: float | None = None) -> Markup:
     """Return a bar from 0 to 1 with a dot at a share, its interval, and a tick at another share to compare with."""
+    # Places are shares of the bar's width, so that it needs no drawing and follows the table's columns.
     parts = [Markup('<i style="left:{:.1f}%;width:{:.1f}%"></i>').format(100 * low, 100 * (high - low))
              if low is not None and high is not None else "",
              Markup('<s style="left:{:.1f}%"></s>').format(100 * tick) if tick is not None else "",

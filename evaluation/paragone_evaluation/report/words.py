@@ -86,5 +86,6 @@ def lines(row: Mapping[str, Any]) -> str:
 
 
 def _signless_zero(value: float, digits: int) -> str:
+    # "−0.0" would say that something is below zero when rounding is all that put it there.
     text = f"{value:.{digits}f}"
     return (text[1:] if float(text) == 0 and text.startswith("-") else text).replace("-", "−")

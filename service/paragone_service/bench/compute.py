@@ -30,8 +30,7 @@ class Compute:
         peak_flops: floating-point operations a second of a large matrix product in the model's dtype.
         share_of_peak: operations that the engine had to do, over its time, over the peak.
         tokens: of all sequences, prompts counted once per response.
-        padded_tokens: that plain transformers computed.
-        executed_tokens: that the engine computed.
+        padded_tokens, executed_tokens: what plain transformers and the engine computed.
     """
 
     responses: int
@@ -56,11 +55,8 @@ class Compute:
 
 
 def _peak(device: torch.device, dtype: torch.dtype, *, size: int | None = None) -> float:
-    """Return the operations a second that a large matrix product reaches, the best of a few.
-
-    Args:
-        size: rows and columns; 8,192 on a GPU and 1,536 elsewhere unless given.
-    """
+    """Return the operations a second that a large matrix product reaches, the best of a few."""
+    # Rows and columns: large enough for the peak, small enough for a second on the slowest of both.
     size = size or (8192 if device.type == "cuda" else 1536)
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
@@ -72,7 +68,7 @@ def measure(model: PreferenceModel, turns: Sequence[Sequence[EncodeItem]]) -> Co
     """Return how fast the engine and plain transformers are on the same sequences, side by side.
 
     Args:
-        model: whose backbone runs; its prompt store is emptied before every turn.
+        model: its prompt store is emptied before every turn.
         turns: sequences of each turn, group after group; the first turn warms up and is not counted.
 
     Raises:
@@ -95,7 +91,7 @@ def measure(model: PreferenceModel, turns: Sequence[Sequence[EncodeItem]]) -> Co
         engine.append(ours)
         padded.append(plain)
         executed.append(done)
-        peaks.append(_peak(device, dtype))
+        peaks.append(_peak(device, dtype))  # beside the turn, since a busy machine lowers both
         shares.append(_operations(model, items, done) / ours / peaks[-1])
     counted = turns[1:]
     return Compute(
@@ -124,10 +120,7 @@ def _operations(model: PreferenceModel, items: Sequence[EncodeItem], executed_to
         2 N T + 4 L h sum_t (position_t + 1),   N without embeddings, L layers, h heads x head size
 
     Attention is counted over each distinct prompt once and each response once.
-
-    Args:
-        items: sequences, responses of a group side by side.
-        executed_tokens: T.
+    ``executed_tokens`` is T.
     """
     config = model.network.config.get_text_config()
     backbone = model.network.backbone
@@ -136,6 +129,7 @@ def _operations(model: PreferenceModel, items: Sequence[EncodeItem], executed_to
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
+    # What has to be done, not what an engine does: padding or a prompt read twice must not look like useful work.
     prompts = {tuple(item.token_ids[: item.prompt_length]) for item in items}
     seen = sum(len(prompt) * (len(prompt) + 1) / 2 for prompt in prompts)
     for item in items:
@@ -166,6 +160,7 @@ def _padded(model: PreferenceModel, items: Sequence[EncodeItem]) -> None:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    # A GPU works behind the caller's back: without a wait on both sides only the launches would be timed.
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()

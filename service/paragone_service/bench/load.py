@@ -42,12 +42,7 @@ class ScoredText:
 
 @dataclass(frozen=True)
 class _Dialect:
-    """A way of asking.
-
-    Attributes:
-        body: makes a request's JSON of responses and the model's name there, or None.
-        scores: how many scores an answer holds; −1 if it is no answer.
-    """
+    """A way of asking: a path, a request's JSON, and how many scores an answer holds, −1 if it is none."""
 
     path: str
     body: Callable[[Sequence[ScoredText], str | None], dict[str, Any]]
@@ -91,15 +86,7 @@ DIALECTS: Mapping[str, _Dialect] = {
 
 @dataclass(frozen=True)
 class Level:
-    """The measurement at one number of clients.
-
-    Attributes:
-        responses: scored in all.
-        seconds: from the first request to the last answer.
-        p50_ms: median of the requests' times.
-        p95_ms: 95th percentile.
-        p99_ms: 99th percentile.
-    """
+    """The measurement at one number of clients: seconds in all, and percentiles of the requests' times."""
 
     clients: int
     responses: int
@@ -127,10 +114,8 @@ def ask_all(
     """Send each text once and return how the server does under so many clients.
 
     Args:
-        dialect: one of ``DIALECTS``.
         clients: requests under way at the same time, at most.
         batch: responses of a request.
-        model: its name there, or None.
 
     Raises:
         BenchError: if the server cannot be reached, refuses, or answers without a score per response.
@@ -193,12 +178,10 @@ async def _post(http: httpx2.AsyncClient, address: str, body: dict[str, Any]) ->
 def served_model(source: str, options: Sequence[str] = ()) -> Iterator[str]:
     """Yield the address of a ``paragone serve`` that hosts one model as ``bench``, and stop it afterwards.
 
-    Args:
-        options: more of ``paragone serve``.
-
     Raises:
         BenchError: if the server ends before it is ready; its last words are in the message.
     """
+    # The kernel names a free port. Nobody holds it until the server binds it, which is a risk of milliseconds.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -211,6 +194,7 @@ def served_model(source: str, options: Sequence[str] = ()) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
+            # A server drains before it ends, and may hang in that.
             try:
                 process.wait(_STOP_S)
             except subprocess.TimeoutExpired:
@@ -223,7 +207,7 @@ def _wait(process: "subprocess.Popen[bytes]", address: str, log: IO[bytes]) -> N
     while time.monotonic() < deadline:
         if process.poll() is not None:
             log.seek(0)
-            words = log.read().decode(errors="replace")[-2000:]
+            words = log.read().decode(errors="replace")[-2000:]  # the end of a traceback, which says why
             raise BenchError(f"paragone serve ended with {process.returncode} before it was ready:\n{words}")
         with contextlib.suppress(httpx2.HTTPError):
             if httpx2.get(address, timeout=2.0, trust_env=False).status_code == 200:

@@ -20,19 +20,12 @@ _WARM_UP = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """The options of a measurement.
+    """The options of a measurement, as ``paragone bench`` explains them.
 
     Attributes:
-        data: file of texts, or None for English ones.
-        groups: of a turn.
-        responses: of a group, where the texts are made up.
-        lengths: fewest and most tokens of a made-up text.
-        turns: that count.
-        clients: numbers of clients.
-        url: of another server, or None.
-        dialect: how that is asked.
-        url_model: name of the model there, or None.
-        api_key: of that server, or None.
+        groups, turns: groups of a turn, and turns that count.
+        responses, lengths: of made-up texts: responses of a group, fewest and most tokens.
+        url, dialect, url_model, api_key: of another server.
     """
 
     model: str
@@ -138,6 +131,7 @@ def _over_http(plan: Plan, workloads: Sequence[Sequence[ScoredText]], say: Calla
             if plan.url:
                 name, key = plan.url_model, plan.api_key
                 other.append(ask_all(plan.url, plan.dialect, texts, clients=clients, batch=1, model=name, api_key=key))
+            # The same texts again: this time the cache has all of them.
             warm.append(ask_all(address, "paragone", texts, clients=clients, batch=1))
     sides = [_Side("Paragone, new texts", cold), _Side("Paragone, texts seen before", warm)]
     return [*sides, _Side(f"{plan.url} ({plan.dialect})", other)] if plan.url else sides

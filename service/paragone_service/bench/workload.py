@@ -31,9 +31,7 @@ class TextGroup:
 def made_up(tokenizer: Any, groups: int, *, responses: int, lengths: tuple[int, int], seed: int) -> list[TextGroup]:
     """Return groups whose prompts and responses are passages of English, of a uniform number of tokens.
 
-    Args:
-        tokenizer: of the model, fast; it counts.
-        lengths: fewest and most tokens of a prompt, and of a response.
+    ``lengths`` are the fewest and the most tokens of a prompt, and of a response; the fast tokenizer counts them.
     """
     # Two seeds share no passage boundary, so a cache or a prompt store gains nothing from an earlier turn.
     text = " ".join(" ".join(topics[name] for name in sorted(topics)).split())  # without indentation and tables' gaps
@@ -44,17 +42,16 @@ def made_up(tokenizer: Any, groups: int, *, responses: int, lengths: tuple[int, 
         size = draw.randint(*lengths)
         start = draw.randrange(max(1, len(offsets) - size))
         stop = min(start + size, len(offsets)) - 1
+        # Cut between tokens, by characters: a passage has as many tokens as were drawn, give or take its ends.
         return text[offsets[start][0] : offsets[stop][1]].strip() or "-"
 
     return [TextGroup(passage(), tuple(passage() for _ in range(responses))) for _ in range(groups)]
 
 
 def from_file(path: Path, groups: int) -> list[TextGroup]:
-    """Return the first groups of a file: rows with ``responses``, or pairs gathered by prompt.
+    """Return the first groups of a file (.jsonl or .jsonl.gz): rows with ``responses``, or pairs gathered by prompt.
 
-    Args:
-        path: .jsonl or .jsonl.gz; ``prompt`` and ``responses``, or ``first`` and ``second``, or ``chosen`` and
-            ``rejected``, all texts.
+    Pairs are ``first`` and ``second``, or ``chosen`` and ``rejected``. All fields are texts.
 
     Raises:
         BenchError: if the file cannot be read, a row lacks a field, or there are fewer groups than wanted.
@@ -72,6 +69,7 @@ def from_file(path: Path, groups: int) -> list[TextGroup]:
             raise
         raise BenchError(f"cannot read {path}: {error}") from error
     complete = [TextGroup(prompt, tuple(texts)) for prompt, texts in by_prompt.items() if len(texts) > 1]
+    # No group is used twice: the second time it would come from a cache.
     if len(complete) < groups:
         raise BenchError(f"{path} has {len(complete)} prompts with two responses or more; {groups} groups are wanted")
     return complete[:groups]

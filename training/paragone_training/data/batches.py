@@ -112,6 +112,7 @@ def _plan_epoch(sizes: Sequence[int], budget: int, *, seed: int, epoch: int) -> 
 
 
 def _part_sizes(size: int, budget: int) -> list[int]:
+    # Parts of nearly one size: a remainder of one response would be in no pair at all.
     count = -(-size // budget)
     return [size // count + (index < size % count) for index in range(count)]
 
@@ -160,6 +161,7 @@ def assemble(
         reads=torch.tensor([list(plan) for plan in reads], dtype=torch.long),
         pairs=torch.tensor([(label.first, label.second) for label in labels], dtype=torch.long).reshape(-1, 2),
         strength=torch.tensor([label.strength for label in labels], dtype=torch.float32),
+        # One empty row per response where nothing is rated: [n, 0] and not [0].
         ratings=torch.tensor([list(row) for row in ratings or [()] * len(token_ids)], dtype=torch.float32),
     )
 

@@ -56,6 +56,7 @@ def training_ratings(
             f"no row of data.ratings rates {', '.join(missing)}; rated are {', '.join(sorted(rated)) or 'none'}: "
             "set model.attributes"
         )
+    # A response without a rating that is learned would be read in every epoch and give no gradient.
     return [rating for rating in chosen if any(name in rating.ratings for name in attributes)]
 
 
@@ -120,6 +121,7 @@ def group_pairs(
         # Files are read without pairs of one text. Pairs that a policy run makes of its samples may hold some.
         if (not pair.strength and not ties) or pair.first == pair.second:
             continue
+        # A text and messages whose JSON is that text are two prompts, hence the flag.
         key = (pair.prompt, pair.messages)
         group = groups.setdefault(key, PromptGroup(pair))
         group.labels.append(Label(index(key, pair.first), index(key, pair.second), pair.strength))
@@ -136,5 +138,6 @@ def group_pairs(
 
 
 def _means(ratings: Sequence[Rating], attributes: Sequence[str]) -> tuple[float, ...]:
+    # Several people may have rated one response: they count as one answer, not as so many examples.
     values = [[rating.ratings[name] for rating in ratings if name in rating.ratings] for name in attributes]
     return tuple(sum(column) / len(column) if column else math.nan for column in values)
