@@ -16,6 +16,7 @@ __all__ = [
     "PreferencesUnavailableError",
     "TextError",
     "TextErrorCode",
+    "reason_of",
 ]
 
 TextErrorCode = Literal[
@@ -49,3 +50,10 @@ class PreferencesUnavailableError(ModelError, ValueError):
 
 class NonFiniteError(ModelError, ArithmeticError):
     """Refuse to pass NaN or infinity on as a score."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error of any library as one line: its kind, and the first line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    name = type(error).__name__
+    return f"{name}: {lines[0]}" if lines else name

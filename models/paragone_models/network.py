@@ -151,12 +151,17 @@ class PreferenceNetwork(nn.Module):
 
     Args:
         backbone: a bare transformers model that returns ``last_hidden_state``.
+
+    Attributes:
+        separator: id of the token that ends the first text of a pair, where an encoder tells the two apart by token
+            types; None where it does not.
     """
 
     def __init__(self, backbone: nn.Module, head: RepresentationHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.separator: int | None = None
 
     @property
     def config(self) -> Any:
@@ -214,7 +219,10 @@ class PreferenceNetwork(nn.Module):
         elif attention_mask is None:
             raise ValueError(f"a backbone that may look ahead ({self.config.model_type}) needs an attention mask")
         # A key-value cache is memory for nothing here, and with it packing goes wrong in silence.
-        options = {"use_cache": False} if self.causal else {}
+        options: dict[str, Any] = {"use_cache": False} if self.causal else {}
+        if self.separator is not None:
+            ends = (input_ids == self.separator).long()
+            options["token_type_ids"] = (ends.cumsum(1) > ends).long()  # 1 behind the first one
         output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **options)
         hidden: Tensor = output.last_hidden_state
         return hidden

@@ -74,8 +74,12 @@ def make_tokenizer(template: str | None = CHATML, *, adds_bos: bool = False) -> 
     return fast
 
 
-def make_encoder_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a WordPiece tokenizer that frames texts and pairs as BERT's does, without a chat template."""
+def make_encoder_tokenizer(*, typed: bool = False) -> PreTrainedTokenizerFast:
+    """Return a WordPiece tokenizer that frames texts and pairs as BERT's does, without a chat template.
+
+    Args:
+        typed: give token types, as BERT's own does.
+    """
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(
@@ -85,8 +89,9 @@ def make_encoder_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
+    names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if typed else {}
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", **names
     )
 
 

@@ -1,5 +1,6 @@
 """``paragone serve``: what it refuses before it starts, with which message and exit code."""
 
+import json
 import logging
 import re
 import shutil
@@ -49,6 +50,26 @@ def test_a_checkpoint_without_its_head_is_refused(capsys, folders, tmp_path):
     code, message = refused(capsys, "--model", f"judge={folder}")
     assert code == 2
     assert "head" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "pip install bitsandbytes"),
+        ({"hidden_act": "wishful"}, "wishful"),
+        ({"num_hidden_layers": 1}, "config.json gives no place to"),
+        ({"model_type": "perpetuum-mobile"}, "perpetuum-mobile"),
+    ],
+)
+def test_whatever_fails_at_load_is_one_sentence_and_exit_code_2(capsys, folders, tmp_path, values, reason):
+    folder = tmp_path / "strange"
+    shutil.copytree(folders["bt"], folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    code, message = refused(capsys, "--model", f"judge={folder}")
+    assert code == 2
+    assert reason in message
+    assert "Traceback" not in message
 
 
 def test_nan_in_the_weights_is_refused(capsys, folders, tmp_path):

@@ -7,18 +7,20 @@ Each ``read_*`` returns a network and the spec that belongs to it, and refuses a
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_accelerate_available
 
-from paragone_models.errors import ModelLoadError
+from paragone_models.errors import ModelLoadError, reason_of
 from paragone_models.files import checkpoints
 from paragone_models.files.adapters import adapter_shapes, cast, merge, read_adapter, without_adapter
 from paragone_models.files.heads import LinearHead, find_linear_head, left_over, refuse_left_over, standardised
@@ -46,6 +48,23 @@ _LONGEST = 16384
 _FIRST_TOKEN = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "deberta-v2"})
 # Others scale or cap their logits, which a bare row would leave out without a word.
 _PLAIN_LOGITS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+
+_QUANTISERS = {
+    "aqlm": "aqlm",
+    "awq": "gptqmodel",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors",
+    "eetq": "eetq",
+    "fbgemm_fp8": "fbgemm-gpu",
+    "gptq": "gptqmodel",
+    "hqq": "hqq",
+    "quanto": "optimum-quanto",
+    "quark": "amd-quark",
+    "spqr": "spqr_quant",
+    "torchao": "torchao",
+    "vptq": "vptq",
+}
+"""Packages that transformers reads quantised weights with, by what ``quant_method`` says."""
 
 
 @dataclass(frozen=True)
@@ -370,10 +389,17 @@ def _without_place(folder: Path, config: Any, claimed: Collection[str], options:
 
 def _with_weights(auto: Any, folder: Path, config: Any, options: Options, claimed: Collection[str] = ()) -> nn.Module:
     """Return the model with its weights, every one of them from the folder, and none of the folder's left over."""
+    method = _quantisation(config)
+    # transformers warns, and reads the weights as if they were plain.
+    if method is not None and method not in AUTO_QUANTIZER_MAPPING and not method.startswith("bitsandbytes"):
+        raise ModelLoadError(
+            f"{folder} has quantised weights ({method}), which transformers does not read: give weights that are not "
+            "quantised"
+        )
     # A small change is lost where a weight is rounded before it is added.
     read = options if options.adapter is None else replace(options, dtype=torch.float32, device=torch.device("cpu"))
     try:
-        with without_adapter(folder) as place:
+        with without_adapter(folder) as place, _reported_here():
             model, info = auto.from_pretrained(
                 place,
                 config=config,
@@ -381,8 +407,8 @@ def _with_weights(auto: Any, folder: Path, config: Any, options: Options, claime
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 **_arguments(folder, config, read),
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelLoadError(f"{folder} cannot be loaded: {error}") from error
+    except Exception as error:
+        raise ModelLoadError(_unloadable(folder, config, error)) from error
     # transformers only warns of weights that it made up; those of an adapter's head are read from there.
     from_adapter = set() if options.adapter is None else set(adapter_shapes(options.adapter))
     _refuse_incomplete(folder, info, from_adapter & set(claimed))
@@ -392,10 +418,43 @@ def _with_weights(auto: Any, folder: Path, config: Any, options: Options, claime
     return network if options.adapter is None else _merged(network, config, options, claimed)
 
 
+@contextmanager
+def _reported_here() -> Iterator[None]:
+    """Keep transformers from reporting, as harmless, the tensors that are refused here."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _quantisation(config: Any) -> str | None:
+    """Return the method that weights are quantised with, or None if they are not."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+    return str(getattr(method, "value", method))
+
+
+def _unloadable(folder: Path, config: Any, error: Exception) -> str:
+    """Return why transformers could not load a folder; of quantised weights, what they need."""
+    method = _quantisation(config)
+    if method is None:
+        return f"{folder} cannot be loaded: {reason_of(error)}"
+    package = _QUANTISERS.get(method)
+    needed = "" if package is None else f"install what reads it (pip install {package}), or "
+    return (
+        f"{folder} has quantised weights ({method}) that cannot be loaded here ({reason_of(error)}): {needed}give "
+        "weights that are not quantised"
+    )
+
+
 def _merged(model: Any, config: Any, options: Options, claimed: Collection[str]) -> nn.Module:
     """Return a model with its adapter merged into the backbone, in the dtype asked for."""
     assert options.adapter is not None
-    if getattr(config, "quantization_config", None) is not None:
+    if _quantisation(config) is not None:
         raise ModelLoadError(
             f"the adapter {options.adapter} changes quantised weights, into which it cannot be merged: name the base "
             "that is not quantised in its adapter_config.json"
@@ -419,8 +478,8 @@ def _config(folder: Path, options: Options) -> Any:
     checkpoints.read_config(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
-    except (ValueError, OSError, KeyError) as error:
-        raise ModelLoadError(f"{folder}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # strict checks of a configuration raise errors of their own
+        raise ModelLoadError(f"the config.json of {folder} cannot be used: {reason_of(error)}") from error
 
 
 def _arguments(folder: Path, config: Any, options: Options) -> dict[str, Any]:

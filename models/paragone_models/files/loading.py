@@ -1,18 +1,19 @@
 """``load_model``: from a source to a model that answers, or a refusal that says why."""
 
+import functools
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 import transformers
 from transformers import AutoTokenizer
 
-from paragone_models.errors import ModelLoadError
+from paragone_models.errors import ModelLoadError, NonFiniteError, TextError, reason_of
 from paragone_models.files import checkpoints, formats
 from paragone_models.files.adapters import base_of, find_adapter
 from paragone_models.files.hashes import code_hash, weights_hash
@@ -23,13 +24,18 @@ from paragone_models.model import LocalForward, PreferenceModel, Provenance
 from paragone_models.network import PreferenceNetwork
 from paragone_models.rotary import positions_of
 from paragone_models.spec import Bos, Head, ModelSpec, Reasoning, SpecialTokens
-from paragone_models.text.reader import TextReader
+from paragone_models.text.reader import TextReader, conversation
 from paragone_models.text.template import tokenizer_hash
 
 __all__ = ["load_model"]
 
 logger = logging.getLogger(__name__)
 
+Loader = TypeVar("Loader", bound=Callable[..., PreferenceModel])
+
+# Read and run at the end of each load.
+_CONVERSATION = conversation("Is it raining?", "Yes, so take an umbrella with you.")
+_TOO_LONG = ("response_too_long", "conversation_truncated")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -41,6 +47,25 @@ _TOKENIZER_FILES = (
 )
 
 
+def _in_one_sentence(load: Loader) -> Loader:
+    """Return a loader whose every error is a ``ModelLoadError``.
+
+    Code of many libraries runs on files of many trainers: whatever any of them raises is a reason not to serve.
+    """
+
+    @functools.wraps(load)
+    def loading(source: str | os.PathLike[str], **options: Any) -> PreferenceModel:
+        try:
+            return load(source, **options)
+        except ModelLoadError:
+            raise
+        except Exception as error:
+            raise ModelLoadError(f"{source} cannot be loaded: {reason_of(error)}") from error
+
+    return cast("Loader", loading)
+
+
+@_in_one_sentence
 def load_model(
     source: str | os.PathLike[str],
     *,
@@ -152,9 +177,37 @@ def load_model(
         ),
         numerics=_numerics(local, options),
     )
-    return PreferenceModel(
+    model = PreferenceModel(
         network, spec, reader, provenance, max_batch_tokens=budget, first_token=loaded.first_token, local=local
     )
+    _prove(model, elsewhere=elsewhere)
+    return model
+
+
+def _prove(model: PreferenceModel, *, elsewhere: bool) -> None:
+    """Read and run one conversation, so that a model which fails at every request fails now.
+
+    Raises:
+        ModelLoadError: if it cannot be read, or its forward fails or is not finite.
+    """
+    source, item = model.provenance.source, None
+    if model.reader is not None:
+        reading = model.reader.read([_CONVERSATION])[0]
+        if not isinstance(reading, TextError):
+            item = reading.item
+        elif reading.code not in _TOO_LONG:
+            raise ModelLoadError(f"{source} cannot read a plain conversation: {reading.message}")
+    if elsewhere:
+        return
+    try:
+        if item is None:
+            model.embed([[0, 0]], [1])  # any tokens will do
+        elif not bool(torch.isfinite(model.represent(model.encode([item]))).all()):
+            raise NonFiniteError("a representation has NaN or infinity in it: check the weights and the dtype")
+    except Exception as error:
+        raise ModelLoadError(
+            f"{source} was loaded, and its first forward pass failed, so it is not served: {reason_of(error)}"
+        ) from error
 
 
 def _check_choices(kind: str, head: str, max_batch_tokens: int | str | None) -> None:
@@ -260,7 +313,9 @@ def _check_length(spec: ModelSpec, network: PreferenceNetwork) -> None:
 
 def _refuse_non_finite(source: str, network: PreferenceNetwork) -> None:
     for name, tensor in network.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        # Numbers of eight bits have no such test.
+        wide = tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+        if tensor.is_floating_point() and not bool(torch.isfinite(wide).all()):
             raise ModelLoadError(
                 f"{source} has NaN or infinity in {name}: its scores would be neither numbers nor errors"
             )
@@ -281,13 +336,20 @@ def _reader(where: Resolved, loaded: formats.Loaded, *, trust_remote_code: bool)
         raise ModelLoadError(f"the tokenizer of {where.source} cannot be loaded: {error}") from error
     # A tokenizer may have more tokens than the model has embeddings, after a token was added to one of them.
     config = loaded.network.config.get_text_config()
-    return TextReader(
-        tokenizer,
-        loaded.spec,
-        first_token=loaded.first_token,
-        token_types=loaded.first_token and (getattr(config, "type_vocab_size", 0) or 0) > 1,
-        vocabulary=config.vocab_size,
-    )
+    if loaded.first_token and (getattr(config, "type_vocab_size", 0) or 0) > 1:
+        loaded.network.separator = _separator(where.source, tokenizer)
+    return TextReader(tokenizer, loaded.spec, first_token=loaded.first_token, vocabulary=config.vocab_size)
+
+
+def _separator(source: str, tokenizer: Any) -> int | None:
+    """Return the token that ends the first text of a pair, or None if a tokenizer gives pairs one token type."""
+    pair = tokenizer("a", "b")
+    ids, types, separator = pair["input_ids"], pair.get("token_type_ids", ()), tokenizer.sep_token_id
+    if not any(types):
+        return None
+    if separator not in ids or types != [int(separator in ids[:place]) for place in range(len(ids))]:
+        raise ModelLoadError(f"the tokenizer of {source} gives a pair the token types {types}, which is not supported")
+    return int(separator)
 
 
 def _numerics(local: LocalForward, options: formats.Options) -> dict[str, str]:

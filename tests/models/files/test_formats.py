@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from paragone_models import load_model
-from paragone_models.errors import ModelLoadError, TextError
+from paragone_models.errors import ModelLoadError
 from paragone_models.files.saving import save_model
 from paragone_models.text.reader import conversation
 from tests.models import tiny
@@ -182,16 +182,31 @@ def test_an_encoder_whose_head_is_not_known_is_refused(tmp_path):
         load_model(tmp_path, device="cpu")
 
 
-def test_bert_refuses_text_as_it_needs_token_types_and_deberta_reads_it(tmp_path):
-    for model_type in ("bert", "deberta-v2"):
-        classifier(tmp_path / model_type, model_type)
-        tiny.make_encoder_tokenizer().save_pretrained(tmp_path / model_type)
-    with pytest.raises(TextError, match="token types"):
-        load_model(tmp_path / "bert", device="cpu").score("one", ["two"])
-    model = load_model(tmp_path / "deberta-v2", device="cpu")
-    tokens = model.reader.tokenizer("one", "two three")["input_ids"]
-    expected = own_logits(AutoModelForSequenceClassification.from_pretrained(tmp_path / "deberta-v2").eval(), [tokens])
-    torch.testing.assert_close(model.score("one", ["two three"]).representations, expected, atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize("model_type", ["bert", "deberta-v2"])
+def test_an_encoder_reads_prompt_and_response_as_the_pair_that_its_tokenizer_makes(tmp_path, model_type, typed):
+    classifier(tmp_path, model_type)
+    tokenizer = tiny.make_encoder_tokenizer(typed=typed)
+    tokenizer.save_pretrained(tmp_path)
+    model = load_model(tmp_path, device="cpu")
+    texts = ["two three", "four five six seven eight nine ten", "1"]
+    scores = model.score("one two", texts)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    pairs = [tokenizer("one two", text, return_tensors="pt") for text in texts]
+    assert all(("token_type_ids" in pair) == typed for pair in pairs)
+    assert (model.network.separator is not None) == (typed and model_type == "bert")
+    with torch.no_grad():
+        expected = torch.cat([theirs(**pair).logits for pair in pairs])
+    torch.testing.assert_close(scores.representations, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_pair_whose_types_do_not_change_at_its_separator_is_refused(tmp_path):
+    classifier(tmp_path, "bert")
+    tokenizer = tiny.make_encoder_tokenizer(typed=True)
+    tokenizer.sep_token = "[UNK]"
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError, match="token types"):
+        load_model(tmp_path, device="cpu")
 
 
 def published_forward(folder, sequences, prompt_lengths) -> tuple[torch.Tensor, torch.Tensor]:

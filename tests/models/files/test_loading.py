@@ -346,3 +346,71 @@ def test_a_causal_language_model_is_no_preference_model(tmp_path):
     LlamaForCausalLM(tiny.llama_config()).save_pretrained(tmp_path)
     with pytest.raises(ModelLoadError, match="holds LlamaForCausalLM without a value head"):
         load_model(tmp_path, device="cpu")
+
+
+QUANTISED = [
+    "bitsandbytes",
+    "gptq",
+    "awq",
+    "compressed-tensors",
+    "torchao",
+    "hqq",
+    "quanto",
+    "fbgemm_fp8",
+    "eetq",
+    "aqlm",
+]
+
+
+@pytest.mark.parametrize("method", QUANTISED)
+def test_quantised_weights_are_refused_in_a_sentence_that_says_what_reads_them(copy, method):
+    settings = {"quant_method": method, "load_in_4bit": True, "bits": 4, "quant_type": "int8_weight_only"}
+    change_config(copy, quantization_config=settings)
+    with pytest.raises(
+        ModelLoadError, match=rf"quantised weights \({method}\).*weights that are not quantised"
+    ) as refusal:
+        load_model(copy, device="cpu")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_quantisation_that_nobody_knows_is_refused_too(copy):
+    change_config(copy, quantization_config={"quant_method": "three-bits-and-a-prayer"})
+    with pytest.raises(ModelLoadError, match="three-bits-and-a-prayer"):
+        load_model(copy, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"hidden_size": "wide"},
+        {"num_attention_heads": 0},
+        {"rope_parameters": {"rope_type": "spiral"}},
+        {"hidden_act": "wishful"},
+        {"num_key_value_heads": 5},
+        {"vocab_size": -1},
+    ],
+)
+def test_whatever_a_library_raises_over_a_config_is_one_sentence(copy, values):
+    change_config(copy, **values)
+    with pytest.raises(ModelLoadError) as refusal:
+        load_model(copy, device="cpu")
+    assert str(copy) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_model_that_overflows_at_its_first_sentence_is_not_loaded(copy):
+    tensors = load_file(copy / "model.safetensors")
+    tensors["norm.weight"] = torch.full_like(tensors["norm.weight"], 3e38)
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"first forward pass failed, so it is not served.*NaN or infinity"):
+        load_model(copy, device="cpu")
+
+
+def test_a_template_that_fails_on_a_plain_conversation_is_no_model_to_load(copy):
+    (copy / "chat_template.jinja").write_text("{{ raise_exception('only poems') }}")
+    with pytest.raises(ModelLoadError, match=r"cannot read a plain conversation: .*only poems"):
+        load_model(copy, device="cpu")
+
+
+def test_a_limit_below_the_sentence_that_is_tried_is_no_reason_to_refuse(gated_folder):
+    assert load_model(gated_folder, device="cpu", max_length=3).spec.max_length == 3
