@@ -69,6 +69,12 @@ class Process:
         """The code that it ended with, or None."""
         return None if self._process is None else self._process.poll()
 
+    @property
+    def pid(self) -> int:
+        """The id of the process that runs now."""
+        assert self._process is not None
+        return self._process.pid
+
     def launch(self) -> None:
         """Start it without waiting until it answers."""
         output = subprocess.DEVNULL if self._log is None else self._log.open("ab")
