@@ -243,7 +243,9 @@ def _framing(generator: random.Random, specials: Mapping[str, list[str]]) -> Cas
     route, body = _sound(generator, specials)
     content = written(body)
     head = (
-        b"POST " + route.encode() + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        b"POST "
+        + route.encode()
+        + b" HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-type: application/json\r\n"
     )
     size = str(len(content)).encode()
     half = len(content) // 2

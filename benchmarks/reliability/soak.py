@@ -5,7 +5,8 @@
 Everything stays on 127.0.0.1. Two servers host one tiny model and share a Redis. Their memory caches are small, so that
 most values come from Redis or from the model. The right answers are computed before, in this process. Load is open
 loop, at 80 % of the capacity that was measured first with Redis kept empty; latencies count from the moment at which a
-request was due. A supervisor starts again what has ended. Faults are drawn from a seeded list, each of them once before any comes again.
+request was due. A supervisor starts again what has ended. Faults are drawn from a seeded list, each of them once before
+any comes again.
 
 Expected: 0 lost, 0 wrong, 0 unclean exits.
 """
@@ -96,13 +97,11 @@ class Load:
         self.table = table
         self.windows = [Window("none")]
         self._lock = threading.Lock()
-        self._clients = [Client(url, timeout_s=_PATIENCE_S, retries=30) for url in urls]
-        self._turns = itertools.count()
+        self._client = Client(list(urls), timeout_s=_PATIENCE_S, retry_s=_PATIENCE_S)
 
     def close(self) -> None:
         """Close the connections."""
-        for client in self._clients:
-            client.close()
+        self._client.close()
 
     def begin(self, fault: str) -> None:
         """Count what ends from now on to a fault."""
@@ -118,8 +117,7 @@ class Load:
         """Ask one request, and note how its answer compares."""
         error = wrong = ""
         try:
-            client = self._clients[next(self._turns) % len(self._clients)]
-            answer = client.preferences([self.table.pairs[place] for place in places])
+            answer = self._client.preferences([self.table.pairs[place] for place in places])
             got = [one.probability for one in answer.preferences]  # type: ignore[union-attr]
             right = [self.table.right[place] for place in places]
             if len(got) != len(right) or any(abs(a - b) > _TOLERANCE for a, b in zip(got, right, strict=True)):
