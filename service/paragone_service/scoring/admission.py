@@ -17,17 +17,41 @@ from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
 from paragone_service.scoring.request import Deadline
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "Entry"]
 
-_WINDOW_S = 0.25
-"""Busy seconds over which a speed is measured: several batches, else the end of a large one looks like a sprint."""
-_MEMORY = 0.7
-"""Of the speed so far, against the last window's: a change is seen in about a second."""
+_LOADED_S = 0.25
+"""Work for so many seconds keeps a model busy. With less, what is finished shows who asks and not how fast it is."""
+_MEMORY_S = 2.0
+"""Loaded seconds over which the speed is a mean: several batches, else the end of a large one looks like a sprint."""
 _SHARE_OF_A_DEADLINE = 0.5
 """The wait may take up to here of the time left: the expectation may be wrong by as much again."""
 _MIN_COST = 64
 """Characters that every response costs at least: the cost of its row, and of a pass that is never empty."""
-_MAX_RETRY_AFTER_S = 60
+_RETURNING = 0.5
+"""Of those who were sent away, the share that is expected to come back."""
+_RETURN_MEMORY_S = 3.0
+_MAX_RETRY_AFTER_S = 30
+
+
+class Entry:
+    """A request that was admitted.
+
+    Attributes:
+        left: characters of it that are not done.
+    """
+
+    __slots__ = ("_door", "_part", "client", "left")
+
+    def __init__(self, door: "Admission", client: Hashable, cost: int, responses: int) -> None:
+        self._door = door
+        self._part = cost // responses
+        self.client = client
+        self.left = cost
+
+    def one_finished(self, _: object = None) -> None:
+        """Count one more of its responses as done; a callback of its ticket's outcome."""
+        if self.left:  # a batch may end after the client has left
+            self._door.finished(self, min(self._part, self.left))
 
 
 class Admission:
@@ -52,10 +76,12 @@ class Admission:
         self._max_wait_s = max_wait_s
         self._clock = clock
         self._clients: dict[Hashable, int] = {}
-        # The window: since when it runs, its busy seconds and what was finished in it.
-        self._busy_since = math.nan
-        self._busy_s = 0.0
-        self._finished = 0
+        # Fading sums whose ratio is the speed, of loaded times alone; and those of an unloaded time that is not over.
+        self._finished, self._seconds = 0.0, 0.0
+        self._light_finished, self._light_seconds = 0, 0.0
+        self._measured_at = 0.0
+        # Seconds of work that were sent away and may come back, and when this was so.
+        self._returning_s, self._returning_at = 0.0, 0.0
 
     def expected_wait_s(self, characters: int, client: Hashable) -> float:
         """Return how long a client waits before its next so many characters begin, as far as is known."""
@@ -66,11 +92,16 @@ class Admission:
         return ahead / self.characters_per_s
 
     @contextlib.contextmanager
-    def admitted(self, characters: int, responses: int, client: Hashable, deadline: Deadline | None) -> Iterator[None]:
+    def admitted(
+        self, characters: int, responses: int, client: Hashable, deadline: Deadline | None
+    ) -> Iterator["Entry"]:
         """Admit a request for as long as the context lasts.
 
         Args:
             characters: of all that has to be read, of so many responses.
+
+        Returns:
+            What to tell of each response that is finished.
 
         Raises:
             ServiceError: ``overloaded``, if it would wait for too long.
@@ -78,16 +109,17 @@ class Admission:
         cost = characters + responses * _MIN_COST
         self._check(cost, client, deadline)
         if not self.waiting:
-            self._busy_since = self._clock()
+            self._measured_at = self._clock()
         self.waiting += cost
         self._clients[client] = self._clients.get(client, 0) + cost
-        done = 0
+        entry = Entry(self, client, cost, responses)
         try:
-            yield
-            done = cost  # what is refused or dropped on the way has taken no full share of the time
+            yield entry
         finally:
+            # What is left was refused, dropped or found elsewhere: time has passed, and this has not been done in it.
+            self._measure(0)
             self._leave(cost, client)
-            self._measure(done)
+            entry.left = 0
 
     def _check(self, cost: int, client: Hashable, deadline: Deadline | None) -> None:
         limit_s = self._max_wait_s
@@ -101,28 +133,54 @@ class Admission:
             ErrorCode.OVERLOADED,
             f"model {self._model}: a wait of {expected_s:.1f} s is expected, over the {limit_s:.1f} s that it "
             "may wait: try again later, or with a longer deadline_s (where it names none, see --max-wait-s)",
-            # By then the wait is as short as it must be, if nobody else comes.
-            retry_after_s=min(_MAX_RETRY_AFTER_S, max(1, math.ceil(expected_s - limit_s))),
+            retry_after_s=self._retry_after_s(expected_s - limit_s, cost),
         )
+
+    def _retry_after_s(self, excess_s: float, cost: int) -> int:
+        """Return when the wait will be short enough, after those who were sent away before have come back.
+
+        Without these, all who were refused would come back in one second, and be refused again.
+        """
+        now = self._clock()
+        seconds, self._returning_at = now - self._returning_at, now
+        # Most come back soon or never: what was sent away in the last seconds counts.
+        self._returning_s = max(0.0, self._returning_s * math.exp(-seconds / _RETURN_MEMORY_S) - seconds)
+        retry_after_s = excess_s + self._returning_s
+        if retry_after_s < _MAX_RETRY_AFTER_S:
+            self._returning_s += _RETURNING * cost / self.characters_per_s
+        return min(_MAX_RETRY_AFTER_S, max(1, math.ceil(retry_after_s)))
+
+    def finished(self, entry: "Entry", characters: int) -> None:
+        """Count so much of a request as done; all of it waits on until the whole is answered."""
+        self._measure(characters)
+        entry.left -= characters
 
     def _leave(self, cost: int, client: Hashable) -> None:
         self.waiting -= cost
-        self._clients[client] -= cost
-        if not self._clients[client]:
-            del self._clients[client]
+        left = self._clients.get(client, 0) - cost
+        if left > 0:
+            self._clients[client] = left
+        else:
+            self._clients.pop(client, None)
 
     def _measure(self, done: int) -> None:
         now = self._clock()
-        self._busy_s += now - self._busy_since
-        self._busy_since = now
-        self._finished += done
-        if self._busy_s < _WINDOW_S or not self._finished:
+        seconds, self._measured_at = now - self._measured_at, now
+        if self.characters_per_s and self.waiting > self.characters_per_s * _LOADED_S:
+            fade = math.exp(-seconds / _MEMORY_S)
+            self._set(self._finished * fade + done, self._seconds * fade + seconds)
+            self._light_finished, self._light_seconds = 0, 0.0
             return
-        speed = self._finished / self._busy_s
-        known = self.characters_per_s
-        # A window with little to do shows less than the model can: it must not make a later burst look hopeless.
-        if not known:
-            self.characters_per_s = speed
-        elif speed > known or self.waiting > known * _WINDOW_S:
-            self.characters_per_s = _MEMORY * known + (1 - _MEMORY) * speed
-        self._busy_s, self._finished = 0.0, 0
+        self._light_finished += done
+        self._light_seconds += seconds
+        if self._light_seconds < _LOADED_S or not self._light_finished:
+            return
+        speed = self._light_finished / self._light_seconds
+        self._light_finished, self._light_seconds = 0, 0.0
+        # A time with little to do shows less than the model can: it must not make a later burst look hopeless.
+        if speed > self.characters_per_s:
+            self._set(speed * _MEMORY_S, _MEMORY_S)
+
+    def _set(self, finished: float, seconds: float) -> None:
+        self._finished, self._seconds = finished, seconds
+        self.characters_per_s = finished / seconds

@@ -262,7 +262,7 @@ class HostedModel:
         conversations = [as_conversation(*responses[number]) for number in missing.values()]
         size = sum(characters((*one.prompt, *one.response)) for one in conversations)
         admitted = self._admission.admitted(size, len(missing), call.client, call.deadline)
-        with admitted if missing else contextlib.nullcontext():
+        with admitted if missing else contextlib.nullcontext() as entry:
             jobs = await self._jobs(conversations, rows, missing, filled, call)
             # The texts of all that waits would take more than its tokens do.
             items.clear()
@@ -270,6 +270,9 @@ class HostedModel:
             conversations.clear()
             own = self._queue(jobs, filled, joined, call)
             joined.update(own)
+            if entry is not None:
+                for ticket in own.values():
+                    ticket.outcome.add_done_callback(entry.one_finished)
             await wait_for(list(joined.values()), call.timings, self._clock)
         return own
 

@@ -24,8 +24,9 @@ def door():
     clock = Clock()
     door = Admission("m", Metrics(), max_wait_s=2.5, clock=clock)
     door.clock = clock
-    with door.admitted(936, 1, "first", None):
+    with door.admitted(936, 1, "first", None) as entry:
         clock.now += 1.0
+        entry.one_finished()
     assert door.characters_per_s == pytest.approx(1000)
     return door
 
@@ -66,21 +67,55 @@ def test_a_small_question_is_let_in_beside_a_large_job(door):
 
 
 def test_a_model_that_gets_slower_is_noticed_and_little_to_do_is_not_slowness(door):
-    for _ in range(20):
-        with door.admitted(36, 1, "a", None):
+    def small():
+        with door.admitted(36, 1, "a", Deadline(1e4)) as entry:
             door.clock.now += 0.5
+            entry.one_finished()
+
+    for _ in range(20):
+        small()
     assert door.characters_per_s == pytest.approx(1000)
     with contextlib.ExitStack() as stack:
         enter(stack, door, 10_000, "waits", Deadline(1e4))
         for _ in range(20):
-            with door.admitted(36, 1, "a", Deadline(1e4)):
-                door.clock.now += 0.5
+            small()
     assert door.characters_per_s < 300
 
 
-def test_what_was_dropped_on_its_way_is_no_work_done(door):
-    with contextlib.suppress(RuntimeError), door.admitted(1_000_000, 1, "a", None):
-        door.clock.now += 0.5
-        raise RuntimeError
+def test_a_large_job_counts_as_it_gets_done_and_no_lump_at_its_end_looks_like_a_sprint(door):
+    with door.admitted(100_000 - 100 * 64, 100, "bulk", None) as entry:
+        for _ in range(100):
+            door.clock.now += 1.0
+            entry.one_finished()
+            assert door.characters_per_s == pytest.approx(1000)
     assert door.characters_per_s == pytest.approx(1000)
     assert door.waiting == 0
+
+
+def test_what_was_dropped_on_its_way_is_no_work_done(door):
+    with contextlib.suppress(RuntimeError), door.admitted(1_000_000, 1, "a", None) as entry:
+        door.clock.now += 0.5
+        raise RuntimeError
+    assert door.characters_per_s < 1000
+    assert door.waiting == 0
+    known = door.characters_per_s
+    entry.one_finished()  # its batch ends later
+    assert door.characters_per_s == known
+
+
+def test_those_who_are_sent_away_are_told_different_times_to_come_back(door):
+    with contextlib.ExitStack() as stack:
+        for client in "abc":
+            enter(stack, door, 1000, client)
+        times = []
+        for client in range(20):
+            with pytest.raises(ServiceError) as caught:
+                enter(stack, door, 1000, client)
+            times.append(caught.value.retry_after_s)
+        assert times == sorted(times)
+        assert times[0] == 1
+        assert times[-1] == 10  # nineteen more, each of one second's work, of which half will come
+        door.clock.now += 60
+        with pytest.raises(ServiceError) as caught:
+            enter(stack, door, 1000, "late")
+        assert caught.value.retry_after_s == 1
