@@ -106,7 +106,7 @@ class Connection:
 
 def bodies(items: int, characters: int) -> Iterator[bytes]:
     """Yield requests for rewards, all of them different."""
-    generator = random.Random(items * characters)  # noqa: S311
+    generator = random.Random(items * characters)
     story = text(generator, 50 * characters)
     for number in itertools.count():
         asked = []
