@@ -7,6 +7,7 @@ nearest known one. Nobody else reads the environment.
 import difflib
 import hashlib
 import ipaddress
+import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ __all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_e
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _NAMED_SOURCE = re.compile(rf"({_NAME})=(.+)")
+_SETTING = re.compile(r",([a-z_]+)=")
 _MIN_SECRET_BYTES = 16
 _DEFAULT_MODEL = "mini-general-preference"
 # A setting of a stronger source → what it replaces in weaker ones.
@@ -52,7 +54,7 @@ class ModelSettings(BaseModel):
 
     source: str = Field(min_length=1)
     """A built-in (``builtin:…``), a Hugging Face id or a folder."""
-    kind: Literal["auto"] | KindName = "auto"
+    kind: Literal["auto", KindName] = "auto"
     """The model's kind; ``auto`` finds it out."""
     head: Head = "auto"
     """Where its head is: ``auto`` finds it out; ``lm-head-row-0`` for Nemotron reward models in Hugging Face form."""
@@ -349,23 +351,45 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
 
 
 def parse_model(text: str) -> tuple[str, ModelSettings]:
-    """Return name and settings of ``NAME=SOURCE``; a bare SOURCE is called by its last path part.
+    """Return name and settings of ``NAME=SOURCE,key=value,…``; a bare SOURCE is called by its last path part.
+
+    Keys are those of ``[models.NAME]``. Only a comma with a key and an equals sign behind it ends what stands before,
+    so a folder may have commas in its name. A list or table is written as JSON.
 
     Raises:
-        ConfigError: if there is no source, or no usable name.
+        ConfigError: if there is no source, no usable name, or a setting that there is not, or that is given twice.
 
-    >>> parse_model("judge=Skywork/Skywork-Reward-V2-Qwen3-0.6B")[0]
-    'judge'
+    >>> parse_model("judge=Skywork/Skywork-Reward-V2-Qwen3-0.6B,dtype=bfloat16,max_length=4096")[1].max_length
+    4096
     >>> parse_model("builtin:mini-bradley-terry")[0]
     'mini-bradley-terry'
     """
-    named = _NAMED_SOURCE.fullmatch(text)
-    if named:
-        return named[1], ModelSettings(source=named[2])
-    name = PurePosixPath(text.rpartition(":")[2]).name
+    source, *settings = _SETTING.split(text)
+    values: dict[str, Any] = {}
+    for key, value in zip(settings[::2], settings[1::2], strict=True):
+        if key in values or key == "source":
+            raise ConfigError(f"--model {text!r}: {key} is given twice")
+        values[key] = _json_or_text(value)
+    named = _NAMED_SOURCE.fullmatch(source)
+    name = named[1] if named else PurePosixPath(source.rpartition(":")[2]).name
     if not re.fullmatch(_NAME, name):
         raise ConfigError(f"--model {text!r}: no name can be made of it; write NAME=SOURCE")
-    return name, ModelSettings(source=text)
+    try:
+        return name, ModelSettings(source=named[2] if named else source, **values)
+    except ValidationError as error:
+        # With its place in the file, so that the same is said of the same mistake.
+        reasons = [_explained({**one, "loc": ("models", name, *one["loc"])}) for one in error.errors(include_url=False)]
+        raise ConfigError("\n".join(reasons)) from None
+
+
+def _json_or_text(value: str) -> Any:
+    """Return a list or table from its JSON, and anything else as text, of which the settings make what they want."""
+    if not value.startswith(("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def parse_engine(text: str) -> tuple[str, str]:

@@ -56,9 +56,10 @@ def serve(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=SOURCE",
+            metavar="NAME=SOURCE[,KEY=VALUE…]",
             help="A model to host: a built-in (builtin:…), a Hugging Face id or a folder; repeatable. The first one "
-            "answers requests that name none. (default: the built-ins)",
+            "answers requests that name none. Keys are those of a model in the file: kind, head, max_length, "
+            "temperature, trust_remote_code, revision, dtype, … (default: the built-ins)",
         ),
     ] = None,
     engine: Annotated[

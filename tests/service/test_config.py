@@ -166,6 +166,56 @@ def test_a_model_flag_is_a_name_and_a_source(text, name, source):
     assert parse_model(text) == (name, ModelSettings(source=source))
 
 
+def test_a_model_flag_takes_every_setting_of_a_model():
+    text = (
+        "judge=owner/model,kind=bradley-terry,head=lm-head-row-0,max_length=512,temperature=0.5,trust_remote_code=true,"
+        'revision=v1,dtype=bfloat16,weights={"a": 0.5, "b": -1},special_tokens=parse'
+    )
+    name, settings = parse_model(text)
+    assert name == "judge"
+    assert settings == ModelSettings(
+        source="owner/model",
+        kind="bradley-terry",
+        head="lm-head-row-0",
+        max_length=512,
+        temperature=0.5,
+        trust_remote_code=True,
+        revision="v1",
+        dtype="bfloat16",
+        weights={"a": 0.5, "b": -1.0},
+        special_tokens="parse",
+    )
+    assert parse_model("judge=m,weights=[1, 2]")[1].weights == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("source", ["/data/one,two", "/data/one, two=3", "/data/lr=3e-5,4", "/data/a=b"])
+def test_a_comma_without_a_key_behind_it_is_part_of_the_source(source):
+    assert parse_model(f"judge={source},dtype=float32") == ("judge", ModelSettings(source=source, dtype="float32"))
+
+
+def test_settings_may_follow_a_bare_source():
+    name, settings = parse_model("builtin:mini-regression,kind=regression")
+    assert (name, settings.kind) == ("mini-regression", "regression")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("judge=m,temprature=2", "unknown key 'models.judge.temprature': did you mean 'temperature'?"),
+        ("judge=m,kind=oracle", "models.judge.kind: Input should be "),
+        ("judge=m,max_length=0", "models.judge.max_length: Input should be greater than or equal to 1 (it is '0')"),
+        ("judge=m,temperature=", "models.judge.temperature: Input should be a valid number"),
+        ("judge=m,trust_remote_code=perhaps", "models.judge.trust_remote_code: Input should be a valid boolean"),
+        ("judge=m,dtype=float32,dtype=bfloat16", "dtype is given twice"),
+        ("judge=m,source=n", "source is given twice"),
+    ],
+)
+def test_a_setting_of_a_model_flag_that_cannot_be_used_is_named(text, message):
+    with pytest.raises(ConfigError) as refusal:
+        parse_model(text)
+    assert message in str(refusal.value)
+
+
 def test_a_source_without_a_usable_name_is_refused():
     with pytest.raises(ConfigError, match="write NAME=SOURCE"):
         parse_model("/data/ein modell")
