@@ -51,6 +51,8 @@ DEFAULT_MAX_BYTES = 8 * 1024 * 1024
 
 _CONNECT_TIMEOUT_S = 10.0
 _DOUBLINGS = 60
+_SHORTEST_DEADLINE_S, _LONGEST_DEADLINE_S = 0.001, 86_400.0
+"""What the service takes as a deadline."""
 # What a proxy answers while the service behind it restarts, and what the service answers while it is busy.
 _RETRIED_STATUS = frozenset({502, 503, 504})
 # A read error is a connection that broke under the request: safe to repeat, because every request is a pure question.
@@ -248,6 +250,8 @@ class Try:
         headers = {**question.headers, "x-request-id": question.request_id}
         if question.body is not None:
             headers["content-type"] = "application/json"
+            # The server drops what nobody waits for any more, and refuses at once what it could only answer later.
+            headers["x-deadline-s"] = f"{min(max(self.timeout_s, _SHORTEST_DEADLINE_S), _LONGEST_DEADLINE_S):.3f}"
         url = f"{self.url}{question.path}"
         return http.build_request(question.method, url, headers=headers, content=question.body, timeout=timeout)
 

@@ -113,6 +113,7 @@ def create_app(
     )
     app.state.max_messages = settings.max_messages
     app.state.registry = registry
+    app.state.log_texts = settings.log_texts
     app.state.metrics = metrics
     install_handlers(app)
     describe_routes(app)

@@ -152,8 +152,12 @@ class Settings(BaseSettings):
     """What backbones compute in: auto, float32, bfloat16, float16."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much is logged: debug, info, warning or error."""
-    access_log: bool = False
-    """Whether every request is logged."""
+    log_format: Literal["text", "json"] = "text"
+    """How the log is written: text, for people, or json, a line a record and a line a request."""
+    log_texts: bool = False
+    """Whether the line of a request holds the request, prompts and responses included; needs the json format."""
+    access_log: bool | None = None
+    """Whether every request is logged; without it only in the json format."""
     memory_cache_mb: float = Field(default=512, ge=0)
     """Size of the memory cache, in MB (10⁶ bytes); 0 turns it off."""
     cache_ttl_days: float = Field(default=7, gt=0)
@@ -236,6 +240,15 @@ class Settings(BaseSettings):
             for field in _OWN_ENGINE_ONLY:
                 if field in self.models[name].model_fields_set:
                     raise ValueError(f"{field} of {name}: its backbone runs on another server, so set that there")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_have_a_place_in_the_log(self) -> "Settings":
+        if self.log_texts and (self.log_format != "json" or self.access_log is False):
+            raise ValueError(
+                "log_texts writes requests into their lines of JSON, and there are none: set log_format to json, and "
+                "leave access_log on"
+            )
         return self
 
     @model_validator(mode="after")

@@ -3,9 +3,12 @@
 Durations are in seconds in the metrics and in milliseconds in the ``x-…-ms`` headers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+
+from paragone.codes import ErrorCode
 
 __all__ = ["Metrics"]
 
@@ -48,6 +51,21 @@ class Metrics:
         )
         for reason in _CUTS:
             self.connections_cut.labels(reason)
+        # A rate over a series that appears with its first event misses that event.
+        for code in ErrorCode:
+            self.errors.labels(code)
+        self.key_requests = Counter(
+            "paragone_key_requests_total",
+            "Requests by key, by what became of them: ok, or the code that refused them.",
+            ("key", "outcome"),
+            registry=registry,
+        )
+        self.key_items = Counter(
+            "paragone_key_items_total", "Pairs, items and groups asked for by a key.", ("key",), registry=registry
+        )
+        self.key_seconds = Counter(
+            "paragone_key_seconds_total", "Time of a key's requests, in seconds.", ("key",), registry=registry
+        )
         self.in_flight = Gauge("paragone_requests_in_flight", "Requests being worked on.", registry=registry)
 
     def _define_batches(self, registry: CollectorRegistry) -> None:
@@ -144,6 +162,19 @@ class Metrics:
         # Labels exist from the start: a rate over a series that appears later misses its first events.
         for tier in _TIERS:
             self.cache_responses.labels(tier)
+
+    def count_key(self, key: str, code: str | None, total_s: float, asked: Mapping[str, Any] | None) -> None:
+        """Count what a key used.
+
+        Args:
+            key: its name.
+            code: what its request was refused with; None: it was answered.
+            asked: what the log says of the request; None: its body was not read.
+        """
+        self.key_requests.labels(key, code or "ok").inc()
+        self.key_seconds.labels(key).inc(total_s)
+        if asked is not None:
+            self.key_items.labels(key).inc(asked["items"])
 
     def watch_cache(self, size_bytes: Callable[[], float], entries: Callable[[], float]) -> None:
         """Read the size of the memory cache whenever the metrics are read."""

@@ -6,7 +6,6 @@ process does with memory has to be decided before.
 
 import ctypes
 import inspect
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from paragone_service.config import ConfigError, Settings, load_settings, parse_engine, parse_model
+from paragone_service.logs import configure_logging
 
 __all__ = ["keep_freed_memory", "serve"]
 
@@ -40,6 +40,8 @@ _FLAGS = (
     "memory_cache_mb",
     "strict_cache",
     "log_level",
+    "log_format",
+    "log_texts",
     "access_log",
 )
 """Settings that have a flag of their name; the others are rarely set, and go into the file or the environment."""
@@ -84,7 +86,7 @@ def serve(
     settings = load_settings(values, config)
     settings.read_cache_secret()
     settings.read_api_keys()  # a missing file is refused now, and not after a minute of loading
-    _configure_logging(settings)
+    configure_logging(settings)
 
     _bound_shape_caches()
     from paragone_service.app import create_app
@@ -128,13 +130,6 @@ def _named(sources: Sequence[str]) -> dict[str, Any]:
         if names.count(name) > 1:
             raise ConfigError(f"two models are called {name!r}: give one another name with --model NAME=SOURCE")
     return dict(models)
-
-
-def _configure_logging(settings: Settings) -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    for name in ("paragone", "uvicorn"):
-        logging.getLogger(name).setLevel(settings.log_level.upper())
-    logging.getLogger("paragone.access").setLevel(logging.INFO if settings.access_log else logging.WARNING)
 
 
 def _bound_shape_caches() -> None:

@@ -13,6 +13,7 @@ import pytest
 from paragone import AsyncClient, Client, checked, cli
 from paragone.adapters import trl
 from paragone.exceptions import (
+    DeadlineError,
     KeyRefusedError,
     RequestError,
     TextError,
@@ -25,6 +26,7 @@ from paragone.wire import ItemError
 from paragone_models import load_model
 from paragone_service.app import create_app
 from paragone_service.config import Settings
+from paragone_service.engine.contract import Health
 from paragone_service.http.middleware import Drain
 from paragone_service.http.server import Server, configure
 from tests.service.conftest import SPECS, make_model, make_tokenizer
@@ -283,3 +285,29 @@ def test_a_scalar_against_references_and_its_blocks_come_over_the_wire_split_or_
             assert sum(row.gate_scales) == pytest.approx(1.0, abs=1e-6)
         with pytest.raises(UnsupportedError, match="has no 2-blocks"):
             client.rewards(items, model="bt", return_=["blocks"])
+
+
+def test_the_time_of_a_client_is_the_deadline_of_its_requests(hosted):
+    class Silent:  # an engine that never answers
+        name, shares_prompts = "silent", False
+
+        async def encode(self, _):
+            await asyncio.Event().wait()
+
+        async def health(self):
+            return Health(healthy=True)
+
+        async def close(self):
+            pass
+
+    async def main():
+        app = create_app(Settings(), {"bt": hosted["bt"]}, engines={"bt": Silent()})
+        # ASGI has no timeout of its own: it is the server that answers.
+        client = AsyncClient(transport=httpx2.ASGITransport(app=app), timeout_s=0.2)
+        async with app.router.lifespan_context(app), client:
+            await client.prefer("p", "a", "b")
+
+    with pytest.raises(DeadlineError) as caught:
+        asyncio.run(main())
+    assert (caught.value.code, caught.value.status) == ("deadline_exceeded", 504)
+    assert "0.2 s" in caught.value.message

@@ -192,6 +192,22 @@ def test_each_try_gets_the_time_that_is_left():
     assert second["read"] == pytest.approx(60.0 - clock.waits[0])
 
 
+@both
+def test_each_try_tells_the_server_when_its_answer_is_of_no_use_any_more(ask):
+    script, clock = Script(error(503, "overloaded", "m", retry_after="20"), OK), Clock()
+    ask(script, policy(timeout_s=60.0), clock)
+    first, second = (float(request.headers["x-deadline-s"]) for request in script.seen)
+    assert first == 60
+    assert second == pytest.approx(60 - clock.waits[0], abs=1e-3)
+
+
+@pytest.mark.parametrize(("timeout_s", "sent"), [(1e-9, "0.001"), (1e9, "86400.000"), (float("inf"), "86400.000")])
+def test_a_deadline_is_one_that_the_server_takes(timeout_s, sent):
+    script = Script(OK)
+    waiting(script, policy(timeout_s=timeout_s), Clock())
+    assert script.seen[0].headers["x-deadline-s"] == sent
+
+
 def test_waits_are_spread_between_nothing_and_a_bound_that_doubles():
     chosen = policy()
     for tries, bound in [(1, 0.25), (2, 0.5), (4, 2.0), (7, 16.0), (50, 16.0)]:

@@ -17,6 +17,8 @@ from paragone.codes import ErrorCode
 from paragone.wire import Group
 from paragone_service.http.counting import check_counts, check_values
 from paragone_service.http.errors import ServiceError, from_validation
+from paragone_service.http.middleware import SCOPE_ASKED
+from paragone_service.registry import Registry
 from paragone_service.scoring.request import Problems
 
 __all__ = ["MAX_GROUP", "MAX_ITEMS", "MAX_RESPONSES", "check_groups", "check_total", "read_body"]
@@ -60,6 +62,9 @@ async def read_body(
     items = values.get(list_field) if isinstance(values, dict) else None
     if not isinstance(items, list):
         items = []
+    asked = request.scope[SCOPE_ASKED] = _asked(values, len(items), request.app.state.registry)
+    if request.app.state.log_texts:
+        asked["request"] = values
     if len(items) > MAX_ITEMS:
         raise ServiceError(
             ErrorCode.TOO_MANY_ITEMS, f"{len(items)} {list_field} in one request; the limit is {MAX_ITEMS}: split them"
@@ -76,6 +81,14 @@ async def read_body(
         return _valid_items(values, items, wire, list_field)
     report = valid.on_error == "report"  # type: ignore[attr-defined]  # all requests have it
     return valid, list(range(len(items))), Problems(list_field, report)
+
+
+def _asked(values: Any, items: int, registry: Registry) -> dict[str, Any]:
+    """Return what the log says of a request; a name that is no model's is a client's text, and stays out."""
+    model = values.get("model") if isinstance(values, dict) else None
+    names = {hosted.name for hosted in registry}
+    named = registry.default if model is None else model if isinstance(model, str) and model in names else None
+    return {"model": named, "items": items}
 
 
 def check_groups(groups: Sequence[Group]) -> None:

@@ -23,12 +23,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paragone.codes import ErrorCode
-from paragone_service.api_keys import KeyRing
+from paragone_service.api_keys import ApiKey, KeyRing
 from paragone_service.http.errors import SCOPE_CODE, ClientGoneError, ServiceError, error_response, printable
+from paragone_service.logs import FIELDS, HOLDS_TEXTS
 from paragone_service.metrics import Metrics
 from paragone_service.scoring.request import Timings
 
 __all__ = [
+    "SCOPE_ASKED",
     "SCOPE_KEY",
     "SCOPE_TIMINGS",
     "Authorization",
@@ -47,6 +49,8 @@ SCOPE_TIMINGS = "paragone.timings"
 """Key of an ASGI scope under which the ``Timings`` of its request are kept."""
 SCOPE_KEY = "paragone.key"
 """Key of an ASGI scope under which the ``ApiKey`` of its request is kept, where the server has keys."""
+SCOPE_ASKED = "paragone.asked"
+"""Key of an ASGI scope under which is kept what log and metrics say of its request: the model, how many items."""
 _OPEN_PATHS = frozenset({"/livez", "/readyz"})
 """What needs no key, and is answered while draining."""
 _ALWAYS_ANSWERED = _OPEN_PATHS | {"/metrics"}
@@ -197,7 +201,7 @@ class Observation:
             except (ClientGoneError, ClientDisconnect):
                 status = _CLIENT_GONE  # for log and metrics alone
             except Exception:
-                logger.exception("request %s failed", request_id)
+                logger.exception("request %s failed", request_id, extra={HOLDS_TEXTS: True})
                 if status:
                     raise  # the answer has begun; the connection can only be closed
                 error = ServiceError(ErrorCode.INTERNAL_ERROR, f"the server failed; its log has request {request_id}")
@@ -211,6 +215,9 @@ class Observation:
         code = scope.get(SCOPE_CODE)
         if code is not None:
             self._metrics.errors.labels(code).inc()
+        key: ApiKey | None = scope.get(SCOPE_KEY)
+        if key is not None:
+            self._metrics.count_key(key.name, code, total_s, scope.get(SCOPE_ASKED))
         self._metrics.seconds.labels(route, "total").observe(total_s)
         # Phases in which nothing was done are no zeros among the observations: these would hide the others' times.
         for phase, seconds in (
@@ -220,7 +227,23 @@ class Observation:
         ):
             if seconds:
                 self._metrics.seconds.labels(route, phase).observe(seconds)
-        access_logger.info("%s %s %s %d %.1f ms", request_id, scope["method"], route, status, 1e3 * total_s)
+        if access_logger.isEnabledFor(logging.INFO):
+            fields = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "code": code,
+                "key": key.name if key else None,
+                "total_ms": round(1e3 * total_s, 3),
+                "tokenize_ms": round(1e3 * timings.tokenize_s, 3),
+                "queue_ms": round(1e3 * timings.queue_s, 3),
+                "inference_ms": round(1e3 * timings.inference_s, 3),
+                **scope.get(SCOPE_ASKED, {}),
+            }
+            line = "%s %s %s %d %.1f ms"
+            total_ms = 1e3 * total_s
+            access_logger.info(line, request_id, scope["method"], route, status, total_ms, extra={FIELDS: fields})
 
 
 class Draining:
