@@ -1,4 +1,4 @@
-"""From an evaluation set and a model to arrays of answers: every question once, kept on disk as it is answered.
+"""Ask a model about an evaluation set. Every question is asked once, and its answer is kept on disk at once.
 
 Scalar kinds are asked for the reward of each response, and the logit of a pair is the difference divided by the
 temperature; all others are asked for each pair, and kinds that read both responses at once in both orders.
@@ -239,7 +239,7 @@ def _put(
     # In the order of the questions, siblings together, and in parts: what was answered is on disk before the next part.
     waiting = [(key, question) for key, question in questions.items() if key not in store.known]
     for start in range(0, len(waiting), at_once):
-        if progress:
+        if progress:  # answers of an earlier run count as done
             progress(len(questions) - len(waiting) + start, len(questions))
         part = waiting[start : start + at_once]
         answers = put([question for _, question in part])

@@ -1,4 +1,4 @@
-"""What is evaluated on, in one form for every layout: prompts, distinct responses, cases, and judgements between them.
+"""An evaluation set: the prompts, distinct responses, cases and judgements of a file, whatever its layout.
 
 A case is one row of the file, or for ratings all rows of one prompt. The same response to the same prompt is one node,
 however often it occurs, and is asked about once.
@@ -56,7 +56,7 @@ class Case:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A file, read. P prompts, R nodes, J judgements.
+    """The content of one file: P prompts, R nodes, J judgements.
 
     Attributes:
         split: the split that was read, or None for all rows.

@@ -1,4 +1,4 @@
-"""One evaluation from end to end: a file was read; ask, measure, write."""
+"""One evaluation of a file that was read: the model is asked, measures are computed, results are written."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A model in this process: it is loaded, asked, and given a fitted temperature.
+"""Load a model in this process, ask it, and store a fitted temperature with it.
 
 The one module of this package that needs torch (``pip install 'paragone[models]'``); the commands import it only where
 a model is to be loaded.
@@ -23,8 +23,6 @@ from paragone_evaluation.scorers import (
     RatingAnswer,
     Refusal,
     ResponseQuestion,
-    has_preferences,
-    rates_responses,
 )
 from paragone_models import PreferenceModel, load_model
 from paragone_models.errors import PreferencesUnavailableError, TextError
@@ -34,6 +32,9 @@ from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import conversation
 
 __all__ = ["LocalScorer", "load_scorer", "store_temperature"]
+
+
+_SPEC_FIELDS = ("temperature", "calibrated", "attributes", "domain", "demonstration")
 
 
 class LocalScorer:
@@ -55,23 +56,19 @@ class LocalScorer:
         self._reader = model.reader
         # By prompt and response: a response occurs in many pairs, and its representation in none of them differs.
         self._known: dict[tuple[str, str], NDArray[np.float32] | Refusal] = {}
-        self.card = ModelCard(
+        spec, provenance = model.spec, model.provenance
+        self.card = ModelCard.of_kind(
+            model.kind,
+            spec.weights,
             name=model.name,
-            kind=model.kind,
-            source=model.provenance.source,
+            source=provenance.source,
             where="this process",
             identity=model.identity,
             fingerprint=model.fingerprint,
-            temperature=model.spec.temperature,
-            calibrated=model.spec.calibrated,
-            attributes=model.spec.attributes,
-            scalar=rates_responses(model.kind),
             pairwise=False,
-            compares=has_preferences(model.kind, model.spec.weights),
-            revision=model.provenance.revision,
-            numerics=model.provenance.numerics,
-            domain=model.spec.domain,
-            demonstration=model.spec.demonstration,
+            revision=provenance.revision,
+            numerics=provenance.numerics,
+            **{name: getattr(spec, name) for name in _SPEC_FIELDS},
         )
 
     def rate(self, items: Sequence[ResponseQuestion]) -> list[RatingAnswer | Refusal]:

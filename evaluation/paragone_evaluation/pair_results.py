@@ -1,4 +1,4 @@
-"""What is measured of judged pairs: the pairs that a model answered, as columns, and each section of the results.
+"""Sections of the results that are made of judged pairs: the pairs that people judged and the model answered.
 
 All intervals share one set of resamples, so that differences between measures and between models are not noise.
 """

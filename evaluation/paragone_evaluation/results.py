@@ -1,12 +1,12 @@
-"""All measures of one evaluation as plain values: what ``results.json`` holds, and what the table and the page show."""
+"""The results of one evaluation as plain values: everything that ``results.json`` holds and a report shows."""
 
 import dataclasses
-import math
-from collections.abc import Mapping
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic_core import to_json
 from scipy.stats import rankdata
 
 from paragone_evaluation.asking import Answers, only_ratings
@@ -251,16 +251,5 @@ def _notes(data: EvaluationSet, card: ModelCard, pairs: int) -> list[str]:
 
 def plain(value: Any) -> Any:
     """Return a value that JSON can carry: arrays as lists, numbers that are none as null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None  # JSON has no NaN, and 0 would be a lie
-    return value
+    # JSON has no NaN, and 0 would be a lie. pydantic knows everything but numpy's own types.
+    return json.loads(to_json(value, inf_nan_mode="null", fallback=lambda array: array.tolist()))

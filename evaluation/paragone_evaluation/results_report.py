@@ -1,4 +1,4 @@
-"""What people see of ``results.json``: the page, and the tables that ``paragone eval`` and ``calibrate`` print.
+"""The report on ``results.json`` for people: the page, and the tables that ``paragone eval`` and ``calibrate`` print.
 
 Each function describes one section, or returns None where the file has nothing to say about it. The page shows all
 sections; the terminal shows the main measures and the tables of four.

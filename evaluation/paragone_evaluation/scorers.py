@@ -1,11 +1,11 @@
-"""What a model can be asked, what it answers, and the scorer that asks a running service.
+"""The questions that a model is asked, its answers, and the scorer that asks a running service.
 
 ``local_model`` has the scorer of a model in this process; nothing here needs torch.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from paragone import Client, ItemError
 from paragone.wire import Pair
@@ -22,12 +22,15 @@ __all__ = [
     "ResponseQuestion",
     "Scorer",
     "ServiceScorer",
-    "has_preferences",
-    "rates_responses",
 ]
 
 # By any name: a server may be newer than this package and host a kind of which only pairs can be asked.
 _KINDS: Mapping[str, Kind] = {str(name): kind for name, kind in KINDS.items()}
+
+_INFO_FIELDS = (
+    "source", "identity", "fingerprint", "temperature", "calibrated", "revision", "numerics", "domain", "demonstration"
+)  # fmt: skip
+"""Fields that the wire and the card call by the same names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,15 @@ class ModelCard:
     domain: str | None = None
     demonstration: bool = False
 
+    @classmethod
+    def of_kind(cls, kind: str, weights: Sequence[float] | None, **fields: Any) -> Self:
+        """Return the card of a model, with what its kind says about the questions that it answers."""
+        # Of a kind that nobody here knows, only pairs are asked: every kind answers those.
+        known = _KINDS.get(kind)
+        scalar = known is not None and not known.has_vector
+        compares = known is None or known.learns_pairs or weights is not None
+        return cls(kind=kind, scalar=scalar, compares=compares, **fields)
+
 
 class Scorer(Protocol):
     """Answers questions about responses. A failure that is not about one item is raised; none becomes a number.
@@ -139,23 +151,14 @@ class ServiceScorer:
     def __init__(self, client: Client, *, url: str, model: str | None = None) -> None:
         self._client = client
         info = client.models()[0] if model is None else client.model(model)
-        self.card = ModelCard(
+        self.card = ModelCard.of_kind(
+            info.kind,
+            info.weights,
             name=info.id,
-            kind=info.kind,
-            source=info.source,
             where=url,
-            identity=info.identity,
-            fingerprint=info.fingerprint,
-            temperature=info.temperature,
-            calibrated=info.calibrated,
             attributes=tuple(info.attributes),
-            scalar=rates_responses(info.kind),
-            pairwise=info.dimension is None,
-            compares=has_preferences(info.kind, info.weights),
-            revision=info.revision,
-            numerics=info.numerics,
-            domain=info.domain,
-            demonstration=info.demonstration,
+            pairwise=info.dimension is None,  # it has no vector of one response alone
+            **{name: getattr(info, name) for name in _INFO_FIELDS},
         )
 
     def rate(self, items: Sequence[ResponseQuestion]) -> list[RatingAnswer | Refusal]:
@@ -195,19 +198,6 @@ class ServiceScorer:
                 f"(fingerprint {fingerprint[:12]}… instead of {self.card.fingerprint[:12]}…): start again in another "
                 "folder"
             )
-
-
-def rates_responses(kind: str) -> bool:
-    """Return whether a kind rates responses one by one: its logit is a difference of rewards."""
-    # Of a kind that nobody here knows, only pairs are asked: every kind answers those.
-    known = _KINDS.get(kind)
-    return known is not None and not known.has_vector
-
-
-def has_preferences(kind: str, weights: Sequence[float] | None) -> bool:
-    """Return whether a model can say which of two responses is better, or has ratings alone."""
-    known = _KINDS.get(kind)
-    return known is None or known.learns_pairs or weights is not None
 
 
 def _refusal(row: ItemError) -> Refusal:

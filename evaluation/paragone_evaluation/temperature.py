@@ -1,4 +1,4 @@
-"""The one temperature under which the outcomes of a file are most likely, and what it makes of the probabilities."""
+"""The temperature that fits a file best, with its interval, and the probabilities before and after it."""
 
 from pathlib import Path
 from typing import Any

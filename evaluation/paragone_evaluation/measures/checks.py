@@ -1,4 +1,4 @@
-"""The shapes and values that every measure checks first: nothing is broadcast, and no NaN slips through."""
+"""Check the shapes and values that measures are given: nothing is broadcast, and no NaN slips through."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray

@@ -65,7 +65,7 @@ def best_of_n_kl(n: ArrayLike) -> Floats:
 
 @dataclass(frozen=True)
 class GroupScore:
-    """What the model makes of one group.
+    """How far the model agrees with people on one group.
 
     Attributes:
         tau: Kendall's τ-b with the human scores; NaN where either is constant.

@@ -1,4 +1,4 @@
-"""From the rows of a file to an evaluation set: its cases, what people said of them, and what the file cannot show."""
+"""Read a file as an evaluation set, and note what it cannot show."""
 
 import hashlib
 import itertools

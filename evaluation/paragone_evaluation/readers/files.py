@@ -1,4 +1,4 @@
-"""Files: from bytes to fields, one pass over them, and what training reads: pairs, ratings and prompts.
+"""Read a file of any kind row by row, and what training takes of it: pairs, ratings and prompts.
 
 | suffix | rows |
 |---|---|
@@ -189,7 +189,7 @@ def _parquet(path: Path) -> Iterator[Fields]:
 
 @dataclass
 class _RowAccount:
-    """What happened to the rows of a file that did not become data.
+    """The rows of a file that did not become data, and why.
 
     Attributes:
         count: rows of the file so far.

@@ -1,4 +1,4 @@
-"""Layouts: which columns tell a file's layout, and how its rows become ours. One object each, in ``FILE_LAYOUTS``.
+"""Layouts of files: the columns that tell a layout, and how its rows become ours. One object each, in ``FILE_LAYOUTS``.
 
 A new layout is one entry there and one function, made of the checks of single fields that stand first. They raise
 ``BadRowError`` where a field is wrong. docs/data-files.md lists the columns of all layouts.
@@ -499,7 +499,7 @@ def _with_all(*names: str) -> Callable[[Fields], bool]:
 
 
 def _lists_of_texts(row: Fields, beside: str) -> bool:
-    """Say whether chosen and rejected are lists of responses, and not conversations, which are lists as well."""
+    """Return whether chosen and rejected are lists of responses, and not conversations, which are lists as well."""
     sides = row.get("chosen"), row.get("rejected")
     lists = all(isinstance(side, list) and not any(isinstance(item, Mapping) for item in side) for side in sides)
     return lists and row.get(beside) is not None

@@ -36,11 +36,11 @@ STRONGEST = 3.0
 
 
 class BadRowError(ValueError):
-    """Say what is wrong with one row; whoever reads the file adds the line."""
+    """Refuse a row, with what is wrong in it; the reader of the file adds the line."""
 
 
 class LeftOutError(ValueError):
-    """Say why a row is of no use though nothing is wrong with it: nobody rated it, or both responses are one text."""
+    """Leave out a row that is right and of no use: nobody rated it, or annotators found both responses invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two responses to one prompt and what people said.
+    """Two responses to one prompt, and which of them people preferred.
 
     Attributes:
         prompt: text, or messages as JSON where ``messages`` says so (see ``prompt_messages``).

@@ -1,4 +1,4 @@
-"""What a measurement gives: a table to read, JSON to keep, and a page."""
+"""Tables, JSON and a page of one measurement."""
 
 from collections.abc import Callable
 from dataclasses import asdict

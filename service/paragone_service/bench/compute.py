@@ -1,4 +1,4 @@
-"""What the hardware does in this process: the matrix peak, plain transformers, and the engine, on the same texts.
+"""Measure this process: the matrix peak, plain transformers and the engine, on the same texts.
 
 Shapes: n sequences, T padded length.
 """
