@@ -32,11 +32,13 @@ from paragone_service.http.middleware import (
     HostGuard,
     Lingering,
     Observation,
+    Quota,
 )
 from paragone_service.http.openapi_document import describe_routes
 from paragone_service.http.routes.operation import health_routes, inspection_routes
 from paragone_service.http.routes.scoring import scoring_routes
 from paragone_service.metrics import Metrics
+from paragone_service.quotas import Quotas
 from paragone_service.registry import Registry
 
 __all__ = ["create_app"]
@@ -69,7 +71,15 @@ def create_app(
     """
     drain = drain or Drain()
     metrics = Metrics()
-    cache = _cache(settings, metrics)
+    redis = _redis(settings, metrics)
+    memory = MemoryCache(round(settings.memory_cache_mb * 1e6))
+    cache = Cache(memory, redis, metrics, seal=Seal(settings.read_cache_secret()))
+    quotas = Quotas(
+        metrics,
+        requests_per_minute=settings.requests_per_minute,
+        tokens_per_minute=settings.tokens_per_minute,
+        redis=redis,
+    )
     default = settings.default_model if settings.default_model in models else next(iter(models), "")
     keys = settings.read_api_keys()
     ring = KeyRing(keys)
@@ -85,6 +95,7 @@ def create_app(
         Middleware(Draining, drain=drain),
         Middleware(HostGuard, hosts=settings.served_hosts),
         Middleware(Authorization, keys=ring),
+        Middleware(Quota, quotas=quotas),
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s),
         Middleware(Deadlines, default_s=settings.deadline_s),
     ]
@@ -135,13 +146,11 @@ def _workers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1), thread_name_prefix="tournaments")
 
 
-def _cache(settings: Settings, metrics: Metrics) -> Cache:
-    redis = None
-    if settings.redis_url is not None:
+def _redis(settings: Settings, metrics: Metrics) -> RedisCache | None:
+    if settings.redis_url is None:
+        return None
+    try:
         url = settings.redis_url.get_secret_value()
-        try:
-            redis = RedisCache(url, ttl_s=settings.cache_ttl_days * _DAY_S, metrics=metrics)
-        except ValueError as error:
-            raise ConfigError(f"redis_url: {error}") from error
-    memory = MemoryCache(round(settings.memory_cache_mb * 1e6))
-    return Cache(memory, redis, metrics, seal=Seal(settings.read_cache_secret()))
+        return RedisCache(url, ttl_s=settings.cache_ttl_days * _DAY_S, metrics=metrics)
+    except ValueError as error:
+        raise ConfigError(f"redis_url: {error}") from error

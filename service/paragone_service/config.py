@@ -116,6 +116,10 @@ class Settings(BaseSettings):
     """The bearer key that every route but the health checks needs."""
     api_key_file: Path | None = None
     """File with the keys instead, a NAME:HASH a line as `paragone key new` writes it; read anew when it changes."""
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Requests that a key may send in a minute, where it has no number of its own; without it as many as it likes."""
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Tokens that a key may have run in a minute, where it has no number of its own; what is cached costs none."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Host names that requests may be sent to, * for any; without it those of loopback, where there is no key."""
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()

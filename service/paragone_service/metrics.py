@@ -66,6 +66,11 @@ class Metrics:
         self.key_seconds = Counter(
             "paragone_key_seconds_total", "Time of a key's requests, in seconds.", ("key",), registry=registry
         )
+        self.quota_refused = Counter(
+            "paragone_quota_refused_total", "Requests over a quota: requests or tokens.", ("quota",), registry=registry
+        )
+        for quota in ("requests", "tokens"):
+            self.quota_refused.labels(quota)
         self.in_flight = Gauge("paragone_requests_in_flight", "Requests being worked on.", registry=registry)
 
     def _define_batches(self, registry: CollectorRegistry) -> None:

@@ -27,6 +27,8 @@ _FLAGS = (
     "api_key",
     "api_key_file",
     "cache_secret_file",
+    "requests_per_minute",
+    "tokens_per_minute",
     "allowed_hosts",
     "trusted_proxies",
     "device",

@@ -86,6 +86,20 @@ class _Read:
             self.values.set_result(values)
 
 
+class _Evaluation:
+    """What one request wants a script to do, and a future for its reply; None if there is none."""
+
+    __slots__ = ("arguments", "key", "reply", "script")
+
+    def __init__(self, script: str, key: bytes, arguments: Sequence[float]) -> None:
+        self.script, self.key, self.arguments = script, key, arguments
+        self.reply: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    def settle(self, reply: object) -> None:
+        if not self.reply.done():
+            self.reply.set_result(reply)
+
+
 class RedisCache:
     """Read and write values in Redis; while it is away every read misses and every write is dropped.
 
@@ -116,6 +130,8 @@ class RedisCache:
         self._unread: deque[_Read] = deque()
         self._unread_keys = 0
         self._asked = asyncio.Event()
+        self._unevaluated: deque[_Evaluation] = deque()
+        self._wanted = asyncio.Event()
         self._pending: deque[tuple[bytes, bytes, bool]] = deque()
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
@@ -137,6 +153,7 @@ class RedisCache:
         """Try to reach Redis once and start readers and writer; a Redis that is away is only warned of."""
         self._metrics.redis_up.set(1)
         self._spawn(self._write())
+        self._spawn(self._evaluate())
         for _ in range(_READERS):
             self._spawn(self._read())
         try:
@@ -213,6 +230,41 @@ class RedisCache:
         values = iter([value if isinstance(value, bytes) else None for reply in replies for value in reply])
         for read in reads:
             read.settle([next(values) for _ in read.keys])
+
+    async def evaluate(self, script: str, key: bytes, arguments: Sequence[float]) -> object:
+        """Return what a Lua script answers for a key; None while Redis is away, late, or refuses it.
+
+        Calls of all requests share pipelines, as reads do.
+        """
+        if not self._up or self._closing or len(self._unevaluated) >= _MAX_UNREAD:
+            return None
+        evaluation = _Evaluation(script, key, arguments)
+        self._unevaluated.append(evaluation)
+        self._wanted.set()
+        return await evaluation.reply
+
+    async def _evaluate(self) -> None:
+        while True:
+            await self._wanted.wait()
+            chunk = [self._unevaluated.popleft() for _ in range(min(len(self._unevaluated), _WRITES_A_PIPELINE))]
+            if not chunk:
+                self._wanted.clear()
+                continue
+            pipeline = self._redis.pipeline(transaction=False)
+            for one in chunk:
+                pipeline.eval(one.script, 1, one.key, *one.arguments)
+            replies: Sequence[object] = [None] * len(chunk)
+            try:
+                replies = await _patiently(pipeline.execute(raise_on_error=False))
+                self._timeouts = 0
+            except _FAILURES as error:
+                self._failed("script", error)
+            finally:
+                for one, reply in zip(chunk, replies, strict=True):
+                    refused = isinstance(reply, Exception)
+                    if refused:  # a full or read-only Redis; it still reads
+                        self._metrics.redis_errors.labels("script").inc()
+                    one.settle(None if refused else reply)
 
     def put(self, entries: Iterable[tuple[bytes, bytes, bool]]) -> None:
         """Have values written soon: (key, value, overwrite). Without overwrite the first writer wins.
@@ -311,6 +363,8 @@ class RedisCache:
             read = self._unread.popleft()
             read.settle([None] * len(read.keys))
         self._unread_keys = 0
+        while self._unevaluated:
+            self._unevaluated.popleft().settle(None)
 
     async def _probe(self) -> None:
         wait_s = _PROBE_FIRST_S

@@ -5,6 +5,7 @@ Observation   request id, timing headers, metrics, access log; a crash becomes i
 Draining      refuses new work once the server is shutting down, and ends old work after the grace
 HostGuard     refuses requests for another server's name
 Authorization asks for a key, on every route but the health checks
+Quota         counts the requests of a key, and tells how its quotas stand
 BodyLimit     by Content-Length, and by counting what comes without one; by time
 """
 
@@ -27,11 +28,13 @@ from paragone_service.api_keys import ApiKey, KeyRing
 from paragone_service.http.errors import SCOPE_CODE, ClientGoneError, ServiceError, error_response, printable
 from paragone_service.logs import FIELDS, HOLDS_TEXTS
 from paragone_service.metrics import Metrics
+from paragone_service.quotas import Quotas
 from paragone_service.scoring.request import Timings
 
 __all__ = [
     "SCOPE_ASKED",
     "SCOPE_KEY",
+    "SCOPE_SPENDING",
     "SCOPE_TIMINGS",
     "Authorization",
     "BodyLimit",
@@ -40,6 +43,7 @@ __all__ = [
     "HostGuard",
     "Lingering",
     "Observation",
+    "Quota",
 ]
 
 logger = logging.getLogger("paragone.service")
@@ -51,6 +55,8 @@ SCOPE_KEY = "paragone.key"
 """Key of an ASGI scope under which the ``ApiKey`` of its request is kept, where the server has keys."""
 SCOPE_ASKED = "paragone.asked"
 """Key of an ASGI scope under which is kept what log and metrics say of its request: the model, how many items."""
+SCOPE_SPENDING = "paragone.spending"
+"""Key of an ASGI scope under which the ``Spending`` of its request is kept, where it has quotas."""
 _OPEN_PATHS = frozenset({"/livez", "/readyz"})
 """What needs no key, and is answered while draining."""
 _ALWAYS_ANSWERED = _OPEN_PATHS | {"/metrics"}
@@ -366,6 +372,37 @@ def _presented(header: bytes) -> bytes:
         return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
     except binascii.Error:
         return b""
+
+
+class Quota:
+    """Refuse requests of keys that have sent too many, and tell each answer's reader how the key's quotas stand."""
+
+    def __init__(self, app: ASGIApp, *, quotas: Quotas) -> None:
+        self._app = app
+        self._quotas = quotas
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it with ``quota_exceeded``."""
+        # What is no question to a model costs nothing: metrics, the documents, the health checks.
+        counts = scope["type"] == "http" and scope["path"].startswith("/v1/")
+        spending = self._quotas.of(scope.get(SCOPE_KEY)) if counts else None
+        if spending is None:
+            await self._app(scope, receive, send)
+            return
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(spending.headers())
+            await send(message)
+
+        scope[SCOPE_SPENDING] = spending
+        try:
+            await spending.request()
+        except ServiceError as error:
+            await _refuse(error, scope, receive, tell)
+            return
+        await self._app(scope, receive, tell)
 
 
 class BodyLimit:

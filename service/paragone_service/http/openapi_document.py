@@ -52,7 +52,7 @@ _OWN: tuple[type[BaseModel], ...] = (
 
 _KEY = (ErrorCode.MISSING_KEY, ErrorCode.WRONG_KEY, ErrorCode.UNKNOWN_HOST)
 _DOOR = (ErrorCode.HEADERS_TOO_LARGE, ErrorCode.REQUEST_TIMEOUT, ErrorCode.TOO_MANY_CONNECTIONS)
-_ALWAYS = (*_KEY, *_DOOR, ErrorCode.INTERNAL_ERROR, ErrorCode.SHUTTING_DOWN)
+_ALWAYS = (*_KEY, *_DOOR, ErrorCode.QUOTA_EXCEEDED, ErrorCode.INTERNAL_ERROR, ErrorCode.SHUTTING_DOWN)
 _TEXT = (
     ErrorCode.INVALID_REQUEST,
     ErrorCode.EMPTY_PROMPT,

@@ -97,6 +97,8 @@ class Gate:
     async def _outcomes(self, prompts: Sequence[EncodeItem], call: Call) -> list[bytes | ServiceError]:
         if not prompts:
             return []
+        if call.spending is not None and prompts:
+            await call.spending.tokens(sum(len(prompt.token_ids) for prompt in prompts))
         tickets = self.scheduler.submit(
             [Job(None, prompt, 0) for prompt in prompts], client=call.client, deadline=call.deadline
         )

@@ -268,8 +268,7 @@ class HostedModel:
             items.clear()
             responses.clear()
             conversations.clear()
-            own = self._queue(jobs, filled, joined, call)
-            joined.update(own)
+            own = await self._queue_paid(jobs, filled, joined, call)
             if entry is not None:
                 for ticket in own.values():
                     ticket.outcome.add_done_callback(entry.one_finished)
@@ -302,6 +301,23 @@ class HostedModel:
             else:
                 jobs.append(job)
         return jobs
+
+    async def _queue_paid(
+        self, jobs: Sequence[Job], filled: _Filled, joined: dict[bytes, Ticket], call: Call
+    ) -> dict[bytes, Ticket]:
+        """Queue the jobs for what their tokens cost the key; what need not or cannot be run is given back."""
+        spending = call.spending if jobs else None
+        cost = sum(len(job.item.token_ids) for job in jobs)
+        if spending is not None:
+            await spending.tokens(cost)
+        own: dict[bytes, Ticket] = {}
+        try:
+            own = self._queue(jobs, filled, joined, call)
+            joined.update(own)  # before anything is awaited: whoever is cancelled here leaves its tickets
+        finally:
+            if spending is not None:
+                await spending.give_back(cost - sum(ticket.tokens for ticket in own.values()))
+        return own
 
     def _queue(
         self, jobs: Sequence[Job], filled: _Filled, joined: dict[bytes, Ticket], call: Call

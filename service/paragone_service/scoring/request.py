@@ -18,6 +18,7 @@ from paragone.codes import ErrorCode
 from paragone.wire import ItemError, Message, Prompt, Response, Truncation, Usage
 from paragone_models.text.reader import Conversation, conversation
 from paragone_service.http.errors import ServiceError
+from paragone_service.quotas import Spending
 
 __all__ = [
     "Call",
@@ -139,6 +140,7 @@ class Call:
         timings: filled in on the way.
         ids: whether the answer names each response by an id.
         tenant: whose entries of the cache count; None: those that everybody shares.
+        spending: what is left of its key's quota; None for no end.
         deadline: when the answer is of no use any more; None for never.
         client: who asks, for fairness among those who wait: requests of equal clients wait in one line.
     """
@@ -151,6 +153,7 @@ class Call:
     client: Hashable = None
     deadline: Deadline | None = None
     tenant: str | None = None
+    spending: Spending | None = None
 
 
 @dataclass(frozen=True, slots=True)

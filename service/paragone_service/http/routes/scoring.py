@@ -28,7 +28,7 @@ from paragone_service.api_keys import ApiKey
 from paragone_service.http.bodies import check_groups, check_total, read_body
 from paragone_service.http.deadlines import SCOPE_DEADLINE
 from paragone_service.http.errors import ServiceError
-from paragone_service.http.middleware import SCOPE_KEY, SCOPE_TIMINGS
+from paragone_service.http.middleware import SCOPE_KEY, SCOPE_SPENDING, SCOPE_TIMINGS
 from paragone_service.http.openapi_document import scoring_document
 from paragone_service.registry import Registry
 from paragone_service.scoring import answers
@@ -198,7 +198,8 @@ def call_of(
     if body.deadline_s is not None:
         deadline.shorten(body.deadline_s)
     ids = "ids" in getattr(body, "return_", ())
-    return Call(problems, body.truncation, gone, request.scope[SCOPE_TIMINGS], ids, client, deadline, tenant)
+    spending = request.scope.get(SCOPE_SPENDING)
+    return Call(problems, body.truncation, gone, request.scope[SCOPE_TIMINGS], ids, client, deadline, tenant, spending)
 
 
 def answer(
