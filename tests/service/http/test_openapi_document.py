@@ -82,12 +82,8 @@ def test_documented_errors_have_the_status_of_the_table(document):
                 assert HTTP_STATUS[ErrorCode(code)] == int(status), (path, code)
                 assert wire.ErrorBody.model_validate(example["value"]).error.code == code
                 documented.add(ErrorCode(code))
-    # What belongs to no route, and what other parts of the service will use.
-    elsewhere = {
-        ErrorCode.NOT_FOUND,
-        ErrorCode.METHOD_NOT_ALLOWED,
-        ErrorCode.QUOTA_EXCEEDED,
-    }
+    # What belongs to no route.
+    elsewhere = {ErrorCode.NOT_FOUND, ErrorCode.METHOD_NOT_ALLOWED}
     assert documented == set(ErrorCode) - elsewhere
 
 
