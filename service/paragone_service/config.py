@@ -74,6 +74,8 @@ class ModelSettings(BaseModel):
     """Whether a beginning-of-sequence token may be doubled, ``as-published``, or not, ``once``."""
     reasoning: Reasoning | None = None
     """Whether a response's thoughts are scored, ``keep``, or removed before, ``strip``."""
+    chat_template: str | None = None
+    """Name of one of the tokenizer's chat templates, or a file with one; None: its default, and ``tool_use`` for tools."""
     revision: str | None = None
     """Revision of a Hugging Face id."""
     trust_remote_code: bool = False

@@ -57,6 +57,7 @@ def _load_models(settings: Settings) -> dict[str, PreferenceModel]:
             special_tokens=options.special_tokens,
             bos=options.bos,
             reasoning=options.reasoning,
+            chat_template=options.chat_template,
             trust_remote_code=options.trust_remote_code,
             max_batch_tokens=settings.max_batch_tokens,
             deterministic=options.deterministic,

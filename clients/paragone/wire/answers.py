@@ -238,6 +238,10 @@ class ModelInfo(_AnswerModel):
         description="What a special token's text inside a message is: `escape` (text) or `parse`."
     )
     reasoning: str = Field(description="Whether a response's thoughts are scored: `keep` or `strip`.")
+    not_shown: list[str] = Field(
+        default=[],
+        description="What the model does not see of the messages it is sent, in sentences; empty where it sees all.",
+    )
 
 
 class ModelsAnswer(_AnswerModel):

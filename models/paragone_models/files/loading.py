@@ -81,6 +81,7 @@ def load_model(
     special_tokens: SpecialTokens | None = None,
     bos: Bos | None = None,
     reasoning: Reasoning | None = None,
+    chat_template: str | None = None,
     trust_remote_code: bool = False,
     max_batch_tokens: int | Literal["auto"] | None = None,
     deterministic: bool = False,
@@ -110,6 +111,8 @@ def load_model(
         special_tokens: ``escape`` or ``parse``, see ``ModelSpec``.
         bos: ``once`` or ``as-published``, see ``ModelSpec``.
         reasoning: ``keep`` or ``strip``, see ``ModelSpec``.
+        chat_template: the name of one of the tokenizer's templates, or a file that holds one, to be used for all
+            conversations.
         trust_remote_code: run Python files that come with the checkpoint.
         max_batch_tokens: most tokens of one forward pass; ``auto`` finds the fastest by a warm-up of about ten seconds.
             4,096 on a CPU and 16,384 on a GPU unless given.
@@ -164,7 +167,12 @@ def load_model(
     if max_batch_tokens == "auto" and not elsewhere:
         budget = local.warm_up(max_length=spec.max_length)
     logger.info("%s: batches are %s, of %d tokens: %s", where.source, local.batching, budget.tokens, budget.reason)
-    reader = _reader(_with_tokenizer(where, base), replace(loaded, spec=spec), trust_remote_code=trust_remote_code)
+    reader = _reader(
+        _with_tokenizer(where, base),
+        replace(loaded, spec=spec),
+        trust_remote_code=trust_remote_code,
+        chat_template=chat_template,
+    )
     # Its identity covers what was read; options that change answers alone enter the fingerprint.
     provenance = Provenance(
         name=name or where.name,
@@ -172,7 +180,7 @@ def load_model(
         revision=where.commit,
         identity=spec.identity(
             weights_hash((where, base)),
-            None if reader is None else tokenizer_hash(reader.tokenizer, reader.template.source),
+            None if reader is None else tokenizer_hash(reader.tokenizer, reader.template.signature),
             code_hash((network.backbone, network.config, None if reader is None else reader.tokenizer)),
         ),
         numerics=_numerics(local, options),
@@ -326,8 +334,12 @@ def _with_tokenizer(where: Resolved, base: Resolved) -> Resolved:
     return where if any((where.tokenizer_folder / file).is_file() for file in _TOKENIZER_FILES) else base
 
 
-def _reader(where: Resolved, loaded: formats.Loaded, *, trust_remote_code: bool) -> TextReader | None:
+def _reader(
+    where: Resolved, loaded: formats.Loaded, *, trust_remote_code: bool, chat_template: str | None
+) -> TextReader | None:
     if not any((where.tokenizer_folder / file).is_file() for file in _TOKENIZER_FILES):
+        if chat_template is not None:
+            raise ModelLoadError(f"{where.source} has no tokenizer files and reads no text: leave chat_template out")
         logger.warning("%s has no tokenizer files: it embeds tokens and refuses text", where.source)
         return None
     try:
@@ -338,7 +350,16 @@ def _reader(where: Resolved, loaded: formats.Loaded, *, trust_remote_code: bool)
     config = loaded.network.config.get_text_config()
     if loaded.first_token and (getattr(config, "type_vocab_size", 0) or 0) > 1:
         loaded.network.separator = _separator(where.source, tokenizer)
-    return TextReader(tokenizer, loaded.spec, first_token=loaded.first_token, vocabulary=config.vocab_size)
+    reader = TextReader(
+        tokenizer,
+        loaded.spec,
+        first_token=loaded.first_token,
+        vocabulary=config.vocab_size,
+        chat_template=chat_template,
+    )
+    for note in reader.template.notes:
+        logger.warning("%s: %s", where.source, note)
+    return reader
 
 
 def _separator(source: str, tokenizer: Any) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from paragone_models.errors import TextError
 from paragone_models.spec import ModelSpec
-from paragone_models.text.template import ChatTemplate, Message
+from paragone_models.text.template import ChatTemplate, Message, Talk, most_characters
 
 __all__ = [
     "Conversation",
@@ -39,9 +39,13 @@ _OPENED = re.compile(r"^\s*<think>.*?(</think>\s*|$)", re.DOTALL)
 _CLOSED = re.compile(r"^.*?</think>\s*", re.DOTALL)
 
 _REMEMBERED_PROMPTS = 4096
-# Texts beyond the first, and beyond so many for each token of the limit, are not read: a tokenizer takes half a
-# gigabyte and ten seconds for a million characters, to find that next to nothing of them fits.
-_CHARACTERS, _CHARACTERS_A_TOKEN = 1 << 18, 16
+# What an empty message costs, in characters: its turn has to be rendered and tokenised like any other.
+_MESSAGE_CHARACTERS = 16
+# Of any value that is no text: a number, or the brackets of a list.
+_VALUE_CHARACTERS = 2
+_COUNTED = ("tool_calls", "reasoning_content", "name")
+# Where a template wants whole turns, how many cuts are tried beyond the one that would do.
+_CUTS_TRIED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +85,8 @@ def conversation(
 
 
 def characters(messages: Sequence[Message]) -> int:
-    """Return how many characters of content messages have; what is no message counts for nothing."""
-    total = 0
+    """Return how many characters of content messages have, and a few for each of them; no message costs nothing."""
+    total = _MESSAGE_CHARACTERS * len(messages)
     for message in messages:
         content = message.get("content") if isinstance(message, Mapping) else None
         if isinstance(content, str):
@@ -90,6 +94,22 @@ def characters(messages: Sequence[Message]) -> int:
         # What is malformed is refused later, with its reason; here it only must not count.
         elif isinstance(content, Sequence):
             total += sum(len(str(part.get("text", ""))) for part in content if isinstance(part, Mapping))
+        for name in _COUNTED if isinstance(message, Mapping) and len(message) > 2 else ():
+            total += _written(message[name]) if name in message else 0
+    return total
+
+
+def _written(value: object) -> int:
+    """Return about how many characters a template writes of a value, at any depth."""
+    total, waiting = 0, [value]  # a stack of our own: recursion would end at a depth that a sender chooses
+    while waiting:
+        part = waiting.pop()
+        total += len(part) if isinstance(part, str) else _VALUE_CHARACTERS
+        if isinstance(part, Mapping):
+            waiting.extend(part)
+            waiting.extend(part.values())
+        elif isinstance(part, list | tuple):
+            waiting.extend(part)
     return total
 
 
@@ -204,6 +224,7 @@ class Reading:
         reads: where hidden states are read.
         dropped_tokens: how many tokens were cut from the left of the prompt.
         dropped_messages: how many whole messages of the prompt went with them.
+        shown: whether the text holds all words of the messages that were kept, and tells who says them.
     """
 
     text: str
@@ -212,6 +233,7 @@ class Reading:
     reads: tuple[Read, ...]
     dropped_tokens: int = 0
     dropped_messages: int = 0
+    shown: bool = True
 
     @property
     def item(self) -> EncodeItem:
@@ -241,6 +263,10 @@ class TextReader:
         token_types: the encoder tells prompt and response apart by token types, which are not hosted.
         vocabulary: how many tokens the model has embeddings for; where the tokenizer has more, a conversation that
             needs one of those is refused. None if it has no more.
+        chat_template: the name of one of the tokenizer's templates, or a file that holds one.
+
+    Raises:
+        ModelLoadError: see ``sources_of``.
     """
 
     def __init__(
@@ -251,10 +277,13 @@ class TextReader:
         first_token: bool = False,
         token_types: bool = False,
         vocabulary: int | None = None,
+        chat_template: str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.spec = spec
-        self.template = ChatTemplate(tokenizer, spec, text_pair=first_token, token_types=token_types)
+        self.template = ChatTemplate(
+            tokenizer, spec, text_pair=first_token, token_types=token_types, chosen=chat_template
+        )
         self._first_token = first_token
         self._vocabulary = vocabulary if vocabulary is not None and _last_id(tokenizer) >= vocabulary else None
         self._prompt_lengths: OrderedDict[bytes, int] = OrderedDict()
@@ -288,6 +317,7 @@ class TextReader:
                 drafts[index] = self._draft(talk)
             except TextError as error:
                 results[index] = error
+        self._render(drafts, results)
         # Two calls to the tokenizer, whatever the number of conversations: its threads work on a batch.
         self._tokenize(drafts, results)
         self._learn_prompts([draft for index, draft in drafts.items() if results[index] is None])
@@ -307,33 +337,50 @@ class TextReader:
             raise TextError("empty_prompt", "the prompt is empty: there is nothing that a response could answer")
         if not response:
             raise TextError("unsupported_content", "a response needs at least one message; an empty one has content ''")
-        self._check_size(prompt, response)
+        self._check_size(prompt, response, talk.tools)
         if self.spec.reasoning == "strip":
             response = tuple(
                 _strip_reasoning(message) if message["role"] == "assistant" else message for message in response
             )
-        text = self.template.render(prompt + response, talk.tools)
-        # JSON may carry half a surrogate pair; a tokenizer would die of it in another language.
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise TextError("unsupported_content", "the conversation holds a lone surrogate: no text") from None
-        return _Draft(prompt, response, talk.tools, text, [])
+        # Here, before anything looks for special tokens: the text of arguments may hide them behind its escapes.
+        prompt = tuple(self.template.prepared(message, talk.tools) for message in prompt)
+        response = tuple(self.template.prepared(message, talk.tools) for message in response)
+        return _Draft(prompt, response, talk.tools, "", [])
 
-    def _check_size(self, prompt: Sequence[Message], response: Sequence[Message]) -> None:
-        most = max(_CHARACTERS, _CHARACTERS_A_TOKEN * self.spec.max_length)
+    def _render(self, drafts: dict[int, _Draft], results: list[Reading | TextError | None]) -> None:
+        """Fill in the drafts' texts, all in one call to the template's process; drafts that have none are dropped."""
+        texts = self.template.render_all([(draft.prompt + draft.response, draft.tools) for draft in drafts.values()])
+        for (index, draft), text in zip(list(drafts.items()), texts, strict=True):
+            if isinstance(text, TextError):
+                results[index] = text
+                del drafts[index]
+                continue
+            draft.text = text
+            # JSON may carry half a surrogate pair; a tokenizer would die of it in another language.
+            if not text.isascii():
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    results[index] = TextError(
+                        "unsupported_content", "the conversation holds a lone surrogate: no text"
+                    )
+                    del drafts[index]
+
+    def _check_size(
+        self, prompt: Sequence[Message], response: Sequence[Message], tools: Sequence[Message] | None
+    ) -> None:
+        most = most_characters(self.spec.max_length)
         length = characters(response)
         if length > most:
             raise TextError("response_too_long", self._oversize("response", length, most))
-        length += characters(prompt)
+        length += characters(prompt) + (_written(tools) if tools else 0)
         if length > most:
             raise TextError("conversation_truncated", self._oversize("conversation", length, most))
 
     def _oversize(self, part: str, length: int, most: int) -> str:
         return (
-            f"the {part} has {length} characters; more than {most} are not read, for the limit is "
-            f"{self.spec.max_length} tokens: shorten it"
+            f"the {part} has {length} characters (each message counts for {_MESSAGE_CHARACTERS} more); more than "
+            f"{most} are not read, for the limit is {self.spec.max_length} tokens: shorten it"
         )
 
     def _tokenize(self, drafts: dict[int, _Draft], results: list[Reading | TextError | None]) -> None:
@@ -379,25 +426,18 @@ class TextReader:
         # longer of the two; at least one token is the response's.
         prompt_length = min(self._prompt_length(draft), len(token_ids) - 1)
         reads = read_plan(self.spec, prompt_length, len(token_ids), first_token=self._first_token)
-        return Reading(draft.text, token_ids, prompt_length, reads, dropped_tokens, dropped_messages)
+        shown = self.template.shows(draft.prompt + draft.response, draft.text)
+        return Reading(draft.text, token_ids, prompt_length, reads, dropped_tokens, dropped_messages, shown)
 
     def _learn_prompts(self, drafts: Sequence[_Draft]) -> None:
         """Tokenise the prompts that are new, all in one call; what goes wrong is met again, and named, one by one."""
         # Prompts are tokenised apart, because a token may span the border between prompt and response: where the prompt
         # ends cannot be seen in the tokens of the whole.
         new: dict[bytes, tuple[str, tuple[dict[str, Any], ...], tuple[Message, ...] | None]] = {}
-        rendered: _Draft | None = None
+        self._render_prompts(drafts)
         for draft in drafts:
-            if rendered is not None and rendered.prompt == draft.prompt and rendered.tools == draft.tools:
-                draft.prompt_text = rendered.prompt_text  # siblings come in a row
-            else:
-                try:
-                    draft.prompt_text = self._render_prompt(draft)
-                except TextError:
-                    continue
-            rendered = draft
             # With a special token's string inside, equal texts need not have equal tokens.
-            if not self.template.holds_control(draft.prompt, draft.tools):
+            if draft.prompt_text and not self.template.holds_control(draft.prompt, draft.tools):
                 draft.prompt_key = blake2b(draft.prompt_text.encode(), digest_size=16).digest()
                 if draft.prompt_key not in self._prompt_lengths:
                     new[draft.prompt_key] = (draft.prompt_text, draft.prompt, draft.tools)
@@ -409,6 +449,21 @@ class TextReader:
         # The oldest goes: siblings come close together.
         while len(self._prompt_lengths) > _REMEMBERED_PROMPTS:
             self._prompt_lengths.popitem(last=False)
+
+    def _render_prompts(self, drafts: Sequence[_Draft]) -> None:
+        """Fill in the texts of the prompts; one that has none alone is met again, and named, later."""
+        distinct: list[_Draft] = []
+        for draft in drafts:  # siblings come in a row
+            if draft.prompt and not (distinct and _same_prompt(distinct[-1], draft)):
+                distinct.append(draft)
+        talks: list[Talk] = [(draft.prompt, draft.tools) for draft in distinct]
+        texts = iter(zip(distinct, self.template.render_all(talks, closed=False), strict=True))
+        first, text = next(texts, (None, ""))
+        for draft in drafts:
+            while first is not None and draft.prompt and not _same_prompt(first, draft):
+                first, text = next(texts)
+            if draft.prompt and isinstance(text, str):
+                draft.prompt_text = text
 
     def _prompt_length(self, draft: _Draft) -> int:
         length = self._prompt_lengths.get(draft.prompt_key)
@@ -428,10 +483,8 @@ class TextReader:
         """
         # Whole messages first: what is left of a message is read as if it were all of it.
         fitted = self._drop_messages(draft)
-        for position in range(len(fitted.prompt)):
-            if len(fitted.token_ids) <= self.spec.max_length:
-                break
-            fitted = self._cut_message(fitted, position)
+        if len(fitted.token_ids) > self.spec.max_length:
+            fitted = self._cut_messages(fitted)
         if len(fitted.token_ids) > self.spec.max_length:
             raise TextError(
                 "response_too_long",
@@ -464,7 +517,7 @@ class TextReader:
 
     def _without(self, draft: _Draft, droppable: Sequence[int], count: int) -> tuple[int, _Draft | None]:
         """Return the draft without its first ``count`` droppable messages, or more where the template wants it so."""
-        for more in range(count, len(droppable) + 1):
+        for more in self._cuts(draft, droppable, count):
             dropped = set(droppable[:more])
             prompt = tuple(message for index, message in enumerate(draft.prompt) if index not in dropped)
             try:
@@ -473,15 +526,42 @@ class TextReader:
                 continue  # the template wants whole turns: drop one message more
         return len(droppable), None
 
+    @staticmethod
+    def _cuts(draft: _Draft, droppable: Sequence[int], count: int) -> list[int]:
+        """Return how many messages to try to drop, fewest first, and a few only: each try renders all that is left."""
+        counts = range(count, len(droppable) + 1)
+        # Whole turns begin with a user message, however many calls and results the one before it has.
+        turns = [more for more in counts if more == len(droppable) or draft.prompt[droppable[more]]["role"] == "user"]
+        return sorted({*counts[:_CUTS_TRIED], *turns[:_CUTS_TRIED], len(droppable)})
+
+    def _cut_messages(self, draft: _Draft) -> _Draft:
+        """Cut texts from the left until the conversation fits: whole ones first, and the next one as far as needed."""
+        low, high = 0, len(draft.prompt)
+        while low < high:  # bisection: the fewest texts without which the rest fits
+            middle = (low + high) // 2
+            if len(self._emptied(draft, middle + 1).token_ids) <= self.spec.max_length:
+                high = middle
+            else:
+                low = middle + 1
+        whole = self._emptied(draft, low) if low else draft
+        return self._cut_message(whole, low) if low < len(draft.prompt) else whole
+
+    def _emptied(self, draft: _Draft, count: int) -> _Draft:
+        empty = tuple({**message, "content": ""} for message in draft.prompt[:count])
+        return self._redraft(draft, empty + draft.prompt[count:])
+
     def _cut_message(self, draft: _Draft, position: int) -> _Draft:
         """Cut one message's text from its left until the conversation fits or the text is empty."""
         content: str = draft.prompt[position]["content"]
         # Cuts fall between the message's own tokens, so that no character is torn.
         starts = self.template.offsets(content)
-        cut = 0
+        cut = step = 0
         while len(draft.token_ids) > self.spec.max_length and cut < len(starts):
-            # At least as many tokens as are too many; a cut in the middle of a word can make one token into two.
-            cut = min(cut + len(draft.token_ids) - self.spec.max_length, len(starts))
+            # At least as many tokens as are too many; a cut in the middle of a word can make one token into two. Twice
+            # the last step at least, from the third on, so that no text needs a try for each of its tokens.
+            tries = step
+            step = max(len(draft.token_ids) - self.spec.max_length, 2 * tries if cut else 0)
+            cut = min(cut + step, len(starts))
             rest = content[starts[cut] :] if cut < len(starts) else ""
             prompt = list(draft.prompt)
             prompt[position] = {**prompt[position], "content": rest}
@@ -492,6 +572,10 @@ class TextReader:
         messages = prompt + draft.response
         text = self.template.render(messages, draft.tools)
         return _Draft(prompt, draft.response, draft.tools, text, self._tokens(text, messages, draft.tools))
+
+
+def _same_prompt(first: _Draft, second: _Draft) -> bool:
+    return first.prompt == second.prompt and first.tools == second.tools
 
 
 def _last_id(tokenizer: Any) -> int:

@@ -4,51 +4,40 @@ What the day, the caller's text or the tokenizer's habits could change is fixed 
 special-token strings inside messages, and doubled beginning-of-sequence tokens.
 """
 
-import datetime
 import hashlib
 import inspect
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
-
-from jinja2.exceptions import TemplateError
 
 from paragone_models.errors import ModelLoadError, TextError
 from paragone_models.spec import ModelSpec
+from paragone_models.text.named_templates import sources_of
+from paragone_models.text.probes import PROBE, Arguments, arguments_form, leaves_out, notes_of, with_arguments
+from paragone_models.text.rendering import TemplateProcess
 
-__all__ = ["OPTIONAL_FIELDS", "ChatTemplate", "Message", "tokenizer_hash"]
+__all__ = ["OPTIONAL_FIELDS", "ChatTemplate", "Message", "Talk", "most_characters", "tokenizer_hash"]
 
 Message = Mapping[str, Any]
+Talk = tuple[Sequence[Message], Sequence[Message] | None]
+"""What is rendered: messages and tools."""
 
 OPTIONAL_FIELDS = ("tool_calls", "tool_call_id", "reasoning_content", "name")
 """What a message may have beside role and content."""
 
-# The day every template is told it is: Llama 3.1's own default, so that scores do not change overnight.
-_FROZEN_DATE = datetime.date(2024, 7, 26)
-
-_DATE_CALL = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
-_DATE_DEFINED = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
+# Texts beyond the first, and beyond so many for each token of the limit, are not read: a tokenizer takes half a
+# gigabyte and ten seconds for a million characters, to find that next to nothing of them fits.
+_CHARACTERS, _CHARACTERS_A_TOKEN = 1 << 18, 16
 # Added tokens that responses rightly contain; every other one that a template writes marks a turn.
 _CONTENT_TAGS = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"})
-# What a template, or transformers on its behalf, raises on messages it was not written for.
-_REFUSALS = (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError)
-# Stands in for a text to see whether a template writes it.
-_PROBE = "paragone7probe"
 
 
-def _freeze_date(template: str) -> str:
-    """Return the template with every call for today's date replaced by a fixed one.
-
-    Raises:
-        ModelLoadError: if it formats the date in a way that cannot be fixed beforehand.
-    """
-    # As a literal in the template, so that no clock is read while rendering.
-    frozen = _DATE_CALL.sub(lambda call: json.dumps(_FROZEN_DATE.strftime(call.group(2))), template)
-    if "strftime_now" in _DATE_DEFINED.sub("", frozen):
-        raise ModelLoadError("the chat template asks for today's date in a computed format: its scores would drift")
-    return frozen
+def most_characters(max_length: int) -> int:
+    """Return how many characters of a conversation are read by a model that reads ``max_length`` tokens."""
+    return max(_CHARACTERS, _CHARACTERS_A_TOKEN * max_length)
 
 
 class ChatTemplate:
@@ -57,21 +46,38 @@ class ChatTemplate:
     Args:
         text_pair: without a template, give prompt and response to the tokenizer as a pair, as encoders are trained.
         token_types: the model tells the two texts of a pair apart by token types, which are not hosted.
+        chosen: the name of one of the tokenizer's templates, or a file that holds one, in place of its default.
+
+    Raises:
+        ModelLoadError: see ``sources_of``.
     """
 
-    def __init__(self, tokenizer: Any, spec: ModelSpec, *, text_pair: bool = False, token_types: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        spec: ModelSpec,
+        *,
+        text_pair: bool = False,
+        token_types: bool = False,
+        chosen: str | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
-        self._text_pair = text_pair and not tokenizer.chat_template
+        self.sources = sources_of(tokenizer, chosen)
+        self.has_template = bool(self.sources.default)
+        self._text_pair = text_pair and not self.has_template
         self._token_types = token_types
         self._escape = spec.special_tokens == "escape"
-        self.has_template = bool(tokenizer.chat_template)
+        self._keeps_thoughts = spec.reasoning == "keep"
         # A template writes its own BOS; without one the tokenizer does.
         self._adds_special = spec.bos == "as-published" or not self.has_template
         # Texts are tokenised without special tokens, because the escaped ones come in pieces; these are put around
         # them.
         self._prefix, self._suffix = _surroundings(tokenizer) if self._adds_special else ([], [])
-        self._shown: set[tuple[str, bool, bool]] = set()
-        self.source = _freeze_date(tokenizer.get_chat_template()) if self.has_template else ""
+        self._shown: dict[tuple[object, ...], bool] = {}
+        self._arguments: dict[str, Arguments] = {}
+        self._process = TemplateProcess(
+            self.sources.both, tokenizer.special_tokens_map, most_characters=2 * most_characters(spec.max_length)
+        )
         control = sorted(self._control_strings(), key=len, reverse=True) if self._escape else []
         # Only a conversation that holds a control string needs the slow way.
         self._control = re.compile("|".join(map(re.escape, control))) if control else None
@@ -85,30 +91,116 @@ class ChatTemplate:
         if self._escape:
             tokenizer.chat_control_tokens = control
 
+    @property
+    def signature(self) -> str:
+        """All that decides how messages become text: the templates, and how they take a tool call's arguments."""
+        # A template alone stands for itself, as it did before there were several.
+        parts = [*self.sources.both, *(self.arguments_of(source) for source in self.sources.both)]
+        return self.sources.default if parts[1:] == ["mapping"] and not self._calls(parts[0]) else "\0".join(parts)
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What the model does not see of the messages it is sent, in sentences; empty where it sees everything."""
+        if self._text_pair:
+            return []
+        if not self.has_template:
+            return [
+                "there is no chat template: the messages are joined by spaces, and who speaks is not seen; set "
+                "chat_template (a file) to give the model the one that it was trained with"
+            ]
+
+        def probed(messages: Sequence[Message]) -> str | TextError:
+            try:
+                self._check_expressible(messages, None)
+                return self._applied([(messages, None)])[0]
+            except TextError as error:
+                return error
+
+        return notes_of(probed, keeps_thoughts=self._keeps_thoughts)
+
+    def prepared(self, message: dict[str, Any], tools: Sequence[Message] | None) -> dict[str, Any]:
+        """Return a message as the template takes it: a tool call's arguments as a mapping, or as its text.
+
+        Raises:
+            TextError: ``unsupported_content``, if a text that the template needs as a mapping holds none.
+        """
+        return with_arguments(message, self.arguments_of(self._source(tools))) if "tool_calls" in message else message
+
+    def arguments_of(self, source: str) -> Arguments:
+        """Return how one of the templates takes the arguments of a tool call; tried once."""
+        if source not in self._arguments:
+            place = self.sources.both.index(source)
+            self._arguments[source] = (
+                arguments_form(lambda messages: self._process.render([(place, messages, None)])[0])
+                if self._calls(source)
+                else "mapping"
+            )
+        return self._arguments[source]
+
+    @staticmethod
+    def _calls(source: str) -> bool:
+        return "tool_calls" in source
+
+    def _source(self, tools: Sequence[Message] | None) -> str:
+        return self.sources.with_tools if tools else self.sources.default
+
     def render(
         self, messages: Sequence[Message], tools: Sequence[Message] | None = None, *, closed: bool = True
     ) -> str:
-        """Return the text of the conversation, without a generation prompt.
-
-        Args:
-            tools: JSON schemas of tools, or None.
-            closed: False for a prompt alone, which a model without a template does not end by its EOS token.
+        """Return the text of one conversation; see ``render_all``.
 
         Raises:
             TextError: ``unsupported_content`` where the template refuses the messages or would leave something out.
         """
-        self._check_expressible(messages, tools)
+        (text,) = self.render_all([(messages, tools)], closed=closed)
+        if isinstance(text, TextError):
+            raise text
+        return text
+
+    def render_all(self, talks: Sequence[Talk], *, closed: bool = True) -> list[str | TextError]:
+        """Return the text of each conversation, without a generation prompt, or why there is none.
+
+        Args:
+            talks: the messages, with the JSON schemas of tools or None.
+            closed: False for prompts alone, which a model without a template does not end by its EOS token.
+
+        Returns:
+            Errors have the code ``unsupported_content``: the template refuses the messages or would leave something
+            out, or it ran into a limit.
+        """
+        results: list[str | TextError] = []
+        for messages, tools in talks:
+            try:
+                self._check_expressible(messages, tools)
+                results.append("" if self.has_template else self._joined(messages, closed))
+            except TextError as error:
+                results.append(error)
+        if not self.has_template:
+            return results
+        asked = [place for place, result in enumerate(results) if isinstance(result, str)]
+        for place, text in zip(asked, self._applied([talks[place] for place in asked]), strict=True):
+            results[place] = text
+            if isinstance(text, str):
+                try:
+                    self._check_shown(*talks[place])
+                except TextError as error:
+                    results[place] = error
+        return results
+
+    def shows(self, messages: Sequence[Message], text: str) -> bool:
+        """Return whether the rendered text holds all words of the messages, and tells who says them."""
+        if self._text_pair:
+            return True
+        if not self.has_template:
+            return len(messages) <= 2
+        return not leaves_out(messages, text)
+
+    def _joined(self, messages: Sequence[Message], closed: bool) -> str:
         if self._text_pair:  # for people; what the model sees is the pair
             return "\n\n".join(message["content"] for message in messages)
-        if not self.has_template:
-            # The published general preference models' rule for tokenizers without a template.
-            joined = " ".join(message["content"] for message in messages)
-            return joined + " " + (self._tokenizer.eos_token or "") if closed else joined
-        text = self._applied(messages, tools)
-        # A template that leaves a message out would have the model judge something else, and say nothing.
-        for index, message in enumerate(messages):
-            self._check_shown(messages, index, message, tools)
-        return text
+        # The published general preference models' rule for tokenizers without a template.
+        joined = " ".join(message["content"] for message in messages)
+        return joined + " " + (self._tokenizer.eos_token or "") if closed else joined
 
     def tokenize(
         self, conversations: Sequence[tuple[str, Sequence[Message], Sequence[Message] | None]], *, closed: bool = True
@@ -147,21 +239,11 @@ class ChatTemplate:
         )
         return [start for start, _ in encoded["offset_mapping"]]
 
-    def _applied(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> str:
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    [dict(message) for message in messages],
-                    tools=[dict(tool) for tool in tools] if tools else None,
-                    chat_template=self.source,
-                    tokenize=False,
-                    add_generation_prompt=False,
-                )
-            )
-        except _REFUSALS as error:
-            raise TextError(
-                "unsupported_content", f"the model's chat template refuses these messages: {error}"
-            ) from error
+    def _applied(self, talks: Sequence[Talk]) -> list[str | TextError]:
+        places = self.sources.both
+        return self._process.render(
+            [(places.index(self._source(tools)), messages, tools or None) for messages, tools in talks]
+        )
 
     def _encoded(self, texts: list[str], *, split_special_tokens: bool = False) -> list[list[int]]:
         ids: list[list[int]] = self._tokenizer(
@@ -208,24 +290,27 @@ class ChatTemplate:
         return ids
 
     def _escaped_chat(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[int]:
-        if "sanitize_control_tokens" not in inspect.signature(self._tokenizer.apply_chat_template).parameters:
-            # An older transformers would take the option for a variable of the template and leave the token in.
+        mark = getattr(self._tokenizer, "_mark_chat_inputs", None)
+        if (
+            mark is None
+            or "sanitize_control_tokens" not in inspect.signature(self._tokenizer.apply_chat_template).parameters
+        ):
             raise TextError(
                 "unsupported_content",
                 "a special token's string inside a message cannot be kept as text by this version of transformers: "
                 "5.23 or later can",
             )
+        # As ``apply_chat_template(sanitize_control_tokens=True)`` does: strings of special tokens are marked, rendered,
+        # and encoded as text where the marks are. It renders in this process, so its two halves are called apart.
+        (marked,), marked_tools, _, _ = mark(self._source(tools), [list(messages)], tools, None, {}, True, False)
+        (text,) = self._applied([(marked, marked_tools)])
+        if isinstance(text, TextError):
+            raise text
         try:
-            encoded: list[int] = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tools=[dict(tool) for tool in tools] if tools else None,
-                chat_template=self.source,
-                tokenize=True,
-                return_dict=False,
-                add_generation_prompt=False,
-                sanitize_control_tokens=True,
-            )
-        except _REFUSALS as error:
+            encoded: list[int] = self._tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)[
+                "input_ids"
+            ]
+        except (ValueError, NotImplementedError) as error:
             raise TextError(
                 "unsupported_content", f"a special token's string inside a message cannot be kept as text: {error}"
             ) from error
@@ -260,7 +345,10 @@ class ChatTemplate:
             token.content
             for token in self._tokenizer.added_tokens_decoder.values()
             if not token.content.isspace()
-            and (token.special or (token.content in self.source and token.content not in _CONTENT_TAGS))
+            and (
+                token.special
+                or (any(token.content in source for source in self.sources.both) and token.content not in _CONTENT_TAGS)
+            )
         ]
 
     def holds_control(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> bool:
@@ -277,7 +365,8 @@ class ChatTemplate:
 
     def _check_expressible(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> None:
         """Refuse what the template has no place for."""
-        if tools and "tools" not in self.source:
+        source = self._source(tools)
+        if tools and "tools" not in source:
             raise TextError("unsupported_content", "this model's chat template has no place for tools")
         for message in messages:
             if not self.has_template and message["role"] not in ("user", "assistant"):
@@ -287,31 +376,39 @@ class ChatTemplate:
                 )
             for field in OPTIONAL_FIELDS:
                 # Many templates tell tool results by their order alone: the id says nothing that they would lose.
-                if field in message and field not in self.source and field != "tool_call_id":
+                if field in message and field not in source and field != "tool_call_id":
                     raise TextError("unsupported_content", f"this model's chat template has no place for {field}")
 
-    def _check_shown(
-        self, messages: Sequence[Message], index: int, message: Message, tools: Sequence[Message] | None
-    ) -> None:
-        """Refuse a message whose content or name the template leaves out without a word: once a role and place."""
-        # Probing renders the conversation once more, so each role and place is probed once a template.
-        place = (message["role"], index == 0, "tool_calls" in message)
-        if message["content"].strip() and place not in self._shown:
-            if not self._shows(messages, index, {**message, "content": _PROBE}, tools):
-                raise TextError(
-                    "unsupported_content", f"this model's chat template leaves out the text of a {place[0]} message"
-                )
-            self._shown.add(place)
-        if "name" in message and not self._shows(messages, index, {**message, "name": _PROBE}, tools):
-            raise TextError(
-                "unsupported_content", f"this model's chat template has no place for name in a {place[0]} message"
-            )
+    def _check_shown(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> None:
+        """Refuse messages whose content or name the template leaves out without a word.
 
-    def _shows(self, messages: Sequence[Message], index: int, probe: Message, tools: Sequence[Message] | None) -> bool:
-        try:
-            return _PROBE in self._applied([*messages[:index], probe, *messages[index + 1 :]], tools)
-        except TextError:  # it wants something of that text, so it reads it
-            return True
+        A template that leaves a message out would have the model judge something else, and say nothing.
+        """
+        # Probing renders the conversation once more: once for each role and place, and not for each message.
+        source = self._source(tools)
+        for index, message in enumerate(messages):
+            place = (source, message["role"], index == 0, "tool_calls" in message)
+            if message["content"].strip() and not self._probed((*place, "content"), messages, index, tools):
+                raise TextError(
+                    "unsupported_content",
+                    f"this model's chat template leaves out the text of a {message['role']} message",
+                )
+            if "name" in message and not self._probed((*place, "name"), messages, index, tools):
+                raise TextError(
+                    "unsupported_content",
+                    f"this model's chat template has no place for name in a {message['role']} message",
+                )
+
+    def _probed(
+        self, place: tuple[object, ...], messages: Sequence[Message], index: int, tools: Sequence[Message] | None
+    ) -> bool:
+        """Return whether the template writes a field (the last part of the place) of messages of a role and place."""
+        if not self._shown.get(place):  # what another conversation lacked may be shown in this one
+            probe = {**messages[index], str(place[-1]): PROBE}
+            (text,) = self._applied([([*messages[:index], probe, *messages[index + 1 :]], tools)])
+            # One that refuses the probe wants something of that text, so it reads it.
+            self._shown[place] = isinstance(text, TextError) or PROBE in text
+        return self._shown[place]
 
 
 def _kept_no_text() -> TextError:
@@ -326,7 +423,7 @@ def tokenizer_hash(tokenizer: Any, template: str) -> str:
     """Return a hash of what turns text into tokens.
 
     Args:
-        template: its chat template, date frozen.
+        template: the signature of its chat templates.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     table = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)

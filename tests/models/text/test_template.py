@@ -6,7 +6,8 @@ import pytest
 
 from paragone_models.errors import ModelLoadError, TextError
 from paragone_models.spec import ModelSpec
-from paragone_models.text.template import _FROZEN_DATE, ChatTemplate, _freeze_date
+from paragone_models.text.named_templates import FROZEN_DATE, freeze_date
+from paragone_models.text.template import ChatTemplate
 from tests.models import tiny
 
 SPEC = ModelSpec(kind="bradley-terry", dimension=1)
@@ -36,19 +37,19 @@ def test_a_llama_template_is_told_its_own_default_date():
 
 def test_a_template_that_asks_for_an_iso_date_gets_the_frozen_one():
     source = "{{ strftime_now(\"%Y-%m-%d\") }}{{ strftime_now( '%Y年' ) }}" + tiny.CHATML
-    assert template_of(source).render(MESSAGES).startswith(f"{_FROZEN_DATE:%Y-%m-%d}2024年<|im_start|>")
+    assert template_of(source).render(MESSAGES).startswith(f"{FROZEN_DATE:%Y-%m-%d}2024年<|im_start|>")
 
 
 @pytest.mark.parametrize("source", ["{{ strftime_now(format) }}", "{% set f = strftime_now %}{{ f('%Y') }}"])
 def test_a_computed_date_format_is_refused(source):
     with pytest.raises(ModelLoadError, match="computed format"):
-        _freeze_date(source)
+        freeze_date(source)
     with pytest.raises(ModelLoadError, match="its scores would drift"):
         template_of(source)
 
 
 def test_a_template_without_a_date_is_left_as_it_is():
-    assert _freeze_date(tiny.CHATML) == tiny.CHATML
+    assert freeze_date(tiny.CHATML) == tiny.CHATML
 
 
 def test_a_text_is_rendered_without_a_generation_prompt():

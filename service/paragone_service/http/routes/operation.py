@@ -96,6 +96,7 @@ def _info(hosted: HostedModel, max_body_bytes: int) -> ModelInfo:
         pooling=spec.pooling,
         special_tokens=spec.special_tokens,
         reasoning=spec.reasoning,
+        not_shown=model.reader.template.notes if model.reader is not None else [],
     )
 
 

@@ -1,0 +1,209 @@
+"""Render chat templates in a process of their own, within limits that hold whatever a template does."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paragone_models.errors import TextError
+
+__all__ = ["Rendering", "TemplateProcess"]
+
+Rendering = tuple[int, Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None]
+"""What is to be rendered: the number of the template, the messages, and the tools."""
+
+_SCRIPT = Path(__file__).with_name("rendering_process.py")
+_PROCESSOR_S = 2.0
+_BATCH_S = 20.0
+_MEMORY_BYTES = 1 << 30
+_PIECE = 1 << 16
+_LAST_WORD_S = 0.5
+
+
+class _EndedError(Exception):
+    """The process has ended, or was ended: why, and whether the template's own work was the reason."""
+
+    def __init__(self, reason: str, *, final: bool) -> None:
+        super().__init__(reason)
+        self.final = final
+
+
+class TemplateProcess:
+    """Render the templates of one model, from any thread. The process starts with the first conversation.
+
+    Args:
+        sources: the templates.
+        variables: what every rendering is told beside messages and tools: the strings of special tokens.
+        most_characters: longest text that a template may write.
+        processor_s: how long one conversation may take, in processor time.
+        batch_s: how long the conversations of one call may take together, by the clock.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        variables: Mapping[str, Any],
+        *,
+        most_characters: int,
+        processor_s: float = _PROCESSOR_S,
+        batch_s: float = _BATCH_S,
+    ) -> None:
+        self._settings = {
+            "sources": list(sources),
+            "variables": dict(variables),
+            "most_characters": most_characters,
+            "processor_s": processor_s,
+            "memory_bytes": _MEMORY_BYTES,
+        }
+        self._processor_s = processor_s
+        self._batch_s = batch_s
+        self._lock = threading.Lock()
+        self._child: _Child | None = None
+
+    def render(self, renderings: Sequence[Rendering]) -> list[str | TextError]:
+        """Return the text of each conversation, or why there is none, in order.
+
+        Returns:
+            Errors have the code ``unsupported_content``: the template refuses the messages, or ran into a limit.
+        """
+        results: list[str | TextError | None] = [None] * len(renderings)
+        lines: list[tuple[int, bytes]] = []
+        for place, rendering in enumerate(renderings):
+            try:
+                lines.append((place, json.dumps(rendering, default=_placeholder).encode() + b"\n"))
+            except (ValueError, TypeError, RecursionError):
+                results[place] = TextError(
+                    "unsupported_content", "the messages or tools hold something that is no JSON, or is nested too deep"
+                )
+        with self._lock:
+            self._fill(lines, results)
+        return [result for result in results if result is not None]
+
+    def _fill(self, lines: list[tuple[int, bytes]], results: list[str | TextError | None]) -> None:
+        end = time.monotonic() + self._batch_s
+        done, lost = 0, 0
+        while done < len(lines):
+            answered = done
+            try:
+                child = self._running()
+                child.send([line for _, line in lines[done:]])
+                for place, _ in lines[done:]:
+                    results[place] = _result(child.receive(end))
+                    done += 1
+            except _EndedError as ended:
+                self._child = None
+                # A process that somebody else has ended (for memory, say) is no verdict on a conversation: once more.
+                lost = 1 if done > answered else lost + 1
+                if not ended.final and lost < 2:
+                    continue
+                refusal = TextError("unsupported_content", f"the model's chat template was stopped: {ended}")
+                # Beyond the time of the whole call nothing more is tried: each try takes as long again.
+                stop = len(lines) if time.monotonic() >= end else done + 1
+                for place, _ in lines[done:stop]:
+                    results[place] = refusal
+                done, lost = stop, 0
+
+    def _running(self) -> "_Child":
+        # A fork has copied the pipes, not the process: two that talk through them would get each other's answers.
+        if self._child is None or self._child.owner != os.getpid():
+            self._child = _Child(self._settings, self._processor_s)
+        return self._child
+
+
+class _Child:
+    """A running process, and what came of its answers so far."""
+
+    def __init__(self, settings: Mapping[str, Any], processor_s: float) -> None:
+        self.owner = os.getpid()
+        self._processor_s = processor_s
+        # A session of its own: Ctrl-C is for the parent, whose end closes the pipe and so ends this one too.
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(_SCRIPT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            bufsize=0,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        self._received = bytearray()
+        self._poll = select.poll()
+        self._poll.register(self._answers, select.POLLIN)
+        self.end = weakref.finalize(self, _end, self._process, self.owner)
+        self._write(json.dumps(settings).encode() + b"\n")
+
+    def send(self, lines: Sequence[bytes]) -> None:
+        """Send conversations; each is answered in turn."""
+        self._write(b"%d\n" % len(lines) + b"".join(lines))
+
+    def receive(self, end: float) -> Any:
+        """Return the next answer.
+
+        Args:
+            end: when it is too late, on the monotonic clock.
+        """
+        start = 0
+        while (line_end := self._received.find(b"\n", start)) < 0:
+            start = len(self._received)
+            left = end - time.monotonic()
+            if left <= 0 or not self._poll.poll(1000 * left):
+                self._process.kill()
+                self.end()
+                raise _EndedError("the conversations of this request take too long to render", final=True)
+            piece = os.read(self._answers.fileno(), _PIECE)
+            if not piece:
+                raise self._ended()
+            self._received += piece
+        line = bytes(self._received[:line_end])
+        del self._received[: line_end + 1]
+        return json.loads(line)
+
+    def _write(self, lines: bytes) -> None:
+        rest = memoryview(lines)
+        try:
+            while rest:
+                rest = rest[os.write(self._requests.fileno(), rest) :]
+        except OSError:
+            raise self._ended() from None
+
+    def _ended(self) -> _EndedError:
+        self.end()
+        code = self._process.returncode
+        if code == -signal.SIGPROF:
+            return _EndedError(f"it took more than {self._processor_s:g} s for one conversation", final=True)
+        return _EndedError(f"its process ended with code {code}", final=False)
+
+
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
+    if owner != os.getpid():
+        return  # a fork's copy: the process is the parent's to end
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()  # which ends it, unless a template keeps it
+    try:
+        process.wait(_LAST_WORD_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
+
+
+def _placeholder(value: object) -> str:
+    """Return what stands for a value that is no JSON, as transformers writes it."""
+    return f"<{type(value).__name__}>"
+
+
+def _result(answer: Any) -> str | TextError:
+    if isinstance(answer, str):
+        return answer
+    return TextError("unsupported_content", f"the model's chat template refuses these messages: {answer['refused']}")
