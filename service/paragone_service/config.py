@@ -75,7 +75,7 @@ class ModelSettings(BaseModel):
     reasoning: Reasoning | None = None
     """Whether a response's thoughts are scored, ``keep``, or removed before, ``strip``."""
     chat_template: str | None = None
-    """Name of one of the tokenizer's chat templates, or a file with one; None: its default, and ``tool_use`` for tools."""
+    """A chat template of the tokenizer by name, or a file with one; None: its default, and ``tool_use`` for tools."""
     revision: str | None = None
     """Revision of a Hugging Face id."""
     trust_remote_code: bool = False

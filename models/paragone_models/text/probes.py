@@ -10,35 +10,47 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from paragone_models.errors import TextError
+from paragone_models.text.rendering import StoppedError
 
-__all__ = ["PROBE", "Arguments", "arguments_form", "leaves_out", "notes_of", "with_arguments"]
+__all__ = ["PROBE", "PROBE_TOOL", "Arguments", "arguments_form", "leaves_out", "notes_of", "with_arguments"]
 
 Message = Mapping[str, Any]
 Render = Callable[[Sequence[Message]], str | TextError]
-Arguments = Literal["mapping", "text"]
-"""How a template takes the arguments of a tool call: as a mapping, or as the text of one, which it concatenates."""
+Arguments = Literal["mapping", "text", "either"]
+"""How a template takes the arguments of a tool call: as a mapping, as a text that it concatenates, or either way."""
 
 PROBE = "paragone7probe"
 """Stands in for a text to see whether a template writes it."""
 
+PROBE_TOOL: Message = {
+    "type": "function",
+    "function": {"name": "look", "description": "d", "parameters": {"type": "object", "properties": {}}},
+}
+"""Stands in for the tools of a conversation, where a template is one for those."""
+
 _KEY, _VALUE = "paragone7key", "paragone7value"
+_ARGUMENTS = {_KEY: _VALUE}
 _THOUGHT, _EARLIER, _ANSWER = "paragone7thought", "paragone7earlier", "paragone7answer"
 _THINK_TAGS = re.compile(r"</?think>")
 # How often a text that was not found behind the one before it is looked for from the start: some templates move the
 # system message, and a search from the start for every message would take the square of their number.
-_MOVED = 64
+_MOVED = 512
 
 
 def arguments_form(render: Render) -> Arguments:
     """Return how a template takes the arguments of a tool call, tried on both forms."""
     for bare in (False, True):  # templates that want every call answered, and such that know no tool results
-        mapped = render(_calling({_KEY: _VALUE}, bare=bare))
-        written = render(_calling(json.dumps({_KEY: _VALUE}), bare=bare))
+        mapped = render(_calling(_ARGUMENTS, bare=bare))
+        written = render(_calling(json.dumps(_ARGUMENTS), bare=bare))
+        # Quoted once more, a text would not be there as it is.
+        takes_text = isinstance(written, str) and json.dumps(_ARGUMENTS) in written
         # Python's own form of a mapping is no JSON: a template that writes it was made for a text.
         if isinstance(mapped, str) and _KEY in mapped and _VALUE in mapped and f"'{_KEY}'" not in mapped:
-            return "mapping"
-        if isinstance(written, str) and _VALUE in written:
+            return "either" if takes_text else "mapping"
+        if takes_text:
             return "text"
+        if isinstance(mapped, StoppedError):
+            break  # tried again it takes as long again
     return "mapping"
 
 
@@ -76,19 +88,23 @@ def _formed(call: Any, form: Arguments) -> Any:
     if "arguments" not in call:
         return call
     arguments = call["arguments"]
-    if form == "text":
-        return call if isinstance(arguments, str) else {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
     if arguments is None or arguments == "":  # SDKs write so what a call without arguments has
-        return {**call, "arguments": {}}
-    return {**call, "arguments": _parsed(arguments)} if isinstance(arguments, str) else call
+        arguments = {}
+    if form == "text" and not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif form != "text" and isinstance(arguments, str):
+        arguments = _parsed(arguments, form)
+    return {**call, "arguments": arguments}
 
 
-def _parsed(arguments: str) -> dict[str, Any]:
+def _parsed(arguments: str, form: Arguments) -> dict[str, Any] | str:
     try:
         parsed = json.loads(arguments, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
+        if form == "either":
+            return arguments  # what a policy wrote wrongly is judged as it wrote it
         raise TextError(
             "unsupported_content",
             "the arguments of a tool call are a text that is no JSON object, and the model's chat template writes "
@@ -109,15 +125,14 @@ def leaves_out(messages: Sequence[Message], text: str) -> bool:
     place, moved = 0, 0
     for message in messages:
         for words in _words(message):
-            found = text.find(words, place)
-            if found < 0 and moved < _MOVED:
-                moved += 1
-                found = _anywhere(text, words)
-                if found >= 0:
-                    continue  # the next one follows where the others were
+            found = _end_of(words, text, place)
             if found < 0:
-                return True
-            place = found + len(words)
+                moved += 1
+                # The next one follows where the others were, so the place stays.
+                if moved > _MOVED or _end_of(words, text, 0) < 0:
+                    return True
+            else:
+                place = found
     return False
 
 
@@ -126,28 +141,50 @@ def _words(message: Message) -> list[str]:
     thoughts = message.get("reasoning_content")
     if isinstance(thoughts, str):
         pieces.insert(0, thoughts)
+    for call in message.get("tool_calls") or () if "tool_calls" in message else ():
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping):
+            pieces += _strings([function.get("name"), function.get("arguments")])
     return [stripped for piece in pieces if (stripped := piece.strip())]
 
 
-def _anywhere(text: str, words: str) -> int:
-    # As it is, or as JSON: some templates write what a tool returned so.
+def _strings(values: list[Any]) -> list[str]:
+    """Return all texts in values, at any depth, in the order of their writing."""
+    strings, waiting = [], values[::-1]  # a stack of our own: recursion would end at a depth that a sender chooses
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            strings.append(value)
+        elif isinstance(value, Mapping):
+            waiting.extend(part for pair in reversed(list(value.items())) for part in reversed(pair))
+        elif isinstance(value, list | tuple):
+            waiting.extend(reversed(value))
+    return strings
+
+
+def _end_of(words: str, text: str, start: int) -> int:
+    """Return where words end in a text, from a place on, as they are or as JSON; -1 where they are not."""
     for form in (words, json.dumps(words, ensure_ascii=False)[1:-1], json.dumps(words)[1:-1]):
-        found = text.find(form)
+        found = text.find(form, start)
         if found >= 0:
-            return found
+            return found + len(form)
     return -1
 
 
-def notes_of(render: Render, *, keeps_thoughts: bool) -> list[str]:
-    """Return what a template leaves out of conversations without refusing them, in sentences.
+def notes_of(render: Render, *, keeps_thoughts: bool, arguments: Arguments | None) -> list[str]:
+    """Return what a template leaves out of conversations, in sentences.
 
     Args:
         keeps_thoughts: the model is meant to read a response's thoughts.
+        arguments: how it takes the arguments of tool calls; None where it has no place for calls.
     """
     question: Message = {"role": "user", "content": "q"}
     answer: Message = {"role": "assistant", "content": _ANSWER}
     thinking: Message = {"role": "assistant", "content": f"<think>{_THOUGHT}</think>{_ANSWER}"}
     apart: Message = {"role": "assistant", "content": _ANSWER, "reasoning_content": _THOUGHT}
+    plain = render([question, answer])
+    if isinstance(plain, TextError):  # one probe is enough: each takes as long as the template may
+        return [f"not even a question and its answer can be read: {plain}"]
     notes = []
     if keeps_thoughts and _lacks(render, [question, thinking], _THOUGHT):
         notes.append("the chat template cuts the thoughts of a response (<think>…</think>) away: they are not scored")
@@ -157,7 +194,11 @@ def notes_of(render: Render, *, keeps_thoughts: bool) -> list[str]:
         notes.append("the chat template cuts the thoughts of earlier turns away")
     if _lacks(render, [{"role": "system", "content": _EARLIER}, question, answer], _EARLIER):
         notes.append("the chat template leaves out system messages: they are refused")
-    if _lacks(render, [question, answer], _ANSWER):
+    if arguments is not None:
+        calling = [with_arguments(dict(message), arguments) for message in _calling(_ARGUMENTS, bare=False)]
+        if _lacks(render, calling, _VALUE):
+            notes.append("the chat template leaves out the arguments of tool calls")
+    if _ANSWER not in plain:
         notes.append("the chat template leaves out the response: every text is refused")
     return notes
 

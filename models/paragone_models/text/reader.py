@@ -28,6 +28,7 @@ __all__ = [
     "characters",
     "conversation",
     "read_plan",
+    "sizes",
 ]
 
 Truncation = Literal["prompt", "error"]
@@ -46,6 +47,8 @@ _VALUE_CHARACTERS = 2
 _COUNTED = ("tool_calls", "reasoning_content", "name")
 # Where a template wants whole turns, how many cuts are tried beyond the one that would do.
 _CUTS_TRIED = 8
+# Inside a message, how many steps towards the cut that is just enough.
+_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,25 @@ def characters(messages: Sequence[Message]) -> int:
         for name in _COUNTED if isinstance(message, Mapping) and len(message) > 2 else ():
             total += _written(message[name]) if name in message else 0
     return total
+
+
+def sizes(conversations: Sequence[Conversation]) -> list[tuple[int, int]]:
+    """Return how many characters each response has, and its whole conversation, tools included.
+
+    A prompt and tools that several share, as the same objects in a row, are counted once and not for each.
+    """
+    found: list[tuple[int, int]] = []
+    prompt: Sequence[Message] | None = None
+    tools: Sequence[Message] | None = None
+    before = schemas = 0
+    for one in conversations:
+        if one.prompt is not prompt:
+            prompt, before = one.prompt, characters(one.prompt)
+        if one.tools is not tools:
+            tools, schemas = one.tools, _written(one.tools) if one.tools else 0
+        response = characters(one.response)
+        found.append((response, before + schemas + response))
+    return found
 
 
 def _written(value: object) -> int:
@@ -312,8 +334,9 @@ class TextReader:
     def _read(self, conversations: Sequence[Conversation], truncation: Truncation) -> list[Reading | TextError]:
         results: list[Reading | TextError | None] = [None] * len(conversations)
         drafts: dict[int, _Draft] = {}
-        for index, talk in enumerate(conversations):
+        for index, (talk, size) in enumerate(zip(conversations, sizes(conversations), strict=True)):
             try:
+                self._check_size(*size)
                 drafts[index] = self._draft(talk)
             except TextError as error:
                 results[index] = error
@@ -337,7 +360,6 @@ class TextReader:
             raise TextError("empty_prompt", "the prompt is empty: there is nothing that a response could answer")
         if not response:
             raise TextError("unsupported_content", "a response needs at least one message; an empty one has content ''")
-        self._check_size(prompt, response, talk.tools)
         if self.spec.reasoning == "strip":
             response = tuple(
                 _strip_reasoning(message) if message["role"] == "assistant" else message for message in response
@@ -366,16 +388,12 @@ class TextReader:
                     )
                     del drafts[index]
 
-    def _check_size(
-        self, prompt: Sequence[Message], response: Sequence[Message], tools: Sequence[Message] | None
-    ) -> None:
+    def _check_size(self, response: int, whole: int) -> None:
         most = most_characters(self.spec.max_length)
-        length = characters(response)
-        if length > most:
-            raise TextError("response_too_long", self._oversize("response", length, most))
-        length += characters(prompt) + (_written(tools) if tools else 0)
-        if length > most:
-            raise TextError("conversation_truncated", self._oversize("conversation", length, most))
+        if response > most:
+            raise TextError("response_too_long", self._oversize("response", response, most))
+        if whole > most:
+            raise TextError("conversation_truncated", self._oversize("conversation", whole, most))
 
     def _oversize(self, part: str, length: int, most: int) -> str:
         return (
@@ -488,7 +506,8 @@ class TextReader:
         if len(fitted.token_ids) > self.spec.max_length:
             raise TextError(
                 "response_too_long",
-                f"the response needs {len(fitted.token_ids)} tokens without any prompt and the limit is "
+                f"the response needs {len(fitted.token_ids)} tokens without any text of its prompt (of which "
+                f"{len(fitted.prompt)} messages are kept: system messages and the last user message) and the limit is "
                 f"{self.spec.max_length}: shorten it, or serve the model with a larger max_length",
             )
         return fitted
@@ -555,18 +574,28 @@ class TextReader:
         content: str = draft.prompt[position]["content"]
         # Cuts fall between the message's own tokens, so that no character is torn.
         starts = self.template.offsets(content)
-        cut = step = 0
-        while len(draft.token_ids) > self.spec.max_length and cut < len(starts):
-            # At least as many tokens as are too many; a cut in the middle of a word can make one token into two. Twice
-            # the last step at least, from the third on, so that no text needs a try for each of its tokens.
-            tries = step
-            step = max(len(draft.token_ids) - self.spec.max_length, 2 * tries if cut else 0)
-            cut = min(cut + step, len(starts))
-            rest = content[starts[cut] :] if cut < len(starts) else ""
-            prompt = list(draft.prompt)
-            prompt[position] = {**prompt[position], "content": rest}
-            draft = self._redraft(draft, tuple(prompt))
+        low, high = 0, len(starts)  # the cuts of which the one is known to be too small, and the other is the largest
+        for _ in range(_STEPS):
+            # At least as many tokens as are too many; a cut in the middle of a word can make one token into two.
+            low = min(low + len(draft.token_ids) - self.spec.max_length, high)
+            draft = self._cut_at(draft, position, content, starts, low)
+            if low == high or len(draft.token_ids) <= self.spec.max_length:
+                return draft
+        # Where steps lead nowhere, as among tokens that share a character, bisection bounds the number of tries.
+        draft = self._cut_at(draft, position, content, starts, high)
+        while high - low > 1 and len(draft.token_ids) <= self.spec.max_length:
+            middle = (low + high) // 2
+            shorter = self._cut_at(draft, position, content, starts, middle)
+            if len(shorter.token_ids) <= self.spec.max_length:
+                draft, high = shorter, middle
+            else:
+                low = middle
         return draft
+
+    def _cut_at(self, draft: _Draft, position: int, content: str, starts: Sequence[int], cut: int) -> _Draft:
+        prompt = list(draft.prompt)
+        prompt[position] = {**prompt[position], "content": content[starts[cut] :] if cut < len(starts) else ""}
+        return self._redraft(draft, tuple(prompt))
 
     def _redraft(self, draft: _Draft, prompt: tuple[dict[str, Any], ...]) -> _Draft:
         messages = prompt + draft.response

@@ -15,7 +15,7 @@ from typing import Any
 
 from paragone_models.errors import TextError
 
-__all__ = ["Rendering", "TemplateProcess"]
+__all__ = ["Rendering", "StoppedError", "TemplateProcess"]
 
 Rendering = tuple[int, Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None]
 """What is to be rendered: the number of the template, the messages, and the tools."""
@@ -25,7 +25,13 @@ _PROCESSOR_S = 2.0
 _BATCH_S = 20.0
 _MEMORY_BYTES = 1 << 30
 _PIECE = 1 << 16
+# Conversations of one exchange, and about its bytes: both sides hold all of them.
+_EXCHANGE, _EXCHANGE_BYTES = 128, 1 << 23
 _LAST_WORD_S = 0.5
+
+
+class StoppedError(TextError):
+    """The template did not come to an end by itself: it ran into a limit, or its process was ended."""
 
 
 class _EndedError(Exception):
@@ -44,7 +50,7 @@ class TemplateProcess:
         variables: what every rendering is told beside messages and tools: the strings of special tokens.
         most_characters: longest text that a template may write.
         processor_s: how long one conversation may take, in processor time.
-        batch_s: how long the conversations of one call may take together, by the clock.
+        batch_s: how long a hundred conversations may take together, by the clock.
     """
 
     def __init__(
@@ -72,20 +78,29 @@ class TemplateProcess:
         """Return the text of each conversation, or why there is none, in order.
 
         Returns:
-            Errors have the code ``unsupported_content``: the template refuses the messages, or ran into a limit.
+            Errors have the code ``unsupported_content``: the template refuses the messages, or, ``StoppedError``, did
+            not come to an end.
         """
         results: list[str | TextError | None] = [None] * len(renderings)
         lines: list[tuple[int, bytes]] = []
+        size = 0
         for place, rendering in enumerate(renderings):
             try:
-                lines.append((place, json.dumps(rendering, default=_placeholder).encode() + b"\n"))
+                lines.append((place, json.dumps(rendering, default=_plain).encode() + b"\n"))
+                size += len(lines[-1][1])
             except (ValueError, TypeError, RecursionError):
                 results[place] = TextError(
                     "unsupported_content", "the messages or tools hold something that is no JSON, or is nested too deep"
                 )
+            if len(lines) == _EXCHANGE or size > _EXCHANGE_BYTES:
+                self._exchange(lines, results)
+                lines, size = [], 0
+        self._exchange(lines, results)
+        return [result for result in results if result is not None]
+
+    def _exchange(self, lines: list[tuple[int, bytes]], results: list[str | TextError | None]) -> None:
         with self._lock:
             self._fill(lines, results)
-        return [result for result in results if result is not None]
 
     def _fill(self, lines: list[tuple[int, bytes]], results: list[str | TextError | None]) -> None:
         end = time.monotonic() + self._batch_s
@@ -104,7 +119,7 @@ class TemplateProcess:
                 lost = 1 if done > answered else lost + 1
                 if not ended.final and lost < 2:
                     continue
-                refusal = TextError("unsupported_content", f"the model's chat template was stopped: {ended}")
+                refusal = StoppedError("unsupported_content", f"the model's chat template was stopped: {ended}")
                 # Beyond the time of the whole call nothing more is tried: each try takes as long again.
                 stop = len(lines) if time.monotonic() >= end else done + 1
                 for place, _ in lines[done:stop]:
@@ -125,7 +140,7 @@ class _Child:
         self.owner = os.getpid()
         self._processor_s = processor_s
         # A session of its own: Ctrl-C is for the parent, whose end closes the pipe and so ends this one too.
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603 (nothing in the command comes from outside)
             [sys.executable, "-I", str(_SCRIPT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -198,12 +213,15 @@ def _end(process: subprocess.Popen[bytes], owner: int) -> None:
     process.stdout.close()
 
 
-def _placeholder(value: object) -> str:
-    """Return what stands for a value that is no JSON, as transformers writes it."""
-    return f"<{type(value).__name__}>"
+def _plain(value: object) -> dict[Any, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is no JSON")
 
 
 def _result(answer: Any) -> str | TextError:
     if isinstance(answer, str):
         return answer
+    if "stopped" in answer:
+        return StoppedError("unsupported_content", f"the model's chat template was stopped: {answer['stopped']}")
     return TextError("unsupported_content", f"the model's chat template refuses these messages: {answer['refused']}")

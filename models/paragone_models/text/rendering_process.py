@@ -121,7 +121,7 @@ class _Templates:
                     self._compiled[number] = self._environment.from_string(self._sources[number])
                 return self._rendered(self._compiled[number], messages, tools)
             except (MemoryError, RecursionError) as error:
-                return {"refused": f"it ran into its limits ({type(error).__name__})"}
+                return {"stopped": "it needs too much " + ("memory" if isinstance(error, MemoryError) else "depth")}
             except Exception as error:  # noqa: BLE001 (a template raises whatever it likes)
                 return {"refused": (str(error) or type(error).__name__)[:_LONGEST_REASON]}
 
@@ -132,7 +132,7 @@ class _Templates:
             pieces.append(piece)
             length += len(piece)
             if length > self._most_characters:  # before the rest is written, which may have no end
-                return {"refused": f"it writes more than {self._most_characters} characters"}
+                return {"stopped": f"it writes more than {self._most_characters} characters"}
         return "".join(pieces)
 
     @contextlib.contextmanager

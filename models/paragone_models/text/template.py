@@ -16,7 +16,15 @@ from typing import Any
 from paragone_models.errors import ModelLoadError, TextError
 from paragone_models.spec import ModelSpec
 from paragone_models.text.named_templates import sources_of
-from paragone_models.text.probes import PROBE, Arguments, arguments_form, leaves_out, notes_of, with_arguments
+from paragone_models.text.probes import (
+    PROBE,
+    PROBE_TOOL,
+    Arguments,
+    arguments_form,
+    leaves_out,
+    notes_of,
+    with_arguments,
+)
 from paragone_models.text.rendering import TemplateProcess
 
 __all__ = ["OPTIONAL_FIELDS", "ChatTemplate", "Message", "Talk", "most_characters", "tokenizer_hash"]
@@ -96,7 +104,7 @@ class ChatTemplate:
         """All that decides how messages become text: the templates, and how they take a tool call's arguments."""
         # A template alone stands for itself, as it did before there were several.
         parts = [*self.sources.both, *(self.arguments_of(source) for source in self.sources.both)]
-        return self.sources.default if parts[1:] == ["mapping"] and not self._calls(parts[0]) else "\0".join(parts)
+        return self.sources.default if len(parts) == 2 and not self._calls(parts[0]) else "\0".join(parts)
 
     @cached_property
     def notes(self) -> list[str]:
@@ -105,8 +113,8 @@ class ChatTemplate:
             return []
         if not self.has_template:
             return [
-                "there is no chat template: the messages are joined by spaces, and who speaks is not seen; set "
-                "chat_template (a file) to give the model the one that it was trained with"
+                "there is no chat template: the messages are joined by spaces, and who speaks is not seen; if the "
+                "model was trained with a template, set chat_template (a file)"
             ]
 
         def probed(messages: Sequence[Message]) -> str | TextError:
@@ -116,7 +124,12 @@ class ChatTemplate:
             except TextError as error:
                 return error
 
-        return notes_of(probed, keeps_thoughts=self._keeps_thoughts)
+        source = self.sources.default
+        return notes_of(
+            probed,
+            keeps_thoughts=self._keeps_thoughts,
+            arguments=self.arguments_of(source) if self._calls(source) else None,
+        )
 
     def prepared(self, message: dict[str, Any], tools: Sequence[Message] | None) -> dict[str, Any]:
         """Return a message as the template takes it: a tool call's arguments as a mapping, or as its text.
@@ -130,8 +143,9 @@ class ChatTemplate:
         """Return how one of the templates takes the arguments of a tool call; tried once."""
         if source not in self._arguments:
             place = self.sources.both.index(source)
+            tools = [PROBE_TOOL] if source != self.sources.default else None
             self._arguments[source] = (
-                arguments_form(lambda messages: self._process.render([(place, messages, None)])[0])
+                arguments_form(lambda messages: self._process.render([(place, messages, tools)])[0])
                 if self._calls(source)
                 else "mapping"
             )
@@ -303,9 +317,12 @@ class ChatTemplate:
         # As ``apply_chat_template(sanitize_control_tokens=True)`` does: strings of special tokens are marked, rendered,
         # and encoded as text where the marks are. It renders in this process, so its two halves are called apart.
         (marked,), marked_tools, _, _ = mark(self._source(tools), [list(messages)], tools, None, {}, True, False)
-        (text,) = self._applied([(marked, marked_tools)])
-        if isinstance(text, TextError):
-            raise text
+        # transformers escapes no names of fields. What the template writes itself is what is left without the strings.
+        harmless: Talk = (self._without_control(messages), self._without_control(tools))
+        text, own = self._applied([(marked, marked_tools), harmless])
+        for rendered in (text, own):
+            if isinstance(rendered, TextError):
+                raise rendered
         try:
             encoded: list[int] = self._tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)[
                 "input_ids"
@@ -314,8 +331,7 @@ class ChatTemplate:
             raise TextError(
                 "unsupported_content", f"a special token's string inside a message cannot be kept as text: {error}"
             ) from error
-        # transformers escapes no names of fields. What the template writes itself is what is left without the strings.
-        self._check_control(encoded, self._applied(self._without_control(messages), self._without_control(tools)))
+        self._check_control(encoded, str(own))
         return encoded
 
     def _check_control(self, ids: Sequence[int], text: str) -> None:

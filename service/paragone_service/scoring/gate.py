@@ -20,7 +20,7 @@ from paragone_models.text.reader import EncodeItem, Reading
 from paragone_service.cache.tiers import Codec
 from paragone_service.http.errors import ServiceError
 from paragone_service.scoring.model_io import ReadingThread, Resources, open_queue
-from paragone_service.scoring.request import Call, RequestItem, as_conversation
+from paragone_service.scoring.request import Call, RequestItem, as_conversations
 from paragone_service.scoring.scheduler import Job, wait_for
 
 __all__ = ["Gate", "GateScales"]
@@ -67,7 +67,7 @@ class Gate:
         """
         # What has an error already gets no answer, so its prompt would be run for nothing.
         items = [item for item in items if item.index not in call.problems.errors]
-        readings = await self._reading.read([as_conversation(item, item.responses[0]) for item in items], call)
+        readings = await self._reading.read(as_conversations([(item, item.responses[0]) for item in items]), call)
         prompts: dict[tuple[int, ...], EncodeItem] = {}
         by_item: dict[int, tuple[int, ...]] = {}
         for item, reading in zip(items, readings, strict=True):

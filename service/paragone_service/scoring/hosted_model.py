@@ -17,7 +17,7 @@ from paragone.codes import ErrorCode
 from paragone.wire import Response, Usage
 from paragone_models.errors import PreferencesUnavailableError, TextError
 from paragone_models.model import PreferenceModel
-from paragone_models.text.reader import Conversation, EncodeItem, Reading, characters, read_plan
+from paragone_models.text.reader import Conversation, EncodeItem, Reading, read_plan, sizes
 from paragone_service.cache.keys import NO_SECRET, Ids, conversation_keys, namespace, prompt_digest
 from paragone_service.cache.tiers import Codec
 from paragone_service.http.errors import ClientGoneError, ServiceError
@@ -31,7 +31,7 @@ from paragone_service.scoring.request import (
     RequestItem,
     ResponseId,
     Row,
-    as_conversation,
+    as_conversations,
 )
 from paragone_service.scoring.scheduler import Job, Scheduler, Ticket, wait_for
 
@@ -259,8 +259,8 @@ class HostedModel:
     ) -> dict[bytes, Ticket]:
         """Read and run what is missing, wait for it and for what was joined, and return the tickets of its own."""
         responses = [(item, response) for item in items for response in item.responses]
-        conversations = [as_conversation(*responses[number]) for number in missing.values()]
-        size = sum(characters((*one.prompt, *one.response)) for one in conversations)
+        conversations = as_conversations([responses[number] for number in missing.values()])
+        size = sum(whole for _, whole in sizes(conversations))
         admitted = self._admission.admitted(size, len(missing), call.client, call.deadline)
         with admitted if missing else contextlib.nullcontext() as entry:
             jobs = await self._jobs(conversations, rows, missing, filled, call)

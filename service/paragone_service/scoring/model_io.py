@@ -20,7 +20,7 @@ from torch import Tensor
 from paragone.codes import ErrorCode
 from paragone_models.errors import TextError
 from paragone_models.model import PreferenceModel
-from paragone_models.text.reader import Conversation, EncodeItem, Reading, characters
+from paragone_models.text.reader import Conversation, EncodeItem, Reading, sizes
 from paragone_service.cache.tiers import Cache, Codec
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread
@@ -100,9 +100,8 @@ class ReadingThread:
 
 def _chunked(conversations: Sequence[Conversation]) -> Iterator[Sequence[Conversation]]:
     first = total = 0
-    for place, one in enumerate(conversations):
-        # Counted in characters, since tokens are not known yet: a chunk takes about as long whatever its texts are.
-        count = characters((*one.prompt, *one.response))
+    # Counted in characters, since tokens are not known yet: a chunk takes about as long whatever its texts are.
+    for place, (_, count) in enumerate(sizes(conversations)):
         if place - first == _CHUNK or (place > first and total + count > _CHUNK_CHARACTERS):
             yield conversations[first:place]
             first, total = place, 0

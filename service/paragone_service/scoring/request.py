@@ -29,7 +29,7 @@ __all__ = [
     "ResponseId",
     "Row",
     "Timings",
-    "as_conversation",
+    "as_conversations",
 ]
 
 Result = TypeVar("Result")
@@ -215,16 +215,31 @@ class Represented:
     ids: Sequence[str | None] = ()
 
 
-def as_conversation(item: RequestItem, response: Response | ResponseId) -> Conversation:
-    """Return a response with its prompt as the models know it; it must have come in full."""
-    assert item.prompt is not None
-    assert not isinstance(response, ResponseId)
-    prompt = item.prompt if isinstance(item.prompt, str) else [_plain(message) for message in item.prompt]
-    if isinstance(response, str):
-        return conversation(prompt, response, item.tools)
-    if isinstance(response, Message):
-        return conversation(prompt, _plain(response), item.tools)
-    return conversation(prompt, [_plain(message) for message in response], item.tools)
+def as_conversations(rows: Sequence[tuple[RequestItem, Response | ResponseId]]) -> list[Conversation]:
+    """Return responses with their prompts as the models know them; all of them must have come in full.
+
+    The conversations of one item share their prompt and tools as the same objects, made once.
+    """
+    found: list[Conversation] = []
+    last: RequestItem | None = None
+    prompt: Sequence[dict[str, Any]] = ()
+    tools: Sequence[dict[str, Any]] | None = None
+    for item, response in rows:
+        if item is not last:
+            assert item.prompt is not None
+            if isinstance(item.prompt, str):
+                prompt = ({"role": "user", "content": item.prompt},)
+            else:
+                prompt = tuple(_plain(message) for message in item.prompt)
+            tools = tuple(item.tools) if item.tools else None
+            last = item
+        assert not isinstance(response, ResponseId)
+        if isinstance(response, str):
+            after: str | list[dict[str, Any]] = response
+        else:
+            after = [_plain(message) for message in ([response] if isinstance(response, Message) else response)]
+        found.append(conversation(prompt, after, tools))
+    return found
 
 
 def _plain(message: Message) -> dict[str, Any]:

@@ -94,6 +94,22 @@ def test_options_that_change_a_representation_change_the_identity(gated, gated_f
         assert getattr(changed.reader.spec, field) == value
 
 
+def test_a_template_that_was_set_is_used_and_changes_the_identity(gated, gated_folder, tmp_path):
+    file = tmp_path / "mine.jinja"
+    file.write_text(tiny.TOOLS)
+    changed = load_model(gated_folder, device="cpu", chat_template=str(file))
+    assert changed.identity != gated.identity
+    assert changed.reader.template.sources.default == tiny.TOOLS
+    with pytest.raises(ModelLoadError, match="neither a template's name"):
+        load_model(gated_folder, device="cpu", chat_template="nowhere.jinja")
+
+
+def test_what_a_template_leaves_out_is_logged_at_load(copy, caplog):
+    (copy / "chat_template.jinja").write_text(tiny.CHATML.replace("['content']", "['content'].split('</think>')[-1]"))
+    load_model(copy, device="cpu")
+    assert "cuts the thoughts of a response (<think>…</think>) away: they are not scored" in caplog.text
+
+
 def test_other_weights_have_another_identity(gated, copy):
     change_tensor(copy / "model.safetensors", "norm.weight", 1.5)
     assert load_model(copy, device="cpu").identity != gated.identity

@@ -310,3 +310,43 @@ def test_fields_that_an_sdk_left_null_or_empty_say_nothing():
     source = "{% for m in messages %}{{ m | tojson }}{% endfor %}"
     for reader in (tiny.make_reader(), TextReader(tiny.make_tokenizer(source), tiny.make_reader().spec)):
         assert one(reader, "Why?", sdk) == one(reader, "Why?", "Because.")
+
+
+def test_system_messages_that_do_not_fit_even_empty_are_refused_as_such():
+    refused = error(tiny.make_reader(max_length=60), [*[{"role": "system", "content": "s"}] * 2_000, user("a")], "b")
+    assert refused.code == "response_too_long"
+    assert "without any text of its prompt (of which 2001 messages are kept: system messages and" in str(refused)
+
+
+@pytest.mark.parametrize("roles", [["system"], ["user", "assistant"], ["user", "assistant", "tool", "system"]])
+def test_the_number_of_renderings_does_not_grow_with_the_messages(roles):
+    counts = []
+    for length in (100, 1_500):
+        reader = tiny.make_reader(tiny.ALTERNATING if len(roles) == 2 else tiny.CHATML, max_length=100)
+        process, rendered = reader.template._process, [0]
+        render = process.render
+
+        def counted(renderings, render=render, rendered=rendered):
+            rendered[0] += len(renderings)
+            return render(renderings)
+
+        process.render = counted
+        prompt = [{"role": roles[place % len(roles)], "content": "x"} for place in range(length)]
+        reader.read([conversation([*prompt, user("a")], "b")])
+        counts.append(rendered[0])
+    assert counts[1] <= counts[0] + 40
+
+
+def test_empty_messages_and_tools_count():
+    reader = tiny.make_reader()
+    refused = error(reader, [user("a"), *[user("")] * 20_000], "b")
+    assert refused.code == "conversation_truncated"
+    assert "each message counts for 16 more" in str(refused)
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"enum": ["x" * 100] * 5_000}}}]
+    many = tiny.make_reader(tiny.TOOLS).read([conversation("a", "b", tools)])[0]
+    assert isinstance(many, TextError)
+    assert many.code == "conversation_truncated"
+    calls = [{"function": {"name": "look", "arguments": {"a": [1] * 200_000}}}]
+    called = tiny.make_reader(tiny.TOOLS).read([conversation("a", [{**assistant("b"), "tool_calls": calls}])])[0]
+    assert isinstance(called, TextError)
+    assert called.code == "response_too_long"

@@ -3,6 +3,8 @@
 import pytest
 
 from paragone.wire import ModelInfo, ModelsAnswer, TokensAnswer
+from paragone_models import load_model
+from tests.service.conftest import TEMPLATE, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -32,6 +34,16 @@ async def test_a_model_says_all_about_itself(client, hosted):
     assert info.demonstration is False
     ratings = ModelInfo.model_validate((await client.get("/v1/models/ratings")).json())
     assert ratings.attributes == ["helpful", "verbose"]
+
+
+async def test_a_model_says_what_it_does_not_see(folders, tmp_path, client):
+    assert ModelInfo.model_validate((await client.get("/v1/models/gpm")).json()).not_shown == []
+    cut = tmp_path / "cut.jinja"
+    cut.write_text(TEMPLATE.replace("['content']", "['content'].split('</think>')[-1]"))
+    model = load_model(folders["bt"], name="bt", device="cpu", chat_template=str(cut))
+    async with serving({"bt": model}) as other:
+        info = ModelInfo.model_validate((await other.get("/v1/models/bt")).json())
+        assert any("thoughts of a response" in sentence for sentence in info.not_shown)
 
 
 async def test_a_model_says_how_it_batches_and_why(client):

@@ -20,7 +20,7 @@ from paragone_service.metrics import Metrics
 from paragone_service.registry import Registry
 from paragone_service.scoring import answers
 from paragone_service.scoring.hosted_model import HostedModel
-from paragone_service.scoring.request import RequestItem, as_conversation
+from paragone_service.scoring.request import RequestItem, as_conversations
 
 __all__ = ["health_routes", "inspection_routes"]
 
@@ -55,10 +55,12 @@ def inspection_routes(registry: Registry, *, max_body_bytes: int) -> APIRouter:
         """
         body, indices, problems = await read_body(request, TokensRequest, "items")
         model = registry.find(body.model)
-        conversations = [
-            as_conversation(RequestItem(index, item.prompt, item.tools, (item.response,)), item.response)
-            for index, item in zip(indices, body.items, strict=True)
-        ]
+        conversations = as_conversations(
+            [
+                (RequestItem(index, item.prompt, item.tools, (item.response,)), item.response)
+                for index, item in zip(indices, body.items, strict=True)
+            ]
+        )
         readings = await model.read(conversations, call_of(request, body, problems))
         rows = answers.tokens(indices, readings, problems)
         truncated = sum(1 for row in rows if row.truncated_tokens)
