@@ -6,7 +6,6 @@ it returns the error in its place, so that a batch loses nothing. What comes out
 of every engine: one sequence of tokens, and the places where its hidden states are read.
 """
 
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from paragone_models.errors import TextError
 from paragone_models.spec import ModelSpec
+from paragone_models.text.messages import MESSAGE_CHARACTERS, characters, plain_text, strip_reasoning, written
 from paragone_models.text.template import ChatTemplate, Message, Talk, most_characters
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "Reading",
     "TextReader",
     "Truncation",
-    "characters",
     "conversation",
     "read_plan",
     "sizes",
@@ -36,15 +35,7 @@ Truncation = Literal["prompt", "error"]
 Read = tuple[int, int]
 """Half-open span of positions; the value read is the mean of the last hidden states at start, …, stop - 1."""
 
-_OPENED = re.compile(r"^\s*<think>.*?(</think>\s*|$)", re.DOTALL)
-_CLOSED = re.compile(r"^.*?</think>\s*", re.DOTALL)
-
 _REMEMBERED_PROMPTS = 4096
-# What an empty message costs, in characters: its turn has to be rendered and tokenised like any other.
-_MESSAGE_CHARACTERS = 16
-# Of any value that is no text: a number, or the brackets of a list.
-_VALUE_CHARACTERS = 2
-_COUNTED = ("tool_calls", "reasoning_content", "name")
 # Where a template wants whole turns, how many cuts are tried beyond the one that would do.
 _CUTS_TRIED = 8
 # Inside a message, how many steps towards the cut that is just enough.
@@ -87,21 +78,6 @@ def conversation(
     return Conversation(before, after, tuple(tools) if tools else None)
 
 
-def characters(messages: Sequence[Message]) -> int:
-    """Return how many characters of content messages have, and a few for each of them; no message costs nothing."""
-    total = _MESSAGE_CHARACTERS * len(messages)
-    for message in messages:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if isinstance(content, str):
-            total += len(content)
-        # What is malformed is refused later, with its reason; here it only must not count.
-        elif isinstance(content, Sequence):
-            total += sum(len(str(part.get("text", ""))) for part in content if isinstance(part, Mapping))
-        for name in _COUNTED if isinstance(message, Mapping) and len(message) > 2 else ():
-            total += _written(message[name]) if name in message else 0
-    return total
-
-
 def sizes(conversations: Sequence[Conversation]) -> list[tuple[int, int]]:
     """Return how many characters each response has, and its whole conversation, tools included.
 
@@ -115,71 +91,10 @@ def sizes(conversations: Sequence[Conversation]) -> list[tuple[int, int]]:
         if one.prompt is not prompt:
             prompt, before = one.prompt, characters(one.prompt)
         if one.tools is not tools:
-            tools, schemas = one.tools, _written(one.tools) if one.tools else 0
+            tools, schemas = one.tools, written(one.tools) if one.tools else 0
         response = characters(one.response)
         found.append((response, before + schemas + response))
     return found
-
-
-def _written(value: object) -> int:
-    """Return about how many characters a template writes of a value, at any depth."""
-    total, waiting = 0, [value]  # a stack of our own: recursion would end at a depth that a sender chooses
-    while waiting:
-        part = waiting.pop()
-        total += len(part) if isinstance(part, str) else _VALUE_CHARACTERS
-        if isinstance(part, Mapping):
-            waiting.extend(part)
-            waiting.extend(part.values())
-        elif isinstance(part, list | tuple):
-            waiting.extend(part)
-    return total
-
-
-def _plain_text(message: Message) -> dict[str, Any]:
-    """Return the message with its content as one string, text parts joined, and no empty fields.
-
-    Raises:
-        TextError: ``unsupported_content`` for a part that is not text, or something that is no message.
-    """
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise TextError("unsupported_content", "a message is a mapping with a role: this one is not")
-    # What an SDK dumps has all fields of its type: those that are null or empty say nothing.
-    values = {key: value for key, value in message.items() if not _says_nothing(value)}
-    content = values.get("content", "")
-    values["content"] = content if isinstance(content, str) else _joined(content)
-    return values
-
-
-def _says_nothing(value: object) -> bool:
-    return value is None or (not value and isinstance(value, str | Sequence | Mapping))
-
-
-def _joined(parts: Any) -> str:
-    if not isinstance(parts, Sequence) or not all(isinstance(part, Mapping) for part in parts):
-        raise TextError("unsupported_content", "a message's content is a text or a list of parts: this one is neither")
-    for part in parts:
-        if part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise TextError(
-                "unsupported_content", f"this model reads text; a content part has type {part.get('type')!r}"
-            )
-    return "".join(part["text"] for part in parts)
-
-
-def _strip_reasoning(message: Message) -> dict[str, Any]:
-    """Return the message without its reasoning: the ``<think>`` part of the content and ``reasoning_content``.
-
-    A part that was never closed is reasoning to its end; one that was never opened (some templates write the opening
-    tag into the prompt) ends at ``</think>``.
-
-    Args:
-        message: with its content as one string.
-    """
-    values = {key: value for key, value in message.items() if key != "reasoning_content"}
-    content = values["content"]
-    # First what the response opened itself; only without that a tag that the prompt opened.
-    stripped = _OPENED.sub("", content, count=1)
-    values["content"] = stripped if stripped != content else _CLOSED.sub("", content, count=1)
-    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,15 +269,15 @@ class TextReader:
         return [result for result in results if result is not None]
 
     def _draft(self, talk: Conversation) -> _Draft:
-        prompt = tuple(_plain_text(message) for message in talk.prompt)
-        response = tuple(_plain_text(message) for message in talk.response)
+        prompt = tuple(plain_text(message) for message in talk.prompt)
+        response = tuple(plain_text(message) for message in talk.response)
         if not any(message["content"].strip() or message.get("tool_calls") for message in prompt):
             raise TextError("empty_prompt", "the prompt is empty: there is nothing that a response could answer")
         if not response:
             raise TextError("unsupported_content", "a response needs at least one message; an empty one has content ''")
         if self.spec.reasoning == "strip":
             response = tuple(
-                _strip_reasoning(message) if message["role"] == "assistant" else message for message in response
+                strip_reasoning(message) if message["role"] == "assistant" else message for message in response
             )
         # Here, before anything looks for special tokens: the text of arguments may hide them behind its escapes.
         prompt = tuple(self.template.prepared(message, talk.tools) for message in prompt)
@@ -397,7 +312,7 @@ class TextReader:
 
     def _oversize(self, part: str, length: int, most: int) -> str:
         return (
-            f"the {part} has {length} characters (each message counts for {_MESSAGE_CHARACTERS} more); more than "
+            f"the {part} has {length} characters (each message counts for {MESSAGE_CHARACTERS} more); more than "
             f"{most} are not read, for the limit is {self.spec.max_length} tokens: shorten it"
         )
 

@@ -3,7 +3,8 @@
 import pytest
 
 from paragone_models.errors import TextError
-from paragone_models.text.reader import _plain_text, _strip_reasoning, conversation
+from paragone_models.text.messages import plain_text, strip_reasoning
+from paragone_models.text.reader import conversation
 
 USER = {"role": "user", "content": "Why?"}
 ASSISTANT = {"role": "assistant", "content": "Because."}
@@ -26,13 +27,13 @@ def test_text_parts_are_joined_and_empty_fields_dropped():
         "tool_calls": [],
         "reasoning_content": "",
     }
-    assert _plain_text(message) == {"role": "user", "content": "one two"}
+    assert plain_text(message) == {"role": "user", "content": "one two"}
 
 
 @pytest.mark.parametrize("content", [None, "", []])
 def test_no_content_is_an_empty_text(content):
-    assert _plain_text({"role": "assistant", "content": content})["content"] == ""
-    assert _plain_text({"role": "assistant"})["content"] == ""
+    assert plain_text({"role": "assistant", "content": content})["content"] == ""
+    assert plain_text({"role": "assistant"})["content"] == ""
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_no_content_is_an_empty_text(content):
 )
 def test_what_is_no_text_message_is_refused(message):
     with pytest.raises(TextError) as caught:
-        _plain_text(message)
+        plain_text(message)
     assert caught.value.code == "unsupported_content"
 
 
@@ -68,5 +69,5 @@ def test_what_is_no_text_message_is_refused(message):
     ],
 )
 def test_reasoning_is_what_stands_before_its_closing_tag(content, rest):
-    stripped = _strip_reasoning({"role": "assistant", "content": content, "reasoning_content": "hm"})
+    stripped = strip_reasoning({"role": "assistant", "content": content, "reasoning_content": "hm"})
     assert stripped == {"role": "assistant", "content": rest}

@@ -1,0 +1,95 @@
+"""Messages in one form: their content as one text, without fields that say nothing, and what they count for."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from paragone_models.errors import TextError
+from paragone_models.text.template import Message
+
+__all__ = ["MESSAGE_CHARACTERS", "characters", "plain_text", "strip_reasoning", "written"]
+
+_OPENED = re.compile(r"^\s*<think>.*?(</think>\s*|$)", re.DOTALL)
+_CLOSED = re.compile(r"^.*?</think>\s*", re.DOTALL)
+
+MESSAGE_CHARACTERS = 16
+"""What an empty message costs, in characters: its turn has to be rendered and tokenised like any other."""
+# Of any value that is no text: a number, or the brackets of a list.
+_VALUE_CHARACTERS = 2
+_COUNTED = ("tool_calls", "reasoning_content", "name")
+
+
+def plain_text(message: Message) -> dict[str, Any]:
+    """Return the message with its content as one string, text parts joined, and no empty fields.
+
+    Raises:
+        TextError: ``unsupported_content`` for a part that is not text, or something that is no message.
+    """
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise TextError("unsupported_content", "a message is a mapping with a role: this one is not")
+    # What an SDK dumps has all fields of its type: those that are null or empty say nothing.
+    values = {key: value for key, value in message.items() if not _says_nothing(value)}
+    content = values.get("content", "")
+    values["content"] = content if isinstance(content, str) else _joined(content)
+    return values
+
+
+def _says_nothing(value: object) -> bool:
+    return value is None or (not value and isinstance(value, str | Sequence | Mapping))
+
+
+def _joined(parts: Any) -> str:
+    if not isinstance(parts, Sequence) or not all(isinstance(part, Mapping) for part in parts):
+        raise TextError("unsupported_content", "a message's content is a text or a list of parts: this one is neither")
+    for part in parts:
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise TextError(
+                "unsupported_content", f"this model reads text; a content part has type {part.get('type')!r}"
+            )
+    return "".join(part["text"] for part in parts)
+
+
+def strip_reasoning(message: Message) -> dict[str, Any]:
+    """Return the message without its reasoning: the ``<think>`` part of the content and ``reasoning_content``.
+
+    A part that was never closed is reasoning to its end; one that was never opened (some templates write the opening
+    tag into the prompt) ends at ``</think>``.
+
+    Args:
+        message: with its content as one string.
+    """
+    values = {key: value for key, value in message.items() if key != "reasoning_content"}
+    content = values["content"]
+    # First what the response opened itself; only without that a tag that the prompt opened.
+    stripped = _OPENED.sub("", content, count=1)
+    values["content"] = stripped if stripped != content else _CLOSED.sub("", content, count=1)
+    return values
+
+
+def characters(messages: Sequence[Message]) -> int:
+    """Return how many characters of content messages have, and a few for each of them; no message costs nothing."""
+    total = MESSAGE_CHARACTERS * len(messages)
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, str):
+            total += len(content)
+        # What is malformed is refused later, with its reason; here it only must not count.
+        elif isinstance(content, Sequence):
+            total += sum(len(str(part.get("text", ""))) for part in content if isinstance(part, Mapping))
+        for name in _COUNTED if isinstance(message, Mapping) and len(message) > 2 else ():
+            total += written(message[name]) if name in message else 0
+    return total
+
+
+def written(value: object) -> int:
+    """Return about how many characters a template writes of a value, at any depth."""
+    total, waiting = 0, [value]  # a stack of our own: recursion would end at a depth that a sender chooses
+    while waiting:
+        part = waiting.pop()
+        total += len(part) if isinstance(part, str) else _VALUE_CHARACTERS
+        if isinstance(part, Mapping):
+            waiting.extend(part)
+            waiting.extend(part.values())
+        elif isinstance(part, list | tuple):
+            waiting.extend(part)
+    return total
