@@ -334,6 +334,7 @@ def _arranged(
 def _response_keys(data: EvaluationSet) -> list[str]:
     """Return a content hash of every response with its prompt, so that answers are found again in any order."""
     # By content and not by number: the file may be sorted anew, or grow, between two runs.
+    # A prompt is hashed once, not once for each of its responses: it may be the longer part by far.
     prompts = [hashlib.sha256(_canonical(prompt)).digest() for prompt in data.prompts]
     return [
         hashlib.sha256(prompts[prompt] + _canonical(response)).hexdigest()[:24]

@@ -91,7 +91,7 @@ def _rewardbench2(data: EvaluationSet, answers: Answers, clusters: Clustering) -
         draw = Resampler(len(numbers), resamples=clusters.resampler.resamples, seed=_TIES_SEED)
         draws["Ties"] = _drawn_ties(prompts, sorted(numbers), draw)
         scored["Ties"] = draw.estimate(section["ties"]["score"], draws["Ties"])
-    if len(scored) == 6:  # all subsets are there
+    if len(scored) == 6:  # all subsets are there; a mean over fewer would be compared with published ones
         overall = float(np.mean([score.value for score in scored.values()]))
         drawn = np.mean([draws[subset] for subset in scored], axis=0)
         scored["Overall"] = clusters.resampler.estimate(overall, drawn)
@@ -131,7 +131,8 @@ def _drawn_ties(prompts: list[TiesPrompt], numbers: list[str], resampler: Resamp
 def _rm_bench(data: EvaluationSet, answers: Answers, clusters: Clustering) -> dict[str, Estimate]:
     rows: list[tuple[str, int, dict[str, float]]] = []
     for number, case in enumerate(data.cases):
-        matrix = answers.matrices[number][:3, 3:]  # right responses are the first three
+        # Each style of right response against each style of wrong one; right responses are the first three.
+        matrix = answers.matrices[number][:3, 3:]
         if np.isfinite(matrix).all():
             # chat, code, math, and safety, which comes as safety-refuse and safety-response
             domain = (case.subset or "").split("-")[0]

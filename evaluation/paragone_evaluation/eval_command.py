@@ -171,7 +171,7 @@ def calibrate(
         leave_out_bad_rows=_leave_out(bad_rows),
     )
     with ExitStack() as opened:
-        local = None
+        local = None  # the scorer of a model loaded here, which alone can be given the temperature
         if url is None:
             options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
             local = _load(model or "", {**options, "bos": bos, "head": head})

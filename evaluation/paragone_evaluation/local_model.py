@@ -104,6 +104,7 @@ class LocalScorer:
         return comparisons
 
     def _represent(self, items: Sequence[ResponseQuestion]) -> list[NDArray[np.float32] | Refusal]:
+        # By repr: messages are dictionaries, which cannot be keys.
         keys = [(repr((item.prompt, item.tools)), repr(item.response)) for item in items]
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._known}
         readings = self._reader.read([conversation(item.prompt, item.response, item.tools) for item in new.values()])

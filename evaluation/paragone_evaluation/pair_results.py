@@ -127,6 +127,7 @@ def judged_pairs(
     Raises:
         EvaluationError: if people decided none of them.
     """
+    # Refused pairs are taken out here and nowhere else: every section is about the same rows.
     rows = np.flatnonzero(answers.answered if only is None else only)
     prompt = data.node_prompt[data.first[rows]]  # both responses of a pair are to one prompt
     outcome = data.outcome[rows]
@@ -238,6 +239,7 @@ def probability_section(judged: JudgedPairs, resampler: Resampler, *, bins: int,
         "bins": bins,
         "before": scored(judged.logit),
         "after": None,
+        # What a model that always says ½ has: numbers above these are worse than knowing nothing.
         "uninformed_nll": np.log(2),
         "uninformed_brier": 0.25 * judged.decided.mean(),  # a tie is met exactly by ½
     }
@@ -314,6 +316,7 @@ def _length(judged: JudgedPairs, data: EvaluationSet, answers: Answers, resample
 
 def _length_curve(longer: Floats, model: Floats, human: Floats, differ: Bools) -> list[dict[str, float]]:
     """Return how often the longer response wins, by how many times longer it is: for people and for the model."""
+    # Pairs of one length have no longer response, and would be a spike at a ratio of 1.
     ratio = np.exp(np.abs(longer[differ]))
     if not len(ratio):
         return []

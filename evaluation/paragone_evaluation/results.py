@@ -88,6 +88,7 @@ def results_of(
     # Every section is there, if only as null: readers of results.json find the same names in each file.
     measures: dict[str, Any] = {**dict.fromkeys(_SECTIONS), "subsets": []}
     measures["attributes"] = _attribute_rows(data, answers, clusters)
+    # Rows of the file first, then what the model refused: the order in which they were lost.
     left_out = [dataclasses.asdict(row) for row in data.left_out]
     if ratings_alone:
         if not measures["attributes"]:
@@ -159,6 +160,7 @@ def _group_section(data: EvaluationSet, answers: Answers, clusters: Clustering) 
 
 def _best_of_n(groups: list[tuple[Floats, Floats]]) -> dict[str, list[float]]:
     """Return the mean human score of best-of-n by the model, by people and at random."""
+    # People's own curve is the most that a model could reach here: the best response of n, and not a score of 1.
     # Up to the smallest group: each point is a mean over all groups.
     most = min(len(scores) for scores, _ in groups)
     sizes = np.arange(1, most + 1)

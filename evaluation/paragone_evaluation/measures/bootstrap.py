@@ -192,6 +192,7 @@ def _auc_of_clusters(positive: Floats, cluster: Ints, starts: Ints, resampler: R
 def _auc_of_rows(positive: Floats, cluster: Ints, starts: Ints, resampler: Resampler) -> Floats:
     """Return the AUC of every resample from the weights of all rows: no matrix between clusters, which may be many."""
     drawn = []
+    # As many resamples at a time as fit: each needs a weight per row, and two sums per step.
     step = max(1, _CELLS // (2 * len(positive)))
     for start in range(0, len(resampler.counts), step):
         weight = resampler.counts[start : start + step, cluster].astype(np.float64)
@@ -204,5 +205,6 @@ def _auc_of_rows(positive: Floats, cluster: Ints, starts: Ints, resampler: Resam
 
 
 def _standard(values: Floats) -> Floats:
+    # A constant column stays 0, so that its correlation is 0/0, NaN, and not a ratio of rounding errors.
     spread = float(values.std()) if len(values) else 0.0
     return np.asarray((values - values.mean()) / spread if spread > 0 else values * 0.0)

@@ -150,6 +150,7 @@ def fit_temperature(logit: ArrayLike, outcome: ArrayLike, *, weight: ArrayLike |
     """
     logits, judged = columns(logit=logit, outcome=outcome)
     outcomes(judged)
+    # Weights are how a resample comes in: its clusters count as often as they were drawn, and no row is copied.
     counts = np.ones_like(logits) if weight is None else columns(weight=weight, logit=logit)[0]
     scale = float(np.abs(logits).max(initial=0.0))
     if scale == 0.0:

@@ -90,6 +90,7 @@ def group_score(score: ArrayLike, human: ArrayLike) -> GroupScore:
     scores, judged = columns(score=score, human=human)
     if not len(scores):
         raise ValueError("the group is empty")
+    # Of several favourites each is as likely to be picked, so their means are the expectations.
     best, favourite = judged == judged.max(), scores == scores.max()
     return GroupScore(
         tau=kendall_tau(scores, judged),
