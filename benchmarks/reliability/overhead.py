@@ -1,11 +1,12 @@
 """What do the checks at the door cost where everything is cached: keys and keyed seals on, beside off, in one run.
 
-    python benchmarks/reliability/overhead.py [--seconds 3] [--rounds 7] [--pairs 256]
+    python benchmarks/reliability/overhead.py [--seconds 0.5] [--rounds 30] [--pairs 256]
 
 Two servers with one tiny model and a Redis each, HTTP on loopback. One wants a key of a file of a hundred, and keys the
-seals of its values with a secret; the other wants none and has none. Both are warmed, then asked in turns, and each
-turn gives one ratio of pairs/s. The first row is answered from the servers' memory, as warm requests are. For the
-second the servers keep no memory, so every value comes from Redis and its seal is checked.
+seals of its values with a secret; the other wants none and has none. Both are warmed, then asked in turns. Each two
+turns give a ratio of pairs a second: of the server's own processor time, which other work on the machine hardly
+changes, and of the clock. In the first row the servers answer from their memory, as warm requests are answered. In the
+second they keep no memory, so that every value comes from Redis and its seal is checked.
 
 A seal cannot be turned off: what is compared is a keyed one with one that is not. Expected: a ratio of at least 0.97.
 """
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fuzz_texts import plain_text
@@ -29,11 +31,29 @@ from processes import Redis, Server, chat_tokenizer, ended, write_model
 _KEYS = 100
 
 
+@dataclass(frozen=True)
+class Speed:
+    """Requests a second: of the server's processor time, and of the clock."""
+
+    cpu: float
+    clock: float
+
+
+def _cpu_s(server: Server) -> float:
+    """Return the processor time of all threads of a server, in seconds."""
+    spent = 0
+    for file in Path(f"/proc/{server.pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            spent += int(file.read_text().split()[0])
+    return spent / 1e9
+
+
 class Asker:
     """One connection that asks the same bodies over and over."""
 
     def __init__(self, server: Server, bodies: Sequence[bytes], key: str | None) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        self._server = server
         self._bodies = bodies
         self._headers = {"content-type": "application/json"}
         if key is not None:
@@ -51,13 +71,13 @@ class Asker:
         if response.status != 200:
             raise RuntimeError(content.decode())
 
-    def rate(self, seconds: float) -> float:
-        """Return requests a second."""
-        started, turn = time.perf_counter(), 0
+    def speed(self, seconds: float) -> "Speed":
+        """Ask for so many seconds."""
+        started, before, turn = time.perf_counter(), _cpu_s(self._server), 0
         while time.perf_counter() - started < seconds:
             self.ask(turn)
             turn += 1
-        return turn / (time.perf_counter() - started)
+        return Speed(turn / (_cpu_s(self._server) - before), turn / (time.perf_counter() - started))
 
     def close(self) -> None:
         """Close the connection."""
@@ -89,8 +109,8 @@ def new_keys(file: Path) -> str:
     return key
 
 
-def compared(folder: Path, *, memory: bool, rounds: int, seconds: float, pairs: int) -> tuple[list[float], float]:
-    """Return the ratios of pairs/s, with the checks over without, one a round; and the median pairs/s without."""
+def compared(folder: Path, *, memory: bool, rounds: int, seconds: float, pairs: int) -> list[tuple[Speed, Speed]]:
+    """Return the speeds with the checks and without, a pair for each round."""
     model = write_model(folder / "model", chat_tokenizer(), kind="general-preference")
     key, secret = new_keys(folder / "keys"), folder / "secret"
     secret.write_text("s" * 64)
@@ -111,32 +131,36 @@ def compared(folder: Path, *, memory: bool, rounds: int, seconds: float, pairs: 
                 for turn in range(2 * len(bodies)):
                     asker.ask(turn)
                     time.sleep(0.2)  # values are written to Redis after the reply
-            ratios, rates = [], []
+            speeds: list[tuple[Speed, Speed]] = []
             for number in range(rounds):
                 # In turns, and each first in turn: what else the machine does meets both alike.
                 first, second = (on, off) if number % 2 else (off, on)
-                speed = {id(asker): asker.rate(seconds) for asker in (first, second)}
-                ratios.append(speed[id(on)] / speed[id(off)])
-                rates.append(speed[id(off)] * pairs)
-    return ratios, statistics.median(rates)
+                speed = {id(asker): asker.speed(seconds) for asker in (first, second)}
+                speeds.append((speed[id(on)], speed[id(off)]))
+    return speeds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3.0, help="how long each turn lasts")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.5, help="how long each turn lasts")
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--pairs", type=int, default=256, help="pairs in a request")
     arguments = parser.parse_args()
     print(f"{arguments.pairs} pairs a request, {arguments.rounds} rounds of {arguments.seconds:g} s")
+    print(f"{'':<12} {'pairs/s without':>16} {'ratio, processor':>26} {'ratio, clock':>26}")
     for name, memory in (("from memory", True), ("from Redis", False)):
         with tempfile.TemporaryDirectory() as folder:
-            ratios, rate = compared(
+            speeds = compared(
                 Path(folder), memory=memory, rounds=arguments.rounds, seconds=arguments.seconds, pairs=arguments.pairs
             )
-        spread = f"{min(ratios):.3f} … {max(ratios):.3f}"
-        print(
-            f"{name:<12} {rate:>8.0f} pairs/s without; with the checks {statistics.median(ratios):.3f} of it ({spread})"
-        )
+        rate = arguments.pairs * statistics.median(off.clock for _, off in speeds)
+        ratios = ([on.cpu / off.cpu for on, off in speeds], [on.clock / off.clock for on, off in speeds])
+        print(f"{name:<12} {rate:>16.0f} {_spread(ratios[0]):>26} {_spread(ratios[1]):>26}")
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:.3f} ({low:.3f} … {high:.3f})"
 
 
 if __name__ == "__main__":
