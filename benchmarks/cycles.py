@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from paragone_evaluation.readers import Pair, Rating
-from paragone_training.data.groups import group_pairs
+from paragone_training.data import group_pairs
 
 __all__ = [
     "Cycle",

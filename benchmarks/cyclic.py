@@ -36,8 +36,7 @@ from texts import add_data, corpus
 
 from paragone_evaluation.readers import read_pairs, read_ratings
 from paragone_models.text.reader import TextReader
-from paragone_training.data.batches import read_groups
-from paragone_training.data.groups import group_pairs
+from paragone_training.data import group_pairs, read_groups
 from paragone_training.preference.agreement import Summary, judge
 from paragone_training.preference.card import Rows
 from paragone_training.preference.objective import Objective

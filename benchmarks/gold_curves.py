@@ -27,7 +27,7 @@ from paragone_models import load_model
 from paragone_training.policy.evaluate import win_rate
 from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.recipe import PolicyRecipe
-from paragone_training.policy.rows import Answer, read_json_file, read_responses, render, stream
+from paragone_training.policy.rows import Answer, Response, read_json_file, read_rows, render, stream
 from paragone_training.policy.sampling.rounds import Decoding, sample
 from paragone_training.policy.train_policy import train_policy
 from paragone_training.preference.recipe import Recipe
@@ -185,7 +185,7 @@ def curve(run, iterations):
 
 def by_prompt(path):
     found = {}
-    for row in read_responses(path):
+    for row in read_rows(path, Response):
         found.setdefault(row.prompt_id, []).append(row.text)
     return found
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from training_setup import decoder, now
 
 from paragone_training.losses import inpo_loss
-from paragone_training.policy.model.logprobs import ResponseLogprobs, Sequences, autocast, padded_sequences
+from paragone_training.policy.model.logprobs import ResponseLogprobs, Sequences, padded_sequences
 
 RANK = 16
 
@@ -67,7 +67,7 @@ def measure(size: str, device: torch.device, *, adapters: bool, pairs: int, toke
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-6, fused=gpu)
     sequences = made(pairs, tokens, device)
-    with torch.no_grad(), autocast(device, bf16=gpu):
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=gpu):
         frozen = network(sequences)
     times, losses = [], []
     for _ in range(steps + 1):
@@ -105,7 +105,7 @@ def step(
     network: nn.Module, optimiser: torch.optim.Optimizer, sequences: Sequences, frozen: Tensor, device: torch.device
 ) -> float:
     """Take one gradient step of INPO and return its loss."""
-    with autocast(device, bf16=device.type == "cuda"):
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
         chosen, rejected = network(sequences).chunk(2)
     base_chosen, base_rejected = frozen.chunk(2)
     preference = torch.full_like(chosen, 0.8)

@@ -17,7 +17,7 @@ from training_setup import DECODERS, decoder, decoder_config
 
 from paragone_training.policy.gradient import policy_trainer
 from paragone_training.policy.methods.registry import method_of
-from paragone_training.policy.model.gpu_memory import plan_memory
+from paragone_training.policy.plan import plan_memory
 from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.policy.rows import TrainingPair
 from paragone_training.settings import parse

@@ -19,8 +19,7 @@ from paragone_models.files.loading import load_model
 from paragone_models.files.saving import save_model
 from paragone_models.network import PreferenceNetwork
 from paragone_models.text.reader import TextReader
-from paragone_training.data.batches import read_groups
-from paragone_training.data.groups import group_pairs
+from paragone_training.data import group_pairs, read_groups
 from paragone_training.preference.agreement import judge, represented
 from paragone_training.preference.backbone import build_model, reward_on_top
 from paragone_training.preference.card import Rows

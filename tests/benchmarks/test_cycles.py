@@ -22,8 +22,7 @@ from paragone_evaluation.readers import Pair, Rating, read_pairs
 from paragone_models.network import RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import TextReader
-from paragone_training.data.batches import read_groups
-from paragone_training.data.groups import group_pairs
+from paragone_training.data import group_pairs, read_groups
 from paragone_training.preference.agreement import judge
 from paragone_training.preference.card import Rows
 from paragone_training.preference.objective import Objective

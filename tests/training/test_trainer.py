@@ -11,8 +11,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from paragone_models.network import PreferenceNetwork
 from paragone_models.text.reader import TextReader
-from paragone_training.data.batches import PairBatches, read_groups
-from paragone_training.data.groups import group_pairs
+from paragone_training.data import PairBatches, group_pairs, read_groups
 from paragone_training.preference.backbone import build_model
 from paragone_training.preference.card import Rows
 from paragone_training.preference.objective import Objective

@@ -171,7 +171,7 @@ def _extrapolate(
     if dtype not in ("float32", "bfloat16", "float16"):
         raise RecipeError(f"--dtype is {dtype!r}; it must be float32, bfloat16 or float16")
     from paragone_evaluation.readers import read_pairs
-    from paragone_training.data.groups import training_pairs
+    from paragone_training.data import training_pairs
     from paragone_training.preference.extrapolation import extrapolate
 
     pairs = training_pairs(read_pairs(data), split=split) if data else []

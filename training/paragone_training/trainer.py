@@ -9,24 +9,19 @@ nothing.
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from paragone_training.errors import TrainingError
 
-__all__ = ["StepTrainer", "WeightAverage", "training_arguments"]
+__all__ = ["StepTrainer", "training_arguments"]
 
 logger = logging.getLogger(__name__)
-
-# Beside the weights in a checkpoint's folder.
-_AVERAGE = "average.safetensors"
 
 
 class _StepLoss(Protocol):
@@ -82,7 +77,6 @@ class StepTrainer(Trainer):
 
     Args:
         arguments: of the parent; one batch is one item of ``batches``.
-        loss: counted over a step, then taken pass by pass.
         evaluation: returns metrics of the network as it is, or None to evaluate nothing.
     """
 
@@ -181,71 +175,6 @@ class _Lines(TrainerCallback):
         if state.is_world_process_zero:
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in (logs or {}).items() if name != "epoch")
             logger.info("step %d of %d: %s", state.global_step, state.max_steps, numbers)
-
-
-class WeightAverage(TrainerCallback):
-    """Keep an exponential moving average of a network's trained weights over the steps, also in every checkpoint.
-
-        average <- decay_t * average + (1 - decay_t) * weights,   decay_t = min(decay, t / (t + 10))
-
-    so that the first steps, far from the end, do not linger.
-
-    Args:
-        decay: share of the old average that a step keeps.
-    """
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self._network, self._decay = network, decay
-        self._average: dict[str, Tensor] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Start from the weights, unless a checkpoint brought an average."""
-        if not self._average:
-            self._average = {name: weight.detach().float().clone() for name, weight in self._weights()}
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Move the average towards the weights."""
-        # Short at first: the weights of the first steps are far from where they end.
-        step = state.global_step
-        keep = min(self._decay, step / (step + 10))
-        for name, weight in self._weights():
-            self._average[name].lerp_(weight.detach().float(), 1 - keep)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Write the average beside the weights."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            save_file({name: tensor.contiguous() for name, tensor in self._average.items()}, folder / _AVERAGE)
-
-    def load(self, checkpoint: Path) -> None:
-        """Take up the average of a checkpoint."""
-        device = {name: weight.device for name, weight in self._weights()}
-        # A file loads on the CPU; the weights may live elsewhere.
-        self._average = {name: tensor.to(device[name]) for name, tensor in load_file(checkpoint / _AVERAGE).items()}
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Put the average in the weights' place until the context ends."""
-        live = {name: weight.detach().clone() for name, weight in self._weights()}
-        try:
-            self.put()
-            yield
-        finally:
-            # Training goes on from the live weights, whatever went wrong meanwhile.
-            self._put(live)
-
-    def put(self) -> None:
-        """Put the average in the weights' place for good."""
-        self._put(self._average)
-
-    def _put(self, values: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, weight in self._weights():
-                if name in values:
-                    weight.copy_(values[name])
-
-    def _weights(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, weight) for name, weight in self._network.named_parameters() if weight.requires_grad]
 
 
 def _trained(network: Any) -> set[str]:

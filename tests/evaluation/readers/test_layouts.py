@@ -3,7 +3,7 @@
 import pytest
 
 from paragone_evaluation.readers import read_pairs, read_ratings
-from paragone_training.data.groups import training_ratings
+from paragone_training.data import training_ratings
 from paragone_training.errors import DataError
 from tests.training.arguments import row, write
 

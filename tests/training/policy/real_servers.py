@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from paragone_training.policy.rows import read_json_file, read_responses
+from paragone_training.policy.rows import Response, read_json_file, read_rows
 
 SIZES = {
     "sampling": {"responses": 3, "max_new_tokens": 16, "batch": 6, "unfinished": "keep", "tolerance": 1e-4},
@@ -16,7 +16,7 @@ def check_run(folder: Path, *, iterations: int) -> None:
     for number in range(1, iterations + 1):
         metrics = read_json_file(folder / f"iteration-{number:02d}" / "metrics.json")
         assert metrics["missing_groups"] == 0
-        rows = read_responses(folder / f"iteration-{number:02d}" / "round-1" / "samples.parquet")
+        rows = read_rows(folder / f"iteration-{number:02d}" / "round-1" / "samples.parquet", Response)
         assert len(rows) == 18
         assert len({tuple(row.token_ids) for row in rows}) > 9
         start = read_json_file(folder / f"iteration-{number:02d}" / "step-1" / "start.json")

@@ -9,7 +9,7 @@ from paragone_evaluation.readers import Prompt
 from paragone_training.errors import RecipeError
 from paragone_training.policy.evaluate import describe_responses, length_controlled, win_rate
 from paragone_training.policy.exports import export_answers
-from paragone_training.policy.rows import Answer, Response, write_responses
+from paragone_training.policy.rows import Answer, Response, write_rows
 
 
 def answers(rates):
@@ -75,7 +75,7 @@ def samples(tmp_path):
         for prompt in prompts
         for number in range(2)
     ]
-    write_responses(tmp_path / "samples.parquet", rows)
+    write_rows(tmp_path / "samples.parquet", rows, Response)
     return tmp_path / "samples.parquet"
 
 

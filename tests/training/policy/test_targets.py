@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from paragone_training.policy.methods.registry import METHODS
-from paragone_training.policy.rows import read_targets, write_targets
+from paragone_training.policy.rows import LabelledPair, read_rows, write_rows
 from paragone_training.policy.targets import _group_table, labelled_pairs
 
 TABLE = np.array([[0.5, 0.8, 0.6], [0.2, 0.5, 0.7], [0.4, 0.3, 0.5]])
@@ -75,5 +75,5 @@ def test_sampled_labels_are_drawn_anew_in_another_iteration_and_alike_in_the_sam
 
 def test_targets_survive_the_disk(tmp_path):
     rows = pairs_of({"p": TABLE}, "sppo", names=NAMES)
-    write_targets(tmp_path / "targets.parquet", rows)
-    assert read_targets(tmp_path / "targets.parquet") == rows
+    write_rows(tmp_path / "targets.parquet", rows, LabelledPair)
+    assert read_rows(tmp_path / "targets.parquet", LabelledPair) == rows

@@ -9,11 +9,12 @@ from pyarrow import parquet
 from paragone_training.errors import FolderTakenError, OracleReplacedError, RecipeError, RunError
 from paragone_training.policy.rows import (
     Barrier,
+    LabelledPair,
+    Response,
     locked,
     read_answers,
     read_json_file,
-    read_responses,
-    read_targets,
+    read_rows,
 )
 from paragone_training.policy.train_policy import _PolicyRun, train_policy
 from tests.training.policy.tiny_policy import LOSSES, recipe
@@ -41,14 +42,14 @@ def test_every_method_runs_two_iterations_and_starts_each_at_its_closed_form(
 def test_the_tables_on_disk_say_everything_about_an_iteration(tmp_path, policy_folder, prompts_file, oracle_url):
     train_policy(recipe("inpo", policy_folder, prompts_file, oracle_url, training__iterations=1), tmp_path)
     folder = tmp_path / "iteration-01" / "round-1"
-    responses, answers = read_responses(folder / "samples.parquet"), read_answers(folder / "oracle.parquet")
+    responses, answers = read_rows(folder / "samples.parquet", Response), read_answers(folder / "oracle.parquet")
 
     assert [(row.prompt_id, row.number) for row in responses[:4]] == [("p0", 0), ("p0", 1), ("p0", 2), ("p1", 0)]
     assert all(1 <= len(row.token_ids) <= 8 for row in responses)
     assert [answer.raw.shape for answer in answers] == [(3, 3)] * 6
     for answer in answers:
         assert answer.raw + answer.raw.T == pytest.approx(1.0, abs=1e-12)
-    assert len(read_targets(folder / "targets.parquet")) <= 18
+    assert len(read_rows(folder / "targets.parquet", LabelledPair)) <= 18
     columns = parquet.read_table(tmp_path / "iteration-01" / "step-1" / "logprobs.parquet").to_pydict()
     assert columns["base_logprob"] == columns["reference_logprob"]
     assert all(value < 0 for value in columns["base_logprob"])
@@ -59,7 +60,8 @@ def test_k_responses_cost_the_oracle_k_passes_a_prompt(tmp_path, policy_folder, 
     train_policy(changed, tmp_path)
     columns = parquet.read_table(tmp_path / "iteration-01" / "round-1" / "oracle.parquet").to_pydict()
     texts = {
-        (row.prompt_id, row.text) for row in read_responses(tmp_path / "iteration-01" / "round-1" / "samples.parquet")
+        (row.prompt_id, row.text)
+        for row in read_rows(tmp_path / "iteration-01" / "round-1" / "samples.parquet", Response)
     }
 
     # A response that was drawn twice costs once.
@@ -172,6 +174,8 @@ def test_a_training_step_stops_early_on_a_longer_schedule(tmp_path, policy_folde
     rates = [line["learning_rate"] for line in read_json_file(tmp_path / "iteration-01" / "step-1" / "history.json")]
 
     # A sixth of the schedule is run, the first third of its warm-up.
-    assert len(rates) == math.ceil(len(read_targets(tmp_path / "iteration-01" / "round-1" / "targets.parquet")) / 4)
+    assert len(rates) == math.ceil(
+        len(read_rows(tmp_path / "iteration-01" / "round-1" / "targets.parquet", LabelledPair)) / 4
+    )
     assert rates == sorted(rates)
     assert rates[-1] < 0.005

@@ -9,8 +9,7 @@ import pytest
 from paragone_evaluation.readers import read_pairs, read_ratings
 from paragone_models import load_model
 from paragone_models.files.sources import NAMES, builtin_folder, tokenizer_folder
-from paragone_training.data.batches import read_groups
-from paragone_training.data.groups import group_pairs
+from paragone_training.data import group_pairs, read_groups
 from paragone_training.preference.agreement import judge, represented
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import rating_errors

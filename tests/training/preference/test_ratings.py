@@ -11,7 +11,7 @@ from paragone_models import load_model
 from paragone_models.network import RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_training.command import train
-from paragone_training.data.groups import group_pairs
+from paragone_training.data import group_pairs
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.backbone import reward_on_top
 from paragone_training.preference.card import Rows

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from paragone_models.text.reader import TextReader
-from paragone_training.data.batches import read_groups
-from paragone_training.data.groups import group_pairs
+from paragone_training.data import group_pairs, read_groups
 from paragone_training.errors import RecipeError
 from paragone_training.preference.backbone import build_model
 from paragone_training.preference.card import Rows

@@ -8,8 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from paragone_evaluation.readers import Pair
 from paragone_models.text.reader import TextReader
-from paragone_training.data.batches import TokenNoise, read_groups
-from paragone_training.data.groups import group_pairs
+from paragone_training.data import TokenNoise, group_pairs, read_groups
 from paragone_training.preference.backbone import build_model
 from paragone_training.preference.objective import Objective
 from paragone_training.scratch.lessons import lessons, token_lengths

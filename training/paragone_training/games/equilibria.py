@@ -72,6 +72,7 @@ def regularised_nash(preference: ArrayLike, reference: ArrayLike, *, tau: float)
     table = checked_preference(preference)
     mu = checked_policy(reference, len(table), name="reference")
     check_positive(tau=tau)
+    # What mu never plays costs an infinite KL, so the equilibrium never plays it.
     support = mu > 0
     payoff = table[np.ix_(support, support)] - 0.5
     log_mu = np.log(mu[support] / mu[support].sum())
@@ -132,7 +133,6 @@ def duality_gap(policy: ArrayLike, preference: ArrayLike, reference: ArrayLike, 
     tau KL(p || mu) + tau KL(q || mu) of INPO (arXiv 2407.00617), §3.
 
     Args:
-        reference: mu; for tau = 0 it is only checked. [n]
         tau: weight of the KL; 0 is the game without reference.
 
     Returns:
@@ -148,5 +148,6 @@ def duality_gap(policy: ArrayLike, preference: ArrayLike, reference: ArrayLike, 
     if tau == 0:
         return max(0.0, 2.0 * float(win_rate.max()) - 1.0)
     check_positive(tau=tau)
+    # log sum exp with weights mu: the value of the best response is known in closed form.
     best_response = tau * float(logsumexp((win_rate - 0.5) / tau, b=mu))
     return max(0.0, 2.0 * best_response + 2.0 * tau * kl(pi, mu))

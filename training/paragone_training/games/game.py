@@ -1,8 +1,10 @@
 """A game: what a policy and a preference must look like, how fast play turns in circles, which steps still converge.
 
 Near its equilibrium a method multiplies the error of log pi by a complex number; the game enters through omega alone,
-the largest of the eigenvalues ±i omega of (P - 1/2)(diag pi - pi pi^T): 0 where P - 1/2 is a difference f_i - f_j,
-and below 1/(2 sqrt 2) in every game. All limits here are local: how far the basin reaches, only runs tell.
+the largest of the eigenvalues ±i omega of (P - 1/2)(diag pi - pi pi^T): 0 where P - 1/2 is a difference f_i - f_j, and
+below 1/(2 sqrt 2) in every game. Omega is taken at the equilibrium that a method aims at; ``step`` is h, in nats of
+log-ratio per unit of win rate, and ``tau`` the weight of the KL to the reference. All limits here are local: how far
+the basin reaches, only runs tell.
 
 A policy is [n], a preference [n, n], P(row beats column). K is the number of responses to a prompt; a table is [K, K],
 P(row preferred to column), NaN where a comparison is missing. The tables of different prompts are different games:
@@ -26,7 +28,6 @@ __all__ = [
     "Float64s",
     "best_eta",
     "check_positive",
-    "check_unit",
     "checked_policy",
     "checked_preference",
     "critical_eta",
@@ -67,9 +68,6 @@ def checked_preference(preference: ArrayLike) -> Float64s:
 def checked_policy(policy: ArrayLike, size: int, *, name: str = "policy") -> Float64s:
     """Return the policy as float64.
 
-    Args:
-        name: what the policy is called in messages.
-
     Raises:
         ValueError: if it is not [size], has a negative or non-finite entry, or does not sum to 1.
     """
@@ -92,18 +90,8 @@ def check_positive(**knobs: float) -> None:
             raise ValueError(f"{name} must be positive and finite, not {value}")
 
 
-def check_unit(name: str, value: float, remedy: str) -> None:
-    """Refuse a weight outside [0, 1].
-
-    Raises:
-        ValueError: if it lies outside or is NaN.
-    """
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], not {value}: {remedy}")
-
-
 def rotation(preference: ArrayLike, policy: ArrayLike) -> float:
-    """Return omega, the speed in radians per nat of step at which play near ``policy`` circles.
+    """Return omega, below 1/(2 sqrt 2): the speed in radians per nat of step at which play near ``policy`` circles.
 
         ±i omega = the largest eigenvalues of (P - 1/2)(diag pi - pi pi^T)
 
@@ -111,9 +99,6 @@ def rotation(preference: ArrayLike, policy: ArrayLike) -> float:
 
     Args:
         policy: where to look: the (regularised) Nash equilibrium, or the policy that sampled the responses. [n]
-
-    Returns:
-        A number in [0, 1/(2 sqrt 2)).
 
     Raises:
         ValueError: if the preference or the policy is none.
@@ -134,10 +119,6 @@ def critical_eta(omega: float, tau: float) -> float:
 
     From |1 - tau/eta + i omega/eta| < 1. Where it is below tau, INPO converges for every eta it allows.
 
-    Args:
-        omega: rotation at the regularised Nash.
-        tau: weight of the KL to the reference.
-
     Raises:
         ValueError: if omega is negative or not finite, or tau is not positive and finite.
     """
@@ -148,10 +129,6 @@ def best_eta(omega: float, tau: float) -> float:
     """Return the eta with which INPO converges fastest near the regularised Nash.
 
         eta = (tau² + omega²) / tau, with the error multiplied by omega / sqrt(tau² + omega²) an iteration
-
-    Args:
-        omega: rotation at the regularised Nash.
-        tau: weight of the KL to the reference.
 
     Raises:
         ValueError: if omega is negative or not finite, or tau is not positive and finite.
@@ -169,11 +146,6 @@ def spectral_radius(omega: float, *, method: Dynamics, step: float, tau: float) 
         EGPO  |(1 - r)(1 + i x) - x²|                OMWU  largest root of z² - (1 - r + (2 - r) i x) z + (1 - r) i x
 
     Below 1 the method converges locally, above 1 it spirals outwards. Source: derived in docs/policy-mathematics.md.
-
-    Args:
-        omega: rotation at the equilibrium that the method aims at.
-        step: h, nats of log-ratio per unit of win rate.
-        tau: weight of the KL to the reference; SPPO has none and does not look at it.
 
     Raises:
         ValueError: if the method is unknown, omega is negative or not finite, the step is not positive and finite, or
@@ -205,10 +177,6 @@ _RADII: dict[str, Callable[[float, float], float]] = {
 def largest_step(omega: float, *, method: Dynamics, tau: float) -> float:
     """Return the step up to which a method converges near its equilibrium, within step * tau <= 1.
 
-    Args:
-        omega: rotation at the equilibrium that the method aims at.
-        tau: weight of the KL to the reference.
-
     Returns:
         The first step with spectral radius 1; 0 where no step converges (SPPO, INPO with tau 0), 1 / tau where every
         step that keeps the weights non-negative does, infinite where omega and tau are both 0.
@@ -238,6 +206,7 @@ def largest_step(omega: float, *, method: Dynamics, tau: float) -> float:
 
 def _first_inside(omega: float, tau: float, method: Dynamics) -> float:
     """Return a step small enough that the method converges, where the grid was too coarse to hold one."""
+    # The best step of INPO; halving from there ends soon, since small steps converge where tau is positive.
     step = tau / (tau**2 + omega**2)
     while spectral_radius(omega, method=method, step=step, tau=tau) >= 1.0:
         step /= 2.0
@@ -293,6 +262,7 @@ def measure_cycles(tables: Iterable[ArrayLike]) -> Cycles:
         cyclic += int(
             ((first > 0) & (second > 0) & (third > 0)).sum() + ((first < 0) & (second < 0) & (third < 0)).sum()
         )
+        # Summed over all triples, so that prompts with more responses count for more, as their estimates are better.
         energy += float((curl**2).sum())
         largest = float(np.fmax(largest, math.sqrt(float((curl**2).mean()) / 6.0)))
     if count == 0:
@@ -307,6 +277,7 @@ def _triple_edges(table: ArrayLike) -> tuple[Float64s, Float64s, Float64s]:
         raise ValueError(f"a table must be square, [K, K], not of shape {values.shape}")
     if not bool((np.isnan(values) | ((values >= 0) & (values <= 1))).all()):
         raise ValueError("every entry must be a probability in [0, 1], or NaN where the comparison is missing")
+    # Of tables that are not exactly antisymmetric after rounding, the part that is.
     skew = (values - values.T) / 2.0
     triples = np.asarray(list(combinations(range(len(values)), 3)), dtype=np.int64).reshape(-1, 3)
     i, j, k = triples[:, 0], triples[:, 1], triples[:, 2]

@@ -4,8 +4,10 @@ All of them are ``mirror_update``, the exact counterpart of the one fit in ``pol
 
     log pi' = (1 - h tau) log base + h tau log mu + h P opponent - log Z
 
-A policy pi and a reference mu are [n]; a preference is [n, n], P(row beats column). A response with probability 0 under
-the base (or under the reference, where it has weight) keeps probability 0.
+A policy pi and a reference mu are [n], and so is the policy that an update returns; a preference is [n, n], P(row beats
+column). ``step`` is h, in nats of log-ratio per unit of win rate; ``tau`` is the weight of the KL to the reference, and
+0 aims at the game without one. A response with probability 0 under the base (or under the reference, where it has
+weight) keeps probability 0.
 """
 
 import numpy as np
@@ -15,7 +17,6 @@ from scipy.special import xlogy
 from paragone_training.games.game import (
     Float64s,
     check_positive,
-    check_unit,
     checked_policy,
     checked_preference,
 )
@@ -51,11 +52,6 @@ def mirror_update(
     Args:
         base: the policy that the step starts from. [n]
         opponent: the policy that win rates are measured against. [n]
-        step: h, nats of log-ratio per unit of win rate.
-        tau: weight of the KL to the reference.
-
-    Returns:
-        The next policy. [n]
 
     Raises:
         ValueError: if the preference or a policy is none, the step is not positive and finite, step * tau lies outside
@@ -67,7 +63,9 @@ def mirror_update(
     mu = checked_policy(reference, len(table), name="reference")
     check_positive(step=step)
     pull = step * tau
-    check_unit("step * tau", pull, "lower the step")
+    if not 0 <= pull <= 1:
+        raise ValueError(f"step * tau must lie in [0, 1], not {pull}: lower the step")
+    # xlogy is 0 at 0 log 0: a policy without weight in the mixture may have responses of probability 0.
     return _normalised(xlogy(1.0 - pull, start) + xlogy(pull, mu) + step * (table @ other))
 
 
@@ -81,9 +79,6 @@ def sppo_update(policy: ArrayLike, preference: ArrayLike, *, eta: float) -> Floa
 
     Args:
         eta: the step, nats of log-ratio per unit of win rate.
-
-    Returns:
-        The next policy. [n]
 
     Raises:
         ValueError: if the preference or the policy is none, or eta is not positive and finite.
@@ -105,9 +100,6 @@ def inpo_update(policy: ArrayLike, preference: ArrayLike, reference: ArrayLike, 
         eta: weight of the KL to pi.
         tau: weight of the KL to mu, in [0, eta].
 
-    Returns:
-        The next policy. [n]
-
     Raises:
         ValueError: if the preference or a policy is none, eta is not positive and finite, or tau lies outside [0, eta].
     """
@@ -128,17 +120,11 @@ def egpo_update(policy: ArrayLike, preference: ArrayLike, reference: ArrayLike, 
     Source: Zhou et al., EGPO (arXiv 2503.08942), and the authors' simulation code. Nash-MP with step s is this with
     ``nash_mp_step(s, tau)``.
 
-    Args:
-        step: h, nats of log-ratio per unit of win rate.
-        tau: weight of the KL to mu; 0 aims at the game without reference.
-
-    Returns:
-        The next policy. [n]
-
     Raises:
         ValueError: if the preference or a policy is none, the step is not positive and finite, or step * tau lies
             outside [0, 1].
     """
+    # Both steps begin at pi; the look-ahead is only an opponent.
     half = mirror_update(policy, policy, preference, reference, step=step, tau=tau)
     return mirror_update(policy, half, preference, reference, step=step, tau=tau)
 
@@ -164,8 +150,6 @@ def omwu_step(
     Args:
         policy: v_t, the policy that is played. [n]
         base: b_{t-1}, the second of the last call's answers; None at the start. [n]
-        step: h, nats of log-ratio per unit of win rate.
-        tau: weight of the KL to mu; 0 aims at the game without reference.
 
     Returns:
         v_{t+1}, to be played next, and b_t, to be handed back. [n], [n]
@@ -175,6 +159,7 @@ def omwu_step(
             outside [0, 1].
     """
     if base is None:
+        # With the present win rates in place of the previous ones, the base comes out as the policy itself.
         now = checked_policy(policy, len(checked_preference(preference)))
     else:
         now = mirror_update(base, policy, preference, reference, step=step, tau=tau)
@@ -190,7 +175,6 @@ def nash_mp_step(step: float, tau: float) -> float:
 
     Args:
         step: h of Nash-MP, in nats per unit of win rate; 2 in the paper.
-        tau: weight of the KL to the reference.
 
     Raises:
         ValueError: if step is not positive and finite, or tau is negative.
@@ -222,7 +206,7 @@ def mpo_eta(step: float, tau: float) -> float:
 
 
 def reference_iterate(iteration: int, *, every: int | None = None) -> int:
-    """Return which iterate is the reference mu in this iteration.
+    """Return which iterate is the reference mu in this iteration, by its index.
 
         every None: 0, the initial policy;  every n: n * floor(t / n)
 
@@ -233,9 +217,6 @@ def reference_iterate(iteration: int, *, every: int | None = None) -> int:
     Args:
         iteration: t, from 0; in iteration t the policy in training starts from iterate t.
         every: iterations between resets; None never resets.
-
-    Returns:
-        An index of an iterate, at most ``iteration``.
 
     Raises:
         ValueError: if iteration is negative, or every is given and below 1.
@@ -259,7 +240,6 @@ def decreasing_eta(iteration: int, *, tau: float) -> float:
 
     Args:
         iteration: t, from 0.
-        tau: weight of the KL to the reference.
 
     Raises:
         ValueError: if iteration is negative or tau is not positive and finite.
@@ -275,5 +255,6 @@ def _normalised(log_weight: Float64s) -> Float64s:
     largest = log_weight.max()
     if largest == -np.inf:
         raise ValueError("base and reference have no response in common: nothing is left to play")
+    # Shifted by the largest, so that nothing overflows whatever the step is.
     weight = np.exp(log_weight - largest)
     return np.asarray(weight / weight.sum())

@@ -25,7 +25,7 @@ from paragone_training.policy.rows import (
     Response,
     read_answers,
     read_json_file,
-    read_responses,
+    read_rows,
     write_json,
     write_text,
 )
@@ -130,10 +130,6 @@ def compared_with_initial(
     training: PolicyTrainingSection,
 ) -> dict[str, Any]:
     """Write and return the numbers of an evaluation.
-
-    Args:
-        responses_of_both: the iterate's and the initial policy's.
-        policy: takes the initial policy's weights, for the KL.
 
     Raises:
         RunError: if a file cannot be read or written.
@@ -296,7 +292,7 @@ def _answers(folder: Path) -> list[PageSection]:
     files = sorted(folder.glob("evaluation-*/samples.parquet"))
     if len(files) < 2:
         return []
-    first, last = read_responses(files[0]), read_responses(files[-1])
+    first, last = read_rows(files[0], Response), read_rows(files[-1], Response)
     rows = [[before.prompt, before.text, after.text] for before, after in zip(first, last, strict=True)]
     head = ("prompt", "before", f"after {int(files[-1].parent.name[-2:])} iterations")
     return [PageSection("Answers to held-out prompts", tables=[PageTable(head, rows[:_ANSWERS_SHOWN], texts=True)])]

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 
 from paragone_training.errors import RecipeError
-from paragone_training.policy.rows import Response, read_json_file, read_responses, write_json, write_text
+from paragone_training.policy.rows import Response, read_json_file, read_rows, write_json, write_text
 
 __all__ = ["Trackers", "export_answers", "steps_before"]
 
@@ -34,7 +34,6 @@ class Trackers:
 
     Args:
         names: as accelerate calls them: ``tensorboard``, ``wandb``, ``mlflow``, ….
-        settings: of the recipe, shown beside the curves.
 
     Raises:
         RecipeError: if a name is not known, or its package is not installed.
@@ -45,6 +44,7 @@ class Trackers:
         work = folder / "tracking"
         self._record = work / "sent.json"
         for name in names:
+            # Refused before the first prompt is sampled, not after the first hour.
             if name not in LOGGER_TYPE_TO_CLASS:
                 raise RecipeError(
                     f"output.trackers names {name!r}; accelerate knows {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
@@ -59,6 +59,7 @@ class Trackers:
             self._trackers[name] = tracker(folder.name, *place)
         known = read_json_file(self._record) if names and self._record.exists() else {}
         self._sent: dict[str, dict[str, int]] = known | {name: known.get(name, {}) for name in self._trackers}
+        # Trackers take numbers and words; None and lists become words.
         plain = {key: value if isinstance(value, int | float) else str(value) for key, value in _flattened(settings)}
         for started in self._trackers.values():
             started.start()
@@ -88,6 +89,7 @@ class Trackers:
         numbers = {
             f"{group}/{name}": float(value)
             for name, value in _flattened(values)
+            # Some trackers refuse NaN, and none draws it.
             if isinstance(value, int | float) and math.isfinite(value)
         }
         for name in behind:
@@ -131,7 +133,8 @@ def export_answers(samples: Path, output: Path, *, layout: str, name: str) -> in
     """
     if layout not in get_args(_Layout):
         raise RecipeError(f"layout is {layout!r}; it must be one of {', '.join(get_args(_Layout))}")
-    rows = [row for row in read_responses(samples) if row.number == 0]
+    # One answer a prompt, as these benchmarks have it; the first is as good a sample as any.
+    rows = [row for row in read_rows(samples, Response) if row.number == 0]
     if layout == "alpaca_eval":
         text = json.dumps([_alpaca(row, name) for row in rows], indent=1, ensure_ascii=False) + "\n"
     else:
@@ -173,6 +176,7 @@ def _mt(row: Response, name: str) -> dict[str, Any]:
 
 
 def _messages(row: Response) -> list[dict[str, Any]]:
+    # A prompt of several messages was kept as their JSON; any other text is one message.
     if row.prompt.startswith("[{"):
         try:
             messages: list[dict[str, Any]] = json.loads(row.prompt)

@@ -35,7 +35,6 @@ from paragone_training.policy.model.logprobs import (
     PackedRow,
     ResponseLogprobs,
     Sequences,
-    autocast,
     collated,
     longest_of_prompts,
     on_device,
@@ -226,13 +225,7 @@ class _PairLoss:
 
 
 class PolicyTrainer(StepTrainer):
-    """Train a ``ResponseLogprobs`` network on ``_PairPasses``.
-
-    Args:
-        arguments: of the parent; one item is one pass.
-        scale: what the raw loss is multiplied by for logs, and before the gradient unless ``raw``.
-        raw: take the gradient of the raw loss.
-    """
+    """Train a ``ResponseLogprobs`` network on ``_PairPasses``."""
 
     def __init__(
         self,
@@ -275,10 +268,6 @@ def policy_trainer(
     seed: int,
 ) -> PolicyTrainer:
     """Return the trainer of one step.
-
-    Args:
-        model: a causal language model, with adapters or without.
-        raw: take the gradient of the raw loss.
 
     Raises:
         RunError: if there are too few pairs for a step, or a step does not divide among the processes.
@@ -443,7 +432,7 @@ def _first_pairs(trainer: PolicyTrainer, training: PolicyTrainingSection) -> tup
     network.eval()
     for index in range(min(len(passes), max(_CHECKED_PAIRS // training.pairs_per_pass, 1))):
         sequences, columns = _of_batch(passes[index])
-        with autocast(device, bf16=training.bf16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.bf16):
             live.append(network(on_device(sequences, device)).chunk(2))
         targets.append(PairTargets(*(column.to(device) for column in columns)))
     chosen, rejected = (torch.cat([halves[side] for halves in live]) for side in (0, 1))
@@ -467,10 +456,7 @@ def train_step(
     """Take the gradient steps and write the policy that comes out.
 
     Args:
-        policy: has the weights of the base; has those of the outcome at the end.
-        raw: take the gradient of the raw loss.
         wait: returns when every process has called it; several processes need one.
-        show: takes the number of a gradient step and its logged values.
 
     Raises:
         RunError: if the checks before the first gradient fail, a setting does not go with FSDP, or the disk is full.

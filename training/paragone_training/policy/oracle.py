@@ -116,7 +116,6 @@ class RunProcess:
     """A process that was started, in a group of its own with whatever it starts itself.
 
     Args:
-        command: program and arguments; no shell is asked.
         log: file that takes what it prints, behind what is there.
 
     Raises:
@@ -183,7 +182,6 @@ class OracleClient:
 
     Attributes:
         model: id of the model, or None for the service's default.
-        timeout_s: deadline of one request.
         identity: of the model that answered so far; None before the first answer.
     """
 

@@ -90,6 +90,7 @@ class _SamplingSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        # A response is compared with others to the same prompt.
         if self.responses < 2:
             raise RecipeError(
                 f"sampling.responses is {self.responses}; a preference needs at least 2 responses to a prompt"
@@ -133,11 +134,13 @@ class ServersSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        # A server that the run starts anew has a port and a command; one that runs already has an address.
         if self.reload == "restart":
             self._check_restart()
             return self
         if not self.urls:
             raise RecipeError(f"servers.reload is {self.reload!r}: servers.urls has to name servers that run")
+        # Left in from a recipe of the other kind, it would be ignored in silence.
         if self.count != 1:
             raise RecipeError("servers.count is for reload = 'restart'; servers that run already are counted by urls")
         if self.reload == "update" and self.command is not None:
@@ -146,6 +149,7 @@ class ServersSection(Section):
             )
         if self.reload == "command":
             self._filled(model="MODEL")
+            # The run knows no way to take the device from a server that a command of the user's looks after.
             if self.phases == "colocated":
                 raise RecipeError(
                     "servers.phases = 'colocated' needs servers that this run can stop or put to sleep: set reload to "
@@ -156,6 +160,7 @@ class ServersSection(Section):
     def _check_restart(self) -> None:
         if self.urls:
             raise RecipeError("servers.urls are not this run's to restart: remove them, or set reload to 'update'")
+        # Tried with made-up values, so that a template that cannot work is refused before anything is sampled.
         words = self._filled(model="MODEL", port=1, index=0)
         if not (any("MODEL" in word for word in words) and any("1" in word for word in words)):
             raise RecipeError("servers.command needs {model} and {port}: vllm serve {model} --port {port}")
@@ -178,6 +183,7 @@ def command_line(template: str, **values: object) -> list[str]:
         RecipeError: if the template names a value that there is not, or its quotes do not close.
     """
     try:
+        # Cut into words first, then filled in: a path with a space stays one argument.
         return [word.format(**values) for word in shlex.split(template)]
     except (KeyError, IndexError, ValueError) as error:
         raise RecipeError(
@@ -208,6 +214,7 @@ class _OracleSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        # With both it would be open who answers; with neither nobody does.
         if (self.url is None) == (self.serve is None):
             raise RecipeError("[oracle] needs either url (a running service) or serve (a model that this run hosts)")
         return self
@@ -259,6 +266,7 @@ class _ReferenceSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        # Neither alone says anything: a distance without resets, or resets without a distance.
         if (self.policy == "every-n") != (self.every > 0):
             raise RecipeError("reference.every says how often policy = 'every-n' resets: set both or neither")
         return self
@@ -314,10 +322,12 @@ class PolicyTrainingSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        # A step is a whole number of passes, or its last pass would weigh another number of pairs.
         if self.pairs_per_step % self.pairs_per_pass:
             raise RecipeError(
                 f"training.pairs_per_step {self.pairs_per_step} is no multiple of pairs_per_pass {self.pairs_per_pass}"
             )
+        # A shorter schedule would end at a rate of 0 and train on without effect.
         if self.schedule_epochs and self.schedule_epochs < self.epochs:
             raise RecipeError(
                 f"training.schedule_epochs {self.schedule_epochs} is below epochs {self.epochs}: a schedule is laid out"
@@ -346,6 +356,7 @@ class _EvaluationSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        # One judge at most: its file and its curve have one name.
         if self.judge_url is not None and self.judge_serve is not None:
             raise RecipeError("[evaluation] takes judge_url or judge_serve, not both")
         return self
@@ -393,6 +404,7 @@ class PolicyRecipe(Section):
     def _check(self) -> Self:
         if not self.data.prompts:
             raise RecipeError("data.prompts is empty; name at least one file of prompts")
+        # The method says what it can use; nothing here knows methods by name.
         targets = self.targets
         check_needs(
             self.objective,
@@ -405,11 +417,7 @@ class PolicyRecipe(Section):
 
 
 def load_policy_recipe(path: Path, assignments: Sequence[str] = (), *, data: Path | None = None) -> PolicyRecipe:
-    """Return the recipe of a TOML file, its paths made absolute.
-
-    Args:
-        assignments: ``section.key=value`` overrides.
-        data: folder of relative data files, in place of the recipe's own.
+    """Return the recipe of a TOML file, its paths made absolute; arguments as those of ``settings.load``.
 
     Raises:
         RecipeError: if it cannot be read or run.

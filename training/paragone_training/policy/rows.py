@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -47,23 +47,20 @@ __all__ = [
     "TrainingPair",
     "claim",
     "deal",
-    "dealt",
     "locked",
     "need_space",
     "read_answers",
     "read_json_file",
-    "read_responses",
+    "read_rows",
     "read_table",
-    "read_targets",
     "render",
     "seed_of",
     "stream",
     "write_answers",
     "write_folder",
     "write_json",
-    "write_responses",
+    "write_rows",
     "write_table",
-    "write_targets",
     "write_text",
 ]
 
@@ -75,20 +72,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 1.0
 # of servers, which decide what is left out: a run that they stopped has to be able to go on with others.
 _MAY_CHANGE = {
     "oracle": {"url", "api_key_file", "concurrency", "patience_s", "timeout_s"},
-    "servers": {
-        "urls",
-        "api_key_file",
-        "reload",
-        "command",
-        "count",
-        "phases",
-        "concurrency",
-        "request_timeout_s",
-        "round_timeout_s",
-        "tries",
-        "patience_s",
-        "start_timeout_s",
-    },
+    "servers": {"urls", "api_key_file", "reload", "command", "count", "phases", "concurrency", "request_timeout_s"}
+    | {"round_timeout_s", "tries", "patience_s", "start_timeout_s"},
     "training": {"iterations", "log_steps", "collective_timeout_s"},
     "evaluation": {"judge_url"},
     "output": {"folder", "trackers"},
@@ -221,6 +206,7 @@ def need_space(folder: Path, size: int, what: str) -> None:
         DiskFullError: if there is less.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # Asked beforehand: hours of training are lost when only its last write fails.
     free = shutil.disk_usage(folder).free
     if free < size:
         raise DiskFullError(
@@ -248,6 +234,7 @@ def claim(settings: dict[str, Any], folder: Path, *, resume: bool) -> None:
         if not (isinstance(values, dict) and isinstance(was, dict)):
             changed += [section] if values != was else []
             continue
+        # Settings that came with a later version are compared too: a default may have changed.
         fixed = (values.keys() | was.keys()) - _MAY_CHANGE.get(section, set())
         changed += [f"{section}.{key}" for key in sorted(fixed) if values.get(key) != was.get(key)]
     if changed:
@@ -277,9 +264,6 @@ class Barrier:
     between two barriers is the longest, waits for a limit.
 
     All processes make their barriers in the same order. One process alone never waits.
-
-    Args:
-        limit_s: how long the main process waits for the others.
     """
 
     _numbers = itertools.count()
@@ -308,6 +292,7 @@ class Barrier:
             else:
                 self._store.add("left", 1)
             return
+        # The main process may be gone with the store; the others see that by themselves.
         with contextlib.suppress(DistError):
             if not self._store.check([_BROKEN]):
                 self._store.set(_BROKEN, f"process {self._state.process_index}: {type(error).__name__}: {error}")
@@ -320,6 +305,7 @@ class Barrier:
         """
         if self._store is None:
             return
+        # Numbers, since a store never forgets: a name that was used twice would let everyone through.
         name, self._passed = f"barrier-{self._passed}", self._passed + 1
         try:
             self._store.add(name, 1)
@@ -374,7 +360,6 @@ class Answer:
     """One row of an oracle's file.
 
     Attributes:
-        prompt_id: of the group that was asked for.
         raw: P(row preferred to column), both orders, NaN where missing. [K, K]
         failure: why comparisons are missing, or None.
         forward_responses: responses that went through the model.
@@ -393,7 +378,6 @@ class LabelledPair:
     """One row of targets.parquet.
 
     Attributes:
-        chosen: number of the preferred response.
         preference: target probability that chosen is preferred.
         chosen_target: mean win rate or score of chosen; 0 for methods of labelled pairs.
     """
@@ -463,22 +447,27 @@ _TARGETS = pa.schema(
 )
 
 
-def read_responses(path: Path) -> list[Response]:
-    """Return the rows of a samples file.
+_SCHEMAS = {Response: _SAMPLES, LabelledPair: _TARGETS}
+_Row = TypeVar("_Row", Response, LabelledPair)
+
+
+def read_rows(path: Path, kind: type[_Row]) -> list[_Row]:
+    """Return the rows of samples.parquet or targets.parquet.
 
     Raises:
         RunError: if it cannot be read.
     """
-    return list(itertools.starmap(Response, read_table(path, _SAMPLES)))
+    return list(itertools.starmap(kind, read_table(path, _SCHEMAS[kind])))
 
 
-def write_responses(path: Path, rows: Sequence[Response]) -> None:
-    """Write a samples file.
+def write_rows(path: Path, rows: Sequence[_Row], kind: type[_Row]) -> None:
+    """Write samples.parquet or targets.parquet; there may be no row.
 
     Raises:
         DiskFullError: if there is no room.
     """
-    write_table(path, {name: [getattr(row, name) for row in rows] for name in _SAMPLES.names}, _SAMPLES)
+    schema = _SCHEMAS[kind]
+    write_table(path, {name: [getattr(row, name) for row in rows] for name in schema.names}, schema)
 
 
 def read_answers(path: Path) -> list[Answer]:
@@ -489,6 +478,7 @@ def read_answers(path: Path) -> list[Answer]:
     """
     rows = []
     for prompt_id, size, raw, failure, _model, _fingerprint, _chunk, *cost in read_table(path, _ANSWERS):
+        # Kept row by row in one list, as parquet has no matrices.
         values = np.asarray([np.nan if value is None else value for value in raw], dtype=np.float64)
         rows.append(Answer(prompt_id, values.reshape(size, size), failure, *cost))
     return rows
@@ -496,9 +486,6 @@ def read_answers(path: Path) -> list[Answer]:
 
 def write_answers(path: Path, rows: Sequence[tuple[int, str, str, Answer]]) -> None:
     """Write an oracle's file.
-
-    Args:
-        rows: number of the chunk, the model's id and fingerprint, and the answer.
 
     Raises:
         DiskFullError: if there is no room.
@@ -513,34 +500,16 @@ def write_answers(path: Path, rows: Sequence[tuple[int, str, str, Answer]]) -> N
     write_table(path, table, _ANSWERS)
 
 
-def read_targets(path: Path) -> list[LabelledPair]:
-    """Return the rows of targets.parquet.
-
-    Raises:
-        RunError: if it cannot be read.
-    """
-    return list(itertools.starmap(LabelledPair, read_table(path, _TARGETS)))
-
-
-def write_targets(path: Path, rows: Sequence[LabelledPair]) -> None:
-    """Write targets.parquet.
-
-    Raises:
-        DiskFullError: if there is no room.
-    """
-    write_table(path, {name: [getattr(row, name) for row in rows] for name in _TARGETS.names}, _TARGETS)
-
-
 def render(prompts: Sequence[Prompt], tokenizer: Any, *, longest: int) -> list[Prompt]:
     """Return the prompts with their token ids.
 
     Args:
-        tokenizer: of the policy, with a chat template.
         longest: tokens that a prompt may have.
 
     Raises:
         RecipeError: if the tokenizer has no chat template, or a prompt does not fit.
     """
+    # Without a template the policy would be shown bare text, which it was not tuned on.
     if not getattr(tokenizer, "chat_template", None):
         raise RecipeError(
             "the policy's tokenizer has no chat template: choose an instruction-tuned model, or set "
@@ -550,6 +519,7 @@ def render(prompts: Sequence[Prompt], tokenizer: Any, *, longest: int) -> list[P
     for prompt in prompts:
         messages = [{"role": "user", "content": prompt.content}] if isinstance(prompt.content, str) else prompt.content
         tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        # Nothing is cut: a prompt that lost its beginning is another prompt.
         if len(tokens) > longest:
             raise RecipeError(
                 f"prompt {prompt.id!r} has {len(tokens)} tokens; the context leaves {longest} beside "
@@ -559,23 +529,20 @@ def render(prompts: Sequence[Prompt], tokenizer: Any, *, longest: int) -> list[P
     return rendered
 
 
-def dealt(prompts: int, per_iteration: int) -> int:
-    """Return how many of so many prompts an iteration gets; ``per_iteration`` 0 is all."""
-    return min(per_iteration or prompts, prompts)
-
-
 def deal(prompts: Sequence[Prompt], *, iteration: int, per_iteration: int, seed: int) -> list[Prompt]:
     """Return the prompts of one iteration: disjoint parts of a shuffled order, which is reshuffled when used up.
 
     Args:
         iteration: from 1.
     """
-    count = dealt(len(prompts), per_iteration)
+    count = min(per_iteration or len(prompts), len(prompts))
+    # In the order of the files, so that all iterations have the same chunks.
     if count == len(prompts):
         return list(prompts)
     hand: list[Prompt] = []
     position = (iteration - 1) * count
     while len(hand) < count:
+        # Each turn deals all prompts once; an iteration may take the end of one and the beginning of the next.
         turn, place = divmod(position + len(hand), len(prompts))
         order = list(prompts)
         # A seed of its own for each turn: an iteration is dealt without dealing those before it.
@@ -595,5 +562,6 @@ def seed_of(*names: object) -> int:
 
 
 def _hashed(*names: object) -> int:
+    # Hashed and not added up, so that streams of neighbouring names have nothing in common.
     digest = hashlib.blake2b("\0".join(map(str, names)).encode(), digest_size=16).digest()
     return int.from_bytes(digest, "little")

@@ -281,9 +281,7 @@ def labelled_pairs(
 
     Args:
         tables: by prompt id. each [K, K]
-        selection: as in ``pairs``, as are labels and ties.
         labels: soft for methods that have a number of each response.
-        include_self: whether win rates count a response against itself.
         own_targets: of the method: a table and ``include_self`` to the number of each response.
         names: what the random numbers of sampled labels are made of.
     """

@@ -45,11 +45,10 @@ from paragone_training.policy.rows import (
     deal,
     locked,
     read_json_file,
-    read_responses,
-    read_targets,
+    read_rows,
     render,
     write_json,
-    write_targets,
+    write_rows,
 )
 from paragone_training.policy.sampling.rounds import Round, Samplers, play_round
 from paragone_training.policy.targets import Float64s, labelled_pairs, tables_of
@@ -61,9 +60,6 @@ logger = logging.getLogger(__name__)
 
 def train_policy(recipe: PolicyRecipe, folder: Path, *, resume: bool = False) -> Path:
     """Run the loop and return the folder of the last iterate.
-
-    Args:
-        resume: go on with an earlier run there.
 
     Raises:
         RecipeError: if the recipe cannot be run here, or the folder holds a run and ``resume`` is not asked for.
@@ -220,7 +216,7 @@ class _PolicyRun:
                 frozen,
                 self.policy,
                 responses,
-                read_targets(round_folder / "targets.parquet"),
+                read_rows(round_folder / "targets.parquet", LabelledPair),
                 base=base,
                 reference=self.reference_source(iteration),
                 training=self.recipe.training,
@@ -230,14 +226,14 @@ class _PolicyRun:
         # In memory the policy may still be the reference, or the iterate that was sampled from.
         self.policy.become(base)
         # The main process has them from its round; the others read what it wrote before the barrier.
-        responses = responses or read_responses(round_folder / "samples.parquet")
+        responses = responses or read_rows(round_folder / "samples.parquet", Response)
         if source == base and self.main:
             # The base is the policy that was sampled from: the two must agree on what they call likely.
             tolerance = self.recipe.sampling.tolerance
             metrics["sampler_noise_per_token"] = check_sampler(frozen, responses, tolerance=tolerance)
         train_step(
             self.policy,
-            with_logprobs(frozen, responses, read_targets(round_folder / "targets.parquet")),
+            with_logprobs(frozen, responses, read_rows(round_folder / "targets.parquet", LabelledPair)),
             folder,
             method=self.method,
             training=self.recipe.training,
@@ -303,7 +299,7 @@ class _PolicyRun:
 
     def _targets(self, path: Path, tables: dict[str, Float64s], names: tuple[object, ...]) -> list[LabelledPair]:
         if path.exists():
-            return read_targets(path)
+            return read_rows(path, LabelledPair)
         # Methods that fit a number of each response look at no label; a soft one draws nothing at random.
         targets = self.recipe.targets
         pairs = labelled_pairs(
@@ -315,7 +311,7 @@ class _PolicyRun:
             own_targets=self.method.own_targets,
             names=names,
         )
-        write_targets(path, pairs)
+        write_rows(path, pairs, LabelledPair)
         return pairs
 
     def _described(self, played: Round, tables: list[Float64s], pairs: int) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from paragone_models.text.reader import Reading
-from paragone_training.data.batches import assemble
-from paragone_training.data.groups import PromptGroup
+from paragone_training.data import PromptGroup, assemble
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import RatingErrors, rating_errors
 
@@ -34,7 +33,6 @@ class Judged:
         logit: log-odds that the preferred response is preferred.
         strength: how strongly people preferred it, positive.
         length_right: 1 where the preferred response is the longer one, ½ where both are as long.
-        matched: True where the lengths are nearly equal.
     """
 
     logit: NDArray[np.float64]
@@ -126,6 +124,7 @@ class HeldOut:
 
     def examined(self, network: nn.Module, objective: Objective) -> Examined:
         """Return what the network says; a model that cannot compare yet says nothing about pairs."""
+        # Both may be absent: a kind that rates alone has no pairs, and a reward has no ratings.
         judged = errors = None
         if self._labelled and objective.compares:
             groups, readings = zip(*self._labelled, strict=True)
@@ -152,7 +151,6 @@ def judge(
 
     Args:
         network: in any mode; it is put back into that.
-        readings: what the model sees of the groups' responses.
     """
     rows: list[tuple[float, float, float, bool, str]] = []
     # Group by group, so that a response passes once however many pairs it is part of.

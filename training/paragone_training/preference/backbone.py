@@ -18,11 +18,11 @@ from paragone_training.preference.recipe import Recipe
 from paragone_training.scratch.decoder import decoder_config, train_tokenizer
 from paragone_training.scratch.sections import BackboneSection, TokenizerSection
 
-__all__ = ["ModelParts", "Start", "build_model", "merged", "reward_on_top"]
+__all__ = ["ModelParts", "build_model", "reward_on_top"]
 
 
 @dataclass(frozen=True)
-class Start:
+class _Start:
     """A model that training goes on from: as the recipe names it, the hash of what it represents, and what it is."""
 
     source: str
@@ -41,7 +41,7 @@ class ModelParts:
     network: PreferenceNetwork
     tokenizer: Any
     spec: ModelSpec
-    start: Start | None = None
+    start: _Start | None = None
 
     @property
     def pad_id(self) -> int:
@@ -71,14 +71,6 @@ def build_model(recipe: Recipe, texts: Iterable[str]) -> ModelParts:
     _check_fit(backbone, tokenizer, recipe)
     head = RepresentationHead(backbone.config.hidden_size, recipe.spec)
     return ModelParts(PreferenceNetwork(backbone, head), tokenizer, recipe.spec)
-
-
-def merged(network: PreferenceNetwork) -> PreferenceNetwork:
-    """Return the network with its adapters, if any, folded into the backbone's weights."""
-    backbone: Any = network.backbone
-    if hasattr(backbone, "merge_and_unload"):
-        return PreferenceNetwork(backbone.merge_and_unload(), network.head)
-    return network
 
 
 def reward_on_top(head: RepresentationHead, spec: ModelSpec, rewarding: ModelSpec) -> RepresentationHead:
@@ -187,7 +179,7 @@ def _go_on_from(source: str, recipe: Recipe) -> ModelParts:
         head = RepresentationHead(width, spec)
     # A loaded model is frozen.
     network = PreferenceNetwork(backbone, head).requires_grad_(requires_grad=True)
-    return ModelParts(network, tokenizer, spec, Start(model.provenance.source, model.identity, model.spec))
+    return ModelParts(network, tokenizer, spec, _Start(model.provenance.source, model.identity, model.spec))
 
 
 def _continued(recipe: Recipe, start: ModelSpec) -> ModelSpec:

@@ -48,11 +48,8 @@ class Outcome:
 
     Attributes:
         model: trained, adapters merged, averaged weights in place, weights and temperature of attributes fitted.
-        objective: how the model compares, and what its loss was.
-        after: what the model says about the held-out rows.
         before: what it said before the first step, of a kind that starts from a trained model; else nothing.
         merging: fitted weights of a kind that only rates, or None.
-        history: the trainer's log, one mapping a line.
     """
 
     model: ModelParts
@@ -69,11 +66,7 @@ class Outcome:
 
 
 def write_card(name: str, recipe: Recipe, rows: Rows, outcome: Outcome) -> str:
-    """Return the text of README.md.
-
-    Args:
-        rows: that the model learned from, and was held to.
-    """
+    """Return the text of README.md."""
     spec = outcome.model.spec
     lines = [f"# {name}", "", _what(outcome), ""]
     if spec.demonstration:
@@ -133,6 +126,7 @@ def _merged(outcome: Outcome) -> list[str]:
             "A reward of its own, which started as the regression model's merged ratings. The ratings explain it; they "
             "are no part of it any more."
         ]
+    # Weights of zero would read as "no attribute matters".
     if merging is None:
         return ["Not at all: no pairs were there to fit weights on. The model rates and does not compare."]
     weights = zip(spec.attributes, merging.weights, strict=True)
@@ -152,6 +146,7 @@ def _errors(rows: Rows, outcome: Outcome) -> list[str]:
     after, before = outcome.after.errors, outcome.before.errors
     if after is None:
         return ["No response was rated."]
+    # Errors on ratings that were trained on look better than they are: the card says which these are.
     held_out = "none of them trained on" if rows.held_out_ratings else "the ones that were trained on"
     lines = [
         f"Root mean squared error on {max(after.rated)} rated responses, {held_out}; beside it, that of always saying "

@@ -23,8 +23,7 @@ from paragone_models.kinds import KINDS
 from paragone_models.model import PreferenceModel
 from paragone_models.spec import ModelSpec
 from paragone_models.text.template import tokenizer_hash
-from paragone_training.data.batches import read_groups
-from paragone_training.data.groups import group_pairs
+from paragone_training.data import group_pairs, read_groups
 from paragone_training.errors import RecipeError
 from paragone_training.preference.agreement import Summary, judge
 from paragone_training.preference.backbone import reward_on_top
@@ -68,6 +67,7 @@ def along(first: State, second: State, alpha: float) -> dict[str, Tensor]:
         start = first[name]
         if start.shape != end.shape:
             raise ValueError(f"{name} has shape {tuple(start.shape)} in one model and {tuple(end.shape)} in the other")
+        # In float32 and cast once: a small difference of two bfloat16 weights would be lost.
         moved = (start.float() + alpha * (end.float() - start.float())).to(end.dtype)
         state[name] = moved if end.is_floating_point() else end.clone()
     return state
@@ -99,16 +99,13 @@ def search(judged: Callable[[float], Summary]) -> list[_Trial]:
 def extrapolate(
     source: str, target: str, folder: Path, *, alpha: float | None, pairs: Sequence[Pair] = (), dtype: str = "float32"
 ) -> list[_Trial]:
-    """Write the model at ``alpha`` on the line from ``source`` to ``target``, and return what was tried.
+    """Write the model at ``alpha`` on the line from ``source`` to ``target``; return what was tried, the best first.
 
     Args:
         source: model A, of the kind of B, or of the kind that B starts from: then its reward is its merged attributes.
         target: model B; its temperature is kept.
         alpha: factor, or None to search it on ``pairs``.
         pairs: validation pairs; with a given alpha they may be empty.
-
-    Returns:
-        Trials, the best first; empty without pairs.
 
     Raises:
         RecipeError: if a model cannot be loaded, the two do not fit, there is nothing to search on, or the folder has
@@ -123,6 +120,7 @@ def extrapolate(
     first, second = _loaded(source), _loaded(target)
     _check_kinds(first.spec, second.spec)
     _check_reading(first, second)
+    # The new folder gets the tokenizer of B, and pairs are read by it.
     if second.reader is None:
         raise RecipeError(f"{target} has no tokenizer files")
     network, reader = second.network, second.reader

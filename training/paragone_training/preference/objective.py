@@ -22,7 +22,6 @@ class Objective:
     """The losses of one kind of model.
 
     Attributes:
-        name: which loss of pairs, by the name in `[loss]`.
         margin: lead asked for by the regular loss, in the unit of the model's scores.
         certainty: largest soft label.
         weights: how a ``regression`` model's attributes merge into a reward.
@@ -69,14 +68,11 @@ class Objective:
         return f"{words}, plus {self.ratings:g} x regression loss ({rated})" if self.attributes else words
 
     def logits(self, representations: Tensor, pairs: Tensor) -> Tensor:
-        """Return the log-odds that each pair's first response is preferred.
+        """Return the log-odds that each pair's first response is preferred, float32. [P].
 
         Args:
             representations: of the distinct responses. [n, d]
             pairs: row numbers, the first's win is measured. [P, 2]
-
-        Returns:
-            Log-odds, float32. [P]
 
         Raises:
             PreferencesUnavailableError: if a regression model has no weights to compare with.
@@ -86,15 +82,12 @@ class Objective:
         return KINDS[self.kind].logit(first, second, temperature=self.temperature, weights=self.weights)
 
     def losses(self, representations: Tensor, pairs: Tensor, strength: Tensor) -> Tensor:
-        """Return one loss per pair.
+        """Return one loss per pair, float32. [P].
 
         Args:
             representations: of the distinct responses. [n, d]
             pairs: row numbers. [P, 2]
             strength: signed, positive where the first was preferred. [P]
-
-        Returns:
-            Losses, float32. [P]
 
         Raises:
             ValueError: if a tie meets a loss that has no label for it.
@@ -118,14 +111,11 @@ class Objective:
         return losses.bradley_terry_loss(lead, level, margin=self.margin / self.temperature)
 
     def rating_losses(self, representations: Tensor, ratings: Tensor) -> Tensor:
-        """Return one loss per response, 0 for a response without ratings.
+        """Return one loss per response, 0 for a response without ratings, float32. [n].
 
         Args:
             representations: [n, d]
             ratings: NaN where nobody rated. [n, A]
-
-        Returns:
-            Losses, float32. [n]
 
         Raises:
             ValueError: if the number of attributes is not the model's.

@@ -199,11 +199,7 @@ class Recipe(Section):
 
 
 def load_recipe(path: str | Path, assignments: Sequence[str] = (), *, data: Path | None = None) -> Recipe:
-    """Return a recipe file, checked, its data paths made absolute.
-
-    Args:
-        assignments: ``section.key=value`` overrides.
-        data: folder of relative data files, in place of the recipe's own.
+    """Return a recipe file, checked, its data paths made absolute; arguments as those of ``settings.load``.
 
     Raises:
         RecipeError: if it cannot be read or cannot be run.
@@ -257,12 +253,14 @@ def _check_ratings(recipe: Recipe) -> None:
         return
     if not data.ratings:
         raise RecipeError(f"data.ratings is empty; a {kind.name} model learns from ratings: name at least one file")
+    # A temperature of the recipe would be overwritten by the fit, in silence.
     if kind.merges_attributes and model.temperature is not None:
         raise RecipeError(f"model.temperature of a {kind.name} model is fitted with its weights: leave it out")
     if kind.starts_from and not model.start:
         raise RecipeError(
             f"model.start is missing; a {kind.name} model starts from a trained {kind.starts_from} model: name it"
         )
+    # One of them would be ignored.
     if model.start and recipe.backbone.source:
         raise RecipeError("model.start and backbone.source both name a backbone: leave one of them out")
     if recipe.pretraining.epochs or recipe.lexical:
@@ -280,6 +278,7 @@ def _check_loss(recipe: Recipe) -> None:
     # certainty = 1 makes a label of 0 or 1.
     if loss.name == "score" and loss.certainty == 1:
         raise RecipeError("loss.certainty is 1, which has no log-odds for loss.name 'score': set 0.95, say")
+    # Ignored elsewhere, which a recipe should not be able to hide.
     if loss.margin and loss.name != "regular":
         raise RecipeError(f"loss.margin is {loss.margin}; only the regular loss has one: set loss.name")
     if loss.ties == "keep" and loss.name not in ("soft", "score"):
@@ -300,6 +299,7 @@ def _check_backbone(recipe: Recipe) -> None:
         return
     if recipe.lora:
         raise RecipeError("[lora] adapts trained weights; a from-scratch backbone has none: remove it or set source")
+    # Each coordinate is written into one of the embedding, and the length takes one more.
     if lexical and lexical.coordinates >= backbone.hidden_size:
         raise RecipeError(
             f"lexical.coordinates is {lexical.coordinates}; the backbone is {backbone.hidden_size} wide: ask for fewer"

@@ -8,8 +8,8 @@ nothing before it.
 
 import json
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,28 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
-from transformers import set_seed
+from torch import Tensor, nn
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from paragone_evaluation.readers import Pair, Rating, read_pairs, read_ratings, split_name
 from paragone_models.files.saving import save_model
 from paragone_models.kinds import KINDS
+from paragone_models.network import PreferenceNetwork
 from paragone_models.text.reader import Reading, TextReader
 from paragone_training.adapters import recompute_activations, with_adapters
-from paragone_training.data.batches import PairBatches, TokenNoise, read_groups
-from paragone_training.data.groups import PromptGroup, group_pairs, training_pairs, training_ratings
+from paragone_training.data import (
+    PairBatches,
+    PromptGroup,
+    TokenNoise,
+    group_pairs,
+    read_groups,
+    training_pairs,
+    training_ratings,
+)
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.agreement import Examined, HeldOut, represented
-from paragone_training.preference.backbone import ModelParts, build_model, merged
+from paragone_training.preference.backbone import ModelParts, build_model
 from paragone_training.preference.card import Outcome, Rows, write_card
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import Merging, fit_merging
@@ -40,7 +49,7 @@ from paragone_training.scratch.lessons import lessons, token_lengths
 from paragone_training.scratch.lexical import fit_lexicon, learn_lexicon
 from paragone_training.scratch.pretraining import pretrain, reason_documents
 from paragone_training.scratch.teachers import distil, distil_ratings, fit_rating_teacher, fit_teacher, imprint
-from paragone_training.trainer import StepTrainer, WeightAverage, training_arguments
+from paragone_training.trainer import StepTrainer, training_arguments
 
 __all__ = ["fit", "load_rows", "prepare", "train_model"]
 
@@ -48,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 # File of the weights before the first label, in the folder of checkpoints.
 _PREPARED = "prepared.safetensors"
+# Beside the weights in a checkpoint's folder.
+_AVERAGE = "average.safetensors"
 
 
 def train_model(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
@@ -55,7 +66,6 @@ def train_model(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
 
     Args:
         folder: where the model goes; checkpoints and the log go to ``folder/checkpoints`` unless the recipe says where.
-        resume: go on from the last checkpoint there.
 
     Raises:
         RecipeError: if the recipe cannot be run, or there is an earlier run's model or checkpoint and no ``resume``.
@@ -115,9 +125,6 @@ def _check_held_out(key: str, files: Sequence[str], rows: Sequence[Pair] | Seque
 def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outcome:
     """Train a network and return it with what it says about the held-out rows; the recipe's files are not read.
 
-    Args:
-        resume: go on from the last checkpoint there.
-
     Raises:
         RecipeError: if start, backbone, tokenizer and recipe do not fit each other.
         DataError: if a response does not fit the model.
@@ -149,7 +156,11 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
         noise=_token_noise(model.tokenizer, recipe.training.token_noise),
     )
     history = _train(recipe, model, objective, batches, held_out, work, checkpoint=checkpoint)
-    model.network = merged(model.network).eval()
+    trained: Any = model.network.backbone
+    if recipe.lora:
+        # Adapters are folded into the weights: a server loads a plain model.
+        model.network = PreferenceNetwork(trained.merge_and_unload(), model.network.head)
+    model.network.eval()
     merging = _merge(model, group_pairs(rows.pairs), reader) if kind.merges_attributes else None
     if merging:
         # The temperature divides the merged reward, so both are fitted together and replace what the spec said.
@@ -196,8 +207,6 @@ def prepare(
         model: its network is changed in place.
         objective: turns representations into logits; a teacher of pairs alone needs it.
         groups: prompts with responses; a teacher alone looks at their labels and ratings.
-        readings: what the model sees of the responses.
-        reasons: token ids of more texts to model.
 
     Raises:
         DataError: if a prompt leaves no room for a response.
@@ -248,7 +257,7 @@ def _train(
     backbone: Any = network.backbone
     if training.gradient_checkpointing:
         recompute_activations(backbone)
-    average = WeightAverage(network, training.average_decay) if training.average_decay else None
+    average = _WeightAverage(network, training.average_decay) if training.average_decay else None
     if average and checkpoint:
         average.load(Path(checkpoint))
 
@@ -320,3 +329,65 @@ def _token_noise(tokenizer: Any, share: float) -> TokenNoise | None:
     special = frozenset(tokenizer.all_special_ids)
     vocabulary = [index for index in range(len(tokenizer)) if index not in special]
     return TokenNoise(share, vocabulary, special)
+
+
+class _WeightAverage(TrainerCallback):
+    """Keep an exponential moving average of a network's trained weights over the steps, also in every checkpoint.
+
+        average <- decay_t * average + (1 - decay_t) * weights,   decay_t = min(decay, t / (t + 10))
+
+    so that the first steps, far from the end, do not linger.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self._network, self._decay = network, decay
+        self._average: dict[str, Tensor] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Start from the weights, unless a checkpoint brought an average."""
+        if not self._average:
+            self._average = {name: weight.detach().float().clone() for name, weight in self._weights()}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Move the average towards the weights."""
+        # Short at first: the weights of the first steps are far from where they end.
+        step = state.global_step
+        keep = min(self._decay, step / (step + 10))
+        for name, weight in self._weights():
+            self._average[name].lerp_(weight.detach().float(), 1 - keep)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Write the average beside the weights."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            save_file({name: tensor.contiguous() for name, tensor in self._average.items()}, folder / _AVERAGE)
+
+    def load(self, checkpoint: Path) -> None:
+        """Take up the average of a checkpoint."""
+        device = {name: weight.device for name, weight in self._weights()}
+        # A file loads on the CPU; the weights may live elsewhere.
+        self._average = {name: tensor.to(device[name]) for name, tensor in load_file(checkpoint / _AVERAGE).items()}
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the average in the weights' place until the context ends."""
+        live = {name: weight.detach().clone() for name, weight in self._weights()}
+        try:
+            self.put()
+            yield
+        finally:
+            # Training goes on from the live weights, whatever went wrong meanwhile.
+            self._put(live)
+
+    def put(self) -> None:
+        """Put the average in the weights' place for good."""
+        self._put(self._average)
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, weight in self._weights():
+                if name in values:
+                    weight.copy_(values[name])
+
+    def _weights(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, weight) for name, weight in self._network.named_parameters() if weight.requires_grad]

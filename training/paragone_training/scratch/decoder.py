@@ -52,7 +52,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, *, max_length: i
     Args:
         texts: what to learn merges from; repeats count.
         vocabulary_size: tokens in all, special ones and the 256 bytes included.
-        max_length: longest conversation, written into the tokenizer's configuration.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -89,7 +88,6 @@ def residual_dropout(
 
     Args:
         backbone: a transformers decoder with an embedding and ``layers`` of ``self_attn`` and ``mlp``.
-        head: gets its input dropped, or None.
 
     Raises:
         ValueError: if the backbone does not have that shape.

@@ -80,6 +80,7 @@ class LanguageRecipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        # Trained weights with a tokenizer that is trained here would not know its tokens.
         if self.backbone.source or self.tokenizer.source:
             raise RecipeError(
                 "a language recipe starts from random weights: remove backbone.source and tokenizer.source"
@@ -154,6 +155,7 @@ def train_language_model(recipe: LanguageRecipe, folder: Path) -> Path:
     model.eval()
     loss = _held_out_loss(model, texts.held_out, tokenizer) if texts.held_out else math.nan
     logger.info("held-out loss %.3f nats a token of the answers", loss)
+    # A policy is sampled from, and ends where its training chats ended.
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )

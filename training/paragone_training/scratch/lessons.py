@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from paragone_models.network import PreferenceNetwork
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import Reading, TextReader, conversation, read_plan
-from paragone_training.data.batches import assemble
-from paragone_training.data.groups import PromptGroup
+from paragone_training.data import PromptGroup, assemble
 from paragone_training.errors import DataError
 from paragone_training.scratch.pretraining import decayed
 from paragone_training.scratch.sections import LexicalSection, TeacherSection
@@ -71,9 +70,6 @@ class Lesson:
 
 def lessons(groups: Sequence[PromptGroup], readings: Sequence[Sequence[Reading]], reader: TextReader) -> list[Lesson]:
     """Return each prompt's frame and the tokens of its responses alone.
-
-    Args:
-        readings: what the model sees of the groups' responses.
 
     Raises:
         DataError: if a prompt leaves no room for a response.

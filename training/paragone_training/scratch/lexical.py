@@ -21,11 +21,11 @@ from paragone_models.spec import ModelSpec
 from paragone_training.scratch.lessons import SURFACE, Lesson, Rewording, features, teach
 from paragone_training.scratch.sections import LexicalSection
 
-__all__ = ["Lexicon", "fit_lexicon", "learn_lexicon"]
+__all__ = ["fit_lexicon", "learn_lexicon"]
 
 
 @dataclass(frozen=True)
-class Lexicon:
+class _Lexicon:
     """Standardised coordinates of texts: directions of word counts, and length.
 
     Attributes:
@@ -45,7 +45,7 @@ class Lexicon:
         return (_projected(texts, self.directions, self.characters) - self.mean) / self.deviation
 
 
-def fit_lexicon(lessons: Sequence[Lesson], characters: Sequence[int], *, coordinates: int) -> Lexicon:
+def fit_lexicon(lessons: Sequence[Lesson], characters: Sequence[int], *, coordinates: int) -> _Lexicon:
     """Return the principal directions of the training texts' log word counts, and the scale of all coordinates.
 
     Args:
@@ -61,13 +61,13 @@ def fit_lexicon(lessons: Sequence[Lesson], characters: Sequence[int], *, coordin
     projected = _projected(texts, directions, lengths)
     # A coordinate that never varies is told as it is: dividing by its deviation would make noise of it.
     deviation = projected.std(dim=0, correction=0)
-    return Lexicon(directions, projected.mean(dim=0), torch.where(deviation > 0, deviation, 1.0), lengths)
+    return _Lexicon(directions, projected.mean(dim=0), torch.where(deviation > 0, deviation, 1.0), lengths)
 
 
 def learn_lexicon(
     network: PreferenceNetwork,
     spec: ModelSpec,
-    lexicon: Lexicon,
+    lexicon: _Lexicon,
     lessons: Sequence[Lesson],
     section: LexicalSection,
     *,
@@ -106,7 +106,7 @@ def _projected(texts: Sequence[Sequence[int]], directions: Tensor, characters: T
     return torch.cat([table[:, :-SURFACE] @ directions, table[:, -SURFACE:]], dim=1)
 
 
-def _imprint(embedding: nn.Embedding, lexicon: Lexicon, scale: float) -> None:
+def _imprint(embedding: nn.Embedding, lexicon: _Lexicon, scale: float) -> None:
     """Write each token's directions and length into the first coordinates of its embedding."""
     table, directions = embedding.weight, lexicon.directions.to(embedding.weight.device)
     words = directions.shape[1]

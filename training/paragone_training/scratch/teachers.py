@@ -18,15 +18,15 @@ from torch.nn import functional
 from paragone_models.losses import preference_loss, regression_loss
 from paragone_models.network import PreferenceNetwork
 from paragone_models.spec import ModelSpec
-from paragone_training.data.groups import PromptGroup
+from paragone_training.data import PromptGroup
 from paragone_training.scratch.lessons import Lesson, Rewording, features, teach
 from paragone_training.scratch.sections import TeacherSection
 
-__all__ = ["RatingTeacher", "Teacher", "distil", "distil_ratings", "fit_rating_teacher", "fit_teacher", "imprint"]
+__all__ = ["distil", "distil_ratings", "fit_rating_teacher", "fit_teacher", "imprint"]
 
 
 @dataclass(frozen=True)
-class Teacher:
+class _Teacher:
     """A linear reward over features.
 
     Attributes:
@@ -43,7 +43,7 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class RatingTeacher:
+class _RatingTeacher:
     """Linear ratings over features, kept within what people gave.
 
     Attributes:
@@ -71,7 +71,7 @@ class RatingTeacher:
 
 def fit_teacher(
     groups: Sequence[PromptGroup], lessons: Sequence[Lesson], characters: Sequence[int], *, penalty: float
-) -> Teacher:
+) -> _Teacher:
     """Return the logistic regression of people's preferences on differences of features, weighted by strength.
 
         minimise  sum |strength| * -log sigmoid(w . (x_preferred - x_other)) + penalty / 2 * |w|^2
@@ -79,7 +79,6 @@ def fit_teacher(
     Args:
         groups: prompts with labels; ties are left out.
         characters: length of each token in characters. [V]
-        penalty: keeps the weights of rare tokens small.
     """
     lengths = torch.tensor(characters, dtype=torch.float32)
     texts, rows, strengths = list[Sequence[int]](), list[tuple[int, int]](), list[float]()
@@ -106,12 +105,12 @@ def fit_teacher(
         return loss
 
     solver.step(closure)
-    return Teacher(weights.detach(), lengths)
+    return _Teacher(weights.detach(), lengths)
 
 
 def fit_rating_teacher(
     responses: Sequence[Sequence[int]], ratings: Tensor, characters: Sequence[int], *, penalty: float
-) -> RatingTeacher:
+) -> _RatingTeacher:
     """Return the ridge regression of people's ratings on features, one attribute at a time.
 
         minimise  sum (w . (x - mean x) + mean y - y)^2 + penalty * |w|^2
@@ -120,7 +119,6 @@ def fit_rating_teacher(
         responses: their own tokens. n of them
         ratings: NaN where nobody rated. [n, A]
         characters: length of each token in characters. [V]
-        penalty: keeps the weights of rare tokens small.
     """
     lengths = torch.tensor(characters, dtype=torch.float32)
     everything = features(responses, lengths).double()
@@ -137,7 +135,7 @@ def fit_rating_teacher(
         means.append(target.mean())
         lowest.append(target.min())
         highest.append(target.max())
-    return RatingTeacher(
+    return _RatingTeacher(
         weights=torch.stack(columns, dim=1).float(),
         bias=torch.stack(means).float(),
         centre=centre.float(),
@@ -147,7 +145,7 @@ def fit_rating_teacher(
     )
 
 
-def imprint(embedding: nn.Embedding, teacher: Teacher | RatingTeacher, scale: float) -> None:
+def imprint(embedding: nn.Embedding, teacher: _Teacher | _RatingTeacher, scale: float) -> None:
     """Write what a teacher knows about single tokens into an embedding: a coordinate per weight, and one of length.
 
     So the network need not learn four thousand weights by gradient, most of them of tokens that it hardly sees.
@@ -172,7 +170,7 @@ def imprint(embedding: nn.Embedding, teacher: Teacher | RatingTeacher, scale: fl
 def distil(
     network: PreferenceNetwork,
     spec: ModelSpec,
-    teacher: Teacher,
+    teacher: _Teacher,
     lessons: Sequence[Lesson],
     logits: Callable[[Tensor, Tensor], Tensor],
     section: TeacherSection,
@@ -205,7 +203,7 @@ def distil(
 def distil_ratings(
     network: PreferenceNetwork,
     spec: ModelSpec,
-    teacher: RatingTeacher,
+    teacher: _RatingTeacher,
     lessons: Sequence[Lesson],
     section: TeacherSection,
     *,

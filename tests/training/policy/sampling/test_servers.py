@@ -16,10 +16,10 @@ from paragone_training.policy.model.logprobs import policy_logprobs
 from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.oracle import RunProcess
 from paragone_training.policy.recipe import PolicyTrainingSection, ServersSection
-from paragone_training.policy.rows import read_json_file, read_responses
+from paragone_training.policy.rows import Response, read_json_file, read_rows
 from paragone_training.policy.sampling.completions import stored_probes
 from paragone_training.policy.sampling.rounds import Decoding
-from paragone_training.policy.sampling.servers import FleetSampler, SamplerServers, ServedWeights
+from paragone_training.policy.sampling.servers import FleetSampler, SamplerServers
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.peers import misbehave, peer_command, peers
 from tests.training.policy.test_resuming import ROOT, assert_same_run, run_to_the_end
@@ -57,7 +57,7 @@ def test_a_run_starts_its_servers_anew_for_every_iterate(tmp_path, policy_folder
     first, second = (str(tmp_path / name / "step-1" / "policy") for name in ("iteration-01", "iteration-02"))
     assert taken == [str(policy_folder), str(policy_folder), first, first, second]
     assert len(list((tmp_path / "servers").iterdir())) == 2
-    assert len(read_responses(tmp_path / "iteration-02" / "round-1" / "samples.parquet")) == 18
+    assert len(read_rows(tmp_path / "iteration-02" / "round-1" / "samples.parquet", Response)) == 18
 
 
 def test_servers_that_stay_up_are_given_new_weights_and_a_killed_run_ends_as_a_whole_one(
@@ -139,7 +139,7 @@ def test_groups_that_servers_cannot_complete_are_left_out_of_the_round(
     metrics = read_json_file(tmp_path / "iteration-01" / "metrics.json")
 
     assert 1 <= metrics["missing_groups"] <= 2
-    rows = read_responses(tmp_path / "iteration-01" / "round-1" / "samples.parquet")
+    rows = read_rows(tmp_path / "iteration-01" / "round-1" / "samples.parquet", Response)
     assert len(rows) == 3 * (6 - metrics["missing_groups"])
 
 
@@ -152,7 +152,7 @@ def test_a_server_of_the_runs_own_that_dies_is_started_again_with_the_same_weigh
     section = ServersSection(command=shlex.join(peer_command()))
     with SamplerServers(section, tmp_path, probes, tolerance=1e-4, longest=64, texts={}) as servers:
         expected = policy_logprobs(policy, probes, PolicyTrainingSection())
-        servers.take(ServedWeights("initial", str(policy_folder), tuple(expected)))
+        servers.take("initial", str(policy_folder), expected)
         sampler = FleetSampler(servers.fleet, servers.background, Decoding(max_new_tokens=6), policy.end_ids)
         chunks = {0: prompts[:2], 1: prompts[2:]}
         whole = dict(sampler.draw_chunks(chunks, responses=2, names=(0,)))

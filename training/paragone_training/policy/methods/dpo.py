@@ -41,11 +41,7 @@ def dpo_loss(
     (arXiv 2305.18290), equation 7; smoothing as in the authors' note on conservative DPO.
 
     Args:
-        beta: weight of the KL to the reference.
         label_smoothing: eps, the assumed share of wrong labels, in [0, ½].
-
-    Returns:
-        One loss per pair, in nats. [B]
 
     Raises:
         ValueError: if shapes differ or are not [B], beta is not positive and finite, or label_smoothing lies outside
@@ -61,6 +57,7 @@ def dpo_loss(
     chosen, rejected, reference_chosen, reference_rejected = working(
         chosen_logprob, rejected_logprob, reference_chosen_logprob, reference_rejected_logprob
     )
+    # Differences of each response first: they are small where the two policies agree, and exact.
     logit = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
     return -(1 - label_smoothing) * logsigmoid(logit) - label_smoothing * logsigmoid(-logit)
 
@@ -71,6 +68,7 @@ def _dpo_start(drift: ArrayLike, *, beta: float, label_smoothing: float = 0.0) -
     (1 - eps) log(1 + e^-z) + eps log(1 + e^z),   z = beta drift
     """
     _check(beta, label_smoothing)
+    # logaddexp and not log(1 + exp): a drift of thousands of nats must not overflow.
     logit = beta * np.asarray(drift, dtype=np.float64)
     return np.asarray((1 - label_smoothing) * np.logaddexp(0, -logit) + label_smoothing * np.logaddexp(0, logit))
 
@@ -107,11 +105,7 @@ class _DpoFit:
 
 @dataclass(frozen=True)
 class Dpo:
-    """Direct preference optimisation.
-
-    Raises:
-        ValueError: if beta is not positive and finite, or label_smoothing lies outside [0, ½].
-    """
+    """Direct preference optimisation; a ValueError refuses numbers out of range."""
 
     beta: float = knob("weight of the KL to the reference")
     label_smoothing: float = knob("assumed share of wrong labels, in [0, 0.5]", default=0.0)

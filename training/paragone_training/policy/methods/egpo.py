@@ -21,14 +21,11 @@ def egpo_setting(*, step: float, tau: float) -> PairwiseSetting:
     v, the second on pairs from v gives pi_{t+1}. Source: Zhou et al. (arXiv 2503.08942), whose update this is; the
     form as two fits is derived in docs/policy-mathematics.md.
 
-    Args:
-        step: nats of log-ratio per unit of win rate.
-        tau: weight of the KL to the reference; 0 drops it.
-
     Raises:
         ValueError: if step is not positive and finite, tau is negative, or step * tau exceeds 1.
     """
     check_positive(step=step)
+    # Beyond 1 the base would have a negative weight: the step overshoots the reference.
     if not 0 <= step * tau <= 1:
         raise ValueError(f"step * tau must lie in [0, 1], not {step} * {tau}: lower the step")
     return PairwiseSetting(reference_weight=step * tau, gain=step)
@@ -41,7 +38,6 @@ def nash_mp_setting(*, step: float, tau: float) -> PairwiseSetting:
 
     Args:
         step: nats of log-ratio per unit of win rate before the proximal shrinkage; the paper's choice is 2.
-        tau: weight of the KL to the reference.
 
     Raises:
         ValueError: if step is not positive and finite, or tau is negative or not finite.
@@ -54,11 +50,7 @@ def nash_mp_setting(*, step: float, tau: float) -> PairwiseSetting:
 
 @dataclass(frozen=True)
 class Egpo:
-    """Extragradient preference optimisation.
-
-    Raises:
-        ValueError: if step is not positive and finite, tau is negative, or step * tau exceeds 1.
-    """
+    """Extragradient preference optimisation; a ValueError refuses numbers out of range."""
 
     step: float = knob("nats per unit of win rate")
     tau: float = knob("weight of the KL to the reference; step * tau is at most 1")

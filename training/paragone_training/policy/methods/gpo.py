@@ -53,9 +53,6 @@ def gpo_loss(
         chosen_score: mean antisymmetric score (logit) of chosen against the responses of pi_t. [B]
         beta: units of score per nat of log-ratio, the inverse of the step; 0.001 in the paper.
 
-    Returns:
-        One loss per pair, in squared nats. [B]
-
     Raises:
         ValueError: if shapes differ or are not [B], beta is not positive and finite, or a score is not finite.
     """
@@ -68,6 +65,7 @@ def gpo_loss(
         chosen_score=chosen_score,
         rejected_score=rejected_score,
     )
+    # A score of a certain oracle is clipped before it comes here.
     if not bool((torch.isfinite(chosen_score) & torch.isfinite(rejected_score)).all()):
         raise ValueError("a score is NaN or infinite: leave missing comparisons out")
     chosen, rejected, reference_chosen, reference_rejected, won, lost = working(
@@ -78,6 +76,7 @@ def gpo_loss(
         chosen_score,
         rejected_score,
     )
+    # Divided by beta and not multiplied by a step: the published settings are those of beta.
     chosen_error = chosen - reference_chosen - won / beta
     rejected_error = rejected - reference_rejected - lost / beta
     return (chosen_error.square() + rejected_error.square()) / 2
@@ -128,11 +127,7 @@ class _GpoFit:
 
 @dataclass(frozen=True)
 class Gpo:
-    """General preference optimisation.
-
-    Raises:
-        ValueError: if beta is not positive and finite.
-    """
+    """General preference optimisation; a ValueError refuses numbers out of range."""
 
     beta: float = knob("units of score per nat, the inverse of the step")
 
@@ -151,6 +146,7 @@ class Gpo:
     def own_targets(self, table: Float64s, *, include_self: bool) -> Float64s:
         """Return the mean score of each response. [K]."""
         clipped = np.clip(table, _SMALLEST, 1.0 - _SMALLEST)
+        # Zero on the diagonal whatever is stored there: a response has no score against itself.
         scores = (np.log(clipped) - np.log(clipped.T)) * (1.0 - np.eye(len(table)))
         return mean_scores(scores, include_self=include_self)
 

@@ -27,6 +27,7 @@ def inpo_setting(*, eta: float, tau: float) -> PairwiseSetting:
         ValueError: if eta is not positive and finite, or tau lies outside [0, eta].
     """
     check_positive(eta=eta)
+    # Beyond eta the current policy would have a negative weight, and the fit would push away from it.
     if not 0 <= tau <= eta:
         raise ValueError(f"tau must lie in [0, eta] = [0, {eta}], not {tau}: raise eta (a smaller step) or lower tau")
     return PairwiseSetting(reference_weight=tau / eta, gain=1.0 / eta)
@@ -59,9 +60,6 @@ def inpo_loss(
         tau: weight of the KL to mu, in [0, eta].
         preference: probability that the chosen one is preferred; None where the label is hard. [B]
 
-    Returns:
-        One loss per pair, in squared nats. [B]
-
     Raises:
         ValueError: if shapes differ or are not [B], eta is not positive and finite, tau lies outside [0, eta], or a
             preference outside [0, 1].
@@ -80,11 +78,7 @@ def inpo_loss(
 
 @dataclass(frozen=True)
 class Inpo:
-    """Iterative Nash policy optimisation.
-
-    Raises:
-        ValueError: if eta is not positive and finite, or tau lies outside [0, eta].
-    """
+    """Iterative Nash policy optimisation; a ValueError refuses numbers out of range."""
 
     eta: float = knob("the inverse of the step, in win rate per nat")
     tau: float = knob("weight of the KL to the reference, at most eta")

@@ -19,9 +19,6 @@ def ipo_setting(*, tau: float) -> PairwiseSetting:
 
     Source: Azar et al. (arXiv 2310.12036), equation 17.
 
-    Args:
-        tau: weight of the KL to the reference.
-
     Raises:
         ValueError: if tau is not positive and finite.
     """
@@ -43,12 +40,6 @@ def ipo_loss(
 
     Source: Azar et al. (arXiv 2310.12036), equation 17.
 
-    Args:
-        tau: weight of the KL to the reference.
-
-    Returns:
-        One loss per pair, in squared nats. [B]
-
     Raises:
         ValueError: if shapes differ or are not [B], or tau is not positive and finite.
     """
@@ -58,11 +49,7 @@ def ipo_loss(
 
 @dataclass(frozen=True)
 class Ipo:
-    """Identity preference optimisation.
-
-    Raises:
-        ValueError: if tau is not positive and finite.
-    """
+    """Identity preference optimisation; a ValueError refuses numbers out of range."""
 
     tau: float = knob("weight of the KL to the reference, the inverse of the step")
 

@@ -4,7 +4,8 @@ B pairs. The conventions of all losses in this folder:
 
 Every ``…_logprob`` is a log-probability of a whole response: the SUM over its tokens, in nats, [B]. Whatever is not the
 policy in training (reference, current, base) is frozen: its columns carry no gradient. Values are float32, or float64
-where ``chosen_logprob`` is float64. D f stands for f(chosen) - f(rejected), h for the step.
+where ``chosen_logprob`` is float64. A loss is one number per pair, in squared nats (DPO's in nats), [B]. D f stands for
+f(chosen) - f(rejected), h for the step.
 
 Losses are raw, as published, and so start in the ten thousands at the published settings. For logs and plots they are
 multiplied by a constant (``…_scale``, a setting's ``scale``) that keeps the minimiser and makes them start at ≤ ¼.
@@ -66,6 +67,7 @@ class PairTargets(NamedTuple):
 
     def drift(self) -> Float64s:
         """Return how much further the base prefers chosen to rejected than the reference does, in nats. [B]."""
+        # In float64: two sums of hundreds of nats that differ by little.
         won = numbers(self.base_chosen) - numbers(self.reference_chosen)
         return won - (numbers(self.base_rejected) - numbers(self.reference_rejected))
 
@@ -96,13 +98,10 @@ def no_own_targets(_method: object, table: Float64s, *, include_self: bool) -> F
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method needs of the targets and the reference; a recipe that has something else is refused.
+    """What a method can use of the targets and the reference; a recipe that has something else is refused.
 
     Attributes:
         pairs: it is trained on labelled pairs; else on a number of each response (``Method.own_targets``).
-        labels: the values of ``targets.labels`` that it can use.
-        ties: the values of ``targets.ties`` that it can use.
-        references: the values of ``reference.policy`` that it can use.
     """
 
     pairs: bool = True
@@ -192,8 +191,6 @@ def divergence(omega: float, name: str, *, dynamics: games.Dynamics, step: float
     Args:
         omega: rotation; NaN gives None.
         dynamics: the update in exact games that it behaves like.
-        step: h, nats of log-ratio per unit of win rate.
-        tau: weight of the KL to the reference.
 
     Raises:
         ValueError: if omega is negative or not finite.
@@ -234,6 +231,7 @@ def working(chosen_logprob: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """
     # Halves have eight bits of mantissa, and log-probabilities of responses are hundreds of nats.
     dtype = torch.float64 if chosen_logprob.dtype == torch.float64 else torch.float32
+    # Others follow the first, so that no promotion rule of torch decides the dtype of a loss.
     first = chosen_logprob.to(dtype)
     return (first, *(other.to(first) for other in others))
 

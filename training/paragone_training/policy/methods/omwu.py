@@ -20,10 +20,6 @@ def omwu_setting(*, step: float, tau: float) -> PairwiseSetting:
     second with base b_t gives the next policy to play (at the very start b_0 is the policy itself, and only the second
     runs). Source: Cen et al. (arXiv 2105.15186) with a KL; arXiv 2512.24818 and ONPO (arXiv 2502.16852) for tau = 0.
 
-    Args:
-        step: nats of log-ratio per unit of win rate.
-        tau: weight of the KL to the reference; 0 is OMWU without KL.
-
     Raises:
         ValueError: if step is not positive and finite, tau is negative, or step * tau exceeds 1.
     """
@@ -32,11 +28,7 @@ def omwu_setting(*, step: float, tau: float) -> PairwiseSetting:
 
 @dataclass(frozen=True)
 class Omwu:
-    """Optimistic multiplicative weights.
-
-    Raises:
-        ValueError: if step is not positive and finite, tau is negative, or step * tau exceeds 1.
-    """
+    """Optimistic multiplicative weights; a ValueError refuses numbers out of range."""
 
     step: float = knob("nats per unit of win rate")
     tau: float = knob("weight of the KL to the reference; step * tau is at most 1")

@@ -94,7 +94,7 @@ def regression_residual(
     *,
     gain: float,
 ) -> Tensor:
-    """Return how far the policy's log-ratio of each pair is from where the fit wants it.
+    """Return how far the policy's log-ratio of each pair is from where the fit wants it, in nats. [B].
 
         residual = D log pi - sum_c w_c D log pi_c - gain * label,   sum_c w_c = 1
 
@@ -105,9 +105,6 @@ def regression_residual(
         columns: the frozen policies and their weights; a weight may be 0.
         label: P(chosen preferred) - 1/2: ±1/2 for a hard label, anything between for a soft one. [B]
         gain: nats of log-ratio per unit of preference.
-
-    Returns:
-        One residual per pair, in nats. [B]
 
     Raises:
         ValueError: if shapes differ or are not [B], the weights do not sum to 1, the gain is not positive and finite,
@@ -157,19 +154,18 @@ def pairwise_loss(
         setting: weights and gain, from ``egpo_setting`` and its siblings.
         preference: probability that the chosen one is preferred, the soft target; None is the hard label 1. [B]
 
-    Returns:
-        One loss per pair, in squared nats. [B]
-
     Raises:
         ValueError: if shapes differ or are not [B], or a preference lies outside [0, 1].
     """
     check_vectors(chosen_logprob=chosen_logprob, rejected_logprob=rejected_logprob)
     if preference is None:
+        # The chosen response won for certain.
         label = torch.full_like(chosen_logprob, 0.5)
     else:
         check_vectors(chosen_logprob=chosen_logprob, preference=preference)
         check_range("preference", preference, 0.0, 1.0)
         label = working(chosen_logprob, preference)[1] - 0.5
+    # Both columns always, so that a weight of 0 is checked like any other.
     columns = (
         FrozenColumn(setting.reference_weight, reference_chosen_logprob, reference_rejected_logprob),
         FrozenColumn(setting.base_weight, base_chosen_logprob, base_rejected_logprob),

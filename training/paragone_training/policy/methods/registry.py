@@ -27,9 +27,11 @@ def method_of(name: str, **numbers: float | None) -> Method:
         raise RecipeError(f"method is {name!r}; it must be one of {', '.join(METHODS)}")
     kind = METHODS[name]
     fields = {field.name: field for field in _fields(kind)}
+    # None is "not given", since a recipe has the numbers of all methods as fields.
     chosen = {knob: value for knob, value in numbers.items() if value is not None}
     for knob in chosen:
         if knob not in fields:
+            # The message says whose number it is: most often the method's name is what is wrong.
             owners = [other for other, kind in METHODS.items() if knob in {field.name for field in _fields(kind)}]
             raise RecipeError(
                 f"{name} has no loss.{knob}; its numbers are {', '.join(fields)}, and "
@@ -51,6 +53,7 @@ def check_needs(method: Method, *, labels: str, ties: str, win_rates: str, refer
         RecipeError: if a setting is not one of the method's; the message names those that are.
     """
     needs, name = method.needs, method.name
+    # Refused and not ignored: who sets it believes that it matters.
     if needs.pairs and win_rates != "with-self":
         own = " and ".join(other for other, kind in METHODS.items() if not kind.needs.pairs)
         raise RecipeError(f"targets.win_rates is for {own}; {name} is trained on pairs: remove it")
@@ -74,6 +77,7 @@ def knobs() -> dict[str, tuple[str, float | None]]:
     defaults: dict[str, float | None] = {}
     for name, kind in METHODS.items():
         for field in _fields(kind):
+            # Methods that mean the same share one line of the table of settings.
             texts.setdefault(field.name, {}).setdefault(field.metadata["help"], []).append(name)
             defaults[field.name] = None if field.default is dataclasses.MISSING else field.default
     return {

@@ -51,9 +51,6 @@ def sppo_loss(
         chosen_win_rate: estimate of P(chosen > pi_t). [B]
         eta: nats of log-ratio per unit of win rate, the step; 1000 in the paper.
 
-    Returns:
-        One loss per pair, in squared nats. [B]
-
     Raises:
         ValueError: if shapes differ or are not [B], eta is not positive and finite, or a win rate lies outside [0, 1].
     """
@@ -77,6 +74,7 @@ def sppo_loss(
         chosen_win_rate,
         rejected_win_rate,
     )
+    # The constant eta/2 stands for log Z, which the paper estimates in this way.
     chosen_error = chosen - reference_chosen - eta * (won - 0.5)
     rejected_error = rejected - reference_rejected - eta * (lost - 0.5)
     return (chosen_error.square() + rejected_error.square()) / 2
@@ -126,11 +124,7 @@ class _SppoFit:
 
 @dataclass(frozen=True)
 class Sppo:
-    """Self-play preference optimisation.
-
-    Raises:
-        ValueError: if eta is not positive and finite.
-    """
+    """Self-play preference optimisation; a ValueError refuses numbers out of range."""
 
     eta: float = knob("the step, in nats per unit of win rate")
 

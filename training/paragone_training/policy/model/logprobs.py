@@ -41,7 +41,6 @@ __all__ = [
     "PackedRow",
     "ResponseLogprobs",
     "Sequences",
-    "autocast",
     "check_sampler",
     "collated",
     "freeze_columns",
@@ -241,7 +240,8 @@ def _disagreement(backbone: Any, attend: Attend) -> str | None:
             (gradient,) = torch.autograd.grad((states * weights).sum(), leaves)
             # The same sequences one by one; a prompt's gradient is the sum over the sequences that share it.
             alone, expected = [], torch.zeros_like(gradient)
-            for (prompt, response), own, part in zip(items, rows, weights.split(_counts(items)), strict=True):
+            parts = weights.split([len(response) for _, response in items])
+            for (prompt, response), own, part in zip(items, rows, parts, strict=True):
                 leaves.clear()
                 tokens = torch.tensor([[*prompt, *response]], device=parameter.device)
                 hidden = backbone(input_ids=tokens, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
@@ -256,10 +256,6 @@ def _disagreement(backbone: Any, attend: Attend) -> str | None:
         if not error <= most:
             return f"its packed {name} are off by {error:.1e} of their size"
     return None
-
-
-def _counts(items: Sequence[Item]) -> list[int]:
-    return [len(response) for _, response in items]
 
 
 @contextmanager
@@ -288,7 +284,6 @@ class ResponseLogprobs(nn.Module):
     """A causal language model that returns one number per response: the sum of its tokens' log-probabilities.
 
     Args:
-        model: a transformers causal language model, with adapters or without.
         chunk_tokens: response tokens whose logits exist at once.
         attend: the attention of packed passes, or None: it takes padded ones alone.
     """
@@ -371,11 +366,6 @@ def _token_logprobs(model: Any, states: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
 
 
-def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]:
-    """Return the context that both frozen and trained log-probabilities are computed in."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
-
-
 @torch.no_grad()
 def frozen_logprobs(
     network: ResponseLogprobs,
@@ -394,7 +384,8 @@ def frozen_logprobs(
     device = next(network.parameters()).device
     network.eval()
     logprobs = [0.0] * len(items)
-    with autocast(device, bf16=bf16):
+    # The same precision as in training: what is frozen is compared with what is trained.
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         for places in _by_length(items, batch, by_prompt=network.packs):
             part = collated([items[place] for place in places], pad_id, packed=network.packs)
             values = network(on_device(part, device))

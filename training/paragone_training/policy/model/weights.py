@@ -35,7 +35,6 @@ __all__ = [
     "load_tokenizer",
     "output_logits",
     "policy_config",
-    "servable",
     "whole_state",
 ]
 
@@ -53,19 +52,6 @@ def _resolve_policy(source: str) -> str:
     if name not in POLICIES:
         raise RecipeError(f"policy.source {source!r}: there is no such built-in policy; try builtin:mini-policy")
     return str(builtin_folder(name))
-
-
-def servable(source: str, revision: str | None) -> str:
-    """Return what a server of another program can load: an absolute folder, or an id of the Hub.
-
-    Args:
-        revision: of an id; a pinned one is handed over as the folder that it was downloaded to.
-    """
-    place = _resolve_policy(source)
-    if Path(place).is_dir():
-        return str(Path(place).resolve())
-    # Given the id alone, a server would load the newest revision.
-    return snapshot_download(place, revision=revision) if revision else place
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> Any:
@@ -97,11 +83,7 @@ def policy_config(source: str, revision: str | None = None) -> Any:
 
 
 class Policy:
-    """A causal language model, its tokenizer and whose weights it has at the moment.
-
-    Args:
-        revision: of a source that is a Hugging Face id.
-    """
+    """A causal language model, its tokenizer and whose weights it has at the moment."""
 
     def __init__(self, model: Any, tokenizer: Any, source: str, revision: str | None = None) -> None:
         self.model = model
@@ -124,6 +106,14 @@ class Policy:
         ends = getattr(self.model.generation_config, "eos_token_id", None)
         known = [ends] if isinstance(ends, int) else list(ends or [])
         return tuple(dict.fromkeys([*known, self.tokenizer.eos_token_id]))
+
+    def servable(self, source: str) -> str:
+        """Return what a server of another program can load: an absolute folder, or an id of the Hub."""
+        place = _resolve_policy(source)
+        if Path(place).is_dir():
+            return str(Path(place).resolve())
+        # Given the id alone, a server would load the newest revision.
+        return snapshot_download(place, revision=self._revision) if self._revision else place
 
     def park(self) -> None:
         """Move the weights to main memory, so that servers have the device; ``unpark`` brings them back."""
@@ -244,9 +234,6 @@ class Policy:
 def check_sharding(plugin: Any, training: PolicyTrainingSection) -> None:
     """Refuse what does not work with a sharded model.
 
-    Args:
-        plugin: accelerate's FSDP settings, or None where nothing is sharded.
-
     Raises:
         RunError: if the settings are those of FSDP1, ranks would load without weights, or checkpoints would not be
             written in shares.
@@ -274,11 +261,7 @@ def is_sharded(model: Any) -> bool:
 
 
 def whole_state(model: Any) -> dict[str, Tensor]:
-    """Return the whole weights, on the CPU, in the first process; every process has to call this.
-
-    Returns:
-        The model's state by name in the first process; nothing in the others.
-    """
+    """Return the whole weights on the CPU, in the first process alone; every process has to call this."""
     state: dict[str, Any] = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
@@ -296,9 +279,6 @@ def _whole_trained(model: Any) -> dict[str, Tensor]:
 
 def load_policy(source: str, *, revision: str | None = None, dtype: str = "float32", attention: str = "sdpa") -> Policy:
     """Return a policy with the weights of a source.
-
-    Args:
-        source: ``builtin:NAME``, a folder, or a Hugging Face id.
 
     Raises:
         RecipeError: if it cannot be loaded, or computes its logits in a way that is not known here.

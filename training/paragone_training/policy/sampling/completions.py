@@ -130,9 +130,6 @@ class CompletionsServer:
     ) -> Response:
         """Return one response, without its text.
 
-        Args:
-            number: of the response, among those to the prompt.
-
         Raises:
             ServerFault: if it failed this time.
             SamplerMismatchError: if the answer cannot be the policy's.
@@ -158,6 +155,7 @@ class CompletionsServer:
         }
         choice = (await self.call("POST", "/v1/completions", body))["choices"][0]
         token_ids, values = self._checked(choice, prompt.token_ids, decoding, end_ids)
+        # Where the server says those of a scaled distribution, none is better than wrong ones.
         logprob = float(sum(values)) if self.routes.plain_logprobs(decoding) else None
         finished = choice["finish_reason"] == "stop"
         ids = tuple(token_ids)
@@ -215,6 +213,7 @@ class CompletionsServer:
     ) -> tuple[list[int], list[float]]:
         """Return token ids and log-probabilities of an answer that fits together."""
         reason, token_ids = choice.get("finish_reason"), choice.get("token_ids")
+        # Aborted, by a server that shuts down say: another one may finish it.
         if reason not in ("stop", "length"):
             raise ServerFault(f"{self.url} ended a response with {reason!r}")
         if token_ids is None:
@@ -229,6 +228,7 @@ class CompletionsServer:
                 f"{self.url} read {len(read)} prompt tokens where {len(prompt_ids)} were sent: it adds or cuts some"
             )
         values = (choice.get("logprobs") or {}).get("token_logprobs")
+        # A log-probability of a part would pass for that of the whole.
         if values is None or len(values) != len(token_ids) or any(value is None for value in values):
             raise SamplerMismatchError(f"{self.url} does not return one log-probability for each token")
         # The end token counts: its log-probability is part of the response's.
@@ -335,6 +335,7 @@ class SglangRoutes:
             "logprob_start_len": 0,
         }
         rows = (await server.call("POST", "/generate", body))["meta_info"]["input_token_logprobs"][-len(token_ids) :]
+        # Of the token ids themselves: a server that reads text would have split it in its own way.
         if [row[1] for row in rows] != list(token_ids):
             raise SamplerMismatchError(f"{server.url} gives log-probabilities of other tokens than it was sent")
         return sum(float(row[0]) for row in rows)
@@ -400,6 +401,7 @@ def check_probes(
     """
     # Per token: long responses add up more rounding.
     off = _distances(served, expected, probes)
+    # All of them in the message: whether one is off or all are is half of the diagnosis.
     rows = ", ".join(f"{mine:.4f}/{theirs:.4f}" for mine, theirs in zip(served, expected, strict=True))
     largest = max(off)
     if not largest <= tolerance:

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from paragone_evaluation.readers import Prompt
 from paragone_training.policy.model.logprobs import Item, policy_logprobs
-from paragone_training.policy.model.weights import Policy, servable
+from paragone_training.policy.model.weights import Policy
 from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.policy.rows import Barrier, Response, stream
 
@@ -36,15 +36,9 @@ from concurrent.futures import Future
 
 from paragone_training.errors import RunError
 from paragone_training.policy.oracle import OracleClient
-from paragone_training.policy.rows import (
-    Answer,
-    read_answers,
-    read_responses,
-    write_answers,
-    write_responses,
-)
+from paragone_training.policy.rows import Answer, read_answers, read_rows, write_answers, write_rows
 
-__all__ = ["Decoding", "Missing", "Round", "Sampled", "Sampler", "Samplers", "play_round", "sample"]
+__all__ = ["Decoding", "Missing", "Round", "Sampled", "Samplers", "play_round", "sample"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +73,7 @@ class Missing:
 Sampled = list[Response] | Missing
 
 
-class Sampler(Protocol):
+class _Sampler(Protocol):
     """Samples the responses of a round, chunk by chunk."""
 
     def draw_chunks(
@@ -103,7 +97,7 @@ class _InProcessSampler:
     def draw_chunks(
         self, chunks: Mapping[int, Sequence[Prompt]], *, responses: int, names: tuple[object, ...]
     ) -> Iterator[tuple[int, list[Sampled]]]:
-        """Yield the number and the groups of each chunk, in their order; as ``Sampler`` says."""
+        """Yield the number and the groups of each chunk, in their order; as ``_Sampler`` says."""
         for number, prompts in chunks.items():
             places = [(prompt, place) for prompt in prompts for place in range(responses)]
             streams = [stream(*names, prompt.id, place) for prompt, place in places]
@@ -214,9 +208,7 @@ class Samplers:
     """The samplers of a run.
 
     Args:
-        policy: in memory; takes the weights that are sampled from.
         barrier: where the processes of the run wait for each other.
-        longest: tokens that a prompt may have.
     """
 
     def __init__(
@@ -278,7 +270,7 @@ class Samplers:
             yield
         self._servers = None
 
-    def sampler(self, source: str) -> Sampler:
+    def sampler(self, source: str) -> _Sampler:
         """Return the sampler of the policy with the weights of ``source``; servers have them, checked, by then.
 
         Raises:
@@ -289,7 +281,7 @@ class Samplers:
         if self._servers is None:
             self._policy.become(source)
             return _InProcessSampler(self._policy, decoding)
-        from paragone_training.policy.sampling.servers import FleetSampler, ServedWeights
+        from paragone_training.policy.sampling.servers import FleetSampler
 
         # Servers keep their weights between rounds of one iterate, and over its evaluation.
         if not self._servers.holds(source):
@@ -299,8 +291,8 @@ class Samplers:
             if self._colocated:
                 self._policy.park()
             # Another program reads the folder: it needs an absolute path.
-            model = servable(source, self._recipe.policy.revision)
-            self._servers.take(ServedWeights(source, model, tuple(expected)))
+            model = self._policy.servable(source)
+            self._servers.take(source, model, expected)
         # Made anew each time: taking weights gives a new fleet, in which no server counts as lost.
         return FleetSampler(self._servers.fleet, self._servers.background, decoding, self._policy.end_ids)
 
@@ -340,7 +332,6 @@ class Round:
     """A round that is on disk.
 
     Attributes:
-        responses: all of them, in the order of the prompts.
         answers: of the first oracle; empty without one.
         loading_s: seconds until the sampler had the policy's weights, a server's start included; 0 if nothing was left.
         waiting_s: seconds of waiting for oracles after the last sample.
@@ -356,7 +347,7 @@ class Round:
 def play_round(
     folder: Path,
     prompts: Sequence[Prompt],
-    sampler: Callable[[], Sampler],
+    sampler: Callable[[], _Sampler],
     oracles: Mapping[str, OracleClient],
     *,
     responses: int,
@@ -384,7 +375,7 @@ def play_round(
     if samples.exists() and all(path.exists() for path in files.values()):
         shutil.rmtree(folder / "parts", ignore_errors=True)
         answers = read_answers(next(iter(files.values()))) if files else []
-        return Round(read_responses(samples), answers)
+        return Round(read_rows(samples, Response), answers)
     # Whole groups only: an oracle compares the K responses to one prompt with each other.
     size = max(batch // responses, 1)
     chunks = [list(prompts[start : start + size]) for start in range(0, len(prompts), size)]
@@ -448,13 +439,13 @@ class _Parts:
         """Return whether a chunk is on disk; if so its tables are read, or asked for."""
         if not self._part("samples", number).exists():
             return False
-        self._rows[number] = read_responses(self._part("samples", number))
+        self._rows[number] = read_rows(self._part("samples", number), Response)
         self._ask(number)
         return True
 
     def add(self, number: int, rows: list[Response]) -> None:
         """Write the samples of a chunk, and ask for its tables."""
-        write_responses(self._part("samples", number), rows)
+        write_rows(self._part("samples", number), rows, Response)
         self._rows[number] = rows
         self._ask(number)
 
@@ -483,7 +474,7 @@ class _Parts:
                 raise RunError(f"the oracle gave no whole table: {path} says why of each prompt")
         # Last, since a round whose samples are whole does not look for chunks any more.
         if not samples.exists():
-            write_responses(samples, rows)
+            write_rows(samples, rows, Response)
         shutil.rmtree(self._folder)
         return rows
 

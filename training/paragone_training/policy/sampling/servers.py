@@ -37,7 +37,7 @@ from paragone_training.policy.sampling.completions import (
 )
 from paragone_training.policy.sampling.rounds import Decoding, Missing, Sampled
 
-__all__ = ["FleetSampler", "SamplerServers", "ServedWeights"]
+__all__ = ["FleetSampler", "SamplerServers"]
 
 logger = logging.getLogger(__name__)
 
@@ -178,11 +178,7 @@ class _Fleet:
 
 
 class FleetSampler:
-    """Samples with servers, all chunks at once as far as there is place.
-
-    Args:
-        background: the loop that the fleet belongs to.
-    """
+    """Samples with servers, all chunks at once as far as there is place."""
 
     def __init__(self, fleet: _Fleet, background: Background, decoding: Decoding, end_ids: Sequence[int]) -> None:
         self._fleet, self._background = fleet, background
@@ -192,10 +188,6 @@ class FleetSampler:
         self, chunks: Mapping[int, Sequence[Prompt]], *, responses: int, names: tuple[object, ...]
     ) -> Iterator[tuple[int, list[Sampled]]]:
         """Yield the number and the groups of each chunk as soon as it is complete.
-
-        Args:
-            chunks: prompts with token ids, by the number of their chunk.
-            names: what the seeds are made of, beside prompt and number.
 
         Raises:
             RunError: if the servers are gone or are not the policy.
@@ -252,18 +244,12 @@ class FleetSampler:
 
 
 @dataclass(frozen=True)
-class ServedWeights:
-    """Weights that servers have, or are to have.
-
-    Attributes:
-        source: of the iterate, as the run names it.
-        model: folder or id that a server loads.
-        expected: the trainer's log-probabilities of the stored responses. [R]
-    """
+class _Weights:
+    """Weights that servers have, or are to have."""
 
     source: str
     model: str
-    expected: tuple[float, ...]
+    expected: Sequence[float]
 
 
 class SamplerServers:
@@ -287,8 +273,8 @@ class SamplerServers:
     ) -> None:
         self._section, self._folder, self._probes = section, folder, probes
         self._tolerance, self._longest, self._texts = tolerance, longest, texts
-        self._weights: ServedWeights | None = None
-        self._before: ServedWeights | None = None
+        self._weights: _Weights | None = None
+        self._before: _Weights | None = None
         self._resting = False
         self._usual: float | None = None
         self._processes: dict[CompletionsServer, RunProcess] = {}
@@ -297,6 +283,7 @@ class SamplerServers:
         """Largest distance from the trainer after the last load, in nats a token."""
 
     def __enter__(self) -> "SamplerServers":
+        # trust_env off below: a proxy of the environment is not meant for servers of a run.
         key = self._section.api_key_file
         headers = {"Authorization": f"Bearer {Path(key).read_text(encoding='utf-8').strip()}"} if key else {}
         self.background = Background("samplers")
@@ -320,14 +307,19 @@ class SamplerServers:
         """Return whether the servers are awake and have the weights of a source."""
         return self._weights is not None and self._weights.source == source and not self._resting
 
-    def take(self, weights: ServedWeights) -> None:
+    def take(self, source: str, model: str, expected: Sequence[float]) -> None:
         """Give the servers the weights of an iterate, and check that they have them.
+
+        Args:
+            source: of the weights, as the run names it.
+            model: the folder or id that a server loads.
+            expected: the trainer's log-probabilities of the stored responses. [R]
 
         Raises:
             RunError: if a server does not come up, does not take the weights, or is not the policy.
         """
-        began = time.monotonic()
-        same = self._weights is not None and self._weights.source == weights.source
+        began, weights = time.monotonic(), _Weights(source, model, expected)
+        same = self._weights is not None and self._weights.source == source
         self.background.submit(self.fleet.close()).result()
         if not same:
             # Of one process: after a restart it is not known what a server has, so it is given the weights again.
@@ -363,7 +355,7 @@ class SamplerServers:
             self._all(lambda server: server.routes.sleep(server))
         self._resting = True
 
-    def _load(self, weights: ServedWeights, *, same: bool) -> None:
+    def _load(self, weights: _Weights, *, same: bool) -> None:
         section = self._section
         if section.reload == "restart":
             self._stop()
@@ -392,8 +384,9 @@ class SamplerServers:
 
         self.background.submit(together(map(bounded, self._servers))).result()
 
-    def _start(self, server: CompletionsServer, weights: ServedWeights) -> None:
+    def _start(self, server: CompletionsServer, weights: _Weights) -> None:
         assert self._section.command is not None
+        # The same port after a restart, as responses are asked of this address.
         index, port = self._servers.index(server), httpx2.URL(server.url).port
         words = command_line(self._section.command, model=weights.model, port=port, index=index)
         try:
@@ -407,7 +400,7 @@ class SamplerServers:
             process.stop()
         self._processes, self._starts = {}, {}
 
-    def _command(self, weights: ServedWeights) -> None:
+    def _command(self, weights: _Weights) -> None:
         assert self._section.command is not None
         words = command_line(self._section.command, model=weights.model)
         try:
@@ -439,6 +432,7 @@ class SamplerServers:
         try:
             async with asyncio.timeout(self._section.start_timeout_s):
                 await server.meet(longest=self._longest, texts=self._texts)
+                # After the meeting: a server of another model would score, and only its numbers would look odd.
                 served = await together(server.logprob(prompt_ids, token_ids) for prompt_ids, token_ids in self._probes)
         except TimeoutError as error:
             raise SamplerGoneError(f"{server.url} did not score the stored responses in time") from error
@@ -457,6 +451,7 @@ class SamplerServers:
         assert self._weights is not None
         process = self._processes.get(server)
         if process is not None and process.ended is not None:
+            # Weights that crash a server crash it every time.
             if self._starts[server] > _RESTARTS:
                 raise RunError(f"a sampler server ended {self._starts[server]} times, {process.log}:\n{process.tail()}")
             logger.warning("the server at %s ended with code %s; starting it again", server.url, process.ended)

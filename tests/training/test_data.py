@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paragone_evaluation.readers import Label, Pair, read_pairs
-from paragone_training.data.batches import _plan_epoch, _plan_shape
-from paragone_training.data.groups import group_pairs, training_pairs
+from paragone_training.data import _plan_epoch, _plan_shape, group_pairs, training_pairs
 from paragone_training.errors import DataError
 from tests.corpora import corpus, needs_corpora
 from tests.training.arguments import pairs, row, write

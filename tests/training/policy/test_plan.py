@@ -5,9 +5,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from paragone_models.packing.segments import segments_attention
-from paragone_training.policy.model.gpu_memory import _saved_bytes_packed, plan_memory
 from paragone_training.policy.model.logprobs import ResponseLogprobs, packed_row, padded_sequences
-from paragone_training.policy.plan import describe_plan
+from paragone_training.policy.plan import _saved_bytes_packed, describe_plan, plan_memory
 from paragone_training.saved_activations import meta_attention, saved_bytes
 from tests.training.policy.tiny_policy import recipe
 

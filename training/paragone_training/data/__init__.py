@@ -1,1 +1,0 @@
-"""Preference data: reading pair files, grouping pairs by prompt, and planning batches."""
