@@ -16,7 +16,7 @@ from paragone_training.errors import DataError
 from tests.corpora import corpus, needs_corpora
 from tests.training.arguments import pairs, row, write
 
-DATA = Path(__file__).parents[3] / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 
 @needs_corpora

@@ -77,9 +77,6 @@ def sppo_update(policy: ArrayLike, preference: ArrayLike, *, eta: float) -> Floa
     Source: Wu et al., SPPO (arXiv 2405.00675), §4; Freund and Schapire (1999). The trained loss has another minimiser
     (its constant eta/2 in place of log Z), which differs by the third order of eta.
 
-    Args:
-        eta: the step, nats of log-ratio per unit of win rate.
-
     Raises:
         ValueError: if the preference or the policy is none, or eta is not positive and finite.
     """
@@ -233,13 +230,10 @@ def reference_iterate(iteration: int, *, every: int | None = None) -> int:
 def decreasing_eta(iteration: int, *, tau: float) -> float:
     """Return INPO's eta for last-iterate convergence: the step shrinks as 1/t.
 
-        eta_t = tau (t + 2) / 2
+        eta_t = tau (t + 2) / 2,   t from 0
 
     It starts at eta = tau, where the current policy has weight 0. Source: Zhang et al., INPO (arXiv 2407.00617), the
     theorem on the last iterate in §3.
-
-    Args:
-        iteration: t, from 0.
 
     Raises:
         ValueError: if iteration is negative or tau is not positive and finite.

@@ -123,9 +123,6 @@ def steps_before(folder: Path, step: Path | None = None) -> int:
 def export_answers(samples: Path, output: Path, *, layout: str, name: str) -> int:
     """Write the first answer to each prompt of a samples file, and return how many.
 
-    Args:
-        samples: a samples.parquet, RUN/evaluation-03/samples.parquet say.
-
     Raises:
         RecipeError: if there is no such layout, or the answers do not fit it.
         RunError: if the samples cannot be read.

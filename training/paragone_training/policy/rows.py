@@ -503,9 +503,6 @@ def write_answers(path: Path, rows: Sequence[tuple[int, str, str, Answer]]) -> N
 def render(prompts: Sequence[Prompt], tokenizer: Any, *, longest: int) -> list[Prompt]:
     """Return the prompts with their token ids.
 
-    Args:
-        longest: tokens that a prompt may have.
-
     Raises:
         RecipeError: if the tokenizer has no chat template, or a prompt does not fit.
     """
