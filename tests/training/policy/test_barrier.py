@@ -10,7 +10,7 @@ import pytest
 from paragone_training.policy.oracle import free_port
 from paragone_training.policy.rows import Barrier
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 
 # Collectives have a second; one scene after the other, since processes take long to start.
 PROGRAM = """

@@ -89,7 +89,7 @@ with locked(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(60)
 """
-    root = Path(__file__).parents[4]
+    root = Path(__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment) as other:
         assert other.stdout is not None
