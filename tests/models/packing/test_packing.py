@@ -1,5 +1,6 @@
 """Packed passes against sequences run one by one, over random trees and every family."""
 
+import copy
 import dataclasses
 import inspect
 
@@ -134,8 +135,10 @@ def test_a_cap_that_is_left_out_would_be_seen(decoders):
     def uncapped(run, layer, query, key, value, rule):
         return attend_blocks(run, layer, query, key, value, dataclasses.replace(rule, cap=None))
 
-    assert backend._disagreement(model, through_model(model, attend_blocks)) is None
-    assert "off by" in backend._disagreement(model, through_model(model, uncapped))
+    items = backend._trial_items(model.config.vocab_size)
+    trial = backend._trial(model, items)
+    assert backend._disagreement(model, through_model(model, attend_blocks), items, trial) is None
+    assert "off by" in backend._disagreement(model, through_model(model, uncapped), items, trial)
 
 
 def test_a_window_that_is_left_out_would_be_seen(decoders):
@@ -296,6 +299,38 @@ def test_a_way_that_disagrees_is_not_taken(decoders, monkeypatch):
     assert "broken: failed with NotImplementedError" in reason
     assert "silent: failed with KeyError" in reason
     assert "wrong: run packed its hidden states are off by" in reason
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+def test_a_way_that_computes_with_other_weights_is_not_taken_in_any_dtype(monkeypatch, dtype, error):
+    """As one does that does not know of an adapter: an error of the size of ten bfloat16 roundings."""
+    model = packs.decoder("llama").to(dtype)
+    other = copy.deepcopy(model)
+    draw = torch.Generator().manual_seed(0)
+    for name, parameter in other.named_parameters():
+        if "proj" in name:
+            parameter.data *= (1 + error * torch.randn(parameter.shape, generator=draw)).to(dtype)
+    monkeypatch.setattr(backend, "ways", lambda _: [("other", DecoderForward(other))])
+    assert "other: run packed its hidden states are off by" in backend.choose(model)
+    monkeypatch.setattr(backend, "ways", lambda _: [("same", DecoderForward(model))])
+    assert backend.choose(model)[0] == "same"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_trial_in_twice_the_precision_leaves_the_backbone_as_it_was(dtype):
+    model = packs.decoder("llama").to(dtype)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    items = packs.siblings(20, [3, 9])
+    trial = backend._trial(model, items)
+    plain = torch.stack([backend._plain_state(model, item, torch.device("cpu")) for item in items])
+    exact = copy.deepcopy(model).to(torch.float64 if dtype == torch.float32 else torch.float32)
+    expected = torch.stack([backend._plain_state(exact, item, torch.device("cpu")) for item in items])
+    torch.testing.assert_close(trial.states, expected, atol=1e-5, rtol=1e-5)
+    noise = float((plain - expected).norm() / expected.norm())
+    assert noise < trial.limit < 4 * noise + 2e-3
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert DecoderForward.serves(model)  # no hook is left
 
 
 def test_the_forward_pass_says_how_it_batches():
