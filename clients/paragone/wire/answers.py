@@ -162,6 +162,10 @@ class TokensItem(_AnswerModel):
         description="Where hidden states are read: each the mean over the positions start … stop−1 of `token_ids`."
     )
     prompt_length: Count = Field(description="Tokens that belong to the prompt. [count]")
+    shown: bool = Field(
+        default=True,
+        description="False where the chat template left out words that were sent, thoughts for example; else left out.",
+    )
     truncated_tokens: Count = Field(default=0, description="Tokens that were cut from the prompt. [count]")
     truncated_messages: Count = Field(default=0, description="Whole messages that were cut from the prompt. [count]")
 

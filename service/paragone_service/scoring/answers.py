@@ -195,16 +195,17 @@ def tokens(items: Sequence[int], readings: Sequence[Reading | TextError], proble
         if isinstance(reading, TextError):
             problems.add(item, ServiceError(ErrorCode(reading.code), str(reading)))
             continue
-        rows.append(
-            TokensItem(
-                text=reading.text,
-                token_ids=reading.token_ids,
-                reads=list(reading.reads),
-                prompt_length=reading.prompt_length,
-                truncated_tokens=reading.dropped_tokens,
-                truncated_messages=reading.dropped_messages,
-            )
+        row = TokensItem(
+            text=reading.text,
+            token_ids=reading.token_ids,
+            reads=list(reading.reads),
+            prompt_length=reading.prompt_length,
+            truncated_tokens=reading.dropped_tokens,
+            truncated_messages=reading.dropped_messages,
         )
+        if not reading.shown:  # only fields that were set are sent
+            row.shown = False
+        rows.append(row)
     return rows
 
 

@@ -44,6 +44,11 @@ async def test_a_model_says_what_it_does_not_see(folders, tmp_path, client):
     async with serving({"bt": model}) as other:
         info = ModelInfo.model_validate((await other.get("/v1/models/bt")).json())
         assert any("thoughts of a response" in sentence for sentence in info.not_shown)
+        items = [{"prompt": "Why?", "response": text} for text in ("So.", "<think>hm</think>So.")]
+        response = await other.post("/v1/tokens", json={"items": items})
+        plain, thought = response.json()["tokens"]
+        assert "shown" not in plain
+        assert thought["shown"] is False
 
 
 async def test_a_model_says_how_it_batches_and_why(client):
