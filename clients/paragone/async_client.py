@@ -31,6 +31,7 @@ from paragone.batches import (
 )
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
 from paragone.ids import IdMemory
+from paragone.tracing import request_span
 from paragone.transport import DEFAULT_MAX_BYTES, Attempts, Connection, send_async
 from paragone.wire import (
     ModelInfo,
@@ -298,4 +299,5 @@ class AsyncClient:
         connection = self._connection
         question = connection.question(path, *((part.body, part.prompt_hash) if part is not None else ()))
         attempts = Attempts(question, connection.policy, self._addresses, self._clock)
-        return await send_async(await self._http(), attempts, sleep=self._sleep)
+        with request_span(f"{question.method} {path}"):
+            return await send_async(await self._http(), attempts, sleep=self._sleep)

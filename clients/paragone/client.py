@@ -32,6 +32,7 @@ from paragone.batches import (
 )
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
 from paragone.ids import IdMemory
+from paragone.tracing import request_span
 from paragone.transport import DEFAULT_MAX_BYTES, Attempts, Connection, send
 from paragone.wire import (
     ModelInfo,
@@ -382,4 +383,5 @@ class Client:
         connection = self._connection
         question = connection.question(path, *((part.body, part.prompt_hash) if part is not None else ()))
         attempts = Attempts(question, connection.policy, self._addresses, self._clock)
-        return send(self._http, attempts, sleep=self._sleep, stopped=stopped)
+        with request_span(f"{question.method} {path}"):
+            return send(self._http, attempts, sleep=self._sleep, stopped=stopped)

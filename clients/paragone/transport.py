@@ -31,6 +31,7 @@ from paragone.exceptions import (
     exception_class,
     exception_for,
 )
+from paragone.tracing import inject
 from paragone.wire import ErrorBody
 
 __all__ = [
@@ -250,6 +251,7 @@ class Try:
         headers = {**question.headers, "x-request-id": question.request_id}
         if question.body is not None:
             headers["content-type"] = "application/json"
+            inject(headers)
             # The server drops what nobody waits for any more, and refuses at once what it could only answer later.
             headers["x-deadline-s"] = f"{min(max(self.timeout_s, _SHORTEST_DEADLINE_S), _LONGEST_DEADLINE_S):.3f}"
         url = f"{self.url}{question.path}"

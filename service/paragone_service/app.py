@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -40,6 +41,7 @@ from paragone_service.http.routes.scoring import scoring_routes
 from paragone_service.metrics import Metrics
 from paragone_service.quotas import Quotas
 from paragone_service.registry import Registry
+from paragone_service.tracing import Tracing, make_tracer
 
 __all__ = ["create_app"]
 
@@ -56,6 +58,7 @@ def create_app(
     *,
     engines: Mapping[str, Engine] | None = None,
     drain: Drain | None = None,
+    tracer: Any = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> FastAPI:
     """Return the service as an ASGI application; its lifespan starts and stops everything it owns.
@@ -64,6 +67,7 @@ def create_app(
         models: loaded models by name, the default one first unless the settings say otherwise. None are enough for
             the OpenAPI document.
         engines: what runs a model instead of this process, by name.
+        tracer: what makes spans (an OpenTelemetry ``Tracer``), if not that of ``traces_url``.
         drain: whether the server is shutting down, shared with whoever handles signals.
 
     Raises:
@@ -99,6 +103,10 @@ def create_app(
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s),
         Middleware(Deadlines, default_s=settings.deadline_s),
     ]
+
+    tracer = tracer or make_tracer(settings.traces_url)
+    if tracer is not None:
+        middleware.insert(0, Middleware(Tracing, tracer=tracer))
 
     # Requests have all ended when this goes on after its yield: uvicorn drains before it shuts the lifespan down.
     @asynccontextmanager

@@ -164,6 +164,8 @@ class Settings(BaseSettings):
     """Whether the line of a request holds the request, prompts and responses included; needs the json format."""
     access_log: bool | None = None
     """Whether every request is logged; without it only in the json format."""
+    traces_url: str | None = None
+    """Collector that traces of requests are sent to, by OTLP over HTTP, as http://HOST:4318/v1/traces."""
     memory_cache_mb: float = Field(default=512, ge=0)
     """Size of the memory cache, in MB (10⁶ bytes); 0 turns it off."""
     cache_ttl_days: float = Field(default=7, gt=0)

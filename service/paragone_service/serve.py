@@ -45,6 +45,7 @@ _FLAGS = (
     "log_format",
     "log_texts",
     "access_log",
+    "traces_url",
 )
 """Settings that have a flag of their name; the others are rarely set, and go into the file or the environment."""
 _PARSED_BY_TYPER = (bool, int, float, Path)

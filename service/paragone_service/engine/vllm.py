@@ -27,6 +27,7 @@ from paragone_models.network import output_width
 from paragone_models.text.reader import EncodeItem
 from paragone_service.config import ConfigError
 from paragone_service.engine.contract import EngineUnavailableError, Health
+from paragone_service.tracing import inject
 
 __all__ = ["VllmEngine", "VllmError"]
 
@@ -148,11 +149,13 @@ class VllmEngine:
         """
         problem, tries = "", 1 if self._away else _TRIES
         self._away = True  # until it answers: every way out of the loop but that one leaves it so
+        headers: dict[str, str] = {}
+        inject(headers)
         for number in range(tries):
             if number:
                 await asyncio.sleep(_PAUSE_S * number)
             try:
-                answer = await self._client.post("/pooling", json=body)
+                answer = await self._client.post("/pooling", json=body, headers=headers)
             except httpx2.TimeoutException as error:
                 raise _VllmAwayError(
                     f"{self.url}/pooling took too long: {type(error).__name__}; see engine_timeout_s"

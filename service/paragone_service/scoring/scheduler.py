@@ -26,6 +26,7 @@ from paragone_service.engine.contract import EngineOutOfMemoryError, EngineUnava
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
 from paragone_service.scoring.request import Deadline, Timings
+from paragone_service.tracing import Trace, batch_span, current_trace
 
 __all__ = ["Job", "Scheduler", "Ticket", "wait_for"]
 
@@ -77,6 +78,7 @@ class Ticket:
         waiters: how many requests wait for it.
         batch: the batch that it ran in; set before ``outcome``.
         deadlines: of the requests that wait for it; None among them for one that has none.
+        trace: of the request that queued it.
         prompt: hash of the prompt's tokens. Two prompts with the same one would only misjudge the size of a batch.
     """
 
@@ -88,6 +90,7 @@ class Ticket:
     deadlines: list[Deadline | None]
     waiters: int = 1
     batch: _BatchRun | None = None
+    trace: Trace | None = None
     tokens: int = field(init=False)
     prompt: int = field(init=False)
 
@@ -274,8 +277,8 @@ class Scheduler:
         """
         tokens = sum(len(job.item.token_ids) for job in jobs)
         self.check_room(tokens)
-        now, loop = self._clock(), asyncio.get_running_loop()
-        tickets = [Ticket(*job, loop.create_future(), now, [deadline]) for job in jobs]
+        now, loop, trace = self._clock(), asyncio.get_running_loop(), current_trace()
+        tickets = [Ticket(*job, loop.create_future(), now, [deadline], trace=trace) for job in jobs]
         for ticket in tickets:
             if ticket.key is not None:
                 # Two tickets of one key would break single flight; there is no await between ``join`` and here.
@@ -369,7 +372,8 @@ class Scheduler:
             ticket.batch = batch  # from here on a ticket runs to its end, whoever leaves: it may be joined, and cached
         outcomes: Sequence[bytes | ServiceError]
         try:
-            rows = await self._represent([ticket.item for ticket in tickets])
+            with batch_span(self.model, [ticket.trace for ticket in tickets]):
+                rows = await self._represent([ticket.item for ticket in tickets])
             batch.finished = self._clock()
             outcomes = self._settle(tickets, rows)
         except EngineOutOfMemoryError as error:
