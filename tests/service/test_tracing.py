@@ -31,7 +31,9 @@ def exporter():
     provider.add_span_processor(export.SimpleSpanProcessor(kept))
     trace.set_tracer_provider(provider)
     yield kept
-    provider.shutdown()
+    # The process keeps the provider, and one that is shut down warns at each span of the tests that follow.
+    kept.shutdown()
+    kept.clear()
 
 
 @pytest.fixture
