@@ -96,6 +96,14 @@ class Process:
                 raise RuntimeError(f"{self.command[:2]} did not get ready (exit code {code}); its log: {self.log()}")
             time.sleep(0.05)
 
+    def recover(self, timeout_s: float = 120.0) -> None:
+        """Return when it answers again, whoever starts it meanwhile."""
+        deadline = time.monotonic() + timeout_s
+        while not self.answers():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.command[:2]} did not come back in {timeout_s:g} s; its log: {self.log()}")
+            time.sleep(0.05)
+
     def answers(self) -> bool:
         """Return whether it answers now."""
         raise NotImplementedError

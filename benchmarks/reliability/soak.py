@@ -351,6 +351,8 @@ def soak(folder: Path, *, seconds: float, every_s: float, seed: int, prompts: in
             load.open_loop(seconds, _LOAD * capacity, seed=seed)
             over.set()
             inflicting.join()
+            for replica in replicas:
+                replica.recover()  # the last fault may have ended it
             corrupted = sum(replica.metrics().get("paragone_cache_corrupted_total", 0.0) for replica in replicas)
             after = [_rss_mb(replica) for replica in replicas]
         finally:

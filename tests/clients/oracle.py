@@ -32,6 +32,7 @@ MODEL = {
     "dimension": 1,
     "domain": "the length of a text",
     "demonstration": True,
+    "not_shown": [],
     "engine": "local",
     "batching": "packed",
     "max_batch_tokens": 4096,
