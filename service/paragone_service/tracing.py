@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from paragone_service.config import ConfigError
 from paragone_service.http.errors import SCOPE_CODE
 
-__all__ = ["Trace", "Tracing", "batch_span", "current_trace", "inject", "make_tracer"]
+__all__ = ["Trace", "Tracing", "add_trace_headers", "batch_span", "current_trace", "make_tracer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def batch_span(model: str, traces: Iterable[Trace | None]) -> Iterator[None]:
         span.end()
 
 
-def inject(headers: MutableMapping[str, str]) -> None:
+def add_trace_headers(headers: MutableMapping[str, str]) -> None:
     """Add the W3C headers of the current trace to those of a request to another server; nothing without a trace."""
     trace = _CURRENT.get()
     if trace is not None:

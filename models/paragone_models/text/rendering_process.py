@@ -145,7 +145,7 @@ class _Templates:
             signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def main() -> None:
+def _main() -> None:
     """Answer until the other side closes."""
     requests = sys.stdin.buffer
     answers = os.fdopen(os.dup(1), "wb")
@@ -163,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _main()

@@ -27,7 +27,7 @@ from paragone_models.network import output_width
 from paragone_models.text.reader import EncodeItem
 from paragone_service.config import ConfigError
 from paragone_service.engine.contract import EngineUnavailableError, Health
-from paragone_service.tracing import inject
+from paragone_service.tracing import add_trace_headers
 
 __all__ = ["VllmEngine", "VllmError"]
 
@@ -150,7 +150,7 @@ class VllmEngine:
         problem, tries = "", 1 if self._away else _TRIES
         self._away = True  # until it answers: every way out of the loop but that one leaves it so
         headers: dict[str, str] = {}
-        inject(headers)
+        add_trace_headers(headers)
         for number in range(tries):
             if number:
                 await asyncio.sleep(_PAUSE_S * number)
