@@ -42,6 +42,7 @@ from paragone_service.metrics import Metrics
 from paragone_service.quotas import Quotas
 from paragone_service.registry import Registry
 from paragone_service.tracing import Tracing, make_tracer
+from paragone_service.watchdog import Watchdog
 
 __all__ = ["create_app"]
 
@@ -59,6 +60,7 @@ def create_app(
     engines: Mapping[str, Engine] | None = None,
     drain: Drain | None = None,
     tracer: Any = None,
+    watchdog: Watchdog | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> FastAPI:
     """Return the service as an ASGI application; its lifespan starts and stops everything it owns.
@@ -69,6 +71,7 @@ def create_app(
         engines: what runs a model instead of this process, by name.
         tracer: what makes spans (an OpenTelemetry ``Tracer``), if not that of ``traces_url``.
         drain: whether the server is shutting down, shared with whoever handles signals.
+        watchdog: looks at the models' workers and the event loop, once it is started.
 
     Raises:
         ConfigError: if the API key cannot be read, or the Redis URL has an unknown scheme.
@@ -113,10 +116,14 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 (starlette's signature)
         await cache.start()
         registry.start()
+        if watchdog is not None:
+            watchdog.watch(asyncio.get_running_loop(), list(registry))
         following = asyncio.create_task(_follow_keys(settings, ring))
         logger.info("hosting %s; %s answers by default", ", ".join(model.name for model in registry), registry.default)
         yield
         following.cancel()
+        if watchdog is not None:
+            watchdog.unwatch()
         await registry.close()  # first, because its last batches still write into the cache
         await cache.close()
         workers.shutdown(wait=True, cancel_futures=True)

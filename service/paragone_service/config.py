@@ -136,6 +136,14 @@ class Settings(BaseSettings):
     """Seconds of expected wait over which a request that names no deadline of its own is refused as overload."""
     deadline_s: float = Field(default=600, gt=0, allow_inf_nan=False)
     """Seconds in which a request is answered, or 504, where it names no deadline of its own."""
+    forward_limit_s: float = Field(default=60, gt=0)
+    """Seconds of one forward in this process after which its model counts as stuck; elsewhere: engine_timeout_s."""
+    reading_limit_s: float = Field(default=30, gt=0)
+    """Seconds of reading some of a request's texts after which their model counts as stuck."""
+    loop_limit_s: float = Field(default=15, gt=0)
+    """Seconds for which the event loop may be held up until it counts as stuck."""
+    watchdog_exit_s: float = Field(default=60, ge=0)
+    """Seconds for which something may be stuck before the process ends with code 70; 0 for ever."""
     max_body_mb: float = Field(default=64, gt=0)
     """Largest request body, in MB (10⁶ bytes)."""
     body_timeout_s: float = Field(default=30, gt=0, allow_inf_nan=False)

@@ -24,6 +24,9 @@ __all__ = ["Registry", "load_models"]
 
 logger = logging.getLogger("paragone.service")
 
+_REMOTE_MARGIN_S = 30.0
+"""For what a call to another server does beside its one long wait: tries to connect, pauses between them."""
+
 
 def load_models(settings: Settings) -> dict[str, PreferenceModel]:
     """Load every model of the settings, in their order, on a thread of its own.
@@ -115,6 +118,7 @@ class Registry:
                 max_batch_tokens=model.budget.tokens,
                 max_queue_tokens=settings.max_queue_tokens,
                 max_wait_s=settings.max_wait_s,
+                reading_limit_s=settings.reading_limit_s,
                 clock=clock,
             )
             self._hosted[name] = HostedModel(name, model, resources, strict_cache=settings.strict_cache, secret=secret)
@@ -163,10 +167,16 @@ class Registry:
             api_key=None if key is None else key.get_secret_value(),
         )
 
+    def _forward_limit_s(self, name: str) -> float:
+        # An engine elsewhere has a time-out of its own; only if that does not hold is something stuck here.
+        if self._settings.remote_engine(name) is not None:
+            return self._settings.engine_timeout_s + _REMOTE_MARGIN_S
+        return self._settings.forward_limit_s
+
     def _device_of(self, name: str, model: PreferenceModel) -> DeviceThread:
         # A model whose backbone runs elsewhere waits for nobody's turn here.
         device = name if name in self._settings.engines else str(next(model.network.parameters()).device)
         # One thread a device, and its turn, for all models on it: two at once would fight for memory and cores.
         if device not in self._devices:
-            self._devices[device] = DeviceThread(device)
+            self._devices[device] = DeviceThread(device, limit_s=self._forward_limit_s(name))
         return self._devices[device]

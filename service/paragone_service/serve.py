@@ -8,17 +8,21 @@ import ctypes
 import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from paragone_service.config import ConfigError, Settings, load_settings, parse_engine, parse_model
 from paragone_service.logs import configure_logging
 
-__all__ = ["keep_freed_memory", "serve"]
+if TYPE_CHECKING:
+    from paragone_models.model import PreferenceModel
+    from paragone_service.engine.contract import Engine
+
+__all__ = ["host", "keep_freed_memory", "serve"]
 
 _FLAGS = (
     "host",
@@ -37,6 +41,8 @@ _FLAGS = (
     "max_queue_tokens",
     "max_wait_s",
     "deadline_s",
+    "forward_limit_s",
+    "watchdog_exit_s",
     "max_body_mb",
     "max_connections",
     "memory_cache_mb",
@@ -92,18 +98,38 @@ def serve(
     configure_logging(settings)
 
     _bound_shape_caches()
-    from paragone_service.app import create_app
-    from paragone_service.http.middleware import Drain
-    from paragone_service.http.server import Server, configure
     from paragone_service.registry import load_models
 
     keep_freed_memory()
-    drain = Drain()
-    app = create_app(settings, load_models(settings), drain=drain)
-    server = Server(configure(app, settings), drain)
-    server.run()
-    if not server.started:
+    if not host(settings, load_models(settings)):
         raise typer.Exit(1)
+
+
+def host(
+    settings: Settings, models: "Mapping[str, PreferenceModel]", *, engines: "Mapping[str, Engine] | None" = None
+) -> bool:
+    """Serve loaded models until a signal, with a watchdog beside; return whether the server came up.
+
+    Args:
+        engines: what runs a model instead of this process, by name.
+    """
+    from paragone_service.app import create_app
+    from paragone_service.http.middleware import Drain
+    from paragone_service.http.server import Server, configure
+    from paragone_service.watchdog import Watchdog
+
+    drain = Drain()
+    watchdog = Watchdog(
+        loop_limit_s=settings.loop_limit_s,
+        exit_s=settings.watchdog_exit_s,
+        drain_s=settings.drain_timeout_s,
+        draining=lambda: drain.begun,
+    )
+    app = create_app(settings, models, engines=engines, drain=drain, watchdog=watchdog)
+    server = Server(configure(app, settings), drain)
+    watchdog.start()
+    server.run()  # the watchdog goes on after it: a thread that hangs would keep the interpreter from ending
+    return server.started
 
 
 def _flag(name: str) -> inspect.Parameter:

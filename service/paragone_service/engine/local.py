@@ -1,6 +1,7 @@
 """The engine in this process: torch, in one thread for each device, so that the event loop never waits for it."""
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -11,6 +12,7 @@ from torch import Tensor
 from paragone_models.model import PreferenceModel
 from paragone_models.text.reader import EncodeItem
 from paragone_service.engine.contract import EngineOutOfMemoryError, Health
+from paragone_service.watchdog import Post
 
 __all__ = ["DeviceThread", "LocalEngine"]
 
@@ -25,10 +27,12 @@ class DeviceThread:
 
     Attributes:
         turn: taken by a scheduler for one batch; waiting schedulers get it in the order they asked.
+        post: the forward that runs, as the watchdog sees it: one that hangs holds up every model on the device.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, limit_s: float = math.inf) -> None:
         self.device = device
+        self.post = Post(limit_s)
         self.turn = asyncio.Lock()  # fair: whoever waits longest is next
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"device-{device}")
 

@@ -40,6 +40,9 @@ __all__ = ["HostedModel"]
 Result = TypeVar("Result")
 
 _ITEMS_BEFORE_A_BREAK = 512
+_PATIENCE_S = 4.0
+"""Reading some of a request's texts for longer than this, a model is not ready."""
+_STUCK_RETRY_AFTER_S = 5
 
 
 @dataclass
@@ -99,11 +102,13 @@ class HostedModel:
         self._secret = secret
         self._ids_of_tenants: dict[str | None, Ids] = {}
         self._admission = Admission(name, resources.metrics, max_wait_s=resources.max_wait_s, clock=resources.clock)
-        self._reading = ReadingThread(name, model, clock=self._clock)
+        self._device = resources.device
+        self._reading = ReadingThread(name, model, limit_s=resources.reading_limit_s, clock=self._clock)
         failure = f"model {name} gave NaN or infinity for a response; nothing was cached"
         self.scheduler = open_queue(name, resources, model.represent, self._codec, failure=failure)
         self._gate = None if model.spec.gate == "none" else Gate(name, model, resources, self._reading)
         self._canary = _Canary(self.scheduler, _canary_item(model))
+        self._suspended: asyncio.Future[str] | None = None
         self._no_preferences: str | None = None
         try:  # the comparator knows best whether it can compare; it is asked once, and not by every request
             model.comparator.logit(*np.zeros((2, model.comparator.dimension)))
@@ -119,9 +124,28 @@ class HostedModel:
 
     def start(self) -> None:
         """Start the queues; needs a running event loop."""
-        self.scheduler.start()
-        if self._gate is not None:
-            self._gate.scheduler.start()
+        self.resume()
+        for scheduler in self._schedulers():
+            scheduler.start()
+
+    def _schedulers(self) -> list[Scheduler]:
+        return [self.scheduler] if self._gate is None else [self.scheduler, self._gate.scheduler]
+
+    def stuck_worker(self) -> str:
+        """Return which worker hangs or died; empty if none. Any thread may ask."""
+        for scheduler in self._schedulers():
+            if scheduler.died:
+                return f"the queue of model {self.name} has no worker any more"
+        return self._reading.post.stuck() or self._device.post.stuck()
+
+    def suspend(self, reason: str) -> None:
+        """Fail every request that needs a worker, until ``resume``; what is cached is answered."""
+        if self._suspended is not None and not self._suspended.done():
+            self._suspended.set_result(reason)
+
+    def resume(self) -> None:
+        """Take requests (again); needs a running event loop."""
+        self._suspended = asyncio.get_running_loop().create_future()
 
     async def close(self) -> None:
         """Stop the queues and let go of the engine."""
@@ -162,7 +186,7 @@ class HostedModel:
             ServiceError: ``return_unavailable``, if the model has no gate; else as for ``represent``.
             ClientGoneError: if the client left meanwhile.
         """
-        return await _unless_gone(self.check_gate().scales(items, call), call)
+        return await self._unless_gone(self.check_gate().scales(items, call), call)
 
     async def alive(self, *, within_s: float, timeout_s: float) -> bool:
         """Return whether a forward succeeded within the last seconds, running a canary if none did.
@@ -171,6 +195,8 @@ class HostedModel:
             within_s: how old the last success may be; where batches take long, twice as old as the last one took.
             timeout_s: how long the canary may take, queueing included.
         """
+        if self.stuck_worker() or self._reading.post.busy_s() > _PATIENCE_S or self._device.post.overdue():
+            return False
         if not (await self.engine.health()).healthy:
             return False  # a device in ruins fails every canary; there is no need to send one
         queue = self.scheduler
@@ -186,7 +212,7 @@ class HostedModel:
         Raises:
             ServiceError: ``text_unavailable``, if the model has no tokenizer.
         """
-        return await self._reading.read(conversations, call)
+        return await self._unless_gone(self._reading.read(conversations, call), call)
 
     async def represent(self, items: list[RequestItem], call: Call) -> Represented:
         """Return the representation of every response, in order.
@@ -203,7 +229,9 @@ class HostedModel:
         ids = self._ids_of(call.tenant)
         rows = await _rows_of(items, call, ids)
         hits = await self._cache.get([*map(operator.attrgetter("key"), rows)], self._codec)
-        filled = await _unless_gone(self._fill(items, rows, hits.values, call), call) if hits.misses else _Filled()
+        filled = _Filled()
+        if hits.misses:
+            filled = await self._unless_gone(self._fill(items, rows, hits.values, call), call)
         return self._represented(indices, rows, hits.values, filled, call, ids)
 
     def _ids_of(self, tenant: str | None) -> Ids:
@@ -382,6 +410,43 @@ class HostedModel:
         )
         return Represented(vectors, dropped, items, usage, self._row_ids(rows, ids) if call.ids else ())
 
+    async def _unless_gone(self, work: Coroutine[Any, Any, Result], call: Call) -> Result:
+        """Return what ``work`` returns, or cancel it when the client leaves first, or a worker turns out to hang.
+
+        Raises:
+            ClientGoneError: if the client left.
+            ServiceError: ``engine_unavailable``, if the model is suspended, now or meanwhile.
+        """
+        suspended = self._suspended
+        assert suspended is not None  # nobody asks before ``start``
+        if suspended.done():
+            work.close()
+            raise self._stuck(suspended.result())
+        working = asyncio.ensure_future(work)
+        ended_by: list[asyncio.Future[Any]] = [suspended]
+        if call.gone is not None:
+            ended_by.append(asyncio.ensure_future(call.gone()))
+        try:
+            await asyncio.wait([working, *ended_by], return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            if suspended.done():
+                raise self._stuck(suspended.result())
+            raise ClientGoneError
+        finally:
+            # All are awaited, so that the work has let go of its tickets before the answer leaves.
+            tasks = [working, *ended_by[1:]]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _stuck(self, reason: str) -> ServiceError:
+        return ServiceError(
+            ErrorCode.ENGINE_UNAVAILABLE,
+            f"model {self.name} cannot run ({reason}): try another replica, or later",
+            retry_after_s=_STUCK_RETRY_AFTER_S,
+        )
+
     def _row_ids(self, rows: Sequence[Row], ids: Ids) -> list[str | None]:
         """Return an id for each row, or none where nothing is kept that it could lead to."""
         if not self._cache.keeps:
@@ -394,28 +459,6 @@ class HostedModel:
             f"{dropped} tokens of the prompt are over the limit of {self.model.spec.max_length} tokens: shorten it, or "
             'send "truncation": "prompt" to have it cut from the left',
         )
-
-
-async def _unless_gone(work: Coroutine[Any, Any, Result], call: Call) -> Result:
-    """Return what ``work`` returns, or cancel it when the client leaves first.
-
-    Raises:
-        ClientGoneError: if the client left.
-    """
-    if call.gone is None:
-        return await work
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(call.gone())
-    try:
-        await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGoneError
-    finally:
-        # Both are awaited, so that the work has let go of its tickets before the answer leaves.
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
 
 
 async def _rows_of(items: Sequence[RequestItem], call: Call, ids: Ids) -> list[Row]:

@@ -7,6 +7,7 @@ makes of each.
 
 import asyncio
 import functools
+import math
 import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
 from paragone_service.scoring.request import Call
 from paragone_service.scoring.scheduler import Job, Scheduler, Ticket
+from paragone_service.watchdog import Post
 
 __all__ = ["ReadingThread", "Resources", "open_queue"]
 
@@ -42,7 +44,15 @@ class ReadingThread:
     A tokenizer keeps how special tokens are split as state of its own, so there is one thread and no more.
     """
 
-    def __init__(self, name: str, model: PreferenceModel, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: PreferenceModel,
+        *,
+        limit_s: float = math.inf,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.post = Post(limit_s)
         self._name = name
         self._reader = model.reader
         self._clock = clock
@@ -88,10 +98,13 @@ class ReadingThread:
         started = self._clock()
         loop = asyncio.get_running_loop()
         for chunk in _chunked(conversations):  # the thread reads other requests' chunks in between
-            yield await loop.run_in_executor(
-                self._thread, functools.partial(reader.read, chunk, truncation=call.truncation)
-            )
+            read = functools.partial(reader.read, chunk, truncation=call.truncation)
+            yield await loop.run_in_executor(self._thread, self._watched, read)
         call.timings.tokenize_s += self._clock() - started  # waiting for the thread included
+
+    def _watched(self, read: Callable[[], list[Reading | TextError]]) -> list[Reading | TextError]:
+        with self.post.at_work(f"reading for model {self._name}"):
+            return read()
 
     def close(self) -> None:
         """Let the thread end after the chunk it has."""
@@ -125,6 +138,7 @@ class Resources:
         device: the thread that its heads run on, shared with the other models on that device.
         max_queue_tokens: how much may wait in each queue.
         max_wait_s: the longest expected wait of a request that names no deadline.
+        reading_limit_s: how long reading one chunk of texts may take before it counts as stuck.
     """
 
     engine: Engine
@@ -134,6 +148,7 @@ class Resources:
     max_batch_tokens: int
     max_queue_tokens: int
     max_wait_s: float = 2.5
+    reading_limit_s: float = math.inf
     clock: Callable[[], float] = time.perf_counter
 
 
@@ -156,6 +171,7 @@ def open_queue(
         shares_prompts=resources.engine.shares_prompts,
         max_batch_tokens=resources.max_batch_tokens,
         max_queue_tokens=resources.max_queue_tokens,
+        post=resources.device.post,
         clock=resources.clock,
     )
 

@@ -27,6 +27,7 @@ from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
 from paragone_service.scoring.request import Deadline, Timings
 from paragone_service.tracing import Trace, batch_span, current_trace
+from paragone_service.watchdog import Post
 
 __all__ = ["Job", "Scheduler", "Ticket", "wait_for"]
 
@@ -43,6 +44,9 @@ _ENGINE_RETRY_AFTER_S = 5
 _SPEED_MEMORY = 0.8  # of the mean speed, against the last batch's: about the last five batches count
 _BULK_EVERY = 4
 """Every fourth batch begins with the large requests, so that small ones cannot hold them up for ever."""
+
+_PATIENCE_S, _PATIENCE = 4.0, 5
+"""How long a forward may take at least, and how many times as long as its size suggests, until it is overdue."""
 
 _TURNS = 4
 """Turns of clients in one batch: a client keeps its turn for that part of the budget."""
@@ -173,6 +177,7 @@ class Scheduler:
         shares_prompts: whether a batch computes a prompt once for all its responses, so that it also counts once.
         max_batch_tokens: budget of a batch. A longer single response still runs, alone.
         max_queue_tokens: how much may wait. A request of any size may enter an empty queue.
+        post: of the device, as the watchdog sees it.
 
     Attributes:
         max_batch_tokens: the budget now; smaller than it was once the device had not enough memory.
@@ -189,6 +194,7 @@ class Scheduler:
         shares_prompts: bool,
         max_batch_tokens: int,
         max_queue_tokens: int,
+        post: Post | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model = model
@@ -200,6 +206,7 @@ class Scheduler:
         self._represent = represent
         self._settle = settle
         self._turn = turn
+        self._post = Post() if post is None else post
         self._metrics = metrics
         self._shares_prompts = shares_prompts
         self.max_batch_tokens = max_batch_tokens
@@ -212,6 +219,11 @@ class Scheduler:
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._tokens_per_s = 0.0
+
+    @property
+    def died(self) -> bool:
+        """Whether its worker has ended, though nobody closed it. Any thread may ask."""
+        return self._worker is not None and self._worker.done()
 
     def start(self) -> None:
         """Start the worker; needs a running event loop."""
@@ -372,7 +384,8 @@ class Scheduler:
             ticket.batch = batch  # from here on a ticket runs to its end, whoever leaves: it may be joined, and cached
         outcomes: Sequence[bytes | ServiceError]
         try:
-            with batch_span(self.model, [ticket.trace for ticket in tickets]):
+            at_work = self._post.at_work(f"a forward of model {self.model}", self._patience_for(tickets))
+            with at_work, batch_span(self.model, [ticket.trace for ticket in tickets]):
                 rows = await self._represent([ticket.item for ticket in tickets])
             batch.finished = self._clock()
             outcomes = self._settle(tickets, rows)
@@ -401,6 +414,11 @@ class Scheduler:
             self._forget(ticket)  # after its value was cached: in between nobody may miss it in both places
             if not ticket.outcome.done():
                 ticket.outcome.set_result(outcome)
+
+    def _patience_for(self, tickets: Sequence[Ticket]) -> float:
+        if not self._tokens_per_s:
+            return math.inf
+        return max(_PATIENCE_S, _PATIENCE * sum(ticket.tokens for ticket in tickets) / self._tokens_per_s)
 
     async def _split(self, tickets: list[Ticket]) -> None:
         """Run two halves of a batch that did not fit, and keep later batches as small."""

@@ -26,7 +26,7 @@ __all__ = ["health_routes", "inspection_routes"]
 
 # A load balancer asks every few seconds: a busy model is never asked for a canary, an idle one twice a minute.
 _FRESH_S = 30.0
-_CANARY_TIMEOUT_S = 10.0
+_CANARY_TIMEOUT_S = 4.0
 
 
 def inspection_routes(registry: Registry, *, max_body_bytes: int) -> APIRouter:

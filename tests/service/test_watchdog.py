@@ -1,0 +1,155 @@
+"""The watchdog: what hangs is seen, its requests fail, other models answer, and in the end the process ends itself."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from paragone_service.watchdog import EXIT_CODE, Post, Watchdog
+from tests.service.conftest import free_port
+
+ROOT = Path(__file__).parents[2]
+HANG = {"model": "bad", "items": [{"prompt": "for ever " + "word " * 150, "response": "Yes."}]}
+GOOD = {"model": "good", "items": [{"prompt": "Is it?", "response": "Yes."}]}
+
+
+class HangingServer:
+    def __init__(self, folder, **settings):
+        port = free_port()
+        command = [sys.executable, "-m", "tests.service.hanging_server", str(folder), str(port), json.dumps(settings)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.log = []
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        self._reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr))
+        self._reader.start()
+        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+
+    def __enter__(self):
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                if self.client.get("/readyz").status_code == 200:
+                    return self
+            except httpx2.TransportError:
+                time.sleep(0.1)
+        self.__exit__()
+        raise TimeoutError(f"the server did not get ready: {self.log}")
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        self.process.stderr.close()
+        self.client.close()
+
+    def ask(self, body):
+        return self.client.post("/v1/rewards", json=body)
+
+    def ready(self):
+        return self.client.get("/readyz").status_code
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason", "elsewhere"),
+    [
+        ({"forward_limit_s": 1}, "a forward of model bad for", 503),  # both run on one device
+        ({"hang": "reading", "reading_limit_s": 1}, "reading for model bad for", 200),
+        ({"hang": "task"}, "the queue of model bad has no worker any more", 200),
+    ],
+)
+def test_a_worker_that_hangs_fails_requests_and_readiness_and_other_models_go_on_where_they_can(
+    folders, settings, reason, elsewhere
+):
+    with HangingServer(folders["bt"], watchdog_exit_s=0, **settings) as server:
+        answer = server.ask(HANG)  # in flight when it is seen
+        assert answer.status_code == 503
+        error = answer.json()["error"]
+        assert error["code"] == "engine_unavailable"
+        assert reason in error["message"]
+        assert answer.headers["retry-after"] == "5"
+        assert server.ask({**GOOD, "model": "bad"}).status_code == 503  # at once
+        assert server.ready() == 503
+        assert server.ask(GOOD).status_code == elsewhere
+        server.process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("hang", ["forward", "loop", "reading"])
+def test_a_process_with_something_stuck_ends_itself_with_a_code(folders, hang):
+    limits = {"forward_limit_s": 0.5, "reading_limit_s": 0.5, "loop_limit_s": 0.5}
+    with HangingServer(folders["bt"], hang=hang, watchdog_exit_s=1, **limits) as server:
+        asking = threading.Thread(target=ask_in_vain, args=[server])
+        asking.start()
+        assert server.process.wait(timeout=30) == EXIT_CODE
+        asking.join()
+    assert "the process ends with code 70" in "".join(server.log)
+
+
+@pytest.mark.parametrize("hang", ["forward", "loop", "reading"])
+def test_sigterm_ends_a_process_whatever_hangs(folders, hang):
+    with HangingServer(folders["bt"], hang=hang, watchdog_exit_s=0, drain_timeout_s=1) as server:
+        asking = threading.Thread(target=ask_in_vain, args=[server])
+        asking.start()
+        time.sleep(1)
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(timeout=30)
+        asking.join()
+
+
+def ask_in_vain(server):
+    with contextlib.suppress(httpx2.TransportError):
+        assert server.ask(HANG).status_code == 503
+
+
+def test_what_comes_back_is_taken_again():
+    class Model:
+        name = "m"
+        problem = "it hangs"
+        calls = ()
+
+        def stuck_worker(self):
+            return self.problem
+
+        def suspend(self, reason):
+            self.calls += (reason,)
+
+        def resume(self):
+            self.calls += ("resumed",)
+
+    class Loop:
+        def call_soon_threadsafe(self, call, *arguments):
+            call(*arguments)
+
+    left = []
+    dog = Watchdog(loop_limit_s=10, exit_s=5, drain_s=1, draining=lambda: False, leave=left.append)
+    model = Model()
+    dog.watch(Loop(), [model])
+    now = time.monotonic()
+    dog._look(now)
+    dog._look(now + 4)
+    model.problem = ""
+    dog._look(now + 4.5)
+    model.problem = "again"
+    dog._look(now + 8)
+    dog._look(now + 12)
+    assert model.calls == ("it hangs", "resumed", "again")
+    assert not left
+    dog._look(now + 14)
+    assert left == [EXIT_CODE]
+
+
+def test_a_post_is_busy_only_at_work():
+    post = Post(limit_s=0.01)
+    assert not post.stuck()
+    with post.at_work("a nap", patience_s=0.01):
+        time.sleep(0.02)
+        assert post.stuck() == "a nap for 0 s, over its limit of 0.01 s"
+        assert post.overdue()
+    assert (post.busy_s(), post.stuck(), post.overdue()) == (0, "", False)
