@@ -9,10 +9,10 @@ import asyncio
 import math
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from paragone.codes import ErrorCode
-from paragone_service.http.errors import SCOPE_CODE, ServiceError, error_response
+from paragone_service.http.errors import ServiceError, answer_within, refuse
 from paragone_service.scoring.request import Deadline
 
 __all__ = ["DEADLINE_HEADER", "SCOPE_DEADLINE", "Deadlines"]
@@ -43,29 +43,11 @@ class Deadlines:
         seconds = self._default_s if header is None else _seconds(header)
         if seconds is None:
             problem = f"{DEADLINE_HEADER} must be a number of seconds, over 0 and at most {_LONGEST_S:g}"
-            await _refuse(ServiceError(ErrorCode.INVALID_REQUEST, problem), scope, receive, send)
+            await refuse(ServiceError(ErrorCode.INVALID_REQUEST, problem), scope, receive, send)
             return
-        answered = False
-
-        async def watch(message: Message) -> None:
-            nonlocal answered
-            answered = True
-            await send(message)
-
         running = asyncio.timeout(seconds)
         deadline = scope[SCOPE_DEADLINE] = Deadline(seconds, running, chosen=header is not None)
-        try:
-            async with running:
-                await self._app(scope, receive, watch)
-        except TimeoutError:
-            if answered or not running.expired():
-                raise  # half an answer cannot be taken back; and a timeout of somebody else is not ours
-            await _refuse(deadline.error(), scope, receive, send)
-
-
-async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
-    scope[SCOPE_CODE] = error.code
-    await error_response(error)(scope, receive, send)
+        await answer_within(running, self._app, scope, receive, send, over=running.expired, error=deadline.error)
 
 
 def _seconds(text: str) -> float | None:

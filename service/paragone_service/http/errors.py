@@ -4,7 +4,8 @@ No message repeats what a client sent, except the names of unknown fields, model
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paragone.codes import ErrorCode
 from paragone.wire import ErrorDetail, ItemError, error_detail
@@ -23,10 +25,12 @@ __all__ = [
     "SCOPE_CODE",
     "ClientGoneError",
     "ServiceError",
+    "answer_within",
     "error_response",
     "from_validation",
     "install_handlers",
     "printable",
+    "refuse",
 ]
 
 logger = logging.getLogger("paragone.service")
@@ -143,6 +147,47 @@ def error_response(error: ServiceError) -> Response:
         headers["retry-after"] = str(error.retry_after_s)
     content = to_json({"error": error.detail().model_dump(exclude_unset=True)})
     return Response(content, status_code=HTTP_STATUS[error.code], media_type="application/json", headers=headers)
+
+
+async def refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request with an error, and keep its code in the scope."""
+    scope[SCOPE_CODE] = error.code
+    await error_response(error)(scope, receive, send)
+
+
+async def answer_within(
+    limit: AbstractAsyncContextManager[object],
+    app: ASGIApp,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    over: Callable[[], bool],
+    error: Callable[[], ServiceError],
+) -> None:
+    """Pass a request on inside a limit of time, and refuse it if that ends before its answer has begun.
+
+    Args:
+        over: whether it was this limit that ended.
+        error: what the request is refused with.
+
+    Raises:
+        TimeoutError: after the beginning of an answer, or if it is somebody else's.
+    """
+    answered = False
+
+    async def watch(message: Message) -> None:
+        nonlocal answered
+        answered = True
+        await send(message)
+
+    try:
+        async with limit:
+            await app(scope, receive, watch)
+    except TimeoutError:
+        if answered or not over():
+            raise  # half an answer cannot be taken back; and a timeout of somebody else is not this limit's
+        await refuse(error(), scope, receive, send)
 
 
 def printable(text: str, *, limit: int = 64) -> str:

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paragone.codes import ErrorCode
 from paragone_service.api_keys import ApiKey, KeyRing
-from paragone_service.http.errors import SCOPE_CODE, ClientGoneError, ServiceError, error_response, printable
+from paragone_service.http.errors import SCOPE_CODE, ClientGoneError, ServiceError, answer_within, printable, refuse
 from paragone_service.logs import FIELDS, HOLDS_TEXTS
 from paragone_service.metrics import Metrics
 from paragone_service.quotas import Quotas
@@ -67,11 +67,6 @@ _SILENCE_S = 5.0
 _SLOWEST = 1_000.0
 """Bytes a second under which nobody sends a body who means to send one."""
 _SECOND_LOOK_S = 0.25
-
-
-async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
-    scope[SCOPE_CODE] = error.code
-    await error_response(error)(scope, receive, send)
 
 
 class Drain:
@@ -211,7 +206,7 @@ class Observation:
                 if status:
                     raise  # the answer has begun; the connection can only be closed
                 error = ServiceError(ErrorCode.INTERNAL_ERROR, f"the server failed; its log has request {request_id}")
-                await _refuse(error, scope, receive, observe)
+                await refuse(error, scope, receive, observe)
         self._count(scope, request_id, status, self._clock() - started)
 
     def _count(self, scope: Scope, request_id: str, status: int, total_s: float) -> None:
@@ -265,22 +260,10 @@ class Draining:
             await self._app(scope, receive, send)
             return
         if self._drain.begun and scope["path"] not in _ALWAYS_ANSWERED:
-            await _refuse(self._error(), scope, receive, send)
+            await refuse(self._error(), scope, receive, send)
             return
-        answered = False
-
-        async def watch(message: Message) -> None:
-            nonlocal answered
-            answered = True
-            await send(message)
-
-        try:
-            async with self._drain.grace():
-                await self._app(scope, receive, watch)
-        except TimeoutError:
-            if answered or not self._drain.over:
-                raise  # half an answer cannot be taken back; and a timeout before the end is not ours
-            await _refuse(self._error(), scope, receive, send)
+        grace = self._drain.grace()
+        await answer_within(grace, self._app, scope, receive, send, over=lambda: self._drain.over, error=self._error)
 
     def _error(self) -> ServiceError:
         return ServiceError(
@@ -317,7 +300,7 @@ class HostGuard:
         error = ServiceError(
             ErrorCode.UNKNOWN_HOST, f"this server is not called {sent}: if it should be, add it to --allowed-hosts"
         )
-        await _refuse(error, scope, receive, send)
+        await refuse(error, scope, receive, send)
 
 
 def _host_name(header: bytes) -> str:
@@ -344,7 +327,7 @@ class Authorization:
         if error is None:
             await self._app(scope, receive, send)
         else:
-            await _refuse(error, scope, receive, send)
+            await refuse(error, scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ServiceError | None:
         if not self._keys.wanted or scope["path"] in _OPEN_PATHS:
@@ -400,7 +383,7 @@ class Quota:
         try:
             await spending.request()
         except ServiceError as error:
-            await _refuse(error, scope, receive, tell)
+            await refuse(error, scope, receive, tell)
             return
         await self._app(scope, receive, tell)
 
@@ -425,7 +408,7 @@ class BodyLimit:
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         if declared.isdigit() and int(declared) > self._max_bytes:
-            await _refuse(self._too_large(), scope, receive, send)
+            await refuse(self._too_large(), scope, receive, send)
             return
         # The length may be absent (chunked) or a lie: what really comes is what counts.
         counted, complete, patience_s = 0, False, _SECOND_LOOK_S
