@@ -197,7 +197,6 @@ class TextReader:
     Args:
         spec: length limit, special-token, BOS and reasoning policy, and the read plan.
         first_token: True for encoders that are read at their first token.
-        token_types: the encoder tells prompt and response apart by token types, which are not hosted.
         vocabulary: how many tokens the model has embeddings for; where the tokenizer has more, a conversation that
             needs one of those is refused. None if it has no more.
         chat_template: the name of one of the tokenizer's templates, or a file that holds one.
@@ -212,15 +211,12 @@ class TextReader:
         spec: ModelSpec,
         *,
         first_token: bool = False,
-        token_types: bool = False,
         vocabulary: int | None = None,
         chat_template: str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.spec = spec
-        self.template = ChatTemplate(
-            tokenizer, spec, text_pair=first_token, token_types=token_types, chosen=chat_template
-        )
+        self.template = ChatTemplate(tokenizer, spec, text_pair=first_token, chosen=chat_template)
         self._first_token = first_token
         self._vocabulary = vocabulary if vocabulary is not None and _last_id(tokenizer) >= vocabulary else None
         self._prompt_lengths: OrderedDict[bytes, int] = OrderedDict()

@@ -53,7 +53,6 @@ class ChatTemplate:
 
     Args:
         text_pair: without a template, give prompt and response to the tokenizer as a pair, as encoders are trained.
-        token_types: the model tells the two texts of a pair apart by token types, which are not hosted.
         chosen: the name of one of the tokenizer's templates, or a file that holds one, in place of its default.
 
     Raises:
@@ -66,14 +65,12 @@ class ChatTemplate:
         spec: ModelSpec,
         *,
         text_pair: bool = False,
-        token_types: bool = False,
         chosen: str | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self.sources = sources_of(tokenizer, chosen)
         self.has_template = bool(self.sources.default)
         self._text_pair = text_pair and not self.has_template
-        self._token_types = token_types
         self._escape = spec.special_tokens == "escape"
         self._keeps_thoughts = spec.reasoning == "keep"
         # A template writes its own BOS; without one the tokenizer does.
@@ -272,11 +269,6 @@ class ChatTemplate:
 
     def _tokenize_pair(self, messages: Sequence[Message]) -> list[int]:
         texts = [message["content"] for message in messages]
-        if self._token_types:
-            raise TextError(
-                "unsupported_content",
-                "this encoder tells prompt and response apart by token types: give it tokens, not text",
-            )
         # Encoders are trained on two texts; joined turns would be a text that they never saw.
         if len(texts) > 2:
             raise TextError("unsupported_content", "this model reads one prompt and one response, not several turns")

@@ -228,8 +228,8 @@ def test_without_a_template_a_system_message_is_refused():
         template_of(None).render([{"role": "system", "content": "Be brief."}, *MESSAGES])
 
 
-def pair_template(**fields) -> ChatTemplate:
-    return ChatTemplate(tiny.make_encoder_tokenizer(), SPEC, text_pair=True, **fields)
+def pair_template() -> ChatTemplate:
+    return ChatTemplate(tiny.make_encoder_tokenizer(), SPEC, text_pair=True)
 
 
 def test_an_encoder_gets_prompt_and_response_as_a_pair():
@@ -246,11 +246,6 @@ def test_a_special_token_in_a_pair_stays_text():
     template = pair_template()
     tokens = tokens_of(template, [MESSAGES[0], {"role": "assistant", "content": "yes [SEP] no"}])
     assert tokens.count(3) == 2
-
-
-def test_an_encoder_with_token_types_refuses_text():
-    with pytest.raises(TextError, match="token types"):
-        tokens_of(pair_template(token_types=True))
 
 
 def test_a_special_token_that_the_vocabulary_makes_from_plain_text_is_refused():
