@@ -5,6 +5,8 @@ EvaluationError (ValueError)    a question that has no answer: the value, the li
 └── CalibrationError            no temperature makes these probabilities right
 """
 
+import math
+
 __all__ = ["CalibrationError", "DataError", "EvaluationError"]
 
 
@@ -17,4 +19,12 @@ class DataError(EvaluationError):
 
 
 class CalibrationError(EvaluationError):
-    """Refuse to fit a temperature where none is best: a model that is wrong more than right, or never wrong."""
+    """Refuse to fit a temperature where none is best: a model that is wrong more than right, or never wrong.
+
+    Attributes:
+        limit: where the temperature goes: 0 for a model that is never wrong, else infinity.
+    """
+
+    def __init__(self, message: str, *, limit: float = math.inf) -> None:
+        super().__init__(message)
+        self.limit = limit

@@ -204,7 +204,7 @@ def _cross_fitted(logit: Floats, outcome: Floats, cluster: Ints, *, seed: int) -
     There are up to five folds of clusters, or with one cluster folds of rows.
 
     Raises:
-        CalibrationError: if there is no best temperature.
+        CalibrationError: if there is no best temperature without one of the folds.
     """
     names, where = np.unique(cluster, return_inverse=True)
     if len(names) < 2:  # then rows are all that there is to fold
@@ -218,7 +218,10 @@ def _cross_fitted(logit: Floats, outcome: Floats, cluster: Ints, *, seed: int) -
     scaled, temperatures = np.empty_like(logit), []
     for number in range(folds):
         here = fold == number
-        temperatures.append(fit_temperature(logit[~here], outcome[~here]))
+        try:
+            temperatures.append(fit_temperature(logit[~here], outcome[~here]))
+        except CalibrationError as error:
+            raise CalibrationError(f"without fold {number + 1} of {folds}, {error}", limit=error.limit) from error
         scaled[here] = logit[here] / temperatures[-1]
     return scaled, temperatures
 
@@ -243,14 +246,18 @@ def probability_section(judged: JudgedPairs, resampler: Resampler, *, bins: int,
         "uninformed_nll": np.log(2),
         "uninformed_brier": 0.25 * judged.decided.mean(),  # a tie is met exactly by ½
     }
-    # The factor that is shown is fitted on all pairs. What it is worth is measured by the cross-fitted ones alone.
+    # The factor that is shown is fitted on all pairs. What it is worth is measured by the cross-fitted ones alone, and
+    # where one of those is missing, by nothing: the factor itself is none the worse.
     try:
-        factor = fit_temperature(judged.logit, judged.outcome)
-        scaled, temperatures = _cross_fitted(judged.logit, judged.outcome, judged.cluster, seed=seed)
+        section["temperature_factor"] = fit_temperature(judged.logit, judged.outcome)
     except CalibrationError as error:
         section["no_temperature"] = str(error)
         return section
-    section["temperature_factor"] = factor
+    try:
+        scaled, temperatures = _cross_fitted(judged.logit, judged.outcome, judged.cluster, seed=seed)
+    except CalibrationError as error:
+        section["no_cross_fit"] = str(error)
+        return section
     section["fold_factors"] = temperatures
     section["after"] = scored(scaled)
     return section

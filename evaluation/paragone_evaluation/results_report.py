@@ -100,8 +100,8 @@ def print_temperature(record: _Values, console: Console) -> None:
     head = ("", "before", "95 % interval", "after", "95 % interval")
     console.print(_printed(PageTable(head, [first, *_before_and_after(record["before"], record["after"])], (1, 3))))
     console.print(
-        f"{record['pairs']} pairs, {record['clusters']} {record['cluster']}s; “after” is cross-fitted by cluster. ECE "
-        f"uses {record['bins']} bins.",
+        f"{record['pairs']} pairs, {record['clusters']} {record['cluster']}s; "
+        f"{'“after” is cross-fitted by cluster. ' if record['after'] else ''}ECE uses {record['bins']} bins.",
         style="dim",
     )
     for note in record["notes"]:
@@ -181,7 +181,11 @@ def _lead(results: _Values) -> str:
 def _cards(measures: _Values) -> list[Card]:
     accuracy, length, before = measures["accuracy"], measures["length"], measures["probabilities"]["before"]
     after = measures["probabilities"]["after"]
-    fitted = f"{number(after['ece']['value'])} with a fitted temperature" if after else "no temperature could be fitted"
+    fitted = (
+        f"{number(after['ece']['value'])} with a fitted temperature"
+        if after
+        else "there is no cross-fitted temperature"
+    )
     decided = f"of {counted(accuracy['decided'], 'decided pair')}; a tie of the model is wrong"
     longer = f"points; “the longer one” alone has {percent(length['baseline']['value'])}"
     uninformed = f"nats a pair; always saying ½ has {number(measures['probabilities']['uninformed_nll'])}"
@@ -227,8 +231,13 @@ def _calibration(measures: _Values) -> PageSection:
             f"“fitted” is honest: each pair was scaled by a temperature fitted on other clusters ({len(folds)} folds, "
             f"{min(folds):.3g} to {max(folds):.3g} times). “paragone calibrate” stores one with a model."
         )
+    elif "no_cross_fit" in chances:
+        remark = (
+            f"The best temperature is {chances['temperature_factor']:.3g} times the present one; what it is worth on "
+            f"other pairs is not known: {chances['no_cross_fit']}."
+        )
     else:
-        remark = f"No temperature could be fitted: {chances.get('no_temperature', 'unknown reason')}."
+        remark = f"No temperature could be fitted: {chances['no_temperature']}."
     head = ("", "as it answers", "95 % interval", "fitted", "95 % interval")
     tied = f" The {ties} pairs that people left tied count with y = ½." if ties else ""
     return PageSection(

@@ -41,6 +41,8 @@ def check_preferences(data: EvaluationSet, card: ModelCard) -> None:
 def fitted_temperature(data: EvaluationSet, answers: Answers, settings: MeasureSettings) -> dict[str, Any]:
     """Return the best temperature with its interval, and NLL, Brier and ECE before and after.
 
+    ``after`` is None where the fit on some of the clusters has no best temperature; a note says so.
+
     Raises:
         CalibrationError: if no temperature is best.
         EvaluationError: if a setting is impossible, or people decided no pair that was answered.
@@ -49,18 +51,26 @@ def fitted_temperature(data: EvaluationSet, answers: Answers, settings: MeasureS
     judged = judged_pairs(data, answers, clusters)
     # Its "after" is scaled by temperatures that were fitted on other clusters: an honest forecast for new pairs.
     probabilities = probability_section(judged, clusters.resampler, bins=settings.bins, seed=settings.seed)
-    if probabilities["after"] is None:
+    if "temperature_factor" not in probabilities:
         raise CalibrationError(probabilities["no_temperature"])
+    notes = list(clusters.notes)
+    if "no_cross_fit" in probabilities:
+        notes.append(
+            f"The temperature is fitted on all pairs; what it is worth on new ones is not known, for "
+            f"{probabilities['no_cross_fit']}"
+        )
     factors = []
     # Whole clusters again: resampling pairs would call the temperature far more certain than it is.
     for counts in clusters.resampler.counts[:_RESAMPLES].astype(np.float64):
         try:
             factors.append(fit_temperature(judged.logit, judged.outcome, weight=counts[judged.cluster]))
-        except CalibrationError:
-            factors.append(float("inf"))
+        except CalibrationError as error:
+            factors.append(error.limit)
+    after = probabilities["after"]
     present = answers.card.temperature  # logits are divided by it already, so what is fitted is a factor of it
     resampled = np.asarray(factors) * present
-    # A resample without a best temperature counts as a very large one, so that the interval does not hide it.
+    # A resample without a best temperature counts as where it would go, 0 or a very large one, so that the interval
+    # does not hide it.
     resampled[~np.isfinite(resampled)] = np.finfo(np.float64).max
     return {
         "file": Path(data.path).name,
@@ -73,6 +83,6 @@ def fitted_temperature(data: EvaluationSet, answers: Answers, settings: MeasureS
         "temperature_before": present,
         "temperature": clusters.resampler.estimate(present * probabilities["temperature_factor"], resampled),
         "before": {name: probabilities["before"][name] for name in ("nll", "brier", "ece")},
-        "after": {name: probabilities["after"][name] for name in ("nll", "brier", "ece")},
-        "notes": list(clusters.notes),
+        "after": after and {name: after[name] for name in ("nll", "brier", "ece")},
+        "notes": notes,
     }

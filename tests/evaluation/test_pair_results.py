@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 
+from paragone_evaluation.asking import AnswerStore, ask_model
 from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.pair_results import _cross_fitted, clustering
 from paragone_evaluation.readers import read_evaluation_set
 from paragone_evaluation.report import words
-from tests.evaluation.conftest import pair, text
+from paragone_evaluation.temperature import fitted_temperature
+from tests.evaluation.conftest import pair, text, write
 from tests.evaluation.readers.test_evaluation_sets import GROUP
 from tests.evaluation.runs import QUICK, page_of, run
 from tests.evaluation.test_asking import FirstPlace
@@ -125,3 +127,24 @@ def test_a_model_whose_temperature_cannot_be_fitted_is_reported_and_not_hidden(t
     written = run(tmp_path, rows, scorer)
     assert written.results["measures"]["probabilities"]["after"] is None
     assert "No temperature could be fitted" in page_of(written)
+
+
+def test_a_fold_without_a_best_temperature_loses_the_cross_fit_and_not_the_fit(tmp_path, models):
+    rows = [pair(number) for number in range(30)]
+    for number, row in enumerate(rows):
+        gap = np.subtract(*models["bt"].score(row["prompt"], [row["first"], row["second"]]).rewards)
+        row["strength"] = 2 if (gap > 0) != (number == 0) else -2
+    # Thirty choices, one of them wrong: without its cluster the model is never wrong.
+    data = read_evaluation_set(write(tmp_path / "file.jsonl", rows))
+    chances = run(tmp_path, rows, LocalScorer(models["bt"])).results["measures"]["probabilities"]
+    assert chances["after"] is None
+    assert "never wrong" in chances["no_cross_fit"]
+    assert math.isfinite(chances["temperature_factor"])
+    scorer = LocalScorer(models["bt"])
+    with AnswerStore(tmp_path / "answers.jsonl", scorer.card) as store:
+        answers = ask_model(data, scorer, store)
+    fitted = fitted_temperature(data, answers, QUICK)
+    assert fitted["temperature"].value == pytest.approx(chances["temperature_factor"] * scorer.card.temperature)
+    assert fitted["temperature"].low == 0.0  # resamples without the wrong pair, a third of them
+    assert fitted["after"] is None
+    assert "not known" in fitted["notes"][-1]

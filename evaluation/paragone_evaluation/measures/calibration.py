@@ -146,7 +146,8 @@ def fit_temperature(logit: ArrayLike, outcome: ArrayLike, *, weight: ArrayLike |
         T; the model's temperature times T is the calibrated one.
 
     Raises:
-        CalibrationError: if no finite T is best: the choices are wrong at least as often as right, or never wrong.
+        CalibrationError: if no T above 0 and below infinity is best: the choices are wrong at least as often as right,
+            or never wrong; its ``limit`` says which way T goes.
     """
     logits, judged = columns(logit=logit, outcome=outcome)
     outcomes(judged)
@@ -169,7 +170,7 @@ def fit_temperature(logit: ArrayLike, outcome: ArrayLike, *, weight: ArrayLike |
     # The slope for k → ∞: what is wrong, by how sure the model is of it.
     if not (counts * np.abs(unit) * np.where(unit > 0, 1.0 - judged, judged)).any():
         raise CalibrationError(
-            "the model is never wrong on these pairs: the best temperature would be 0. Use more pairs"
+            "the model is never wrong on these pairs: the best temperature would be 0. Use more pairs", limit=0.0
         )
     # The slope grows with k and ends above 0, so there is one root, and quadrupling comes past it.
     upper = 1.0

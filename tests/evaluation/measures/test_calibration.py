@@ -122,10 +122,16 @@ def test_a_weight_is_the_number_of_times_that_a_pair_counts(sample):
     assert fit_temperature(logit, outcome, weight=weight) == pytest.approx(repeated, rel=1e-9)
 
 
+def test_one_wrong_choice_of_thirty_has_a_temperature():
+    # sigmoid(4 / T) = 29/30 where every logit is 4.
+    assert fit_temperature([4.0] * 30, [0.0] + [1.0] * 29) == pytest.approx(4 / np.log(29), rel=1e-9)
+
+
 def test_a_model_that_is_wrong_more_than_right_has_no_temperature():
     with pytest.raises(CalibrationError, match="infinite"):
         fit_temperature([1.0, 2.0], [0.0, 0.0])
-    with pytest.raises(CalibrationError, match="never wrong"):
+    with pytest.raises(CalibrationError, match="never wrong") as never:
         fit_temperature([1.0, -2.0], [1.0, 0.0])
+    assert never.value.limit == 0.0
     with pytest.raises(CalibrationError, match="every logit is 0"):
         fit_temperature([0.0, 0.0], [1.0, 0.0])
