@@ -1,6 +1,6 @@
 """The one reader of data files, for training, evaluation, calibration and the benchmarks.
 
-files.py has the bytes of a file, one pass over its rows and what training reads, layouts.py the columns of each layout
+files.py has the bytes of a file, one pass over its rows and what training reads, layouts/ the columns of each layout
 and what they mean, rows.py what every layout becomes, evaluation_sets.py what evaluation reads. docs/data-files.md says
 what is read. Left out: torch, and everything that needs a model.
 """
