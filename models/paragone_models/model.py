@@ -223,6 +223,7 @@ class Scores:
         attributes: rated attributes by name, each [K].
         probabilities: P(row preferred to column), or None where the model cannot compare. [K, K]
         dropped_tokens: tokens cut from each prompt. [K]
+        shown: whether the model saw all words of each conversation that were not cut; see ``Reading``. [K]
     """
 
     representations: Tensor
@@ -230,6 +231,7 @@ class Scores:
     attributes: dict[str, NDArray[np.float64]]
     probabilities: NDArray[np.float64] | None
     dropped_tokens: list[int]
+    shown: list[bool]
 
 
 class PreferenceModel:
@@ -418,13 +420,14 @@ class PreferenceModel:
         readings = self.reader.read(
             [conversation(prompt, response, tools) for response in responses], truncation=truncation
         )
-        items, dropped = [], []
+        items, dropped, shown = [], [], []
         for reading in readings:
             # All or nothing: a tournament with a response missing is another tournament.
             if isinstance(reading, TextError):
                 raise reading
             items.append(reading.item)
             dropped.append(reading.dropped_tokens)
+            shown.append(reading.shown)
         representations = self._finite(self.represent(self.encode(items)))
         values = representations.cpu().numpy()
         rated = self.comparator.attribute_values(values)
@@ -434,6 +437,7 @@ class PreferenceModel:
             attributes={name: rated[:, column] for column, name in enumerate(self.spec.attributes)},
             probabilities=self.comparator.matrix(values) if self.spec.rules.compares(self.spec.weights) else None,
             dropped_tokens=dropped,
+            shown=shown,
         )
 
     def _check_shapes(self, first: Tensor, second: Tensor) -> None:

@@ -37,6 +37,10 @@ _LISTS = ("pairs", "items", "groups")
 _LONGEST_PLACE = 8
 _LONGEST_NAME = 40
 _CODES = {"json_invalid": ErrorCode.INVALID_JSON}
+_SHOWN = (
+    "False where the chat template left out words of it or of its prompt (thoughts, for example), so that the model "
+    "did not see them; sent only then. What was cut does not count."
+)
 _ID = (
     "The id to name it by in later pairs, if asked for: an opaque text, good for this prompt, model and server key. "
     "Null where the server keeps nothing."
@@ -87,6 +91,11 @@ class Usage(_AnswerModel):
     forward_tokens: Count = Field(description="Tokens that went through the model. [count]")
     cached_responses: Count = Field(description="Responses whose representation was known already. [count]")
     truncated: Count = Field(description="Conversations whose prompt was cut. [count]")
+    not_shown: Count = Field(
+        default=0,
+        description="Conversations of which the chat template left out words, references included; left out where "
+        "there are none. [count]",
+    )
     forward_prompts: Count = Field(
         default=0, description="Prompts that went through the model by themselves, for gate scales. [count]"
     )
@@ -105,6 +114,8 @@ class Preference(_AnswerModel):
     )
     first_id: str | None = Field(default=None, description=f"Of the first response. {_ID}")
     second_id: str | None = Field(default=None, description=f"Of the second response. {_ID}")
+    first_shown: bool = Field(default=True, description=f"Of the first response. {_SHOWN}")
+    second_shown: bool = Field(default=True, description=f"Of the second response. {_SHOWN}")
 
 
 class Reward(_AnswerModel):
@@ -129,6 +140,7 @@ class Reward(_AnswerModel):
     )
     representation: list[Finite] | None = Field(default=None, description="The d numbers, if asked for. [d]")
     truncated_tokens: Count = Field(default=0, description="Tokens that were cut from the prompt. [count]")
+    shown: bool = Field(default=True, description=f"Of the response. {_SHOWN}")
     id: str | None = Field(default=None, description=f"Of the response. {_ID}")
 
 
@@ -151,6 +163,9 @@ class Tournament(_AnswerModel):
         default=None, description="Row i, column j: probability that i is preferred to j, if asked for. [K][K]"
     )
     ids: list[str | None] | None = Field(default=None, description=f"Of each response. {_ID} [K]")
+    shown: list[bool] | None = Field(
+        default=None, description=f"Of each response. {_SHOWN} Null where all responses are shown. [K]"
+    )
 
 
 class TokensItem(_AnswerModel):

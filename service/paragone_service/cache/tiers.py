@@ -2,7 +2,7 @@
 
 A value is one representation: a header of 12 bytes, then float32, little-endian.
 
-    magic u8 | version u8 | d u16 | tokens u32 | tokens dropped u32 | d × float32
+    magic u8 | version u8 | d u16 | tokens u32 | tokens dropped u31, not shown u1 | d × float32
 
 The whole process passes values around in this form: memory stores them as they are, a request joins its values and
 numpy reads all rows at once. In Redis each has a seal in front (``seal.py``). n = values, d = length of a
@@ -13,6 +13,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,11 +22,12 @@ from paragone_service.cache.redis_tier import RedisCache
 from paragone_service.cache.seal import Seal
 from paragone_service.metrics import Metrics
 
-__all__ = ["Cache", "Codec", "MemoryCache"]
+__all__ = ["Cache", "Codec", "Decoded", "MemoryCache"]
 
 _HEADER_BYTES = 12
 _MAGIC = 0x50
-_VERSION = 1
+_VERSION = 2  # values of version 1 do not tell whether all words were shown
+_NOT_SHOWN = np.uint32(1 << 31)
 _MAX_DIMENSION = 2**16 - 1
 # What a number of a representation, and a count of tokens, cannot be. Heads give logits, some hundreds at most.
 _MAX_NUMBER = 1e6
@@ -34,6 +36,20 @@ _ENTRY_OVERHEAD_BYTES = 128
 """What the ordered dict and the allocator's rounding spend on an entry (74–116 B measured on CPython 3.11)."""
 # Keys of damaged values, which are to be overwritten. Beyond these, damaged values are computed anew until they expire.
 _MAX_REMEMBERED = 100_000
+
+
+class Decoded(NamedTuple):
+    """What values hold.
+
+    Attributes:
+        vectors: representations, float32. [n, d]
+        dropped: tokens cut from each prompt, uint32. [n]
+        shown: whether the model saw all words of each conversation that were not cut. [n]
+    """
+
+    vectors: NDArray[np.float32]
+    dropped: NDArray[np.uint32]
+    shown: NDArray[np.bool_]
 
 
 class Codec:
@@ -65,29 +81,35 @@ class Codec:
         self.blank = self.encode(np.full((1, dimension), np.nan), [0], [0])[0]
         """A value of NaN that stands for a row in error; it is never stored."""
 
-    def encode(self, vectors: ArrayLike, tokens: ArrayLike, dropped: ArrayLike) -> list[bytes]:
+    def encode(self, vectors: ArrayLike, tokens: ArrayLike, dropped: ArrayLike, shown: ArrayLike = True) -> list[bytes]:
         """Return one value per representation.
 
         Args:
             vectors: representations. [n, d]
             tokens: that the model read for each. [n]
             dropped: tokens that were cut from each prompt before that. [n]
+            shown: whether the model saw all words of each conversation that were not cut. [n]
         """
         rows = np.zeros(np.shape(vectors)[0], dtype=self._row)
         rows["magic"] = _MAGIC
         rows["version"] = _VERSION
         rows["dimension"] = self.dimension
         rows["tokens"] = tokens
-        rows["dropped"] = dropped
+        rows["dropped"] = np.asarray(dropped, dtype=np.uint32) | np.where(shown, np.uint32(0), _NOT_SHOWN)
         rows["vector"] = vectors
         # Cut from one block: a call per value would cost more than the hash of its text.
         whole, size = rows.tobytes(), self.value_bytes
         return [whole[start : start + size] for start in range(0, len(whole), size)]
 
-    def decode(self, values: Sequence[bytes]) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
-        """Return the representations [n, d] and the dropped tokens [n] of values that are known to be sound."""
+    def decode(self, values: Sequence[bytes]) -> Decoded:
+        """Return what values hold that are known to be sound."""
         rows = np.frombuffer(b"".join(values), dtype=self._row)  # no copy: the vectors are views into these bytes
-        return rows["vector"], rows["dropped"]
+        return Decoded(rows["vector"], rows["dropped"] & ~_NOT_SHOWN, rows["dropped"] < _NOT_SHOWN)
+
+    @staticmethod
+    def outdated(value: bytes) -> bool:
+        """Return whether this looks like a value of an earlier version: replaced, and no sign of damage."""
+        return len(value) > _HEADER_BYTES and value[0] == _MAGIC and 0 < value[1] < _VERSION
 
     def sound(self, values: Sequence[bytes]) -> list[bool]:
         """Return for each value whether it is a representation of this model in range, written by this version."""
@@ -99,7 +121,7 @@ class Codec:
             & (rows["version"] == _VERSION)
             & (rows["dimension"] == self.dimension)
             & (rows["tokens"] <= _MAX_TOKENS)
-            & (rows["dropped"] <= _MAX_TOKENS)
+            & (rows["dropped"] & ~_NOT_SHOWN <= _MAX_TOKENS)
             & (np.abs(rows["vector"]) <= _MAX_NUMBER).all(axis=1)  # false for NaN too
         )
         verdicts = iter(good.tolist())
@@ -245,7 +267,7 @@ class Cache:
             if sound:
                 known[key] = self._memory.put(key, value)
             else:
-                self._unfit(key, outdated=False)
+                self._unfit(key, outdated=codec.outdated(value))
         return known
 
     def _unfit(self, key: bytes, *, outdated: bool) -> None:

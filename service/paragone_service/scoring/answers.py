@@ -53,7 +53,17 @@ def preferences(represented: Represented, comparator: Comparator, problems: Prob
     if represented.ids:
         for row, number in zip(rows, sound, strict=True):
             row.first_id, row.second_id = represented.ids[2 * number : 2 * number + 2]
+    if not represented.shown.all():
+        _add_shown(rows, represented.shown[0::2][sound], represented.shown[1::2][sound])
     return rows
+
+
+def _add_shown(rows: Sequence[Preference], first: NDArray[np.bool_], second: NDArray[np.bool_]) -> None:
+    # Only fields that were set are sent: an answer that lacks them says that all was shown.
+    for number in np.flatnonzero(~first).tolist():
+        rows[number].first_shown = False
+    for number in np.flatnonzero(~second).tolist():
+        rows[number].second_shown = False
 
 
 def rewards(
@@ -99,6 +109,8 @@ def rewards(
             truncated_tokens=int(represented.dropped[start]),
         )
         # Fields are set one by one, because only those that were set are sent.
+        if not represented.shown[start]:
+            row.shown = False
         if count:
             row.reference_logit = against.logit
             if "blocks" in returned:
@@ -155,7 +167,7 @@ def tournaments(
         middle = start + own_size
         stop = middle + reference_size
         own, references = represented.vectors[start:middle], represented.vectors[middle:stop]
-        ids = represented.ids[start:middle]
+        ids, shown = represented.ids[start:middle], represented.shown[start:middle]
         start = stop
         if item in problems.errors:
             continue
@@ -180,6 +192,8 @@ def tournaments(
             row.matrix = matrix.tolist()
         if ids:
             row.ids = list(ids)
+        if not shown.all():
+            row.shown = shown.tolist()
         rows.append(row)
     return rows
 

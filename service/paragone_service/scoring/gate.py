@@ -84,7 +84,7 @@ class Gate:
             if isinstance(outcome, ServiceError):
                 call.problems.add(index, outcome)
             else:
-                scales[index] = self._codec.decode([outcome])[0][0]
+                scales[index] = self._codec.decode([outcome]).vectors[0]
         return GateScales(scales, len(prompts), sum(map(len, prompts)))
 
     def _prompt(self, reading: Reading) -> EncodeItem:

@@ -385,9 +385,10 @@ class HostedModel:
         if filled.values:
             errors = {number: value for number, value in enumerate(values) if isinstance(value, ServiceError)}
         # Rows in error have a value of NaN, so that all rows are decoded at once and keep their places.
-        vectors, dropped = self._codec.decode(
+        decoded = self._codec.decode(
             [self._codec.blank if isinstance(value, ServiceError) else value for value in values]
         )
+        dropped = decoded.dropped
         cut = np.flatnonzero(dropped)
         if call.truncation == "error":
             # The reader refuses such conversations itself; these were cached when somebody allowed the cut.
@@ -408,7 +409,11 @@ class HostedModel:
             cached_responses=max(0, len(rows) - filled.forward_answers - len(errors)),
             truncated=len(cut),
         )
-        return Represented(vectors, dropped, items, usage, self._row_ids(rows, ids) if call.ids else ())
+        not_shown = len(rows) - int(np.count_nonzero(decoded.shown))
+        if not_shown:  # only fields that were set are sent
+            usage.not_shown = not_shown
+        row_ids = self._row_ids(rows, ids) if call.ids else ()
+        return Represented(decoded.vectors, dropped, decoded.shown, items, usage, row_ids)
 
     async def _unless_gone(self, work: Coroutine[Any, Any, Result], call: Call) -> Result:
         """Return what ``work`` returns, or cancel it when the client leaves first, or a worker turns out to hang.

@@ -127,7 +127,8 @@ def _job(key: bytes, reading: Reading) -> Job:
     ids = reading.token_ids
     # Two bytes a token where the vocabulary allows it: a full queue holds millions.
     compact = array("H" if max(ids) <= _LARGEST_SHORT else "I", ids)
-    return Job(key, EncodeItem(compact, reading.reads, reading.prompt_length), reading.dropped_tokens)
+    item = EncodeItem(compact, reading.reads, reading.prompt_length)
+    return Job(key, item, reading.dropped_tokens, reading.shown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +202,10 @@ class _Forwards:
         """Cache the sound rows of a batch, [n, d], and return each ticket's value or error."""
         finite = np.atleast_1d(np.isfinite(vectors).all(axis=1)).tolist()
         values = self.codec.encode(
-            vectors, [ticket.tokens for ticket in tickets], [ticket.dropped for ticket in tickets]
+            vectors,
+            [ticket.tokens for ticket in tickets],
+            [ticket.dropped for ticket in tickets],
+            [ticket.shown for ticket in tickets],
         )
         # NaN is never cached: it may come from a broken batch, and the next try may be sound.
         sound = [place for place, good in enumerate(finite) if good and tickets[place].key is not None]

@@ -204,12 +204,14 @@ class Represented:
     Attributes:
         vectors: float32, NaN in the rows of an item with a problem. [n, d]
         dropped: tokens cut from each prompt. [n]
+        shown: whether the model saw all words of each conversation that were not cut. [n]
         items: the index of each item, in the order of its rows.
         ids: the id of each response, None where it has none; empty unless the call wants ids. [n]
     """
 
     vectors: NDArray[np.float32]
     dropped: NDArray[np.uint32]
+    shown: NDArray[np.bool_]
     items: Sequence[int]
     usage: Usage
     ids: Sequence[str | None] = ()

@@ -58,11 +58,13 @@ class Job(NamedTuple):
     Attributes:
         key: its cache key; None for what nobody can join and nobody keeps: a canary, a prompt for the gate.
         dropped: tokens cut from its prompt.
+        shown: whether the item holds all words of the conversation that were not cut.
     """
 
     key: bytes | None
     item: EncodeItem
     dropped: int
+    shown: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +91,7 @@ class Ticket:
     key: bytes | None
     item: EncodeItem
     dropped: int
+    shown: bool
     outcome: asyncio.Future[bytes | ServiceError]
     submitted: float
     deadlines: list[Deadline | None]

@@ -190,7 +190,7 @@ def flipped(value, place):
 
 OURS = sealed(KEYS[0], values(1)[0])
 HUGE = CODEC.encode([[3.4e38, 1.0]], [5], [0])[0]
-MANY = CODEC.encode([[1.0, 1.0]], [5], [2**31])[0]
+MANY = CODEC.encode([[1.0, 1.0]], [5], [2**30])[0]
 
 
 @pytest.mark.parametrize(
@@ -232,10 +232,11 @@ async def test_with_a_secret_a_value_that_anybody_could_make_does_not_count(tier
 async def test_a_value_of_an_earlier_release_is_a_miss_and_no_damage(tier, raw):
     redis, metrics = tier
     cache = Cache(MemoryCache(10_000), redis, metrics)
-    await raw.set(KEYS[0], values(1)[0])
-    assert (await cache.get(KEYS[:1], CODEC)).values == [None]
+    first = b"\x50\x01" + values(1)[0][2:]
+    await raw.mset({KEYS[0]: first, KEYS[1]: Seal().close(KEYS[1], first)})  # without a seal, and with one
+    assert (await cache.get(KEYS[:2], CODEC)).values == [None, None]
     assert counted(metrics, "paragone_cache_corrupted_total") == 0
-    assert counted(metrics, "paragone_cache_outdated_total") == 1
+    assert counted(metrics, "paragone_cache_outdated_total") == 2
     cache.put(KEYS[:1], values(1))
     await until(lambda: has(redis, OURS))
 

@@ -65,6 +65,9 @@ def inspection_routes(registry: Registry, *, max_body_bytes: int) -> APIRouter:
         rows = answers.tokens(indices, readings, problems)
         truncated = sum(1 for row in rows if row.truncated_tokens)
         usage = Usage(forward_responses=0, forward_tokens=0, cached_responses=0, truncated=truncated)
+        not_shown = sum(1 for row in rows if not row.shown)
+        if not_shown:  # only fields that were set are sent
+            usage.not_shown = not_shown
         return answer(model, TokensAnswer, usage, problems, tokens=rows)
 
     return router
