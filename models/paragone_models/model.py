@@ -18,7 +18,7 @@ from paragone_models.comparator import Comparator
 from paragone_models.errors import NonFiniteError, TextError
 from paragone_models.machine import CANDIDATES, Budget, best_budget
 from paragone_models.network import AbsentBackbone, PreferenceNetwork, gather_reads, output_width
-from paragone_models.packing.backend import choose
+from paragone_models.packing.backend import choose, mixing
 from paragone_models.packing.packer import Forward, Packer, PromptStore
 from paragone_models.rotary import depending_on_length
 from paragone_models.spec import ModelSpec
@@ -72,7 +72,7 @@ class LocalForward:
         deterministic: bool = False,
         prompt_cache_bytes: int | None = None,
     ) -> None:
-        self.deterministic = deterministic
+        self.deterministic = self._apart = deterministic
         self.max_batch_tokens = max_batch_tokens
         self.packer: Packer | None = None
         self._network = network
@@ -81,8 +81,10 @@ class LocalForward:
             return
         way = choose(network.backbone)
         if isinstance(way, str):
-            self.batching = f"padded: {way}"
             self.attention = str(getattr(network.config, "_attn_implementation", None))
+            mixed = mixing(network.backbone, causal=network.causal)
+            self._apart = self._apart or mixed is not None
+            self.batching = f"padded: {way}" if mixed is None else f"padded: one sequence at a time, because {mixed}"
         else:
             name, run = way
             self.batching, self.attention = "packed", f"packed {name}"
@@ -104,7 +106,7 @@ class LocalForward:
             raise ValueError("the backbone of this model was not loaded: the engine that it was loaded for runs it")
         if self.packer is None or not items:
             # Of one token: every sequence runs alone, so that no neighbour can change its bits.
-            budget = 1 if self.deterministic else self.max_batch_tokens
+            budget = 1 if self._apart else self.max_batch_tokens
             return _encode_padded(self._network, items, max_batch_tokens=budget)
         if len({len(item.reads) for item in items}) > 1:
             raise ValueError("items of one call must have the same number of reads")
@@ -118,8 +120,8 @@ class LocalForward:
             limit_s: no larger budget is tried once this much time has passed.
         """
         device = next(self._network.backbone.parameters()).device
-        if self.deterministic:
-            budget = Budget(self.max_batch_tokens, "deterministic sequences run apart, so there is nothing to try")
+        if self._apart:
+            budget = Budget(self.max_batch_tokens, "sequences run apart, so there is nothing to try")
         else:
             budget = best_budget(
                 self._padded_trial if self.packer is None else self.packer.trial,

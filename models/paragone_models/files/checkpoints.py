@@ -23,6 +23,7 @@ __all__ = [
     "adapter_files",
     "has_weights",
     "head_files",
+    "is_plain",
     "opened",
     "read_config",
     "read_row",
@@ -37,6 +38,7 @@ _ADAPTERS = "adapter_model.*"
 # LLaMA-Factory's: the head of a model whose other weights keep their own files.
 _VALUE_HEADS = "value_head.*"
 _TORCH = "pytorch_model*.bin"
+_PLAIN = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 _OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.msgpack", "*.h5")
 
 
@@ -195,16 +197,35 @@ def read_tensors(files: Iterable[Path], names: set[str]) -> dict[str, Tensor]:
     """Return some tensors in float32.
 
     Raises:
-        ModelLoadError: if one is in none of the files.
+        ModelLoadError: if one is in none of the files, or is quantised.
     """
     read: dict[str, Tensor] = {}
     for path in files:
         with opened(path) as tensors:
             for name in names & set(tensors.keys()):
-                read[name] = tensors.get_tensor(name).float()
+                read[name] = _plain(name, tensors.get_tensor(name))
     if missing := names - set(read):
         raise ModelLoadError(f"the weights lack {', '.join(sorted(missing))}")
     return read
+
+
+def is_plain(files: Iterable[Path], name: str) -> bool:
+    """Return whether a tensor is in the files, as numbers that need no scale."""
+    for path in files:
+        with opened(path) as tensors:
+            if name in tensors.keys():  # noqa: SIM118 (no mapping)
+                return tensors.get_tensor(name).dtype in _PLAIN
+    return False
+
+
+def _plain(name: str, tensor: Tensor) -> Tensor:
+    # Numbers of eight bits and packed ones mean nothing without their scales.
+    if tensor.dtype not in _PLAIN:
+        raise ModelLoadError(
+            f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}: a head that is quantised is not read; "
+            "give weights whose head is not"
+        )
+    return tensor.float()
 
 
 def read_row(files: Iterable[Path], name: str, row: int) -> Tensor:
@@ -217,7 +238,7 @@ def read_row(files: Iterable[Path], name: str, row: int) -> Tensor:
         The row, as a matrix. [1, H]
 
     Raises:
-        ModelLoadError: if the tensor is in none of the files, or has no such row.
+        ModelLoadError: if the tensor is in none of the files, is quantised, or has no such row.
     """
     for path in files:
         with opened(path) as tensors:
@@ -227,6 +248,5 @@ def read_row(files: Iterable[Path], name: str, row: int) -> Tensor:
             shape = whole.get_shape()
             if len(shape) != 2 or not 0 <= row < shape[0]:
                 raise ModelLoadError(f"{name} is of shape {shape}: it has no row {row}")
-            values: Tensor = whole[row : row + 1]
-            return values.float()
+            return _plain(name, whole[row : row + 1])
     raise ModelLoadError(f"the weights lack {name}")

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
-from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_accelerate_available
 
 from paragone_models.errors import ModelLoadError, reason_of
-from paragone_models.files import checkpoints
+from paragone_models.files import checkpoints, quantised
 from paragone_models.files.adapters import adapter_shapes, cast, merge, read_adapter, without_adapter
 from paragone_models.files.heads import LinearHead, find_linear_head, left_over, refuse_left_over, standardised
 from paragone_models.kinds import KINDS, KindName
@@ -48,23 +47,6 @@ _LONGEST = 16384
 _FIRST_TOKEN = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "deberta-v2"})
 # Others scale or cap their logits, which a bare row would leave out without a word.
 _PLAIN_LOGITS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-
-_QUANTISERS = {
-    "aqlm": "aqlm",
-    "awq": "gptqmodel",
-    "bitsandbytes": "bitsandbytes",
-    "compressed-tensors": "compressed-tensors",
-    "eetq": "eetq",
-    "fbgemm_fp8": "fbgemm-gpu",
-    "gptq": "gptqmodel",
-    "hqq": "hqq",
-    "quanto": "optimum-quanto",
-    "quark": "amd-quark",
-    "spqr": "spqr_quant",
-    "torchao": "torchao",
-    "vptq": "vptq",
-}
-"""Packages that transformers reads quantised weights with, by what ``quant_method`` says."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +203,7 @@ def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
     backbone: nn.Module = getattr(model, model.base_model_prefix)
     if isinstance(getattr(model, "score", None), nn.Linear):
         # From the files: read in half precision the head would be another one. Its class has no place for a bias.
-        tensors = _read_head(folder, options, linear)
+        tensors = quantised.dense_head(folder, config, model.score) or _read_head(folder, options, linear)
         head = {name.replace("score", "value_head"): tensor for name, tensor in tensors.items()}
         return Loaded(_with_linear_head(backbone, spec, head), spec)
     if config.model_type in _FIRST_TOKEN:
@@ -389,13 +371,7 @@ def _without_place(folder: Path, config: Any, claimed: Collection[str], options:
 
 def _with_weights(auto: Any, folder: Path, config: Any, options: Options, claimed: Collection[str] = ()) -> nn.Module:
     """Return the model with its weights, every one of them from the folder, and none of the folder's left over."""
-    method = _quantisation(config)
-    # transformers warns, and reads the weights as if they were plain.
-    if method is not None and method not in AUTO_QUANTIZER_MAPPING and not method.startswith("bitsandbytes"):
-        raise ModelLoadError(
-            f"{folder} has quantised weights ({method}), which transformers does not read: give weights that are not "
-            "quantised"
-        )
+    quantised.prepare(folder, config, options.device)
     # A small change is lost where a weight is rounded before it is added.
     read = options if options.adapter is None else replace(options, dtype=torch.float32, device=torch.device("cpu"))
     try:
@@ -407,8 +383,9 @@ def _with_weights(auto: Any, folder: Path, config: Any, options: Options, claime
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 **_arguments(folder, config, read),
             )
+            quantised.finish(model, read.dtype)
     except Exception as error:
-        raise ModelLoadError(_unloadable(folder, config, error)) from error
+        raise ModelLoadError(quantised.unloadable(folder, read.device, error)) from error
     # transformers only warns of weights that it made up; those of an adapter's head are read from there.
     from_adapter = set() if options.adapter is None else set(adapter_shapes(options.adapter))
     _refuse_incomplete(folder, info, from_adapter & set(claimed))
@@ -429,32 +406,10 @@ def _reported_here() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def _quantisation(config: Any) -> str | None:
-    """Return the method that weights are quantised with, or None if they are not."""
-    settings = getattr(config, "quantization_config", None)
-    if settings is None:
-        return None
-    method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
-    return str(getattr(method, "value", method))
-
-
-def _unloadable(folder: Path, config: Any, error: Exception) -> str:
-    """Return why transformers could not load a folder; of quantised weights, what they need."""
-    method = _quantisation(config)
-    if method is None:
-        return f"{folder} cannot be loaded: {reason_of(error)}"
-    package = _QUANTISERS.get(method)
-    needed = "" if package is None else f"install what reads it (pip install {package}), or "
-    return (
-        f"{folder} has quantised weights ({method}) that cannot be loaded here ({reason_of(error)}): {needed}give "
-        "weights that are not quantised"
-    )
-
-
 def _merged(model: Any, config: Any, options: Options, claimed: Collection[str]) -> nn.Module:
     """Return a model with its adapter merged into the backbone, in the dtype asked for."""
     assert options.adapter is not None
-    if _quantisation(config) is not None:
+    if quantised.method_of(config) is not None:
         raise ModelLoadError(
             f"the adapter {options.adapter} changes quantised weights, into which it cannot be merged: name the base "
             "that is not quantised in its adapter_config.json"

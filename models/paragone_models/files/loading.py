@@ -14,7 +14,7 @@ import transformers
 from transformers import AutoTokenizer
 
 from paragone_models.errors import ModelLoadError, NonFiniteError, TextError, reason_of
-from paragone_models.files import checkpoints, formats
+from paragone_models.files import checkpoints, formats, quantised
 from paragone_models.files.adapters import base_of, find_adapter
 from paragone_models.files.hashes import code_hash, weights_hash
 from paragone_models.files.sources import Resolved, resolve
@@ -183,7 +183,7 @@ def load_model(
             None if reader is None else tokenizer_hash(reader.tokenizer, reader.template.signature),
             code_hash((network.backbone, network.config, None if reader is None else reader.tokenizer)),
         ),
-        numerics=_numerics(local, options),
+        numerics=_numerics(local, options, quantised.described(base.folder, network.config)),
     )
     model = PreferenceModel(
         network, spec, reader, provenance, max_batch_tokens=budget, first_token=loaded.first_token, local=local
@@ -321,7 +321,10 @@ def _check_length(spec: ModelSpec, network: PreferenceNetwork) -> None:
 
 def _refuse_non_finite(source: str, network: PreferenceNetwork) -> None:
     for name, tensor in network.state_dict().items():
-        # Numbers of eight bits have no such test.
+        # A quantised tensor of a class of its own has no such test; the first forward pass shows what is wrong with it.
+        if type(tensor.data) is not torch.Tensor:
+            continue
+        # Numbers of eight bits have none either.
         wide = tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
         if tensor.is_floating_point() and not bool(torch.isfinite(wide).all()):
             raise ModelLoadError(
@@ -373,7 +376,7 @@ def _separator(source: str, tokenizer: Any) -> int | None:
     return int(separator)
 
 
-def _numerics(local: LocalForward, options: formats.Options) -> dict[str, str]:
+def _numerics(local: LocalForward, options: formats.Options, quantisation: str | None) -> dict[str, str]:
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     if options.elsewhere:
         return {"dtype": "elsewhere", "device": "elsewhere", "attention": local.attention, **versions}
@@ -382,5 +385,6 @@ def _numerics(local: LocalForward, options: formats.Options) -> dict[str, str]:
         "device": torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else options.device.type,
         "attention": local.attention,
         "deterministic": str(local.deterministic).lower(),
+        **({} if quantisation is None else {"quantisation": quantisation}),
         **versions,
     }

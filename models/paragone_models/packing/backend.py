@@ -25,7 +25,7 @@ from paragone_models.packing.packer import Forward, Packer, PromptStore
 from paragone_models.rotary import depending_on_length
 from paragone_models.text.reader import EncodeItem
 
-__all__ = ["PACKED", "choose", "failure_of", "refusal", "through_model", "tolerance", "ways"]
+__all__ = ["PACKED", "choose", "failure_of", "mixing", "refusal", "through_model", "tolerance", "ways"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,53 @@ def refusal(config: Any) -> str | None:
         return f"it has layers of other kinds than attention: {', '.join(others)}"
     if ropes := depending_on_length(config):
         return f"its rotary positions depend on the length of the batch ({', '.join(ropes)})"
+    return _company(config)
+
+
+def _company(config: Any) -> str | None:
+    """Return how quantised layers let a text's numbers depend on what shares its pass, or None if they do not."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return None
+    values = settings if isinstance(settings, dict) else settings.to_dict()
+    if values.get("load_in_8bit") and values.get("llm_int8_threshold", 6.0):
+        return "LLM.int8() takes a column for an outlier if it is one in any row of a pass (llm_int8_threshold)"
+    groups = (values.get("config_groups") or {}).values()
+    if any(group.get("input_activations") for group in groups):
+        # A product's last bit depends on how many rows it has, and decides between two steps: 0.2 of a reward in eight
+        # bits, where weights alone would make 1e-6.
+        return "its activations are rounded to so few steps that the order of a sum is seen"
     return None
+
+
+def mixing(backbone: Any, *, causal: bool) -> str | None:
+    """Return why sequences of one padded pass change each other's numbers, or None if they do not.
+
+    That is asked of quantised backbones alone: others have only products and norms of single rows.
+
+    Args:
+        backbone: any transformers model, on its device, in evaluation mode.
+        causal: whether it is run without a mask.
+    """
+    config = backbone.config
+    if getattr(config, "quantization_config", None) is None:
+        return None
+    if reason := _company(config):
+        return reason
+    parameter = next(backbone.parameters())
+    items = _trial_items(config.get_text_config().vocab_size)
+    lengths = torch.tensor([len(item.token_ids) for item in items])
+    tokens = torch.zeros(len(items), int(lengths.max()), dtype=torch.long)
+    for row, item in enumerate(items):
+        tokens[row, : len(item.token_ids)] = torch.tensor(item.token_ids)
+    mask = None if causal else (torch.arange(tokens.shape[1]) < lengths[:, None]).long().to(parameter.device)
+    with torch.inference_mode():
+        alone = torch.stack([_plain_state(backbone, item, parameter.device) for item in items])[:, 0]
+        hidden = backbone(input_ids=tokens.to(parameter.device), attention_mask=mask).last_hidden_state
+        together = hidden[torch.arange(len(items)), lengths - 1].float()
+    error = float((together - alone).norm() / alone.norm())
+    limit = tolerance(parameter.dtype)
+    return None if error <= limit else f"beside others a text's hidden state is off by {error:.1e} of its size"
 
 
 def choose(backbone: nn.Module) -> tuple[str, Forward] | str:
@@ -200,6 +246,10 @@ def _precise(backbone: nn.Module) -> Iterator[None]:
         for name, values in kept.pop(module, {}).items():
             module.get_parameter(name).data = values
 
+    if any(
+        type(part.data) is not Tensor or part.dtype not in (*_WIDER, torch.float64) for part in backbone.parameters()
+    ):
+        raise TypeError("quantised weights have no twice")
     kept: dict[nn.Module, dict[str, Tensor]] = {}
     hooks = []
     for module in backbone.modules():

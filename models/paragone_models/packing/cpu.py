@@ -348,6 +348,7 @@ class DecoderForward:
         # layer holds the plain one inside.
         linear = all(type(module) is nn.Linear for module in modules if isinstance(module, nn.Linear))
         own = all(type(module).__module__.startswith(_OWN) for module in modules)
+        own = own and not any("forward" in vars(module) for module in modules)  # compressed-tensors puts its own there
         plain = not any(module._forward_hooks or module._forward_pre_hooks for module in modules)  # noqa: SLF001
         return (
             type(backbone).__module__.startswith("transformers.models.")
