@@ -23,7 +23,13 @@ def pairs(prompts: int = 3, *, split: str | None = "train") -> list[Pair]:
                 strength = (1.0 + index) * (1 if index % 2 else -1)
                 rows.append(
                     Pair(
-                        prompt, f"{first} {number}", f"{second} {number}", strength, split=split, group=f"q{number}_yes"
+                        prompt,
+                        f"{first} {number}",
+                        f"{second} {number}",
+                        strength,
+                        split=split,
+                        group=f"q{number}_yes",
+                        where=f"pairs.jsonl:{number}",
                     )
                 )
     return rows

@@ -1,6 +1,7 @@
 """The trainer: one pass a distinct response, a mean per pair over the whole step, and resumption."""
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 from paragone_models.network import PreferenceNetwork
 from paragone_models.text.reader import TextReader
 from paragone_training.data import PairBatches, group_pairs, read_groups
+from paragone_training.errors import DivergedError
 from paragone_training.preference.backbone import build_model
 from paragone_training.preference.card import Rows
 from paragone_training.preference.objective import Objective
@@ -143,15 +145,10 @@ RESUMED = recipe(
 def test_a_run_that_is_killed_and_resumed_equals_one_that_was_not(tmp_path, monkeypatch):
     whole = fit(RESUMED, Rows(pairs(3), held_out_pairs=pairs(1)), tmp_path / "whole")
     per_epoch = 3  # six chunks, two a step
-    init = StepTrainer.__init__
-
-    def killed(self: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> None:
-        init(self, *args, callbacks=[*(callbacks or []), Killer(per_epoch + 1)], **kwargs)
-
-    monkeypatch.setattr(StepTrainer, "__init__", killed)
-    with pytest.raises(Killed):
-        fit(RESUMED, Rows(pairs(3), held_out_pairs=pairs(1)), tmp_path / "cut")
-    monkeypatch.setattr(StepTrainer, "__init__", init)
+    with monkeypatch.context() as patch:
+        with_callback(patch, Killer(per_epoch + 1))
+        with pytest.raises(Killed):
+            fit(RESUMED, Rows(pairs(3), held_out_pairs=pairs(1)), tmp_path / "cut")
     assert (tmp_path / "cut" / f"checkpoint-{per_epoch}").is_dir()
     resumed = fit(RESUMED, Rows(pairs(3), held_out_pairs=pairs(1)), tmp_path / "cut", resume=True)
     for one, two in itertools.zip_longest(
@@ -162,6 +159,90 @@ def test_a_run_that_is_killed_and_resumed_equals_one_that_was_not(tmp_path, monk
     assert whole.judged is not None
     assert resumed.judged is not None
     assert whole.judged.logit.tolist() == resumed.judged.logit.tolist()
+
+
+def with_callback(monkeypatch: pytest.MonkeyPatch, callback: TrainerCallback) -> None:
+    """Have every trainer that is made from here on call it too."""
+    init = StepTrainer.__init__
+
+    def extended(self: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> None:
+        init(self, *args, callbacks=[callback, *(callbacks or [])], **kwargs)
+
+    monkeypatch.setattr(StepTrainer, "__init__", extended)
+
+
+def test_a_run_of_one_epoch_that_is_killed_in_its_middle_goes_on_from_there(tmp_path, monkeypatch):
+    settings = {**RESUMED.model_dump()["training"], "epochs": 1, "save_steps": 1, "betas": [0.9, 0.98]}
+    single = recipe(pretraining={"epochs": 1, "batch_tokens": 128}, training=settings)
+    whole = fit(single, Rows(pairs(3)), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        with_callback(patch, Killer(3))
+        with pytest.raises(Killed):
+            fit(single, Rows(pairs(3)), tmp_path / "cut")
+    assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-2"]
+    # A checkpoint that was being written, and is not whole.
+    (tmp_path / "cut" / "checkpoint-3").mkdir()
+    (tmp_path / "cut" / "checkpoint-3" / "trainer_state.json").write_text('{"epoch": 0.')
+    resumed = fit(single, Rows(pairs(3)), tmp_path / "cut", resume=True)
+    for name, tensor in whole.model.network.state_dict().items():
+        torch.testing.assert_close(resumed.model.network.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_checkpoints_come_by_time_unless_steps_are_given(tmp_path, monkeypatch):
+    monkeypatch.setattr("paragone_training.trainer._SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    fit(recipe(training={"epochs": 1, "batch_responses": 2, "checkpoints": 9}), Rows(pairs(1)), tmp_path)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 3
+
+
+class Poison(TrainerCallback):
+    """Put NaN into a weight at the end of a step, or into a gradient before it."""
+
+    def __init__(self, step: int, *, gradient: bool) -> None:
+        self._step, self._gradient = step, gradient
+
+    def _spoil(self, model: Any) -> None:
+        weight = next(model.parameters())
+        tensor = weight.grad if self._gradient else weight.data
+        tensor.view(-1)[0] = float("nan")
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+        if self._gradient and state.global_step == self._step:
+            self._spoil(model)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+        if not self._gradient and state.global_step == self._step:
+            self._spoil(model)
+
+
+def spoiled(folder: Path, monkeypatch: pytest.MonkeyPatch, *, gradient: bool, save_steps: int | None) -> str:
+    """Return why a run of four steps of two passes ends whose second step is spoiled."""
+    training = {"epochs": 4, "batch_responses": 6, "accumulation": 2, "save_steps": save_steps, "checkpoints": 9}
+    with_callback(monkeypatch, Poison(2, gradient=gradient))
+    with pytest.raises(DivergedError) as ended:
+        fit(recipe(training=training), Rows([*pairs(2), *pairs(1)], held_out_pairs=pairs(1)), folder)
+    assert json.loads((folder / "history.json").read_text(), parse_constant=pytest.fail)
+    return str(ended.value)
+
+
+def test_gradients_that_are_no_numbers_stop_the_run_at_their_step_with_its_rows(tmp_path, monkeypatch):
+    message = spoiled(tmp_path, monkeypatch, gradient=True, save_steps=1)
+    assert message.startswith("step 3 of 4: the gradients have the norm nan over 2 rows (pairs.jsonl:0, pairs.jsonl:1)")
+    assert "lower training.learning_rate" in message
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
+    # Checkpoints by epoch here, and an epoch is a step: the weights of step 2 are looked at before they are written.
+    message = spoiled(tmp_path, monkeypatch, gradient=False, save_steps=None)
+    assert message.startswith("after step 2 of 4 1 weights are NaN or infinite (backbone.embed_tokens.weight)")
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_a_loss_beyond_float32_stops_the_first_step(tmp_path):
+    extreme = recipe(model={"temperature": 1e-44})
+    with pytest.raises(DivergedError, match=r"step 1 of 2: the loss is inf over 1 rows \(pairs\.jsonl:0\)"):
+        fit(extreme, Rows(pairs(1)), tmp_path)
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_evaluation_runs_every_epoch_and_is_in_the_history(tmp_path):

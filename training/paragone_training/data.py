@@ -13,7 +13,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypedDict, TypeVar
+from typing import NamedTuple, NotRequired, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ __all__ = [
     "PromptGroup",
     "TokenNoise",
     "assemble",
+    "batches_of_epoch",
     "group_pairs",
     "read_groups",
     "training_pairs",
@@ -102,12 +103,14 @@ class PromptGroup:
     Attributes:
         pair: the first row of the group, for its prompt and names.
         responses: distinct texts, in order of appearance.
+        rows: file and line where each response appears first.
         labels: by index into ``responses``; there may be none where there are ratings.
         ratings: of each response, NaN where nobody rated an attribute. [n, A]
     """
 
     pair: Pair
     responses: list[str] = field(default_factory=list)
+    rows: list[str] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
     ratings: list[tuple[float, ...]] = field(default_factory=list)
 
@@ -133,11 +136,12 @@ def group_pairs(
     indices: dict[tuple[str, bool], dict[str, int]] = {}
     rows: dict[tuple[str, bool, str], list[Rating]] = {}
 
-    def index(key: tuple[str, bool], response: str) -> int:
+    def index(key: tuple[str, bool], response: str, where: str) -> int:
         known = indices.setdefault(key, {})
         if response not in known:
             known[response] = len(known)
             groups[key].responses.append(response)
+            groups[key].rows.append(where)
         return known[response]
 
     for pair in pairs:
@@ -147,13 +151,14 @@ def group_pairs(
         # A text and messages whose JSON is that text are two prompts, hence the flag.
         key = (pair.prompt, pair.messages)
         group = groups.setdefault(key, PromptGroup(pair))
-        group.labels.append(Label(index(key, pair.first), index(key, pair.second), pair.strength))
+        first, second = (index(key, response, pair.where) for response in (pair.first, pair.second))
+        group.labels.append(Label(first, second, pair.strength))
     for rating in ratings:
         key = (rating.prompt, rating.messages)
         # A group is named by a row. One that was only rated gets a pair of nothing, which never becomes a label.
         blank = Pair(rating.prompt, "", "", 0.0, messages=rating.messages, group=rating.group, where=rating.where)
         groups.setdefault(key, PromptGroup(blank))
-        index(key, rating.response)
+        index(key, rating.response, rating.where)
         rows.setdefault((*key, rating.response), []).append(rating)
     for key, group in groups.items():
         group.ratings += [_means(rows.get((*key, response), ()), attributes) for response in group.responses]
@@ -171,7 +176,7 @@ class Batch(TypedDict):
 
     ``input_ids`` [n, T] and ``attention_mask`` [n, T] are padded on the right, ``reads`` is [n, R, 2], ``pairs`` [P, 2]
     are row numbers (the first's win is measured), ``strength`` [P] is signed, ``ratings`` [n, A] are NaN where nobody
-    rated.
+    rated. ``rows`` says of each response in which file and line it stands.
     """
 
     input_ids: Tensor
@@ -180,6 +185,7 @@ class Batch(TypedDict):
     pairs: Tensor
     strength: Tensor
     ratings: Tensor
+    rows: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
@@ -207,6 +213,11 @@ class _Part(NamedTuple):
 
     group: int
     responses: tuple[int, ...]
+
+
+def batches_of_epoch(sizes: Sequence[int], budget: int) -> int:
+    """Return the number of batches of an epoch over groups of so many distinct responses."""
+    return len(_plan_shape(sizes, budget))
 
 
 def _plan_shape(sizes: Sequence[int], budget: int) -> list[list[int]]:
@@ -320,7 +331,7 @@ class PairBatches(Dataset[Batch]):
         self._groups, self._readings = groups, readings
         self._budget, self._pad_id, self._seed, self._noise = budget, pad_id, seed, noise
         self._sizes = [len(group.responses) for group in groups]
-        self._length = len(_plan_shape(self._sizes, budget))
+        self._length = batches_of_epoch(self._sizes, budget)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -337,6 +348,7 @@ class PairBatches(Dataset[Batch]):
         reads: list[Sequence[tuple[int, int]]] = []
         labels: list[Label] = []
         ratings: list[Sequence[float]] = []
+        rows: list[str] = []
         # Noise hangs on seed, epoch and batch alone: a resumed run skips batches and still draws what it would have.
         draw = random.Random(f"{self._seed}/{self.epoch}/{index}")  # noqa: S311 - noise, not secrets
         for part in self._plan[index]:
@@ -347,7 +359,10 @@ class PairBatches(Dataset[Batch]):
                 reading = self._readings[part.group][response]
                 sequences.append(self._noise.apply(reading.token_ids, draw) if self._noise else reading.token_ids)
                 reads.append(reading.reads)
-        return assemble(sequences, reads, labels, ratings, pad_id=self._pad_id)
+                rows.append(group.rows[response])
+        batch = assemble(sequences, reads, labels, ratings, pad_id=self._pad_id)
+        batch["rows"] = rows
+        return batch
 
     def _labels(self, part: _Part, offset: int) -> list[Label]:
         # A label whose other response is in another part waits for an epoch in which they meet.

@@ -2,7 +2,8 @@
 
 TrainingError
 ├── RecipeError (ValueError)         a recipe that cannot be run: the value, the limit and the remedy are in the message
-└── RunError (RuntimeError)          a policy run that cannot go on now; its files stay, and it can be resumed
+└── RunError (RuntimeError)          a run that cannot go on now; its files stay, and it can be resumed
+    ├── DivergedError                a loss, a gradient or a weight is no finite number
     ├── OracleGoneError              no answer for longer than the recipe's patience
     ├── OracleReplacedError          another model answers than before
     ├── SamplerGoneError             no sampler server answers for longer than the recipe's patience
@@ -18,6 +19,7 @@ from paragone_evaluation.errors import DataError
 __all__ = [
     "DataError",
     "DiskFullError",
+    "DivergedError",
     "FolderTakenError",
     "OracleGoneError",
     "OracleReplacedError",
@@ -38,7 +40,11 @@ class RecipeError(TrainingError, ValueError):
 
 
 class RunError(TrainingError, RuntimeError):
-    """Stop a policy run; it can be resumed."""
+    """Stop a run; it can be resumed."""
+
+
+class DivergedError(RunError):
+    """A loss, a gradient or a weight is NaN or infinite."""
 
 
 class OracleGoneError(RunError):

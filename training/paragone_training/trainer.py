@@ -1,27 +1,40 @@
 """transformers' Trainer for batches that are planned beforehand, and a loss that is a mean over an optimiser step.
 
-Resume, mixed precision, accumulation and several processes come from the parent. What it would get wrong is here: it
-takes a mean of the passes' means. A step may be cut into passes with very different numbers of pairs, so the pairs of
-the *whole* step are counted first, and every pass divides by that number: cutting a step into more passes changes
-nothing.
+Resume, mixed precision, accumulation and several processes come from the parent. What it would get wrong is here. It
+takes a mean of the passes' means: a step may be cut into passes with very different numbers of pairs, so the pairs of
+the *whole* step are counted first, and every pass divides by that number, and cutting a step into more passes changes
+nothing. It replaces a loss that is NaN by the mean of earlier ones and goes on: here such a step ends the run, before
+any weight is changed. And it writes checkpoints by steps or epochs alone, here also by time.
 """
 
 import itertools
+import json
 import logging
+import math
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from paragone_training.errors import TrainingError
+from paragone_training.errors import DivergedError, RecipeError, TrainingError
 
-__all__ = ["StepTrainer", "training_arguments"]
+__all__ = ["Checkpoints", "StepTrainer", "last_checkpoint", "training_arguments", "warmup_steps"]
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_CHECKPOINTS = 300.0
+_ROWS_SHOWN = 8
+_REMEDIES = (
+    "Try a lower training.learning_rate, a longer warm-up, a smaller training.max_gradient_norm, or bf16 = false"
+)
+_STATE = "trainer_state.json"  # the last file of a checkpoint that the parent writes
 
 
 class _StepLoss(Protocol):
@@ -61,6 +74,7 @@ def training_arguments(work: Path, training: Any, **more: Any) -> TrainingArgume
         "per_device_train_batch_size": 1,  # one item is a whole batch
         "bf16": training.bf16,
         "logging_steps": training.log_steps,
+        "logging_nan_inf_filter": False,
         "seed": training.seed,
         "data_seed": training.seed,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -72,12 +86,53 @@ def training_arguments(work: Path, training: Any, **more: Any) -> TrainingArgume
     return TrainingArguments(output_dir=str(work), **(arguments | more))
 
 
+def warmup_steps(asked: float, *, steps: int, laid_out: int | None = None) -> int:
+    """Return the steps over which the learning rate rises from 0: a share is rounded up, and leaves a step at least.
+
+    Args:
+        asked: steps, or below 1 the share of the schedule.
+        steps: that are run.
+        laid_out: steps that the schedule counts, where it is longer than the run.
+
+    Raises:
+        RecipeError: if the run would end before the warm-up does.
+    """
+    if asked < 1:
+        # A share of a short run may be all of it, at whose first and only step the learning rate is 0.
+        return min(math.ceil(asked * (laid_out or steps)), steps - 1)
+    if asked >= steps:
+        raise RecipeError(
+            f"the warm-up takes {asked:g} steps, and the run has {steps}: the learning rate would never reach its "
+            "peak. Set fewer, or a share below 1"
+        )
+    return int(asked)
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """Return the folder of the last checkpoint that was written to its end, or None."""
+    whole = {}
+    for folder in work.glob("checkpoint-*"):
+        step = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        try:
+            json.loads((folder / _STATE).read_bytes())
+        except (OSError, ValueError):
+            continue  # cut off by a kill
+        if step:
+            whole[int(step[1])] = folder
+    return whole[max(whole)] if whole else None
+
+
 class StepTrainer(Trainer):
     """Train a network on planned batches.
 
     Args:
         arguments: of the parent; one batch is one item of ``batches``.
         evaluation: returns metrics of the network as it is, or None to evaluate nothing.
+        beside: writes into a checkpoint's folder what belongs to it beside the trained weights.
+
+    Raises:
+        DivergedError: from ``train``, if a loss, a gradient or a weight is NaN or infinite; no weight was changed by it
+            and no checkpoint has it.
     """
 
     def __init__(
@@ -88,6 +143,7 @@ class StepTrainer(Trainer):
         loss: _StepLoss,
         *,
         evaluation: Callable[[], dict[str, float]] | None = None,
+        beside: Callable[[Path], None] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         dataset: Any = batches
@@ -105,6 +161,8 @@ class StepTrainer(Trainer):
         self._batches = dataset
         self._loss = loss
         self._evaluation = evaluation
+        self._beside = beside
+        self._rows: list[str] = []  # of the passes since the last step
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         """Return the order of an epoch's batches: as planned, the plan itself is random."""
@@ -136,8 +194,70 @@ class StepTrainer(Trainer):
         loss = self._loss.share(model, inputs, [max(total, 1) for total in totals]) * processes
         return (loss, {}) if return_outputs else loss
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Return the loss of one pass after its backward pass.
+
+        Raises:
+            DivergedError: if it is no finite number.
+        """
+        rows = inputs.pop("rows", ())
+        self._rows += rows
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not bool(torch.isfinite(loss)):
+            raise self._diverged(f"the loss is {float(loss)}", rows)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Return the gradients' norm, which the optimiser may step on."""
+        norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        rows = self._rows
+        self._rows = []
+        if norm is not None and not math.isfinite(float(norm)):
+            raise self._diverged(f"the gradients have the norm {float(norm)}", rows)
+        return norm
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint, unless it would have weights that no run can go on from."""
+        self._refuse_broken_weights()
+        super()._save_checkpoint(model, trial)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train to the end, as the parent does.
+
+        Raises:
+            DivergedError: if the numbers are none any more.
+        """
+        result = super().train(*args, **kwargs)
+        self._refuse_broken_weights()
+        return result
+
+    def _refuse_broken_weights(self) -> None:
+        network: Any = self.model
+        broken = [
+            name
+            for name, weight in network.named_parameters()
+            if weight.requires_grad and not bool(torch.isfinite(_local(weight)).all())
+        ]
+        if broken:
+            raise DivergedError(
+                f"after step {self.state.global_step} of {self.state.max_steps} {len(broken)} weights are NaN or "
+                f"infinite ({broken[0]}); they are not saved, and checkpoints before it stay. {_REMEDIES}"
+            )
+
+    def _diverged(self, what: str, rows: Sequence[str]) -> DivergedError:
+        distinct = list(dict.fromkeys(rows))
+        shown = ", ".join(distinct[:_ROWS_SHOWN]) + (", …" if len(distinct) > _ROWS_SHOWN else "")
+        return DivergedError(
+            f"step {self.state.global_step + 1} of {self.state.max_steps}: {what}"
+            f"{f' over {len(distinct)} rows ({shown})' if distinct else ''}; no weight was changed by it, and "
+            f"checkpoints before it stay. {'Look at these rows. ' if distinct else ''}{_REMEDIES}"
+        )
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ARG002 - the parent's signature
         """Return and log the metrics of the held-out rows."""
+        self._refuse_broken_weights()
         metrics = self._evaluation() if self._evaluation else {}
         self.log(metrics)
         # What the parent's evaluation would have told the callbacks.
@@ -151,6 +271,8 @@ class StepTrainer(Trainer):
             trained = _trained(network)
             state_dict = {name: tensor for name, tensor in network.state_dict().items() if name in trained}
         super()._save(output_dir, state_dict)
+        if self._beside and output_dir:
+            self._beside(Path(output_dir))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuse a checkpoint that lacks a trained weight; frozen and tied ones were left out on purpose."""
@@ -168,6 +290,32 @@ class _Epochs(TrainerCallback):
         self._batches.set_epoch(int(state.epoch or 0))
 
 
+class Checkpoints(TrainerCallback):
+    """Ask for a checkpoint every so many steps, or of the first step after some minutes.
+
+    Args:
+        steps: between two checkpoints, or None to go by time.
+    """
+
+    def __init__(self, steps: int | None) -> None:
+        self._steps, self._last = steps, time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Ask where one is due; elsewhere leave to the parent what it asks for itself."""
+        if self._steps:
+            due = state.global_step % self._steps == 0
+        else:
+            due = time.monotonic() - self._last >= _SECONDS_BETWEEN_CHECKPOINTS
+            if args.world_size > 1:
+                # Clocks differ, and a checkpoint is written by all processes or by none.
+                due = bool(broadcast(torch.tensor([due], device=args.device)))
+        control.should_save = control.should_save or due
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Count the minutes from here, whoever asked."""
+        self._last = time.monotonic()
+
+
 class _Lines(TrainerCallback):
     """Log every line of the history as words, in place of the parent's dictionaries on standard output."""
 
@@ -179,6 +327,12 @@ class _Lines(TrainerCallback):
 
 def _trained(network: Any) -> set[str]:
     return {name for name, weight in network.named_parameters() if weight.requires_grad}
+
+
+def _local(weight: Any) -> Tensor:
+    # A weight in shares is checked share by share, each by its own process.
+    local: Tensor = weight.to_local() if hasattr(weight, "to_local") else weight
+    return local
 
 
 def _only_item(items: list[Any]) -> dict[str, Any]:

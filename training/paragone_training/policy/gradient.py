@@ -44,7 +44,7 @@ from paragone_training.policy.model.weights import Policy, check_sharding, is_sh
 from paragone_training.policy.recipe import PolicyTrainingSection
 from paragone_training.policy.rows import TrainingPair, need_space, write_json
 from paragone_training.settings import LoraSection
-from paragone_training.trainer import StepTrainer, training_arguments
+from paragone_training.trainer import StepTrainer, last_checkpoint, training_arguments, warmup_steps
 
 __all__ = ["PolicyTrainer", "optimiser_steps", "policy_trainer", "train_step"]
 
@@ -286,7 +286,7 @@ def policy_trainer(
     steps, laid_out = optimiser_steps(len(pairs), training)
     return PolicyTrainer(
         network,
-        _arguments(work, training, laid_out, seed),
+        _arguments(work, training, steps, laid_out, seed),
         passes,
         method,
         scale=method.fit.scale(largest),
@@ -295,7 +295,7 @@ def policy_trainer(
     )
 
 
-def _arguments(work: Path, training: PolicyTrainingSection, laid_out: int, seed: int) -> TrainingArguments:
+def _arguments(work: Path, training: PolicyTrainingSection, steps: int, laid_out: int, seed: int) -> TrainingArguments:
     world = PartialState().num_processes
     # Steps have the same pairs on any number of processes, so a step has to divide.
     passes, rest = divmod(training.pairs_per_step, training.pairs_per_pass * world)
@@ -309,7 +309,7 @@ def _arguments(work: Path, training: PolicyTrainingSection, laid_out: int, seed:
         training,
         # What the schedule counts to; ``_Course`` may stop the run before.
         max_steps=laid_out,
-        warmup_steps=training.warmup,
+        warmup_steps=warmup_steps(training.warmup, steps=steps, laid_out=laid_out),
         optim=training.optimiser,
         gradient_accumulation_steps=passes,
         seed=seed,
@@ -512,22 +512,16 @@ def _trained(
         check_sharding(getattr(trainer.accelerator.state, "fsdp_plugin", None), training)
         trainer.add_callback(_Observer(show))
         # Without checkpoints a step that was interrupted begins again, from the base.
-        checkpoint = _last_checkpoint(folder / "checkpoints") if training.save_steps else None
+        checkpoint = last_checkpoint(folder / "checkpoints") if training.save_steps else None
         # In the middle of training the policy is not the base any more, and there is no closed form.
         if checkpoint is None:
             start = _check_start(trainer, training)
             if trainer.is_world_process_zero():
                 write_json(folder / "start.json", start)
             logger.info("%s on %d pairs; first batch %s", describe(method), len(pairs), start)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # Every process has to take part in gathering, so it is asked for before the main process goes its own way.
     sharded = is_sharded(policy.model)
     state = whole_state(policy.model) if sharded else None
     policy.model.eval()
     return sharded, state, [line for line in trainer.state.log_history if "loss" in line]
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """Return the last checkpoint that was written to its end, or None; the trainer's state is what it writes last."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if whole else None

@@ -3,6 +3,7 @@
 Shapes: n responses, P pairs, A attributes, d length of a representation.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from torch import nn
 
 from paragone_models.text.reader import Reading
 from paragone_training.data import PromptGroup, assemble
+from paragone_training.errors import DivergedError
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import RatingErrors, rating_errors
 
@@ -99,9 +101,10 @@ class Examined:
     errors: RatingErrors | None = None
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """Return the numbers by name, for a log."""
+        """Return the numbers by name, for a log; a mean over nothing is left out."""
         rated = self.errors.metrics(prefix) if self.errors else {}
-        return rated | (self.judged.summary().metrics(prefix) if self.judged else {})
+        named = rated | (self.judged.summary().metrics(prefix) if self.judged else {})
+        return {name: value for name, value in named.items() if math.isfinite(value)}
 
 
 class HeldOut:
@@ -174,6 +177,9 @@ def represented(network: nn.Module, readings: Sequence[Reading], *, pad_id: int,
 
     Args:
         network: in any mode; it is put back into that.
+
+    Raises:
+        DivergedError: if one of them is NaN or infinite.
     """
     device = next(network.parameters()).device
     # Readings of like length pass together: most of a batch would be padding otherwise.
@@ -192,10 +198,14 @@ def represented(network: nn.Module, readings: Sequence[Reading], *, pad_id: int,
                     attention_mask=batch["attention_mask"].to(device),
                 ).cpu()
             )
+    whole = torch.cat(parts)
+    if not bool(torch.isfinite(whole).all()):
+        # Compared with 0, NaN would count as a wrong choice.
+        raise DivergedError("the model computes NaN or infinity for rows that are read: no measure means anything")
     # The inverse of the order, so that results stand where their readings stood.
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
-    return torch.cat(parts)[back]
+    return whole[back]
 
 
 @contextmanager

@@ -99,8 +99,8 @@ class _TrainingSection(Section):
     """Peak."""
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     """transformers' name of the learning-rate schedule."""
-    warmup_steps: float = 0.03
-    """Steps, or below 1 the share of all steps."""
+    warmup_steps: NonNegativeFloat = 0.03
+    """Steps, or below 1 the share of all steps, which leaves one step at least."""
     weight_decay: float = 0.0
     """Of AdamW."""
     betas: Annotated[tuple[float, float], Strict(False)] = (0.9, 0.98)
@@ -127,6 +127,8 @@ class _TrainingSection(Section):
     """Keep an exponential moving average of the weights and save that; 0 saves the last weights."""
     checkpoints: PositiveInt = 1
     """How many to keep."""
+    save_steps: PositiveInt | None = None
+    """Steps between two checkpoints; every five minutes unless given. The end of an epoch has one always."""
     log_steps: PositiveInt = 10
     """Steps between two log lines."""
 

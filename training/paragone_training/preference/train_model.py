@@ -20,9 +20,9 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from paragone_evaluation.readers import Pair, Rating, read_pairs, read_ratings, split_name
+from paragone_evaluation.results import plain
 from paragone_models.files.saving import save_model
 from paragone_models.kinds import KINDS
 from paragone_models.network import PreferenceNetwork
@@ -42,6 +42,7 @@ from paragone_training.preference.agreement import Examined, HeldOut, represente
 from paragone_training.preference.backbone import ModelParts, build_model
 from paragone_training.preference.card import Outcome, Rows, write_card
 from paragone_training.preference.objective import Objective
+from paragone_training.preference.preflight import RunDescription, check_learnable, optimiser_steps
 from paragone_training.preference.ratings import Merging, fit_merging
 from paragone_training.preference.recipe import Recipe
 from paragone_training.scratch.decoder import residual_dropout
@@ -49,7 +50,7 @@ from paragone_training.scratch.lessons import lessons, token_lengths
 from paragone_training.scratch.lexical import fit_lexicon, learn_lexicon
 from paragone_training.scratch.pretraining import pretrain, reason_documents
 from paragone_training.scratch.teachers import distil, distil_ratings, fit_rating_teacher, fit_teacher, imprint
-from paragone_training.trainer import StepTrainer, training_arguments
+from paragone_training.trainer import Checkpoints, StepTrainer, last_checkpoint, training_arguments, warmup_steps
 
 __all__ = ["fit", "load_rows", "prepare", "train_model"]
 
@@ -87,7 +88,6 @@ def train_model(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
         tokenizer = None
     card, dtype = write_card(folder.name, recipe, rows, outcome), getattr(torch, recipe.output.dtype)
     save_model(folder, outcome.model.network, outcome.model.spec, tokenizer, card=card, dtype=dtype)
-    (work / "history.json").write_text(json.dumps(outcome.history, indent=1), encoding="utf-8")
     logger.info("saved %s", folder)
     return folder
 
@@ -96,7 +96,9 @@ def load_rows(recipe: Recipe) -> Rows:
     """Return the rows that a recipe names.
 
     Raises:
-        DataError: if a file cannot be read, ``test`` rows would be trained on, or nobody rated an attribute.
+        DataError: if a file cannot be read, ``test`` rows would be trained on, nobody rated an attribute, or there is
+            nothing to learn.
+        RecipeError: if the run would be over before its warm-up is.
     """
     data, attributes, split = recipe.data, recipe.model.attributes, split_name(recipe.data.evaluate_split)
     chosen: Any = {"split": data.train_split, "allow_test_rows": data.allow_test_rows}
@@ -113,6 +115,7 @@ def load_rows(recipe: Recipe) -> Rows:
     _check_held_out("evaluate_ratings", data.evaluate_ratings, held_out_ratings, data.evaluate_split)
     # The limit cuts what is learned from: runs with different limits are held to the same rows.
     rows = Rows(pairs[: data.limit] if data.limit else pairs, ratings, held_out, held_out_ratings)
+    check_learnable(recipe, _training_groups(recipe, rows))
     logger.info("%s; %d of the pairs are ties", rows.describe(), sum(not pair.strength for pair in rows.pairs))
     return rows
 
@@ -122,17 +125,27 @@ def _check_held_out(key: str, files: Sequence[str], rows: Sequence[Pair] | Seque
         raise DataError(f"no row of data.{key} is marked {split!r}: set data.evaluate_split")
 
 
+def _training_groups(recipe: Recipe, rows: Rows) -> list[PromptGroup]:
+    # A kind that only rates learns nothing from pairs: they would add responses that nobody rated to its batches.
+    pairs = rows.pairs if KINDS[recipe.model.kind].learns_pairs else ()
+    return group_pairs(pairs, rows.ratings, recipe.model.attributes, ties=recipe.loss.ties == "keep")
+
+
 def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outcome:
     """Train a network and return it with what it says about the held-out rows; the recipe's files are not read.
 
     Raises:
-        RecipeError: if start, backbone, tokenizer and recipe do not fit each other.
-        DataError: if a response does not fit the model.
+        RecipeError: if start, backbone, tokenizer and recipe do not fit each other, the run is too short for its
+            warm-up, or ``work`` holds another run than the one to be resumed.
+        DataError: if a response does not fit the model, or there is nothing to learn.
+        DivergedError: if loss, gradients or weights are NaN or infinite; checkpoints before that stay.
     """
-    kind, attributes, ties = KINDS[recipe.model.kind], recipe.model.attributes, recipe.loss.ties == "keep"
-    # A kind that only rates learns nothing from pairs: they would add responses that nobody rated to its batches.
-    groups = group_pairs(rows.pairs if kind.learns_pairs else (), rows.ratings, attributes, ties=ties)
+    kind, attributes, groups = KINDS[recipe.model.kind], recipe.model.attributes, _training_groups(recipe, rows)
+    check_learnable(recipe, groups)
     model = build_model(recipe, [text for group in groups for text in (group.pair.prompt, *group.responses)])
+    described = RunDescription.of(recipe, rows.pairs, rows.ratings)
+    if resume:
+        described.check_same(work)
     reader, objective = TextReader(model.tokenizer, model.spec), _objective(recipe, model)
     readings = read_groups(groups, reader)
     # Without held-out ratings the errors are those on the training ratings, and the card says so.
@@ -141,7 +154,10 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
     # Before adapters and teachers change anything: what the model that training starts from says.
     before = held_out.examined(model.network, objective) if kind.starts_from else Examined()
     work.mkdir(parents=True, exist_ok=True)
-    checkpoint = get_last_checkpoint(str(work)) if resume else None
+    described.write(work)
+    checkpoint = last_checkpoint(work) if resume else None
+    if resume:
+        logger.info("going on from %s", checkpoint or "the beginning: there is no whole checkpoint")
     if not checkpoint and (recipe.pretraining.epochs or recipe.lexical or recipe.teacher):
         _prepare_once(recipe, model, objective, groups, readings, rows.pairs, path=work / _PREPARED, resume=resume)
     if recipe.lora:
@@ -155,7 +171,8 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
         seed=recipe.training.seed,
         noise=_token_noise(model.tokenizer, recipe.training.token_noise),
     )
-    history = _train(recipe, model, objective, batches, held_out, work, checkpoint=checkpoint)
+    steps = optimiser_steps(recipe, groups)
+    history = _train(recipe, model, objective, batches, held_out, work, steps=steps, checkpoint=checkpoint)
     trained: Any = model.network.backbone
     if recipe.lora:
         # Adapters are folded into the weights: a server loads a plain model.
@@ -250,7 +267,8 @@ def _train(
     held_out: HeldOut,
     work: Path,
     *,
-    checkpoint: str | None,
+    steps: int,
+    checkpoint: Path | None,
 ) -> list[dict[str, Any]]:
     """Run the trainer and return its log; the averaged weights, if any, end up in the network."""
     training, network = recipe.training, model.network
@@ -259,7 +277,7 @@ def _train(
         recompute_activations(backbone)
     average = _WeightAverage(network, training.average_decay) if training.average_decay else None
     if average and checkpoint:
-        average.load(Path(checkpoint))
+        average.load(checkpoint)
 
     def evaluation() -> dict[str, float]:
         # What is evaluated is what will be saved: the average, not the weights of the last step.
@@ -271,7 +289,7 @@ def _train(
         work,
         training,
         num_train_epochs=training.epochs,
-        warmup_steps=training.warmup_steps,
+        warmup_steps=warmup_steps(training.warmup_steps, steps=steps),
         gradient_accumulation_steps=training.accumulation,
         eval_strategy="epoch" if held_out else "no",
         save_strategy="epoch",
@@ -285,15 +303,22 @@ def _train(
         batches,
         objective,
         evaluation=evaluation if held_out else None,
-        callbacks=[average] if average else [],
+        beside=average.save if average else None,
+        callbacks=[Checkpoints(training.save_steps), *([average] if average else [])],
     )
     # The hooks of the dropout are gone when the model is saved.
     head_share = training.head_dropout
     with residual_dropout(backbone, network.head.value_head, share=training.dropout, head_share=head_share):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            history = list(trainer.state.log_history)
+            if trainer.is_world_process_zero():
+                # JSON has no NaN, and a run that diverges has its history too.
+                (work / "history.json").write_text(json.dumps(plain(history), indent=1), encoding="utf-8")
     if average:
         average.put()
-    return list(trainer.state.log_history)
+    return history
 
 
 def _merge(model: ModelParts, groups: Sequence[PromptGroup], reader: TextReader) -> Merging | None:
@@ -356,11 +381,9 @@ class _WeightAverage(TrainerCallback):
         for name, weight in self._weights():
             self._average[name].lerp_(weight.detach().float(), 1 - keep)
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Write the average beside the weights."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            save_file({name: tensor.contiguous() for name, tensor in self._average.items()}, folder / _AVERAGE)
+    def save(self, folder: Path) -> None:
+        """Write the average beside a checkpoint's weights."""
+        save_file({name: tensor.contiguous() for name, tensor in self._average.items()}, folder / _AVERAGE)
 
     def load(self, checkpoint: Path) -> None:
         """Take up the average of a checkpoint."""
