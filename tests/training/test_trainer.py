@@ -18,7 +18,7 @@ from paragone_training.preference.backbone import build_model
 from paragone_training.preference.card import Rows
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.train_model import fit
-from paragone_training.trainer import StepTrainer
+from paragone_training.trainer import StepTrainer, warmup_steps
 from tests.training.arguments import pairs, recipe
 
 OBJECTIVE = Objective("bradley-terry", 1.0)
@@ -192,6 +192,14 @@ def test_checkpoints_come_by_time_unless_steps_are_given(tmp_path, monkeypatch):
     monkeypatch.setattr("paragone_training.trainer._SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     fit(recipe(training={"epochs": 1, "batch_responses": 2, "checkpoints": 9}), Rows(pairs(1)), tmp_path)
     assert len(list(tmp_path.glob("checkpoint-*"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps", "laid_out", "expected"),
+    [(0.1, 1, None, 0), (0.1, 1, 40, 0), (0.1, 2, 40, 4), (0.03, 56, None, 2), (0.9, 2, None, 1), (1, 2, None, 1)],
+)
+def test_some_step_of_a_run_has_a_learning_rate(asked, steps, laid_out, expected):
+    assert warmup_steps(asked, steps=steps, laid_out=laid_out) == expected
 
 
 class Poison(TrainerCallback):

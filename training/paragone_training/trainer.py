@@ -95,12 +95,14 @@ def warmup_steps(asked: float, *, steps: int, laid_out: int | None = None) -> in
         laid_out: steps that the schedule counts, where it is longer than the run.
 
     Raises:
-        RecipeError: if the run would end before the warm-up does.
+        RecipeError: if the learning rate would be 0 throughout, or rise to the end of the schedule.
     """
+    schedule = laid_out or steps
+    # The rate of the first step is 0: where that is the only one, there is no warm-up.
+    most = schedule - 1 if steps > 1 else 0
     if asked < 1:
-        # A share of a short run may be all of it, at whose first and only step the learning rate is 0.
-        return min(math.ceil(asked * (laid_out or steps)), steps - 1)
-    if asked >= steps:
+        return min(math.ceil(asked * schedule), most)
+    if asked > most:
         raise RecipeError(
             f"the warm-up takes {asked:g} steps, and the run has {steps}: the learning rate would never reach its "
             "peak. Set fewer, or a share below 1"
