@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from paragone_models.rotary import angles_of, depending_on_length, forget_lengths
+from paragone_models.rotary import hidden_by_angles
 from paragone_models.spec import ModelSpec
 
 __all__ = ["AbsentBackbone", "PreferenceNetwork", "RepresentationHead", "gather_reads", "output_width"]
@@ -195,22 +195,7 @@ class PreferenceNetwork(nn.Module):
         Raises:
             ValueError: if a backbone that is not causal is given no mask.
         """
-        if not depending_on_length(self.config):
-            return self._pass(input_ids, attention_mask)
-        longest = input_ids.shape[1]
-        lengths = [longest] * len(input_ids) if attention_mask is None else attention_mask.sum(dim=1).tolist()
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for row, length in enumerate(lengths):
-            groups.setdefault(angles_of(self.config, int(length)), []).append(row)
-        parts = []
-        for rows in groups.values():
-            # Cut to its own longest: padding counts as length too.
-            end = int(max(lengths[row] for row in rows))
-            forget_lengths(self.backbone)
-            mask = None if attention_mask is None else attention_mask[rows, :end]
-            parts.append(functional.pad(self._pass(input_ids[rows, :end], mask), (0, 0, 0, longest - end)))
-        order = [row for rows in groups.values() for row in rows]
-        return torch.cat(parts)[torch.tensor(order, device=input_ids.device).argsort()]
+        return hidden_by_angles(self.backbone, self._pass, input_ids, attention_mask)
 
     def _pass(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return the last hidden states of one pass through the backbone."""

@@ -6,12 +6,14 @@ one until a short sequence comes. A text's numbers must not depend on what share
 one set of angles only, and nothing is left over from the pass before.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-__all__ = ["angles_of", "depending_on_length", "forget_lengths", "positions_of"]
+__all__ = ["angles_of", "depending_on_length", "forget_lengths", "hidden_by_angles", "positions_of"]
 
 # These count positions from behind the padding token's id on.
 _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert"})
@@ -57,6 +59,41 @@ def angles_of(config: Any, length: int) -> tuple[int, ...]:
         else:
             angles.append(max(length - switch, 0))
     return tuple(angles)
+
+
+def hidden_by_angles(
+    backbone: Any,
+    run: Callable[[Tensor, Tensor | None], Tensor],
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """Return hidden states of right-padded sequences, those of different angles in passes of their own.
+
+    Args:
+        backbone: a transformers model.
+        run: one pass through it, from token ids and mask to hidden states [n, T, H].
+        input_ids: token ids, padded on the right. [B, T]
+        attention_mask: 1 for real tokens; without it all are. [B, T]
+
+    Returns:
+        Hidden states, with gradients where the passes have them. [B, T, H]
+    """
+    if not depending_on_length(backbone.config):
+        return run(input_ids, attention_mask)
+    longest = input_ids.shape[1]
+    lengths = [longest] * len(input_ids) if attention_mask is None else attention_mask.sum(dim=1).tolist()
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, length in enumerate(lengths):
+        groups.setdefault(angles_of(backbone.config, int(length)), []).append(row)
+    parts = []
+    for rows in groups.values():
+        # Cut to its own longest: padding counts as length too.
+        end = int(max(lengths[row] for row in rows))
+        forget_lengths(backbone)
+        mask = None if attention_mask is None else attention_mask[rows, :end]
+        parts.append(functional.pad(run(input_ids[rows, :end], mask), (0, 0, 0, longest - end)))
+    order = [row for rows in groups.values() for row in rows]
+    return torch.cat(parts)[torch.tensor(order, device=input_ids.device).argsort()]
 
 
 def forget_lengths(backbone: nn.Module) -> None:

@@ -102,7 +102,13 @@ def test_a_batch_with_a_mask_is_split_by_angles_in_training_too(name):
     network = network_of(config_of("llama", name))
     items = items_of(LENGTHS)
     # Before the batch: it leaves the angles of its longest text behind.
-    expected = torch.stack([network.head(alone(network.backbone, item)[None, None])[0] for item in items])
+    apart = [copy.deepcopy(network) for _ in items]
+    expected = torch.cat(
+        [
+            one(torch.tensor([item.token_ids]), torch.tensor([item.reads]))
+            for one, item in zip(apart, items, strict=True)
+        ]
+    )
     longest = max(LENGTHS)
     tokens = torch.zeros(len(items), longest, dtype=torch.long)
     mask = torch.zeros_like(tokens)
@@ -113,7 +119,10 @@ def test_a_batch_with_a_mask_is_split_by_angles_in_training_too(name):
     rewards = network(tokens, reads, mask)
     torch.testing.assert_close(rewards, expected, atol=1e-4, rtol=1e-4)
     rewards.sum().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters())
+    expected.sum().backward()
+    for name, parameter in network.named_parameters():
+        gradient = sum(one.get_parameter(name).grad for one in apart)
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-3, rtol=1e-3)
 
 
 def test_a_loaded_classifier_gives_a_short_response_beside_a_long_one_its_own_reward(tmp_path):

@@ -4,11 +4,12 @@ import statistics
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3Model
+from transformers import AutoModel, LlamaConfig, OPTConfig, Qwen3Config, Qwen3Model
 
 from paragone_evaluation.readers import read_pairs
 from paragone_models import load_model
 from paragone_training.errors import DataError, RecipeError
+from paragone_training.preference.backbone import build_model
 from paragone_training.preference.card import Rows
 from paragone_training.preference.recipe import load_recipe
 from paragone_training.preference.train_model import fit, train_model
@@ -139,6 +140,26 @@ def test_a_backbone_that_is_not_there_or_too_short_is_refused(checkpoint, tmp_pa
     long = recipe(backbone={"source": str(checkpoint)}, model={"max_length": 4096})
     with pytest.raises(RecipeError, match=r"model\.max_length is 4096; the backbone has 128 positions"):
         fit(long, Rows(pairs(1)), tmp_path)
+
+
+def test_a_backbone_has_the_positions_of_its_scaling_and_the_width_of_its_hidden_states(tmp_path):
+    tokenizer = train_tokenizer(["one two three"] * 3, 300, max_length=512)
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    scaled = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+    backbones = {
+        "projected": OPTConfig(**sizes, word_embed_proj_dim=16, ffn_dim=32, do_layer_norm_before=False),
+        "scaled": LlamaConfig(**sizes, intermediate_size=32, max_position_embeddings=32, rope_parameters=scaled),
+    }
+    for name, config in backbones.items():
+        AutoModel.from_config(config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        parts = build_model(recipe(backbone={"source": str(tmp_path / name)}, model={"max_length": 128}), [])
+        width = 16 if name == "projected" else 32
+        assert parts.network.head.value_head.in_features == width
+        tokens, reads = torch.tensor([[5, 6, 7]]), torch.tensor([[[2, 3]]])
+        assert parts.network(tokens, reads, torch.ones_like(tokens)).shape == (1, 1)
+    with pytest.raises(RecipeError, match=r"model\.max_length is 129; the backbone has 128 positions"):
+        build_model(recipe(backbone={"source": str(tmp_path / "scaled")}, model={"max_length": 129}), [])
 
 
 def test_a_response_that_does_not_fit_is_refused_with_file_and_line(tmp_path):

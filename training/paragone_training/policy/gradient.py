@@ -509,7 +509,7 @@ def _trained(
             pad_id=policy.tokenizer.pad_token_id,
             seed=seed,
         )
-        check_sharding(getattr(trainer.accelerator.state, "fsdp_plugin", None), training)
+        check_sharding(getattr(trainer.accelerator.state, "fsdp_plugin", None), policy.model.config, training)
         trainer.add_callback(_Observer(show))
         # Without checkpoints a step that was interrupted begins again, from the base.
         checkpoint = last_checkpoint(folder / "checkpoints") if training.save_steps else None

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, Qwen3Model
 from paragone_models.errors import ModelLoadError
 from paragone_models.files.loading import load_model
 from paragone_models.kinds import KINDS
-from paragone_models.network import PreferenceNetwork, RepresentationHead
+from paragone_models.network import PreferenceNetwork, RepresentationHead, output_width
+from paragone_models.rotary import positions_of
 from paragone_models.spec import ModelSpec
 from paragone_training.errors import RecipeError
 from paragone_training.preference.recipe import Recipe
@@ -69,7 +70,7 @@ def build_model(recipe: Recipe, texts: Iterable[str]) -> ModelParts:
     else:
         backbone = _from_checkpoint(recipe.backbone.source, recipe.backbone)
     _check_fit(backbone, tokenizer, recipe)
-    head = RepresentationHead(backbone.config.hidden_size, recipe.spec)
+    head = RepresentationHead(output_width(backbone.config), recipe.spec)
     return ModelParts(PreferenceNetwork(backbone, head), tokenizer, recipe.spec)
 
 
@@ -142,15 +143,16 @@ def _from_checkpoint(source: str, section: BackboneSection) -> Any:
 def _check_fit(backbone: Any, tokenizer: Any, recipe: Recipe) -> None:
     """Refuse a backbone that is too short for the recipe, or has fewer tokens than the tokenizer."""
     config = backbone.config
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions_of(config)
     if positions and recipe.model.max_length > positions:
         raise RecipeError(
             f"model.max_length is {recipe.model.max_length}; the backbone has {positions} positions: ask for no more"
         )
     # An embedding may have more rows than there are tokens (many are padded to a round number), never fewer.
-    if len(tokenizer) > config.vocab_size:
+    vocabulary = config.get_text_config().vocab_size
+    if len(tokenizer) > vocabulary:
         raise RecipeError(
-            f"the tokenizer has {len(tokenizer)} tokens and the backbone's embedding {config.vocab_size}: they do not "
+            f"the tokenizer has {len(tokenizer)} tokens and the backbone's embedding {vocabulary}: they do not "
             "belong together"
         )
 
@@ -167,7 +169,7 @@ def _go_on_from(source: str, recipe: Recipe) -> ModelParts:
     _check_fit(backbone, tokenizer, recipe)
     torch.manual_seed(recipe.training.seed)
     spec = recipe.spec
-    width = int(model.network.config.get_text_config().hidden_size)
+    width = output_width(model.network.config)
     # A head is taken over where its rows mean the same: as it is, or with the merged attributes as a reward on top, so
     # that training begins with the answers of the model it starts from.
     if KINDS[spec.kind].starts_from:

@@ -106,6 +106,39 @@ def test_the_gpus_attention_has_the_same_gradients(model_type):
     assert_equal_gradients(gradients, wanted)
 
 
+@pytest.mark.parametrize("name", ["longrope", "dynamic"])
+def test_padded_passes_never_mix_texts_on_both_sides_of_a_rotary_switch(name):
+    switch = 24
+    ropes = {
+        "longrope": {"short_factor": [1.0] * 4, "long_factor": [3.0, 4.0, 5.0, 6.0], "factor": 4.0},
+        "dynamic": {"factor": 2.0},
+    }
+    scaling = {"rope_type": name, "rope_theta": 1e4, "original_max_position_embeddings": switch, **ropes[name]}
+    positions = 4 * switch if name == "longrope" else switch
+    heads = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
+    model = causal("llama", **heads, max_position_embeddings=positions, rope_parameters=scaling)
+    network = ResponseLogprobs(model, chunk_tokens=1000)
+    items = [(list(range(5, 9)), [7, 8]), (list(range(5, 50)), [3, 4, 5]), (list(range(9, 30)), [6, 7, 8]), ([5], [6])]
+    weights = torch.linspace(-1, 2, len(items))
+    (network(padded_sequences(items, 0)) * weights).sum().backward()
+    gradients = {key: weight.grad.clone() for key, weight in network.named_parameters()}
+    mine = network(padded_sequences(items, 0)).detach()
+    # Each in a model that has seen no other: a long text leaves its angles behind.
+    network.zero_grad()
+    theirs = []
+    for item, weight in zip(items, weights, strict=True):
+        fresh = ResponseLogprobs(
+            causal("llama", **heads, max_position_embeddings=positions, rope_parameters=scaling), chunk_tokens=1000
+        )
+        value = fresh(padded_sequences([item], 0))
+        (value * weight).sum().backward()
+        for (_, own), part in zip(network.named_parameters(), fresh.parameters(), strict=True):
+            own.grad = part.grad if own.grad is None else own.grad + part.grad
+        theirs.append(value.detach())
+    torch.testing.assert_close(mine, torch.cat(theirs), **ROUNDING)
+    assert_equal_gradients(gradients, {key: weight.grad for key, weight in network.named_parameters()})
+
+
 def test_layers_that_run_again_in_the_backward_pass_attend_as_before():
     model = causal("qwen3")
     network = ResponseLogprobs(model, chunk_tokens=7, attend=segments_attention())

@@ -14,6 +14,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
+from transformers import LlamaConfig
 
 from paragone_training.errors import RunError
 from paragone_training.policy.model.weights import check_sharding
@@ -180,4 +181,12 @@ def test_the_file_for_several_hosts_differs_from_that_for_one_in_their_number_al
 def test_what_does_not_go_with_fsdp_is_refused_with_the_remedy(plugin, training, message):
     settings = {"fsdp_version": 2, "cpu_ram_efficient_loading": False} | plugin
     with pytest.raises(RunError, match=message):
-        check_sharding(FullyShardedDataParallelPlugin(**settings), PolicyTrainingSection(**training))
+        check_sharding(FullyShardedDataParallelPlugin(**settings), LlamaConfig(), PolicyTrainingSection(**training))
+
+
+def test_a_model_whose_texts_need_different_passes_is_not_shared_by_processes():
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+    check_sharding(plugin, LlamaConfig(), PolicyTrainingSection())
+    switching = LlamaConfig(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+    with pytest.raises(RunError, match=r"depend on a text's length \(dynamic\).*train it in one process"):
+        check_sharding(plugin, switching, PolicyTrainingSection())

@@ -26,11 +26,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from paragone_models.network import output_width
 from paragone_models.packing.attention import NAME, Attend, Run, packed
 from paragone_models.packing.backend import failure_of, refusal, through_model, tolerance
 from paragone_models.packing.gpu import flex_attention
 from paragone_models.packing.segments import segments_attention
 from paragone_models.packing.tree import MIN_SHARED, Layout, Tokens, grow, lay_out
+from paragone_models.rotary import hidden_by_angles
 from paragone_training.errors import RunError
 from paragone_training.policy.model.weights import Policy, output_logits
 from paragone_training.policy.recipe import Batching, PolicyTrainingSection
@@ -228,7 +230,7 @@ def _disagreement(backbone: Any, attend: Attend) -> str | None:
     row = packed_row(items)
     _, rows = _laid_out([np.array([*prompt, *response]) for prompt, response in items])
     parameter = next(backbone.parameters())
-    weights = torch.from_numpy(generator.standard_normal((len(row.reads), backbone.config.hidden_size)))
+    weights = torch.from_numpy(generator.standard_normal((len(row.reads), output_width(backbone.config))))
     weights = weights.to(parameter.device, parameter.dtype)
     # Dropout would differ between the two ways, and a trial must not change the model.
     was_training = backbone.training
@@ -355,7 +357,12 @@ def _padded_states(backbone: Any, batch: Sequences) -> tuple[Tensor, Tensor, Ten
     """Return hidden states that predict response tokens, the tokens, and whose they are: [M, H], [M], [M]."""
     input_ids, attention_mask, answered = batch
     # The state at a token predicts the next one: response tokens are read one place to the left.
-    hidden = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    hidden = hidden_by_angles(
+        backbone,
+        lambda ids, mask: backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state,
+        input_ids,
+        attention_mask,
+    )
     here = answered[:, 1:]
     rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(here)[here]
     return hidden[:, :-1][here], input_ids[:, 1:][here], rows

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from paragone_models.files.sources import POLICIES, builtin_folder
+from paragone_models.rotary import depending_on_length, positions_of
 from paragone_training.adapters import take_adapters, with_adapters
 from paragone_training.errors import RecipeError, RunError
 from paragone_training.policy.recipe import PolicyTrainingSection
@@ -231,15 +232,25 @@ class Policy:
             weight.requires_grad_(requires_grad=True)
 
 
-def check_sharding(plugin: Any, training: PolicyTrainingSection) -> None:
+def check_sharding(plugin: Any, config: Any, training: PolicyTrainingSection) -> None:
     """Refuse what does not work with a sharded model.
 
+    Args:
+        plugin: accelerate's settings of FSDP, or None.
+        config: of the model.
+
     Raises:
-        RunError: if the settings are those of FSDP1, ranks would load without weights, or checkpoints would not be
-            written in shares.
+        RunError: if the settings are those of FSDP1, ranks would load without weights, checkpoints would not be
+            written in shares, or ranks would need different numbers of passes.
     """
     if plugin is None:
         return
+    # Texts on both sides of a switch need two passes, and a rank that has one side alone would not join the second.
+    if ropes := depending_on_length(config):
+        raise RunError(
+            f"the model's rotary positions depend on a text's length ({', '.join(ropes)}), and processes that share "
+            "weights must make the same passes: train it in one process"
+        )
     # FSDP1 flattens parameters: names and whole weights, which iterates are made of, are lost.
     if plugin.fsdp_version != 2:
         raise RunError(f"fsdp_version is {plugin.fsdp_version}; only 2 is supported: set it in accelerate's file")
@@ -303,11 +314,11 @@ def context_of(config: Any, asked: int) -> int:
     Raises:
         RecipeError: if more is asked for than the model has positions.
     """
-    has = getattr(config, "max_position_embeddings", None)
+    has = positions_of(config)
     if asked and has and asked > has:
         raise RecipeError(f"policy.max_length is {asked}; the model has {has} positions: ask for no more")
-    # Some configurations do not say.
-    return asked or has or 2048
+    # Some configurations do not say. Positions beyond these are there for who asks for them.
+    return asked or getattr(config, "max_position_embeddings", None) or 2048
 
 
 def output_logits(model: Any, hidden: Tensor) -> Tensor:
