@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from paragone_models.errors import ModelLoadError
 from paragone_models.kinds import KINDS, Kind, KindName
 
-__all__ = ["Bos", "Gate", "Head", "ModelSpec", "Pooling", "Reasoning", "SpecialTokens"]
+__all__ = ["BackboneReference", "Bos", "Gate", "Head", "ModelSpec", "Pooling", "Reasoning", "SpecialTokens"]
 
 _FORMAT = 1
 
@@ -48,11 +48,19 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "attributes": (lambda value: _is_list(value, lambda item: isinstance(item, str)), "a list of names"),
     "weights": (lambda value: value is None or _is_list(value, _is_number), "a list of numbers, or null"),
     "domain": (lambda value: value is None or isinstance(value, str), "a text, or null"),
+    "backbone": (lambda value: value is None or _is_reference(value), "source, revision and identity, or null"),
     **{
         name: (lambda value: isinstance(value, bool), "true or false")
         for name in ("calibrated", "normalise", "final_eos", "demonstration")
     },
 }
+
+
+def _is_reference(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"source", "revision", "identity"}:
+        return False
+    texts = [value["source"], value["identity"], value["revision"] or ""]
+    return all(isinstance(text, str) for text in texts)
 
 
 def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
@@ -72,6 +80,21 @@ _IDENTITY_FIELDS = (
     "reasoning",
     "final_eos",
 )
+
+
+@dataclass(frozen=True)
+class BackboneReference:
+    """The backbone of a head that was saved alone.
+
+    Attributes:
+        source: as ``load_model`` takes it: a folder, a Hugging Face id or ``builtin:NAME``.
+        revision: commit of a hub id, or None.
+        identity: of its weights, tokenizer and code, from ``paragone_models.files.hashes.backbone_identity``.
+    """
+
+    source: str
+    revision: str | None
+    identity: str
 
 
 @dataclass(frozen=True)
@@ -96,6 +119,7 @@ class ModelSpec:
         final_eos: overwrite the last token by the end-of-sequence token (published general preference models).
         domain: what the model knows, in words, or None.
         demonstration: True for models that show the software, not a judgement to rely on.
+        backbone: where the backbone is, of a head that was saved alone; None where both are in one folder.
     """
 
     kind: KindName
@@ -114,6 +138,7 @@ class ModelSpec:
     final_eos: bool = False
     domain: str | None = None
     demonstration: bool = False
+    backbone: BackboneReference | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -190,7 +215,10 @@ class ModelSpec:
 
     def to_json(self) -> str:
         """Return the text of ``paragone.json``."""
-        return json.dumps({"format": _FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        values = asdict(self)
+        if self.backbone is None:
+            del values["backbone"]
+        return json.dumps({"format": _FORMAT, **values}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "ModelSpec":
@@ -228,4 +256,6 @@ class ModelSpec:
         settings["attributes"] = tuple(settings["attributes"])
         if settings.get("weights") is not None:
             settings["weights"] = tuple(float(weight) for weight in settings["weights"])
+        if settings.get("backbone") is not None:
+            settings["backbone"] = BackboneReference(**settings["backbone"])
         return cls(**settings)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from paragone.codes import ErrorCode
 from paragone_models import load_model
+from paragone_models.files.backbones import Residents
 from paragone_models.model import PreferenceModel
 from paragone_service.cache.keys import NO_SECRET
 from paragone_service.cache.tiers import Cache
@@ -44,6 +45,7 @@ def load_models(settings: Settings) -> dict[str, PreferenceModel]:
 
 def _load_models(settings: Settings) -> dict[str, PreferenceModel]:
     models = {}
+    residents: Residents = {}
     for name, options in settings.models.items():
         started = time.perf_counter()
         model = models[name] = load_model(
@@ -65,6 +67,7 @@ def _load_models(settings: Settings) -> dict[str, PreferenceModel]:
             max_batch_tokens=settings.max_batch_tokens,
             deterministic=options.deterministic,
             elsewhere=name in settings.engines,
+            residents=residents,
             prompt_cache_bytes=None if options.prompt_cache_mb is None else round(options.prompt_cache_mb * 1e6),
         )
         took_s = time.perf_counter() - started

@@ -34,6 +34,7 @@ __all__ = [
     "Options",
     "find_head",
     "headless",
+    "read_backbone",
     "read_classifier",
     "read_linear_head",
     "read_output_row",
@@ -73,6 +74,7 @@ class Options:
         trust_remote_code: run Python files that come with the checkpoint.
         elsewhere: leave the backbone's weights alone, because another server runs it.
         adapter: folder of an adapter to be merged into the backbone, or None.
+        backbone: the backbone, if it is in memory already.
     """
 
     dtype: torch.dtype
@@ -80,10 +82,14 @@ class Options:
     trust_remote_code: bool
     elsewhere: bool = False
     adapter: Path | None = None
+    backbone: nn.Module | None = None
 
 
-def read_own(folder: Path, options: Options) -> Loaded:
+def read_own(folder: Path, options: Options, home: Path | None = None) -> Loaded:
     """Read a folder written by ``paragone_models.files.saving``.
+
+    Args:
+        home: folder of the backbone, of a head that was saved alone.
 
     Raises:
         ModelLoadError: if the spec is impossible, or a tensor is missing or of the wrong shape.
@@ -95,7 +101,20 @@ def read_own(folder: Path, options: Options) -> Loaded:
         raise ModelLoadError(f"{folder} has no {checkpoints.HEAD_FILE}: a model without its head would score at random")
     shapes = checkpoints.tensor_shapes([path])
     tensors = checkpoints.read_tensors([path], set(shapes))
-    return Loaded(_with_linear_head(_backbone(folder, options), spec, tensors), spec)
+    backbone = _backbone(folder, options) if home is None else read_backbone(home, options)
+    return Loaded(_with_linear_head(backbone, spec, tensors), spec)
+
+
+def read_backbone(folder: Path, options: Options) -> nn.Module:
+    """Return a bare backbone, without the head that may lie beside it: another one belongs to it.
+
+    Raises:
+        ModelLoadError: if a tensor is missing, of the wrong shape or left over.
+    """
+    if options.backbone is not None:
+        return options.backbone
+    own = find_linear_head(_all_shapes(folder, options), checkpoints.read_config(folder))
+    return _backbone(folder, options, () if own is None else own.claimed)
 
 
 def read_linear_head(folder: Path, options: Options, kind: str, found: LinearHead) -> Loaded:

@@ -6,12 +6,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from paragone_models.files.checkpoints import HEAD_FILE
 from paragone_models.files.sources import Resolved
 
-__all__ = ["code_hash", "hash_files", "weights_hash"]
+__all__ = ["TOKENIZER_FILES", "backbone_identity", "code_hash", "hash_files", "weights_hash"]
 
 # Files of weights that are not in use are no mistake here: more is another name for the same, less one for two models.
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json", "adapter_config.json")
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "spm.model",
+    "*.jinja",
+)
+"""Patterns of everything that turns conversations into tokens."""
+
 _REMOTE_CODE = "transformers_modules"
 
 
@@ -24,6 +36,23 @@ def weights_hash(places: Iterable[Resolved]) -> str:
         else hash_files(path for pattern in _WEIGHTS for path in where.folder.glob(pattern))
         for where in dict.fromkeys(places)
     ]
+    return "+".join(names)
+
+
+def backbone_identity(places: Iterable[Resolved]) -> str:
+    """Return what names everything that hidden states of a text depend on: weights, tokenizer, chat template, code.
+
+    Args:
+        places: the folder of the backbone, or a base's and an adapter's.
+    """
+    names = []
+    for where in dict.fromkeys(places):
+        if where.commit is not None:
+            names.append(f"{where.source}@{where.commit}")
+            continue
+        paths = [path for pattern in (*_WEIGHTS, "*.py") for path in where.folder.glob(pattern)]
+        paths += [path for pattern in TOKENIZER_FILES for path in where.tokenizer_folder.glob(pattern)]
+        names.append(hash_files(path for path in paths if path.name != HEAD_FILE))
     return "+".join(names)
 
 

@@ -5,17 +5,19 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 import transformers
+from torch import nn
 from transformers import AutoTokenizer
 
 from paragone_models.errors import ModelLoadError, NonFiniteError, TextError, reason_of
 from paragone_models.files import checkpoints, formats, quantised
 from paragone_models.files.adapters import base_of, find_adapter
+from paragone_models.files.backbones import Residents, home_of, reference_to
 from paragone_models.files.hashes import code_hash, weights_hash
 from paragone_models.files.sources import Resolved, resolve
 from paragone_models.kinds import KINDS
@@ -23,15 +25,15 @@ from paragone_models.machine import DEFAULTS, ELSEWHERE, Budget, automatic_dtype
 from paragone_models.model import LocalForward, PreferenceModel, Provenance
 from paragone_models.network import PreferenceNetwork
 from paragone_models.rotary import positions_of
-from paragone_models.spec import Bos, Head, ModelSpec, Reasoning, SpecialTokens
+from paragone_models.spec import BackboneReference, Bos, Head, ModelSpec, Reasoning, SpecialTokens
 from paragone_models.text.reader import TextReader, conversation
 from paragone_models.text.template import tokenizer_hash
 
-__all__ = ["load_model"]
+__all__ = ["Backbone", "load_backbone", "load_model"]
 
 logger = logging.getLogger(__name__)
 
-Loader = TypeVar("Loader", bound=Callable[..., PreferenceModel])
+Loader = TypeVar("Loader", bound=Callable[..., Any])
 
 # Read and run at the end of each load.
 _CONVERSATION = conversation("Is it raining?", "Yes, so take an umbrella with you.")
@@ -54,7 +56,7 @@ def _in_one_sentence(load: Loader) -> Loader:
     """
 
     @functools.wraps(load)
-    def loading(source: str | os.PathLike[str], **options: Any) -> PreferenceModel:
+    def loading(source: str | os.PathLike[str], **options: Any) -> Any:
         try:
             return load(source, **options)
         except ModelLoadError:
@@ -87,6 +89,7 @@ def load_model(
     deterministic: bool = False,
     prompt_cache_bytes: int | None = None,
     elsewhere: bool = False,
+    residents: Residents | None = None,
 ) -> PreferenceModel:
     """Load a reward or preference model.
 
@@ -122,6 +125,8 @@ def load_model(
             on a CPU and a tenth of the free memory on a GPU unless given.
         elsewhere: load everything but the backbone's weights, for an engine that runs it elsewhere: the model reads
             text, represents hidden states and compares, and encodes nothing itself. Its head is on the CPU.
+        residents: backbones in memory, which heads that were saved alone share; what is loaded for one is added. Nobody
+            may change them.
 
     Returns:
         The model, in evaluation mode.
@@ -134,8 +139,9 @@ def load_model(
     where = resolve(os.fspath(source), revision)
     if revision is not None and where.commit is None:
         raise ModelLoadError(f"{source} lies on this machine and has no revisions; leave revision={revision!r} out")
-    adapter = find_adapter(where.folder)
-    base = where if adapter is None else base_of(where)
+    home, identity = home_of(where)
+    adapter = find_adapter(home.folder)
+    base = home if adapter is None else base_of(home)
     options = _options(device, dtype, base.folder, trust_remote_code=trust_remote_code, elsewhere=elsewhere)
     if adapter is not None:
         if elsewhere:
@@ -143,7 +149,10 @@ def load_model(
                 f"{where.source} has an adapter, which a server that runs its backbone would not apply"
             )
         options = replace(options, adapter=adapter)
-    loaded = _read(base.folder, options, kind, head)
+    if identity is None:
+        loaded = _read(base.folder, options, kind, head)
+    else:
+        loaded = _with_resident(where.folder, base.folder, options, (kind, head), residents, identity)
     spec = _overridden(
         loaded.spec,
         temperature=temperature,
@@ -168,7 +177,7 @@ def load_model(
         budget = local.warm_up(max_length=spec.max_length)
     logger.info("%s: batches are %s, of %d tokens: %s", where.source, local.batching, budget.tokens, budget.reason)
     reader = _reader(
-        _with_tokenizer(where, base),
+        _with_tokenizer(home, base),
         replace(loaded, spec=spec),
         trust_remote_code=trust_remote_code,
         chat_template=chat_template,
@@ -179,7 +188,7 @@ def load_model(
         source=where.source,
         revision=where.commit,
         identity=spec.identity(
-            weights_hash((where, base)),
+            weights_hash((where, base)) if identity is None else f"{weights_hash((where,))}+{identity}",
             None if reader is None else tokenizer_hash(reader.tokenizer, reader.template.signature),
             code_hash((network.backbone, network.config, None if reader is None else reader.tokenizer)),
         ),
@@ -190,6 +199,44 @@ def load_model(
     )
     _prove(model, elsewhere=elsewhere)
     return model
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone without a head, for one to be fitted.
+
+    Attributes:
+        module: the bare transformers model, in evaluation mode and frozen, on its device.
+        tokenizer: with its chat template.
+        reference: what a head that is saved alone names.
+    """
+
+    module: nn.Module
+    tokenizer: Any
+    reference: BackboneReference
+
+
+@_in_one_sentence
+def load_backbone(
+    source: str | os.PathLike[str], *, revision: str | None = None, device: str = "auto", dtype: str = "auto"
+) -> Backbone:
+    """Load a backbone without the head that may lie beside it; arguments as those of ``load_model``.
+
+    Raises:
+        ModelLoadError: if the source does not exist, is a head alone, has no tokenizer, or is not a whole backbone.
+    """
+    name = os.fspath(source)
+    reference = reference_to(name, revision)
+    where = resolve(name, reference.revision)
+    adapter = find_adapter(where.folder)
+    base = where if adapter is None else base_of(where)
+    options = replace(_options(device, dtype, base.folder, trust_remote_code=False, elsewhere=False), adapter=adapter)
+    module = formats.read_backbone(base.folder, options)
+    place = _with_tokenizer(where, base)
+    if not any((place.tokenizer_folder / file).is_file() for file in _TOKENIZER_FILES):
+        raise ModelLoadError(f"{source} has no tokenizer files: there is nothing to read with")
+    tokenizer = AutoTokenizer.from_pretrained(place.tokenizer_folder)
+    return Backbone(module.to(options.device).eval().requires_grad_(requires_grad=False), tokenizer, reference)
 
 
 def _prove(model: PreferenceModel, *, elsewhere: bool) -> None:
@@ -236,15 +283,33 @@ def _overridden(spec: ModelSpec, **overrides: Any) -> ModelSpec:
     return replace(spec, **changes)
 
 
-def _read(folder: Path, options: formats.Options, kind: str, head: Head) -> formats.Loaded:
-    config = checkpoints.read_config(folder)
+def _with_resident(
+    folder: Path,
+    base: Path,
+    options: formats.Options,
+    choices: tuple[str, Head],
+    residents: Residents | None,
+    identity: str,
+) -> formats.Loaded:
+    """Read a head that was saved alone, with the backbone that is in memory already, or loaded for it."""
+    key = (identity, str(options.dtype), str(options.device), str(options.trust_remote_code), str(options.elsewhere))
+    resident = None if residents is None else residents.get(key)
+    loaded = _read(folder, replace(options, backbone=resident), *choices, home=base)
+    if residents is not None:
+        residents[key] = loaded.network.backbone
+    logger.info("%s: its backbone was %s", folder, "loaded" if resident is None else "in memory already")
+    return loaded
+
+
+def _read(folder: Path, options: formats.Options, kind: str, head: Head, *, home: Path | None = None) -> formats.Loaded:
     if (folder / formats.SPEC_FILE).is_file():
         if head != "auto":
             raise ModelLoadError(f"{folder} has a head of its own: leave head={head!r} out")
-        loaded = formats.read_own(folder, options)
+        loaded = formats.read_own(folder, options, home)
         if kind not in ("auto", loaded.spec.kind):
             raise ModelLoadError(f"{folder} is a {loaded.spec.kind} model, not {kind}")
         return loaded
+    config = checkpoints.read_config(folder)
     architecture = (config.get("architectures") or ["none"])[0]
     classifier = architecture.endswith("ForSequenceClassification")
     found = formats.find_head(folder, options)

@@ -9,6 +9,7 @@ into memory. Nothing is guessed: the names must be exactly those of the bare mod
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from transformers import AutoConfig, AutoModel
 
 from paragone_models.errors import ModelLoadError
 from paragone_models.files import checkpoints
+from paragone_models.files.backbones import home_of
 from paragone_models.files.checkpoints import HEAD_FILE
 from paragone_models.files.formats import SPEC_FILE
+from paragone_models.files.hashes import TOKENIZER_FILES
 from paragone_models.files.heads import find_linear_head, left_over, refuse_left_over
 from paragone_models.files.sources import resolve
 from paragone_models.network import PreferenceNetwork
@@ -66,7 +69,8 @@ def save_model(
     backbone.save_pretrained(target, state_dict=state)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in head.state_dict().items()}
     save_file(tensors, target / HEAD_FILE, metadata={"format": "pt"})
-    (target / SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
+    # The backbone is here now, wherever the spec's was.
+    (target / SPEC_FILE).write_text(replace(spec, backbone=None).to_json(), encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(target)
     if card is not None:
@@ -77,15 +81,6 @@ def save_model(
 
 
 _INDEX = "model.safetensors.index.json"
-_TOKENIZER = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "spm.model",
-    "*.jinja",
-)
 _CLASSES = ("id2label", "label2id", "num_labels", "problem_type")
 
 
@@ -122,7 +117,7 @@ def export_backbone(source: str, folder: str | Path, *, revision: str | None = N
         ModelLoadError: if the source cannot be found, its code comes with it, its tensors are not those of the bare
             model and a head, some would be left behind, or the folder is not empty.
     """
-    where = resolve(source, revision)
+    where, _ = home_of(resolve(source, revision))
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelLoadError(f"{target} is there and not an empty folder: give another one")
@@ -155,7 +150,7 @@ def export_backbone(source: str, folder: str | Path, *, revision: str | None = N
     config_without_classes = {name: value for name, value in values.items() if name not in _CLASSES}
     config_without_classes["architectures"] = [type(bare).__name__]
     (target / "config.json").write_text(json.dumps(config_without_classes, indent=2) + "\n", encoding="utf-8")
-    for pattern in _TOKENIZER:
+    for pattern in TOKENIZER_FILES:
         for path in where.tokenizer_folder.glob(pattern):
             shutil.copyfile(path, target / path.name)
     return target

@@ -7,10 +7,10 @@ from typing import Any
 
 from paragone_evaluation.readers import Pair, Rating
 from paragone_models.kinds import KINDS
+from paragone_models.merging import Merging
 from paragone_training.preference.agreement import Examined, Judged, Summary
 from paragone_training.preference.backbone import ModelParts
 from paragone_training.preference.objective import Objective
-from paragone_training.preference.ratings import Merging
 from paragone_training.preference.recipe import Recipe
 
 __all__ = ["Outcome", "Rows", "write_card"]

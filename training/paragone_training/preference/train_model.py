@@ -25,6 +25,7 @@ from paragone_evaluation.readers import Pair, Rating, read_pairs, read_ratings, 
 from paragone_evaluation.results import plain
 from paragone_models.files.saving import save_model
 from paragone_models.kinds import KINDS
+from paragone_models.merging import Merging, fit_merging
 from paragone_models.network import PreferenceNetwork
 from paragone_models.text.reader import Reading, TextReader
 from paragone_training.adapters import recompute_activations, with_adapters
@@ -43,7 +44,6 @@ from paragone_training.preference.backbone import ModelParts, build_model
 from paragone_training.preference.card import Outcome, Rows, write_card
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.preflight import RunDescription, check_learnable, optimiser_steps
-from paragone_training.preference.ratings import Merging, fit_merging
 from paragone_training.preference.recipe import Recipe
 from paragone_training.scratch.decoder import residual_dropout
 from paragone_training.scratch.lessons import lessons, token_lengths
