@@ -293,6 +293,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="send this one case, and show it with its answer")
     parser.add_argument("--limit-s", type=float, default=10.0, help="how long an answer may take")
     arguments = parser.parse_args()
+    sys.setrecursionlimit(10_000)  # some cases are nested two thousand deep, and JSON is written recursively
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         folders, specials, control = target_models(folder)

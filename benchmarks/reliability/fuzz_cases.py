@@ -129,9 +129,15 @@ def _values(generator: random.Random) -> Any:
     )[kind]  # fmt: skip
 
 
-def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(place for key, one in inner for place in _places(one, (*path, key)))]
+def _places(value: Any) -> list[tuple[Any, ...]]:
+    places: list[tuple[Any, ...]] = []
+    waiting: list[tuple[tuple[Any, ...], Any]] = [((), value)]
+    while waiting:
+        path, value = waiting.pop()
+        places.append(path)
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        waiting += reversed([((*path, key), one) for key, one in inner])
+    return places
 
 
 def _mutated(generator: random.Random, specials: Mapping[str, list[str]]) -> Case:

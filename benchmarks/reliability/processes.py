@@ -16,6 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
+sys.path.append(str(Path(__file__).parent.parent))  # serving_setup lies beside this folder
+from serving_setup import free_port
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
     "{% if message.tool_calls is defined %}{{ message.tool_calls | tojson }}{% endif %}"
@@ -28,13 +31,6 @@ CORPUS = [
     "It is true that the street is loud, but buses have to stop somewhere!",
     "system user assistant prompt response words numbers 0 1 2 3 4 5 6 7 8 9",
 ] * 4
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -3,20 +3,30 @@
 A request goes to the address that the hash of its prompt prefers (rendezvous hashing), so that responses to one prompt
 meet the same cache. An address that failed is set aside for a while, and is asked ``/readyz`` before it gets a request
 again. Nothing runs in the background: what the requests see is all that is known.
+
+A process that hangs accepts connections and says nothing, as one does that computes for long. ``/livez`` tells them
+apart: it is asked beside a request that has waited for a while without a sign of life from its address.
 """
 
+import enum
 import hashlib
 import ipaddress
+import math
 import threading
 import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["DEFAULT_URL", "PROBE_TIMEOUT_S", "Addresses", "checked_urls", "is_loopback"]
+__all__ = ["DEFAULT_URL", "LIFE_TIMEOUT_S", "PROBE_TIMEOUT_S", "Addresses", "Doubt", "checked_urls", "is_loopback"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 PROBE_TIMEOUT_S = 5.0
 """How long ``/readyz`` may take: a server that is well answers it in milliseconds."""
+LIFE_TIMEOUT_S = 3.0
+"""How long ``/livez`` may take, of a server that is asked whether it hangs."""
+
+_SILENCE_S = 3.0
+"""How long an address may say nothing to anybody while a request waits for it, before it is asked."""
 
 _FIRST_HOLD_S = 1.0
 _LONGEST_HOLD_S = 30.0
@@ -65,18 +75,37 @@ def is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
+class Doubt(enum.Enum):
+    """What a request does that has waited for a while: wait on, ask whether the address lives, or leave it."""
+
+    NONE = enum.auto()
+    ASK = enum.auto()
+    SILENT = enum.auto()
+
+
 @dataclass(slots=True)
 class _Health:
-    """Failures since the last answer (0: well), and until when the address is left alone."""
+    """What is known of an address; moments are those of the clock, and long ago where there were none.
+
+    Attributes:
+        failures: since the last answer; 0: it is well.
+        until: when it is left alone no longer.
+        heard: when it answered anything at all.
+        silent: when it was found to say nothing.
+        asking_until: when whoever asks whether it lives must have finished.
+    """
 
     failures: int = 0
     until: float = 0.0
+    heard: float = -math.inf
+    silent: float = -math.inf
+    asking_until: float = -math.inf
 
 
 class Addresses:
     """Say where a request goes, from what became of those before. Safe to share between threads.
 
-    With one address there is no choice, and nothing is remembered.
+    With one address there is no choice, and nothing is remembered but whether it ever answered.
 
     Args:
         clock: seconds since any fixed moment.
@@ -103,6 +132,27 @@ class Addresses:
             # Where all are set aside, any of them may be back: to refuse without asking would lose the request.
             return usable or sorted(self.urls, key=lambda url: self._health[url].until)
 
+    @property
+    def known(self) -> bool:
+        """Whether any of them ever answered."""
+        return any(health.heard > -math.inf for health in self._health.values())
+
+    def heard(self, url: str) -> None:
+        """Remember that an address answered something."""
+        self._health[url].heard = self._clock()
+
+    def doubt(self, url: str, since: float) -> Doubt:
+        """Return what a request does that has waited for an address since then; one at a time asks."""
+        health = self._health[url]
+        with self._lock:
+            now = self._clock()
+            if health.silent >= since:
+                return Doubt.SILENT
+            if now < max(since, health.heard) + _SILENCE_S or now < health.asking_until:
+                return Doubt.NONE
+            health.asking_until = now + LIFE_TIMEOUT_S
+            return Doubt.ASK
+
     def must_probe(self, url: str) -> bool:
         """Return whether an address has to answer ``/readyz`` before it gets a request; others then leave it alone."""
         health = self._health[url]
@@ -121,6 +171,8 @@ class Addresses:
         health = self._health[url]
         with self._lock:
             now = self._clock()
+            if silent:
+                health.silent = now
             # A hundred requests that fail together are one failure of the address.
             if health.until <= now or not health.failures:
                 health.failures += 1
@@ -130,9 +182,10 @@ class Addresses:
 
     def answered(self, url: str) -> None:
         """Take an address back among those that are well."""
-        if self._health[url].failures:  # read without the lock: nearly always there is nothing to do
+        health = self._health[url]
+        if health.failures:  # read without the lock: nearly always there is nothing to do
             with self._lock:
-                self._health[url] = _Health()
+                health.failures, health.until = 0, 0.0
 
 
 def _weight(url: str, key: str) -> bytes:

@@ -9,7 +9,7 @@ import typer
 
 from paragone.addresses import DEFAULT_URL
 from paragone.client import Client
-from paragone.exceptions import UnavailableError, checked
+from paragone.exceptions import checked
 from paragone.wire import ModelInfo
 
 __all__ = ["ask"]
@@ -28,24 +28,20 @@ def ask(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
     timeout_s: Annotated[float, typer.Option(help="Give up after so many seconds.")] = 60.0,
+    wait_s: Annotated[float, typer.Option(help="Wait so long for a service that is still starting.")] = 0.0,
 ) -> None:
     """Ask a running service which of two responses to a prompt is preferred."""
     if [prompt, first, second].count("-") > 1:  # it can be read only once
         raise typer.BadParameter("the standard input (-) can be only one of the three texts")
     texts = [_text(argument) for argument in (prompt, first, second)]
     try:
-        client = Client(url, api_key=api_key, model=model, timeout_s=timeout_s, retries=2)
+        client = Client(url, api_key=api_key, model=model, timeout_s=timeout_s, retry_s=timeout_s, wait_s=wait_s)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     with client:
-        try:
-            answer = client.preferences([(texts[0], texts[1], texts[2])])
-            row = checked(answer.preferences)[0]
-            info = client.model(answer.model)
-        except UnavailableError as error:
-            if error.status is None:  # no answer at all; a server that is merely busy does not need this hint
-                error.message += "\nIs a server running there? paragone serve starts one."
-            raise
+        answer = client.preferences([(texts[0], texts[1], texts[2])])
+        row = checked(answer.preferences)[0]
+        info = client.model(answer.model)
     if json:
         fields = {
             **answer.model_dump(mode="json", exclude={"preferences", "usage"}),

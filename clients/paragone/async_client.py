@@ -5,6 +5,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -29,10 +30,11 @@ from paragone.batches import (
     parts_of,
     read_json,
 )
+from paragone.connection import CONNECTIONS, DEFAULT_MAX_BYTES, Connection
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
 from paragone.ids import IdMemory
 from paragone.tracing import request_span
-from paragone.transport import DEFAULT_MAX_BYTES, Attempts, Connection, send_async
+from paragone.transport import Attempts, send_async
 from paragone.wire import (
     ModelInfo,
     ModelsAnswer,
@@ -48,6 +50,21 @@ from paragone.wire import (
 )
 
 __all__ = ["AsyncClient"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What a client has in one event loop.
+
+    Attributes:
+        places: of the requests in flight. A bound of the connections would count the wait for one as a server's, and a
+            replica that hangs would keep all of them.
+        ending: closes the connections.
+    """
+
+    http: httpx2.AsyncClient
+    places: asyncio.Semaphore
+    ending: AsyncGenerator[None, None]
 
 
 async def _until_the_loop_ends(http: httpx2.AsyncClient) -> AsyncGenerator[None, None]:
@@ -74,14 +91,14 @@ class AsyncClient:
         *,
         api_key: str | None = None,
         model: str | None = None,
-        timeout_s: float = 300.0,
+        timeout_s: float | None = None,
         retry_s: float = 120.0,
         retries: int | None = None,
+        wait_s: float | None = None,
         max_items_per_request: int = 1_000,
         max_bytes_per_request: int = DEFAULT_MAX_BYTES,
         concurrency: int = 4,
         remembered_ids: int = 0,
-        handles: int = 0,
         transport: httpx2.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -93,11 +110,12 @@ class AsyncClient:
             timeout_s=timeout_s,
             retry_s=retry_s,
             retries=retries,
+            wait_s=wait_s,
             max_items_per_request=max_items_per_request,
             max_bytes_per_request=max_bytes_per_request,
             concurrency=concurrency,
         )
-        self._memory_size = remembered_ids or handles
+        self._memory_size = remembered_ids
         self._transport = transport
         self._clock = clock
         self._sleep = sleep
@@ -105,13 +123,13 @@ class AsyncClient:
 
     def _open(self) -> None:
         """Begin with nothing open and nothing known."""
-        self._opened: dict[asyncio.AbstractEventLoop, tuple[httpx2.AsyncClient, AsyncGenerator[None, None]]] = {}
+        self._opened: dict[asyncio.AbstractEventLoop, _Opened] = {}
         self._lock = threading.Lock()
         self._closed = False
         self._addresses = Addresses(self._connection.urls, self._clock)
         self._memory = IdMemory(self._memory_size)
 
-    async def _http(self) -> httpx2.AsyncClient:
+    async def _here(self) -> _Opened:
         """Return the connections of the running event loop; a connection cannot leave the loop that opened it.
 
         Raises:
@@ -124,15 +142,18 @@ class AsyncClient:
         if kept is None:
             connection = self._connection
             http = httpx2.AsyncClient(
-                transport=self._transport, trust_env=connection.trust_env, mounts=connection.direct or None
+                transport=self._transport,
+                trust_env=connection.trust_env,
+                mounts=connection.direct or None,
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=CONNECTIONS),
             )
-            kept = http, _until_the_loop_ends(http)
+            kept = _Opened(http, asyncio.Semaphore(CONNECTIONS), _until_the_loop_ends(http))
             with self._lock:
                 # What a loop has left open that is closed by now can only be dropped.
-                self._opened = {other: both for other, both in self._opened.items() if not other.is_closed()}
+                self._opened = {other: one for other, one in self._opened.items() if not other.is_closed()}
                 self._opened[loop] = kept
-            await anext(kept[1])
-        return kept[0]
+            await anext(kept.ending)
+        return kept
 
     def __getstate__(self) -> dict[str, Any]:
         opened = {"_opened", "_lock", "_closed", "_addresses", "_memory"}
@@ -158,11 +179,11 @@ class AsyncClient:
         self._closed = True
         running = asyncio.get_running_loop()
         opened, self._opened = self._opened, {}
-        for loop, (_, ending) in opened.items():
+        for loop, one in opened.items():
             if loop is running:
-                await ending.aclose()
+                await one.ending.aclose()
             elif loop.is_running():  # a loop of another thread
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(ending.aclose(), loop))
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(one.ending.aclose(), loop))
 
     async def prefer(
         self,
@@ -298,6 +319,8 @@ class AsyncClient:
     async def _send(self, path: str, part: Part[Any] | None = None) -> bytes:
         connection = self._connection
         question = connection.question(path, *((part.body, part.prompt_hash) if part is not None else ()))
-        attempts = Attempts(question, connection.policy, self._addresses, self._clock)
-        with request_span(f"{question.method} {path}"):
-            return await send_async(await self._http(), attempts, sleep=self._sleep)
+        here = await self._here()
+        async with here.places:
+            attempts = Attempts(question, connection.policy, self._addresses, self._clock)
+            with request_span(f"{question.method} {path}"):
+                return await send_async(here.http, attempts, sleep=self._sleep)

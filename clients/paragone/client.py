@@ -30,10 +30,11 @@ from paragone.batches import (
     parts_of,
     read_json,
 )
+from paragone.connection import CONNECTIONS, DEFAULT_MAX_BYTES, Connection
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
 from paragone.ids import IdMemory
 from paragone.tracing import request_span
-from paragone.transport import DEFAULT_MAX_BYTES, Attempts, Connection, send
+from paragone.transport import Attempts, send
 from paragone.wire import (
     ModelInfo,
     ModelsAnswer,
@@ -67,16 +68,18 @@ class Client:
         url: address of the service, or those of its replicas: a request that fails at one goes to the next. A path
             prefix is kept.
         model: id of the model to ask when a call names none.
-        timeout_s: deadline of one HTTP request, its retries included. A batch that is split has one for each part.
+        timeout_s: deadline of one HTTP request, its retries included, which the server is told. A batch that is split
+            has one for each part. None: 300 s, and how long a request may queue is the server's to say.
         retry_s: how long after its first failure a request is tried again, for failed connections, 502, 503, 504 and
             429 with ``Retry-After``; 0: only at other addresses.
         retries: most tries after the first one; None: as many as there is time for.
+        wait_s: the same as ``retry_s`` for connections that fail before the service has ever answered, because it is
+            still starting or the address is wrong; None: ``retry_s``.
         max_items_per_request: larger batches are split; every response and reference counts.
         max_bytes_per_request: batches with more bytes of text are split.
         concurrency: most requests of one call in flight.
         remembered_ids: how many ids of long responses to remember, about 300 bytes each, so that ``prefer`` and
             ``preferences`` send such a text once; 0: none.
-        handles: the former name of ``remembered_ids``.
         transport: what carries the requests, if not the network (an ``httpx2`` transport). A client is pickled with
             it, and with its key, but without its connections and ids.
         clock: seconds since any fixed moment.
@@ -91,14 +94,14 @@ class Client:
         *,
         api_key: str | None = None,
         model: str | None = None,
-        timeout_s: float = 300.0,
+        timeout_s: float | None = None,
         retry_s: float = 120.0,
         retries: int | None = None,
+        wait_s: float | None = None,
         max_items_per_request: int = 1_000,
         max_bytes_per_request: int = DEFAULT_MAX_BYTES,
         concurrency: int = 4,
         remembered_ids: int = 0,
-        handles: int = 0,
         transport: httpx2.BaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
@@ -110,11 +113,12 @@ class Client:
             timeout_s=timeout_s,
             retry_s=retry_s,
             retries=retries,
+            wait_s=wait_s,
             max_items_per_request=max_items_per_request,
             max_bytes_per_request=max_bytes_per_request,
             concurrency=concurrency,
         )
-        self._memory_size = remembered_ids or handles
+        self._memory_size = remembered_ids
         self._transport = transport
         self._clock = clock
         self._sleep = sleep
@@ -124,7 +128,11 @@ class Client:
         """Begin with nothing open and nothing known."""
         connection = self._connection
         self._http = httpx2.Client(
-            transport=self._transport, trust_env=connection.trust_env, mounts=connection.direct or None
+            transport=self._transport,
+            trust_env=connection.trust_env,
+            mounts=connection.direct or None,
+            # The threads that ask are the bound. One of the pool's would let a replica that hangs keep all of it.
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=CONNECTIONS),
         )
         self._addresses = Addresses(connection.urls, self._clock)
         # Shared by all threads that use this client, so that a text which one has sent the others send by its id.

@@ -1,27 +1,31 @@
 """One HTTP request with retries: where it goes, when it is tried again, how long to wait, what failed.
 
-A client's arguments are checked once, when it is made, and nothing is read from the environment.
-
 Tried again: connections that fail, 502, 503, 504, and a 429 that says ``Retry-After``. All routes are pure questions,
 so asking twice changes nothing. Where there are several addresses, the others are tried at once, also after a 500 or a
 silence; only when all have failed does the request wait. Waits have full jitter (uniform between 0 and a bound that
 doubles), never end before the server's ``Retry-After``, and never go past the retry time or the deadline. Every retry
 is logged at WARNING.
+
+Where there are several addresses, a try is watched while it waits, so that a process that hangs is left after seconds
+and one that computes for minutes is not.
 """
 
+import asyncio
+import contextvars
 import email.utils
 import logging
-import random
+import queue
+import threading
 import time
-import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 
 import httpx2
 from pydantic import ValidationError
 
-from paragone.addresses import DEFAULT_URL, PROBE_TIMEOUT_S, Addresses, checked_urls, is_loopback
+from paragone.addresses import LIFE_TIMEOUT_S, PROBE_TIMEOUT_S, Addresses, Doubt
+from paragone.codes import ErrorCode
+from paragone.connection import Question, RetryPolicy
 from paragone.exceptions import (
     AnswerError,
     DeadlineError,
@@ -35,12 +39,7 @@ from paragone.tracing import inject
 from paragone.wire import ErrorBody
 
 __all__ = [
-    "DEFAULT_MAX_BYTES",
-    "DEFAULT_URL",
     "Attempts",
-    "Connection",
-    "Question",
-    "RetryPolicy",
     "Try",
     "send",
     "send_async",
@@ -48,14 +47,16 @@ __all__ = [
 
 logger = logging.getLogger("paragone")
 
-DEFAULT_MAX_BYTES = 8 * 1024 * 1024
-
 _CONNECT_TIMEOUT_S = 10.0
-_DOUBLINGS = 60
+_LOOK_S = 0.5
+"""How often a request that waits looks whether its address has been found to hang."""
 _SHORTEST_DEADLINE_S, _LONGEST_DEADLINE_S = 0.001, 86_400.0
 """What the service takes as a deadline."""
 # What a proxy answers while the service behind it restarts, and what the service answers while it is busy.
 _RETRIED_STATUS = frozenset({502, 503, 504})
+# What a server says that is well and has too much to do: whoever is told so waits for its turn.
+_BUSY = frozenset({ErrorCode.OVERLOADED, ErrorCode.TOO_MANY_CONNECTIONS, ErrorCode.QUOTA_EXCEEDED})
+_NOBODY_THERE = " (nothing has answered there yet. Is a server running at this address? paragone serve starts one)"
 # A read error is a connection that broke under the request: safe to repeat, because every request is a pure question.
 _RETRIED_FAILURES = (
     httpx2.ConnectError,
@@ -67,161 +68,8 @@ _RETRIED_FAILURES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How long a request is tried again and how long to wait in between.
-
-    Attributes:
-        timeout_s: the deadline of one HTTP request, its retries and waits included.
-        retry_s: how long after its first failure a request is tried again; 0: never, except at other addresses.
-        retries: most tries after the first one; None: as many as there is time for.
-        first_wait_s: bound of the first wait; it doubles with each try.
-        longest_wait_s: bound that the doubling stops at.
-    """
-
-    timeout_s: float
-    retry_s: float
-    retries: int | None = None
-    first_wait_s: float = 0.25
-    longest_wait_s: float = 16.0
-
-    def wait_s(self, rounds: int, retry_after_s: float | None, left_s: float = float("inf")) -> float | None:
-        """Return how long to wait after so many rounds of tries, at least as long as the server asked for.
-
-        Args:
-            left_s: the time in which a next try may begin.
-
-        Returns:
-            The seconds, or None if no try fits into the time that is left.
-        """
-        # Many doublings overflow a float, and the bound has long been the longest wait then.
-        bound = min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(rounds - 1, _DOUBLINGS))
-        asked = retry_after_s or 0.0  # added to the jitter, not the larger of both: all who were refused have one hint
-        # The last wait is shortened rather than given up, so that the retry time is used to its end. A shorter rest
-        # than the first wait is no time: waits would halve for ever.
-        if left_s < asked + self.first_wait_s:
-            return None
-        return asked + random.uniform(0.0, min(bound, left_s - asked))  # noqa: S311 (it spreads load, it hides nothing)
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One request as it is sent with each try: the path, the headers, and the body (None: a GET).
-
-    All tries carry the same ``x-request-id``, so that the server's log tells a retry from a second question.
-
-    Attributes:
-        key: hash of the prompt, by which an address is chosen; None: any.
-    """
-
-    path: str
-    headers: Mapping[str, str]
-    body: bytes | None = None
-    key: str | None = None
-    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    @property
-    def method(self) -> str:
-        """GET or POST."""
-        return "GET" if self.body is None else "POST"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Connection:
-    """Where a client sends its requests, and how. Its repr leaves the headers out: they hold the key.
-
-    Attributes:
-        urls: addresses of the service, without a final slash.
-        model: id of the model that is asked when a call names none; None: the server's default.
-        max_bytes: most bytes of items in one request.
-        concurrency: most requests of one call in flight.
-    """
-
-    urls: tuple[str, ...]
-    headers: Mapping[str, str]
-    model: str | None
-    policy: RetryPolicy
-    max_items: int
-    max_bytes: int
-    concurrency: int
-
-    @classmethod
-    def made(
-        cls,
-        url: str | Sequence[str],
-        *,
-        api_key: str | None,
-        model: str | None,
-        timeout_s: float,
-        retry_s: float,
-        retries: int | None,
-        max_items_per_request: int,
-        max_bytes_per_request: int,
-        concurrency: int,
-    ) -> "Connection":
-        """Return a connection with checked arguments.
-
-        Raises:
-            ValueError: if a URL is not one, the key cannot be sent, or a number is out of its range.
-        """
-        urls = checked_urls(url)
-        # The HTTP library would refuse such a header too, but with the key in its message.
-        if api_key is not None and not (
-            api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""
-        ):
-            raise ValueError(
-                "api_key holds a space at an end, a control character or a letter outside ASCII, or is empty"
-            )
-        if not timeout_s > 0:  # written so that NaN is refused too
-            raise ValueError(f"timeout_s={timeout_s} must be above 0")
-        if not retry_s >= 0:
-            raise ValueError(f"retry_s={retry_s} must be 0 or more")
-        if retries is not None and retries < 0:
-            raise ValueError(f"retries={retries} must be 0 or more")
-        for name, value in (
-            ("max_items_per_request", max_items_per_request),
-            ("max_bytes_per_request", max_bytes_per_request),
-            ("concurrency", concurrency),
-        ):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be 1 or more")
-        headers = {"accept": "application/json", "user-agent": f"paragone/{version('paragone')}"}
-        if api_key is not None:
-            headers["authorization"] = f"Bearer {api_key}"
-        return cls(
-            urls=urls,
-            headers=headers,
-            model=model,
-            policy=RetryPolicy(timeout_s=timeout_s, retry_s=retry_s, retries=retries),
-            max_items=max_items_per_request,
-            max_bytes=max_bytes_per_request,
-            concurrency=concurrency,
-        )
-
-    def __repr__(self) -> str:
-        urls = list(self.urls) if len(self.urls) > 1 else self.urls[0]
-        return f"url={urls!r}, model={self.model!r}"
-
-    @property
-    def trust_env(self) -> bool:
-        """Whether a proxy of the environment may be asked.
-
-        It would be asked for 127.0.0.1 as well, and reach its own machine.
-        """
-        return not all(map(is_loopback, self.urls))
-
-    @property
-    def direct(self) -> dict[str, None]:
-        """Patterns of the addresses that no proxy is asked for, as the HTTP library's ``mounts`` take them."""
-        return {url: None for url in self.urls if is_loopback(url)} if self.trust_env else {}
-
-    def question(self, path: str, body: bytes | None = None, prompt_hash: str | None = None) -> Question:
-        """Return the request for a path: a POST of a body, or a GET.
-
-        A proxy can route by the hash of the first prompt, so that siblings meet the same cache.
-        """
-        headers = self.headers if prompt_hash is None else {**self.headers, "x-paragone-prompt": prompt_hash}
-        return Question(path, headers, body, prompt_hash)
+class _SilentError(httpx2.ReadTimeout):
+    """A server that neither answers a request nor says that it lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,12 +77,14 @@ class Try:
     """One try of a question: the address, and how long it may take.
 
     Attributes:
+        named: whether the server is told how long it may take.
         probe: whether this is the question after the health of an address that failed before.
     """
 
     question: Question
     url: str
     timeout_s: float
+    named: bool = True
     probe: bool = False
 
     def __str__(self) -> str:
@@ -252,10 +102,15 @@ class Try:
         if question.body is not None:
             headers["content-type"] = "application/json"
             inject(headers)
+        if question.body is not None and self.named:
             # The server drops what nobody waits for any more, and refuses at once what it could only answer later.
             headers["x-deadline-s"] = f"{min(max(self.timeout_s, _SHORTEST_DEADLINE_S), _LONGEST_DEADLINE_S):.3f}"
         url = f"{self.url}{question.path}"
         return http.build_request(question.method, url, headers=headers, content=question.body, timeout=timeout)
+
+    def life(self, http: httpx2.Client | httpx2.AsyncClient) -> httpx2.Request:
+        """Return the question whether the server lives, to be asked beside this one."""
+        return http.build_request("GET", f"{self.url}/livez", timeout=httpx2.Timeout(LIFE_TIMEOUT_S))
 
 
 @dataclass(slots=True)
@@ -268,8 +123,9 @@ class Attempts:
     clock: Callable[[], float]
     tries: int = 0
     _deadline: float = field(init=False)
-    _retry_until: float | None = field(init=False, default=None)
+    _failing_since: float | None = field(init=False, default=None)
     _current: Try = field(init=False)
+    _began: float = field(init=False, default=0.0)
     _round: list[str] = field(init=False, default_factory=list)
     _rounds: int = field(init=False, default=0)
     _hints: list[float] = field(init=False, default_factory=list)
@@ -277,13 +133,19 @@ class Attempts:
     def __post_init__(self) -> None:
         self._deadline = self.clock() + self.policy.timeout_s
 
+    @property
+    def watched(self) -> bool:
+        """Whether the present try is watched for signs of life: it has another address to go to."""
+        return len(self.addresses.urls) > 1 and not self._current.probe
+
     def begin(self) -> Try:
         """Return the next try.
 
         Raises:
             DeadlineError: if no time is left.
         """
-        question, left = self.question, self._deadline - self.clock()
+        self._began = self.clock()
+        question, left = self.question, self._deadline - self._began
         if not self._round:
             self._round = self.addresses.round(question.key)
             self._rounds += 1
@@ -295,13 +157,38 @@ class Attempts:
                 f"{self.tries} tries",
                 request_id=question.request_id,
             )
-        # A process that hangs accepts connections and says nothing. While there are others to ask, it gets a fair
-        # share of the time and not all of it.
+        # A server may live and never answer this request. While there are others to ask, it gets a fair share of the
+        # time and not all of it.
         share = left / (1 + len(self._round))
         probe = self.addresses.must_probe(url)
-        self._current = Try(question, url, min(share, PROBE_TIMEOUT_S) if probe else share, probe)
+        timeout_s = min(share, PROBE_TIMEOUT_S) if probe else share
+        self._current = Try(question, url, timeout_s, self.policy.named, probe)
         self.tries += not probe
         return self._current
+
+    def in_doubt(self) -> bool:
+        """Return whether to ask now if the server lives that the present try waits for.
+
+        Raises:
+            RequestError: of the HTTP library, if it was found to hang.
+        """
+        doubt = self.addresses.doubt(self._current.url, self._began)
+        if doubt is Doubt.SILENT:
+            raise _SilentError("the server does not answer /livez either")
+        return doubt is Doubt.ASK
+
+    def lives(self, failure: httpx2.RequestError | None) -> None:
+        """Take what came of that question.
+
+        Raises:
+            RequestError: of the HTTP library, if there was no answer.
+        """
+        if failure is None:
+            self.addresses.heard(self._current.url)
+        elif isinstance(failure, httpx2.TimeoutException):
+            self.addresses.failed(self._current.url, silent=True)
+            self.in_doubt()
+        # Else there is somebody who refuses it, as a server does that drains: the try's own connection tells.
 
     def failed(self, failure: httpx2.RequestError) -> float:
         """Return how long to wait after a try that got no answer.
@@ -312,9 +199,12 @@ class Attempts:
             UnavailableError: if there is no connection and no try left.
         """
         name, current = type(failure).__name__, self._current
+        hangs = isinstance(failure, _SilentError)
         # A timeout while connecting may pass. Any other one has used up the time that this address had.
-        silent = isinstance(failure, httpx2.TimeoutException) and not isinstance(failure, httpx2.ConnectTimeout)
-        if silent:
+        late = isinstance(failure, httpx2.TimeoutException) and not isinstance(
+            failure, httpx2.ConnectTimeout | _SilentError
+        )
+        if late:
             error: ParagoneError = DeadlineError(
                 f"{current}: no answer within {current.timeout_s:g} s ({name})", request_id=self.question.request_id
             )
@@ -323,10 +213,12 @@ class Attempts:
                 raise error from failure
         else:
             kind = UnavailableError if isinstance(failure, httpx2.TransportError) else AnswerError
-            error = kind(f"{current}: {failure or name}", request_id=self.question.request_id)
-            if not isinstance(failure, _RETRIED_FAILURES):
+            hint = "" if self.addresses.known else _NOBODY_THERE
+            error = kind(f"{current}: {failure or name}{hint}", request_id=self.question.request_id)
+            if not hangs and not isinstance(failure, _RETRIED_FAILURES):
                 raise error from failure  # an unknown scheme or a redirect loop: it will fail again the same way
-        self.addresses.failed(current.url, silent=silent)
+        if not hangs:  # whoever found that out has said so already
+            self.addresses.failed(current.url, silent=late)
         return self._wait_before_retry(error, None, failure)
 
     def answered(self, response: httpx2.Response) -> float | None:
@@ -336,6 +228,7 @@ class Attempts:
             ParagoneError: the error that was answered, as its own class, if it is not one to retry or no try is left.
         """
         current, status = self._current, response.status_code
+        self.addresses.heard(current.url)
         if current.probe:
             return self._probed(response)
         if response.is_success:
@@ -377,8 +270,10 @@ class Attempts:
         self, error: ParagoneError, retry_after_s: float | None, cause: BaseException | None
     ) -> float:
         now, policy = self.clock(), self.policy
-        if self._retry_until is None:
-            self._retry_until = min(self._deadline, now + policy.retry_s)
+        # A server that says when to come back is not gone: its refusal ends no patience.
+        if self._failing_since is None or (error.code in _BUSY and retry_after_s is not None):
+            self._failing_since = now
+        left_s = min(self._deadline, self._failing_since + policy.patience_s(known=self.addresses.known)) - now
         self._hints.append(retry_after_s or 0.0)
         if policy.retries is not None and self.tries > policy.retries:
             raise error from cause
@@ -387,10 +282,9 @@ class Attempts:
             return 0.0
         # All addresses have failed; the first one that may be back is worth the next round. A try that the deadline
         # would cut off is not worth the wait: the caller learns now what went wrong.
-        wait_s = policy.wait_s(self._rounds, min(self._hints), self._retry_until - now)
+        wait_s = policy.pause_s(self._rounds, min(self._hints), left_s)
         if wait_s is None:
             raise error from cause
-        left_s = self._retry_until - now
         logger.warning("try %d failed, the next one in %.2f s (%.0f s left): %s", self.tries, wait_s, left_s, error)
         return wait_s
 
@@ -445,7 +339,7 @@ def send(
     while True:
         current = attempts.begin()
         try:
-            response = http.send(current.request(http))
+            response = _watched(http, attempts, current) if attempts.watched else http.send(current.request(http))
         except httpx2.RequestError as failure:
             wait_s: float | None = attempts.failed(failure)
         except RuntimeError as failure:
@@ -460,6 +354,57 @@ def send(
             sleep(wait_s)
 
 
+def _watched(http: httpx2.Client, attempts: Attempts, current: Try) -> httpx2.Response:
+    """Send one try and return its answer, as long as its server shows signs of life."""
+    request, context = current.request(http), contextvars.copy_context()
+    outcome: queue.SimpleQueue[httpx2.Response | Exception] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            outcome.put(context.run(http.send, request))
+        except Exception as error:  # noqa: BLE001 (it is raised again where the answer is awaited)
+            outcome.put(error)
+
+    # No other thread can end a request that waits. So it waits in a thread of its own, which is left behind with its
+    # connection if the server hangs, and ends with the server or the request's time.
+    threading.Thread(target=work, name="paragone", daemon=True).start()
+    while True:
+        try:
+            answer = outcome.get(timeout=_LOOK_S)
+        except queue.Empty:
+            if attempts.in_doubt():
+                failure = None
+                try:
+                    http.send(current.life(http))
+                except httpx2.RequestError as error:
+                    failure = error
+                if outcome.empty():
+                    attempts.lives(failure)
+        else:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+
+async def _watched_async(http: httpx2.AsyncClient, attempts: Attempts, current: Try) -> httpx2.Response:
+    sending = asyncio.ensure_future(http.send(current.request(http)))
+    try:
+        while not (await asyncio.wait({sending}, timeout=_LOOK_S))[0]:
+            if attempts.in_doubt():
+                failure = None
+                try:
+                    await http.send(current.life(http))
+                except httpx2.RequestError as error:
+                    failure = error
+                if not sending.done():
+                    attempts.lives(failure)
+        return sending.result()
+    finally:
+        if not sending.done():
+            sending.cancel()
+            await asyncio.wait({sending})
+
+
 async def send_async(
     http: httpx2.AsyncClient, attempts: Attempts, *, sleep: Callable[[float], Awaitable[object]]
 ) -> bytes:
@@ -471,7 +416,10 @@ async def send_async(
     while True:
         current = attempts.begin()
         try:
-            response = await http.send(current.request(http))
+            if attempts.watched:
+                response = await _watched_async(http, attempts, current)
+            else:
+                response = await http.send(current.request(http))
         except httpx2.RequestError as failure:
             wait_s: float | None = attempts.failed(failure)
         except RuntimeError as failure:

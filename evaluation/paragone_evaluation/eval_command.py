@@ -42,6 +42,7 @@ Attribute = Annotated[
 ]
 BadRows = Annotated[str, typer.Option(help=_BAD_ROWS)]
 ApiKey = Annotated[str | None, typer.Option(help="Key of the service.", envvar="PARAGONE_API_KEY", show_envvar=True)]
+WaitS = Annotated[float, typer.Option(help="Wait so many seconds for a service that is still starting.")]
 Device = Annotated[str, typer.Option(help="Of local models: auto takes the GPU where there is one.")]
 Dtype = Annotated[str, typer.Option(help="Of local models: auto, float32, bfloat16 or float16.")]
 BosOption = Annotated[
@@ -84,6 +85,7 @@ def evaluate(
     attribute: Attribute = None,
     bad_rows: BadRows = "refuse",
     api_key: ApiKey = None,
+    wait_s: WaitS = 0.0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     bos: BosOption = None,
@@ -106,9 +108,9 @@ def evaluate(
         scorer = (
             _load(model or "", {**options, "bos": bos, "head": head})
             if url is None
-            else _service(url, model, api_key, opened)
+            else _service(url, model, api_key, wait_s, opened)
         )
-        other = None if against is None else _other(against, options, api_key, opened)
+        other = None if against is None else _other(against, options, api_key, wait_s, opened)
         folder = output or default_folder(data, scorer.card.name)
         bar = Console(stderr=True)
         written = evaluate_models(data, scorer, folder, settings, against=other, command=_command("eval"), console=bar)
@@ -141,6 +143,7 @@ def calibrate(
     attribute: Attribute = None,
     bad_rows: BadRows = "refuse",
     api_key: ApiKey = None,
+    wait_s: WaitS = 0.0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     bos: BosOption = None,
@@ -175,7 +178,7 @@ def calibrate(
         if url is None:
             options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
             local = _load(model or "", {**options, "bos": bos, "head": head})
-        scorer = local or _service(url or "", model, api_key, opened)
+        scorer = local or _service(url or "", model, api_key, wait_s, opened)
         check_preferences(data, scorer.card)
         # Nothing is kept: a temperature is fitted once, and its answers are of no other use.
         scratch = Path(opened.enter_context(tempfile.TemporaryDirectory()))
@@ -229,19 +232,19 @@ def _load(source: str, options: dict[str, Any]) -> "LocalScorer":
     return load_scorer(source, **options)
 
 
-def _service(url: str, model: str | None, api_key: str | None, opened: ExitStack) -> Scorer:
+def _service(url: str, model: str | None, api_key: str | None, wait_s: float, opened: ExitStack) -> Scorer:
     try:
-        client = opened.enter_context(Client(url, api_key=api_key))
+        client = opened.enter_context(Client(url, api_key=api_key, wait_s=wait_s))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     return ServiceScorer(client, url=url, model=model)
 
 
-def _other(against: str, options: dict[str, Any], api_key: str | None, opened: ExitStack) -> Scorer:
+def _other(against: str, options: dict[str, Any], api_key: str | None, wait_s: float, opened: ExitStack) -> Scorer:
     if not against.startswith(("http://", "https://")):
         return _load(against, options)
     url, _, name = against.partition("#")  # a fragment is never sent, so no URL of a service has one
-    return _service(url, name or None, api_key, opened)
+    return _service(url, name or None, api_key, wait_s, opened)
 
 
 def _command(name: str) -> str:

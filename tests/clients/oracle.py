@@ -173,8 +173,8 @@ class Clock:
 
 
 @contextlib.contextmanager
-def listening(answer: Callable[[httpx2.Request], httpx2.Response]) -> Iterator[str]:
-    """Serve answers behind a socket of the loopback and yield the address."""
+def listening(answer: Callable[[httpx2.Request], httpx2.Response], *, port: int = 0) -> Iterator[str]:
+    """Serve answers behind a socket of the loopback and yield the address; port 0: any that is free."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -199,7 +199,7 @@ def listening(answer: Callable[[httpx2.Request], httpx2.Response]) -> Iterator[s
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -3,6 +3,7 @@ import pytest
 
 from paragone import Client
 from paragone.addresses import PROBE_TIMEOUT_S, Addresses
+from paragone.connection import RetryPolicy
 from paragone.exceptions import (
     DeadlineError,
     NonFiniteScoreError,
@@ -10,7 +11,6 @@ from paragone.exceptions import (
     ServerError,
     UnavailableError,
 )
-from paragone.transport import RetryPolicy
 from tests.clients.oracle import Clock, Oracle, error, listening
 from tests.clients.test_transport import OK, Script, awaiting, waiting
 

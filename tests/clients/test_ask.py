@@ -1,9 +1,12 @@
 import io
 import json
 import re
+import threading
+import time
 
 import httpx2
 import pytest
+from serving_setup import free_port
 
 from paragone import cli
 from paragone.ask import _percent
@@ -95,8 +98,21 @@ def test_an_address_that_is_none_is_wrong_usage():
 
 def test_a_server_that_is_not_there_is_exit_code_1_and_a_hint(capsys, caplog):
     assert ask("--url", "http://127.0.0.1:9", "p", "a", "b") == 1
-    assert "Is a server running there? paragone serve starts one." in capsys.readouterr().err
-    assert len(caplog.records) == 2
+    assert "Is a server running at this address? paragone serve starts one" in capsys.readouterr().err
+    assert not caplog.records  # no retry
+
+
+def test_a_server_that_is_still_starting_can_be_waited_for(oracle):
+    port = free_port()
+    answers = []
+    asking = threading.Thread(
+        target=lambda: answers.append(ask("--url", f"http://127.0.0.1:{port}", "--wait-s", "60", "p", "longer", "b"))
+    )
+    asking.start()
+    time.sleep(0.3)
+    with listening(oracle, port=port):
+        asking.join()
+    assert answers == [0]
 
 
 @pytest.mark.parametrize(

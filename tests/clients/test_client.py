@@ -28,6 +28,13 @@ def client(oracle):
         yield client
 
 
+def test_the_server_is_told_the_deadline_that_the_caller_chose_and_no_other(oracle):
+    for settings in ({}, {"timeout_s": 9}):
+        with Client(transport=oracle.transport(), **settings) as client:
+            client.prefer("p", "a", "b")
+    assert [request.headers.get("x-deadline-s", "") for request in oracle.seen] == ["", "9.000"]
+
+
 def test_prefer_is_the_probability_that_the_first_is_preferred(client):
     assert client.prefer("p", "a longer one", "short") == probability("a longer one", "short") > 0.5
     assert client.prefer("p", "short", "a longer one") < 0.5

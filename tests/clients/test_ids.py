@@ -9,13 +9,14 @@ import pickle
 
 import httpx2
 import pytest
+from processes import Redis as RedisServer
 
 from paragone import AsyncClient, Client, checked
 from paragone.exceptions import TextError, UnknownIdError
 from paragone.ids import IdMemory
 from paragone.wire import ItemError, PairById
 from paragone_models import load_model
-from tests.service.conftest import SPECS, RedisServer, make_model, make_tokenizer
+from tests.service.conftest import SPECS, make_model, make_tokenizer
 
 from .test_against_the_service import serving
 

@@ -7,6 +7,7 @@ import httpx2
 import pytest
 
 from paragone.addresses import Addresses
+from paragone.connection import Question, RetryPolicy
 from paragone.exceptions import (
     AnswerError,
     DeadlineError,
@@ -17,7 +18,7 @@ from paragone.exceptions import (
     UnavailableError,
     UnknownRouteError,
 )
-from paragone.transport import Attempts, Question, RetryPolicy, send, send_async
+from paragone.transport import Attempts, send, send_async
 from tests.clients.oracle import Clock, error
 
 OK = httpx2.Response(200, content=b"answer")
@@ -211,7 +212,7 @@ def test_a_deadline_is_one_that_the_server_takes(timeout_s, sent):
 def test_waits_are_spread_between_nothing_and_a_bound_that_doubles():
     chosen = policy()
     for tries, bound in [(1, 0.25), (2, 0.5), (4, 2.0), (7, 16.0), (50, 16.0)]:
-        waits = [chosen.wait_s(tries, None) for _ in range(300)]
+        waits = [chosen.pause_s(tries, None) for _ in range(300)]
         assert 0 <= min(waits) < bound / 3
         assert bound * 2 / 3 < max(waits) <= bound
 
@@ -249,5 +250,48 @@ def test_the_wait_stops_growing_and_thousands_of_tries_have_one_too():
     several = policy()
     for tries in (1, 8, 1025, 10**6):
         bound = min(16.0, 0.25 * 2.0 ** min(tries - 1, 10))
-        assert all(0.0 <= several.wait_s(tries, None) <= bound for _ in range(20))
-        assert several.wait_s(tries, 3.0) >= 3.0
+        assert all(0.0 <= several.pause_s(tries, None) <= bound for _ in range(20))
+        assert several.pause_s(tries, 3.0) >= 3.0
+
+
+@both
+def test_a_deadline_that_nobody_chose_is_not_named(ask):
+    script = Script(OK)
+    ask(script, RetryPolicy(timeout_s=300, retry_s=30, named=False), Clock())
+    assert "x-deadline-s" not in script.seen[0].headers
+    assert script.seen[0].extensions["timeout"]["read"] == 300
+
+
+@both
+@pytest.mark.parametrize("code", ["overloaded", "too_many_connections"])
+def test_a_server_that_says_when_to_come_back_is_not_gone(ask, code):
+    clock = Clock()
+    script = Script(*[error(503, code, "m", retry_after="20")] * 6, OK)
+    assert ask(script, policy(timeout_s=300, retry_s=30), clock) == b"answer"
+    assert sum(clock.waits) >= 120
+    with pytest.raises(UnavailableError):  # but the time of the request is over when it is over
+        ask(Script(error(503, code, "m", retry_after="20")), policy(timeout_s=100, retry_s=30), clock)
+
+
+@both
+def test_a_server_that_fails_is_given_the_retry_time_whatever_it_says(ask):
+    clock = Clock()
+    with pytest.raises(UnavailableError):
+        ask(Script(error(503, "engine_unavailable", "m", retry_after="5")), policy(timeout_s=300, retry_s=30), clock)
+    assert sum(clock.waits) <= 30
+
+
+@both
+@pytest.mark.parametrize("failure", [httpx2.ConnectError("refused"), httpx2.ConnectTimeout("no handshake")])
+def test_a_service_that_never_answered_is_given_its_own_time(ask, failure):
+    clock, addresses = Clock(), Addresses(["http://host"], Clock())
+    impatient = RetryPolicy(timeout_s=300, retry_s=60, wait_s=0)
+    with pytest.raises(UnavailableError):
+        ask(Script(failure), impatient, clock, addresses)
+    assert clock.waits == []
+    patient = RetryPolicy(timeout_s=300, retry_s=0, wait_s=60)
+    assert ask(Script(*[failure] * 5, OK), patient, clock, addresses) == b"answer"
+    # Now it is known: when it goes, it is waited for as one that comes back.
+    assert ask(Script(*[failure] * 5, OK), impatient, clock, addresses) == b"answer"
+    with pytest.raises(UnavailableError):
+        ask(Script(failure), patient, clock, addresses)

@@ -124,6 +124,12 @@ def test_a_model_to_be_loaded_says_what_to_install_where_torch_is_not(tmp_path, 
         assert "needs torch: pip install 'paragone[models]', or ask a service with --url" in ended.stderr
 
 
+def test_a_service_that_is_not_there_is_a_message_and_not_two_minutes_of_trying(tmp_path, pairs_file, typed):
+    code, _, err = typed("eval", pairs_file, "--url", "http://127.0.0.1:9", "--output", tmp_path / "out")
+    assert code == 1
+    assert "Is a server running at this address?" in err
+
+
 def test_eval_of_a_local_model_against_a_service(tmp_path, pairs_file, folders, url, typed):
     words = ["--model", folders["bt"], "--against", f"{url}#bt", "--output", tmp_path / "out", "--resamples", 50]
     code, _, _ = typed("eval", pairs_file, *words)

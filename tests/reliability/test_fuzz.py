@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fuzz import Reply, Target, exchange, faults_of, fuzz, known_questions, target_models
-from fuzz_cases import Case, case_of, post
+from fuzz_cases import Case, _deep, _places, case_of, post
 from processes import Server
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "reliability" / "fuzz.py"
@@ -34,6 +34,11 @@ def test_a_case_depends_on_its_seed_and_number_alone(target):
     first, again, other = (case_of(seed, 17, target.specials) for seed in (3, 3, 4))
     assert first == again
     assert first.raw != other.raw
+
+
+def test_values_nested_deeper_than_python_recurses_can_be_mutated_again():
+    assert len(_places(_deep(3_000))) == 3_001
+    assert _places({"a": [1, {"b": 2}], "c": 3}) == [(), ("a",), ("a", 0), ("a", 1), ("a", 1, "b"), ("c",)]
 
 
 def test_every_family_comes_up(target):

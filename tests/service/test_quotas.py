@@ -110,7 +110,7 @@ async def test_replicas_share_a_bucket_and_count_alone_while_redis_is_away(redis
     assert await refused(first.of(KEY), requests=2) is None
     assert await refused(second.of(KEY), requests=2) is None
     assert await refused(first.of(KEY), requests=1) == 15
-    redis_server.kill()
+    redis_server.end()
     await until(lambda: gone(caches[0], first))
     assert await refused(first.of(OTHER), requests=4) is None
     assert await refused(first.of(OTHER), requests=1) == 15

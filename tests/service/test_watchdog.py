@@ -12,9 +12,9 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from serving_setup import free_port
 
 from paragone_service.watchdog import EXIT_CODE, Post, Watchdog
-from tests.service.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
 HANG = {"model": "bad", "items": [{"prompt": "for ever " + "word " * 150, "response": "Yes."}]}

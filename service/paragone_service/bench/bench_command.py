@@ -34,6 +34,7 @@ def bench(
     dialect: Annotated[str, typer.Option(help="How --url is asked: paragone, openrlhf, vllm or tei.")] = "paragone",
     url_model: Annotated[str | None, typer.Option(help="Name of the model at --url.")] = None,
     api_key: Annotated[str | None, typer.Option(help="Key of --url.", envvar="PARAGONE_API_KEY")] = None,
+    wait_s: Annotated[float, typer.Option(help="Wait so many seconds for --url that is still starting.")] = 0.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     output: Annotated[Path, typer.Option(help="Folder of bench.json and bench.html.")] = Path("bench"),
@@ -42,9 +43,12 @@ def bench(
 
     Everything runs in turns in one go, so that a busy machine slows all sides alike: read ratios, not rates.
     """
+    from paragone_service.bench.load import check_address
     from paragone_service.bench.measurement import Plan, run  # not before: torch takes seconds
 
     try:
+        if url is not None:  # not after minutes of measuring the other side
+            check_address(url, wait_s=wait_s)
         plan = Plan(
             model=model, data=data, groups=groups, responses=responses, lengths=_range(tokens), turns=turns,
             clients=_numbers(clients), url=url, dialect=dialect, url_model=url_model, api_key=api_key, device=device,

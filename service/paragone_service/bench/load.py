@@ -20,7 +20,7 @@ import numpy as np
 
 from paragone_service.bench import BenchError
 
-__all__ = ["DIALECTS", "Level", "ScoredText", "ask_all", "served_model"]
+__all__ = ["DIALECTS", "Level", "ScoredText", "ask_all", "check_address", "served_model"]
 
 _TIMEOUT_S = 600.0
 _READY_S = 1800.0  # a large model is read from a slow disk, and its kernels are compiled
@@ -99,6 +99,30 @@ class Level:
     def rate(self) -> float:
         """Responses a second."""
         return self.responses / self.seconds
+
+
+def check_address(url: str, *, wait_s: float) -> None:
+    """Return once something answers at an address, whatever it says.
+
+    Args:
+        wait_s: how long it may take to start.
+
+    Raises:
+        BenchError: if nothing answers there.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            httpx2.get(url, timeout=10.0, trust_env=False)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            if time.monotonic() >= deadline or not isinstance(error, httpx2.TransportError):
+                raise BenchError(
+                    f"nothing answers at {url} ({error or type(error).__name__}): is a server running there? --wait-s "
+                    "waits for one that is still starting"
+                ) from error
+        else:
+            return
+        time.sleep(0.25)
 
 
 def ask_all(

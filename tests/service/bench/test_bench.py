@@ -12,7 +12,7 @@ from paragone_service.bench import BenchError
 from paragone_service.bench.bench_command import _show, bench
 from paragone_service.bench.bench_report import as_json, page
 from paragone_service.bench.compute import Compute
-from paragone_service.bench.load import DIALECTS, Level, ScoredText, ask_all, served_model
+from paragone_service.bench.load import DIALECTS, Level, ScoredText, ask_all, check_address, served_model
 from paragone_service.bench.measurement import Measurement, _Side
 
 APP = typer.Typer()
@@ -39,6 +39,7 @@ def test_a_server_of_another_dialect_and_none_at_all_are_refused(address):
         ask_all(address, "vllm", TEXTS, clients=1, batch=1)
     with pytest.raises(BenchError, match=r"cannot ask http://127\.0\.0\.1:9/"):
         ask_all("http://127.0.0.1:9", "tei", TEXTS, clients=1, batch=1)
+    check_address(address, wait_s=0)  # whatever it answers
 
 
 def test_a_model_that_cannot_be_served_is_reported_with_the_servers_last_words():
@@ -112,6 +113,8 @@ def test_without_the_look_of_reports_the_numbers_are_there_and_the_remedy_too(tm
         (["--clients", "many"], "whole numbers"),
         (["--dialect", "smoke-signals"], "must be one of paragone"),
         (["--data", "missing.jsonl"], "cannot read missing.jsonl"),
+        (["--url", "http://127.0.0.1:9"], "is a server running there?"),
+        (["--url", "localhost:9"], "nothing answers at localhost:9"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(options, message):

@@ -5,13 +5,15 @@ import logging
 import time
 
 import pytest
+from processes import Redis as RedisServer
 from redis.asyncio import Redis
+from serving_setup import free_port
 
 from paragone_service.cache.redis_tier import RedisCache
 from paragone_service.cache.seal import Seal
 from paragone_service.cache.tiers import Cache, Codec, MemoryCache
 from paragone_service.metrics import Metrics
-from tests.service.conftest import RedisServer, free_port, until
+from tests.service.conftest import until
 
 pytestmark = pytest.mark.anyio
 
@@ -114,7 +116,7 @@ async def test_a_redis_that_goes_and_comes_back_is_said_once_each(caplog):
         await cache.start()
         cache.put([(KEYS[0], b"value", False)])
         await until(lambda: has(cache, b"value"))
-        server.kill()
+        server.end()
         for _ in range(3):
             assert await cache.get(KEYS[:1]) == [None]
         assert not cache.up
@@ -127,7 +129,7 @@ async def test_a_redis_that_goes_and_comes_back_is_said_once_each(caplog):
     assert counted(metrics, "paragone_redis_up") == 1
     assert counted(metrics, "paragone_redis_errors_total", operation="get") == 1
     await cache.close()
-    server.kill()
+    server.end()
 
 
 async def test_a_redis_that_hangs_is_given_up_within_its_timeout():

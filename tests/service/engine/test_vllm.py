@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import uvicorn
+from serving_setup import free_port
 from transformers import LlamaConfig, LlamaModel
 
 from paragone_models import load_model
@@ -26,7 +27,7 @@ from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import EncodeItem
 from paragone_service.config import ConfigError, load_settings, parse_engine
 from paragone_service.engine.vllm import VllmEngine, VllmError
-from tests.service.conftest import free_port, make_model, make_tokenizer, serving, until
+from tests.service.conftest import make_model, make_tokenizer, serving, until
 from tests.service.pooling import PoolingServer
 
 pytestmark = pytest.mark.anyio

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from serving_setup import free_port
 
 from paragone_service.app import create_app
 from paragone_service.config import Settings
 from paragone_service.http.middleware import Drain
 from paragone_service.http.server import Server, configure
-from tests.service.conftest import free_port
 
 PARAGONE = str(Path(sys.executable).with_name("paragone"))
 

@@ -6,10 +6,11 @@ import logging
 
 import pytest
 from redis.asyncio import Redis
+from serving_setup import free_port
 
 from paragone.wire import Group, Item, Pair
 from paragone_service.scoring.request import RequestItem
-from tests.service.conftest import free_port, serving, until
+from tests.service.conftest import serving, until
 from tests.service.doubles import Leaving, gated, metric
 
 pytestmark = pytest.mark.anyio
@@ -216,7 +217,7 @@ async def test_a_corrupted_entry_is_ignored_and_overwritten(hosted, redis_server
 async def test_answers_stay_right_when_redis_is_killed_in_between(hosted, redis_server, caplog):
     async with serving(hosted, redis_url=redis_server.url, memory_cache_mb=0) as client:
         right = (await client.post("/v1/rewards", json=rewards("one", model="bt"))).json()["rewards"]
-        redis_server.kill()
+        redis_server.end()
         with caplog.at_level(logging.WARNING, "paragone.service"):
             for _ in range(3):
                 response = await client.post("/v1/rewards", json=rewards("one", "two", model="bt"))

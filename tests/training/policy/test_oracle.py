@@ -35,6 +35,8 @@ class Oracle:
         self.asked: list[str] = []
 
     def answer(self, path: str, body: dict) -> dict:
+        if path == "/v1/models":
+            return {"models": []}
         common = {"model": "double", "identity": "a" * 64, "fingerprint": self.fingerprint, "calibrated": False}
         if path.endswith("tournaments"):
             rows = [self._tournament(group) for group in body["groups"]]
@@ -70,7 +72,7 @@ def oracle():
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or "{}")
             status = double.plan.pop(0) if double.plan else None
             double.asked.append(self.path)
             payload = {"error": {"code": "overloaded", "message": "later"}} if status == 503 else None
@@ -82,6 +84,8 @@ def oracle():
             self.send_header("content-length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
+
+        do_GET = do_POST
 
         def log_message(self, *_: object) -> None:
             """Be quiet."""
@@ -117,6 +121,24 @@ def test_an_oracle_that_stays_away_stops_the_run_with_what_to_do():
         pytest.raises(OracleGoneError, match="start it and resume"),
     ):
         oracle_client.submit(GROUPS).result()
+
+
+def test_an_oracle_that_nobody_has_started_stops_the_run_before_it_samples():
+    with (
+        OracleClient("http://127.0.0.1:9") as client,
+        pytest.raises(OracleGoneError, match=r"start it.*oracle\.wait_s"),
+    ):
+        client.meet(0)
+
+
+def test_an_oracle_that_was_there_before_is_waited_for(oracle):
+    oracle.plan = [503, None]
+    with OracleClient(oracle.url, identity=Identity("m", "f"), patience_s=60) as client:
+        client.meet(0)
+    assert oracle.asked == ["/v1/models"] * 2
+    oracle.plan = [403]
+    with OracleClient(oracle.url) as client, pytest.raises(KeyRefusedError):
+        client.meet(0)
 
 
 def test_another_fingerprint_stops_the_run(oracle):

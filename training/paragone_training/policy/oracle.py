@@ -205,6 +205,28 @@ class OracleClient:
     def __exit__(self, *_: object) -> None:
         self._background.close(self._client.close())
 
+    def meet(self, wait_s: float) -> None:
+        """Return once the oracle has answered: a wrong address must not be found out after a round of sampling.
+
+        Args:
+            wait_s: how long one that never answered this run may take to start; one that did has ``patience_s``.
+
+        Raises:
+            OracleGoneError: if nothing answers there.
+            ParagoneError: if it does not host the model, or refuses the key.
+        """
+        self._background.submit(self._meet(wait_s if self.identity is None else self.patience_s)).result()
+
+    async def _meet(self, wait_s: float) -> None:
+        async with AsyncClient(self.url, api_key=self.api_key, timeout_s=max(wait_s, 60.0), retry_s=wait_s) as client:
+            try:
+                await (client.models() if self.model is None else client.model(self.model))
+            except (UnavailableError, DeadlineError) as error:
+                raise OracleGoneError(
+                    f"the oracle at {self.url} does not answer ({error}): start it, and set oracle.wait_s if it takes "
+                    "long to start"
+                ) from error
+
     def submit(self, groups: Sequence[_Group]) -> "Future[list[Answer]]":
         """Return what will hold the tables of some groups; what all of them cost stands in the first."""
         return self._background.submit(self._tables(list(groups)))

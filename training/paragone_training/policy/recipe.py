@@ -207,6 +207,8 @@ class _OracleSection(Section):
     """Most requests in flight."""
     patience_s: NonNegativeFloat = 600.0
     """How long an oracle may be gone before the run stops."""
+    wait_s: NonNegativeFloat = 0.0
+    """How long an oracle that has not answered this run yet may take to start."""
     timeout_s: PositiveFloat = 120.0
     """Deadline of one request."""
     rule: Rule = "mean-probability"

@@ -71,7 +71,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 1.0
 # Settings that a resumed run may have changed: none changes a result (more iterations add some), but for the limits
 # of servers, which decide what is left out: a run that they stopped has to be able to go on with others.
 _MAY_CHANGE = {
-    "oracle": {"url", "api_key_file", "concurrency", "patience_s", "timeout_s"},
+    "oracle": {"url", "api_key_file", "concurrency", "patience_s", "wait_s", "timeout_s"},
     "servers": {"urls", "api_key_file", "reload", "command", "count", "phases", "concurrency", "request_timeout_s"}
     | {"round_timeout_s", "tries", "patience_s", "start_timeout_s"},
     "training": {"iterations", "log_steps", "collective_timeout_s"},

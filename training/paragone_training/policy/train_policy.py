@@ -134,6 +134,7 @@ class _PolicyRun:
                 if url is not None:
                     model = name if hosted[name] else models[name]
                     self._oracles[name] = stack.enter_context(self._oracle(name, url, model))
+                    self._oracles[name].meet(oracle.wait_s)
             # The servers last, since the stored responses that they are checked with are sampled by the policy here.
             stack.enter_context(self._samplers.opened())
             yield
