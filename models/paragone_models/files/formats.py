@@ -22,7 +22,7 @@ from transformers.utils.import_utils import is_accelerate_available
 from paragone_models.errors import ModelLoadError, reason_of
 from paragone_models.files import checkpoints, quantised
 from paragone_models.files.adapters import adapter_shapes, cast, merge, read_adapter, without_adapter
-from paragone_models.files.heads import LinearHead, find_linear_head, left_over, refuse_left_over, standardised
+from paragone_models.files.heads import StoredHead, head_module, left_over, refuse_left_over, standardised, stored_head
 from paragone_models.kinds import KINDS, KindName
 from paragone_models.network import AbsentBackbone, PreferenceNetwork, RepresentationHead, output_width
 from paragone_models.rotary import positions_of
@@ -36,9 +36,9 @@ __all__ = [
     "headless",
     "read_backbone",
     "read_classifier",
-    "read_linear_head",
     "read_output_row",
     "read_own",
+    "read_stored_head",
 ]
 
 SPEC_FILE = "paragone.json"
@@ -102,7 +102,7 @@ def read_own(folder: Path, options: Options, home: Path | None = None) -> Loaded
     shapes = checkpoints.tensor_shapes([path])
     tensors = checkpoints.read_tensors([path], set(shapes))
     backbone = _backbone(folder, options) if home is None else read_backbone(home, options)
-    return Loaded(_with_linear_head(backbone, spec, tensors), spec)
+    return Loaded(_with_head(backbone, spec, tensors), spec)
 
 
 def read_backbone(folder: Path, options: Options) -> nn.Module:
@@ -113,12 +113,12 @@ def read_backbone(folder: Path, options: Options) -> nn.Module:
     """
     if options.backbone is not None:
         return options.backbone
-    own = find_linear_head(_all_shapes(folder, options), checkpoints.read_config(folder))
+    own = stored_head(_all_shapes(folder, options), checkpoints.read_config(folder))
     return _backbone(folder, options, () if own is None else own.claimed)
 
 
-def read_linear_head(folder: Path, options: Options, kind: str, found: LinearHead) -> Loaded:
-    """Read a backbone with a linear head beside its tensors, of which config.json says nothing.
+def read_stored_head(folder: Path, options: Options, kind: str, found: StoredHead) -> Loaded:
+    """Read a backbone with a head beside its tensors, of which config.json says nothing.
 
     ``value_head.weight`` [d, H], perhaps with ``prompt_head.weight`` [d/2, H], is the layout of the published general
     preference models and of OpenRLHF; temperature 0.1, L2 normalisation, the softmax gate and the overwritten last
@@ -154,7 +154,7 @@ def read_linear_head(folder: Path, options: Options, kind: str, found: LinearHea
         max_length=min(longest, positions_of(config) or _LONGEST),
         final_eos=published,
     )
-    return Loaded(_with_linear_head(_backbone(folder, options, found.claimed), spec, tensors), spec)
+    return Loaded(_with_head(_backbone(folder, options, found.claimed), spec, tensors), spec)
 
 
 def read_output_row(folder: Path, options: Options, kind: str) -> Loaded:
@@ -186,7 +186,7 @@ def read_output_row(folder: Path, options: Options, kind: str) -> Loaded:
         )
     spec = ModelSpec(kind=own, dimension=1, max_length=min(_PUBLISHED_ROW_LENGTH, positions_of(config) or _LONGEST))
     row = checkpoints.read_row(checkpoints.weight_files(folder), "lm_head.weight", 0)
-    return Loaded(_with_linear_head(_backbone(folder, options), spec, {"value_head.weight": row}), spec)
+    return Loaded(_with_head(_backbone(folder, options), spec, {"value_head.weight": row}), spec)
 
 
 def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
@@ -224,7 +224,7 @@ def read_classifier(folder: Path, options: Options, kind: str) -> Loaded:
         # From the files: read in half precision the head would be another one. Its class has no place for a bias.
         tensors = quantised.dense_head(folder, config, model.score) or _read_head(folder, options, linear)
         head = {name.replace("score", "value_head"): tensor for name, tensor in tensors.items()}
-        return Loaded(_with_linear_head(backbone, spec, head), spec)
+        return Loaded(_with_head(backbone, spec, head), spec)
     if config.model_type in _FIRST_TOKEN:
         module = _FirstTokenHead(model)
         _restore_precision(module, model, folder, options)
@@ -275,7 +275,7 @@ def _linear_classifier(folder: Path, config: Any, spec: ModelSpec, options: Opti
         )
     tensors = checkpoints.read_tensors(files, names)
     head = {name.replace("score", "value_head"): tensor for name, tensor in tensors.items()}
-    return Loaded(_with_linear_head(_backbone(folder, options, names), spec, head), spec)
+    return Loaded(_with_head(_backbone(folder, options, names), spec, head), spec)
 
 
 class _FirstTokenHead(nn.Module):
@@ -312,14 +312,14 @@ def _read_head(folder: Path, options: Options, names: Collection[str]) -> dict[s
     return checkpoints.read_tensors(files, set(names) - changed) | read_adapter(options.adapter, changed)
 
 
-def find_head(folder: Path, options: Options) -> LinearHead | None:
-    """Return the linear head that lies among a model's tensors, or beside them, or None.
+def find_head(folder: Path, options: Options) -> StoredHead | None:
+    """Return the head that lies among a model's tensors, or beside them, or None.
 
     Raises:
-        ModelLoadError: if there are several, or the rewards are read in a way that a linear head does not tell.
+        ModelLoadError: if there are several, or the rewards are read in a way that its tensors do not tell.
     """
     config = checkpoints.read_config(folder)
-    found = find_linear_head(_all_shapes(folder, options), config)
+    found = stored_head(_all_shapes(folder, options), config)
     # InternLM2's and its like append this token and read there; the head's shape does not tell.
     if found is not None and config.get("reward_token_id") is not None:
         raise ModelLoadError(
@@ -339,7 +339,8 @@ def headless(folder: Path, options: Options) -> str:
         return (
             f"{folder} holds {architecture} with tensors that are no part of its backbone ({', '.join(names[:3])}), "
             "and whose use nothing here knows. If one is a linear layer on the last token's state, call it "
-            "score.weight [rows, hidden size] and score.bias; a head of more layers cannot be hosted"
+            "score.weight [rows, hidden size] and score.bias; of several, with a ReLU between them, score.0.weight, "
+            "score.2.weight"
         )
     finding = (
         f"{folder} holds {architecture} without a value head: neither a sequence classifier, nor a general preference "
@@ -483,12 +484,12 @@ def _refuse_incomplete(folder: Path, info: Any, elsewhere: Collection[str]) -> N
         )
 
 
-def _with_linear_head(backbone: nn.Module, spec: ModelSpec, tensors: dict[str, Tensor]) -> PreferenceNetwork:
+def _with_head(backbone: nn.Module, spec: ModelSpec, tensors: dict[str, Tensor]) -> PreferenceNetwork:
     width = output_width(backbone.config)
-    value_head = nn.Linear(width, spec.dimension, bias="value_head.bias" in tensors)
-    head = RepresentationHead(width, spec, value_head=value_head, gate_bias="prompt_head.bias" in tensors)
-    needed = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    value_head = head_module(shapes, width, spec.dimension)
+    head = RepresentationHead(width, spec, value_head=value_head, gate_bias="prompt_head.bias" in shapes)
+    needed = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
     if needed != shapes:
         raise ModelLoadError(f"the head's tensors are {shapes}; kind {spec.kind} with this backbone needs {needed}")
     head.load_state_dict(tensors)

@@ -9,21 +9,26 @@ Shapes: n rows of a head, H hidden size.
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paragone_models.errors import ModelLoadError
 
-__all__ = ["LinearHead", "find_linear_head", "is_harmless", "left_over", "refuse_left_over", "standardised"]
+__all__ = ["StoredHead", "head_module", "is_harmless", "left_over", "refuse_left_over", "standardised", "stored_head"]
 
 _NAMES = ("score", "value_head", "v_head.summary", "v_head", "regression_head", "reward_head", "rm_head")
-"""Prefixes of one linear layer on the last token's state: transformers; OpenRLHF and general preference models; TRL and
+"""Prefixes of a head on the last token's state: transformers; OpenRLHF and general preference models; TRL and
 LLaMA-Factory; DeepSpeed-Chat and Starling; UltraRM and Eurus; and two more that custom classes use."""
 
+_RELU = frozenset({"score", "v_head.summary"})
+"""Prefixes of published heads of several layers, which have a ReLU where a number is left out: ``score.0``, ``score.2``
+(INF-ORM, Qwen2.5-Math-RM, WorldPM) and ``v_head.summary.0``, ``v_head.summary.2`` (GRM)."""
+
+_OWN = "value_head"
 _GATE = ("prompt_head.weight", "prompt_head.bias")
 _STATISTICS = ("mean", "std")
 _HARMLESS = re.compile(
@@ -39,8 +44,8 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class LinearHead:
-    """One linear layer on the last token's hidden state, found by its tensors' names.
+class StoredHead:
+    """A head on the last token's hidden state, found by its tensors' names.
 
     Attributes:
         prefix: of its tensors.
@@ -67,39 +72,114 @@ class LinearHead:
         """Whether a gate of general preference blocks lies beside it."""
         return _GATE[0] in self.tensors
 
+    @property
+    def deep(self) -> bool:
+        """Whether it has several layers."""
+        return f"{_OWN}.weight" not in self.tensors
 
-def find_linear_head(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> LinearHead | None:
-    """Return the linear head among a checkpoint's tensors, or None.
+
+def stored_head(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> StoredHead | None:
+    """Return the head among a checkpoint's tensors, or None.
 
     Args:
         shapes: of all its tensors.
         config: config.json; OpenRLHF writes the head's name, a mean and a standard deviation into it.
 
     Raises:
-        ModelLoadError: if there are several, or one is no matrix.
+        ModelLoadError: if there are several, or it is of a form that its tensors do not tell.
     """
     own = config.get("value_head_prefix")
     names = dict.fromkeys((*_NAMES, own) if isinstance(own, str) else _NAMES)
-    heads = [name for name in names if f"{name}.weight" in shapes]
-    if not heads:
+    layers = {name: layer for name in names if (layer := _layers(name, shapes))}
+    if not layers:
         return None
-    if len(heads) > 1:
+    if len(layers) > 1:
         raise ModelLoadError(
-            f"the weights have several heads ({', '.join(f'{name}.weight' for name in heads)}): remove the ones that "
-            "are not meant"
+            f"the weights have several heads ({', '.join(f'{names[0]}.weight' for names in layers.values())}): remove "
+            "the ones that are not meant"
         )
-    prefix = heads[0]
-    shape = shapes[f"{prefix}.weight"]
-    if len(shape) != 2:
-        raise ModelLoadError(f"{prefix}.weight has shape {list(shape)}; a linear head has [rows, hidden size]")
-    tensors = {f"value_head.{part}": f"{prefix}.{part}" for part in ("weight", "bias") if f"{prefix}.{part}" in shapes}
+    ((prefix, found),) = layers.items()
+    weights = [shapes[f"{layer}.weight"] for layer in found]
+    if found == [prefix]:
+        if len(weights[0]) != 2:
+            raise ModelLoadError(f"{prefix}.weight has shape {list(weights[0])}; a linear head has [rows, hidden size]")
+    else:
+        _check_layers(prefix, found, shapes)
+    tensors = {
+        f"{_OWN}{layer.removeprefix(prefix)}.{part}": f"{layer}.{part}"
+        for layer in found
+        for part in ("weight", "bias")
+        if f"{layer}.{part}" in shapes
+    }
     tensors |= {name: name for name in _GATE if name in shapes}
     mean, std = (_statistic(name, shapes, config) for name in _STATISTICS)
     if (mean is None) != (std is None):
         raise ModelLoadError(
             f"the head has a {'std' if mean is None else 'mean'} and not the other: give both, or none"
         )
-    return LinearHead(prefix, shape[0], shape[1], tensors, mean, std)
+    return StoredHead(prefix, weights[-1][0], weights[0][-1], tensors, mean, std)
+
+
+def _layers(prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return the names of a head's layers, in their order: the prefix alone, or with numbers behind it."""
+    if f"{prefix}.weight" in shapes:
+        return [prefix]
+    numbered = re.compile(rf"{re.escape(prefix)}\.(\d+)\.weight")
+    numbers = sorted(int(match[1]) for name in shapes if (match := numbered.fullmatch(name)))
+    return [f"{prefix}.{number}" for number in numbers]
+
+
+def _check_layers(prefix: str, layers: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a head of several layers unless names and shapes tell what each is, and what stands between them.
+
+    Raises:
+        ModelLoadError: naming the first tensor that leaves it open.
+    """
+    first = f"{layers[0]}.weight"
+    if prefix not in _RELU:
+        raise ModelLoadError(
+            f"{first} belongs to a head of several layers, and no file says which activation stands between them; "
+            f"that is known of {' and '.join(f'{name}.N' for name in sorted(_RELU))} alone (a ReLU)"
+        )
+    width, expected = shapes[first][-1], 0
+    for layer in layers:
+        name, shape, number = f"{layer}.weight", shapes[f"{layer}.weight"], int(layer.rpartition(".")[2])
+        normed = len(shape) == 1 and f"{layer}.bias" in shapes
+        # A norm stands at its place, and a linear layer behind another has one number left out, for the ReLU.
+        if len(layers) < 2 or number != expected or not (normed or len(shape) == 2) or shape[-1] != width:
+            raise ModelLoadError(
+                f"{name} of shape {list(shape)} belongs to a head of a form that is not known here: {prefix}.N is read "
+                "as linear layers with a ReLU between two of them, perhaps with a layer norm in front of one"
+            )
+        width = shape[0]
+        expected = number + (1 if normed else 2)
+    if len(shapes[f"{layers[-1]}.weight"]) != 2:
+        raise ModelLoadError(f"{layers[-1]}.weight is the last layer of a head, and no linear one: it gives no reward")
+
+
+def head_module(shapes: Mapping[str, tuple[int, ...]], width: int, rows: int) -> nn.Module:
+    """Return an uninitialised head of the layers that its tensors' names and shapes tell.
+
+    Args:
+        shapes: of ``value_head.weight`` [n, H], or of ``value_head.N.weight``, as ``stored_head`` names them.
+        width: hidden size that it reads, H.
+        rows: numbers that it gives, n.
+
+    Raises:
+        ModelLoadError: if a head of several layers reads or gives something else.
+    """
+    layers = _layers(_OWN, shapes)
+    if not layers or layers == [_OWN]:
+        return nn.Linear(width, rows, bias=f"{_OWN}.bias" in shapes)
+    ends = shapes[f"{layers[0]}.weight"][-1], shapes[f"{layers[-1]}.weight"][0]
+    if ends != (width, rows):
+        raise ModelLoadError(f"the head goes from {ends[0]} numbers to {ends[1]}; here it goes from {width} to {rows}")
+    modules: dict[int, nn.Module] = {}
+    for layer in layers:
+        shape, bias = shapes[f"{layer}.weight"], f"{layer}.bias" in shapes
+        module = nn.LayerNorm(shape[0]) if len(shape) == 1 else nn.Linear(shape[1], shape[0], bias=bias)
+        modules[int(layer.rpartition(".")[2])] = module
+    return nn.Sequential(*(modules.get(number) or nn.ReLU() for number in range(max(modules) + 1)))
 
 
 def _statistic(name: str, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> float | str | None:
@@ -112,7 +192,7 @@ def _statistic(name: str, shapes: Mapping[str, tuple[int, ...]], config: Mapping
     return float(value)
 
 
-def standardised(head: LinearHead, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+def standardised(head: StoredHead, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], float]:
     """Return a head's tensors with mean and standard deviation applied to them, and that deviation.
 
         (W h + b − mean) / std = (W / std) h + (b − mean) / std
@@ -133,9 +213,9 @@ def standardised(head: LinearHead, tensors: dict[str, Tensor]) -> tuple[dict[str
         )
     if (mean, std) == (0.0, 1.0):
         return named, 1.0
-    bias = named.get("value_head.bias", torch.zeros(head.rows))
-    named |= {"value_head.weight": named["value_head.weight"] / std, "value_head.bias": (bias - mean) / std}
-    return named, std
+    last = _layers(_OWN, {name: tuple(tensor.shape) for name, tensor in named.items()})[-1]
+    bias = named.get(f"{last}.bias", torch.zeros(head.rows))
+    return {**named, f"{last}.weight": named[f"{last}.weight"] / std, f"{last}.bias": (bias - mean) / std}, std
 
 
 def _number(value: float | str, tensors: Mapping[str, Tensor]) -> float:

@@ -315,11 +315,13 @@ def _read(folder: Path, options: formats.Options, kind: str, head: Head, *, home
     found = formats.find_head(folder, options)
     if head != "auto":
         if found is not None and not classifier:
-            raise ModelLoadError(f"{folder} has a head of its own, {found.prefix}.weight: leave head={head!r} out")
+            raise ModelLoadError(
+                f"{folder} has a head of its own, {next(iter(found.tensors.values()))}: leave head={head!r} out"
+            )
         return formats.read_output_row(folder, options, kind)
     # transformers knows how its own classifiers are put together; every other head is found by its tensors.
-    if found is not None and not (classifier and found.prefix == "score"):
-        return formats.read_linear_head(folder, options, kind, found)
+    if found is not None and (found.deep or not (classifier and found.prefix == "score")):
+        return formats.read_stored_head(folder, options, kind, found)
     if classifier:
         return formats.read_classifier(folder, options, kind)
     raise ModelLoadError(formats.headless(folder, options))

@@ -24,13 +24,13 @@ from paragone_models.files.backbones import home_of
 from paragone_models.files.checkpoints import HEAD_FILE
 from paragone_models.files.formats import SPEC_FILE
 from paragone_models.files.hashes import TOKENIZER_FILES
-from paragone_models.files.heads import find_linear_head, left_over, refuse_left_over
+from paragone_models.files.heads import head_module, left_over, refuse_left_over, stored_head
 from paragone_models.files.sources import resolve
-from paragone_models.network import PreferenceNetwork
+from paragone_models.network import PreferenceNetwork, output_width
 from paragone_models.rotary import depending_on_length
 from paragone_models.spec import ModelSpec
 
-__all__ = ["export_backbone", "read_refusal", "save_model"]
+__all__ = ["export_backbone", "is_storable", "read_refusal", "save_model"]
 
 
 def save_model(
@@ -46,18 +46,20 @@ def save_model(
 
     Args:
         folder: created where needed; files of the same names are replaced.
-        network: backbone (a transformers model, adapters merged) and linear head.
+        network: backbone (a transformers model, adapters merged) and head of linear layers.
         tokenizer: a transformers tokenizer with its chat template, or None to leave it out.
         card: text of README.md, or None for no card.
         dtype: storage type of the backbone; its own unless given. The head is stored in float32.
 
     Raises:
-        ValueError: if the head is not linear, or its shape does not fit the spec.
+        ValueError: if the head cannot be told from its tensors, or its shape does not fit the spec.
     """
-    # A head with a pooler or a hidden layer has no place in the layout.
+    # A head with a pooler has no place in the layout.
     head = network.head
-    if not isinstance(head.value_head, nn.Linear) or head.value_head.out_features != spec.dimension:
-        raise ValueError(f"only a linear head of {spec.dimension} outputs can be saved, not {head.value_head}")
+    if not is_storable(head.value_head, output_width(network.config), spec.dimension):
+        raise ValueError(
+            f"only a head of linear layers to {spec.dimension} numbers can be saved, not {head.value_head}"
+        )
     if (head.prompt_head is not None) != (spec.gate == "softmax"):
         raise ValueError(f"the spec's gate is {spec.gate}, and the head has {'a' if head.prompt_head else 'no'} gate")
     target = Path(folder)
@@ -78,6 +80,15 @@ def save_model(
     for path in target.glob("*.safetensors"):
         path.chmod(0o644)  # safetensors writes files that nobody but their owner can read, and a server is another user
     return target
+
+
+def is_storable(head: nn.Module, width: int, dimension: int) -> bool:
+    """Return whether a head from one width of states to so many numbers can be told from its tensors."""
+    shapes = {f"value_head.{name}": tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    try:
+        return repr(head_module(shapes, width, dimension)) == repr(head)
+    except ModelLoadError:
+        return False
 
 
 _INDEX = "model.safetensors.index.json"
@@ -139,7 +150,7 @@ def export_backbone(source: str, folder: str | Path, *, revision: str | None = N
     files = checkpoints.weight_files(where.folder)
     shapes = checkpoints.tensor_shapes(files)
     renamed = _renamed(source, shapes, bare)
-    head = find_linear_head(shapes, values)
+    head = stored_head(shapes, values)
     refuse_left_over(
         source, left_over(set(shapes) - set(renamed), frozenset() if head is None else head.claimed, shapes)
     )

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from paragone_models import load_model
 from paragone_models.errors import ModelLoadError
 from paragone_models.files.heads import left_over
-from paragone_models.files.saving import export_backbone
+from paragone_models.files.saving import export_backbone, save_model
 from tests.models import tiny
 from tests.models.files.test_formats import classifier, own_logits
 
@@ -190,6 +191,67 @@ def test_a_deviation_that_is_none_is_refused(tmp_path, std):
     change(folder, mean=0.5, std=std)
     with pytest.raises(ModelLoadError, match=f"mean 0.5 and std {std}"):
         load_model(folder, device="cpu")
+
+
+def deep(prefix, rows=1, *, norm=False, bias=True):
+    """Return a head of two linear layers with a ReLU between them, and its tensors by the names of trainers."""
+    torch.manual_seed(4)
+    layers = [nn.LayerNorm(32)] if norm else []
+    layers += [nn.Linear(32, 12, bias=bias), nn.ReLU(), nn.Linear(12, rows, bias=bias)]
+    head = nn.Sequential(*layers)
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return head, {f"{prefix}.{name}": tensor for name, tensor in head.state_dict().items()}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("prefix", "norm"), [("score", False), ("v_head.summary", False), ("score", True)])
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "INFORMForSequenceClassification"])
+def test_a_published_head_of_two_layers_is_applied(tmp_path, architecture, prefix, norm, rows):
+    theirs = tiny.save_output_row(tmp_path)
+    head, tensors = deep(prefix, rows, norm=norm)
+    change(tmp_path, add=tensors, drop=["lm_head.weight"], architectures=[architecture], num_labels=rows)
+    sequences = tiny.sequences(4)
+    with torch.no_grad():
+        hidden = torch.stack([theirs.model(torch.tensor([one])).last_hidden_state[0, -1] for one in sequences])
+        expected = head(hidden)
+    model, remote = load_model(tmp_path, device="cpu"), load_model(tmp_path, elsewhere=True)
+    assert model.kind == ("bradley-terry" if rows == 1 else "regression")
+    torch.testing.assert_close(model.embed(sequences, [1] * 4), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(remote.represent(hidden[:, None]), expected, atol=1e-4, rtol=1e-4)
+    again = load_model(save_model(tmp_path / "ours", model.network, model.spec, None), device="cpu")
+    assert torch.equal(again.embed(sequences, [1] * 4), model.embed(sequences, [1] * 4))
+
+
+def test_a_head_of_two_layers_is_standardised_in_its_last(tmp_path):
+    theirs = tiny.save_output_row(tmp_path)
+    head, tensors = deep("score", bias=False)
+    change(tmp_path, add=tensors, mean=0.5, std=2.0)
+    sequence = tiny.sequences(1)
+    with torch.no_grad():
+        hidden = theirs.model(torch.tensor(sequence)).last_hidden_state[:, -1]
+        expected = (head(hidden) - 0.5) / 2
+    torch.testing.assert_close(load_model(tmp_path, device="cpu").embed(sequence, [1]), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "reason"),
+    [
+        ({"value_head.0": (12, 32), "value_head.2": (1, 12)}, r"value_head\.0\.weight .*no file says which activation"),
+        ({"score.0": (12, 32), "score.1": (1, 12)}, r"score\.1\.weight of shape \[1, 12\].*form that is not known"),
+        ({"score.0": (12, 32), "score.3": (1, 12)}, r"score\.3\.weight"),
+        ({"score.1": (1, 32)}, r"score\.1\.weight"),
+        ({"score.0": (32,), "score.1": (1, 32)}, r"score\.0\.weight of shape \[32\]"),
+        ({"score.0": (12, 32), "score.2": (1, 11)}, r"score\.2\.weight of shape \[1, 11\]"),
+        ({"score.0": (12, 31), "score.2": (1, 12)}, r"goes from 31 numbers to 1; here it goes from 32 to 1"),
+        ({"gating.layers.0": (4, 32), "regression_layer": (19, 32)}, r"regression_layer\.weight"),
+    ],
+)
+def test_a_head_of_a_form_that_its_tensors_do_not_tell_is_refused_by_name(tmp_path, shapes, reason):
+    tiny.save_output_row(tmp_path)
+    change(tmp_path, add={f"{name}.weight": torch.ones(shape) for name, shape in shapes.items()})
+    with pytest.raises(ModelLoadError, match=reason):
+        load_model(tmp_path, device="cpu")
 
 
 def test_two_heads_are_refused_by_name(tmp_path):

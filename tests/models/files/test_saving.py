@@ -74,18 +74,19 @@ def test_a_network_on_its_way_through_training_can_be_saved(tmp_path):
     assert load_model(tmp_path, device="cpu").spec == spec
 
 
-def test_a_head_that_is_not_linear_is_refused(tmp_path):
+def test_a_head_that_its_tensors_do_not_tell_is_refused(tmp_path):
     spec = SPECS["bradley-terry"]
-    head = RepresentationHead(tiny.HIDDEN, spec, value_head=torch.nn.Sequential(torch.nn.Linear(tiny.HIDDEN, 1)))
+    layers = torch.nn.Sequential(torch.nn.Linear(tiny.HIDDEN, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    head = RepresentationHead(tiny.HIDDEN, spec, value_head=layers)
     network = PreferenceNetwork(tiny.make_network(spec).backbone, head)
-    with pytest.raises(ValueError, match="only a linear head of 1 outputs"):
+    with pytest.raises(ValueError, match="only a head of linear layers to 1 numbers"):
         save_model(tmp_path / "none", network, spec, None)
     assert not (tmp_path / "none").exists()
 
 
 def test_a_head_that_does_not_fit_the_spec_is_refused(tmp_path):
     network = tiny.make_network(SPECS["general-preference"])
-    with pytest.raises(ValueError, match="only a linear head of 5 outputs"):
+    with pytest.raises(ValueError, match="only a head of linear layers to 5 numbers"):
         save_model(tmp_path, network, SPECS["hybrid"], None)
     ungated = ModelSpec(kind="general-preference", dimension=4)
     with pytest.raises(ValueError, match="the spec's gate is none, and the head has a gate"):

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, Qwen3Model
 
 from paragone_models.errors import ModelLoadError
 from paragone_models.files.loading import load_model
+from paragone_models.files.saving import is_storable
 from paragone_models.kinds import KINDS
 from paragone_models.network import PreferenceNetwork, RepresentationHead, output_width
 from paragone_models.rotary import positions_of
@@ -176,7 +177,10 @@ def _go_on_from(source: str, recipe: Recipe) -> ModelParts:
         spec = _continued(recipe, model.spec)
         head = reward_on_top(old, model.spec, spec)
     elif (model.spec.kind, model.spec.attributes) == (spec.kind, spec.attributes):
-        head = RepresentationHead(int(getattr(old.value_head, "in_features", 0)), spec, value_head=old.value_head)
+        # Now, and not when everything was trained and is to be saved.
+        if not is_storable(old.value_head, width, spec.dimension):
+            raise RecipeError(f"model.start {source} has a head that cannot be saved after training: {old.value_head}")
+        head = RepresentationHead(width, spec, value_head=old.value_head)
     else:
         head = RepresentationHead(width, spec)
     # A loaded model is frozen.
