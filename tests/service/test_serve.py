@@ -59,6 +59,7 @@ def test_a_checkpoint_without_its_head_is_refused(capsys, folders, tmp_path):
         ({"hidden_act": "wishful"}, "wishful"),
         ({"num_hidden_layers": 1}, "config.json gives no place to"),
         ({"model_type": "perpetuum-mobile"}, "perpetuum-mobile"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}, "which was not run: if you trust whoever wrote"),
     ],
 )
 def test_whatever_fails_at_load_is_one_sentence_and_exit_code_2(capsys, folders, tmp_path, values, reason):

@@ -39,6 +39,7 @@ __all__ = [
     "read_output_row",
     "read_own",
     "read_stored_head",
+    "untrusted",
 ]
 
 SPEC_FILE = "paragone.json"
@@ -450,11 +451,21 @@ def _merged(model: Any, config: Any, options: Options, claimed: Collection[str])
 
 
 def _config(folder: Path, options: Options) -> Any:
-    checkpoints.read_config(folder)
+    stated = checkpoints.read_config(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
     except Exception as error:  # strict checks of a configuration raise errors of their own
+        if "auto_map" in stated and not options.trust_remote_code:
+            raise ModelLoadError(untrusted(folder)) from error
         raise ModelLoadError(f"the config.json of {folder} cannot be used: {reason_of(error)}") from error
+
+
+def untrusted(source: object) -> str:
+    """Return that code which came with a source was not run, and what to do."""
+    return (
+        f"{source} brings Python code of its own, which was not run: if you trust whoever wrote it, set "
+        "trust_remote_code (--model NAME=SOURCE,trust_remote_code=true)"
+    )
 
 
 def _arguments(folder: Path, config: Any, options: Options) -> dict[str, Any]:

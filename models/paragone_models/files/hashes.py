@@ -56,16 +56,26 @@ def backbone_identity(places: Iterable[Resolved]) -> str:
     return "+".join(names)
 
 
-def code_hash(objects: Iterable[Any]) -> str | None:
-    """Return a hash of the code that came with a checkpoint and that these objects run, or None if there is none."""
-    folders = {
-        Path(str(sys.modules[type(one).__module__].__file__)).parent
+def code_hash(objects: Iterable[Any], places: Iterable[Resolved]) -> str | None:
+    """Return a hash of the code that came with a checkpoint and that these objects run, or None if there is none.
+
+    Args:
+        objects: backbone, configuration and tokenizer of a model.
+        places: its folders.
+    """
+    copies = {
+        Path(str(sys.modules[type(one).__module__].__file__))
         for one in objects
         if type(one).__module__.startswith(_REMOTE_CODE)
     }
-    if not folders:
+    if not copies:
         return None
-    return hash_files(path for folder in folders for path in folder.glob("*.py"))
+    # All files of the folder, so that a model has one name wherever its backbone runs. transformers runs copies; those
+    # of another place, which a config may name too, lie in folders of their own.
+    own = {path for where in places for path in where.folder.glob("*.py")}
+    names = {path.name for path in own}
+    foreign = {path for copy in copies if copy.name not in names for path in copy.parent.glob("*.py")}
+    return hash_files(own | foreign)
 
 
 def hash_files(paths: Iterable[Path]) -> str:

@@ -190,7 +190,9 @@ def load_model(
         identity=spec.identity(
             weights_hash((where, base)) if identity is None else f"{weights_hash((where,))}+{identity}",
             None if reader is None else tokenizer_hash(reader.tokenizer, reader.template.signature),
-            code_hash((network.backbone, network.config, None if reader is None else reader.tokenizer)),
+            code_hash(
+                (network.backbone, network.config, None if reader is None else reader.tokenizer), (where, home, base)
+            ),
         ),
         numerics=_numerics(local, options, quantised.described(base.folder, network.config)),
     )
@@ -415,6 +417,9 @@ def _reader(
     try:
         tokenizer = AutoTokenizer.from_pretrained(where.tokenizer_folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
+        own = where.tokenizer_folder / "tokenizer_config.json"
+        if not trust_remote_code and own.is_file() and "auto_map" in own.read_text(encoding="utf-8"):
+            raise ModelLoadError(formats.untrusted(f"the tokenizer of {where.source}")) from error
         raise ModelLoadError(f"the tokenizer of {where.source} cannot be loaded: {error}") from error
     # A tokenizer may have more tokens than the model has embeddings, after a token was added to one of them.
     config = loaded.network.config.get_text_config()
