@@ -24,12 +24,13 @@ class LeftOut:
     """Rows that are in no measure, and why.
 
     Attributes:
-        lines: the first few of them; empty where the model left them out.
+        lines: the first few of them, with their files' names if there are several files; empty where the model left
+            them out.
     """
 
     reason: str
     count: int
-    lines: tuple[int, ...] = ()
+    lines: tuple[int | str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

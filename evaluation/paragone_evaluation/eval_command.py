@@ -5,7 +5,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -14,7 +14,7 @@ from paragone import Client
 from paragone_evaluation.asking import AnswerStore, ask_model
 from paragone_evaluation.errors import DataError, EvaluationError
 from paragone_evaluation.evaluation import default_folder, evaluate_models, progress_bar
-from paragone_evaluation.readers import LAYOUTS, read_evaluation_set
+from paragone_evaluation.readers import LAYOUTS, BadRowsPolicy, ReadOptions, parse_map, read_evaluation_set
 from paragone_evaluation.results import MeasureSettings, plain
 from paragone_evaluation.results_report import print_results, print_temperature
 from paragone_evaluation.scorers import Scorer, ServiceScorer
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate", "evaluate"]
 
-_FILE = "A file of pairs, ratings, groups or a published benchmark: JSON, CSV or parquet, see docs/data-files.md."
+_FILES = "Files, globs, folders, or data sets of the Hub (hf:OWNER/NAME), see docs/data-files.md."
+_MAP = "Columns of a layout of your own: prompt=question,first=a,second=b,label=winner, say."
 _LAYOUT = f"auto goes by the first row; or one of {', '.join(LAYOUTS)}."
 _BAD_ROWS = "What rows that cannot be read do: refuse the file, or leave-out (they are counted in the report)."
 _CLUSTER = "What is resampled together for intervals: question or prompt."
 
-File = Annotated[Path, typer.Argument(help=_FILE, show_default=False)]
+Files = Annotated[list[str], typer.Argument(metavar="FILE…", help=_FILES, show_default=False)]
 Layout = Annotated[str, typer.Option(help=_LAYOUT)]
 Cluster = Annotated[str, typer.Option(help=_CLUSTER)]
 Bins = Annotated[int, typer.Option(help="Bins of the reliability table, of equal width over [.5, 1].")]
@@ -41,6 +42,7 @@ Attribute = Annotated[
     str | None, typer.Option(help="Of a ratings file: what people's scores are; the first if omitted.")
 ]
 BadRows = Annotated[str, typer.Option(help=_BAD_ROWS)]
+Map = Annotated[list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN,…", help=_MAP)]
 ApiKey = Annotated[str | None, typer.Option(help="Key of the service.", envvar="PARAGONE_API_KEY", show_envvar=True)]
 WaitS = Annotated[float, typer.Option(help="Wait so many seconds for a service that is still starting.")]
 Device = Annotated[str, typer.Option(help="Of local models: auto takes the GPU where there is one.")]
@@ -63,7 +65,7 @@ RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Pytho
 
 
 def evaluate(
-    file: File,
+    files: Files,
     *,
     url: Annotated[str | None, typer.Option(help="Address of a service to ask.", show_default=False)] = None,
     model: Annotated[
@@ -84,6 +86,7 @@ def evaluate(
     resamples: Resamples = 1000,
     attribute: Attribute = None,
     bad_rows: BadRows = "refuse",
+    columns: Map = None,
     api_key: ApiKey = None,
     wait_s: WaitS = 0.0,
     device: Device = "auto",
@@ -100,17 +103,16 @@ def evaluate(
     _check_model(url, model, bos, head)
     # Everything that can be wrong with options and file is found before a model is loaded or a service asked.
     settings = MeasureSettings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
-    data = read_evaluation_set(
-        file, layout=layout, split=split, attribute=attribute, leave_out_bad_rows=_leave_out(bad_rows)
-    )
-    options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    options = _read_options(layout, columns, bad_rows)
+    data = read_evaluation_set(*files, options=options, split=split, attribute=attribute)
+    loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     with ExitStack() as opened:
         scorer = (
-            _load(model or "", {**options, "bos": bos, "head": head})
+            _load(model or "", {**loading, "bos": bos, "head": head})
             if url is None
             else _service(url, model, api_key, wait_s, opened)
         )
-        other = None if against is None else _other(against, options, api_key, wait_s, opened)
+        other = None if against is None else _other(against, loading, api_key, wait_s, opened)
         folder = output or default_folder(data, scorer.card.name)
         bar = Console(stderr=True)
         written = evaluate_models(data, scorer, folder, settings, against=other, command=_command("eval"), console=bar)
@@ -121,7 +123,7 @@ def evaluate(
 
 
 def calibrate(
-    file: File,
+    files: Files,
     *,
     url: Annotated[str | None, typer.Option(help="Address of a service to ask.", show_default=False)] = None,
     model: Annotated[
@@ -142,6 +144,7 @@ def calibrate(
     resamples: Resamples = 1000,
     attribute: Attribute = None,
     bad_rows: BadRows = "refuse",
+    columns: Map = None,
     api_key: ApiKey = None,
     wait_s: WaitS = 0.0,
     device: Device = "auto",
@@ -166,12 +169,11 @@ def calibrate(
     if url is None and output is None and not (Path(model or "").expanduser() / "paragone.json").is_file():
         raise EvaluationError(f"{model} is no folder of this machine that could be changed: give --output FOLDER")
     data = read_evaluation_set(
-        file,
-        layout=layout,
+        *files,
+        options=_read_options(layout, columns, bad_rows),
         split=split,
         exclude_split=None if force else "test",
         attribute=attribute,
-        leave_out_bad_rows=_leave_out(bad_rows),
     )
     with ExitStack() as opened:
         local = None  # the scorer of a model loaded here, which alone can be given the temperature
@@ -206,10 +208,10 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=140)
 
 
-def _leave_out(bad_rows: str) -> bool:
-    if bad_rows not in ("refuse", "leave-out"):
-        raise typer.BadParameter(f"--bad-rows is {bad_rows!r}; it must be refuse or leave-out")
-    return bad_rows == "leave-out"
+def _read_options(layout: str, columns: list[str] | None, bad_rows: str) -> ReadOptions:
+    if bad_rows not in get_args(BadRowsPolicy):
+        raise typer.BadParameter(f"--bad-rows is {bad_rows!r}; it must be {' or '.join(get_args(BadRowsPolicy))}")
+    return ReadOptions(layout, parse_map(columns or ()), cast("BadRowsPolicy", bad_rows))
 
 
 def _check_model(url: str | None, model: str | None, bos: Bos | None, head: Head) -> None:

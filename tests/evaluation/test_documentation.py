@@ -10,7 +10,7 @@ import pytest
 
 from paragone.cli import main
 from paragone_evaluation.readers import LAYOUTS
-from paragone_evaluation.readers.files import SUFFIXES
+from paragone_evaluation.readers.containers import SUFFIXES
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")

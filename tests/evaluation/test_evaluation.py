@@ -12,7 +12,7 @@ from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.evaluation import default_folder, evaluate_models
 from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.measures.accuracy import accuracy
-from paragone_evaluation.readers import read_evaluation_set
+from paragone_evaluation.readers import ReadOptions, read_evaluation_set
 from paragone_evaluation.results import MeasureSettings, plain
 from paragone_evaluation.results_report import page_of_results
 from tests.evaluation.conftest import pair, write
@@ -67,7 +67,7 @@ def test_an_interrupted_evaluation_says_what_is_kept_and_goes_on_from_there(tmp_
 
 def test_what_was_left_out_is_told_on_the_page(tmp_path, models):
     rows = [pair(0), pair(1, strength=7), pair(2, first="word " * 400), *(pair(number) for number in range(3, 30))]
-    data = read_evaluation_set(write(tmp_path / "f.jsonl", rows), leave_out_bad_rows=True)
+    data = read_evaluation_set(write(tmp_path / "f.jsonl", rows), options=ReadOptions(bad_rows="leave-out"))
     written = evaluate_models(data, LocalScorer(models["gp"]), tmp_path / "out", QUICK)
     reasons = {row["reason"]: row["count"] for row in written.results["left_out"]}
     assert reasons["field 'strength' is 7; it must lie in -3 … 3"] == 1

@@ -33,6 +33,7 @@ __all__ = [
     "batches_of_epoch",
     "group_pairs",
     "read_groups",
+    "splits_of",
     "training_pairs",
     "training_ratings",
 ]
@@ -40,7 +41,7 @@ __all__ = [
 _Row = TypeVar("_Row", Pair, Rating)
 
 
-def training_pairs(pairs: Iterable[Pair], *, split: str, allow_test_rows: bool = False) -> list[Pair]:
+def training_pairs(pairs: Sequence[Pair], *, split: str, allow_test_rows: bool = False) -> list[Pair]:
     """Return the pairs that may be trained on: those of the split, and those without one.
 
     Args:
@@ -51,7 +52,7 @@ def training_pairs(pairs: Iterable[Pair], *, split: str, allow_test_rows: bool =
     """
     chosen = _of_split(pairs, split, allow_test_rows=allow_test_rows)
     if not chosen:
-        raise DataError(f"no row is marked {split!r}: data.train_split names a split that the files do not have")
+        raise DataError(f"no row is marked {split!r}; the splits are: {splits_of(pairs)}: set data.train_split")
     if all(pair.strength == 0 for pair in chosen):
         span = f"{chosen[0].where} to {chosen[-1].where}"
         raise DataError(f"all {len(chosen)} rows are ties ({span}): there is no preference to learn from")
@@ -59,7 +60,7 @@ def training_pairs(pairs: Iterable[Pair], *, split: str, allow_test_rows: bool =
 
 
 def training_ratings(
-    ratings: Iterable[Rating], attributes: Sequence[str], *, split: str, allow_test_rows: bool = False
+    ratings: Sequence[Rating], attributes: Sequence[str], *, split: str, allow_test_rows: bool = False
 ) -> list[Rating]:
     """Return the ratings that may be trained on: of the split or without one, and of an attribute that is learned.
 
@@ -72,7 +73,7 @@ def training_ratings(
     chosen = _of_split(ratings, split, allow_test_rows=allow_test_rows)
     if not chosen:
         raise DataError(
-            f"no rating is marked {split!r}: data.train_split names a split that data.ratings does not have"
+            f"no row of data.ratings is marked {split!r}; the splits are: {splits_of(ratings)}: set data.train_split"
         )
     rated = {name for rating in chosen for name in rating.ratings}
     if missing := [name for name in attributes if name not in rated]:
@@ -82,6 +83,11 @@ def training_ratings(
         )
     # A response without a rating that is learned would be read in every epoch and give no gradient.
     return [rating for rating in chosen if any(name in rating.ratings for name in attributes)]
+
+
+def splits_of(rows: Iterable[Pair | Rating]) -> str:
+    """Return the names of the rows' splits, for messages."""
+    return ", ".join(sorted({row.split for row in rows if row.split})) or "none"
 
 
 def _of_split(rows: Iterable[_Row], split: str, *, allow_test_rows: bool) -> list[_Row]:

@@ -12,14 +12,26 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, Strict, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic.fields import FieldInfo
 
+from paragone_evaluation.readers import HUB, BadRowsPolicy, ReadOptions
 from paragone_training.errors import RecipeError
 
 __all__ = [
     "DataFile",
     "DataFiles",
+    "DataSection",
     "LoraSection",
     "Names",
     "Rate",
@@ -89,6 +101,8 @@ def _beside(name: str, info: ValidationInfo) -> str:
 
 
 def _in_data(name: str, info: ValidationInfo) -> str:
+    if name.startswith(HUB):
+        return name
     data = (info.context or {}).get("data")
     if not data:
         return _beside(name, info)
@@ -98,13 +112,34 @@ def _in_data(name: str, info: ValidationInfo) -> str:
     return str(zipped if zipped.is_file() and not path.exists() else path)
 
 
+def _listed(names: Any) -> Any:
+    return [names] if isinstance(names, str) else names
+
+
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Names = Annotated[tuple[str, ...], Strict(False)]  # TOML has lists and no tuples
-# A file, relative to the recipe; and one of data, which is looked up in ``--data`` where that is given.
+# A file, relative to the recipe; and one of data (or a glob, a folder, a data set of the Hub), which is looked up in
+# ``--data`` where that is given.
 RecipeFile = Annotated[str, AfterValidator(_beside)]
 DataFile = Annotated[str, AfterValidator(_in_data)]
-DataFiles = Annotated[tuple[DataFile, ...], Strict(False)]
+DataFiles = Annotated[tuple[DataFile, ...], BeforeValidator(_listed), Strict(False)]
+
+
+class DataSection(Section):
+    """How data files are read."""
+
+    bad_rows: BadRowsPolicy = "refuse"
+    """What rows do that cannot be read or do not fit the length: `refuse` the run, or `leave-out`, counted by reason in
+    the log."""
+    map: dict[str, str] = Field(default_factory=dict)
+    """Columns of a layout of your own, by our names of fields: `{ prompt = "question", first = "a", second = "b",
+    label = "winner" }`."""
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How files are read."""
+        return ReadOptions(map=self.map, bad_rows=self.bad_rows)
 
 
 class LoraSection(Section):

@@ -1,23 +1,34 @@
-"""The one reader of data files, for training, evaluation, calibration and the benchmarks.
+"""The one reader of data files, for every command and the benchmarks.
 
-files.py has the bytes of a file, one pass over its rows and what training reads, layouts/ the columns of each layout
-and what they mean, rows.py what every layout becomes, evaluation_sets.py what evaluation reads. docs/data-files.md says
-what is read. Left out: torch, and everything that needs a model.
+sources.py has what people name and its parts, containers.py the rows that a file holds, mapping.py columns with names
+of their own, options.py how files are read, accounts.py what is left out and why. files.py has one pass over the rows
+and what training reads, layouts/ the columns of each layout and what they mean, rows.py what every layout becomes,
+evaluation_sets.py what evaluation reads. docs/data-files.md says what is read. Left out: torch, and everything that
+needs a model.
 """
 
+from paragone_evaluation.readers.accounts import RowAccount
 from paragone_evaluation.readers.evaluation_sets import read_evaluation_set
 from paragone_evaluation.readers.files import LAYOUTS, read_fields, read_pairs, read_prompts, read_ratings
 from paragone_evaluation.readers.layouts import split_name
+from paragone_evaluation.readers.mapping import parse_map
+from paragone_evaluation.readers.options import BadRowsPolicy, ReadOptions
 from paragone_evaluation.readers.rows import STRONGEST, Content, Label, Pair, Prompt, Rating
+from paragone_evaluation.readers.sources import HUB
 
 __all__ = [
+    "HUB",
     "LAYOUTS",
     "STRONGEST",
+    "BadRowsPolicy",
     "Content",
     "Label",
     "Pair",
     "Prompt",
     "Rating",
+    "ReadOptions",
+    "RowAccount",
+    "parse_map",
     "read_evaluation_set",
     "read_fields",
     "read_pairs",

@@ -13,57 +13,60 @@ import numpy as np
 from paragone_evaluation.dataset import Case, EvaluationSet, LeftOut, Message, PromptText, ResponseText
 from paragone_evaluation.errors import DataError
 from paragone_evaluation.readers.files import FilePass
+from paragone_evaluation.readers.options import ReadOptions
 from paragone_evaluation.readers.rows import DataRow
 
 __all__ = ["read_evaluation_set"]
 
 _NAN = float("nan")
+_AS_READ = ReadOptions()
 _REMEDY = "Mend the file, or leave these rows out with --bad-rows leave-out (the report counts them)."
 
 
 def read_evaluation_set(
-    path: str | Path,
-    *,
-    layout: str = "auto",
+    *sources: str | Path,
+    options: ReadOptions = _AS_READ,
     split: str | None = None,
     exclude_split: str | None = None,
     attribute: str | None = None,
-    leave_out_bad_rows: bool = False,
 ) -> EvaluationSet:
-    """Return a file as an evaluation set.
+    """Return files as an evaluation set.
 
     Args:
-        layout: ``auto`` goes by the fields of the first row.
+        sources: files, globs, folders or data sets of the Hub, all in one layout.
         split: rows with another ``split`` are left out, as are those with ``exclude_split``.
         attribute: of a ratings file, what people's scores are taken from; its first one if None.
-        leave_out_bad_rows: go on without rows that cannot be read, and report them, instead of refusing the file.
 
     Raises:
         DataError: if the file cannot be read, has bad rows (missing fields, another schema, a label out of range, an
             id that was used before; lines are named) that are not to be left out, or nothing decided in it.
     """
-    reading = FilePass(path, layout=layout, split=split, exclude_split=exclude_split)
+    reading = FilePass(*sources, options=options, split=split, exclude_split=exclude_split)
     cases = _Cases(reading, attribute)
     for row in reading:
         cases.add(row)
-    if not leave_out_bad_rows:
-        reading.account.check(remedy=_REMEDY)
-    if reading.layout is None:
+        if len(reading.layouts) > 1:
+            first, other = reading.layouts
+            name = reading.part.name
+            raise DataError(f"{name} has the layout {other} and the files before it {first}: evaluate them apart")
+    reading.check(remedy=_REMEDY)
+    if not reading.layouts:
         raise DataError(_nothing(reading))
+    (layout,) = reading.layouts.values()
     cases.finish()
     split, exclude_split = reading.split, reading.exclude_split
     passed_over = f"split is not {split}" if split is not None else f"split is {exclude_split}"
     others = [LeftOut(passed_over, reading.passed_over)] if reading.passed_over else []
     made = EvaluationSet(
-        path=str(path),
+        path=", ".join(map(str, sources)),
         sha256=reading.sha256(),
-        layout=reading.layout.name,
+        layout=layout.name,
         split=split,
         left_out=(*others, *reading.account.left_out()),
         rated=cases.rated,
         **cases.columns(),
     )
-    return _checked(made, reading, signed=reading.layout.signed)
+    return _checked(made, reading, signed=layout.signed)
 
 
 @dataclass
@@ -88,7 +91,7 @@ class _Cases:
     """
 
     def __init__(self, reading: FilePass, attribute: str | None) -> None:
-        self._account, self._attribute = reading.account, attribute
+        self._reading, self._attribute = reading, attribute
         self.rated: str | None = None
         self._cases: list[Case] = []
         # Numbers by content, in the order in which the contents came up.
@@ -142,7 +145,9 @@ class _Cases:
         for response, ratings in zip(row.responses, row.given_ratings, strict=True):
             if self.rated not in ratings:
                 rates = ", ".join(ratings) or "nothing"
-                self._account.unused.append((row.line, f"there is no rating of {self.rated!r}; the row rates {rates}"))
+                self._reading.account.leave_out(
+                    self._reading.part.name, row.line, f"there is no rating of {self.rated!r}; the row rates {rates}"
+                )
                 continue
             prompt = self._prompt(row)
             kept = self._rated_prompts.setdefault(prompt, _RatedPrompt(row.line, row.subset, {}))
@@ -246,10 +251,9 @@ def _checked(made: EvaluationSet, reading: FilePass, *, signed: bool) -> Evaluat
 
 def _nothing(reading: FilePass) -> str:
     """Return why no row was read; bad rows refuse the file in any case then."""
-    path, count = reading.account.path, reading.account.count
+    path, count = reading.account.title, reading.account.count
     if reading.passed_over and reading.split is not None:
-        splits = ", ".join(sorted(reading.splits)) or "none"
-        return f"{path}: no row has split {reading.split!r}; the splits are: {splits}"
+        return f"{path}: no row has split {reading.split!r}; the splits are: {reading.splits_in_words()}"
     if reading.passed_over:
         return f"{path}: all {count} rows have split {reading.exclude_split!r}, which is left out"
     reading.account.check(remedy=_REMEDY)

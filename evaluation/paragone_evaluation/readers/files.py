@@ -1,30 +1,18 @@
-"""Read a file of any kind row by row, and what training takes of it: pairs, ratings and prompts.
-
-| suffix | rows |
-|---|---|
-| ``.jsonl``, ``.ndjson``, ``.json`` | one JSON object a line, or one array of objects |
-| ``.csv`` | a header, then one row a record; cells of columns that hold no text are JSON |
-| ``.parquet`` | a row each |
-
-All but parquet may end in ``.gz`` or ``.zst`` as well. Text is UTF-8, with or without a byte-order mark.
+"""One pass over files, row by row, and what training takes of it: pairs, ratings and prompts.
 
 Every command reads through ``FilePass``, so all of them see the same rows. Nothing is left out in silence: a row that
-cannot be read refuses the file, and a row of no use is counted by its reason.
+cannot be read refuses the file or is counted by its reason, as the options say, and so is a row of no use.
 """
 
-import csv
 import hashlib
-import io
-import itertools
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
-from paragone_evaluation.dataset import LeftOut
 from paragone_evaluation.errors import DataError
+from paragone_evaluation.readers.accounts import RowAccount
 from paragone_evaluation.readers.layouts import (
     FILE_LAYOUTS,
     FileLayout,
@@ -34,6 +22,8 @@ from paragone_evaluation.readers.layouts import (
     split_of,
     value_of,
 )
+from paragone_evaluation.readers.mapping import ColumnMap
+from paragone_evaluation.readers.options import ReadOptions
 from paragone_evaluation.readers.rows import (
     BadRowError,
     DataRow,
@@ -43,247 +33,115 @@ from paragone_evaluation.readers.rows import (
     Prompt,
     Rating,
 )
+from paragone_evaluation.readers.sources import Part, parts_of
 
-__all__ = ["LAYOUTS", "SUFFIXES", "FilePass", "read_fields", "read_pairs", "read_prompts", "read_ratings"]
+__all__ = ["LAYOUTS", "FilePass", "read_fields", "read_pairs", "read_prompts", "read_ratings"]
 
 logger = logging.getLogger(__name__)
 
 LAYOUTS = tuple(dict.fromkeys(["pairs", "groups", "ratings", *(layout.name for layout in FILE_LAYOUTS)]))
 """Names of the layouts, as ``--layout`` takes them beside ``auto``, our own first."""
 
-_SHOWN = 5  # lines of a complaint, and complaints of a file: enough to see what is wrong with the rest
 _Made = TypeVar("_Made")
-
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
-"""Kinds of files that are read; ``.gz`` and ``.zst`` may follow all but the last."""
-
-_PACKINGS = {".gz": "gzip", ".zst": "zstd"}
-_UTF8_MARK, _UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
-_NUMBERS = {"strength", "preference_strength", "num_correct"}
-_ATTRIBUTES = {"helpfulness", "correctness", "coherence", "complexity", "verbosity"}
-_JSON_CELLS = {*_NUMBERS, *_ATTRIBUTES, "ratings", "responses", "comparisons", "completions", "tools"}
-"""Columns of a CSV file whose cells are JSON: a number, a list or an object."""
-
-
-def _fields_of(path: Path) -> Iterator[tuple[int, Fields | str]]:
-    """Yield the number of each row and its fields; a text in their place says why they cannot be read.
-
-    The number is that of the line where the row begins, from 1. Arrays and parquet files have no lines of their own:
-    there the rows are counted. Empty lines are passed over.
-    """
-    name = path.name.lower()
-    packing = next((suffix for suffix in _PACKINGS if name.endswith(suffix)), "")
-    kind = Path(name.removesuffix(packing)).suffix
-    if kind not in SUFFIXES or (packing and kind == ".parquet"):
-        raise DataError(
-            f"cannot read {path}: its name must end in one of {', '.join(SUFFIXES)}; .gz or .zst may follow"
-        )
-    try:
-        if kind == ".parquet":
-            yield from enumerate(_parquet(path), start=1)
-            return
-        with _unpacked(path, packing) as stream:
-            _skip_mark(path, stream)
-            yield from _csv(stream) if kind == ".csv" else _json(path, stream)
-    except (OSError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"cannot read {path}: it is not UTF-8 ({error.reason}): save it as UTF-8") from error
-
-
-def _unpacked(path: Path, packing: str) -> io.BufferedReader:
-    if not packing:
-        return path.open("rb")
-    import pyarrow
-
-    # pyarrow's streams refuse a file that was cut short; zstandard's own end there without a word.
-    return io.BufferedReader(pyarrow.input_stream(str(path), compression=_PACKINGS[packing]))
-
-
-def _skip_mark(path: Path, stream: io.BufferedReader) -> None:
-    """Pass over a byte-order mark, as Windows programs write one; refuse UTF-16, which they write as well."""
-    start = stream.peek(3)[:3]
-    if start.startswith(_UTF16_MARKS):
-        raise DataError(f"cannot read {path}: it is UTF-16: save it as UTF-8")
-    if start == _UTF8_MARK:
-        stream.read(3)
-
-
-def _json(path: Path, stream: io.BufferedReader) -> Iterator[tuple[int, Fields | str]]:
-    # People call lines .json and arrays .jsonl, so the first character decides: no row of ours begins with a bracket.
-    if stream.peek(1).lstrip()[:1] == b"[":
-        values, problem = _parsed(stream.read())
-        if problem:
-            raise DataError(f"cannot read {path}: the array is {problem}")
-        yield from ((number, _object(value)) for number, value in enumerate(values, start=1))
-        return
-    # Binary lines end at \n alone. Text lines would end at U+2028 as well, which stands inside of JSON strings.
-    for number, line in enumerate(stream, start=1):
-        if line.strip():
-            value, problem = _parsed(line)
-            yield number, f"the line is {problem}" if problem else _object(value)
-
-
-def _parsed(content: bytes) -> tuple[Any, str]:
-    """Return the value of a JSON text and an empty text, or None and what is wrong."""
-    try:
-        return json.loads(content), ""
-    except UnicodeDecodeError:
-        return None, "not UTF-8"
-    except json.JSONDecodeError as error:
-        # The error's line number counts lines within this text, so only the column is of use.
-        return None, f"not JSON: {error.msg} at column {error.colno}"
-    except (ValueError, RecursionError) as error:
-        return None, f"not JSON that can be read: {error}"
-
-
-def _object(value: Any) -> Fields | str:
-    return value if isinstance(value, dict) else f"a row must be a JSON object, not {type(value).__name__}"
-
-
-def _csv(stream: io.BufferedReader) -> Iterator[tuple[int, Fields | str]]:
-    # Not pyarrow's reader: it guesses types, and a response "42" must stay a text. Python's also counts lines.
-    csv.field_size_limit(2**31 - 1)
-    with io.TextIOWrapper(stream, encoding="utf-8", newline="") as text:
-        reader = csv.DictReader(text, strict=True)
-        columns = len(reader.fieldnames or ())
-        line = reader.line_num + 1
-        for row in reader:
-            number, line = line, reader.line_num + 1  # a cell may hold newlines: a row begins after the one before it
-            if None in row:
-                yield number, f"the row has more cells than the header, which has {columns}"
-            else:
-                yield number, {name: _cell(name, value) for name, value in row.items()}
-
-
-def _cell(name: str, text: str | None) -> Any:
-    """Return what a cell holds: text, JSON where the column's values are no texts, or messages written as JSON."""
-    if text is None:
-        return None
-    # Every cell is tried by its first characters: parsing all texts as JSON would cost as much as reading the file.
-    messages = text.startswith("[{") and '"role"' in text
-    if messages or (name in _JSON_CELLS and text):
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return text  # what the column may hold is the layout's to say
-        return value if name in _JSON_CELLS or _are_messages(value) else text
-    return text if text or name not in _JSON_CELLS else None
-
-
-def _are_messages(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(message, dict) and "role" in message for message in value)
-
-
-def _parquet(path: Path) -> Iterator[Fields]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches():  # not the whole table, which as Python objects is many times as large
-                yield from cast("Iterable[Fields]", batch.to_pylist())
-    except pyarrow.ArrowException as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-
-
-@dataclass
-class _RowAccount:
-    """The rows of a file that did not become data, and why.
-
-    Attributes:
-        count: rows of the file so far.
-        bad: line and reason of each row that cannot be read.
-        unused: line and reason of each row, or one of its responses, that is of no use.
-    """
-
-    path: Path
-    count: int = 0
-    bad: list[tuple[int, str]] = field(default_factory=list)
-    unused: list[tuple[int, str]] = field(default_factory=list)
-
-    def left_out(self) -> list[LeftOut]:
-        """Return how many rows are in no measure, by reason."""
-        reasons = _by_reason([*self.bad, *self.unused])
-        return [LeftOut(reason, len(lines), tuple(lines[:_SHOWN])) for reason, lines in reasons.items()]
-
-    def check(self, *, remedy: str = "Mend the file, or leave these rows out of it.") -> None:
-        """Refuse the file if a row of it cannot be read, with the lines and what is wrong with each of them."""
-        if not self.bad:
-            return
-        # A file in a layout that nobody knows has the same complaint in every row, and is told it once.
-        reasons = _by_reason(self.bad)
-        shown = "".join(f"  {_in_words(lines)}: {why}\n" for why, lines in itertools.islice(reasons.items(), _SHOWN))
-        rest = sum(len(lines) for lines in itertools.islice(reasons.values(), _SHOWN, None))
-        more = f"  … and {rest} more\n" if rest else ""
-        rows = "1 row" if len(self.bad) == 1 else f"{len(self.bad)} rows"
-        raise DataError(f"{self.path}: {rows} of {self.count} cannot be read:\n{shown}{more}{remedy}")
+_AS_READ = ReadOptions()
 
 
 class FilePass:
-    """The rows of a file, read once.
+    """The rows of files, read once.
 
     Args:
-        layout: of all rows; ``auto`` goes by the fields of the first one.
+        sources: files, globs, folders or data sets of the Hub.
         split: the only split that is read; all of them if None.
         unmarked: rows without a split are of the one that is asked for; otherwise they are bad rows.
         prompts: read nothing of a row but its prompt; rows need no layout then.
 
     Attributes:
-        layout: the one that was read, None before the first row.
+        part: the file that the last row is of.
+        layout: that of the part, None before its first row.
+        layouts: those of all parts so far.
         passed_over: how many rows are of splits that are not read.
         splits: names that were met.
+
+    Raises:
+        DataError: if there is no such layout or source, or the map makes no row.
     """
 
     def __init__(
         self,
-        path: str | Path,
-        *,
-        layout: str = "auto",
+        *sources: str | Path,
+        options: ReadOptions = _AS_READ,
         split: str | None = None,
         exclude_split: str | None = None,
         unmarked: bool = False,
         prompts: bool = False,
     ) -> None:
+        layout = options.layout
         if layout not in ("auto", *LAYOUTS):
             raise DataError(f"layout is {layout!r}; it must be auto or one of {', '.join(LAYOUTS)}")
-        self.account = _RowAccount(Path(path))
+        self.options, self.account = options, RowAccount()
+        self.parts = parts_of(sources)
         self.split, self.exclude_split = split_name(split), split_name(exclude_split)
         # Training takes rows without a split for training rows. For a measure nobody can tell that they belong to it.
         self._needs_split = self.split is not None and not unmarked
+        self._map = ColumnMap(options.map) if options.map else None
         self._prompts, self._detects = prompts, layout == "auto"
         self._candidates = [known for known in FILE_LAYOUTS if layout in ("auto", known.name)]
+        self.part: Part = self.parts[0]
         self.layout: FileLayout | None = None
+        self.layouts: dict[str, FileLayout] = {}
         self.passed_over = 0
         self.splits: set[str] = set()
         self._lines: dict[str, int] = {}
+        self._split_of_part: str | None = None
 
     def __iter__(self) -> Iterator[DataRow]:
-        for line, fields in _fields_of(self.account.path):
-            self.account.count += 1
+        for part in self.parts:
+            # Files are read one by one: each has a layout and ids of its own.
+            self.part, self.layout, self._lines = part, None, {}
+            self._split_of_part = self.part.split or (self.part.named if self._needs_split else None)
+            self.account.files.append(self.part.name)
+            yield from self._rows_of_part()
+
+    def _rows_of_part(self) -> Iterator[DataRow]:
+        account, name = self.account, self.part.name
+        for line, fields in self.part.rows():
+            account.count += 1
             try:
                 row = self._row(line, fields)
             except LeftOutError as error:
-                self.account.unused.append((line, str(error)))
+                account.leave_out(name, line, str(error))
             except BadRowError as error:
-                self.account.bad.append((line, str(error)))
+                account.refuse(name, line, str(error))
             else:
                 if row is not None:
                     yield row
 
+    def check(self, *, remedy: str = "") -> None:
+        """Refuse the files if a row cannot be read, unless such rows are to be left out.
+
+        Raises:
+            DataError: as described.
+        """
+        if not self.options.leaves_out:
+            self.account.check(**({"remedy": remedy} if remedy else {}))
+
     def sha256(self) -> str:
-        """Return the SHA-256 of the file's bytes."""
-        path = self.account.path
-        try:
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        """Return the SHA-256 of the file's bytes; of several files, that of all of theirs."""
+        digests = [part.sha256() for part in self.parts]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def splits_in_words(self) -> str:
+        """Return the names of the splits that were met."""
+        return ", ".join(sorted(self.splits)) or "none"
 
     def _row(self, line: int, fields: Fields | str) -> DataRow | None:
         if isinstance(fields, str):
             raise BadRowError(fields)
+        if self._map is not None:
+            fields = self._map.apply(fields)
         split = split_of(fields)
+        if split is None and self._split_of_part is not None:
+            split = fields["split"] = self._split_of_part
         if split is not None:
             self.splits.add(split)
         if split is None and self._needs_split:
@@ -305,15 +163,17 @@ class FilePass:
         telling = row.telling_labels()
         if len(telling) == len(row.labels):
             return row
-        self.account.unused.append((line, "the two responses that are compared are the same"))
+        self.account.leave_out(self.part.name, line, "the two responses that are compared are the same")
         return replace(row, labels=telling) if telling else None
 
     def _settled(self, known: FileLayout | None, fields: Fields) -> FileLayout:
         """Return the file's layout for a row whose fields fit the known one or none; refuse a row of another layout."""
         if self.layout is None:
             self.layout = known if known or self._detects else self._candidates[0]
+            if self.layout is not None:
+                self.layouts.setdefault(self.layout.name, self.layout)
         if self.layout is None:
-            names = ", ".join(sorted(fields)) or "(none)"
+            names = ", ".join(sorted(map(str, fields))) or "(none)"
             raise BadRowError(f"the fields {names} fit no layout; known are {', '.join(LAYOUTS)}")
         # A row that fits no layout is the file's layout with a field too few, and is told which one.
         if known is None or known is self.layout:
@@ -323,51 +183,71 @@ class FilePass:
         raise BadRowError(f"the row has the fields of {known.name}, and the file began with {self.layout.name}")
 
 
-def read_pairs(*paths: str | Path) -> list[Pair]:
+def read_pairs(*sources: str | Path, options: ReadOptions = _AS_READ, account: RowAccount | None = None) -> list[Pair]:
     """Return the pairs of files in any layout that compares responses, in order.
 
     Pairs of two identical responses, and rows that annotators found invalid, are left out and counted in the log.
 
+    Args:
+        account: gets what was left out.
+
     Raises:
-        DataError: if a file cannot be read, has bad rows (they are named), or has no pair.
+        DataError: if a file cannot be read, has bad rows that are not to be left out (they are named), or has no pair.
     """
-    return _made(paths, DataRow.pairs, rates=False)
+    return _made(sources, DataRow.pairs, options, account, rates=False)
 
 
-def read_ratings(*paths: str | Path) -> list[Rating]:
+def read_ratings(
+    *sources: str | Path, options: ReadOptions = _AS_READ, account: RowAccount | None = None
+) -> list[Rating]:
     """Return the ratings of files in any layout that rates single responses, in order.
 
+    Args:
+        account: gets what was left out.
+
     Raises:
-        DataError: if a file cannot be read, has bad rows (they are named), or has no rating.
+        DataError: if a file cannot be read, has bad rows that are not to be left out (they are named), or has no
+            rating.
     """
-    return _made(paths, DataRow.rated, rates=True)
+    return _made(sources, DataRow.rated, options, account, rates=True)
 
 
-def read_prompts(paths: Sequence[str | Path], *, split: str) -> list[Prompt]:
+def read_prompts(
+    sources: Sequence[str | Path],
+    *,
+    split: str,
+    options: ReadOptions = _AS_READ,
+    account: RowAccount | None = None,
+) -> list[Prompt]:
     """Return the prompts of files in any layout, each once, in their order.
 
     Rows of the split are read, and rows without one. A prompt without an id is called by its place among them.
 
+    Args:
+        account: gets what was left out.
+
     Raises:
-        DataError: if a file cannot be read, has bad rows, two prompts share an id, or nothing is left.
+        DataError: if a file cannot be read, has bad rows that are not to be left out, two prompts share an id, or
+            nothing is left.
     """
     prompts: dict[str, Prompt] = {}
     texts: set[str] = set()
-    for path in paths:
-        reading = FilePass(path, split=split, unmarked=True, prompts=True)
-        for row in list(reading):  # one pass over the file, then one over its prompts
-            prompt = Prompt(str(len(prompts)) if row.id is None else row.id, row.prompt)
-            text = prompt.text
-            # Files of pairs repeat a prompt in every row; a policy meets it once, whatever the rows are called.
-            if text in texts:
-                continue
-            if prompt.id in prompts:
-                reading.account.bad.append((row.line, f"id {prompt.id!r} belongs to another prompt already"))
-            texts.add(text)
-            prompts[prompt.id] = prompt
-        reading.account.check()
+    reading = FilePass(*sources, split=split, unmarked=True, prompts=True, options=options)
+    for row in reading:
+        prompt = Prompt(str(len(prompts)) if row.id is None else row.id, row.prompt)
+        text = prompt.text
+        # Files of pairs repeat a prompt in every row; a policy meets it once, whatever the rows are called.
+        if text in texts:
+            continue
+        if prompt.id in prompts:
+            reading.account.refuse(reading.part.name, row.line, f"id {prompt.id!r} belongs to another prompt already")
+            continue
+        texts.add(text)
+        prompts[prompt.id] = prompt
+    _close(reading, account)
     if not prompts:
-        raise DataError(f"{', '.join(map(str, paths))}: no prompt whose split is {split!r}")
+        words = f"no prompt whose split is {split!r}; the splits are: {reading.splits_in_words()}"
+        raise DataError(f"{', '.join(map(str, sources))}: {words}")
     return list(prompts.values())
 
 
@@ -377,57 +257,61 @@ def read_fields(path: str | Path, *names: str) -> list[Fields]:
     Raises:
         DataError: if the file cannot be read, or a row lacks one of the fields named.
     """
-    account, rows = _RowAccount(Path(path)), []
-    for line, fields in _fields_of(account.path):
-        account.count += 1
-        try:
-            if isinstance(fields, str):
-                raise BadRowError(fields)
-            for name in names:
-                value_of(fields, name)
-            rows.append(fields)
-        except BadRowError as error:
-            account.bad.append((line, str(error)))
-    account.check()
+    account, rows = RowAccount(), []
+    for part in parts_of([path]):
+        account.files.append(part.name)
+        for line, fields in part.rows():
+            account.count += 1
+            try:
+                if isinstance(fields, str):
+                    raise BadRowError(fields)
+                for name in names:
+                    value_of(fields, name)
+                rows.append(fields)
+            except BadRowError as error:
+                account.refuse(part.name, line, str(error))
+    account.check(remedy="Mend the file, or take these rows out of it.")
     return rows
 
 
-def _made(paths: Sequence[str | Path], make: Callable[[DataRow, Path], list[_Made]], *, rates: bool) -> list[_Made]:
+def _made(
+    sources: Sequence[str | Path],
+    make: Callable[[DataRow, str], list[_Made]],
+    options: ReadOptions,
+    account: RowAccount | None,
+    *,
+    rates: bool,
+) -> list[_Made]:
     """Return what ``make`` gives for each row of the files."""
     made: list[_Made] = []
-    for path in map(Path, paths):
-        reading, before = FilePass(path), len(made)
+    # A recipe has one map, and may name files of both kinds.
+    if options.map and options.maps_ratings != rates:
+        options = replace(options, map={})
+    # Each source is read, and complained about, on its own: whoever mends a file wants all of its faults at once.
+    for source in sources:
+        reading, before = FilePass(source, options=options), len(made)
         for row in reading:
             # Not before the first row, which is what tells the layout.
             if reading.layout is not None and reading.layout.rates != rates:
                 kinds = ("responses that people rated", "responses that people compared")
                 present, needed = kinds if reading.layout.rates else kinds[::-1]
-                raise DataError(f"{path}: it has {present} (layout {reading.layout.name}); {needed} are needed here")
+                raise DataError(
+                    f"{reading.part.name}: it has {present} (layout {reading.layout.name}); {needed} are needed here"
+                )
             try:
-                made += make(row, path)
-            # Collected to the end of the file: whoever mends a file wants all of its faults at once.
+                made += make(row, reading.part.name)
             except BadRowError as error:
-                reading.account.bad.append((row.line, str(error)))
-        reading.account.check()
-        unused = reading.account.left_out()
-        for left in unused:
-            logger.info("%s: %d rows left out: %s", path, left.count, left.reason)
+                reading.account.refuse(reading.part.name, row.line, str(error))
+        _close(reading, account)
         if len(made) == before:
-            why = "".join(f"; {left.count} left out: {left.reason}" for left in unused)
-            raise DataError(f"{path} has no rows to learn from: {reading.account.count} were read{why}")
+            why = "".join(f"; {left.count} left out: {left.reason}" for left in reading.account.left_out())
+            raise DataError(f"{source} has no rows to learn from: {reading.account.count} were read{why}")
     return made
 
 
-def _by_reason(rows: Sequence[tuple[int, str]]) -> dict[str, list[int]]:
-    """Return the lines of each reason, in the order in which the reasons came up."""
-    reasons: dict[str, list[int]] = {}
-    for line, reason in rows:
-        reasons.setdefault(reason, []).append(line)
-    return reasons
-
-
-def _in_words(lines: Sequence[int]) -> str:
-    if len(lines) == 1:
-        return f"line {lines[0]}"
-    more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    return f"lines {', '.join(map(str, lines[:_SHOWN]))}{more}"
+def _close(reading: FilePass, account: RowAccount | None) -> None:
+    """Refuse bad rows if they are to refuse, and hand on and log what was left out otherwise."""
+    reading.check()
+    reading.account.log(logger)
+    if account is not None:
+        account.add(reading.account)

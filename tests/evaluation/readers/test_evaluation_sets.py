@@ -8,13 +8,14 @@ import pytest
 
 from paragone_evaluation.evaluation import evaluate_models
 from paragone_evaluation.local_model import LocalScorer
-from paragone_evaluation.readers import LAYOUTS, read_evaluation_set
+from paragone_evaluation.readers import LAYOUTS, ReadOptions, read_evaluation_set
 from paragone_evaluation.readers.evaluation_sets import _text_length
 from paragone_evaluation.results import MeasureSettings
 from paragone_training.errors import DataError
 from tests.evaluation.conftest import pair, text, write
 from tests.evaluation.readers.test_layouts import HELPSTEER, RATED, ULTRA
 
+LEAVE_OUT = ReadOptions(bad_rows="leave-out")
 RATING = {"id": "r", "group": "q_s", "prompt": "P?", "response": "a", "ratings": {"helpful": 3, "verbose": 1}}
 GROUP = {
     "id": "g",
@@ -75,7 +76,7 @@ def refused(tmp_path, rows, match, **options):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_known_by_its_first_row(tmp_path, layout):
     assert read(tmp_path, rows_for(layout)).layout == layout
-    assert read(tmp_path, rows_for(layout), layout=layout).layout == layout
+    assert read(tmp_path, rows_for(layout), options=ReadOptions(layout=layout)).layout == layout
 
 
 @pytest.mark.parametrize("name", ["f.jsonl.gz", "f.json", "f.json.gz", "f.parquet"])
@@ -255,10 +256,10 @@ def test_only_the_first_bad_rows_are_shown_and_the_same_complaint_once(tmp_path)
 
 def test_bad_rows_can_be_left_out_and_are_counted_with_their_lines(tmp_path):
     rows = [pair(0), pair(1, strength=9), pair(2), pair(3, strength=9), {"id": "x"}]
-    made = read(tmp_path, rows, leave_out_bad_rows=True)
+    made = read(tmp_path, rows, options=LEAVE_OUT)
     assert [case.id for case in made.cases] == ["p0", "p2"]
     assert [(row.count, row.lines) for row in made.left_out] == [(2, (2, 4)), (1, (5,))]
-    refused(tmp_path, [pair(0, strength=9)], "cannot be read", leave_out_bad_rows=True)
+    refused(tmp_path, [pair(0, strength=9)], "cannot be read", options=LEAVE_OUT)
 
 
 def test_a_file_of_ties_only_is_refused_with_its_lines(tmp_path):
@@ -279,7 +280,7 @@ def test_files_that_cannot_be_read_are_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"must end in one of \.jsonl"):
         read_evaluation_set(tmp_path / "file.txt")
     with pytest.raises(DataError, match="layout is 'pear'"):
-        read_evaluation_set(tmp_path / "file.jsonl", layout="pear")
+        read_evaluation_set(tmp_path / "file.jsonl", options=ReadOptions(layout="pear"))
     (tmp_path / "broken.jsonl.gz").write_bytes(b"no gzip")
     (tmp_path / "broken.parquet").write_bytes(b"no parquet")
     (tmp_path / "broken.json").write_bytes(b"[{}")
@@ -362,7 +363,7 @@ def test_a_bad_row_is_named_with_its_line_and_leaves_nothing_behind(tmp_path, go
     rows = [good, {**good, **change, "prompt": "other", "instruction": "other"}]
     with pytest.raises(DataError, match=rf"\n  line 2: .*{message}"):
         read(tmp_path, rows, attribute="honesty" if good is ULTRA else None)
-    made = read(tmp_path, rows, attribute="honesty" if good is ULTRA else None, leave_out_bad_rows=True)
+    made = read(tmp_path, rows, attribute="honesty" if good is ULTRA else None, options=LEAVE_OUT)
     assert len(made.prompts) == 1
     assert [row.lines for row in made.left_out] == [(2,)]
 

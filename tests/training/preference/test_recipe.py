@@ -60,7 +60,7 @@ def test_a_missing_section_is_named():
         ({"training": {"learning_rate": 0.0}}, r"training.learning_rate is 0.0; it must lie in \(0, 1\)"),
         ({"training": {"betas": [0.9]}}, "training.betas has 1 entries; it must have 2"),
         ({"training": {"schedule": "step"}}, "training.schedule is 'step'; it must be one of linear, cosine"),
-        ({"data": {"train": "pairs.jsonl"}}, "data.train is 'pairs.jsonl'; it must be a list"),
+        ({"data": {"train": 3}}, "data.train is 3; it must be a list"),
         ({"data": {"train": []}}, "data.train is empty; name at least one file"),
         (
             {"model": {"kind": "bradly-terry"}},

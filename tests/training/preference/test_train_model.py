@@ -1,5 +1,6 @@
 """Training from end to end: a mini on shipped pairs, adapters on a tiny checkpoint, and the folder that comes out."""
 
+import json
 import statistics
 
 import pytest
@@ -12,7 +13,7 @@ from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.backbone import build_model
 from paragone_training.preference.card import Rows
 from paragone_training.preference.recipe import load_recipe
-from paragone_training.preference.train_model import fit, train_model
+from paragone_training.preference.train_model import fit, load_rows, train_model
 from paragone_training.scratch.decoder import residual_dropout, train_tokenizer
 from tests.training.arguments import pairs, recipe, row, write
 from tests.training.preference.test_recipe import RECIPES
@@ -212,3 +213,30 @@ def test_seeds_decide_everything(tmp_path):
     ]
     margins = [statistics.fmean(run.judged.logit) for run in runs if run.judged]
     assert margins[0] == margins[1] != margins[2]
+
+
+def test_rows_are_trained_on_and_held_out_from_files_of_their_own(tmp_path):
+    def written(name, *marks):
+        rows = [
+            {"prompt": f"{name} {at}", "first": "a", "second": f"b{at}", "strength": 1, "split": mark}
+            for at, mark in enumerate(marks)
+        ]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    train, test = written("train.jsonl", None, None), written("held.jsonl", None)
+    rows = load_rows(recipe(data={"train": train, "evaluate": test}))
+    assert (len(rows.pairs), len(rows.held_out_pairs)) == (2, 1)
+    marked = written("marked.jsonl", "train", "validation")
+    with pytest.raises(DataError, match=r"no row of data.evaluate is marked 'test'; the splits are: train, validation"):
+        load_rows(recipe(data={"train": train, "evaluate": marked}))
+    with pytest.raises(DataError, match="no row to hold out is marked 'test'; the splits are: train, validation"):
+        load_rows(recipe(data={"train": marked, "evaluate_split": "test"}))
+    with pytest.raises(DataError, match=r"no row is marked 'dev'; the splits are: train, validation: set data"):
+        load_rows(recipe(data={"train": marked, "train_split": "dev"}))
+    with pytest.raises(DataError, match=r"train.jsonl:1 and 1 more rows are trained on and held out"):
+        load_rows(recipe(data={"train": train, "evaluate": train}))
+    assert len(load_rows(recipe(data={"train": marked, "evaluate": marked, "evaluate_split": "val"})).pairs) == 1
+    (tmp_path / "bad.jsonl").write_text((tmp_path / "train.jsonl").read_text() + "{}\n")
+    left = load_rows(recipe(data={"train": str(tmp_path / "bad.jsonl"), "bad_rows": "leave-out"}))
+    assert [line[:17] for line in left.account.describe()] == ["1 row left out: f"]

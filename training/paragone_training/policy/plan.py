@@ -45,10 +45,10 @@ def describe_plan(recipe: PolicyRecipe, *, offline: bool = False, ranks: Sequenc
         RecipeError: if the policy's files cannot be loaded, or a prompt does not fit.
         DataError: if prompts cannot be read.
     """
-    prompts = read_prompts(recipe.data.prompts, split=recipe.data.split)
+    prompts = read_prompts(recipe.data.prompts, split=recipe.data.split, options=recipe.data.reading)
     held_out = []
     if recipe.evaluation.prompts:
-        held_out = read_prompts(recipe.evaluation.prompts, split=recipe.evaluation.split)
+        held_out = read_prompts(recipe.evaluation.prompts, split=recipe.evaluation.split, options=recipe.data.reading)
         held_out = held_out[: recipe.evaluation.limit or None]
     tables = recipe.model_dump()
     adapters = tables.pop("lora")

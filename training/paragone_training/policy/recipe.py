@@ -24,7 +24,7 @@ from paragone_training.errors import RecipeError
 from paragone_training.policy.methods.method import Method
 from paragone_training.policy.methods.registry import METHODS, check_needs, knobs, method_of
 from paragone_training.policy.targets import Labels, Rule, Selection, Ties, Unfinished, WinRates
-from paragone_training.settings import DataFiles, LoraSection, Names, RecipeFile, Section, load
+from paragone_training.settings import DataFiles, DataSection, LoraSection, Names, RecipeFile, Section, load
 
 __all__ = [
     "Batching",
@@ -54,7 +54,7 @@ class _PolicySection(Section):
     """Longest prompt and response together, in tokens; 0 takes the model's context."""
 
 
-class _PolicyDataSection(Section):
+class _PolicyDataSection(DataSection):
     """Which prompts."""
 
     prompts: DataFiles

@@ -92,10 +92,11 @@ class _PolicyRun:
         )
         # A prompt has to leave room for the longest response, or responses would be cut at different lengths.
         longest = context_of(self.policy.model.config, source.max_length) - recipe.sampling.max_new_tokens
-        self.prompts = self._rendered(read_prompts(recipe.data.prompts, split=recipe.data.split), longest)
+        reading: Any = {"options": recipe.data.reading}
+        self.prompts = self._rendered(read_prompts(recipe.data.prompts, split=recipe.data.split, **reading), longest)
         self.held_out: list[Prompt] = []
         if recipe.evaluation.prompts:
-            held_out = read_prompts(recipe.evaluation.prompts, split=recipe.evaluation.split)
+            held_out = read_prompts(recipe.evaluation.prompts, split=recipe.evaluation.split, **reading)
             held_out = held_out[: recipe.evaluation.limit or None]
             # By text and not by id: two files may number the same prompt differently.
             both = {prompt.text for prompt in self.prompts} & {prompt.text for prompt in held_out}

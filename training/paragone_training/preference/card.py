@@ -1,11 +1,11 @@
 """What a run learned from and what it gave, and the model card that tells both."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paragone_evaluation.readers import Pair, Rating
+from paragone_evaluation.readers import Pair, Rating, RowAccount
 from paragone_models.kinds import KINDS
 from paragone_models.merging import Merging
 from paragone_training.preference.agreement import Examined, Judged, Summary
@@ -25,12 +25,14 @@ class Rows:
         ratings: learned from, by a kind that rates.
         held_out_pairs: decided ones; may be empty.
         held_out_ratings: may be empty; rating errors are then those on ``ratings``.
+        account: the rows of the files that are none of these, and why.
     """
 
     pairs: Sequence[Pair] = ()
     ratings: Sequence[Rating] = ()
     held_out_pairs: Sequence[Pair] = ()
     held_out_ratings: Sequence[Rating] = ()
+    account: RowAccount = field(default_factory=RowAccount)
 
     def describe(self) -> str:
         """Return how many rows there are, for a dry run."""
@@ -108,6 +110,7 @@ def _training(recipe: Recipe, rows: Rows, outcome: Outcome) -> Iterator[str]:
         prompts = len({pair.prompt for pair in rows.pairs})
         use = "" if objective.learns_pairs else ": only to merge the attributes"
         yield f"* {len(rows.pairs)} pairs under {prompts} prompts, from {_names(recipe.data.train)}{use}."
+    yield from (f"* {line}." for line in rows.account.describe())
     if recipe.pretraining.epochs:
         yield f"* First of all, language modelling on the same rows, epochs: {recipe.pretraining.epochs}."
     if recipe.teacher:

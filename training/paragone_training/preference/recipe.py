@@ -17,7 +17,7 @@ from paragone_training.scratch.sections import (
     TeacherSection,
     TokenizerSection,
 )
-from paragone_training.settings import DataFiles, LoraSection, Names, Rate, Section, Share, load
+from paragone_training.settings import DataFiles, DataSection, LoraSection, Names, Rate, Section, Share, load
 
 __all__ = ["Recipe", "load_recipe"]
 
@@ -53,18 +53,19 @@ class _ModelSection(Section):
     the head where the attributes are the same. Without it, training starts from `[backbone]`."""
 
 
-class _DataSection(Section):
+class _DataSection(DataSection):
     """Which rows. Relative paths start at the recipe's folder, or at `--data`."""
 
     train: DataFiles = ()
     """Pair files. A `regression` learns nothing from them, but its attributes are merged as they say; without any it
     rates and does not compare."""
     evaluate: DataFiles = ()
-    """Pair files for the held-out rows; the training files unless given."""
+    """Pair files for the held-out rows, those of `evaluate_split` and those without a split; the training files
+    unless given."""
     train_split: str = "train"
     """Rows whose `split` is this are trained on; rows without a split always are."""
     evaluate_split: str = "test"
-    """Rows whose `split` is this are held out."""
+    """Rows whose `split` is this are held out; a split that the recipe names must not be empty."""
     allow_test_rows: bool = False
     """Train on rows marked `test` all the same."""
     limit: NonNegativeInt = 0

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, set_seed
 
-from paragone_evaluation.readers import Pair, Rating, read_pairs, read_ratings, split_name
+from paragone_evaluation.readers import Pair, Rating, RowAccount, read_pairs, read_ratings, split_name
 from paragone_evaluation.results import plain
 from paragone_models.files.saving import save_model
 from paragone_models.kinds import KINDS
@@ -35,6 +35,7 @@ from paragone_training.data import (
     TokenNoise,
     group_pairs,
     read_groups,
+    splits_of,
     training_pairs,
     training_ratings,
 )
@@ -55,6 +56,8 @@ from paragone_training.trainer import Checkpoints, StepTrainer, last_checkpoint,
 __all__ = ["fit", "load_rows", "prepare", "train_model"]
 
 logger = logging.getLogger(__name__)
+
+_Row = TypeVar("_Row", Pair, Rating)
 
 # File of the weights before the first label, in the folder of checkpoints.
 _PREPARED = "prepared.safetensors"
@@ -96,33 +99,59 @@ def load_rows(recipe: Recipe) -> Rows:
     """Return the rows that a recipe names.
 
     Raises:
-        DataError: if a file cannot be read, ``test`` rows would be trained on, nobody rated an attribute, or there is
-            nothing to learn.
+        DataError: if a file cannot be read, ``test`` rows would be trained on, rows would be trained on and held out,
+            a split that is named is empty, nobody rated an attribute, or there is nothing to learn.
         RecipeError: if the run would be over before its warm-up is.
     """
-    data, attributes, split = recipe.data, recipe.model.attributes, split_name(recipe.data.evaluate_split)
+    data, attributes, account = recipe.data, recipe.model.attributes, RowAccount()
     chosen: Any = {"split": data.train_split, "allow_test_rows": data.allow_test_rows}
-    read = read_pairs(*data.train)
+    reading: Any = {"options": data.reading, "account": account}
+    read = read_pairs(*data.train, **reading)
     pairs = training_pairs(read, **chosen) if read else []
-    # Rows without a split are trained on and never held out. Ties are held out from nothing: they decide nothing.
-    candidates = read_pairs(*data.evaluate) if data.evaluate else read
-    held_out = [pair for pair in candidates if pair.split == split and pair.strength]
-    _check_held_out("evaluate", data.evaluate, held_out, data.evaluate_split)
-    rated = read_ratings(*data.ratings)
+    candidates = read_pairs(*data.evaluate, **reading) if data.evaluate else read
+    # Ties are held out from nothing: they decide nothing.
+    held_out = [pair for pair in _held_out(candidates, data, "evaluate", pairs) if pair.strength]
+    rated = read_ratings(*data.ratings, **reading)
     ratings = training_ratings(rated, attributes, **chosen) if rated else []
-    rated = read_ratings(*data.evaluate_ratings) if data.evaluate_ratings else rated
-    held_out_ratings = [row for row in rated if row.split == split and not row.ratings.keys().isdisjoint(attributes)]
-    _check_held_out("evaluate_ratings", data.evaluate_ratings, held_out_ratings, data.evaluate_split)
+    rated = read_ratings(*data.evaluate_ratings, **reading) if data.evaluate_ratings else rated
+    held_out_ratings = [
+        row
+        for row in _held_out(rated, data, "evaluate_ratings", ratings)
+        if not row.ratings.keys().isdisjoint(attributes)
+    ]
+    if "evaluate_split" in data.model_fields_set and not (held_out or held_out_ratings):
+        splits = splits_of([*candidates, *rated])
+        raise DataError(
+            f"no row to hold out is marked {data.evaluate_split!r}; the splits are: {splits}: set data.evaluate_split"
+        )
     # The limit cuts what is learned from: runs with different limits are held to the same rows.
-    rows = Rows(pairs[: data.limit] if data.limit else pairs, ratings, held_out, held_out_ratings)
+    rows = Rows(pairs[: data.limit] if data.limit else pairs, ratings, held_out, held_out_ratings, account)
     check_learnable(recipe, _training_groups(recipe, rows))
     logger.info("%s; %d of the pairs are ties", rows.describe(), sum(not pair.strength for pair in rows.pairs))
     return rows
 
 
-def _check_held_out(key: str, files: Sequence[str], rows: Sequence[Pair] | Sequence[Rating], split: str) -> None:
-    if files and not rows:
-        raise DataError(f"no row of data.{key} is marked {split!r}: set data.evaluate_split")
+def _held_out(rows: Sequence[_Row], data: Any, key: str, trained: Sequence[_Row]) -> list[_Row]:
+    """Return the rows of the split that is held out, and those without a split of files that are named for it.
+
+    Args:
+        data: the recipe's section.
+        key: names the files; where there are none, the rows are those of the training files.
+    """
+    split, files = split_name(data.evaluate_split), getattr(data, key)
+    held_out = [row for row in rows if row.split == split or (files and row.split is None)]
+    if files and not held_out:
+        raise DataError(
+            f"no row of data.{key} is marked {data.evaluate_split!r}; the splits are: {splits_of(rows)}: set "
+            "data.evaluate_split"
+        )
+    places = {row.where for row in trained}
+    if both := [row.where for row in held_out if row.where in places]:
+        raise DataError(
+            f"{both[0]} and {len(both) - 1} more rows are trained on and held out: mark them with a split, or take "
+            f"their file out of data.{key}"
+        )
+    return held_out
 
 
 def _training_groups(recipe: Recipe, rows: Rows) -> list[PromptGroup]:
