@@ -11,8 +11,9 @@ Shapes: n responses, T padded length, R reads, P labelled pairs, A attributes.
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple, NotRequired, TypedDict, TypeVar
 
 import torch
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 _Row = TypeVar("_Row", Pair, Rating)
+_GROUPS_READ = 256
 
 
 def training_pairs(pairs: Sequence[Pair], *, split: str, allow_test_rows: bool = False) -> list[Pair]:
@@ -279,14 +281,31 @@ def read_groups(groups: Sequence[PromptGroup], reader: TextReader) -> list[list[
     Raises:
         DataError: if a response does not fit the model; file and line are named.
     """
+    readings: list[list[Reading]] = []
+    # Many groups in one call: each call is an exchange with the template's process, and one with the tokenizer's
+    # threads. Not all in one, since texts on their way take several times the memory of what is kept.
+    for start in range(0, len(groups), _GROUPS_READ):
+        some = groups[start : start + _GROUPS_READ]
+        prompts = [group.pair.prompt_messages for group in some]
+        results = iter(
+            reader.read(
+                [
+                    conversation(prompt, response)
+                    for group, prompt in zip(some, prompts, strict=True)
+                    for response in group.responses
+                ]
+            )
+        )
+        readings += [_readings(group, results) for group in some]
+    return readings
+
+
+def _readings(group: PromptGroup, results: Iterator[Reading | TextError]) -> list[Reading]:
     readings = []
-    for group in groups:
-        prompt = group.pair.prompt_messages
-        results = reader.read([conversation(prompt, response) for response in group.responses])
-        for result in results:
-            if isinstance(result, TextError):
-                raise DataError(f"{group.pair.where} or a row with its prompt: {result}")
-        readings.append([result for result in results if isinstance(result, Reading)])
+    for result in islice(results, len(group.responses)):
+        if isinstance(result, TextError):
+            raise DataError(f"{group.pair.where} or a row with its prompt: {result}")
+        readings.append(result)
     return readings
 
 

@@ -164,11 +164,20 @@ def _strings(values: list[Any]) -> list[str]:
 
 def _end_of(words: str, text: str, start: int) -> int:
     """Return where words end in a text, from a place on, as they are or as JSON; -1 where they are not."""
-    for form in (words, json.dumps(words, ensure_ascii=False)[1:-1], json.dumps(words)[1:-1]):
+    for written in _FORMS:
+        form = written(words)
         found = text.find(form, start)
         if found >= 0:
             return found + len(form)
     return -1
+
+
+# Called one after the other: nearly all words are found as they are.
+_FORMS: tuple[Callable[[str], str], ...] = (
+    str,
+    lambda words: json.dumps(words, ensure_ascii=False)[1:-1],
+    lambda words: json.dumps(words)[1:-1],
+)
 
 
 def notes_of(render: Render, *, keeps_thoughts: bool, arguments: Arguments | None) -> list[str]:

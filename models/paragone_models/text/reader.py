@@ -16,6 +16,7 @@ from typing import Any, Literal
 from paragone_models.errors import TextError
 from paragone_models.spec import ModelSpec
 from paragone_models.text.messages import MESSAGE_CHARACTERS, characters, plain_text, strip_reasoning, written
+from paragone_models.text.rendering import StoppedError, Turn
 from paragone_models.text.template import ChatTemplate, Message, Talk, most_characters
 
 __all__ = [
@@ -40,6 +41,8 @@ _REMEMBERED_PROMPTS = 4096
 _CUTS_TRIED = 8
 # Inside a message, how many steps towards the cut that is just enough.
 _STEPS = 8
+# Processor time for which a template may render what is left of one conversation, again and again, while it is cut.
+_CUTTING_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +183,18 @@ class Reading:
 
 @dataclass(slots=True)
 class _Draft:
-    """A conversation on its way: messages normalised, text rendered, tokens counted."""
+    """A conversation on its way: messages normalised, text rendered, tokens counted.
+
+    Attributes:
+        prompt_text: the prompt alone, or why it has no text; None where it was not rendered yet.
+    """
 
     prompt: tuple[dict[str, Any], ...]
     response: tuple[dict[str, Any], ...]
     tools: tuple[Message, ...] | None
     text: str
     token_ids: list[int]
-    prompt_text: str = ""
+    prompt_text: str | TextError | None = None
     prompt_key: bytes = b""
 
 
@@ -222,9 +229,10 @@ class TextReader:
         self._prompt_lengths: OrderedDict[bytes, int] = OrderedDict()
         # How special tokens are split, padding and truncation are states of a tokenizer, not arguments of a call.
         self._lock = threading.Lock()
+        self._cutting_until_s = 0.0
 
     def read(
-        self, conversations: Sequence[Conversation], *, truncation: Truncation = "prompt"
+        self, conversations: Sequence[Conversation], *, truncation: Truncation = "prompt", turn: Turn | None = None
     ) -> list[Reading | TextError]:
         """Return what the model sees of each conversation, or why it cannot be read, in order.
 
@@ -234,12 +242,17 @@ class TextReader:
 
         Args:
             truncation: ``prompt`` cuts as described, ``error`` refuses instead (``conversation_truncated``).
+            turn: when it is over, no further conversation is begun.
 
         Returns:
-            One reading or error per conversation. Codes: ``empty_prompt``, ``unsupported_content``,
-            ``response_too_long``, ``conversation_truncated``.
+            One reading or error per conversation; if the turn is over, of the first conversations alone, at least one.
+            Codes: ``empty_prompt``, ``unsupported_content``, ``response_too_long``, ``conversation_truncated``.
+
+        Raises:
+            TurnEndedError: if the turn was ended from outside.
         """
         with self._lock:
+            self.template.turn = turn or Turn()
             return self._read(conversations, truncation)
 
     def _read(self, conversations: Sequence[Conversation], truncation: Truncation) -> list[Reading | TextError]:
@@ -251,18 +264,22 @@ class TextReader:
                 drafts[index] = self._draft(talk)
             except TextError as error:
                 results[index] = error
-        self._render(drafts, results)
+        reached = self._render(drafts, results)
         # Two calls to the tokenizer, whatever the number of conversations: its threads work on a batch.
         self._tokenize(drafts, results)
         self._learn_prompts([draft for index, draft in drafts.items() if results[index] is None])
         # One conversation's error takes its own place and nobody else's.
         for index, draft in drafts.items():
             if results[index] is None:
+                # A cut renders the conversation again and again: the next one's has to wait for the next turn.
+                if index and self.template.turn.over and len(draft.token_ids) > self.spec.max_length:
+                    reached = index
+                    break
                 try:
                     results[index] = self._finish(draft, truncation)
                 except TextError as error:
                     results[index] = error
-        return [result for result in results if result is not None]
+        return [result for result in results[:reached] if result is not None]
 
     def _draft(self, talk: Conversation) -> _Draft:
         prompt = tuple(plain_text(message) for message in talk.prompt)
@@ -280,10 +297,38 @@ class TextReader:
         response = tuple(self.template.prepared(message, talk.tools) for message in response)
         return _Draft(prompt, response, talk.tools, "", [])
 
-    def _render(self, drafts: dict[int, _Draft], results: list[Reading | TextError | None]) -> None:
-        """Fill in the drafts' texts, all in one call to the template's process; drafts that have none are dropped."""
-        texts = self.template.render_all([(draft.prompt + draft.response, draft.tools) for draft in drafts.values()])
-        for (index, draft), text in zip(list(drafts.items()), texts, strict=True):
+    def _render(self, drafts: dict[int, _Draft], results: list[Reading | TextError | None]) -> int:
+        """Fill in the texts of drafts and their prompts, all in one call to the template's process.
+
+        Drafts that have no text are dropped, and so are those that the turn does not come to.
+
+        Returns:
+            How many conversations it came to.
+        """
+        # Each prompt before the conversations that share it, so that what the turn came to is whole. Siblings come in a
+        # row. Prompts are needed apart, because a token may span the border between prompt and response: where the
+        # prompt ends cannot be seen in the tokens of the whole.
+        talks: list[Talk] = []
+        places: list[tuple[int | None, int]] = []
+        prompts: set[int] = set()
+        last: _Draft | None = None
+        for draft in drafts.values():
+            if last is None or last.prompt != draft.prompt or last.tools != draft.tools:
+                prompt = len(talks) if draft.prompt else None
+                if draft.prompt:
+                    prompts.add(len(talks))
+                    talks.append((draft.prompt, draft.tools))
+            last = draft
+            places.append((prompt, len(talks)))
+            talks.append((draft.prompt + draft.response, draft.tools))
+        texts = self.template.render_all(talks, prompts=prompts, least=places[0][1] + 1 if places else 0)
+        for (index, draft), (prompt, whole) in zip(list(drafts.items()), places, strict=True):
+            if whole >= len(texts):
+                for late in [late for late in drafts if late >= index]:
+                    del drafts[late]
+                return index
+            text = texts[whole]
+            draft.prompt_text = "" if prompt is None else texts[prompt]
             if isinstance(text, TextError):
                 results[index] = text
                 del drafts[index]
@@ -298,6 +343,7 @@ class TextReader:
                         "unsupported_content", "the conversation holds a lone surrogate: no text"
                     )
                     del drafts[index]
+        return len(results)
 
     def _check_size(self, response: int, whole: int) -> None:
         most = most_characters(self.spec.max_length)
@@ -360,13 +406,14 @@ class TextReader:
 
     def _learn_prompts(self, drafts: Sequence[_Draft]) -> None:
         """Tokenise the prompts that are new, all in one call; what goes wrong is met again, and named, one by one."""
-        # Prompts are tokenised apart, because a token may span the border between prompt and response: where the prompt
-        # ends cannot be seen in the tokens of the whole.
         new: dict[bytes, tuple[str, tuple[dict[str, Any], ...], tuple[Message, ...] | None]] = {}
-        self._render_prompts(drafts)
         for draft in drafts:
             # With a special token's string inside, equal texts need not have equal tokens.
-            if draft.prompt_text and not self.template.holds_control(draft.prompt, draft.tools):
+            if (
+                draft.prompt_text
+                and isinstance(draft.prompt_text, str)
+                and not self.template.holds_control(draft.prompt, draft.tools)
+            ):
                 draft.prompt_key = blake2b(draft.prompt_text.encode(), digest_size=16).digest()
                 if draft.prompt_key not in self._prompt_lengths:
                     new[draft.prompt_key] = (draft.prompt_text, draft.prompt, draft.tools)
@@ -379,26 +426,13 @@ class TextReader:
         while len(self._prompt_lengths) > _REMEMBERED_PROMPTS:
             self._prompt_lengths.popitem(last=False)
 
-    def _render_prompts(self, drafts: Sequence[_Draft]) -> None:
-        """Fill in the texts of the prompts; one that has none alone is met again, and named, later."""
-        distinct: list[_Draft] = []
-        for draft in drafts:  # siblings come in a row
-            if draft.prompt and not (distinct and _same_prompt(distinct[-1], draft)):
-                distinct.append(draft)
-        talks: list[Talk] = [(draft.prompt, draft.tools) for draft in distinct]
-        texts = iter(zip(distinct, self.template.render_all(talks, closed=False), strict=True))
-        first, text = next(texts, (None, ""))
-        for draft in drafts:
-            while first is not None and draft.prompt and not _same_prompt(first, draft):
-                first, text = next(texts)
-            if draft.prompt and isinstance(text, str):
-                draft.prompt_text = text
-
     def _prompt_length(self, draft: _Draft) -> int:
         length = self._prompt_lengths.get(draft.prompt_key)
         if length is not None:
             return length
-        text = draft.prompt_text or self._render_prompt(draft)
+        text = self._render_prompt(draft) if draft.prompt_text is None else draft.prompt_text
+        if isinstance(text, TextError):
+            raise text
         return len(self.template.tokenize([(text, draft.prompt, draft.tools)], closed=False)[0]) if text else 0
 
     def _render_prompt(self, draft: _Draft) -> str:
@@ -410,6 +444,7 @@ class TextReader:
         Raises:
             TextError: ``response_too_long`` if even an empty prompt leaves too many tokens.
         """
+        self._cutting_until_s = self.template.turn.used_s + _CUTTING_S
         # Whole messages first: what is left of a message is read as if it were all of it.
         fitted = self._drop_messages(draft)
         if len(fitted.token_ids) > self.spec.max_length:
@@ -452,6 +487,8 @@ class TextReader:
             prompt = tuple(message for index, message in enumerate(draft.prompt) if index not in dropped)
             try:
                 return more, self._redraft(draft, prompt)
+            except StoppedError:
+                raise  # another try takes as long again
             except TextError:
                 continue  # the template wants whole turns: drop one message more
         return len(droppable), None
@@ -509,13 +546,15 @@ class TextReader:
         return self._redraft(draft, tuple(prompt))
 
     def _redraft(self, draft: _Draft, prompt: tuple[dict[str, Any], ...]) -> _Draft:
+        if self.template.turn.used_s > self._cutting_until_s:
+            raise StoppedError(
+                "unsupported_content",
+                f"the model's chat template takes more than {_CUTTING_S:g} s to render what is left of a conversation "
+                "that is too long: shorten it",
+            )
         messages = prompt + draft.response
         text = self.template.render(messages, draft.tools)
         return _Draft(prompt, draft.response, draft.tools, text, self._tokens(text, messages, draft.tools))
-
-
-def _same_prompt(first: _Draft, second: _Draft) -> bool:
-    return first.prompt == second.prompt and first.tools == second.tools
 
 
 def _last_id(tokenizer: Any) -> int:

@@ -1,6 +1,7 @@
 """Render chat templates in a process of their own, within limits that hold whatever a template does."""
 
 import json
+import math
 import os
 import select
 import signal
@@ -15,23 +16,60 @@ from typing import Any
 
 from paragone_models.errors import TextError
 
-__all__ = ["Rendering", "StoppedError", "TemplateProcess"]
+__all__ = ["Rendering", "StoppedError", "TemplateProcess", "Turn", "TurnEndedError"]
 
 Rendering = tuple[int, Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None]
 """What is to be rendered: the number of the template, the messages, and the tools."""
 
 _SCRIPT = Path(__file__).with_name("rendering_process.py")
-_PROCESSOR_S = 2.0
+_PROCESSOR_S = 1.0
 _BATCH_S = 20.0
+_LOOK_S = 0.05
 _MEMORY_BYTES = 1 << 30
 _PIECE = 1 << 16
 # Conversations of one exchange, and about its bytes: both sides hold all of them.
-_EXCHANGE, _EXCHANGE_BYTES = 128, 1 << 23
+_EXCHANGE, _EXCHANGE_BYTES = 512, 1 << 23
 _LAST_WORD_S = 0.5
 
 
 class StoppedError(TextError):
     """The template did not come to an end by itself: it ran into a limit, or its process was ended."""
+
+
+class TurnEndedError(Exception):
+    """A turn was ended before its time: nobody waits for what was to be read."""
+
+
+class Turn:
+    """A stretch of reading for one caller, while others wait for its end.
+
+    Its time is processor time of templates, since that is what a text can make long; a busy machine ends no turn.
+
+    Args:
+        seconds: after which no further conversation is begun.
+
+    Attributes:
+        used_s: processor time so far.
+        ended: whether somebody ended it.
+    """
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        self._seconds = seconds
+        self.used_s = 0.0
+        self.ended = False
+
+    @property
+    def over(self) -> bool:
+        """Whether its time is used up."""
+        return self.used_s >= self._seconds
+
+    def spend(self, seconds: float) -> None:
+        """Count processor time."""
+        self.used_s += seconds
+
+    def end(self) -> None:
+        """End it in the middle of whatever is rendered, from any thread."""
+        self.ended = True
 
 
 class _EndedError(Exception):
@@ -50,7 +88,7 @@ class TemplateProcess:
         variables: what every rendering is told beside messages and tools: the strings of special tokens.
         most_characters: longest text that a template may write.
         processor_s: how long one conversation may take, in processor time.
-        batch_s: how long a hundred conversations may take together, by the clock.
+        batch_s: how long some hundred conversations may take together, by the clock.
     """
 
     def __init__(
@@ -74,44 +112,73 @@ class TemplateProcess:
         self._lock = threading.Lock()
         self._child: _Child | None = None
 
-    def render(self, renderings: Sequence[Rendering]) -> list[str | TextError]:
+    def render(
+        self, renderings: Sequence[Rendering], turn: Turn | None = None, *, least: int = 1
+    ) -> list[str | TextError]:
         """Return the text of each conversation, or why there is none, in order.
 
+        Args:
+            turn: no conversation is begun after it, but for the first ``least``.
+
         Returns:
-            Errors have the code ``unsupported_content``: the template refuses the messages, or, ``StoppedError``, did
-            not come to an end.
+            Fewer than were given if the turn is over. Errors have the code ``unsupported_content``: the template
+            refuses the messages, or, ``StoppedError``, did not come to an end.
+
+        Raises:
+            TurnEndedError: if the turn was ended.
         """
+        turn = turn or Turn()
         results: list[str | TextError | None] = [None] * len(renderings)
         lines: list[tuple[int, bytes]] = []
         size = 0
         for place, rendering in enumerate(renderings):
             try:
-                lines.append((place, json.dumps(rendering, default=_plain).encode() + b"\n"))
+                lines.append((place, _JSON.encode(rendering).encode() + b"\n"))
                 size += len(lines[-1][1])
             except (ValueError, TypeError, RecursionError):
                 results[place] = TextError(
                     "unsupported_content", "the messages or tools hold something that is no JSON, or is nested too deep"
                 )
             if len(lines) == _EXCHANGE or size > _EXCHANGE_BYTES:
-                self._exchange(lines, results)
+                if not self._exchange(lines, results, turn, least):
+                    break
                 lines, size = [], 0
-        self._exchange(lines, results)
-        return [result for result in results if result is not None]
+        else:
+            self._exchange(lines, results, turn, least)
+        # What the turn did not come to, and all behind it.
+        reached = results.index(None) if None in results else len(results)
+        return [result for result in results[:reached] if result is not None]
 
-    def _exchange(self, lines: list[tuple[int, bytes]], results: list[str | TextError | None]) -> None:
+    def _exchange(
+        self, lines: list[tuple[int, bytes]], results: list[str | TextError | None], turn: Turn, least: int
+    ) -> bool:
+        """Have lines answered, and return whether all of them were."""
         with self._lock:
-            self._fill(lines, results)
+            try:
+                return self._fill(lines, results, turn, least)
+            finally:
+                # A process that owes answers, or was interrupted, is of no use to the next exchange.
+                if self._child is not None and self._child.owed:
+                    self._child.kill()
+                    self._child = None
 
-    def _fill(self, lines: list[tuple[int, bytes]], results: list[str | TextError | None]) -> None:
+    def _fill(
+        self, lines: list[tuple[int, bytes]], results: list[str | TextError | None], turn: Turn, least: int
+    ) -> bool:
         end = time.monotonic() + self._batch_s
         done, lost = 0, 0
         while done < len(lines):
             answered = done
             try:
-                child = self._running()
-                child.send([line for _, line in lines[done:]])
                 for place, _ in lines[done:]:
-                    results[place] = _result(child.receive(end))
+                    if turn.over and place >= least:
+                        return False
+                    if done == answered:
+                        child = self._running()
+                        child.send([line for _, line in lines[done:]])
+                    used_s, answer = child.receive(end, turn)
+                    turn.spend(used_s)
+                    results[place] = _result(answer)
                     done += 1
             except _EndedError as ended:
                 self._child = None
@@ -119,12 +186,14 @@ class TemplateProcess:
                 lost = 1 if done > answered else lost + 1
                 if not ended.final and lost < 2:
                     continue
+                turn.spend(self._processor_s)
                 refusal = StoppedError("unsupported_content", f"the model's chat template was stopped: {ended}")
                 # Beyond the time of the whole call nothing more is tried: each try takes as long again.
                 stop = len(lines) if time.monotonic() >= end else done + 1
                 for place, _ in lines[done:stop]:
                     results[place] = refusal
                 done, lost = stop, 0
+        return True
 
     def _running(self) -> "_Child":
         # A fork has copied the pipes, not the process: two that talk through them would get each other's answers.
@@ -152,6 +221,7 @@ class _Child:
         assert self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
         self._received = bytearray()
+        self.owed = 0
         self._poll = select.poll()
         self._poll.register(self._answers, select.POLLIN)
         self.end = weakref.finalize(self, _end, self._process, self.owner)
@@ -159,29 +229,40 @@ class _Child:
 
     def send(self, lines: Sequence[bytes]) -> None:
         """Send conversations; each is answered in turn."""
+        self.owed = len(lines)
         self._write(b"%d\n" % len(lines) + b"".join(lines))
 
-    def receive(self, end: float) -> Any:
-        """Return the next answer.
+    def receive(self, end: float, turn: Turn) -> Any:
+        """Return the next answer, and before it the processor time that it took.
 
         Args:
             end: when it is too late, on the monotonic clock.
+
+        Raises:
+            TurnEndedError: if the turn was ended meanwhile.
         """
         start = 0
         while (line_end := self._received.find(b"\n", start)) < 0:
             start = len(self._received)
-            left = end - time.monotonic()
-            if left <= 0 or not self._poll.poll(1000 * left):
-                self._process.kill()
-                self.end()
-                raise _EndedError("the conversations of this request take too long to render", final=True)
+            while not self._poll.poll(1000 * _LOOK_S):
+                if turn.ended:
+                    raise TurnEndedError
+                if time.monotonic() >= end:
+                    self.kill()
+                    raise _EndedError("the conversations of this request take too long to render", final=True)
             piece = os.read(self._answers.fileno(), _PIECE)
             if not piece:
                 raise self._ended()
             self._received += piece
         line = bytes(self._received[:line_end])
         del self._received[: line_end + 1]
+        self.owed -= 1
         return json.loads(line)
+
+    def kill(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self.end()
 
     def _write(self, lines: bytes) -> None:
         rest = memoryview(lines)
@@ -217,6 +298,9 @@ def _plain(value: object) -> dict[Any, Any]:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+_JSON = json.JSONEncoder(default=_plain)
 
 
 def _result(answer: Any) -> str | TextError:

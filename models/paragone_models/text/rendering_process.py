@@ -7,8 +7,8 @@ this process's processor time ends it, and a limit on its address space turns gr
 The environment is the one that transformers renders chat templates in; tests hold the two to one text. Nothing of the
 package is imported, so that the process starts in a tenth of a second.
 
-Lines of JSON: first the settings; then, again and again, a count and so many conversations. Each is answered by its
-text, or by an object that says why there is none.
+Lines of JSON: first the settings; then, again and again, a count and so many conversations. Each is answered by the
+processor time that it took and its text, or an object that says why there is none.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -158,7 +159,9 @@ def _main() -> None:
     while count := requests.readline():
         # All are read before the first is answered: the other side writes them all before it reads.
         for line in [requests.readline() for _ in range(int(count))]:
-            answers.write(json.dumps(templates.answer(*json.loads(line))).encode() + b"\n")
+            started = time.process_time()
+            answer = templates.answer(*json.loads(line))
+            answers.write(json.dumps([time.process_time() - started, answer]).encode() + b"\n")
             answers.flush()
 
 

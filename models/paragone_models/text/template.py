@@ -9,7 +9,7 @@ import inspect
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,7 @@ from paragone_models.text.probes import (
     notes_of,
     with_arguments,
 )
-from paragone_models.text.rendering import TemplateProcess
+from paragone_models.text.rendering import TemplateProcess, Turn
 
 __all__ = ["OPTIONAL_FIELDS", "ChatTemplate", "Message", "Talk", "most_characters", "tokenizer_hash"]
 
@@ -55,6 +55,9 @@ class ChatTemplate:
         text_pair: without a template, give prompt and response to the tokenizer as a pair, as encoders are trained.
         chosen: the name of one of the tokenizer's templates, or a file that holds one, in place of its default.
 
+    Attributes:
+        turn: when rendering has to end; set by whoever renders.
+
     Raises:
         ModelLoadError: see ``sources_of``.
     """
@@ -67,6 +70,7 @@ class ChatTemplate:
         text_pair: bool = False,
         chosen: str | None = None,
     ) -> None:
+        self.turn = Turn()
         self._tokenizer = tokenizer
         self.sources = sources_of(tokenizer, chosen)
         self.has_template = bool(self.sources.default)
@@ -168,28 +172,35 @@ class ChatTemplate:
             raise text
         return text
 
-    def render_all(self, talks: Sequence[Talk], *, closed: bool = True) -> list[str | TextError]:
+    def render_all(
+        self, talks: Sequence[Talk], *, closed: bool = True, prompts: Container[int] = (), least: int = 1
+    ) -> list[str | TextError]:
         """Return the text of each conversation, without a generation prompt, or why there is none.
 
         Args:
             talks: the messages, with the JSON schemas of tools or None.
             closed: False for prompts alone, which a model without a template does not end by its EOS token.
+            prompts: the places of prompts alone among whole conversations.
+            least: how many are rendered though the turn be over.
 
         Returns:
-            Errors have the code ``unsupported_content``: the template refuses the messages or would leave something
-            out, or it ran into a limit.
+            Fewer than were given if the turn is over. Errors have the code ``unsupported_content``: the template
+            refuses the messages or would leave something out, or it ran into a limit.
         """
         results: list[str | TextError] = []
-        for messages, tools in talks:
+        for place, (messages, tools) in enumerate(talks):
             try:
                 self._check_expressible(messages, tools)
-                results.append("" if self.has_template else self._joined(messages, closed))
+                results.append("" if self.has_template else self._joined(messages, closed and place not in prompts))
             except TextError as error:
                 results.append(error)
         if not self.has_template:
             return results
         asked = [place for place, result in enumerate(results) if isinstance(result, str)]
-        for place, text in zip(asked, self._applied([talks[place] for place in asked]), strict=True):
+        texts = self._applied([talks[place] for place in asked], sum(place < least for place in asked))
+        if len(texts) < len(asked):
+            del results[asked[len(texts)] :]
+        for place, text in zip(asked, texts, strict=False):
             results[place] = text
             if isinstance(text, str):
                 try:
@@ -250,10 +261,12 @@ class ChatTemplate:
         )
         return [start for start, _ in encoded["offset_mapping"]]
 
-    def _applied(self, talks: Sequence[Talk]) -> list[str | TextError]:
+    def _applied(self, talks: Sequence[Talk], least: int | None = None) -> list[str | TextError]:
         places = self.sources.both
         return self._process.render(
-            [(places.index(self._source(tools)), messages, tools or None) for messages, tools in talks]
+            [(places.index(self._source(tools)), messages, tools or None) for messages, tools in talks],
+            self.turn,
+            least=len(talks) if least is None else least,
         )
 
     def _encoded(self, texts: list[str], *, split_special_tokens: bool = False) -> list[list[int]]:
@@ -332,13 +345,13 @@ class ChatTemplate:
         Letters that the tokenizer folds (``＜/s＞``) and texts that a template joins become special tokens that stood
         in no message, so they are counted where they count: in what the model reads.
         """
-        if self._control is None:
+        if self._control is None or self._special_ids.isdisjoint(ids):
             return
-        if self._special_in(ids) - Counter(self._control_ids.get(string, -1) for string in self._control.findall(text)):
+        if self._special_in(ids) - Counter(map(self._control_ids.get, self._control.findall(text))):
             raise _kept_no_text()
 
-    def _special_in(self, ids: Sequence[int]) -> Counter[int]:
-        return Counter(number for number in ids if number in self._special_ids)
+    def _special_in(self, ids: Sequence[int]) -> Counter[int | None]:
+        return Counter(filter(self._special_ids.__contains__, ids))
 
     def _without_control(self, value: Any) -> Any:
         """Return the same object with a letter for each string of a special token in its texts and names."""

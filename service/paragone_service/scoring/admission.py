@@ -93,12 +93,19 @@ class Admission:
 
     @contextlib.contextmanager
     def admitted(
-        self, characters: int, responses: int, client: Hashable, deadline: Deadline | None
+        self,
+        characters: int,
+        responses: int,
+        client: Hashable,
+        deadline: Deadline | None,
+        *,
+        before_s: float = 0.0,
     ) -> Iterator["Entry"]:
         """Admit a request for as long as the context lasts.
 
         Args:
             characters: of all that has to be read, of so many responses.
+            before_s: how long it waits to be read.
 
         Returns:
             What to tell of each response that is finished.
@@ -107,7 +114,7 @@ class Admission:
             ServiceError: ``overloaded``, if it would wait for too long.
         """
         cost = characters + responses * _MIN_COST
-        self._check(cost, client, deadline)
+        self.check_wait(max(before_s, self.expected_wait_s(cost, client)), cost, deadline)
         if not self.waiting:
             self._measured_at = self._clock()
         self.waiting += cost
@@ -121,11 +128,15 @@ class Admission:
             self._leave(cost, client)
             entry.left = 0
 
-    def _check(self, cost: int, client: Hashable, deadline: Deadline | None) -> None:
+    def check_wait(self, expected_s: float, cost: int, deadline: Deadline | None) -> None:
+        """Refuse a request of so many characters that can expect to wait for too long.
+
+        Raises:
+            ServiceError: ``overloaded``.
+        """
         limit_s = self._max_wait_s
         if deadline is not None and deadline.chosen:
             limit_s = _SHARE_OF_A_DEADLINE * deadline.left_s()
-        expected_s = self.expected_wait_s(cost, client)
         if expected_s <= max(0.0, limit_s):
             return
         self._metrics.refused_wait.labels(self._model).inc()
@@ -146,7 +157,7 @@ class Admission:
         # Most come back soon or never: what was sent away in the last seconds counts.
         self._returning_s = max(0.0, self._returning_s * math.exp(-seconds / _RETURN_MEMORY_S) - seconds)
         retry_after_s = excess_s + self._returning_s
-        if retry_after_s < _MAX_RETRY_AFTER_S:
+        if retry_after_s < _MAX_RETRY_AFTER_S and self.characters_per_s:
             self._returning_s += _RETURNING * cost / self.characters_per_s
         return min(_MAX_RETRY_AFTER_S, max(1, math.ceil(retry_after_s)))
 

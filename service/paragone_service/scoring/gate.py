@@ -19,7 +19,8 @@ from paragone_models.model import PreferenceModel
 from paragone_models.text.reader import EncodeItem, Reading
 from paragone_service.cache.tiers import Codec
 from paragone_service.http.errors import ServiceError
-from paragone_service.scoring.model_io import ReadingThread, Resources, open_queue
+from paragone_service.scoring.model_io import Resources, open_queue
+from paragone_service.scoring.reading import ReadingThread
 from paragone_service.scoring.request import Call, RequestItem, as_conversations
 from paragone_service.scoring.scheduler import Job, wait_for
 

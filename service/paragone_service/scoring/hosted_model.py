@@ -23,7 +23,8 @@ from paragone_service.cache.tiers import Codec
 from paragone_service.http.errors import ClientGoneError, ServiceError
 from paragone_service.scoring.admission import Admission
 from paragone_service.scoring.gate import Gate, GateScales
-from paragone_service.scoring.model_io import ReadingThread, Resources, open_queue
+from paragone_service.scoring.model_io import Resources, open_queue, read_jobs
+from paragone_service.scoring.reading import ReadingThread
 from paragone_service.scoring.request import (
     Call,
     Problems,
@@ -210,8 +211,11 @@ class HostedModel:
         The call's truncation policy counts, and its timings are filled in.
 
         Raises:
-            ServiceError: ``text_unavailable``, if the model has no tokenizer.
+            ServiceError: ``text_unavailable``, if the model has no tokenizer; ``overloaded``, if it would wait for too
+                long.
         """
+        size = sum(whole for _, whole in sizes(conversations))
+        self._admission.check_wait(self._reading.expected_wait_s(size, call.client), size, call.deadline)
         return await self._unless_gone(self._reading.read(conversations, call), call)
 
     async def represent(self, items: list[RequestItem], call: Call) -> Represented:
@@ -289,7 +293,8 @@ class HostedModel:
         responses = [(item, response) for item in items for response in item.responses]
         conversations = as_conversations([responses[number] for number in missing.values()])
         size = sum(whole for _, whole in sizes(conversations))
-        admitted = self._admission.admitted(size, len(missing), call.client, call.deadline)
+        reading_s = self._reading.expected_wait_s(size, call.client)
+        admitted = self._admission.admitted(size, len(missing), call.client, call.deadline, before_s=reading_s)
         with admitted if missing else contextlib.nullcontext() as entry:
             jobs = await self._jobs(conversations, rows, missing, filled, call)
             # The texts of all that waits would take more than its tokens do.
@@ -321,7 +326,7 @@ class HostedModel:
         self.scheduler.check_room()  # reading for a queue that is full already would be work for nothing
         jobs = []
         for (key, number), job in zip(
-            unread.items(), await self._reading.jobs(list(unread), conversations, call), strict=True
+            unread.items(), await read_jobs(self._reading, list(unread), conversations, call), strict=True
         ):
             if isinstance(job, TextError):
                 filled.values[key] = error = ServiceError(ErrorCode(job.code), str(job))

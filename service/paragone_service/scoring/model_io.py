@@ -5,13 +5,10 @@ What is read to be run may wait for long, and much of it at a time: it is kept a
 makes of each.
 """
 
-import asyncio
-import functools
 import math
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,107 +17,36 @@ from torch import Tensor
 
 from paragone.codes import ErrorCode
 from paragone_models.errors import TextError
-from paragone_models.model import PreferenceModel
-from paragone_models.text.reader import Conversation, EncodeItem, Reading, sizes
+from paragone_models.text.reader import Conversation, EncodeItem, Reading
 from paragone_service.cache.tiers import Cache, Codec
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
+from paragone_service.scoring.reading import ReadingThread
 from paragone_service.scoring.request import Call
 from paragone_service.scoring.scheduler import Job, Scheduler, Ticket
-from paragone_service.watchdog import Post
 
-__all__ = ["ReadingThread", "Resources", "open_queue"]
+__all__ = ["Resources", "open_queue", "read_jobs"]
 
-_CHUNK, _CHUNK_CHARACTERS = 128, 1 << 18
-"""Most conversations of a chunk, and about its most characters: seconds of a tokenizer, and a hundred megabytes."""
 _LARGEST_SHORT = 2**16 - 1
 
 
-class ReadingThread:
-    """Read conversations for one hosted model, one chunk at a time, off the event loop.
+async def read_jobs(
+    reading: ReadingThread, keys: Sequence[bytes], conversations: Sequence[Conversation], call: Call
+) -> list[Job | TextError]:
+    """Return what is to be run of each conversation, by its cache key, or why it cannot be read.
 
-    A tokenizer keeps how special tokens are split as state of its own, so there is one thread and no more.
+    Raises:
+        ServiceError: ``text_unavailable``, if the model has no tokenizer.
     """
-
-    def __init__(
-        self,
-        name: str,
-        model: PreferenceModel,
-        *,
-        limit_s: float = math.inf,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self.post = Post(limit_s)
-        self._name = name
-        self._reader = model.reader
-        self._clock = clock
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"read-{name}")
-
-    async def read(self, conversations: Sequence[Conversation], call: Call) -> list[Reading | TextError]:
-        """Return what the model sees of each conversation, or why it sees nothing.
-
-        The call's truncation policy counts, and its timings are filled in.
-
-        Raises:
-            ServiceError: ``text_unavailable``, if the model has no tokenizer.
-        """
-        return [reading async for chunk in self._chunks(conversations, call) for reading in chunk]
-
-    async def jobs(
-        self, keys: Sequence[bytes], conversations: Sequence[Conversation], call: Call
-    ) -> list[Job | TextError]:
-        """Return what is to be run of each conversation, by its cache key, or why it cannot be read.
-
-        Raises:
-            ServiceError: ``text_unavailable``, if the model has no tokenizer.
-        """
-        # Chunk by chunk, so that the readings of a large request, with their texts, are never all there at once.
-        jobs: list[Job | TextError] = []
-        async for chunk in self._chunks(conversations, call):
-            jobs += [
-                reading if isinstance(reading, TextError) else _job(key, reading)
-                for key, reading in zip(keys[len(jobs) :], chunk, strict=False)
-            ]
-        return jobs
-
-    async def _chunks(
-        self, conversations: Sequence[Conversation], call: Call
-    ) -> AsyncIterator[list[Reading | TextError]]:
-        reader = self._reader
-        if reader is None:
-            raise ServiceError(
-                ErrorCode.TEXT_UNAVAILABLE,
-                f"model {self._name} was loaded from a folder without a tokenizer and reads no text: add its "
-                "tokenizer files to the folder",
-            )
-        started = self._clock()
-        loop = asyncio.get_running_loop()
-        for chunk in _chunked(conversations):  # the thread reads other requests' chunks in between
-            read = functools.partial(reader.read, chunk, truncation=call.truncation)
-            yield await loop.run_in_executor(self._thread, self._watched, read)
-        call.timings.tokenize_s += self._clock() - started  # waiting for the thread included
-
-    def _watched(self, read: Callable[[], list[Reading | TextError]]) -> list[Reading | TextError]:
-        with self.post.at_work(f"reading for model {self._name}"):
-            return read()
-
-    def close(self) -> None:
-        """Let the thread end after the chunk it has."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
-
-def _chunked(conversations: Sequence[Conversation]) -> Iterator[Sequence[Conversation]]:
-    first = total = 0
-    # Counted in characters, since tokens are not known yet: a chunk takes about as long whatever its texts are.
-    for place, (_, count) in enumerate(sizes(conversations)):
-        if place - first == _CHUNK or (place > first and total + count > _CHUNK_CHARACTERS):
-            yield conversations[first:place]
-            first, total = place, 0
-        total += count
-    if first < len(conversations):
-        yield conversations[first:]
+    jobs: list[Job | TextError] = []
+    async for chunk in reading.chunks(conversations, call):
+        jobs += [
+            one if isinstance(one, TextError) else _job(key, one)
+            for key, one in zip(keys[len(jobs) :], chunk, strict=False)
+        ]
+    return jobs
 
 
 def _job(key: bytes, reading: Reading) -> Job:

@@ -7,6 +7,7 @@ import pytest
 from paragone_models.errors import TextError
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import Reading, TextReader, conversation
+from paragone_models.text.rendering import StoppedError, Turn
 from tests.models import tiny
 
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -326,9 +327,9 @@ def test_the_number_of_renderings_does_not_grow_with_the_messages(roles):
         process, rendered = reader.template._process, [0]
         render = process.render
 
-        def counted(renderings, render=render, rendered=rendered):
+        def counted(renderings, *limits, render=render, rendered=rendered, **options):
             rendered[0] += len(renderings)
-            return render(renderings)
+            return render(renderings, *limits, **options)
 
         process.render = counted
         prompt = [{"role": roles[place % len(roles)], "content": "x"} for place in range(length)]
@@ -350,3 +351,47 @@ def test_empty_messages_and_tools_count():
     called = tiny.make_reader(tiny.TOOLS).read([conversation("a", [{**assistant("b"), "tool_calls": calls}])])[0]
     assert isinstance(called, TextError)
     assert called.code == "response_too_long"
+
+
+# Takes some milliseconds for a message.
+SLOW = tiny.CHATML.replace(
+    "<|im_start|>", "{% for a in range(200) %}{% for b in range(500) %}{% endfor %}{% endfor %}<|im_start|>"
+)
+
+
+def test_a_turn_reads_whole_conversations_and_the_next_turn_the_rest():
+    reader = tiny.make_reader(SLOW)
+    asked = [conversation(f"why {place // 2}", f"b{place}") for place in range(6)] + [conversation("", "empty")]
+    whole = reader.read(asked)
+    pieces, sizes = [], []
+    while len(pieces) < len(asked):
+        some = reader.read(asked[len(pieces) :], turn=Turn(0.001))
+        sizes.append(len(some))
+        pieces += some
+    assert sizes[0] == 1
+    assert pieces[:6] == whole[:6]
+    assert pieces[6].code == "empty_prompt"
+    assert len(reader.read(asked, turn=Turn(60))) == 7
+
+
+def test_a_turn_that_is_over_cuts_one_conversation_and_leaves_the_next():
+    reader = tiny.make_reader(SLOW, max_length=60)
+    asked = [conversation(WORDS * 2, "b"), conversation("c", "d"), conversation(WORDS * 3, "e")]
+    whole = reader.read(asked)
+    assert [one.dropped_tokens > 0 for one in whole] == [True, False, True]
+    turn = Turn(1e9)
+    turn._seconds = 1e-9  # over once all are rendered
+    reader.template.render_all = lambda *given, render=reader.template.render_all, **options: render(
+        *given, **{**options, "least": 6}
+    )
+    assert reader.read(asked, turn=turn) == whole[:2]
+    assert reader.read(asked[2:], turn=turn) == whole[2:]
+
+
+def test_cutting_ends_where_the_template_takes_too_long_for_it(monkeypatch):
+    monkeypatch.setattr("paragone_models.text.reader._CUTTING_S", 0.001)
+    reader = tiny.make_reader(SLOW, max_length=60)
+    stopped, fine = reader.read([conversation([user(WORDS)] * 4, "b"), conversation("c", "d")])
+    assert isinstance(stopped, StoppedError)
+    assert "that is too long: shorten it" in str(stopped)
+    assert isinstance(fine, Reading)

@@ -8,12 +8,14 @@ import threading
 import pytest
 
 from paragone_models.errors import TextError
-from paragone_models.text.rendering import StoppedError, TemplateProcess
+from paragone_models.text.rendering import StoppedError, TemplateProcess, Turn, TurnEndedError
 from tests.models import tiny
 
 MESSAGES = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
 # The sandbox bounds a range, and not what a loop in a loop costs.
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+# A hundredth of a second, or a few.
+SLOW = "{% for a in range(500) %}{% for b in range(500) %}{% endfor %}{% endfor %}"
 IF_ASKED = "{% for m in messages %}{% if 'go' in m.content %}BODY{% endif %}{{ m.content }}{% endfor %}"
 
 
@@ -138,3 +140,24 @@ def test_what_is_no_json_is_refused_and_half_a_character_is_kept():
     assert isinstance(refused, TextError)
     assert "no JSON" in str(refused)
     assert text == "\ud800"
+
+
+def test_a_turn_that_is_over_begins_no_further_conversation():
+    process = process_of(IF_ASKED.replace("BODY", SLOW), processor_s=5)
+    turn = Turn(0.003)
+    talks = [talk("one"), talk("go"), talk("go"), talk("two")]
+    assert process.render(talks, turn) == ["one", "go"]
+    assert turn.over
+    assert turn.used_s >= 0.003
+    assert process.render(talks[2:], turn) == ["go"]  # the first always, for else nothing would ever be read
+    assert process.render(talks[2:], turn, least=2) == ["go", "two"]
+    assert process.render(talks[3:]) == ["two"]
+
+
+def test_a_turn_that_is_ended_stops_what_is_rendered_and_the_next_goes_on():
+    process = process_of(IF_ASKED.replace("BODY", ENDLESS), processor_s=60)
+    turn = Turn()
+    threading.Timer(0.2, turn.end).start()
+    with pytest.raises(TurnEndedError):
+        process.render([talk("go"), talk("two")], turn)
+    assert process.render([talk("one")]) == ["one"]

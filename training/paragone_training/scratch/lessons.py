@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paragone_models.errors import TextError
 from paragone_models.network import PreferenceNetwork
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import Reading, TextReader, conversation, read_plan
@@ -74,11 +75,11 @@ def lessons(groups: Sequence[PromptGroup], readings: Sequence[Sequence[Reading]]
     Raises:
         DataError: if a prompt leaves no room for a response.
     """
-    return [_lesson(group, seen, reader) for group, seen in zip(groups, readings, strict=True)]
+    empties = reader.read([conversation(group.pair.prompt_messages, "") for group in groups])
+    return [_lesson(group, seen, empty) for group, seen, empty in zip(groups, readings, empties, strict=True)]
 
 
-def _lesson(group: PromptGroup, readings: Sequence[Reading], reader: TextReader) -> Lesson:
-    (empty,) = reader.read([conversation(group.pair.prompt_messages, "")])
+def _lesson(group: PromptGroup, readings: Sequence[Reading], empty: Reading | TextError) -> Lesson:
     if not isinstance(empty, Reading):
         raise DataError(f"{group.pair.where}: {empty}")
     # What all conversations share with the empty one is the frame. A conversation that lost tokens from the left starts

@@ -1,0 +1,226 @@
+"""The thread in which one model's texts are read: fair among clients, and let go of where nobody waits any more.
+
+Reading goes in turns. A turn reads a chunk of one request's texts, or the first of them where they take long; the
+client whose texts have had the thread for the least time is next. So a text that takes long holds up its own request,
+and every other one for a turn. A request that ends before its answer, by its deadline or because its client has left,
+ends its turn too.
+"""
+
+import asyncio
+import contextlib
+import functools
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from paragone.codes import ErrorCode
+from paragone_models.errors import TextError
+from paragone_models.model import PreferenceModel
+from paragone_models.text.reader import Conversation, Reading, sizes
+from paragone_models.text.rendering import Turn
+from paragone_service.http.errors import ServiceError
+from paragone_service.scoring.request import Call
+from paragone_service.watchdog import Post
+
+__all__ = ["ReadingThread"]
+
+_CHUNK, _CHUNK_CHARACTERS = 128, 1 << 17
+"""Most conversations of a chunk, and about its most characters: some 0.2 s of a tokenizer, and fifty megabytes."""
+_TURN_S = 0.25
+"""Processor time of a chat template in one turn; a conversation that was begun is read to its end, or its limit."""
+_MEMORY_S = 2.0
+"""Seconds of reading over which the speed is a mean."""
+_USUAL, _SLOWEST = 400_000, 50_000
+"""Characters a second: what is expected before anything was read, and the least that is ever expected. Short texts, and
+a template's process that starts anew, look slow; that must not send anybody away."""
+_REMEMBERED_CLIENTS = 1024
+
+
+class ReadingThread:
+    """Read conversations for one hosted model, one chunk at a time, off the event loop.
+
+    A tokenizer keeps how special tokens are split as state of its own, so there is one thread and no more.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: PreferenceModel,
+        *,
+        limit_s: float = math.inf,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.post = Post(limit_s)
+        self._name = name
+        self._reader = model.reader
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"read-{name}")
+        self._line = _Line()
+        self._held = False
+        self._unread: dict[Hashable, int] = {}
+        self._finished, self._seconds = _USUAL * _MEMORY_S, _MEMORY_S
+
+    def expected_wait_s(self, characters: int, client: Hashable) -> float:
+        """Return how long a client waits before its next so many characters are read, as far as is known."""
+        own = self._unread.get(client, 0)
+        # Time is shared, so nobody waits for more of another's work than is its own.
+        others = sum(min(unread, own + characters) for other, unread in self._unread.items() if other != client)
+        return (own + others) / max(_SLOWEST, self._finished / self._seconds)
+
+    async def read(self, conversations: Sequence[Conversation], call: Call) -> list[Reading | TextError]:
+        """Return what the model sees of each conversation, or why it sees nothing.
+
+        The call's truncation policy counts, and its timings are filled in.
+
+        Raises:
+            ServiceError: ``text_unavailable``, if the model has no tokenizer.
+        """
+        return [reading async for chunk in self.chunks(conversations, call) for reading in chunk]
+
+    async def chunks(
+        self, conversations: Sequence[Conversation], call: Call
+    ) -> AsyncIterator[list[Reading | TextError]]:
+        """Yield the same piece by piece, so that the readings of a large request are never all there at once.
+
+        Raises:
+            ServiceError: ``text_unavailable``, if the model has no tokenizer.
+        """
+        if self._reader is None:
+            raise ServiceError(
+                ErrorCode.TEXT_UNAVAILABLE,
+                f"model {self._name} was loaded from a folder without a tokenizer and reads no text: add its "
+                "tokenizer files to the folder",
+            )
+        started = self._clock()
+        counts = [whole for _, whole in sizes(conversations)]
+        left, client = sum(counts), call.client
+        self._unread[client] = self._unread.get(client, 0) + left
+        try:
+            for first, stop in _chunked(counts):
+                while first < stop:  # others' turns come in between
+                    readings = await self._turn(conversations[first:stop], counts[first:stop], call)
+                    read = sum(counts[first : first + len(readings)])
+                    left -= read
+                    self._count(client, read)
+                    first += len(readings)
+                    yield readings
+        finally:
+            self._count(client, left)
+        call.timings.tokenize_s += self._clock() - started  # waiting for the thread included
+
+    def _count(self, client: Hashable, read: int) -> None:
+        left = self._unread.get(client, 0) - read
+        if left > 0:
+            self._unread[client] = left
+        else:
+            self._unread.pop(client, None)
+
+    async def _turn(
+        self, chunk: Sequence[Conversation], counts: Sequence[int], call: Call
+    ) -> list[Reading | TextError]:
+        """Read a chunk, or the first of it, once it is the client's turn."""
+        await self._wait_for_turn(call.client)
+        assert self._reader is not None
+        turn, started, loop = Turn(_TURN_S), self._clock(), asyncio.get_running_loop()
+        read = functools.partial(self._reader.read, chunk, truncation=call.truncation, turn=turn)
+        reading = self._thread.submit(self._watched, read)
+
+        def pass_on(ended: Future[list[Reading | TextError]]) -> None:
+            # Only now, and not when the request ends: until then the thread is at work for it.
+            sound = not (ended.cancelled() or turn.over or turn.ended or ended.exception())
+            characters = sum(counts) if sound else 0
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._pass_on, call.client, started, characters)
+
+        reading.add_done_callback(pass_on)
+        try:
+            return await asyncio.wrap_future(reading)
+        except asyncio.CancelledError:
+            turn.end()
+            raise
+
+    async def _wait_for_turn(self, client: Hashable) -> None:
+        if not self._held:
+            self._held = True
+            return
+        turn = self._line.join(client)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it came at the same moment
+                self._pass_on(client, self._clock(), 0)
+            raise
+
+    def _pass_on(self, client: Hashable, started: float, characters: int) -> None:
+        """End a client's turn, in which so many characters were read as fast as usual."""
+        seconds = self._clock() - started
+        if characters:
+            fade = math.exp(-seconds / _MEMORY_S)
+            self._finished, self._seconds = self._finished * fade + characters, self._seconds * fade + seconds
+        self._line.charge(client, seconds)
+        following = self._line.next()
+        self._held = following is not None
+        if following is not None:
+            following.set_result(None)
+
+    def _watched(self, read: Callable[[], list[Reading | TextError]]) -> list[Reading | TextError]:
+        with self.post.at_work(f"reading for model {self._name}"):
+            return read()
+
+    def close(self) -> None:
+        """Let the thread end after the chunk it has."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+class _Line:
+    """Clients that wait for a turn: the one that has had the thread for the least time is next.
+
+    A client that comes, or comes back, starts where the turn is now: nobody saves up while away.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
+        self._had_s: dict[Hashable, float] = {}
+        self._level_s = 0.0
+
+    def join(self, client: Hashable) -> asyncio.Future[None]:
+        """Return what is done once it is the client's turn; whoever cancels it has left the line."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(turn)
+        return turn
+
+    def next(self) -> asyncio.Future[None] | None:
+        """Return the turn that is next, and take it out of the line; None if nobody waits."""
+        while self._waiting:
+            client = min(self._waiting, key=self._start_s)
+            self._level_s = self._start_s(client)
+            turns = self._waiting.pop(client)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[client] = turns  # behind those who have had as little
+            if not turn.done():
+                return turn
+        return None
+
+    def charge(self, client: Hashable, seconds: float) -> None:
+        """Count the time of a client's turn."""
+        self._had_s[client] = self._start_s(client) + seconds
+        if len(self._had_s) > _REMEMBERED_CLIENTS:
+            self._had_s = {other: had_s for other, had_s in self._had_s.items() if had_s > self._level_s}
+
+    def _start_s(self, client: Hashable) -> float:
+        return max(self._level_s, self._had_s.get(client, 0.0))
+
+
+def _chunked(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    first = total = 0
+    # Counted in characters, since tokens are not known yet: a chunk takes about as long whatever its texts are.
+    for place, count in enumerate(counts):
+        if place - first == _CHUNK or (place > first and total + count > _CHUNK_CHARACTERS):
+            yield first, place
+            first, total = place, 0
+        total += count
+    if first < len(counts):
+        yield first, len(counts)

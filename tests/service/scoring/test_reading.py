@@ -1,0 +1,156 @@
+"""The thread that reads texts: in turns, fair among clients, and let go of by whoever has left."""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from paragone_models.text.reader import conversation
+from paragone_service.scoring.reading import ReadingThread
+from tests.service.conftest import until
+
+
+class Recorder:
+    """A reader that remembers what it was given at once, waits where it is told to, and may stop after a few."""
+
+    def __init__(self, most=1_000):
+        self.most = most
+        self.chunks = []
+        self.turns = []
+        self.begun = threading.Event()
+        self.goes_on = threading.Event()
+        self.goes_on.set()
+
+    @property
+    def sizes(self):
+        return [len(chunk) for chunk in self.chunks]
+
+    def read(self, conversations, *, truncation, turn):
+        assert truncation == "prompt"
+        self.chunks.append([one.response[0]["content"] for one in conversations])
+        self.turns.append(turn)
+        self.begun.set()
+        assert self.goes_on.wait(10)
+        return list(conversations)[: self.most]
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+@pytest.fixture
+def thread(recorder):
+    thread = ReadingThread("m", SimpleNamespace(reader=recorder))
+    yield thread
+    recorder.goes_on.set()
+    thread.close()
+
+
+def call_of(client=None):
+    return SimpleNamespace(truncation="prompt", timings=SimpleNamespace(tokenize_s=0.0), client=client)
+
+
+def texts(*responses):
+    return [conversation("p", response) for response in responses]
+
+
+def sizes_of(thread, recorder, lengths):
+    conversations = texts(*("x" * length for length in lengths))
+    assert asyncio.run(thread.read(conversations, call_of())) == conversations
+    return recorder.sizes
+
+
+def test_a_chunk_has_at_most_128_conversations(thread, recorder):
+    assert sizes_of(thread, recorder, [10] * 300) == [128, 128, 44]
+
+
+def test_a_chunk_of_long_texts_has_few_of_them(thread, recorder):
+    assert sizes_of(thread, recorder, [50_000] * 5) == [2, 2, 1]
+
+
+def test_a_text_over_the_size_of_a_chunk_is_read_alone(thread, recorder):
+    assert sizes_of(thread, recorder, [10, 500_000, 10, 10]) == [1, 1, 2]
+
+
+def test_nothing_is_read_of_nothing(thread, recorder):
+    assert sizes_of(thread, recorder, []) == []
+
+
+def test_what_a_turn_did_not_come_to_is_read_in_the_next(thread, recorder):
+    recorder.most = 2
+    assert sizes_of(thread, recorder, [10] * 5) == [5, 3, 1]
+
+
+def test_clients_take_turns_whatever_they_have_sent(thread, recorder):
+    async def ask():
+        recorder.most = 1  # every text takes a turn
+        recorder.goes_on.clear()
+        large = asyncio.create_task(thread.read(texts(*"abcdef"), call_of("large")))
+        await until(recorder.begun.is_set)
+        others = [asyncio.create_task(thread.read(texts(name), call_of(name))) for name in ("one", "two")]
+        await asyncio.sleep(0)
+        recorder.goes_on.set()
+        await asyncio.gather(*others)
+        assert not large.done()
+        await large
+
+    asyncio.run(ask())
+    order = [chunk[0] for chunk in recorder.chunks]
+    assert order[0] == "a"
+    assert {*order[1:3]} == {"one", "two"}
+    assert order[3:] == [*"bcdef"]
+
+
+def test_a_request_that_ends_ends_its_turn_and_the_next_one_waits_for_the_thread(thread, recorder):
+    async def ask():
+        recorder.goes_on.clear()
+        leaving = asyncio.create_task(thread.read(texts("a"), call_of("leaves")))
+        await until(recorder.begun.is_set)
+        waiting = [asyncio.create_task(thread.read(texts(name), call_of(name))) for name in ("gone", "stays")]
+        await asyncio.sleep(0)
+        for task in (leaving, waiting[0]):
+            task.cancel()
+        await asyncio.gather(leaving, waiting[0], return_exceptions=True)
+        assert recorder.turns[0].ended
+        assert recorder.chunks == [["a"]]
+        assert thread.expected_wait_s(100, "new") > 0
+        recorder.goes_on.set()
+        await waiting[1]
+        assert recorder.chunks == [["a"], ["stays"]]
+        assert thread.expected_wait_s(100, "new") == 0
+
+    asyncio.run(ask())
+
+
+def test_a_turn_that_comes_as_its_request_ends_is_passed_on(thread, recorder):
+    async def ask():
+        recorder.goes_on.clear()
+        first = asyncio.create_task(thread.read(texts("a"), call_of("first")))
+        await until(recorder.begun.is_set)
+        late = asyncio.create_task(thread.read(texts("b"), call_of("late")))
+        last = asyncio.create_task(thread.read(texts("c"), call_of("last")))
+        await asyncio.sleep(0)
+        recorder.goes_on.set()
+        (turn,) = thread._line._waiting["late"]
+        turn.add_done_callback(lambda _: late.cancel())  # before the task hears of it
+        await asyncio.gather(first, late, last, return_exceptions=True)
+        assert late.cancelled()
+        assert [chunk[0] for chunk in recorder.chunks] == ["a", "c"]
+
+    asyncio.run(ask())
+
+
+def test_the_wait_counts_what_is_unread_of_others_up_to_as_much_as_ones_own(thread, recorder):
+    async def ask():
+        recorder.goes_on.clear()
+        task = asyncio.create_task(thread.read(texts("x" * 800_000), call_of("other")))
+        await until(recorder.begun.is_set)
+        assert thread.expected_wait_s(400_000, "new") == pytest.approx(1.0)  # of the usual speed
+        assert thread.expected_wait_s(4_000, "new") == pytest.approx(0.01)
+        assert thread.expected_wait_s(1, "other") == pytest.approx(2.0, rel=1e-3)
+        recorder.goes_on.set()
+        await task
+
+    asyncio.run(ask())
