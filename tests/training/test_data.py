@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paragone_evaluation.readers import Label, Pair, read_pairs
-from paragone_training.data import _plan_epoch, _plan_shape, group_pairs, training_pairs
+from paragone_training.data import _plan_epoch, _plan_shape, group_pairs, read_groups, training_pairs
 from paragone_training.errors import DataError
 from tests.corpora import corpus, needs_corpora
+from tests.models import tiny
 from tests.training.arguments import pairs, row, write
 
 DATA = Path(__file__).parents[2] / "data"
@@ -174,3 +175,28 @@ def test_a_plan_depends_on_seed_and_epoch_alone():
 def test_a_budget_below_a_pair_is_refused():
     with pytest.raises(ValueError, match="budget is 1; a batch must hold at least the 2 responses"):
         _plan_shape([2], 1)
+
+
+def test_groups_are_read_together_and_as_each_would_be_alone():
+    groups = group_pairs([Pair(f"p{place}", "a", "b" * (place % 5 + 1), 1.0) for place in range(600)])
+    reader = tiny.make_reader()
+    process, exchanges = reader.template._process, []
+    render = process.render
+
+    def counted(renderings, *limits, **options):
+        exchanges.append(len(renderings))
+        return render(renderings, *limits, **options)
+
+    process.render = counted
+    readings = read_groups(groups, reader)
+    assert [len(some) for some in readings] == [2] * 600
+    assert len(exchanges) < 10  # and not one for each of 600 prompts
+    for place in (0, 255, 256, 599):
+        assert readings[place] == read_groups([groups[place]], tiny.make_reader())[0]
+
+
+def test_a_response_that_does_not_fit_is_named_among_many_groups():
+    rows = [Pair(f"p{place}", "a", "b", 1.0, where=f"rows.jsonl:{place + 1}") for place in range(300)]
+    rows[280] = Pair("p280", "a", "b " * 600, 1.0, where="rows.jsonl:281")
+    with pytest.raises(DataError, match=r"rows.jsonl:281 or a row with its prompt: the response needs"):
+        read_groups(group_pairs(rows), tiny.make_reader())
