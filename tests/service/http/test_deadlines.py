@@ -60,6 +60,25 @@ async def test_a_deadline_ends_a_request_whose_text_is_still_being_read(hosted):
         assert (await client.post("/v1/rewards", json=ask(deadline_s=20))).status_code == 200
 
 
+async def test_texts_that_wait_to_be_read_count_in_the_wait_that_is_expected(hosted):
+    go_on = threading.Event()
+    async with serving({"bt": hosted["bt"]}) as client:
+        reading = next(iter(client.app.state.registry))._reading
+        reading._thread.submit(go_on.wait)
+        try:
+            long = {"items": [{"prompt": "Why?", "response": "x" * 250_000}] * 6}
+            first = asyncio.create_task(client.post("/v1/tokens", json=long, headers={"x-deadline-s": "1"}))
+            await until(lambda: reading._unread)
+            for route in ("tokens", "rewards"):
+                refused = await client.post(f"/v1/{route}", json=ask())
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+                assert int(refused.headers["retry-after"]) >= 1
+            assert (await first).status_code == 504
+        finally:
+            go_on.set()
+        assert (await client.post("/v1/tokens", json=ask())).status_code == 200
+
+
 async def test_a_body_that_never_ends_is_answered_at_the_deadline(hosted):
     async with serving({"bt": hosted["bt"]}) as client:
 
