@@ -11,6 +11,7 @@ depend on their order, and there is less padding. Packed passes have no padding;
 and those of like length come next.
 """
 
+import functools
 import itertools
 import logging
 import math
@@ -29,6 +30,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from paragone_training.adapters import recompute_activations
+from paragone_training.dropout import dropout_off
 from paragone_training.errors import RunError
 from paragone_training.policy.methods.method import Method, PairTargets, describe, numbers, same_shape
 from paragone_training.policy.model.logprobs import (
@@ -468,10 +470,19 @@ def train_step(
     need_space(folder, size * (4 if training.save_steps else 1) + 10_000_000, "training")
     # Before adapters are made: their start is random.
     set_seed(seed)
-    # The trainer ends with this call, so that a sharded model is gone when a whole one is read below.
-    sharded, state, history = _trained(
-        policy, pairs, folder, method=method, training=training, lora=lora, raw=raw, seed=seed, show=show
+    logger.info("%s on %d pairs", describe(method), len(pairs))
+    trainer_of = functools.partial(
+        policy_trainer,
+        pairs=pairs,
+        work=folder / "checkpoints",
+        method=method,
+        training=training,
+        raw=raw,
+        pad_id=policy.tokenizer.pad_token_id,
+        seed=seed,
     )
+    # The trainer ends with this call, so that a sharded model is gone when a whole one is read below.
+    sharded, state, history = _trained(policy, trainer_of, folder, training=training, lora=lora, show=show)
     if PartialState().is_main_process:
         write_json(folder / "history.json", history)
         policy.save(folder / "policy", dtype=dtype, state=state)
@@ -487,28 +498,17 @@ def train_step(
 
 def _trained(
     policy: Policy,
-    pairs: Sequence[TrainingPair],
+    trainer_of: Callable[[nn.Module], PolicyTrainer],
     folder: Path,
     *,
-    method: Method,
     training: PolicyTrainingSection,
     lora: LoraSection | None,
-    raw: bool,
-    seed: int,
     show: Callable[[int, dict[str, float]], None],
 ) -> tuple[bool, dict[str, Tensor] | None, list[dict[str, Any]]]:
     """Take the gradient steps; return whether the model is in shares, its whole weights if so, and the log."""
-    with policy.adapted(lora) as model:
-        trainer = policy_trainer(
-            model,
-            pairs,
-            folder / "checkpoints",
-            method=method,
-            training=training,
-            raw=raw,
-            pad_id=policy.tokenizer.pad_token_id,
-            seed=seed,
-        )
+    # The frozen columns were computed without dropout: with it every log-ratio would start below 0.
+    with policy.adapted(lora) as model, dropout_off(model):
+        trainer = trainer_of(model)
         check_sharding(getattr(trainer.accelerator.state, "fsdp_plugin", None), policy.model.config, training)
         trainer.add_callback(_Observer(show))
         # Without checkpoints a step that was interrupted begins again, from the base.
@@ -518,7 +518,7 @@ def _trained(
             start = _check_start(trainer, training)
             if trainer.is_world_process_zero():
                 write_json(folder / "start.json", start)
-            logger.info("%s on %d pairs; first batch %s", describe(method), len(pairs), start)
+            logger.info("first batch %s", start)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # Every process has to take part in gathering, so it is asked for before the main process goes its own way.
     sharded = is_sharded(policy.model)

@@ -39,6 +39,7 @@ from paragone_training.data import (
     training_pairs,
     training_ratings,
 )
+from paragone_training.dropout import dropout_off
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.agreement import Examined, HeldOut, represented
 from paragone_training.preference.backbone import ModelParts, build_model
@@ -337,7 +338,14 @@ def _train(
     )
     # The hooks of the dropout are gone when the model is saved.
     head_share = training.head_dropout
-    with residual_dropout(backbone, network.head.value_head, share=training.dropout, head_share=head_share):
+    asked: Any = nullcontext({}) if recipe.backbone.config_dropout else dropout_off(backbone)
+    with (
+        asked as off,
+        residual_dropout(backbone, network.head.value_head, share=training.dropout, head_share=head_share),
+    ):
+        if off:
+            words = ", ".join(f"{name} {share:g}" for name, share in sorted(off.items()))
+            logger.info("dropout of the backbone's config is off (%s); backbone.config_dropout keeps it", words)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:

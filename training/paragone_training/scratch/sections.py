@@ -16,6 +16,8 @@ class BackboneSection(Section):
     """Branch, tag or commit of the source."""
     attention: str = "sdpa"
     """transformers' attention implementation."""
+    config_dropout: bool = False
+    """Train with the dropout that the source's config.json asks for; else nothing of it is dropped."""
     hidden_size: PositiveInt = 128
     """Width, a multiple of `heads`."""
     layers: PositiveInt = 4

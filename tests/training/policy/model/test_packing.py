@@ -259,7 +259,6 @@ def with_columns(policy, training):
     ("model_type", "changes", "reason"),
     [
         ("gpt_neox", {}, "packing gpt_neox was never shown to be exact"),
-        ("qwen3", {"attention_dropout": 0.1}, "attention_dropout is 0.1, and packed attention drops nothing"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},

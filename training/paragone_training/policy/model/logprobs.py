@@ -213,8 +213,6 @@ def unpacked(config: Any, batching: Batching, device: str) -> str | None:
         return f"there is no packed attention for {device}"
     if device == "cuda" and batching == "auto":
         return "packing was not measured on a GPU; training.batching = 'packed' asks for it"
-    if getattr(config, "attention_dropout", 0.0):
-        return f"attention_dropout is {config.attention_dropout}, and packed attention drops nothing"
     return refusal(config)
 
 
