@@ -1,7 +1,8 @@
 """The preference oracle of a run: whole K×K tables over HTTP while sampling goes on; and what else runs beside a run.
 
-An oracle that is gone is waited for, one that is replaced stops the run, and comparisons that fail are missing. K is
-the number of responses of a group: a prompt with the texts that are compared.
+Whatever fails at an oracle is asked again while its patience lasts, and never becomes data: after that the run stops. One
+that is replaced, or refuses the key, stops it at once. Only what the oracle refuses of a prompt or a response, as too
+long, is missing. K is the number of responses of a group: a prompt with the texts that are compared.
 
 An event loop runs in a thread. Services and servers run in processes that end with the run, also after a kill -9.
 """
@@ -29,7 +30,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paragone import AsyncClient
-from paragone.exceptions import DeadlineError, QuotaExceededError, ServerError, UnavailableError
+from paragone.exceptions import (
+    KeyRefusedError,
+    NonFiniteScoreError,
+    ParagoneError,
+    RequestError,
+    UnknownModelError,
+    exception_for,
+)
 from paragone.wire import ItemError
 from paragone_evaluation.readers import Prompt
 from paragone_training.errors import OracleGoneError, OracleReplacedError, RunError
@@ -53,8 +61,10 @@ _Group = tuple[Prompt, Sequence[str]]
 _START_S = 600.0
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 15.0
-# Tries of a request that the server fails at, before its groups are asked one by one, and each of these.
-_TRIES_AT_FAULT = 3
+# Waiting mends none of these: the recipe, the key or the server's set-up has to change.
+_FINAL = (KeyRefusedError, RequestError, UnknownModelError)
+# What the oracle has against one prompt or response, and would have again.
+_REFUSALS = (RequestError, NonFiniteScoreError)
 
 
 class Background:
@@ -241,11 +251,7 @@ class OracleClient:
     async def _tables(self, groups: list[_Group]) -> list[Answer]:
         # One request a chunk: the service batches its responses, and knows repeated ones.
         async with self._places:
-            try:
-                answers, cost = await self._tournaments(groups)
-            except ServerError as error:
-                logger.warning("the oracle failed at %d groups (%s); asking them one by one", len(groups), error)
-                answers, cost = [Answer(prompt.id, _empty(texts), str(error)) for prompt, texts in groups], (0, 0)
+            answers, cost = await self._tournaments(groups)
             for place, answer in enumerate(answers):
                 # A tournament fails as a whole when one response is too long; its other comparisons can still be had.
                 if answer.failure is not None:
@@ -259,7 +265,12 @@ class OracleClient:
     async def _tournaments(self, groups: list[_Group]) -> tuple[list[Answer], tuple[int, int]]:
         # One answer in place of an error: a prompt that is too long must not cost the chunk its other tables.
         bodies = [{"prompt": prompt.content, "responses": list(texts)} for prompt, texts in groups]
-        reply = await self._patiently(lambda: self._client.tournaments(bodies, return_=["matrix"], on_error="report"))
+
+        async def ask() -> Any:
+            answer = await self._client.tournaments(bodies, return_=["matrix"], on_error="report")
+            return _without_faults(answer, answer.tournaments)
+
+        reply = await self._patiently(ask)
         cost = self._checked(reply)
         answers = []
         for (prompt, texts), row in zip(groups, reply.tournaments, strict=True):
@@ -276,11 +287,12 @@ class OracleClient:
         # Both orders, as the tournament asks them.
         places = [(first, second) for first in range(len(texts)) for second in range(len(texts)) if first != second]
         bodies = [(prompt.content, texts[first], texts[second]) for first, second in places]
-        try:
-            reply = await self._patiently(lambda: self._client.preferences(bodies, on_error="report"))
-        except ServerError as error:
-            logger.warning("the oracle failed at a group again: %s; its comparisons are missing", error)
-            return Answer(prompt.id, table, str(error)), (0, 0)
+
+        async def ask() -> Any:
+            answer = await self._client.preferences(bodies, on_error="report")
+            return _without_faults(answer, answer.preferences)
+
+        reply = await self._patiently(ask)
         cost = self._checked(reply)
         for (first, second), row in zip(places, reply.preferences, strict=True):
             if isinstance(row, ItemError):
@@ -309,26 +321,31 @@ class OracleClient:
 
     async def _patiently(self, ask: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
         # The client's own retries are for blips; a service that is restarted is gone for minutes.
-        began, wait_s, faults = time.monotonic(), _FIRST_WAIT_S, 0
+        began, wait_s = time.monotonic(), _FIRST_WAIT_S
         while True:
             try:
                 return await ask()
-            except (UnavailableError, DeadlineError, QuotaExceededError) as error:
+            except _FINAL:
+                raise
+            except ParagoneError as error:
                 gone_s = time.monotonic() - began
                 if gone_s + wait_s > self.patience_s:
                     raise OracleGoneError(
                         f"the oracle at {self.url} gave no answer for {gone_s:.0f} s ({error}), and "
-                        f"oracle.patience_s is {self.patience_s:g}: start it and resume"
+                        f"oracle.patience_s is {self.patience_s:g}: mend it and resume; what it did not answer is "
+                        "asked again"
                     ) from error
                 logger.warning("no answer from the oracle for %.0f s (%s); the run pauses", gone_s, error)
-            except ServerError as error:
-                # A fault is no absence: the server answers, and this request breaks it. Its patience is three tries.
-                faults += 1
-                if faults >= _TRIES_AT_FAULT:
-                    raise
-                logger.warning("the oracle failed (%s); asking again", error)
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+def _without_faults(answer: Any, rows: Iterable[Any]) -> Any:
+    """Return an answer whose errors are all refusals of single items; raise the first that is the oracle's own fault."""
+    for row in rows:
+        if isinstance(row, ItemError) and not isinstance(error := exception_for(row.error), _REFUSALS):
+            raise error
+    return answer
 
 
 def _empty(texts: Sequence[str]) -> NDArray[np.float64]:
