@@ -126,7 +126,7 @@ def _policy(
     if dry_run:
         from paragone_training.policy.plan import describe_plan
 
-        typer.echo(describe_plan(loaded, offline=offline, ranks=ranks or [1]))
+        typer.echo(describe_plan(loaded, folder, offline=offline, ranks=ranks or [1]))
         typer.echo(f"the run would go to {folder}")
         return
     from paragone_training.policy.train_policy import train_policy

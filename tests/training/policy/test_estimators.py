@@ -81,14 +81,14 @@ def test_disjoint_pairs_use_every_response_once_and_all_pairs_every_comparison()
 
 
 def test_soft_pairs_are_oriented_and_carry_the_probability_of_the_chosen():
-    pairs = estimators.pairs(TABLE, selection="all", labels="soft")
+    pairs = estimators.pairs(TABLE, selection="all", labels="soft", ties="drop")
 
     assert (pairs.preference > 0.5).all()
     np.testing.assert_allclose(pairs.preference, TABLE[pairs.chosen, pairs.rejected])
 
 
 def test_hard_pairs_are_the_majority():
-    pairs = estimators.pairs(TABLE, selection="all", labels="hard")
+    pairs = estimators.pairs(TABLE, selection="all", labels="hard", ties="drop")
 
     assert (TABLE[pairs.chosen, pairs.rejected] > 0.5).all()
     assert (pairs.preference == 1.0).all()
@@ -154,8 +154,8 @@ def test_a_tie_is_dropped_or_kept_with_the_target_one_half_whatever_the_labels(l
     tied = np.array([[0.5, 0.5], [0.5, 0.5]])
     generator = np.random.default_rng(0)
 
-    assert len(estimators.pairs(tied, selection="all", labels=labels, generator=generator)) == 0
-    kept = estimators.pairs(tied, selection="all", labels=labels, ties="keep", generator=generator)
+    assert len(estimators.pairs(tied, selection="all", labels=labels, ties="drop", generator=generator)) == 0
+    kept = estimators.pairs(tied, selection="all", labels=labels, generator=generator)
     np.testing.assert_array_equal(kept.preference, [0.5])
     assert {int(kept.chosen[0]), int(kept.rejected[0])} == {0, 1}
 

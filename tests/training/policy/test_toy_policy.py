@@ -17,6 +17,7 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from paragone_training import games, losses
+from paragone_training.policy.targets import pairs
 from tests.training.games.matrices import ROCK_PAPER_SCISSORS, START, random_game
 
 GAMES = [random_game(4, seed)[0] for seed in (21, 22)]
@@ -382,3 +383,22 @@ def test_the_one_sampled_pair_loss_is_unbiased_in_its_gradient():
         torch.full((prompts * 6,), 1.0 / (prompts * 6), dtype=torch.float64),
     )
     torch.testing.assert_close(sampled, exact, atol=0.02, rtol=0.0)
+
+
+def test_ties_belong_to_the_fit_of_soft_labels():
+    # Three responses: the first beats the third by .8, the others tie; drawn uniformly, which is the reference too.
+    preference = np.array([[0.5, 0.5, 0.2], [0.5, 0.5, 0.9], [0.8, 0.1, 0.5]])
+    uniform = np.full(3, 1 / 3)
+    eta, tau = 0.2, 0.05
+
+    def fitted(ties: str) -> np.ndarray:
+        made = pairs(preference, selection="all", labels="soft", ties=ties)
+        # Least squares of the pairs' log-ratios: gain * (P - 1/2) each, over what the step is divided by.
+        design = np.zeros((len(made), 3))
+        design[np.arange(len(made)), made.chosen], design[np.arange(len(made)), made.rejected] = 1.0, -1.0
+        logits = np.linalg.lstsq(design, (made.preference - 0.5) / eta, rcond=None)[0]
+        return np.exp(logits) / np.exp(logits).sum()
+
+    exact = games.inpo_update(uniform, preference, uniform, eta=eta, tau=tau)
+    np.testing.assert_allclose(fitted("keep"), exact, atol=1e-9)
+    assert np.abs(fitted("drop") - exact).max() > 0.02

@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 
 import pytest
 from pyarrow import parquet
 
 from paragone_training.errors import FolderTakenError, OracleReplacedError, RecipeError, RunError
+from paragone_training.policy.evaluate import write_report
 from paragone_training.policy.rows import (
     Barrier,
     LabelledPair,
@@ -15,6 +17,7 @@ from paragone_training.policy.rows import (
     read_answers,
     read_json_file,
     read_rows,
+    write_rows,
 )
 from paragone_training.policy.train_policy import _PolicyRun, train_policy
 from tests.training.policy.tiny_policy import LOSSES, recipe
@@ -156,7 +159,7 @@ def test_a_run_without_any_decided_pair_says_so(tmp_path, policy_folder, prompts
     changed = recipe(
         "inpo", policy_folder, prompts_file, oracle_url, sampling__unfinished="drop", sampling__max_new_tokens=1
     )
-    with pytest.raises(RunError, match="no pair to train on"):
+    with pytest.raises(RunError, match=r"no preference to learn from|no pair to train on"):
         train_policy(changed, tmp_path)
 
 
@@ -179,3 +182,45 @@ def test_a_training_step_stops_early_on_a_longer_schedule(tmp_path, policy_folde
     )
     assert rates == sorted(rates)
     assert rates[-1] < 0.005
+
+
+def test_a_bradley_terry_oracle_gives_sppo_no_warning(tmp_path, policy_folder, prompts_file, oracle_url):
+    changed = recipe("sppo", policy_folder, prompts_file, oracle_url, oracle__model="bt", training__iterations=1)
+    train_policy(changed, tmp_path)
+    metrics = read_json_file(tmp_path / "iteration-01" / "metrics.json")
+
+    # Its probabilities turn, being no differences of rewards; its preferences do not go in circles.
+    assert metrics["rotation"] > 0
+    assert metrics["cyclic_share"] == 0
+    assert metrics["convergence_warning"] is None
+
+
+def test_after_sampling_training_may_still_be_set_otherwise(tmp_path, policy_folder, prompts_file, oracle_url):
+    arguments = (policy_folder, prompts_file, oracle_url)
+    train_policy(recipe("inpo", *arguments, training__iterations=1), tmp_path / "whole")
+    sampled = tmp_path / "sampled"
+    shutil.copytree(tmp_path / "whole", sampled)
+    shutil.rmtree(sampled / "iteration-01" / "step-1")
+    (sampled / "iteration-01" / "metrics.json").unlink()
+    changed = recipe("inpo", *arguments, training__iterations=1, training__learning_rate=0.001)
+    train_policy(changed, sampled, resume=True)
+
+    with pytest.raises(RecipeError, match=r"training\.learning_rate is not what the run"):
+        train_policy(changed, tmp_path / "whole", resume=True)
+    with pytest.raises(RecipeError, match=r"training\.seed is not what the run"):
+        train_policy(recipe("inpo", *arguments, training__iterations=1, training__seed=3), sampled, resume=True)
+
+
+def test_a_report_is_written_when_an_evaluation_lacks_a_group(tmp_path, policy_folder, prompts_file, oracle_url):
+    evaluated = {"prompts": [str(prompts_file)]}
+    train_policy(
+        recipe("inpo", policy_folder, prompts_file, oracle_url, evaluation=evaluated, training__iterations=1), tmp_path
+    )
+    path = tmp_path / "evaluation-01" / "samples.parquet"
+    rows = read_rows(path, Response)
+    write_rows(path, rows[1:], Response)
+    write_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+
+    assert f"What is {rows[1].prompt_id[1:]}?" in page
+    assert f"What is {rows[0].prompt_id[1:]}?" not in page

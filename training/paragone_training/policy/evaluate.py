@@ -293,7 +293,9 @@ def _answers(folder: Path) -> list[PageSection]:
     if len(files) < 2:
         return []
     first, last = read_rows(files[0], Response), read_rows(files[-1], Response)
-    rows = [[before.prompt, before.text, after.text] for before, after in zip(first, last, strict=True)]
+    # By name: either evaluation may lack a group that servers did not complete.
+    known = {(row.prompt_id, row.number): row.text for row in last}
+    rows = [[row.prompt, row.text, known[key]] for row in first if (key := (row.prompt_id, row.number)) in known]
     head = ("prompt", "before", f"after {int(files[-1].parent.name[-2:])} iterations")
     return [PageSection("Answers to held-out prompts", tables=[PageTable(head, rows[:_ANSWERS_SHOWN], texts=True)])]
 

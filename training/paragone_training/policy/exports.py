@@ -36,23 +36,14 @@ class Trackers:
         names: as accelerate calls them: ``tensorboard``, ``wandb``, ``mlflow``, ….
 
     Raises:
-        RecipeError: if a name is not known, or its package is not installed.
+        RecipeError: as ``check_trackers``.
     """
 
     def __init__(self, names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> None:
         self._trackers: dict[str, Any] = {}
         work = folder / "tracking"
         self._record = work / "sent.json"
-        for name in names:
-            # Refused before the first prompt is sampled, not after the first hour.
-            if name not in LOGGER_TYPE_TO_CLASS:
-                raise RecipeError(
-                    f"output.trackers names {name!r}; accelerate knows {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
-                )
-            if not filter_trackers([name], logging_dir=str(work)):
-                extra = "paragone[tracking]" if name == "tensorboard" else name
-                raise RecipeError(f"output.trackers names {name!r}, which is not installed: pip install '{extra}'")
-        # Asked above, and made only when all of them can be.
+        check_trackers(names, work)
         for name in dict.fromkeys(names):
             tracker = LOGGER_TYPE_TO_CLASS[name]
             place = (str(work),) if tracker.requires_logging_directory else ()
@@ -94,6 +85,22 @@ class Trackers:
         }
         for name in behind:
             self._trackers[name].log(numbers, step=number)
+
+
+def check_trackers(names: Sequence[str], work: Path) -> None:
+    """Refuse trackers that cannot be had.
+
+    Raises:
+        RecipeError: if a name is not known, or its package is not installed.
+    """
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise RecipeError(
+                f"output.trackers names {name!r}; accelerate knows {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
+            )
+        if not filter_trackers([name], logging_dir=str(work)):
+            extra = "paragone[tracking]" if name == "tensorboard" else name
+            raise RecipeError(f"output.trackers names {name!r}, which is not installed: pip install '{extra}'")
 
 
 def _flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

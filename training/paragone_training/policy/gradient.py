@@ -27,11 +27,11 @@ from accelerate import PartialState
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, get_scheduler, set_seed
 
 from paragone_training.adapters import recompute_activations
 from paragone_training.dropout import dropout_off
-from paragone_training.errors import RunError
+from paragone_training.errors import RecipeError, RunError
 from paragone_training.policy.methods.method import Method, PairTargets, describe, numbers, same_shape
 from paragone_training.policy.model.logprobs import (
     PackedRow,
@@ -42,18 +42,27 @@ from paragone_training.policy.model.logprobs import (
     on_device,
     response_logprobs,
 )
-from paragone_training.policy.model.weights import Policy, check_sharding, is_sharded, whole_state
+from paragone_training.policy.model.weights import (
+    Policy,
+    check_sharding,
+    is_sharded,
+    update_kept,
+    weight_samples,
+    whole_state,
+)
 from paragone_training.policy.recipe import PolicyTrainingSection
 from paragone_training.policy.rows import TrainingPair, need_space, write_json
 from paragone_training.settings import LoraSection
 from paragone_training.trainer import StepTrainer, last_checkpoint, training_arguments, warmup_steps
 
-__all__ = ["PolicyTrainer", "optimiser_steps", "policy_trainer", "train_step"]
+__all__ = ["PolicyTrainer", "check_schedule", "optimiser_steps", "policy_trainer", "train_step"]
 
 logger = logging.getLogger(__name__)
 
 
 _CHECKED_PAIRS = 64
+# Smallest share of an update that may survive storage without a warning.
+_KEPT = 0.9
 # Relative distance from the closed-form start value that float32 explains.
 _ROUNDING = 1e-4
 
@@ -150,6 +159,20 @@ def optimiser_steps(pairs: int, training: PolicyTrainingSection) -> tuple[int, i
     laid_out = training.schedule_epochs or training.epochs
     # A part of an epoch is rounded up: a training step takes at least one gradient step.
     return max(math.ceil(training.epochs * an_epoch), 1), max(math.ceil(laid_out * an_epoch), 1)
+
+
+def check_schedule(training: PolicyTrainingSection, steps: int, laid_out: int) -> None:
+    """Refuse a schedule that transformers does not know, or whose warm-up the run does not outlast.
+
+    Raises:
+        RecipeError: if it is one.
+    """
+    rises = warmup_steps(training.warmup, steps=steps, laid_out=laid_out)
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+    try:
+        get_scheduler(training.schedule, optimiser, num_warmup_steps=rises, num_training_steps=laid_out)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"training.schedule is {training.schedule!r}: {error}") from error
 
 
 def _slices(pairs: int, size: int, step: int) -> list[slice]:
@@ -275,6 +298,8 @@ def policy_trainer(
         RunError: if there are too few pairs for a step, or a step does not divide among the processes.
     """
     size, step = training.pairs_per_pass, training.pairs_per_step
+    if all(pair.targets[0] == 0.5 for pair in pairs):
+        raise RunError(f"all {len(pairs)} pairs are ties: there is no preference to learn from; sample more responses")
     # Asked first whether it packs: the order inside a step depends on it.
     network = response_logprobs(model, training)
     try:
@@ -286,6 +311,7 @@ def policy_trainer(
     # For losses whose targets have no bound of their own.
     largest = max(max(abs(pair.targets[1]), abs(pair.targets[2])) for pair in pairs)
     steps, laid_out = optimiser_steps(len(pairs), training)
+    check_schedule(training, steps, laid_out)
     return PolicyTrainer(
         network,
         _arguments(work, training, steps, laid_out, seed),
@@ -468,6 +494,7 @@ def train_step(
     # Beside the outcome a checkpoint has the weights and two moments of the optimiser.
     size = sum(weight.numel() * weight.element_size() for weight in policy.model.parameters())
     need_space(folder, size * (4 if training.save_steps else 1) + 10_000_000, "training")
+    before = weight_samples(policy.model.state_dict()) if PartialState().is_main_process else {}
     # Before adapters are made: their start is random.
     set_seed(seed)
     logger.info("%s on %d pairs", describe(method), len(pairs))
@@ -485,6 +512,7 @@ def train_step(
     sharded, state, history = _trained(policy, trainer_of, folder, training=training, lora=lora, show=show)
     if PartialState().is_main_process:
         write_json(folder / "history.json", history)
+        _check_update(update_kept(before, weight_samples(state or policy.model.state_dict()), dtype), folder, dtype)
         policy.save(folder / "policy", dtype=dtype, state=state)
     wait()
     # What is written is what goes on: rounded to the storage type, the same after a restart.
@@ -494,6 +522,22 @@ def train_step(
         policy.reload(folder / "policy")
     else:
         policy.become(folder / "policy")
+
+
+def _check_update(kept: dict[str, float], folder: Path, dtype: str) -> None:
+    """Write down how much of the step's update survives storage, and warn where that is too little."""
+    write_json(folder / "update.json", kept)
+    share, changed = kept["update_kept"], kept["weights_changed"]
+    logger.info(
+        "stored in %s, %.1f %% of the update is kept; %.1f %% of the weights changed", dtype, 100 * share, 100 * changed
+    )
+    if share < _KEPT:
+        logger.warning(
+            "only %.1f %% of the update survives storage in %s, and the next step starts from what is stored: set "
+            "output.dtype = 'float32', or raise training.learning_rate",
+            100 * share,
+            dtype,
+        )
 
 
 def _trained(

@@ -1,8 +1,8 @@
 """The preference oracle of a run: whole K×K tables over HTTP while sampling goes on; and what else runs beside a run.
 
-Whatever fails at an oracle is asked again while its patience lasts, and never becomes data: after that the run stops. One
-that is replaced, or refuses the key, stops it at once. Only what the oracle refuses of a prompt or a response, as too
-long, is missing. K is the number of responses of a group: a prompt with the texts that are compared.
+Whatever fails at an oracle is asked again while its patience lasts, and never becomes data: after that the run stops.
+One that is replaced, or refuses the key, stops it at once. Only what the oracle refuses of a prompt or a response, as
+too long, is missing. K is the number of responses of a group: a prompt with the texts that are compared.
 
 An event loop runs in a thread. Services and servers run in processes that end with the run, also after a kill -9.
 """
@@ -341,7 +341,7 @@ class OracleClient:
 
 
 def _without_faults(answer: Any, rows: Iterable[Any]) -> Any:
-    """Return an answer whose errors are all refusals of single items; raise the first that is the oracle's own fault."""
+    """Return an answer whose errors are all refusals of single items; raise the first that is a fault of the oracle."""
     for row in rows:
         if isinstance(row, ItemError) and not isinstance(error := exception_for(row.error), _REFUSALS):
             raise error

@@ -8,6 +8,7 @@ the libraries themselves, the allocator's gaps, communication buffers, and sampl
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from paragone_evaluation.readers import Prompt, read_prompts
 from paragone_models.packing.attention import packed
 from paragone_models.packing.segments import segments_attention
 from paragone_training.errors import RecipeError
-from paragone_training.policy.gradient import optimiser_steps
+from paragone_training.policy.checks import check_recipe
+from paragone_training.policy.gradient import check_schedule, optimiser_steps
 from paragone_training.policy.model.logprobs import packed_row, packed_states, unpacked
 from paragone_training.policy.model.weights import context_of, load_tokenizer, policy_config
 from paragone_training.policy.recipe import PolicyRecipe, PolicyTrainingSection, command_line
@@ -34,17 +36,21 @@ _OPTIMISER_STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "rmsprop": 1, "sg
 _LOGITS_ALIVE = 3
 
 
-def describe_plan(recipe: PolicyRecipe, *, offline: bool = False, ranks: Sequence[int] = (1,)) -> str:
+def describe_plan(
+    recipe: PolicyRecipe, folder: Path = Path("runs"), *, offline: bool = False, ranks: Sequence[int] = (1,)
+) -> str:
     """Return the plan of a run in words.
 
     Args:
+        folder: where the run would go.
         offline: leave out what needs the policy's files: whether prompts fit, and memory.
         ranks: numbers of processes that share the model (FSDP2), each with its own line of memory; 1 shares nothing.
 
     Raises:
-        RecipeError: if the policy's files cannot be loaded, or a prompt does not fit.
+        RecipeError: if the policy's files cannot be loaded, a prompt does not fit, or ``check_recipe`` refuses.
         DataError: if prompts cannot be read.
     """
+    check_recipe(recipe, folder, offline=offline)
     prompts = read_prompts(recipe.data.prompts, split=recipe.data.split, options=recipe.data.reading)
     held_out = []
     if recipe.evaluation.prompts:
@@ -75,6 +81,7 @@ def _work(recipe: PolicyRecipe, prompts: Sequence[Prompt], held_out: int) -> lis
         optimised, laid_out = optimiser_steps(pairs, training)
     except ValueError as error:
         raise RecipeError(f"data.prompts gives {count} prompts an iteration: {error}") from error
+    check_schedule(training, optimised, laid_out)
     # The method says how many rounds and steps each iteration has; the first may differ.
     iterations = [recipe.objective.steps(iteration) for iteration in range(1, training.iterations + 1)]
     rounds = sum(len({step.round for step in steps}) for steps in iterations)
@@ -173,16 +180,14 @@ def plan_memory(recipe: PolicyRecipe, config: Any, *, tokens: int, prompt: int, 
         shards: processes that share weights, gradients and optimiser (FSDP2); 1 shares nothing.
     """
     training = recipe.training
-    dtype = getattr(torch, recipe.policy.dtype)
     attention = meta_attention(recipe.policy.attention)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
     # A tied output layer is the embeddings under another name.
     weights = sum(weight.numel() for weight in dict.fromkeys(model.parameters()))
     trained = _trained(model, recipe)
-    # Sharded weights are kept in float32 where passes are in bfloat16; else a layer's products cast as they go.
-    itemsize = 4 if shards > 1 and training.bf16 else dtype.itemsize
-    computed = torch.bfloat16 if training.bf16 else dtype
+    itemsize = torch.float32.itemsize  # of the weights; where passes are in bfloat16, layers cast as they go
+    computed = torch.bfloat16 if training.bf16 else torch.float32
     layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]  # noqa: SLF001
     largest = max((sum(weight.numel() for weight in layer.parameters()) for layer in layers), default=weights)
     outside = weights - sum(weight.numel() for layer in layers for weight in layer.parameters())

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -35,7 +35,6 @@ __all__ = [
     "load_policy_recipe",
 ]
 
-_Dtype = Literal["float32", "bfloat16", "float16"]
 Batching = Literal["auto", "packed", "padded"]
 
 
@@ -46,8 +45,9 @@ class _PolicySection(Section):
     """`builtin:mini-policy`, a folder, or a Hugging Face id of a causal language model."""
     revision: str | None = None
     """Branch, tag or commit of an id."""
-    dtype: _Dtype = "float32"
-    """Of the weights while they are trained and asked for log-probabilities."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What passes compute in, sampling included. Weights and optimiser are float32 in either case: steps of 5e-7 vanish
+    in bfloat16 weights."""
     attention: str = "sdpa"
     """transformers' attention implementation."""
     max_length: NonNegativeInt = 0
@@ -61,6 +61,9 @@ class _PolicyDataSection(DataSection):
     """Files of rows with `prompt` (text or messages), and optionally `id` and `split`; relative to the recipe."""
     split: str = "train"
     """Rows of this `split` are trained on, and rows without one."""
+    max_missing_groups: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of an iteration's prompts that may end without a comparison, because the oracle refuses them or
+    servers did not answer in time; more of them stop the run."""
     per_iteration: NonNegativeInt = 0
     """Prompts of an iteration: disjoint parts of a shuffled order, which starts again when it is used up. 0 takes all
     of them every time."""
@@ -232,8 +235,9 @@ class _TargetSection(Section):
     (`hard`)."""
     win_rates: WinRates = "with-self"
     """Of the other methods: `with-self`, as published, or `without-self`, unbiased."""
-    ties: Ties = "drop"
-    """Pairs of probability ½ are dropped or kept."""
+    ties: Ties | None = None
+    """Pairs of probability ½, identical responses too, are kept or dropped. Kept unless given: without them the
+    fit of soft labels is biased. Only `dpo`, which has no label for them, drops them."""
 
 
 class _LossSection(Section):
@@ -305,7 +309,7 @@ class PolicyTrainingSection(Section):
     max_gradient_norm: NonNegativeFloat = 1.0
     """Gradients are clipped to this; 0 does not clip."""
     bf16: bool = False
-    """Mixed precision."""
+    """Gradient steps and log-probabilities in bfloat16; true unless given where `policy.dtype` is `bfloat16`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     chunk_tokens: PositiveInt = 1024
@@ -369,8 +373,9 @@ class _PolicyOutputSection(Section):
 
     folder: str | None = None
     """Of the run; `runs/NAME-OF-THE-RECIPE` unless given."""
-    dtype: _Dtype = "float32"
-    """Storage type of the iterates' weights; anything but the policy's own dtype rounds them."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Storage type of the iterates' weights. Anything but float32 rounds them, and the next iteration starts from what
+    was written: the log says how much of each update survived."""
     trackers: Names = ()
     """Who else is told the numbers, by accelerate's names: `tensorboard`, `wandb`, `mlflow`, …"""
 
@@ -402,6 +407,21 @@ class PolicyRecipe(Section):
             self.method, **{name: None if value == fields[name].default else value for name, value in values.items()}
         )
 
+    @property
+    def ties(self) -> Ties:
+        """What becomes of pairs of probability ½."""
+        return self.targets.ties or self.objective.needs.ties[0]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_precision(cls, tables: Any) -> Any:
+        """Take the passes of gradient steps to be in the policy's dtype, unless the recipe says otherwise."""
+        # Before validation, when tables may still be anything: what is wrong with them is said by the fields.
+        policy, training = tables.get("policy"), tables.get("training", {})
+        if not isinstance(policy, dict) or policy.get("dtype") != "bfloat16" or not isinstance(training, dict):
+            return tables
+        return tables | {"training": {"bf16": True, **training}}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.data.prompts:
@@ -411,7 +431,7 @@ class PolicyRecipe(Section):
         check_needs(
             self.objective,
             labels=targets.labels,
-            ties=targets.ties,
+            ties=self.ties,
             win_rates=targets.win_rates,
             reference=self.reference.policy,
         )

@@ -71,6 +71,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 1.0
 # Settings that a resumed run may have changed: none changes a result (more iterations add some), but for the limits
 # of servers, which decide what is left out: a run that they stopped has to be able to go on with others.
 _MAY_CHANGE = {
+    "data": {"max_missing_groups"},
     "oracle": {"url", "api_key_file", "concurrency", "patience_s", "wait_s", "timeout_s"},
     "servers": {"urls", "api_key_file", "reload", "command", "count", "phases", "concurrency", "request_timeout_s"}
     | {"round_timeout_s", "tries", "patience_s", "start_timeout_s"},
@@ -224,6 +225,10 @@ def claim(settings: dict[str, Any], folder: Path, *, resume: bool) -> None:
     if not path.exists():
         write_json(path, settings)
         return
+    may_change = _MAY_CHANGE
+    # What was sampled and asked does not hang on how gradient steps are taken, but for the seed of all.
+    if not any(folder.glob("iteration-*/step-*/*")):
+        may_change = _MAY_CHANGE | {"training": settings["training"].keys() - {"seed"}}
     if not resume:
         raise RecipeError(f"{folder} holds an earlier run: go on with --resume, or choose another --output")
     # Through JSON and back, so that tuples compare with the lists that were written.
@@ -235,7 +240,7 @@ def claim(settings: dict[str, Any], folder: Path, *, resume: bool) -> None:
             changed += [section] if values != was else []
             continue
         # Settings that came with a later version are compared too: a default may have changed.
-        fixed = (values.keys() | was.keys()) - _MAY_CHANGE.get(section, set())
+        fixed = (values.keys() | was.keys()) - may_change.get(section, set())
         changed += [f"{section}.{key}" for key in sorted(fixed) if values.get(key) != was.get(key)]
     if changed:
         raise RecipeError(

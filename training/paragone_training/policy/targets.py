@@ -161,7 +161,7 @@ def pairs(
     *,
     selection: Selection,
     labels: Labels,
-    ties: Ties = "drop",
+    ties: Ties = "keep",
     include_self: bool = True,
     generator: np.random.Generator | None = None,
 ) -> Pairs:

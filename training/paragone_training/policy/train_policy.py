@@ -27,8 +27,9 @@ import torch
 from accelerate import PartialState
 
 from paragone_evaluation.readers import Prompt, read_prompts
-from paragone_training.errors import RecipeError
+from paragone_training.errors import RecipeError, RunError
 from paragone_training.games import measure_cycles
+from paragone_training.policy.checks import check_recipe
 from paragone_training.policy.evaluate import compared_with_initial, describe_responses, write_report
 from paragone_training.policy.exports import Trackers, steps_before
 from paragone_training.policy.gradient import train_step
@@ -70,6 +71,7 @@ def train_policy(recipe: PolicyRecipe, folder: Path, *, resume: bool = False) ->
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=patience))
     with Barrier(limit_s=patience) as barrier, locked(folder) if state.is_main_process else contextlib.nullcontext():
         if state.is_main_process:
+            check_recipe(recipe, folder)
             claim(recipe.model_dump(), folder, resume=resume)
         barrier.wait()
         run = _PolicyRun(recipe, folder, barrier)
@@ -88,7 +90,7 @@ class _PolicyRun:
         self.method = recipe.objective
         source = recipe.policy
         self.policy: Policy = load_policy(
-            source.source, revision=source.revision, dtype=source.dtype, attention=source.attention
+            source.source, revision=source.revision, bf16=source.dtype == "bfloat16", attention=source.attention
         )
         # A prompt has to leave room for the longest response, or responses would be cut at different lengths.
         longest = context_of(self.policy.model.config, source.max_length) - recipe.sampling.max_new_tokens
@@ -248,6 +250,10 @@ class _PolicyRun:
             show=self._shown_steps(folder),
         )
         metrics[f"step_{number}_training_s"] = time.monotonic() - began
+        if self.main:
+            metrics |= {
+                f"step_{number}_{name}": value for name, value in read_json_file(folder / "update.json").items()
+            }
         return metrics
 
     def _shown_steps(self, folder: Path) -> Callable[[int, dict[str, float]], None]:
@@ -289,9 +295,10 @@ class _PolicyRun:
         pairs = self._targets(folder / "targets.parquet", tables, (seed, iteration, number))
         described = self._described(played, list(tables.values()), len(pairs))
         # Groups that servers did not complete in time have no table.
-        missing = len(prompts) - len(tables)
+        missing = len(prompts) - sum(_compared(answer.raw) for answer in played.answers)
         if missing:
-            logger.warning("%d of %d prompts have no complete group and are left out", missing, len(prompts))
+            logger.warning("%d of %d prompts have no group that was compared and are left out", missing, len(prompts))
+        _check_missing(missing, len(prompts), recipe.data.max_missing_groups, folder)
         described["missing_groups"] = missing
         if self._samplers.noise is not None:
             described["reload_noise_per_token"] = self._samplers.noise
@@ -308,7 +315,7 @@ class _PolicyRun:
             tables,
             selection=targets.pairs,
             labels=targets.labels if self.method.needs.pairs else "soft",
-            ties=targets.ties,
+            ties=self.recipe.ties,
             include_self=targets.win_rates == "with-self",
             own_targets=self.method.own_targets,
             names=names,
@@ -318,7 +325,7 @@ class _PolicyRun:
 
     def _described(self, played: Round, tables: list[Float64s], pairs: int) -> dict[str, Any]:
         cycles = measure_cycles(tables)
-        warning = self.method.convergence_warning(cycles.rotation)
+        warning = self.method.convergence_warning(cycles.rotation, cyclic=cycles.cyclic_share > 0)
         if warning:
             logger.warning("%s", warning)
         incomplete = sum(int(np.isnan(table).any()) for table in tables)
@@ -386,6 +393,20 @@ class _PolicyRun:
 
     def _step_folder(self, iteration: int, number: int) -> Path:
         return self._iteration(iteration) / f"step-{number}"
+
+
+def _compared(raw: Float64s) -> bool:
+    """Return whether the oracle compared any two responses of a group."""
+    return bool(np.isfinite(raw[~np.eye(len(raw), dtype=np.bool_)]).any())
+
+
+def _check_missing(missing: int, prompts: int, limit: float, folder: Path) -> None:
+    """Refuse to train on what is left of a round that lost more groups than the recipe allows."""
+    if missing > limit * prompts:
+        raise RunError(
+            f"{missing} of {prompts} prompts have no group that was compared: data.max_missing_groups is {limit:g}; "
+            f"the log and {folder} say why: mend it, remove {folder} and resume, or raise the limit"
+        )
 
 
 def _finite(value: float) -> float | None:

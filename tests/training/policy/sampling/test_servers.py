@@ -132,10 +132,16 @@ def test_groups_that_servers_cannot_complete_are_left_out_of_the_round(
     tmp_path, policy_folder, prompts_file, oracle_url, two
 ):
     servers = {"urls": two[:1], "reload": "update", "concurrency": 1, "request_timeout_s": 2.0, "tries": 1}
-    changed = recipe("inpo", policy_folder, prompts_file, oracle_url, servers=servers, training__iterations=1)
+    settings = {"servers": servers, "training__iterations": 1}
+    strict = recipe("inpo", policy_folder, prompts_file, oracle_url, **settings)
     # The stored responses are scored first, so that eight of the slow requests are theirs.
     misbehave(two[0], delay_s=2.5, count=10)
-    train_policy(changed, tmp_path)
+    with pytest.raises(
+        RunError, match=r"of 6 prompts have no group that was compared: data\.max_missing_groups is 0\.05"
+    ):
+        train_policy(strict, tmp_path)
+    lenient = recipe("inpo", policy_folder, prompts_file, oracle_url, data__max_missing_groups=0.5, **settings)
+    train_policy(lenient, tmp_path, resume=True)
     metrics = read_json_file(tmp_path / "iteration-01" / "metrics.json")
 
     assert 1 <= metrics["missing_groups"] <= 2

@@ -123,7 +123,7 @@ class Dpo:
         """The cross-entropy of each pair."""
         return _DpoFit(self.beta, self.label_smoothing)
 
-    def convergence_warning(self, omega: float) -> str | None:  # noqa: ARG002
+    def convergence_warning(self, omega: float, *, cyclic: bool = True) -> str | None:  # noqa: ARG002
         """Return None: nothing is known of its dynamics where preferences are no differences of rewards."""
         return None
 

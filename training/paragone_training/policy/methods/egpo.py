@@ -71,7 +71,7 @@ class Egpo:
         """Return the look-ahead, and the step proper on a round that is drawn from where the look-ahead arrived."""
         return Step(1, "current", "current"), Step(2, "previous-step", "current")
 
-    def convergence_warning(self, omega: float) -> str | None:
+    def convergence_warning(self, omega: float, *, cyclic: bool = True) -> str | None:  # noqa: ARG002
         """Return a warning where the step is beyond the largest that converges."""
         growth = divergence(omega, self.name, dynamics="egpo", step=self.step, tau=self.tau)
         if growth is None:

@@ -150,8 +150,11 @@ class Gpo:
         scores = (np.log(clipped) - np.log(clipped.T)) * (1.0 - np.eye(len(table)))
         return mean_scores(scores, include_self=include_self)
 
-    def convergence_warning(self, omega: float) -> str | None:
-        """Return a warning wherever there is a rotation: without a KL nothing pulls inwards."""
+    def convergence_warning(self, omega: float, *, cyclic: bool = True) -> str | None:
+        """Return a warning wherever preferences go in circles: without a KL nothing pulls inwards."""
+        # Where one response beats all others the iterates arrive at it, whatever the rotation (Bradley-Terry has one).
+        if not cyclic:
+            return None
         growth = divergence(omega, self.name, dynamics="sppo", step=1.0 / self.beta, tau=0.0)
         remedy = "no beta does without a KL to a reference: use inpo, egpo or omwu, or average the iterates"
         return growth and growth + remedy

@@ -96,7 +96,7 @@ class Inpo:
         """The squared residual of each pair."""
         return PairwiseFit(inpo_setting(eta=self.eta, tau=self.tau))
 
-    def convergence_warning(self, omega: float) -> str | None:
+    def convergence_warning(self, omega: float, *, cyclic: bool = True) -> str | None:  # noqa: ARG002
         """Return a warning where the step is so large that play circles: eta ≤ (tau² + omega²)/(2 tau)."""
         growth = divergence(omega, self.name, dynamics="inpo", step=1.0 / self.eta, tau=self.tau)
         if growth is None:

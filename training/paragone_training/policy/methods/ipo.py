@@ -66,7 +66,7 @@ class Ipo:
         """The squared residual of each pair."""
         return PairwiseFit(ipo_setting(tau=self.tau))
 
-    def convergence_warning(self, omega: float) -> str | None:
+    def convergence_warning(self, omega: float, *, cyclic: bool = True) -> str | None:  # noqa: ARG002
         """Return a warning where the step is so large that play circles: tau ≤ omega."""
         growth = divergence(omega, self.name, dynamics="inpo", step=1.0 / self.tau, tau=self.tau)
         return growth and growth + f"tau = {self.tau:.4g} must exceed omega, or use omwu"

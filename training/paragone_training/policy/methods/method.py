@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from paragone_training import games
+from paragone_training.policy.targets import Ties
 
 __all__ = [
     "Fit",
@@ -102,11 +103,12 @@ class Needs:
 
     Attributes:
         pairs: it is trained on labelled pairs; else on a number of each response (``Method.own_targets``).
+        ties: the first is what a recipe has unless it says something.
     """
 
     pairs: bool = True
     labels: tuple[str, ...] = ("soft", "sampled", "hard")
-    ties: tuple[str, ...] = ("drop", "keep")
+    ties: tuple[Ties, ...] = ("keep", "drop")
     references: tuple[str, ...] = ("initial", "previous", "every-n")
 
 
@@ -149,11 +151,13 @@ class Method(Protocol):
     def own_targets(self, table: Float64s, *, include_self: bool) -> Float64s:
         """Return the number of each response that it is trained on; zeros where pairs are. [K] of [K, K]."""
 
-    def convergence_warning(self, omega: float) -> str | None:
+    def convergence_warning(self, omega: float, *, cyclic: bool = True) -> str | None:
         """Return what to tell the user where these numbers cannot converge, with the limit and the remedy, or None.
 
         Args:
             omega: rotation, measured or known, in radians per nat of step; NaN (nothing measured) gives None.
+            cyclic: whether some a beats b beats c beats a; without any, a method with no KL has a best response to
+                arrive at.
 
         Raises:
             ValueError: if omega is negative.

@@ -55,7 +55,7 @@ class Omwu:
         # One round for both: what it saves beside a look-ahead that samples for itself.
         return Step(1, "current", "memory"), Step(1, "current", "previous-step")
 
-    def convergence_warning(self, omega: float) -> str | None:
+    def convergence_warning(self, omega: float, *, cyclic: bool = True) -> str | None:  # noqa: ARG002
         """Return a warning where the step is beyond the largest that converges."""
         growth = divergence(omega, self.name, dynamics="omwu", step=self.step, tau=self.tau)
         if growth is None:

@@ -144,8 +144,11 @@ class Sppo:
         """Return the win rate of each response. [K]."""
         return mean_win_rates(table, include_self=include_self)
 
-    def convergence_warning(self, omega: float) -> str | None:
-        """Return a warning wherever there is a rotation: without a KL nothing pulls inwards."""
+    def convergence_warning(self, omega: float, *, cyclic: bool = True) -> str | None:
+        """Return a warning wherever preferences go in circles: without a KL nothing pulls inwards."""
+        # Where one response beats all others the iterates arrive at it, whatever the rotation (Bradley-Terry has one).
+        if not cyclic:
+            return None
         growth = divergence(omega, self.name, dynamics="sppo", step=self.eta, tau=0.0)
         remedy = "no eta does without a KL to a reference: use inpo, egpo or omwu, or average the iterates"
         return growth and growth + remedy

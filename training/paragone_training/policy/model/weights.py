@@ -5,8 +5,8 @@ the outcome is written once and read back. Only while gradient steps are taken d
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,15 @@ __all__ = [
     "load_tokenizer",
     "output_logits",
     "policy_config",
+    "update_kept",
+    "weight_samples",
     "whole_state",
 ]
 
 logger = logging.getLogger(__name__)
 
+# Of each tensor: what storing an iterate does to an update is a mean over millions of weights, and needs no more.
+_SAMPLED = 4096
 # How far logits of ours may be from the model's own, in nats: rounding, and no scale or cap that we do not know.
 _HEAD_TOLERANCE = 1e-3
 
@@ -86,12 +90,14 @@ def policy_config(source: str, revision: str | None = None) -> Any:
 class Policy:
     """A causal language model, its tokenizer and whose weights it has at the moment."""
 
-    def __init__(self, model: Any, tokenizer: Any, source: str, revision: str | None = None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, source: str, revision: str | None = None, *, bf16: bool = False
+    ) -> None:
         self.model = model
+        self._bf16 = bf16
         self.tokenizer = tokenizer
         self.source = source
         self._revision = revision
-        self._dtype = model.dtype
         self._home: torch.device | None = None
         self._tied = bool(getattr(model.config, "tie_word_embeddings", False))
 
@@ -100,6 +106,10 @@ class Policy:
         """Where the weights are."""
         device: torch.device = next(self.model.parameters()).device
         return device
+
+    def passes(self) -> AbstractContextManager[Any]:
+        """Return a block whose passes compute in the policy's dtype; its weights are float32."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -144,7 +154,7 @@ class Policy:
             self._read(folder)
         else:
             # An id of the Hub has no folder to read tensors from one by one; only the initial policy can be one.
-            other = AutoModelForCausalLM.from_pretrained(str(source), revision=self._revision, dtype=self.model.dtype)
+            other = AutoModelForCausalLM.from_pretrained(str(source), revision=self._revision, dtype=torch.float32)
             self.model.load_state_dict(other.state_dict())
         self.source = str(source)
 
@@ -172,7 +182,7 @@ class Policy:
         place = _resolve_policy(str(source))
         revision = None if Path(place).is_dir() else self._revision
         model: Any = AutoModelForCausalLM.from_pretrained(
-            place, revision=revision, dtype=self._dtype, attn_implementation=attention
+            place, revision=revision, dtype=torch.float32, attn_implementation=attention
         )
         self.model = model.to(device).eval()
         self.source = str(source)
@@ -279,6 +289,43 @@ def whole_state(model: Any) -> dict[str, Tensor]:
     return state
 
 
+def weight_samples(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return some weights of every tensor, in float32 on the CPU, the same ones at each call."""
+    # Copies: the tensors go on being trained.
+    return {
+        name: tensor.detach().flatten()[:: max(tensor.numel() // _SAMPLED, 1)].float().cpu().clone()
+        for name, tensor in state.items()
+        if tensor.is_floating_point()
+    }
+
+
+def update_kept(before: Mapping[str, Tensor], after: Mapping[str, Tensor], dtype: str) -> dict[str, float]:
+    """Return what is left of an update once its outcome is stored in a dtype.
+
+        update_kept = cos²(stored - before, after - before);  1: all of it, 0: nothing
+
+    For weights that were on the grid of the dtype before, this is the share of the update's square that moved to
+    another number of the grid; for others the rounding of the old weights counts as what it is, noise.
+    ``weights_changed`` is the share of weights that are stored as another number than they were. No update at all has
+    ``update_kept`` 0.
+
+    Args:
+        before, after: of ``weight_samples``.
+    """
+    inner = wanted = got = 0.0
+    changed = count = 0
+    for name, old in before.items():
+        moved = (after[name] - old).double()
+        kept = (after[name].to(getattr(torch, dtype)).float() - old).double()
+        inner += float(kept @ moved)
+        wanted += float(moved @ moved)
+        got += float(kept @ kept)
+        changed += int((kept != 0).sum())
+        count += len(old)
+    share = max(inner, 0.0) ** 2 / (wanted * got) if wanted and got else 0.0
+    return {"update_kept": share, "weights_changed": changed / max(count, 1)}
+
+
 def _whole_trained(model: Any) -> dict[str, Tensor]:
     """Return the whole weights that are trained, by name, in every process; every process has to call this."""
     # Adapters alone are gathered: the base is on disk already.
@@ -288,8 +335,11 @@ def _whole_trained(model: Any) -> dict[str, Tensor]:
     return {name: state[name] for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def load_policy(source: str, *, revision: str | None = None, dtype: str = "float32", attention: str = "sdpa") -> Policy:
-    """Return a policy with the weights of a source.
+def load_policy(source: str, *, revision: str | None = None, bf16: bool = False, attention: str = "sdpa") -> Policy:
+    """Return a policy with the weights of a source, in float32.
+
+    Args:
+        bf16: passes compute in bfloat16.
 
     Raises:
         RecipeError: if it cannot be loaded, or computes its logits in a way that is not known here.
@@ -297,13 +347,13 @@ def load_policy(source: str, *, revision: str | None = None, dtype: str = "float
     tokenizer = load_tokenizer(source, revision)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            _resolve_policy(source), revision=revision, dtype=getattr(torch, dtype), attn_implementation=attention
+            _resolve_policy(source), revision=revision, dtype=torch.float32, attn_implementation=attention
         )
     except (OSError, ValueError) as error:
         raise RecipeError(f"cannot load policy.source {source}: {error}") from error
     if torch.cuda.is_available():
         model.to("cuda")
-    policy = Policy(model.eval(), tokenizer, source, revision)
+    policy = Policy(model.eval(), tokenizer, source, revision, bf16=bf16)
     _check_logits(policy)
     return policy
 

@@ -133,14 +133,15 @@ def sample(
     model.eval()
     for step in range(decoding.max_new_tokens):
         # Only the last position predicts a new token, and the vocabulary is wide.
-        output = model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with policy.passes():
+            output = model(
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         logits = output.logits[:, -1].float()
         chosen = _choose(logits, uniform[rows, step], decoding)
         # At temperature 1 whatever the decoding is: the trainer's log-probabilities are compared with these.
