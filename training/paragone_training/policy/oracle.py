@@ -31,10 +31,12 @@ from numpy.typing import NDArray
 
 from paragone import AsyncClient
 from paragone.exceptions import (
+    DeadlineError,
     KeyRefusedError,
     NonFiniteScoreError,
     ParagoneError,
     RequestError,
+    UnavailableError,
     UnknownModelError,
     exception_for,
 )
