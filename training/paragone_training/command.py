@@ -73,6 +73,30 @@ def _model(
     typer.echo(str(train_model(loaded, folder, resume=resume)))
 
 
+@train.command("head")
+@_pointing_at_data
+def _head(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file with a backbone.source, see docs/training.md.")],
+    output: _Output = None,
+    settings: _Settings = None,
+    data: _Data = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and data, say what would be done.")] = False,
+) -> None:
+    """Fit a head to a frozen backbone: one pass per response and seconds of fitting; kilobytes for `paragone serve`."""
+    _log()
+    loaded = load_recipe(recipe, settings or [], data=data)
+    folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
+    from paragone_training.preference.train_head import check_head_recipe, train_head
+    from paragone_training.preference.train_model import load_rows
+
+    if dry_run:
+        check_head_recipe(loaded)
+        typer.echo(_described(loaded))
+        typer.echo(f"{load_rows(loaded).describe()}; the head would go to {folder}")
+        return
+    typer.echo(str(train_head(loaded, folder)))
+
+
 @train.command("language")
 @_pointing_at_data
 def _language(

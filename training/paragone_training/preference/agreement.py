@@ -155,12 +155,17 @@ def judge(
     Args:
         network: in any mode; it is put back into that.
     """
-    rows: list[tuple[float, float, float, bool, str]] = []
+    logits = []
     # Group by group, so that a response passes once however many pairs it is part of.
     for group, seen in zip(groups, readings, strict=True):
         pairs = torch.tensor([(label.first, label.second) for label in group.labels])
-        logits = objective.logits(represented(network, seen, budget=budget, pad_id=pad_id), pairs).tolist()
-        rows += _rows(group, logits)
+        logits.append(objective.logits(represented(network, seen, budget=budget, pad_id=pad_id), pairs).tolist())
+    return judged(groups, logits)
+
+
+def judged(groups: Sequence[PromptGroup], logits: Sequence[Sequence[float]]) -> Judged:
+    """Return log-odds of every label of every group beside what people said; ties are left out."""
+    rows = [row for group, values in zip(groups, logits, strict=True) for row in _rows(group, values)]
     columns = list(zip(*rows, strict=True)) or [()] * 5
     return Judged(
         np.array(columns[0], dtype=np.float64),

@@ -62,6 +62,10 @@ def build_model(recipe: Recipe, texts: Iterable[str]) -> ModelParts:
     """
     if recipe.model.start is not None:
         return _go_on_from(recipe.model.start, recipe)
+    if needed := KINDS[recipe.model.kind].starts_from:
+        raise RecipeError(
+            f"model.start is missing; a {recipe.model.kind} model starts from a trained {needed} model: name it"
+        )
     tokenizer = _tokenizer(recipe.tokenizer, recipe.backbone, texts, recipe.model.max_length)
     # The tokenizer is trained without chance; weights are drawn from here on, backbone first, then the head.
     torch.manual_seed(recipe.training.seed)

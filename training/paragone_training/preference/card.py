@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from paragone_evaluation.readers import Pair, Rating, RowAccount
+from paragone_models.fitting import FittedHead
 from paragone_models.kinds import KINDS
 from paragone_models.merging import Merging
+from paragone_models.spec import BackboneReference, ModelSpec
 from paragone_training.preference.agreement import Examined, Judged, Summary
 from paragone_training.preference.backbone import ModelParts
 from paragone_training.preference.objective import Objective
+from paragone_training.preference.ratings import RatingErrors
 from paragone_training.preference.recipe import Recipe
 
-__all__ = ["Outcome", "Rows", "write_card"]
+__all__ = ["HeadOutcome", "Outcome", "Rows", "write_card", "write_head_card"]
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,113 @@ class Outcome:
         return self.after.judged
 
 
+@dataclass(frozen=True)
+class HeadOutcome:
+    """What a fit to frozen states gives.
+
+    Attributes:
+        questions: how many the rows have; each was held out once.
+        probe: cross-validated, on the training pairs; None where nothing compares.
+        scalar: the same of the reward alone, beside a vector.
+        errors: cross-validated, on the training ratings; None for a kind that does not rate.
+        after: the final head on the held-out rows.
+    """
+
+    fitted: FittedHead
+    backbone: BackboneReference
+    objective: Objective
+    questions: int
+    probe: Judged | None
+    scalar: Judged | None
+    errors: RatingErrors | None
+    after: Examined
+
+    def lines(self) -> Iterator[str]:
+        """Yield what was found, for the log."""
+        for name, judged in (("this head", self.probe), ("its scalar alone", self.scalar)):
+            if judged is not None:
+                found = judged.summary()
+                yield (
+                    f"{name}, cross-validated over {self.questions} questions: agreement {found.accuracy:.4f} (the "
+                    f"longer one {found.length_accuracy:.4f}), {found.negative_log_likelihood:.4f} nats"
+                )
+        if self.after.judged is not None:
+            yield f"held-out rows: agreement {self.after.judged.summary().accuracy:.4f}"
+
+
+def write_head_card(name: str, recipe: Recipe, rows: Rows, outcome: HeadOutcome) -> str:
+    """Return the text of README.md of a head that was fitted to a frozen backbone."""
+    spec, reference = outcome.fitted.spec, outcome.backbone
+    penalties = ", ".join(f"{part} {value:.3g}" for part, value in outcome.fitted.penalties.items())
+    revision = f", revision {reference.revision}" if reference.revision else ""
+    lines = [f"# {name}", "", _what(spec), ""]
+    lines += [f"A head alone, for the backbone {reference.source}{revision}, identity `{reference.identity[:12]}`.", ""]
+    lines += ["## Training", "", "The backbone is as it was: its hidden states were computed once, and the head was"]
+    lines += [f"fitted to them. Penalties, chosen by cross-validation: {penalties}.", "", *_data(recipe, rows, outcome)]
+    if spec.attributes:
+        lines += [
+            "",
+            "## How ratings become a preference",
+            "",
+            *_merged(spec, outcome.fitted.merging, fitted_apart=True),
+        ]
+        lines += ["", "## Distance from people's ratings", "", *_head_errors(outcome)]
+    lines += ["", "## Agreement with people", "", *_head_agreement(outcome)]
+    if recipe.output.notes:
+        lines += ["", recipe.output.notes.strip()]
+    return "\n".join([*lines, ""])
+
+
+def _data(recipe: Recipe, rows: Rows, outcome: HeadOutcome) -> Iterator[str]:
+    if rows.ratings:
+        yield f"* {len(rows.ratings)} rated responses, from {_names(recipe.data.ratings)}."
+    if rows.pairs:
+        prompts = len({pair.prompt for pair in rows.pairs})
+        yield f"* {len(rows.pairs)} pairs under {prompts} prompts, from {_names(recipe.data.train)}."
+    yield f"* Loss: {outcome.objective.describe()}."
+
+
+def _head_errors(outcome: HeadOutcome) -> Iterator[str]:
+    errors, after = outcome.errors, outcome.after.errors
+    assert errors is not None
+    yield "Root mean squared errors; cross-validated ones are of heads that were fitted without the question:"
+    yield ""
+    yield "| attribute | cross-validated | always the mean | held-out rows |"
+    yield "|---|---|---|---|"
+    for number, name in enumerate(errors.attributes):
+        apart = "" if after is None else f"{after.error[number]:.3f}"
+        yield f"| {name} | {errors.error[number]:.3f} | {errors.constant[number]:.3f} | {apart} |"
+
+
+def _head_agreement(outcome: HeadOutcome) -> Iterator[str]:
+    compared = [
+        (f"this head, cross-validated over {outcome.questions} questions", outcome.probe),
+        ("its scalar alone, the same", outcome.scalar),
+        ("this head, on the held-out rows", outcome.after.judged),
+    ]
+    if not any(judged for _, judged in compared):
+        yield "No decided pairs."
+        return
+    yield "| | pairs | agreement | the longer response | lengths matched | nats |"
+    yield "|---|---|---|---|---|---|"
+    for words, judged in compared:
+        if judged is not None:
+            found = judged.summary()
+            yield (
+                f"| {words} | {found.pairs} | {found.accuracy:.3f} | {found.length_accuracy:.3f} | "
+                f"{found.matched_accuracy:.3f} | {found.negative_log_likelihood:.3f} |"
+            )
+
+
 def write_card(name: str, recipe: Recipe, rows: Rows, outcome: Outcome) -> str:
     """Return the text of README.md."""
     spec = outcome.model.spec
-    lines = [f"# {name}", "", _what(outcome), ""]
+    lines = [f"# {name}", "", _what(spec), ""]
     if spec.demonstration:
         lines += ["**A demonstration.** It shows the software; do not rely on its judgement.", ""]
     lines += ["## Training", "", *_training(recipe, rows, outcome), ""]
     if spec.attributes:
-        lines += ["## How ratings become a preference", "", *_merged(outcome), ""]
+        lines += ["## How ratings become a preference", "", *_merged(spec, outcome.merging), ""]
         lines += ["## Distance from people's ratings", "", *_errors(rows, outcome), ""]
     lines += ["## Agreement with people", "", *_agreement(rows, outcome), ""]
     if recipe.output.notes:
@@ -83,8 +184,7 @@ def write_card(name: str, recipe: Recipe, rows: Rows, outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _what(outcome: Outcome) -> str:
-    spec = outcome.model.spec
+def _what(spec: ModelSpec) -> str:
     if spec.attributes:
         head = f"A `{spec.kind}` model that rates {', '.join(spec.attributes)}; temperature {spec.temperature:.4g}, "
     else:
@@ -122,22 +222,28 @@ def _training(recipe: Recipe, rows: Rows, outcome: Outcome) -> Iterator[str]:
     yield f"* Loss: {objective.describe()}; epochs: {recipe.training.epochs}."
 
 
-def _merged(outcome: Outcome) -> list[str]:
-    spec, merging = outcome.model.spec, outcome.merging
+def _merged(spec: ModelSpec, merging: Merging | None, *, fitted_apart: bool = False) -> list[str]:
     if not KINDS[spec.kind].merges_attributes:
+        begun = "was held near the" if fitted_apart else "started as the regression model's"
         return [
-            "A reward of its own, which started as the regression model's merged ratings. The ratings explain it; they "
+            f"A reward of its own, which {begun} merged ratings. The ratings explain it; they "
             "are no part of it any more."
         ]
     # Weights of zero would read as "no attribute matters".
     if merging is None:
         return ["Not at all: no pairs were there to fit weights on. The model rates and does not compare."]
     weights = zip(spec.attributes, merging.weights, strict=True)
+    # Ratings of responses that were trained on are closer to people's than any others will be.
+    caution = (
+        "They are cross-validated ratings."
+        if fitted_apart
+        else "The ratings of those responses were trained on too, so probabilities are too certain: calibrate on other "
+        "pairs."
+    )
     return [
         f"The logit is a weighted sum of the differences of ratings, divided by the temperature "
         f"{merging.temperature:.4g}. Both come from one logistic regression on the predicted ratings of the "
-        f"{merging.pairs} decided training pairs; the weights' absolute values sum to 1. The ratings of those "
-        "responses were trained on too, so probabilities are too certain: calibrate on other pairs.",
+        f"{merging.pairs} decided training pairs; the weights' absolute values sum to 1. {caution}",
         "",
         "| attribute | weight |",
         "|---|---|",

@@ -134,6 +134,19 @@ class _TrainingSection(Section):
     """Steps between two log lines."""
 
 
+class _HeadSection(Section):
+    """How a head is fitted to a frozen backbone (`train head`)."""
+
+    penalty: PositiveFloat | None = None
+    """Times half the squared norm of the weights of standardised features; chosen by cross-validation unless given."""
+    folds: int = Field(default=5, ge=2)
+    """Parts that the questions are dealt into for cross-validation."""
+    states: str = "runs/states"
+    """Folder of hidden states, which later fits to the same backbone and rows find again."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the backbone's forward passes, as `paragone serve` takes it."""
+
+
 class _OutputSection(Section):
     """What is written, and where."""
 
@@ -162,6 +175,7 @@ class Recipe(Section):
     loss: _LossSection = _LossSection()
     training: _TrainingSection = _TrainingSection()
     lora: LoraSection | None = None
+    head: _HeadSection = _HeadSection()
     output: _OutputSection = _OutputSection()
 
     @property
@@ -259,7 +273,7 @@ def _check_ratings(recipe: Recipe) -> None:
     # A temperature of the recipe would be overwritten by the fit, in silence.
     if kind.merges_attributes and model.temperature is not None:
         raise RecipeError(f"model.temperature of a {kind.name} model is fitted with its weights: leave it out")
-    if kind.starts_from and not model.start:
+    if kind.starts_from and not model.start and not recipe.backbone.source:
         raise RecipeError(
             f"model.start is missing; a {kind.name} model starts from a trained {kind.starts_from} model: name it"
         )

@@ -1,0 +1,212 @@
+"""A head fitted to a frozen backbone: a folder of kilobytes that answers, states that are kept, and refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3Model
+from typer.testing import CliRunner
+
+from paragone_models import load_model
+from paragone_models.files.loading import load_backbone
+from paragone_models.spec import ModelSpec
+from paragone_models.text.reader import TextReader, conversation
+from paragone_training.command import train
+from paragone_training.errors import DataError, RecipeError
+from paragone_training.preference.card import Rows
+from paragone_training.preference.frozen_states import FrozenBackbone
+from paragone_training.preference.recipe import Recipe
+from paragone_training.preference.train_head import fit_to_rows, train_head
+from paragone_training.scratch.decoder import train_tokenizer
+from paragone_training.settings import parse
+from tests.training.arguments import BAD, GOOD, pairs, write
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny chat model with random weights and a tokenizer with a chat template."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=320,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
+    Qwen3Model(config).save_pretrained(folder)
+    train_tokenizer([one.first for one in pairs()], 320, max_length=128).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Six questions; the last one is held out."""
+    rows = [
+        {
+            "id": str(number),
+            "prompt": one.prompt,
+            "first": one.first,
+            "second": one.second,
+            "strength": one.strength,
+            "group": one.group,
+            "split": "test" if one.group == "q5_yes" else "train",
+        }
+        for number, one in enumerate(pairs(6))
+    ]
+    return write(tmp_path / "pairs.jsonl", rows)
+
+
+@pytest.fixture
+def ratings(tmp_path):
+    rows = [
+        {"prompt": f"Should school {number} teach chess?", "response": f"{text} {number}", "ratings": {"care": care}}
+        for number in range(6)
+        for care, texts in ((4, GOOD), (0, BAD))
+        for text in texts
+    ]
+    return write(tmp_path / "ratings.jsonl", rows)
+
+
+def recipe(checkpoint, file, tmp_path, **sections):
+    tables = {
+        "model": {"kind": "bradley-terry", "max_length": 128, "pooling": "mean"},
+        "backbone": {"source": str(checkpoint)},
+        "data": {"train": [str(file)]},
+        "head": {"folds": 3, "states": str(tmp_path / "states"), "dtype": "float32"},
+    }
+    for name, values in sections.items():
+        tables[name] = {**tables.get(name, {}), **values}
+    return parse(Recipe, tables)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dimension", "gate"), [("bradley-terry", 1, False), ("general-preference", 4, True), ("hybrid", 3, False)]
+)
+def test_a_fitted_head_is_kilobytes_and_prefers_what_people_did(checkpoint, data, tmp_path, kind, dimension, gate):
+    model = {"kind": kind, "dimension": dimension, "gate": gate}
+    folder = train_head(recipe(checkpoint, data, tmp_path, model=model), tmp_path / "head")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "head.safetensors", "paragone.json"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 10_000
+    loaded = load_model(folder, device="cpu")
+    answers = loaded.score("Should school 9 teach chess?", [f"{GOOD[0]} 9", f"{BAD[0]} 9"])
+    assert answers.probabilities[0, 1] > 0.6
+    card = (folder / "README.md").read_text()
+    assert "cross-validated over 5 questions | 45 | 1.000 | 1.000 |" in card
+    assert "on the held-out rows | 9 | 1.000 |" in card
+    assert ("its scalar alone" in card) == (kind != "bradley-terry")
+
+
+def test_ratings_are_fitted_and_merged_and_a_reward_stands_above_them(checkpoint, data, ratings, tmp_path):
+    sections = {"data": {"train": [str(data)], "ratings": [str(ratings)]}}
+    model = {"kind": "regression", "attributes": ["care"], "pooling": "mean"}
+    folder = train_head(recipe(checkpoint, data, tmp_path, model=model, **sections), tmp_path / "rates")
+    loaded = load_model(folder, device="cpu")
+    answers = loaded.score("Should school 9 teach chess?", [f"{GOOD[1]} 9", f"{BAD[1]} 9"])
+    assert answers.attributes["care"][0] > answers.attributes["care"][1] + 1
+    assert answers.probabilities[0, 1] > 0.5
+    assert loaded.spec.weights == (1.0,)
+    assert "They are cross-validated ratings." in (folder / "README.md").read_text()
+    combined = {**model, "kind": "helpsteer"}
+    folder = train_head(recipe(checkpoint, data, tmp_path, model=combined, **sections), tmp_path / "combined")
+    answers = load_model(folder, device="cpu").score("Should school 9 teach chess?", [f"{GOOD[1]} 9", f"{BAD[1]} 9"])
+    assert answers.rewards[0] > answers.rewards[1]
+
+
+def read(checkpoint, pooling="last", gate="none", answers=("Yes, because it helps.", "no")):
+    backbone = load_backbone(checkpoint, device="cpu", dtype="float32")
+    spec = ModelSpec(kind="general-preference", dimension=4, pooling=pooling, gate=gate, max_length=128)
+    reader = TextReader(backbone.tokenizer, spec)
+    return backbone, reader.read([conversation("Should school 1 teach chess?", answer) for answer in answers])
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_kept_states_are_those_of_the_whole_model(checkpoint, tmp_path, pooling):
+    backbone, readings = read(checkpoint, pooling, "softmax")
+    states = FrozenBackbone(backbone, tmp_path).states(readings)
+    assert states.shape == (2, 2, 16)
+    for reading, found in zip(readings, states, strict=True):
+        hidden = backbone.module(torch.tensor([list(reading.token_ids)])).last_hidden_state[0]
+        for (start, stop), state in zip(reading.reads, found, strict=True):
+            assert state == pytest.approx(hidden[start:stop].mean(dim=0).numpy(), abs=1e-4)
+
+
+def test_states_are_computed_once_shared_by_kinds_and_found_after_a_kill(checkpoint, tmp_path, monkeypatch):
+    backbone, readings = read(checkpoint, answers=[f"answer {number}" for number in range(40)])
+    # A part is written after every chunk, and the second chunk is interrupted.
+    monkeypatch.setattr("paragone_training.preference.frozen_states._PART_S", 0.0)
+    killed = FrozenBackbone(backbone, tmp_path)
+    encode, calls = killed._local.encode, []
+
+    def interrupted(items):
+        calls.append(items)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(items)
+
+    monkeypatch.setattr(killed._local, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        killed.states(readings)
+    again = FrozenBackbone(backbone, tmp_path)
+    states = again.states(readings)
+    assert again.computed == 8
+    # A gate needs the prompt's state too, one for all, and finds the responses'.
+    gated = FrozenBackbone(backbone, tmp_path)
+    _, with_gate = read(checkpoint, gate="softmax", answers=[f"answer {number}" for number in range(40)])
+    assert np.array_equal(gated.states(with_gate)[:, 1], states[:, 0])
+    assert gated.computed == 1
+    # Another dtype is another backbone.
+    half = load_backbone(checkpoint, device="cpu", dtype="bfloat16")
+    other = FrozenBackbone(half, tmp_path)
+    other.states(readings)
+    assert other.computed == 40
+
+
+def test_losses_become_labels(checkpoint, data, tmp_path):
+    rows = Rows(pairs(4))
+    margins = []
+    for loss in ({"name": "regular"}, {"name": "regular", "margin": 2.0}, {"name": "margin"}, {"name": "soft"}):
+        settled = recipe(checkpoint, data, tmp_path, loss=loss, head={"penalty": 0.1})
+        fitted = fit_to_rows(settled, rows, tmp_path / "states").fitted
+        margins.append(float(fitted.tensors["value_head.weight"].norm()))
+    regular, ahead, margin, soft = margins
+    assert soft < regular < margin
+    assert regular < ahead
+
+
+def test_the_command_fits_says_what_it_found_and_refuses_to_write_over_a_model(checkpoint, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "quick.toml"
+    path.write_text(
+        f'[model]\nkind = "bradley-terry"\nmax_length = 128\n[backbone]\nsource = "{checkpoint}"\n'
+        f'[data]\ntrain = ["{data}"]\n[head]\nfolds = 3\n'
+    )
+    dry = CliRunner().invoke(train, ["head", str(path), "--dry-run"], catch_exceptions=False)
+    assert "45 pairs to train on, 9 held out; the head would go to runs/quick" in dry.stdout
+    result = CliRunner().invoke(train, ["head", str(path)], catch_exceptions=False)
+    assert result.stdout.strip() == "runs/quick"
+    assert json.loads((tmp_path / "runs/quick/paragone.json").read_text())["backbone"]["source"] == str(checkpoint)
+    with pytest.raises(RecipeError, match=r"runs/quick holds a model: choose another --output"):
+        CliRunner().invoke(train, ["head", str(path)], catch_exceptions=False)
+
+
+def test_what_cannot_be_fitted_is_refused(checkpoint, data, tmp_path):
+    for sections, words in (
+        ({"backbone": {"source": None}}, "backbone.source is missing"),
+        ({"loss": {"name": "score"}}, "loss.name is 'score', which `train head` has not"),
+        ({"backbone": {"source": str(tmp_path / "nowhere")}}, "backbone.source: .* is no folder here"),
+        ({"model": {"max_length": 4096}}, "the backbone has 128 positions"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            train_head(recipe(checkpoint, data, tmp_path, **sections), tmp_path / "head")
+    one = write(tmp_path / "one.jsonl", [json.loads(line) for line in data.read_text().splitlines()[:9]])
+    with pytest.raises(RecipeError, match="all 6 responses belong to one question"):
+        train_head(recipe(checkpoint, one, tmp_path, data={"train": [str(one)]}), tmp_path / "head")
+    long = write(tmp_path / "long.jsonl", [{"prompt": "p", "first": "word " * 400, "second": "a", "strength": 1}])
+    with pytest.raises(DataError, match=r"long\.jsonl"):
+        train_head(recipe(checkpoint, long, tmp_path, data={"train": [str(long)]}), tmp_path / "head")
