@@ -133,6 +133,7 @@ def _data(recipe: Recipe, rows: Rows, outcome: HeadOutcome) -> Iterator[str]:
     if rows.pairs:
         prompts = len({pair.prompt for pair in rows.pairs})
         yield f"* {len(rows.pairs)} pairs under {prompts} prompts, from {_names(recipe.data.train)}."
+    yield from (f"* {line}." for line in rows.account.describe())
     yield f"* Loss: {outcome.objective.describe()}."
 
 
