@@ -7,6 +7,7 @@ import pytest
 
 from paragone import cli, exceptions
 from paragone.client import Client
+from paragone.connection import DEFAULT_TIMEOUT_S
 from tests.clients.oracle import Oracle, error, listening
 
 PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
@@ -68,4 +69,4 @@ def test_the_page_names_every_method_and_the_real_defaults():
     assert f"`max_bytes_per_request` ({defaults['max_bytes_per_request'] >> 20} MiB)" in PAGE
     assert f"`concurrency` ({defaults['concurrency']})" in PAGE
     assert f"`retry_s` ({defaults['retry_s']:g} s)" in PAGE
-    assert f"`timeout_s` ({defaults['timeout_s']:g} s)" in PAGE
+    assert f"`timeout_s` ({DEFAULT_TIMEOUT_S:g} s)" in PAGE

@@ -158,12 +158,12 @@ def test_a_replica_with_the_same_redis_knows_the_ids_until_redis_forgets(hosted)
         with serving(hosted, port=port, **shared):
             assert logits(client.preferences(PAIRS)) == expected
             assert network.statuses == [200, 200]
-            redis.kill()
+            redis.end()
             assert logits(client.preferences(PAIRS)) == pytest.approx(expected, abs=1e-4)
             assert network.statuses == [200, 200, 404, 200]
         client.close()
     finally:
-        redis.kill()
+        redis.end()
 
 
 def test_models_prompts_and_tools_are_kept_apart(hosted):
