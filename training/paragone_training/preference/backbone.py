@@ -12,6 +12,7 @@ from paragone_models.errors import ModelLoadError
 from paragone_models.files.loading import load_model
 from paragone_models.files.saving import is_storable
 from paragone_models.kinds import KINDS
+from paragone_models.model import PreferenceModel
 from paragone_models.network import PreferenceNetwork, RepresentationHead, output_width
 from paragone_models.rotary import positions_of
 from paragone_models.spec import ModelSpec
@@ -19,6 +20,10 @@ from paragone_training.errors import RecipeError
 from paragone_training.preference.recipe import Recipe
 from paragone_training.scratch.decoder import decoder_config, train_tokenizer
 from paragone_training.scratch.sections import BackboneSection, TokenizerSection
+
+# What a head's numbers mean, and how a text is read that they are computed from.
+_MEANING = ("kind", "attributes", "dimension", "pooling", "gate", "normalise")
+_READING = ("special_tokens", "bos", "reasoning", "final_eos")
 
 __all__ = ["ModelParts", "build_model", "reward_on_top"]
 
@@ -38,12 +43,15 @@ class ModelParts:
 
     Attributes:
         start: the model that it goes on from, or None.
+        head_origin: whether the head is kept from a trained model or new, and why; None with a backbone from random
+            weights.
     """
 
     network: PreferenceNetwork
     tokenizer: Any
     spec: ModelSpec
     start: _Start | None = None
+    head_origin: str | None = None
 
     @property
     def pad_id(self) -> int:
@@ -72,11 +80,17 @@ def build_model(recipe: Recipe, texts: Iterable[str]) -> ModelParts:
     if recipe.backbone.source is None:
         config = decoder_config(recipe.backbone, tokenizer, recipe.model.max_length, use_cache=False)
         backbone: Any = Qwen3Model(config)
+        origin = None
     else:
+        parts, reason = _from_reward_model(recipe.backbone.source, recipe, tokenizer)
+        if parts:
+            return parts
+        torch.manual_seed(recipe.training.seed)
         backbone = _from_checkpoint(recipe.backbone.source, recipe.backbone)
+        origin = f"new: {reason}"
     _check_fit(backbone, tokenizer, recipe)
     head = RepresentationHead(output_width(backbone.config), recipe.spec)
-    return ModelParts(PreferenceNetwork(backbone, head), tokenizer, recipe.spec)
+    return ModelParts(PreferenceNetwork(backbone, head), tokenizer, recipe.spec, head_origin=origin)
 
 
 def reward_on_top(head: RepresentationHead, spec: ModelSpec, rewarding: ModelSpec) -> RepresentationHead:
@@ -170,38 +184,75 @@ def _go_on_from(source: str, recipe: Recipe) -> ModelParts:
         raise RecipeError(f"model.start {source}: {error}") from error
     if model.reader is None:
         raise RecipeError(f"model.start {source} has no tokenizer files: there is nothing to read with")
-    tokenizer, backbone, old = _padding(model.reader.tokenizer), model.network.backbone, model.network.head
-    _check_fit(backbone, tokenizer, recipe)
+    return _on_top(model, _padding(model.reader.tokenizer), recipe, f"model.start {source}")
+
+
+def _from_reward_model(source: str, recipe: Recipe, tokenizer: Any) -> tuple[ModelParts | None, str]:
+    """Return the parts of a model that goes on from a reward model, or None and why the source is none."""
+    # Asked of the loader that serves models: what it finds no head in has none that is known.
+    try:
+        model = load_model(source, device="cpu", dtype="float32", revision=recipe.backbone.revision)
+    except ModelLoadError as error:
+        if recipe.model.head == "keep":
+            raise RecipeError(f"model.head is 'keep', and backbone.source {source}: {error}") from error
+        return None, str(error)
+    if model.network.config._attn_implementation != recipe.backbone.attention:  # noqa: SLF001 - no other name
+        network: Any = model.network.backbone
+        network.set_attn_implementation(recipe.backbone.attention)
+    return _on_top(model, tokenizer, recipe, f"backbone.source {source}"), ""
+
+
+def _on_top(model: PreferenceModel, tokenizer: Any, recipe: Recipe, name: str) -> ModelParts:
+    """Return a loaded model's backbone with its own head, if that means the same in the recipe, or with a new one."""
+    network, spec = model.network, recipe.spec
+    _check_fit(network.backbone, tokenizer, recipe)
     torch.manual_seed(recipe.training.seed)
-    spec = recipe.spec
-    width = output_width(model.network.config)
-    # A head is taken over where its rows mean the same: as it is, or with the merged attributes as a reward on top, so
-    # that training begins with the answers of the model it starts from.
-    if KINDS[spec.kind].starts_from:
-        spec = _continued(recipe, model.spec)
-        head = reward_on_top(old, model.spec, spec)
-    elif (model.spec.kind, model.spec.attributes) == (spec.kind, spec.attributes):
+    start = _Start(model.provenance.source, model.identity, model.spec)
+    # How a text was read is part of what backbone and head know.
+    spec = replace(spec, **{field: getattr(model.spec, field) for field in _READING})
+    width, misfit = output_width(network.config), _misfit(model, spec)
+    if KINDS[spec.kind].starts_from == model.spec.kind or (KINDS[spec.kind].starts_from and misfit):
+        # Training begins with the answers of the model it starts from: its merged attributes are the reward.
+        spec = replace(_continued(recipe, model.spec, name), **{field: getattr(spec, field) for field in _READING})
+        head, origin = reward_on_top(network.head, model.spec, spec), f"kept, with its merged ratings on top: {name}"
+    elif recipe.model.head == "new":
+        head, origin = RepresentationHead(width, spec), "new, as asked"
+    elif misfit is None:
         # Now, and not when everything was trained and is to be saved.
-        if not is_storable(old.value_head, width, spec.dimension):
-            raise RecipeError(f"model.start {source} has a head that cannot be saved after training: {old.value_head}")
-        head = RepresentationHead(width, spec, value_head=old.value_head)
+        if not is_storable(network.head.value_head, width, spec.dimension):
+            raise RecipeError(f"{name} has a head that cannot be saved after training: {network.head.value_head}")
+        spec = replace(spec, temperature=recipe.model.temperature or model.spec.temperature)
+        head, origin = network.head, f"kept: {name}"
+        head.spec = spec
+    elif recipe.model.head == "keep":
+        raise RecipeError(f"model.head is 'keep', and {name} {misfit}: make the recipe the same, or take 'new'")
     else:
-        head = RepresentationHead(width, spec)
+        head, origin = RepresentationHead(width, spec), f"new: {name} {misfit}"
+    network.head = head
     # A loaded model is frozen.
-    network = PreferenceNetwork(backbone, head).requires_grad_(requires_grad=True)
-    return ModelParts(network, tokenizer, spec, _Start(model.provenance.source, model.identity, model.spec))
+    network.requires_grad_(requires_grad=True)
+    return ModelParts(network, tokenizer, spec, start, origin)
 
 
-def _continued(recipe: Recipe, start: ModelSpec) -> ModelSpec:
+def _misfit(model: PreferenceModel, spec: ModelSpec) -> str | None:
+    """Return why a loaded model's head would mean something else under the recipe's spec, or None."""
+    if model.first_token:
+        return "reads the first token of a text, and what is trained here reads the last or a mean"
+    for field in _MEANING:
+        old, new = getattr(model.spec, field), getattr(spec, field)
+        if old != new:
+            return f"has {field} {list(old) if isinstance(old, tuple) else old}, and the recipe {new}"
+    return None
+
+
+def _continued(recipe: Recipe, start: ModelSpec, name: str) -> ModelSpec:
     """Return what a model is that takes the head of its start over, with the start's temperature unless given."""
-    spec, source = recipe.spec, recipe.model.start
+    spec = recipe.spec
     needed = KINDS[spec.kind].starts_from
     if start.kind != needed:
-        raise RecipeError(f"model.start {source} is a {start.kind} model; a {spec.kind} model starts from a {needed}")
+        raise RecipeError(f"{name} is a {start.kind} model; a {spec.kind} model starts from a {needed}")
     if start.attributes != spec.attributes:
-        raise RecipeError(
-            f"model.start {source} rates {', '.join(start.attributes)}; model.attributes must be the same, in order"
-        )
+        raise RecipeError(f"{name} rates {', '.join(start.attributes)}; model.attributes must be the same, in order")
     if start.pooling != spec.pooling:
-        raise RecipeError(f"model.start {source} reads the {start.pooling}; set model.pooling = {start.pooling!r}")
+        raise RecipeError(f"{name} reads the {start.pooling}; set model.pooling = {start.pooling!r}")
     return replace(spec, temperature=recipe.model.temperature or start.temperature)

@@ -205,6 +205,8 @@ def _training(recipe: Recipe, rows: Rows, outcome: Outcome) -> Iterator[str]:
     # Kinds that rate say what they go on from; the others, what reads the text.
     begin = "It starts from" if objective.attributes else "Backbone:"
     yield f"* {begin} {backbone}{', low-rank adapters merged' if recipe.lora else ''}."
+    if outcome.model.head_origin:
+        yield f"* Head: {outcome.model.head_origin}."
     if rows.ratings:
         yield f"* {len(rows.ratings)} rated responses, from {_names(recipe.data.ratings)}."
     if rows.pairs:
@@ -271,7 +273,7 @@ def _errors(rows: Rows, outcome: Outcome) -> list[str]:
         explained = f"{after.error[number]:.3f} | {after.constant[number]:.3f} | {after.explained[number]:.3f} |"
         lines.append(f"| {name} |{first} {explained}")
     if before:
-        lines += ["", "Before: the regression model that training started from. After: this model."]
+        lines += ["", "Before: the model that training started from. After: this model."]
     return lines
 
 
@@ -283,7 +285,7 @@ def _agreement(rows: Rows, outcome: Outcome) -> list[str]:
         before = outcome.before.judged.summary()
         lines += [
             "",
-            f"The regression model that it started from: {before.accuracy:.3f} on the same pairs, "
+            f"The model that it started from: {before.accuracy:.3f} on the same pairs, "
             f"{before.matched_accuracy:.3f} on those of matched length, {before.negative_log_likelihood:.3f} nats.",
         ]
     return lines

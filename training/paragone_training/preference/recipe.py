@@ -48,9 +48,12 @@ class _ModelSection(Section):
     attributes: Names = ()
     """Kinds that rate: names of the ratings, in the order of the head's rows."""
     start: str | None = None
-    """Kinds that rate: a model to go on from, as `paragone serve --model` takes it. `helpsteer` needs a `regression`
-    model of the same attributes and takes backbone, tokenizer and head. `regression` takes backbone and tokenizer, and
-    the head where the attributes are the same. Without it, training starts from `[backbone]`."""
+    """A trained model to go on from, as `paragone serve --model` takes it: backbone, tokenizer and, where it means the
+    same, head. `helpsteer` needs a `regression` model of the same attributes, or a `helpsteer` one. Without it,
+    training starts from `[backbone]`."""
+    head: Literal["keep", "new"] | None = None
+    """The head of `start`, or of a `backbone.source` that is a reward model: keep it, or draw a new one. Unless given,
+    it is kept where kind, attributes, dimension, pooling and gate are the same; log and card say which."""
 
 
 class _DataSection(DataSection):
@@ -258,7 +261,6 @@ def _check_ratings(recipe: Recipe) -> None:
     if not kind.has_attributes:
         for name, value in (
             ("model.attributes", model.attributes),
-            ("model.start", model.start),
             ("data.ratings", data.ratings),
             ("data.evaluate_ratings", data.evaluate_ratings),
             # Its default is no 0, so what counts is whether the recipe names it.
@@ -277,9 +279,6 @@ def _check_ratings(recipe: Recipe) -> None:
         raise RecipeError(
             f"model.start is missing; a {kind.name} model starts from a trained {kind.starts_from} model: name it"
         )
-    # One of them would be ignored.
-    if model.start and recipe.backbone.source:
-        raise RecipeError("model.start and backbone.source both name a backbone: leave one of them out")
     if recipe.pretraining.epochs or recipe.lexical:
         raise RecipeError(
             f"[pretraining] and [lexical] are not for {kind.name} models: set model.start to a trained one"
@@ -303,7 +302,14 @@ def _check_loss(recipe: Recipe) -> None:
 
 
 def _check_backbone(recipe: Recipe) -> None:
-    backbone, lexical = recipe.backbone, recipe.lexical
+    backbone, lexical, model = recipe.backbone, recipe.lexical, recipe.model
+    # One of them would be ignored.
+    if model.start and backbone.source:
+        raise RecipeError("model.start and backbone.source both name a backbone: leave one of them out")
+    if model.head and not (model.start or backbone.source):
+        raise RecipeError(f"model.head is {model.head!r}; a backbone from random weights has no head: leave it out")
+    if model.head == "new" and KINDS[model.kind].starts_from:
+        raise RecipeError(f"model.head is 'new'; a {model.kind} model starts as the one it goes on from: leave it out")
     # With trained weights nothing may run before the labels: it would write over what they know.
     if backbone.source or recipe.model.start:
         if recipe.pretraining.epochs:

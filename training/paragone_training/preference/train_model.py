@@ -182,7 +182,10 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
     held_out_groups = group_pairs(rows.held_out_pairs, rows.held_out_ratings or rows.ratings, attributes)
     held_out = HeldOut(held_out_groups, read_groups(held_out_groups, reader), attributes, model.pad_id)
     # Before adapters and teachers change anything: what the model that training starts from says.
-    before = held_out.examined(model.network, objective) if kind.starts_from else Examined()
+    if model.head_origin:
+        logger.info("head %s", model.head_origin)
+    kept = model.start is not None and (model.head_origin or "").startswith("kept")
+    before = held_out.examined(model.network, objective) if kept else Examined()
     work.mkdir(parents=True, exist_ok=True)
     described.write(work)
     checkpoint = last_checkpoint(work) if resume else None
