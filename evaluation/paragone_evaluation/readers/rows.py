@@ -4,9 +4,10 @@ A row is a prompt with its K responses: two that people compared, several with c
 that people rated.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from paragone_evaluation.dataset import ResponseText
 
 __all__ = [
     "STRONGEST",
+    "WEAKEST",
     "BadRowError",
     "Content",
     "DataRow",
@@ -33,6 +35,9 @@ Content = str | list[dict[str, Any]]
 
 STRONGEST = 3.0
 """Largest strength: the scale of HelpSteer2-Preference."""
+
+WEAKEST = 0.01
+"""Strength of what was preferred by a margin of nothing: less than every strength that people give, and no tie."""
 
 
 class BadRowError(ValueError):
@@ -138,6 +143,8 @@ class DataRow:
         responses: K of them; none in a file of prompts.
         graded: whether the labels' strengths are the file's own; otherwise they only say which one was preferred.
         ratings: by attribute, for each response, None where nobody rated it; empty where people compared. K
+        ranks: place of each response, the best one lowest; empty where there is no ranking. K
+        aspects: the labels by what people compared, where that is several things; ``labels`` are those of the first.
         right: how many of the responses, from the first, are right ones; None where people compared.
         subset: part of the file that has results of its own.
     """
@@ -149,6 +156,8 @@ class DataRow:
     id: str | None = None
     graded: bool = False
     ratings: tuple[Mapping[str, float | None], ...] = ()
+    ranks: tuple[float, ...] = ()
+    aspects: Mapping[str, tuple[Label, ...]] = field(default_factory=dict)
     right: int | None = None
     split: str | None = None
     group: str | None = None
@@ -171,6 +180,24 @@ class DataRow:
         """The ratings of each response without those that nobody gave."""
         # Null and a missing name say the same: tables have a column for every attribute that some row rates.
         return [{name: value for name, value in each.items() if value is not None} for each in self.ratings]
+
+    def judged(self, attribute: str | None, rankings: str) -> "DataRow":
+        """Return the row with the labels that are asked for.
+
+        Args:
+            attribute: which of several aspects; the first one if None.
+            rankings: ``all`` compares every two ranked responses, ``neighbours`` each with the next.
+
+        Raises:
+            BadRowError: if people did not compare by this attribute.
+        """
+        if self.aspects and attribute is not None:
+            if attribute not in self.aspects:
+                raise BadRowError(f"attribute is {attribute!r}; this file has {', '.join(self.aspects)}")
+            return replace(self, labels=self.aspects[attribute])
+        if self.ranks:
+            return replace(self, labels=_ranked(self.ranks, neighbours=rankings == "neighbours"))
+        return self
 
     def telling_labels(self) -> tuple[Label, ...]:
         """Return the labels without those between two equal texts, which say nothing about either."""
@@ -208,6 +235,14 @@ class DataRow:
         if not all(isinstance(response, str) for response in self.responses):
             raise BadRowError("a response holds more than one message's text, such as tool calls: training reads texts")
         return [str(response) for response in self.responses]
+
+
+def _ranked(ranks: Sequence[float], *, neighbours: bool) -> tuple[Label, ...]:
+    """Return the comparisons of a ranking: the difference of two places, at most ``STRONGEST``, is the strength."""
+    places = range(len(ranks))
+    order = sorted(places, key=lambda at: ranks[at])
+    pairs = list(itertools.pairwise(order)) if neighbours else list(itertools.combinations(order, 2))
+    return tuple(Label(better, worse, min(ranks[worse] - ranks[better], STRONGEST)) for better, worse in pairs)
 
 
 def _question_of(group: str) -> str:

@@ -6,10 +6,11 @@ a field is wrong, and its entry here. docs/data-files.md lists the columns of al
 
 from collections.abc import Sequence
 
-from paragone_evaluation.readers.layouts import benchmarks, own, published
+from paragone_evaluation.readers.layouts import benchmarks, own, published, trainers
 from paragone_evaluation.readers.layouts.benchmarks import TIES_ID
-from paragone_evaluation.readers.layouts.fields import identifier, prompt_of, split_name, split_of, value_of
+from paragone_evaluation.readers.layouts.fields import identifier, split_name, split_of, tools_of, value_of
 from paragone_evaluation.readers.layouts.layout import FileLayout
+from paragone_evaluation.readers.layouts.trainers import only_prompt
 from paragone_evaluation.readers.rows import DataRow, Fields
 
 __all__ = [
@@ -17,27 +18,43 @@ __all__ = [
     "TIES_ID",
     "FileLayout",
     "fitting_layout",
+    "layout_of",
     "prompt_row",
     "split_name",
     "split_of",
     "value_of",
 ]
 
-# The first that fits is taken: layouts whose columns are their own come before those whose columns others have as well.
 FILE_LAYOUTS = (
     benchmarks.JUDGEBENCH,
     benchmarks.RM_BENCH,
     benchmarks.REWARDBENCH2,
+    benchmarks.IF_REWARDBENCH,
+    benchmarks.BEST_OF,
     benchmarks.REWARDBENCH,
     published.ULTRAFEEDBACK,
     published.HELPSTEER2_PREFERENCES,
+    published.HELPSTEER3,
+    published.ARENA_CONVERSATIONS,
+    published.ARENA,
+    published.SHP,
+    published.PKU_SAFERLHF,
+    published.NECTAR,
+    published.SUMMARIES,
+    trainers.OPENAI_PREFERENCES,
+    trainers.NEMO_RL,
+    trainers.OUTPUTS,
     own.GROUPS,
     published.HELPSTEER2,
     own.RATINGS,
     own.FIRST_SECOND,
-    own.CHOSEN_REJECTED,
+    *own.CHOSEN_REJECTED,
+    trainers.KTO,
+    trainers.NEMO_TEXT,
 )
-"""Every layout that is read."""
+"""Every layout that is read; where several fit, the first one is taken."""
+
+_LEAST = 0.5  # share of its own columns by which a layout is still recognised
 
 
 def fitting_layout(row: Fields, layouts: Sequence[FileLayout]) -> FileLayout | None:
@@ -45,8 +62,22 @@ def fitting_layout(row: Fields, layouts: Sequence[FileLayout]) -> FileLayout | N
     return next((layout for layout in layouts if layout.fits(row)), None)
 
 
-def prompt_row(row: Fields, line: int) -> DataRow:
-    """Return a row's prompt and id alone; a file of prompts needs no layout."""
-    known = fitting_layout(row, FILE_LAYOUTS)
-    prompt = known.prompt(row) if known else prompt_of(row)
-    return DataRow(line, prompt, id=identifier(row), split=split_of(row))
+def layout_of(rows: Sequence[Fields], layouts: Sequence[FileLayout]) -> FileLayout | None:
+    """Return the layout of a file that begins with these rows.
+
+    It is the first that fits all of them, otherwise the one that fits most. Where none fits any row it is the one that
+    the first row comes nearest to, so that the row can be told what it lacks; None where the columns are of no layout.
+    """
+    counts = [(sum(map(layout.fits, rows)), layout) for layout in layouts]
+    most = max((count for count, _ in counts), default=0)
+    if most:
+        return next(layout for count, layout in counts if count == most)
+    nearest = max(layouts, key=lambda layout: layout.likeness(rows[0]), default=None) if rows else None
+    return nearest if nearest and nearest.likeness(rows[0]) >= _LEAST else None
+
+
+def prompt_row(row: Fields, line: int, layout: FileLayout | None = None) -> DataRow:
+    """Return a row's prompt, tools and id alone; a file of prompts needs no layout."""
+    known = layout or fitting_layout(row, FILE_LAYOUTS)
+    prompt = known.prompt(row) if known else only_prompt(row)
+    return DataRow(line, prompt, id=identifier(row), split=split_of(row), tools=tools_of(row.get("tools")))

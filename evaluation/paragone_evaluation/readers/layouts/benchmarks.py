@@ -1,32 +1,40 @@
 """Layouts of benchmarks, where an answer is right or wrong.
 
-Sources: the cards and code of allenai/reward-bench, allenai/reward-bench-2, THU-KEG/RM-Bench and
-ScalerLab/JudgeBench.
+Sources: the cards and code of allenai/reward-bench, allenai/reward-bench-2, THU-KEG/RM-Bench, ScalerLab/JudgeBench,
+thu-coai/IF-RewardBench and lmarena-ai's PPE sets of best of K.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from paragone_evaluation.dataset import ResponseText
+from paragone_evaluation.measures.benchmarks import REWARDBENCH_SECTIONS
 from paragone_evaluation.readers.layouts.fields import (
-    described,
+    check_ending,
+    common_of,
+    float_of,
     identifier,
+    is_response,
     needed_text,
     optional_text,
     prompt_of,
+    response_of,
     responses_of,
     sides_of,
     split_of,
     value_of,
 )
-from paragone_evaluation.readers.layouts.layout import FileLayout, with_all, with_any
+from paragone_evaluation.readers.layouts.layout import FileLayout, has
+from paragone_evaluation.readers.layouts.messages import are_messages, described
 from paragone_evaluation.readers.layouts.own import CHOSEN_REJECTED
 from paragone_evaluation.readers.rows import BadRowError, DataRow, Fields, Label
 
-__all__ = ["TIES_ID"]
+__all__ = ["BEST_OF", "IF_REWARDBENCH", "JUDGEBENCH", "REWARDBENCH", "REWARDBENCH2", "RM_BENCH", "TIES_ID"]
 
 TIES_ID = re.compile(r"(ref|tied):(\d+)")
 
@@ -45,7 +53,7 @@ def _benchmark(row: Fields, line: int, right: list[ResponseText], wrong: list[Re
 
 
 def _rewardbench(row: Fields, line: int) -> DataRow:
-    pair, subset = CHOSEN_REJECTED.row(row, line), needed_text(row, "subset")
+    pair, subset = _PAIR.row(row, line), needed_text(row, "subset")
     # Ids of RewardBench 1 start again in some subsets, and an id may stand for one row only.
     return replace(pair, id=f"{subset}/{pair.name}", right=1, subset=subset, graded=False)
 
@@ -86,6 +94,70 @@ def _judgebench(row: Fields, line: int) -> DataRow:
     )  # fmt: skip
 
 
+def _if_rewardbench(row: Fields, line: int) -> DataRow:
+    common, answers, edges = common_of(row), value_of(row, "responses"), value_of(row, "preference_graph")
+    responses = tuple(
+        response_of(one.get("response") if isinstance(one, Mapping) else None, f"responses[{at}].response")
+        for at, one in enumerate(answers)
+    )
+    labels = []
+    for at, edge in enumerate(edges):
+        where = f"preference_graph[{at}]"
+        chosen, rejected = (_place(edge, side, where, len(responses)) for side in ("chosen", "rejected"))
+        labels.append(Label(chosen, rejected, 1.0))
+    return DataRow(
+        line, check_ending(prompt_of(row, "messages"), "messages"), responses, tuple(labels),
+        subset=optional_text(row, "instruction_type"), **common,
+    )  # fmt: skip
+
+
+def _place(edge: Any, side: str, where: str, responses: int) -> int:
+    end = edge.get(side) if isinstance(edge, Mapping) else None
+    place = end.get("response_id") if isinstance(end, Mapping) else end
+    if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < responses:
+        raise BadRowError(
+            f"{where}.{side} is {described(place)}; it must be the number of one of {responses} responses"
+        )
+    return place
+
+
+def _numbered(row: Fields) -> list[str]:
+    """Return the columns response_1, response_2 ... that have a value, in order."""
+    names = map("response_{}".format, itertools.count(1))
+    return list(itertools.takewhile(lambda name: row.get(name) is not None, names))
+
+
+def _best_of(row: Fields, line: int) -> DataRow:
+    common, names, scores = common_of(row), _numbered(row), [float_of(score) for score in _scores(row)]
+    if len(scores) != len(names) or not all(map(math.isfinite, scores)):
+        raise BadRowError(f"field 'scores' must hold a number or a truth value for each of {len(names)} responses")
+    stated = row.get("sampled_conflict_pairs")
+    pairs = stated if isinstance(stated, list) else list(itertools.combinations(range(len(names)), 2))
+    labels = [_scored(pair, scores) for pair in pairs]
+    return DataRow(
+        line, check_ending(prompt_of(row), "prompt"), sides_of(row, *names),
+        tuple(dict.fromkeys(label for label in labels if label is not None)), subset=common["group"], **common,
+    )  # fmt: skip
+
+
+def _scores(row: Fields) -> list[Any]:
+    scores = value_of(row, "scores")
+    return [float(score) if isinstance(score, bool) else score for score in scores] if isinstance(scores, list) else []
+
+
+def _scored(pair: Any, scores: list[float]) -> Label | None:
+    """Return the comparison of two responses, None where their scores are equal."""
+    ok = isinstance(pair, list | tuple) and len(pair) == 2 and all(
+        isinstance(at, int) and not isinstance(at, bool) and 0 <= at < len(scores) for at in pair
+    )  # fmt: skip
+    if not ok:
+        raise BadRowError(f"a pair in 'sampled_conflict_pairs' must be two numbers below {len(scores)}")
+    first, second = pair
+    if scores[first] == scores[second]:
+        return None
+    return Label(first, second, 1.0) if scores[first] > scores[second] else Label(second, first, 1.0)
+
+
 def _lists_of_texts(row: Fields, beside: str) -> bool:
     """Return whether chosen and rejected are lists of responses, and not conversations, which are lists as well."""
     sides = row.get("chosen"), row.get("rejected")
@@ -93,12 +165,35 @@ def _lists_of_texts(row: Fields, beside: str) -> bool:
     return lists and row.get(beside) is not None
 
 
+# Without their names and in texts, files of one's own with parts of their own would be scored as RewardBench.
+_SUBSETS = {subset for subsets in REWARDBENCH_SECTIONS.values() for subset in subsets}
+_PAIR = next(layout for layout in CHOSEN_REJECTED if layout.fits({"prompt": "", "chosen": "", "rejected": ""}))
+
 JUDGEBENCH = FileLayout(
-    "judgebench", _judgebench, with_any("response_A", "pair_id"), prompt=partial(prompt_of, name="question"),
-    signed=True,
+    "judgebench", ("question", "response_A", "response_B", "label", "pair_id"), _judgebench,
+    lambda row: has(row, "question") and is_response(row.get("response_A")) and is_response(row.get("response_B")),
+    prompt=partial(prompt_of, name="question"), signed=True,
 )  # fmt: skip
-RM_BENCH = FileLayout("rm-bench", _rm_bench, lambda row: _lists_of_texts(row, "domain"))
-REWARDBENCH2 = FileLayout("rewardbench2", _rewardbench2, lambda row: _lists_of_texts(row, "subset"))
-REWARDBENCH = FileLayout(
-    "rewardbench", _rewardbench, with_all("chosen", "rejected", "subset"), prompt=CHOSEN_REJECTED.prompt
+RM_BENCH = FileLayout(
+    "rm-bench", ("prompt", "chosen", "rejected", "domain"), _rm_bench, lambda row: _lists_of_texts(row, "domain")
 )
+REWARDBENCH2 = FileLayout(
+    "rewardbench2", ("prompt", "chosen", "rejected", "subset"), _rewardbench2,
+    lambda row: _lists_of_texts(row, "subset"),
+)  # fmt: skip
+REWARDBENCH = FileLayout(
+    "rewardbench", ("prompt", "chosen", "rejected", "subset"), _rewardbench,
+    lambda row: _PAIR.fits(row) and isinstance(row.get("subset"), str) and row["subset"] in _SUBSETS,
+    prompt=_PAIR.prompt,
+)  # fmt: skip
+IF_REWARDBENCH = FileLayout(
+    "if-rewardbench", ("messages", "responses", "preference_graph"), _if_rewardbench,
+    lambda row: are_messages(row.get("messages")) and isinstance(row.get("responses"), list)
+    and isinstance(row.get("preference_graph"), list),
+    prompt=partial(prompt_of, name="messages"),
+)  # fmt: skip
+BEST_OF = FileLayout(
+    "best-of", ("prompt", "response_1", "response_2", "scores"), _best_of,
+    lambda row: len(_numbered(row)) > 1 and isinstance(row.get("scores"), list) and bool(row["scores"]),
+)  # fmt: skip
+"""PPE's sets of correctness: K answers, and which of them are right."""

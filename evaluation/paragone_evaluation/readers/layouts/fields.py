@@ -1,4 +1,4 @@
-"""Checks of single fields and messages of a row: each returns what is there or raises ``BadRowError``."""
+"""Checks of single fields of a row: each returns what is there or raises ``BadRowError``."""
 
 import json
 import math
@@ -6,15 +6,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paragone_evaluation.dataset import ResponseText
+from paragone_evaluation.readers.layouts.messages import are_messages, described, messages_of
 from paragone_evaluation.readers.rows import BadRowError, Content, Fields
 
-_ROLES = ("system", "developer", "user", "assistant", "tool")
+__all__ = [
+    "as_prompt",
+    "as_response",
+    "check_encodable",
+    "check_ending",
+    "common_of",
+    "float_of",
+    "identifier",
+    "is_response",
+    "needed_text",
+    "number_of",
+    "optional_text",
+    "prompt_of",
+    "response_of",
+    "responses_of",
+    "sides_of",
+    "split_name",
+    "split_of",
+    "tools_of",
+    "value_of",
+]
 
 
 def value_of(row: Fields, name: str) -> Any:
     """Return a field that must be there."""
     if name not in row:
-        raise BadRowError(f"field {name!r} is missing; the row has {', '.join(sorted(row)) or 'none'}")
+        names = ", ".join(sorted(map(str, row))) or "none"
+        raise BadRowError(f"field {name!r} is missing; the row has {names}")
     return row[name]
 
 
@@ -23,7 +45,7 @@ def optional_text(row: Fields, name: str) -> str | None:
     value = row.get(name)
     if value is not None and not isinstance(value, str):
         raise BadRowError(f"field {name!r} must be text, not {described(value)}")
-    _check_encodable(value, name)
+    check_encodable(value, name)
     return value or None
 
 
@@ -43,7 +65,7 @@ def identifier(row: Fields, name: str = "id") -> str | None:
     # bool is an int to Python: ids True and 1 would be taken for each other.
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise BadRowError(f"field {name!r} must be text or a whole number, not {described(value)}")
-    _check_encodable(str(value), name)
+    check_encodable(str(value), name)
     return str(value)
 
 
@@ -57,10 +79,14 @@ def split_of(row: Fields) -> str | None:
     return split_name(optional_text(row, "split"))
 
 
-def tools_of(row: Fields) -> Sequence[Mapping[str, Any]] | None:
-    """Return the row's tools."""
-    tools = row.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+def tools_of(tools: Any) -> Sequence[Mapping[str, Any]] | None:
+    """Return the tools on offer, a list or JSON of one; None where there are none."""
+    if isinstance(tools, str) and tools:
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            raise BadRowError("field 'tools' is a text, and no JSON: write a list of objects") from None
+    if tools and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
         raise BadRowError("field 'tools' must be a list of objects")
     return tools or None
 
@@ -68,8 +94,11 @@ def tools_of(row: Fields) -> Sequence[Mapping[str, Any]] | None:
 def common_of(row: Fields) -> dict[str, Any]:
     """Return what every row may have, by the names of ``DataRow``."""
     return {
-        "id": identifier(row), "split": split_of(row), "group": optional_text(row, "group"), "tools": tools_of(row)
-    }  # fmt: skip
+        "id": identifier(row),
+        "split": split_of(row),
+        "group": optional_text(row, "group"),
+        "tools": tools_of(row.get("tools")),
+    }
 
 
 def number_of(value: Any, name: str, *, low: float, high: float) -> float:
@@ -92,22 +121,38 @@ def float_of(value: Any) -> float:
 def prompt_of(row: Fields, name: str = "prompt") -> Content:
     """Return the prompt: text, or messages; one message of the user is the same prompt as its text."""
     value = value_of(row, name)
-    messages = messages_of(value, name)
-    content = value if isinstance(value, str) else as_prompt(messages) if messages else None
-    if content is None:
+    messages = messages_of([value] if isinstance(value, Mapping) else value, name)
+    if messages is None and not isinstance(value, str):
         raise BadRowError(f"field {name!r} must be text or a list of messages with a role, not {described(value)}")
+    return as_prompt(messages if messages is not None else value, name)
+
+
+def as_prompt(prompt: Content, name: str) -> Content:
+    """Return a prompt in its one form: the text of a lone message of the user, otherwise messages."""
+    alone = prompt[0] if not isinstance(prompt, str) and len(prompt) == 1 else {}
+    # A name, say, is part of what a template renders: such a message is more than its text.
+    plain = alone.get("role") == "user" and isinstance(alone.get("content"), str) and len(alone) == 2
+    content: Content = alone["content"] if plain else prompt
     if isinstance(content, str) and not content.strip():
         raise BadRowError(f"field {name!r} is empty")
-    _check_encodable(content, name)
+    check_encodable(content, name)
     return content
 
 
-def as_prompt(messages: list[dict[str, Any]]) -> Content:
-    """Return messages as a prompt: the text of a lone message of the user, so that both forms are one prompt."""
-    alone = messages[0] if len(messages) == 1 else {}
-    # A name, say, is part of what a template renders: such a message is more than its text.
-    plain = alone.get("role") == "user" and isinstance(alone.get("content"), str) and len(alone) == 2
-    return alone["content"] if plain else messages
+def check_ending(prompt: Content, name: str) -> Content:
+    """Return a prompt that a response may follow; refuse one that ends with the assistant's own message."""
+    # Templates write two assistants' turns then, or raise: no model was trained on either.
+    if not isinstance(prompt, str) and prompt[-1]["role"] not in ("user", "tool"):
+        raise BadRowError(
+            f"field {name!r} ends with a message of {prompt[-1]['role']!r}, and a response can follow one of the user "
+            "or of a tool: move that message into the responses, or take it out"
+        )
+    return prompt
+
+
+def is_response(value: Any) -> bool:
+    """Return whether a value may be a response: text, a message or messages."""
+    return isinstance(value, str) or are_messages([value] if isinstance(value, Mapping) else value)
 
 
 def sides_of(row: Fields, *names: str) -> tuple[ResponseText, ...]:
@@ -117,13 +162,18 @@ def sides_of(row: Fields, *names: str) -> tuple[ResponseText, ...]:
 
 def response_of(value: Any, name: str) -> ResponseText:
     """Return a response: text, a message, or messages; a lone message of the assistant is the same as its text."""
-    if isinstance(value, str):
-        _check_encodable(value, name)
-        return value
     messages = messages_of([value] if isinstance(value, Mapping) else value, name)
-    if not messages:
+    if messages:
+        return as_response(messages, name)
+    if not isinstance(value, str):
         raise BadRowError(f"field {name!r} must be text, a message or a list of messages, not {described(value)}")
-    _check_encodable(messages, name)
+    check_encodable(value, name)
+    return value
+
+
+def as_response(messages: Sequence[dict[str, Any]], name: str) -> ResponseText:
+    """Return messages as a response in its one form."""
+    check_encodable(messages, name)
     if len(messages) > 1:
         return tuple(messages)
     (message,) = messages
@@ -140,33 +190,8 @@ def responses_of(row: Fields, name: str, *, at_least: int) -> list[ResponseText]
     return [response_of(response, f"{name}[{index}]") for index, response in enumerate(value)]
 
 
-def messages_of(value: Any, name: str) -> list[dict[str, Any]] | None:
-    """Return a list of messages, or None for anything else."""
-    if not isinstance(value, list) or not value or not all(isinstance(message, Mapping) for message in value):
-        return None
-    for message in value:
-        _check_message(message, name)
-    # Tables have a column for every key that some message has: null stands for a key that this one lacks.
-    return [{key: part for key, part in message.items() if part is not None or key == "content"} for message in value]
-
-
-def _check_message(message: Mapping[str, Any], name: str) -> None:
-    role, content = message.get("role"), message.get("content")
-    # Templates drop or misplace roles that they do not know, mostly without a word.
-    if role not in _ROLES:
-        raise BadRowError(
-            f"field {name!r} must be text or messages, each with a role; a role is {described(role)}, and must be one "
-            f"of {', '.join(_ROLES)}"
-        )
-    if content is None or isinstance(content, str):
-        return
-    if not isinstance(content, list) or not all(
-        isinstance(part, Mapping) and isinstance(part.get("text"), str | None) for part in content
-    ):
-        raise BadRowError(f"field {name!r} has a message whose content is neither text nor a list of parts")
-
-
-def _check_encodable(content: Any, name: str) -> None:
+def check_encodable(content: Any, name: str) -> None:
+    """Refuse what no UTF-8 can carry."""
     # Models, caches and answers are written as UTF-8: what it cannot carry would fail hours later.
     try:
         text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
@@ -176,13 +201,3 @@ def _check_encodable(content: Any, name: str) -> None:
         raise BadRowError(f"field {name!r} holds a lone surrogate, which no UTF-8 can carry") from None
     except RecursionError:
         raise BadRowError(f"field {name!r} is nested too deeply") from None
-
-
-def described(value: Any) -> str:
-    """Return a value as messages show it: short ones as they are, others by their type."""
-    if value is None:
-        return "null"
-    # Long texts are what the file holds, and that stays out of messages, which go into logs. JSON also has numbers of
-    # 4,000 digits.
-    short = isinstance(value, bool | int | float | str) and len(shown := repr(value)) <= 24
-    return shown if short else type(value).__name__

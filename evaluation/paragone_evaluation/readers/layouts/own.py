@@ -1,14 +1,23 @@
-"""Our own layouts: pairs, groups and ratings."""
+"""Our own layouts: pairs, groups and ratings. Chosen and rejected are also what most published pairs and trainers use.
+
+Whatever a file calls them (``chosen_response``, ``chosen_conversations`` ...), one side is preferred to the other, both
+are texts, messages, conversations or transcripts, and the prompt stands in a column beside them or in their beginning.
+Known to be read: HelpSteer and UltraFeedback binarised (HuggingFaceH4, argilla, TRL), Anthropic's HH, Skywork, RLHFlow,
+the Orca pairs, and the files of TRL, LLaMA-Factory, axolotl, torchtune, NeMo Aligner and NeMo RL.
+"""
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from paragone_evaluation.readers.layouts.conversations import chosen_rejected_prompt
+from paragone_evaluation.readers.layouts.conversations import column_prompt, compared_sides, is_repeated
 from paragone_evaluation.readers.layouts.fields import (
+    as_prompt,
+    check_ending,
     common_of,
-    described,
     float_of,
+    is_response,
     number_of,
     optional_text,
     prompt_of,
@@ -16,16 +25,47 @@ from paragone_evaluation.readers.layouts.fields import (
     sides_of,
     value_of,
 )
-from paragone_evaluation.readers.layouts.layout import FileLayout, rated_row, with_any
-from paragone_evaluation.readers.rows import STRONGEST, BadRowError, DataRow, Fields, Label
+from paragone_evaluation.readers.layouts.layout import FileLayout, has
+from paragone_evaluation.readers.layouts.messages import described
+from paragone_evaluation.readers.rows import (
+    STRONGEST,
+    WEAKEST,
+    BadRowError,
+    Content,
+    DataRow,
+    Fields,
+    Label,
+    LeftOutError,
+)
+
+__all__ = ["CHOSEN_REJECTED", "FIRST_SECOND", "GROUPS", "RATINGS", "lead_strength", "rated_row"]
 
 _OUTCOMES = {"first": 1.0, "second": -1.0, "tie": 0.0}
+_SIDES = (
+    ("chosen", "rejected"), ("chosen_response", "rejected_response"), ("chosen_messages", "rejected_messages"),
+    ("chosen_conversations", "rejected_conversations"),
+)  # fmt: skip
+# What people or models gave each side, under the names of TRL, HuggingFaceH4, argilla, RLHFlow and NeMo.
+_SCORES = (
+    ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen-rating", "rejected-rating"),
+    ("chosen_rating", "rejected_rating"), ("rating_chosen", "rating_rejected"),
+    ("chosen_avg_rating", "rejected_avg_rating"), ("chosen_reward", "rejected_reward"),
+)  # fmt: skip
+
+
+def lead_strength(lead: float) -> float:
+    """Return the strength of a lead that is known to be the preferred one's: on our scale, and never a tie."""
+    return min(max(lead, WEAKEST), STRONGEST)
+
+
+def _prompt_before(row: Fields) -> Content:
+    return check_ending(prompt_of(row), "prompt")
 
 
 def _first_second(row: Fields, line: int) -> DataRow:
     if row.get("chosen") is not None or row.get("rejected") is not None:
         raise BadRowError("the row mixes two schemas: first and second, and chosen and rejected")
-    common, prompt, responses = common_of(row), prompt_of(row), sides_of(row, "first", "second")
+    common, prompt, responses = common_of(row), _prompt_before(row), sides_of(row, "first", "second")
     strength = number_of(value_of(row, "strength"), "strength", low=-STRONGEST, high=STRONGEST)
     return DataRow(
         line, prompt, responses, (Label(0, 1, strength),), graded=True,
@@ -33,24 +73,63 @@ def _first_second(row: Fields, line: int) -> DataRow:
     )  # fmt: skip
 
 
-def _chosen_rejected(row: Fields, line: int) -> DataRow:
-    common, prompt = common_of(row), chosen_rejected_prompt(row)
-    sides = {name: value_of(row, name) for name in ("chosen", "rejected")}
-    # Of a conversation, what the sides share is the prompt (checked there), so the last message is the response.
-    last = {name: value[-1] if isinstance(value, list) else value for name, value in sides.items()}
-    stated = row.get("strength")
+def _chosen_rejected(row: Fields, line: int, *, names: tuple[str, str], repeated: bool = False) -> DataRow:
+    for name in names:
+        value_of(row, name)
+    common, (prompt, responses) = common_of(row), compared_sides(row, *names, repeated=repeated)
+    strength = _stated_strength(row)
     # Without a strength people only said which one: 1 is the weakest that says so, and is not called graded.
-    strength = 1.0 if stated is None else number_of(stated, "strength", low=0, high=STRONGEST)
-    if not strength:
-        raise BadRowError("field 'strength' is 0; beside chosen and rejected it must lie in (0, 3]")
     return DataRow(
-        line, prompt, sides_of(last, "chosen", "rejected"), (Label(0, 1, strength),), graded=stated is not None,
+        line, prompt, responses, (Label(0, 1, 1.0 if strength is None else strength),), graded=strength is not None,
         subset=optional_text(row, "subset") or common["group"], reason=optional_text(row, "reason"), **common,
     )  # fmt: skip
 
 
+def _stated_strength(row: Fields) -> float | None:
+    """Return how strongly the row says that chosen was preferred; None where it says only that it was."""
+    stated = row.get("strength")
+    if stated is not None:
+        strength = number_of(stated, "strength", low=0, high=STRONGEST)
+        if not strength:
+            raise BadRowError("field 'strength' is 0; beside chosen and rejected it must lie in (0, 3]")
+        return strength
+    if row.get("margin") is not None:
+        return lead_strength(_finite(row, "margin"))
+    for names in _SCORES:
+        if has(row, *names):
+            # Which one is chosen is said by the columns. Scores say how much better it is, and may be equal.
+            chosen, rejected = (_finite(row, name) for name in names)
+            return lead_strength(chosen - rejected)
+    return None
+
+
+def _finite(row: Fields, name: str) -> float:
+    number = float_of(row[name])
+    if not math.isfinite(number):
+        raise BadRowError(f"field {name!r} must be a number, not {described(row[name])}")
+    return number
+
+
+def _side_prompt(row: Fields, *, names: tuple[str, str], repeated: bool = False) -> Content:
+    try:
+        return compared_sides(row, *names, repeated=repeated)[0]
+    except LeftOutError:
+        # Two equal answers are no pair, and a prompt all the same.
+        if (before := column_prompt(row)) is None:
+            raise
+        return as_prompt(before, "prompt")
+
+
+def _has_sides(row: Fields, *, names: tuple[str, str]) -> bool:
+    return all(is_response(row.get(name)) for name in names)
+
+
+def _begins_with_prompt(row: Fields, *, names: tuple[str, str]) -> bool:
+    return _has_sides(row, names=names) and is_repeated(row, *names)
+
+
 def _group(row: Fields, line: int) -> DataRow:
-    common, prompt, responses = common_of(row), prompt_of(row), responses_of(row, "responses", at_least=2)
+    common, prompt, responses = common_of(row), _prompt_before(row), responses_of(row, "responses", at_least=2)
     comparisons = value_of(row, "comparisons")
     if not isinstance(comparisons, list) or not comparisons:
         raise BadRowError("field 'comparisons' must be a list of at least one comparison")
@@ -90,12 +169,41 @@ def _rating(row: Fields, line: int) -> DataRow:
                 f"field 'ratings.{name}' must be a number, or null where there is none, not {described(value)}"
             )
     numbers = {name: None if value is None else float(value) for name, value in ratings.items()}
-    return rated_row(row, line, prompt_of(row), numbers)
+    return rated_row(row, line, _prompt_before(row), numbers)
 
 
-FIRST_SECOND = FileLayout("pairs", _first_second, with_any("first", "second"), "first and second", signed=True)
-CHOSEN_REJECTED = FileLayout(
-    "pairs", _chosen_rejected, with_any("chosen", "rejected"), "chosen and rejected", chosen_rejected_prompt
-)
-GROUPS = FileLayout("groups", _group, with_any("comparisons", "responses"))
-RATINGS = FileLayout("ratings", _rating, with_any("ratings", "response"), rates=True)
+def rated_row(row: Fields, line: int, prompt: Content, ratings: Mapping[str, float | None]) -> DataRow:
+    """Return the row of one rated response."""
+    common = common_of(row)
+    return DataRow(line, prompt, sides_of(row, "response"), ratings=(ratings,), subset=common["group"], **common)
+
+
+FIRST_SECOND = FileLayout(
+    "pairs", ("prompt", "first", "second", "strength"), _first_second,
+    lambda row: _has_sides(row, names=("first", "second")) and "strength" in row,
+    strengths="strength, -3 to 3", schema="first and second", signed=True,
+)  # fmt: skip
+
+
+def _sided(names: tuple[str, str], *, repeated: bool) -> FileLayout:
+    return FileLayout(
+        "pairs", ("prompt", *names), partial(_chosen_rejected, names=names, repeated=repeated),
+        partial(_begins_with_prompt if repeated else _has_sides, names=names),
+        prompt=partial(_side_prompt, names=names, repeated=repeated),
+        strengths=f"strength, margin, or the lead of {names[0]}'s score or rating where the row has one, "
+        f"{WEAKEST:g} to {STRONGEST:g}; 1 where it has none",
+        schema=f"{' and '.join(names)}{', which begin with the prompt' if repeated else ''}",
+    )  # fmt: skip
+
+
+CHOSEN_REJECTED = tuple(_sided(names, repeated=repeated) for repeated in (True, False) for names in _SIDES)
+"""One for each pair of names; those in which both texts begin with the prompt come first."""
+GROUPS = FileLayout(
+    "groups", ("prompt", "responses", "comparisons"), _group,
+    lambda row: isinstance(row.get("responses"), list) and isinstance(row.get("comparisons"), list),
+)  # fmt: skip
+RATINGS = FileLayout(
+    "ratings", ("prompt", "response", "ratings"), _rating,
+    lambda row: is_response(row.get("response")) and isinstance(row.get("ratings"), Mapping), rates=True,
+    strengths="ratings: the preferred one has the higher rating, and the difference is the strength, at most 3",
+)  # fmt: skip

@@ -1,0 +1,79 @@
+"""The rows of one file in its layout, whichever that turns out to be."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from paragone_evaluation.readers.layouts import FILE_LAYOUTS, FileLayout, fitting_layout, layout_of
+from paragone_evaluation.readers.rows import BadRowError, DataRow, Fields, Label, LeftOutError
+
+__all__ = ["HEAD", "LAYOUTS", "LayoutReader"]
+
+LAYOUTS = tuple(dict.fromkeys(["pairs", "groups", "ratings", *(layout.name for layout in FILE_LAYOUTS)]))
+"""Names of the layouts, as ``--layout`` takes them beside ``auto``, our own first."""
+
+HEAD = 64
+"""How many rows of a file tell its layout: one row may begin with the prompt's words by chance, or lack a field."""
+
+
+class LayoutReader:
+    """Reads the rows of a file.
+
+    Args:
+        head: the first rows of the file.
+        name: of the layout; ``auto`` goes by what the rows hold.
+        attribute: which of several things people compared; the first one if None.
+        rankings: ``all`` compares every two ranked responses, ``neighbours`` each with the next.
+
+    Attributes:
+        layout: the file's, None where its rows fit none.
+    """
+
+    def __init__(self, head: Sequence[Fields], *, name: str = "auto", attribute: str | None = None,
+                 rankings: str = "all") -> None:  # fmt: skip
+        self._candidates = [known for known in FILE_LAYOUTS if name in ("auto", known.name)]
+        self.layout: FileLayout | None = layout_of(head, self._candidates)
+        if self.layout is None and name != "auto":
+            self.layout = self._candidates[0]
+        self._attribute, self._rankings = attribute, rankings
+        self._held: DataRow | None = None
+
+    def row(self, fields: Fields, line: int) -> DataRow | None:
+        """Return the row of the fields, None for the first one of two that are a pair together.
+
+        Raises:
+            BadRowError: if it cannot be read.
+            LeftOutError: if it is of no use.
+        """
+        if self.layout is None:
+            names = ", ".join(sorted(map(str, fields))) or "(none)"
+            raise BadRowError(f"the fields {names} fit no layout; known are {', '.join(LAYOUTS)}")
+        # A row that fits no layout is the file's layout with a field too few, and is told which one.
+        if not self.layout.fits(fields) and (other := fitting_layout(fields, self._candidates)) is not None:
+            if other.name == self.layout.name:
+                raise BadRowError(f"the row has {other.schema}, and the file began with {self.layout.schema}")
+            raise BadRowError(f"the row has the fields of {other.name}, and the file began with {self.layout.name}")
+        row = self.layout.row(fields, line)
+        if self.layout.twos:
+            return self._paired(row)
+        return row.judged(self._attribute, self._rankings)
+
+    def _paired(self, row: DataRow) -> DataRow | None:
+        preferred, self._held = self._held, None
+        if preferred is None:
+            self._held = row
+            return None
+        if preferred.prompt != row.prompt:
+            raise BadRowError(
+                f"two rows in a row are a pair, the preferred one first, and this one has another prompt than line "
+                f"{preferred.line}"
+            )
+        return replace(preferred, responses=(*preferred.responses, *row.responses), labels=(Label(0, 1, 1.0),))
+
+    def finish(self) -> None:
+        """Refuse a row that waits for the other one of its pair.
+
+        Raises:
+            LeftOutError: if there is one.
+        """
+        if self._held is not None:
+            raise LeftOutError(f"line {self._held.line} is the first one of a pair, and the file ends there")
