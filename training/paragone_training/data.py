@@ -8,19 +8,20 @@ same number of steps, and what fills the shape is random.
 Shapes: n responses, T padded length, R reads, P labelled pairs, A attributes.
 """
 
+import json
 import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple, NotRequired, TypedDict, TypeVar
+from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from paragone_evaluation.readers import Label, Pair, Rating, split_name
+from paragone_evaluation.readers import Label, Pair, Rating, Turns, split_name
 from paragone_models.errors import TextError
 from paragone_models.text.reader import Reading, TextReader, conversation
 from paragone_training.errors import DataError
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 _Row = TypeVar("_Row", Pair, Rating)
+_PromptKey = tuple[str, bool, str]
 _GROUPS_READ = 256
 
 
@@ -140,11 +142,11 @@ def group_pairs(
     Returns:
         Groups in order of appearance; none without a label or a rated response.
     """
-    groups: dict[tuple[str, bool], PromptGroup] = {}
-    indices: dict[tuple[str, bool], dict[str, int]] = {}
-    rows: dict[tuple[str, bool, str], list[Rating]] = {}
+    groups: dict[_PromptKey, PromptGroup] = {}
+    indices: dict[_PromptKey, dict[str, int]] = {}
+    rows: dict[tuple[_PromptKey, str], list[Rating]] = {}
 
-    def index(key: tuple[str, bool], response: str, where: str) -> int:
+    def index(key: _PromptKey, response: str, where: str) -> int:
         known = indices.setdefault(key, {})
         if response not in known:
             known[response] = len(known)
@@ -156,20 +158,21 @@ def group_pairs(
         # Files are read without pairs of one text. Pairs that a policy run makes of its samples may hold some.
         if (not pair.strength and not ties) or pair.first == pair.second:
             continue
-        # A text and messages whose JSON is that text are two prompts, hence the flag.
-        key = (pair.prompt, pair.messages)
+        # A text and messages whose JSON is that text are two prompts, hence the flag. So are those with other tools.
+        key = (pair.prompt, pair.messages, pair.tools)
         group = groups.setdefault(key, PromptGroup(pair))
         first, second = (index(key, response, pair.where) for response in (pair.first, pair.second))
         group.labels.append(Label(first, second, pair.strength))
     for rating in ratings:
-        key = (rating.prompt, rating.messages)
+        key = (rating.prompt, rating.messages, rating.tools)
         # A group is named by a row. One that was only rated gets a pair of nothing, which never becomes a label.
-        blank = Pair(rating.prompt, "", "", 0.0, messages=rating.messages, group=rating.group, where=rating.where)
+        blank = Pair(rating.prompt, "", "", 0.0, messages=rating.messages, group=rating.group, where=rating.where,
+                     tools=rating.tools)  # fmt: skip
         groups.setdefault(key, PromptGroup(blank))
         index(key, rating.response, rating.where)
-        rows.setdefault((*key, rating.response), []).append(rating)
+        rows.setdefault((key, rating.response), []).append(rating)
     for key, group in groups.items():
-        group.ratings += [_means(rows.get((*key, response), ()), attributes) for response in group.responses]
+        group.ratings += [_means(rows.get((key, response), ()), attributes) for response in group.responses]
     return list(groups.values())
 
 
@@ -286,12 +289,12 @@ def read_groups(groups: Sequence[PromptGroup], reader: TextReader) -> list[list[
     # threads. Not all in one, since texts on their way take several times the memory of what is kept.
     for start in range(0, len(groups), _GROUPS_READ):
         some = groups[start : start + _GROUPS_READ]
-        prompts = [group.pair.prompt_messages for group in some]
+        prompts = [(group.pair.prompt_messages, _tools(group.pair)) for group in some]
         results = iter(
             reader.read(
                 [
-                    conversation(prompt, response)
-                    for group, prompt in zip(some, prompts, strict=True)
+                    conversation(prompt, _spoken(response), tools)
+                    for group, (prompt, tools) in zip(some, prompts, strict=True)
                     for response in group.responses
                 ]
             )
@@ -307,6 +310,14 @@ def _readings(group: PromptGroup, results: Iterator[Reading | TextError]) -> lis
             raise DataError(f"{group.pair.where} or a row with its prompt: {result}")
         readings.append(result)
     return readings
+
+
+def _tools(pair: Pair) -> Sequence[dict[str, Any]] | None:
+    return json.loads(pair.tools) if pair.tools else None
+
+
+def _spoken(response: str) -> str | list[dict[str, Any]]:
+    return response.messages if isinstance(response, Turns) else response
 
 
 def assemble(

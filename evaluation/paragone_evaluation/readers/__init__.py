@@ -13,7 +13,7 @@ from paragone_evaluation.readers.files import LAYOUTS, read_fields, read_pairs, 
 from paragone_evaluation.readers.layouts import split_name
 from paragone_evaluation.readers.mapping import parse_map
 from paragone_evaluation.readers.options import BadRowsPolicy, ReadOptions
-from paragone_evaluation.readers.rows import STRONGEST, Content, Label, Pair, Prompt, Rating
+from paragone_evaluation.readers.rows import STRONGEST, Content, Label, Pair, Prompt, Rating, Turns
 from paragone_evaluation.readers.sources import HUB
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Rating",
     "ReadOptions",
     "RowAccount",
+    "Turns",
     "parse_map",
     "read_evaluation_set",
     "read_fields",

@@ -25,6 +25,7 @@ __all__ = [
     "Pair",
     "Prompt",
     "Rating",
+    "Turns",
 ]
 
 Fields = dict[str, Any]
@@ -61,16 +62,28 @@ class Label:
     strength: float
 
 
+class Turns(str):
+    """A response of messages, as JSON: a text that is no answer by itself, and a key wherever texts are keys."""
+
+    __slots__ = ()
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages."""
+        return list(json.loads(self))
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """Two responses to one prompt, and which of them people preferred.
 
     Attributes:
         prompt: text, or messages as JSON where ``messages`` says so (see ``prompt_messages``).
-        first: the response whose win is measured.
+        first: the response whose win is measured; ``Turns`` where a response is more than one message's text.
         strength: −3 … 3, positive where ``first`` was preferred, 0 for a tie.
         group: what the row belongs to, for resampling; the prompt unless the file says.
         where: file and line.
+        tools: that were on offer, as JSON; empty where there were none.
     """
 
     prompt: str
@@ -83,6 +96,7 @@ class Pair:
     group: str = ""
     reason: str | None = None
     where: str = ""
+    tools: str = ""
 
     @property
     def question(self) -> str:
@@ -102,7 +116,7 @@ class Rating:
     """One response to a prompt and what people rated.
 
     Attributes:
-        prompt, messages, group, where: as in ``Pair``.
+        prompt, response, messages, group, where, tools: as in ``Pair``.
         ratings: by attribute; what nobody rated is not there.
     """
 
@@ -114,6 +128,7 @@ class Rating:
     split: str | None = None
     group: str = ""
     where: str = ""
+    tools: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,7 +220,7 @@ class DataRow:
         return tuple(label for label in self.labels if self.responses[label.first] != self.responses[label.second])
 
     def pairs(self, path: str | Path) -> list[Pair]:
-        """Return a pair for each label; refuse a row whose responses are no texts."""
+        """Return a pair for each label."""
         prompt, messages = _keyed(self.prompt)
         texts = self._texts()
         return [
@@ -214,27 +229,35 @@ class DataRow:
                 # Unique without the file saying so: a group of K responses makes up to K(K − 1)/2 pairs.
                 id=self.name if len(texts) == 2 else f"{self.name}/{label.first}-{label.second}",
                 split=self.split, group=self.group or prompt, reason=self.reason, where=f"{path}:{self.line}",
+                tools=self._tools(),
             )
             for label in self.labels
         ]  # fmt: skip
 
     def rated(self, path: str | Path) -> list[Rating]:
-        """Return a rating for each response; refuse a row whose responses are no texts."""
+        """Return a rating for each response."""
         prompt, messages = _keyed(self.prompt)
         texts = self._texts()
         return [
             Rating(
                 prompt, text, ratings, messages=messages,
                 id=self.name if len(texts) == 1 else f"{self.name}/{place}",
-                split=self.split, group=self.group or prompt, where=f"{path}:{self.line}",
+                split=self.split, group=self.group or prompt, where=f"{path}:{self.line}", tools=self._tools(),
             )
             for place, (text, ratings) in enumerate(zip(texts, self.given_ratings, strict=True))
         ]  # fmt: skip
 
     def _texts(self) -> list[str]:
-        if not all(isinstance(response, str) for response in self.responses):
-            raise BadRowError("a response holds more than one message's text, such as tool calls: training reads texts")
-        return [str(response) for response in self.responses]
+        return [_as_text(response) for response in self.responses]
+
+    def _tools(self) -> str:
+        return json.dumps(self.tools, ensure_ascii=False) if self.tools else ""
+
+
+def _as_text(response: ResponseText) -> str:
+    if isinstance(response, str):
+        return response
+    return Turns(json.dumps([response] if isinstance(response, Mapping) else response, ensure_ascii=False))
 
 
 def _ranked(ranks: Sequence[float], *, neighbours: bool) -> tuple[Label, ...]:

@@ -78,7 +78,7 @@ def _second_leads(row: Fields, name: str) -> float:
             f"{name} is {described(strength)}; it must lie between -3 (the first response is much better) and 3, or be "
             f"{_INVALID} (neither is valid)"
         )
-    return -float(strength)
+    return 0.0 - strength  # a tie is 0, and not -0
 
 
 def _helpsteer2_pair(row: Fields, line: int) -> DataRow:
