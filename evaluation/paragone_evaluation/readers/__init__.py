@@ -9,8 +9,9 @@ needs a model.
 
 from paragone_evaluation.readers.accounts import RowAccount
 from paragone_evaluation.readers.evaluation_sets import read_evaluation_set
-from paragone_evaluation.readers.files import LAYOUTS, read_fields, read_pairs, read_prompts, read_ratings
+from paragone_evaluation.readers.files import read_fields, read_pairs, read_prompts, read_ratings
 from paragone_evaluation.readers.layouts import split_name
+from paragone_evaluation.readers.layouts.reading import LAYOUTS
 from paragone_evaluation.readers.mapping import parse_map
 from paragone_evaluation.readers.options import BadRowsPolicy, ReadOptions
 from paragone_evaluation.readers.rows import STRONGEST, Content, Label, Pair, Prompt, Rating, Turns

@@ -4,7 +4,6 @@ import csv
 import gzip
 import json
 import re
-from dataclasses import dataclass
 
 import pyarrow
 import pyarrow.parquet
@@ -15,159 +14,8 @@ from typer.testing import CliRunner
 from paragone.cli import main
 from paragone_evaluation.readers import LAYOUTS, read_evaluation_set, read_pairs, read_prompts, read_ratings
 from paragone_training.command import train
-
-TOPICS = ("keep bread fresh", "mend a flat tyre", "boil an egg", "fold a shirt", "water a fern", "sharpen a pencil",
-          "wash a window", "pack a suitcase")  # fmt: skip
-PROMPTS = [f"How do I {topic}?" for topic in TOPICS]
-SPLITS = ["train"] * 5 + ["validation", "test", "test"]
-STRENGTHS = [3, 1, 2, 1, 3, 2, 1, 2]
-
-
-@dataclass
-class Case:
-    """What one row of a file says: its number, and which of the responses was preferred to which."""
-
-    number: int
-    better: str
-    worse: str
-
-    @property
-    def prompt(self):
-        return PROMPTS[self.number]
-
-    @property
-    def strength(self):
-        return STRENGTHS[self.number]
-
-    @property
-    def swapped(self):
-        return self.number % 2 == 1
-
-    @property
-    def third(self):
-        return f"Ask somebody who can {TOPICS[self.number]}."
-
-    @property
-    def common(self):
-        return {"id": f"row{self.number}", "split": SPLITS[self.number]}
-
-    def sided(self, one, two):
-        """Return the responses under two names, the preferred one second in every other row."""
-        return dict(
-            zip((one, two), (self.worse, self.better) if self.swapped else (self.better, self.worse), strict=True)
-        )
-
-
-def said(role, content):
-    return {"role": role, "content": content}
-
-
-def pairs(case):
-    sign = -1 if case.swapped else 1
-    row = {**case.common, "prompt": case.prompt, **case.sided("first", "second"), "strength": sign * case.strength}
-    return row, [(case.better, case.worse, case.strength)]
-
-
-def texts(case):
-    row = {**case.common, "prompt": case.prompt, "chosen": case.better, "rejected": case.worse}
-    return row, [(case.better, case.worse, None)]
-
-
-def graded_texts(case):
-    row, _ = texts(case)
-    return {**row, "strength": case.strength}, [(case.better, case.worse, case.strength)]
-
-
-def messages_as_prompt(case):
-    row, expected = texts(case)
-    return {**row, "prompt": [said("user", case.prompt)]}, expected
-
-
-def conversations(case):
-    row, expected = texts(case)
-    sides = {side: [said("user", case.prompt), said("assistant", row[side])] for side in ("chosen", "rejected")}
-    return {**row, **sides}, expected
-
-
-def answers(case):
-    row, expected = texts(case)
-    return {**row, **{side: [said("assistant", row[side])] for side in ("chosen", "rejected")}}, expected
-
-
-def groups(case):
-    comparisons = [{"first": 0, "second": 1, "label": "first"}, {"first": 2, "second": 0, "label": "second"}]
-    row = {**case.common, "prompt": case.prompt, "responses": [case.better, case.worse, case.third]}
-    return {**row, "comparisons": comparisons}, [(case.better, case.worse, None), (case.better, case.third, None)]
-
-
-def helpsteer_preferences(case):
-    sign = 1 if case.swapped else -1  # negative: response_1
-    row = {**case.common, "prompt": case.prompt, **case.sided("response_1", "response_2")}
-    return {**row, "preference_strength": sign * case.strength}, [(case.better, case.worse, case.strength)]
-
-
-def judgebench(case):
-    row = {"pair_id": f"row{case.number}", "split": SPLITS[case.number], "question": case.prompt, "source": "mmlu-pro"}
-    label = "B>A" if case.swapped else "A>B"
-    return {**row, **case.sided("response_A", "response_B"), "label": label}, [(case.better, case.worse, None)]
-
-
-def rewardbench(case):
-    row, expected = texts(case)
-    return {**row, "subset": "refusals-offensive"}, expected
-
-
-def rewardbench2(case):
-    row, _ = texts(case)
-    row |= {"chosen": [case.better], "rejected": [case.worse, case.third], "subset": "Focus"}
-    return row, [(case.better, case.worse, None), (case.better, case.third, None)]
-
-
-def rm_bench(case):
-    row, _ = texts(case)
-    right, wrong = ([f"{text}{dots}" for dots in ("", ".", "..")] for text in (case.better, case.worse))
-    return {**row, "chosen": right, "rejected": wrong, "domain": "chat"}, [(a, b, None) for a in right for b in wrong]
-
-
-def rated(case):
-    return [(case.better, {"helpfulness": 4.0, "verbosity": 1.0}), (case.worse, {"helpfulness": 2.0, "verbosity": 3.0})]
-
-
-def ratings(case):
-    rows = [{**case.common, "id": f"{case.number}{side}", "prompt": case.prompt} for side in "ab"]
-    return [row | {"response": text, "ratings": values} for row, (text, values) in zip(rows, rated(case), strict=True)]
-
-
-def helpsteer(case):
-    return [
-        {"prompt": case.prompt, "split": SPLITS[case.number], "response": text, **values}
-        for text, values in rated(case)
-    ]
-
-
-def ultrafeedback(case):
-    completions = [
-        {"response": text, "annotations": {name: {"Rating": str(value)} for name, value in values.items()}}
-        for text, values in rated(case)
-    ]
-    return [{"instruction": case.prompt, "split": SPLITS[case.number], "completions": completions}]
-
-
-COMPARED = {
-    "pairs": pairs,
-    "chosen and rejected": texts,
-    "chosen and rejected, with strengths": graded_texts,
-    "prompt of one message": messages_as_prompt,
-    "whole conversations": conversations,
-    "answers as messages": answers,
-    "groups": groups,
-    "helpsteer2-preferences": helpsteer_preferences,
-    "judgebench": judgebench,
-    "rewardbench": rewardbench,
-    "rewardbench2": rewardbench2,
-    "rm-bench": rm_bench,
-}
-RATED = {"ratings": ratings, "helpsteer2": helpsteer, "ultrafeedback": ultrafeedback}
+from tests.evaluation.readers import shapes
+from tests.evaluation.readers.shapes import COMPARED, LIKED, PROMPTS, PUBLISHED, RATED, SPLITS, cases, rated
 
 
 def lines(rows, ending="\n"):
@@ -197,16 +45,6 @@ CONTAINERS = {
     "f.parquet": lambda path, rows: pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path),
 }
 LISTS_OF_TEXTS = ("rewardbench2", "rm-bench")  # no cell of a CSV file says whether it is one or a text
-
-
-def cases(preferred=None):
-    """Return a case per topic; which response is preferred is by rule, or as given."""
-    made = []
-    for number, topic in enumerate(TOPICS):
-        good = f"To {topic}, take your time, and write down what worked in step {number}."
-        bad = f"No idea,{' “really”' * number} sorry."
-        made.append(Case(number, bad, good) if preferred and not preferred[number] else Case(number, good, bad))
-    return made
 
 
 def compared(layout, preferred=None):
@@ -277,6 +115,50 @@ def test_all_commands_see_the_same_pairs(tmp_path, layout, container):
         assert [prompt.id for prompt in prompts] == [f"row{number}" for number in range(5)]
 
 
+SHAPES = [(layout, shape) for layout, shapes in PUBLISHED.items() for shape in shapes]
+
+
+def published(shape, preferred=None):
+    """Return the rows of a shape, and each pair's prompt, preferred and other response and strength."""
+    rows, expected = [], []
+    for case in cases(preferred):
+        row, labels = shape(case)
+        rows += row if isinstance(row, list) else [row]
+        prompt = f"POST: {case.prompt}\n\nTL;DR:" if shape is shapes.summaries else case.prompt
+        if shape is shapes.hh:
+            prompt = [*shapes.talk("Hello.", "Hi."), shapes.said("user", case.prompt)]
+        expected += [(prompt, *label) for label in labels]
+    return rows, expected
+
+
+@pytest.mark.parametrize("container", ["f.jsonl", "f.csv", "f.parquet"])
+@pytest.mark.parametrize(("layout", "shape"), SHAPES, ids=[shape.__name__ for _, shape in SHAPES])
+def test_all_commands_see_the_same_pairs_of_published_files(tmp_path, layout, shape, container):
+    rows, expected = published(shape)
+    path = tmp_path / container
+    CONTAINERS[container](path, rows)
+    assert read_evaluation_set(path).layout == layout
+    assert [row[1:] for row in of_evaluation(path)] == [(as_read(row[0]), *row[1:]) for row in expected]
+    trained = [row[1:5] for row in of_training(path)]
+    assert trained == [(*row[:3], 1 if row[3] is None else row[3]) for row in expected]
+    assert [prompt.content for prompt in read_prompts([path], split="train")] == [row[0] for row in expected]
+
+
+def as_read(prompt):
+    return prompt if isinstance(prompt, str) else tuple(prompt)
+
+
+@pytest.mark.parametrize("container", ["f.jsonl", "f.csv", "f.parquet"])
+@pytest.mark.parametrize("shape", LIKED["kto"])
+def test_what_was_liked_is_a_pair_with_what_was_not(tmp_path, shape, container):
+    path = tmp_path / container
+    CONTAINERS[container](path, [row for case in cases() for row in shape(case)])
+    assert [row[1:5] for row in of_training(path)] == [(case.prompt, case.better, case.worse, 1) for case in cases()]
+    data = read_evaluation_set(path)
+    assert (data.layout, data.rated, list(data.outcome)) == ("kto", "label", [1.0] * 8)
+    assert [prompt.content for prompt in read_prompts([path], split="train")] == PROMPTS
+
+
 def of_options(found, split=None, exclude_split=None):
     return found == {"val": "validation"}.get(split, split) if split else found != exclude_split
 
@@ -307,7 +189,7 @@ def test_all_commands_see_the_same_ratings(tmp_path, layout, container):
 
 
 def test_every_layout_is_in_the_table():
-    assert {*COMPARED, *RATED} >= set(LAYOUTS)
+    assert {*COMPARED, *RATED, *PUBLISHED, *LIKED} >= set(LAYOUTS)
 
 
 RECIPE = """
@@ -361,7 +243,7 @@ def typed(*words):
     assert code == 0, words
 
 
-FULL = [(layout, "f.jsonl") for layout in [*COMPARED, *RATED]] + [("pairs", name) for name in CONTAINERS][1:]
+FULL = [(layout, "f.jsonl") for layout in [*COMPARED, *RATED]] + [("pairs", "f.csv"), ("pairs", "f.parquet")]
 
 
 @pytest.mark.parametrize(("layout", "container"), FULL)
@@ -398,3 +280,22 @@ def test_every_command_runs_on_every_layout(tmp_path, layout, container, folders
     planned = CliRunner().invoke(train, ["policy", str(policy), "--dry-run", "--offline"])
     assert planned.exit_code == 0, planned.output
     assert "5 prompts" in planned.output
+
+
+@pytest.mark.parametrize("shape", [shape for _, shape in SHAPES] + [*LIKED["kto"]])
+def test_every_command_runs_on_published_files(tmp_path, shape, folders):
+    rows = [row for case in cases() for row in shape(case)] if shape in LIKED["kto"] else published(shape)[0]
+    CONTAINERS["f.jsonl"](tmp_path / "f.jsonl", rows)
+    typed("eval", tmp_path / "f.jsonl", "--model", folders["bt"], "--output", tmp_path / "out", "--resamples", "20")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["data"]["judgements"] == 8
+    recipe = tmp_path / "model.toml"
+    recipe.write_text(RECIPE.format(kind="bradley-terry", more="", files='train = ["f.jsonl"]'))
+    planned = CliRunner().invoke(train, ["model", str(recipe), "--dry-run"])
+    assert planned.exit_code == 0, planned.output
+    assert "8 pairs to train on" in planned.output
+    policy = tmp_path / "policy.toml"
+    policy.write_text(POLICY.format(name="f.jsonl"))
+    planned = CliRunner().invoke(train, ["policy", str(policy), "--dry-run", "--offline"])
+    assert planned.exit_code == 0, planned.output
+    assert "8 prompts" in planned.output

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paragone_evaluation.errors import DataError
-from paragone_evaluation.readers import read_evaluation_set, read_pairs, read_prompts, read_ratings
+from paragone_evaluation.readers import Turns, read_evaluation_set, read_pairs, read_prompts, read_ratings
 from tests.evaluation.readers.test_every_command import COMPARED, RATED, cases
 from tests.training.arguments import row, write
 
@@ -109,12 +109,14 @@ def test_a_group_without_a_name_before_the_underscore_is_a_question_of_its_own(t
     assert read_evaluation_set(path).clusters("question")[1] == 3
 
 
-def test_a_response_with_tool_calls_is_evaluated_and_not_trained_on(tmp_path):
+def test_a_response_with_tool_calls_is_evaluated_and_trained_on(tmp_path):
     calls = said(None, tool_calls=[{"type": "function", "function": {"name": "f", "arguments": "{}"}}])
     path = write(tmp_path / "f.jsonl", [row(first=calls)])
     assert read_evaluation_set(path).responses[0] == calls
-    with pytest.raises(DataError, match="line 1: a response holds more than one message's text"):
-        read_pairs(path)
+    (pair,) = read_pairs(path)
+    assert isinstance(pair.first, Turns)
+    assert pair.first.messages == [calls]
+    assert not isinstance(pair.second, Turns)
 
 
 def test_nulls_of_a_table_are_no_fields(tmp_path):
@@ -134,11 +136,8 @@ def test_nulls_of_a_table_are_no_fields(tmp_path):
     assert (first.prompt_messages, second.prompt_messages) == ("p", rows[1]["prompt"])
 
 
-def test_rated_files_and_compared_files_are_not_taken_for_each_other(tmp_path):
+def test_compared_files_are_not_taken_for_rated_ones(tmp_path):
     compared = write(tmp_path / "f.jsonl", [row()])
-    rated = write(tmp_path / "g.jsonl", [{"prompt": "p", "response": "a", "ratings": {"x": 1}}])
-    with pytest.raises(DataError, match=r"it has responses that people rated \(layout ratings\)"):
-        read_pairs(rated)
     with pytest.raises(DataError, match=r"it has responses that people compared \(layout pairs\)"):
         read_ratings(compared)
 

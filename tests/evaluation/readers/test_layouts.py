@@ -76,7 +76,7 @@ def test_chosen_and_rejected_are_texts_or_conversations(tmp_path):
         (
             {"prompt": "p", "chosen": "a", "rejected": "b"},
             {"chosen": conversation("p", "a"), "rejected": conversation("q", "b")},
-            "must share every message but the last",
+            "must share every message before their answers",
         ),
         (
             {"prompt": "p", "chosen": "a", "rejected": "b"},

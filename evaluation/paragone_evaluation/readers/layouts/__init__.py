@@ -65,13 +65,13 @@ def fitting_layout(row: Fields, layouts: Sequence[FileLayout]) -> FileLayout | N
 def layout_of(rows: Sequence[Fields], layouts: Sequence[FileLayout]) -> FileLayout | None:
     """Return the layout of a file that begins with these rows.
 
-    It is the first that fits all of them, otherwise the one that fits most. Where none fits any row it is the one that
-    the first row comes nearest to, so that the row can be told what it lacks; None where the columns are of no layout.
+    It is the one that fits most of them, of several the one that fits the first row, of several still the first. Where
+    none fits any row it is the one that the first row comes nearest to, so that the row can be told what it lacks; None
+    where the columns are of no layout.
     """
-    counts = [(sum(map(layout.fits, rows)), layout) for layout in layouts]
-    most = max((count for count, _ in counts), default=0)
-    if most:
-        return next(layout for count, layout in counts if count == most)
+    counts = [(sum(fitting := [layout.fits(row) for row in rows]), fitting[:1] == [True]) for layout in layouts]
+    if (most := max(counts, default=(0, False)))[0]:
+        return layouts[counts.index(most)]
     nearest = max(layouts, key=lambda layout: layout.likeness(rows[0]), default=None) if rows else None
     return nearest if nearest and nearest.likeness(rows[0]) >= _LEAST else None
 

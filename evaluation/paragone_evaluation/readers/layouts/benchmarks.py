@@ -20,6 +20,7 @@ from paragone_evaluation.readers.layouts.fields import (
     float_of,
     identifier,
     is_response,
+    list_of,
     needed_text,
     optional_text,
     prompt_of,
@@ -95,7 +96,7 @@ def _judgebench(row: Fields, line: int) -> DataRow:
 
 
 def _if_rewardbench(row: Fields, line: int) -> DataRow:
-    common, answers, edges = common_of(row), value_of(row, "responses"), value_of(row, "preference_graph")
+    common, answers, edges = common_of(row), list_of(row, "responses"), list_of(row, "preference_graph")
     responses = tuple(
         response_of(one.get("response") if isinstance(one, Mapping) else None, f"responses[{at}].response")
         for at, one in enumerate(answers)

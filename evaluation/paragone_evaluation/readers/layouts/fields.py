@@ -18,6 +18,7 @@ __all__ = [
     "float_of",
     "identifier",
     "is_response",
+    "list_of",
     "needed_text",
     "number_of",
     "optional_text",
@@ -86,7 +87,7 @@ def tools_of(tools: Any) -> Sequence[Mapping[str, Any]] | None:
             tools = json.loads(tools)
         except (ValueError, RecursionError):
             raise BadRowError("field 'tools' is a text, and no JSON: write a list of objects") from None
-    if tools and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+    if tools not in (None, "") and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
         raise BadRowError("field 'tools' must be a list of objects")
     return tools or None
 
@@ -141,6 +142,8 @@ def as_prompt(prompt: Content, name: str) -> Content:
 
 def check_ending(prompt: Content, name: str) -> Content:
     """Return a prompt that a response may follow; refuse one that ends with the assistant's own message."""
+    if not prompt:
+        raise BadRowError(f"field {name!r} is empty")
     # Templates write two assistants' turns then, or raise: no model was trained on either.
     if not isinstance(prompt, str) and prompt[-1]["role"] not in ("user", "tool"):
         raise BadRowError(
@@ -179,6 +182,15 @@ def as_response(messages: Sequence[dict[str, Any]], name: str) -> ResponseText:
     (message,) = messages
     plain = message["role"] == "assistant" and isinstance(message.get("content"), str) and len(message) == 2
     return str(message["content"]) if plain else message
+
+
+def list_of(row: Fields, name: str, *, at_least: int = 1) -> list[Any]:
+    """Return a list that must be there."""
+    value = value_of(row, name)
+    if not isinstance(value, list) or len(value) < at_least:
+        kind = f"a list of {len(value)}" if isinstance(value, list) else described(value)
+        raise BadRowError(f"field {name!r} must be a list of at least {at_least}, not {kind}")
+    return value
 
 
 def responses_of(row: Fields, name: str, *, at_least: int) -> list[ResponseText]:

@@ -27,6 +27,7 @@ _ROLES = {
 _BESIDE = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 _THOUGHTS = ("thinking", "reasoning")
 # Messages written into a text, in JSON or as Python prints them. An answer that goes on behind them is a text.
+_WRITTEN_ONE = re.compile(r"\s*\{\s*(['\"])(role|from)\1\s*:.*\}\s*", re.DOTALL)
 _WRITTEN = re.compile(r"\s*\[\s*\{\s*(['\"])(role|content|from|value)\1\s*:.*\]\s*", re.DOTALL)
 
 
@@ -43,8 +44,14 @@ def described(value: Any) -> str:
 def are_messages(value: Any) -> bool:
     """Return whether a value is a list of messages, or a text that holds one as JSON."""
     if isinstance(value, str):
-        return _WRITTEN.fullmatch(value) is not None
+        return _is_written(value)
     return isinstance(value, list) and bool(value) and all(map(_is_message, value))
+
+
+def _is_written(text: str) -> bool:
+    # Most texts are told by one character, and a pattern that looks for the end of each would cost as much as all else.
+    start = text.lstrip()[:1]
+    return start in ("[", "{") and bool(_WRITTEN.fullmatch(text) or _WRITTEN_ONE.fullmatch(text))
 
 
 def _is_message(value: Any) -> bool:
@@ -54,9 +61,10 @@ def _is_message(value: Any) -> bool:
 def messages_of(value: Any, name: str) -> list[dict[str, Any]] | None:
     """Return a list of messages, or None for anything else; the name is that of the field."""
     if isinstance(value, str):
-        if not _WRITTEN.fullmatch(value):
+        if not _is_written(value):
             return None
         value = _parsed(value, name)
+        value = [value] if isinstance(value, Mapping) else value
     if not isinstance(value, list) or not value or not all(isinstance(message, Mapping) for message in value):
         return None
     return [_message(message, name) for message in value]

@@ -310,11 +310,10 @@ def _summaries(row: Fields, line: int) -> DataRow:
     if isinstance(choice, bool) or choice not in (0, 1):
         raise BadRowError(f"field 'choice' is {described(choice)}; it must be 0 or 1, the number of a summary")
     responses = tuple(response_of(one.get("text"), f"summaries[{at}].text") for at, one in enumerate(summaries))
-    info = row["info"]
-    group = info.get("id") if isinstance(info.get("id"), str) else None
+    prompt, group = _post(row), row["info"].get("id")
     return DataRow(
-        line, _post(row), responses, (Label(0, 1, 1.0 if choice == 0 else -1.0),), subset=common["group"],
-        **common | {"group": common["group"] or group},
+        line, prompt, responses, (Label(0, 1, 1.0 if choice == 0 else -1.0),), subset=common["group"],
+        **common | {"group": common["group"] or (group if isinstance(group, str) else None)},
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paragone_evaluation.readers.layouts import FILE_LAYOUTS, FileLayout, fitting_layout, layout_of
-from paragone_evaluation.readers.rows import BadRowError, DataRow, Fields, Label, LeftOutError
+from paragone_evaluation.readers.rows import BadRowError, DataRow, Fields, Label
 
 __all__ = ["HEAD", "LAYOUTS", "LayoutReader"]
 
@@ -46,7 +46,9 @@ class LayoutReader:
         """
         if self.layout is None:
             names = ", ".join(sorted(map(str, fields))) or "(none)"
-            raise BadRowError(f"the fields {names} fit no layout; known are {', '.join(LAYOUTS)}")
+            raise BadRowError(
+                f"the fields {names} fit no layout: name your columns with --map (docs/data-files.md lists the layouts)"
+            )
         # A row that fits no layout is the file's layout with a field too few, and is told which one.
         if not self.layout.fits(fields) and (other := fitting_layout(fields, self._candidates)) is not None:
             if other.name == self.layout.name:
@@ -69,11 +71,6 @@ class LayoutReader:
             )
         return replace(preferred, responses=(*preferred.responses, *row.responses), labels=(Label(0, 1, 1.0),))
 
-    def finish(self) -> None:
-        """Refuse a row that waits for the other one of its pair.
-
-        Raises:
-            LeftOutError: if there is one.
-        """
-        if self._held is not None:
-            raise LeftOutError(f"line {self._held.line} is the first one of a pair, and the file ends there")
+    def waiting(self) -> tuple[int, str] | None:
+        """Return the line of a row that waits for the other one of its pair, and what is wrong; None if none does."""
+        return (self._held.line, "it is the first row of a pair, and the file ends there") if self._held else None

@@ -40,10 +40,10 @@ def _columns(row: Fields) -> Content:
 
 
 def _openai(row: Fields, line: int) -> DataRow:
-    common, asked = common_of(row), row["input"]
+    common, prompt = common_of(row), _openai_prompt(row)
     responses = sides_of(row, "preferred_output", "non_preferred_output")
-    common["tools"] = common["tools"] or tools_of(asked.get("tools"))
-    return DataRow(line, _openai_prompt(row), responses, (Label(0, 1, 1.0),), subset=common["group"], **common)
+    common["tools"] = common["tools"] or tools_of(row["input"].get("tools"))
+    return DataRow(line, prompt, responses, (Label(0, 1, 1.0),), subset=common["group"], **common)
 
 
 def _openai_prompt(row: Fields) -> Content:
@@ -72,8 +72,8 @@ def _nemo_rl(row: Fields, line: int) -> DataRow:
         responses.append(response_of(one.get("completion"), f"completions[{at}].completion"))
         ranks.append(rank)
     return DataRow(
-        line, _columns(row), tuple(responses), ranks=tuple(ranks), graded=len(ranks) > 2, subset=common["group"],
-        **common,
+        line, _columns(row), tuple(responses), ranks=tuple(ranks), graded=max(ranks) - min(ranks) > 1,
+        subset=common["group"], **common,
     )  # fmt: skip
 
 
