@@ -14,7 +14,7 @@ from paragone import Client
 from paragone_evaluation.asking import AnswerStore, ask_model
 from paragone_evaluation.errors import DataError, EvaluationError
 from paragone_evaluation.evaluation import default_folder, evaluate_models, progress_bar
-from paragone_evaluation.readers import LAYOUTS, BadRowsPolicy, ReadOptions, parse_map, read_evaluation_set
+from paragone_evaluation.readers import LAYOUTS, BadRowsPolicy, Rankings, ReadOptions, parse_map, read_evaluation_set
 from paragone_evaluation.results import MeasureSettings, plain
 from paragone_evaluation.results_report import print_results, print_temperature
 from paragone_evaluation.scorers import Scorer, ServiceScorer
@@ -39,8 +39,14 @@ Bins = Annotated[int, typer.Option(help="Bins of the reliability table, of equal
 Seed = Annotated[int, typer.Option(help="Seed of resampling.")]
 Resamples = Annotated[int, typer.Option(help="Resamples of the bootstrap.")]
 Attribute = Annotated[
-    str | None, typer.Option(help="Of a ratings file: what people's scores are; the first if omitted.")
+    str | None,
+    typer.Option(
+        help="Of ratings: what people's scores are; helpfulness or the first one if omitted. Of PKU-SafeRLHF: "
+        "better or safer."
+    ),
 ]
+Gap = Annotated[float, typer.Option(help="Of ratings: those no further apart than this are a tie.")]
+RankingsOption = Annotated[str, typer.Option("--rankings", help="Of rankings: compare all responses, or neighbours.")]
 BadRows = Annotated[str, typer.Option(help=_BAD_ROWS)]
 Map = Annotated[list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN,…", help=_MAP)]
 ApiKey = Annotated[str | None, typer.Option(help="Key of the service.", envvar="PARAGONE_API_KEY", show_envvar=True)]
@@ -85,6 +91,8 @@ def evaluate(
     seed: Seed = 0,
     resamples: Resamples = 1000,
     attribute: Attribute = None,
+    gap: Gap = 0.0,
+    rankings: RankingsOption = "all",
     bad_rows: BadRows = "refuse",
     columns: Map = None,
     api_key: ApiKey = None,
@@ -103,8 +111,8 @@ def evaluate(
     _check_model(url, model, bos, head)
     # Everything that can be wrong with options and file is found before a model is loaded or a service asked.
     settings = MeasureSettings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
-    options = _read_options(layout, columns, bad_rows)
-    data = read_evaluation_set(*files, options=options, split=split, attribute=attribute)
+    options = _read_options(layout, columns, bad_rows, attribute, gap, rankings)
+    data = read_evaluation_set(*files, options=options, split=split)
     loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     with ExitStack() as opened:
         scorer = (
@@ -143,6 +151,8 @@ def calibrate(
     seed: Seed = 0,
     resamples: Resamples = 1000,
     attribute: Attribute = None,
+    gap: Gap = 0.0,
+    rankings: RankingsOption = "all",
     bad_rows: BadRows = "refuse",
     columns: Map = None,
     api_key: ApiKey = None,
@@ -170,10 +180,9 @@ def calibrate(
         raise EvaluationError(f"{model} is no folder of this machine that could be changed: give --output FOLDER")
     data = read_evaluation_set(
         *files,
-        options=_read_options(layout, columns, bad_rows),
+        options=_read_options(layout, columns, bad_rows, attribute, gap, rankings),
         split=split,
         exclude_split=None if force else "test",
-        attribute=attribute,
     )
     with ExitStack() as opened:
         local = None  # the scorer of a model loaded here, which alone can be given the temperature
@@ -208,10 +217,16 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=140)
 
 
-def _read_options(layout: str, columns: list[str] | None, bad_rows: str) -> ReadOptions:
+def _read_options(
+    layout: str, columns: list[str] | None, bad_rows: str, attribute: str | None, gap: float, rankings: str
+) -> ReadOptions:
     if bad_rows not in get_args(BadRowsPolicy):
         raise typer.BadParameter(f"--bad-rows is {bad_rows!r}; it must be {' or '.join(get_args(BadRowsPolicy))}")
-    return ReadOptions(layout, parse_map(columns or ()), cast("BadRowsPolicy", bad_rows))
+    if rankings not in get_args(Rankings):
+        raise typer.BadParameter(f"--rankings is {rankings!r}; it must be {' or '.join(get_args(Rankings))}")
+    return ReadOptions(
+        layout, parse_map(columns or ()), cast("BadRowsPolicy", bad_rows), attribute, gap, cast("Rankings", rankings)
+    )
 
 
 def _check_model(url: str | None, model: str | None, bos: Bos | None, head: Head) -> None:

@@ -13,7 +13,7 @@ from paragone_evaluation.readers.files import read_fields, read_pairs, read_prom
 from paragone_evaluation.readers.layouts import split_name
 from paragone_evaluation.readers.layouts.reading import LAYOUTS
 from paragone_evaluation.readers.mapping import parse_map
-from paragone_evaluation.readers.options import BadRowsPolicy, ReadOptions
+from paragone_evaluation.readers.options import BadRowsPolicy, Rankings, ReadOptions
 from paragone_evaluation.readers.rows import STRONGEST, Content, Label, Pair, Prompt, Rating, Turns
 from paragone_evaluation.readers.sources import HUB
 
@@ -26,6 +26,7 @@ __all__ = [
     "Label",
     "Pair",
     "Prompt",
+    "Rankings",
     "Rating",
     "ReadOptions",
     "RowAccount",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from paragone_evaluation.errors import DataError
+from paragone_evaluation.readers.layouts.cells import cell_of
 from paragone_evaluation.readers.rows import Fields
 
 if TYPE_CHECKING:
@@ -36,10 +37,6 @@ SUFFIXES = (*_TEXTS, *_TABLES)
 _PACKINGS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 _CHUNK = 1 << 20  # bytes that are read at once, where a row may be longer than a line
 _BATCH = 4096  # rows of a table that are made into objects at once
-_NUMBERS = {"strength", "preference_strength", "num_correct"}
-_ATTRIBUTES = {"helpfulness", "correctness", "coherence", "complexity", "verbosity"}
-_JSON_CELLS = {*_NUMBERS, *_ATTRIBUTES, "ratings", "responses", "comparisons", "completions", "tools"}
-"""Columns of a CSV file whose cells are JSON: a number, a list or an object."""
 
 
 def container_of(path: Path) -> tuple[str, str] | None:
@@ -280,26 +277,7 @@ def _csv(stream: io.BufferedReader, delimiter: str) -> Iterator[NumberedRow]:
             if None in row:
                 yield number, f"the row has more cells than the header, which has {len(names)}"
             else:
-                yield number, {name: _cell(name, value) for name, value in row.items()}
-
-
-def _cell(name: str, text: str | None) -> Any:
-    """Return what a cell holds: text, JSON where the column's values are no texts, or messages written as JSON."""
-    if text is None:
-        return None
-    # Every cell is tried by its first characters: parsing all texts as JSON would cost as much as reading the file.
-    messages = text.startswith("[{") and '"role"' in text
-    if messages or (name in _JSON_CELLS and text):
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return text  # what the column may hold is the layout's to say
-        return value if name in _JSON_CELLS or _are_messages(value) else text
-    return text if text or name not in _JSON_CELLS else None
-
-
-def _are_messages(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(message, dict) and "role" in message for message in value)
+                yield number, {name: cell_of(name, value) for name, value in row.items()}
 
 
 def _table(path: Path, kind: str) -> Iterator[Fields]:
@@ -307,11 +285,19 @@ def _table(path: Path, kind: str) -> Iterator[Fields]:
     import pyarrow.ipc
     import pyarrow.parquet
 
+    def rows(batch: pyarrow.RecordBatch) -> Iterator[Fields]:
+        # A struct has all keys that it has in any row: null stands for one that this row lacks, in a tool's schema too.
+        nested = [field.name for field in batch.schema if "struct" in str(field.type)]
+        for row in cast("Iterable[Fields]", batch.to_pylist()):
+            for name in nested:
+                row[name] = _without_nulls(row[name])
+            yield row
+
     try:
         if kind == ".parquet":
             with pyarrow.parquet.ParquetFile(path) as table:
                 for batch in table.iter_batches(_BATCH):  # the whole table as Python objects is many times as large
-                    yield from cast("Iterable[Fields]", batch.to_pylist())
+                    yield from rows(batch)
             return
         with path.open("rb") as file:
             start = file.read(6)
@@ -321,6 +307,13 @@ def _table(path: Path, kind: str) -> Iterator[Fields]:
             batches = map(opened.get_batch, range(opened.num_record_batches)) if start == b"ARROW1" else iter(opened)
             for batch in batches:
                 for at in range(0, batch.num_rows, _BATCH):
-                    yield from cast("Iterable[Fields]", batch.slice(at, _BATCH).to_pylist())
+                    yield from rows(batch.slice(at, _BATCH))
     except (pyarrow.ArrowException, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return the value without keys whose value is null, at any depth; elements of lists keep their places."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

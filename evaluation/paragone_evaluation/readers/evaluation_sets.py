@@ -14,6 +14,7 @@ from paragone_evaluation.dataset import Case, EvaluationSet, LeftOut, Message, P
 from paragone_evaluation.errors import DataError
 from paragone_evaluation.readers.files import FilePass
 from paragone_evaluation.readers.options import ReadOptions
+from paragone_evaluation.readers.rated import main_attribute, rated_lead
 from paragone_evaluation.readers.rows import DataRow
 
 __all__ = ["read_evaluation_set"]
@@ -28,21 +29,19 @@ def read_evaluation_set(
     options: ReadOptions = _AS_READ,
     split: str | None = None,
     exclude_split: str | None = None,
-    attribute: str | None = None,
 ) -> EvaluationSet:
     """Return files as an evaluation set.
 
     Args:
         sources: files, globs, folders or data sets of the Hub, all in one layout.
         split: rows with another ``split`` are left out, as are those with ``exclude_split``.
-        attribute: of a ratings file, what people's scores are taken from; its first one if None.
 
     Raises:
         DataError: if the file cannot be read, has bad rows (missing fields, another schema, a label out of range, an
             id that was used before; lines are named) that are not to be left out, or nothing decided in it.
     """
     reading = FilePass(*sources, options=options, split=split, exclude_split=exclude_split)
-    cases = _Cases(reading, attribute)
+    cases = _Cases(reading)
     for row in reading:
         cases.add(row)
         if len(reading.layouts) > 1:
@@ -90,8 +89,8 @@ class _Cases:
         rated: the attribute that people's scores are taken from; None where people compared.
     """
 
-    def __init__(self, reading: FilePass, attribute: str | None) -> None:
-        self._reading, self._attribute = reading, attribute
+    def __init__(self, reading: FilePass) -> None:
+        self._reading = reading
         self.rated: str | None = None
         self._cases: list[Case] = []
         # Numbers by content, in the order in which the contents came up.
@@ -140,8 +139,8 @@ class _Cases:
 
     def _rate(self, row: DataRow) -> None:
         if self.rated is None:
-            # The first name of the first row, though its own rating may be missing.
-            self.rated = self._attribute or next(iter(row.ratings[0]), None)
+            # A name of the first row, though its own rating may be missing.
+            self.rated = self._reading.options.attribute or main_attribute(row.ratings[0])
         for response, ratings in zip(row.responses, row.given_ratings, strict=True):
             if self.rated not in ratings:
                 rates = ", ".join(ratings) or "nothing"
@@ -164,7 +163,11 @@ class _Cases:
             name = rated.subset or f"prompt {prompt}"
             self._cases.append(Case(name, rated.line, prompt, nodes, rated.subset, human=human, attributes=attributes))
             for first, second in itertools.combinations(range(len(nodes)), 2):
-                self._judge(nodes[first], nodes[second], _outcome(human[first] - human[second]))
+                self._judge(
+                    nodes[first],
+                    nodes[second],
+                    _outcome(rated_lead(human[first], human[second], self._reading.options.gap)),
+                )
 
     def columns(self) -> dict[str, Any]:
         """Return what was collected, by the names of ``EvaluationSet``."""

@@ -5,25 +5,19 @@ cannot be read refuses the file or is counted by its reason, as the options say,
 """
 
 import hashlib
+import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from paragone_evaluation.errors import DataError
 from paragone_evaluation.readers.accounts import RowAccount
-from paragone_evaluation.readers.layouts import (
-    FILE_LAYOUTS,
-    FileLayout,
-    fitting_layout,
-    prompt_row,
-    split_name,
-    split_of,
-    value_of,
-)
+from paragone_evaluation.readers.layouts import FileLayout, prompt_row, split_name, split_of, value_of
+from paragone_evaluation.readers.layouts.reading import HEAD, LAYOUTS, LayoutReader
 from paragone_evaluation.readers.mapping import ColumnMap
 from paragone_evaluation.readers.options import ReadOptions
+from paragone_evaluation.readers.rated import RatedPairs
 from paragone_evaluation.readers.rows import (
     BadRowError,
     DataRow,
@@ -35,14 +29,10 @@ from paragone_evaluation.readers.rows import (
 )
 from paragone_evaluation.readers.sources import Part, parts_of
 
-__all__ = ["LAYOUTS", "FilePass", "read_fields", "read_pairs", "read_prompts", "read_ratings"]
+__all__ = ["FilePass", "read_fields", "read_pairs", "read_prompts", "read_ratings"]
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS = tuple(dict.fromkeys(["pairs", "groups", "ratings", *(layout.name for layout in FILE_LAYOUTS)]))
-"""Names of the layouts, as ``--layout`` takes them beside ``auto``, our own first."""
-
-_Made = TypeVar("_Made")
 _AS_READ = ReadOptions()
 
 
@@ -84,8 +74,8 @@ class FilePass:
         # Training takes rows without a split for training rows. For a measure nobody can tell that they belong to it.
         self._needs_split = self.split is not None and not unmarked
         self._map = ColumnMap(options.map) if options.map else None
-        self._prompts, self._detects = prompts, layout == "auto"
-        self._candidates = [known for known in FILE_LAYOUTS if layout in ("auto", known.name)]
+        self._prompts = prompts
+        self._reader = LayoutReader((), options)
         self.part: Part = self.parts[0]
         self.layout: FileLayout | None = None
         self.layouts: dict[str, FileLayout] = {}
@@ -104,7 +94,10 @@ class FilePass:
 
     def _rows_of_part(self) -> Iterator[DataRow]:
         account, name = self.account, self.part.name
-        for line, fields in self.part.rows():
+        rows = self.part.rows()
+        head = list(itertools.islice(rows, HEAD))
+        self._reader = LayoutReader([told for _, fields in head if (told := self._told(fields))], self.options)
+        for line, fields in itertools.chain(head, rows):
             account.count += 1
             try:
                 row = self._row(line, fields)
@@ -115,6 +108,15 @@ class FilePass:
             else:
                 if row is not None:
                     yield row
+        if (alone := self._reader.waiting()) is not None:
+            account.leave_out(name, *alone)
+
+    def _told(self, fields: Fields | str) -> Fields:
+        """Return the fields by which a row tells its layout; none where it cannot be read."""
+        try:
+            return {} if isinstance(fields, str) else self._map.apply(fields) if self._map is not None else fields
+        except BadRowError:
+            return {}
 
     def check(self, *, remedy: str = "") -> None:
         """Refuse the files if a row cannot be read, unless such rows are to be left out.
@@ -152,11 +154,13 @@ class FilePass:
             self.passed_over += 1
             return None
         if self._prompts:
-            return prompt_row(fields, line)
-        known = fitting_layout(fields, self._candidates)
-        # Nearly every row has the layout of the first one. Only the others are looked at more closely.
-        layout = known if known and known is self.layout else self._settled(known, fields)
-        row = layout.row(fields, line)
+            return prompt_row(fields, line, self._reader.layout)
+        row = self._reader.row(fields, line)
+        if self.layout is None and (layout := self._reader.layout) is not None:
+            self.layout = layout
+            self.layouts.setdefault(layout.name, layout)
+        if row is None:
+            return None
         # Rows without an id may well be alike. An id that stands for two rows is a mistake in the file.
         if row.id is not None and (before := self._lines.setdefault(row.id, line)) != line:
             raise BadRowError(f"id {row.id.removeprefix(f'{row.subset}/')[:60]!r} is on line {before} already")
@@ -166,25 +170,9 @@ class FilePass:
         self.account.leave_out(self.part.name, line, "the two responses that are compared are the same")
         return replace(row, labels=telling) if telling else None
 
-    def _settled(self, known: FileLayout | None, fields: Fields) -> FileLayout:
-        """Return the file's layout for a row whose fields fit the known one or none; refuse a row of another layout."""
-        if self.layout is None:
-            self.layout = known if known or self._detects else self._candidates[0]
-            if self.layout is not None:
-                self.layouts.setdefault(self.layout.name, self.layout)
-        if self.layout is None:
-            names = ", ".join(sorted(map(str, fields))) or "(none)"
-            raise BadRowError(f"the fields {names} fit no layout; known are {', '.join(LAYOUTS)}")
-        # A row that fits no layout is the file's layout with a field too few, and is told which one.
-        if known is None or known is self.layout:
-            return self.layout
-        if known.name == self.layout.name:
-            raise BadRowError(f"the row has {known.schema}, and the file began with {self.layout.schema}")
-        raise BadRowError(f"the row has the fields of {known.name}, and the file began with {self.layout.name}")
-
 
 def read_pairs(*sources: str | Path, options: ReadOptions = _AS_READ, account: RowAccount | None = None) -> list[Pair]:
-    """Return the pairs of files in any layout that compares responses, in order.
+    """Return the pairs of files in any layout, in order; of rated responses, every two to a prompt.
 
     Pairs of two identical responses, and rows that annotators found invalid, are left out and counted in the log.
 
@@ -194,7 +182,31 @@ def read_pairs(*sources: str | Path, options: ReadOptions = _AS_READ, account: R
     Raises:
         DataError: if a file cannot be read, has bad rows that are not to be left out (they are named), or has no pair.
     """
-    return _made(sources, DataRow.pairs, options, account, rates=False)
+    if options.map and options.maps_ratings:
+        options = replace(options, map={})  # a recipe has one map, and may name files of both kinds
+    pairs: list[Pair] = []
+    # Each source is read, and complained about, on its own: whoever mends a file wants all of its faults at once.
+    for source in sources:
+        reading = FilePass(source, options=options)
+        made = _pairs_of(reading)
+        _close(reading, account, f"{source}" if not made else "")
+        pairs += made
+    return pairs
+
+
+def _pairs_of(reading: FilePass) -> list[Pair]:
+    rated, pairs = RatedPairs(reading.options), list[Pair]()
+    for row in reading:
+        if not row.ratings:
+            pairs += row.pairs(reading.part.name)
+        elif unused := rated.add(row, reading.part.name):
+            reading.account.leave_out(reading.part.name, row.line, unused)
+    pairs += rated.pairs()
+    for path, line, why in rated.alone():
+        reading.account.leave_out(path, line, why)
+    if rated.attribute is not None:
+        logger.info("%s: pairs are made of the ratings of %s", reading.account.title, rated.attribute)
+    return pairs
 
 
 def read_ratings(
@@ -209,7 +221,21 @@ def read_ratings(
         DataError: if a file cannot be read, has bad rows that are not to be left out (they are named), or has no
             rating.
     """
-    return _made(sources, DataRow.rated, options, account, rates=True)
+    if options.map and not options.maps_ratings:
+        options = replace(options, map={})
+    ratings: list[Rating] = []
+    for source in sources:
+        reading, before = FilePass(source, options=options), len(ratings)
+        for row in reading:
+            if not row.ratings:
+                raise DataError(
+                    f"{reading.part.name}: it has responses that people compared (layout "
+                    f"{reading.layout.name if reading.layout else 'unknown'}); responses that people rated are needed "
+                    "here"
+                )
+            ratings += row.rated(reading.part.name)
+        _close(reading, account, f"{source}" if len(ratings) == before else "")
+    return ratings
 
 
 def read_prompts(
@@ -274,44 +300,16 @@ def read_fields(path: str | Path, *names: str) -> list[Fields]:
     return rows
 
 
-def _made(
-    sources: Sequence[str | Path],
-    make: Callable[[DataRow, str], list[_Made]],
-    options: ReadOptions,
-    account: RowAccount | None,
-    *,
-    rates: bool,
-) -> list[_Made]:
-    """Return what ``make`` gives for each row of the files."""
-    made: list[_Made] = []
-    # A recipe has one map, and may name files of both kinds.
-    if options.map and options.maps_ratings != rates:
-        options = replace(options, map={})
-    # Each source is read, and complained about, on its own: whoever mends a file wants all of its faults at once.
-    for source in sources:
-        reading, before = FilePass(source, options=options), len(made)
-        for row in reading:
-            # Not before the first row, which is what tells the layout.
-            if reading.layout is not None and reading.layout.rates != rates:
-                kinds = ("responses that people rated", "responses that people compared")
-                present, needed = kinds if reading.layout.rates else kinds[::-1]
-                raise DataError(
-                    f"{reading.part.name}: it has {present} (layout {reading.layout.name}); {needed} are needed here"
-                )
-            try:
-                made += make(row, reading.part.name)
-            except BadRowError as error:
-                reading.account.refuse(reading.part.name, row.line, str(error))
-        _close(reading, account)
-        if len(made) == before:
-            why = "".join(f"; {left.count} left out: {left.reason}" for left in reading.account.left_out())
-            raise DataError(f"{source} has no rows to learn from: {reading.account.count} were read{why}")
-    return made
+def _close(reading: FilePass, account: RowAccount | None, empty: str = "") -> None:
+    """Refuse bad rows if they are to refuse, and hand on and log what was left out otherwise.
 
-
-def _close(reading: FilePass, account: RowAccount | None) -> None:
-    """Refuse bad rows if they are to refuse, and hand on and log what was left out otherwise."""
+    Args:
+        empty: name of a source of which nothing was made.
+    """
     reading.check()
     reading.account.log(logger)
     if account is not None:
         account.add(reading.account)
+    if empty:
+        why = "".join(f"; {left.count} left out: {left.reason}" for left in reading.account.left_out())
+        raise DataError(f"{empty} has no rows to learn from: {reading.account.count} were read{why}")

@@ -1,14 +1,16 @@
 """How files are read, whichever command reads them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from paragone_evaluation.errors import DataError
 
-__all__ = ["BadRowsPolicy", "ReadOptions"]
+__all__ = ["BadRowsPolicy", "Rankings", "ReadOptions"]
 
 BadRowsPolicy = Literal["refuse", "leave-out"]
+Rankings = Literal["all", "neighbours"]
 
 
 @dataclass(frozen=True)
@@ -18,19 +20,30 @@ class ReadOptions:
     Attributes:
         layout: of all rows; ``auto`` goes by the fields of the first one of a file.
         map: our names of fields by which the file's columns are read; empty where the layout says so.
+        attribute: what rated responses are compared by, helpfulness or the file's first attribute if None; of pairs
+            that people compared by several things, which of them, the first one if None.
+        gap: ratings no further apart than this are a tie.
+        rankings: ``all`` compares every two responses of a ranking, ``neighbours`` each one with the next.
         bad_rows: what rows that cannot be read do: refuse the file, or be left out and counted.
 
     Raises:
-        DataError: if ``bad_rows`` is neither.
+        DataError: if ``bad_rows`` or ``rankings`` is none of these, or ``gap`` is negative.
     """
 
     layout: str = "auto"
     map: Mapping[str, str] = field(default_factory=dict)
     bad_rows: BadRowsPolicy = "refuse"
+    attribute: str | None = None
+    gap: float = 0.0
+    rankings: Rankings = "all"
 
     def __post_init__(self) -> None:
         if self.bad_rows not in get_args(BadRowsPolicy):
             raise DataError(f"bad_rows is {self.bad_rows!r}; it must be one of {', '.join(get_args(BadRowsPolicy))}")
+        if self.rankings not in get_args(Rankings):
+            raise DataError(f"rankings is {self.rankings!r}; it must be one of {', '.join(get_args(Rankings))}")
+        if not 0 <= self.gap < math.inf:
+            raise DataError(f"gap is {self.gap}; it must be 0 or a positive number")
 
     @property
     def maps_ratings(self) -> bool:

@@ -4,8 +4,8 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
+from paragone_evaluation.readers.options import ReadOptions
 from paragone_evaluation.readers.rows import STRONGEST, DataRow, Label, Pair
 
 __all__ = ["RatedPairs", "main_attribute", "rated_lead"]
@@ -33,7 +33,7 @@ class _Responses:
     """
 
     row: DataRow
-    path: Path
+    path: str
     ratings: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -41,18 +41,21 @@ class RatedPairs:
     """Gathers the rated responses to each prompt, wherever they stand, and makes pairs of them.
 
     Args:
-        attribute: what the responses are compared by; the main one of the first row if None.
-        gap: ratings no further apart than this are a tie.
+        options: with the attribute, the main one of the first row if None, and the gap.
+
+    Attributes:
+        attribute: what the responses are compared by; None before the first row.
     """
 
-    def __init__(self, attribute: str | None = None, gap: float = 0.0) -> None:
-        self.attribute, self._gap = attribute, gap
+    def __init__(self, options: ReadOptions) -> None:
+        self.attribute: str | None = None
+        self._asked, self._gap = options.attribute, options.gap
         self._prompts: dict[tuple[str, str | None], _Responses] = {}
 
-    def add(self, row: DataRow, path: Path) -> str:
+    def add(self, row: DataRow, path: str) -> str:
         """Add a row's responses, and return why some of them are of no use, an empty text if none is."""
         if self.attribute is None:
-            self.attribute = main_attribute(row.ratings[0])
+            self.attribute = self._asked or main_attribute(row.ratings[0])
         # Responses of two splits are no pair: one of them is there to measure what the other one taught.
         key = (json.dumps([row.prompt, row.tools], ensure_ascii=False, default=str), row.split)
         unused = ""
@@ -67,6 +70,14 @@ class RatedPairs:
     def pairs(self) -> list[Pair]:
         """Return every two responses of a prompt; ties have strength 0, others the ratings' difference, at most 3."""
         return list(itertools.chain.from_iterable(map(self._pairs_of, self._prompts.values())))
+
+    def alone(self) -> list[tuple[str, int, str]]:
+        """Return file, line and reason of each prompt that has one response only, and therefore no pair."""
+        return [
+            (prompt.path, prompt.row.line, f"its prompt has one response with a {self.attribute}, and a pair needs two")
+            for prompt in self._prompts.values()
+            if len(prompt.ratings) == 1
+        ]
 
     def _pairs_of(self, prompt: _Responses) -> Sequence[Pair]:
         texts = list(prompt.ratings)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -130,9 +131,14 @@ def test_ratings_become_a_group_per_prompt_with_all_its_pairs(tmp_path):
 
 
 def test_another_attribute_can_be_what_people_think(tmp_path):
-    made = read(tmp_path, rows_for("ratings"), attribute="verbose")
+    made = read(tmp_path, rows_for("ratings"), options=ReadOptions(attribute="verbose"))
     assert made.outcome.tolist() == [0.0]
-    refused(tmp_path, rows_for("ratings"), "no rating of 'style'; the row rates helpful, verbose", attribute="style")
+    refused(
+        tmp_path,
+        rows_for("ratings"),
+        "no rating of 'style'; the row rates helpful, verbose",
+        options=ReadOptions(attribute="style"),
+    )
 
 
 def test_a_group_scores_a_response_by_its_share_of_wins(tmp_path):
@@ -297,7 +303,7 @@ def test_ratings_of_helpsteer_are_a_group_per_prompt_without_ids(tmp_path):
     assert made.cases[0].human == (4.0, 2.0)
     assert made.cases[0].attributes["verbosity"] == (0.0, 4.0)
     assert made.outcome.tolist() == [1.0]
-    assert read(tmp_path, rows, attribute="verbosity").outcome.tolist() == [0.0]
+    assert read(tmp_path, rows, options=ReadOptions(attribute="verbosity")).outcome.tolist() == [0.0]
 
 
 def test_what_nobody_rated_is_left_out_and_counted_with_its_lines(tmp_path):
@@ -317,7 +323,7 @@ def test_every_completion_of_ultrafeedback_is_a_response_of_one_prompt(tmp_path)
     assert [case.human for case in made.cases] == [(5.0,), (5.0, 3.0, 1.0)]
     assert made.outcome.tolist() == [1.0, 1.0, 1.0]
     assert [(row.count, row.lines) for row in made.left_out] == [(1, (1,))]
-    assert read(tmp_path, rows, attribute="t").outcome.tolist() == [1.0, 0.5, 0.5, 0.5]
+    assert read(tmp_path, rows, options=ReadOptions(attribute="t")).outcome.tolist() == [1.0, 0.5, 0.5, 0.5]
 
 
 def test_a_row_of_ultrafeedback_without_completions_is_left_out_and_counted(tmp_path):
@@ -360,9 +366,10 @@ def test_a_negative_strength_of_helpsteer_prefers_response_1_and_invalid_pairs_a
 )
 def test_a_bad_row_is_named_with_its_line_and_leaves_nothing_behind(tmp_path, good, change, message):
     rows = [good, {**good, **change, "prompt": "other", "instruction": "other"}]
+    options = ReadOptions(attribute="honesty" if good is ULTRA else None)
     with pytest.raises(DataError, match=rf"\n  line 2: .*{message}"):
-        read(tmp_path, rows, attribute="honesty" if good is ULTRA else None)
-    made = read(tmp_path, rows, attribute="honesty" if good is ULTRA else None, options=LEAVE_OUT)
+        read(tmp_path, rows, options=options)
+    made = read(tmp_path, rows, options=replace(options, bad_rows="leave-out"))
     assert len(made.prompts) == 1
     assert [row.lines for row in made.left_out] == [(2,)]
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paragone_evaluation.errors import DataError
-from paragone_evaluation.readers import read_evaluation_set, read_pairs, read_prompts, read_ratings
+from paragone_evaluation.readers import ReadOptions, read_evaluation_set, read_pairs, read_prompts, read_ratings
 from tests.evaluation.readers import shapes
 
 CASES = int(os.environ.get("PARAGONE_FUZZ_CASES", "300"))
@@ -71,7 +71,7 @@ def test_no_mutated_row_ends_in_another_error(folder, rows):
     path = folder / "f.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     reads = (
-        lambda: read_evaluation_set(path, leave_out_bad_rows=True),
+        lambda: read_evaluation_set(path, options=ReadOptions(bad_rows="leave-out")),
         lambda: read_pairs(path),
         lambda: read_ratings(path),
         lambda: read_prompts([path], split="train"),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paragone_evaluation.readers.layouts import FILE_LAYOUTS, FileLayout, fitting_layout, layout_of
+from paragone_evaluation.readers.options import ReadOptions
 from paragone_evaluation.readers.rows import BadRowError, DataRow, Fields, Label
 
 __all__ = ["HEAD", "LAYOUTS", "LayoutReader"]
@@ -20,21 +21,18 @@ class LayoutReader:
 
     Args:
         head: the first rows of the file.
-        name: of the layout; ``auto`` goes by what the rows hold.
-        attribute: which of several things people compared; the first one if None.
-        rankings: ``all`` compares every two ranked responses, ``neighbours`` each with the next.
+        options: with the layout's name, the attribute and what is compared in rankings.
 
     Attributes:
         layout: the file's, None where its rows fit none.
     """
 
-    def __init__(self, head: Sequence[Fields], *, name: str = "auto", attribute: str | None = None,
-                 rankings: str = "all") -> None:  # fmt: skip
-        self._candidates = [known for known in FILE_LAYOUTS if name in ("auto", known.name)]
+    def __init__(self, head: Sequence[Fields], options: ReadOptions) -> None:
+        self._candidates = [known for known in FILE_LAYOUTS if options.layout in ("auto", known.name)]
         self.layout: FileLayout | None = layout_of(head, self._candidates)
-        if self.layout is None and name != "auto":
+        if self.layout is None and options.layout != "auto":
             self.layout = self._candidates[0]
-        self._attribute, self._rankings = attribute, rankings
+        self._options = options
         self._held: DataRow | None = None
 
     def row(self, fields: Fields, line: int) -> DataRow | None:
@@ -57,7 +55,7 @@ class LayoutReader:
         row = self.layout.row(fields, line)
         if self.layout.twos:
             return self._paired(row)
-        return row.judged(self._attribute, self._rankings)
+        return row.judged(self._options.attribute, self._options.rankings)
 
     def _paired(self, row: DataRow) -> DataRow | None:
         preferred, self._held = self._held, None

@@ -136,8 +136,7 @@ def only_prompt(row: Fields) -> Content:
     """Return the prompt of a row without responses; a conversation is one up to its last answer."""
     before = column_prompt(row)
     if before is None:
-        turns = turns_of(row["text"]) if isinstance(row.get("text"), str) else None
-        before = turns or ([{"role": "user", "content": row["text"]}] if isinstance(row.get("text"), str) else None)
+        before = turns_of(row["text"]) if isinstance(row.get("text"), str) else None
     if before is None:
         return prompt_of(row)  # which says what is missing
     while len(before) > 1 and before[-1]["role"] == "assistant" and row.get("prompt") is None:
