@@ -27,6 +27,7 @@ _HELP = {
     "ask": "Ask which of two responses is preferred.",
     "bench": "Measure how fast a service answers.",
     "calibrate": "Fit the temperature of a model and store it with it.",
+    "data": "Say what data files hold, and convert them.",
     "export": "Write a model for other programs, vLLM for one.",
     "eval": "Measure how well a model agrees with people.",
     "key": "Make keys for a server.",

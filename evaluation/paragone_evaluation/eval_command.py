@@ -19,13 +19,23 @@ from paragone_evaluation.results import MeasureSettings, plain
 from paragone_evaluation.results_report import print_results, print_temperature
 from paragone_evaluation.scorers import Scorer, ServiceScorer
 from paragone_evaluation.temperature import check_preferences, fitted_temperature
-from paragone_models.files.options import load_options, named_source
 from paragone_models.spec import Bos, Head
 
 if TYPE_CHECKING:
     from paragone_evaluation.local_model import LocalScorer
 
-__all__ = ["calibrate", "evaluate"]
+__all__ = [
+    "Attribute",
+    "BadRows",
+    "Files",
+    "Layout",
+    "Map",
+    "RankingsOption",
+    "calibrate",
+    "console_of",
+    "evaluate",
+    "read_options",
+]
 
 _FILES = "Files, globs, folders, or data sets of the Hub (hf:OWNER/NAME), see docs/data-files.md."
 _MAP = "Columns of a layout of your own: prompt=question,first=a,second=b,label=winner, say."
@@ -77,11 +87,7 @@ def evaluate(
     url: Annotated[str | None, typer.Option(help="Address of a service to ask.", show_default=False)] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="[NAME=]SOURCE[,KEY=VALUE…]",
-            help="Local model to load: builtin:NAME, folder or Hugging Face id, and settings as those of `paragone "
-            "serve --model`; with --url, its id there.",
-        ),
+        typer.Option(help="Local model to load: builtin:NAME, folder or Hugging Face id; with --url, its id there."),
     ] = None,
     against: Annotated[
         str | None, typer.Option(help="Another model for a paired comparison: a source, or URL or URL#ID of a service.")
@@ -116,7 +122,7 @@ def evaluate(
     _check_model(url, model, bos, head)
     # Everything that can be wrong with options and file is found before a model is loaded or a service asked.
     settings = MeasureSettings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
-    options = _read_options(layout, columns, bad_rows, attribute, gap, rankings)
+    options = read_options(layout, columns, bad_rows, attribute, gap, rankings)
     data = read_evaluation_set(*files, options=options, split=split)
     loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     with ExitStack() as opened:
@@ -129,7 +135,7 @@ def evaluate(
         folder = output or default_folder(data, scorer.card.name)
         bar = Console(stderr=True)
         written = evaluate_models(data, scorer, folder, settings, against=other, command=_command("eval"), console=bar)
-    console = _console()
+    console = console_of()
     print_results(written.results, console)
     for path in written.files:
         console.print(f"wrote {path}", style="dim", soft_wrap=True, markup=False, highlight=False)
@@ -142,9 +148,7 @@ def calibrate(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="[NAME=]SOURCE[,KEY=VALUE…]",
-            help="Model to calibrate: builtin:NAME, a folder, or a Hugging Face id, and settings as those of `paragone "
-            "serve --model`; with --url, its id there.",
+            help="Model to calibrate: builtin:NAME, a folder, or a Hugging Face id; with --url, its id there."
         ),
     ] = None,
     output: Annotated[
@@ -183,19 +187,11 @@ def calibrate(
         raise typer.BadParameter("--output is for a model loaded here: what a service hosts is not ours to copy")
     settings = MeasureSettings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
     # Said before a model is loaded and asked for minutes.
-    named = named_source(model or "")
-    if url is None and output is None and not (Path(named.source).expanduser() / "paragone.json").is_file():
-        raise EvaluationError(
-            f"{named.source} is no folder of this machine that could be changed: give --output FOLDER"
-        )
-    if url is None and "chat_template" in named.settings:
-        raise EvaluationError(
-            "chat_template would not be stored with the temperature: put it into the model's folder, as "
-            "chat_template.jinja, and calibrate that"
-        )
+    if url is None and output is None and not (Path(model or "").expanduser() / "paragone.json").is_file():
+        raise EvaluationError(f"{model} is no folder of this machine that could be changed: give --output FOLDER")
     data = read_evaluation_set(
         *files,
-        options=_read_options(layout, columns, bad_rows, attribute, gap, rankings),
+        options=read_options(layout, columns, bad_rows, attribute, gap, rankings),
         split=split,
         exclude_split=None if force else "test",
     )
@@ -221,20 +217,21 @@ def calibrate(
 
         folder = store_temperature(local.model, temperature, record, output=output)
         remedy = f"stored in {folder}: paragone serve --model {folder.name}={folder}"
-    console = _console()
+    console = console_of()
     print_temperature(record, console)
     console.print(remedy, soft_wrap=True, markup=False, highlight=False)
 
 
-def _console() -> Console:
+def console_of() -> Console:
     """Return a console that leaves tables whole where the output is no terminal."""
     # rich takes 80 columns for a pipe, and would fold the intervals.
     return Console() if sys.stdout.isatty() else Console(width=140)
 
 
-def _read_options(
+def read_options(
     layout: str, columns: list[str] | None, bad_rows: str, attribute: str | None, gap: float, rankings: str
 ) -> ReadOptions:
+    """Return how files are read, as the command line says."""
     if bad_rows not in get_args(BadRowsPolicy):
         raise typer.BadParameter(f"--bad-rows is {bad_rows!r}; it must be {' or '.join(get_args(BadRowsPolicy))}")
     if rankings not in get_args(Rankings):
@@ -253,10 +250,7 @@ def _check_model(url: str | None, model: str | None, bos: Bos | None, head: Head
         )
 
 
-def _load(text: str, options: dict[str, Any]) -> "LocalScorer":
-    """Return the scorer of ``NAME=SOURCE,KEY=VALUE,…``, whose settings win over the command's options."""
-    name, source, settings = named_source(text)
-    options = {**options, "name": name or None, **load_options(settings)}
+def _load(source: str, options: dict[str, Any]) -> "LocalScorer":
     try:
         from paragone_evaluation.local_model import load_scorer
     except ModuleNotFoundError as error:

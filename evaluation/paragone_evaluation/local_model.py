@@ -6,7 +6,7 @@ a model is to be loaded.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from transformers.utils import logging as transformers_logging
 
 from paragone_evaluation.errors import CalibrationError, EvaluationError
+from paragone_evaluation.readers.rows import DataRow
 from paragone_evaluation.scorers import (
     ModelCard,
     PairAnswer,
@@ -31,10 +32,9 @@ from paragone_models.files.saving import save_model
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import conversation
 
-__all__ = ["LocalScorer", "load_scorer", "store_temperature"]
+__all__ = ["LocalScorer", "RowReader", "load_row_reader", "load_scorer", "store_temperature"]
 
 
-_READING = ("bos", "special_tokens", "reasoning", "max_length", "weights")
 _SPEC_FIELDS = ("temperature", "calibrated", "attributes", "domain", "demonstration")
 
 
@@ -54,7 +54,7 @@ class LocalScorer:
                 f"{model.provenance.source} has no tokenizer files: it cannot read the texts of an evaluation"
             )
         self.model = model
-        self._reader = model.reader
+        self.reader = model.reader
         # By prompt and response: a response occurs in many pairs, and its representation in none of them differs.
         self._known: dict[tuple[str, str], NDArray[np.float32] | Refusal] = {}
         spec, provenance = model.spec, model.provenance
@@ -108,7 +108,7 @@ class LocalScorer:
         # By repr: messages are dictionaries, which cannot be keys.
         keys = [(repr((item.prompt, item.tools)), repr(item.response)) for item in items]
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._known}
-        readings = self._reader.read([conversation(item.prompt, item.response, item.tools) for item in new.values()])
+        readings = self.reader.read([conversation(item.prompt, item.response, item.tools) for item in new.values()])
         # What the model cannot read is refused alone; the rest of the batch goes on.
         readable = []
         for key, reading in zip(new, readings, strict=True):
@@ -122,6 +122,40 @@ class LocalScorer:
                 raise EvaluationError(f"{self.card.source} computed NaN or infinity: check the weights and the dtype")
             self._known.update({key: row for (key, _), row in zip(readable, values, strict=True)})
         return [self._known[key] for key in keys]
+
+
+class RowReader:
+    """Reads rows of data files as a model reads them.
+
+    Raises:
+        EvaluationError: if the model has no tokenizer.
+    """
+
+    def __init__(self, model: PreferenceModel) -> None:
+        self._reader = LocalScorer(model).reader
+        self.limit = model.spec.max_length
+
+    def tokens(self, rows: Sequence[DataRow]) -> list[tuple[int | None, int]]:
+        """Return, for each response, the tokens of its conversation (None: refused), and how many were cut."""
+        talks = [conversation(row.prompt, response, row.tools) for row in rows for response in row.responses]
+        read = self._reader.read(talks)
+        return [(None, 0) if isinstance(one, TextError) else (len(one.token_ids), one.dropped_tokens) for one in read]
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """Return the text of a described row's first response, or why it is refused; nothing without a response."""
+        if not row["responses"]:
+            return ""
+        (read,) = self._reader.read([conversation(row["prompt"], row["responses"][0], row["tools"])])
+        return f"refused: {read}" if isinstance(read, TextError) else read.text
+
+
+def load_row_reader(source: str) -> RowReader:
+    """Return what reads rows as a model does; its weights are loaded on the CPU.
+
+    Raises:
+        ModelError: if it cannot be loaded.
+    """
+    return RowReader(load_scorer(source, device="cpu").model)
 
 
 def load_scorer(source: str, **options: Any) -> LocalScorer:
@@ -179,9 +213,8 @@ def store_temperature(
             if not in_place:
                 shutil.copytree(source, target, dirs_exist_ok=True)
             spec = ModelSpec.from_json((target / SPEC_FILE).read_bytes())
-            # The temperature holds for what the model read while it was fitted, so those rules go with it.
-            rules = {name: getattr(model.spec, name) for name in _READING}
-            spec = replace(spec, temperature=temperature, calibrated=True, **rules)
+            # The temperature holds for the text that the model read while it was fitted, so that rule goes with it.
+            spec = replace(spec, temperature=temperature, calibrated=True, bos=model.spec.bos)
         # Whole or not at all: a server may be reading the folder.
         fresh = target / f"{SPEC_FILE}.new"
         fresh.write_text(spec.to_json(), encoding="utf-8")

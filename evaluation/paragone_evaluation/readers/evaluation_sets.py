@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from paragone_evaluation.errors import DataError
 from paragone_evaluation.readers.files import FilePass
 from paragone_evaluation.readers.options import ReadOptions
 from paragone_evaluation.readers.rated import main_attribute, rated_lead
-from paragone_evaluation.readers.rows import DataRow
+from paragone_evaluation.readers.rows import DataRow, text_key, text_length
 
 __all__ = ["read_evaluation_set"]
 
@@ -117,7 +116,7 @@ class _Cases:
     def _prompt(self, row: DataRow) -> int:
         """Return the number of the row's prompt, a new one where it was not seen before."""
         # The same text with other tools is another question to the model.
-        key = _key(row.prompt) if not row.tools else f"{_key(row.prompt)}\n{_key(row.tools)}"
+        key = text_key(row.prompt) if not row.tools else f"{text_key(row.prompt)}\n{text_key(row.tools)}"
         number = self._prompts.setdefault(key, len(self._prompt_texts))
         if number == len(self._prompt_texts):
             text: PromptText = row.prompt if isinstance(row.prompt, str) else tuple(row.prompt)
@@ -129,7 +128,7 @@ class _Cases:
 
     def _node(self, prompt: int, response: ResponseText) -> int:
         """Return the number of a response to a prompt, a new one where it was not seen before."""
-        number = self._nodes.setdefault((prompt, _key(response)), len(self._responses))
+        number = self._nodes.setdefault((prompt, text_key(response)), len(self._responses))
         if number == len(self._responses):
             self._responses.append(response)
         return number
@@ -178,7 +177,7 @@ class _Cases:
             "questions": tuple(self._questions),
             "responses": tuple(self._responses),
             "node_prompt": np.asarray([prompt for prompt, _ in self._nodes], dtype=np.int64),
-            "node_length": np.asarray([_text_length(response) for response in self._responses], dtype=np.float64),
+            "node_length": np.asarray([text_length(response) for response in self._responses], dtype=np.float64),
             "cases": tuple(self._cases),
             "case": case,
             "first": first,
@@ -186,22 +185,6 @@ class _Cases:
             "outcome": table[:, 3],
             "strength": table[:, 4],
         }
-
-
-def _text_length(response: ResponseText) -> int:
-    """Return the characters of a response: its text, or the text contents of its messages."""
-    if isinstance(response, str):
-        return len(response)
-    if not isinstance(response, Mapping):
-        return sum(_text_length(message) for message in response)
-    content = response.get("content") or ""
-    if isinstance(content, str):
-        return len(content)
-    return sum(len(part.get("text") or "") for part in content if isinstance(part, Mapping))
-
-
-def _key(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
 
 
 def _outcome(lead: float) -> float:

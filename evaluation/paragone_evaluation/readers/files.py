@@ -29,9 +29,12 @@ from paragone_evaluation.readers.rows import (
 )
 from paragone_evaluation.readers.sources import Part, parts_of
 
-__all__ = ["FilePass", "read_fields", "read_pairs", "read_prompts", "read_ratings"]
+__all__ = ["SAME_RESPONSES", "FilePass", "read_fields", "read_pairs", "read_prompts", "read_ratings"]
 
 logger = logging.getLogger(__name__)
+
+SAME_RESPONSES = "the two responses that are compared are the same"
+"""Why a row of one text twice is left out."""
 
 _AS_READ = ReadOptions()
 
@@ -132,6 +135,14 @@ class FilePass:
         digests = [part.sha256() for part in self.parts]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
+    def why(self) -> str:
+        """Return what tells the layout of the part, and what its strengths are."""
+        if self.layout is None:
+            return "only prompts are read"
+        told = "named by --layout" if self.options.layout != "auto" else "told by what its columns hold"
+        strengths = "" if self.layout.rates else f"; strengths: {self.layout.strengths}"
+        return f"{told}: {', '.join(self.layout.columns)}{strengths}"
+
     def splits_in_words(self) -> str:
         """Return the names of the splits that were met."""
         return ", ".join(sorted(self.splits)) or "none"
@@ -167,7 +178,7 @@ class FilePass:
         telling = row.telling_labels()
         if len(telling) == len(row.labels):
             return row
-        self.account.leave_out(self.part.name, line, "the two responses that are compared are the same")
+        self.account.leave_out(self.part.name, line, SAME_RESPONSES)
         return replace(row, labels=telling) if telling else None
 
 

@@ -26,6 +26,8 @@ __all__ = [
     "Prompt",
     "Rating",
     "Turns",
+    "text_key",
+    "text_length",
 ]
 
 Fields = dict[str, Any]
@@ -277,3 +279,20 @@ def _question_of(group: str) -> str:
 def _keyed(prompt: Content) -> tuple[str, bool]:
     """Return a prompt as text, and whether that is JSON of messages."""
     return (prompt, False) if isinstance(prompt, str) else (json.dumps(prompt, ensure_ascii=False), True)
+
+
+def text_length(response: ResponseText) -> int:
+    """Return the characters of a response: its text, or the text contents of its messages."""
+    if isinstance(response, str):
+        return len(response)
+    if not isinstance(response, Mapping):
+        return sum(text_length(message) for message in response)
+    content = response.get("content") or ""
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(part.get("text") or "") for part in content if isinstance(part, Mapping))
+
+
+def text_key(value: Any) -> str:
+    """Return a prompt or a response as one text that equal ones share."""
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)

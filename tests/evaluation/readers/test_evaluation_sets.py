@@ -10,7 +10,7 @@ import pytest
 from paragone_evaluation.evaluation import evaluate_models
 from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.readers import ReadOptions, read_evaluation_set
-from paragone_evaluation.readers.evaluation_sets import _text_length
+from paragone_evaluation.readers.rows import text_length
 from paragone_evaluation.results import MeasureSettings
 from paragone_training.errors import DataError
 from tests.evaluation.conftest import pair, text, write
@@ -174,7 +174,7 @@ def test_conversations_and_tools_are_read(tmp_path):
     assert made.prompts[0][1] == tuple(tools)
     assert made.node_length[0] == 3
     parts = [{"type": "text", "text": "ab"}, {"type": "image_url", "image_url": {}}]
-    assert _text_length([{"role": "assistant", "content": parts}, {"role": "tool", "content": None}]) == 2
+    assert text_length([{"role": "assistant", "content": parts}, {"role": "tool", "content": None}]) == 2
 
 
 def test_a_split_is_read_and_the_rest_is_counted(tmp_path):
