@@ -85,7 +85,7 @@ def test_offline_scores_and_training_say_it_too(evil, word):
 
 
 async def test_others_are_read_while_one_request_takes_its_time(evil):
-    items = [{"prompt": "Why?", "response": f"slow {number}"} for number in range(12)]
+    items = [{"prompt": "Why?", "response": f"slow {number}"} for number in range(8)]
     async with serving({"bt": evil}) as client:
         slow = asyncio.create_task(client.post("/v1/tokens", json={"items": items}))
         await until(lambda: client.app.state.registry.find("bt")._reading._held)
@@ -93,7 +93,7 @@ async def test_others_are_read_while_one_request_takes_its_time(evil):
             assert (await client.post("/v1/rewards", json={"items": [FINE]})).status_code == 200
         assert not slow.done()
         answer = await slow
-        assert [row["text"].count(f"slow {number}") for number, row in enumerate(answer.json()["tokens"])] == [1] * 12
+        assert [row["text"].count(f"slow {number}") for number, row in enumerate(answer.json()["tokens"])] == [1] * 8
 
 
 async def test_a_deadline_ends_the_reading_of_a_chunk(evil):
