@@ -1,10 +1,10 @@
 """A template that loops, fills memory or recurses for some text: one clear error, by every way in, and others go on."""
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
 
+from paragone_evaluation.readers import Pair
 from paragone_models import load_model
 from paragone_models.errors import TextError
 from paragone_models.text.reader import conversation
@@ -76,8 +76,7 @@ def test_offline_scores_and_training_say_it_too(evil, word):
     with pytest.raises(TextError, match=REASONS[word]):
         evil.score("Why?", ["So.", f"It {word}."])
     assert evil.score("Why?", ["So."]).shown == [True]
-    # What a group is named by, without a file.
-    pair = SimpleNamespace(prompt_messages=[{"role": "user", "content": "Why?"}], where="rows.jsonl:3")
+    pair = Pair("Why?", "So.", f"It {word}.", 1.0, where="rows.jsonl:3")
     groups = [PromptGroup(pair, responses) for responses in (["So."], ["So.", f"It {word}."])]
     with pytest.raises(DataError, match=f"rows.jsonl:3 .*{REASONS[word]}"):
         read_groups(groups, evil.reader)

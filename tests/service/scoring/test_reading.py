@@ -126,18 +126,14 @@ def test_a_request_that_ends_ends_its_turn_and_the_next_one_waits_for_the_thread
 
 def test_a_turn_that_comes_as_its_request_ends_is_passed_on(thread, recorder):
     async def ask():
-        recorder.goes_on.clear()
-        first = asyncio.create_task(thread.read(texts("a"), call_of("first")))
-        await until(recorder.begun.is_set)
-        late = asyncio.create_task(thread.read(texts("b"), call_of("late")))
-        last = asyncio.create_task(thread.read(texts("c"), call_of("last")))
+        thread._held = True  # by somebody else
+        late, last = (asyncio.create_task(thread.read(texts(name), call_of(name))) for name in ("late", "last"))
         await asyncio.sleep(0)
-        recorder.goes_on.set()
-        (turn,) = thread._line._waiting["late"]
-        turn.add_done_callback(lambda _: late.cancel())  # before the task hears of it
-        await asyncio.gather(first, late, last, return_exceptions=True)
+        thread._pass_on("somebody", thread._clock(), 0)
+        late.cancel()  # before the task hears of its turn
+        await asyncio.gather(late, last, return_exceptions=True)
         assert late.cancelled()
-        assert [chunk[0] for chunk in recorder.chunks] == ["a", "c"]
+        assert recorder.chunks == [["last"]]
 
     asyncio.run(ask())
 
