@@ -42,7 +42,10 @@ def check_recipe(recipe: PolicyRecipe, folder: Path, *, offline: bool = False) -
 
 def _check_addresses(recipe: PolicyRecipe) -> None:
     servers = recipe.servers.urls if recipe.servers else ()
-    named = {"oracle.url": recipe.oracle.url, "evaluation.judge_url": recipe.evaluation.judge_url}
+    named = {
+        "oracle.url": recipe.oracle.url if recipe.oracle else None,
+        "evaluation.judge_url": recipe.evaluation.judge_url,
+    }
     for name, url in [*named.items(), *(("servers.urls", url) for url in servers)]:
         if url is not None:
             try:
@@ -52,7 +55,7 @@ def _check_addresses(recipe: PolicyRecipe) -> None:
 
 
 def _check_key_files(recipe: PolicyRecipe) -> None:
-    files = {"oracle.api_key_file": recipe.oracle.api_key_file}
+    files = {"oracle.api_key_file": recipe.oracle.api_key_file if recipe.oracle else None}
     if recipe.servers:
         files["servers.api_key_file"] = recipe.servers.api_key_file
     for name, file in files.items():
@@ -68,7 +71,7 @@ def _check_key_files(recipe: PolicyRecipe) -> None:
 
 def _check_hosted(recipe: PolicyRecipe) -> None:
     for name, source in (
-        ("oracle.serve", recipe.oracle.serve),
+        ("oracle.serve", recipe.oracle.serve if recipe.oracle else None),
         ("evaluation.judge_serve", recipe.evaluation.judge_serve),
     ):
         if source is None:

@@ -196,9 +196,10 @@ def _lead(recipe: _Values, metrics: Sequence[_Values]) -> str:
     knobs = ", ".join(
         f"{name} {value:g}" for name, value in recipe["loss"].items() if isinstance(value, float) and value
     )
+    responses = "stored" if recipe["data"].get("pairs") else recipe["sampling"]["responses"]
     return (
         f"{len(metrics)} of {recipe['training']['iterations']} iterations; {knobs}; "
-        f"{recipe['sampling']['responses']} responses a prompt; pairs {recipe['targets']['pairs']}, "
+        f"{responses} responses a prompt; pairs {recipe['targets']['pairs']}, "
         f"labels {recipe['targets']['labels']}; reference {recipe['reference']['policy']}."
     )
 

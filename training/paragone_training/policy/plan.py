@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from paragone_evaluation.readers import Prompt, read_prompts
 from paragone_models.packing.attention import packed
 from paragone_models.packing.segments import segments_attention
+from paragone_training.data import PromptGroup
 from paragone_training.errors import RecipeError
 from paragone_training.policy.checks import check_recipe
 from paragone_training.policy.gradient import check_schedule, optimiser_steps
@@ -25,6 +26,7 @@ from paragone_training.policy.model.logprobs import packed_row, packed_states, u
 from paragone_training.policy.model.weights import context_of, load_tokenizer, policy_config
 from paragone_training.policy.recipe import PolicyRecipe, PolicyTrainingSection, command_line
 from paragone_training.policy.rows import deal, render
+from paragone_training.policy.stored_pairs import prompts_of_groups, stored_groups
 from paragone_training.policy.targets import most_pairs
 from paragone_training.saved_activations import fused_attention, kept_bytes, meta_attention, saved_bytes
 
@@ -51,7 +53,11 @@ def describe_plan(
         DataError: if prompts cannot be read.
     """
     check_recipe(recipe, folder, offline=offline)
-    prompts = read_prompts(recipe.data.prompts, split=recipe.data.split, options=recipe.data.reading)
+    stored = stored_groups(recipe) if recipe.data.pairs else []
+    if stored:
+        prompts = prompts_of_groups(stored)
+    else:
+        prompts = read_prompts(recipe.data.prompts, split=recipe.data.split, options=recipe.data.reading)
     held_out = []
     if recipe.evaluation.prompts:
         held_out = read_prompts(recipe.evaluation.prompts, split=recipe.evaluation.split, options=recipe.data.reading)
@@ -63,10 +69,11 @@ def describe_plan(
     if not offline:
         tokenizer = load_tokenizer(recipe.policy.source, recipe.policy.revision)
         config = policy_config(recipe.policy.source, recipe.policy.revision)
-        longest = context_of(config, recipe.policy.max_length) - recipe.sampling.max_new_tokens
+        context = context_of(config, recipe.policy.max_length)
+        longest = context - 1 if stored else context - recipe.sampling.max_new_tokens
         rendered = render([*prompts, *held_out], tokenizer, longest=longest)
         prompt = max(len(prompt.token_ids) for prompt in rendered)
-    lines += _work(recipe, prompts, len(held_out))
+    lines += _stored_work(recipe, stored) if stored else _work(recipe, prompts, len(held_out))
     if not offline:
         lines += _memory(recipe, config, prompt, ranks)
     return "\n".join(lines)
@@ -105,6 +112,21 @@ def _work(recipe: PolicyRecipe, prompts: Sequence[Prompt], held_out: int) -> lis
             f"{held_out * training.iterations} tables each"
         )
     return lines
+
+
+def _stored_work(recipe: PolicyRecipe, groups: Sequence[PromptGroup]) -> list[str]:
+    compared = [{frozenset((label.first, label.second)) for label in group.labels} for group in groups]
+    pairs = sum(map(len, compared))
+    try:
+        optimised, laid_out = optimiser_steps(pairs, recipe.training)
+    except ValueError as error:
+        raise RecipeError(f"data.pairs gives {pairs} pairs: {error}") from error
+    check_schedule(recipe.training, optimised, laid_out)
+    return [
+        f"{len(groups)} prompts with {sum(len(group.responses) for group in groups)} stored responses; nothing is "
+        "sampled, and no oracle is asked for targets",
+        f"at most {pairs} pairs; {optimised} optimiser steps on a schedule of {laid_out}",
+    ]
 
 
 def _samplers(recipe: PolicyRecipe) -> str:

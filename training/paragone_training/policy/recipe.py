@@ -28,6 +28,7 @@ from paragone_training.settings import DataFiles, DataSection, LoraSection, Name
 
 __all__ = [
     "Batching",
+    "OracleSection",
     "PolicyRecipe",
     "PolicyTrainingSection",
     "ServersSection",
@@ -55,10 +56,13 @@ class _PolicySection(Section):
 
 
 class _PolicyDataSection(DataSection):
-    """Which prompts."""
+    """Which prompts, or which stored preferences."""
 
-    prompts: DataFiles
+    prompts: DataFiles = ()
     """Files of rows with `prompt` (text or messages), and optionally `id` and `split`; relative to the recipe."""
+    pairs: DataFiles = ()
+    """In place of `prompts`: files that compare responses. They are trained on offline, in one iteration: nothing is
+    sampled, and an oracle is asked for the evaluation alone."""
     split: str = "train"
     """Rows of this `split` are trained on, and rows without one."""
     max_missing_groups: float = Field(default=0.05, ge=0, le=1)
@@ -195,7 +199,7 @@ def command_line(template: str, **values: object) -> list[str]:
         ) from error
 
 
-class _OracleSection(Section):
+class OracleSection(Section):
     """The preference oracle."""
 
     url: str | None = None
@@ -386,7 +390,7 @@ class PolicyRecipe(Section):
     method: str = Field(description=f"The algorithm: {', '.join(f'`{name}`' for name in METHODS)}.")
     policy: _PolicySection
     data: _PolicyDataSection
-    oracle: _OracleSection
+    oracle: OracleSection | None = None
     loss: _PolicyLossSection = _PolicyLossSection()
     sampling: _SamplingSection = _SamplingSection()
     servers: ServersSection | None = None
@@ -408,6 +412,11 @@ class PolicyRecipe(Section):
         )
 
     @property
+    def rule(self) -> Rule:
+        """How answers to both orders of a pair are combined; stored ones are alike."""
+        return self.oracle.rule if self.oracle else "mean-probability"
+
+    @property
     def ties(self) -> Ties:
         """What becomes of pairs of probability ½."""
         return self.targets.ties or self.objective.needs.ties[0]
@@ -424,8 +433,7 @@ class PolicyRecipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.data.prompts:
-            raise RecipeError("data.prompts is empty; name at least one file of prompts")
+        _check_data(self)
         # The method says what it can use; nothing here knows methods by name.
         targets = self.targets
         check_needs(
@@ -436,6 +444,29 @@ class PolicyRecipe(Section):
             reference=self.reference.policy,
         )
         return self
+
+
+def _check_data(recipe: PolicyRecipe) -> None:
+    """Refuse a recipe with neither prompts and an oracle nor stored pairs, and what stored pairs cannot give."""
+    data = recipe.data
+    if not (data.prompts or data.pairs):
+        raise RecipeError("data.prompts is empty; name at least one file of prompts, or preferences as data.pairs")
+    if data.prompts and data.pairs:
+        raise RecipeError("[data] takes either prompts, to be answered and judged, or pairs, which have been")
+    if recipe.oracle is None and data.prompts:
+        raise RecipeError("[oracle] is missing: who judges the responses to data.prompts? Set its url, or serve")
+    if recipe.oracle is None and recipe.evaluation.prompts:
+        raise RecipeError("[evaluation] needs an [oracle] to compare answers: set its url or serve, or remove prompts")
+    if not data.pairs:
+        return
+    steps = recipe.objective.steps(1)
+    if recipe.training.iterations != 1 or len({step.round for step in steps}) != 1:
+        raise RecipeError(
+            f"data.pairs are of one policy, and {recipe.method} with training.iterations = "
+            f"{recipe.training.iterations} asks for fresh responses: set iterations = 1 and dpo, ipo, sppo or inpo"
+        )
+    if data.per_iteration:
+        raise RecipeError("data.per_iteration deals prompts; all data.pairs are taken: remove it")
 
 
 def load_policy_recipe(path: Path, assignments: Sequence[str] = (), *, data: Path | None = None) -> PolicyRecipe:

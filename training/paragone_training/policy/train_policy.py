@@ -37,7 +37,7 @@ from paragone_training.policy.methods.method import Step
 from paragone_training.policy.model.logprobs import check_sampler, freeze_columns, with_logprobs
 from paragone_training.policy.model.weights import Policy, context_of, load_policy
 from paragone_training.policy.oracle import Identity, OracleClient, own_service
-from paragone_training.policy.recipe import PolicyRecipe
+from paragone_training.policy.recipe import OracleSection, PolicyRecipe
 from paragone_training.policy.rows import (
     Barrier,
     LabelledPair,
@@ -52,6 +52,7 @@ from paragone_training.policy.rows import (
     write_rows,
 )
 from paragone_training.policy.sampling.rounds import Round, Samplers, play_round
+from paragone_training.policy.stored_pairs import prompts_of_groups, stored_groups, stored_round
 from paragone_training.policy.targets import Float64s, labelled_pairs, tables_of
 
 __all__ = ["train_policy"]
@@ -93,9 +94,15 @@ class _PolicyRun:
             source.source, revision=source.revision, bf16=source.dtype == "bfloat16", attention=source.attention
         )
         # A prompt has to leave room for the longest response, or responses would be cut at different lengths.
-        longest = context_of(self.policy.model.config, source.max_length) - recipe.sampling.max_new_tokens
+        self._context = context_of(self.policy.model.config, source.max_length)
+        longest = self._context - recipe.sampling.max_new_tokens
         reading: Any = {"options": recipe.data.reading}
-        self.prompts = self._rendered(read_prompts(recipe.data.prompts, split=recipe.data.split, **reading), longest)
+        self._stored = stored_groups(recipe) if recipe.data.pairs else []
+        if self._stored:
+            self.prompts = self._rendered(prompts_of_groups(self._stored), self._context - 1)
+        else:
+            prompts = read_prompts(recipe.data.prompts, split=recipe.data.split, **reading)
+            self.prompts = self._rendered(prompts, longest)
         self.held_out: list[Prompt] = []
         if recipe.evaluation.prompts:
             held_out = read_prompts(recipe.evaluation.prompts, split=recipe.evaluation.split, **reading)
@@ -117,17 +124,15 @@ class _PolicyRun:
     def connected(self) -> Iterator[None]:
         """Hold connections to the oracles, the service of this run's own if there is one, and the trackers."""
         oracle, judge = self.recipe.oracle, self.recipe.evaluation
+        if oracle is None:  # stored pairs, and nothing to evaluate
+            with self._tracked():
+                yield
+            return
         # One service hosts both models: its cache and its device are shared.
         hosted = {"oracle": oracle.serve, "judge": judge.judge_serve}
         sources = [f"{name}={source}" for name, source in hosted.items() if source is not None]
         with ExitStack() as stack:
-            if names := self.recipe.output.trackers:
-                trackers = Trackers(names, self.folder, self.recipe.model_dump())
-                self._trackers = stack.enter_context(contextlib.closing(trackers))
-                # A tracker that a resumed run adds is shown the iterations that are done.
-                for path in sorted(self.folder.glob("iteration-*/metrics.json")):
-                    metrics = read_json_file(path)
-                    trackers.iteration(metrics["iteration"], metrics)
+            stack.enter_context(self._tracked())
             own = stack.enter_context(own_service(sources, self.folder / "service.log")) if sources else None
             urls = {"oracle": oracle.url or own, "judge": judge.judge_url or (own if judge.judge_serve else None)}
             models = {"oracle": oracle.model, "judge": judge.judge_model}
@@ -136,15 +141,27 @@ class _PolicyRun:
             for name, url in urls.items():
                 if url is not None:
                     model = name if hosted[name] else models[name]
-                    self._oracles[name] = stack.enter_context(self._oracle(name, url, model))
+                    self._oracles[name] = stack.enter_context(self._oracle(oracle, name, url, model))
                     self._oracles[name].meet(oracle.wait_s)
             # The servers last, since the stored responses that they are checked with are sampled by the policy here.
             stack.enter_context(self._samplers.opened())
             yield
             self._oracles = {}
 
-    def _oracle(self, name: str, url: str, model: str | None) -> OracleClient:
-        oracle, path = self.recipe.oracle, self.folder / f"{name}.json"
+    @contextlib.contextmanager
+    def _tracked(self) -> Iterator[None]:
+        """Hold the trackers, if the recipe names any; one that a resumed run adds is shown the iterations so far."""
+        if not (names := self.recipe.output.trackers):
+            yield
+            return
+        with contextlib.closing(Trackers(names, self.folder, self.recipe.model_dump())) as self._trackers:
+            for path in sorted(self.folder.glob("iteration-*/metrics.json")):
+                metrics = read_json_file(path)
+                self._trackers.iteration(metrics["iteration"], metrics)
+            yield
+
+    def _oracle(self, oracle: OracleSection, name: str, url: str, model: str | None) -> OracleClient:
+        path = self.folder / f"{name}.json"
         return OracleClient(
             url,
             model=model,
@@ -275,20 +292,24 @@ class _PolicyRun:
         seed = recipe.training.seed
         # A function of the seed and the iteration, so that a resumed run is dealt the same prompts.
         prompts = deal(self.prompts, iteration=iteration, per_iteration=recipe.data.per_iteration, seed=seed)
-        played = play_round(
-            folder,
-            prompts,
-            lambda: self._samplers.sampler(source),
-            {"oracle": self._oracles["oracle"]},
-            responses=sampling.responses,
-            batch=sampling.batch,
-            names=(seed, iteration, number),
-            tokenizer=self.policy.tokenizer,
-        )
+        if self._stored:
+            tokenizer, ends = self.policy.tokenizer, self.policy.end_ids
+            played = stored_round(folder, self._stored, prompts, tokenizer, ends, longest=self._context)
+        else:
+            played = play_round(
+                folder,
+                prompts,
+                lambda: self._samplers.sampler(source),
+                {"oracle": self._oracles["oracle"]},
+                responses=sampling.responses,
+                batch=sampling.batch,
+                names=(seed, iteration, number),
+                tokenizer=self.policy.tokenizer,
+            )
         tables = tables_of(
             played.responses,
             played.answers,
-            rule=recipe.oracle.rule,
+            rule=recipe.rule,
             unfinished=sampling.unfinished,
             penalty=sampling.penalty,
         )
@@ -362,7 +383,7 @@ class _PolicyRun:
             names=list(self._oracles),
             initial_source=initial,
             responses=recipe.evaluation.responses,
-            rule=recipe.oracle.rule,
+            rule=recipe.rule,
             training=recipe.training,
         )
         logger.info("iteration %d: win rate against the initial policy %s", iteration, summary.get("oracle"))
