@@ -2,6 +2,7 @@
 
     python benchmarks/cross_validate.py training/recipes/mini-bradley-terry.toml --data FOLDER --work runs/cv
 
+With --head, what is cross-validated is `paragone train head` of the recipe: each fold chooses its own penalties.
 Every fold trains its own tokenizer, teacher and network without a word of the held-out question. Folds are resumable:
 one JSON file each in --work; a fold whose file is there is not run again. Prints a table, writes --work/summary.json.
 Intervals are bootstrap percentiles over questions (whole questions are redrawn).
@@ -20,9 +21,11 @@ import numpy as np
 import torch
 from texts import add_data, corpora
 
-from paragone_evaluation.readers import read_pairs
+from paragone_evaluation.readers import read_pairs, read_ratings
+from paragone_models.files.loading import load_backbone
 from paragone_training.preference.card import Rows
 from paragone_training.preference.recipe import load_recipe
+from paragone_training.preference.train_head import fit_to_rows
 from paragone_training.preference.train_model import fit
 
 RESAMPLES = 10_000
@@ -34,6 +37,7 @@ def main():
     add_data(parser)
     parser.add_argument("--work", type=Path, required=True, help="folder of the folds' results")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--head", action="store_true", help="fit heads to the recipe's frozen backbone")
     parser.add_argument("--questions", help="comma-separated numbers of questions; all unless given")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -44,11 +48,12 @@ def main():
     numbers = arguments.questions.split(",") if arguments.questions else range(len(questions))
     arguments.work.mkdir(parents=True, exist_ok=True)
     key = recipe_key(recipe)
+    fold_of = head_fold(recipe) if arguments.head else run_fold
     folds = []
     for number in map(int, numbers):
         path = arguments.work / f"fold-{number:02d}.json"
         if not path.is_file() or json.loads(path.read_text())["recipe"] != key:
-            path.write_text(json.dumps({"recipe": key, **run_fold(recipe, rows, questions[number], arguments.work)}))
+            path.write_text(json.dumps({"recipe": key, **fold_of(recipe, rows, questions[number], arguments.work)}))
         folds.append(json.loads(path.read_text()))
     summary = summarise(folds)
     (arguments.work / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -65,12 +70,34 @@ def recipe_key(recipe):
 
 def run_fold(recipe, rows, question, work):
     started, cpu = time.monotonic(), time.process_time()
-    train = [replace(pair, split="train") for pair in rows if pair.question != question]
-    held_out = [pair for pair in rows if pair.question == question and pair.strength]
     scratch = work / f"scratch-{question}"
     shutil.rmtree(scratch, ignore_errors=True)
-    judged = fit(recipe, Rows(train, held_out_pairs=held_out), scratch).judged
+    judged = fit(recipe, split_rows(rows, question), scratch).judged
     shutil.rmtree(scratch, ignore_errors=True)
+    return result_of(judged, question, started, cpu)
+
+
+def head_fold(recipe):
+    """Return what fits one fold's head; the backbone is loaded once, and its states are kept in the recipe's folder."""
+    backbone = load_backbone(recipe.backbone.source, revision=recipe.backbone.revision, dtype=recipe.head.dtype)
+    ratings = read_ratings(*recipe.data.ratings) if recipe.data.ratings else []
+
+    def run(recipe, rows, question, _work):
+        started, cpu = time.monotonic(), time.process_time()
+        rated = [rating for rating in ratings if rating.group.partition("_")[0] != question]
+        split = replace(split_rows(rows, question), ratings=rated)
+        outcome = fit_to_rows(recipe, split, Path(recipe.head.states), backbone)
+        return result_of(outcome.after.judged, question, started, cpu)
+
+    return run
+
+
+def split_rows(rows, question):
+    train = [replace(pair, split="train") for pair in rows if pair.question != question]
+    return Rows(train, held_out_pairs=[pair for pair in rows if pair.question == question and pair.strength])
+
+
+def result_of(judged, question, started, cpu):
     result = {
         "question": question,
         "right": judged.right.tolist(),

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from paragone_models import load_model
 from paragone_models.files.loading import load_backbone
+from paragone_models.model import LocalForward
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import TextReader, conversation
 from paragone_training.command import train
@@ -140,18 +141,18 @@ def test_states_are_computed_once_shared_by_kinds_and_found_after_a_kill(checkpo
     backbone, readings = read(checkpoint, answers=[f"answer {number}" for number in range(40)])
     # A part is written after every chunk, and the second chunk is interrupted.
     monkeypatch.setattr("paragone_training.preference.frozen_states._PART_S", 0.0)
-    killed = FrozenBackbone(backbone, tmp_path)
-    encode, calls = killed._local.encode, []
+    encode, calls = LocalForward.encode, []
 
-    def interrupted(items):
+    def interrupted(local, items):
         calls.append(items)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return encode(items)
+        return encode(local, items)
 
-    monkeypatch.setattr(killed._local, "encode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        killed.states(readings)
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalForward, "encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            FrozenBackbone(backbone, tmp_path).states(readings)
     again = FrozenBackbone(backbone, tmp_path)
     states = again.states(readings)
     assert again.computed == 8

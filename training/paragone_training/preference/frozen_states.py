@@ -53,7 +53,7 @@ class FrozenBackbone:
         parameter = next(backbone.module.parameters())
         # The head is never applied; a network needs one.
         network = PreferenceNetwork(backbone.module, RepresentationHead(output_width(backbone.module.config), _REWARD))
-        self._local = LocalForward(network, max_batch_tokens=DEFAULTS.get(parameter.device.type, DEFAULTS["cpu"]))
+        self._network, self._max_tokens = network, DEFAULTS.get(parameter.device.type, DEFAULTS["cpu"])
         self._prefixes_suffice = network.causal and not depending_on_length(network.config)
         self._width = output_width(network.config)
         name = f"{backbone.reference.identity} {parameter.dtype}"
@@ -92,11 +92,13 @@ class FrozenBackbone:
         if not missing:
             return
         logger.info("%d states to compute, %d on disk", len(missing), len(self._known))
+        # Only now: it tries the ways to run the backbone, which takes seconds, and often everything is on disk.
+        local = LocalForward(self._network, max_batch_tokens=self._max_tokens)
         written = time.monotonic()
         keys = list(missing)
         for first in range(0, len(keys), _CHUNK):
             chunk = keys[first : first + _CHUNK]
-            hidden = self._local.encode([missing[key] for key in chunk])[:, 0].float().numpy(force=True)
+            hidden = local.encode([missing[key] for key in chunk])[:, 0].float().numpy(force=True)
             if not np.isfinite(hidden).all():
                 raise NonFiniteError("a hidden state has NaN or infinity in it: check the backbone and head.dtype")
             self._known |= zip(chunk, hidden, strict=True)
