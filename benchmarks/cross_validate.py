@@ -24,8 +24,8 @@ from texts import add_data, corpora
 from paragone_evaluation.readers import read_pairs, read_ratings
 from paragone_models.files.loading import load_backbone
 from paragone_training.preference.card import Rows
+from paragone_training.preference.head_fit import fit_to_rows
 from paragone_training.preference.recipe import load_recipe
-from paragone_training.preference.train_head import fit_to_rows
 from paragone_training.preference.train_model import fit
 
 RESAMPLES = 10_000

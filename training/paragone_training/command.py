@@ -86,7 +86,8 @@ def _head(
     _log()
     loaded = load_recipe(recipe, settings or [], data=data)
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
-    from paragone_training.preference.train_head import check_head_recipe, train_head
+    from paragone_training.preference.head_fit import check_head_recipe
+    from paragone_training.preference.train_head import train_head
     from paragone_training.preference.train_model import load_rows
 
     if dry_run:

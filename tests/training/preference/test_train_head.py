@@ -17,8 +17,9 @@ from paragone_training.command import train
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.card import Rows
 from paragone_training.preference.frozen_states import FrozenBackbone
+from paragone_training.preference.head_fit import fit_to_rows
 from paragone_training.preference.recipe import Recipe
-from paragone_training.preference.train_head import fit_to_rows, train_head
+from paragone_training.preference.train_head import train_head
 from paragone_training.scratch.decoder import train_tokenizer
 from paragone_training.settings import parse
 from tests.training.arguments import BAD, GOOD, pairs, write

@@ -1,43 +1,21 @@
-"""Fit a head to a frozen backbone: one forward pass per distinct response, then a fit of seconds.
+"""One fit of a head, from a recipe's files to a folder of kilobytes that ``paragone serve`` loads.
 
-Rows → hidden states, kept on disk → ``paragone_models.fitting`` → card and a folder of kilobytes that
-``paragone serve`` loads, with the backbone from its own place. The recipe is the one of ``train model``; its
-``[training]`` and ``[lora]`` are not looked at, because no weight of the backbone changes.
+The recipe is the one of ``train model``; its ``[training]`` and ``[lora]`` are not looked at, because no weight of the
+backbone changes.
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
-
-from paragone_evaluation.readers import STRONGEST
-from paragone_models.errors import ModelLoadError, NonFiniteError
 from paragone_models.files.backbones import save_head
 from paragone_models.files.formats import SPEC_FILE
-from paragone_models.files.loading import Backbone, load_backbone
-from paragone_models.fitting import PENALTIES, Choices, FitError, FittedHead, States, fit_head
-from paragone_models.kinds import KINDS
-from paragone_models.network import RepresentationHead, output_width
-from paragone_models.rotary import positions_of
-from paragone_models.spec import ModelSpec
-from paragone_models.text.reader import Reading, TextReader
-from paragone_training.data import PromptGroup, group_pairs, read_groups
-from paragone_training.errors import DataError, RecipeError
-from paragone_training.preference.agreement import Examined, Judged, judged
-from paragone_training.preference.card import HeadOutcome, Rows, write_head_card
-from paragone_training.preference.frozen_states import FrozenBackbone
-from paragone_training.preference.objective import Objective
-from paragone_training.preference.ratings import rating_errors
+from paragone_training.errors import RecipeError
+from paragone_training.preference.card import write_head_card
+from paragone_training.preference.head_fit import check_head_recipe, fit_to_rows
 from paragone_training.preference.recipe import Recipe
 from paragone_training.preference.train_model import load_rows
 
-__all__ = ["check_head_recipe", "fit_to_rows", "head_of", "spec_of", "train_head"]
+__all__ = ["train_head"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,191 +37,3 @@ def train_head(recipe: Recipe, folder: Path) -> Path:
     save_head(folder, outcome.fitted.tensors, outcome.fitted.spec, outcome.backbone, card=card)
     logger.info("saved %s", folder)
     return folder
-
-
-def check_head_recipe(recipe: Recipe) -> None:
-    """Refuse a recipe that names no trained backbone, or a loss that a fit has not.
-
-    Raises:
-        RecipeError: if it cannot be run.
-    """
-    if recipe.model.start:
-        raise RecipeError("model.start names a trained model; a head is fitted to a backbone: set backbone.source")
-    if recipe.backbone.source is None:
-        raise RecipeError("backbone.source is missing; a head is fitted to a trained backbone: name a folder or an id")
-    if recipe.loss.name == "score":
-        raise RecipeError("loss.name is 'score', which `train head` has not: use 'soft', whose labels are the same")
-
-
-def fit_to_rows(recipe: Recipe, rows: Rows, states: Path, backbone: Backbone | None = None) -> HeadOutcome:
-    """Fit a head to rows and return it with what it says about the held-out ones; the recipe's files are not read.
-
-    Args:
-        states: folder of kept hidden states.
-        backbone: the recipe's, if it was loaded already.
-
-    Raises:
-        RecipeError: if the backbone cannot be loaded or does not fit the recipe, or the fit is refused.
-        DataError: if a response does not fit the model, or states are not finite.
-    """
-    backbone = backbone or _backbone(recipe)
-    config: Any = backbone.module.config
-    positions = positions_of(config)
-    if positions is not None and recipe.model.max_length > positions:
-        raise RecipeError(f"model.max_length is {recipe.model.max_length}; the backbone has {positions} positions")
-    spec, attributes = spec_of(recipe), recipe.model.attributes
-    reader = TextReader(backbone.tokenizer, spec, vocabulary=config.get_text_config().vocab_size)
-    frozen = FrozenBackbone(backbone, states)
-    groups = group_pairs(rows.pairs, rows.ratings, attributes, ties=recipe.loss.ties == "keep")
-    trained = _Read.of(groups, reader, frozen)
-    held_out = _Read.of(group_pairs(rows.held_out_pairs, rows.held_out_ratings, attributes), reader, frozen)
-    choices = _choices(trained, recipe, spec)
-    try:
-        fitted = fit_head(
-            spec,
-            States(trained.states[:, -1], trained.question, trained.states[:, 0] if spec.gate != "none" else None),
-            choices,
-            trained.ratings if attributes else None,
-            penalties=PENALTIES if recipe.head.penalty is None else (recipe.head.penalty,),
-            folds=recipe.head.folds,
-            seed=recipe.training.seed,
-        )
-    except FitError as error:
-        raise RecipeError(str(error)) from error
-    penalties = ", ".join(f"{name} {value:.3g}" for name, value in fitted.penalties.items())
-    logger.info("%d states computed; penalties: %s", frozen.computed, penalties)
-    outcome = HeadOutcome(
-        fitted,
-        backbone.reference,
-        _objective(recipe, fitted.spec),
-        questions=len(np.unique(trained.question)),
-        probe=None if fitted.logits is None else trained.judged(fitted.logits),
-        scalar=None if fitted.scalar is None else trained.judged(fitted.scalar),
-        errors=None if fitted.ratings is None else rating_errors(fitted.ratings, trained.ratings, attributes),
-        after=_examined(fitted, held_out, output_width(config)),
-    )
-    for line in outcome.lines():
-        logger.info("%s", line)
-    return outcome
-
-
-def spec_of(recipe: Recipe) -> ModelSpec:
-    """Return what a fitted head is: its vector is not normalised unless the recipe says so.
-
-    Lengths are taken of a response and its prompt together, so normalising lets a prompt's offset change how much two
-    responses differ. That is learned away by a backbone that is trained, and cannot be by a head alone.
-    """
-    return recipe.spec if "normalise" in recipe.model.model_fields_set else replace(recipe.spec, normalise=False)
-
-
-def _objective(recipe: Recipe, spec: ModelSpec) -> Objective:
-    loss = recipe.loss
-    return Objective(
-        spec.kind, spec.temperature, loss.name, loss.margin, loss.certainty, spec.weights, spec.attributes, loss.ratings
-    )
-
-
-def _backbone(recipe: Recipe) -> Backbone:
-    assert recipe.backbone.source is not None
-    try:
-        return load_backbone(
-            recipe.backbone.source, revision=recipe.backbone.revision, device="auto", dtype=recipe.head.dtype
-        )
-    except ModelLoadError as error:
-        raise RecipeError(f"backbone.source: {error}") from error
-
-
-def head_of(fitted: FittedHead, width: int) -> RepresentationHead:
-    """Return the module of a fitted head, for states of so many numbers."""
-    tensors = fitted.tensors
-    linear = nn.Linear(width, fitted.spec.dimension, bias="value_head.bias" in tensors)
-    head = RepresentationHead(width, fitted.spec, value_head=linear, gate_bias="prompt_head.bias" in tensors)
-    head.load_state_dict(tensors)
-    return head
-
-
-@dataclass(frozen=True)
-class _Read:
-    """Rows with the states of their responses.
-
-    Attributes:
-        first: row of each group's first response.
-        pairs: rows of states, the first's win is measured. [P, 2]
-    """
-
-    groups: Sequence[PromptGroup]
-    states: NDArray[np.float32]
-    first: list[int]
-
-    @classmethod
-    def of(cls, groups: Sequence[PromptGroup], reader: TextReader, frozen: FrozenBackbone) -> "_Read":
-        readings: list[Reading] = [reading for group in read_groups(groups, reader) for reading in group]
-        try:
-            states = frozen.states(readings) if readings else np.zeros((0, 1, 1), dtype=np.float32)
-        except NonFiniteError as error:
-            raise DataError(str(error)) from error
-        sizes = [len(group.responses) for group in groups]
-        return cls(groups, states, [sum(sizes[:number]) for number in range(len(sizes))])
-
-    @property
-    def pairs(self) -> NDArray[np.int64]:
-        rows = [
-            (start + label.first, start + label.second)
-            for group, start in zip(self.groups, self.first, strict=True)
-            for label in group.labels
-        ]
-        return np.array(rows, dtype=np.int64).reshape(-1, 2)
-
-    @property
-    def strength(self) -> NDArray[np.float64]:
-        return np.array([label.strength for group in self.groups for label in group.labels])
-
-    @property
-    def question(self) -> NDArray[np.int64]:
-        names = [group.pair.question for group in self.groups for _ in group.responses]
-        return np.unique(names, return_inverse=True)[1]
-
-    @property
-    def ratings(self) -> NDArray[np.float64]:
-        return np.array([row for group in self.groups for row in group.ratings], dtype=np.float64)
-
-    def judged(self, logits: NDArray[np.float64]) -> Judged | None:
-        """Return log-odds of the pairs beside what people said; None if nothing was decided. [P]."""
-        borders = np.cumsum([len(group.labels) for group in self.groups])[:-1]
-        result = judged(self.groups, [part.tolist() for part in np.split(logits, borders)])
-        return result if len(result.logit) else None
-
-
-def _choices(read: _Read, recipe: Recipe, spec: ModelSpec) -> Choices | None:
-    """Return the labels as a fit takes them: what the loss makes of their strengths."""
-    strength, loss = read.strength, recipe.loss
-    if not len(strength):
-        return None
-    target, lead, weight = (strength > 0).astype(float), np.zeros(len(strength)), np.ones(len(strength))
-    if loss.name == "soft":
-        target = np.clip(0.5 + strength / (2 * STRONGEST), 1 - loss.certainty, loss.certainty)
-    elif loss.name == "margin":
-        lead = strength
-    elif loss.name == "scaled":
-        weight = np.abs(strength)
-    elif loss.name == "regular":
-        # A margin is asked for in the unit of scores, which the temperature divides.
-        lead = np.sign(strength) * loss.margin / spec.temperature
-    return Choices(read.pairs, target, lead, weight)
-
-
-def _examined(fitted: FittedHead, read: _Read, width: int) -> Examined:
-    """Return what a fitted head says about held-out rows."""
-    if not read.groups:
-        return Examined()
-    spec, head = fitted.spec, head_of(fitted, width)
-    states = read.states[:, -head.reads :]
-    with torch.no_grad():
-        values = head(torch.from_numpy(np.ascontiguousarray(states))).double().numpy()
-    pairs, found, errors = read.pairs, None, None
-    if len(pairs) and KINDS[spec.kind].compares(spec.weights):
-        first, second = values[pairs[:, 0]], values[pairs[:, 1]]
-        found = read.judged(KINDS[spec.kind].logit(first, second, temperature=spec.temperature, weights=spec.weights))
-    if spec.attributes and not np.isnan(read.ratings).all():
-        errors = rating_errors(values[:, -len(spec.attributes) :], read.ratings, spec.attributes)
-    return Examined(found, errors)
