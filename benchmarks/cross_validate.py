@@ -82,11 +82,11 @@ def head_fold(recipe):
     backbone = load_backbone(recipe.backbone.source, revision=recipe.backbone.revision, dtype=recipe.head.dtype)
     ratings = read_ratings(*recipe.data.ratings) if recipe.data.ratings else []
 
-    def run(recipe, rows, question, _work):
+    def run(recipe, rows, question, work):
         started, cpu = time.monotonic(), time.process_time()
         rated = [rating for rating in ratings if rating.group.partition("_")[0] != question]
         split = replace(split_rows(rows, question), ratings=rated)
-        outcome = fit_to_rows(recipe, split, Path(recipe.head.states), backbone)
+        outcome = fit_to_rows(recipe, split, Path(recipe.head.states or work / "states"), backbone)
         return result_of(outcome.after.judged, question, started, cpu)
 
     return run

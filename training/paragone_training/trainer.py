@@ -130,6 +130,7 @@ class StepTrainer(Trainer):
     Args:
         arguments: of the parent; one batch is one item of ``batches``.
         evaluation: returns metrics of the network as it is, or None to evaluate nothing.
+        apart: parameters that have another learning rate, and that rate, or None.
         beside: writes into a checkpoint's folder what belongs to it beside the trained weights.
 
     Raises:
@@ -146,6 +147,7 @@ class StepTrainer(Trainer):
         *,
         evaluation: Callable[[], dict[str, float]] | None = None,
         beside: Callable[[Path], None] | None = None,
+        apart: tuple[Sequence[nn.Parameter], float] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         dataset: Any = batches
@@ -161,10 +163,26 @@ class StepTrainer(Trainer):
         # The parent divides a loss by the number of accumulated passes unless it knows that this is done already.
         self.model_accepts_loss_kwargs = True
         self._batches = dataset
+        self._apart = apart
         self._loss = loss
         self._evaluation = evaluation
         self._beside = beside
         self._rows: list[str] = []  # of the passes since the last step
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Return the parent's optimiser, with parameters that have a learning rate of their own in groups apart."""
+        optimizer = super().create_optimizer(model)
+        if self._apart is None:
+            return optimizer
+        parameters, rate = self._apart
+        names = {id(parameter) for parameter in parameters}
+        for group in list(optimizer.param_groups):
+            own = [parameter for parameter in group["params"] if id(parameter) in names]
+            if own:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in names]
+                optimizer.add_param_group({**group, "params": own, "lr": rate})
+        self._apart = None  # asked again, the parent returns the same one
+        return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         """Return the order of an epoch's batches: as planned, the plan itself is random."""

@@ -100,6 +100,15 @@ class Examined:
     judged: Judged | None = None
     errors: RatingErrors | None = None
 
+    def loses_to(self, other: "Examined") -> bool:
+        """Return whether agreement is lower, or, where nothing was compared, the ratings are farther off."""
+        if self.judged and other.judged:
+            ours, theirs = self.judged.summary(), other.judged.summary()
+            return (ours.accuracy, -ours.negative_log_likelihood) < (theirs.accuracy, -theirs.negative_log_likelihood)
+        if self.errors and other.errors:
+            return sum(self.errors.error) > sum(other.errors.error)
+        return False
+
     def metrics(self, prefix: str) -> dict[str, float]:
         """Return the numbers by name, for a log; a mean over nothing is left out."""
         rated = self.errors.metrics(prefix) if self.errors else {}

@@ -1,6 +1,6 @@
 """What a run learned from and what it gave, and the model card that tells both."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ class Outcome:
         model: trained, adapters merged, averaged weights in place, weights and temperature of attributes fitted.
         before: what it said before the first step, of a kind that starts from a trained model; else nothing.
         merging: fitted weights of a kind that only rates, or None.
+        probe: the fit of the head that training started from, or None.
+        lost: what training gave, where it was worse than that head, which ``model`` then has.
     """
 
     model: ModelParts
@@ -63,6 +65,8 @@ class Outcome:
     before: Examined
     merging: Merging | None
     history: list[dict[str, Any]]
+    probe: "HeadOutcome | None" = None
+    lost: Examined | None = None
 
     @property
     def judged(self) -> Judged | None:
@@ -280,8 +284,13 @@ def _errors(rows: Rows, outcome: Outcome) -> list[str]:
 def _agreement(rows: Rows, outcome: Outcome) -> list[str]:
     if outcome.after.judged is None:
         return ["No rows were held out."]
-    lines = [*_agreement_table(outcome.after.judged.summary(), rows)]
-    if outcome.before.judged:
+    others = {}
+    if outcome.probe and outcome.before.judged:
+        others["the fitted head that training started from"] = outcome.before.judged.summary()
+    if outcome.lost and outcome.lost.judged:
+        others["what training made of it, which lost and was not kept"] = outcome.lost.judged.summary()
+    lines = [*_agreement_table(outcome.after.judged.summary(), rows, others)]
+    if outcome.before.judged and not outcome.probe:
         before = outcome.before.judged.summary()
         lines += [
             "",
@@ -291,7 +300,7 @@ def _agreement(rows: Rows, outcome: Outcome) -> list[str]:
     return lines
 
 
-def _agreement_table(summary: Summary, rows: Rows) -> list[str]:
+def _agreement_table(summary: Summary, rows: Rows, others: Mapping[str, Summary]) -> list[str]:
     # Beside the rule "longer is better": a model that agrees no more often than that has learned length.
     pairs = rows.held_out_pairs
     return [
@@ -301,6 +310,7 @@ def _agreement_table(summary: Summary, rows: Rows) -> list[str]:
         "| | agreement |",
         "|---|---|",
         f"| this model | {summary.accuracy:.3f} |",
+        *(f"| {name} | {other.accuracy:.3f} |" for name, other in others.items()),
         f"| prefer the longer response | {summary.length_accuracy:.3f} |",
         f"| this model on the {summary.matched_pairs} length-matched pairs | {summary.matched_accuracy:.3f} |",
         "",

@@ -27,15 +27,19 @@ from paragone_models.text.reader import Reading, TextReader
 from paragone_training.data import PromptGroup, group_pairs, read_groups
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.agreement import Examined, Judged, judged
+from paragone_training.preference.backbone import ModelParts
 from paragone_training.preference.card import HeadOutcome, Rows
 from paragone_training.preference.frozen_states import FrozenBackbone
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import rating_errors
 from paragone_training.preference.recipe import Recipe
 
-__all__ = ["check_head_recipe", "fit_to_rows", "head_of", "spec_of"]
+__all__ = ["FITTED", "check_head_recipe", "fit_to_rows", "head_of", "put_head", "spec_of", "start_from_fit"]
 
 logger = logging.getLogger(__name__)
+
+FITTED = "fitted to the frozen backbone before training"
+"""Where a model's head comes from that training starts from."""
 
 
 def check_head_recipe(recipe: Recipe) -> None:
@@ -102,6 +106,38 @@ def fit_to_rows(recipe: Recipe, rows: Rows, states: Path, backbone: Backbone | N
     for line in outcome.lines():
         logger.info("%s", line)
     return outcome
+
+
+def start_from_fit(recipe: Recipe, rows: Rows, model: ModelParts, states: Path) -> HeadOutcome | None:
+    """Put a fitted head on a pretrained backbone that has none, and return the fit; None where nothing was fitted.
+
+    Args:
+        model: its head and its spec are changed.
+        states: folder of kept hidden states, unless the recipe says where.
+
+    Raises:
+        RecipeError: if the recipe asks for a fit, and it is refused.
+    """
+    asked, drawn = recipe.head.start, (model.head_origin or "").startswith("new")
+    if recipe.backbone.source is None or not drawn or asked == "random" or recipe.model.head == "new":
+        return None
+    try:
+        check_head_recipe(recipe)
+        outcome = fit_to_rows(recipe, rows, Path(recipe.head.states or states))
+    except RecipeError as error:
+        if asked == "fit":
+            raise
+        logger.warning("no head was fitted, and training starts from random numbers: %s", error)
+        return None
+    put_head(outcome, model)
+    return outcome
+
+
+def put_head(outcome: HeadOutcome, model: ModelParts) -> None:
+    """Put a fitted head in the place of a model's own."""
+    model.spec = outcome.fitted.spec
+    model.network.head = head_of(outcome.fitted, output_width(model.network.config))
+    model.head_origin = FITTED
 
 
 def spec_of(recipe: Recipe) -> ModelSpec:

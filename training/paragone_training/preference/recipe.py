@@ -138,14 +138,20 @@ class _TrainingSection(Section):
 
 
 class _HeadSection(Section):
-    """How a head is fitted to a frozen backbone (`train head`)."""
+    """How a head is fitted to a frozen backbone: by `train head`, and by `train model` before it begins."""
 
+    start: Literal["fit", "random"] | None = None
+    """What `train model` begins with where a pretrained `backbone.source` has no head: a fitted one, or random numbers.
+    Unless given, a fitted one where the rows allow a fit."""
+    learning_rate: Rate | None = None
+    """Of the head in `train model`; unless given, that of the backbone, and a tenth of it for a fitted head."""
     penalty: PositiveFloat | None = None
     """Times half the squared norm of the weights of standardised features; chosen by cross-validation unless given."""
     folds: int = Field(default=5, ge=2)
     """Parts that the questions are dealt into for cross-validation."""
-    states: str = "runs/states"
-    """Folder of hidden states, which later fits to the same backbone and rows find again."""
+    states: str | None = None
+    """Folder of hidden states, which later fits to the same backbone and rows find again; unless given, `runs/states`
+    for `train head`, and beside the checkpoints for `train model`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the backbone's forward passes, as `paragone serve` takes it."""
 

@@ -19,6 +19,8 @@ __all__ = ["train_head"]
 
 logger = logging.getLogger(__name__)
 
+_STATES = "runs/states"
+
 
 def train_head(recipe: Recipe, folder: Path) -> Path:
     """Fit a head and return the folder it was saved to; states that an interrupted run computed are taken from disk.
@@ -32,7 +34,7 @@ def train_head(recipe: Recipe, folder: Path) -> Path:
     if (folder / SPEC_FILE).exists():
         raise RecipeError(f"{folder} holds a model: choose another --output")
     rows = load_rows(recipe)
-    outcome = fit_to_rows(recipe, rows, Path(recipe.head.states))
+    outcome = fit_to_rows(recipe, rows, Path(recipe.head.states or _STATES))
     card = write_head_card(folder.name, recipe, rows, outcome)
     save_head(folder, outcome.fitted.tensors, outcome.fitted.spec, outcome.backbone, card=card)
     logger.info("saved %s", folder)

@@ -43,7 +43,8 @@ from paragone_training.dropout import dropout_off
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.agreement import Examined, HeldOut, represented
 from paragone_training.preference.backbone import ModelParts, build_model
-from paragone_training.preference.card import Outcome, Rows, write_card
+from paragone_training.preference.card import HeadOutcome, Outcome, Rows, write_card
+from paragone_training.preference.head_fit import FITTED, put_head, start_from_fit
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.preflight import RunDescription, check_learnable, optimiser_steps
 from paragone_training.preference.recipe import Recipe
@@ -181,13 +182,16 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
     # Without held-out ratings the errors are those on the training ratings, and the card says so.
     held_out_groups = group_pairs(rows.held_out_pairs, rows.held_out_ratings or rows.ratings, attributes)
     held_out = HeldOut(held_out_groups, read_groups(held_out_groups, reader), attributes, model.pad_id)
+    work.mkdir(parents=True, exist_ok=True)
+    described.write(work)
+    probe = start_from_fit(recipe, rows, model, work / "states")
+    if probe:
+        objective = _objective(recipe, model)
     # Before adapters and teachers change anything: what the model that training starts from says.
     if model.head_origin:
         logger.info("head %s", model.head_origin)
     kept = model.start is not None and (model.head_origin or "").startswith("kept")
-    before = held_out.examined(model.network, objective) if kept else Examined()
-    work.mkdir(parents=True, exist_ok=True)
-    described.write(work)
+    before = held_out.examined(model.network, objective) if kept or probe else Examined()
     checkpoint = last_checkpoint(work) if resume else None
     if resume:
         logger.info("going on from %s", checkpoint or "the beginning: there is no whole checkpoint")
@@ -217,7 +221,24 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
         model.spec = replace(model.spec, weights=merging.weights, temperature=merging.temperature)
         model.network.head.spec = model.spec
     objective = _objective(recipe, model)
-    return Outcome(model, objective, held_out.examined(model.network, objective), before, merging, history)
+    after = held_out.examined(model.network, objective)
+    if probe and after.loses_to(before):
+        return _keep_probe(recipe, probe, after, before, history)
+    return Outcome(model, objective, after, before, merging, history, probe)
+
+
+def _keep_probe(
+    recipe: Recipe, probe: HeadOutcome, after: Examined, before: Examined, history: list[dict[str, Any]]
+) -> Outcome:
+    """Return the fitted head on the backbone as it was: what training made of them is worse on the held-out rows."""
+    logger.warning(
+        "training lost on the held-out rows to the head that it started from, which is kept: %s after, %s before",
+        after.metrics("eval"),
+        before.metrics("eval"),
+    )
+    model = build_model(recipe, ())
+    put_head(probe, model)
+    return Outcome(model, _objective(recipe, model), before, before, probe.fitted.merging, history, probe, lost=after)
 
 
 def _prepare_once(
@@ -337,6 +358,7 @@ def _train(
         objective,
         evaluation=evaluation if held_out else None,
         beside=average.save if average else None,
+        apart=_head_apart(recipe, model),
         callbacks=[Checkpoints(training.save_steps), *([average] if average else [])],
     )
     # The hooks of the dropout are gone when the model is saved.
@@ -359,6 +381,15 @@ def _train(
     if average:
         average.put()
     return history
+
+
+def _head_apart(recipe: Recipe, model: ModelParts) -> tuple[list[nn.Parameter], float] | None:
+    """Return the head's parameters and their learning rate, if it is not the backbone's."""
+    rate = recipe.head.learning_rate
+    if rate is None and model.head_origin == FITTED:
+        # It stands where it belongs, and is to follow the backbone, not to run ahead of it.
+        rate = recipe.training.learning_rate / 10
+    return None if rate is None else (list(model.network.head.parameters()), rate)
 
 
 def _merge(model: ModelParts, groups: Sequence[PromptGroup], reader: TextReader) -> Merging | None:
