@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from paragone_models.errors import TextError
 
@@ -80,6 +80,22 @@ class _EndedError(Exception):
         self.final = final
 
 
+class _Asked(NamedTuple):
+    """How a call to ``TemplateProcess.render`` was made."""
+
+    turn: Turn
+    least: int
+    prompts: Container[int]
+
+    def next(self, lines: Sequence[tuple[int, bytes]], stopped: int) -> int:
+        """Return which of the lines to go on with after one that was stopped."""
+        following = stopped + 1
+        if lines[stopped][0] in self.prompts:
+            while following < len(lines) and lines[following][0] not in self.prompts:
+                following += 1
+        return following
+
+
 class TemplateProcess:
     """Render the templates of one model, from any thread. The process starts with the first conversation.
 
@@ -113,12 +129,19 @@ class TemplateProcess:
         self._child: _Child | None = None
 
     def render(
-        self, renderings: Sequence[Rendering], turn: Turn | None = None, *, least: int = 1
+        self,
+        renderings: Sequence[Rendering],
+        turn: Turn | None = None,
+        *,
+        least: int = 1,
+        prompts: Container[int] = (),
     ) -> list[str | TextError]:
         """Return the text of each conversation, or why there is none, in order.
 
         Args:
             turn: no conversation is begun after it, but for the first ``least``.
+            prompts: the places of prompts alone; what follows one, up to the next, begins with it. Where a prompt takes
+                too long, they are not tried.
 
         Returns:
             Fewer than were given if the turn is over. Errors have the code ``unsupported_content``: the template
@@ -127,7 +150,7 @@ class TemplateProcess:
         Raises:
             TurnEndedError: if the turn was ended.
         """
-        turn = turn or Turn()
+        asked = _Asked(turn or Turn(), least, prompts)
         results: list[str | TextError | None] = [None] * len(renderings)
         lines: list[tuple[int, bytes]] = []
         size = 0
@@ -140,38 +163,35 @@ class TemplateProcess:
                     "unsupported_content", "the messages or tools hold something that is no JSON, or is nested too deep"
                 )
             if len(lines) == _EXCHANGE or size > _EXCHANGE_BYTES:
-                if not self._exchange(lines, results, turn, least):
+                if not self._exchange(lines, results, asked):
                     break
                 lines, size = [], 0
         else:
-            self._exchange(lines, results, turn, least)
+            self._exchange(lines, results, asked)
         # What the turn did not come to, and all behind it.
         reached = results.index(None) if None in results else len(results)
         return [result for result in results[:reached] if result is not None]
 
-    def _exchange(
-        self, lines: list[tuple[int, bytes]], results: list[str | TextError | None], turn: Turn, least: int
-    ) -> bool:
+    def _exchange(self, lines: list[tuple[int, bytes]], results: list[str | TextError | None], asked: "_Asked") -> bool:
         """Have lines answered, and return whether all of them were."""
         with self._lock:
             try:
-                return self._fill(lines, results, turn, least)
+                return self._fill(lines, results, asked)
             finally:
                 # A process that owes answers, or was interrupted, is of no use to the next exchange.
                 if self._child is not None and self._child.owed:
                     self._child.kill()
                     self._child = None
 
-    def _fill(
-        self, lines: list[tuple[int, bytes]], results: list[str | TextError | None], turn: Turn, least: int
-    ) -> bool:
+    def _fill(self, lines: list[tuple[int, bytes]], results: list[str | TextError | None], asked: "_Asked") -> bool:
+        turn = asked.turn
         end = time.monotonic() + self._batch_s
         done, lost = 0, 0
         while done < len(lines):
             answered = done
             try:
                 for place, _ in lines[done:]:
-                    if turn.over and place >= least:
+                    if turn.over and place >= asked.least:
                         return False
                     if done == answered:
                         child = self._running()
@@ -189,7 +209,7 @@ class TemplateProcess:
                 turn.spend(self._processor_s)
                 refusal = StoppedError("unsupported_content", f"the model's chat template was stopped: {ended}")
                 # Beyond the time of the whole call nothing more is tried: each try takes as long again.
-                stop = len(lines) if time.monotonic() >= end else done + 1
+                stop = len(lines) if time.monotonic() >= end else asked.next(lines, done)
                 for place, _ in lines[done:stop]:
                     results[place] = refusal
                 done, lost = stop, 0

@@ -180,7 +180,7 @@ class ChatTemplate:
         Args:
             talks: the messages, with the JSON schemas of tools or None.
             closed: False for prompts alone, which a model without a template does not end by its EOS token.
-            prompts: the places of prompts alone among whole conversations.
+            prompts: the places of prompts alone among whole conversations, each before those that begin with it.
             least: how many are rendered though the turn be over.
 
         Returns:
@@ -197,7 +197,11 @@ class ChatTemplate:
         if not self.has_template:
             return results
         asked = [place for place, result in enumerate(results) if isinstance(result, str)]
-        texts = self._applied([talks[place] for place in asked], sum(place < least for place in asked))
+        texts = self._applied(
+            [talks[place] for place in asked],
+            least=sum(place < least for place in asked),
+            prompts={number for number, place in enumerate(asked) if place in prompts},
+        )
         if len(texts) < len(asked):
             del results[asked[len(texts)] :]
         for place, text in zip(asked, texts, strict=False):
@@ -261,12 +265,15 @@ class ChatTemplate:
         )
         return [start for start, _ in encoded["offset_mapping"]]
 
-    def _applied(self, talks: Sequence[Talk], least: int | None = None) -> list[str | TextError]:
+    def _applied(
+        self, talks: Sequence[Talk], *, least: int | None = None, prompts: Container[int] = ()
+    ) -> list[str | TextError]:
         places = self.sources.both
         return self._process.render(
             [(places.index(self._source(tools)), messages, tools or None) for messages, tools in talks],
             self.turn,
             least=len(talks) if least is None else least,
+            prompts=prompts,
         )
 
     def _encoded(self, texts: list[str], *, split_special_tokens: bool = False) -> list[list[int]]:

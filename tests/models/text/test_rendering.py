@@ -161,3 +161,11 @@ def test_a_turn_that_is_ended_stops_what_is_rendered_and_the_next_goes_on():
     with pytest.raises(TurnEndedError):
         process.render([talk("go"), talk("two")], turn)
     assert process.render([talk("one")]) == ["one"]
+
+
+def test_what_begins_with_a_prompt_that_takes_too_long_is_not_tried():
+    process, turn = process_of(IF_ASKED.replace("BODY", ENDLESS)), Turn()
+    talks = [talk("go"), talk("go on"), talk("go away"), talk("one"), talk("one two"), talk("one go"), talk("one")]
+    results = process.render(talks, turn, prompts={0, 3})
+    assert [isinstance(result, StoppedError) for result in results] == [True] * 3 + [False] * 2 + [True, False]
+    assert turn.used_s == pytest.approx(0.6, abs=0.1)  # two limits, and not four
