@@ -19,6 +19,7 @@ from paragone_evaluation.results import MeasureSettings, plain
 from paragone_evaluation.results_report import print_results, print_temperature
 from paragone_evaluation.scorers import Scorer, ServiceScorer
 from paragone_evaluation.temperature import check_preferences, fitted_temperature
+from paragone_models.files.options import load_options, named_source
 from paragone_models.spec import Bos, Head
 
 if TYPE_CHECKING:
@@ -87,7 +88,11 @@ def evaluate(
     url: Annotated[str | None, typer.Option(help="Address of a service to ask.", show_default=False)] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Local model to load: builtin:NAME, folder or Hugging Face id; with --url, its id there."),
+        typer.Option(
+            metavar="[NAME=]SOURCE[,KEY=VALUE…]",
+            help="Local model to load: builtin:NAME, folder or Hugging Face id, and settings as those of `paragone "
+            "serve --model`; with --url, its id there.",
+        ),
     ] = None,
     against: Annotated[
         str | None, typer.Option(help="Another model for a paired comparison: a source, or URL or URL#ID of a service.")
@@ -148,7 +153,9 @@ def calibrate(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Model to calibrate: builtin:NAME, a folder, or a Hugging Face id; with --url, its id there."
+            metavar="[NAME=]SOURCE[,KEY=VALUE…]",
+            help="Model to calibrate: builtin:NAME, a folder, or a Hugging Face id, and settings as those of `paragone "
+            "serve --model`; with --url, its id there.",
         ),
     ] = None,
     output: Annotated[
@@ -187,8 +194,16 @@ def calibrate(
         raise typer.BadParameter("--output is for a model loaded here: what a service hosts is not ours to copy")
     settings = MeasureSettings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
     # Said before a model is loaded and asked for minutes.
-    if url is None and output is None and not (Path(model or "").expanduser() / "paragone.json").is_file():
-        raise EvaluationError(f"{model} is no folder of this machine that could be changed: give --output FOLDER")
+    named = named_source(model or "")
+    if url is None and output is None and not (Path(named.source).expanduser() / "paragone.json").is_file():
+        raise EvaluationError(
+            f"{named.source} is no folder of this machine that could be changed: give --output FOLDER"
+        )
+    if url is None and "chat_template" in named.settings:
+        raise EvaluationError(
+            "chat_template would not be stored with the temperature: put it into the model's folder, as "
+            "chat_template.jinja, and calibrate that"
+        )
     data = read_evaluation_set(
         *files,
         options=read_options(layout, columns, bad_rows, attribute, gap, rankings),
@@ -250,7 +265,10 @@ def _check_model(url: str | None, model: str | None, bos: Bos | None, head: Head
         )
 
 
-def _load(source: str, options: dict[str, Any]) -> "LocalScorer":
+def _load(text: str, options: dict[str, Any]) -> "LocalScorer":
+    """Return the scorer of ``NAME=SOURCE,KEY=VALUE,…``, whose settings win over the command's options."""
+    name, source, settings = named_source(text)
+    options = {**options, "name": name or None, **load_options(settings)}
     try:
         from paragone_evaluation.local_model import load_scorer
     except ModuleNotFoundError as error:

@@ -35,6 +35,7 @@ from paragone_models.text.reader import conversation
 __all__ = ["LocalScorer", "RowReader", "load_row_reader", "load_scorer", "store_temperature"]
 
 
+_READING = ("bos", "special_tokens", "reasoning", "max_length", "weights")
 _SPEC_FIELDS = ("temperature", "calibrated", "attributes", "domain", "demonstration")
 
 
@@ -213,8 +214,9 @@ def store_temperature(
             if not in_place:
                 shutil.copytree(source, target, dirs_exist_ok=True)
             spec = ModelSpec.from_json((target / SPEC_FILE).read_bytes())
-            # The temperature holds for the text that the model read while it was fitted, so that rule goes with it.
-            spec = replace(spec, temperature=temperature, calibrated=True, bos=model.spec.bos)
+            # The temperature holds for what the model read while it was fitted, so those rules go with it.
+            rules = {name: getattr(model.spec, name) for name in _READING}
+            spec = replace(spec, temperature=temperature, calibrated=True, **rules)
         # Whole or not at all: a server may be reading the folder.
         fresh = target / f"{SPEC_FILE}.new"
         fresh.write_text(spec.to_json(), encoding="utf-8")

@@ -7,17 +7,18 @@ nearest known one. Nobody else reads the environment.
 import difflib
 import hashlib
 import ipaddress
-import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from paragone_models.errors import ModelLoadError
+from paragone_models.files.options import NAME, named_source
 from paragone_models.files.sources import NAMES
 from paragone_models.kinds import KindName
 from paragone_models.spec import Bos, Head, Reasoning, SpecialTokens
@@ -26,9 +27,7 @@ from paragone_service.engine import REMOTE_ENGINES
 
 __all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_engine", "parse_model"]
 
-_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_NAMED_SOURCE = re.compile(rf"({_NAME})=(.+)")
-_SETTING = re.compile(r",([a-z_]+)=")
+_NAMED_ENGINE = re.compile(rf"({NAME})=(.+)")
 _MIN_SECRET_BYTES = 16
 _DEFAULT_MODEL = "mini-general-preference"
 # A setting of a stronger source → what it replaces in weaker ones.
@@ -198,7 +197,7 @@ class Settings(BaseSettings):
     @classmethod
     def _names_fit_into_paths(cls, models: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
         for name in models:
-            if not re.fullmatch(_NAME, name):
+            if not re.fullmatch(NAME, name):
                 raise ValueError(f"model name {name!r}: only letters, digits, '.', '_' and '-' fit into a URL")
         return models
 
@@ -393,32 +392,18 @@ def parse_model(text: str) -> tuple[str, ModelSettings]:
     >>> parse_model("builtin:mini-bradley-terry")[0]
     'mini-bradley-terry'
     """
-    source, *settings = _SETTING.split(text)
-    values: dict[str, Any] = {}
-    for key, value in zip(settings[::2], settings[1::2], strict=True):
-        if key in values or key == "source":
-            raise ConfigError(f"--model {text!r}: {key} is given twice")
-        values[key] = _json_or_text(value)
-    named = _NAMED_SOURCE.fullmatch(source)
-    name = named[1] if named else PurePosixPath(source.rpartition(":")[2]).name
-    if not re.fullmatch(_NAME, name):
+    try:
+        name, source, values = named_source(text)
+    except ModelLoadError as error:
+        raise ConfigError(f"--model {error}") from None
+    if not re.fullmatch(NAME, name):
         raise ConfigError(f"--model {text!r}: no name can be made of it; write NAME=SOURCE")
     try:
-        return name, ModelSettings(source=named[2] if named else source, **values)
+        return name, ModelSettings(source=source, **values)
     except ValidationError as error:
         # With its place in the file, so that the same is said of the same mistake.
         reasons = [_explained({**one, "loc": ("models", name, *one["loc"])}) for one in error.errors(include_url=False)]
         raise ConfigError("\n".join(reasons)) from None
-
-
-def _json_or_text(value: str) -> Any:
-    """Return a list or table from its JSON, and anything else as text, of which the settings make what they want."""
-    if not value.startswith(("[", "{")):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
 
 
 def parse_engine(text: str) -> tuple[str, str]:
@@ -430,7 +415,7 @@ def parse_engine(text: str) -> tuple[str, str]:
     >>> parse_engine("judge=vllm:http://gpu-7:8123")
     ('judge', 'vllm:http://gpu-7:8123')
     """
-    named = _NAMED_SOURCE.fullmatch(text)
+    named = _NAMED_ENGINE.fullmatch(text)
     if named is None:
         raise ConfigError(f"--engine {text!r}: write NAME=vllm:http://HOST:PORT")
     return named[1], named[2]

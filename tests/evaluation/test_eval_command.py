@@ -197,6 +197,46 @@ def test_calibrate_stores_the_begin_token_rule_that_the_temperature_was_fitted_u
     assert load_model(folders["bt"], device="cpu").spec.bos == "once"
 
 
+def test_eval_takes_a_name_and_settings_with_a_model_as_serve_does(tmp_path, pairs_file, folders, typed):
+    template = tmp_path / "bare.jinja"
+    template.write_text("{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}")
+    plain, other = folders["bt"], f"judge={folders['bt']},chat_template={template},max_length=200,dtype=float32"
+    words = ["--against", other, "--output", tmp_path / "out", "--resamples", 10]
+    code, out, err = typed("eval", pairs_file, "--model", plain, *words)
+    assert code == 0, err
+    assert "judge" in out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    # The same weights read another text.
+    assert results["comparison"]["nll_difference"]["value"] != 0
+
+
+@pytest.mark.parametrize("command", ["eval", "calibrate"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("temprature=2", "did you mean 'temperature'?"),
+        ("max_length=long", "max_length is 'long'; it must be a number"),
+        ("trust_remote_code=perhaps", "trust_remote_code is 'perhaps'; it must be true or false"),
+        ("kind=oracle", "kind is 'oracle'"),
+        ("dtype=float32,dtype=bfloat16", "dtype is given twice"),
+    ],
+)
+def test_a_setting_of_a_model_that_cannot_be_used_is_named(pairs_file, folders, typed, command, settings, message):
+    code, _, err = typed(command, pairs_file, "--model", f"{folders['bt']},{settings}")
+    assert code != 0
+    assert message in " ".join(err.split())
+
+
+def test_calibrate_stores_how_texts_were_read_and_no_template_that_it_cannot_keep(tmp_path, learnable, folders, typed):
+    source = f"{folders['bt']},special_tokens=parse,reasoning=strip,max_length=200"
+    assert typed("calibrate", learnable, "--model", source, "--output", tmp_path / "out", "--resamples", 10)[0] == 0
+    spec = json.loads((tmp_path / "out" / "paragone.json").read_text())
+    assert (spec["special_tokens"], spec["reasoning"], spec["max_length"]) == ("parse", "strip", 200)
+    code, _, err = typed("calibrate", learnable, "--model", f"{folders['bt']},chat_template=default")
+    assert code != 0
+    assert "chat_template would not be stored" in " ".join(err.split())
+
+
 def test_calibrate_stores_the_temperature_in_a_copy_and_leaves_the_source_alone(tmp_path, learnable, folders, typed):
     target = tmp_path / "calibrated"
     code, out, _ = typed("calibrate", learnable, "--model", folders["bt"], "--output", target, "--resamples", 50)

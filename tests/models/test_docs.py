@@ -12,7 +12,7 @@ from paragone_models.kinds import KINDS
 from paragone_models.spec import ModelSpec
 
 DOCS = Path(__file__).parents[2] / "docs"
-DOCTESTED = ["scores", "comparator", "model"]
+DOCTESTED = ["scores", "comparator", "model", "files.options"]
 
 
 def blocks(page: str) -> list[str]:

@@ -169,7 +169,8 @@ def test_a_model_flag_is_a_name_and_a_source(text, name, source):
 def test_a_model_flag_takes_every_setting_of_a_model():
     text = (
         "judge=owner/model,kind=bradley-terry,head=lm-head-row-0,max_length=512,temperature=0.5,trust_remote_code=true,"
-        'revision=v1,dtype=bfloat16,weights={"a": 0.5, "b": -1},special_tokens=parse'
+        'revision=v1,dtype=bfloat16,weights={"a": 0.5, "b": -1},special_tokens=parse,reasoning=strip,'
+        "chat_template=/data/one,two/chat.jinja"
     )
     name, settings = parse_model(text)
     assert name == "judge"
@@ -184,6 +185,8 @@ def test_a_model_flag_takes_every_setting_of_a_model():
         dtype="bfloat16",
         weights={"a": 0.5, "b": -1.0},
         special_tokens="parse",
+        reasoning="strip",
+        chat_template="/data/one,two/chat.jinja",
     )
     assert parse_model("judge=m,weights=[1, 2]")[1].weights == (1.0, 2.0)
 
