@@ -37,3 +37,25 @@ def vllm(
         f"  vllm serve {written} --runner pooling --convert embed --port 8123\n"
         f"  paragone serve --model {name}={model} --engine {name}=vllm:http://127.0.0.1:8123"
     )
+
+
+@export.command("transformers")
+def transformers(
+    model: Annotated[str, typer.Argument(help="A built-in, a Hugging Face id or a folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; it must be empty or not exist.")],
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: float32, bfloat16 or float16; the latter two round the head too.")
+    ] = "float32",
+) -> None:
+    """Write a reward or rating model as a sequence classifier of transformers, which vLLM, SGLang and TEI serve."""
+    from paragone_models.files.classifier import export_classifier
+    from paragone_models.files.loading import load_model
+
+    loaded = load_model(model, revision=revision, device="cpu", dtype=dtype)
+    written = export_classifier(loaded, folder)
+    typer.echo(
+        f"{written} holds {model} as AutoModelForSequenceClassification: the same rewards, read at the last token of "
+        f"the chat template's text. A preference is sigmoid((reward - reward) / {loaded.spec.temperature:g}).\n"
+        f"  vllm serve {written} --runner pooling"
+    )
