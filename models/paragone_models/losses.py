@@ -11,6 +11,7 @@ from paragone_models import scores
 
 __all__ = [
     "bradley_terry_loss",
+    "centring_loss",
     "general_preference_loss",
     "margin_bradley_terry_loss",
     "preference_loss",
@@ -40,6 +41,27 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, *, margin: float = 0.0)
     """
     _check_same(chosen=chosen, rejected=rejected)
     return -logsigmoid(chosen.float() - rejected.float() - margin)
+
+
+def centring_loss(first: Tensor, second: Tensor) -> Tensor:
+    """Return how far the two rewards of a pair are from being opposite, which keeps rewards around 0.
+
+        loss = (r_first + r_second)^2
+
+    A Bradley-Terry loss knows rewards up to a constant of each prompt; a small weight of this one settles it.
+    Source: Eisenstein et al. (arXiv 2312.09244); TRL's ``center_rewards_coefficient``.
+
+    Args:
+        first, second: rewards of the two responses. [B]
+
+    Returns:
+        One loss per pair, float32. [B]
+
+    Raises:
+        ValueError: if the two shapes differ.
+    """
+    _check_same(first=first, second=second)
+    return (first.float() + second.float()).square()
 
 
 def margin_bradley_terry_loss(chosen: Tensor, rejected: Tensor, strength: Tensor) -> Tensor:

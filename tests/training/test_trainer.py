@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
+from paragone_evaluation.readers import Pair
 from paragone_models.network import PreferenceNetwork
 from paragone_models.text.reader import TextReader
 from paragone_training.data import PairBatches, group_pairs, read_groups
@@ -264,3 +265,17 @@ def test_the_log_states_the_loss_in_force(tmp_path, caplog):
     caplog.set_level("INFO", "paragone_training.preference.train_model")
     fit(recipe(loss={"name": "scaled"}, training={"epochs": 1}), Rows(pairs(1)), tmp_path)
     assert "loss in force: scaled bradley-terry loss: -strength * log sigmoid((r1 - r2) / 1)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("loss", "strength", "words"),
+    [
+        ("soft", 1.0, "every strength is 1, so loss.name = 'soft' learns the probability 2/3 from each pair"),
+        ("margin", 2.5, "strengths that the margin loss takes: 2.5"),
+    ],
+)
+def test_the_log_says_what_strengths_mean_to_the_loss(tmp_path, caplog, loss, strength, words):
+    caplog.set_level("INFO", "paragone_training")
+    rows = [Pair("p", "a b", "c", strength), Pair("q", "a b", "c", -strength)]
+    fit(recipe(loss={"name": loss}, training={"epochs": 1}), Rows(rows), tmp_path)
+    assert words in caplog.text

@@ -106,3 +106,26 @@ def test_a_regression_model_compares_merged_attributes_and_needs_weights_for_it(
     assert Objective("regression", 0.5, weights=(0.75, -0.25)).logits(rated, pairs).tolist() == [1.0]
     with pytest.raises(ValueError, match="rates and does not compare"):
         Objective("regression", 0.5).logits(rated, pairs)
+
+
+def test_centring_adds_the_squared_sum_of_the_rewards_as_trl_does():
+    plain = Objective("bradley-terry", 1.0).losses(REWARDS, PAIRS, STRENGTH)
+    centred = Objective("bradley-terry", 1.0, centre=0.01)
+    # TRL: loss += center_rewards_coefficient * mean((rewards_chosen + rewards_rejected) ** 2)
+    expected = plain.mean() + 0.01 * ((CHOSEN + REJECTED) ** 2).mean()
+    torch.testing.assert_close(centred.losses(REWARDS, PAIRS, STRENGTH).mean(), expected)
+    assert centred.describe().endswith(", plus 0.01 x (r1 + r2)^2")
+    hybrid = torch.cat([REWARDS, torch.randn(3, 2)], dim=1)
+    extra = Objective("hybrid", 0.1, centre=0.5).losses(hybrid, PAIRS, STRENGTH)
+    extra = extra - Objective("hybrid", 0.1).losses(hybrid, PAIRS, STRENGTH)
+    torch.testing.assert_close(extra, 0.5 * (CHOSEN + REJECTED) ** 2)
+    with pytest.raises(ValueError, match="shape"):
+        losses.centring_loss(torch.zeros(2), torch.zeros(3))
+
+
+def test_a_smoothed_label_is_wrong_with_its_share():
+    smooth = Objective("bradley-terry", 2.0, margin=0.5, label_smoothing=0.1)
+    lead = (CHOSEN - REJECTED - 0.5) / 2
+    expected = -0.9 * torch.log(torch.sigmoid(lead)) - 0.1 * torch.log(torch.sigmoid(-lead))
+    torch.testing.assert_close(smooth.losses(REWARDS, PAIRS, STRENGTH), expected)
+    assert "(0.9 log sigmoid((" in smooth.describe()

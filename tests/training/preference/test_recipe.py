@@ -79,6 +79,12 @@ def test_a_missing_section_is_named():
             {"model": {"kind": "general-preference", "dimension": 2}, "loss": {"name": "margin"}},
             "loss.name is 'margin'; a general-preference model has regular, scaled, soft, score",
         ),
+        ({"loss": {"label_smoothing": 0.5}}, r"loss.label_smoothing is 0.5; it must lie in \[0, 0.5\)"),
+        ({"loss": {"name": "soft", "label_smoothing": 0.1}}, "only the regular loss has one"),
+        (
+            {"model": {"kind": "general-preference", "dimension": 2}, "loss": {"centre": 0.1}},
+            "loss.centre is 0.1; a general-preference model learns no reward",
+        ),
         ({"lora": {}}, r"\[lora\] adapts trained weights"),
         ({"lora": {"rank": 0}}, "lora.rank is 0; it must be at least 1"),
         ({"backbone": {"source": "a/b"}, "pretraining": {"epochs": 1}}, "set pretraining.epochs = 0 with a source"),

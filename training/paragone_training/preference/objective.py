@@ -27,6 +27,8 @@ class Objective:
         weights: how a ``regression`` model's attributes merge into a reward.
         attributes: names of the ratings, in the order of the last entries of a representation.
         ratings: weight of the regression loss beside the loss of the pairs.
+        label_smoothing: share of the pairs whose label the regular loss takes for wrong, in [0, ½).
+        centre: weight of the squared sum of a pair's rewards, where there are rewards.
     """
 
     kind: KindName
@@ -37,6 +39,8 @@ class Objective:
     weights: tuple[float, ...] | None = None
     attributes: tuple[str, ...] = ()
     ratings: float = 1.0
+    label_smoothing: float = 0.0
+    centre: float = 0.0
 
     @property
     def learns_pairs(self) -> bool:
@@ -57,14 +61,19 @@ class Objective:
         lead = f"({score} - {self.margin:g})" if self.margin else score
         logit = f"{score} / {self.temperature:g}"
         soft = f"1/2 + strength/{2 * STRONGEST:g}, at most {self.certainty:g}"
+        right = f"log sigmoid({lead} / {self.temperature:g})"
+        if wrong := self.label_smoothing:
+            right = f"({1 - wrong:g} {right} + {wrong:g} log sigmoid(-{lead} / {self.temperature:g}))"
         formulas = {
-            "regular": f"-log sigmoid({lead} / {self.temperature:g})",
+            "regular": f"-{right}",
             "margin": f"-log sigmoid({logit} - strength)",
             "scaled": f"-strength * log sigmoid({logit})",
             "soft": f"cross-entropy of sigmoid({logit}) with {soft}",
             "score": f"({logit} - t)^2 / 2, t the log-odds of {soft}",
         }
         words = f"{self.name} {self.kind} loss: {formulas[self.name]}"
+        if self.centre:
+            words += f", plus {self.centre:g} x (r1 + r2)^2"
         return f"{words}, plus {self.ratings:g} x regression loss ({rated})" if self.attributes else words
 
     def logits(self, representations: Tensor, pairs: Tensor) -> Tensor:
@@ -93,6 +102,14 @@ class Objective:
             ValueError: if a tie meets a loss that has no label for it.
         """
         logits = self.logits(representations, pairs)
+        losses_of_labels = self._of_labels(logits, strength)
+        if not self.centre:
+            return losses_of_labels
+        # A reward comes first in a representation, where there is one.
+        first, second = (representations[pairs[:, side], 0] for side in (0, 1))
+        return losses_of_labels + self.centre * losses.centring_loss(first, second)
+
+    def _of_labels(self, logits: Tensor, strength: Tensor) -> Tensor:
         if self.name in ("soft", "score"):
             # A tie has the label 1/2 and costs least at equal scores; certainty keeps a target's log-odds finite.
             target = (0.5 + strength / (2 * STRONGEST)).clamp(1 - self.certainty, self.certainty)
@@ -108,6 +125,9 @@ class Objective:
         if self.name == "scaled":
             return losses.scaled_bradley_terry_loss(lead, level, strength.abs())
         # A margin is asked for in the unit of scores, and divided as they are.
+        if self.label_smoothing:
+            target = torch.full_like(lead, 1 - self.label_smoothing)
+            return losses.preference_loss(lead - self.margin / self.temperature, target)
         return losses.bradley_terry_loss(lead, level, margin=self.margin / self.temperature)
 
     def rating_losses(self, representations: Tensor, ratings: Tensor) -> Tensor:

@@ -87,7 +87,12 @@ class _LossSection(Section):
     margin: float = 0.0
     """Lead asked for by the `regular` loss, subtracted before the temperature divides."""
     certainty: float = Field(default=0.95, gt=0.5, le=1)
-    """The `soft` label of the strongest preference; strength s has the label 1/2 + s/6, at most this."""
+    """The `soft` label of the strongest preference; strength s has the label 1/2 + s/6, at most this. Where all
+    strengths are 1, as in files that only say who won, every label is 2/3."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of the pairs whose label the `regular` loss takes for wrong."""
+    centre: NonNegativeFloat = 0.0
+    """Weight of (r1 + r2)² beside the loss of each pair, 0.01 say: it keeps rewards around 0; kinds with a reward."""
     ties: Literal["drop", "keep"] = "drop"
     """Keep pairs of strength 0 (`soft` and `score` can learn from them) or drop them."""
     ratings: NonNegativeFloat = 1.0
@@ -303,6 +308,12 @@ def _check_loss(recipe: Recipe) -> None:
     # Ignored elsewhere, which a recipe should not be able to hide.
     if loss.margin and loss.name != "regular":
         raise RecipeError(f"loss.margin is {loss.margin}; only the regular loss has one: set loss.name")
+    if loss.label_smoothing and loss.name != "regular":
+        raise RecipeError(
+            f"loss.label_smoothing is {loss.label_smoothing}; only the regular loss has one (soft has loss.certainty)"
+        )
+    if loss.centre and not (kind.has_reward and kind.learns_pairs):
+        raise RecipeError(f"loss.centre is {loss.centre}; a {kind.name} model learns no reward: leave it out")
     if loss.ties == "keep" and loss.name not in ("soft", "score"):
         raise RecipeError(f"loss.ties = 'keep' needs loss.name = 'soft' or 'score'; {loss.name} has no label for a tie")
 

@@ -172,6 +172,7 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
         DivergedError: if loss, gradients or weights are NaN or infinite; checkpoints before that stay.
     """
     kind, attributes, groups = KINDS[recipe.model.kind], recipe.model.attributes, _training_groups(recipe, rows)
+    _say_what_labels_mean(recipe, groups)
     check_learnable(recipe, groups)
     model = build_model(recipe, [text for group in groups for text in (group.pair.prompt, *group.responses)])
     described = RunDescription.of(recipe, rows.pairs, rows.ratings)
@@ -413,8 +414,32 @@ def _merge(model: ModelParts, groups: Sequence[PromptGroup], reader: TextReader)
 def _objective(recipe: Recipe, model: ModelParts) -> Objective:
     spec, loss = model.spec, recipe.loss
     return Objective(
-        spec.kind, spec.temperature, loss.name, loss.margin, loss.certainty, spec.weights, spec.attributes, loss.ratings
+        spec.kind,
+        spec.temperature,
+        loss.name,
+        margin=loss.margin,
+        certainty=loss.certainty,
+        weights=spec.weights,
+        attributes=spec.attributes,
+        ratings=loss.ratings,
+        label_smoothing=loss.label_smoothing,
+        centre=loss.centre,
     )
+
+
+def _say_what_labels_mean(recipe: Recipe, groups: Sequence[PromptGroup]) -> None:
+    """Log what the strengths of the pairs are to the loss, where that is easily taken for something else."""
+    strengths = {abs(label.strength) for group in groups for label in group.labels} - {0.0}
+    name = recipe.loss.name
+    if name in ("soft", "score") and strengths == {1.0}:
+        logger.warning(
+            "every strength is 1, so loss.name = %r learns the probability 2/3 from each pair; where strength 1 means "
+            "no more than who won, take 'regular', with loss.label_smoothing for wrong labels",
+            name,
+        )
+    elif name in ("margin", "scaled") and strengths:
+        shown = ", ".join(f"{strength:g}" for strength in sorted(strengths)[:8])
+        logger.info("strengths that the %s loss takes: %s%s", name, shown, ", …" if len(strengths) > 8 else "")
 
 
 def _token_noise(tokenizer: Any, share: float) -> TokenNoise | None:
