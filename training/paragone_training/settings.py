@@ -18,7 +18,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeFloat,
     PositiveInt,
     Strict,
     ValidationError,
@@ -26,7 +25,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from paragone_evaluation.readers import HUB, BadRowsPolicy, Rankings, ReadOptions
+from paragone_evaluation.readers import HUB, BadRowsPolicy, ReadOptions
 from paragone_training.errors import RecipeError
 
 __all__ = [
@@ -137,20 +136,10 @@ class DataSection(Section):
     """Columns of a layout of your own, by our names of fields: `{ prompt = "question", first = "a", second = "b",
     label = "winner" }`."""
 
-    attribute: str | None = None
-    """What rated responses are compared by where pairs are made of ratings; helpfulness, or the first one, if omitted.
-    Of PKU-SafeRLHF, `better` or `safer`."""
-    gap: NonNegativeFloat = 0.0
-    """Ratings no further apart than this are a tie."""
-    rankings: Rankings = "all"
-    """Of a ranking, compare `all` responses with one another or `neighbours` only."""
-
     @property
     def reading(self) -> ReadOptions:
         """How files are read."""
-        return ReadOptions(
-            map=self.map, bad_rows=self.bad_rows, attribute=self.attribute, gap=self.gap, rankings=self.rankings
-        )
+        return ReadOptions(map=self.map, bad_rows=self.bad_rows)
 
 
 class LoraSection(Section):

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +34,14 @@ class RowAccount:
         files: names of the files so far.
         bad: place and reason of each row that cannot be read.
         unused: place and reason of each row, or one of its responses, that is of no use.
+        strengths: how many pairs have a strength of the file's own, by what it is read from.
     """
 
     count: int = 0
     files: list[str] = field(default_factory=list)
     bad: list[tuple[_Place, str]] = field(default_factory=list)
     unused: list[tuple[_Place, str]] = field(default_factory=list)
+    strengths: Counter[str] = field(default_factory=Counter)
 
     def refuse(self, file: str, line: int, reason: str) -> None:
         """Note a row that cannot be read."""
@@ -54,6 +57,7 @@ class RowAccount:
         self.files += [name for name in other.files if name not in self.files]
         self.bad += other.bad
         self.unused += other.unused
+        self.strengths += other.strengths
 
     def left_out(self) -> list[LeftOut]:
         """Return how many rows are in no measure, by reason."""
@@ -74,9 +78,16 @@ class RowAccount:
             for left in self.left_out()
         ]
 
+    def describe_strengths(self) -> list[str]:
+        """Return a line for each thing that strengths are read from."""
+        return [
+            f"{count} {'pair has a strength, its' if count == 1 else 'pairs have a strength, their'} {source}"
+            for source, count in self.strengths.items()
+        ]
+
     def log(self, logger: logging.Logger) -> None:
-        """Log what is left out."""
-        for line in self.describe():
+        """Log what is left out, and where strengths come from."""
+        for line in [*self.describe(), *self.describe_strengths()]:
             logger.info("%s: %s", self.title, line)
 
     @property

@@ -210,13 +210,15 @@ def _pairs_of(reading: FilePass) -> list[Pair]:
     for row in reading:
         if not row.ratings:
             pairs += row.pairs(reading.part.name)
+            if row.strength_of:
+                reading.account.strengths[row.strength_of] += len(row.labels)
         elif unused := rated.add(row, reading.part.name):
             reading.account.leave_out(reading.part.name, row.line, unused)
     pairs += rated.pairs()
     for path, line, why in rated.alone():
         reading.account.leave_out(path, line, why)
     if rated.attribute is not None:
-        logger.info("%s: pairs are made of the ratings of %s", reading.account.title, rated.attribute)
+        reading.account.strengths[f"ratings of {rated.attribute}"] += len(pairs)
     return pairs
 
 

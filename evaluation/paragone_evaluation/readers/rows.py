@@ -158,7 +158,7 @@ class DataRow:
 
     Attributes:
         responses: K of them; none in a file of prompts.
-        graded: whether the labels' strengths are the file's own; otherwise they only say which one was preferred.
+        strength_of: what the labels' strengths are read from; empty where they only say which one was preferred.
         ratings: by attribute, for each response, None where nobody rated it; empty where people compared. K
         ranks: place of each response, the best one lowest; empty where there is no ranking. K
         aspects: the labels by what people compared, where that is several things; ``labels`` are those of the first.
@@ -171,7 +171,7 @@ class DataRow:
     responses: tuple[ResponseText, ...] = ()
     labels: tuple[Label, ...] = ()
     id: str | None = None
-    graded: bool = False
+    strength_of: str = ""
     ratings: tuple[Mapping[str, float | None], ...] = ()
     ranks: tuple[float, ...] = ()
     aspects: Mapping[str, tuple[Label, ...]] = field(default_factory=dict)
@@ -186,6 +186,11 @@ class DataRow:
     def name(self) -> str:
         """The id, or the number of the line where the file has none."""
         return str(self.line) if self.id is None else self.id
+
+    @property
+    def graded(self) -> bool:
+        """Whether the labels' strengths are the file's own."""
+        return bool(self.strength_of)
 
     @property
     def question(self) -> str | None:

@@ -1,8 +1,10 @@
 """Other people's columns: translated, or refused with the line."""
 
+import math
+
 import pytest
 
-from paragone_evaluation.readers import read_pairs, read_ratings
+from paragone_evaluation.readers import ReadOptions, RowAccount, Turns, read_pairs, read_ratings
 from paragone_training.data import training_ratings
 from paragone_training.errors import DataError
 from tests.training.arguments import row, write
@@ -209,3 +211,181 @@ def test_ratings_of_the_test_split_other_attributes_and_no_rows_are_refused(tmp_
         training_ratings(rows, ["verbosity"], split="dev")
     with pytest.raises(DataError, match="has no rows"):
         read_ratings(write(tmp_path / "empty.jsonl", []))
+
+
+def pairs_of(tmp_path, rows, **options):
+    account = RowAccount()
+    pairs = read_pairs(write(tmp_path / "pairs.jsonl", rows), options=ReadOptions(**options), account=account)
+    return pairs, account
+
+
+@pytest.mark.parametrize(
+    ("stated", "strength"),
+    [
+        ({"margin": 0.0}, 0.01),
+        ({"margin": "1.5"}, 1.5),
+        ({"margin": 7}, 3.0),
+        ({"margin": None, "score_chosen": 8.5, "score_rejected": 6.5}, 2.0),
+        ({"chosen-rating": 5.0, "rejected-rating": 5.0}, 0.01),
+        ({"chosen_reward": 1.0, "rejected_reward": 3.0}, 0.01),
+        ({"score_chosen": 8.5}, 1.0),
+    ],
+)
+def test_margins_and_scores_say_how_strongly_and_the_columns_which_one(tmp_path, stated, strength):
+    ((pair,), account) = pairs_of(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b", **stated}])
+    assert (pair.first, pair.strength) == ("a", strength)
+    assert sum(account.strengths.values()) == (strength != 1.0)
+
+
+def test_it_is_said_what_strengths_are_read_from(tmp_path, caplog):
+    caplog.set_level("INFO", "paragone_evaluation.readers")
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "margin": at} for at in (1, 2)]
+    _, account = pairs_of(tmp_path, rows)
+    assert account.describe_strengths() == ["2 pairs have a strength, their margin"]
+    assert "2 pairs have a strength, their margin" in caplog.text
+
+
+def test_votes_are_compared_by_their_ratio(tmp_path):
+    row = {"history": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": 0, "score_A": 2, "score_B": 10}
+    ((few,), _) = pairs_of(tmp_path, [row])
+    assert few.strength == pytest.approx(-math.log2(5))
+    ((none,), account) = pairs_of(tmp_path, [row | {"score_A": -3}])
+    assert (none.strength, account.strengths) == (-1.0, {})
+
+
+def test_rankings_are_compared_all_with_all_or_with_their_neighbours(tmp_path):
+    row = {"prompt": "p", "answers": [{"answer": text, "rank": rank} for text, rank in (("c", 5), ("a", 1), ("b", 2))]}
+    pairs, _ = pairs_of(tmp_path, [row])
+    assert [(pair.first, pair.second, pair.strength) for pair in pairs] == [("a", "b", 1), ("a", "c", 3), ("b", "c", 3)]
+    pairs, _ = pairs_of(tmp_path, [row], rankings="neighbours")
+    assert [(pair.first, pair.second) for pair in pairs] == [("a", "b"), ("b", "c")]
+    with pytest.raises(DataError, match="rankings is 'some'; it must be one of all, neighbours"):
+        ReadOptions(rankings="some")
+
+
+def test_the_safer_response_is_another_one_than_the_better(tmp_path):
+    row = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 0, "safer_response_id": 1}
+    assert [pairs_of(tmp_path, [row], attribute=name)[0][0].strength for name in (None, "better", "safer")] == [
+        1,
+        1,
+        -1,
+    ]
+    with pytest.raises(DataError, match="attribute is 'nicer'; this file has better, safer"):
+        pairs_of(tmp_path, [row], attribute="nicer")
+
+
+def test_pairs_of_ratings_are_of_one_attribute_and_ties_within_the_gap(tmp_path):
+    rated = [("a", 4, 0), ("b", 3, 4), ("c", 1, 4)]
+    rows = [RATED | {"response": text, "helpfulness": good, "verbosity": long} for text, good, long in rated]
+    rows.append(RATED | {"prompt": "alone"})
+
+    def read(**options):
+        pairs, account = pairs_of(tmp_path, rows, **options)
+        return [(pair.first + pair.second, pair.strength) for pair in pairs], account
+
+    pairs, account = read()
+    assert pairs == [("ab", 1), ("ac", 3), ("bc", 2)]
+    assert account.strengths == {"ratings of helpfulness": 3}
+    (left,) = account.left_out()
+    assert (left.lines, left.reason) == ((4,), "its prompt has one response with a helpfulness, and a pair needs two")
+    assert read(gap=1)[0] == [("ab", 0), ("ac", 3), ("bc", 2)]
+    assert read(attribute="verbosity")[0] == [("ab", -3), ("ac", -3), ("bc", 0)]
+    with pytest.raises(DataError, match="gap is -1; it must be 0 or a positive number"):
+        read(gap=-1)
+
+
+def test_responses_that_nobody_else_was_rated_beside_make_no_pair_and_the_file_says_so(tmp_path):
+    rows = [{"prompt": prompt, "completion": "a", "label": True} for prompt in "pq"]
+    with pytest.raises(DataError, match="2 left out: its prompt has one response with a label, and a pair needs two"):
+        pairs_of(tmp_path, rows)
+
+
+@pytest.mark.parametrize("winner", ["tie", "tie (bothbad)", "both_bad", "Tie"])
+def test_ties_of_the_arena_and_two_bad_ones_decide_nothing(tmp_path, winner):
+    sides = {f"conversation_{side}": conversation("p", f"answer {side}") for side in "ab"}
+    assert pairs_of(tmp_path, [sides | {"winner": winner}])[0][0].strength == 0
+
+
+def test_turns_that_part_early_are_a_response_of_several_messages(tmp_path):
+    sides = {"conversation_a": conversation("p", "x", "q", "a"), "conversation_b": conversation("p", "y", "q", "b")}
+    ((pair,), _) = pairs_of(tmp_path, [sides | {"winner": "model_b"}])
+    assert (pair.prompt, pair.strength) == ("p", -1)
+    assert isinstance(pair.first, Turns)
+    assert pair.first.messages == conversation("p", "x", "q", "a")[1:]
+    ((pair,), _) = pairs_of(tmp_path, [sides | {"winner": "model_b", "turn": 1}])
+    assert (pair.first, pair.second) == ("x", "y")
+
+
+def test_a_prompt_is_not_read_twice_and_one_that_goes_before_is_read(tmp_path):
+    def prompt(before, shared):
+        sides = {"chosen": [*shared, *conversation("", "a")[1:]], "rejected": [*shared, *conversation("", "b")[1:]]}
+        return pairs_of(tmp_path, [sides | {"prompt": before}])[0][0].prompt_messages
+
+    system = {"role": "system", "content": "s"}
+    assert prompt("p", conversation("p")) == "p"
+    assert prompt(conversation("p"), conversation("p")) == "p"
+    assert prompt([system, *conversation("p")], conversation("p")) == [system, *conversation("p")]
+    assert prompt(conversation("p", "x"), conversation("q")) == conversation("p", "x", "q")
+    assert prompt([system, *conversation("p")], []) == [system, *conversation("p")]
+
+
+def test_texts_that_begin_with_their_prompt_are_told_by_the_first_rows_together(tmp_path):
+    row = {"prompt": "Say tea", "chosen": "Say tea. I would", "rejected": "Say tea? no"}
+    pairs, _ = pairs_of(tmp_path, [row, row | {"chosen": "Say tea, and more", "prompt": "Say tea"}])
+    assert [pair.first for pair in pairs] == [". I would", ", and more"]
+    other = {"prompt": "Name one", "chosen": "Tea", "rejected": "No"}
+    pairs, _ = pairs_of(tmp_path, [row, other])  # the first one repeats its prompt by chance
+    assert [pair.first for pair in pairs] == ["Say tea. I would", "Tea"]
+
+
+def test_texts_without_a_prompt_are_parted_where_a_sentence_ends(tmp_path):
+    row = {"chosen": "Is it tea? I would say so.", "rejected": "Is it tea? I would not."}
+    ((pair,), _) = pairs_of(tmp_path, [row])
+    assert (pair.prompt, pair.first, pair.second) == ("Is it tea?", "I would say so.", "I would not.")
+
+
+def test_names_alone_tell_no_layout(tmp_path):
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    others = {"completions": 3, "responses": "x", "response": None, "label": "A>B", "pair_id": 1, "subset": "mine",
+              "messages": [], "ratings": {"x": 1}, "preference_strength": None, "comparisons": "none"}  # fmt: skip
+    ((read,), _) = pairs_of(tmp_path, [others | pair])
+    assert (read.prompt, read.first, read.second) == ("p", "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": conversation("p", "x"), "chosen": "a", "rejected": "b"}, "ends with a message of 'assistant'"),
+        ({"prompt": "[{'role': 'user', 'content': 'p'}]", "chosen": "a", "rejected": "b"}, "text that is not JSON"),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "a", "rejected": "b"},
+            "a part of type 'image': only texts are read",
+        ),
+        ({"prompt": [{"role": "user", "content": None}], "chosen": "a", "rejected": "b"}, "'user' without content"),
+        (
+            {"instruction": "p", "output": [{"from": "function_call", "value": "f("}, "b"]},
+            "value is not JSON with a name",
+        ),
+        ({"prompt": "p", "response_a": "a", "response_b": "b", "winner": "c"}, "it must be model_a, model_b, tie or"),
+    ],
+)
+def test_what_no_template_would_read_as_it_is_meant_is_refused(tmp_path, row, message):
+    with pytest.raises(DataError, match=rf"line 1: .*{message}"):
+        pairs_of(tmp_path, [row])
+
+
+def test_calls_tools_and_their_results_are_read_as_templates_expect_them(tmp_path):
+    call = {"from": "function_call", "value": '{"name": "f", "arguments": {"q": "tea"}}'}
+    row = {
+        "conversations": [{"from": "human", "value": "p"}, call, {"from": "observation", "value": "4"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": call,
+        "tools": '[{"type": "function"}]',
+    }
+    ((pair,), _) = pairs_of(tmp_path, [row])
+    calls = {
+        "role": "assistant", "content": None,
+        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"q": "tea"}}}],
+    }  # fmt: skip
+    assert pair.prompt_messages == [*conversation("p"), calls, {"role": "tool", "content": "4"}]
+    assert (pair.first, pair.second.messages, pair.tools) == ("a", [calls], '[{"type": "function"}]')

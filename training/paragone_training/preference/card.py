@@ -137,7 +137,7 @@ def _data(recipe: Recipe, rows: Rows, outcome: HeadOutcome) -> Iterator[str]:
     if rows.pairs:
         prompts = len({pair.prompt for pair in rows.pairs})
         yield f"* {len(rows.pairs)} pairs under {prompts} prompts, from {_names(recipe.data.train)}."
-    yield from (f"* {line}." for line in rows.account.describe())
+    yield from (f"* {line}." for line in [*rows.account.describe_strengths(), *rows.account.describe()])
     yield f"* Loss: {outcome.objective.describe()}."
 
 
@@ -217,7 +217,7 @@ def _training(recipe: Recipe, rows: Rows, outcome: Outcome) -> Iterator[str]:
         prompts = len({pair.prompt for pair in rows.pairs})
         use = "" if objective.learns_pairs else ": only to merge the attributes"
         yield f"* {len(rows.pairs)} pairs under {prompts} prompts, from {_names(recipe.data.train)}{use}."
-    yield from (f"* {line}." for line in rows.account.describe())
+    yield from (f"* {line}." for line in [*rows.account.describe_strengths(), *rows.account.describe()])
     if recipe.pretraining.epochs:
         yield f"* First of all, language modelling on the same rows, epochs: {recipe.pretraining.epochs}."
     if recipe.teacher:

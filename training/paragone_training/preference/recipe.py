@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Strict, model_validator
 
+from paragone_evaluation.readers import Rankings, ReadOptions
 from paragone_models.kinds import KINDS, KindName, LossName
 from paragone_models.spec import ModelSpec, Pooling
 from paragone_training.errors import RecipeError
@@ -60,8 +62,8 @@ class _DataSection(DataSection):
     """Which rows. Relative paths start at the recipe's folder, or at `--data`."""
 
     train: DataFiles = ()
-    """Pair files. A `regression` learns nothing from them, but its attributes are merged as they say; without any it
-    rates and does not compare."""
+    """Pair files, or rating files, of which pairs are made. A `regression` learns nothing from them, but its attributes
+    are merged as they say; without any it rates and does not compare."""
     evaluate: DataFiles = ()
     """Pair files for the held-out rows, those of `evaluate_split` and those without a split; the training files
     unless given."""
@@ -77,6 +79,18 @@ class _DataSection(DataSection):
     """Kinds that rate: rating files; rows are chosen by the same splits as pairs."""
     evaluate_ratings: DataFiles = ()
     """Kinds that rate: rating files for the held-out rows; the files of `ratings` unless given."""
+    attribute: str | None = None
+    """What rated responses are compared by where pairs are made of ratings; helpfulness, or the first one, if omitted.
+    Of PKU-SafeRLHF, `better` or `safer`."""
+    gap: NonNegativeFloat = 0.0
+    """Ratings no further apart than this are a tie."""
+    rankings: Rankings = "all"
+    """Of a ranking, compare `all` responses with one another or `neighbours` only."""
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How files are read."""
+        return replace(super().reading, attribute=self.attribute, gap=self.gap, rankings=self.rankings)
 
 
 class _LossSection(Section):

@@ -56,7 +56,7 @@ def _benchmark(row: Fields, line: int, right: list[ResponseText], wrong: list[Re
 def _rewardbench(row: Fields, line: int) -> DataRow:
     pair, subset = _PAIR.row(row, line), needed_text(row, "subset")
     # Ids of RewardBench 1 start again in some subsets, and an id may stand for one row only.
-    return replace(pair, id=f"{subset}/{pair.name}", right=1, subset=subset, graded=False)
+    return replace(pair, id=f"{subset}/{pair.name}", right=1, subset=subset, strength_of="")
 
 
 def _rewardbench2(row: Fields, line: int) -> DataRow:

@@ -53,7 +53,7 @@ _WORD_END = re.compile(r"\s+")
 
 def turns_of(text: str) -> Messages | None:
     """Return the turns of a transcript, without the header of an answer that is still to come; None for other texts."""
-    if _NEMO.search(text):
+    if "<extra_id_1>" in text and _NEMO.search(text):
         # The pattern's group is kept by split, so roles and texts take turns behind the first text.
         first, *rest = _NEMO.split(text.removesuffix("<extra_id_1>"))
         turns = [*([("User", first)] if first.strip() else []), *zip(rest[::2], rest[1::2], strict=True)]

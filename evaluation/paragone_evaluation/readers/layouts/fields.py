@@ -44,7 +44,9 @@ def value_of(row: Fields, name: str) -> Any:
 def optional_text(row: Fields, name: str) -> str | None:
     """Return a field that must be text where it is there, and None where it is empty."""
     value = row.get(name)
-    if value is not None and not isinstance(value, str):
+    if value is None:
+        return None
+    if not isinstance(value, str):
         raise BadRowError(f"field {name!r} must be text, not {described(value)}")
     check_encodable(value, name)
     return value or None
@@ -63,6 +65,8 @@ def identifier(row: Fields, name: str = "id") -> str | None:
     value = row.get(name)
     if value is None or value == "":
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of whole numbers in which one is missing, as pandas writes it
     # bool is an int to Python: ids True and 1 would be taken for each other.
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise BadRowError(f"field {name!r} must be text or a whole number, not {described(value)}")

@@ -25,7 +25,7 @@ from paragone_evaluation.readers.layouts.fields import (
     sides_of,
     value_of,
 )
-from paragone_evaluation.readers.layouts.layout import FileLayout, has
+from paragone_evaluation.readers.layouts.layout import FileLayout
 from paragone_evaluation.readers.layouts.messages import described
 from paragone_evaluation.readers.rows import (
     STRONGEST,
@@ -51,6 +51,7 @@ _SCORES = (
     ("chosen_rating", "rejected_rating"), ("rating_chosen", "rating_rejected"),
     ("chosen_avg_rating", "rejected_avg_rating"), ("chosen_reward", "rejected_reward"),
 )  # fmt: skip
+_STATED = frozenset({"strength", "margin", *(name for names in _SCORES for name in names)})
 
 
 def lead_strength(lead: float) -> float:
@@ -68,7 +69,7 @@ def _first_second(row: Fields, line: int) -> DataRow:
     common, prompt, responses = common_of(row), _prompt_before(row), sides_of(row, "first", "second")
     strength = number_of(value_of(row, "strength"), "strength", low=-STRONGEST, high=STRONGEST)
     return DataRow(
-        line, prompt, responses, (Label(0, 1, strength),), graded=True,
+        line, prompt, responses, (Label(0, 1, strength),), strength_of="strength",
         subset=optional_text(row, "subset") or common["group"], reason=optional_text(row, "reason"), **common,
     )  # fmt: skip
 
@@ -77,36 +78,42 @@ def _chosen_rejected(row: Fields, line: int, *, names: tuple[str, str], repeated
     for name in names:
         value_of(row, name)
     common, (prompt, responses) = common_of(row), compared_sides(row, *names, repeated=repeated)
-    strength = _stated_strength(row)
+    strength, source = _stated_strength(row)
     # Without a strength people only said which one: 1 is the weakest that says so, and is not called graded.
     return DataRow(
-        line, prompt, responses, (Label(0, 1, 1.0 if strength is None else strength),), graded=strength is not None,
+        line, prompt, responses, (Label(0, 1, strength),), strength_of=source,
         subset=optional_text(row, "subset") or common["group"], reason=optional_text(row, "reason"), **common,
     )  # fmt: skip
 
 
-def _stated_strength(row: Fields) -> float | None:
-    """Return how strongly the row says that chosen was preferred; None where it says only that it was."""
+def _stated_strength(row: Fields) -> tuple[float, str]:
+    """Return how strongly the row says that chosen was preferred, and where; 1 and nowhere where it says only that."""
+    if _STATED.isdisjoint(row):
+        return 1.0, ""  # most files have none of them, and a million rows are told apart here
     stated = row.get("strength")
     if stated is not None:
         strength = number_of(stated, "strength", low=0, high=STRONGEST)
         if not strength:
             raise BadRowError("field 'strength' is 0; beside chosen and rejected it must lie in (0, 3]")
-        return strength
-    if row.get("margin") is not None:
-        return lead_strength(_finite(row, "margin"))
+        return strength, "strength"
+    if (margin := _given(row, "margin")) is not None:
+        return lead_strength(margin), "margin"
     for names in _SCORES:
-        if has(row, *names):
+        chosen, rejected = (_given(row, name) for name in names)
+        if chosen is not None and rejected is not None:
             # Which one is chosen is said by the columns. Scores say how much better it is, and may be equal.
-            chosen, rejected = (_finite(row, name) for name in names)
-            return lead_strength(chosen - rejected)
-    return None
+            return lead_strength(chosen - rejected), " and ".join(names)
+    return 1.0, ""
 
 
-def _finite(row: Fields, name: str) -> float:
-    number = float_of(row[name])
+def _given(row: Fields, name: str) -> float | None:
+    """Return a number that may be missing: null, an empty cell, or NaN as pandas writes it."""
+    value = row.get(name)
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    number = float_of(value)
     if not math.isfinite(number):
-        raise BadRowError(f"field {name!r} must be a number, not {described(row[name])}")
+        raise BadRowError(f"field {name!r} must be a number, not {described(value)}")
     return number
 
 

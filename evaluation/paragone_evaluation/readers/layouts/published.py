@@ -84,16 +84,17 @@ def _second_leads(row: Fields, name: str) -> float:
 def _helpsteer2_pair(row: Fields, line: int) -> DataRow:
     lead, common = _second_leads(row, "preference_strength"), common_of(row)
     return DataRow(
-        line, _text_prompt(row), sides_of(row, "response_1", "response_2"), (Label(0, 1, lead),), graded=True,
-        subset=common["group"], reason=optional_text(row, "preference_statement"), **common,
+        line, _text_prompt(row), sides_of(row, "response_1", "response_2"), (Label(0, 1, lead),),
+        strength_of="preference_strength", subset=common["group"], reason=optional_text(row, "preference_statement"),
+        **common,
     )  # fmt: skip
 
 
 def _helpsteer3_pair(row: Fields, line: int) -> DataRow:
     lead, common = _second_leads(row, "overall_preference"), common_of(row)
     return DataRow(
-        line, _text_prompt(row, "context"), sides_of(row, "response1", "response2"), (Label(0, 1, lead),), graded=True,
-        subset=optional_text(row, "domain") or common["group"], **common,
+        line, _text_prompt(row, "context"), sides_of(row, "response1", "response2"), (Label(0, 1, lead),),
+        strength_of="overall_preference", subset=optional_text(row, "domain") or common["group"], **common,
     )  # fmt: skip
 
 
@@ -164,7 +165,7 @@ def _vote(row: Fields) -> float:
     """Return the outcome of a row, from ``winner`` or from the three columns of which one is 1."""
     if not has(row, *_VOTES):
         return _winner(value_of(row, "winner"))
-    votes = [float_of(row[name]) for name in _VOTES]
+    votes = [float(vote) if isinstance(vote := row[name], bool) else float_of(vote) for name in _VOTES]
     if sorted(votes) != [0.0, 0.0, 1.0]:
         raise BadRowError(f"one of {', '.join(_VOTES)} must be 1 and the others 0, not {', '.join(map(str, votes))}")
     return (1.0, -1.0, 0.0)[votes.index(1.0)]
@@ -266,7 +267,7 @@ def _shp(row: Fields, line: int) -> DataRow:
     strength = lead_strength(math.log2(better / worse)) if graded else 1.0
     return DataRow(
         line, _text_prompt(row, "history"), sides_of(row, "human_ref_A", "human_ref_B"),
-        (Label(0, 1, strength if label == 1 else -strength),), graded=graded,
+        (Label(0, 1, strength if label == 1 else -strength),), strength_of="score_A and score_B" if graded else "",
         subset=optional_text(row, "domain") or common["group"],
         **common | {"group": common["group"] or optional_text(row, "post_id")},
     )  # fmt: skip
@@ -300,7 +301,9 @@ def _nectar(row: Fields, line: int) -> DataRow:
     ranks = tuple(float_of(each.get("rank")) for each in answers)
     if not all(map(math.isfinite, ranks)):
         raise BadRowError("a rank in 'answers' is no number")
-    return DataRow(line, _text_prompt(row), responses, ranks=ranks, graded=True, subset=common["group"], **common)
+    return DataRow(
+        line, _text_prompt(row), responses, ranks=ranks, strength_of="ranks", subset=common["group"], **common
+    )
 
 
 def _summaries(row: Fields, line: int) -> DataRow:

@@ -72,8 +72,8 @@ def _nemo_rl(row: Fields, line: int) -> DataRow:
         responses.append(response_of(one.get("completion"), f"completions[{at}].completion"))
         ranks.append(rank)
     return DataRow(
-        line, _columns(row), tuple(responses), ranks=tuple(ranks), graded=max(ranks) - min(ranks) > 1,
-        subset=common["group"], **common,
+        line, _columns(row), tuple(responses), ranks=tuple(ranks), subset=common["group"],
+        strength_of="ranks" if max(ranks) - min(ranks) > 1 else "", **common,
     )  # fmt: skip
 
 
