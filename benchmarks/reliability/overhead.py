@@ -6,7 +6,8 @@ Two servers with one tiny model and a Redis each, HTTP on loopback. One wants a 
 seals of its values with a secret; the other wants none and has none. Both are warmed, then asked in turns. Each two
 turns give a ratio of pairs a second: of the server's own processor time, which other work on the machine hardly
 changes, and of the clock. In the first row the servers answer from their memory, as warm requests are answered. In the
-second they keep no memory, so that every value comes from Redis and its seal is checked.
+second the one with keys also counts the requests of each key and minute, in Redis, as replicas do that share a quota.
+In the third they keep no memory, so that every value comes from Redis and its seal is checked.
 
 A seal cannot be turned off: what is compared is a keyed one with one that is not. Expected: a ratio of at least 0.97.
 """
@@ -29,6 +30,9 @@ from fuzz_texts import plain_text
 from processes import Redis, Server, chat_tokenizer, ended, write_model
 
 _KEYS = 100
+_REQUESTS_PER_MINUTE = 1_000_000
+_ROWS = (("from memory", True, False), ("from memory, with a quota", True, True), ("from Redis", False, False))
+"""What is compared: its name, whether the servers keep a memory, whether the keys have a quota."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +113,17 @@ def new_keys(file: Path) -> str:
     return key
 
 
-def compared(folder: Path, *, memory: bool, rounds: int, seconds: float, pairs: int) -> list[tuple[Speed, Speed]]:
+def compared(
+    folder: Path, *, memory: bool, quotas: bool, rounds: int, seconds: float, pairs: int
+) -> list[tuple[Speed, Speed]]:
     """Return the speeds with the checks and without, a pair for each round."""
     model = write_model(folder / "model", chat_tokenizer(), kind="general-preference")
     key, secret = new_keys(folder / "keys"), folder / "secret"
     secret.write_text("s" * 64)
     stores = [Redis(), Redis()]
     shared = ("--model", f"warm={model}", *(() if memory else ("--memory-cache-mb", "0")))
-    with_checks = Server(*shared, "--redis-url", stores[0].url, "--api-key-file", str(folder / "keys"),
-                         "--cache-secret-file", str(secret))  # fmt: skip
+    checks = ["--redis-url", stores[0].url, "--api-key-file", str(folder / "keys"), "--cache-secret-file", str(secret)]
+    with_checks = Server(*shared, *checks, *(["--requests-per-minute", str(_REQUESTS_PER_MINUTE)] if quotas else []))
     without = Server(*shared, "--redis-url", stores[1].url)
     bodies = bodies_of(pairs)
     with ended(*stores, with_checks, without):
@@ -147,15 +153,20 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=256, help="pairs in a request")
     arguments = parser.parse_args()
     print(f"{arguments.pairs} pairs a request, {arguments.rounds} rounds of {arguments.seconds:g} s")
-    print(f"{'':<12} {'pairs/s without':>16} {'ratio, processor':>26} {'ratio, clock':>26}")
-    for name, memory in (("from memory", True), ("from Redis", False)):
+    print(f"{'':<26} {'pairs/s without':>16} {'ratio, processor':>26} {'ratio, clock':>26}")
+    for name, memory, quotas in _ROWS:
         with tempfile.TemporaryDirectory() as folder:
             speeds = compared(
-                Path(folder), memory=memory, rounds=arguments.rounds, seconds=arguments.seconds, pairs=arguments.pairs
+                Path(folder),
+                memory=memory,
+                quotas=quotas,
+                rounds=arguments.rounds,
+                seconds=arguments.seconds,
+                pairs=arguments.pairs,
             )
         rate = arguments.pairs * statistics.median(off.clock for _, off in speeds)
         ratios = ([on.cpu / off.cpu for on, off in speeds], [on.clock / off.clock for on, off in speeds])
-        print(f"{name:<12} {rate:>16.0f} {_spread(ratios[0]):>26} {_spread(ratios[1]):>26}")
+        print(f"{name:<26} {rate:>16.0f} {_spread(ratios[0]):>26} {_spread(ratios[1]):>26}")
 
 
 def _spread(ratios: Sequence[float]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
 from paragone_models.model import PreferenceModel
 from paragone_service.api_keys import KeyRing
@@ -36,6 +37,7 @@ from paragone_service.http.middleware import (
     Quota,
 )
 from paragone_service.http.openapi_document import describe_routes
+from paragone_service.http.overload import QuickRefusals
 from paragone_service.http.routes.operation import health_routes, inspection_routes
 from paragone_service.http.routes.scoring import scoring_routes
 from paragone_service.metrics import Metrics
@@ -95,6 +97,9 @@ def create_app(
     registry = Registry(models, default, settings, cache, metrics, engines=engines, secret=secret, clock=clock)
     workers = _workers()
 
+    def guards(inner: ASGIApp) -> tuple[HostGuard, Authorization]:
+        return HostGuard(inner, hosts=settings.served_hosts), Authorization(inner, keys=ring)
+
     # The outermost first: Observation counts what the inner ones refuse, and Lingering sees whatever is answered.
     middleware = [
         Middleware(Lingering, drain=drain),
@@ -141,6 +146,9 @@ def create_app(
     app.state.registry = registry
     app.state.log_texts = settings.log_texts
     app.state.metrics = metrics
+    # Behind a proxy the usual way finds out who asks; and with traces each refusal is to have one.
+    if tracer is None and not settings.trusted_proxies:
+        app.state.quick_refusals = QuickRefusals(registry, drain, metrics, guards=guards, clock=clock)
     install_handlers(app)
     describe_routes(app)
     app.include_router(scoring_routes(registry, workers))

@@ -3,7 +3,7 @@
 import logging
 import pkgutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from paragone.codes import ErrorCode
@@ -143,6 +143,18 @@ class Registry:
                 ErrorCode.UNKNOWN_MODEL, f"model {printable(name or '')} is not hosted here; these are: {names}"
             )
         return hosted
+
+    @property
+    def busy(self) -> bool:
+        """Whether a model has so much to do that somebody may be refused."""
+        return any(hosted.admission.busy for hosted in self._hosted.values())
+
+    def refusal_of(
+        self, name: str | None, client: Hashable, body_bytes: int, deadline_s: float | None
+    ) -> ServiceError | None:
+        """Return what a request of such a length, which was not parsed, is refused with, or None if it must be."""
+        hosted = self._hosted.get(self.default if name is None else name)
+        return None if hosted is None else hosted.admission.refusal_of(client, body_bytes, deadline_s)
 
     def start(self) -> None:
         """Start every model's queues; needs a running event loop."""

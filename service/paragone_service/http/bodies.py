@@ -18,10 +18,11 @@ from paragone.wire import Group
 from paragone_service.http.counting import check_counts, check_values
 from paragone_service.http.errors import ServiceError, from_validation
 from paragone_service.http.middleware import SCOPE_ASKED
+from paragone_service.http.overload import unparsed_refusal
 from paragone_service.registry import Registry
 from paragone_service.scoring.request import Problems
 
-__all__ = ["MAX_GROUP", "MAX_ITEMS", "MAX_RESPONSES", "check_groups", "check_total", "read_body"]
+__all__ = ["MAX_GROUP", "MAX_ITEMS", "MAX_RESPONSES", "SCOPE_BODY_BYTES", "check_groups", "check_total", "read_body"]
 
 MAX_ITEMS = 10_000
 """Pairs, items or groups in one request."""
@@ -30,6 +31,8 @@ MAX_RESPONSES = 20_000
 MAX_GROUP = 512
 """Responses of one group: the maximal lottery of more takes too long (3 s for 512, a minute for 1,024)."""
 
+SCOPE_BODY_BYTES = "paragone.body_bytes"
+"""Key of an ASGI scope under which the length of its request's body is kept."""
 _LARGE = 1 << 20
 """Bytes of a body that is counted beside the event loop, and not on it."""
 
@@ -48,11 +51,16 @@ async def read_body(
         The request with its valid items only, their places in the list as it was sent, and the problems of the others.
 
     Raises:
-        ServiceError: ``unsupported_media_type``, ``invalid_encoding``, ``invalid_json``, ``too_many_items``, or
-            ``invalid_request`` for what the wire type refuses (of single items only where errors are not reported).
+        ServiceError: ``overloaded``, if it would wait for too long; ``unsupported_media_type``, ``invalid_encoding``,
+            ``invalid_json``, ``too_many_items``, or ``invalid_request`` for what the wire type refuses (of single items
+            only where errors are not reported).
     """
     _check_media_type(request)
     body = b"".join([chunk async for chunk in request.stream()])  # request.body() would keep the bytes
+    refusal = unparsed_refusal(request.scope, body, request.app.state.registry)
+    if refusal is not None:
+        raise refusal
+    request.scope[SCOPE_BODY_BYTES] = len(body)
     if len(body) > _LARGE:
         await asyncio.to_thread(check_values, body)
     else:

@@ -13,15 +13,19 @@ import asyncio
 import functools
 import logging
 import resource
+import time
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from paragone.codes import ErrorCode
 from paragone_service.config import Settings
 from paragone_service.http.errors import ServiceError, error_response
+from paragone_service.http.middleware import SCOPE_BEGUN
+from paragone_service.http.overload import QuickRefusals
 from paragone_service.metrics import Metrics
 
 __all__ = ["Connection", "Door", "raise_file_limit"]
@@ -66,11 +70,13 @@ class Door:
         connections: the most at a time.
         idle: those between two requests, the longest idle first.
         refused: those over the limit that are about to be closed.
+        quick_refusals: what may answer a complete request before anything else sees it.
     """
 
     settings: Settings
     metrics: Metrics
     connections: int
+    quick_refusals: QuickRefusals | None = None
     idle: dict["Connection", None] = field(default_factory=dict)
     refused: set["Connection"] = field(default_factory=set)
 
@@ -115,6 +121,8 @@ class Connection(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._refusal: ServiceError | None = None
         self._reason = ""
+        self._feeding = False  # whether bytes are being parsed
+        self._held: tuple[RequestResponseCycle, Any] | None = None  # a request that has no task yet
         self._deaf = False  # whether what comes is thrown away: the connection is about to end
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -154,6 +162,7 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._door.idle.pop(self, None)
         going_on = self._in_head and self._begun
+        self._feeding = True
         try:
             self.parser.feed_data(data)
             if going_on and self._in_head and self._begun:
@@ -164,10 +173,15 @@ class Connection(HttpToolsProtocol):
             logger.debug("an upgrade of the protocol was asked for, and is not known here")
         except (httptools.HttpParserError, _RefusedError):
             self._end(self._reason or "malformed")
+        finally:
+            self._feeding = False
+            self._start_held()
 
     def on_message_begin(self) -> None:
         """Begin a head."""
         super().on_message_begin()
+        self._unset_keepalive_if_required()  # where the one before was answered in the middle of these bytes
+        self._door.idle.pop(self, None)
         self._in_head = self._begun = True
         self._head_bytes = 0
 
@@ -190,12 +204,37 @@ class Connection(HttpToolsProtocol):
         self._in_head = self._begun = False
         self._head_bytes = 0  # from here on for what follows the body
         self._stop_head_timer()
+        cast("dict[str, Any]", self.scope)[SCOPE_BEGUN] = time.perf_counter()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """End the request's body."""
         super().on_message_complete()
         self._in_head, self._begun = True, False
+        quick = self._door.quick_refusals
+        if self._held is None or quick is None:
+            return
+        cycle, _ = self._held
+        # An answer that nobody reads may have to wait; and then it needs a task.
+        if not self.flow.write_paused and quick.refuses(cast("dict[str, Any]", cycle.scope), cycle.body):
+            self._held = None
+            cycle.body.clear()
+            _run_through(cycle.run_asgi(cast("Any", quick.app)))
+        else:
+            self._start_held()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        # A request whose body comes along with its head may be answered before it is given a task.
+        quick = self._door.quick_refusals
+        if self._feeding and quick is not None and quick.likely:
+            self._held = (cycle, app)
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _start_held(self) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            super()._start_asgi_task(*held)
 
     def on_response_complete(self) -> None:
         """Keep the connection for the next request, unless the rest of this one is still to come."""
@@ -283,3 +322,13 @@ def _answer(error: ServiceError) -> bytes:
     response = error_response(error)
     headers = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
     return STATUS_LINE[response.status_code] + headers + b"connection: close\r\n\r\n" + bytes(response.body)
+
+
+def _run_through(work: Coroutine[Any, Any, None]) -> None:
+    """Run what never waits, outside of any task."""
+    try:
+        work.send(None)
+    except StopIteration:
+        return
+    work.close()
+    raise RuntimeError("a quick answer waited for something")

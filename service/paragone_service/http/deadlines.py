@@ -15,7 +15,7 @@ from paragone.codes import ErrorCode
 from paragone_service.http.errors import ServiceError, answer_within, refuse
 from paragone_service.scoring.request import Deadline
 
-__all__ = ["DEADLINE_HEADER", "SCOPE_DEADLINE", "Deadlines"]
+__all__ = ["DEADLINE_HEADER", "SCOPE_DEADLINE", "Deadlines", "named_deadline_s"]
 
 DEADLINE_HEADER = "x-deadline-s"
 SCOPE_DEADLINE = "paragone.deadline"
@@ -48,6 +48,12 @@ class Deadlines:
         running = asyncio.timeout(seconds)
         deadline = scope[SCOPE_DEADLINE] = Deadline(seconds, running, chosen=header is not None)
         await answer_within(running, self._app, scope, receive, send, over=running.expired, error=deadline.error)
+
+
+def named_deadline_s(scope: Scope) -> float | None:
+    """Return the seconds that a request names in its header; None if it names none, or something else."""
+    header = Headers(scope=scope).get(DEADLINE_HEADER)
+    return None if header is None else _seconds(header)
 
 
 def _seconds(text: str) -> float | None:

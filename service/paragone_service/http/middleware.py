@@ -33,6 +33,7 @@ from paragone_service.scoring.request import Timings
 
 __all__ = [
     "SCOPE_ASKED",
+    "SCOPE_BEGUN",
     "SCOPE_KEY",
     "SCOPE_SPENDING",
     "SCOPE_TIMINGS",
@@ -51,6 +52,8 @@ access_logger = logging.getLogger("paragone.access")
 
 SCOPE_TIMINGS = "paragone.timings"
 """Key of an ASGI scope under which the ``Timings`` of its request are kept."""
+SCOPE_BEGUN = "paragone.begun"
+"""Key of an ASGI scope under which is kept when its head was complete, by ``time.perf_counter``."""
 SCOPE_KEY = "paragone.key"
 """Key of an ASGI scope under which the ``ApiKey`` of its request is kept, where the server has keys."""
 SCOPE_ASKED = "paragone.asked"
@@ -177,7 +180,7 @@ class Observation:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = self._clock()
+        started = scope.get(SCOPE_BEGUN) or self._clock()
         timings = scope[SCOPE_TIMINGS] = Timings()
         request_id = Headers(scope=scope).get("x-request-id", "")
         if not _REQUEST_ID.fullmatch(request_id):  # it goes into the log and into a header as it is
@@ -287,20 +290,25 @@ class HostGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it with ``unknown_host``."""
-        # Health checks show nothing, and who sends them may know an address alone.
-        if self._hosts is None or scope["type"] != "http" or scope["path"] in _OPEN_PATHS:
+        error = self.refusal(scope) if scope["type"] == "http" else None
+        if error is None:
             await self._app(scope, receive, send)
-            return
+        else:
+            await refuse(error, scope, receive, send)
+
+    def refusal(self, scope: Scope) -> ServiceError | None:
+        """Return what a request is refused with, or None."""
+        # Health checks show nothing, and who sends them may know an address alone.
+        if self._hosts is None or scope["path"] in _OPEN_PATHS:
+            return None
         names = [value for name, value in scope["headers"] if name == b"host"]
         # Without any it was no browser; with two, proxies and we might read different ones.
         if not names or (len(names) == 1 and _host_name(names[0]) in self._hosts):
-            await self._app(scope, receive, send)
-            return
+            return None
         sent = printable(names[0].decode("latin-1"))
-        error = ServiceError(
+        return ServiceError(
             ErrorCode.UNKNOWN_HOST, f"this server is not called {sent}: if it should be, add it to --allowed-hosts"
         )
-        await refuse(error, scope, receive, send)
 
 
 def _host_name(header: bytes) -> str:
@@ -323,13 +331,14 @@ class Authorization:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it with ``missing_key`` or ``wrong_key``."""
-        error = self._refusal(scope) if scope["type"] == "http" else None
+        error = self.refusal(scope) if scope["type"] == "http" else None
         if error is None:
             await self._app(scope, receive, send)
         else:
             await refuse(error, scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> ServiceError | None:
+    def refusal(self, scope: Scope) -> ServiceError | None:
+        """Return what a request is refused with, or None; then its key is in the scope."""
         if not self._keys.wanted or scope["path"] in _OPEN_PATHS:
             return None
         presented = _presented(next((value for name, value in scope["headers"] if name == b"authorization"), b""))

@@ -56,7 +56,8 @@ class Server(uvicorn.Server):
 def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """Return uvicorn's configuration: uvloop and httptools, and our limits on connections."""
     metrics = getattr(app.state, "metrics", None) or Metrics()
-    door = Door(settings, metrics, raise_file_limit(settings.max_connections))
+    quick = getattr(app.state, "quick_refusals", None)
+    door = Door(settings, metrics, raise_file_limit(settings.max_connections), quick_refusals=quick)
     return uvicorn.Config(
         app,
         host=settings.host,

@@ -4,13 +4,22 @@ What waits is counted in characters, because tokens are not known yet, from here
 is slow, reading, the device or the loop, shows in one number: the characters that are finished in a second. The device
 is fair among clients, so a client waits behind as much of each other's work as it has itself.
 
+Under load most requests are refused, and each must cost next to nothing. So a body is judged by its length before it is
+parsed, with the share of its bytes that its client's last bodies had as work. What the cache answers is no work, so a
+client whose questions are known is let in whatever waits.
+
+A client with nothing on its way rests, and a rest earns it the right to go ahead of those who always ask, with a
+question that takes a small part of the time it has rested for.
+
 Without it the queue grows until nobody's answer comes in time, and all of the work is for nothing.
 """
 
 import contextlib
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 
 from paragone.codes import ErrorCode
 from paragone_service.http.errors import ServiceError
@@ -31,6 +40,17 @@ _RETURNING = 0.5
 """Of those who were sent away, the share that is expected to come back."""
 _RETURN_MEMORY_S = 3.0
 _MAX_RETRY_AFTER_S = 30
+_CLIENTS_KNOWN = 8_192
+"""Clients whose last bodies are remembered: twice as many as there are connections."""
+_SHARE_MEMORY = 0.8  # of the mean share of all bodies that was work, against the last one's
+_PARSED_EVERY = 8
+"""Of the bodies of a client that are refused unparsed, every so many is parsed: it may hold what is known by now."""
+_EARNED = 0.125
+"""Seconds of work ahead of others for each second of rest."""
+_SMALL = 4_096
+"""Characters over which a request is no small question, whoever asks it."""
+_HARDLY_ANY_S = 0.05
+"""A wait that nobody is refused for: with less to do no body needs to be judged."""
 
 
 class Entry:
@@ -38,20 +58,37 @@ class Entry:
 
     Attributes:
         left: characters of it that are not done.
+        rested: whether its client has rested for long enough to go ahead of others with it.
     """
 
-    __slots__ = ("_door", "_part", "client", "left")
+    __slots__ = ("_door", "_part", "client", "left", "rested")
 
-    def __init__(self, door: "Admission", client: Hashable, cost: int, responses: int) -> None:
+    def __init__(self, door: "Admission", client: Hashable, cost: int, responses: int, *, rested: bool) -> None:
         self._door = door
         self._part = cost // responses
         self.client = client
         self.left = cost
+        self.rested = rested
 
     def one_finished(self, _: object = None) -> None:
         """Count one more of its responses as done; a callback of its ticket's outcome."""
         if self.left:  # a batch may end after the client has left
             self._door.finished(self, min(self._part, self.left))
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is remembered of a client.
+
+    Attributes:
+        share: of the bytes of its last body, how much was work; None before the first.
+        unparsed: its bodies that were refused unparsed since one was parsed.
+        resting_since: when it had nothing on its way any more.
+    """
+
+    share: float | None = None
+    unparsed: int = 0
+    resting_since: float = -math.inf
 
 
 class Admission:
@@ -76,12 +113,50 @@ class Admission:
         self._max_wait_s = max_wait_s
         self._clock = clock
         self._clients: dict[Hashable, int] = {}
+        self._known: OrderedDict[Hashable, _Known] = OrderedDict()
+        self._strangers = _Known()  # whose share is the mean of all bodies
         # Fading sums whose ratio is the speed, of loaded times alone; and those of an unloaded time that is not over.
         self._finished, self._seconds = 0.0, 0.0
         self._light_finished, self._light_seconds = 0, 0.0
         self._measured_at = 0.0
         # Seconds of work that were sent away and may come back, and when this was so.
         self._returning_s, self._returning_at = 0.0, 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether so much waits that somebody may be refused."""
+        return self.waiting > self.characters_per_s * _HARDLY_ANY_S > 0
+
+    def parsed(self, client: Hashable, body_bytes: int, characters: int, responses: int) -> None:
+        """Remember how much work was in a client's body, which was parsed: none, where the cache answered."""
+        if not body_bytes:
+            return
+        share, mean = (characters + responses * _MIN_COST) / body_bytes, self._strangers.share
+        self._strangers.share = share if mean is None else _SHARE_MEMORY * mean + (1 - _SHARE_MEMORY) * share
+        known = self._known_of(client)
+        known.share, known.unparsed = share, 0
+
+    def refusal_of(self, client: Hashable, body_bytes: int, deadline_s: float | None) -> ServiceError | None:
+        """Return what a request that was not parsed is refused with, or None if it is worth parsing.
+
+        Args:
+            deadline_s: how long its client waits, if it said so.
+        """
+        known = self._known.get(client)
+        if known is None or known.share is None:
+            known = self._strangers
+        if not self.busy or not known.share:
+            return None
+        if known.unparsed >= _PARSED_EVERY:
+            known.unparsed = 0
+            return None
+        cost = round(known.share * body_bytes)
+        try:
+            self._check(self.expected_wait_s(cost, client), cost, deadline_s)
+        except ServiceError as error:
+            known.unparsed += 1
+            return error
+        return None
 
     def expected_wait_s(self, characters: int, client: Hashable) -> float:
         """Return how long a client waits before its next so many characters begin, as far as is known."""
@@ -117,9 +192,9 @@ class Admission:
         self.check_wait(max(before_s, self.expected_wait_s(cost, client)), cost, deadline)
         if not self.waiting:
             self._measured_at = self._clock()
+        entry = Entry(self, client, cost, responses, rested=self._rested(client, cost))
         self.waiting += cost
         self._clients[client] = self._clients.get(client, 0) + cost
-        entry = Entry(self, client, cost, responses)
         try:
             yield entry
         finally:
@@ -134,9 +209,11 @@ class Admission:
         Raises:
             ServiceError: ``overloaded``.
         """
-        limit_s = self._max_wait_s
-        if deadline is not None and deadline.chosen:
-            limit_s = _SHARE_OF_A_DEADLINE * deadline.left_s()
+        named = deadline is not None and deadline.chosen
+        self._check(expected_s, cost, deadline.left_s() if deadline and named else None)
+
+    def _check(self, expected_s: float, cost: int, left_s: float | None) -> None:
+        limit_s = self._max_wait_s if left_s is None else _SHARE_OF_A_DEADLINE * left_s
         if expected_s <= max(0.0, limit_s):
             return
         self._metrics.refused_wait.labels(self._model).inc()
@@ -173,6 +250,21 @@ class Admission:
             self._clients[client] = left
         else:
             self._clients.pop(client, None)
+            self._known_of(client).resting_since = self._clock()
+
+    def _rested(self, client: Hashable, cost: int) -> bool:
+        if client in self._clients or cost > _SMALL:
+            return False
+        known = self._known.get(client)
+        rest_s = math.inf if known is None else self._clock() - known.resting_since
+        return cost <= _EARNED * rest_s * self.characters_per_s if self.characters_per_s else True
+
+    def _known_of(self, client: Hashable) -> _Known:
+        known = self._known.setdefault(client, _Known())
+        self._known.move_to_end(client)
+        if len(self._known) > _CLIENTS_KNOWN:
+            self._known.popitem(last=False)
+        return known
 
     def _measure(self, done: int) -> None:
         now = self._clock()

@@ -101,7 +101,10 @@ class Gate:
         if call.spending is not None and prompts:
             await call.spending.tokens(sum(len(prompt.token_ids) for prompt in prompts))
         tickets = self.scheduler.submit(
-            [Job(None, prompt, 0) for prompt in prompts], client=call.client, deadline=call.deadline
+            [Job(None, prompt, 0) for prompt in prompts],
+            client=call.client,
+            deadline=call.deadline,
+            rested=call.rested,
         )
         try:
             await wait_for(tickets, call.timings, self._clock)

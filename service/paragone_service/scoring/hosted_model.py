@@ -6,6 +6,7 @@ way (single flight), else read, queued and waited for → representations, probl
 
 import asyncio
 import contextlib
+import dataclasses
 import operator
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,6 +75,7 @@ class HostedModel:
 
     Attributes:
         header: what every answer says of the model.
+        admission: lets requests in that need the device.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class HostedModel:
         self._numerics = model.provenance.numerics if strict_cache else None
         self._secret = secret
         self._ids_of_tenants: dict[str | None, Ids] = {}
-        self._admission = Admission(name, resources.metrics, max_wait_s=resources.max_wait_s, clock=resources.clock)
+        self.admission = Admission(name, resources.metrics, max_wait_s=resources.max_wait_s, clock=resources.clock)
         self._device = resources.device
         self._reading = ReadingThread(name, model, limit_s=resources.reading_limit_s, clock=self._clock)
         failure = f"model {name} gave NaN or infinity for a response; nothing was cached"
@@ -215,7 +217,7 @@ class HostedModel:
                 long.
         """
         size = sum(whole for _, whole in sizes(conversations))
-        self._admission.check_wait(self._reading.expected_wait_s(size, call.client), size, call.deadline)
+        self.admission.check_wait(self._reading.expected_wait_s(size, call.client), size, call.deadline)
         return await self._unless_gone(self._reading.read(conversations, call), call)
 
     async def represent(self, items: list[RequestItem], call: Call) -> Represented:
@@ -234,7 +236,9 @@ class HostedModel:
         rows = await _rows_of(items, call, ids)
         hits = await self._cache.get([*map(operator.attrgetter("key"), rows)], self._codec)
         filled = _Filled()
-        if hits.misses:
+        if not hits.misses:
+            self.admission.parsed(call.client, call.body_bytes, 0, 0)
+        else:
             filled = await self._unless_gone(self._fill(items, rows, hits.values, call), call)
         return self._represented(indices, rows, hits.values, filled, call, ids)
 
@@ -293,9 +297,12 @@ class HostedModel:
         responses = [(item, response) for item in items for response in item.responses]
         conversations = as_conversations([responses[number] for number in missing.values()])
         size = sum(whole for _, whole in sizes(conversations))
+        self.admission.parsed(call.client, call.body_bytes, size, len(missing))
         reading_s = self._reading.expected_wait_s(size, call.client)
-        admitted = self._admission.admitted(size, len(missing), call.client, call.deadline, before_s=reading_s)
+        admitted = self.admission.admitted(size, len(missing), call.client, call.deadline, before_s=reading_s)
         with admitted if missing else contextlib.nullcontext() as entry:
+            if entry is not None:
+                call = dataclasses.replace(call, rested=entry.rested)
             jobs = await self._jobs(conversations, rows, missing, filled, call)
             # The texts of all that waits would take more than its tokens do.
             items.clear()
@@ -371,7 +378,9 @@ class HostedModel:
         return dict(
             zip(
                 fresh,
-                self.scheduler.submit(list(fresh.values()), client=call.client, deadline=call.deadline),
+                self.scheduler.submit(
+                    list(fresh.values()), client=call.client, deadline=call.deadline, rested=call.rested
+                ),
                 strict=True,
             )
         )

@@ -121,7 +121,7 @@ class ReadingThread:
         self, chunk: Sequence[Conversation], counts: Sequence[int], call: Call
     ) -> list[Reading | TextError]:
         """Read a chunk, or the first of it, once it is the client's turn."""
-        await self._wait_for_turn(call.client)
+        await self._wait_for_turn(call)
         assert self._reader is not None
         turn, started, loop = Turn(_TURN_S), self._clock(), asyncio.get_running_loop()
         read = functools.partial(self._reader.read, chunk, truncation=call.truncation, turn=turn)
@@ -141,16 +141,16 @@ class ReadingThread:
             turn.end()
             raise
 
-    async def _wait_for_turn(self, client: Hashable) -> None:
+    async def _wait_for_turn(self, call: Call) -> None:
         if not self._held:
             self._held = True
             return
-        turn = self._line.join(client)
+        turn = self._line.join(call.client, rested=call.rested)
         try:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():  # it came at the same moment
-                self._pass_on(client, self._clock(), 0)
+                self._pass_on(call.client, self._clock(), 0)
             raise
 
     def _pass_on(self, client: Hashable, started: float, characters: int) -> None:
@@ -177,23 +177,35 @@ class ReadingThread:
 class _Line:
     """Clients that wait for a turn: the one that has had the thread for the least time is next.
 
-    A client that comes, or comes back, starts where the turn is now: nobody saves up while away.
+    A client that comes, or comes back, starts where the turn is now: nobody saves up while away. Small requests of
+    clients that have rested have every other turn.
     """
 
     def __init__(self) -> None:
+        self._rested: deque[asyncio.Future[None]] = deque()
+        self._rested_was_last = False
         self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
         self._had_s: dict[Hashable, float] = {}
         self._level_s = 0.0
 
-    def join(self, client: Hashable) -> asyncio.Future[None]:
+    def join(self, client: Hashable, *, rested: bool = False) -> asyncio.Future[None]:
         """Return what is done once it is the client's turn; whoever cancels it has left the line."""
         turn = asyncio.get_running_loop().create_future()
+        if rested:
+            self._rested.append(turn)
+            return turn
         self._waiting.setdefault(client, deque()).append(turn)
         return turn
 
     def next(self) -> asyncio.Future[None] | None:
         """Return the turn that is next, and take it out of the line; None if nobody waits."""
-        while self._waiting:
+        while self._waiting or self._rested:
+            self._rested_was_last = bool(self._rested) and not (self._rested_was_last and self._waiting)
+            if self._rested_was_last:
+                turn = self._rested.popleft()
+                if not turn.done():
+                    return turn
+                continue
             client = min(self._waiting, key=self._start_s)
             self._level_s = self._start_s(client)
             turns = self._waiting.pop(client)

@@ -143,6 +143,8 @@ class Call:
         spending: what is left of its key's quota; None for no end.
         deadline: when the answer is of no use any more; None for never.
         client: who asks, for fairness among those who wait: requests of equal clients wait in one line.
+        rested: whether its client has rested for long enough to go ahead of others with something small.
+        body_bytes: how long its body was; 0 where there was none.
     """
 
     problems: Problems
@@ -151,8 +153,10 @@ class Call:
     timings: Timings = field(default_factory=Timings)
     ids: bool = False
     client: Hashable = None
+    body_bytes: int = 0
     deadline: Deadline | None = None
     tenant: str | None = None
+    rested: bool = False
     spending: Spending | None = None
 
 

@@ -1,14 +1,17 @@
 """Dynamic batching for one model: responses of many requests, put into batches under a token budget.
 
 There is no wait window: an idle device starts with what is there, and what arrives meanwhile makes the next batch.
-A request that fits into one batch goes before the larger ones, but never all the time; each of the two lanes is first
-in, first out for each client, and fair in tokens among clients. Responses to one prompt stay together, and a batch is
+A request that fits into one batch goes before the larger ones, but never all the time; each lane is first in, first
+out for each client, and fair in tokens among clients. A small question of a client that has rested goes before all
+others, every other time, in a batch of its own; and while such questions come, no batch takes much longer than the
+smallest one does, so that they wait for about that long. Responses to one prompt stay together, and a batch is
 sorted by length. The queue is bounded in tokens. Each response has one ticket, however many requests wait for it
 (single flight); a ticket leaves the queue with the last client that waits for it.
 """
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import time
@@ -44,6 +47,17 @@ _ENGINE_RETRY_AFTER_S = 5
 _SPEED_MEMORY = 0.8  # of the mean speed, against the last batch's: about the last five batches count
 _BULK_EVERY = 4
 """Every fourth batch begins with the large requests, so that small ones cannot hold them up for ever."""
+
+_SMALL = 8
+"""A question is small that takes up to this part of the budget."""
+_BATCHES_OF_THE_SMALLEST = 6
+"""While small questions come, a batch may take so many times as long as the smallest one: they wait half of that."""
+_COME_S = 10.0
+"""For how long after the last small question others are expected."""
+_CREEP = 1.01
+"""Growth a batch of the shortest time known, until one takes as long: a model may have become slower."""
+_SURELY = 0.5
+"""Of the time that a batch will take, the share that a response needs at the very least to come in time."""
 
 _PATIENCE_S, _PATIENCE = 4.0, 5
 """How long a forward may take at least, and how many times as long as its size suggests, until it is overdue."""
@@ -101,9 +115,9 @@ class Ticket:
     tokens: int = field(init=False)
     prompt: int = field(init=False)
 
-    def expired(self) -> bool:
-        """Return whether the deadline of every request that waits for it has passed."""
-        return all(deadline is not None and deadline.left_s() <= 0 for deadline in self.deadlines)
+    def expired(self, margin_s: float = 0.0) -> bool:
+        """Return whether all requests that wait for it have less time left than that."""
+        return all(deadline is not None and deadline.left_s() <= margin_s for deadline in self.deadlines)
 
     def __post_init__(self) -> None:
         self.tokens = len(self.item.token_ids)
@@ -215,6 +229,7 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._clock = clock
+        self._small = _Lane()
         self._interactive = _Lane()
         self._bulk = _Lane()
         self._batches = 0
@@ -222,6 +237,11 @@ class Scheduler:
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._tokens_per_s = 0.0
+        # A batch takes as long as the smallest one, and so much for each token: that, and fading sums of all of them.
+        self._least_s = math.inf
+        self._sum_s, self._sum_tokens, self._sum_batches = 0.0, 0.0, 0.0
+        self._small_was_last = False
+        self._small_came = -math.inf
 
     @property
     def died(self) -> bool:
@@ -242,11 +262,12 @@ class Scheduler:
             ErrorCode.SHUTTING_DOWN, "the server is shutting down; try another one", retry_after_s=1
         )
         # Those in a batch are in no lane any more, but still in flight.
-        for ticket in [*self._interactive, *self._bulk, *self._flights.values()]:
+        lanes = (self._small, self._interactive, self._bulk)
+        for ticket in [*itertools.chain.from_iterable(lanes), *self._flights.values()]:
             if not ticket.outcome.done():
                 ticket.outcome.set_result(shutdown)
-        self._interactive.clear()
-        self._bulk.clear()
+        for lane in lanes:
+            lane.clear()
         self._flights.clear()
 
     def join(self, keys: Iterable[bytes], *, deadline: Deadline | None = None) -> dict[bytes, Ticket]:
@@ -274,7 +295,14 @@ class Scheduler:
                 retry_after_s=min(_MAX_RETRY_AFTER_S, max(1, math.ceil(wait_s / 2))),
             )
 
-    def submit(self, jobs: Sequence[Job], *, client: Hashable = None, deadline: Deadline | None = None) -> list[Ticket]:
+    def submit(
+        self,
+        jobs: Sequence[Job],
+        *,
+        client: Hashable = None,
+        deadline: Deadline | None = None,
+        rested: bool = False,
+    ) -> list[Ticket]:
         """Queue the jobs of a request; all or none.
 
         Ask ``join`` first: a key must not be on its way already, nor come twice.
@@ -283,6 +311,7 @@ class Scheduler:
             jobs: at least one.
             client: whose they are; among clients the device's time is shared by tokens.
             deadline: when they are of no use any more; then they are dropped from the queue.
+            rested: whether they may go ahead of others, if they are small.
 
         Returns:
             One ticket per job, in the order of the jobs. Hand each back with ``leave``.
@@ -300,8 +329,10 @@ class Scheduler:
                 assert ticket.key not in self._flights
                 self._flights[ticket.key] = ticket
         # What fits into one batch is somebody who waits for an answer; what does not is a job in bulk.
-        fits = self._costs(tickets) <= self.max_batch_tokens
-        lane = self._interactive if fits else self._bulk
+        cost = self._costs(tickets)
+        lane = self._interactive if cost <= self.max_batch_tokens else self._bulk
+        if rested and cost * _SMALL <= self.max_batch_tokens:
+            lane, self._small_came = self._small, now
         lane.extend(client, _by_prompt(tickets))
         self.queue_items += len(tickets)
         self.queue_tokens += tokens
@@ -328,7 +359,7 @@ class Scheduler:
                 if batch:
                     await self._run(batch)
             # Not before the batch has run: what came meanwhile has set the event, and must not be slept through.
-            if not self._interactive and not self._bulk:
+            if not self._small and not self._interactive and not self._bulk:
                 self._arrived.clear()
 
     def _take(self) -> list[Ticket]:
@@ -336,16 +367,15 @@ class Scheduler:
         taken: list[Ticket] = []
         prompts: set[int] = set()
         tokens = 0
-        self._batches += 1
-        lanes = [self._interactive, self._bulk]
-        # The lane that comes second fills the rest of the batch, so no budget is wasted on who is first.
-        for lane in lanes if self._batches % _BULK_EVERY else reversed(lanes):
+        budget = self._budget()
+        for lane in self._next_lanes():
             while lane:
-                ticket = lane.peek(self.max_batch_tokens // _TURNS)
+                ticket = lane.peek(budget // _TURNS)
                 # Whoever has no waiter left was abandoned in the queue; it is popped and costs its client nothing.
-                late = ticket.waiters > 0 and ticket.expired()
-                cost = self._cost(ticket, prompts) if ticket.waiters and not late else 0
-                if cost and taken and tokens + cost > self.max_batch_tokens:
+                cost = self._cost(ticket, prompts) if ticket.waiters else 0
+                late = ticket.waiters > 0 and ticket.expired(_SURELY * self._expected_s(tokens + cost))
+                cost = 0 if late else cost
+                if cost and taken and tokens + cost > budget:
                     break  # no later one of its lane may pass it, though it would fit: a long one would wait for ever
                 lane.pop(cost)
                 if late:
@@ -357,6 +387,32 @@ class Scheduler:
                     self._unqueue(ticket)
         taken.sort(key=lambda ticket: ticket.tokens)  # an engine that pads puts neighbours side by side
         return taken
+
+    def _next_lanes(self) -> list[_Lane]:
+        """Return the lanes that fill the next batch, in their order."""
+        if self._small and not (self._small_was_last and (self._interactive or self._bulk)):
+            self._small_was_last = True
+            return [self._small]
+        self._small_was_last = False
+        self._batches += 1
+        lanes = [self._interactive, self._bulk] if self._batches % _BULK_EVERY else [self._bulk, self._interactive]
+        # The lanes that come later fill the rest of the batch, so no budget is wasted on who is first.
+        return [*lanes, self._small]
+
+    def _budget(self) -> int:
+        if not self._sum_tokens or self._clock() - self._small_came > _COME_S:
+            return self.max_batch_tokens
+        most_s, per_token_s = (_BATCHES_OF_THE_SMALLEST - 1) * self._least_s, self._per_token_s()
+        if most_s >= per_token_s * self.max_batch_tokens:
+            return self.max_batch_tokens
+        return max(round(most_s / per_token_s), self.max_batch_tokens // _SMALL, 1)
+
+    def _per_token_s(self) -> float:
+        return max(0.0, self._sum_s - self._least_s * self._sum_batches) / self._sum_tokens
+
+    def _expected_s(self, tokens: int) -> float:
+        """Return how long a batch will take, as far as is known."""
+        return self._least_s + tokens * self._per_token_s() if self._sum_tokens else 0.0
 
     def _expire(self, ticket: Ticket) -> None:
         """Drop a ticket that is too late for everybody; their requests' own timeouts may not have fired yet."""
@@ -455,6 +511,10 @@ class Scheduler:
         if self._tokens_per_s:
             speed = _SPEED_MEMORY * self._tokens_per_s + (1 - _SPEED_MEMORY) * speed
         self._tokens_per_s = speed
+        self._least_s = min(seconds, _CREEP * self._least_s)
+        self._sum_s = _SPEED_MEMORY * self._sum_s + seconds
+        self._sum_tokens = _SPEED_MEMORY * self._sum_tokens + tokens
+        self._sum_batches = _SPEED_MEMORY * self._sum_batches + 1
         metrics, size = self._metrics, len(tickets)
         metrics.batch_size.labels(self.model).observe(size)
         metrics.batch_tokens.labels(self.model).observe(tokens)

@@ -119,3 +119,48 @@ def test_those_who_are_sent_away_are_told_different_times_to_come_back(door):
         with pytest.raises(ServiceError) as caught:
             enter(stack, door, 1000, "late")
         assert caught.value.retry_after_s == 1
+
+
+def rested(door, client, characters):
+    with door.admitted(characters - 64, 1, client, None) as entry:
+        return entry.rested
+
+
+def test_a_rest_earns_the_right_to_go_ahead_with_an_eighth_of_its_time(door):
+    assert rested(door, "newcomer", 4_000)
+    assert not rested(door, "another newcomer", 5_000)  # no small question
+    with door.admitted(36, 1, "asks", None) as entry:
+        assert entry.rested
+        with door.admitted(36, 1, "asks", None) as another:
+            assert not another.rested  # it has something on its way
+    assert not rested(door, "asks", 100)
+    door.clock.now += 0.79
+    assert not rested(door, "asks", 100)
+    door.clock.now += 0.81
+    assert rested(door, "asks", 100)
+    assert not rested(door, "asks", 100)  # that was spent
+
+
+def test_a_body_is_judged_by_the_share_of_work_in_its_clients_last_one(door):
+    with contextlib.ExitStack() as stack:
+        for client in "abc":
+            enter(stack, door, 1000, client)
+        assert door.busy
+        assert door.refusal_of("cold", 1000, None) is None  # nothing is known of any body
+        door.parsed("cold", 1000, 936, 1)
+        refusal = door.refusal_of("cold", 1000, None)
+        assert refusal.code is ErrorCode.OVERLOADED
+        assert "a wait of 3.0 s is expected, over the 2.5 s" in refusal.message
+        assert door.refusal_of("cold", 1000, 7.0) is None  # half of its deadline
+        assert door.refusal_of("cold", 500, None) is None  # a small one waits behind as much of others
+        assert door.refusal_of("new", 1000, None) is not None  # judged by what all sent
+        door.parsed("warm", 1000, 0, 0)
+        assert door.refusal_of("warm", 10_000, None) is None
+        assert door.waiting == 3000
+    assert not door.busy
+
+
+def test_only_so_many_clients_are_remembered(door):
+    for client in range(10_000):
+        door.parsed(client, 100, 100, 1)
+    assert len(door._known) < 9_000

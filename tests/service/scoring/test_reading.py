@@ -48,8 +48,8 @@ def thread(recorder):
     thread.close()
 
 
-def call_of(client=None):
-    return SimpleNamespace(truncation="prompt", timings=SimpleNamespace(tokenize_s=0.0), client=client)
+def call_of(client=None, *, rested=False):
+    return SimpleNamespace(truncation="prompt", timings=SimpleNamespace(tokenize_s=0.0), client=client, rested=rested)
 
 
 def texts(*responses):
@@ -101,6 +101,25 @@ def test_clients_take_turns_whatever_they_have_sent(thread, recorder):
     assert order[0] == "a"
     assert {*order[1:3]} == {"one", "two"}
     assert order[3:] == [*"bcdef"]
+
+
+def test_small_questions_of_the_rested_have_every_other_turn(thread, recorder):
+    async def ask():
+        recorder.goes_on.clear()
+        asked = [asyncio.create_task(thread.read(texts("a"), call_of("first")))]
+        await until(recorder.begun.is_set)
+        for name in "bcd":
+            asked.append(asyncio.create_task(thread.read(texts(name), call_of(name))))
+        for name in "RST":
+            asked.append(asyncio.create_task(thread.read(texts(name), call_of(name, rested=True))))
+        await asyncio.sleep(0)
+        asked[-1].cancel()
+        await asyncio.sleep(0)
+        recorder.goes_on.set()
+        await asyncio.gather(*asked[:-1])
+
+    asyncio.run(ask())
+    assert "".join(chunk[0] for chunk in recorder.chunks) == "aRbScd"
 
 
 def test_a_request_that_ends_ends_its_turn_and_the_next_one_waits_for_the_thread(thread, recorder):

@@ -347,3 +347,74 @@ async def test_what_is_late_for_everybody_is_dropped_before_the_forward():
         assert setup.device.batches == [[10], [30]]
         assert setup.scheduler.queue_items == 0
         assert setup.metrics.registry.get_sample_value("paragone_responses_expired_total", {"model": "m"}) == 1
+
+
+async def test_small_questions_of_the_rested_go_ahead_in_a_batch_of_their_own_every_other_time():
+    async with Setup() as setup:
+        setup.device.free.clear()
+        setup.submit(1)
+        await until(lambda: setup.device.batches)
+        tickets = setup.submit(*[90] * 3)
+        for _ in range(3):
+            tickets += setup.scheduler.submit([Job(None, item(12), 0)], rested=True)
+        tickets += setup.scheduler.submit([Job(None, item(40), 0)], rested=True)  # not small: waits like any other
+        setup.device.free.set()
+        assert await outcomes(tickets) == [b"90"] * 3 + [b"12"] * 3 + [b"40"]
+        assert setup.device.batches[1:] == [[12, 12, 12], [40], [90], [90], [90]]
+
+
+async def test_a_stream_of_small_questions_leaves_every_other_batch_to_the_others():
+    async with Setup() as setup:
+        setup.device.free.clear()
+        setup.submit(1)
+        await until(lambda: setup.device.batches)
+        large = setup.submit(*[90] * 2)
+        small = []
+        for _ in range(20):
+            small += setup.scheduler.submit([Job(None, item(12), 0)], rested=True)
+        setup.device.free.set()
+        await outcomes(large + small)
+        assert [90] in setup.device.batches[1:4]
+
+
+async def test_while_small_questions_come_no_batch_takes_much_longer_than_the_smallest():
+    now = 0.0
+
+    class Slow(Device):
+        async def represent(self, items):
+            nonlocal now
+            now += 0.01 + sum(len(one.token_ids) for one in items) / 1000
+            return await super().represent(items)
+
+    async with Setup(Slow(), clock=lambda: now, max_batch_tokens=800, max_queue_tokens=10**6) as setup:
+        await outcomes(setup.submit(*[10] * 80))
+        assert setup.device.batches == [[10] * 80]  # 81 times as long as the fixed part, and nobody else waits
+        for _ in range(8):
+            await outcomes(setup.scheduler.submit([Job(None, item(1), 0)], client="small", rested=True))
+        setup.device.batches.clear()
+        await outcomes(setup.submit(*[10] * 80))
+        assert max(map(len, setup.device.batches)) <= 10  # an eighth of the budget at the least
+        now += 11
+        setup.device.batches.clear()
+        await outcomes(setup.submit(*[10] * 80))
+        assert setup.device.batches == [[10] * 80]  # they do not come any more
+
+
+async def test_what_cannot_come_in_time_is_dropped_before_it_is_run():
+    now = 0.0
+
+    class Slow(Device):
+        async def represent(self, items):
+            nonlocal now
+            now += sum(len(one.token_ids) for one in items)
+            return await super().represent(items)
+
+    async with Setup(Slow(), clock=lambda: now) as setup:
+        await outcomes(setup.submit(1) + setup.submit(100))  # it takes a second for each token
+        setup.device.batches.clear()
+        hopeless = setup.scheduler.submit([Job(None, item(90), 0)], deadline=Deadline(30))
+        in_time = setup.scheduler.submit([Job(None, item(90), 0)], deadline=Deadline(300))
+        (late, answer) = await outcomes(hopeless + in_time)
+        assert late.code is ErrorCode.DEADLINE_EXCEEDED
+        assert answer == b"90"
+        assert setup.device.batches == [[90]]

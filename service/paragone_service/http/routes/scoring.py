@@ -25,11 +25,12 @@ from paragone.wire import (
     Response as WireResponse,
 )
 from paragone_service.api_keys import ApiKey
-from paragone_service.http.bodies import check_groups, check_total, read_body
+from paragone_service.http.bodies import SCOPE_BODY_BYTES, check_groups, check_total, read_body
 from paragone_service.http.deadlines import SCOPE_DEADLINE
 from paragone_service.http.errors import ServiceError
 from paragone_service.http.middleware import SCOPE_KEY, SCOPE_SPENDING, SCOPE_TIMINGS
 from paragone_service.http.openapi_document import scoring_document
+from paragone_service.http.overload import client_of
 from paragone_service.registry import Registry
 from paragone_service.scoring import answers
 from paragone_service.scoring.hosted_model import HostedModel
@@ -189,17 +190,24 @@ def call_of(
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    # Who asks: the key and the connection. Many share a key, and many an address; a connection is one program's, and
-    # has one request at a time.
     key: ApiKey | None = request.scope.get(SCOPE_KEY)
-    client = (key.name if key else None, tuple(request.client) if request.client else None)
     tenant = key.tenant if key else None
     deadline = request.scope[SCOPE_DEADLINE]
     if body.deadline_s is not None:
         deadline.shorten(body.deadline_s)
     ids = "ids" in getattr(body, "return_", ())
-    spending = request.scope.get(SCOPE_SPENDING)
-    return Call(problems, body.truncation, gone, request.scope[SCOPE_TIMINGS], ids, client, deadline, tenant, spending)
+    return Call(
+        problems,
+        body.truncation,
+        gone,
+        request.scope[SCOPE_TIMINGS],
+        ids,
+        client_of(request.scope),
+        request.scope.get(SCOPE_BODY_BYTES, 0),
+        deadline,
+        tenant,
+        spending=request.scope.get(SCOPE_SPENDING),
+    )
 
 
 def answer(

@@ -1,0 +1,107 @@
+"""Refuse requests that would wait for too long before their bodies are parsed, which is most of what they would cost.
+
+A request must name its model and its deadline in its body, if anywhere. Both are looked for in the bytes, and where
+they are not plainly there the body is parsed like any other: what is refused here would be refused afterwards too.
+"""
+
+import re
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from paragone_service.api_keys import ApiKey
+from paragone_service.http.deadlines import named_deadline_s
+from paragone_service.http.errors import ServiceError, refuse
+from paragone_service.http.middleware import SCOPE_KEY, Authorization, Drain, HostGuard, Observation
+from paragone_service.metrics import Metrics
+from paragone_service.registry import Registry
+
+__all__ = ["SCORING_PATHS", "QuickRefusals", "client_of", "unparsed_refusal"]
+
+SCORING_PATHS = frozenset({"/v1/preferences", "/v1/rewards", "/v1/tournaments"})
+"""Where work for a device is asked for."""
+
+# A quotation mark inside a text has a backslash before it, so neither name is found in a text of the request.
+_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\\\]{1,256})"')
+_DEADLINE = re.compile(rb'"deadline_s"\s*:\s*([0-9.]{1,16})\s*[,}]')
+
+
+def client_of(scope: Scope) -> Hashable:
+    """Return who asks: the key and the connection.
+
+    Many share a key, and many an address; a connection is one program's, and has one request at a time.
+    """
+    key: ApiKey | None = scope.get(SCOPE_KEY)
+    client = scope.get("client")
+    return (key.name if key else None, tuple(client) if client else None)
+
+
+def unparsed_refusal(scope: Scope, body: bytes | bytearray, registry: Registry) -> ServiceError | None:
+    """Return what a request is refused with whose body is complete and not parsed, or None if it must be parsed."""
+    if not registry.busy or scope["path"] not in SCORING_PATHS:
+        return None
+    name = None
+    if b'"model"' in body:
+        names = _MODEL.findall(body)
+        if len(names) != 1 or body.count(b'"model"') != 1:
+            return None
+        name = names[0].decode("utf-8", "replace")
+    seconds = [] if (named := named_deadline_s(scope)) is None else [named]
+    if b'"deadline_s"' in body:
+        times = _DEADLINE.findall(body)
+        if len(times) != 1 or body.count(b'"deadline_s"') != 1 or times[0].count(b".") > 1:
+            return None
+        seconds.append(float(times[0]))
+    return registry.refusal_of(name, client_of(scope), len(body), min(seconds, default=None))
+
+
+_SCOPE_REFUSAL = "paragone.refusal"
+
+
+@dataclass(frozen=True)
+class _Route:
+    """What log and metrics call a request that no route has seen."""
+
+    path: str
+
+
+class QuickRefusals:
+    """Refuse complete requests at once, in their connections, without a task for each.
+
+    Of a burst of a thousand requests the last one would else wait until all the others have had their turns. What is
+    not plainly to be refused for its wait alone goes the usual way.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        drain: Drain,
+        metrics: Metrics,
+        *,
+        guards: Callable[[ASGIApp], tuple[HostGuard, Authorization]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._registry = registry
+        self._drain = drain
+        self._host_guard, self._authorization = guards(_refuse_kept)
+        self.app: ASGIApp = Observation(_refuse_kept, metrics=metrics, clock=clock)
+
+    @property
+    def likely(self) -> bool:
+        """Whether there may be anything to refuse now."""
+        return self._registry.busy and not self._drain.begun
+
+    def refuses(self, scope: Scope, body: bytes | bytearray) -> bool:
+        """Return whether a request is to be answered by ``app``, which never waits for anything."""
+        if scope["method"] != "POST" or self._host_guard.refusal(scope) or self._authorization.refusal(scope):
+            return False
+        error = unparsed_refusal(scope, body, self._registry)
+        if error is None:
+            return False
+        scope[_SCOPE_REFUSAL], scope["route"] = error, _Route(scope["path"])
+        return True
+
+
+async def _refuse_kept(scope: Scope, receive: Receive, send: Send) -> None:
+    await refuse(scope[_SCOPE_REFUSAL], scope, receive, send)
