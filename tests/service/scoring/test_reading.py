@@ -108,10 +108,9 @@ def test_small_questions_of_the_rested_have_every_other_turn(thread, recorder):
         recorder.goes_on.clear()
         asked = [asyncio.create_task(thread.read(texts("a"), call_of("first")))]
         await until(recorder.begun.is_set)
-        for name in "bcd":
-            asked.append(asyncio.create_task(thread.read(texts(name), call_of(name))))
-        for name in "RST":
-            asked.append(asyncio.create_task(thread.read(texts(name), call_of(name, rested=True))))
+        for name in "bcdRST":
+            task = asyncio.create_task(thread.read(texts(name), call_of(name, rested=name.isupper())))
+            asked.append(task)
         await asyncio.sleep(0)
         asked[-1].cancel()
         await asyncio.sleep(0)
