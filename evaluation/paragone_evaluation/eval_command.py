@@ -1,9 +1,13 @@
 """``paragone eval`` and ``paragone calibrate``. Torch is imported only where a model is to be loaded here."""
 
+import functools
+import inspect
 import shlex
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -82,6 +86,67 @@ HeadOption = Annotated[
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python files that come with a checkpoint.")]
 
 
+@dataclass(frozen=True)
+class _Common:
+    """The options that both commands have: how files are read, measured, and asked about."""
+
+    layout: Layout = "auto"
+    cluster: Cluster = "question"
+    bins: Bins = 10
+    seed: Seed = 0
+    resamples: Resamples = 1000
+    attribute: Attribute = None
+    gap: Gap = 0.0
+    rankings: RankingsOption = "all"
+    bad_rows: BadRows = "refuse"
+    columns: Map = None
+    api_key: ApiKey = None
+    wait_s: WaitS = 0.0
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    bos: BosOption = None
+    head: HeadOption = "auto"
+    trust_remote_code: RemoteCode = False
+
+    def read_options(self) -> ReadOptions:
+        """Return how files are read."""
+        return read_options(self.layout, self.columns, self.bad_rows, self.attribute, self.gap, self.rankings)
+
+    def measures(self) -> MeasureSettings:
+        """Return how answers are measured."""
+        return MeasureSettings(cluster=self.cluster, bins=self.bins, seed=self.seed, resamples=self.resamples)
+
+    def loading(self) -> dict[str, Any]:
+        """Return how any model is loaded here; ``bos`` and ``head`` are of --model alone."""
+        return {"device": self.device, "dtype": self.dtype, "trust_remote_code": self.trust_remote_code}
+
+    def scorer(self, url: str | None, model: str | None, opened: ExitStack) -> Scorer:
+        """Return what is asked: a service, or a model that is loaded here."""
+        if url is None:
+            return _load(model or "", {**self.loading(), "bos": self.bos, "head": self.head})
+        return _service(url, model, self.api_key, self.wait_s, opened)
+
+
+def _with_common_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that takes the fields of ``_Common`` as options of its own, for typer to read."""
+    own = inspect.signature(command)
+    names = [field.name for field in fields(_Common)]
+    added = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in fields(_Common)
+    ]
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        common = _Common(**{name: options.pop(name) for name in names if name in options})
+        command(*arguments, common=common, **options)
+
+    kept = [parameter for name, parameter in own.parameters.items() if name != "common"]
+    run.__signature__ = own.replace(parameters=[*kept, *added])  # type: ignore[attr-defined] # typer reads it
+    return run
+
+
+@_with_common_options
 def evaluate(
     files: Files,
     *,
@@ -97,46 +162,24 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(help="Another model for a paired comparison: a source, or URL or URL#ID of a service.")
     ] = None,
-    layout: Layout = "auto",
     split: Annotated[str | None, typer.Option(help="Rows of this split only, as test.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of answers and results; evaluations/… if omitted.")
     ] = None,
-    cluster: Cluster = "question",
-    bins: Bins = 10,
-    seed: Seed = 0,
-    resamples: Resamples = 1000,
-    attribute: Attribute = None,
-    gap: Gap = 0.0,
-    rankings: RankingsOption = "all",
-    bad_rows: BadRows = "refuse",
-    columns: Map = None,
-    api_key: ApiKey = None,
-    wait_s: WaitS = 0.0,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    bos: BosOption = None,
-    head: HeadOption = "auto",
-    trust_remote_code: RemoteCode = False,
+    common: _Common,
 ) -> None:
     """Measure how well a model agrees with people, and how far its probabilities can be believed.
 
     Answers are kept in the output folder as they come: the same command continues after an interruption. Ends with a
     table, results.json and report.html.
     """
-    _check_model(url, model, bos, head)
+    _check_model(url, model, common.bos, common.head)
     # Everything that can be wrong with options and file is found before a model is loaded or a service asked.
-    settings = MeasureSettings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
-    options = read_options(layout, columns, bad_rows, attribute, gap, rankings)
-    data = read_evaluation_set(*files, options=options, split=split)
-    loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    settings = common.measures()
+    data = read_evaluation_set(*files, options=common.read_options(), split=split)
     with ExitStack() as opened:
-        scorer = (
-            _load(model or "", {**loading, "bos": bos, "head": head})
-            if url is None
-            else _service(url, model, api_key, wait_s, opened)
-        )
-        other = None if against is None else _other(against, loading, api_key, wait_s, opened)
+        scorer = common.scorer(url, model, opened)
+        other = None if against is None else _other(against, common, opened)
         folder = output or default_folder(data, scorer.card.name)
         bar = Console(stderr=True)
         written = evaluate_models(data, scorer, folder, settings, against=other, command=_command("eval"), console=bar)
@@ -146,6 +189,7 @@ def evaluate(
         console.print(f"wrote {path}", style="dim", soft_wrap=True, markup=False, highlight=False)
 
 
+@_with_common_options
 def calibrate(
     files: Files,
     *,
@@ -161,25 +205,9 @@ def calibrate(
     output: Annotated[
         Path | None, typer.Option(help="Folder for the calibrated model; an own folder is changed in place if omitted.")
     ] = None,
-    layout: Layout = "auto",
     split: Annotated[str | None, typer.Option(help="Rows of this split only; all but test if omitted.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Allow --split test.")] = False,
-    cluster: Cluster = "question",
-    bins: Bins = 10,
-    seed: Seed = 0,
-    resamples: Resamples = 1000,
-    attribute: Attribute = None,
-    gap: Gap = 0.0,
-    rankings: RankingsOption = "all",
-    bad_rows: BadRows = "refuse",
-    columns: Map = None,
-    api_key: ApiKey = None,
-    wait_s: WaitS = 0.0,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    bos: BosOption = None,
-    head: HeadOption = "auto",
-    trust_remote_code: RemoteCode = False,
+    common: _Common,
 ) -> None:
     """Fit the temperature of a model on a file's pairs and store it with the model.
 
@@ -189,10 +217,10 @@ def calibrate(
     """
     if split == "test" and not force:
         raise DataError("a temperature fitted on test rows spoils the test: use another split, or --force")
-    _check_model(url, model, bos, head)
+    _check_model(url, model, common.bos, common.head)
     if url is not None and output is not None:
         raise typer.BadParameter("--output is for a model loaded here: what a service hosts is not ours to copy")
-    settings = MeasureSettings(cluster=cluster, bins=bins, seed=seed, resamples=resamples)
+    settings = common.measures()
     # Said before a model is loaded and asked for minutes.
     named = named_source(model or "")
     if url is None and output is None and not (Path(named.source).expanduser() / "paragone.json").is_file():
@@ -206,16 +234,12 @@ def calibrate(
         )
     data = read_evaluation_set(
         *files,
-        options=read_options(layout, columns, bad_rows, attribute, gap, rankings),
+        options=common.read_options(),
         split=split,
         exclude_split=None if force else "test",
     )
     with ExitStack() as opened:
-        local = None  # the scorer of a model loaded here, which alone can be given the temperature
-        if url is None:
-            options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-            local = _load(model or "", {**options, "bos": bos, "head": head})
-        scorer = local or _service(url or "", model, api_key, wait_s, opened)
+        scorer = common.scorer(url, model, opened)
         check_preferences(data, scorer.card)
         # Nothing is kept: a temperature is fitted once, and its answers are of no other use.
         scratch = Path(opened.enter_context(tempfile.TemporaryDirectory()))
@@ -225,11 +249,12 @@ def calibrate(
     fitted = fitted_temperature(data, answers, settings)
     record: dict[str, Any] = plain({"command": _command("calibrate"), **fitted})
     temperature = fitted["temperature"].value
-    if local is None:
+    if url is not None:
         remedy = f"to use it: temperature = {temperature:.6g} in the service's table of {scorer.card.name}"
     else:
         from paragone_evaluation.local_model import store_temperature
 
+        local: Any = scorer  # a model that was loaded here can be given the temperature
         folder = store_temperature(local.model, temperature, record, output=output)
         remedy = f"stored in {folder}: paragone serve --model {folder.name}={folder}"
     console = console_of()
@@ -287,11 +312,11 @@ def _service(url: str, model: str | None, api_key: str | None, wait_s: float, op
     return ServiceScorer(client, url=url, model=model)
 
 
-def _other(against: str, options: dict[str, Any], api_key: str | None, wait_s: float, opened: ExitStack) -> Scorer:
+def _other(against: str, common: _Common, opened: ExitStack) -> Scorer:
     if not against.startswith(("http://", "https://")):
-        return _load(against, options)
+        return _load(against, common.loading())
     url, _, name = against.partition("#")  # a fragment is never sent, so no URL of a service has one
-    return _service(url, name or None, api_key, wait_s, opened)
+    return _service(url, name or None, common.api_key, common.wait_s, opened)
 
 
 def _command(name: str) -> str:

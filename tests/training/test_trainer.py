@@ -279,3 +279,15 @@ def test_the_log_says_what_strengths_mean_to_the_loss(tmp_path, caplog, loss, st
     rows = [Pair("p", "a b", "c", strength), Pair("q", "a b", "c", -strength)]
     fit(recipe(loss={"name": loss}, training={"epochs": 1}), Rows(rows), tmp_path)
     assert words in caplog.text
+
+
+def test_a_run_whose_gradients_were_all_zero_says_that_it_learned_nothing(tmp_path, caplog):
+    # Logits beyond float32: one of the two orders is right already, at a loss and a gradient of 0; the other diverges.
+    extreme, ends = recipe(model={"temperature": 1e-44}, training={"epochs": 1}), []
+    for number, strength in enumerate((1.0, -1.0)):
+        try:
+            ends.append(fit(extreme, Rows([Pair("p", "a b", "c", strength)]), tmp_path / str(number)))
+        except DivergedError as error:
+            ends.append(error)
+    assert sum(isinstance(end, DivergedError) for end in ends) == 1
+    assert "the gradients of every step were 0: nothing was learned" in caplog.text

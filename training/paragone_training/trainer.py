@@ -168,6 +168,7 @@ class StepTrainer(Trainer):
         self._evaluation = evaluation
         self._beside = beside
         self._rows: list[str] = []  # of the passes since the last step
+        self._largest_norm = 0.0
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Return the parent's optimiser, with parameters that have a learning rate of their own in groups apart."""
@@ -234,6 +235,7 @@ class StepTrainer(Trainer):
         norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         rows = self._rows
         self._rows = []
+        self._largest_norm = max(self._largest_norm, 0.0 if norm is None else float(norm))
         if norm is not None and not math.isfinite(float(norm)):
             raise self._diverged(f"the gradients have the norm {float(norm)}", rows)
         return norm
@@ -251,6 +253,8 @@ class StepTrainer(Trainer):
         """
         result = super().train(*args, **kwargs)
         self._refuse_broken_weights()
+        if self.state.global_step > self._initial_global_step and not self._largest_norm:
+            logger.warning("the gradients of every step were 0: nothing was learned. Look at the labels and the loss")
         return result
 
     def _refuse_broken_weights(self) -> None:

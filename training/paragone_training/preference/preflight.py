@@ -124,13 +124,12 @@ class RunDescription:
 def _compare(then: Mapping[str, Any], now: Mapping[str, Any], work: Path) -> None:
     differing = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
     told = [f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in differing]
-    for name, words in zip(differing, told, strict=True):
-        if name in _FREE:
-            logger.warning("resumed with another setting: %s", words)
     if other := [words for name, words in zip(differing, told, strict=True) if name not in _FREE]:
         raise RecipeError(
             f"{work} holds another run: {'; '.join(other)}. Resume with what it began with, or choose another --output"
         )
+    for words in told:
+        logger.warning("resumed with another setting: %s", words)
 
 
 def _digest(rows: Iterable[Any]) -> str:
