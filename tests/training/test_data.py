@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paragone_evaluation.readers import Label, Pair, read_pairs
+from paragone_models.text.reader import conversation
 from paragone_training.data import _plan_epoch, _plan_shape, group_pairs, read_groups, training_pairs
 from paragone_training.errors import DataError
 from tests.corpora import corpus, needs_corpora
@@ -200,3 +201,18 @@ def test_a_response_that_does_not_fit_is_named_among_many_groups():
     rows[280] = Pair("p280", "a", "b " * 600, 1.0, where="rows.jsonl:281")
     with pytest.raises(DataError, match=r"rows.jsonl:281 or a row with its prompt: the response needs"):
         read_groups(group_pairs(rows), tiny.make_reader())
+
+
+def test_several_turns_are_read_as_a_response_as_the_service_reads_them(tmp_path):
+    talk = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}]
+    longer = [*talk, {"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]
+    rows = [{"conversation_a": talk, "conversation_b": longer, "winner": "model_a"}]
+    groups = group_pairs(read_pairs(write(tmp_path / "f.jsonl", rows)))
+    reader = tiny.make_reader()
+    assert read_groups(groups, reader) == [reader.read([conversation("p", "a"), conversation("p", longer[1:])])]
+
+
+def test_a_prompt_with_other_tools_is_another_group():
+    tools = ['[{"type": "function"}]', ""]
+    groups = group_pairs([Pair("p", "a", "b", 1.0, tools=one) for one in tools])
+    assert [(group.pair.tools, len(group.labels)) for group in groups] == [(one, 1) for one in tools]
