@@ -45,6 +45,36 @@ def test_the_vertical_axis_shows_what_it_is_told_to_and_ticks_have_their_labels(
     assert re.findall(r"<text[^>]*>(1×|2×)</text>", chart(ticks={1: "1×", 2: "2×"})) == ["1×", "2×"]
 
 
+def test_counted_places_are_whole_numbers_and_labelled_once():
+    def across(*places):
+        line = Line("", [(place, 3.0) for place in places])
+        # The vertical labels lie around 3, with a decimal.
+        drawing = line_chart([line], title="t", across="", whole=True)
+        return [label for label in re.findall(r"<text[^>]*>([^<]*)</text>", drawing) if "." not in label]
+
+    assert across(1) == ["1"]
+    assert across(0, 1) == ["0", "1"]
+    assert across(0, 0.98, 2.02) == ["0", "1", "2"]
+
+
+def test_an_error_bar_is_drawn_at_each_point_that_has_one_and_the_axis_holds_it():
+    bare = Line("", [(0, 0.5), (1, 0.6)])
+    barred = Line("", [(0, 0.5), (1, 0.6)], intervals=[None, (0.3, 0.9)])
+    drawings = [line_chart([line], title="t", across="", whole=True) for line in (bare, barred)]
+    assert [">0.9</text>" in drawing for drawing in drawings] == [False, True]
+    assert drawings[1].count("<path") > drawings[0].count("<path")
+
+
+def test_vertical_labels_are_written_in_full_with_no_factor_beside_them():
+    labels = [
+        re.findall(r"<text[^>]*>([^<]*)</text>", line_chart([Line("", points)], title="t", across="", whole=True))
+        for points in ([(0, 0.0), (1, 4e-6)], [(0, 1000.001), (1, 1000.002)])
+    ]
+    assert "4e−06" in labels[0]
+    assert "1000.0010" in labels[1]
+    assert not any(label.startswith(("1e", "+")) and label not in ("1e−06",) for texts in labels for label in texts)
+
+
 def test_every_text_of_a_page_is_escaped():
     evil = "<script>alert('1')</script>"
     page = render_page(

@@ -37,6 +37,7 @@ class Line:
         colour: one of ``COLOURS``, or ``soft``.
         dashed: for what is only there to compare with; it has no dots.
         areas: size of each dot, relative to the largest; all alike if empty.
+        intervals: lower and upper end of an error bar at each point, or None where there is none; empty for no bars.
         remarks: shown where the pointer rests on a dot, and read aloud; one per point, or none.
     """
 
@@ -46,6 +47,7 @@ class Line:
     dashed: bool = False
     areas: Sequence[float] = ()
     remarks: Sequence[str] = ()
+    intervals: Sequence[tuple[float, float] | None] = ()
 
 
 def line_chart(
@@ -72,7 +74,6 @@ def line_chart(
     # Here, because matplotlib takes a second to import, and a table needs none of it.
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": title}):
         figure = Figure(figsize=_SIZE)
@@ -90,12 +91,13 @@ def line_chart(
         if ticks is not None:
             axes.set_xticks(list(ticks), list(ticks.values()))
         elif whole:
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            _count_across(axes)
         axes.set_xlabel(across, color=_PAINT["ink"])
         axes.set_ylabel(up, color=_PAINT["ink"])
         axes.tick_params(colors=_PAINT["soft"], bottom=False, left=False)
         axes.grid(axis="y", color=_PAINT["rule"], linewidth=0.8)
         axes.set_axisbelow(True)
+        _make_room(axes, labelled=bool(up))
         axes.spines[["top", "left", "right"]].set_visible(False)
         axes.spines["bottom"].set_color(_PAINT["soft"])
         drawing = io.StringIO()
@@ -103,6 +105,34 @@ def line_chart(
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(drawing, format="svg", transparent=True, metadata=nothing)
     return _inline(drawing.getvalue(), title, remarks)
+
+
+def _count_across(axes: "Axes") -> None:
+    """Label whole numbers alone, each once."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = (round(float(end)) for end in axes.dataLim.intervalx)
+    if low == high:
+        # Around a single place matplotlib would label parts of it: 0.98, 1.00, 1.02.
+        axes.set_xlim(low - 0.5, low + 0.5)
+        axes.set_xticks([low])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _make_room(axes: "Axes", *, labelled: bool) -> None:
+    """Write vertical labels in full, and move the axis to where the longest of them fits beside the axis's name."""
+    low, high = axes.dataLim.intervaly
+    largest = max(abs(low), abs(high))
+    # A power of ten or an offset stands above the axes otherwise, which is outside of the picture.
+    if 0 < largest < 1e-3 or largest >= 1e6:
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
+    longest = max((len(label.get_text()) for label in axes.get_yticklabels()), default=0)
+    # In points, of which an inch has 72: a character of these labels has 5.6, the axis's name 14.
+    left = max(0.14, (5.6 * longest + 10 + 14 * labelled) / (72 * _SIZE[0]))
+    axes.set_position((left, 0.16, 0.97 - left, 0.81))
 
 
 def _draw(axes: "Axes", line: Line, name: str) -> dict[str, str]:
@@ -113,6 +143,9 @@ def _draw(axes: "Axes", line: Line, name: str) -> dict[str, str]:
     # Many points make a curve: dots would hide it.
     dots = "o" if not line.dashed and not line.areas and not line.remarks and len(x) <= 30 else None
     axes.plot(x, y, color=paint, linestyle=style, linewidth=1.5, marker=dots, markersize=4, clip_on=False)
+    for place, interval in zip(x if line.intervals else (), line.intervals, strict=True):
+        if interval is not None:
+            axes.plot([place, place], interval, color=paint, linewidth=1.0, marker="_", markersize=6, clip_on=False)
     places = range(len(x)) if line.areas or line.remarks else ()
     for place in places:
         size = 3.0 + 10.0 * line.areas[place] ** 0.5 if line.areas else 5.0

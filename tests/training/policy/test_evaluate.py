@@ -1,15 +1,16 @@
 """Win rates with intervals and at equal lengths, and answers in other people's layouts."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from paragone_evaluation.readers import Prompt
 from paragone_training.errors import RecipeError
-from paragone_training.policy.evaluate import describe_responses, length_controlled, win_rate
+from paragone_training.policy.evaluate import describe_responses, length_controlled, win_rate, write_report
 from paragone_training.policy.exports import export_answers
-from paragone_training.policy.rows import Answer, Response, write_rows
+from paragone_training.policy.rows import Answer, Response, write_json, write_rows
 
 
 def answers(rates):
@@ -63,6 +64,58 @@ def row(text, finished=True):
 def test_responses_are_described_by_length_and_end():
     found = describe_responses([row("abc"), row("abcde", finished=False)])
     assert found == {"responses": 2, "tokens": 4.0, "characters": 4.0, "finished": 0.5}
+
+
+def test_no_response_has_no_length():
+    assert describe_responses([]) == {"responses": 0, "tokens": None, "characters": None, "finished": None}
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """The folder of a run of two iterations, of which the second lost all held-out answers."""
+    write_json(
+        tmp_path / "recipe.json",
+        {
+            "method": "sppo", "policy": {"source": "mine"}, "loss": {"eta": 20.0}, "data": {},
+            "sampling": {"responses": 4}, "training": {"iterations": 2}, "reference": {"policy": "previous"},
+            "targets": {"pairs": "all", "labels": "soft"},
+        },
+    )  # fmt: skip
+    rates = {"win_rate": 0.61, "interval": [0.52, 0.7], "controlled": 0.55, "controlled_interval": [0.41, 0.66]}
+    lengths = {"responses": 2, "tokens": 12.0, "characters": 34.0, "finished": 0.25}
+    evaluation = {"initial": lengths, "iterate": lengths | {"finished": 0.75}, "oracle": rates, "judge": rates}
+    evaluation |= {"kl_to_initial": 1.5, "kl_error": 0.5, "entropy": 54.0, "initial_entropy": 60.0}
+    nothing = {"prompts": 0, "win_rate": None, "interval": None, "controlled": None, "controlled_interval": None}
+    lost = {"initial": lengths, "iterate": describe_responses([]), "oracle": nothing}
+    numbers = {"pairs": 8, "cyclic_share": 0.125, "rotation": None, "sample_finished": 0.5}
+    for number, held_out in enumerate((evaluation, lost), start=1):
+        write_json(
+            tmp_path / f"iteration-{number:02d}" / "metrics.json",
+            {"iteration": number, "evaluation": held_out, **numbers},
+        )
+    return tmp_path
+
+
+def test_the_report_names_axes_and_shows_intervals_ends_and_lengths_beside_the_win_rate(measured):
+    write_report(measured)
+    page = (measured / "report.html").read_text()
+    charts = {
+        re.search('aria-label="([^"]*)"', chart)[1]: re.findall(r"<text[^>]*>([^<]*)</text>", chart)
+        for chart in re.findall("<svg.*?</svg>", page, flags=re.DOTALL)
+    }
+
+    names = {"probability", "share", "characters", "tokens", "nats a response"}
+    assert {texts[-1] for texts in charts.values()} == names
+    for texts in charts.values():
+        assert "iterate (0: the initial policy)" in texts
+        assert texts[:2] == ["0", "1"]
+        assert len(set(texts)) == len(texts)
+    rows = [re.findall("<td[^>]*>([^<]*)</td>", row) for row in re.findall("<tr>.*?</tr>", page)]
+    assert ["0", "", "0.500", "0.500", "0.25", "34", "12", "0"] in rows
+    measured_rates = ["0.610 [0.520, 0.700]", "0.550 [0.410, 0.660]"]
+    assert ["1", "judge", *measured_rates, "0.75", "34", "12", "1.5 ± 0.98"] in rows
+    assert ["2", "oracle", "", "", "", "", "", ""] in rows
+    assert "0.70" in charts["win rate against the initial policy"]
 
 
 @pytest.fixture

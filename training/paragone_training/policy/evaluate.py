@@ -37,8 +37,16 @@ Float64s = NDArray[np.float64]
 
 _RESAMPLES, _SEED = 2000, 0
 _ANSWERS_SHOWN = 8
+# Horizontal axes of charts.
+_ITERATE, _OPTIMISER_STEP = "iterate (0: the initial policy)", "optimiser step"
+_SMALL = (
+    "Intervals are 95 %, resampled by prompt; those of the KL are 1.96 standard errors. Cyclic triples and omega are "
+    "measured on the responses that an iteration is trained on, which are those of the iterate before."
+)
 
-_Points = Sequence[tuple[float, float]]
+_Interval = tuple[float, float] | None
+# Place, value, and error bar.
+_Points = Sequence[tuple[float, float, _Interval]]
 _Values = dict[str, Any]
 
 
@@ -108,8 +116,10 @@ def length_controlled(preference: Float64s, longer: Float64s) -> float:
     return float(1.0 / (1.0 + math.exp(-weights[0])))
 
 
-def describe_responses(rows: Sequence[Response]) -> dict[str, float]:
-    """Return length and end of a policy's responses, of which there is at least one."""
+def describe_responses(rows: Sequence[Response]) -> dict[str, float | None]:
+    """Return length and end of a policy's responses: means, None where there is no response."""
+    if not rows:
+        return {"responses": 0, "tokens": None, "characters": None, "finished": None}
     return {
         "responses": len(rows),
         "tokens": float(np.mean([len(row.token_ids) for row in rows])),
@@ -147,15 +157,22 @@ def compared_with_initial(
         # E_pi[log pi - log mu] by the iterate's own samples: unbiased, with the error of a mean.
         policy.become(initial_source)
         frozen = policy_logprobs(policy, [(row.prompt_ids, row.token_ids) for row in known], training)
-        own = np.asarray([row.sampler_logprob for row in known], dtype=np.float64)
+        own = _sampled_logprobs(known)
         ratio = own - np.asarray(frozen)
         tokens = np.asarray([len(row.token_ids) for row in known])
         summary["kl_to_initial"] = float(ratio.mean())
         summary["kl_error"] = float(ratio.std() / math.sqrt(len(ratio)))
         summary["entropy"] = float(-own.mean())
         summary["entropy_per_token"] = float(-own.sum() / tokens.sum())
+    if (initial := _sampled_logprobs(theirs)).size:
+        summary["initial_entropy"] = float(-initial.mean())
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def _sampled_logprobs(rows: Sequence[Response]) -> Float64s:
+    """Return what the sampler said of its responses, of those that it said it of."""
+    return np.asarray([row.sampler_logprob for row in rows if row.sampler_logprob is not None], dtype=np.float64)
 
 
 def _mean_lengths(rows: Sequence[Response]) -> dict[str, float]:
@@ -178,9 +195,10 @@ def write_report(folder: Path) -> None:
     recipe = read_json_file(folder / "recipe.json")
     metrics = [read_json_file(path) for path in sorted(folder.glob("iteration-*/metrics.json"))]
     charts = [*_evaluation_charts(metrics), *_training_charts(folder), *_table_charts(metrics)]
+    tables = [table for table in (_iterates(metrics), _iterations(metrics)) if table.rows]
     sections = [
         *([PageSection("How it went", figures=charts)] if charts else ()),
-        PageSection("Numbers", tables=[_numbers(metrics)]),
+        PageSection("Numbers", tables=tables, small=_SMALL),
         *_answers(folder),
     ]
     page = render_page(
@@ -208,85 +226,135 @@ def _evaluation_charts(metrics: Sequence[_Values]) -> list[Figure]:
     evaluated = [(row["iteration"], row["evaluation"]) for row in metrics if row.get("evaluation")]
     if not evaluated:
         return []
-    charts = [_chart("win rate against the initial policy", _win_rates(evaluated), include=(0.5,))]
-    first = evaluated[0][1]["initial"]
-    for name, title in (("tokens", "tokens a response"), ("characters", "characters a response")):
-        charts.append(_chart(title, {"": [(0, first[name]), *((n, row["iterate"][name]) for n, row in evaluated)]}))
-    for name, title in (("kl_to_initial", "KL to the initial policy, nats"), ("entropy", "entropy, nats a response")):
-        points = [(number, row[name]) for number, row in evaluated if name in row]
-        if points:
-            charts.append(_chart(title, {"": [(0, 0.0), *points] if name == "kl_to_initial" else points}))
+    last = evaluated[-1][1]
+    charts = [_chart("win rate against the initial policy", "probability", _win_rates(evaluated), include=(0.5,))]
+    # Beside the win rate: longer answers, and answers that were cut, are two ways to win that nobody wants.
+    for name, title, up in (
+        ("finished", "finished responses", "share"),
+        ("characters", "length of responses, characters", "characters"),
+        ("tokens", "length of responses, tokens", "tokens"),
+    ):
+        values = [(0, last["initial"][name]), *((number, row["iterate"][name]) for number, row in evaluated)]
+        charts.append(_chart(title, up, {"": _known(values)}))
+    divergences = [(number, row["kl_to_initial"], row["kl_error"]) for number, row in evaluated if "kl_error" in row]
+    if divergences:
+        bars = [(number, value, (value - 1.96 * error, value + 1.96 * error)) for number, value, error in divergences]
+        charts.append(_chart("KL to the initial policy", "nats a response", {"": [(0, 0.0, None), *bars]}))
+    # Of any evaluation: all have the same answers of the initial policy, and those of older runs say nothing of it.
+    initial = next((row["initial_entropy"] for _, row in evaluated if "initial_entropy" in row), None)
+    entropies = [(0, initial), *((number, row.get("entropy")) for number, row in evaluated)]
+    charts.append(_chart("entropy", "nats a response", {"": _known(entropies)}))
     return [chart for chart in charts if chart is not None]
 
 
+def _known(values: Sequence[tuple[float, float | None]]) -> _Points:
+    """Return the points whose value exists."""
+    return [(place, value, None) for place, value in values if value is not None]
+
+
 def _win_rates(evaluated: Sequence[tuple[int, _Values]]) -> dict[str, _Points]:
-    rates: dict[str, _Points] = {}
+    rates: dict[str, list[tuple[float, float, _Interval]]] = {}
     for name in ("oracle", "judge"):
         rows = [(number, row[name]) for number, row in evaluated if row.get(name, {}).get("win_rate") is not None]
-        if rows:
-            # The initial policy against itself: a coin.
-            rates[name] = [(0, 0.5), *((number, row["win_rate"]) for number, row in rows)]
-            rates[f"{name}, lengths alike"] = [(0, 0.5), *((number, row["controlled"]) for number, row in rows)]
-    return rates
+        for title, key in ((name, ""), (f"{name}, equal lengths", "controlled")) if rows else ():
+            value, interval = key or "win_rate", f"{key}_interval" if key else "interval"
+            # The initial policy against itself: a coin, and no estimate.
+            rates[title] = [(0, 0.5, None), *((number, row[value], tuple(row[interval])) for number, row in rows)]
+    # Side by side, or error bars of the same iterate would hide each other.
+    apart = 0.02 * evaluated[-1][0]
+    middle = (len(rates) - 1) / 2
+    return {
+        title: [(place + apart * (number - middle) * (place > 0), value, interval) for place, value, interval in points]
+        for number, (title, points) in enumerate(rates.items())
+    }
 
 
 def _training_charts(folder: Path) -> list[Figure]:
-    series: dict[str, list[tuple[float, float]]] = {}
+    series: dict[str, list[tuple[float, float, _Interval]]] = {}
     offset = 0.0  # steps of earlier iterations, each of which counts from 1
     for path in sorted(folder.glob("iteration-*/step-*/history.json")):
         history = read_json_file(path)
         for line in history:
             for name in ("loss", "chosen_log_ratio", "rejected_log_ratio", "grad_norm"):
                 if name in line:
-                    series.setdefault(name, []).append((offset + line["step"], line[name]))
+                    series.setdefault(name, []).append((offset + line["step"], line[name], None))
         offset += history[-1]["step"] if history else 0
     ratios = {name: series[f"{name}_log_ratio"] for name in ("chosen", "rejected") if f"{name}_log_ratio" in series}
     charts = [
-        _chart("scaled loss, by optimiser step", {"": series.get("loss", [])}, across="optimiser step"),
-        _chart("log-ratio to the base, nats", ratios, across="optimiser step"),
-        _chart("norm of the gradient", {"": series.get("grad_norm", [])}, across="optimiser step"),
+        _chart("loss", "scaled loss of a pair", {"": series.get("loss", [])}, across=_OPTIMISER_STEP),
+        _chart("log-ratio to the base", "nats a response", ratios, across=_OPTIMISER_STEP),
+        _chart("norm of the gradient", "norm", {"": series.get("grad_norm", [])}, across=_OPTIMISER_STEP),
     ]
     return [chart for chart in charts if chart is not None]
 
 
 def _table_charts(metrics: Sequence[_Values]) -> list[Figure]:
-    titles = {"cyclic_share": "share of cyclic triples (a coin: 0.25)", "rotation": "rotation omega"}
+    titles = {"cyclic_share": ("cyclic triples (a coin: 0.25)", "share"), "rotation": ("rotation", "omega")}
     charts = [
-        _chart(title, {"": [(row["iteration"], row[name]) for row in metrics if row.get(name) is not None]})
-        for name, title in titles.items()
+        # An iteration samples the iterate before: what it measures first is the initial policy's.
+        _chart(title, up, {"": _known([(row["iteration"] - 1, row.get(name)) for row in metrics])})
+        for name, (title, up) in titles.items()
     ]
     return [chart for chart in charts if chart is not None]
 
 
 def _chart(
-    title: str, series: Mapping[str, _Points], *, across: str = "iteration", include: Sequence[float] = ()
+    title: str, up: str, series: Mapping[str, _Points], *, across: str = _ITERATE, include: Sequence[float] = ()
 ) -> Figure | None:
-    if not any(series.values()):
+    series = {name: points for name, points in series.items() if points}
+    if not series:
         return None
-    lines = [Line(name, points, COLOURS[number % len(COLOURS)]) for number, (name, points) in enumerate(series.items())]
-    chart = line_chart(lines, title=title, across=across, include=include, whole=True)
+    lines = [
+        Line(
+            name,
+            [(place, value) for place, value, _ in points],
+            COLOURS[number % len(COLOURS)],
+            intervals=[interval for _, _, interval in points],
+        )
+        for number, (name, points) in enumerate(series.items())
+    ]
+    chart = line_chart(lines, title=title, across=across, up=up, include=include, whole=True)
     return Figure(title[0].upper() + title[1:], chart, lines)
 
 
-def _numbers(metrics: Sequence[_Values]) -> PageTable:
-    head = ("iteration", "pairs", "cyclic", "omega", "oracle: win rate", "lengths alike", "judge: win rate",
-            "lengths alike", "characters", "KL", "sampling s", "waiting s", "all s")  # fmt: skip
-    rows = []
+def _iterates(metrics: Sequence[_Values]) -> PageTable:
+    head = ("iterate", "judged by", "win rate", "at equal lengths", "finished", "characters", "tokens", "KL, nats")
+    rows: list[list[str]] = []
     for row in metrics:
-        evaluation = row.get("evaluation") or {}
-        cells = [
-            str(row["iteration"]),
-            str(row.get("pairs", "")),
-            _short(row.get("cyclic_share")),
-            _short(row.get("rotation")),
-        ]
+        if not (evaluation := row.get("evaluation")):
+            continue
+        if not rows:
+            rows.append(["0", "", "0.500", "0.500", *_lengths(evaluation["initial"]), "0"])
+        divergence = _short(evaluation.get("kl_to_initial"))
+        if "kl_error" in evaluation:
+            divergence += f" ± {1.96 * evaluation['kl_error']:.2g}"
         for name in ("oracle", "judge"):
-            rates = evaluation.get(name) or {}
-            cells += [_estimate(rates, "win_rate", "interval"), _estimate(rates, "controlled", "controlled_interval")]
-        cells += [_short(evaluation.get("iterate", {}).get("characters")), _short(evaluation.get("kl_to_initial"))]
-        cells += [_short(row.get(name)) for name in ("sampling_s", "waiting_for_oracle_s", "seconds")]
-        rows.append(cells)
-    return PageTable(head, rows, range(1, len(head)))
+            if (rates := evaluation.get(name)) is not None:
+                cells = [
+                    _estimate(rates, "win_rate", "interval"),
+                    _estimate(rates, "controlled", "controlled_interval"),
+                ]
+                rows.append([str(row["iteration"]), name, *cells, *_lengths(evaluation["iterate"]), divergence])
+    return PageTable(head, rows, range(2, len(head)))
+
+
+def _lengths(described: _Values) -> list[str]:
+    return [_short(described[name]) for name in ("finished", "characters", "tokens")]
+
+
+def _iterations(metrics: Sequence[_Values]) -> PageTable:
+    columns = {
+        "pairs": "pairs",
+        "cyclic": "cyclic_share",
+        "omega": "rotation",
+        "finished": "sample_finished",
+        "characters": "sample_characters",
+        "sampling, s": "sampling_s",
+        "oracle, s": "waiting_for_oracle_s",
+        "all, s": "seconds",
+    }
+    rows = [[str(row["iteration"]), *(_short(row.get(key)) for key in columns.values())] for row in metrics]
+    return PageTable(("iteration", *columns), rows, range(1, len(columns) + 1))
 
 
 def _answers(folder: Path) -> list[PageSection]:
@@ -297,7 +365,7 @@ def _answers(folder: Path) -> list[PageSection]:
     # By name: either evaluation may lack a group that servers did not complete.
     known = {(row.prompt_id, row.number): row.text for row in last}
     rows = [[row.prompt, row.text, known[key]] for row in first if (key := (row.prompt_id, row.number)) in known]
-    head = ("prompt", "before", f"after {int(files[-1].parent.name[-2:])} iterations")
+    head = ("prompt", "before", f"after {int(files[-1].parent.name.split('-')[1])} iterations")
     return [PageSection("Answers to held-out prompts", tables=[PageTable(head, rows[:_ANSWERS_SHOWN], texts=True)])]
 
 
