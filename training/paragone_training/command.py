@@ -55,20 +55,26 @@ def _model(
     settings: _Settings = None,
     data: _Data = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and data, say what would be done.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="With --dry-run: load no backbone, and tokenise nothing.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
 ) -> None:
     """Train a reward or preference model; `paragone serve --model NAME=FOLDER` hosts it."""
     _log()
     logging.captureWarnings(capture=True)
     warnings.simplefilter("default", UserWarning)
+    if offline and not dry_run:
+        raise RecipeError("--offline asks about the plan: give --dry-run with it")
     loaded = load_recipe(recipe, settings or [], data=data)
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
     # torch is imported where it is needed: a wrong recipe is refused at once, and --help does not wait.
-    from paragone_training.preference.train_model import load_rows, train_model
+    from paragone_training.preference.train_model import check_run, load_rows, train_model
 
     if dry_run:
         typer.echo(_described(loaded))
-        typer.echo(f"{load_rows(loaded).describe()}; the model would go to {folder}")
+        counts, *more = [load_rows(loaded).describe()] if offline else check_run(loaded)
+        typer.echo("\n".join([f"{counts}; the model would go to {folder}", *more]))
         return
     typer.echo(str(train_model(loaded, folder, resume=resume)))
 

@@ -12,7 +12,7 @@ import json
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from paragone_evaluation.readers import Label, Pair, Rating, Turns, split_name
+from paragone_evaluation.readers import Label, Pair, Rating, RowAccount, Turns, split_name
 from paragone_models.errors import TextError
 from paragone_models.text.reader import Reading, TextReader, conversation
 from paragone_training.errors import DataError
@@ -34,6 +34,7 @@ __all__ = [
     "assemble",
     "batches_of_epoch",
     "group_pairs",
+    "read_fitting_groups",
     "read_groups",
     "splits_of",
     "training_pairs",
@@ -284,7 +285,59 @@ def read_groups(groups: Sequence[PromptGroup], reader: TextReader) -> list[list[
     Raises:
         DataError: if a response does not fit the model; file and line are named.
     """
+    return [_readings(group, results) for group, results in _results(groups, reader)]
+
+
+def read_fitting_groups(
+    groups: Sequence[PromptGroup], reader: TextReader, account: RowAccount, *, leave_out: bool, use: str
+) -> tuple[list[PromptGroup], list[list[Reading]]]:
+    """Return the groups without the responses that do not fit the model, and what it sees of the others.
+
+    Args:
+        account: gets what was left out, and how many prompts were cut.
+        leave_out: leave such responses out instead of refusing them.
+        use: what the groups are for, in words.
+
+    Raises:
+        DataError: if a response does not fit and is not to be left out; file and line are named.
+    """
+    kept: list[PromptGroup] = []
     readings: list[list[Reading]] = []
+    cut = 0
+    for group, results in _results(groups, reader):
+        errors = {at: result for at, result in enumerate(results) if isinstance(result, TextError)}
+        if errors and leave_out:
+            for at, error in errors.items():
+                file, _, line = group.rows[at].rpartition(":")
+                account.leave_out(file, int(line), f"the model refuses a response of it ({error.code})")
+            group, results = _without(group, errors.keys()), [one for one in results if isinstance(one, Reading)]
+        if group.labels or group.rated:
+            kept.append(group)
+            readings.append(_readings(group, results))
+            cut += any(reading.dropped_tokens for reading in readings[-1])
+    if cut:
+        limit = reader.spec.max_length
+        account.notes.append(f"{cut} of {len(kept)} prompts {use} are cut from the left to fit {limit} tokens")
+    return kept, readings
+
+
+def _without(group: PromptGroup, left_out: Collection[int]) -> PromptGroup:
+    """Return a group without some of its responses, and without the labels that are of them."""
+    places = [at for at in range(len(group.responses)) if at not in left_out]
+    at = {old: new for new, old in enumerate(places)}
+    labels = [
+        Label(at[label.first], at[label.second], label.strength)
+        for label in group.labels
+        if label.first in at and label.second in at
+    ]
+    columns = {name: [getattr(group, name)[old] for old in places] for name in ("responses", "rows", "ratings")}
+    return PromptGroup(group.pair, labels=labels, **columns)
+
+
+def _results(
+    groups: Sequence[PromptGroup], reader: TextReader
+) -> Iterator[tuple[PromptGroup, list[Reading | TextError]]]:
+    """Yield each group with what the model sees of its responses, or why it sees nothing."""
     # Many groups in one call: each call is an exchange with the template's process, and one with the tokenizer's
     # threads. Not all in one, since texts on their way take several times the memory of what is kept.
     for start in range(0, len(groups), _GROUPS_READ):
@@ -299,13 +352,13 @@ def read_groups(groups: Sequence[PromptGroup], reader: TextReader) -> list[list[
                 ]
             )
         )
-        readings += [_readings(group, results) for group in some]
-    return readings
+        for group in some:
+            yield group, list(islice(results, len(group.responses)))
 
 
-def _readings(group: PromptGroup, results: Iterator[Reading | TextError]) -> list[Reading]:
+def _readings(group: PromptGroup, results: Iterable[Reading | TextError]) -> list[Reading]:
     readings = []
-    for result in islice(results, len(group.responses)):
+    for result in results:
         if isinstance(result, TextError):
             raise DataError(f"{group.pair.where} or a row with its prompt: {result}")
         readings.append(result)

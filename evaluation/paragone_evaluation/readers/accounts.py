@@ -35,6 +35,7 @@ class RowAccount:
         bad: place and reason of each row that cannot be read.
         unused: place and reason of each row, or one of its responses, that is of no use.
         strengths: how many pairs have a strength of the file's own, by what it is read from.
+        notes: what else happened to rows, in words.
     """
 
     count: int = 0
@@ -42,6 +43,7 @@ class RowAccount:
     bad: list[tuple[_Place, str]] = field(default_factory=list)
     unused: list[tuple[_Place, str]] = field(default_factory=list)
     strengths: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
     def refuse(self, file: str, line: int, reason: str) -> None:
         """Note a row that cannot be read."""
@@ -58,6 +60,7 @@ class RowAccount:
         self.bad += other.bad
         self.unused += other.unused
         self.strengths += other.strengths
+        self.notes += other.notes
 
     def left_out(self) -> list[LeftOut]:
         """Return how many rows are in no measure, by reason."""
@@ -70,12 +73,15 @@ class RowAccount:
         return [*rows[:_MOST_REASONS], LeftOut("other reasons", sum(left.count for left in rest), first)]
 
     def describe(self) -> list[str]:
-        """Return a line for each reason: how many rows, why, and where they are."""
+        """Return the notes, and a line for each reason: how many rows, why, and where they are."""
         return [
-            f"{left.count} {'row' if left.count == 1 else 'rows'} left out: {left.reason} "
-            f"({'line' if left.count == 1 else 'lines'} {', '.join(map(str, left.lines))}"
-            f"{', …' if left.count > len(left.lines) else ''})"
-            for left in self.left_out()
+            *self.notes,
+            *(
+                f"{left.count} {'row' if left.count == 1 else 'rows'} left out: {left.reason} "
+                f"({'line' if left.count == 1 else 'lines'} {', '.join(map(str, left.lines))}"
+                f"{', …' if left.count > len(left.lines) else ''})"
+                for left in self.left_out()
+            ),
         ]
 
     def describe_strengths(self) -> list[str]:

@@ -234,3 +234,12 @@ def test_a_servers_key_file_is_relative_to_the_recipe(tmp_path):
     loaded = load_policy_recipe(path).servers
     assert loaded is not None
     assert loaded.api_key_file == str(tmp_path / "key")
+
+
+def test_prompts_that_do_not_fit_are_left_out_and_counted_where_that_is_asked_for(policy_folder):
+    tokenizer = load_tokenizer(str(policy_folder))
+    notes: list[str] = []
+    (prompt,) = render([Prompt("a", "Hi"), Prompt("long", "What is it? " * 30)], tokenizer, longest=40, notes=notes)
+    assert (prompt.id, notes) == ("a", ["1 of 2 prompts have more than 40 tokens, left out: long"])
+    with pytest.raises(RecipeError, match="no prompt fits the 2 tokens"):
+        render([Prompt("a", "Hi")], tokenizer, longest=2, notes=[])

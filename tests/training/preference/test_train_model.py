@@ -13,11 +13,12 @@ from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.backbone import build_model
 from paragone_training.preference.card import Rows
 from paragone_training.preference.recipe import load_recipe
-from paragone_training.preference.train_model import fit, load_rows, train_model
+from paragone_training.preference.train_model import check_run, fit, load_rows, train_model
 from paragone_training.scratch.decoder import residual_dropout, train_tokenizer
 from tests.training.arguments import pairs, recipe, row, write
 from tests.training.preference.test_recipe import RECIPES
 
+LONG = " ".join(str(number * 7919) for number in range(60))
 SHIPPED = RECIPES.parents[1] / "data" / "everyday_groups.jsonl"
 
 
@@ -240,3 +241,18 @@ def test_rows_are_trained_on_and_held_out_from_files_of_their_own(tmp_path):
     (tmp_path / "bad.jsonl").write_text((tmp_path / "train.jsonl").read_text() + "{}\n")
     left = load_rows(recipe(data={"train": str(tmp_path / "bad.jsonl"), "bad_rows": "leave-out"}))
     assert [line[:17] for line in left.account.describe()] == ["1 row left out: f"]
+
+
+def test_rows_that_do_not_fit_and_prompts_that_are_cut_are_said_by_the_dry_run_and_the_card(tmp_path):
+    rows = [row(id=str(at), prompt=f"{at} {LONG * (at == 3)}", second=f"b{at}") for at in range(5)]
+    rows[1]["first"] = "v " * 200
+    path = write(tmp_path / "f.jsonl", rows)
+    settings = {"model": {"max_length": 64}, "training": {"epochs": 1}}
+    with pytest.raises(DataError, match=r"f.jsonl:2 or a row with its prompt: .*64"):
+        check_run(recipe(**settings, data={"train": str(path)}))
+    chosen = recipe(**settings, data={"train": str(path), "bad_rows": "leave-out"})
+    cut = "1 of 4 prompts to learn from are cut from the left to fit 64 tokens"
+    left = "1 row left out: the model refuses a response of it (response_too_long) (line 2)"
+    assert check_run(chosen) == ["5 pairs to train on, 0 held out", cut, left]
+    card = (train_model(chosen, tmp_path / "model") / "README.md").read_text()
+    assert f"* {cut}.\n* {left}." in card

@@ -71,8 +71,11 @@ def describe_plan(
         config = policy_config(recipe.policy.source, recipe.policy.revision)
         context = context_of(config, recipe.policy.max_length)
         longest = context - 1 if stored else context - recipe.sampling.max_new_tokens
-        rendered = render([*prompts, *held_out], tokenizer, longest=longest)
-        prompt = max(len(prompt.token_ids) for prompt in rendered)
+        notes: list[str] | None = [] if recipe.data.reading.leaves_out and not stored else None
+        prompts = render(prompts, tokenizer, longest=longest, notes=notes)
+        held_out = render(held_out, tokenizer, longest=longest, notes=notes)
+        lines += notes or ()
+        prompt = max(len(prompt.token_ids) for prompt in [*prompts, *held_out])
     lines += _stored_work(recipe, stored) if stored else _work(recipe, prompts, len(held_out))
     if not offline:
         lines += _memory(recipe, config, prompt, ranks)

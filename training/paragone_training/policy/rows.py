@@ -505,11 +505,14 @@ def write_answers(path: Path, rows: Sequence[tuple[int, str, str, Answer]]) -> N
     write_table(path, table, _ANSWERS)
 
 
-def render(prompts: Sequence[Prompt], tokenizer: Any, *, longest: int) -> list[Prompt]:
+def render(prompts: Sequence[Prompt], tokenizer: Any, *, longest: int, notes: list[str] | None = None) -> list[Prompt]:
     """Return the prompts with their token ids.
 
+    Args:
+        notes: get how many prompts did not fit and were left out; without them such a prompt is refused.
+
     Raises:
-        RecipeError: if the tokenizer has no chat template, or a prompt does not fit.
+        RecipeError: if the tokenizer has no chat template, a prompt does not fit, or none does.
     """
     # Without a template the policy would be shown bare text, which it was not tuned on.
     if not getattr(tokenizer, "chat_template", None):
@@ -517,17 +520,26 @@ def render(prompts: Sequence[Prompt], tokenizer: Any, *, longest: int) -> list[P
             "the policy's tokenizer has no chat template: choose an instruction-tuned model, or set "
             "tokenizer.chat_template and save the tokenizer beside the model"
         )
-    rendered = []
+    rendered, left_out = [], list[str]()
     for prompt in prompts:
         messages = [{"role": "user", "content": prompt.content}] if isinstance(prompt.content, str) else prompt.content
         tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
         # Nothing is cut: a prompt that lost its beginning is another prompt.
-        if len(tokens) > longest:
+        if len(tokens) > longest and notes is None:
             raise RecipeError(
                 f"prompt {prompt.id!r} has {len(tokens)} tokens; the context leaves {longest} beside "
-                "sampling.max_new_tokens: shorten it, lower max_new_tokens, or leave the prompt out"
+                "sampling.max_new_tokens: shorten it, lower max_new_tokens, or leave such prompts out with "
+                'data.bad_rows = "leave-out"'
             )
-        rendered.append(dataclasses.replace(prompt, token_ids=tuple(tokens)))
+        if len(tokens) > longest:
+            left_out.append(prompt.id)
+        else:
+            rendered.append(dataclasses.replace(prompt, token_ids=tuple(tokens)))
+    if left_out and notes is not None:
+        ids = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
+        notes.append(f"{len(left_out)} of {len(prompts)} prompts have more than {longest} tokens, left out: {ids}")
+    if prompts and not rendered:
+        raise RecipeError(f"no prompt fits the {longest} tokens that are left beside sampling.max_new_tokens: lower it")
     return rendered
 
 

@@ -118,7 +118,12 @@ class _PolicyRun:
         self._trackers: Trackers | None = None  # the main process has them, if the recipe does
 
     def _rendered(self, prompts: Sequence[Prompt], longest: int) -> list[Prompt]:
-        return render(prompts, self.policy.tokenizer, longest=longest)
+        # Stored responses belong to their prompts: none of them can be left out here.
+        notes: list[str] | None = [] if self.recipe.data.reading.leaves_out and not self._stored else None
+        rendered = render(prompts, self.policy.tokenizer, longest=longest, notes=notes)
+        for note in notes or ():
+            logger.info("%s", note)
+        return rendered
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:

@@ -34,6 +34,7 @@ from paragone_training.data import (
     PromptGroup,
     TokenNoise,
     group_pairs,
+    read_fitting_groups,
     read_groups,
     splits_of,
     training_pairs,
@@ -55,7 +56,7 @@ from paragone_training.scratch.pretraining import pretrain, reason_documents
 from paragone_training.scratch.teachers import distil, distil_ratings, fit_rating_teacher, fit_teacher, imprint
 from paragone_training.trainer import Checkpoints, StepTrainer, last_checkpoint, training_arguments, warmup_steps
 
-__all__ = ["fit", "load_rows", "prepare", "train_model"]
+__all__ = ["check_run", "fit", "load_rows", "prepare", "train_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +157,44 @@ def _held_out(rows: Sequence[_Row], data: Any, key: str, trained: Sequence[_Row]
     return held_out
 
 
+def check_run(recipe: Recipe) -> list[str]:
+    """Read, tokenise and check everything that a run would, and return what it would be, in words.
+
+    Raises:
+        RecipeError: as ``fit`` does.
+        DataError: as ``load_rows`` and ``fit`` do.
+    """
+    rows = load_rows(recipe)
+    groups = _training_groups(recipe, rows)
+    model = build_model(recipe, [text for group in groups for text in (group.pair.prompt, *group.responses)])
+    _read(recipe, rows, groups, TextReader(model.tokenizer, model.spec))
+    return [rows.describe(), *rows.account.describe()]
+
+
+_Read = tuple[list[PromptGroup], list[list[Reading]]]
+
+
+def _read(recipe: Recipe, rows: Rows, groups: Sequence[PromptGroup], reader: TextReader) -> tuple[_Read, _Read, Rows]:
+    """Return what the model sees of the rows to learn from and of the held-out ones, and the rows that fit.
+
+    Raises:
+        DataError: if a response does not fit and is not to be left out, or nothing is left.
+    """
+    leave_out, account = recipe.data.reading.leaves_out, RowAccount(files=list(rows.account.files))
+    # Without held-out ratings the errors are those on the training ratings, and the card says so.
+    held_out = group_pairs(rows.held_out_pairs, rows.held_out_ratings or rows.ratings, recipe.model.attributes)
+    learned = read_fitting_groups(groups, reader, account, leave_out=leave_out, use="to learn from")
+    measured = read_fitting_groups(held_out, reader, account, leave_out=leave_out, use="held out")
+    account.log(logger)
+    rows.account.add(account)
+    if not learned[0]:
+        raise DataError(f"no row fits the model's {reader.spec.max_length} tokens: set model.max_length")
+    outside = {f"{place.file}:{place.line}" for place, _ in account.unused}
+    fields = ("pairs", "ratings", "held_out_pairs", "held_out_ratings")
+    inside: Any = {name: [row for row in getattr(rows, name) if row.where not in outside] for name in fields}
+    return learned, measured, replace(rows, **inside) if outside else rows
+
+
 def _training_groups(recipe: Recipe, rows: Rows) -> list[PromptGroup]:
     # A kind that only rates learns nothing from pairs: they would add responses that nobody rated to its batches.
     pairs = rows.pairs if KINDS[recipe.model.kind].learns_pairs else ()
@@ -179,10 +218,8 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
     if resume:
         described.check_same(work)
     reader, objective = TextReader(model.tokenizer, model.spec), _objective(recipe, model)
-    readings = read_groups(groups, reader)
-    # Without held-out ratings the errors are those on the training ratings, and the card says so.
-    held_out_groups = group_pairs(rows.held_out_pairs, rows.held_out_ratings or rows.ratings, attributes)
-    held_out = HeldOut(held_out_groups, read_groups(held_out_groups, reader), attributes, model.pad_id)
+    (groups, readings), (held_out_groups, held_out_readings), rows = _read(recipe, rows, groups, reader)
+    held_out = HeldOut(held_out_groups, held_out_readings, attributes, model.pad_id)
     work.mkdir(parents=True, exist_ok=True)
     described.write(work)
     probe = start_from_fit(recipe, rows, model, work / "states")

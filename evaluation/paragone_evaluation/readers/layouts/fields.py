@@ -208,6 +208,8 @@ def responses_of(row: Fields, name: str, *, at_least: int) -> list[ResponseText]
 
 def check_encodable(content: Any, name: str) -> None:
     """Refuse what no UTF-8 can carry."""
+    if content is None:
+        return
     # Models, caches and answers are written as UTF-8: what it cannot carry would fail hours later.
     try:
         text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
