@@ -281,6 +281,10 @@ def schema_fuzz(url: str, cases: int, seed: int) -> tuple[int, str]:
         "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
+        # A deadline of a billionth of a second is one that no server keeps: 504 is the documented answer to it.
+        Path(folder, "schemathesis.toml").write_text(
+            '[checks.not_a_server_error]\nexpected-statuses = ["2xx", "3xx", "4xx", 504]\n'
+        )
         ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     return ran.returncode, ran.stdout + ran.stderr
 

@@ -12,7 +12,8 @@ __all__ = ["ErrorCode"]
 class ErrorCode(StrEnum):
     """What went wrong, in one word that programs may depend on."""
 
-    # The body could not be read.
+    # What came is no HTTP, or its body could not be read.
+    INVALID_HTTP = "invalid_http"
     INVALID_JSON = "invalid_json"
     INVALID_ENCODING = "invalid_encoding"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"

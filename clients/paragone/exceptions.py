@@ -183,6 +183,7 @@ EXCEPTIONS: Mapping[ErrorCode, type[ParagoneError]] = MappingProxyType(
         ErrorCode.TEXT_UNAVAILABLE: UnsupportedError,
         ErrorCode.TOO_MANY_ITEMS: TooLargeError,
         ErrorCode.BODY_TOO_LARGE: TooLargeError,
+        ErrorCode.INVALID_HTTP: RequestError,
         ErrorCode.HEADERS_TOO_LARGE: TooLargeError,
         ErrorCode.REQUEST_TIMEOUT: DeadlineError,
         ErrorCode.UNKNOWN_ID: UnknownIdError,

@@ -127,6 +127,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Start the thread; it watches for the end of a drain from now on."""
+        self._wind_timer()
         self._thread.start()
 
     def watch(self, loop: asyncio.AbstractEventLoop, models: Sequence[Watched]) -> None:
@@ -149,9 +150,12 @@ class Watchdog:
                 self._look(time.monotonic())
             except Exception:  # it must outlive whatever it looks at
                 logger.exception("the watchdog failed to look")
-            if self._exit_s and self._leave is os._exit:
-                # For what holds up every thread, this one too (an extension that keeps Python's lock): a timer in C.
-                faulthandler.dump_traceback_later(self._loop_limit_s + self._exit_s + 5, exit=True)
+            self._wind_timer()
+
+    def _wind_timer(self) -> None:
+        """Set back a timer in C, for what holds up every thread, this one too: an extension that keeps the lock."""
+        if self._exit_s and self._leave is os._exit:
+            faulthandler.dump_traceback_later(self._loop_limit_s + self._exit_s + 5, exit=True)
 
     def _look(self, now: float) -> None:
         if self._draining():

@@ -1,10 +1,11 @@
 """A real server with a worker that hangs for ever once a text says so: ``hanging_server FOLDER PORT SETTINGS``.
 
 It hosts two models, ``good`` and ``bad``. The bad one's forward hangs at a text of more than a hundred tokens; with
-``hang`` in the settings, the event loop does, or its reading.
+``hang`` in the settings, the event loop does, its reading, or a call in C that keeps Python's lock.
 """
 
 import asyncio
+import ctypes
 import json
 import sys
 import threading
@@ -30,6 +31,8 @@ class Hanging(LocalEngine):
         if max(len(item.token_ids) for item in items) > LONG:
             if self.hang == "loop":
                 for_ever()
+            if self.hang == "lock":
+                ctypes.PyDLL(None).sleep(100)  # in C, and Python's lock is not given back meanwhile
             if self.hang == "task":
                 raise asyncio.CancelledError  # what ends a task that nobody thought could end
             await self._thread.run(for_ever)

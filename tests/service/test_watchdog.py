@@ -92,6 +92,17 @@ def test_a_process_with_something_stuck_ends_itself_with_a_code(folders, hang):
     assert "the process ends with code 70" in "".join(server.log)
 
 
+def test_a_process_whose_lock_is_kept_in_c_ends_too_and_says_where(folders):
+    with HangingServer(folders["bt"], hang="lock", watchdog_exit_s=0.5, loop_limit_s=0.5) as server:
+        asking = threading.Thread(target=ask_in_vain, args=[server])
+        asking.start()
+        assert server.process.wait(timeout=30) == 1  # faulthandler's own: no line of Python runs any more
+        asking.join()
+    said = "".join(server.log)
+    assert "Timeout" in said
+    assert "hanging_server.py" in said
+
+
 @pytest.mark.parametrize("hang", ["forward", "loop", "reading"])
 def test_sigterm_ends_a_process_whatever_hangs(folders, hang):
     with HangingServer(folders["bt"], hang=hang, watchdog_exit_s=0, drain_timeout_s=1) as server:

@@ -147,7 +147,11 @@ def _valid_items(
             problems.add(index, ServiceError(refusal.code, message))
         else:
             valid.append(index)
-    return wire.model_validate({**values, list_field: [items[index] for index in valid]}), valid, problems
+    try:
+        rest = wire.model_validate({**values, list_field: [items[index] for index in valid]})
+    except ValidationError as error:  # the request's own: beside an item's error it was not the first
+        raise from_validation(error) from None
+    return rest, valid, problems
 
 
 def _check_media_type(request: Request) -> None:

@@ -171,7 +171,14 @@ class Connection(HttpToolsProtocol):
                 self._await_head(self._settings.header_timeout_s)
         except httptools.HttpParserUpgrade:
             logger.debug("an upgrade of the protocol was asked for, and is not known here")
-        except (httptools.HttpParserError, _RefusedError):
+        except _RefusedError:
+            self._end(self._reason)
+        except httptools.HttpParserError:
+            # What one of our own callbacks raises comes as an error of the parser too.
+            if self._refusal is None:
+                self._refusal = ServiceError(
+                    ErrorCode.INVALID_HTTP, "what came is no HTTP/1.1 request: is it TLS, HTTP/2, or a wrong length?"
+                )
             self._end(self._reason or "malformed")
         finally:
             self._feeding = False
@@ -313,8 +320,6 @@ class Connection(HttpToolsProtocol):
                 return
         if self._refusal is not None:
             self.transport.write(_answer(self._refusal))
-        elif reason == "malformed":
-            self.send_400_response("Invalid HTTP request received.")
         self.transport.close()
 
 

@@ -40,6 +40,7 @@ SCOPE_CODE = "paragone.code"
 
 HTTP_STATUS: Mapping[ErrorCode, int] = MappingProxyType(
     {
+        ErrorCode.INVALID_HTTP: 400,
         ErrorCode.INVALID_JSON: 400,
         ErrorCode.INVALID_ENCODING: 400,
         ErrorCode.MISSING_KEY: 401,

@@ -346,7 +346,7 @@ class Authorization:
             return ServiceError(
                 ErrorCode.MISSING_KEY,
                 "this server needs a key: send it as authorization: Bearer KEY, or as the password of HTTP Basic",
-                headers={"www-authenticate": "Bearer"},
+                headers={"www-authenticate": 'Bearer realm="paragone", Basic realm="paragone", charset="UTF-8"'},
             )
         key = scope[SCOPE_KEY] = self._keys.find(presented)
         return ServiceError(ErrorCode.WRONG_KEY, "this is not the server's key") if key is None else None

@@ -87,6 +87,25 @@ def cut(server):
 
 
 @pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        POST + b"content-length: 5\r\ncontent-length: 6\r\n\r\n",
+        POST + b"content-length: minus one\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_refused_in_our_shape(service, sent):
+    async with listening(service) as (connect, server):
+        client = await connect()
+        await client.send(sent)
+        assert await client.answer() == (400, "invalid_http")
+        assert await client.closed()
+        assert cut(server) == {"malformed": 1}
+
+
+@pytest.mark.parametrize(
     "head",
     [
         b"GET /livez?" + b"x" * 5_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",

@@ -23,7 +23,8 @@ async def test_without_the_key_nothing_but_health_is_answered(hosted):
         for path in PATHS:
             response = await client.get(path)
             assert (response.status_code, response.json()["error"]["code"]) == (401, "missing_key"), path
-            assert response.headers["www-authenticate"] == "Bearer"
+            offered = response.headers["www-authenticate"]
+            assert offered == 'Bearer realm="paragone", Basic realm="paragone", charset="UTF-8"'
         assert (await client.post("/v1/preferences", json=GOOD)).status_code == 401
         for path in ("/livez", "/readyz"):
             assert (await client.get(path)).status_code == 200

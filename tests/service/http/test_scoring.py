@@ -242,6 +242,18 @@ async def test_errors_are_reported_in_the_place_of_their_items_and_the_others_ar
     assert "lone surrogate" in rows[4]["error"]["message"]
 
 
+async def test_what_is_wrong_with_the_request_itself_refuses_it_also_where_items_are_reported(client):
+    """An item's error came first, and the other one ended as a fault of the server."""
+    bad = {"prompt": "p", "first": 5, "second": "b"}
+    for items in ([bad], [bad, {"prompt": "p", "first": "a", "second": "b"}]):
+        for wrong in ({"return": ["everything"]}, {"references": 3}, {"model": []}):
+            answer = await client.post("/v1/preferences", json={"pairs": items, "on_error": "report", **wrong})
+            assert answer.status_code == 422, answer.text
+            assert answer.json()["error"]["code"] == "invalid_request"
+            assert next(iter(wrong)) in answer.json()["error"]["message"]
+            assert "item" not in answer.json()["error"]
+
+
 async def test_a_bad_response_of_a_group_is_reported_for_the_group(client):
     groups = [{"prompt": PROMPT, "responses": ["a", "word " * 500]}, {"prompt": PROMPT, "responses": ["a", "b"]}]
     first, second = (await ask(client, "tournaments", groups=groups, on_error="report"))["tournaments"]
