@@ -102,4 +102,4 @@ def test_sequences_that_run_apart_need_no_warm_up():
     local = LocalForward(PreferenceNetwork(packs.decoder("qwen3"), head), max_batch_tokens=77, deterministic=True)
     budget = local.warm_up(max_length=64)
     assert budget.tokens == 77
-    assert "deterministic" in budget.reason
+    assert "run apart" in budget.reason

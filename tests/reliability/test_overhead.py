@@ -9,7 +9,7 @@ from processes import Server, chat_tokenizer, write_model
 
 
 def test_both_sides_are_measured_in_every_round(tmp_path):
-    speeds = compared(tmp_path, memory=True, rounds=2, seconds=0.1, pairs=8)
+    speeds = compared(tmp_path, memory=True, quotas=True, rounds=2, seconds=0.1, pairs=8)
     assert len(speeds) == 2
     assert all(speed.cpu > 0 and speed.clock > 0 for pair in speeds for speed in pair)
 

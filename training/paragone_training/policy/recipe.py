@@ -463,7 +463,7 @@ def _check_data(recipe: PolicyRecipe) -> None:
     if recipe.training.iterations != 1 or len({step.round for step in steps}) != 1:
         raise RecipeError(
             f"data.pairs are of one policy, and {recipe.method} with training.iterations = "
-            f"{recipe.training.iterations} asks for fresh responses: set iterations = 1 and dpo, ipo, sppo or inpo"
+            f"{recipe.training.iterations} asks for fresh responses: set iterations = 1, and a method of one round"
         )
     if data.per_iteration:
         raise RecipeError("data.per_iteration deals prompts; all data.pairs are taken: remove it")
