@@ -14,6 +14,8 @@ from paragone_evaluation.measures.checks import Floats, Ints
 
 __all__ = ["Case", "EvaluationSet", "LeftOut", "PromptText", "ResponseText"]
 
+_UNRATED: Mapping[str, tuple[float, ...]] = {}  # of all cases without ratings: most sets have a million of them
+
 Message = Mapping[str, Any]
 PromptText = str | Sequence[Message]
 ResponseText = str | Message | Sequence[Message]
@@ -52,7 +54,7 @@ class Case:
     subset: str | None = None
     right: int | None = None
     human: tuple[float, ...] | None = None
-    attributes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    attributes: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: _UNRATED)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ __all__ = [
 
 _FILES = "Files, globs, folders, or data sets of the Hub (hf:OWNER/NAME), see docs/data-files.md."
 _MAP = "Columns of a layout of your own: prompt=question,first=a,second=b,label=winner, say."
-_LAYOUT = f"auto goes by the first row; or one of {', '.join(LAYOUTS)}."
+_LAYOUT = f"auto goes by the first 64 rows; or one of {', '.join(LAYOUTS)}."
 _BAD_ROWS = "What rows that cannot be read do: refuse the file, or leave-out (they are counted in the report)."
 _CLUSTER = "What is resampled together for intervals: question or prompt."
 

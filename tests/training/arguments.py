@@ -29,7 +29,8 @@ def pairs(prompts: int = 3, *, split: str | None = "train") -> list[Pair]:
                         strength,
                         split=split,
                         group=f"q{number}_yes",
-                        where=f"pairs.jsonl:{number}",
+                        file="pairs.jsonl",
+                        line=number,
                     )
                 )
     return rows

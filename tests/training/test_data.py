@@ -197,8 +197,8 @@ def test_groups_are_read_together_and_as_each_would_be_alone():
 
 
 def test_a_response_that_does_not_fit_is_named_among_many_groups():
-    rows = [Pair(f"p{place}", "a", "b", 1.0, where=f"rows.jsonl:{place + 1}") for place in range(300)]
-    rows[280] = Pair("p280", "a", "b " * 600, 1.0, where="rows.jsonl:281")
+    rows = [Pair(f"p{place}", "a", "b", 1.0, file="rows.jsonl", line=place + 1) for place in range(300)]
+    rows[280] = Pair("p280", "a", "b " * 600, 1.0, file="rows.jsonl", line=281)
     with pytest.raises(DataError, match=r"rows.jsonl:281 or a row with its prompt: the response needs"):
         read_groups(group_pairs(rows), tiny.make_reader())
 

@@ -85,3 +85,9 @@ def test_the_tables_of_the_documents_are_those_of_the_fields(name):
     document = (ROOT / "docs" / name).read_text(encoding="utf-8")
     remedy = f"run python -m paragone_training.settings_tables docs/{name}"
     assert _rewritten(document) == document, remedy
+
+
+def test_a_table_shows_the_default_that_a_factory_makes():
+    document = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (row,) = [line for line in document.splitlines() if line.startswith("| `map` |")]
+    assert row.startswith("| `map` | dict[str, str] |  | Columns")

@@ -167,8 +167,8 @@ def group_pairs(
     for rating in ratings:
         key = (rating.prompt, rating.messages, rating.tools)
         # A group is named by a row. One that was only rated gets a pair of nothing, which never becomes a label.
-        blank = Pair(rating.prompt, "", "", 0.0, messages=rating.messages, group=rating.group, where=rating.where,
-                     tools=rating.tools)  # fmt: skip
+        blank = Pair(rating.prompt, "", "", 0.0, messages=rating.messages, group=rating.group, file=rating.file,
+                     line=rating.line, tools=rating.tools)  # fmt: skip
         groups.setdefault(key, PromptGroup(blank))
         index(key, rating.response, rating.where)
         rows.setdefault((key, rating.response), []).append(rating)

@@ -48,7 +48,7 @@ _HEADER = ("| key | value | default | meaning |", "|---|---|---|---|")
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    default = "required" if field.is_required() else _literal(field.default)
+    default = "required" if field.is_required() else _literal(field.get_default(call_default_factory=True))
     return f"| `{name}` | {_values(field)} | {default} | {_prose(field.description)} |"
 
 
@@ -69,7 +69,7 @@ def _name(kind: Any) -> str:
 
 def _literal(value: Any) -> str:
     # As TOML writes it, so that a cell can be copied into a recipe.
-    if value is None:
+    if value is None or value == {}:
         return ""
     if isinstance(value, bool):
         return str(value).lower()

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from paragone_evaluation.readers.rows import DataRow, text_key, text_length
 __all__ = ["read_evaluation_set"]
 
 _NAN = float("nan")
+_FEW = 8  # responses to a prompt that are searched one by one
 _AS_READ = ReadOptions()
 _REMEDY = "Mend the file, or leave these rows out with --bad-rows leave-out (the report counts them)."
 
@@ -94,11 +96,15 @@ class _Cases:
         self._cases: list[Case] = []
         # Numbers by content, in the order in which the contents came up.
         self._prompts: dict[str, int] = {}
-        self._nodes: dict[tuple[int, str], int] = {}
+        # A dictionary for the few responses of most prompts would take as much memory as their texts.
+        self._nodes: list[tuple[int, ...]] = []
+        self._many: dict[int, dict[str, int]] = {}
+        self._node_prompt = array("q")
         self._prompt_texts: list[tuple[PromptText, tuple[Message, ...] | None]] = []
         self._questions: list[str] = []
         self._responses: list[ResponseText] = []
-        self._judgements: list[tuple[int, int, int, float, float]] = []
+        self._judged = {name: array("q") for name in ("case", "first", "second")}
+        self._verdicts = {name: array("d") for name in ("outcome", "strength")}
         self._rated_prompts: dict[int, _RatedPrompt] = {}
 
     def add(self, row: DataRow) -> None:
@@ -107,6 +113,8 @@ class _Cases:
             return
         prompt = self._prompt(row)
         nodes = tuple(self._node(prompt, response) for response in row.responses)
+        # One tuple of the same numbers is enough where the row has all that is known of its prompt.
+        nodes = known if nodes == (known := self._nodes[prompt]) else nodes
         self._cases.append(Case(row.name, row.line, prompt, nodes, row.subset, right=row.right, human=_shares(row)))
         for label in row.labels:
             # A strength that only says who won would be correlated with the model's margins as if people had graded.
@@ -124,17 +132,34 @@ class _Cases:
             # A prompt without a group is its own question, named by a hash: names go into reports, texts do not.
             digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
             self._questions.append(row.question or f"prompt {digest}")
+            self._nodes.append(())
         return number
 
     def _node(self, prompt: int, response: ResponseText) -> int:
         """Return the number of a response to a prompt, a new one where it was not seen before."""
-        number = self._nodes.setdefault((prompt, text_key(response)), len(self._responses))
-        if number == len(self._responses):
+        key, known = text_key(response), self._nodes[prompt]
+        many = self._many.get(prompt)
+        if many is None and len(known) == _FEW:
+            many = self._many[prompt] = {text_key(self._responses[number]): number for number in known}
+        if many is None:
+            number = next((number for number in known if text_key(self._responses[number]) == key), None)
+        else:
+            number = many.get(key)
+        if number is None:
+            number = len(self._responses)
             self._responses.append(response)
+            self._node_prompt.append(prompt)
+            if many is None:
+                self._nodes[prompt] = (*known, number)
+            else:
+                many[key] = number
         return number
 
     def _judge(self, first: int, second: int, outcome: float, strength: float = _NAN) -> None:
-        self._judgements.append((len(self._cases) - 1, first, second, outcome, strength))
+        for column, number in zip(self._judged.values(), (len(self._cases) - 1, first, second), strict=True):
+            column.append(number)
+        for verdict, value in zip(self._verdicts.values(), (outcome, strength), strict=True):
+            verdict.append(value)
 
     def _rate(self, row: DataRow) -> None:
         if self.rated is None:
@@ -170,20 +195,16 @@ class _Cases:
 
     def columns(self) -> dict[str, Any]:
         """Return what was collected, by the names of ``EvaluationSet``."""
-        table = np.asarray(self._judgements, dtype=np.float64).reshape(-1, 5)
-        case, first, second = table[:, :3].T.astype(np.int64)
+        lengths = map(text_length, self._responses)
         return {
             "prompts": tuple(self._prompt_texts),
             "questions": tuple(self._questions),
             "responses": tuple(self._responses),
-            "node_prompt": np.asarray([prompt for prompt, _ in self._nodes], dtype=np.int64),
-            "node_length": np.asarray([text_length(response) for response in self._responses], dtype=np.float64),
+            "node_prompt": np.array(self._node_prompt, dtype=np.int64),
+            "node_length": np.fromiter(lengths, dtype=np.float64, count=len(self._responses)),
             "cases": tuple(self._cases),
-            "case": case,
-            "first": first,
-            "second": second,
-            "outcome": table[:, 3],
-            "strength": table[:, 4],
+            **{name: np.array(column, dtype=np.int64) for name, column in self._judged.items()},
+            **{name: np.array(column, dtype=np.float64) for name, column in self._verdicts.items()},
         }
 
 

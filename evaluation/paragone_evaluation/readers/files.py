@@ -113,6 +113,7 @@ class FilePass:
                     yield row
         if (alone := self._reader.waiting()) is not None:
             account.leave_out(name, *alone)
+        self._lines = {}  # a line for each row, which nobody asks for any more
 
     def _told(self, fields: Fields | str) -> Fields:
         """Return the fields by which a row tells its layout; none where it cannot be read."""

@@ -18,7 +18,7 @@ class ReadOptions:
     """How files are read.
 
     Attributes:
-        layout: of all rows; ``auto`` goes by the fields of the first one of a file.
+        layout: of all rows; ``auto`` goes by the fields of a file's first 64.
         map: our names of fields by which the file's columns are read; empty where the layout says so.
         attribute: what rated responses are compared by, helpfulness or the file's first attribute if None; of pairs
             that people compared by several things, which of them, the first one if None.

@@ -84,7 +84,7 @@ class Pair:
         first: the response whose win is measured; ``Turns`` where a response is more than one message's text.
         strength: −3 … 3, positive where ``first`` was preferred, 0 for a tie.
         group: what the row belongs to, for resampling; the prompt unless the file says.
-        where: file and line.
+        file, line: where it stands; no file for what a program made.
         tools: that were on offer, as JSON; empty where there were none.
     """
 
@@ -97,8 +97,15 @@ class Pair:
     split: str | None = None
     group: str = ""
     reason: str | None = None
-    where: str = ""
+    file: str = ""
+    line: int = 0
     tools: str = ""
+
+    @property
+    def where(self) -> str:
+        """File and line, empty without a file."""
+        # Made when it is asked for: a million such texts take more memory than the rest of the records.
+        return _place(self.file, self.line)
 
     @property
     def question(self) -> str:
@@ -118,7 +125,7 @@ class Rating:
     """One response to a prompt and what people rated.
 
     Attributes:
-        prompt, response, messages, group, where, tools: as in ``Pair``.
+        prompt, response, messages, group, file, line, tools: as in ``Pair``.
         ratings: by attribute; what nobody rated is not there.
     """
 
@@ -129,8 +136,14 @@ class Rating:
     id: str = ""
     split: str | None = None
     group: str = ""
-    where: str = ""
+    file: str = ""
+    line: int = 0
     tools: str = ""
+
+    @property
+    def where(self) -> str:
+        """File and line, empty without a file."""
+        return _place(self.file, self.line)
 
 
 @dataclass(frozen=True)
@@ -235,7 +248,7 @@ class DataRow:
                 prompt, texts[label.first], texts[label.second], label.strength, messages=messages,
                 # Unique without the file saying so: a group of K responses makes up to K(K − 1)/2 pairs.
                 id=self.name if len(texts) == 2 else f"{self.name}/{label.first}-{label.second}",
-                split=self.split, group=self.group or prompt, reason=self.reason, where=f"{path}:{self.line}",
+                split=self.split, group=self.group or prompt, reason=self.reason, file=str(path), line=self.line,
                 tools=self._tools(),
             )
             for label in self.labels
@@ -249,7 +262,7 @@ class DataRow:
             Rating(
                 prompt, text, ratings, messages=messages,
                 id=self.name if len(texts) == 1 else f"{self.name}/{place}",
-                split=self.split, group=self.group or prompt, where=f"{path}:{self.line}", tools=self._tools(),
+                split=self.split, group=self.group or prompt, file=str(path), line=self.line, tools=self._tools(),
             )
             for place, (text, ratings) in enumerate(zip(texts, self.given_ratings, strict=True))
         ]  # fmt: skip
@@ -279,6 +292,10 @@ def _question_of(group: str) -> str:
     """Return the part of a group's name before the first ``_``, or all of it where that is empty."""
     # Groups are called QUESTION_STANCE: both stances of a question would be counted as two independent questions.
     return group.partition("_")[0] or group
+
+
+def _place(file: str, line: int) -> str:
+    return f"{file}:{line}" if file else ""
 
 
 def _keyed(prompt: Content) -> tuple[str, bool]:

@@ -400,3 +400,21 @@ def test_predicted_ratings_are_compared_with_ultrafeedbacks_of_the_same_name(tmp
     error = math.sqrt(sum((p - t) ** 2 for p, t in zip(predicted, given, strict=True)) / 48)
     assert row["root_mean_squared_error"]["value"] == pytest.approx(error, abs=1e-5)
     assert written.results["measures"]["groups"]["groups"] == 12
+
+
+def test_many_responses_to_one_prompt_are_each_one_node(tmp_path):
+    texts = [f"answer {number}" for number in range(12)]
+    compared = [(first, second) for first in range(12) for second in range(first)]
+    rows = [{"prompt": "P?", "first": texts[a], "second": texts[b], "strength": (a + b) % 3 - 1} for a, b in compared]
+    rows.append({"prompt": "Q?", "first": texts[3], "second": texts[4], "strength": 2})
+    read = read_evaluation_set(write(tmp_path / "pairs.jsonl", rows))
+
+    assert sorted(read.responses[:12]) == sorted(texts)
+    assert len(read.responses) == 14
+    assert read.node_prompt.tolist() == [0] * 12 + [1, 1]
+    seen = [(read.responses[one], read.responses[other]) for one, other in zip(read.first, read.second, strict=True)]
+    assert seen == [(row["first"], row["second"]) for row in rows]
+    assert [case.nodes for case in read.cases] == list(zip(read.first, read.second, strict=True))
+    assert read.strength.tolist() == [row["strength"] for row in rows]
+    assert read.case.tolist() == list(range(67))
+    assert read.outcome.tolist() == [{-1: 0.0, 0: 0.5, 1: 1.0, 2: 1.0}[row["strength"]] for row in rows]

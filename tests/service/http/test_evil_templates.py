@@ -76,7 +76,7 @@ def test_offline_scores_and_training_say_it_too(evil, word):
     with pytest.raises(TextError, match=REASONS[word]):
         evil.score("Why?", ["So.", f"It {word}."])
     assert evil.score("Why?", ["So."]).shown == [True]
-    pair = Pair("Why?", "So.", f"It {word}.", 1.0, where="rows.jsonl:3")
+    pair = Pair("Why?", "So.", f"It {word}.", 1.0, file="rows.jsonl", line=3)
     groups = [PromptGroup(pair, responses) for responses in (["So."], ["So.", f"It {word}."])]
     with pytest.raises(DataError, match=f"rows.jsonl:3 .*{REASONS[word]}"):
         read_groups(groups, evil.reader)
