@@ -92,14 +92,16 @@ def _head(
     _log()
     loaded = load_recipe(recipe, settings or [], data=data)
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
-    from paragone_training.preference.head_fit import check_head_recipe
+    from paragone_training.preference.head_fit import check_head_recipe, check_head_run
     from paragone_training.preference.train_head import train_head
     from paragone_training.preference.train_model import load_rows
 
     if dry_run:
         check_head_recipe(loaded)
         typer.echo(_described(loaded))
-        typer.echo(f"{load_rows(loaded).describe()}; the head would go to {folder}")
+        rows = load_rows(loaded)
+        check_head_run(loaded, rows)
+        typer.echo("\n".join([f"{rows.describe()}; the head would go to {folder}", *rows.account.describe()]))
         return
     typer.echo(str(train_head(loaded, folder)))
 

@@ -26,6 +26,7 @@ from paragone_evaluation.readers.rows import (
     Pair,
     Prompt,
     Rating,
+    text_key,
 )
 from paragone_evaluation.readers.sources import Part, parts_of
 
@@ -274,8 +275,9 @@ def read_prompts(
     texts: set[str] = set()
     reading = FilePass(*sources, split=split, unmarked=True, prompts=True, options=options)
     for row in reading:
-        prompt = Prompt(str(len(prompts)) if row.id is None else row.id, row.prompt)
-        text = prompt.text
+        prompt = Prompt(str(len(prompts)) if row.id is None else row.id, row.prompt, tools=row.tools)
+        # The same text with other tools is another question to the policy.
+        text = prompt.text if not row.tools else f"{prompt.text}\n{text_key(row.tools)}"
         # Files of pairs repeat a prompt in every row; a policy meets it once, whatever the rows are called.
         if text in texts:
             continue

@@ -152,12 +152,14 @@ class Prompt:
 
     Attributes:
         id: unique in a run.
+        tools: that are on offer, as chat templates take them; None where there are none.
         token_ids: the policy's rendering, up to where its answer begins; empty as read.
     """
 
     id: str
     content: Content
     token_ids: tuple[int, ...] = ()
+    tools: Sequence[Mapping[str, Any]] | None = None
 
     @property
     def text(self) -> str:

@@ -33,10 +33,12 @@ class Oracle:
         self.plan: list[int | None] = []
         self.fingerprint = "f" * 64
         self.asked: list[str] = []
+        self.tools: list[object] = []
 
     def answer(self, path: str, body: dict) -> dict:
         if path == "/v1/models":
             return {"models": []}
+        self.tools += [item.get("tools") for item in body.get("groups", body.get("pairs"))]
         common = {"model": "double", "identity": "a" * 64, "fingerprint": self.fingerprint, "calibrated": False}
         if path.endswith("tournaments"):
             rows = [self._tournament(group) for group in body["groups"]]
@@ -170,6 +172,14 @@ def test_a_comparison_that_fails_is_missing_and_the_others_are_not(oracle, caplo
     assert answers[1].failure is None
     assert "comparisons of a group are missing" in caplog.text
     assert oracle.asked == ["/v1/tournaments", "/v1/preferences"]
+
+
+def test_the_oracle_is_shown_the_tools_of_a_prompt(oracle):
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    with OracleClient(oracle.url) as oracle_client:
+        oracle_client.submit([(Prompt("1", "Which?", tools=tools), ("aa", "bad")), GROUPS[1]]).result()
+    assert oracle.asked == ["/v1/tournaments", "/v1/preferences"]
+    assert oracle.tools == [tools, None, tools, tools]
 
 
 @pytest.mark.parametrize("fault", [500, 502, 404, -1, -2])

@@ -1,5 +1,6 @@
 """Policy recipes: what is refused before anything runs, and that every shipped one loads and plans."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,20 @@ def test_messages_and_text_render_alike(policy_folder):
     one, two = render([Prompt("a", "Go on"), Prompt("b", messages)], tokenizer, longest=50)
     assert one.token_ids == two.token_ids
     assert two.text == '[{"role": "user", "content": "Go on"}]'
+
+
+def test_a_row_s_tools_reach_the_template_and_make_another_prompt(policy_folder, tmp_path):
+    tools = [{"type": "function", "function": {"name": "weather", "description": "", "parameters": {}}}]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ({"prompt": "Go"}, {"prompt": "Go", "tools": tools})))
+    plain, tooled = read_prompts([path], split="train")
+    assert (plain.tools, tooled.tools) == (None, tools)
+
+    tokenizer = load_tokenizer(str(policy_folder))
+    tokenizer.chat_template = "{% if tools %}{{ tools[0].function.name }} {% endif %}{{ messages[0].content }}"
+    one, two = render([plain, tooled], tokenizer, longest=50)
+    assert tokenizer.decode(one.token_ids).strip() == "Go"
+    assert tokenizer.decode(two.token_ids).strip() == "weather Go"
 
 
 def test_iterations_get_disjoint_prompts_until_all_were_used():

@@ -197,6 +197,28 @@ def test_the_command_fits_says_what_it_found_and_refuses_to_write_over_a_model(c
         CliRunner().invoke(train, ["head", str(path)], catch_exceptions=False)
 
 
+def test_rows_that_do_not_fit_are_left_out_and_counted_and_a_dry_run_finds_them(checkpoint, data, tmp_path):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[0]["first"] = "word " * 400
+    file = write(tmp_path / "long.jsonl", rows)
+    path = tmp_path / "quick.toml"
+    path.write_text(
+        f'[model]\nkind = "bradley-terry"\nmax_length = 128\n[backbone]\nsource = "{checkpoint}"\n'
+        f'[data]\ntrain = ["{file}"]\n[head]\nfolds = 3\nstates = "{tmp_path / "states"}"\n'
+    )
+    with pytest.raises(DataError, match=r"long\.jsonl:1 or a row with its prompt"):
+        CliRunner().invoke(train, ["head", str(path), "--dry-run"], catch_exceptions=False)
+    asked = ["head", str(path), "--set", "data.bad_rows=leave-out"]
+    dry = CliRunner().invoke(train, [*asked, "--dry-run"], catch_exceptions=False)
+    reason = "1 row left out: the model refuses a response of it (response_too_long) (line 1)"
+    assert reason in dry.stdout
+    result = CliRunner().invoke(train, [*asked, "--output", str(tmp_path / "head")], catch_exceptions=False)
+    assert result.exit_code == 0
+    card = (tmp_path / "head" / "README.md").read_text()
+    assert reason in card
+    assert "cross-validated over 5 questions | 44 |" in card
+
+
 def test_what_cannot_be_fitted_is_refused(checkpoint, data, tmp_path):
     for sections, words in (
         ({"backbone": {"source": None}}, "backbone.source is missing"),

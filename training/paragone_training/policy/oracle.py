@@ -266,7 +266,7 @@ class OracleClient:
 
     async def _tournaments(self, groups: list[_Group]) -> tuple[list[Answer], tuple[int, int]]:
         # One answer in place of an error: a prompt that is too long must not cost the chunk its other tables.
-        bodies = [{"prompt": prompt.content, "responses": list(texts)} for prompt, texts in groups]
+        bodies = [{**_asked(prompt), "responses": list(texts)} for prompt, texts in groups]
 
         async def ask() -> Any:
             answer = await self._client.tournaments(bodies, return_=["matrix"], on_error="report")
@@ -288,7 +288,7 @@ class OracleClient:
         table, failure = _empty(texts), None
         # Both orders, as the tournament asks them.
         places = [(first, second) for first in range(len(texts)) for second in range(len(texts)) if first != second]
-        bodies = [(prompt.content, texts[first], texts[second]) for first, second in places]
+        bodies = [{**_asked(prompt), "first": texts[first], "second": texts[second]} for first, second in places]
 
         async def ask() -> Any:
             answer = await self._client.preferences(bodies, on_error="report")
@@ -348,6 +348,11 @@ def _without_faults(answer: Any, rows: Iterable[Any]) -> Any:
         if isinstance(row, ItemError) and not isinstance(error := exception_for(row.error), _REFUSALS):
             raise error
     return answer
+
+
+def _asked(prompt: Prompt) -> dict[str, Any]:
+    """Return a prompt as the service takes it: the tools that the policy was shown are shown to its judge."""
+    return {"prompt": prompt.content} | ({"tools": list(prompt.tools)} if prompt.tools else {})
 
 
 def _empty(texts: Sequence[str]) -> NDArray[np.float64]:

@@ -523,7 +523,9 @@ def render(prompts: Sequence[Prompt], tokenizer: Any, *, longest: int, notes: li
     rendered, left_out = [], list[str]()
     for prompt in prompts:
         messages = [{"role": "user", "content": prompt.content}] if isinstance(prompt.content, str) else prompt.content
-        tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        tokens = tokenizer.apply_chat_template(
+            messages, tools=prompt.tools, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
         # Nothing is cut: a prompt that lost its beginning is another prompt.
         if len(tokens) > longest and notes is None:
             raise RecipeError(

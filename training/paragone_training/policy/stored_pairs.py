@@ -4,6 +4,7 @@ A stored preference counts as 1, a tie as ½, and several judgements of the same
 that nobody made are missing. From here on it is a round as any other: its files, tables, targets and columns.
 """
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,12 @@ def stored_groups(recipe: PolicyRecipe) -> list[PromptGroup]:
 
 def prompts_of_groups(groups: Sequence[PromptGroup]) -> list[Prompt]:
     """Return the groups' prompts, called by their number."""
-    return [Prompt(str(number), group.pair.prompt_messages) for number, group in enumerate(groups)]
+    return [
+        Prompt(
+            str(number), group.pair.prompt_messages, tools=json.loads(group.pair.tools) if group.pair.tools else None
+        )
+        for number, group in enumerate(groups)
+    ]
 
 
 def stored_round(
@@ -100,7 +106,7 @@ def _response_ids(prompt: Prompt, text: str, tokenizer: Any, end_ids: Sequence[i
     """Return a response's tokens as the policy would have drawn them: up to its end token."""
     messages = [{"role": "user", "content": prompt.content}] if isinstance(prompt.content, str) else prompt.content
     whole = tokenizer.apply_chat_template(
-        [*messages, {"role": "assistant", "content": text}], tokenize=True, return_dict=False
+        [*messages, {"role": "assistant", "content": text}], tools=prompt.tools, tokenize=True, return_dict=False
     )
     start = len(prompt.token_ids)
     # The template's own rendering, unless it renders earlier turns in another way than the prompt of a policy.

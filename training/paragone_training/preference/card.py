@@ -84,6 +84,7 @@ class HeadOutcome:
         scalar: the same of the reward alone, beside a vector.
         errors: cross-validated, on the training ratings; None for a kind that does not rate.
         after: the final head on the held-out rows.
+        rows: those that fit the model.
     """
 
     fitted: FittedHead
@@ -94,6 +95,7 @@ class HeadOutcome:
     scalar: Judged | None
     errors: RatingErrors | None
     after: Examined
+    rows: Rows
 
     def lines(self) -> Iterator[str]:
         """Yield what was found, for the log."""
@@ -108,7 +110,7 @@ class HeadOutcome:
             yield f"held-out rows: agreement {self.after.judged.summary().accuracy:.4f}"
 
 
-def write_head_card(name: str, recipe: Recipe, rows: Rows, outcome: HeadOutcome) -> str:
+def write_head_card(name: str, recipe: Recipe, outcome: HeadOutcome) -> str:
     """Return the text of README.md of a head that was fitted to a frozen backbone."""
     spec, reference = outcome.fitted.spec, outcome.backbone
     penalties = ", ".join(f"{part} {value:.3g}" for part, value in outcome.fitted.penalties.items())
@@ -116,7 +118,11 @@ def write_head_card(name: str, recipe: Recipe, rows: Rows, outcome: HeadOutcome)
     lines = [f"# {name}", "", _what(spec), ""]
     lines += [f"A head alone, for the backbone {reference.source}{revision}, identity `{reference.identity[:12]}`.", ""]
     lines += ["## Training", "", "The backbone is as it was: its hidden states were computed once, and the head was"]
-    lines += [f"fitted to them. Penalties, chosen by cross-validation: {penalties}.", "", *_data(recipe, rows, outcome)]
+    lines += [
+        f"fitted to them. Penalties, chosen by cross-validation: {penalties}.",
+        "",
+        *_data(recipe, outcome.rows, outcome),
+    ]
     if spec.attributes:
         lines += [
             "",

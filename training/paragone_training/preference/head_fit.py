@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from paragone_evaluation.readers import STRONGEST
+from paragone_evaluation.readers import STRONGEST, RowAccount
 from paragone_models.errors import ModelLoadError, NonFiniteError
 from paragone_models.files.loading import Backbone, load_backbone
 from paragone_models.fitting import PENALTIES, Choices, FitError, FittedHead, States, fit_head
@@ -23,18 +23,28 @@ from paragone_models.kinds import KINDS
 from paragone_models.network import RepresentationHead, output_width
 from paragone_models.rotary import positions_of
 from paragone_models.spec import ModelSpec
-from paragone_models.text.reader import Reading, TextReader
-from paragone_training.data import PromptGroup, group_pairs, read_groups
+from paragone_models.text.reader import TextReader
+from paragone_training.data import PromptGroup, group_pairs
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.agreement import Examined, Judged, judged
 from paragone_training.preference.backbone import ModelParts
 from paragone_training.preference.card import HeadOutcome, Rows
+from paragone_training.preference.fitting_rows import FittingGroups, read_fitting_rows
 from paragone_training.preference.frozen_states import FrozenBackbone
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import rating_errors
 from paragone_training.preference.recipe import Recipe
 
-__all__ = ["FITTED", "check_head_recipe", "fit_to_rows", "head_of", "put_head", "spec_of", "start_from_fit"]
+__all__ = [
+    "FITTED",
+    "check_head_recipe",
+    "check_head_run",
+    "fit_to_rows",
+    "head_of",
+    "put_head",
+    "spec_of",
+    "start_from_fit",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -68,16 +78,10 @@ def fit_to_rows(recipe: Recipe, rows: Rows, states: Path, backbone: Backbone | N
         DataError: if a response does not fit the model, or states are not finite.
     """
     backbone = backbone or _backbone(recipe)
-    config: Any = backbone.module.config
-    positions = positions_of(config)
-    if positions is not None and recipe.model.max_length > positions:
-        raise RecipeError(f"model.max_length is {recipe.model.max_length}; the backbone has {positions} positions")
     spec, attributes = spec_of(recipe), recipe.model.attributes
-    reader = TextReader(backbone.tokenizer, spec, vocabulary=config.get_text_config().vocab_size)
+    learned, measured, rows = _fitting(recipe, rows, backbone)
     frozen = FrozenBackbone(backbone, states)
-    groups = group_pairs(rows.pairs, rows.ratings, attributes, ties=recipe.loss.ties == "keep")
-    trained = _Read.of(groups, reader, frozen)
-    held_out = _Read.of(group_pairs(rows.held_out_pairs, rows.held_out_ratings, attributes), reader, frozen)
+    trained, held_out = _Read.of(learned, frozen), _Read.of(measured, frozen)
     choices = _choices(trained, recipe, spec)
     try:
         fitted = fit_head(
@@ -101,11 +105,34 @@ def fit_to_rows(recipe: Recipe, rows: Rows, states: Path, backbone: Backbone | N
         probe=None if fitted.logits is None else trained.judged(fitted.logits),
         scalar=None if fitted.scalar is None else trained.judged(fitted.scalar),
         errors=None if fitted.ratings is None else rating_errors(fitted.ratings, trained.ratings, attributes),
-        after=_examined(fitted, held_out, output_width(config)),
+        after=_examined(fitted, held_out, output_width(backbone.module.config)),
+        rows=rows,
     )
     for line in outcome.lines():
         logger.info("%s", line)
     return outcome
+
+
+def check_head_run(recipe: Recipe, rows: Rows) -> None:
+    """Tokenise everything that a fit would, and check that it fits; what is left out is added to the rows' account.
+
+    Raises:
+        RecipeError: as ``fit_to_rows`` does for the backbone.
+        DataError: if a response does not fit the model and is not to be left out, or nothing is left.
+    """
+    _fitting(recipe, rows, _backbone(recipe))
+
+
+def _fitting(recipe: Recipe, rows: Rows, backbone: Backbone) -> tuple[FittingGroups, FittingGroups, Rows]:
+    config: Any = backbone.module.config
+    positions = positions_of(config)
+    if positions is not None and recipe.model.max_length > positions:
+        raise RecipeError(f"model.max_length is {recipe.model.max_length}; the backbone has {positions} positions")
+    attributes = recipe.model.attributes
+    reader = TextReader(backbone.tokenizer, spec_of(recipe), vocabulary=config.get_text_config().vocab_size)
+    learned = group_pairs(rows.pairs, rows.ratings, attributes, ties=recipe.loss.ties == "keep")
+    held_out = group_pairs(rows.held_out_pairs, rows.held_out_ratings, attributes)
+    return read_fitting_rows(recipe, rows, learned, held_out, reader)
 
 
 def start_from_fit(recipe: Recipe, rows: Rows, model: ModelParts, states: Path) -> HeadOutcome | None:
@@ -123,7 +150,9 @@ def start_from_fit(recipe: Recipe, rows: Rows, model: ModelParts, states: Path) 
         return None
     try:
         check_head_recipe(recipe)
-        outcome = fit_to_rows(recipe, rows, Path(recipe.head.states or states))
+        # What is cut was counted by the caller, who has read these rows.
+        apart = replace(rows, account=RowAccount(files=list(rows.account.files)))
+        outcome = fit_to_rows(recipe, apart, Path(recipe.head.states or states))
     except RecipeError as error:
         if asked == "fit":
             raise
@@ -189,8 +218,9 @@ class _Read:
     first: list[int]
 
     @classmethod
-    def of(cls, groups: Sequence[PromptGroup], reader: TextReader, frozen: FrozenBackbone) -> "_Read":
-        readings: list[Reading] = [reading for group in read_groups(groups, reader) for reading in group]
+    def of(cls, fitting: FittingGroups, frozen: FrozenBackbone) -> "_Read":
+        groups = fitting[0]
+        readings = [reading for group in fitting[1] for reading in group]
         try:
             states = frozen.states(readings) if readings else np.zeros((0, 1, 1), dtype=np.float32)
         except NonFiniteError as error:

@@ -35,7 +35,7 @@ def train_head(recipe: Recipe, folder: Path) -> Path:
         raise RecipeError(f"{folder} holds a model: choose another --output")
     rows = load_rows(recipe)
     outcome = fit_to_rows(recipe, rows, Path(recipe.head.states or _STATES))
-    card = write_head_card(folder.name, recipe, rows, outcome)
+    card = write_head_card(folder.name, recipe, outcome)
     save_head(folder, outcome.fitted.tensors, outcome.fitted.spec, outcome.backbone, card=card)
     logger.info("saved %s", folder)
     return folder

@@ -34,7 +34,6 @@ from paragone_training.data import (
     PromptGroup,
     TokenNoise,
     group_pairs,
-    read_fitting_groups,
     read_groups,
     splits_of,
     training_pairs,
@@ -45,6 +44,7 @@ from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.agreement import Examined, HeldOut, represented
 from paragone_training.preference.backbone import ModelParts, build_model
 from paragone_training.preference.card import HeadOutcome, Outcome, Rows, write_card
+from paragone_training.preference.fitting_rows import read_fitting_rows
 from paragone_training.preference.head_fit import FITTED, put_head, start_from_fit
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.preflight import RunDescription, check_learnable, optimiser_steps
@@ -167,32 +167,13 @@ def check_run(recipe: Recipe) -> list[str]:
     rows = load_rows(recipe)
     groups = _training_groups(recipe, rows)
     model = build_model(recipe, [text for group in groups for text in (group.pair.prompt, *group.responses)])
-    _read(recipe, rows, groups, TextReader(model.tokenizer, model.spec))
+    read_fitting_rows(recipe, rows, groups, _held_out_groups(recipe, rows), TextReader(model.tokenizer, model.spec))
     return [rows.describe(), *rows.account.describe()]
 
 
-_Read = tuple[list[PromptGroup], list[list[Reading]]]
-
-
-def _read(recipe: Recipe, rows: Rows, groups: Sequence[PromptGroup], reader: TextReader) -> tuple[_Read, _Read, Rows]:
-    """Return what the model sees of the rows to learn from and of the held-out ones, and the rows that fit.
-
-    Raises:
-        DataError: if a response does not fit and is not to be left out, or nothing is left.
-    """
-    leave_out, account = recipe.data.reading.leaves_out, RowAccount(files=list(rows.account.files))
+def _held_out_groups(recipe: Recipe, rows: Rows) -> list[PromptGroup]:
     # Without held-out ratings the errors are those on the training ratings, and the card says so.
-    held_out = group_pairs(rows.held_out_pairs, rows.held_out_ratings or rows.ratings, recipe.model.attributes)
-    learned = read_fitting_groups(groups, reader, account, leave_out=leave_out, use="to learn from")
-    measured = read_fitting_groups(held_out, reader, account, leave_out=leave_out, use="held out")
-    account.log(logger)
-    rows.account.add(account)
-    if not learned[0]:
-        raise DataError(f"no row fits the model's {reader.spec.max_length} tokens: set model.max_length")
-    outside = {f"{place.file}:{place.line}" for place, _ in account.unused}
-    fields = ("pairs", "ratings", "held_out_pairs", "held_out_ratings")
-    inside: Any = {name: [row for row in getattr(rows, name) if row.where not in outside] for name in fields}
-    return learned, measured, replace(rows, **inside) if outside else rows
+    return group_pairs(rows.held_out_pairs, rows.held_out_ratings or rows.ratings, recipe.model.attributes)
 
 
 def _training_groups(recipe: Recipe, rows: Rows) -> list[PromptGroup]:
@@ -218,7 +199,9 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
     if resume:
         described.check_same(work)
     reader, objective = TextReader(model.tokenizer, model.spec), _objective(recipe, model)
-    (groups, readings), (held_out_groups, held_out_readings), rows = _read(recipe, rows, groups, reader)
+    (groups, readings), (held_out_groups, held_out_readings), rows = read_fitting_rows(
+        recipe, rows, groups, _held_out_groups(recipe, rows), reader
+    )
     held_out = HeldOut(held_out_groups, held_out_readings, attributes, model.pad_id)
     work.mkdir(parents=True, exist_ok=True)
     described.write(work)
