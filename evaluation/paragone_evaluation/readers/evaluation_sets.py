@@ -194,7 +194,9 @@ class _Cases:
                 )
 
     def columns(self) -> dict[str, Any]:
-        """Return what was collected, by the names of ``EvaluationSet``."""
+        """Return what was collected, by the names of ``EvaluationSet``; nothing can be added any more."""
+        # Every content has its number by now; beside the columns these would be the peak of memory of a large file.
+        self._prompts, self._nodes, self._many = {}, [], {}
         lengths = map(text_length, self._responses)
         return {
             "prompts": tuple(self._prompt_texts),

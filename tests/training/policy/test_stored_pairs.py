@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from paragone_evaluation.readers import Pair
+from paragone_training.data import group_pairs
 from paragone_training.errors import RecipeError
 from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.plan import describe_plan
 from paragone_training.policy.rows import LabelledPair, Response, read_answers, read_json_file, read_rows
+from paragone_training.policy.stored_pairs import prompts_of_groups
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.tiny_policy import recipe
 
@@ -85,3 +88,8 @@ def test_what_stored_pairs_cannot_give_is_refused(method, changes, message, poli
     settings = {"oracle": None, "data": {"pairs": [str(pairs_file)]}, "training__iterations": 1} | changes
     with pytest.raises(RecipeError, match=message):
         recipe(method, policy_folder, pairs_file, **settings)
+
+
+def test_prompts_of_stored_pairs_have_their_tools():
+    pairs = [Pair("P?", "a", "b", 1.0), Pair("P?", "a", "b", 1.0, tools='[{"name": "weather"}]')]
+    assert [prompt.tools for prompt in prompts_of_groups(group_pairs(pairs))] == [None, [{"name": "weather"}]]
