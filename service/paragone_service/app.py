@@ -37,7 +37,7 @@ from paragone_service.http.middleware import (
     Quota,
 )
 from paragone_service.http.openapi_document import describe_routes
-from paragone_service.http.overload import QuickRefusals
+from paragone_service.http.overload import QuickRefusals, Reserving
 from paragone_service.http.routes.operation import health_routes, inspection_routes
 from paragone_service.http.routes.scoring import scoring_routes
 from paragone_service.metrics import Metrics
@@ -102,6 +102,7 @@ def create_app(
 
     # The outermost first: Observation counts what the inner ones refuse, and Lingering sees whatever is answered.
     middleware = [
+        Middleware(Reserving),
         Middleware(Lingering, drain=drain),
         Middleware(Observation, metrics=metrics, clock=clock),
         Middleware(Draining, drain=drain),

@@ -20,6 +20,7 @@ from paragone_service.http.errors import ServiceError, printable
 from paragone_service.metrics import Metrics
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.model_io import Resources
+from paragone_service.scoring.request import Reservation
 
 __all__ = ["Registry", "load_models"]
 
@@ -149,12 +150,15 @@ class Registry:
         """Whether a model has so much to do that somebody may be refused."""
         return any(hosted.admission.busy for hosted in self._hosted.values())
 
-    def refusal_of(
+    def judged(
         self, name: str | None, client: Hashable, body_bytes: int, deadline_s: float | None
-    ) -> ServiceError | None:
-        """Return what a request of such a length, which was not parsed, is refused with, or None if it must be."""
+    ) -> ServiceError | Reservation | None:
+        """Return what a request of such a length, which was not parsed, is refused with, or what it reserves.
+
+        None if there is no such model.
+        """
         hosted = self._hosted.get(self.default if name is None else name)
-        return None if hosted is None else hosted.admission.refusal_of(client, body_bytes, deadline_s)
+        return None if hosted is None else hosted.admission.judged(client, body_bytes, deadline_s)
 
     def start(self) -> None:
         """Start every model's queues; needs a running event loop."""

@@ -233,7 +233,7 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         # A request whose body comes along with its head may be answered before it is given a task.
         quick = self._door.quick_refusals
-        if self._feeding and quick is not None and quick.likely:
+        if self._feeding and quick is not None and quick.on:
             self._held = (cycle, app)
         else:
             super()._start_asgi_task(cycle, app)

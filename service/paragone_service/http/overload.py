@@ -16,11 +16,15 @@ from paragone_service.http.errors import ServiceError, refuse
 from paragone_service.http.middleware import SCOPE_KEY, Authorization, Drain, HostGuard, Observation
 from paragone_service.metrics import Metrics
 from paragone_service.registry import Registry
+from paragone_service.scoring.request import Reservation
 
-__all__ = ["SCORING_PATHS", "QuickRefusals", "client_of", "unparsed_refusal"]
+__all__ = ["SCOPE_RESERVATION", "SCORING_PATHS", "QuickRefusals", "Reserving", "client_of", "unparsed_refusal"]
 
 SCORING_PATHS = frozenset({"/v1/preferences", "/v1/rewards", "/v1/tournaments"})
 """Where work for a device is asked for."""
+
+SCOPE_RESERVATION = "paragone.reservation"
+"""Key of an ASGI scope under which the ``Reservation`` of its request is kept, where it has one."""
 
 # A quotation mark inside a text has a backslash before it, so neither name is found in a text of the request.
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\\\]{1,256})"')
@@ -38,8 +42,11 @@ def client_of(scope: Scope) -> Hashable:
 
 
 def unparsed_refusal(scope: Scope, body: bytes | bytearray, registry: Registry) -> ServiceError | None:
-    """Return what a request is refused with whose body is complete and not parsed, or None if it must be parsed."""
-    if not registry.busy or scope["path"] not in SCORING_PATHS:
+    """Return what a request is refused with whose body is complete and not parsed, or None if it must be parsed.
+
+    It is judged once, and where its model is known its work is reserved from then on.
+    """
+    if scope["path"] not in SCORING_PATHS or SCOPE_RESERVATION in scope:
         return None
     name = None
     if b'"model"' in body:
@@ -53,7 +60,28 @@ def unparsed_refusal(scope: Scope, body: bytes | bytearray, registry: Registry) 
         if len(times) != 1 or body.count(b'"deadline_s"') != 1 or times[0].count(b".") > 1:
             return None
         seconds.append(float(times[0]))
-    return registry.refusal_of(name, client_of(scope), len(body), min(seconds, default=None))
+    judged = registry.judged(name, client_of(scope), len(body), min(seconds, default=None))
+    if isinstance(judged, ServiceError):
+        return judged
+    if judged is not None:
+        scope[SCOPE_RESERVATION] = judged
+    return None
+
+
+class Reserving:
+    """Give back what a request has reserved, however it ends."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            reservation: Reservation | None = scope.get(SCOPE_RESERVATION)
+            if reservation is not None:
+                reservation.release()
 
 
 _SCOPE_REFUSAL = "paragone.refusal"
@@ -88,12 +116,15 @@ class QuickRefusals:
         self.app: ASGIApp = Observation(_refuse_kept, metrics=metrics, clock=clock)
 
     @property
-    def likely(self) -> bool:
-        """Whether there may be anything to refuse now."""
-        return self._registry.busy and not self._drain.begun
+    def on(self) -> bool:
+        """Whether anything is refused for its wait: a server that shuts down has another reason."""
+        return not self._drain.begun
 
     def refuses(self, scope: Scope, body: bytes | bytearray) -> bool:
-        """Return whether a request is to be answered by ``app``, which never waits for anything."""
+        """Return whether a request is to be answered by ``app``, which never waits for anything.
+
+        What is not may have reserved its work, which ``Reserving`` gives back.
+        """
         if scope["method"] != "POST" or self._host_guard.refusal(scope) or self._authorization.refusal(scope):
             return False
         error = unparsed_refusal(scope, body, self._registry)

@@ -6,7 +6,8 @@ is fair among clients, so a client waits behind as much of each other's work as 
 
 Under load most requests are refused, and each must cost next to nothing. So a body is judged by its length before it is
 parsed, with the share of its bytes that its client's last bodies had as work. What the cache answers is no work, so a
-client whose questions are known is let in whatever waits.
+client whose questions are known is let in whatever waits. A body that is let in reserves its work until it is parsed
+and admitted: of a burst, the later bodies are judged by the earlier ones, none of which is parsed yet.
 
 A client with nothing on its way rests, and a rest earns it the right to go ahead of those who always ask, with a
 question that takes a small part of the time it has rested for.
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from paragone.codes import ErrorCode
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
-from paragone_service.scoring.request import Deadline
+from paragone_service.scoring.request import Deadline, Reservation
 
 __all__ = ["Admission", "Entry"]
 
@@ -49,6 +50,8 @@ _EARNED = 0.125
 """Seconds of work ahead of others for each second of rest."""
 _SMALL = 4_096
 """Characters over which a request is no small question, whoever asks it."""
+_MUCH_MORE = 1.25
+"""Times the work that was reserved for it, over which a request is judged again once it is parsed."""
 _HARDLY_ANY_S = 0.05
 """A wait that nobody is refused for: with less to do no body needs to be judged."""
 
@@ -101,6 +104,7 @@ class Admission:
     Attributes:
         characters_per_s: the speed seen; 0 until something was finished.
         waiting: characters admitted and not answered.
+        reserved: characters of requests that are not parsed yet, as far as is known.
     """
 
     def __init__(
@@ -108,6 +112,7 @@ class Admission:
     ) -> None:
         self.characters_per_s = 0.0
         self.waiting = 0
+        self.reserved = 0
         self._model = model
         self._metrics = metrics
         self._max_wait_s = max_wait_s
@@ -125,7 +130,7 @@ class Admission:
     @property
     def busy(self) -> bool:
         """Whether so much waits that somebody may be refused."""
-        return self.waiting > self.characters_per_s * _HARDLY_ANY_S > 0
+        return self.waiting + self.reserved > self.characters_per_s * _HARDLY_ANY_S > 0
 
     def parsed(self, client: Hashable, body_bytes: int, characters: int, responses: int) -> None:
         """Remember how much work was in a client's body, which was parsed: none, where the cache answered."""
@@ -136,27 +141,35 @@ class Admission:
         known = self._known_of(client)
         known.share, known.unparsed = share, 0
 
-    def refusal_of(self, client: Hashable, body_bytes: int, deadline_s: float | None) -> ServiceError | None:
-        """Return what a request that was not parsed is refused with, or None if it is worth parsing.
+    def judged(self, client: Hashable, body_bytes: int, deadline_s: float | None) -> ServiceError | Reservation:
+        """Return what a request that was not parsed is refused with, or what it reserves if it is worth parsing.
 
         Args:
             deadline_s: how long its client waits, if it said so.
         """
         known = self._known.get(client)
-        if known is None or known.share is None:
-            known = self._strangers
-        if not self.busy or not known.share:
-            return None
+        share = self._strangers.share if known is None or known.share is None else known.share
+        if not share:
+            return Reservation(0, self._reserve, client)
+        cost = round(share * body_bytes)
+        if not self.busy:
+            return Reservation(cost, self._reserve, client)
+        known = self._known_of(client)
         if known.unparsed >= _PARSED_EVERY:
             known.unparsed = 0
-            return None
-        cost = round(known.share * body_bytes)
+            return Reservation(
+                0, self._reserve, client
+            )  # which is no promise: most of these are refused once they are parsed
         try:
             self._check(self.expected_wait_s(cost, client), cost, deadline_s)
         except ServiceError as error:
             known.unparsed += 1
             return error
-        return None
+        return Reservation(cost, self._reserve, client)
+
+    def _reserve(self, client: Hashable, characters: int) -> None:
+        self.reserved += characters
+        self._add(client, characters)
 
     def expected_wait_s(self, characters: int, client: Hashable) -> float:
         """Return how long a client waits before its next so many characters begin, as far as is known."""
@@ -175,12 +188,15 @@ class Admission:
         deadline: Deadline | None,
         *,
         before_s: float = 0.0,
+        reservation: Reservation | None = None,
     ) -> Iterator["Entry"]:
         """Admit a request for as long as the context lasts.
 
         Args:
             characters: of all that has to be read, of so many responses.
             before_s: how long it waits to be read.
+            reservation: what was reserved when it came, which ends here. What has grown by no more than a little since
+                is not judged again: those who came later are no reason to send it away.
 
         Returns:
             What to tell of each response that is finished.
@@ -189,12 +205,15 @@ class Admission:
             ServiceError: ``overloaded``, if it would wait for too long.
         """
         cost = characters + responses * _MIN_COST
-        self.check_wait(max(before_s, self.expected_wait_s(cost, client)), cost, deadline)
+        if reservation is not None:
+            reservation.release()
+        if reservation is None or cost > _MUCH_MORE * reservation.cost:
+            self.check_wait(max(before_s, self.expected_wait_s(cost, client)), cost, deadline)
         if not self.waiting:
             self._measured_at = self._clock()
         entry = Entry(self, client, cost, responses, rested=self._rested(client, cost))
         self.waiting += cost
-        self._clients[client] = self._clients.get(client, 0) + cost
+        self._add(client, cost)
         try:
             yield entry
         finally:
@@ -245,12 +264,16 @@ class Admission:
 
     def _leave(self, cost: int, client: Hashable) -> None:
         self.waiting -= cost
-        left = self._clients.get(client, 0) - cost
-        if left > 0:
-            self._clients[client] = left
+        self._add(client, -cost)
+        if client not in self._clients:
+            self._known_of(client).resting_since = self._clock()
+
+    def _add(self, client: Hashable, characters: int) -> None:
+        all_of_it = self._clients.get(client, 0) + characters
+        if all_of_it > 0:
+            self._clients[client] = all_of_it
         else:
             self._clients.pop(client, None)
-            self._known_of(client).resting_since = self._clock()
 
     def _rested(self, client: Hashable, cost: int) -> bool:
         if client in self._clients or cost > _SMALL:

@@ -299,7 +299,9 @@ class HostedModel:
         size = sum(whole for _, whole in sizes(conversations))
         self.admission.parsed(call.client, call.body_bytes, size, len(missing))
         reading_s = self._reading.expected_wait_s(size, call.client)
-        admitted = self.admission.admitted(size, len(missing), call.client, call.deadline, before_s=reading_s)
+        admitted = self.admission.admitted(
+            size, len(missing), call.client, call.deadline, before_s=reading_s, reservation=call.reservation
+        )
         with admitted if missing else contextlib.nullcontext() as entry:
             if entry is not None:
                 call = dataclasses.replace(call, rested=entry.rested)

@@ -26,6 +26,7 @@ __all__ = [
     "Problems",
     "Represented",
     "RequestItem",
+    "Reservation",
     "ResponseId",
     "Row",
     "Timings",
@@ -130,6 +131,29 @@ class Deadline:
         )
 
 
+class Reservation:
+    """The work that a body is expected to hold which was not parsed yet.
+
+    Args:
+        cost: in characters.
+        reserve: told to count so many more of a client's, or less.
+    """
+
+    __slots__ = ("_client", "_held", "_reserve", "cost")
+
+    def __init__(self, cost: int, reserve: Callable[[Hashable, int], None], client: Hashable) -> None:
+        self.cost = self._held = cost
+        self._reserve = reserve
+        self._client = client
+        reserve(client, cost)
+
+    def release(self) -> None:
+        """Give it back; what was given back already stays so."""
+        if self._held:
+            self._reserve(self._client, -self._held)
+            self._held = 0
+
+
 @dataclass(frozen=True)
 class Call:
     """How a request wants to be answered.
@@ -145,6 +169,7 @@ class Call:
         client: who asks, for fairness among those who wait: requests of equal clients wait in one line.
         rested: whether its client has rested for long enough to go ahead of others with something small.
         body_bytes: how long its body was; 0 where there was none.
+        reservation: of its work, until it is admitted.
     """
 
     problems: Problems
@@ -158,6 +183,7 @@ class Call:
     tenant: str | None = None
     rested: bool = False
     spending: Spending | None = None
+    reservation: Reservation | None = None
 
 
 @dataclass(frozen=True, slots=True)

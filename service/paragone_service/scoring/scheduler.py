@@ -63,7 +63,7 @@ _PATIENCE_S, _PATIENCE = 4.0, 5
 """How long a forward may take at least, and how many times as long as its size suggests, until it is overdue."""
 
 _TURNS = 4
-"""Turns of clients in one batch: a client keeps its turn for that part of the budget."""
+"""Turns of clients with large requests in one batch: a client keeps its turn for that part of the budget."""
 
 
 class Job(NamedTuple):
@@ -370,7 +370,9 @@ class Scheduler:
         budget = self._budget()
         for lane in self._next_lanes():
             while lane:
-                ticket = lane.peek(budget // _TURNS)
+                # What fits into a batch is taken whole when its client's turn comes: of a hundred requests that are
+                # taken a part at a time, none has its answer before nearly all of them have.
+                ticket = lane.peek(budget // _TURNS if lane is self._bulk else self.max_batch_tokens)
                 # Whoever has no waiter left was abandoned in the queue; it is popped and costs its client nothing.
                 cost = self._cost(ticket, prompts) if ticket.waiters else 0
                 late = ticket.waiters > 0 and ticket.expired(_SURELY * self._expected_s(tokens + cost))

@@ -7,9 +7,10 @@ import json
 import httpx2
 import pytest
 
+from paragone.codes import ErrorCode
 from paragone_service.app import create_app
 from paragone_service.config import Settings
-from paragone_service.http.overload import unparsed_refusal
+from paragone_service.http.overload import SCOPE_RESERVATION, unparsed_refusal
 from tests.service.conftest import serving, until
 from tests.service.doubles import gated, metric
 from tests.service.http.test_connections import listening
@@ -116,6 +117,45 @@ async def test_a_complete_request_is_refused_in_its_connection_which_stays_open(
         assert await client.answer() == (400, "invalid_json")
         requests = app.state.metrics.requests
         assert requests.labels("/v1/rewards", "503")._value.get() == 3
+
+
+async def test_a_burst_is_refused_in_its_connections_while_none_of_it_is_parsed(service):
+    async with listening(service) as (connect, server):
+        door = server.config.app.state.registry.find("bt").admission
+        door.characters_per_s = 1_000.0
+        door.parsed("somebody", 1_000, 900, 1)
+        clients = [await connect() for _ in range(6)]
+        for client in clients:
+            await client.send(HEAD + b"\r\n" + BROKEN)
+        answers = [await client.answer() for client in clients]
+        assert set(answers) <= {(400, "invalid_json"), (503, "overloaded")}
+        assert answers[0] == (400, "invalid_json")
+        # Whatever was let in, and refused for another reason, has given back what it had reserved.
+        assert (door.reserved, door.waiting, door._clients) == (0, 0, {})
+
+
+async def test_what_a_body_reserves_counts_until_it_is_answered(hosted):
+    async with gated(hosted) as (client, engine):
+        app = client.app
+        door = app.state.registry.find("bt").admission
+        assert (await client.post("/v1/rewards", json=ask(1))).status_code == 200
+        door.characters_per_s = 10.0
+        scope = {"path": "/v1/rewards", "headers": [], "client": ("somewhere", 1)}
+        content = json.dumps(ask(2)).encode()
+        assert unparsed_refusal(scope, content, app.state.registry) is None
+        assert door.reserved > 0
+        assert unparsed_refusal(scope, content, app.state.registry) is None  # it was judged already
+        other = {**scope, "client": ("elsewhere", 2)}
+        del other[SCOPE_RESERVATION]
+        assert unparsed_refusal(other, content, app.state.registry).code is ErrorCode.OVERLOADED
+        scope[SCOPE_RESERVATION].release()
+        engine.gate.clear()
+        asked = asyncio.create_task(client.post("/v1/rewards", json=ask(3)))
+        await until(lambda: engine.calls[1:])
+        assert (door.reserved, door.waiting > 0) == (0, True)
+        engine.gate.set()
+        assert (await asked).status_code == 200
+        assert (door.reserved, door.waiting, door._clients) == (0, 0, {})
 
 
 async def test_who_has_no_key_or_asks_for_another_host_hears_of_that_and_not_of_the_load(service):

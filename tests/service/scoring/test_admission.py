@@ -141,23 +141,63 @@ def test_a_rest_earns_the_right_to_go_ahead_with_an_eighth_of_its_time(door):
     assert not rested(door, "asks", 100)  # that was spent
 
 
+def judged(door, client, body_bytes, deadline_s=None):
+    """Return what a body is refused with, or None, and give back what it has reserved."""
+    judgement = door.judged(client, body_bytes, deadline_s)
+    if isinstance(judgement, ServiceError):
+        return judgement
+    judgement.release()
+    judgement.release()  # which changes nothing
+    return None
+
+
 def test_a_body_is_judged_by_the_share_of_work_in_its_clients_last_one(door):
     with contextlib.ExitStack() as stack:
         for client in "abc":
             enter(stack, door, 1000, client)
         assert door.busy
-        assert door.refusal_of("cold", 1000, None) is None  # nothing is known of any body
+        assert judged(door, "cold", 1000) is None  # nothing is known of any body
         door.parsed("cold", 1000, 936, 1)
-        refusal = door.refusal_of("cold", 1000, None)
+        refusal = judged(door, "cold", 1000)
         assert refusal.code is ErrorCode.OVERLOADED
         assert "a wait of 3.0 s is expected, over the 2.5 s" in refusal.message
-        assert door.refusal_of("cold", 1000, 7.0) is None  # half of its deadline
-        assert door.refusal_of("cold", 500, None) is None  # a small one waits behind as much of others
-        assert door.refusal_of("new", 1000, None) is not None  # judged by what all sent
+        assert judged(door, "cold", 1000, 7.0) is None  # half of its deadline
+        assert judged(door, "cold", 500) is None  # a small one waits behind as much of others
+        assert judged(door, "new", 1000) is not None  # judged by what all sent
         door.parsed("warm", 1000, 0, 0)
-        assert door.refusal_of("warm", 10_000, None) is None
+        assert judged(door, "warm", 10_000) is None
+        assert door.reserved == 0
         assert door.waiting == 3000
     assert not door.busy
+
+
+def test_of_a_burst_the_later_bodies_are_refused_before_any_is_parsed(door):
+    door.parsed("somebody", 1000, 936, 1)
+    burst = [door.judged(client, 1000, None) for client in range(20)]
+    let_in = [one for one in burst if not isinstance(one, ServiceError)]
+    assert burst[: len(let_in)] == let_in
+    assert len(let_in) == 3
+    assert (door.waiting, door.reserved) == (0, 3000)
+    assert door.busy
+    with contextlib.ExitStack() as stack:
+        # Who came first is not sent away for those who came after it; who has sent much more than it seemed is.
+        stack.enter_context(door.admitted(936, 1, 0, Deadline(1), reservation=let_in[0]))
+        with pytest.raises(ServiceError, match="a wait of"):
+            stack.enter_context(door.admitted(1936, 1, 1, Deadline(1), reservation=let_in[1]))
+        let_in[2].release()
+        assert (door.waiting, door.reserved) == (1000, 0)
+    assert not door._clients
+    with door.admitted(36, 1, 3, None) as entry:
+        assert entry.rested
+
+
+def test_a_stranger_is_parsed_in_vain_no_sooner_than_others(door):
+    door.parsed("somebody", 1000, 936, 1)
+    with contextlib.ExitStack() as stack:
+        for client in "abc":
+            enter(stack, door, 1000, client)
+        assert all(judged(door, stranger, 1000) for stranger in range(100))
+        assert [bool(judged(door, "one", 1000)) for _ in range(9)] == [True] * 8 + [False]
 
 
 def test_only_so_many_clients_are_remembered(door):

@@ -30,7 +30,7 @@ from paragone_service.http.deadlines import SCOPE_DEADLINE
 from paragone_service.http.errors import ServiceError
 from paragone_service.http.middleware import SCOPE_KEY, SCOPE_SPENDING, SCOPE_TIMINGS
 from paragone_service.http.openapi_document import scoring_document
-from paragone_service.http.overload import client_of
+from paragone_service.http.overload import SCOPE_RESERVATION, client_of
 from paragone_service.registry import Registry
 from paragone_service.scoring import answers
 from paragone_service.scoring.hosted_model import HostedModel
@@ -207,6 +207,7 @@ def call_of(
         deadline,
         tenant,
         spending=request.scope.get(SCOPE_SPENDING),
+        reservation=request.scope.get(SCOPE_RESERVATION),
     )
 
 
