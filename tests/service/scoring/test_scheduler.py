@@ -316,6 +316,20 @@ async def test_one_clients_bulk_job_does_not_starve_anothers():
         assert sum(map(len, lengths)) == 40
 
 
+async def test_requests_that_fit_into_a_batch_are_run_one_after_the_other_and_not_all_at_once():
+    async with Setup() as setup:
+        setup.device.free.clear()
+        setup.submit(1)
+        await until(lambda: setup.device.batches)
+        tickets = []
+        for length in (10, 11, 12):
+            tickets += setup.scheduler.submit([Job(None, item(length), 0)] * 6, client=length)
+        setup.device.free.set()
+        await outcomes(tickets)
+        ran = [length for batch in setup.device.batches[1:] for length in sorted(batch)]
+        assert ran == sorted(ran)
+
+
 async def test_requests_of_one_client_and_of_nobody_stay_first_in_first_out():
     for client in (None, "one"):
         async with Setup() as setup:
