@@ -22,6 +22,7 @@ from paragone_evaluation.measures.bootstrap import Estimate, Resampler
 from paragone_evaluation.measures.checks import Floats
 from paragone_evaluation.pair_results import Clustering, JudgedPairs
 from paragone_evaluation.readers.layouts import TIES_ID
+from paragone_evaluation.readers.rows import as_messages
 from paragone_evaluation.scorers import ModelCard
 
 __all__ = ["benchmark_section", "write_rewardbench_files"]
@@ -239,7 +240,7 @@ def _dialogue(data: EvaluationSet, node: int) -> list[Any]:
     prompt, _ = data.prompts[data.node_prompt[node]]
     response = data.responses[node]
     # Their files hold the text that the model saw as one conversation, the answer included.
-    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    before = as_messages(prompt)
     if isinstance(response, str):
         return [*before, {"role": "assistant", "content": response}]
     return [*before, *([response] if isinstance(response, Mapping) else response)]

@@ -13,7 +13,7 @@ import numpy as np
 
 from paragone_evaluation.dataset import ResponseText
 from paragone_evaluation.readers.files import SAME_RESPONSES, FilePass
-from paragone_evaluation.readers.rows import Content, DataRow, text_key, text_length
+from paragone_evaluation.readers.rows import Content, DataRow, as_messages, text_key, text_length
 
 __all__ = ["Tokens", "described_row", "summarised"]
 
@@ -205,12 +205,11 @@ def _prompt_length(prompt: Content) -> int:
 
 def described_row(row: DataRow) -> dict[str, Any]:
     """Return a row as plain values: its prompt, responses, and what people said of them."""
-    prompt: Any = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
     labels = [{"first": label.first, "second": label.second, "strength": label.strength} for label in row.labels]
     return {
         "line": row.line,
         "id": row.name,
-        "prompt": prompt,
+        "prompt": as_messages(row.prompt),
         "responses": [_plain(response) for response in row.responses],
         "labels": labels,
         "ratings": row.given_ratings,

@@ -14,7 +14,7 @@ from paragone_evaluation.readers.layouts import split_name
 from paragone_evaluation.readers.layouts.reading import LAYOUTS
 from paragone_evaluation.readers.mapping import parse_map
 from paragone_evaluation.readers.options import BadRowsPolicy, Rankings, ReadOptions
-from paragone_evaluation.readers.rows import STRONGEST, Content, Label, Pair, Prompt, Rating, Turns
+from paragone_evaluation.readers.rows import STRONGEST, Content, Label, Pair, Prompt, Rating, Turns, as_messages
 from paragone_evaluation.readers.sources import HUB
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "ReadOptions",
     "RowAccount",
     "Turns",
+    "as_messages",
     "parse_map",
     "read_evaluation_set",
     "read_fields",

@@ -26,6 +26,7 @@ __all__ = [
     "Prompt",
     "Rating",
     "Turns",
+    "as_messages",
     "text_key",
     "text_length",
 ]
@@ -298,6 +299,11 @@ def _question_of(group: str) -> str:
 
 def _place(file: str, line: int) -> str:
     return f"{file}:{line}" if file else ""
+
+
+def as_messages(prompt: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return a prompt as messages: text is one message of the user."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def _keyed(prompt: Content) -> tuple[str, bool]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from paragone_evaluation.readers import Prompt, read_prompts
+from paragone_evaluation.readers import Prompt
 from paragone_models.packing.attention import packed
 from paragone_models.packing.segments import segments_attention
 from paragone_training.data import PromptGroup
@@ -25,8 +25,8 @@ from paragone_training.policy.gradient import check_schedule, optimiser_steps
 from paragone_training.policy.model.logprobs import packed_row, packed_states, unpacked
 from paragone_training.policy.model.weights import context_of, load_tokenizer, policy_config
 from paragone_training.policy.recipe import PolicyRecipe, PolicyTrainingSection, command_line
-from paragone_training.policy.rows import deal, render
-from paragone_training.policy.stored_pairs import prompts_of_groups, stored_groups
+from paragone_training.policy.rows import deal
+from paragone_training.policy.run_prompts import read_run_prompts
 from paragone_training.policy.targets import most_pairs
 from paragone_training.saved_activations import fused_attention, kept_bytes, meta_attention, saved_bytes
 
@@ -53,15 +53,7 @@ def describe_plan(
         DataError: if prompts cannot be read.
     """
     check_recipe(recipe, folder, offline=offline)
-    stored = stored_groups(recipe) if recipe.data.pairs else []
-    if stored:
-        prompts = prompts_of_groups(stored)
-    else:
-        prompts = read_prompts(recipe.data.prompts, split=recipe.data.split, options=recipe.data.reading)
-    held_out = []
-    if recipe.evaluation.prompts:
-        held_out = read_prompts(recipe.evaluation.prompts, split=recipe.evaluation.split, options=recipe.data.reading)
-        held_out = held_out[: recipe.evaluation.limit or None]
+    read = read_run_prompts(recipe)
     tables = recipe.model_dump()
     adapters = tables.pop("lora")
     lines = [f"{name} = {value!r}" for name, value in tables.items()]
@@ -70,13 +62,10 @@ def describe_plan(
         tokenizer = load_tokenizer(recipe.policy.source, recipe.policy.revision)
         config = policy_config(recipe.policy.source, recipe.policy.revision)
         context = context_of(config, recipe.policy.max_length)
-        longest = context - 1 if stored else context - recipe.sampling.max_new_tokens
-        notes: list[str] | None = [] if recipe.data.reading.leaves_out and not stored else None
-        prompts = render(prompts, tokenizer, longest=longest, notes=notes)
-        held_out = render(held_out, tokenizer, longest=longest, notes=notes)
-        lines += notes or ()
-        prompt = max(len(prompt.token_ids) for prompt in [*prompts, *held_out])
-    lines += _stored_work(recipe, stored) if stored else _work(recipe, prompts, len(held_out))
+        read = read.rendered(recipe, tokenizer, context)
+        lines += read.notes
+        prompt = max(len(prompt.token_ids) for prompt in [*read.prompts, *read.held_out])
+    lines += _stored_work(recipe, read.stored) if read.stored else _work(recipe, read.prompts, len(read.held_out))
     if not offline:
         lines += _memory(recipe, config, prompt, ranks)
     return "\n".join(lines)

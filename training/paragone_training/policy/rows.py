@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined] # torch's stubs lack the store
 from torch.distributed.distributed_c10d import _get_default_store
 
-from paragone_evaluation.readers import Prompt
+from paragone_evaluation.readers import Prompt, as_messages
 from paragone_training.errors import DiskFullError, FolderTakenError, RecipeError, RunError
 
 __all__ = [
@@ -522,7 +522,7 @@ def render(prompts: Sequence[Prompt], tokenizer: Any, *, longest: int, notes: li
         )
     rendered, left_out = [], list[str]()
     for prompt in prompts:
-        messages = [{"role": "user", "content": prompt.content}] if isinstance(prompt.content, str) else prompt.content
+        messages = as_messages(prompt.content)
         tokens = tokenizer.apply_chat_template(
             messages, tools=prompt.tools, add_generation_prompt=True, tokenize=True, return_dict=False
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from paragone_evaluation.readers import Prompt, read_pairs
+from paragone_evaluation.readers import Prompt, as_messages, read_pairs
 from paragone_training.data import PromptGroup, group_pairs, training_pairs
 from paragone_training.errors import RunError
 from paragone_training.policy.recipe import PolicyRecipe
@@ -104,7 +104,7 @@ def _table(group: PromptGroup) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 def _response_ids(prompt: Prompt, text: str, tokenizer: Any, end_ids: Sequence[int]) -> tuple[int, ...]:
     """Return a response's tokens as the policy would have drawn them: up to its end token."""
-    messages = [{"role": "user", "content": prompt.content}] if isinstance(prompt.content, str) else prompt.content
+    messages = as_messages(prompt.content)
     whole = tokenizer.apply_chat_template(
         [*messages, {"role": "assistant", "content": text}], tools=prompt.tools, tokenize=True, return_dict=False
     )

@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from paragone_evaluation.readers import Prompt, read_prompts
 from paragone_training.errors import RecipeError, RunError
 from paragone_training.games import measure_cycles
 from paragone_training.policy.checks import check_recipe
@@ -47,12 +46,12 @@ from paragone_training.policy.rows import (
     locked,
     read_json_file,
     read_rows,
-    render,
     write_json,
     write_rows,
 )
+from paragone_training.policy.run_prompts import read_run_prompts
 from paragone_training.policy.sampling.rounds import Round, Samplers, play_round
-from paragone_training.policy.stored_pairs import prompts_of_groups, stored_groups, stored_round
+from paragone_training.policy.stored_pairs import stored_round
 from paragone_training.policy.targets import Float64s, labelled_pairs, tables_of
 
 __all__ = ["train_policy"]
@@ -93,37 +92,20 @@ class _PolicyRun:
         self.policy: Policy = load_policy(
             source.source, revision=source.revision, bf16=source.dtype == "bfloat16", attention=source.attention
         )
-        # A prompt has to leave room for the longest response, or responses would be cut at different lengths.
         self._context = context_of(self.policy.model.config, source.max_length)
-        longest = self._context - recipe.sampling.max_new_tokens
-        reading: Any = {"options": recipe.data.reading}
-        self._stored = stored_groups(recipe) if recipe.data.pairs else []
-        if self._stored:
-            self.prompts = self._rendered(prompts_of_groups(self._stored), self._context - 1)
-        else:
-            prompts = read_prompts(recipe.data.prompts, split=recipe.data.split, **reading)
-            self.prompts = self._rendered(prompts, longest)
-        self.held_out: list[Prompt] = []
-        if recipe.evaluation.prompts:
-            held_out = read_prompts(recipe.evaluation.prompts, split=recipe.evaluation.split, **reading)
-            held_out = held_out[: recipe.evaluation.limit or None]
-            # By text and not by id: two files may number the same prompt differently.
-            both = {prompt.text for prompt in self.prompts} & {prompt.text for prompt in held_out}
-            if both:
-                raise RecipeError(f"{len(both)} prompts of [evaluation] are trained on: keep them apart with split")
-            self.held_out = self._rendered(held_out, longest)
+        read = read_run_prompts(recipe)
+        # By text and not by id: two files may number the same prompt differently.
+        both = {prompt.text for prompt in read.prompts} & {prompt.text for prompt in read.held_out}
+        if both:
+            raise RecipeError(f"{len(both)} prompts of [evaluation] are trained on: keep them apart with split")
+        self._read = read.rendered(recipe, self.policy.tokenizer, self._context)
+        for note in self._read.notes:
+            logger.info("%s", note)
         # Every process has one, because all give the device to colocated servers; the main one samples.
-        self._samplers = Samplers(recipe, folder, self.policy, self.prompts, barrier, longest=longest)
+        longest = self._context - recipe.sampling.max_new_tokens
+        self._samplers = Samplers(recipe, folder, self.policy, self._read.prompts, barrier, longest=longest)
         self._oracles: dict[str, OracleClient] = {}
         self._trackers: Trackers | None = None  # the main process has them, if the recipe does
-
-    def _rendered(self, prompts: Sequence[Prompt], longest: int) -> list[Prompt]:
-        # Stored responses belong to their prompts: none of them can be left out here.
-        notes: list[str] | None = [] if self.recipe.data.reading.leaves_out and not self._stored else None
-        rendered = render(prompts, self.policy.tokenizer, longest=longest, notes=notes)
-        for note in notes or ():
-            logger.info("%s", note)
-        return rendered
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
@@ -203,7 +185,7 @@ class _PolicyRun:
         metrics: dict[str, Any] = {"iteration": iteration}
         for number, step in enumerate(self.method.steps(iteration), start=1):
             metrics |= self._step(iteration, number, step)
-        if self.held_out:
+        if self._read.held_out:
             with self._samplers.phase():
                 if self.main:
                     metrics["evaluation"] = self._evaluate(iteration)
@@ -296,10 +278,10 @@ class _PolicyRun:
         recipe, sampling = self.recipe, self.recipe.sampling
         seed = recipe.training.seed
         # A function of the seed and the iteration, so that a resumed run is dealt the same prompts.
-        prompts = deal(self.prompts, iteration=iteration, per_iteration=recipe.data.per_iteration, seed=seed)
-        if self._stored:
+        prompts = deal(self._read.prompts, iteration=iteration, per_iteration=recipe.data.per_iteration, seed=seed)
+        if self._read.stored:
             tokenizer, ends = self.policy.tokenizer, self.policy.end_ids
-            played = stored_round(folder, self._stored, prompts, tokenizer, ends, longest=self._context)
+            played = stored_round(folder, self._read.stored, prompts, tokenizer, ends, longest=self._context)
         else:
             played = play_round(
                 folder,
@@ -399,7 +381,7 @@ class _PolicyRun:
     ) -> list[Response]:
         """Return a policy's responses to the held-out prompts; without oracles, or compared with others' responses."""
         # A prompt that the initial policy gave no whole group to has nothing to be compared with.
-        prompts = [prompt for prompt in self.held_out if not oracles or prompt.id in against]
+        prompts = [prompt for prompt in self._read.held_out if not oracles or prompt.id in against]
         played = play_round(
             folder,
             prompts,

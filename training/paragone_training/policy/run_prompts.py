@@ -1,0 +1,65 @@
+"""The prompts of a run, read and rendered in one way by the run and by its plan."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from paragone_evaluation.readers import Prompt, read_prompts
+from paragone_training.data import PromptGroup
+from paragone_training.policy.recipe import PolicyRecipe
+from paragone_training.policy.rows import render
+from paragone_training.policy.stored_pairs import prompts_of_groups, stored_groups
+
+__all__ = ["RunPrompts", "read_run_prompts"]
+
+
+@dataclass(frozen=True)
+class RunPrompts:
+    """What a run is trained on and evaluated with.
+
+    Attributes:
+        stored: groups of stored responses, one for each of ``prompts``; empty where responses are sampled.
+        held_out: of the evaluation.
+        notes: what was left out because it does not fit.
+    """
+
+    prompts: list[Prompt]
+    stored: list[PromptGroup] = field(default_factory=list)
+    held_out: list[Prompt] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+    def rendered(self, recipe: PolicyRecipe, tokenizer: Any, context: int) -> "RunPrompts":
+        """Return the prompts with their token ids.
+
+        Args:
+            context: tokens that a prompt and a response may have together.
+
+        Raises:
+            RecipeError: if a prompt does not fit and must not be left out, or none does.
+        """
+        # A prompt has to leave room for the longest response, or responses would be cut at different lengths.
+        longest = context - recipe.sampling.max_new_tokens
+        # Stored responses belong to their prompts: none of them can be left out here.
+        notes: list[str] | None = [] if recipe.data.reading.leaves_out and not self.stored else None
+        prompts = render(self.prompts, tokenizer, longest=context - 1 if self.stored else longest, notes=notes)
+        held_out = render(self.held_out, tokenizer, longest=longest, notes=notes)
+        return replace(self, prompts=prompts, held_out=held_out, notes=tuple(notes or ()))
+
+
+def read_run_prompts(recipe: PolicyRecipe) -> RunPrompts:
+    """Return the prompts of a recipe's files, without token ids.
+
+    Raises:
+        DataError: if files cannot be read.
+    """
+    data, evaluation = recipe.data, recipe.evaluation
+    stored = stored_groups(recipe) if data.pairs else []
+    prompts = prompts_of_groups(stored) if stored else _read(data.prompts, data.split, recipe)
+    held_out: list[Prompt] = []
+    if evaluation.prompts:
+        held_out = _read(evaluation.prompts, evaluation.split, recipe)[: evaluation.limit or None]
+    return RunPrompts(prompts, stored, held_out)
+
+
+def _read(files: Sequence[str], split: str, recipe: PolicyRecipe) -> list[Prompt]:
+    return read_prompts(files, split=split, options=recipe.data.reading)
