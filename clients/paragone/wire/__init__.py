@@ -44,6 +44,7 @@ from paragone.wire.requests import (
     TournamentsRequest,
     Truncation,
 )
+from paragone.wire.signals import Shaping, Signal
 
 __all__ = [
     "ContentPart",
@@ -68,6 +69,8 @@ __all__ = [
     "RewardReturn",
     "RewardsAnswer",
     "RewardsRequest",
+    "Shaping",
+    "Signal",
     "TokensAnswer",
     "TokensItem",
     "TokensRequest",
