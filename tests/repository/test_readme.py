@@ -56,7 +56,7 @@ def test_the_first_screen_is_short():
 def test_the_set_up_commands_are_one_line_each_and_use_the_constraints():
     serve, check = (line for text in blocks("sh") for line in text.splitlines() if line.startswith("python3 -m venv"))
     assert serve.endswith("'.[service]' && .venv/bin/paragone serve")
-    assert check.endswith("-e '.[dev]' && .venv/bin/pytest")
+    assert check.endswith("-e '.[dev]' && .venv/bin/pytest -n 2 --dist loadfile")
     assert "-c constraints.txt" in serve
     assert "-c constraints.txt" in check
 
