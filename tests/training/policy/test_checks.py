@@ -20,6 +20,7 @@ WRONG = [
     ({"oracle__url": None, "oracle__serve": "./nowhere"}, "no folder here and no Hugging Face id"),
     ({"output__trackers": ["paper"]}, "output.trackers names 'paper'"),
     ({"lora": {"rank": 2, "targets": ["q_proj", "w1"]}}, "lora.targets names 'w1'; the policy's linear layers are"),
+    ({"lora": {"targets": ["lm_head"]}, "output": {"adapters": True}}, "output.adapters cannot keep one of lm_head"),
     ({"training__warmup": 100.0}, "the warm-up takes 100 steps, and the run has"),
 ]
 

@@ -43,6 +43,7 @@ SHIPPED = sorted(path for path in FOLDER.glob("*.toml") if path.stem != "mini-po
         ({"oracle": {}}, r"\[oracle\] needs either url"),
         ({"oracle__serve": "builtin:mini-bradley-terry"}, r"\[oracle\] needs either url"),
         ({"data": {"prompts": []}}, "data.prompts is empty"),
+        ({"output__adapters": True}, r"output.adapters are those of \[lora\]"),
     ],
 )
 def test_a_recipe_that_cannot_be_run_is_refused_with_value_limit_and_remedy(changes, message):

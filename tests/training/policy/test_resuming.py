@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 from pyarrow import parquet
 
 from paragone_training.policy.rows import read_json_file
@@ -78,6 +78,7 @@ DEATHS = (
     "iteration-01/metrics.json",
     "iteration-02/round-1/parts/samples-00002.parquet",
     "iteration-02/step-1/start.json",
+    "iteration-02/metrics.json",
 )
 
 
@@ -122,13 +123,15 @@ def assert_same_run(killed_folder: Path, whole_folder: Path) -> None:
         assert killed[name] == value, name
 
 
-@pytest.mark.parametrize("method", ["inpo"])
-def test_a_run_killed_at_every_stage_ends_as_an_uninterrupted_one(
-    method, tmp_path, policy_folder, prompts_file, oracle_url
+def test_a_run_killed_at_every_stage_ends_as_an_uninterrupted_one_that_keeps_all(
+    tmp_path, policy_folder, prompts_file, oracle_url
 ):
-    run_to_the_end(tmp_path / "killed", DEATHS, policy_folder, prompts_file, oracle_url, method)
-    whole = recipe(method, policy_folder, prompts_file, oracle_url, evaluation={"prompts": [str(prompts_file)]})
+    run_to_the_end(tmp_path / "killed", DEATHS, policy_folder, prompts_file, oracle_url, "inpo", output={"keep": 1})
+    whole = recipe("inpo", policy_folder, prompts_file, oracle_url, evaluation={"prompts": [str(prompts_file)]})
     train_policy(whole, tmp_path / "whole")
+    # Killed before it removed them; the run that went on did.
+    assert not (tmp_path / "killed" / "iteration-01" / "step-1" / "policy").exists()
+    shutil.rmtree(tmp_path / "whole" / "iteration-01" / "step-1" / "policy")
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 

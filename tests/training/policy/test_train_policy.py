@@ -5,7 +5,10 @@ import math
 import shutil
 
 import pytest
+import torch
+from peft import PeftModel
 from pyarrow import parquet
+from transformers import AutoModelForCausalLM
 
 from paragone_training.errors import FolderTakenError, OracleReplacedError, RecipeError, RunError
 from paragone_training.policy.evaluate import write_report
@@ -132,14 +135,37 @@ def test_an_oracle_of_another_model_stops_the_run(tmp_path, policy_folder, promp
         train_policy(recipe("sppo", *arguments, training__iterations=2), tmp_path, resume=True)
 
 
-def test_adapters_are_trained_and_merged(tmp_path, policy_folder, prompts_file, oracle_url):
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks transformers' old name
+def test_adapters_are_trained_and_merged_and_kept_as_one_of_the_initial_policy(
+    tmp_path, policy_folder, prompts_file, oracle_url
+):
     changed = recipe(
-        "inpo", policy_folder, prompts_file, oracle_url, lora={"rank": 2, "alpha": 4}, training__iterations=2
+        "inpo",
+        policy_folder,
+        prompts_file,
+        oracle_url,
+        lora={"rank": 2, "alpha": 4},
+        output={"adapters": True, "keep": 1},
     )
     train_policy(changed, tmp_path)
     start = read_json_file(tmp_path / "iteration-02" / "step-1" / "start.json")
 
     assert start["raw_loss"] == pytest.approx(start["raw_closed_form"], rel=1e-3)
+    # The iterate before is gone; its adapter is half of the last one, and leads there from the initial policy.
+    assert not (tmp_path / "iteration-01" / "step-1" / "policy").exists()
+    config = read_json_file(tmp_path / "iteration-02" / "step-1" / "adapter" / "adapter_config.json")
+    assert (config["r"], config["lora_alpha"]) == (4, 8.0)
+    assert config["base_model_name_or_path"] == str(policy_folder)
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(policy_folder), tmp_path / "iteration-02" / "step-1" / "adapter"
+    )
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "iteration-02" / "step-1" / "policy")
+    initial = AutoModelForCausalLM.from_pretrained(policy_folder)
+    with torch.no_grad():
+        expected = merged(tokens).logits
+        torch.testing.assert_close(adapted(tokens).logits, expected, atol=1e-4, rtol=1e-4)
+        assert (initial(tokens).logits - expected).abs().max() > 0.01
     files = {path.name for path in (tmp_path / "iteration-02" / "step-1" / "policy").iterdir()}
     assert "model.safetensors" in files
     assert not any(name.startswith("adapter") for name in files)

@@ -121,3 +121,8 @@ def _check_model(recipe: PolicyRecipe) -> None:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
             raise RecipeError(f"lora.targets names {target!r}; the policy's linear layers are {known}")
+        # Merged, such an adapter changes the embeddings too, which no adapter of the initial policy says.
+        if recipe.output.adapters and model.config.tie_word_embeddings and target.rpartition(".")[2] == "lm_head":
+            raise RecipeError(
+                "output.adapters cannot keep one of lm_head, tied to the embeddings: remove it from lora.targets"
+            )

@@ -1,4 +1,6 @@
-"""A run in other people's tools: numbers for the trackers that accelerate knows, answers for benchmarks.
+"""A run in other people's tools: numbers for trackers, adapters for peft and vLLM, answers for benchmarks.
+
+Trackers are those that accelerate knows:
 
     step/NAME          of gradient steps, counted over the whole run
     iteration/NAME     of metrics.json, by iteration; names of inner tables follow a slash
@@ -6,6 +8,9 @@
 Files of local trackers lie in RUN/tracking, beside sent.json: how much each tracker has. It is written before a
 point is sent, so that a run that is resumed, and takes steps again, sends no point twice. The tables of the run stay
 the record: a tracker only shows them.
+
+An adapter is what was learnt since the initial policy, of all steps that led there: W = W_0 + s (B_1 A_1 + … + B_t A_t)
+is one adapter of t times the rank, [A_1; …; A_t] and [B_1 … B_t], with the same scale s = alpha / rank.
 
     alpaca_eval    one JSON list: dataset, instruction, output, generator
     arena-hard     JSON Lines: uid, ans_id, model, messages, tstamp, metadata.token_len
@@ -19,13 +24,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from paragone_training.errors import RecipeError
-from paragone_training.policy.rows import Response, read_json_file, read_rows, write_json, write_text
+from paragone_training.errors import RecipeError, RunError
+from paragone_training.policy.rows import (
+    Response,
+    read_json_file,
+    read_rows,
+    remove_folder,
+    write_folder,
+    write_json,
+    write_text,
+)
 
-__all__ = ["Trackers", "export_answers", "steps_before"]
+__all__ = ["Trackers", "check_trackers", "export_answers", "steps_before", "write_adapter"]
 
+# The names that peft and vLLM look for.
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _Layout = Literal["alpaca_eval", "arena-hard", "mt-bench"]
 
 
@@ -125,6 +144,64 @@ def steps_before(folder: Path, step: Path | None = None) -> int:
     paths = (path for path in folder.glob("iteration-*/step-*/history.json") if path.parent != step)
     done = (read_json_file(path) for path in paths)
     return sum(max((int(line["step"]) for line in lines), default=0) for lines in done)
+
+
+def write_adapter(folder: Path, adapted: Any, origin: tuple[str, str | None], *, beneath: Path | None) -> None:
+    """Write what was learnt since the initial policy as one adapter of it.
+
+    Args:
+        adapted: peft's model, with the adapters of this step.
+        origin: folder or id, and revision, of the initial policy.
+        beneath: the adapter of the policy that the step started from; None where that is the initial one.
+
+    Raises:
+        RunError: if the adapter beneath cannot be read.
+        DiskFullError: if there is no room.
+    """
+    from peft import get_peft_model_state_dict
+
+    # Without embeddings: they are not trained, and peft would look for them where the base came from.
+    weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()}
+    config = adapted.peft_config["default"]
+    rank, alpha = config.r, config.lora_alpha
+    if beneath is not None:
+        earlier = _adapter_weights(beneath)
+        weights = {name: _stacked(name, earlier[name], tensor) for name, tensor in weights.items()}
+        rank = next(len(tensor) for name, tensor in weights.items() if "lora_A" in name)
+    # A plain copy: the model in memory still has its own rank.
+    written = type(config)(
+        **{
+            **{name: getattr(config, name) for name in ("lora_dropout", "bias", "target_modules", "task_type")},
+            "r": rank,
+            "lora_alpha": alpha * rank / config.r,
+            "base_model_name_or_path": origin[0],
+            "revision": origin[1],
+            "inference_mode": True,
+        }
+    )
+
+    def write(temporary: Path) -> None:
+        save_file(weights, temporary / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        written.save_pretrained(str(temporary))
+
+    # That of an earlier attempt at this step.
+    remove_folder(folder)
+    write_folder(folder, write)
+
+
+def _adapter_weights(folder: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(folder / _ADAPTER_WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"the adapter in {folder} cannot be read: {error}; restore it, or remove the iteration to compute it again"
+        ) from error
+
+
+def _stacked(name: str, earlier: Tensor, own: Tensor) -> Tensor:
+    """Return two adapters of a layer as one: the rows of both A, [r, in], or the columns of both B, [out, r]."""
+    return torch.cat([earlier, own], dim=0 if "lora_A" in name else 1).contiguous()
 
 
 def export_answers(samples: Path, output: Path, *, layout: str, name: str) -> int:

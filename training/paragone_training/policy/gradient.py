@@ -17,6 +17,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -478,12 +479,14 @@ def train_step(
     raw: bool,
     dtype: str,
     seed: int,
+    learnt: Callable[[Any], None] = lambda _: None,
     wait: Callable[[], None] = lambda: None,
     show: Callable[[int, dict[str, float]], None] = lambda _, __: None,
 ) -> None:
     """Take the gradient steps and write the policy that comes out.
 
     Args:
+        learnt: gets the model with its trained adapters, before they are merged.
         wait: returns when every process has called it; several processes need one.
 
     Raises:
@@ -509,7 +512,8 @@ def train_step(
         seed=seed,
     )
     # The trainer ends with this call, so that a sharded model is gone when a whole one is read below.
-    sharded, state, history = _trained(policy, trainer_of, folder, training=training, lora=lora, show=show)
+    adapted = policy.adapted(lora, learnt)
+    sharded, state, history = _trained(policy, trainer_of, folder, training=training, adapted=adapted, show=show)
     if PartialState().is_main_process:
         write_json(folder / "history.json", history)
         _check_update(update_kept(before, weight_samples(state or policy.model.state_dict()), dtype), folder, dtype)
@@ -546,12 +550,12 @@ def _trained(
     folder: Path,
     *,
     training: PolicyTrainingSection,
-    lora: LoraSection | None,
+    adapted: AbstractContextManager[nn.Module],
     show: Callable[[int, dict[str, float]], None],
 ) -> tuple[bool, dict[str, Tensor] | None, list[dict[str, Any]]]:
     """Take the gradient steps; return whether the model is in shares, its whole weights if so, and the log."""
     # The frozen columns were computed without dropout: with it every log-ratio would start below 0.
-    with policy.adapted(lora) as model, dropout_off(model):
+    with adapted as model, dropout_off(model):
         trainer = trainer_of(model)
         check_sharding(getattr(trainer.accelerator.state, "fsdp_plugin", None), policy.model.config, training)
         trainer.add_callback(_Observer(show))

@@ -150,11 +150,13 @@ def _memory(recipe: PolicyRecipe, config: Any, prompt: int, ranks: Sequence[int]
     how = "packed, prompts once" if plan.padded is None else f"padded: {plan.padded}"
     # Iterates stay on disk: a later one may be the reference, and a run goes on from any of them.
     disk = plan.model_weights * getattr(torch, recipe.output.dtype).itemsize / 1e9
+    keep = recipe.output.keep
+    kept = f"; those of the last {keep} iterations are kept, and what later ones read" if keep else ""
     return [
         f"{plan.model_weights / 1e6:,.1f} M weights; a pass is {2 * recipe.training.pairs_per_pass} sequences of "
         f"{tokens} tokens at most, {plan.rows} together ({how}). One model is in memory",
         *lines,
-        f"disk: {disk:.3f} GB for each iterate that a training step writes",
+        f"disk: {disk:.3f} GB for each iterate that a training step writes{kept}",
     ]
 
 

@@ -380,6 +380,12 @@ class _PolicyOutputSection(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Storage type of the iterates' weights. Anything but float32 rounds them, and the next iteration starts from what
     was written: the log says how much of each update survived."""
+    keep: NonNegativeInt = 0
+    """Iterations whose weights are kept, the last ones; older weights go when nothing needs them any more, and so do
+    checkpoints of steps that are done. 0 keeps all."""
+    adapters: bool = False
+    """With `[lora]`: each step also leaves what was learnt since the initial policy as one adapter of it, for peft and
+    vLLM."""
     trackers: Names = ()
     """Who else is told the numbers, by accelerate's names: `tensorboard`, `wandb`, `mlflow`, …"""
 
@@ -434,6 +440,8 @@ class PolicyRecipe(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         _check_data(self)
+        if self.output.adapters and self.lora is None:
+            raise RecipeError("output.adapters are those of [lora]: add that section, or remove adapters")
         # The method says what it can use; nothing here knows methods by name.
         targets = self.targets
         check_needs(

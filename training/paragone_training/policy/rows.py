@@ -53,6 +53,7 @@ __all__ = [
     "read_json_file",
     "read_rows",
     "read_table",
+    "remove_folder",
     "render",
     "seed_of",
     "stream",
@@ -77,7 +78,7 @@ _MAY_CHANGE = {
     | {"round_timeout_s", "tries", "patience_s", "start_timeout_s"},
     "training": {"iterations", "log_steps", "collective_timeout_s"},
     "evaluation": {"judge_url"},
-    "output": {"folder", "trackers"},
+    "output": {"folder", "trackers", "keep"},
 }
 
 
@@ -198,6 +199,16 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     with _whole(path) as temporary:
         temporary.mkdir()
         write(temporary)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there; whenever the process is killed, no part of it is left under its name."""
+    going = path.with_name(f".{path.name}.removed")
+    if path.exists():
+        shutil.rmtree(going, ignore_errors=True)
+        path.replace(going)
+    if going.exists():
+        shutil.rmtree(going)
 
 
 def need_space(folder: Path, size: int, what: str) -> None:

@@ -30,7 +30,7 @@ from paragone_training.errors import RecipeError, RunError
 from paragone_training.games import measure_cycles
 from paragone_training.policy.checks import check_recipe
 from paragone_training.policy.evaluate import compared_with_initial, describe_responses, write_report
-from paragone_training.policy.exports import Trackers, steps_before
+from paragone_training.policy.exports import Trackers, steps_before, write_adapter
 from paragone_training.policy.gradient import train_step
 from paragone_training.policy.methods.method import Step
 from paragone_training.policy.model.logprobs import check_sampler, freeze_columns, with_logprobs
@@ -46,6 +46,7 @@ from paragone_training.policy.rows import (
     locked,
     read_json_file,
     read_rows,
+    remove_folder,
     write_json,
     write_rows,
 )
@@ -181,6 +182,7 @@ class _PolicyRun:
         # Written last: an iteration that has it is done.
         path, began = self._iteration(iteration) / "metrics.json", time.monotonic()
         if path.exists():
+            self._forget(iteration)  # a run may have been killed between its last file and this
             return
         metrics: dict[str, Any] = {"iteration": iteration}
         for number, step in enumerate(self.method.steps(iteration), start=1):
@@ -196,7 +198,21 @@ class _PolicyRun:
                 self._trackers.iteration(iteration, metrics)
             # Only after metrics.json, which is what the page is made of.
             write_report(self.folder)
+            self._forget(iteration)
         self.barrier.wait()
+
+    def _forget(self, iteration: int) -> None:
+        """Remove weights and checkpoints that the recipe does not keep, now that iteration t is done."""
+        keep = self.recipe.output.keep
+        if not keep or not self.main:
+            return
+        # What later iterations read: where they start, their reference, and what the method remembers.
+        needed = {self.iterate_source(iteration + 1), self.reference_source(iteration + 1), self._memory(iteration + 1)}
+        for done in range(1, iteration + 1):
+            for step in sorted(self._iteration(done).glob("step-*")):
+                remove_folder(step / "checkpoints")
+                if done <= iteration - keep and str(step / "policy") not in needed:
+                    remove_folder(step / "policy")
 
     def _step(self, iteration: int, number: int, step: Step) -> dict[str, Any]:
         """Sample the round of a training step unless an earlier one did, take the step, and return what to report."""
@@ -246,6 +262,7 @@ class _PolicyRun:
             method=self.method,
             training=self.recipe.training,
             lora=self.recipe.lora,
+            learnt=self._adapter_writer(folder, base),
             raw=self.recipe.loss.gradient == "raw",
             dtype=self.recipe.output.dtype,
             # No two steps of a run draw the same order; no method has a thousand steps an iteration.
@@ -259,6 +276,14 @@ class _PolicyRun:
                 f"step_{number}_{name}": value for name, value in read_json_file(folder / "update.json").items()
             }
         return metrics
+
+    def _adapter_writer(self, folder: Path, base: str) -> Callable[[Any], None]:
+        """Return what writes the adapter of a training step, if the recipe wants one."""
+        if not (self.recipe.output.adapters and self.main):
+            return lambda _adapted: None
+        # The initial policy is nobody's outcome; any other base lies beside the adapter that leads to it.
+        beneath = None if base == self.iterate_source(1) else Path(base).with_name("adapter")
+        return lambda adapted: write_adapter(folder / "adapter", adapted, self.policy.origin, beneath=beneath)
 
     def _shown_steps(self, folder: Path) -> Callable[[int, dict[str, float]], None]:
         """Return what shows the numbers of a gradient step to the trackers, counted over the whole run."""

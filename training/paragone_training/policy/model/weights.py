@@ -5,7 +5,7 @@ the outcome is written once and read back. Only while gradient steps are taken d
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class Policy:
         self.model = model
         self._bf16 = bf16
         self.tokenizer = tokenizer
-        self.source = source
+        self.source = self._initial = source
         self._revision = revision
         self._home: torch.device | None = None
         self._tied = bool(getattr(model.config, "tie_word_embeddings", False))
@@ -117,6 +117,12 @@ class Policy:
         ends = getattr(self.model.generation_config, "eos_token_id", None)
         known = [ends] if isinstance(ends, int) else list(ends or [])
         return tuple(dict.fromkeys([*known, self.tokenizer.eos_token_id]))
+
+    @property
+    def origin(self) -> tuple[str, str | None]:
+        """Folder or id, and revision, of the initial policy."""
+        place = _resolve_policy(self._initial)
+        return (str(Path(place).resolve()), None) if Path(place).is_dir() else (place, self._revision)
 
     def servable(self, source: str) -> str:
         """Return what a server of another program can load: an absolute folder, or an id of the Hub."""
@@ -213,10 +219,13 @@ class Policy:
         self.source = str(folder)
 
     @contextmanager
-    def adapted(self, lora: LoraSection | None) -> Iterator[nn.Module]:
+    def adapted(self, lora: LoraSection | None, learnt: Callable[[Any], None] = lambda _: None) -> Iterator[nn.Module]:
         """Yield what is trained: the model, or the model with adapters that are merged into it at the end.
 
         Adapters of a sharded model are merged into the whole one, which every process reads again.
+
+        Args:
+            learnt: gets the whole model with its trained adapters, before they are merged.
 
         Raises:
             RecipeError: if the model has no layer of the names asked for.
@@ -236,6 +245,7 @@ class Policy:
             self.source = "in training"
             adapted = with_adapters(self.model, lora)
             take_adapters(adapted, trained)
+        learnt(adapted)
         self.model = adapted.merge_and_unload()
         for weight in self.model.parameters():
             # peft had frozen the base.
