@@ -18,6 +18,7 @@ __all__ = [
     "cyclic_triples",
     "nash",
     "ranking",
+    "reference_win_rates",
     "summarise",
     "win_rates",
 ]
@@ -74,7 +75,7 @@ def summarise(matrix: ArrayLike, *, against: ArrayLike | None = None) -> Tournam
             one of [K, R] with R ≥ 1.
     """
     table = _checked(matrix)
-    rates = win_rates(table) if against is None else _mean_against(against, len(table))
+    rates = win_rates(table) if against is None else reference_win_rates(against, len(table))
     return Tournament(
         win_rates=rates,
         ranking=ranking(rates),
@@ -103,6 +104,26 @@ def win_rates(matrix: ArrayLike) -> Float64s:
         ValueError: if ``matrix`` is no probability matrix.
     """
     return np.asarray(_checked(matrix).mean(axis=1))
+
+
+def reference_win_rates(against: ArrayLike, size: int) -> Float64s:
+    """Return each response's mean probability against the references.
+
+    Args:
+        against: P(response preferred to reference). [K, R]
+        size: K.
+
+    Returns:
+        Win rates in [0, 1]. [K]
+
+    Raises:
+        ValueError: if ``against`` holds no probabilities of [K, R] with R ≥ 1.
+    """
+    table = np.asarray(against, dtype=np.float64)
+    if table.ndim != 2 or table.shape[0] != size or table.shape[1] == 0:
+        raise ValueError(f"against must be [{size}, R] with R ≥ 1, not of shape {table.shape}")
+    _check_probabilities(table)
+    return np.asarray(table.mean(axis=1))
 
 
 def ranking(rates: ArrayLike) -> list[int]:
@@ -292,14 +313,6 @@ def _alike(payoff: Float64s, lottery: Float64s) -> Float64s:
     _, group, count = np.unique(payoff, axis=0, return_inverse=True, return_counts=True)
     group = group.reshape(-1)
     return np.asarray((np.bincount(group, weights=lottery) / count)[group])
-
-
-def _mean_against(against: ArrayLike, size: int) -> Float64s:
-    table = np.asarray(against, dtype=np.float64)
-    if table.ndim != 2 or table.shape[0] != size or table.shape[1] == 0:
-        raise ValueError(f"against must be [{size}, R] with R ≥ 1, not of shape {table.shape}")
-    _check_probabilities(table)
-    return np.asarray(table.mean(axis=1))
 
 
 def _beats(table: Float64s) -> NDArray[np.bool_]:

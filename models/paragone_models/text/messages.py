@@ -7,7 +7,7 @@ from typing import Any
 from paragone_models.errors import TextError
 from paragone_models.text.template import Message
 
-__all__ = ["MESSAGE_CHARACTERS", "characters", "plain_text", "strip_reasoning", "written"]
+__all__ = ["MESSAGE_CHARACTERS", "characters", "plain_text", "split_reasoning", "strip_reasoning", "written"]
 
 _OPENED = re.compile(r"^\s*<think>.*?(</think>\s*|$)", re.DOTALL)
 _CLOSED = re.compile(r"^.*?</think>\s*", re.DOTALL)
@@ -52,18 +52,23 @@ def _joined(parts: Any) -> str:
 def strip_reasoning(message: Message) -> dict[str, Any]:
     """Return the message without its reasoning: the ``<think>`` part of the content and ``reasoning_content``.
 
-    A part that was never closed is reasoning to its end; one that was never opened (some templates write the opening
-    tag into the prompt) ends at ``</think>``.
-
     Args:
         message: with its content as one string.
     """
     values = {key: value for key, value in message.items() if key != "reasoning_content"}
-    content = values["content"]
-    # First what the response opened itself; only without that a tag that the prompt opened.
-    stripped = _OPENED.sub("", content, count=1)
-    values["content"] = stripped if stripped != content else _CLOSED.sub("", content, count=1)
+    _, values["content"] = split_reasoning(values["content"])
     return values
+
+
+def split_reasoning(content: str) -> tuple[str, str]:
+    """Return the ``<think>`` part of a content, and the rest; the first is empty where there is none.
+
+    A part that was never closed is reasoning to its end; one that was never opened (some templates write the opening
+    tag into the prompt) ends at ``</think>``.
+    """
+    # First what the response opened itself; only without that a tag that the prompt opened.
+    part = _OPENED.match(content) or _CLOSED.match(content)
+    return ("", content) if part is None else (part.group(), content[part.end() :])
 
 
 def characters(messages: Sequence[Message]) -> int:
