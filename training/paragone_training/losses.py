@@ -12,6 +12,7 @@ from paragone_training.policy.methods.pairwise import (
     pairwise_loss,
     regression_residual,
 )
+from paragone_training.policy.methods.sft import sft_loss
 from paragone_training.policy.methods.sppo import sppo_loss, sppo_scale
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "omwu_setting",
     "pairwise_loss",
     "regression_residual",
+    "sft_loss",
     "sppo_loss",
     "sppo_scale",
 ]

@@ -7,9 +7,9 @@ import pytest
 
 from paragone_evaluation.readers import Prompt, read_prompts
 from paragone_training.errors import RecipeError
-from paragone_training.policy.gradient import _PairPasses
 from paragone_training.policy.methods.method import describe
 from paragone_training.policy.model.weights import load_tokenizer
+from paragone_training.policy.passes import PairPasses
 from paragone_training.policy.plan import describe_plan
 from paragone_training.policy.recipe import PolicyRecipe, load_policy_recipe
 from paragone_training.policy.rows import TrainingPair, deal, render
@@ -102,7 +102,7 @@ def test_a_plan_counts_what_a_run_deals(per_iteration, selection, policy_folder,
     prompts = read_prompts(made.data.prompts, split="train")
     hands = [deal(prompts, iteration=t, per_iteration=per_iteration, seed=0) for t in (1, 2)]
     pairs = len(hands[0]) * most_pairs(4, selection)
-    steps = len(_PairPasses([PAIR] * pairs, size=2, step=2, pad_id=0, seed=0))  # a step is one pass here
+    steps = len(PairPasses([PAIR] * pairs, size=2, step=2, pad_id=0, seed=0))  # a step is one pass here
 
     plan = describe_plan(made, offline=True)
     assert f"6 prompts, {len(hands[0])} an iteration, 0 held out" in plan

@@ -46,7 +46,9 @@ def test_every_method_runs_two_iterations_and_starts_each_at_its_closed_form(
 
 
 def test_the_tables_on_disk_say_everything_about_an_iteration(tmp_path, policy_folder, prompts_file, oracle_url):
-    train_policy(recipe("inpo", policy_folder, prompts_file, oracle_url, training__iterations=1), tmp_path)
+    # One step of all pairs: the first batch is the whole of them.
+    changes = {"training__iterations": 1, "training__pairs_per_step": 64, "training__pairs_per_pass": 64}
+    train_policy(recipe("inpo", policy_folder, prompts_file, oracle_url, loss__sft=0.5, **changes), tmp_path)
     folder = tmp_path / "iteration-01" / "round-1"
     responses, answers = read_rows(folder / "samples.parquet", Response), read_answers(folder / "oracle.parquet")
 
@@ -55,10 +57,21 @@ def test_the_tables_on_disk_say_everything_about_an_iteration(tmp_path, policy_f
     assert [answer.raw.shape for answer in answers] == [(3, 3)] * 6
     for answer in answers:
         assert answer.raw + answer.raw.T == pytest.approx(1.0, abs=1e-12)
-    assert len(read_rows(folder / "targets.parquet", LabelledPair)) <= 18
+    pairs = read_rows(folder / "targets.parquet", LabelledPair)
+    assert 0 < len(pairs) <= 18
     columns = parquet.read_table(tmp_path / "iteration-01" / "step-1" / "logprobs.parquet").to_pydict()
     assert columns["base_logprob"] == columns["reference_logprob"]
     assert all(value < 0 for value in columns["base_logprob"])
+    start = read_json_file(tmp_path / "iteration-01" / "step-1" / "start.json")
+    known = dict(zip(zip(columns["prompt_id"], columns["number"], strict=True), columns["base_logprob"], strict=True))
+    tokens = {(row.prompt_id, row.number): len(row.token_ids) for row in responses}
+    chosen = [(pair.prompt_id, pair.chosen) for pair in pairs if pair.preference != 0.5]
+    likelihood = sum(known[place] / tokens[place] for place in chosen) / len(pairs)
+    # INPO's scale is eta²; the SFT term stands beside the scaled loss.
+    assert start["closed_form"] == pytest.approx(0.5**2 * start["raw_closed_form"] - 0.5 * likelihood, rel=1e-6)
+    assert start["loss"] == pytest.approx(start["closed_form"], rel=1e-3)
+    (line,) = read_json_file(tmp_path / "iteration-01" / "step-1" / "history.json")
+    assert line["loss"] == pytest.approx(start["loss"], rel=1e-3)
 
 
 def test_k_responses_cost_the_oracle_k_passes_a_prompt(tmp_path, policy_folder, prompts_file, oracle_url):

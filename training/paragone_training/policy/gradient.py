@@ -1,21 +1,15 @@
-"""The gradient steps of a training step: the passes over its pairs, transformers' Trainer, and the checks beforehand.
+"""The gradient steps of a training step: its loss, transformers' Trainer, and the checks beforehand.
 
 STEP/start.json           the first-batch check and the noise floor
 STEP/history.json         the trainer's log
 STEP/policy/              the weights that came out; a step is done when this exists
 
-The mean over an optimiser step comes from ``paragone_training.trainer``. B pairs of a pass; its 2B sequences are all
-chosen ones, then all rejected ones. An epoch is cut into steps and passes of nearly equal size, so that the pairs of a
-step do not depend on the number of processes. Inside a step pairs of like length share a pass: a step's mean does not
-depend on their order, and there is less padding. Packed passes have no padding; there pairs of one prompt share a pass,
-and those of like length come next.
+The mean over an optimiser step comes from ``paragone_training.trainer``. B pairs of a pass.
 """
 
 import functools
-import itertools
 import logging
 import math
-import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,22 +21,14 @@ import torch
 from accelerate import PartialState
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments, get_scheduler, set_seed
 
 from paragone_training.adapters import recompute_activations
 from paragone_training.dropout import dropout_off
 from paragone_training.errors import RecipeError, RunError
 from paragone_training.policy.methods.method import Method, PairTargets, describe, numbers, same_shape
-from paragone_training.policy.model.logprobs import (
-    PackedRow,
-    ResponseLogprobs,
-    Sequences,
-    collated,
-    longest_of_prompts,
-    on_device,
-    response_logprobs,
-)
+from paragone_training.policy.methods.sft import sft_loss
+from paragone_training.policy.model.logprobs import ResponseLogprobs, on_device, response_logprobs
 from paragone_training.policy.model.weights import (
     Policy,
     check_sharding,
@@ -51,12 +37,13 @@ from paragone_training.policy.model.weights import (
     weight_samples,
     whole_state,
 )
+from paragone_training.policy.passes import PairPasses, of_batch, optimiser_steps
 from paragone_training.policy.recipe import PolicyTrainingSection
 from paragone_training.policy.rows import TrainingPair, need_space, write_json
 from paragone_training.settings import LoraSection
 from paragone_training.trainer import StepTrainer, last_checkpoint, training_arguments, warmup_steps
 
-__all__ = ["PolicyTrainer", "check_schedule", "optimiser_steps", "policy_trainer", "train_step"]
+__all__ = ["PolicyTrainer", "check_schedule", "policy_trainer", "train_step"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,100 +53,6 @@ _CHECKED_PAIRS = 64
 _KEPT = 0.9
 # Relative distance from the closed-form start value that float32 explains.
 _ROUNDING = 1e-4
-
-
-class _PairPasses(Dataset[dict[str, Any]]):
-    """The passes of an epoch."""
-
-    def __init__(
-        self, pairs: Sequence[TrainingPair], *, size: int, step: int, pad_id: int, seed: int, packed: bool = False
-    ) -> None:
-        self._pairs = list(pairs)
-        # Fixed for all epochs and processes: accelerate deals passes out, and steps stay the same.
-        self._slices = _slices(len(self._pairs), size, step)
-        self._passes_of_step = step // size
-        self._pad_id = pad_id
-        self._seed = seed
-        self._packed = packed
-        self._order: list[int] = []
-        self.epoch = -1
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the order of an epoch, from 0."""
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self._order = list(range(len(self._pairs)))
-            random.Random(f"{self._seed}/{epoch}").shuffle(self._order)  # noqa: S311 - shuffling, not secrets
-            # Only inside a step: which pairs a step has is left to chance, or its gradient would be of like lengths.
-            for first in range(0, len(self._slices), self._passes_of_step):
-                last = first + self._passes_of_step - 1
-                step = slice(self._slices[first].start, self._slices[last].stop)
-                self._order[step] = self._grouped(self._order[step])
-
-    def _grouped(self, places: list[int]) -> list[int]:
-        """Return the pairs of a step, the longest first; packed, prompt by prompt."""
-        if not self._packed:
-            return sorted(places, key=lambda place: -self._pairs[place].length)
-        pairs = [self._pairs[place] for place in places]
-        # Pairs of one prompt side by side: then the prompt is computed once in a pass.
-        longest = longest_of_prompts([pair.prompt_ids for pair in pairs], [pair.length for pair in pairs])
-
-        def rank(place: int) -> tuple[int, tuple[int, ...], int]:
-            pair = self._pairs[place]
-            return -longest[pair.prompt_ids], pair.prompt_ids, -pair.length
-
-        return sorted(places, key=rank)
-
-    def __len__(self) -> int:
-        return len(self._slices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self.collated([self._pairs[place] for place in self._order[self._slices[index]]])
-
-    def collated(self, pairs: Sequence[TrainingPair]) -> dict[str, Any]:
-        """Return B pairs by name: what a pass has, of 2B sequences, and what ``PairTargets`` has, each [B]."""
-        items = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
-        items += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
-        # float64 until they are on the device, where the loss takes what it computes in.
-        columns = torch.tensor([pair.targets for pair in pairs], dtype=torch.float64).unbind(dim=1)
-        return collated(items, self._pad_id, packed=self._packed)._asdict() | PairTargets(*columns)._asdict()
-
-
-def _of_batch(batch: dict[str, Any]) -> tuple[Sequences | PackedRow, PairTargets]:
-    """Return the two parts of a collated batch."""
-    kind = PackedRow if "layout" in batch else Sequences
-    return kind(*(batch[name] for name in kind._fields)), PairTargets(*(batch[name] for name in PairTargets._fields))
-
-
-def _steps_of_epoch(pairs: int, *, size: int, step: int) -> int:
-    """Return the optimiser steps of an epoch, of nearly equal size; the number of processes does not matter."""
-    passes = step // size
-    steps = -(-pairs // step)
-    if steps * passes > pairs:
-        # The last step would have passes without a pair: spread the pairs over one step less.
-        steps = pairs // step
-    if steps == 0 and pairs >= passes:
-        steps = 1
-    if steps == 0:
-        raise ValueError(
-            f"{pairs} pairs cannot fill the {passes} passes of a step: sample more prompts, or lower pairs_per_step"
-        )
-    return steps
-
-
-def optimiser_steps(pairs: int, training: PolicyTrainingSection) -> tuple[int, int]:
-    """Return the optimiser steps that are run, and those that the schedule is laid out for.
-
-    Raises:
-        ValueError: if there are fewer pairs than one step has passes.
-    """
-    an_epoch = _steps_of_epoch(pairs, size=training.pairs_per_pass, step=training.pairs_per_step)
-    laid_out = training.schedule_epochs or training.epochs
-    # A part of an epoch is rounded up: a training step takes at least one gradient step.
-    return max(math.ceil(training.epochs * an_epoch), 1), max(math.ceil(laid_out * an_epoch), 1)
 
 
 def check_schedule(training: PolicyTrainingSection, steps: int, laid_out: int) -> None:
@@ -174,14 +67,6 @@ def check_schedule(training: PolicyTrainingSection, steps: int, laid_out: int) -
         get_scheduler(training.schedule, optimiser, num_warmup_steps=rises, num_training_steps=laid_out)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"training.schedule is {training.schedule!r}: {error}") from error
-
-
-def _slices(pairs: int, size: int, step: int) -> list[slice]:
-    """Return which pairs of an epoch's order each pass has: near-equal shares, none empty."""
-    passes = _steps_of_epoch(pairs, size=size, step=step) * (step // size)
-    # Whole numbers by division, not by rounding: no pair is lost, and sizes differ by one at most.
-    edges = [pairs * number // passes for number in range(passes + 1)]
-    return [slice(first, last) for first, last in itertools.pairwise(edges)]
 
 
 class _Course(TrainerCallback):
@@ -211,11 +96,35 @@ class _Observer(TrainerCallback):
 
 
 class _PairLoss:
-    """A method's mean loss per pair over an optimiser step, and the sums of what people look at."""
+    """The mean loss per pair over an optimiser step, a method's and the SFT term's, and what people look at.
 
-    def __init__(self, method: Method, *, scale: float, raw: bool) -> None:
-        self._method, self._scale, self._raw = method, scale, raw
+    Args:
+        sft: weight of the SFT term beside the loss that is trained on.
+    """
+
+    def __init__(self, method: Method, *, scale: float, raw: bool, sft: float = 0.0) -> None:
+        self._method, self._sft = method, sft
+        # What the raw loss is multiplied by in training, and the trained one for logs.
+        self._trained, self._shown = (1.0, scale) if raw else (scale, 1.0)
         self._sums: dict[str, float] = {}
+
+    def total(self, losses: Tensor, chosen: Tensor, tokens: Tensor, preference: Tensor) -> Tensor:
+        """Return what is trained on, from raw losses and the log-probabilities of chosen responses. [B]."""
+        total = losses * self._trained
+        return total + self._sft * sft_loss(chosen, tokens, preference) if self._sft else total
+
+    def explained(self, raw: float, nats: float) -> float:
+        """Return how far ``total`` may be from its value at the base.
+
+        Args:
+            raw: what noise does to the raw loss.
+            nats: what it does to the SFT term.
+        """
+        return self._trained * raw + self._sft * nats
+
+    def shown(self, total: float) -> float:
+        """Return a total as logs have it."""
+        return total * self._shown
 
     def counts(self, batch: Mapping[str, Any]) -> tuple[int]:
         """Return the number of pairs of a pass."""
@@ -223,13 +132,21 @@ class _PairLoss:
 
     def share(self, network: nn.Module, batch: Mapping[str, Any], totals: Sequence[int]) -> Tensor:
         """Return a pass's part of the step's mean loss per pair."""
-        sequences, targets = _of_batch(dict(batch))
+        sequences, targets = of_batch(dict(batch))
         chosen, rejected = network(sequences).chunk(2)
         losses = self._method.fit.loss(chosen, rejected, targets)
+        total = self.total(losses, chosen, batch["chosen_tokens"], targets.preference)
         # How far the policy has moved from the base, which is what a loss asks for.
-        moved = chosen.detach() - targets.base_chosen, rejected.detach() - targets.base_rejected
-        self._add(losses.detach(), *moved)
-        return losses.sum() * (1.0 if self._raw else self._scale) / totals[0]
+        self._add(
+            {
+                "loss": total * self._shown,
+                "raw_loss": losses,
+                "chosen_log_ratio": chosen - targets.base_chosen,
+                "rejected_log_ratio": rejected - targets.base_rejected,
+                "chosen_nats_per_token": -chosen / batch["chosen_tokens"],
+            }
+        )
+        return total.sum() / totals[0]
 
     def means(self) -> dict[str, float]:
         """Return the means per pair since the last call, of this process's pairs; nothing before the first pass."""
@@ -237,35 +154,30 @@ class _PairLoss:
         count = sums.pop("pairs", 0.0)
         return {name: value / count for name, value in sums.items()}
 
-    def _add(self, losses: Tensor, chosen: Tensor, rejected: Tensor) -> None:
-        sums = {
-            "pairs": float(len(losses)),
-            "loss": float(losses.sum()) * self._scale,
-            "raw_loss": float(losses.sum()),
-            "chosen_log_ratio": float(chosen.sum()),
-            "rejected_log_ratio": float(rejected.sum()),
-        }
-        for name, value in sums.items():
+    def _add(self, columns: Mapping[str, Tensor]) -> None:
+        sums = {name: float(column.detach().sum()) for name, column in columns.items()}
+        for name, value in ({"pairs": float(len(columns["loss"]))} | sums).items():
             # Sums over passes, since passes may differ by one pair; divided once, by all pairs.
             self._sums[name] = self._sums.get(name, 0.0) + value
 
 
 class PolicyTrainer(StepTrainer):
-    """Train a ``ResponseLogprobs`` network on ``_PairPasses``."""
+    """Train a ``ResponseLogprobs`` network on ``PairPasses``."""
 
     def __init__(
         self,
         network: ResponseLogprobs,
         arguments: TrainingArguments,
-        passes: _PairPasses,
+        passes: PairPasses,
         method: Method,
         *,
         scale: float,
         raw: bool,
+        sft: float,
         steps: int,
     ) -> None:
-        self._losses = _PairLoss(method, scale=scale, raw=raw)
-        super().__init__(network, arguments, passes, self._losses, callbacks=[_Course(steps)])
+        self.losses = _PairLoss(method, scale=scale, raw=raw, sft=sft)
+        super().__init__(network, arguments, passes, self.losses, callbacks=[_Course(steps)])
         self.network, self.passes, self.method, self.scale = network, passes, method, scale
 
     def training_step(
@@ -279,7 +191,7 @@ class PolicyTrainer(StepTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means since the last line: the parent's loss is not scaled where the raw loss is trained on."""
-        super().log(logs | self._losses.means() if "loss" in logs else logs, *args, **kwargs)
+        super().log(logs | self.losses.means() if "loss" in logs else logs, *args, **kwargs)
 
 
 def policy_trainer(
@@ -292,8 +204,13 @@ def policy_trainer(
     raw: bool,
     pad_id: int,
     seed: int,
+    sft: float = 0.0,
 ) -> PolicyTrainer:
     """Return the trainer of one step.
+
+    Args:
+        raw: train on the raw loss.
+        sft: weight of the SFT term.
 
     Raises:
         RunError: if there are too few pairs for a step, or a step does not divide among the processes.
@@ -304,7 +221,7 @@ def policy_trainer(
     # Asked first whether it packs: the order inside a step depends on it.
     network = response_logprobs(model, training)
     try:
-        passes = _PairPasses(pairs, size=size, step=step, pad_id=pad_id, seed=seed, packed=network.packs)
+        passes = PairPasses(pairs, size=size, step=step, pad_id=pad_id, seed=seed, packed=network.packs)
     except ValueError as error:
         raise RunError(str(error)) from error
     if training.gradient_checkpointing:
@@ -320,6 +237,7 @@ def policy_trainer(
         method,
         scale=method.fit.scale(largest),
         raw=raw,
+        sft=sft,
         steps=steps,
     )
 
@@ -418,7 +336,7 @@ def _check_start(trainer: PolicyTrainer, training: PolicyTrainingSection) -> dic
     """
     # Before adapters have learnt anything: they begin as zeros, so the policy still is its base.
     fit = trainer.method.fit
-    chosen, rejected, targets = _first_pairs(trainer, training)
+    chosen, rejected, tokens, targets = _first_pairs(trainer, training)
     # What the loss looks at: a log-ratio of each response, or the difference of a pair, in which a common offset
     # cancels.
     if fit.per_response:
@@ -431,10 +349,18 @@ def _check_start(trainer: PolicyTrainer, training: PolicyTrainingSection) -> dic
         _check_noise_floor(floor, limit=training.noise_limit)
     except ValueError as error:
         raise RunError(str(error)) from error
-    loss, start = float(fit.loss(chosen, rejected, targets).double().mean()), float(fit.start(targets).mean())
+    raw_loss, raw_start = fit.loss(chosen, rejected, targets).double(), torch.from_numpy(fit.start(targets))
+    raw, raw_at_base = float(raw_loss.mean()), float(raw_start.mean())
+    of_chosen = tokens, targets.preference
+    loss = float(trainer.losses.total(raw_loss, chosen.double(), *of_chosen).mean())
+    start = float(trainer.losses.total(raw_start.to(raw_loss), targets.base_chosen.double(), *of_chosen).mean())
     # What the noise in the log-ratios can do to the loss: its slope, and the curvature of a square.
-    explained = 2.0 * fit.slope(start) * floor.spread + 2.0 * floor.spread**2
-    explained += _ROUNDING * max(start, floor.scale**2)
+    explained = 2.0 * fit.slope(raw_at_base) * floor.spread + 2.0 * floor.spread**2
+    explained += _ROUNDING * max(raw_at_base, floor.scale**2)
+    # And what it can do to the likelihood of chosen responses, which no common offset cancels in.
+    off = float(((chosen - targets.base_chosen) / tokens).abs().max())
+    nats = off + _ROUNDING * float((targets.base_chosen / tokens).abs().max())
+    explained = trainer.losses.explained(explained, nats)
     if abs(loss - start) > explained:
         raise RunError(
             f"the first batch's loss is {loss:.6g} and its closed form {start:.6g}; {explained:.2g} of difference are "
@@ -442,30 +368,37 @@ def _check_start(trainer: PolicyTrainer, training: PolicyTrainingSection) -> dic
         )
     return {
         "pairs": len(chosen),
-        "loss": loss * trainer.scale,
-        "closed_form": start * trainer.scale,
-        "raw_loss": loss,
-        "raw_closed_form": start,
+        "loss": trainer.losses.shown(loss),
+        "closed_form": trainer.losses.shown(start),
+        "raw_loss": raw,
+        "raw_closed_form": raw_at_base,
         "noise_nats": floor.spread,
         "target_nats": floor.scale,
         "noise_share": floor.share,
     }
 
 
-def _first_pairs(trainer: PolicyTrainer, training: PolicyTrainingSection) -> tuple[Tensor, Tensor, PairTargets]:
-    """Return log-probabilities under the policy in training, and the targets, of the first pairs of an epoch."""
+def _first_pairs(trainer: PolicyTrainer, training: PolicyTrainingSection) -> tuple[Tensor, Tensor, Tensor, PairTargets]:
+    """Return log-probabilities of an epoch's first pairs under the policy in training, tokens of chosen, targets."""
     network, passes = trainer.network, trainer.passes
     device = next(network.parameters()).device
-    live, targets = [], []
+    live, targets, tokens = [], [], []
     # No dropout: the frozen columns were computed without.
     network.eval()
     for index in range(min(len(passes), max(_CHECKED_PAIRS // training.pairs_per_pass, 1))):
-        sequences, columns = _of_batch(passes[index])
+        batch = passes[index]
+        sequences, columns = of_batch(batch)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.bf16):
             live.append(network(on_device(sequences, device)).chunk(2))
+        tokens.append(batch["chosen_tokens"].to(device))
         targets.append(PairTargets(*(column.to(device) for column in columns)))
     chosen, rejected = (torch.cat([halves[side] for halves in live]) for side in (0, 1))
-    return chosen, rejected, PairTargets(*(torch.cat(column) for column in zip(*targets, strict=True)))
+    return (
+        chosen,
+        rejected,
+        torch.cat(tokens),
+        PairTargets(*(torch.cat(column) for column in zip(*targets, strict=True))),
+    )
 
 
 def train_step(
@@ -479,6 +412,7 @@ def train_step(
     raw: bool,
     dtype: str,
     seed: int,
+    sft: float = 0.0,
     learnt: Callable[[Any], None] = lambda _: None,
     wait: Callable[[], None] = lambda: None,
     show: Callable[[int, dict[str, float]], None] = lambda _, __: None,
@@ -508,6 +442,7 @@ def train_step(
         method=method,
         training=training,
         raw=raw,
+        sft=sft,
         pad_id=policy.tokenizer.pad_token_id,
         seed=seed,
     )

@@ -21,9 +21,10 @@ from paragone_models.packing.segments import segments_attention
 from paragone_training.data import PromptGroup
 from paragone_training.errors import RecipeError
 from paragone_training.policy.checks import check_recipe
-from paragone_training.policy.gradient import check_schedule, optimiser_steps
+from paragone_training.policy.gradient import check_schedule
 from paragone_training.policy.model.logprobs import packed_row, packed_states, unpacked
 from paragone_training.policy.model.weights import context_of, load_tokenizer, policy_config
+from paragone_training.policy.passes import optimiser_steps
 from paragone_training.policy.recipe import PolicyRecipe, PolicyTrainingSection, command_line
 from paragone_training.policy.rows import deal
 from paragone_training.policy.run_prompts import read_run_prompts

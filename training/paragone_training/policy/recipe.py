@@ -249,6 +249,9 @@ class _LossSection(Section):
 
     gradient: Literal["scaled", "raw"] = "scaled"
     """Of the scaled loss, or of the raw one; they differ where gradients are clipped."""
+    sft: NonNegativeFloat = 0.0
+    """Weight of the negative log-likelihood of the chosen response, in nats a token, beside that loss (ties have none).
+    DPO alone lowers the likelihood of chosen responses too."""
 
 
 if TYPE_CHECKING:

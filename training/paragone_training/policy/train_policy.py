@@ -264,6 +264,7 @@ class _PolicyRun:
             lora=self.recipe.lora,
             learnt=self._adapter_writer(folder, base),
             raw=self.recipe.loss.gradient == "raw",
+            sft=self.recipe.loss.sft,
             dtype=self.recipe.output.dtype,
             # No two steps of a run draw the same order; no method has a thousand steps an iteration.
             seed=self.recipe.training.seed + 1000 * iteration + number,

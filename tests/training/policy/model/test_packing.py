@@ -13,7 +13,7 @@ from paragone_models.packing.backend import PACKED
 from paragone_models.packing.gpu import flex_attention
 from paragone_models.packing.segments import segments_attention
 from paragone_training.adapters import recompute_activations
-from paragone_training.policy.gradient import _PairPasses, train_step
+from paragone_training.policy.gradient import train_step
 from paragone_training.policy.methods.registry import method_of
 from paragone_training.policy.model import logprobs
 from paragone_training.policy.model.logprobs import (
@@ -27,6 +27,7 @@ from paragone_training.policy.model.logprobs import (
     unpacked,
 )
 from paragone_training.policy.model.weights import load_policy
+from paragone_training.policy.passes import PairPasses
 from paragone_training.policy.recipe import PolicyTrainingSection
 from paragone_training.policy.rows import TrainingPair, read_json_file
 from paragone_training.settings import LoraSection
@@ -203,7 +204,7 @@ def test_pairs_of_one_prompt_share_a_pass_and_no_pair_changes_its_step():
     steps = []
     rows = []
     for packs in (False, True):
-        passes = _PairPasses(pairs, size=4, step=24, pad_id=0, seed=1, packed=packs)
+        passes = PairPasses(pairs, size=4, step=24, pad_id=0, seed=1, packed=packs)
         batches = [passes[index] for index in range(len(passes))]
         numbers = [[int(value) for value in batch["preference"]] for batch in batches]
         steps.append([sorted(itertools.chain(*numbers[first : first + 6])) for first in (0, 6)])

@@ -4,13 +4,13 @@ import itertools
 
 import pytest
 
-from paragone_training.policy.gradient import _of_batch, _PairPasses, _steps_of_epoch
+from paragone_training.policy.passes import PairPasses, of_batch, steps_of_epoch
 from paragone_training.policy.rows import TrainingPair
 
 
 def made(count, *, size=2, step=8):
     pairs = [TrainingPair((1, 2), (number + 10, 3), (4,), (float(number), *[0.0] * 6)) for number in range(count)]
-    return _PairPasses(pairs, size=size, step=step, pad_id=0, seed=5)
+    return PairPasses(pairs, size=size, step=step, pad_id=0, seed=5)
 
 
 @pytest.mark.parametrize("count", [8, 9, 16, 17, 19, 21, 23, 4, 7])
@@ -23,7 +23,7 @@ def test_an_epoch_is_whole_steps_of_nearly_equal_size(count, size):
     passes = made(count, size=size)
     sizes = [len(passes[index]["preference"]) for index in range(len(passes))]
 
-    assert len(passes) == _steps_of_epoch(count, size=size, step=8) * (8 // size)
+    assert len(passes) == steps_of_epoch(count, size=size, step=8) * (8 // size)
     assert sum(sizes) == count
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
@@ -41,7 +41,7 @@ def test_every_pair_is_in_an_epoch_once_and_the_next_epoch_has_another_order():
 
 
 def test_a_pass_has_its_chosen_sequences_first():
-    sequences, targets = _of_batch(made(2, step=2)[0])
+    sequences, targets = of_batch(made(2, step=2)[0])
     assert sequences.input_ids.shape == (4, 4)
     assert [int(row[2]) - 10 for row in sequences.input_ids[:2]] == [int(value) for value in targets.preference]
     assert sequences.input_ids[2].tolist() == [1, 2, 4, 0]
@@ -54,8 +54,8 @@ def test_pairs_of_like_length_share_a_pass_and_no_pair_changes_its_step():
         TrainingPair((1,), tuple(range(length)), (4,), (float(number), *[0.0] * 6))
         for number, length in enumerate(lengths)
     ]
-    grouped = _PairPasses(pairs, size=2, step=8, pad_id=0, seed=5)
-    plain = _PairPasses(
+    grouped = PairPasses(pairs, size=2, step=8, pad_id=0, seed=5)
+    plain = PairPasses(
         [TrainingPair((1,), (2,), (4,), pair.targets) for pair in pairs], size=2, step=8, pad_id=0, seed=5
     )
 
