@@ -1,6 +1,7 @@
 """The client for coroutines (asyncio); ``paragone.client`` has the same methods for code that waits."""
 
 import asyncio
+import contextlib
 import threading
 import time
 import urllib.parse
@@ -30,15 +31,19 @@ from paragone.batches import (
     parts_of,
     read_json,
 )
+from paragone.cohorts import COHORTS, DEFAULT_DEADLINE_S, MemberRequest, member_request
 from paragone.connection import CONNECTIONS, DEFAULT_MAX_BYTES, Connection
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
 from paragone.ids import IdMemory
 from paragone.tracing import request_span
 from paragone.transport import Attempts, send_async
 from paragone.wire import (
+    CohortAnswer,
+    CohortReturn,
     ModelInfo,
     ModelsAnswer,
     OnError,
+    OnMissing,
     PreferencesAnswer,
     RewardReturn,
     RewardsAnswer,
@@ -257,6 +262,39 @@ class AsyncClient:
             TOURNAMENTS, groups, RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_)
         )
 
+    async def cohort(
+        self,
+        prompt: PromptLike,
+        response: ResponseLike,
+        *,
+        group: str,
+        slot: int,
+        size: int,
+        attempt: int = 0,
+        references: Sequence[ResponseLike] | None = None,
+        deadline_s: float = DEFAULT_DEADLINE_S,
+        on_missing: OnMissing = "fail",
+        return_: Sequence[CohortReturn] = (),
+        model: str | None = None,
+        truncation: Truncation = "prompt",
+    ) -> CohortAnswer:
+        """Return what ``Client.cohort`` returns; it raises the same."""
+        asked = member_request(
+            prompt,
+            response,
+            group=group,
+            slot=slot,
+            size=size,
+            attempt=attempt,
+            references=references,
+            deadline_s=deadline_s,
+            on_missing=on_missing,
+            return_=return_,
+            model=model or self._connection.model,
+            truncation=truncation,
+        )
+        return read_json(CohortAnswer, await self._send(COHORTS, asked), f"the answer of {COHORTS}")
+
     async def tokens(
         self,
         items: Iterable[ItemLike],
@@ -316,11 +354,13 @@ class AsyncClient:
             # A part counts its items from 0; the caller knows their places in the batch.
             raise part.renumbered(error) from error.__cause__
 
-    async def _send(self, path: str, part: Part[Any] | None = None) -> bytes:
+    async def _send(self, path: str, part: Part[Any] | MemberRequest | None = None) -> bytes:
         connection = self._connection
         question = connection.question(path, *((part.body, part.prompt_hash) if part is not None else ()))
+        policy = part.policy(connection.policy) if isinstance(part, MemberRequest) else connection.policy
         here = await self._here()
-        async with here.places:
-            attempts = Attempts(question, connection.policy, self._addresses, self._clock)
+        # Members wait for each other: those that had all places would wait for those that have none.
+        async with contextlib.nullcontext() if isinstance(part, MemberRequest) else here.places:
+            attempts = Attempts(question, policy, self._addresses, self._clock)
             with request_span(f"{question.method} {path}"):
                 return await send_async(here.http, attempts, sleep=self._sleep)

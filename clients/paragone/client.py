@@ -30,15 +30,19 @@ from paragone.batches import (
     parts_of,
     read_json,
 )
+from paragone.cohorts import COHORTS, DEFAULT_DEADLINE_S, MemberRequest, member_request
 from paragone.connection import CONNECTIONS, DEFAULT_MAX_BYTES, Connection
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
 from paragone.ids import IdMemory
 from paragone.tracing import request_span
 from paragone.transport import Attempts, send
 from paragone.wire import (
+    CohortAnswer,
+    CohortReturn,
     ModelInfo,
     ModelsAnswer,
     OnError,
+    OnMissing,
     PreferencesAnswer,
     RewardReturn,
     RewardsAnswer,
@@ -287,6 +291,59 @@ class Client:
             TOURNAMENTS, groups, RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_)
         )
 
+    def cohort(
+        self,
+        prompt: PromptLike,
+        response: ResponseLike,
+        *,
+        group: str,
+        slot: int,
+        size: int,
+        attempt: int = 0,
+        references: Sequence[ResponseLike] | None = None,
+        deadline_s: float = DEFAULT_DEADLINE_S,
+        on_missing: OnMissing = "fail",
+        return_: Sequence[CohortReturn] = (),
+        model: str | None = None,
+        truncation: Truncation = "prompt",
+    ) -> CohortAnswer:
+        """Return how one response does within its group, once all members of the group were sent, by whomever.
+
+        Args:
+            prompt: a text (one user message) or a list of messages; the same for all members.
+            response: the member's own: a text, a message, or a list of messages.
+            group: the group's id, one for each occurrence of a prompt in each run.
+            slot: which member this is, 0 … size−1. A repeat of it joins or is answered again.
+            size: how many members the group has.
+            attempt: a higher one begins the group anew and ends the earlier one.
+            references: other responses to the prompt, for ``reference_win_rate``; the same for all members.
+            deadline_s: how long the group may take from its first member on. [seconds]
+            on_missing: ``fail``: a group that is not whole then has no answers; ``score-present``: those that came are
+                scored, and ``missing`` lists the others.
+            return_: what to add to the answer: ``matrix_row``.
+
+        Raises:
+            DeadlineError: if members are missing at the deadline.
+            TextError: if the response cannot be scored; the others are answered without it.
+            RequestError: if it does not fit its group, or a higher attempt has begun.
+            ParagoneError: if there is no answer.
+        """
+        asked = member_request(
+            prompt,
+            response,
+            group=group,
+            slot=slot,
+            size=size,
+            attempt=attempt,
+            references=references,
+            deadline_s=deadline_s,
+            on_missing=on_missing,
+            return_=return_,
+            model=model or self._connection.model,
+            truncation=truncation,
+        )
+        return read_json(CohortAnswer, self._send(COHORTS, asked), f"the answer of {COHORTS}")
+
     def tokens(
         self,
         items: Iterable[ItemLike],
@@ -386,10 +443,13 @@ class Client:
             # With the cause of the transport's error, and not the error itself, which is the same one.
             raise part.renumbered(error) from error.__cause__
 
-    def _send(self, path: str, part: Part[Any] | None = None, stopped: Callable[[], bool] = _never) -> bytes:
+    def _send(
+        self, path: str, part: Part[Any] | MemberRequest | None = None, stopped: Callable[[], bool] = _never
+    ) -> bytes:
         self._leave_parent()
         connection = self._connection
         question = connection.question(path, *((part.body, part.prompt_hash) if part is not None else ()))
-        attempts = Attempts(question, connection.policy, self._addresses, self._clock)
+        policy = part.policy(connection.policy) if isinstance(part, MemberRequest) else connection.policy
+        attempts = Attempts(question, policy, self._addresses, self._clock)
         with request_span(f"{question.method} {path}"):
             return send(self._http, attempts, sleep=self._sleep, stopped=stopped)

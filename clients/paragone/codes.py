@@ -39,6 +39,12 @@ class ErrorCode(StrEnum):
     UNKNOWN_HOST = "unknown_host"
     METHOD_NOT_ALLOWED = "method_not_allowed"
 
+    # A cohort: what was sent does not fit its group, or its group did not become whole.
+    COHORT_CONFLICT = "cohort_conflict"
+    COHORT_SUPERSEDED = "cohort_superseded"
+    COHORT_INCOMPLETE = "cohort_incomplete"
+    COHORT_LOST = "cohort_lost"
+
     # The key is missing, wrong or spent.
     MISSING_KEY = "missing_key"
     WRONG_KEY = "wrong_key"

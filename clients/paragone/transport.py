@@ -54,6 +54,8 @@ _SHORTEST_DEADLINE_S, _LONGEST_DEADLINE_S = 0.001, 86_400.0
 """What the service takes as a deadline."""
 # What a proxy answers while the service behind it restarts, and what the service answers while it is busy.
 _RETRIED_STATUS = frozenset({502, 503, 504})
+# A group whose deadline has passed stays as it is: asked again, the server says the same.
+_FINAL = frozenset({ErrorCode.COHORT_INCOMPLETE})
 # What a server says that is well and has too much to do: whoever is told so waits for its turn.
 _BUSY = frozenset({ErrorCode.OVERLOADED, ErrorCode.TOO_MANY_CONNECTIONS, ErrorCode.QUOTA_EXCEEDED})
 _NOBODY_THERE = " (nothing has answered there yet. Is a server running at this address? paragone serve starts one)"
@@ -242,6 +244,9 @@ class Attempts:
             self._round.clear()
             return self._wait_before_retry(error, after, None)
         # A fault of the server is no passing failure, but another server may not have it. NaN will be NaN there too.
+        if error.code in _FINAL:
+            self.addresses.answered(current.url)
+            raise error
         if status in _RETRIED_STATUS or (type(error) is ServerError and self._round):
             self.addresses.failed(current.url, retry_after_s=after or 0.0)
             return self._wait_before_retry(error, after, None)

@@ -21,6 +21,8 @@ from paragone_service.cache.keys import secret_of
 from paragone_service.cache.redis_tier import RedisCache
 from paragone_service.cache.seal import Seal
 from paragone_service.cache.tiers import Cache, MemoryCache
+from paragone_service.cohorts.memory import MemoryStore
+from paragone_service.cohorts.waiting import Cohorts
 from paragone_service.config import ConfigError, Settings
 from paragone_service.engine.contract import Engine
 from paragone_service.http.deadlines import Deadlines
@@ -38,6 +40,7 @@ from paragone_service.http.middleware import (
 )
 from paragone_service.http.openapi_document import describe_routes
 from paragone_service.http.overload import QuickRefusals, Reserving
+from paragone_service.http.routes.cohorts import cohort_routes
 from paragone_service.http.routes.operation import health_routes, inspection_routes
 from paragone_service.http.routes.scoring import scoring_routes
 from paragone_service.metrics import Metrics
@@ -96,6 +99,8 @@ def create_app(
     secret = settings.read_cache_secret() or secret_of(keys[0].digest if keys else None)
     registry = Registry(models, default, settings, cache, metrics, engines=engines, secret=secret, clock=clock)
     workers = _workers()
+    store = MemoryStore(keep_s=settings.cohort_keep_s)
+    cohorts = Cohorts(store, deadline_s=settings.deadline_s, workers=workers)
 
     def guards(inner: ASGIApp) -> tuple[HostGuard, Authorization]:
         return HostGuard(inner, hosts=settings.served_hosts), Authorization(inner, keys=ring)
@@ -122,6 +127,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 (starlette's signature)
         await cache.start()
         registry.start()
+        await cohorts.start()
         if watchdog is not None:
             watchdog.watch(asyncio.get_running_loop(), list(registry))
         following = asyncio.create_task(_follow_keys(settings, ring))
@@ -130,7 +136,8 @@ def create_app(
         following.cancel()
         if watchdog is not None:
             watchdog.unwatch()
-        await registry.close()  # first, because its last batches still write into the cache
+        await cohorts.stop()
+        await registry.close()  # before the cache, because its last batches still write into the cache
         await cache.close()
         workers.shutdown(wait=True, cancel_futures=True)
 
@@ -153,6 +160,7 @@ def create_app(
     install_handlers(app)
     describe_routes(app)
     app.include_router(scoring_routes(registry, workers))
+    app.include_router(cohort_routes(registry, cohorts))
     app.include_router(inspection_routes(registry, max_body_bytes=settings.max_body_bytes))
     app.include_router(health_routes(registry, metrics, drain))
     app.include_router(docs_route(app))

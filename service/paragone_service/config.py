@@ -135,6 +135,8 @@ class Settings(BaseSettings):
     """Seconds of expected wait over which a request that names no deadline of its own is refused as overload."""
     deadline_s: float = Field(default=600, gt=0, allow_inf_nan=False)
     """Seconds in which a request is answered, or 504, where it names no deadline of its own."""
+    cohort_keep_s: float = Field(default=3_600, gt=0, allow_inf_nan=False)
+    """Seconds for which a cohort is kept after its deadline, so that repeats of its members are answered again."""
     forward_limit_s: float = Field(default=60, gt=0)
     """Seconds of one forward in this process after which its model counts as stuck; elsewhere: engine_timeout_s."""
     reading_limit_s: float = Field(default=30, gt=0)

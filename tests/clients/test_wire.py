@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from paragone import wire
 from paragone.codes import ErrorCode
 from paragone.wire import (
+    CohortRequest,
     ItemError,
     Message,
     Pair,
@@ -35,7 +36,7 @@ def pair_refusal(**changes):
     return refusal(PreferencesRequest, {"pairs": [PAIR, PAIR | changes]})
 
 
-@pytest.mark.parametrize("request_type", REQUESTS)
+@pytest.mark.parametrize("request_type", [*REQUESTS, CohortRequest])
 def test_the_example_of_each_request_is_valid(request_type):
     examples = request_type.model_json_schema()["examples"]
     assert examples
@@ -43,7 +44,7 @@ def test_the_example_of_each_request_is_valid(request_type):
         request_type.model_validate_json(json.dumps(example))
 
 
-@pytest.mark.parametrize("request_type", REQUESTS)
+@pytest.mark.parametrize("request_type", [*REQUESTS, CohortRequest])
 def test_every_field_of_a_request_is_described(request_type):
     schema = request_type.model_json_schema()
     for described in (schema, *schema["$defs"].values()):

@@ -22,6 +22,7 @@ from paragone.wire.answers import (
     Usage,
     error_detail,
 )
+from paragone.wire.cohorts import CohortAnswer, CohortRequest, CohortReturn, OnMissing, Unscored
 from paragone.wire.conversations import (
     ContentPart,
     Group,
@@ -47,6 +48,9 @@ from paragone.wire.requests import (
 from paragone.wire.signals import Shaping, Signal
 
 __all__ = [
+    "CohortAnswer",
+    "CohortRequest",
+    "CohortReturn",
     "ContentPart",
     "ErrorBody",
     "ErrorDetail",
@@ -58,6 +62,7 @@ __all__ = [
     "ModelLimits",
     "ModelsAnswer",
     "OnError",
+    "OnMissing",
     "Pair",
     "PairById",
     "Preference",
@@ -79,6 +84,7 @@ __all__ = [
     "TournamentsAnswer",
     "TournamentsRequest",
     "Truncation",
+    "Unscored",
     "Usage",
     "canonical_json",
     "canonical_turns",

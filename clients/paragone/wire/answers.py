@@ -10,14 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from paragone.codes import ErrorCode
 
 __all__ = [
+    "AnswerModel",
+    "Count",
     "ErrorBody",
     "ErrorDetail",
+    "Finite",
     "ItemError",
+    "ModelAnswer",
     "ModelInfo",
     "ModelLimits",
     "ModelsAnswer",
     "Preference",
     "PreferencesAnswer",
+    "Probability",
     "Reward",
     "RewardsAnswer",
     "TokensAnswer",
@@ -47,13 +52,13 @@ _ID = (
 )
 
 
-class _AnswerModel(BaseModel):
+class AnswerModel(BaseModel):
     """What an answer is made of: unknown fields are ignored, so that a newer server does not break an older client."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
 
-class ErrorDetail(_AnswerModel):
+class ErrorDetail(AnswerModel):
     """What went wrong."""
 
     # A code of a newer server stays a text. To refuse the whole answer because of it would hide the error.
@@ -67,7 +72,7 @@ class ErrorDetail(_AnswerModel):
     )
 
 
-class ErrorBody(_AnswerModel):
+class ErrorBody(AnswerModel):
     """The body of every answer that is not a success."""
 
     model_config = ConfigDict(
@@ -78,13 +83,13 @@ class ErrorBody(_AnswerModel):
     error: ErrorDetail = Field(description="What went wrong.")
 
 
-class ItemError(_AnswerModel):
+class ItemError(AnswerModel):
     """An error in the place of one answer, with `on_error: "report"`."""
 
     error: ErrorDetail = Field(description="Why this one has no answer.")
 
 
-class Usage(_AnswerModel):
+class Usage(AnswerModel):
     """What the answer cost."""
 
     forward_responses: Count = Field(description="Responses that went through the model. [count]")
@@ -101,7 +106,7 @@ class Usage(_AnswerModel):
     )
 
 
-class Preference(_AnswerModel):
+class Preference(AnswerModel):
     """How probable it is that the first response is preferred."""
 
     probability: Probability = Field(description="That the first is preferred to the second, in [0, 1].")
@@ -118,7 +123,7 @@ class Preference(_AnswerModel):
     second_shown: bool = Field(default=True, description=f"Of the second response. {_SHOWN}")
 
 
-class Reward(_AnswerModel):
+class Reward(AnswerModel):
     """What a model makes of one response."""
 
     reward: Finite | None = Field(
@@ -144,7 +149,7 @@ class Reward(_AnswerModel):
     id: str | None = Field(default=None, description=f"Of the response. {_ID}")
 
 
-class Tournament(_AnswerModel):
+class Tournament(AnswerModel):
     """What follows from the K×K preferences among the responses of one group."""
 
     win_rates: list[Probability] = Field(
@@ -168,7 +173,7 @@ class Tournament(_AnswerModel):
     )
 
 
-class TokensItem(_AnswerModel):
+class TokensItem(AnswerModel):
     """What exactly the model sees of one conversation."""
 
     text: str = Field(description="The conversation as rendered by the chat template, after any cut.")
@@ -185,42 +190,44 @@ class TokensItem(_AnswerModel):
     truncated_messages: Count = Field(default=0, description="Whole messages that were cut from the prompt. [count]")
 
 
-class _Answer(_AnswerModel):
+class ModelAnswer(AnswerModel):
+    """What every answer says of the model that gave it."""
+
     model: str = Field(description="Id of the model that answered.")
     identity: str = Field(description="Hash of all that the representations depend on. [64 hex digits]")
     fingerprint: str = Field(description="Hash of identity, numerics, temperature and weights. [hex digits]")
     calibrated: bool = Field(description="Whether the temperature was fitted on held-out preferences.")
 
 
-class PreferencesAnswer(_Answer):
+class PreferencesAnswer(ModelAnswer):
     """One preference per pair, in the order of the request."""
 
     preferences: list[Preference | ItemError] = Field(description="In the order of the request.")
     usage: Usage
 
 
-class RewardsAnswer(_Answer):
+class RewardsAnswer(ModelAnswer):
     """One reward per item, in the order of the request."""
 
     rewards: list[Reward | ItemError] = Field(description="In the order of the request.")
     usage: Usage
 
 
-class TournamentsAnswer(_Answer):
+class TournamentsAnswer(ModelAnswer):
     """One tournament per group, in the order of the request."""
 
     tournaments: list[Tournament | ItemError] = Field(description="In the order of the request.")
     usage: Usage
 
 
-class TokensAnswer(_Answer):
+class TokensAnswer(ModelAnswer):
     """What the model sees of each item, in the order of the request."""
 
     tokens: list[TokensItem | ItemError] = Field(description="In the order of the request.")
     usage: Usage
 
 
-class ModelLimits(_AnswerModel):
+class ModelLimits(AnswerModel):
     """What the server accepts for a model."""
 
     max_tokens: Count = Field(description="Longest conversation that is read. [tokens]")
@@ -228,7 +235,7 @@ class ModelLimits(_AnswerModel):
     max_body_bytes: Count = Field(description="Largest request body. [bytes]")
 
 
-class ModelInfo(_AnswerModel):
+class ModelInfo(AnswerModel):
     """One hosted model."""
 
     id: str = Field(description="The name to use in requests.")
@@ -263,7 +270,7 @@ class ModelInfo(_AnswerModel):
     )
 
 
-class ModelsAnswer(_AnswerModel):
+class ModelsAnswer(AnswerModel):
     """The hosted models, the default one first."""
 
     models: list[ModelInfo] = Field(description="The hosted models, the default one first.")

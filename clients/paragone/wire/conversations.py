@@ -28,6 +28,8 @@ from pydantic_core import PydanticCustomError
 
 __all__ = [
     "ContentPart",
+    "Conversations",
+    "Few",
     "Group",
     "Item",
     "JsonObject",
@@ -108,7 +110,8 @@ class _FirstErrorOnly(FailFast):
     __hash__ = object.__hash__  # pydantic's own has none, and members of a union must have one
 
 
-_Few = Annotated[list[Element], _FirstErrorOnly()]
+Few = Annotated[list[Element], _FirstErrorOnly()]
+"""A list inside an item: its first bad element ends its validation."""
 
 
 # All types that OpenAI's and vLLM's clients send are taken: a model that cannot read one says so by its name, which
@@ -163,7 +166,7 @@ class Message(_FromAnSdk):
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="Who speaks.")
     content: (
         Annotated[
-            Annotated[Text, Tag("<text>")] | Annotated[_Few[ContentPart], Tag("<parts>")],
+            Annotated[Text, Tag("<text>")] | Annotated[Few[ContentPart], Tag("<parts>")],
             Discriminator(
                 _content_kind,
                 custom_error_type="content_type",
@@ -173,13 +176,13 @@ class Message(_FromAnSdk):
         | None
     ) = Field(default=None, description="What is said: a text, or a list of parts; null beside tool calls.")
     name: Text | None = Field(default=None, description="Name of the speaker, where there are several of a role.")
-    tool_calls: _Few[JsonObject] | None = Field(default=None, description="Calls that an assistant makes.")
+    tool_calls: Few[JsonObject] | None = Field(default=None, description="Calls that an assistant makes.")
     tool_call_id: Text | None = Field(default=None, description="The call that a `tool` message answers.")
     reasoning_content: Text | None = Field(default=None, description="An assistant's thoughts before its content.")
 
 
 Prompt = Annotated[
-    Annotated[Text, Tag("<text>")] | Annotated[_Few[Message], Tag("<messages>")],
+    Annotated[Text, Tag("<text>")] | Annotated[Few[Message], Tag("<messages>")],
     Discriminator(
         _prompt_kind,
         custom_error_type="prompt_type",
@@ -187,7 +190,7 @@ Prompt = Annotated[
     ),
 ]
 Response = Annotated[
-    Annotated[Text, Tag("<text>")] | Annotated[Message, Tag("<message>")] | Annotated[_Few[Message], Tag("<messages>")],
+    Annotated[Text, Tag("<text>")] | Annotated[Message, Tag("<message>")] | Annotated[Few[Message], Tag("<messages>")],
     Discriminator(
         _response_kind,
         custom_error_type="response_type",
@@ -201,12 +204,14 @@ _PROMPT = "What was asked: a text (one user message) or a list of messages."
 _RESPONSE = "A text (one assistant message), a message, or a list of messages (an agent's turns). It may be empty."
 
 
-class _Conversations(RequestModel):
+class Conversations(RequestModel):
+    """A prompt and the tools on offer."""
+
     prompt: Prompt = Field(description=_PROMPT)
-    tools: _Few[JsonObject] | None = Field(default=None, description="Tools on offer, as OpenAI writes them.")
+    tools: Few[JsonObject] | None = Field(default=None, description="Tools on offer, as OpenAI writes them.")
 
 
-class Pair(_Conversations):
+class Pair(Conversations):
     """One prompt and two responses. The first is the one whose win is measured."""
 
     first: Response = Field(description=f"The response whose win is measured. {_RESPONSE}")
@@ -220,7 +225,7 @@ class PairById(RequestModel):
     """
 
     prompt: Prompt | None = Field(default=None, description=f"Only with a response in full. {_PROMPT}")
-    tools: _Few[JsonObject] | None = Field(default=None, description="Tools on offer, as OpenAI writes them.")
+    tools: Few[JsonObject] | None = Field(default=None, description="Tools on offer, as OpenAI writes them.")
     first: Response | None = Field(default=None, description=f"The response whose win is measured. {_RESPONSE}")
     first_id: Id | None = Field(default=None, description="The id of the first response, instead of it.")
     second: Response | None = Field(default=None, description=f"The response it is compared with. {_RESPONSE}")
@@ -251,22 +256,22 @@ def _pair_kind(value: object) -> str:
 PairForm = Annotated[Annotated[Pair, Tag("<texts>")] | Annotated[PairById, Tag("<ids>")], Discriminator(_pair_kind)]
 
 
-class Item(_Conversations):
+class Item(Conversations):
     """One prompt and one response, and perhaps references to hold it against."""
 
     response: Response = Field(description=f"The response. {_RESPONSE}")
-    references: _Few[Response] | None = Field(
+    references: Few[Response] | None = Field(
         default=None,
         min_length=1,
         description="Other responses to the prompt, for `reference_logit` and `blocks`. Read by `/v1/rewards` alone.",
     )
 
 
-class Group(_Conversations):
+class Group(Conversations):
     """One prompt and K responses, and perhaps references to hold them against."""
 
-    responses: _Few[Response] = Field(min_length=1, description=f"The K responses, in any order. Each: {_RESPONSE}")
-    references: _Few[Response] | None = Field(
+    responses: Few[Response] = Field(min_length=1, description=f"The K responses, in any order. Each: {_RESPONSE}")
+    references: Few[Response] | None = Field(
         default=None,
         min_length=1,
         description="If given, win rates are the mean probability against these, and not against the group itself.",

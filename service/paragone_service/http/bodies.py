@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 
 from paragone.codes import ErrorCode
-from paragone.wire import Group
+from paragone.wire import CohortRequest, Group
 from paragone_service.http.counting import check_counts, check_values
 from paragone_service.http.errors import ServiceError, from_validation
 from paragone_service.http.middleware import SCOPE_ASKED
@@ -22,7 +22,17 @@ from paragone_service.http.overload import unparsed_refusal
 from paragone_service.registry import Registry
 from paragone_service.scoring.request import Problems
 
-__all__ = ["MAX_GROUP", "MAX_ITEMS", "MAX_RESPONSES", "SCOPE_BODY_BYTES", "check_groups", "check_total", "read_body"]
+__all__ = [
+    "MAX_GROUP",
+    "MAX_ITEMS",
+    "MAX_RESPONSES",
+    "SCOPE_BODY_BYTES",
+    "check_groups",
+    "check_total",
+    "read_body",
+    "read_member",
+    "read_values",
+]
 
 MAX_ITEMS = 10_000
 """Pairs, items or groups in one request."""
@@ -37,6 +47,59 @@ _LARGE = 1 << 20
 """Bytes of a body that is counted beside the event loop, and not on it."""
 
 Wire = TypeVar("Wire", bound=BaseModel)
+
+
+async def read_member(request: Request) -> tuple[CohortRequest, ServiceError | None]:
+    """Read and validate the body of a member of a cohort.
+
+    Returns:
+        The request, and what is wrong with its response if that alone is: then the response is an empty one, and the
+        member can be told apart from one that never comes.
+
+    Raises:
+        ServiceError: as ``read_values``; ``too_many_items``, or ``invalid_request`` for what the wire type refuses.
+    """
+    values = await read_values(request)
+    asked = request.scope[SCOPE_ASKED] = _asked(values, 1, request.app.state.registry)
+    if request.app.state.log_texts:
+        asked["request"] = values
+    if not isinstance(values, dict) or "response" not in values:
+        return _member(values, request), None
+    try:
+        return _member(values, request), None
+    except ServiceError as error:
+        return _member({**values, "response": ""}, request), error
+
+
+def _member(values: Any, request: Request) -> CohortRequest:
+    try:
+        check_counts([values], "member", max_messages=request.app.state.max_messages)
+    except ServiceError as error:  # this request has no list whose items could be named
+        raise ServiceError(error.code, error.message.removeprefix("member[0]: ")) from None
+    try:
+        return CohortRequest.model_validate(values)
+    except ValidationError as error:
+        raise from_validation(error) from None
+
+
+async def read_values(request: Request) -> Any:
+    """Return the JSON of a request's body, not validated.
+
+    Raises:
+        ServiceError: ``overloaded``, if it would wait for too long; ``unsupported_media_type``, ``invalid_encoding``,
+            ``invalid_json`` or ``too_many_items``.
+    """
+    _check_media_type(request)
+    body = b"".join([chunk async for chunk in request.stream()])  # request.body() would keep the bytes
+    refusal = unparsed_refusal(request.scope, body, request.app.state.registry)
+    if refusal is not None:
+        raise refusal
+    request.scope[SCOPE_BODY_BYTES] = len(body)
+    if len(body) > _LARGE:
+        await asyncio.to_thread(check_values, body)
+    else:
+        check_values(body)
+    return _parse(body)
 
 
 async def read_body(
@@ -55,18 +118,7 @@ async def read_body(
             ``invalid_json``, ``too_many_items``, or ``invalid_request`` for what the wire type refuses (of single items
             only where errors are not reported).
     """
-    _check_media_type(request)
-    body = b"".join([chunk async for chunk in request.stream()])  # request.body() would keep the bytes
-    refusal = unparsed_refusal(request.scope, body, request.app.state.registry)
-    if refusal is not None:
-        raise refusal
-    request.scope[SCOPE_BODY_BYTES] = len(body)
-    if len(body) > _LARGE:
-        await asyncio.to_thread(check_values, body)
-    else:
-        check_values(body)
-    values = _parse(body)
-    del body
+    values = await read_values(request)
     items = values.get(list_field) if isinstance(values, dict) else None
     if not isinstance(items, list):
         items = []

@@ -50,6 +50,8 @@ HTTP_STATUS: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.UNKNOWN_MODEL: 404,
         ErrorCode.METHOD_NOT_ALLOWED: 405,
         ErrorCode.REQUEST_TIMEOUT: 408,
+        ErrorCode.COHORT_CONFLICT: 409,
+        ErrorCode.COHORT_SUPERSEDED: 409,
         ErrorCode.BODY_TOO_LARGE: 413,
         ErrorCode.TOO_MANY_ITEMS: 413,
         ErrorCode.UNSUPPORTED_MEDIA_TYPE: 415,
@@ -67,11 +69,13 @@ HTTP_STATUS: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.ENGINE_FAILED: 500,
         ErrorCode.NON_FINITE_SCORE: 500,
         ErrorCode.INTERNAL_ERROR: 500,
+        ErrorCode.COHORT_LOST: 503,
         ErrorCode.OVERLOADED: 503,
         ErrorCode.TOO_MANY_CONNECTIONS: 503,
         ErrorCode.ENGINE_UNAVAILABLE: 503,
         ErrorCode.NOT_READY: 503,
         ErrorCode.SHUTTING_DOWN: 503,
+        ErrorCode.COHORT_INCOMPLETE: 504,
         ErrorCode.DEADLINE_EXCEEDED: 504,
     }
 )

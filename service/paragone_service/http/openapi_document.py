@@ -14,6 +14,8 @@ from starlette.responses import PlainTextResponse
 
 from paragone.codes import ErrorCode
 from paragone.wire import (
+    CohortAnswer,
+    CohortRequest,
     ErrorBody,
     ModelInfo,
     ModelsAnswer,
@@ -28,7 +30,14 @@ from paragone.wire import (
 )
 from paragone_service.http.errors import HTTP_STATUS
 
-__all__ = ["describe_routes", "health_document", "inspection_document", "metrics_document", "scoring_document"]
+__all__ = [
+    "cohort_document",
+    "describe_routes",
+    "health_document",
+    "inspection_document",
+    "metrics_document",
+    "scoring_document",
+]
 
 _TITLE = "Paragone"
 _DESCRIPTION = """\
@@ -43,6 +52,7 @@ Reward and preference models as a service: how probable is it that the first of 
 """
 _SCHEMAS = "#/components/schemas/"
 _OWN: tuple[type[BaseModel], ...] = (
+    CohortRequest,
     PreferencesRequest,
     RewardsRequest,
     TokensRequest,
@@ -75,6 +85,13 @@ _FORWARD = (
     ErrorCode.NON_FINITE_SCORE,
     ErrorCode.OVERLOADED,
     ErrorCode.ENGINE_UNAVAILABLE,
+)
+
+_COHORT = (
+    ErrorCode.COHORT_CONFLICT,
+    ErrorCode.COHORT_SUPERSEDED,
+    ErrorCode.COHORT_INCOMPLETE,
+    ErrorCode.COHORT_LOST,
 )
 
 _ANSWERED = {
@@ -135,6 +152,16 @@ _EXAMPLES: Mapping[type[BaseModel], dict[str, Any]] = {
         ],
         "usage": _COLD,
     },
+    CohortAnswer: {
+        **_ANSWERED,
+        "win_rate": 0.61,
+        "rank": 1,
+        "size": 4,
+        "present": 4,
+        "missing": [],
+        "unscored": [{"slot": 2, "code": "response_too_long", "message": "the response has 600 tokens, …"}],
+        "usage": {**_COLD, "forward_responses": 1, "forward_tokens": 48},
+    },
     TokensAnswer: {
         **_ANSWERED,
         "tokens": [
@@ -160,6 +187,15 @@ def scoring_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[
     compares = (ErrorCode.PREFERENCES_UNAVAILABLE,) if answer is not TokensAnswer else ()
     returns = (ErrorCode.RETURN_UNAVAILABLE,) if answer is RewardsAnswer else ()
     named = (ErrorCode.UNKNOWN_ID,) if answer is PreferencesAnswer else ()
+    return _body_document(request, answer, *compares, *returns, *named, *runs)
+
+
+def cohort_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+    """Return what FastAPI needs to document the route of cohorts."""
+    return _body_document(request, answer, ErrorCode.PREFERENCES_UNAVAILABLE, *_FORWARD, *_COHORT)
+
+
+def _body_document(request: type[BaseModel], answer: type[BaseModel], *codes: ErrorCode) -> dict[str, Any]:
     examples = request.model_config.get("json_schema_extra")
     assert isinstance(examples, dict)
     example = examples["examples"]
@@ -167,7 +203,7 @@ def scoring_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[
     content = {"schema": {"$ref": f"{_SCHEMAS}{request.__name__}"}, "example": example[0]}
     return {
         "response_model": answer,
-        "responses": _errors(*_BODY, *_TEXT, *compares, *returns, *named, *runs, *_ALWAYS),
+        "responses": _errors(*_BODY, *_TEXT, *codes, *_ALWAYS),
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
     }
 

@@ -14,6 +14,7 @@ ROUTES = {
     ("post", "/v1/preferences"): wire.PreferencesAnswer,
     ("post", "/v1/rewards"): wire.RewardsAnswer,
     ("post", "/v1/tournaments"): wire.TournamentsAnswer,
+    ("post", "/v1/cohorts"): wire.CohortAnswer,
     ("post", "/v1/tokens"): wire.TokensAnswer,
     ("get", "/v1/models"): wire.ModelsAnswer,
     ("get", "/v1/models/{model}"): wire.ModelInfo,
@@ -22,6 +23,7 @@ ROUTES = {
     ("get", "/metrics"): None,
 }
 REQUESTS = {
+    "/v1/cohorts": wire.CohortRequest,
     "/v1/preferences": wire.PreferencesRequest,
     "/v1/rewards": wire.RewardsRequest,
     "/v1/tournaments": wire.TournamentsRequest,

@@ -61,7 +61,9 @@ def inspection_routes(registry: Registry, *, max_body_bytes: int) -> APIRouter:
                 for index, item in zip(indices, body.items, strict=True)
             ]
         )
-        readings = await model.read(conversations, call_of(request, body, problems))
+        readings = await model.read(
+            conversations, call_of(request, body.truncation, problems, deadline_s=body.deadline_s)
+        )
         rows = answers.tokens(indices, readings, problems)
         truncated = sum(1 for row in rows if row.truncated_tokens)
         usage = Usage(forward_responses=0, forward_tokens=0, cached_responses=0, truncated=truncated)

@@ -16,9 +16,9 @@ from paragone.wire import (
     PreferencesRequest,
     RewardsAnswer,
     RewardsRequest,
-    TokensRequest,
     TournamentsAnswer,
     TournamentsRequest,
+    Truncation,
     Usage,
 )
 from paragone.wire import (
@@ -61,7 +61,7 @@ def _add_preferences(router: APIRouter, registry: Registry) -> None:
         `P(first, second) + P(second, first)` is exactly 1 from the same representations.
         """
         body, indices, problems = await read_body(request, PreferencesRequest, "pairs")
-        call = call_of(request, body, problems)
+        call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
         items = [_pair_item(index, pair) for index, pair in zip(indices, body.pairs, strict=True)]
         body.pairs.clear()  # they may wait for long, and their texts need not
         model = registry.find(body.model)
@@ -96,7 +96,7 @@ def _add_tournaments(router: APIRouter, registry: Registry, workers: Executor) -
         model = registry.find(body.model)
         model.check_preferences()
         check_groups(body.groups)
-        call = call_of(request, body, problems)
+        call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
         items = [
             RequestItem(index, group.prompt, group.tools, [*group.responses, *(group.references or ())])
             for index, group in zip(indices, body.groups, strict=True)
@@ -126,7 +126,7 @@ def _add_rewards(router: APIRouter, registry: Registry, workers: Executor) -> No
         body, indices, problems = await read_body(request, RewardsRequest, "items")
         model = registry.find(body.model)
         _check_returned(model, body, indices, problems)
-        call = call_of(request, body, problems)
+        call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
         items = [
             RequestItem(index, item.prompt, item.tools, (item.response, *(item.references or ())))
             for index, item in zip(indices, body.items, strict=True)
@@ -182,9 +182,19 @@ def _check_returned(model: HostedModel, body: RewardsRequest, indices: Sequence[
 
 
 def call_of(
-    request: Request, body: PreferencesRequest | RewardsRequest | TournamentsRequest | TokensRequest, problems: Problems
+    request: Request,
+    truncation: Truncation,
+    problems: Problems,
+    *,
+    deadline_s: float | None = None,
+    ids: bool = False,
 ) -> Call:
-    """Return how a request wants to be answered."""
+    """Return how a request wants to be answered.
+
+    Args:
+        deadline_s: the deadline of its body, if that names one.
+        ids: whether the answer names each response by an id.
+    """
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -193,12 +203,11 @@ def call_of(
     key: ApiKey | None = request.scope.get(SCOPE_KEY)
     tenant = key.tenant if key else None
     deadline = request.scope[SCOPE_DEADLINE]
-    if body.deadline_s is not None:
-        deadline.shorten(body.deadline_s)
-    ids = "ids" in getattr(body, "return_", ())
+    if deadline_s is not None:
+        deadline.shorten(deadline_s)
     return Call(
         problems,
-        body.truncation,
+        truncation,
         gone,
         request.scope[SCOPE_TIMINGS],
         ids,

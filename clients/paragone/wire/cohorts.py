@@ -1,0 +1,129 @@
+"""A cohort: a group whose members come one request at a time, and are answered when all of them have come."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from paragone.codes import ErrorCode
+from paragone.wire.answers import AnswerModel, Count, Finite, ModelAnswer, Probability, Usage
+from paragone.wire.conversations import Conversations, Few, Response, Text
+from paragone.wire.requests import Truncation
+
+__all__ = ["CohortAnswer", "CohortRequest", "CohortReturn", "OnMissing", "Unscored"]
+
+OnMissing = Literal["fail", "score-present"]
+CohortReturn = Literal["matrix_row"]
+
+MOST_MEMBERS = 1024
+_LONGEST_DEADLINE_S = 86_400
+
+
+class CohortRequest(Conversations):
+    """Ask how one response does within its group; the answer comes once every member of the group was sent."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "group": "run-7/step-120/prompt-31",
+                    "slot": 0,
+                    "size": 8,
+                    "prompt": "Should every school have a garden? Argue for.",
+                    "response": "A school garden keeps children busy, and they learn to share the work.",
+                }
+            ]
+        }
+    )
+    model: Text | None = Field(default=None, description="Id of a hosted model; omitted: the server's default model.")
+    group: Annotated[Text, Field(min_length=1, max_length=256)] = Field(
+        description="The group's id, made by the caller: one for each occurrence of a prompt in each run. Members are "
+        "grouped by it alone, and never by their prompt's text."
+    )
+    attempt: Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)] = Field(
+        default=0,
+        description="The same for all members. A higher one starts the group anew, and ends the earlier one's waiting "
+        "with `cohort_superseded`.",
+    )
+    slot: Annotated[int, Field(ge=0, strict=True)] = Field(
+        description="Which member this is, 0 … size−1. The same slot with the same response joins or is replayed."
+    )
+    size: Annotated[int, Field(ge=1, le=MOST_MEMBERS, strict=True)] = Field(
+        description="How many members the group has. [count]"
+    )
+    response: Response = Field(
+        description="The member's response: a text (one assistant message), a message, or a list of messages."
+    )
+    references: Few[Response] | None = Field(
+        default=None,
+        min_length=1,
+        description="Other responses to the prompt, for `reference_win_rate`; the same for all members.",
+    )
+    deadline_s: Annotated[float, Field(gt=0, le=_LONGEST_DEADLINE_S, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Seconds from the arrival of the group's first member in which all must have come; that member's "
+        "counts, and nothing prolongs it. Omitted: the server's.",
+    )
+    on_missing: OnMissing = Field(
+        default="fail",
+        description="What happens at the deadline if members are missing: `fail` answers `cohort_incomplete` to all, "
+        "`score-present` scores those that came and lists the missing ones. The same for all members.",
+    )
+    truncation: Truncation = Field(
+        default="prompt",
+        description="What happens to a conversation over the model's limit: `prompt` cuts its prompt from the left, "
+        "`error` refuses it. The same for all members.",
+    )
+    return_: list[CohortReturn] = Field(
+        default=[],
+        alias="return",
+        description="What to add to the answer: `matrix_row`, the probabilities against each member.",
+    )
+
+    @model_validator(mode="after")
+    def _slot_is_of_the_group(self) -> "CohortRequest":
+        if self.slot >= self.size:
+            raise PydanticCustomError(
+                "slot",
+                "slot {slot} is not one of a group of {size}: count from 0",
+                {"slot": self.slot, "size": self.size},
+            )
+        return self
+
+
+class Unscored(AnswerModel):
+    """A member, or a reference, that could not be scored: it does not count in anybody's numbers."""
+
+    slot: Count | None = Field(default=None, description="The member's slot; null for a reference.")
+    reference: Count | None = Field(default=None, description="Index of the reference; null for a member.")
+    code: Annotated[ErrorCode | str, Field(union_mode="left_to_right")] = Field(
+        description="Why: the code that the member's own request was answered with."
+    )
+    message: str = Field(description="For people; it repeats no text.")
+
+
+class CohortAnswer(ModelAnswer):
+    """How one member does within its group. Only members that were scored count."""
+
+    win_rate: Probability | None = Field(
+        description="Mean probability against the scored members, itself counted as ½; null where it is the only one."
+    )
+    rank: Annotated[int, Field(ge=1)] | None = Field(
+        description="1 plus the number of members with a higher win rate: 1 is best; null where it is the only one."
+    )
+    reward: Finite | None = Field(
+        default=None, description="The reward; left out where the kind has no scalar. [logits, before temperature]"
+    )
+    reference_win_rate: Probability | None = Field(
+        default=None, description="Mean probability against the references that were scored; left out without any."
+    )
+    size: Count = Field(description="Members that the group should have. [count]")
+    present: Count = Field(description="Members that came, scored or not. [count]")
+    missing: list[Count] = Field(description="Slots that did not come in time; empty unless `score-present`.")
+    unscored: list[Unscored] = Field(description="Members and references that could not be scored, and why.")
+    matrix_row: list[Probability | None] | None = Field(
+        default=None,
+        description="Probability that it is preferred to the member of each slot, if asked for; null where that one "
+        "was not scored. [size]",
+    )
+    usage: Usage

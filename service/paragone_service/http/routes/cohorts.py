@@ -1,0 +1,66 @@
+"""The route of cohorts: a group's members come one request at a time, and each is answered once all have come."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from paragone.wire import CohortAnswer, CohortRequest, Unscored
+from paragone_service.cohorts.waiting import Cohorts, Outcome
+from paragone_service.http.bodies import check_total, read_member
+from paragone_service.http.openapi_document import cohort_document
+from paragone_service.http.routes.scoring import call_of
+from paragone_service.registry import Registry
+from paragone_service.scoring.hosted_model import HostedModel
+from paragone_service.scoring.request import Problems
+
+__all__ = ["cohort_routes"]
+
+
+def cohort_routes(registry: Registry, cohorts: Cohorts) -> APIRouter:
+    """Return the route of cohorts."""
+    router = APIRouter(tags=["scoring"])
+
+    @router.post("/v1/cohorts", **cohort_document(CohortRequest, CohortAnswer))
+    async def cohorts_(request: Request) -> Response:
+        """Answer how one response does within its group, once every member of the group was sent.
+
+        The forward runs when a member arrives, so that the last one waits for its own alone. A repeat of a member
+        joins it or is replayed; a client that leaves may come back for its answer.
+        """
+        body, refusal = await read_member(request)
+        model = registry.find(body.model)
+        model.check_preferences()
+        check_total(1 + len(body.references or ()))
+        call = call_of(request, body.truncation, Problems("cohort", report=True))
+        outcome = await cohorts.answer(model, body, call, refusal=refusal)
+        content = _answer(model, body, outcome).model_dump_json(exclude_unset=True)
+        return Response(content, media_type="application/json")
+
+    return router
+
+
+def _answer(model: HostedModel, body: CohortRequest, outcome: Outcome) -> CohortAnswer:
+    group, standing, place = outcome.group, outcome.standing, outcome.place
+    refused = [(slot, member.error) for slot, member in sorted(group.members.items()) if member.error is not None]
+    unscored = [Unscored(slot=slot, code=code, message=message) for slot, (code, message) in refused]
+    # Alone there is nothing to be compared with: ½ would be a number that nobody has measured.
+    alone = len(standing.slots) == 1
+    fields: dict[str, Any] = {
+        **model.header,
+        "win_rate": None if alone else float(standing.win_rates[place]),
+        "rank": None if alone else standing.rank(place),
+        "size": group.head.size,
+        "present": len(group.members),
+        "missing": group.missing,
+        "unscored": [*unscored, *outcome.bad_references],
+        "usage": outcome.usage,
+    }
+    # Only fields that are set are sent.
+    if standing.rewards is not None:
+        fields["reward"] = float(standing.rewards[place])
+    if body.references is not None:
+        fields["reference_win_rate"] = standing.reference_win_rate(place)
+    if "matrix_row" in body.return_:
+        fields["matrix_row"] = standing.row(place, group.head.size)
+    return CohortAnswer(**fields)
