@@ -2,6 +2,7 @@ import asyncio
 import dataclasses
 import inspect
 import logging
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -96,11 +97,12 @@ def test_judges_take_conversations(client, oracle):
 
 
 def rewards_of(kind, oracle, *arguments, **columns):
-    signal = columns.pop("signal", "win_rate")
+    names = ("signal", "num_generations", "num_generations_eval")
+    settings = {name: columns.pop(name) for name in names if name in columns}
     if kind == "sync":
         with Client(transport=oracle.transport()) as client:
-            return trl.reward_function(client, signal=signal)(*arguments, **columns)
-    return awaited(oracle, lambda client: trl.async_reward_function(client, signal=signal)(*arguments, **columns))
+            return trl.reward_function(client, **settings)(*arguments, **columns)
+    return awaited(oracle, lambda client: trl.async_reward_function(client, **settings)(*arguments, **columns))
 
 
 both = pytest.mark.parametrize("kind", ["sync", "async"])
@@ -135,6 +137,56 @@ def test_a_refused_group_is_none_and_never_a_number(kind, oracle, caplog):
 
 
 @both
+def test_a_number_of_generations_makes_groups_and_equal_prompts_do_not(kind, oracle):
+    prompts, completions = ["p"] * 4, ["a", "aaa", "aaaaa", "aaaaaaa"]
+    settings = {"prompts": prompts, "completions": completions}
+    rewards = rewards_of(kind, oracle, num_generations=2, **settings)
+    assert rewards == [(0.5 + probability(*pair)) / 2 for pair in (("a", "aaa"), ("aaa", "a")) * 2]
+    assert [len(group["responses"]) for group in oracle.bodies()[0]["groups"]] == [2, 2]
+    assert rewards_of(kind, oracle, **settings) != rewards
+
+
+@both
+@pytest.mark.parametrize("prompts", [["p", "p", "q"], ["p", "p", "q", "p"]])
+def test_completions_that_are_no_whole_groups_are_refused_and_say_why(kind, oracle, prompts):
+    with pytest.raises(ValueError, match=f"{len(prompts)} completions are not whole groups of 2 .*num_generations"):
+        rewards_of(kind, oracle, num_generations=2, prompts=prompts, completions=["a"] * len(prompts))
+    assert oracle.seen == []
+
+
+@both
+def test_evaluation_may_have_another_number_of_generations(kind, oracle):
+    numbers = {"num_generations": 4, "num_generations_eval": 2}
+    prompts = ["p", "p", "q", "q"]
+    assert None not in rewards_of(kind, oracle, **numbers, prompts=prompts, completions=["a", "b", "cc", "d"])
+    assert len(oracle.bodies()[0]["groups"]) == 2
+    with pytest.raises(ValueError, match="num_generations_eval is 0"):
+        rewards_of(kind, oracle, num_generations_eval=0)
+
+
+@both
+@pytest.mark.parametrize("signal", ["win_rate", "reward"])
+def test_what_is_no_reward_is_logged_beside_it(kind, oracle, signal):
+    metrics, extras = {}, {}
+    logging_in_trl = {"log_metric": metrics.__setitem__, "log_extra": extras.__setitem__}
+    rewards_of(
+        kind,
+        oracle,
+        signal=signal,
+        num_generations=2,
+        prompts=["p", "p", "q", "q"],
+        completions=["a", "bbb", "bad", "c"],
+        **logging_in_trl,
+    )
+    if signal == "reward":
+        assert metrics == {"paragone/unscored": 0.25}
+        assert extras == {"paragone_reward": [0.1, 0.3, None, 0.1]}
+    else:
+        assert metrics == {"paragone/unscored": 0.5, "paragone/cyclic_triples": 0.0}
+        assert extras == {"paragone_rank": [2, 1, None, None]}
+
+
+@both
 def test_a_completion_that_is_alone_has_no_win_rate(kind, oracle, caplog):
     assert rewards_of(kind, oracle, prompts=["p", "q", "q"], completions=["a", "a", "bb"])[0] is None
     assert "alone" in caplog.text
@@ -157,6 +209,7 @@ def test_trl_finds_a_name_and_knows_which_function_is_a_coroutine(client):
     waits = trl.reward_function(client)
     awaits = trl.async_reward_function(AsyncClient(), signal="reward")
     assert (waits.__name__, awaits.__name__) == ("paragone_win_rate", "paragone_reward")
+    assert (waits.func.__name__, awaits.func.__name__) == ("paragone_win_rate", "paragone_reward")  # TRL unwraps
     assert not inspect.iscoroutinefunction(waits)
     assert inspect.iscoroutinefunction(awaits)
 
@@ -216,14 +269,31 @@ def test_verl_gets_an_exception_where_there_is_no_score(oracle):
 class Sample:
     prompt: Any
     response: str
+    label: Any = None
     metadata: dict = dataclasses.field(default_factory=dict)
 
 
-def test_slime_gets_the_win_rates_of_a_group_in_its_order(oracle):
-    samples = [Sample("p", "a"), Sample("p", "aaa"), Sample("q", "b"), Sample("q", "bb")]
-    rewards = awaited(oracle, lambda client: slime.custom_rm(client)(None, samples, evaluation=False))
-    assert rewards[:2] == [(0.5 + probability("a", "aaa")) / 2, (0.5 + probability("aaa", "a")) / 2]
-    assert len(rewards) == 4
+@dataclasses.dataclass
+class Arguments:
+    group_rm: bool = True
+
+
+def test_slime_gets_the_win_rates_of_the_call_whatever_its_prompts_are(oracle, caplog):
+    samples = [Sample("p", "a"), Sample("p in /tmp/1", "aaa")]
+    rewards = awaited(oracle, lambda client: slime.custom_rm(client)(Arguments(), samples, evaluation=False))
+    assert rewards == [(0.5 + probability("a", "aaa")) / 2, (0.5 + probability("aaa", "a")) / 2]
+    assert "prompts of a group differ" in caplog.text
+    assert oracle.bodies()[0]["groups"][0]["prompt"] == "p"
+
+
+def test_slime_gets_a_list_of_the_shape_that_it_gave(oracle):
+    samples = [[Sample("p", "a"), Sample("p", "aaa")], Sample("p", "aaaaa")]
+    first, last = awaited(oracle, lambda client: slime.custom_rm(client)(Arguments(), samples))
+    lengths = {"a": first[0], "aaa": first[1], "aaaaa": last}
+    for response, reward in lengths.items():
+        assert reward == pytest.approx(sum(probability(response, other) for other in lengths) / 3)
+    scalars = awaited(oracle, lambda client: slime.custom_rm(client, signal="reward")(Arguments(), samples))
+    assert scalars == [[0.1, 0.3], 0.5]
 
 
 def test_slime_gets_a_number_for_one_sample(oracle):
@@ -233,8 +303,14 @@ def test_slime_gets_a_number_for_one_sample(oracle):
         awaited(oracle, lambda client: reward(client)(None, Sample("p", "four")))
 
 
+def test_slime_without_group_rm_gives_the_parts_of_one_sample_and_these_are_no_rivals(oracle):
+    parts = [Sample("p", "a"), Sample("p a b", "aaa")]
+    with pytest.raises(ValueError, match="group-rm"):
+        awaited(oracle, lambda client: slime.custom_rm(client)(Arguments(group_rm=False), parts))
+
+
 def test_slime_may_find_the_prompt_elsewhere(oracle):
-    sample = Sample("<|im_start|>user…", "four", {"messages": user("p")})
+    sample = Sample("<|im_start|>user…", "four", metadata={"messages": user("p")})
     rm = {"signal": "reward", "prompt_of": lambda sample: sample.metadata["messages"]}
     awaited(oracle, lambda client: slime.custom_rm(client, **rm)(None, sample))
     assert oracle.bodies()[0]["items"][0]["prompt"] == user("p")
@@ -243,6 +319,18 @@ def test_slime_may_find_the_prompt_elsewhere(oracle):
 def test_slime_gets_an_exception_where_there_is_no_reward(oracle):
     with pytest.raises(TextError):
         awaited(oracle, lambda client: slime.custom_rm(client)(None, [Sample("p", "a"), Sample("p", "bad")]))
+    with pytest.raises(TextError):
+        awaited(oracle, lambda client: slime.eval_rm(client)(None, Sample("p", "bad")))
+
+
+def test_slime_evaluates_samples_without_a_group(oracle):
+    sample = Sample("p", "four", label="sixsix")
+    assert awaited(oracle, lambda client: slime.eval_rm(client)(Arguments(False), sample)) == 0.4
+    against = {"signal": "against_label"}
+    rate = awaited(oracle, lambda client: slime.eval_rm(client, **against)(Arguments(False), [sample]))
+    assert rate == [probability("four", "sixsix")]
+    with pytest.raises(ValueError, match="no text as its label"):
+        awaited(oracle, lambda client: slime.eval_rm(client, **against)(Arguments(False), Sample("p", "four")))
 
 
 # tinker-cookbook
@@ -288,6 +376,22 @@ def test_tinker_messages_are_put_into_the_shape_of_the_wire(oracle):
             "tool_calls": [{"type": "function", "mode": "json"}],
         }
     ]
+
+
+def test_all_functions_for_hosts_can_be_pickled():
+    waiting, awaiting = Client(), AsyncClient()
+    functions = [
+        *(trl.reward_function(waiting, signal=signal, num_generations=4) for signal in ("win_rate", "reward")),
+        *(trl.async_reward_function(awaiting, signal=signal) for signal in ("win_rate", "reward")),
+        slime.custom_rm(awaiting),
+        slime.eval_rm(awaiting),
+        verl.compute_score(awaiting),
+        tinker.PreferenceModel(awaiting),
+    ]
+    for function in functions:
+        copy = pickle.loads(pickle.dumps(function))
+        assert inspect.iscoroutinefunction(copy) == inspect.iscoroutinefunction(function)
+        assert getattr(copy, "__name__", None) == getattr(function, "__name__", None)
 
 
 def test_the_logs_of_the_adapters_repeat_no_text(oracle, caplog):

@@ -1,6 +1,6 @@
 """Plugs for other people's training loops, each in the shape that its host reads, none importing its host.
 
-    paragone.adapters.trl       PairwiseJudge, RankJudge, reward_function, async_reward_function
+    paragone.adapters.trl       reward_function, async_reward_function, WinRateCallback, PairwiseJudge, RankJudge
     paragone.adapters.verl      compute_score
     paragone.adapters.slime     custom_rm
     paragone.adapters.tinker    PreferenceModel

@@ -1,7 +1,6 @@
-"""What the adapters share: conversations as hosts hold them, and rewards within the group of one prompt."""
+"""What the adapters share: conversations as hosts hold them, and answers as the numbers that hosts take."""
 
 import functools
-import json
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
@@ -9,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from paragone.exceptions import UnsupportedError, checked
 from paragone.wire import ItemError, Reward, RewardsAnswer, Tournament, TournamentsAnswer
 
-__all__ = ["Signal", "bound", "group_win_rates", "groups_of", "host_turns", "item_rewards", "scalar_rewards"]
+__all__ = ["Signal", "bound", "group_win_rates", "host_turns", "item_rewards", "scalar_rewards"]
 
 Signal = Literal["win_rate", "reward"]
 
@@ -40,16 +39,6 @@ def host_turns(turns: Any, *, role: str) -> Any:
     if isinstance(turns, str):
         return turns
     return [{"role": role, **{name: value for name, value in turn.items() if value is not None}} for turn in turns]
-
-
-def groups_of(prompts: Sequence[Any]) -> list[list[int]]:
-    """Return the places of each distinct prompt, in the order in which the prompts appear first."""
-    places: dict[str, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        # Hosts repeat a prompt for each of its samples, mostly as equal and not as the same object.
-        key = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
-        places.setdefault(key, []).append(place)
-    return list(places.values())
 
 
 def group_win_rates(groups: Sequence[Sequence[int]], answer: TournamentsAnswer, count: int) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""slime: a function for ``--custom-rm-path``, for single samples and, with ``--group-rm``, for whole groups.
+"""slime and miles: functions for ``--custom-rm-path``, for groups (``--group-rm``), single samples and evaluation.
 
 In the file that ``--custom-rm-path`` names:
 
@@ -6,17 +6,24 @@ In the file that ``--custom-rm-path`` names:
     from paragone.adapters import slime
 
     reward = slime.custom_rm(AsyncClient("http://oracle:8000"))
+
+With ``--group-rm`` one call holds exactly one group, whatever its prompts say. Evaluation has no groups: give its data
+sets a ``custom_rm_path`` of their own, which names an ``eval_rm``.
 """
 
+import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from paragone.adapters.groups import Signal, bound, groups_of, host_turns, scalar_rewards
+from paragone.adapters.groups import Signal, bound, host_turns, scalar_rewards
 from paragone.async_client import AsyncClient
-from paragone.batches import GroupLike
 from paragone.exceptions import checked
 
-__all__ = ["custom_rm"]
+__all__ = ["custom_rm", "eval_rm"]
+
+logger = logging.getLogger("paragone")
+
+PromptOf = Callable[[Any], Any]
 
 
 class _Sample(Protocol):
@@ -24,6 +31,7 @@ class _Sample(Protocol):
 
     prompt: Any
     response: str
+    label: Any
 
 
 def _prompt_of(sample: _Sample) -> Any:
@@ -35,55 +43,109 @@ def custom_rm(
     *,
     signal: Signal = "win_rate",
     model: str | None = None,
-    prompt_of: Callable[[Any], Any] = _prompt_of,
+    prompt_of: PromptOf = _prompt_of,
 ) -> Callable[..., Coroutine[Any, Any, Any]]:
     """Return slime's reward coroutine. A failure is an exception: slime has no other word for it.
 
     Args:
-        signal: ``win_rate``, the mean win probability within the samples of one prompt, in [0, 1], which needs
+        signal: ``win_rate``, the mean win probability within the samples of the call, in [0, 1], which needs
             ``--group-rm``; or ``reward``, the model's scalar reward.
         model: id of a hosted model; the client's if None.
         prompt_of: finds what was asked, a text or a list of messages. With ``--apply-chat-template`` a sample's prompt
-            is the policy's templated text: keep the messages in its metadata and return them from here.
+            is the policy's templated text: keep the messages in its metadata and return them from here. If the prompts
+            of a group differ, all its samples are judged under the first one.
 
     Returns:
-        ``reward(args, sample_or_samples, **kwargs)``: a number for a sample, a list for a list of samples. It raises
+        ``reward(args, sample_or_samples, **kwargs)``: a number for a sample, and for a list of samples a list of the
+        same shape; a sample that a generate function fanned out into a list is a list there too. It raises
         ``ValueError`` for a win rate of a sample that is alone, and ``ParagoneError`` if there is no answer.
     """
     return bound(_reward, client, signal, model, prompt_of, name="reward")
+
+
+def eval_rm(
+    client: AsyncClient,
+    *,
+    signal: Literal["reward", "against_label"] = "reward",
+    model: str | None = None,
+    prompt_of: PromptOf = _prompt_of,
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return a reward coroutine for samples without a group, as slime's evaluation has them.
+
+    Args:
+        signal: ``reward``, the model's scalar reward; or ``against_label``, the probability in [0, 1] that the response
+            is preferred to the sample's label, a text, which any kind of model can answer.
+        model: id of a hosted model; the client's if None.
+        prompt_of: as for ``custom_rm``.
+
+    Returns:
+        ``reward(args, sample_or_samples, **kwargs)``, which answers and fails as ``custom_rm``'s does.
+    """
+    return bound(_eval_reward, client, signal, model, prompt_of, name="reward")
 
 
 async def _reward(
     client: AsyncClient,
     signal: Signal,
     model: str | None,
-    prompt_of: Callable[[Any], Any],
+    prompt_of: PromptOf,
+    /,
+    args: Any,
+    samples: Any,
+    **kwargs: Any,  # noqa: ARG001 (slime's signature)
+) -> Any:
+    asked = _flat(samples)
+    if signal == "reward":
+        return _like(samples, iter(await _scalars(client, model, prompt_of, asked)))
+    # Without --group-rm a list is what one sample was fanned out into: its parts are no rivals.
+    if len(asked) < 2 or not getattr(args, "group_rm", True):
+        # Against itself it would win half of the time, and 0.5 looks like a reward.
+        raise ValueError("a sample without its group has no win rate: use --group-rm, signal='reward' or eval_rm")
+    return _like(samples, iter(await _win_rates(client, model, prompt_of, asked)))
+
+
+async def _eval_reward(
+    client: AsyncClient,
+    signal: Literal["reward", "against_label"],
+    model: str | None,
+    prompt_of: PromptOf,
     /,
     args: Any,  # noqa: ARG001 (slime's signature)
     samples: Any,
     **kwargs: Any,  # noqa: ARG001
 ) -> Any:
-    alone = not isinstance(samples, list | tuple)
-    asked = [samples] if alone else list(samples)
-    prompts = [host_turns(prompt_of(sample), role="user") for sample in asked]
+    asked = _flat(samples)
     if signal == "reward":
-        items = [(prompt, sample.response) for prompt, sample in zip(prompts, asked, strict=True)]
-        rewards = scalar_rewards(await client.rewards(items, model=model))
-    else:
-        rewards = await _win_rates(client, model, prompts, asked)
-    return rewards[0] if alone else rewards
+        return _like(samples, iter(await _scalars(client, model, prompt_of, asked)))
+    without = [place for place, sample in enumerate(asked) if not isinstance(sample.label, str)]
+    if without:
+        raise ValueError(f"sample {without[0]} has no text as its label to compare with: use signal='reward'")
+    pairs: list[Any] = [(host_turns(prompt_of(sample), role="user"), sample.response, sample.label) for sample in asked]
+    answer = await client.preferences(pairs, model=model)
+    return _like(samples, iter([row.probability for row in checked(answer.preferences)]))
 
 
-async def _win_rates(client: AsyncClient, model: str | None, prompts: list[Any], samples: list[Any]) -> list[float]:
-    groups = groups_of(prompts)
-    # Against itself it would win half of the time, and 0.5 looks like a reward.
-    if any(len(places) == 1 for places in groups):
-        raise ValueError("a sample that is alone with its prompt has no win rate: use --group-rm, or signal='reward'")
-    tournaments: list[GroupLike] = [
-        (prompts[places[0]], [samples[place].response for place in places]) for places in groups
-    ]
-    answer = await client.tournaments(tournaments, model=model)
-    rates: dict[int, float] = {}
-    for places, row in zip(groups, checked(answer.tournaments), strict=True):
-        rates.update(zip(places, row.win_rates, strict=True))
-    return [rates[place] for place in range(len(samples))]
+async def _scalars(client: AsyncClient, model: str | None, prompt_of: PromptOf, samples: list[_Sample]) -> list[float]:
+    items = [(host_turns(prompt_of(sample), role="user"), sample.response) for sample in samples]
+    return scalar_rewards(await client.rewards(items, model=model))
+
+
+async def _win_rates(
+    client: AsyncClient, model: str | None, prompt_of: PromptOf, samples: list[_Sample]
+) -> list[float]:
+    prompts = [host_turns(prompt_of(sample), role="user") for sample in samples]
+    if any(prompt != prompts[0] for prompt in prompts):
+        logger.warning("the prompts of a group differ: all its samples are judged under the first (see prompt_of)")
+    answer = await client.tournaments([(prompts[0], [sample.response for sample in samples])], model=model)
+    return checked(answer.tournaments)[0].win_rates
+
+
+def _flat(samples: Any) -> list[_Sample]:
+    if isinstance(samples, list | tuple):
+        return [sample for part in samples for sample in _flat(part)]
+    return [samples]
+
+
+def _like(samples: Any, values: Any) -> Any:
+    """Return the values in the shape of the samples."""
+    return [_like(part, values) for part in samples] if isinstance(samples, list | tuple) else next(values)

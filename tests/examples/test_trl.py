@@ -1,0 +1,33 @@
+"""The example for TRL, run with TRL: two steps of GRPO on a policy of a few thousand weights."""
+
+import math
+
+import pytest
+
+from tests.examples.conftest import load
+from tests.training.policy.tiny_policy import save_policy
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return str(save_policy(tmp_path_factory.mktemp("policy")))
+
+
+# TRL's and torch's own warnings are no faults of the example.
+@pytest.mark.filterwarnings("ignore")
+def test_two_steps_of_grpo_with_win_rates_and_the_callback(url, policy, tmp_path):
+    history = load("trl_grpo").train(url, policy, str(tmp_path), model="gp").state.log_history
+    steps = [logs for logs in history if "reward" in logs]
+    assert len(steps) == 2
+    for logs in steps:
+        # Within a group the mean of the win rates is ½, whatever they are: prompts that occur twice are two groups.
+        assert logs["reward"] == pytest.approx(0.5, abs=1e-5)
+        assert logs["rewards/paragone_win_rate/mean"] == pytest.approx(0.5, abs=1e-5)
+        assert logs["paragone/unscored"] == 0
+        assert logs["paragone/cyclic_triples"] >= 0
+        assert logs["reward_std"] > 0
+        assert math.isfinite(logs["grad_norm"])
+    (measured,) = [logs for logs in history if "eval_win_rate" in logs]
+    assert 0 < measured["eval_win_rate"] < 1
+    assert measured["eval_win_rate_unjudged"] == 0
+    assert measured["step"] == 2
