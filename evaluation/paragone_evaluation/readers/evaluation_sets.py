@@ -65,6 +65,7 @@ def read_evaluation_set(
         layout=layout.name,
         split=split,
         left_out=(*others, *reading.account.left_out()),
+        notes=tuple(f"Data: {line}." for line in reading.account.describe_hub()),
         rated=cases.rated,
         **cases.columns(),
     )

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from paragone_evaluation.readers import file_order
 from paragone_training.errors import RecipeError, RunError
 from paragone_training.games import measure_cycles
 from paragone_training.policy.checks import check_recipe
@@ -143,7 +144,7 @@ class _PolicyRun:
             yield
             return
         with contextlib.closing(Trackers(names, self.folder, self.recipe.model_dump())) as self._trackers:
-            for path in sorted(self.folder.glob("iteration-*/metrics.json")):
+            for path in sorted(self.folder.glob("iteration-*/metrics.json"), key=file_order):
                 metrics = read_json_file(path)
                 self._trackers.iteration(metrics["iteration"], metrics)
             yield
