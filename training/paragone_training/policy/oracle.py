@@ -244,7 +244,7 @@ class OracleClient:
                 ) from error
         # The first one answers where none is named.
         for found in listed[:1] if self.skew_weight is not None else ():
-            if found.kind not in KINDS or not KINDS[found.kind].weighs_skew:
+            if not any(kind.name == found.kind and kind.weighs_skew for kind in KINDS.values()):
                 raise RecipeError(
                     f"oracle.skew_weights weigh the cyclic part of a hybrid model, and {found.id} at {self.url} is of "
                     f"kind {found.kind}: remove them, or ask another model"
