@@ -27,6 +27,7 @@ class ErrorCode(StrEnum):
     PREFERENCES_UNAVAILABLE = "preferences_unavailable"
     TEXT_UNAVAILABLE = "text_unavailable"
     RETURN_UNAVAILABLE = "return_unavailable"
+    REFERENCE_REQUIRED = "reference_required"
     TOO_MANY_ITEMS = "too_many_items"
     BODY_TOO_LARGE = "body_too_large"
     HEADERS_TOO_LARGE = "headers_too_large"
@@ -36,6 +37,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_ID = "unknown_id"
     UNKNOWN_MODEL = "unknown_model"
     NOT_FOUND = "not_found"
+    DIALECT_OFF = "dialect_off"
     UNKNOWN_HOST = "unknown_host"
     METHOD_NOT_ALLOWED = "method_not_allowed"
 

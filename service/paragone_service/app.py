@@ -24,6 +24,8 @@ from paragone_service.cache.tiers import Cache, MemoryCache
 from paragone_service.cohorts.memory import MemoryStore
 from paragone_service.cohorts.waiting import Cohorts
 from paragone_service.config import ConfigError, Settings
+from paragone_service.dialects.dialect import dialect_routes, error_shapes, scoring_paths
+from paragone_service.dialects.dialects import DIALECTS
 from paragone_service.engine.contract import Engine
 from paragone_service.http.deadlines import Deadlines
 from paragone_service.http.docs_page import docs_route
@@ -79,7 +81,7 @@ def create_app(
         watchdog: looks at the models' workers and the event loop, once it is started.
 
     Raises:
-        ConfigError: if the API key cannot be read, or the Redis URL has an unknown scheme.
+        ConfigError: if the API key cannot be read, the Redis URL has an unknown scheme, or an alias leads nowhere.
     """
     drain = drain or Drain()
     metrics = Metrics()
@@ -97,6 +99,8 @@ def create_app(
     ring = KeyRing(keys)
     # Replicas need one secret: that of the cache, else the first key, which therefore is the last to be exchanged.
     secret = settings.read_cache_secret() or secret_of(keys[0].digest if keys else None)
+    settings.check_aliases(models)
+    shapes = error_shapes(DIALECTS, settings.dialects.on)
     registry = Registry(models, default, settings, cache, metrics, engines=engines, secret=secret, clock=clock)
     workers = _workers()
     store = MemoryStore(keep_s=settings.cohort_keep_s)
@@ -154,9 +158,13 @@ def create_app(
     app.state.registry = registry
     app.state.log_texts = settings.log_texts
     app.state.metrics = metrics
+    app.state.error_shapes = shapes
     # Behind a proxy the usual way finds out who asks; and with traces each refusal is to have one.
     if tracer is None and not settings.trusted_proxies:
-        app.state.quick_refusals = QuickRefusals(registry, drain, metrics, guards=guards, clock=clock)
+        foreign = scoring_paths(DIALECTS, settings.dialects.on)
+        app.state.quick_refusals = QuickRefusals(
+            registry, drain, metrics, guards=guards, clock=clock, shapes=shapes, foreign=foreign
+        )
     install_handlers(app)
     describe_routes(app)
     app.include_router(scoring_routes(registry, workers))
@@ -164,6 +172,7 @@ def create_app(
     app.include_router(inspection_routes(registry, max_body_bytes=settings.max_body_bytes))
     app.include_router(health_routes(registry, metrics, drain))
     app.include_router(docs_route(app))
+    app.router.routes.extend(dialect_routes(DIALECTS, settings.dialects, registry))
     return app
 
 

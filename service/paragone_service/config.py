@@ -9,11 +9,20 @@ import hashlib
 import ipaddress
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
@@ -23,6 +32,7 @@ from paragone_models.files.sources import NAMES
 from paragone_models.kinds import KindName
 from paragone_models.spec import Bos, Head, Reasoning, SpecialTokens
 from paragone_service.api_keys import ApiKey, parse_keys, plain_key
+from paragone_service.dialects.settings import DialectSettings, as_table
 from paragone_service.engine import REMOTE_ENGINES
 
 __all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_engine", "parse_model"]
@@ -63,8 +73,6 @@ class ModelSettings(BaseModel):
     """What its backbone computes in; None: the service's ``dtype``."""
     temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """What logits are divided by; None: the model's own."""
-    skew_weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """How much the skew form of a hybrid model counts beside its reward; None: the model's own."""
     weights: dict[str, float] | tuple[float, ...] | None = None
     """What preferences weigh a regression model's attributes by: by name, or in the attributes' order."""
     max_length: int | None = Field(default=None, ge=1)
@@ -85,6 +93,9 @@ class ModelSettings(BaseModel):
     """Whether a representation depends on its own text alone, bit for bit, whatever shares its batch. Slower."""
     prompt_cache_mb: float | None = Field(default=None, ge=0)
     """Memory for keys and values of prompts, in MB (10⁶ bytes); None: what suits the device."""
+
+
+_TABLES: Mapping[str, type[BaseModel]] = {"models": ModelSettings, "dialects": DialectSettings}
 
 
 class Settings(BaseSettings):
@@ -163,6 +174,11 @@ class Settings(BaseSettings):
     """Seconds that a connection is kept between two requests; longer than load balancers keep theirs."""
     max_messages: int = Field(default=2_000, ge=2)
     """Most messages of one conversation, prompt and response together; empty ones count."""
+    dialects: Annotated[DialectSettings, NoDecode, BeforeValidator(as_table)] = DialectSettings()
+    """Which other servers' routes are answered, and how: all, none, names with commas between, or a table."""
+    aliases: dict[str, str] = Field(default={})
+    """What models are called elsewhere, and which hosted one that is; ``*`` for every name that is not known, and none.
+    For dialects alone."""
     device: str = "auto"
     """Where models run: auto, cpu, cuda, cuda:1, …"""
     dtype: str = "auto"
@@ -196,6 +212,16 @@ class Settings(BaseSettings):
         """Name of the model that answers when a request names none: the first, of the built-ins ours."""
         bare = "models" not in self.model_fields_set
         return _DEFAULT_MODEL if bare and _DEFAULT_MODEL in self.models else next(iter(self.models))
+
+    def check_aliases(self, models: Collection[str]) -> None:
+        """Check that every alias leads to one of the models.
+
+        Raises:
+            ConfigError: if one does not.
+        """
+        for alias, name in self.aliases.items():
+            if models and name not in models:
+                raise ConfigError(f"aliases.{alias}: there is no model {name!r}; there are {', '.join(models)}")
 
     @field_validator("models")
     @classmethod
@@ -343,7 +369,12 @@ class _Below(PydanticBaseSettingsSource):
         """Return the values that count."""
         # Merged, a model of the file would stay hosted beside those of --model, and two sources of a key would clash.
         replaced = {lower for higher in self.current_state for lower in _REPLACED.get(higher, ())}
-        return {name: value for name, value in self._read().items() if name not in replaced}
+        return _with_tables({name: value for name, value in self._read().items() if name not in replaced})
+
+
+def _with_tables(values: Mapping[str, Any]) -> dict[str, Any]:
+    # A text that says which dialects are on must not replace the table of a weaker source.
+    return {name: as_table(value) if name == "dialects" else value for name, value in values.items()}
 
 
 def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
@@ -375,7 +406,7 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
             return init_settings, _Below(settings_cls, env_settings), _Below(settings_cls, lambda: values)
 
     try:
-        return FromEverywhere(**flags)
+        return FromEverywhere(**_with_tables(flags))
     except SettingsError as error:
         raise ConfigError(f"the environment cannot be read: {error}") from error
     except ValidationError as error:
@@ -439,7 +470,7 @@ def _explained(error: ErrorDetails) -> str:
     location = [str(part) for part in error["loc"]]
     place = ".".join(location)
     if error["type"] == "extra_forbidden":
-        inside = ModelSettings if location[0] == "models" else Settings
+        inside = _TABLES.get(location[0], Settings) if len(location) > 1 else Settings
         nearest = difflib.get_close_matches(location[-1], inside.model_fields, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(inside.model_fields)}"
         return f"unknown key {place!r}: {hint}"

@@ -26,6 +26,10 @@ __all__ = ["Registry", "load_models"]
 
 logger = logging.getLogger("paragone.service")
 
+_ANY = "*"
+_MADE_UP = frozenset({"dummy", "reward_model", "default", "tgi", "model"})
+"""Names that clients send where no model was chosen."""
+
 _REMOTE_MARGIN_S = 30.0
 """For what a call to another server does beside its one long wait: tries to connect, pauses between them."""
 
@@ -59,7 +63,6 @@ def _load_models(settings: Settings) -> dict[str, PreferenceModel]:
             revision=options.revision,
             weights=options.weights,
             temperature=options.temperature,
-            skew_weight=options.skew_weight,
             max_length=options.max_length,
             special_tokens=options.special_tokens,
             bos=options.bos,
@@ -146,6 +149,44 @@ class Registry:
             )
         return hosted
 
+    def foreign_name(self, name: str | None) -> str | None:
+        """Return the hosted model that a name from elsewhere stands for, None if nobody knows it.
+
+        A name stands for the model that is called so, or that ``aliases`` says; a path, for the model that was loaded
+        from it or is called like its last part. No name, and one that a client makes up because it must send one,
+        stand for the default, which the alias ``*`` names; with that alias every other name does too.
+        """
+        aliases = self._settings.aliases
+        default = aliases.get(_ANY, self.default)
+        if not name:
+            return default
+        if name in self._hosted:
+            return name
+        if name in aliases:
+            return aliases[name]
+        by_source = next((own for own, hosted in self._hosted.items() if _same_source(name, hosted)), None)
+        if by_source is not None:
+            return by_source
+        last = name.rstrip("/").rpartition("/")[2]
+        if last in self._hosted:
+            return last
+        return default if _ANY in aliases or name in _MADE_UP or _is_path(name) else None
+
+    def find_foreign(self, name: str | None) -> HostedModel:
+        """Return the hosted model that a name from elsewhere stands for; see ``foreign_name``.
+
+        Raises:
+            ServiceError: ``unknown_model``, naming the hosted ones.
+        """
+        known = self.foreign_name(name)
+        if known is None:
+            raise ServiceError(
+                ErrorCode.UNKNOWN_MODEL,
+                f"model {printable(name or '')} is not hosted here; these are: {', '.join(self._hosted)}. If it stands "
+                "for one of them, say so under [aliases]",
+            )
+        return self._hosted[known]
+
     @property
     def busy(self) -> bool:
         """Whether a model has so much to do that somebody may be refused."""
@@ -200,3 +241,11 @@ class Registry:
         if device not in self._devices:
             self._devices[device] = DeviceThread(device, limit_s=self._forward_limit_s(name))
         return self._devices[device]
+
+
+def _same_source(name: str, hosted: HostedModel) -> bool:
+    return hosted.model.provenance.source.rstrip("/") == name.rstrip("/")
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith(("/", "./", "../", "~"))

@@ -80,6 +80,13 @@ def serve(
             help="A vLLM server that runs a model's backbone instead of this process; repeatable.",
         ),
     ] = None,
+    dialects: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|none|NAME,…",
+            help="Which other servers' routes are answered, as docs/dialects.md lists them (default: all)",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="File with any of these settings.")] = None,
     **flags: Any,
 ) -> None:
@@ -90,9 +97,12 @@ def serve(
     values = {name: value for name, value in flags.items() if value is not None}
     if engine:
         values["engines"] = dict(map(parse_engine, engine))
+    if dialects is not None:
+        values["dialects"] = dialects
     if model:
         values["models"] = _named(model)
     settings = load_settings(values, config)
+    settings.check_aliases(settings.models)
     settings.read_cache_secret()
     settings.read_api_keys()  # a missing file is refused now, and not after a minute of loading
     configure_logging(settings)

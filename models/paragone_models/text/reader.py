@@ -16,6 +16,7 @@ from typing import Any, Literal
 from paragone_models.errors import TextError
 from paragone_models.spec import ModelSpec
 from paragone_models.text.messages import MESSAGE_CHARACTERS, characters, plain_text, strip_reasoning, written
+from paragone_models.text.rendered import Rendered, RenderedTexts, Sequenced
 from paragone_models.text.rendering import StoppedError, Turn
 from paragone_models.text.template import ChatTemplate, Message, Talk, most_characters
 
@@ -23,6 +24,7 @@ __all__ = [
     "Conversation",
     "EncodeItem",
     "Read",
+    "Readable",
     "Reading",
     "TextReader",
     "Truncation",
@@ -59,6 +61,10 @@ class Conversation:
     tools: tuple[Message, ...] | None = None
 
 
+Readable = Conversation | Rendered
+"""What a reader reads."""
+
+
 def conversation(
     prompt: str | Sequence[Message],
     response: str | Message | Sequence[Message],
@@ -81,16 +87,20 @@ def conversation(
     return Conversation(before, after, tuple(tools) if tools else None)
 
 
-def sizes(conversations: Sequence[Conversation]) -> list[tuple[int, int]]:
+def sizes(conversations: Sequence[Readable]) -> list[tuple[int, int]]:
     """Return how many characters each response has, and its whole conversation, tools included.
 
-    A prompt and tools that several share, as the same objects in a row, are counted once and not for each.
+    A prompt and tools that several share, as the same objects in a row, are counted once and not for each. Of a
+    rendered text nobody knows what is response.
     """
     found: list[tuple[int, int]] = []
     prompt: Sequence[Message] | None = None
     tools: Sequence[Message] | None = None
     before = schemas = 0
     for one in conversations:
+        if isinstance(one, Rendered):
+            found.append((0, one.characters))
+            continue
         if one.prompt is not prompt:
             prompt, before = one.prompt, characters(one.prompt)
         if one.tools is not tools:
@@ -225,20 +235,28 @@ class TextReader:
         self.spec = spec
         self.template = ChatTemplate(tokenizer, spec, text_pair=first_token, chosen=chat_template)
         self._first_token = first_token
-        self._vocabulary = vocabulary if vocabulary is not None and _last_id(tokenizer) >= vocabulary else None
+        known = max(tokenizer.get_vocab().values(), default=-1) + 1
+        self._vocabulary = vocabulary if vocabulary is not None and known > vocabulary else None
+        self._rendered = RenderedTexts(
+            tokenizer,
+            spec,
+            self.template,
+            needs_prompt=spec.gate != "none" or (spec.pooling == "mean" and not first_token),
+            vocabulary=known if vocabulary is None else vocabulary,
+        )
         self._prompt_lengths: OrderedDict[bytes, int] = OrderedDict()
         # How special tokens are split, padding and truncation are states of a tokenizer, not arguments of a call.
         self._lock = threading.Lock()
         self._cutting_until_s = 0.0
 
     def read(
-        self, conversations: Sequence[Conversation], *, truncation: Truncation = "prompt", turn: Turn | None = None
+        self, conversations: Sequence[Readable], *, truncation: Truncation = "prompt", turn: Turn | None = None
     ) -> list[Reading | TextError]:
         """Return what the model sees of each conversation, or why it cannot be read, in order.
 
         A conversation over the limit loses its prompt from the left: whole messages first, the system message and the
-        last user message only after all others. A response that does not fit alone is refused, and so is a conversation
-        that is many times too long, unread.
+        last user message only after all others; a rendered text loses its first tokens. A response that does not fit
+        alone is refused, and so is a conversation that is many times too long, unread.
 
         Args:
             truncation: ``prompt`` cuts as described, ``error`` refuses instead (``conversation_truncated``).
@@ -255,16 +273,23 @@ class TextReader:
             self.template.turn = turn or Turn()
             return self._read(conversations, truncation)
 
-    def _read(self, conversations: Sequence[Conversation], truncation: Truncation) -> list[Reading | TextError]:
+    def _read(self, conversations: Sequence[Readable], truncation: Truncation) -> list[Reading | TextError]:
         results: list[Reading | TextError | None] = [None] * len(conversations)
         drafts: dict[int, _Draft] = {}
+        rendered: dict[int, Rendered] = {}
         for index, (talk, size) in enumerate(zip(conversations, sizes(conversations), strict=True)):
             try:
                 self._check_size(*size)
-                drafts[index] = self._draft(talk)
+                if isinstance(talk, Rendered):
+                    rendered[index] = talk
+                else:
+                    drafts[index] = self._draft(talk)
             except TextError as error:
                 results[index] = error
-        reached = self._render(drafts, results)
+        sequences = self._rendered.sequences(list(rendered.values()), may_cut=truncation == "prompt")
+        for index, sequence in zip(rendered, sequences, strict=True):
+            results[index] = self._finish_rendered(rendered[index], sequence)
+        reached = self._render(drafts, results) if drafts else len(results)
         # Two calls to the tokenizer, whatever the number of conversations: its threads work on a batch.
         self._tokenize(drafts, results)
         self._learn_prompts([draft for index, draft in drafts.items() if results[index] is None])
@@ -388,8 +413,18 @@ class TextReader:
         fitted = self._fit(draft)
         return self._reading(fitted, length - len(fitted.token_ids), len(draft.prompt) - len(fitted.prompt))
 
-    def _reading(self, draft: _Draft, dropped_tokens: int, dropped_messages: int) -> Reading:
-        token_ids = draft.token_ids
+    def _finish_rendered(self, text: Rendered, sequence: Sequenced | TextError) -> Reading | TextError:
+        try:
+            if isinstance(sequence, TextError):
+                raise sequence
+            token_ids, before = self._final(sequence.token_ids), sequence.prompt_length
+        except TextError as error:
+            return error
+        reads = read_plan(self.spec, before, len(token_ids), first_token=self._first_token)
+        written = text.content if isinstance(text.content, str) else ""
+        return Reading(written, token_ids, before, reads, sequence.dropped_tokens)
+
+    def _final(self, token_ids: list[int]) -> list[int]:
         if self.spec.final_eos and self.tokenizer.eos_token_id is not None:
             token_ids = [*token_ids[:-1], self.tokenizer.eos_token_id]  # overwritten, as those models were trained
         if self._vocabulary is not None and max(token_ids) >= self._vocabulary:
@@ -397,6 +432,10 @@ class TextReader:
                 "unsupported_content",
                 f"the conversation has a token that the model has no embedding for: it has {self._vocabulary} of them",
             )
+        return token_ids
+
+    def _reading(self, draft: _Draft, dropped_tokens: int, dropped_messages: int) -> Reading:
+        token_ids = self._final(draft.token_ids)
         # Where a template closes the conversation differently with and without a response, the prompt alone can be the
         # longer of the two; at least one token is the response's.
         prompt_length = min(self._prompt_length(draft), len(token_ids) - 1)
@@ -555,7 +594,3 @@ class TextReader:
         messages = prompt + draft.response
         text = self.template.render(messages, draft.tools)
         return _Draft(prompt, draft.response, draft.tools, text, self._tokens(text, messages, draft.tools))
-
-
-def _last_id(tokenizer: Any) -> int:
-    return max(tokenizer.get_vocab().values(), default=-1)

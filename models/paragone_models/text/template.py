@@ -27,7 +27,15 @@ from paragone_models.text.probes import (
 )
 from paragone_models.text.rendering import TemplateProcess, Turn
 
-__all__ = ["OPTIONAL_FIELDS", "ChatTemplate", "Message", "Talk", "most_characters", "tokenizer_hash"]
+__all__ = [
+    "OPTIONAL_FIELDS",
+    "ChatTemplate",
+    "Message",
+    "Talk",
+    "most_characters",
+    "surroundings",
+    "tokenizer_hash",
+]
 
 Message = Mapping[str, Any]
 Talk = tuple[Sequence[Message], Sequence[Message] | None]
@@ -81,7 +89,7 @@ class ChatTemplate:
         self._adds_special = spec.bos == "as-published" or not self.has_template
         # Texts are tokenised without special tokens, because the escaped ones come in pieces; these are put around
         # them.
-        self._prefix, self._suffix = _surroundings(tokenizer) if self._adds_special else ([], [])
+        self._prefix, self._suffix = surroundings(tokenizer) if self._adds_special else ([], [])
         self._shown: dict[tuple[object, ...], bool] = {}
         self._arguments: dict[str, Arguments] = {}
         self._process = TemplateProcess(
@@ -460,7 +468,7 @@ def tokenizer_hash(tokenizer: Any, template: str) -> str:
     return hashlib.sha256(f"{len(table)}:{table}{len(named)}:{named}{template}".encode()).hexdigest()
 
 
-def _surroundings(tokenizer: Any) -> tuple[list[int], list[int]]:
+def surroundings(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Return the special tokens that the tokenizer puts before and after a text."""
     text = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]

@@ -26,14 +26,16 @@ import binascii
 import hashlib
 import hmac
 import json
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from pydantic import JsonValue
 
 from paragone.wire import Message, Prompt, Response, canonical_json
+from paragone_models.text.rendered import Rendered
 
-__all__ = ["NO_SECRET", "Ids", "conversation_keys", "namespace", "prompt_digest", "secret_of"]
+__all__ = ["NO_SECRET", "Ids", "conversation_keys", "namespace", "prompt_digest", "rendered_key", "secret_of"]
 
 NO_SECRET = bytes(32)
 """What a server without a key has; its ids keep nothing from anybody."""
@@ -45,6 +47,8 @@ _ID_BYTES = _TAG_BYTES + 2 * _DIGEST_BYTES
 _TAG = b"paragone-id-tag"
 _MASK = b"paragone-id-mask"
 _MESSAGES = b"M"
+_TEXT = b"T"
+_TOKENS = b"I"
 
 
 def _size(length: int) -> bytes:
@@ -91,6 +95,18 @@ def conversation_keys(
             own.update(_messages([response] if isinstance(response, Message) else response))
         keys.append(space + own.digest())
     return keys
+
+
+def rendered_key(space: bytes, text: Rendered) -> bytes:
+    """Return the key of a text that is rendered already, or of its tokens."""
+    if isinstance(text.content, str):
+        content = text.content.encode("utf-8", "surrogatepass")  # such a text is refused, but by the reader
+        form = _TEXT
+    else:
+        content, form = array("q", text.content).tobytes(), _TOKENS
+    how = json.dumps([text.ends, text.most_tokens, text.keeps_start]).encode()
+    start = form + _size(len(content)) + content + how
+    return space + hashlib.blake2b(start, digest_size=_DIGEST_BYTES, usedforsecurity=False).digest()
 
 
 def prompt_digest(prompt: Prompt, tools: list[dict[str, JsonValue]] | None) -> bytes:

@@ -30,6 +30,7 @@ __all__ = [
     "check_groups",
     "check_total",
     "read_body",
+    "read_bytes",
     "read_member",
     "read_values",
 ]
@@ -82,19 +83,35 @@ def _member(values: Any, request: Request) -> CohortRequest:
         raise from_validation(error) from None
 
 
-async def read_values(request: Request) -> Any:
-    """Return the JSON of a request's body, not validated.
+async def read_bytes(request: Request, *, foreign: bool = False) -> bytes:
+    """Read the body of a request.
+
+    Args:
+        foreign: whether it is a dialect's, which may name a model as it likes.
 
     Raises:
-        ServiceError: ``overloaded``, if it would wait for too long; ``unsupported_media_type``, ``invalid_encoding``,
-            ``invalid_json`` or ``too_many_items``.
+        ServiceError: ``overloaded``, if the request would wait for too long.
     """
-    _check_media_type(request)
     body = b"".join([chunk async for chunk in request.stream()])  # request.body() would keep the bytes
-    refusal = unparsed_refusal(request.scope, body, request.app.state.registry)
+    refusal = unparsed_refusal(request.scope, body, request.app.state.registry, foreign=foreign)
     if refusal is not None:
         raise refusal
     request.scope[SCOPE_BODY_BYTES] = len(body)
+    return body
+
+
+async def read_values(request: Request, *, foreign: bool = False) -> Any:
+    """Return the JSON of a request's body, not validated.
+
+    Args:
+        foreign: as for ``read_bytes``.
+
+    Raises:
+        ServiceError: ``overloaded``, if the request would wait for too long; ``unsupported_media_type``,
+            ``invalid_encoding``, ``invalid_json`` or ``too_many_items``.
+    """
+    _check_media_type(request)
+    body = await read_bytes(request, foreign=foreign)
     if len(body) > _LARGE:
         await asyncio.to_thread(check_values, body)
     else:

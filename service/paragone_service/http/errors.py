@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paragone.codes import ErrorCode
@@ -23,7 +24,10 @@ from paragone.wire import ErrorDetail, ItemError, error_detail
 __all__ = [
     "HTTP_STATUS",
     "SCOPE_CODE",
+    "SCOPE_SHAPE",
     "ClientGoneError",
+    "ErrorShape",
+    "ErrorShapes",
     "ServiceError",
     "answer_within",
     "error_response",
@@ -38,6 +42,9 @@ logger = logging.getLogger("paragone.service")
 SCOPE_CODE = "paragone.code"
 """Key of an ASGI scope under which the code is kept that its request was refused with."""
 
+SCOPE_SHAPE = "paragone.error_shape"
+"""Key of an ASGI scope under which the ``ErrorShape`` of its request is kept, once it is known who asks."""
+
 HTTP_STATUS: Mapping[ErrorCode, int] = MappingProxyType(
     {
         ErrorCode.INVALID_HTTP: 400,
@@ -48,6 +55,7 @@ HTTP_STATUS: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.NOT_FOUND: 404,
         ErrorCode.UNKNOWN_ID: 404,
         ErrorCode.UNKNOWN_MODEL: 404,
+        ErrorCode.DIALECT_OFF: 404,
         ErrorCode.METHOD_NOT_ALLOWED: 405,
         ErrorCode.REQUEST_TIMEOUT: 408,
         ErrorCode.COHORT_CONFLICT: 409,
@@ -64,6 +72,7 @@ HTTP_STATUS: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.PREFERENCES_UNAVAILABLE: 422,
         ErrorCode.TEXT_UNAVAILABLE: 422,
         ErrorCode.RETURN_UNAVAILABLE: 422,
+        ErrorCode.REFERENCE_REQUIRED: 422,
         ErrorCode.QUOTA_EXCEEDED: 429,
         ErrorCode.HEADERS_TOO_LARGE: 431,
         ErrorCode.ENGINE_FAILED: 500,
@@ -145,19 +154,57 @@ class ClientGoneError(Exception):
     """Stop working on a request whose client has closed the connection; nobody reads the answer."""
 
 
-def error_response(error: ServiceError) -> Response:
-    """Return the HTTP answer of an error: status from the table, our body, ``Retry-After`` where it helps."""
+ErrorShape = Callable[[ServiceError], tuple[int, Any]]
+"""How some routes answer an error: its status, and a body as plain values."""
+
+
+class ErrorShapes:
+    """Find out in whose shape a path answers errors.
+
+    Args:
+        shapes: by path, as Starlette writes it; paths that are not here answer in ours.
+    """
+
+    def __init__(self, shapes: Mapping[str, ErrorShape]) -> None:
+        self._exact = {path: shape for path, shape in shapes.items() if "{" not in path}
+        self._patterns = [(compile_path(path)[0], shape) for path, shape in shapes.items() if "{" in path]
+
+    def of(self, path: str) -> ErrorShape | None:
+        """Return the shape of a path, None for ours."""
+        shape = self._exact.get(path)
+        if shape is None and self._patterns:
+            return next((shape for pattern, shape in self._patterns if pattern.match(path)), None)
+        return shape
+
+
+def _shape_of(scope: Scope) -> ErrorShape | None:
+    known: ErrorShape | None = scope.get(SCOPE_SHAPE)
+    if known is not None or "app" not in scope:
+        return known
+    shapes: ErrorShapes | None = getattr(scope["app"].state, "error_shapes", None)
+    return None if shapes is None else shapes.of(scope["path"])
+
+
+def error_response(error: ServiceError, shape: ErrorShape | None = None) -> Response:
+    """Return the HTTP answer of an error: status from the table, our body, ``Retry-After`` where it helps.
+
+    Args:
+        shape: gives another status and body.
+    """
     headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
-    content = to_json({"error": error.detail().model_dump(exclude_unset=True)})
-    return Response(content, status_code=HTTP_STATUS[error.code], media_type="application/json", headers=headers)
+    if shape is None:
+        status, body = HTTP_STATUS[error.code], {"error": error.detail().model_dump(exclude_unset=True)}
+    else:
+        status, body = shape(error)
+    return Response(to_json(body), status_code=status, media_type="application/json", headers=headers)
 
 
 async def refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a request with an error, and keep its code in the scope."""
     scope[SCOPE_CODE] = error.code
-    await error_response(error)(scope, receive, send)
+    await error_response(error, _shape_of(scope))(scope, receive, send)
 
 
 async def answer_within(
@@ -221,7 +268,7 @@ def install_handlers(app: FastAPI) -> None:
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     request.scope[SCOPE_CODE] = error.code
-    return error_response(error)
+    return error_response(error, _shape_of(request.scope))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -60,7 +60,7 @@ SCOPE_ASKED = "paragone.asked"
 """Key of an ASGI scope under which is kept what log and metrics say of its request: the model, how many items."""
 SCOPE_SPENDING = "paragone.spending"
 """Key of an ASGI scope under which the ``Spending`` of its request is kept, where it has quotas."""
-_OPEN_PATHS = frozenset({"/livez", "/readyz"})
+_OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 """What needs no key, and is answered while draining."""
 _ALWAYS_ANSWERED = _OPEN_PATHS | {"/metrics"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -376,7 +376,7 @@ class Quota:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it with ``quota_exceeded``."""
         # What is no question to a model costs nothing: metrics, the documents, the health checks.
-        counts = scope["type"] == "http" and scope["path"].startswith("/v1/")
+        counts = scope["type"] == "http" and (scope["method"] == "POST" or scope["path"].startswith("/v1/"))
         spending = self._quotas.of(scope.get(SCOPE_KEY)) if counts else None
         if spending is None:
             await self._app(scope, receive, send)

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from paragone_service.api_keys import ApiKey
 from paragone_service.http.deadlines import named_deadline_s
-from paragone_service.http.errors import ServiceError, refuse
+from paragone_service.http.errors import SCOPE_SHAPE, ErrorShapes, ServiceError, refuse
 from paragone_service.http.middleware import SCOPE_KEY, Authorization, Drain, HostGuard, Observation
 from paragone_service.metrics import Metrics
 from paragone_service.registry import Registry
@@ -41,12 +41,17 @@ def client_of(scope: Scope) -> Hashable:
     return (key.name if key else None, tuple(client) if client else None)
 
 
-def unparsed_refusal(scope: Scope, body: bytes | bytearray, registry: Registry) -> ServiceError | None:
+def unparsed_refusal(
+    scope: Scope, body: bytes | bytearray, registry: Registry, *, foreign: bool = False
+) -> ServiceError | None:
     """Return what a request is refused with whose body is complete and not parsed, or None if it must be parsed.
 
     It is judged once, and where its model is known its work is reserved from then on.
+
+    Args:
+        foreign: whether it is a dialect's, which names models as it likes.
     """
-    if scope["path"] not in SCORING_PATHS or SCOPE_RESERVATION in scope:
+    if not (foreign or scope["path"] in SCORING_PATHS) or SCOPE_RESERVATION in scope:
         return None
     name = None
     if b'"model"' in body:
@@ -60,6 +65,10 @@ def unparsed_refusal(scope: Scope, body: bytes | bytearray, registry: Registry) 
         if len(times) != 1 or body.count(b'"deadline_s"') != 1 or times[0].count(b".") > 1:
             return None
         seconds.append(float(times[0]))
+    if foreign:
+        name = registry.foreign_name(name)
+        if name is None:
+            return None
     judged = registry.judged(name, client_of(scope), len(body), min(seconds, default=None))
     if isinstance(judged, ServiceError):
         return judged
@@ -99,6 +108,10 @@ class QuickRefusals:
 
     Of a burst of a thousand requests the last one would else wait until all the others have had their turns. What is
     not plainly to be refused for its wait alone goes the usual way.
+
+    Args:
+        shapes: in whose shape each path is refused.
+        foreign: the paths of dialects that ask for work of a device.
     """
 
     def __init__(
@@ -109,8 +122,12 @@ class QuickRefusals:
         *,
         guards: Callable[[ASGIApp], tuple[HostGuard, Authorization]],
         clock: Callable[[], float],
+        shapes: ErrorShapes,
+        foreign: frozenset[str] = frozenset(),
     ) -> None:
         self._registry = registry
+        self._shapes = shapes
+        self._foreign = foreign
         self._drain = drain
         self._host_guard, self._authorization = guards(_refuse_kept)
         self.app: ASGIApp = Observation(_refuse_kept, metrics=metrics, clock=clock)
@@ -127,10 +144,11 @@ class QuickRefusals:
         """
         if scope["method"] != "POST" or self._host_guard.refusal(scope) or self._authorization.refusal(scope):
             return False
-        error = unparsed_refusal(scope, body, self._registry)
+        error = unparsed_refusal(scope, body, self._registry, foreign=scope["path"] in self._foreign)
         if error is None:
             return False
         scope[_SCOPE_REFUSAL], scope["route"] = error, _Route(scope["path"])
+        scope[SCOPE_SHAPE] = self._shapes.of(scope["path"])
         return True
 
 

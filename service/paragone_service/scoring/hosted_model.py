@@ -18,8 +18,9 @@ from paragone.codes import ErrorCode
 from paragone.wire import Response, Usage
 from paragone_models.errors import PreferencesUnavailableError, TextError
 from paragone_models.model import PreferenceModel
-from paragone_models.text.reader import Conversation, EncodeItem, Reading, read_plan, sizes
-from paragone_service.cache.keys import NO_SECRET, Ids, conversation_keys, namespace, prompt_digest
+from paragone_models.text.reader import EncodeItem, Readable, Reading, read_plan, sizes
+from paragone_models.text.rendered import Rendered
+from paragone_service.cache.keys import NO_SECRET, Ids, conversation_keys, namespace, prompt_digest, rendered_key
 from paragone_service.cache.tiers import Codec
 from paragone_service.http.errors import ClientGoneError, ServiceError
 from paragone_service.scoring.admission import Admission
@@ -207,7 +208,7 @@ class HostedModel:
             return True
         return await self._canary.returns(timeout_s)
 
-    async def read(self, conversations: Sequence[Conversation], call: Call) -> list[Reading | TextError]:
+    async def read(self, conversations: Sequence[Readable], call: Call) -> list[Reading | TextError]:
         """Return what the model sees of each conversation, or why it sees nothing; read in a thread.
 
         The call's truncation policy counts, and its timings are filled in.
@@ -319,7 +320,7 @@ class HostedModel:
 
     async def _jobs(
         self,
-        conversations: Sequence[Conversation],
+        conversations: Sequence[Readable],
         rows: Sequence[Row],
         unread: Mapping[bytes, int],
         filled: _Filled,
@@ -493,8 +494,10 @@ async def _rows_of(items: Sequence[RequestItem], call: Call, ids: Ids) -> list[R
     for number, item in enumerate(items, start=1):
         if item.has_ids:
             rows += _rows_with_ids(item, call, ids)
+        elif item.prompt is None:
+            texts = cast("Sequence[Rendered]", item.responses)
+            rows += [Row(item.index, rendered_key(ids.space, text)) for text in texts]
         else:
-            assert item.prompt is not None  # the wire types see to it
             full = cast("Sequence[Response]", item.responses)
             index, prompt = item.index, prompt_digest(item.prompt, item.tools) if call.ids else None
             for key in conversation_keys(ids.space, item.prompt, item.tools, full):
@@ -514,6 +517,7 @@ def _rows_with_ids(item: RequestItem, call: Call, ids: Ids) -> list[Row]:
             rows.append(Row(item.index, key, prompt, response.id))
         else:
             assert item.prompt is not None  # the wire types see to it
+            assert not isinstance(response, Rendered)
             (key,) = conversation_keys(ids.space, item.prompt, item.tools, [response])
             rows.append(Row(item.index, key, own))
     # A foreign id has no prompt. It is reported as unknown later on, as an id is whose representation is gone: the

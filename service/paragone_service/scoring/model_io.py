@@ -17,7 +17,7 @@ from torch import Tensor
 
 from paragone.codes import ErrorCode
 from paragone_models.errors import TextError
-from paragone_models.text.reader import Conversation, EncodeItem, Reading
+from paragone_models.text.reader import EncodeItem, Readable, Reading
 from paragone_service.cache.tiers import Cache, Codec
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread
@@ -33,7 +33,7 @@ _LARGEST_SHORT = 2**16 - 1
 
 
 async def read_jobs(
-    reading: ReadingThread, keys: Sequence[bytes], conversations: Sequence[Conversation], call: Call
+    reading: ReadingThread, keys: Sequence[bytes], conversations: Sequence[Readable], call: Call
 ) -> list[Job | TextError]:
     """Return what is to be run of each conversation, by its cache key, or why it cannot be read.
 

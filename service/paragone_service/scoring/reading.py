@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from paragone.codes import ErrorCode
 from paragone_models.errors import TextError
 from paragone_models.model import PreferenceModel
-from paragone_models.text.reader import Conversation, Reading, sizes
+from paragone_models.text.reader import Readable, Reading, sizes
 from paragone_models.text.rendering import Turn
 from paragone_service.http.errors import ServiceError
 from paragone_service.scoring.request import Call
@@ -69,7 +69,7 @@ class ReadingThread:
         others = sum(min(unread, own + characters) for other, unread in self._unread.items() if other != client)
         return (own + others) / max(_SLOWEST, self._finished / self._seconds)
 
-    async def read(self, conversations: Sequence[Conversation], call: Call) -> list[Reading | TextError]:
+    async def read(self, conversations: Sequence[Readable], call: Call) -> list[Reading | TextError]:
         """Return what the model sees of each conversation, or why it sees nothing.
 
         The call's truncation policy counts, and its timings are filled in.
@@ -79,9 +79,7 @@ class ReadingThread:
         """
         return [reading async for chunk in self.chunks(conversations, call) for reading in chunk]
 
-    async def chunks(
-        self, conversations: Sequence[Conversation], call: Call
-    ) -> AsyncIterator[list[Reading | TextError]]:
+    async def chunks(self, conversations: Sequence[Readable], call: Call) -> AsyncIterator[list[Reading | TextError]]:
         """Yield the same piece by piece, so that the readings of a large request are never all there at once.
 
         Raises:
@@ -117,9 +115,7 @@ class ReadingThread:
         else:
             self._unread.pop(client, None)
 
-    async def _turn(
-        self, chunk: Sequence[Conversation], counts: Sequence[int], call: Call
-    ) -> list[Reading | TextError]:
+    async def _turn(self, chunk: Sequence[Readable], counts: Sequence[int], call: Call) -> list[Reading | TextError]:
         """Read a chunk, or the first of it, once it is the client's turn."""
         await self._wait_for_turn(call)
         assert self._reader is not None

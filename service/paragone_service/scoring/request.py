@@ -16,7 +16,8 @@ from pydantic import JsonValue
 
 from paragone.codes import ErrorCode
 from paragone.wire import ItemError, Message, Prompt, Response, Truncation, Usage
-from paragone_models.text.reader import Conversation, conversation
+from paragone_models.text.reader import Readable, conversation
+from paragone_models.text.rendered import Rendered
 from paragone_service.http.errors import ServiceError
 from paragone_service.quotas import Spending
 
@@ -199,14 +200,14 @@ class RequestItem:
 
     Attributes:
         index: place in the request's list, as it was sent.
-        prompt: what was asked; None where all responses are ids.
+        prompt: what was asked; None where all responses are ids, or rendered with their prompts.
         has_ids: whether any of them is an id.
     """
 
     index: int
     prompt: Prompt | None
     tools: list[dict[str, JsonValue]] | None
-    responses: Sequence[Response | ResponseId]
+    responses: Sequence[Response | ResponseId | Rendered]
     has_ids: bool = False
 
 
@@ -247,16 +248,19 @@ class Represented:
     ids: Sequence[str | None] = ()
 
 
-def as_conversations(rows: Sequence[tuple[RequestItem, Response | ResponseId]]) -> list[Conversation]:
+def as_conversations(rows: Sequence[tuple[RequestItem, Response | ResponseId | Rendered]]) -> list[Readable]:
     """Return responses with their prompts as the models know them; all of them must have come in full.
 
     The conversations of one item share their prompt and tools as the same objects, made once.
     """
-    found: list[Conversation] = []
+    found: list[Readable] = []
     last: RequestItem | None = None
     prompt: Sequence[dict[str, Any]] = ()
     tools: Sequence[dict[str, Any]] | None = None
     for item, response in rows:
+        if isinstance(response, Rendered):
+            found.append(response)
+            continue
         if item is not last:
             assert item.prompt is not None
             if isinstance(item.prompt, str):

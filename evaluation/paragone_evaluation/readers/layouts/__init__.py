@@ -41,7 +41,6 @@ FILE_LAYOUTS = (
     published.PKU_SAFERLHF,
     published.NECTAR,
     published.SUMMARIES,
-    published.SUMMARY_AXES,
     trainers.OPENAI_PREFERENCES,
     trainers.NEMO_RL,
     trainers.OUTPUTS,

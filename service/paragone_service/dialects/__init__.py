@@ -1,0 +1,1 @@
+"""Other servers' routes, answered in their own shapes: a file a dialect."""

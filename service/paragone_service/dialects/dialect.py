@@ -1,0 +1,157 @@
+"""What a dialect is, and how one request finds the dialect that answers it.
+
+A dialect is another server's way to be asked: some routes, the answers that its clients read, and the errors that they
+understand. Several may share a path; then the body says which one it is in. Every known path has a route, also where
+its dialects are off: the error says what to set.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from paragone.codes import ErrorCode
+from paragone_service.dialects.settings import DialectSettings
+from paragone_service.dialects.texts import Question
+from paragone_service.http.bodies import read_bytes, read_values
+from paragone_service.http.errors import HTTP_STATUS, SCOPE_SHAPE, ErrorShape, ErrorShapes, ServiceError
+from paragone_service.registry import Registry
+
+__all__ = ["Dialect", "Endpoint", "dialect_routes", "error_shapes", "own_error", "scoring_paths"]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One route of a dialect.
+
+    Attributes:
+        path: as Starlette writes it; ``{name}`` stands for a part that is ``question.path["name"]``.
+        answer: returns what is answered, as plain values that become JSON, or a response.
+        claims: whether a body is in this dialect, where several share the path; None takes every one. The dialects are
+            asked in the order in which they stand in ``DIALECTS``.
+        reads: what the body is: JSON, bytes as they came, or nothing.
+        scores: whether it asks for work of a device, and so may be refused unparsed under load.
+    """
+
+    path: str
+    answer: Callable[[Question], Awaitable[Any]]
+    method: Literal["GET", "POST"] = "POST"
+    claims: Callable[[Any], bool] | None = None
+    reads: Literal["json", "bytes", "nothing"] = "json"
+    scores: bool = True
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One dialect.
+
+    Attributes:
+        name: what ``--dialects`` calls it.
+        client: whose it is, for messages.
+        error: status and body of an error, as its clients read it.
+    """
+
+    name: str
+    client: str
+    endpoints: tuple[Endpoint, ...]
+    error: ErrorShape
+
+
+def own_error(error: ServiceError) -> tuple[int, Any]:
+    """Return an error in our own shape, with FastAPI's beside it: for clients that read neither."""
+    return HTTP_STATUS[error.code], {
+        "error": error.detail().model_dump(exclude_unset=True),
+        "detail": error.message,
+    }
+
+
+_Candidate = tuple[Dialect, Endpoint]
+
+
+def _by_path(dialects: Sequence[Dialect]) -> dict[tuple[str, str], list[_Candidate]]:
+    paths: dict[tuple[str, str], list[_Candidate]] = {}
+    for dialect in dialects:
+        for endpoint in dialect.endpoints:
+            paths.setdefault((endpoint.method, endpoint.path), []).append((dialect, endpoint))
+    return paths
+
+
+def dialect_routes(dialects: Sequence[Dialect], settings: DialectSettings, registry: Registry) -> list[Route]:
+    """Return a route for every path of the dialects, those that are off included."""
+    return [
+        Route(path, _answering(path, candidates, settings, registry), methods=[method], include_in_schema=False)
+        for (method, path), candidates in _by_path(dialects).items()
+    ]
+
+
+def error_shapes(dialects: Sequence[Dialect], on: Sequence[str]) -> ErrorShapes:
+    """Return which paths answer errors in whose shape, before it is known who asks."""
+    shapes: dict[str, ErrorShape] = {}
+    # Of several on one path the first that is on, which is asked first too.
+    for dialect in sorted(dialects, key=lambda dialect: dialect.name not in on):
+        for endpoint in dialect.endpoints:
+            shapes.setdefault(endpoint.path, dialect.error)
+    return ErrorShapes(shapes)
+
+
+def scoring_paths(dialects: Sequence[Dialect], on: Sequence[str]) -> frozenset[str]:
+    """Return the paths of dialects that are on at which work for a device is asked for."""
+    return frozenset(
+        endpoint.path
+        for dialect in dialects
+        for endpoint in dialect.endpoints
+        if dialect.name in on and endpoint.scores and endpoint.method == "POST" and "{" not in endpoint.path
+    )
+
+
+def _answering(
+    path: str, candidates: Sequence[_Candidate], settings: DialectSettings, registry: Registry
+) -> Callable[[Request], Awaitable[Response]]:
+    route = SimpleNamespace(path=path)
+    spoken = [(dialect, endpoint) for dialect, endpoint in candidates if dialect.name in settings.on]
+
+    async def answer(request: Request) -> Response:
+        request.scope["route"] = route  # for metrics and log, as FastAPI's own routes do
+        if not spoken:
+            raise _off(path, candidates)
+        body = await _body(request, spoken)
+        dialect, endpoint = next(
+            ((dialect, endpoint) for dialect, endpoint in spoken if endpoint.claims is None or endpoint.claims(body)),
+            spoken[-1],
+        )
+        request.scope[SCOPE_SHAPE] = dialect.error
+        question = Question(request, body, registry, settings)
+        answered = await endpoint.answer(question)
+        if isinstance(answered, Response):
+            return answered
+        return Response(to_json(answered), media_type="application/json", headers=question.headers)
+
+    return answer
+
+
+async def _body(request: Request, spoken: Sequence[_Candidate]) -> Any:
+    reads = {endpoint.reads for _, endpoint in spoken}
+    if reads == {"nothing"}:
+        return None
+    foreign = any(endpoint.scores for _, endpoint in spoken)
+    if "bytes" in reads:
+        return await read_bytes(request, foreign=foreign)
+    values = await read_values(request, foreign=foreign)
+    if not isinstance(values, Mapping):
+        raise ServiceError(ErrorCode.INVALID_REQUEST, "the body must be a JSON object")
+    return values
+
+
+def _off(path: str, candidates: Sequence[_Candidate]) -> ServiceError:
+    names = list(dict.fromkeys(dialect.name for dialect, _ in candidates))
+    clients = ", ".join(dict.fromkeys(dialect.client for dialect, _ in candidates))
+    either = " or ".join(f"--dialects {name}" for name in names)
+    return ServiceError(
+        ErrorCode.DIALECT_OFF,
+        f"{path} is asked by {clients}, and this server does not answer them: start it with {either} (or with all)",
+    )

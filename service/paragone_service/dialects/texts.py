@@ -1,0 +1,271 @@
+"""From the texts of a dialect's request to one number each: what every dialect shares.
+
+Nobody here has a list of pairs: a client sends rendered texts, tokens, or conversations, and reads a scalar for each.
+They are represented like the native routes' responses, with the same cache, queue, deadline and quota.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from starlette.requests import Request
+
+from paragone.codes import ErrorCode
+from paragone.wire import Message, Truncation, Usage
+from paragone_models.comparator import probability
+from paragone_models.text.rendered import Rendered
+from paragone_service.cache.keys import prompt_digest
+from paragone_service.dialects.settings import DialectSettings
+from paragone_service.http.bodies import MAX_ITEMS
+from paragone_service.http.counting import check_counts
+from paragone_service.http.errors import ServiceError, from_validation
+from paragone_service.http.middleware import SCOPE_ASKED
+from paragone_service.http.routes.scoring import call_of
+from paragone_service.registry import Registry
+from paragone_service.scoring.hosted_model import HostedModel
+from paragone_service.scoring.request import Problems, Represented, RequestItem
+
+__all__ = ["Question", "Scalars", "chat_item", "checked_list", "checked_text", "exchange_item", "rendered_item"]
+
+_MESSAGES: TypeAdapter[list[Message]] = TypeAdapter(list[Message])
+_MESSAGE_FIELDS = frozenset(Message.model_fields)
+_LARGEST_ID = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """One number for each text of a request.
+
+    Attributes:
+        values: rewards, or log-odds against what the setting ``scalar`` names. [n]
+        usage: what it cost.
+    """
+
+    values: NDArray[np.float64]
+    usage: Usage
+
+    @property
+    def raw(self) -> list[float]:
+        """The values as they are."""
+        floats: list[float] = self.values.tolist()
+        return floats
+
+    @property
+    def activated(self) -> list[float]:
+        """Their sigmoids, in [0, 1]."""
+        floats: list[float] = probability(self.values).tolist()
+        return floats
+
+
+class Question:
+    """One request in a dialect.
+
+    Attributes:
+        body: its JSON object, or its bytes.
+        path: the parts of its address that the route names.
+        settings: of the dialects.
+        headers: those of the answer; filled in on the way.
+    """
+
+    def __init__(self, request: Request, body: Any, registry: Registry, settings: DialectSettings) -> None:
+        self.request = request
+        self.body = body
+        self.path: Mapping[str, str] = request.path_params
+        self.registry = registry
+        self.settings = settings
+        self.headers: dict[str, str] = {}
+
+    def model(self, name: object = None) -> HostedModel:
+        """Return the hosted model that a name from elsewhere stands for; no name stands for one too.
+
+        Raises:
+            ServiceError: ``unknown_model``; ``invalid_request`` for what is no text.
+        """
+        if name is not None and not isinstance(name, str):
+            raise ServiceError(ErrorCode.INVALID_REQUEST, "model must be a text")
+        return self.registry.find_foreign(name)
+
+    async def scalars(
+        self, model: HostedModel, items: list[RequestItem], where: str, *, truncation: Truncation | None = None
+    ) -> Scalars:
+        """Return one number for each item, each of which has one response.
+
+        Args:
+            items: emptied on the way.
+            where: name of the client's list, for messages.
+            truncation: ``prompt`` or ``error``; None: the setting of the dialects.
+
+        Raises:
+            ServiceError: for the first item without a number; ``reference_required`` if the model has no scalar and
+                nothing is set to take its place.
+        """
+        self.check_number(len(items), where)
+        self.request.scope[SCOPE_ASKED] = {"model": model.name, "items": len(items)}
+        if self.request.app.state.log_texts and not isinstance(self.body, bytes):
+            self.request.scope[SCOPE_ASKED]["request"] = self.body
+        comparator = model.model.comparator
+        has_scalar = comparator.rules.gives_rewards(comparator.weights)
+        groups = None if has_scalar else self._groups(model, items)
+        problems = Problems(where, report=False)
+        call = call_of(self.request, truncation or self.settings.truncation, problems)
+        try:
+            represented = await model.represent(items, call)
+        except ServiceError as error:
+            if error.code != ErrorCode.CONVERSATION_TRUNCATED or truncation is not None:
+                raise
+            hint = f'{error.message} (with [dialects] truncation = "prompt")'
+            raise error.at(error.item, hint) if error.item is not None else error from None
+        with np.errstate(all="ignore"):  # what is not finite is found below
+            if groups is None:
+                values = comparator.rewards(represented.vectors)
+                assert values is not None  # the kind gives rewards
+            else:
+                values = _against_the_others(represented, groups, model)
+        for item in np.flatnonzero(~np.isfinite(values)).tolist():
+            problems.add(item, ServiceError(ErrorCode.NON_FINITE_SCORE, "the model's numbers are too large to compare"))
+        if represented.usage.truncated:
+            self.headers["x-truncated-texts"] = str(represented.usage.truncated)
+        return Scalars(values, represented.usage)
+
+    @staticmethod
+    def check_number(count: int, where: str) -> None:
+        """Refuse more items than a request may have.
+
+        Raises:
+            ServiceError: ``too_many_items``.
+        """
+        if count > MAX_ITEMS:
+            raise ServiceError(
+                ErrorCode.TOO_MANY_ITEMS, f"{count} items in {where}; the limit is {MAX_ITEMS}: split them"
+            )
+
+    def _groups(self, model: HostedModel, items: Sequence[RequestItem]) -> list[list[int]]:
+        """Return the places of the responses to each prompt.
+
+        Raises:
+            ServiceError: ``reference_required`` if that is not how a model without a scalar shall answer, or a response
+                stands alone; ``preferences_unavailable``, if it cannot compare either.
+        """
+        model.check_preferences()
+        lacking = f"model {model.name} is of kind {model.model.kind} and has no scalar: it compares"
+        if self.settings.scalar != "group":
+            raise ServiceError(
+                ErrorCode.REFERENCE_REQUIRED,
+                f'{lacking}; set [dialects] scalar = "group" to have responses to one prompt held against each other, '
+                "ask a model with a reward, or ask /v1/tournaments",
+            )
+        groups: dict[bytes, list[int]] = {}
+        for place, item in enumerate(items):
+            if item.prompt is None:
+                raise ServiceError(
+                    ErrorCode.REFERENCE_REQUIRED, f"{lacking} responses to one prompt, and a rendered text has none"
+                )
+            groups.setdefault(prompt_digest(item.prompt, item.tools), []).append(place)
+        if any(len(group) < 2 for group in groups.values()):
+            raise ServiceError(
+                ErrorCode.REFERENCE_REQUIRED,
+                f"{lacking} with other responses to the same prompt, and one stands alone in this request: send them "
+                "together",
+            )
+        return list(groups.values())
+
+
+def _against_the_others(
+    represented: Represented, groups: Sequence[Sequence[int]], model: HostedModel
+) -> NDArray[np.float64]:
+    values = np.zeros(len(represented.vectors))
+    for group in groups:
+        vectors = represented.vectors[list(group)]
+        for number, place in enumerate(group):
+            others = np.delete(vectors, number, axis=0)
+            values[place] = model.model.comparator.mean_logit(vectors[number][None], others)[0]
+    return values
+
+
+def rendered_item(
+    index: int, content: object, where: str, *, ends: bool = False, most_tokens: int | None = None, start: bool = False
+) -> RequestItem:
+    """Return an item of one rendered text, or of its token ids.
+
+    Raises:
+        ServiceError: ``invalid_request``, if it is neither.
+    """
+    if isinstance(content, list):
+        if not all(type(one) is int and 0 <= one <= _LARGEST_ID for one in content):
+            raise ServiceError(ErrorCode.INVALID_REQUEST, f"{where}[{index}] must be a text, or a list of token ids")
+        content = tuple(content)
+    elif not isinstance(content, str):
+        raise ServiceError(ErrorCode.INVALID_REQUEST, f"{where}[{index}] must be a text, or a list of token ids")
+    return RequestItem(index, None, None, (Rendered(content, ends, most_tokens, start),))
+
+
+def exchange_item(index: int, prompt: object, response: object, where: str) -> RequestItem:
+    """Return an item of a prompt, which is a text or messages, and a response, which is a text.
+
+    Raises:
+        ServiceError: ``invalid_request``, if it is something else.
+    """
+    answer = checked_text(response, f"{where}.response")
+    if isinstance(prompt, list):
+        return RequestItem(index, _messages(prompt, f"{where}.prompt"), None, (answer,))
+    return RequestItem(index, checked_text(prompt, f"{where}.prompt"), None, (answer,))
+
+
+def chat_item(index: int, messages: object, where: str = "messages", tools: object = None) -> RequestItem:
+    """Return an item of messages, of which the last one is the response.
+
+    Raises:
+        ServiceError: ``invalid_request``, if they are no messages, or the last one is not the assistant's.
+    """
+    turns = _messages(messages, where)
+    if not turns or turns[-1].role != "assistant":
+        raise ServiceError(
+            ErrorCode.INVALID_REQUEST,
+            f"{where} must end with the assistant's: that is the response which is scored",
+        )
+    offered = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else None
+    return RequestItem(index, turns[:-1], offered or None, (turns[-1],))
+
+
+def _messages(messages: object, where: str) -> list[Message]:
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise ServiceError(ErrorCode.INVALID_REQUEST, f"{where} must be a list of messages with role and content")
+    # Clients dump what their own types have; what no template reads is left out, as unknown fields are everywhere here.
+    known = [{name: message[name] for name in message.keys() & _MESSAGE_FIELDS} for message in messages]
+    check_counts([{"prompt": known}], where, max_messages=2_000)
+    try:
+        return _MESSAGES.validate_python(known)
+    except ValidationError as error:
+        refusal = from_validation(error)
+        raise ServiceError(refusal.code, f"{where}{refusal.message}") from None
+
+
+def checked_text(value: object, where: str) -> str:
+    """Return a text.
+
+    Raises:
+        ServiceError: ``invalid_request``, if it is none, or holds a lone surrogate.
+    """
+    if not isinstance(value, str):
+        raise ServiceError(ErrorCode.INVALID_REQUEST, f"{where} must be a text")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ServiceError(ErrorCode.INVALID_REQUEST, f"{where} holds a lone surrogate: no text") from None
+    return value
+
+
+def checked_list(value: object, where: str) -> list[Any]:
+    """Return a list, no longer than a request's may be.
+
+    Raises:
+        ServiceError: ``invalid_request``, if it is none; ``too_many_items``.
+    """
+    if not isinstance(value, list):
+        raise ServiceError(ErrorCode.INVALID_REQUEST, f"{where} must be a list")
+    Question.check_number(len(value), where)
+    return value
