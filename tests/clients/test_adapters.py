@@ -2,7 +2,9 @@ import asyncio
 import dataclasses
 import inspect
 import logging
+import math
 import pickle
+import pkgutil
 import subprocess
 import sys
 from typing import Any
@@ -10,12 +12,12 @@ from typing import Any
 import httpx2
 import pytest
 
-from paragone import AsyncClient, Client
-from paragone.adapters import slime, tinker, trl, verl
+from paragone import AsyncClient, Client, adapters
+from paragone.adapters import openrlhf, slime, tinker, trl, verl
 from paragone.exceptions import ParagoneError, ServerError, TextError, UnsupportedError
 from tests.clients.oracle import Oracle, error, probability
 
-HOSTS = ("trl", "verl", "slime", "tinker", "tinker_cookbook", "torch", "numpy", "transformers")
+HOSTS = ("trl", "verl", "slime", "openrlhf", "tinker", "tinker_cookbook", "torch", "numpy", "transformers")
 
 
 def user(text):
@@ -48,7 +50,8 @@ def awaited(oracle, ask):
 
 
 def test_no_adapter_imports_its_host():
-    script = "import paragone.adapters.trl, paragone.adapters.verl, paragone.adapters.slime, paragone.adapters.tinker"
+    names = [module.name for module in pkgutil.iter_modules(adapters.__path__)]
+    script = "\n".join(f"import paragone.adapters.{name}" for name in names)
     script += "\nimport sys\nsys.stdout.write(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & set(HOSTS)
@@ -333,6 +336,38 @@ def test_slime_evaluates_samples_without_a_group(oracle):
         awaited(oracle, lambda client: slime.eval_rm(client, **against)(Arguments(False), Sample("p", "four")))
 
 
+# OpenRLHF
+
+
+def test_openrlhf_gets_numbers_for_one_sample_and_lists_for_several(client, oracle):
+    reward_func = openrlhf.reward_func(client)
+    one = reward_func(["prompt: four<|im_end|>\n"], ["prompt: "], ["a label"])
+    assert one == {"rewards": 0.4, "scores": pytest.approx(1 / (1 + math.exp(-0.4))), "extra_logs": {"paragone": 0.4}}
+    assert oracle.bodies()[0]["items"] == [{"prompt": "prompt: ", "response": "four"}]
+    two = reward_func(["pfour</s>", "qsix </s>  </s>"], ["p", "q"], [None, None])
+    assert two["rewards"] == [0.4, 0.4]
+    assert [item["response"] for item in oracle.bodies()[1]["items"]] == ["four", "six "]
+
+
+def test_openrlhf_gets_the_probability_against_the_label(client, oracle):
+    settings = {
+        "prompt_of": lambda prompt, label: user(prompt + label["more"]),
+        "reference_of": lambda label: label["best"],
+    }
+    reward_func = openrlhf.reward_func(client, signal="against_label", **settings)
+    answer = reward_func(["pfour"], ["p"], [{"more": "!", "best": "sixsix"}])
+    assert answer["rewards"] == answer["scores"] == probability("four", "sixsix")
+    assert oracle.bodies()[0]["pairs"][0]["prompt"] == user("p!")
+
+
+def test_openrlhf_gets_an_exception_where_there_is_no_reward(client, caplog):
+    with pytest.raises(TextError):
+        openrlhf.reward_func(client)(["pbad"], ["p"], [None])
+    assert "1 samples have no reward" in caplog.text
+    with pytest.raises(ValueError, match="does not begin with its prompt"):
+        openrlhf.reward_func(client)(["rompt: four"], ["prompt: "], [None])
+
+
 # tinker-cookbook
 
 
@@ -386,6 +421,7 @@ def test_all_functions_for_hosts_can_be_pickled():
         slime.custom_rm(awaiting),
         slime.eval_rm(awaiting),
         verl.compute_score(awaiting),
+        openrlhf.reward_func(waiting),
         tinker.PreferenceModel(awaiting),
     ]
     for function in functions:

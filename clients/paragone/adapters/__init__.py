@@ -2,7 +2,8 @@
 
     paragone.adapters.trl       reward_function, async_reward_function, WinRateCallback, PairwiseJudge, RankJudge
     paragone.adapters.verl      compute_score
-    paragone.adapters.slime     custom_rm
+    paragone.adapters.slime     custom_rm, eval_rm
+    paragone.adapters.openrlhf  reward_func
     paragone.adapters.tinker    PreferenceModel
 
 They take a ``Client`` or an ``AsyncClient``, so that address, key, model and retries are set in one place. A failure is
