@@ -211,10 +211,15 @@ class AsyncClient:
         return_: Sequence[Literal["ids"]] = (),
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
+        skew_weight: float | None = None,
     ) -> PreferencesAnswer:
         """Return what ``Client.preferences`` returns; it raises the same."""
         return await self._ask(
-            PREFERENCES, pairs, RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_)
+            PREFERENCES,
+            pairs,
+            RequestOptions(
+                model=model, truncation=truncation, on_error=on_error, return_=return_, skew_weight=skew_weight
+            ),
         )
 
     async def rewards(
@@ -256,10 +261,15 @@ class AsyncClient:
         return_: Sequence[TournamentReturn] = (),
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
+        skew_weight: float | None = None,
     ) -> TournamentsAnswer:
         """Return what ``Client.tournaments`` returns; it raises the same."""
         return await self._ask(
-            TOURNAMENTS, groups, RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_)
+            TOURNAMENTS,
+            groups,
+            RequestOptions(
+                model=model, truncation=truncation, on_error=on_error, return_=return_, skew_weight=skew_weight
+            ),
         )
 
     async def cohort(

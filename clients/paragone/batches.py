@@ -110,6 +110,7 @@ class RequestOptions:
     truncation: Truncation = "prompt"
     on_error: OnError = "refuse"
     return_: Sequence[str] = ()
+    skew_weight: float | None = None
 
     def with_default(self, model: str | None) -> "RequestOptions":
         """Return the same options, with this model where they name none."""
@@ -123,6 +124,7 @@ class RequestOptions:
             "truncation": (self.truncation, "prompt"),
             "on_error": (self.on_error, "refuse"),
             "return": (list(self.return_), []),
+            "skew_weight": (self.skew_weight, None),
         }
         return {name: value for name, (value, default) in fields.items() if value != default}
 

@@ -204,6 +204,7 @@ class Client:
         return_: Sequence[Literal["ids"]] = (),
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
+        skew_weight: float | None = None,
     ) -> PreferencesAnswer:
         """Return how probable it is that the first of two responses is preferred, for each pair, in their order.
 
@@ -211,12 +212,17 @@ class Client:
             pairs: ``(prompt, first, second)`` tuples, dicts with these fields, or ``paragone.wire.Pair``; a response
                 that an earlier answer gave an id may be named by it (``paragone.wire.PairById``).
             return_: what to add to each answer: ``ids``.
+            skew_weight: how much the skew form of a hybrid model counts beside its reward; None: as the model says.
 
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the pair at fault.
         """
         return self._ask(
-            PREFERENCES, pairs, RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_)
+            PREFERENCES,
+            pairs,
+            RequestOptions(
+                model=model, truncation=truncation, on_error=on_error, return_=return_, skew_weight=skew_weight
+            ),
         )
 
     def rewards(
@@ -277,18 +283,24 @@ class Client:
         return_: Sequence[TournamentReturn] = (),
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
+        skew_weight: float | None = None,
     ) -> TournamentsAnswer:
         """Return a tournament for each group of responses, in their order.
 
         Args:
             groups: ``(prompt, responses)`` tuples, dicts with these fields, or ``paragone.wire.Group``.
             return_: what to add to each answer: ``matrix``, ``ids``.
+            skew_weight: as for ``preferences``.
 
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the group at fault.
         """
         return self._ask(
-            TOURNAMENTS, groups, RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_)
+            TOURNAMENTS,
+            groups,
+            RequestOptions(
+                model=model, truncation=truncation, on_error=on_error, return_=return_, skew_weight=skew_weight
+            ),
         )
 
     def cohort(

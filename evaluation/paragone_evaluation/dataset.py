@@ -80,12 +80,12 @@ class EvaluationSet:
     sha256: str
     layout: str
     split: str | None
-    prompts: tuple[tuple[PromptText, tuple[Message, ...] | None], ...]
-    questions: tuple[str, ...]
-    responses: tuple[ResponseText, ...]
+    prompts: Sequence[tuple[PromptText, tuple[Message, ...] | None]]
+    questions: Sequence[str]
+    responses: Sequence[ResponseText]
     node_prompt: Ints
     node_length: Floats
-    cases: tuple[Case, ...]
+    cases: Sequence[Case]
     case: Ints
     first: Ints
     second: Ints
@@ -121,5 +121,5 @@ class EvaluationSet:
         # Questions are wider than prompts: both stances of a question, and rephrasings, are one cluster.
         if by == "prompt":
             return np.arange(len(self.prompts), dtype=np.int64), len(self.prompts)
-        names, where = np.unique(np.asarray(self.questions, dtype=object).astype(str), return_inverse=True)
+        names, where = np.unique(np.asarray(list(self.questions), dtype=object).astype(str), return_inverse=True)
         return where.astype(np.int64), len(names)

@@ -119,10 +119,12 @@ def results_of(
 
 
 def _about(data: EvaluationSet, answered: int) -> dict[str, Any]:
-    counts = {"cases": data.cases, "prompts": data.prompts, "responses": data.responses, "judgements": data.outcome}
     return {
         **{name: getattr(data, name) for name in ("path", "sha256", "layout", "split")},
-        **{name: len(rows) for name, rows in counts.items()},
+        "cases": len(data.cases),
+        "prompts": len(data.prompts),
+        "responses": len(data.responses),
+        "judgements": len(data.outcome),
         "answered": answered,
     }
 

@@ -45,6 +45,7 @@ class Comparator:
         dimension: length d of a representation.
         temperature: what logits are divided by.
         weights: one number per attribute where the kind merges attributes, or None.
+        skew_weight: how much the skew form counts beside a reward; 0 compares rewards alone.
     """
 
     kind: KindName
@@ -52,6 +53,7 @@ class Comparator:
     temperature: float
     attributes: tuple[str, ...] = ()
     weights: tuple[float, ...] | None = None
+    skew_weight: float = 1.0
 
     @cached_property
     def rules(self) -> Kind:
@@ -150,7 +152,7 @@ class Comparator:
             ValueError: if the kind has no 2-blocks, a last dimension is not d, or there are no references.
         """
         values, mean = self._with_mean(representations, references)
-        return self.rules.block_logits(values, mean, temperature=self.temperature)
+        return self.rules.block_logits(values, mean, temperature=self.temperature, skew_weight=self.skew_weight)
 
     def rewards(self, representations: ArrayLike) -> Float64s | None:
         """Return one scalar per response, comparable within a prompt, or None where the kind has none.
@@ -210,4 +212,6 @@ class Comparator:
                 f"this {self.kind} model rates {', '.join(self.attributes)} and has no weights to merge them into a "
                 "preference: give weights= (one number per attribute) when it is loaded, or ask for rewards"
             )
-        return self.rules.logit(first, second, temperature=self.temperature, weights=self.weights)
+        return self.rules.logit(
+            first, second, temperature=self.temperature, weights=self.weights, skew_weight=self.skew_weight
+        )

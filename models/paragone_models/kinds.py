@@ -67,6 +67,11 @@ class Kind:
         return self.has_attributes and not self.learns_pairs
 
     @property
+    def weighs_skew(self) -> bool:
+        """True if a skew form stands beside a reward: alone, its weight would be another temperature."""
+        return self.has_reward and self.has_vector
+
+    @property
     def formula(self) -> str:
         """The log-odds before division by the temperature, of a pair with rewards r and vectors v."""
         if not self.has_vector:
@@ -126,7 +131,13 @@ class Kind:
         return total
 
     def logit(
-        self, first: Array, second: Array, *, temperature: float, weights: Sequence[float] | None = None
+        self,
+        first: Array,
+        second: Array,
+        *,
+        temperature: float,
+        weights: Sequence[float] | None = None,
+        skew_weight: float = 1.0,
     ) -> Array:
         """Return the log-odds that ``first`` is preferred; swapping the arguments flips exactly the sign.
 
@@ -134,6 +145,7 @@ class Kind:
             first: representations whose win is measured. [..., d]
             second: representations of the opponents; they are broadcast, so the caller checks shapes. [..., d]
             weights: one number per attribute, for a kind that merges attributes.
+            skew_weight: how much the skew form counts beside a reward.
 
         Returns:
             Log-odds. [...]
@@ -147,10 +159,10 @@ class Kind:
         # The reward is not part of the skew form: it is a difference, and the form is a product.
         difference = skew(first[..., start:], second[..., start:])
         if self.has_reward:
-            difference = (first[..., 0] - second[..., 0]) + difference
+            difference = (first[..., 0] - second[..., 0]) + skew_weight * difference
         return difference / temperature
 
-    def block_logits(self, first: Array, second: Array, *, temperature: float) -> Array:
+    def block_logits(self, first: Array, second: Array, *, temperature: float, skew_weight: float = 1.0) -> Array:
         """Return what each 2-block adds to ``logit``; a reward adds the rest.
 
         Args:
@@ -166,7 +178,8 @@ class Kind:
         if not self.has_vector:
             raise ValueError(f"a {self.name} model has no 2-blocks")
         start = int(self.has_reward)
-        return skew_blocks(first[..., start:], second[..., start:]) / temperature
+        blocks = skew_blocks(first[..., start:], second[..., start:])
+        return (skew_weight * blocks if self.has_reward else blocks) / temperature
 
 
 def skew_blocks(first: Array, second: Array) -> Array:

@@ -265,7 +265,9 @@ class PreferenceModel:
         self.budget = max_batch_tokens if isinstance(max_batch_tokens, Budget) else Budget(max_batch_tokens, "given")
         self.local = local or LocalForward(network, max_batch_tokens=self.budget.tokens)
         self.first_token = first_token
-        self.comparator = Comparator(spec.kind, spec.dimension, spec.temperature, spec.attributes, spec.weights)
+        self.comparator = Comparator(
+            spec.kind, spec.dimension, spec.temperature, spec.attributes, spec.weights, spec.skew_weight
+        )
         # Once: the spec of a loaded model does not change.
         self.fingerprint = spec.fingerprint(provenance.identity, provenance.numerics)
 
@@ -371,7 +373,9 @@ class PreferenceModel:
             ValueError: if the model has no 2-blocks, or the shapes differ or do not end in d.
         """
         self._check_shapes(first, second)
-        return self.spec.rules.block_logits(first.float(), second.float(), temperature=self.spec.temperature)
+        return self.spec.rules.block_logits(
+            first.float(), second.float(), temperature=self.spec.temperature, skew_weight=self.spec.skew_weight
+        )
 
     @torch.inference_mode()
     def gate_scales(self, hidden: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dimension": (_is_count, "an integer"),
     "max_length": (_is_count, "an integer"),
     "temperature": (_is_number, "a number"),
+    "skew_weight": (_is_number, "a number"),
     "attributes": (lambda value: _is_list(value, lambda item: isinstance(item, str)), "a list of names"),
     "weights": (lambda value: value is None or _is_list(value, _is_number), "a list of numbers, or null"),
     "domain": (lambda value: value is None or isinstance(value, str), "a text, or null"),
@@ -67,7 +68,7 @@ def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
     return isinstance(value, list | tuple) and all(map(of, value))
 
 
-# Fields of a spec that change a representation; temperature, weights and calibration only change answers.
+# Fields of a spec that change a representation; temperature, weights of all kinds and calibration only change answers.
 _IDENTITY_FIELDS = (
     "kind",
     "dimension",
@@ -108,6 +109,7 @@ class ModelSpec:
         weights: how much each attribute counts in the reward of a ``regression`` model; None means that it rates but
             does not compare.
         temperature: what logits are divided by. 0.1 for published general preference models, 1 for Bradley-Terry.
+        skew_weight: how much the skew form of a ``hybrid`` model counts beside its reward.
         calibrated: True once the temperature was fitted on held-out judgements.
         pooling: ``last`` reads the last token, ``mean`` averages the tokens after the prompt.
         gate: ``softmax`` weighs each 2-block by a softmax over the prompt's last hidden state (GPM's scale gate).
@@ -127,6 +129,7 @@ class ModelSpec:
     attributes: tuple[str, ...] = ()
     weights: tuple[float, ...] | None = None
     temperature: float = 1.0
+    skew_weight: float = 1.0
     calibrated: bool = False
     pooling: Pooling = "last"
     gate: Gate = "none"
@@ -147,6 +150,7 @@ class ModelSpec:
         # From here on the kind is one of those that exist, and has rules.
         if not 0 < self.temperature < float("inf"):
             raise ModelLoadError(f"temperature is {self.temperature}; it must be a positive number")
+        self._check_skew_weight()
         if self.max_length < 1:
             raise ModelLoadError(f"max_length is {self.max_length}; it must be at least 1 token")
         if not self.rules.dimension_fits(self.dimension, len(self.attributes)):
@@ -160,6 +164,15 @@ class ModelSpec:
             self._check_weights(self.weights)
         if self.gate != "none" and not self.rules.has_vector:
             raise ModelLoadError(f"a gate scales general preference blocks; kind {self.kind} has none")
+
+    def _check_skew_weight(self) -> None:
+        if not 0 <= self.skew_weight < float("inf"):
+            raise ModelLoadError(f"skew_weight is {self.skew_weight}; it must be a finite number of at least 0")
+        if self.skew_weight != 1 and not self.rules.weighs_skew:
+            raise ModelLoadError(
+                f"skew_weight weighs the skew form of a hybrid model beside its reward; this one is {self.kind}: leave "
+                "it out"
+            )
 
     def _check_weights(self, weights: tuple[float, ...]) -> None:
         if len(weights) != len(self.attributes):
@@ -209,7 +222,9 @@ class ModelSpec:
         Returns:
             32 hexadecimal digits.
         """
-        answers = [self.temperature, self.weights, self.attributes, self.calibrated]
+        answers: list[Any] = [self.temperature, self.weights, self.attributes, self.calibrated]
+        # Only where it was set: fingerprints of models that have none stay what they were.
+        answers += [self.skew_weight] if self.skew_weight != 1 else []
         parts = [identity, dict(numerics), answers]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -218,6 +233,8 @@ class ModelSpec:
         values = asdict(self)
         if self.backbone is None:
             del values["backbone"]
+        if self.skew_weight == 1:
+            del values["skew_weight"]
         return json.dumps({"format": _FORMAT, **values}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod

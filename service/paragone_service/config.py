@@ -73,6 +73,8 @@ class ModelSettings(BaseModel):
     """What its backbone computes in; None: the service's ``dtype``."""
     temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """What logits are divided by; None: the model's own."""
+    skew_weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """How much the skew form of a hybrid model counts beside its reward; None: the model's own."""
     weights: dict[str, float] | tuple[float, ...] | None = None
     """What preferences weigh a regression model's attributes by: by name, or in the attributes' order."""
     max_length: int | None = Field(default=None, ge=1)

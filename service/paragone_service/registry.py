@@ -63,6 +63,7 @@ def _load_models(settings: Settings) -> dict[str, PreferenceModel]:
             revision=options.revision,
             weights=options.weights,
             temperature=options.temperature,
+            skew_weight=options.skew_weight,
             max_length=options.max_length,
             special_tokens=options.special_tokens,
             bos=options.bos,

@@ -90,6 +90,15 @@ def test_a_regression_logit_by_hand():
     assert comparator.logit([3.0, 1.0], [2.0, 0.5]) == ((3.0 - 2.0 * 1.0) - (2.0 - 2.0 * 0.5)) / 0.5
 
 
+def test_the_weight_of_a_hybrid_models_skew_form_by_hand():
+    one, two = [1.0, 2.0, 3.0], [0.5, 1.0, -1.0]
+    weighed = Comparator("hybrid", 3, 0.5, skew_weight=0.25)
+    assert weighed.logit(one, two) == ((1.0 - 0.5) + 0.25 * (2.0 * -1.0 - 3.0 * 1.0)) / 0.5
+    assert weighed.mean_blocks([one], [two]).tolist() == [[0.25 * -5.0 / 0.5]]
+    # Without the skew form a hybrid model is its reward alone.
+    assert Comparator("hybrid", 3, 0.5, skew_weight=0.0).logit(one, two) == (1.0 - 0.5) / 0.5
+
+
 def test_a_helpsteer_logit_ignores_the_attributes():
     comparator = COMPARATORS["helpsteer"]
     assert comparator.logit([1.0, 9.0, 9.0], [0.5, -9.0, -9.0]) == (1.0 - 0.5) / 1.5

@@ -1,6 +1,7 @@
 """The spec of a model: it survives its file, and refuses what cannot be."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -135,3 +136,25 @@ def test_a_field_of_another_type_is_refused(field, value):
     values = {"format": 1, "kind": "bradley-terry", "dimension": 1, field: value}
     with pytest.raises(ModelLoadError, match=f"{field} is "):
         ModelSpec.from_json(json.dumps(values))
+
+
+def test_the_weight_of_the_skew_form_changes_the_answers_and_not_the_representations():
+    plain = ModelSpec(kind="hybrid", dimension=3)
+    weighed = replace(plain, skew_weight=0.5)
+    assert weighed.identity("w", "t") == plain.identity("w", "t")
+    assert weighed.fingerprint("i", {}) != plain.fingerprint("i", {})
+    assert ModelSpec.from_json(weighed.to_json()) == weighed
+    assert "skew_weight" not in plain.to_json()
+
+
+@pytest.mark.parametrize(
+    ("kind", "dimension", "weight", "message"),
+    [
+        ("hybrid", 3, -1.0, "finite number of at least 0"),
+        ("hybrid", 3, float("nan"), "finite number of at least 0"),
+        ("general-preference", 2, 0.5, "this one is general-preference: leave it out"),
+    ],
+)
+def test_a_weight_that_weighs_nothing_is_refused(kind, dimension, weight, message):
+    with pytest.raises(ModelLoadError, match=message):
+        ModelSpec(kind=kind, dimension=dimension, skew_weight=weight)

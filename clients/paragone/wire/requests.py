@@ -54,7 +54,15 @@ class _Request(RequestModel):
     )
 
 
-class PreferencesRequest(_Request):
+class _ComparisonRequest(_Request):
+    skew_weight: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="How much the skew form of a `hybrid` model counts beside its reward: 0 compares rewards alone. "
+        "Omitted: the model's own. The answer's fingerprint is that of the model with this weight.",
+    )
+
+
+class PreferencesRequest(_ComparisonRequest):
     """Ask how probable it is that the first of two responses is preferred, for each pair."""
 
     model_config = ConfigDict(
@@ -107,7 +115,7 @@ class RewardsRequest(_Request):
     )
 
 
-class TournamentsRequest(_Request):
+class TournamentsRequest(_ComparisonRequest):
     """Ask for everything that follows from the K×K preferences among the responses of each group."""
 
     model_config = ConfigDict(

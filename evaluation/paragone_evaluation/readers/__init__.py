@@ -15,7 +15,7 @@ from paragone_evaluation.readers.layouts.reading import LAYOUTS
 from paragone_evaluation.readers.mapping import parse_map
 from paragone_evaluation.readers.options import BadRowsPolicy, Rankings, ReadOptions
 from paragone_evaluation.readers.rows import STRONGEST, Content, Label, Pair, Prompt, Rating, Turns, as_messages
-from paragone_evaluation.readers.sources import HUB
+from paragone_evaluation.readers.sources import HUB, file_order
 
 __all__ = [
     "HUB",
@@ -32,6 +32,7 @@ __all__ = [
     "RowAccount",
     "Turns",
     "as_messages",
+    "file_order",
     "parse_map",
     "read_evaluation_set",
     "read_fields",

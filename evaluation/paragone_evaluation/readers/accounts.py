@@ -9,6 +9,7 @@ from pathlib import Path
 
 from paragone_evaluation.dataset import LeftOut
 from paragone_evaluation.errors import DataError
+from paragone_evaluation.readers.sources import describe_hub_parts
 
 __all__ = ["RowAccount"]
 
@@ -90,6 +91,10 @@ class RowAccount:
             f"{count} {'pair has a strength, its' if count == 1 else 'pairs have a strength, their'} {source}"
             for source, count in self.strengths.items()
         ]
+
+    def describe_hub(self) -> list[str]:
+        """Return a line for each data set of the Hub that was read, with its commit."""
+        return describe_hub_parts(self.files)
 
     def log(self, logger: logging.Logger) -> None:
         """Log what is left out, and where strengths come from."""

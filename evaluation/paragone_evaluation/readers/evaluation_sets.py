@@ -3,13 +3,14 @@
 import hashlib
 import itertools
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from paragone_evaluation.columns import CaseColumns, TextColumn, View
 from paragone_evaluation.dataset import Case, EvaluationSet, LeftOut, Message, PromptText, ResponseText
 from paragone_evaluation.errors import DataError
 from paragone_evaluation.readers.files import FilePass
@@ -20,6 +21,7 @@ from paragone_evaluation.readers.rows import DataRow, text_key, text_length
 __all__ = ["read_evaluation_set"]
 
 _NAN = float("nan")
+_NONE = -1
 _FEW = 8  # responses to a prompt that are searched one by one
 _AS_READ = ReadOptions()
 _REMEDY = "Mend the file, or leave these rows out with --bad-rows leave-out (the report counts them)."
@@ -63,6 +65,7 @@ def read_evaluation_set(
         layout=layout.name,
         split=split,
         left_out=(*others, *reading.account.left_out()),
+        notes=tuple(f"Data: {line}." for line in reading.account.describe_hub()),
         rated=cases.rated,
         **cases.columns(),
     )
@@ -93,16 +96,18 @@ class _Cases:
     def __init__(self, reading: FilePass) -> None:
         self._reading = reading
         self.rated: str | None = None
-        self._cases: list[Case] = []
+        self._cases = CaseColumns()
         # Numbers by content, in the order in which the contents came up.
         self._prompts: dict[str, int] = {}
-        # A dictionary for the few responses of most prompts would take as much memory as their texts.
-        self._nodes: list[tuple[int, ...]] = []
+        self._prompt_texts: list[PromptText] = []
+        self._tools: dict[int, tuple[Message, ...]] = {}
+        self._questions: dict[int, str] = {}
+        # The nodes of a prompt, the newest first, each with the one before it: most prompts have two, and a dictionary
+        # for two would take as much memory as their texts.
+        self._newest, self._before = array("q"), array("q")
         self._many: dict[int, dict[str, int]] = {}
-        self._node_prompt = array("q")
-        self._prompt_texts: list[tuple[PromptText, tuple[Message, ...] | None]] = []
-        self._questions: list[str] = []
-        self._responses: list[ResponseText] = []
+        self._node_prompt, self._node_length = array("q"), array("d")
+        self._responses = TextColumn()
         self._judged = {name: array("q") for name in ("case", "first", "second")}
         self._verdicts = {name: array("d") for name in ("outcome", "strength")}
         self._rated_prompts: dict[int, _RatedPrompt] = {}
@@ -113,8 +118,6 @@ class _Cases:
             return
         prompt = self._prompt(row)
         nodes = tuple(self._node(prompt, response) for response in row.responses)
-        # One tuple of the same numbers is enough where the row has all that is known of its prompt.
-        nodes = known if nodes == (known := self._nodes[prompt]) else nodes
         self._cases.append(Case(row.name, row.line, prompt, nodes, row.subset, right=row.right, human=_shares(row)))
         for label in row.labels:
             # A strength that only says who won would be correlated with the model's margins as if people had graded.
@@ -123,37 +126,46 @@ class _Cases:
 
     def _prompt(self, row: DataRow) -> int:
         """Return the number of the row's prompt, a new one where it was not seen before."""
-        # The same text with other tools is another question to the model.
-        key = text_key(row.prompt) if not row.tools else f"{text_key(row.prompt)}\n{text_key(row.tools)}"
-        number = self._prompts.setdefault(key, len(self._prompt_texts))
+        number = self._prompts.setdefault(_prompt_key(row.prompt, row.tools), len(self._prompt_texts))
         if number == len(self._prompt_texts):
-            text: PromptText = row.prompt if isinstance(row.prompt, str) else tuple(row.prompt)
-            self._prompt_texts.append((text, tuple(row.tools) if row.tools else None))
-            # A prompt without a group is its own question, named by a hash: names go into reports, texts do not.
-            digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-            self._questions.append(row.question or f"prompt {digest}")
-            self._nodes.append(())
+            self._prompt_texts.append(row.prompt if isinstance(row.prompt, str) else tuple(row.prompt))
+            if row.tools:
+                self._tools[number] = tuple(row.tools)
+            if row.question:
+                self._questions[number] = row.question
+            self._newest.append(_NONE)
         return number
 
     def _node(self, prompt: int, response: ResponseText) -> int:
         """Return the number of a response to a prompt, a new one where it was not seen before."""
-        key, known = text_key(response), self._nodes[prompt]
-        many = self._many.get(prompt)
-        if many is None and len(known) == _FEW:
-            many = self._many[prompt] = {text_key(self._responses[number]): number for number in known}
-        if many is None:
-            number = next((number for number in known if text_key(self._responses[number]) == key), None)
-        else:
-            number = many.get(key)
+        key = text_key(response)
+        number = self._known(prompt, key)
         if number is None:
             number = len(self._responses)
             self._responses.append(response)
             self._node_prompt.append(prompt)
-            if many is None:
-                self._nodes[prompt] = (*known, number)
-            else:
-                many[key] = number
+            self._node_length.append(text_length(response))
+            self._before.append(self._newest[prompt])
+            self._newest[prompt] = number
+            if prompt in self._many:
+                self._many[prompt][key] = number
         return number
+
+    def _known(self, prompt: int, key: str) -> int | None:
+        many = self._many.get(prompt)
+        if many is not None:
+            return many.get(key)
+        keys: dict[str, int] = {}
+        number = self._newest[prompt]
+        while number != _NONE:
+            here = text_key(self._responses.response(number))
+            if here == key:
+                return number
+            keys[here] = number
+            number = self._before[number]
+        if len(keys) == _FEW:
+            self._many[prompt] = keys
+        return None
 
     def _judge(self, first: int, second: int, outcome: float, strength: float = _NAN) -> None:
         for column, number in zip(self._judged.values(), (len(self._cases) - 1, first, second), strict=True):
@@ -195,19 +207,31 @@ class _Cases:
 
     def columns(self) -> dict[str, Any]:
         """Return what was collected, by the names of ``EvaluationSet``; nothing can be added any more."""
-        # Every content has its number by now; beside the columns these would be the peak of memory of a large file.
-        self._prompts, self._nodes, self._many = {}, [], {}
-        lengths = map(text_length, self._responses)
+        # Every content has its number by now; beside what is made of the columns these would be the peak of memory.
+        self._prompts, self._many = {}, {}
+        self._newest, self._before = array("q"), array("q")
+        texts, tools, questions = self._prompt_texts, self._tools, self._questions
         return {
-            "prompts": tuple(self._prompt_texts),
-            "questions": tuple(self._questions),
-            "responses": tuple(self._responses),
-            "node_prompt": np.array(self._node_prompt, dtype=np.int64),
-            "node_length": np.fromiter(lengths, dtype=np.float64, count=len(self._responses)),
-            "cases": tuple(self._cases),
-            **{name: np.array(column, dtype=np.int64) for name, column in self._judged.items()},
-            **{name: np.array(column, dtype=np.float64) for name, column in self._verdicts.items()},
+            "prompts": View(len(texts), lambda at: (texts[at], tools.get(at))),
+            "questions": View(len(texts), lambda at: questions.get(at) or _prompt_name(texts[at], tools.get(at))),
+            "responses": View(len(self._responses), self._responses.response),
+            "node_prompt": np.frombuffer(self._node_prompt, dtype=np.int64),
+            "node_length": np.frombuffer(self._node_length, dtype=np.float64),
+            "cases": View(len(self._cases), self._cases.case),
+            **{name: np.frombuffer(column, dtype=np.int64) for name, column in self._judged.items()},
+            **{name: np.frombuffer(column, dtype=np.float64) for name, column in self._verdicts.items()},
         }
+
+
+def _prompt_key(prompt: PromptText, tools: Sequence[Message] | None) -> str:
+    # The same text with other tools is another question to the model.
+    return text_key(prompt) if not tools else f"{text_key(prompt)}\n{text_key(tools)}"
+
+
+def _prompt_name(prompt: PromptText, tools: Sequence[Message] | None) -> str:
+    """Return the name of a prompt without a group, which is its own question."""
+    # A hash: names go into reports, texts do not.
+    return f"prompt {hashlib.sha256(_prompt_key(prompt, tools).encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
 def _outcome(lead: float) -> float:
@@ -239,10 +263,10 @@ def _checked(made: EvaluationSet, reading: FilePass, *, signed: bool) -> Evaluat
         account.check(remedy=_REMEDY)
         why = "".join(f"; {left.count} left out: {left.reason}" for left in made.left_out)
         raise DataError(f"{made.path}: no two responses are compared in it: {account.count} rows were read{why}")
-    lines = [made.cases[case].line for case in made.case]
+    first, last = (made.cases[made.case[at]].line for at in (0, -1))
     if (made.outcome == 0.5).all():
         raise DataError(
-            f"{made.path}: all {len(lines)} judgements are ties (lines {lines[0]} to {lines[-1]}): nothing is "
+            f"{made.path}: all {len(made.case)} judgements are ties (lines {first} to {last}): nothing is "
             "decided, so there is nothing to be right about"
         )
     decided = made.outcome[made.outcome != 0.5]
@@ -251,7 +275,7 @@ def _checked(made: EvaluationSet, reading: FilePass, *, signed: bool) -> Evaluat
         return made
     side = "first" if decided[0] else "second"
     note = (
-        f"One class only: all {len(decided)} decided judgements (lines {lines[0]} to {lines[-1]}) prefer the "
+        f"One class only: all {len(decided)} decided judgements (lines {first} to {last}) prefer the "
         f"{side} response. A model that always says {side} would be right always; correlations with the signed "
         "strength mean little."
     )

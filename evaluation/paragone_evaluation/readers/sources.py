@@ -19,7 +19,7 @@ from paragone_evaluation.readers.containers import NumberedRow, container_of, ro
 from paragone_evaluation.readers.layouts import split_name
 from paragone_evaluation.readers.rows import Fields
 
-__all__ = ["HUB", "Part", "parts_of"]
+__all__ = ["HUB", "Part", "describe_hub_parts", "file_order", "parts_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Part:
 
 
 def parts_of(sources: Sequence[str | Path]) -> list[Part]:
-    """Return the parts of all sources, in their order and those of a source by name.
+    """Return the parts of all sources, in their order and those of a source by name, numbers in it as numbers.
 
     Raises:
         DataError: if a source has no part: nothing matches, a folder holds no file that is read, or the Hub's data set
@@ -106,6 +106,28 @@ def parts_of(sources: Sequence[str | Path]) -> list[Part]:
     return parts
 
 
+def file_order(path: Path) -> tuple[tuple[tuple[str | int, ...], ...], str]:
+    """Return what files are sorted by: their names, in which numbers count as numbers, so that 100 follows 99."""
+    # Every other piece is a number, so that pieces are only compared with their like.
+    pieces = tuple(
+        tuple(int(piece) if piece.isdecimal() else piece for piece in re.split(r"([0-9]+)", part))
+        for part in path.parts
+    )
+    return pieces, str(path)
+
+
+def describe_hub_parts(names: Iterable[str]) -> list[str]:
+    """Return a line for each Hub data set among the names of parts: its commit, and the splits that were read."""
+    sets: dict[tuple[str, str], list[str]] = {}
+    for match in filter(None, map(_HUB_NAME.fullmatch, names)):
+        config = f" ({match['config']})" if match["config"] else ""
+        sets.setdefault((f"{HUB}{match['name']}{config}", match["revision"] or "unknown"), []).append(match["split"])
+    return [
+        f"{name} at commit {commit}, {'splits' if len(splits) > 1 else 'split'} {', '.join(splits)}"
+        for (name, commit), splits in sets.items()
+    ]
+
+
 def _before_pattern(pattern: Path) -> Path:
     """Return the folder that all files of a pattern are below."""
     return Path(*itertools.takewhile(lambda part: not any(mark in part for mark in _PATTERN), pattern.parts))
@@ -126,7 +148,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _of_files(paths: Iterable[Path], root: Path) -> list[Part]:
-    files = sorted(path for path in paths if path.is_file())
+    files = sorted((path for path in paths if path.is_file()), key=file_order)
     return [Part(str(path), named=_split_of_file(path, root)) for path in files]
 
 

@@ -79,6 +79,7 @@ def load_model(
     revision: str | None = None,
     weights: Mapping[str, float] | Sequence[float] | None = None,
     temperature: float | None = None,
+    skew_weight: float | None = None,
     max_length: int | None = None,
     special_tokens: SpecialTokens | None = None,
     bos: Bos | None = None,
@@ -110,6 +111,7 @@ def load_model(
         name: short name; the last part of the source unless given.
         revision: branch, tag or commit of a hub id.
         weights: how attributes merge into a preference (``regression``): by name, or in the attributes' order.
+        skew_weight: of a hybrid model, see ``ModelSpec``.
         max_length: longest conversation, in tokens; at most what the backbone has positions for.
         special_tokens: ``escape`` or ``parse``, see ``ModelSpec``.
         bos: ``once`` or ``as-published``, see ``ModelSpec``.
@@ -156,6 +158,7 @@ def load_model(
     spec = _overridden(
         loaded.spec,
         temperature=temperature,
+        skew_weight=skew_weight,
         max_length=max_length,
         special_tokens=special_tokens,
         bos=bos,
@@ -279,8 +282,8 @@ def _check_choices(kind: str, head: str, max_batch_tokens: int | str | None) -> 
 def _overridden(spec: ModelSpec, **overrides: Any) -> ModelSpec:
     """Return the spec with every override that is not None."""
     changes = {field: value for field, value in overrides.items() if value is not None}
-    # Judgements were fitted to one temperature; another is nobody's measurement.
-    if changes.get("temperature", spec.temperature) != spec.temperature:
+    # Judgements were fitted to one temperature and one game; others are nobody's measurement.
+    if any(changes.get(name, getattr(spec, name)) != getattr(spec, name) for name in ("temperature", "skew_weight")):
         changes["calibrated"] = False
     return replace(spec, **changes)
 

@@ -288,6 +288,15 @@ def summaries(case):
     return row | {"choice": int(case.swapped), "worker": "w"}, case.unsaid()
 
 
+def summary_axes(case):
+    info = {"id": f"t{case.number}", "post": case.prompt, "title": None}
+    axes = {"accuracy": 2, "coverage": None, "overall": 6}, {"accuracy": None, "overall": 3}
+    return [
+        {"info": info, "summary": {"text": text, "policy": "p", "axes": rates}, "worker": "w"}
+        for text, rates in zip((case.better, case.worse), axes, strict=True)
+    ]
+
+
 def helpsteer3(case):
     sign = 1 if case.swapped else -1
     row = {"domain": "general", "context": [said("user", case.prompt)], **case.sided("response1", "response2")}
@@ -403,6 +412,7 @@ PUBLISHED = {
 """Shapes of data sets and trainers, in which a row has no id of ours."""
 LIKED = {"kto": (kto, kto_messages)}
 """Shapes in which single responses were liked or not."""
+SUMMARY_AXES = {"summary-axes": summary_axes}
 RATED = {"ratings": ratings, "helpsteer2": helpsteer, "ultrafeedback": ultrafeedback}
 
 

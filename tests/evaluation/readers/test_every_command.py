@@ -15,7 +15,17 @@ from paragone.cli import main
 from paragone_evaluation.readers import LAYOUTS, read_evaluation_set, read_pairs, read_prompts, read_ratings
 from paragone_training.command import train
 from tests.evaluation.readers import shapes
-from tests.evaluation.readers.shapes import COMPARED, LIKED, PROMPTS, PUBLISHED, RATED, SPLITS, cases, rated
+from tests.evaluation.readers.shapes import (
+    COMPARED,
+    LIKED,
+    PROMPTS,
+    PUBLISHED,
+    RATED,
+    SPLITS,
+    SUMMARY_AXES,
+    cases,
+    rated,
+)
 
 
 def lines(rows, ending="\n"):
@@ -44,7 +54,6 @@ CONTAINERS = {
     "f.csv": write_csv,
     "f.parquet": lambda path, rows: pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path),
 }
-LISTS_OF_TEXTS = ("rewardbench2", "rm-bench")  # no cell of a CSV file says whether it is one or a text
 
 
 def compared(layout, preferred=None):
@@ -95,8 +104,6 @@ def same_id(found, expected):
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("layout", COMPARED)
 def test_all_commands_see_the_same_pairs(tmp_path, layout, container):
-    if layout in LISTS_OF_TEXTS and container == "f.csv":
-        pytest.skip("a list of texts in a CSV cell cannot be told from a text")
     rows, expected = compared(layout)
     path = tmp_path / container
     CONTAINERS[container](path, rows)
@@ -188,8 +195,25 @@ def test_all_commands_see_the_same_ratings(tmp_path, layout, container):
     assert [prompt.content for prompt in read_prompts([path], split="train")] == PROMPTS[:5]
 
 
+@pytest.mark.parametrize("container", ["f.jsonl", "f.csv", "f.parquet"])
+def test_summaries_are_rated_on_axes_of_which_overall_stands_for_the_whole(tmp_path, container):
+    path = tmp_path / container
+    CONTAINERS[container](path, [row for case in cases() for row in SUMMARY_AXES["summary-axes"](case)])
+    posts = [f"POST: {prompt}\n\nTL;DR:" for prompt in PROMPTS]
+    assert [(row.prompt, row.ratings) for row in read_ratings(path)[:3]] == [
+        (posts[0], {"overall": 6.0, "accuracy": 2.0}), (posts[0], {"overall": 3.0}),
+        (posts[1], {"overall": 6.0, "accuracy": 2.0}),
+    ]  # fmt: skip
+    assert [row[1:5] for row in of_training(path)] == [
+        (post, case.better, case.worse, 3) for post, case in zip(posts, cases(), strict=True)
+    ]
+    data = read_evaluation_set(path)
+    assert (data.layout, data.rated, list(data.outcome)) == ("summary-axes", "overall", [1.0] * 8)
+    assert [prompt.content for prompt in read_prompts([path], split="train")] == posts
+
+
 def test_every_layout_is_in_the_table():
-    assert {*COMPARED, *RATED, *PUBLISHED, *LIKED} >= set(LAYOUTS)
+    assert {*COMPARED, *RATED, *PUBLISHED, *LIKED, *SUMMARY_AXES} >= set(LAYOUTS)
 
 
 RECIPE = """

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from paragone_evaluation.readers import ReadOptions, RowAccount, Turns, read_pairs, read_ratings
+from paragone_evaluation.readers import ReadOptions, RowAccount, Turns, read_evaluation_set, read_pairs, read_ratings
 from paragone_training.data import training_ratings
 from paragone_training.errors import DataError
 from tests.training.arguments import row, write
@@ -372,6 +372,27 @@ def test_names_alone_tell_no_layout(tmp_path):
 def test_what_no_template_would_read_as_it_is_meant_is_refused(tmp_path, row, message):
     with pytest.raises(DataError, match=rf"line 1: .*{message}"):
         pairs_of(tmp_path, [row])
+
+
+def test_an_orca_pair_whose_status_is_tie_is_a_tie_whatever_its_columns_are_called(tmp_path):
+    orca = {"system": "s", "input": "p", "chosen": "a", "rejected": "b", "rating": [9.0, 9.0], "chosen_score": 9.0}
+    rows = [orca | {"status": status} for status in ("unchanged", "tie", "swapped", None)]
+    read, _ = pairs_of(tmp_path, rows)
+    assert [pair.strength for pair in read] == [1, 0, 1, 1]
+    data = read_evaluation_set(tmp_path / "pairs.jsonl")
+    assert list(data.outcome) == [1, 0.5, 1, 1]
+
+
+def test_lists_of_texts_in_cells_are_benchmarks_where_their_other_columns_are(tmp_path):
+    listed = {"prompt": "p", "chosen": '["a"]', "rejected": '["b", "c"]'}
+    data = read_evaluation_set(write(tmp_path / "f.jsonl", [listed | {"subset": "Safety"}]))
+    assert (data.layout, list(data.responses)) == ("rewardbench2", ["a", "b", "c"])
+    # An answer that is a list is a text, unless the row is a benchmark's.
+    ((pair,), _) = pairs_of(tmp_path, [listed | {"subset": "mine"}])
+    assert (pair.first, pair.second) == ('["a"]', '["b", "c"]')
+    for name, beside in (("rejected", {"domain": "chat"}), ("chosen", {"subset": "x", "num_correct": 1})):
+        with pytest.raises(DataError, match=f"'{name}' holds a list of texts in a text that is not JSON"):
+            pairs_of(tmp_path, [listed | {name: "['a', \"b\", 'c']"} | beside])
 
 
 def test_calls_tools_and_their_results_are_read_as_templates_expect_them(tmp_path):

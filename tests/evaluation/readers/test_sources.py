@@ -133,6 +133,15 @@ def shards(folder, **splits):
     return folder
 
 
+def test_files_are_in_the_order_of_the_numbers_in_their_names(tmp_path):
+    for number in (100, 9, 99, 10):
+        (tmp_path / f"shard-{number}").mkdir()
+        write(tmp_path / f"shard-{number}" / "part.jsonl", [{**ROWS[0], "id": str(number)}])
+    wanted = ["9", "10", "99", "100"]
+    assert [pair.id for pair in read_pairs(tmp_path)] == wanted
+    assert [pair.id for pair in read_pairs(f"{tmp_path}/shard-*/*.jsonl")] == wanted
+
+
 def test_a_folder_of_shards_has_the_splits_of_its_files_names(tmp_path):
     bare = [{**one, "id": None} for one in ROWS]
     folder = shards(tmp_path / "d", train_prefs=bare[:4], test_prefs=bare[4:6], val=bare[6:7] * 2)
@@ -337,7 +346,9 @@ def test_a_data_set_of_the_hub_has_splits_and_is_pinned_to_its_commit():
         *((one["id"], "validation") for one in ROWS[1::2]),
     ]
     assert read[0].where == f"hf:some/pairs@{COMMIT}/train:1"
-    assert len(read_evaluation_set("hf:some/pairs", split="validation").cases) == 3
+    made = read_evaluation_set("hf:some/pairs", split="validation")
+    assert len(made.cases) == 3
+    assert made.notes[0] == f"Data: hf:some/pairs at commit {COMMIT}, splits train, val."
     assert [pair.split for pair in read_pairs(f"hf:some/pairs@{COMMIT[:8]}:default/val")] == [None] * 3
     with pytest.raises(DataError, match="there is no split 'test'; the splits are: train, val"):
         read_pairs("hf:some/pairs/test")

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from paragone.wire import PreferencesAnswer, RewardsAnswer, TournamentsAnswer
+from paragone_models import load_model
 from paragone_models.comparator import probability
+from paragone_models.spec import ModelSpec
 from paragone_models.tournament import summarise
-from tests.service.conftest import serving
+from tests.service.conftest import make_model, make_tokenizer, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -260,3 +262,32 @@ async def test_a_bad_response_of_a_group_is_reported_for_the_group(client):
     assert first["error"]["code"] == "response_too_long"
     assert first["error"]["item"] == 0
     assert len(second["win_rates"]) == 2
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory):
+    spec = ModelSpec(kind="hybrid", dimension=3, temperature=0.5, max_length=256)
+    return load_model(make_model(tmp_path_factory.mktemp("hybrid"), spec, make_tokenizer(), 5), device="cpu")
+
+
+async def test_a_hybrid_model_is_asked_with_another_weight_of_its_skew_form_without_a_forward(hybrid, hosted):
+    async with serving({"hybrid": hybrid, "bt": hosted["bt"]}) as client:
+        groups = [{"prompt": PROMPT, "responses": RESPONSES[:3]}]
+        own = await ask(client, "tournaments", groups=groups, **{"return": ["matrix"]})
+        weighed = await ask(client, "tournaments", groups=groups, skew_weight=0.0, **{"return": ["matrix"]})
+        pair = await ask(client, "preferences", pairs=pairs_of(RESPONSES[:2])[:1], skew_weight=0.0)
+        refused = await client.post("/v1/tournaments", json={"model": "bt", "groups": groups, "skew_weight": 0.0})
+
+    scores = hybrid.score(PROMPT, RESPONSES[:3])
+    expected = probability((scores.rewards[:, None] - scores.rewards[None, :]) / 0.5)
+    np.testing.assert_allclose(weighed["tournaments"][0]["matrix"], expected, atol=1e-5)
+    np.testing.assert_allclose(own["tournaments"][0]["matrix"], scores.probabilities, atol=1e-5)
+    assert np.abs(expected - scores.probabilities).max() > 0.01
+    assert pair["preferences"][0]["probability"] == pytest.approx(expected[0, 1], abs=1e-5)
+    # The same representations, another judge.
+    assert weighed["usage"]["forward_responses"] == 0
+    assert own["identity"] == weighed["identity"]
+    loaded = load_model(hybrid.provenance.source, device="cpu", skew_weight=0.0)
+    assert own["fingerprint"] != weighed["fingerprint"] == pair["fingerprint"] == loaded.fingerprint
+    assert refused.status_code == 422
+    assert "skew_weight weighs the skew form of a hybrid model" in refused.json()["error"]["message"]

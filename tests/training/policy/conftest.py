@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from paragone_models import load_model
+from paragone_models.spec import ModelSpec
 from tests.evaluation.conftest import SPECS, served
 from tests.models import tiny
 from tests.training.policy.tiny_policy import save_policy, write_prompts
@@ -23,7 +24,9 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def oracle_models(tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp("oracles")
-    return {name: load_model(tiny.save_own(root / name, SPECS[name]), name=name, device="cpu") for name in ("gp", "bt")}
+    specs = {name: SPECS[name] for name in ("gp", "bt")}
+    specs["hy"] = ModelSpec(kind="hybrid", dimension=3, temperature=0.5, max_length=128)
+    return {name: load_model(tiny.save_own(root / name, spec), name=name, device="cpu") for name, spec in specs.items()}
 
 
 @pytest.fixture(scope="session")

@@ -118,6 +118,16 @@ def test_the_report_names_axes_and_shows_intervals_ends_and_lengths_beside_the_w
     assert "0.70" in charts["win rate against the initial policy"]
 
 
+def test_the_report_shows_iteration_100_behind_99(measured):
+    metrics = json.loads((measured / "iteration-01" / "metrics.json").read_text())
+    for number in (100, 99):
+        write_json(measured / f"iteration-{number:02d}" / "metrics.json", metrics | {"iteration": number})
+    write_report(measured)
+    rows = re.findall("<tr><td>([0-9]+)</td>", (measured / "report.html").read_text())
+    numbers = [int(number) for number in rows]
+    assert numbers[-4:] == [1, 2, 99, 100]
+
+
 @pytest.fixture
 def samples(tmp_path):
     prompts = [Prompt("81", "Why?", (1, 2)), Prompt("82", [{"role": "user", "content": "How?"}], (1, 3))]

@@ -1,5 +1,6 @@
 """The whole loop on a policy of a few thousand weights against a real service."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -232,6 +233,29 @@ def test_a_bradley_terry_oracle_gives_sppo_no_warning(tmp_path, policy_folder, p
     assert metrics["rotation"] > 0
     assert metrics["cyclic_share"] == 0
     assert metrics["convergence_warning"] is None
+
+
+def test_a_schedule_weighs_the_cyclic_part_of_a_hybrid_oracle_by_iteration(
+    tmp_path, policy_folder, prompts_file, oracle_url, oracle_models
+):
+    scheduled = {"oracle__model": "hy", "oracle__skew_weights": [0.0, 2.0]}
+    train_policy(recipe("inpo", policy_folder, prompts_file, oracle_url, **scheduled), tmp_path)
+    model = oracle_models["hy"]
+
+    for iteration, weight in ((1, 0.0), (2, 2.0)):
+        folder = tmp_path / f"iteration-0{iteration}" / "round-1"
+        texts = [row.text for row in read_rows(folder / "samples.parquet", Response) if row.prompt_id == "p0"]
+        judge = dataclasses.replace(model.comparator, skew_weight=weight)
+        expected = judge.matrix(model.score("What is 0?", texts).representations.numpy())
+        (raw,) = [answer.raw for answer in read_answers(folder / "oracle.parquet") if answer.prompt_id == "p0"]
+        assert raw == pytest.approx(expected, abs=1e-5)
+        identity = read_json_file(tmp_path / f"oracle-skew-{weight}.json")
+        assert identity["fingerprint"] != model.fingerprint
+    with pytest.raises(RecipeError, match=r"weigh the cyclic part of a hybrid model, and bt at .* is of kind bradley"):
+        train_policy(
+            recipe("inpo", policy_folder, prompts_file, oracle_url, **scheduled | {"oracle__model": "bt"}),
+            tmp_path / "other",
+        )
 
 
 def test_after_sampling_training_may_still_be_set_otherwise(tmp_path, policy_folder, prompts_file, oracle_url):

@@ -172,9 +172,11 @@ def test_a_response_that_does_not_fit_is_refused_with_file_and_line(tmp_path):
 
 def test_an_earlier_run_is_not_overwritten(tmp_path):
     rows = write(tmp_path / "pairs.jsonl", [row(), row(id="2", split="test", prompt="q")])
-    small = recipe(data={"train": [str(rows)]}, training={"epochs": 1})
+    small = recipe(data={"train": [str(rows)]}, loss={"name": "soft"}, training={"epochs": 1})
     folder = train_model(small, tmp_path / "model")
-    assert "| prefer the longer response | 0.500 |" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "| prefer the longer response | 0.500 |" in card
+    assert "* every strength is 1, so loss.name = 'soft' learns the probability 2/3 from each pair" in card
     with pytest.raises(RecipeError, match="holds an earlier run: go on with --resume"):
         train_model(small, tmp_path / "model")
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paragone_evaluation.readers import file_order
 from paragone_evaluation.report.charts import COLOURS, Line, line_chart
 from paragone_evaluation.report.page import Figure, PageSection, PageTable, render_page
 from paragone_training.policy.model.logprobs import policy_logprobs
@@ -193,7 +194,7 @@ def write_report(folder: Path) -> None:
         RunError: if a file cannot be read or written.
     """
     recipe = read_json_file(folder / "recipe.json")
-    metrics = [read_json_file(path) for path in sorted(folder.glob("iteration-*/metrics.json"))]
+    metrics = [read_json_file(path) for path in sorted(folder.glob("iteration-*/metrics.json"), key=file_order)]
     charts = [*_evaluation_charts(metrics), *_training_charts(folder), *_table_charts(metrics)]
     tables = [table for table in (_iterates(metrics), _iterations(metrics)) if table.rows]
     sections = [
@@ -272,7 +273,7 @@ def _win_rates(evaluated: Sequence[tuple[int, _Values]]) -> dict[str, _Points]:
 def _training_charts(folder: Path) -> list[Figure]:
     series: dict[str, list[tuple[float, float, _Interval]]] = {}
     offset = 0.0  # steps of earlier iterations, each of which counts from 1
-    for path in sorted(folder.glob("iteration-*/step-*/history.json")):
+    for path in sorted(folder.glob("iteration-*/step-*/history.json"), key=file_order):
         history = read_json_file(path)
         for line in history:
             for name in ("loss", "chosen_log_ratio", "rejected_log_ratio", "grad_norm"):
@@ -358,7 +359,7 @@ def _iterations(metrics: Sequence[_Values]) -> PageTable:
 
 
 def _answers(folder: Path) -> list[PageSection]:
-    files = sorted(folder.glob("evaluation-*/samples.parquet"))
+    files = sorted(folder.glob("evaluation-*/samples.parquet"), key=file_order)
     if len(files) < 2:
         return []
     first, last = read_rows(files[0], Response), read_rows(files[-1], Response)

@@ -42,7 +42,8 @@ from paragone.exceptions import (
 )
 from paragone.wire import ItemError
 from paragone_evaluation.readers import Prompt
-from paragone_training.errors import OracleGoneError, OracleReplacedError, RunError
+from paragone_models.kinds import KINDS
+from paragone_training.errors import OracleGoneError, OracleReplacedError, RecipeError, RunError
 from paragone_training.policy.rows import Answer
 
 __all__ = ["Background", "Identity", "OracleClient", "RunProcess", "free_port", "own_service", "together"]
@@ -194,6 +195,7 @@ class OracleClient:
 
     Attributes:
         model: id of the model, or None for the service's default.
+        skew_weight: of a hybrid model, in place of its own.
         identity: of the model that answered so far; None before the first answer.
     """
 
@@ -203,6 +205,7 @@ class OracleClient:
     concurrency: int = 4
     patience_s: float = 600.0
     timeout_s: float = 120.0
+    skew_weight: float | None = None
     identity: Identity | None = None
     on_identity: Callable[[Identity], object] | None = None
     _background: Background = field(init=False, repr=False)
@@ -225,6 +228,7 @@ class OracleClient:
 
         Raises:
             OracleGoneError: if nothing answers there.
+            RecipeError: if its model has no skew weight, and is to be asked with one.
             ParagoneError: if it does not host the model, or refuses the key.
         """
         self._background.submit(self._meet(wait_s if self.identity is None else self.patience_s)).result()
@@ -232,12 +236,19 @@ class OracleClient:
     async def _meet(self, wait_s: float) -> None:
         async with AsyncClient(self.url, api_key=self.api_key, timeout_s=max(wait_s, 60.0), retry_s=wait_s) as client:
             try:
-                await (client.models() if self.model is None else client.model(self.model))
+                listed = await client.models() if self.model is None else [await client.model(self.model)]
             except (UnavailableError, DeadlineError) as error:
                 raise OracleGoneError(
                     f"the oracle at {self.url} does not answer ({error}): start it, and set oracle.wait_s if it takes "
                     "long to start"
                 ) from error
+        # The first one answers where none is named.
+        for found in listed[:1] if self.skew_weight is not None else ():
+            if not any(kind.name == found.kind and kind.weighs_skew for kind in KINDS.values()):
+                raise RecipeError(
+                    f"oracle.skew_weights weigh the cyclic part of a hybrid model, and {found.id} at {self.url} is of "
+                    f"kind {found.kind}: remove them, or ask another model"
+                )
 
     def submit(self, groups: Sequence[_Group]) -> "Future[list[Answer]]":
         """Return what will hold the tables of some groups; what all of them cost stands in the first."""
@@ -269,7 +280,9 @@ class OracleClient:
         bodies = [{**_asked(prompt), "responses": list(texts)} for prompt, texts in groups]
 
         async def ask() -> Any:
-            answer = await self._client.tournaments(bodies, return_=["matrix"], on_error="report")
+            answer = await self._client.tournaments(
+                bodies, return_=["matrix"], on_error="report", skew_weight=self.skew_weight
+            )
             return _without_faults(answer, answer.tournaments)
 
         reply = await self._patiently(ask)
@@ -291,7 +304,7 @@ class OracleClient:
         bodies = [{**_asked(prompt), "first": texts[first], "second": texts[second]} for first, second in places]
 
         async def ask() -> Any:
-            answer = await self._client.preferences(bodies, on_error="report")
+            answer = await self._client.preferences(bodies, on_error="report", skew_weight=self.skew_weight)
             return _without_faults(answer, answer.preferences)
 
         reply = await self._patiently(ask)

@@ -99,6 +99,11 @@ def _work(recipe: PolicyRecipe, prompts: Sequence[Prompt], held_out: int) -> lis
         f"at most {pairs} pairs an iteration; {optimised} optimiser steps a training step on a schedule of {laid_out}, "
         f"{steps} training steps, {steps * optimised} optimiser steps in all",
     ]
+    if recipe.oracle and recipe.oracle.skew_weights:
+        weights = [recipe.oracle.skew_weight(iteration) for iteration in range(1, training.iterations + 1)]
+        lines.append(
+            f"weight of the oracle's cyclic part, by iteration: {', '.join(f'{weight:g}' for weight in weights)}"
+        )
     if held_out:
         lines.append(
             f"evaluation: {evaluated * (1 + training.iterations)} responses, {judges} judge(s) asked for "

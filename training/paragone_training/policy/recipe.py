@@ -220,6 +220,13 @@ class OracleSection(Section):
     """Deadline of one request."""
     rule: Rule = "mean-probability"
     """How the answers to both orders of a pair are combined."""
+    skew_weights: Annotated[tuple[NonNegativeFloat, ...], Strict(False)] = ()
+    """Of a `hybrid` model: how much its cyclic part counts beside its reward, iteration by iteration, as in `[0, 0.5,
+    1]`; the last goes on. Evaluations ask with the model's own weight, as does a run without these."""
+
+    def skew_weight(self, iteration: int) -> float | None:
+        """Return the weight of an iteration, from 1; None is the model's own."""
+        return self.skew_weights[min(iteration, len(self.skew_weights)) - 1] if self.skew_weights else None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,7 +1,7 @@
 """The loop: sample, ask, targets, frozen log-probabilities, gradient steps, evaluation, next iterate.
 
     RUN/recipe.json                     what is run; resuming with another recipe is refused
-    RUN/oracle.json, judge.json         which model answers; another one is refused
+    RUN/oracle.json, judge.json         which model answers; another one is refused (oracle-skew-W.json: with weight W)
     RUN/iteration-01/round-1/           samples.parquet, oracle.parquet, targets.parquet
     RUN/iteration-01/step-1/            logprobs.parquet, start.json, history.json, policy/
     RUN/iteration-01/metrics.json
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from paragone_evaluation.readers import file_order
 from paragone_training.errors import RecipeError, RunError
 from paragone_training.games import measure_cycles
 from paragone_training.policy.checks import check_recipe
@@ -106,6 +107,7 @@ class _PolicyRun:
         longest = self._context - recipe.sampling.max_new_tokens
         self._samplers = Samplers(recipe, folder, self.policy, self._read.prompts, barrier, longest=longest)
         self._oracles: dict[str, OracleClient] = {}
+        self._weighed: dict[float, OracleClient] = {}  # by their weight of a hybrid model's cyclic part
         self._trackers: Trackers | None = None  # the main process has them, if the recipe does
 
     @contextlib.contextmanager
@@ -131,10 +133,15 @@ class _PolicyRun:
                     model = name if hosted[name] else models[name]
                     self._oracles[name] = stack.enter_context(self._oracle(oracle, name, url, model))
                     self._oracles[name].meet(oracle.wait_s)
+            for weight in dict.fromkeys(oracle.skew_weights):
+                mine = self._oracles["oracle"]
+                weighed = self._oracle(oracle, f"oracle-skew-{weight}", mine.url, mine.model, skew_weight=weight)
+                self._weighed[weight] = stack.enter_context(weighed)
+                weighed.meet(oracle.wait_s)
             # The servers last, since the stored responses that they are checked with are sampled by the policy here.
             stack.enter_context(self._samplers.opened())
             yield
-            self._oracles = {}
+            self._oracles, self._weighed = {}, {}
 
     @contextlib.contextmanager
     def _tracked(self) -> Iterator[None]:
@@ -143,12 +150,14 @@ class _PolicyRun:
             yield
             return
         with contextlib.closing(Trackers(names, self.folder, self.recipe.model_dump())) as self._trackers:
-            for path in sorted(self.folder.glob("iteration-*/metrics.json")):
+            for path in sorted(self.folder.glob("iteration-*/metrics.json"), key=file_order):
                 metrics = read_json_file(path)
                 self._trackers.iteration(metrics["iteration"], metrics)
             yield
 
-    def _oracle(self, oracle: OracleSection, name: str, url: str, model: str | None) -> OracleClient:
+    def _oracle(
+        self, oracle: OracleSection, name: str, url: str, model: str | None, *, skew_weight: float | None = None
+    ) -> OracleClient:
         path = self.folder / f"{name}.json"
         return OracleClient(
             url,
@@ -157,9 +166,15 @@ class _PolicyRun:
             concurrency=oracle.concurrency,
             patience_s=oracle.patience_s,
             timeout_s=oracle.timeout_s,
+            skew_weight=skew_weight,
             identity=Identity(**read_json_file(path)) if path.exists() else None,
             on_identity=lambda identity: write_json(path, dataclasses.asdict(identity)),
         )
+
+    def _oracle_of(self, iteration: int) -> OracleClient:
+        """Return whom the responses of an iteration are judged by: with a schedule, the game changes."""
+        weight = self.recipe.oracle.skew_weight(iteration) if self.recipe.oracle else None
+        return self._oracles["oracle"] if weight is None else self._weighed[weight]
 
     def iterate_source(self, iteration: int) -> str:
         """Return where the weights of pi_t are; t from 1, the initial policy is the first."""
@@ -313,7 +328,7 @@ class _PolicyRun:
                 folder,
                 prompts,
                 lambda: self._samplers.sampler(source),
-                {"oracle": self._oracles["oracle"]},
+                {"oracle": self._oracle_of(iteration)},
                 responses=sampling.responses,
                 batch=sampling.batch,
                 names=(seed, iteration, number),

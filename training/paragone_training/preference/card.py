@@ -1,11 +1,11 @@
 """What a run learned from and what it gave, and the model card that tells both."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paragone_evaluation.readers import Pair, Rating, RowAccount
+from paragone_evaluation.readers import HUB, Pair, Rating, RowAccount
 from paragone_models.fitting import FittedHead
 from paragone_models.kinds import KINDS
 from paragone_models.merging import Merging
@@ -16,7 +16,7 @@ from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import RatingErrors
 from paragone_training.preference.recipe import Recipe
 
-__all__ = ["HeadOutcome", "Outcome", "Rows", "write_card", "write_head_card"]
+__all__ = ["HeadOutcome", "Outcome", "Rows", "strengths_in_words", "write_card", "write_head_card"]
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,30 @@ def _data(recipe: Recipe, rows: Rows, outcome: HeadOutcome) -> Iterator[str]:
     if rows.pairs:
         prompts = len({pair.prompt for pair in rows.pairs})
         yield f"* {len(rows.pairs)} pairs under {prompts} prompts, from {_names(recipe.data.train)}."
-    yield from (f"* {line}." for line in [*rows.account.describe_strengths(), *rows.account.describe()])
+    yield from _files(recipe, rows)
     yield f"* Loss: {outcome.objective.describe()}."
+
+
+def _files(recipe: Recipe, rows: Rows) -> Iterator[str]:
+    """Yield where the rows come from, what their strengths are, and what is left out."""
+    account, strengths = rows.account, {abs(pair.strength) for pair in rows.pairs}
+    meant = strengths_in_words(recipe.loss.name, strengths)
+    lines = [*account.describe_hub(), *account.describe_strengths(), *([meant] if meant else []), *account.describe()]
+    yield from (f"* {line}." for line in lines)
+
+
+def strengths_in_words(loss: str, strengths: Collection[float]) -> str:
+    """Return what strengths are to a loss, where that is easily taken for something else; else an empty text."""
+    shown = sorted(set(strengths) - {0.0})
+    if loss in ("soft", "score") and shown == [1.0]:
+        return (
+            f"every strength is 1, so loss.name = {loss!r} learns the probability 2/3 from each pair; where strength 1 "
+            "means no more than who won, take 'regular', with loss.label_smoothing for wrong labels"
+        )
+    if loss in ("margin", "scaled") and shown:
+        more = ", …" if len(shown) > 8 else ""
+        return f"strengths that the {loss} loss takes: {', '.join(f'{strength:g}' for strength in shown[:8])}{more}"
+    return ""
 
 
 def _head_errors(outcome: HeadOutcome) -> Iterator[str]:
@@ -223,7 +245,7 @@ def _training(recipe: Recipe, rows: Rows, outcome: Outcome) -> Iterator[str]:
         prompts = len({pair.prompt for pair in rows.pairs})
         use = "" if objective.learns_pairs else ": only to merge the attributes"
         yield f"* {len(rows.pairs)} pairs under {prompts} prompts, from {_names(recipe.data.train)}{use}."
-    yield from (f"* {line}." for line in [*rows.account.describe_strengths(), *rows.account.describe()])
+    yield from _files(recipe, rows)
     if recipe.pretraining.epochs:
         yield f"* First of all, language modelling on the same rows, epochs: {recipe.pretraining.epochs}."
     if recipe.teacher:
@@ -326,4 +348,4 @@ def _agreement_table(summary: Summary, rows: Rows, others: Mapping[str, Summary]
 
 
 def _names(paths: Sequence[str]) -> str:
-    return ", ".join(sorted(Path(path).name for path in paths))
+    return ", ".join(sorted(path if path.startswith(HUB) else Path(path).name for path in paths))

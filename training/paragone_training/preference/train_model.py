@@ -43,7 +43,7 @@ from paragone_training.dropout import dropout_off
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.agreement import Examined, HeldOut, represented
 from paragone_training.preference.backbone import ModelParts, build_model
-from paragone_training.preference.card import HeadOutcome, Outcome, Rows, write_card
+from paragone_training.preference.card import HeadOutcome, Outcome, Rows, strengths_in_words, write_card
 from paragone_training.preference.fitting_rows import read_fitting_rows
 from paragone_training.preference.head_fit import FITTED, put_head, start_from_fit
 from paragone_training.preference.objective import Objective
@@ -449,17 +449,10 @@ def _objective(recipe: Recipe, model: ModelParts) -> Objective:
 
 def _say_what_labels_mean(recipe: Recipe, groups: Sequence[PromptGroup]) -> None:
     """Log what the strengths of the pairs are to the loss, where that is easily taken for something else."""
-    strengths = {abs(label.strength) for group in groups for label in group.labels} - {0.0}
-    name = recipe.loss.name
-    if name in ("soft", "score") and strengths == {1.0}:
-        logger.warning(
-            "every strength is 1, so loss.name = %r learns the probability 2/3 from each pair; where strength 1 means "
-            "no more than who won, take 'regular', with loss.label_smoothing for wrong labels",
-            name,
-        )
-    elif name in ("margin", "scaled") and strengths:
-        shown = ", ".join(f"{strength:g}" for strength in sorted(strengths)[:8])
-        logger.info("strengths that the %s loss takes: %s%s", name, shown, ", …" if len(strengths) > 8 else "")
+    strengths = {abs(label.strength) for group in groups for label in group.labels}
+    if words := strengths_in_words(recipe.loss.name, strengths):
+        # Strengths of 1 alone are mostly no strengths at all.
+        logger.log(logging.WARNING if recipe.loss.name in ("soft", "score") else logging.INFO, "%s", words)
 
 
 def _token_noise(tokenizer: Any, share: float) -> TokenNoise | None:

@@ -41,6 +41,7 @@ FILE_LAYOUTS = (
     published.PKU_SAFERLHF,
     published.NECTAR,
     published.SUMMARIES,
+    published.SUMMARY_AXES,
     trainers.OPENAI_PREFERENCES,
     trainers.NEMO_RL,
     trainers.OUTPUTS,

@@ -31,7 +31,7 @@ from paragone_evaluation.readers.layouts.fields import (
     value_of,
 )
 from paragone_evaluation.readers.layouts.layout import FileLayout, has
-from paragone_evaluation.readers.layouts.messages import are_messages, described
+from paragone_evaluation.readers.layouts.messages import are_messages, are_texts_written, described, texts_written
 from paragone_evaluation.readers.layouts.own import CHOSEN_REJECTED
 from paragone_evaluation.readers.rows import BadRowError, DataRow, Fields, Label
 
@@ -60,6 +60,7 @@ def _rewardbench(row: Fields, line: int) -> DataRow:
 
 
 def _rewardbench2(row: Fields, line: int) -> DataRow:
+    row = _listed(row)
     right, wrong = responses_of(row, "chosen", at_least=1), responses_of(row, "rejected", at_least=1)
     if row.get("num_correct") not in (None, len(right)):
         raise BadRowError(
@@ -75,6 +76,7 @@ def _rewardbench2(row: Fields, line: int) -> DataRow:
 
 
 def _rm_bench(row: Fields, line: int) -> DataRow:
+    row = _listed(row)
     right, wrong = responses_of(row, "chosen", at_least=3), responses_of(row, "rejected", at_least=3)
     if len(right) != 3 or len(wrong) != 3:
         raise BadRowError(f"there are three styles; the row has {len(right)} chosen and {len(wrong)} rejected")
@@ -159,15 +161,41 @@ def _scored(pair: Any, scores: list[float]) -> Label | None:
     return Label(first, second, 1.0) if scores[first] > scores[second] else Label(second, first, 1.0)
 
 
+def _listed(row: Fields) -> Fields:
+    """Return a row whose chosen and rejected are lists, as JSON in a CSV file."""
+    sides = {name: texts_written(side, name) for name in _SIDES if isinstance(side := row.get(name), str)}
+    return row | sides
+
+
 def _lists_of_texts(row: Fields, beside: str) -> bool:
     """Return whether chosen and rejected are lists of responses, and not conversations, which are lists as well."""
-    sides = row.get("chosen"), row.get("rejected")
+    sides = [row.get(name) for name in _SIDES]
     lists = all(isinstance(side, list) and not any(isinstance(item, Mapping) for item in side) for side in sides)
     return lists and row.get(beside) is not None
 
 
+def _written_lists(row: Fields) -> bool:
+    """Return whether chosen and rejected are texts that hold lists of texts, as cells of a CSV file do."""
+    return all(isinstance(side := row.get(name), str) and are_texts_written(side) for name in _SIDES)
+
+
+def _fits_rm_bench(row: Fields) -> bool:
+    return _lists_of_texts(row, "domain") or (row.get("domain") is not None and _written_lists(row))
+
+
+def _fits_rewardbench2(row: Fields) -> bool:
+    if _lists_of_texts(row, "subset"):
+        return True
+    # An answer may be a list in JSON: beside a subset of one's own it is a text.
+    subset = row.get("subset")
+    known = row.get("num_correct") is not None or (isinstance(subset, str) and subset.lower() in _SUBSETS_2)
+    return subset is not None and known and _written_lists(row)
+
+
 # Without their names and in texts, files of one's own with parts of their own would be scored as RewardBench.
 _SUBSETS = {subset for subsets in REWARDBENCH_SECTIONS.values() for subset in subsets}
+_SUBSETS_2 = {"factuality", "precise if", "math", "safety", "focus", "ties"}
+_SIDES = ("chosen", "rejected")
 _PAIR = next(layout for layout in CHOSEN_REJECTED if layout.fits({"prompt": "", "chosen": "", "rejected": ""}))
 
 JUDGEBENCH = FileLayout(
@@ -175,13 +203,8 @@ JUDGEBENCH = FileLayout(
     lambda row: has(row, "question") and is_response(row.get("response_A")) and is_response(row.get("response_B")),
     prompt=partial(prompt_of, name="question"), signed=True,
 )  # fmt: skip
-RM_BENCH = FileLayout(
-    "rm-bench", ("prompt", "chosen", "rejected", "domain"), _rm_bench, lambda row: _lists_of_texts(row, "domain")
-)
-REWARDBENCH2 = FileLayout(
-    "rewardbench2", ("prompt", "chosen", "rejected", "subset"), _rewardbench2,
-    lambda row: _lists_of_texts(row, "subset"),
-)  # fmt: skip
+RM_BENCH = FileLayout("rm-bench", ("prompt", "chosen", "rejected", "domain"), _rm_bench, _fits_rm_bench)
+REWARDBENCH2 = FileLayout("rewardbench2", ("prompt", "chosen", "rejected", "subset"), _rewardbench2, _fits_rewardbench2)
 REWARDBENCH = FileLayout(
     "rewardbench", ("prompt", "chosen", "rejected", "subset"), _rewardbench,
     lambda row: _PAIR.fits(row) and isinstance(row.get("subset"), str) and row["subset"] in _SUBSETS,

@@ -7,6 +7,7 @@
 | ``function_call`` | an assistant's message with a tool call |
 | content in text parts | one text |
 | messages as JSON in a text | messages |
+| texts as a JSON list in a text | texts |
 | a null, an empty list, keys of a trainer's own (``masked``, ``weight`` ...) | nothing |
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 
 from paragone_evaluation.readers.rows import BadRowError
 
-__all__ = ["are_messages", "described", "messages_of"]
+__all__ = ["are_messages", "are_texts_written", "described", "messages_of", "texts_written"]
 
 _ROLES = {
     **{role: role for role in ("system", "developer", "user", "assistant", "tool")},
@@ -28,6 +29,7 @@ _BESIDE = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 _THOUGHTS = ("thinking", "reasoning")
 # Messages written into a text, in JSON or as Python prints them. An answer that goes on behind them is a text.
 _WRITTEN_ONE = re.compile(r"\s*\{\s*(['\"])(role|from)\1\s*:.*\}\s*", re.DOTALL)
+_WRITTEN_TEXTS = re.compile(r"\s*\[\s*(['\"]).*\1\s*\]\s*", re.DOTALL)
 _WRITTEN = re.compile(r"\s*\[\s*\{\s*(['\"])(role|content|from|value)\1\s*:.*\]\s*", re.DOTALL)
 
 
@@ -70,13 +72,26 @@ def messages_of(value: Any, name: str) -> list[dict[str, Any]] | None:
     return [_message(message, name) for message in value]
 
 
-def _parsed(text: str, name: str) -> Any:
+def are_texts_written(text: str) -> bool:
+    """Return whether a text looks like a list of texts, in JSON or as Python prints it."""
+    return text.lstrip()[:1] == "[" and _WRITTEN_TEXTS.fullmatch(text) is not None
+
+
+def texts_written(text: str, name: str) -> list[Any]:
+    """Return the list that a text holds as JSON; the name is that of the field."""
+    value = _parsed(text, name, what="a list of texts") if are_texts_written(text) else None
+    if not isinstance(value, list):
+        raise BadRowError(f"field {name!r} must be a list of texts, or one as JSON, not another text")
+    return value
+
+
+def _parsed(text: str, name: str, *, what: str = "messages") -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         # As text such messages would be one long turn of the user, and no number would look wrong.
         raise BadRowError(
-            f"field {name!r} holds messages in a text that is not JSON (Python's own notation?): write them as JSON"
+            f"field {name!r} holds {what} in a text that is not JSON (Python's own notation?): write them as JSON"
         ) from None
 
 

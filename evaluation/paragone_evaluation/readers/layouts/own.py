@@ -88,6 +88,9 @@ def _chosen_rejected(row: Fields, line: int, *, names: tuple[str, str], repeated
 
 def _stated_strength(row: Fields) -> tuple[float, str]:
     """Return how strongly the row says that chosen was preferred, and where; 1 and nowhere where it says only that."""
+    status = row.get("status")
+    if isinstance(status, str) and status.strip().lower() == "tie":
+        return 0.0, ""  # argilla's Orca pairs: the sides are called chosen and rejected all the same
     if _STATED.isdisjoint(row):
         return 1.0, ""  # most files have none of them, and a million rows are told apart here
     stated = row.get("strength")
@@ -198,7 +201,7 @@ def _sided(names: tuple[str, str], *, repeated: bool) -> FileLayout:
         partial(_begins_with_prompt if repeated else _has_sides, names=names),
         prompt=partial(_side_prompt, names=names, repeated=repeated),
         strengths=f"strength, margin, or the lead of {names[0]}'s score or rating where the row has one, "
-        f"{WEAKEST:g} to {STRONGEST:g}; 1 where it has none",
+        f"{WEAKEST:g} to {STRONGEST:g}; 1 where it has none, and a tie where its status is tie",
         schema=f"{' and '.join(names)}{', which begin with the prompt' if repeated else ''}",
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from paragone_evaluation.readers.layouts.fields import (
     common_of,
     float_of,
     is_response,
+    number_of,
     optional_text,
     prompt_of,
     response_of,
@@ -48,6 +49,7 @@ __all__ = [
     "PKU_SAFERLHF",
     "SHP",
     "SUMMARIES",
+    "SUMMARY_AXES",
     "ULTRAFEEDBACK",
 ]
 
@@ -273,6 +275,7 @@ def _shp(row: Fields, line: int) -> DataRow:
     )  # fmt: skip
 
 
+_OVERALL = "overall"
 _ASPECTS = {"better": "better_response_id", "safer": "safer_response_id"}
 
 
@@ -313,11 +316,30 @@ def _summaries(row: Fields, line: int) -> DataRow:
     if isinstance(choice, bool) or choice not in (0, 1):
         raise BadRowError(f"field 'choice' is {described(choice)}; it must be 0 or 1, the number of a summary")
     responses = tuple(response_of(one.get("text"), f"summaries[{at}].text") for at, one in enumerate(summaries))
-    prompt, group = _post(row), row["info"].get("id")
+    prompt = _post(row)
     return DataRow(
         line, prompt, responses, (Label(0, 1, 1.0 if choice == 0 else -1.0),), subset=common["group"],
-        **common | {"group": common["group"] or (group if isinstance(group, str) else None)},
+        **_of_post(row, common),
     )  # fmt: skip
+
+
+def _summary_axes(row: Fields, line: int) -> DataRow:
+    common, summary = common_of(row), value_of(row, "summary")
+    if not isinstance(summary, Mapping) or not isinstance(axes := summary.get("axes"), Mapping):
+        raise BadRowError("field 'summary' must be an object with a text and axes")
+    # Sets have fewer axes in some rows; the first one stands for the whole, whatever the order of a table's columns.
+    names = [name for name in (_OVERALL, *axes) if axes.get(name) is not None]
+    ratings = {name: number_of(axes[name], f"summary.axes.{name}", low=1, high=7) for name in dict.fromkeys(names)}
+    if not ratings:
+        raise LeftOutError("nobody rated it")
+    response = response_of(summary.get("text"), "summary.text")
+    return DataRow(line, _post(row), (response,), ratings=(ratings,), subset=common["group"], **_of_post(row, common))
+
+
+def _of_post(row: Fields, common: dict[str, Any]) -> dict[str, Any]:
+    """Return the common fields of a summary, whose group is the post unless the row has one."""
+    post = row["info"].get("id")
+    return common | {"group": common["group"] or (post if isinstance(post, str) else None)}
 
 
 def _post(row: Fields) -> Content:
@@ -410,4 +432,10 @@ SUMMARIES = FileLayout(
     "summaries", ("info", "summaries", "choice"), _summaries,
     lambda row: isinstance(row.get("info"), Mapping) and _are_objects(row.get("summaries"), "text") and "choice" in row,
     _post, signed=True,
+)  # fmt: skip
+SUMMARY_AXES = FileLayout(
+    "summary-axes", ("info", "summary"), _summary_axes,
+    lambda row: isinstance(row.get("info"), Mapping) and isinstance(summary := row.get("summary"), Mapping)
+    and isinstance(summary.get("axes"), Mapping),
+    _post, _FROM_RATINGS, rates=True,
 )  # fmt: skip

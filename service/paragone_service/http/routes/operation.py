@@ -70,7 +70,7 @@ def inspection_routes(registry: Registry, *, max_body_bytes: int) -> APIRouter:
         not_shown = sum(1 for row in rows if not row.shown)
         if not_shown:  # only fields that were set are sent
             usage.not_shown = not_shown
-        return answer(model, TokensAnswer, usage, problems, tokens=rows)
+        return answer(model.header, TokensAnswer, usage, problems, tokens=rows)
 
     return router
 

@@ -1,8 +1,10 @@
 """The routes that score: preferences, rewards and tournaments, and what all routes with a list share."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
+from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
@@ -24,6 +26,7 @@ from paragone.wire import (
 from paragone.wire import (
     Response as WireResponse,
 )
+from paragone_models.comparator import Comparator
 from paragone_service.api_keys import ApiKey
 from paragone_service.http.bodies import SCOPE_BODY_BYTES, check_groups, check_total, read_body
 from paragone_service.http.deadlines import SCOPE_DEADLINE
@@ -66,9 +69,35 @@ def _add_preferences(router: APIRouter, registry: Registry) -> None:
         body.pairs.clear()  # they may wait for long, and their texts need not
         model = registry.find(body.model)
         model.check_preferences()
+        comparator, header = _compared(model, body.skew_weight)
         represented = await model.represent(items, call)
-        rows = answers.preferences(represented, model.model.comparator, problems)
-        return answer(model, PreferencesAnswer, represented.usage, problems, preferences=rows)
+        rows = answers.preferences(represented, comparator, problems)
+        return answer(header, PreferencesAnswer, represented.usage, problems, preferences=rows)
+
+
+def _compared(hosted: HostedModel, skew_weight: float | None) -> tuple[Comparator, Mapping[str, Any]]:
+    """Return what compares representations, and what an answer says of the model.
+
+    Args:
+        skew_weight: of a hybrid model, in place of its own; None leaves it.
+
+    Raises:
+        ServiceError: ``invalid_request``, if the model's kind has no such weight.
+    """
+    model = hosted.model
+    if skew_weight is None or skew_weight == model.spec.skew_weight:
+        return model.comparator, hosted.header
+    if not model.spec.rules.weighs_skew:
+        raise ServiceError(
+            ErrorCode.INVALID_REQUEST,
+            f"model {hosted.name} is of kind {model.kind}, and skew_weight weighs the skew form of a hybrid model "
+            "beside its reward: leave it out",
+        )
+    # Another game gives other answers, from the same representations.
+    spec = replace(model.spec, skew_weight=skew_weight, calibrated=False)
+    fingerprint = spec.fingerprint(model.identity, model.provenance.numerics)
+    header = {**hosted.header, "fingerprint": fingerprint, "calibrated": False}
+    return replace(model.comparator, skew_weight=skew_weight), header
 
 
 def _pair_item(index: int, pair: Pair | PairById) -> RequestItem:
@@ -95,6 +124,7 @@ def _add_tournaments(router: APIRouter, registry: Registry, workers: Executor) -
         body, indices, problems = await read_body(request, TournamentsRequest, "groups")
         model = registry.find(body.model)
         model.check_preferences()
+        comparator, header = _compared(model, body.skew_weight)
         check_groups(body.groups)
         call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
         items = [
@@ -106,10 +136,8 @@ def _add_tournaments(router: APIRouter, registry: Registry, workers: Executor) -
         represented = await model.represent(items, call)
 
         def summarise() -> Response:
-            rows = answers.tournaments(
-                represented, sizes, model.model.comparator, problems, with_matrix="matrix" in body.return_
-            )
-            return answer(model, TournamentsAnswer, represented.usage, problems, tournaments=rows)
+            rows = answers.tournaments(represented, sizes, comparator, problems, with_matrix="matrix" in body.return_)
+            return answer(header, TournamentsAnswer, represented.usage, problems, tournaments=rows)
 
         return await asyncio.get_running_loop().run_in_executor(workers, summarise)
 
@@ -147,7 +175,7 @@ def _add_rewards(router: APIRouter, registry: Registry, workers: Executor) -> No
             rows = answers.rewards(
                 represented, references, model.model.comparator, problems, returned=body.return_, scales=scales
             )
-            return answer(model, RewardsAnswer, usage, problems, rewards=rows)
+            return answer(model.header, RewardsAnswer, usage, problems, rewards=rows)
 
         if not any(references):
             return rate()
@@ -221,14 +249,15 @@ def call_of(
 
 
 def answer(
-    model: HostedModel, wire: type[BaseModel], usage: Usage, problems: Problems, **rows: Sequence[BaseModel]
+    header: Mapping[str, Any], wire: type[BaseModel], usage: Usage, problems: Problems, **rows: Sequence[BaseModel]
 ) -> Response:
     """Return an answer of the wire contract as a response, every problem in its item's place.
 
     Args:
+        header: what it says of the model.
         rows: of the items without a problem, under the name that the answer's list has.
     """
     lists = {name: problems.place(sound) if problems.errors else sound for name, sound in rows.items()}
-    body = wire(**model.header, usage=usage, **lists)
+    body = wire(**header, usage=usage, **lists)
     # Fields that were not set are left out: what was not asked for is no null.
     return Response(body.model_dump_json(exclude_unset=True), media_type="application/json")
