@@ -24,6 +24,7 @@ _EXTRAS = {
     "paragone_training": ("training", "accelerate"),
 }
 _HELP = {
+    "annotate": "Score every row of data files, and make pairs for DPO.",
     "ask": "Ask which of two responses is preferred.",
     "bench": "Measure how fast a service answers.",
     "calibrate": "Fit the temperature of a model and store it with it.",

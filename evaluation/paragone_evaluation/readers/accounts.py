@@ -54,6 +54,13 @@ class RowAccount:
         """Note a row that is right and of no use."""
         self.unused.append((_Place(file, line), reason))
 
+    def take(self) -> list[tuple[str, int, str]]:
+        """Return file, line and reason of the rows noted so far, by file and line, and forget them."""
+        order = {name: at for at, name in enumerate(self.files)}
+        noted = [(place.file, place.line, reason) for place, reason in [*self.bad, *self.unused]]
+        self.bad, self.unused = [], []
+        return sorted(noted, key=lambda row: (order.get(row[0], 0), row[1]))
+
     def add(self, other: "RowAccount") -> None:
         """Take in the account of other files, or of another pass over these."""
         self.count += other.count

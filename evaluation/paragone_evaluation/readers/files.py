@@ -13,7 +13,14 @@ from pathlib import Path
 
 from paragone_evaluation.errors import DataError
 from paragone_evaluation.readers.accounts import RowAccount
-from paragone_evaluation.readers.layouts import FileLayout, prompt_row, split_name, split_of, value_of
+from paragone_evaluation.readers.layouts import (
+    UNJUDGED_NAME,
+    FileLayout,
+    prompt_row,
+    split_name,
+    split_of,
+    value_of,
+)
 from paragone_evaluation.readers.layouts.reading import HEAD, LAYOUTS, LayoutReader
 from paragone_evaluation.readers.mapping import ColumnMap
 from paragone_evaluation.readers.options import ReadOptions
@@ -48,6 +55,8 @@ class FilePass:
         split: the only split that is read; all of them if None.
         unmarked: rows without a split are of the one that is asked for; otherwise they are bad rows.
         prompts: read nothing of a row but its prompt; rows need no layout then.
+        unjudged: rows need no judgement (``layouts.unjudged``), and every one that can be read is kept: also one whose
+            responses are alike, or whose id was met before.
 
     Attributes:
         part: the file that the last row is of.
@@ -68,17 +77,18 @@ class FilePass:
         exclude_split: str | None = None,
         unmarked: bool = False,
         prompts: bool = False,
+        unjudged: bool = False,
     ) -> None:
-        layout = options.layout
-        if layout not in ("auto", *LAYOUTS):
-            raise DataError(f"layout is {layout!r}; it must be auto or one of {', '.join(LAYOUTS)}")
+        layout, known = options.layout, (*LAYOUTS, *([UNJUDGED_NAME] if unjudged else []))
+        if layout not in ("auto", *known):
+            raise DataError(f"layout is {layout!r}; it must be auto or one of {', '.join(known)}")
         self.options, self.account = options, RowAccount()
         self.parts = parts_of(sources)
         self.split, self.exclude_split = split_name(split), split_name(exclude_split)
         # Training takes rows without a split for training rows. For a measure nobody can tell that they belong to it.
         self._needs_split = self.split is not None and not unmarked
-        self._map = ColumnMap(options.map) if options.map else None
-        self._prompts = prompts
+        self._map = ColumnMap(options.map, unjudged=unjudged) if options.map else None
+        self._prompts, self._unjudged = prompts, unjudged
         self._reader = LayoutReader((), options)
         self.part: Part = self.parts[0]
         self.layout: FileLayout | None = None
@@ -100,7 +110,8 @@ class FilePass:
         account, name = self.account, self.part.name
         rows = self.part.rows()
         head = list(itertools.islice(rows, HEAD))
-        self._reader = LayoutReader([told for _, fields in head if (told := self._told(fields))], self.options)
+        shown = [told for _, fields in head if (told := self._told(fields))]
+        self._reader = LayoutReader(shown, self.options, unjudged=self._unjudged)
         for line, fields in itertools.chain(head, rows):
             account.count += 1
             try:
@@ -172,8 +183,8 @@ class FilePass:
         if self.layout is None and (layout := self._reader.layout) is not None:
             self.layout = layout
             self.layouts.setdefault(layout.name, layout)
-        if row is None:
-            return None
+        if row is None or self._unjudged:
+            return row
         # Rows without an id may well be alike. An id that stands for two rows is a mistake in the file.
         if row.id is not None and (before := self._lines.setdefault(row.id, line)) != line:
             raise BadRowError(f"id {row.id.removeprefix(f'{row.subset}/')[:60]!r} is on line {before} already")

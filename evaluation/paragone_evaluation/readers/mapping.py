@@ -21,6 +21,7 @@ __all__ = ["ColumnMap", "parse_map"]
 
 _COMMON = ("id", "split", "group", "subset", "tools", "reason")
 _NEEDED = ("prompt", "chosen", "rejected", "first", "second", "response", "strength", "label")
+_UNJUDGED = ("responses",)
 _LABELS = ("label.first", "label.second", "label.tie")
 _RATINGS = "ratings."
 # What files call the winner, in lower case. 0 and 1 are not among them: some count from 0, and to others 1 is "yes".
@@ -54,18 +55,19 @@ class ColumnMap:
 
     Args:
         names: our fields and the file's columns.
+        unjudged: responses need no rating, strength or label beside them.
 
     Raises:
         DataError: if a field is unknown or one is missing beside the others.
     """
 
-    def __init__(self, names: Mapping[str, str]) -> None:
-        known = (*_NEEDED, *_COMMON, *_LABELS)
+    def __init__(self, names: Mapping[str, str], *, unjudged: bool = False) -> None:
+        known = (*_NEEDED, *(_UNJUDGED if unjudged else ()), *_COMMON, *_LABELS)
         for field in names:
             if field not in known and not field.startswith(_RATINGS):
                 raise DataError(f"map has the field {field!r}; known are {', '.join(known)} and {_RATINGS}NAME")
-        _check_together(names)
-        self._columns = {field: names[field] for field in _NEEDED if field in names and field != "label"}
+        _check_together(names, judged=not unjudged)
+        self._columns = {field: names[field] for field in (*_NEEDED, *_UNJUDGED) if field in names and field != "label"}
         self._common = {field: names.get(field, field) for field in _COMMON}
         self._mapped = set(names)
         self._ratings = {field.removeprefix(_RATINGS): names[field] for field in names if field.startswith(_RATINGS)}
@@ -105,7 +107,7 @@ class ColumnMap:
         return outcome
 
 
-def _check_together(names: Mapping[str, str]) -> None:
+def _check_together(names: Mapping[str, str], *, judged: bool) -> None:
     """Refuse fields of which no row can be made."""
     rated = any(field.startswith(_RATINGS) for field in names)
     needed = {
@@ -116,9 +118,9 @@ def _check_together(names: Mapping[str, str]) -> None:
     for field, others in needed.items():
         if field in names and (missing := [other for other in others if other not in names]):
             raise DataError(f"map has {field!r} and not {' or '.join(map(repr, missing))}: name the column of each")
-    if rated != ("response" in names):
+    if (rated and "response" not in names) or (judged and rated != ("response" in names)):
         raise DataError("map needs response together with ratings.NAME: name the columns of both")
-    if "first" in names and ("label" in names) == ("strength" in names):
+    if "first" in names and (judged or "label" in names) and ("label" in names) == ("strength" in names):
         raise DataError("map has first and second: name the column of either label or strength beside them")
     if "prompt" not in names:
         raise DataError("map has no 'prompt': name its column")

@@ -14,7 +14,7 @@ from paragone_evaluation.errors import DataError
 from paragone_evaluation.readers.containers import container_of
 from paragone_evaluation.readers.rows import DataRow
 
-__all__ = ["RowWriter", "own_rows"]
+__all__ = ["RowWriter", "own_rows", "packed_stream"]
 
 _TELLING = ("chosen", "first", "comparisons", "ratings")  # fields that tell our layouts apart
 _KINDS = (".jsonl", ".ndjson", ".parquet")
@@ -94,7 +94,7 @@ class RowWriter:
         try:
             self._stream = self._stack.enter_context(self._partial.open("wb"))
             if self._kind != ".parquet":
-                self._stream = self._stack.enter_context(_packed(self._stream, self._packing))
+                self._stream = self._stack.enter_context(packed_stream(self._stream, self._packing))
         except OSError as error:
             raise DataError(f"cannot write {self._path}: {error.strerror or error}") from error
         return self
@@ -146,7 +146,8 @@ class RowWriter:
         pyarrow.parquet.write_table(table, self._stream)
 
 
-def _packed(stream: BinaryIO, packing: str) -> Any:
+def packed_stream(stream: BinaryIO, packing: str) -> Any:
+    """Return a stream that packs what is written as the suffix says and leaves the given one open; a context."""
     if packing == ".gz":
         return gzip.GzipFile(fileobj=stream, mode="wb", mtime=0)
     if packing == ".bz2":

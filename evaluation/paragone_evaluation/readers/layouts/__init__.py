@@ -6,7 +6,7 @@ a field is wrong, and its entry here. docs/data-files.md lists the columns of al
 
 from collections.abc import Sequence
 
-from paragone_evaluation.readers.layouts import benchmarks, own, published, trainers
+from paragone_evaluation.readers.layouts import benchmarks, own, published, trainers, unjudged
 from paragone_evaluation.readers.layouts.benchmarks import TIES_ID
 from paragone_evaluation.readers.layouts.fields import identifier, split_name, split_of, tools_of, value_of
 from paragone_evaluation.readers.layouts.layout import FileLayout
@@ -16,6 +16,8 @@ from paragone_evaluation.readers.rows import DataRow, Fields
 __all__ = [
     "FILE_LAYOUTS",
     "TIES_ID",
+    "UNJUDGED",
+    "UNJUDGED_NAME",
     "FileLayout",
     "fitting_layout",
     "layout_of",
@@ -54,6 +56,7 @@ FILE_LAYOUTS = (
     trainers.NEMO_TEXT,
 )
 """Every layout that is read; where several fit, the first one is taken."""
+UNJUDGED, UNJUDGED_NAME = unjudged.UNJUDGED, unjudged.NAME
 
 _LEAST = 0.5  # share of its own columns by which a layout is still recognised
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from paragone_evaluation.readers.layouts import FILE_LAYOUTS, FileLayout, fitting_layout, layout_of
+from paragone_evaluation.readers.layouts import FILE_LAYOUTS, UNJUDGED, FileLayout, fitting_layout, layout_of
 from paragone_evaluation.readers.options import ReadOptions
 from paragone_evaluation.readers.rows import BadRowError, DataRow, Fields, Label
 
@@ -22,13 +22,15 @@ class LayoutReader:
     Args:
         head: the first rows of the file.
         options: with the layout's name, the attribute and what is compared in rankings.
+        unjudged: rows that nobody judged are read too.
 
     Attributes:
         layout: the file's, None where its rows fit none.
     """
 
-    def __init__(self, head: Sequence[Fields], options: ReadOptions) -> None:
-        self._candidates = [known for known in FILE_LAYOUTS if options.layout in ("auto", known.name)]
+    def __init__(self, head: Sequence[Fields], options: ReadOptions, *, unjudged: bool = False) -> None:
+        layouts = (*FILE_LAYOUTS, *(UNJUDGED if unjudged else ()))
+        self._candidates = [known for known in layouts if options.layout in ("auto", known.name)]
         self.layout: FileLayout | None = layout_of(head, self._candidates)
         if self.layout is None and options.layout != "auto":
             self.layout = self._candidates[0]

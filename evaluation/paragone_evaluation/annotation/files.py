@@ -1,0 +1,296 @@
+"""The files of a run: what is done so far, where it goes on, and the output, which appears whole.
+
+Beside the output ``OUT``, while it is made, there is a folder ``OUT.partial``: the rows that were answered, one JSON
+object a line, and those that failed. Failures of a chunk are written before its rows, so every row up to the last one
+that was written is in one of the two files, and a run that was killed at any moment goes on behind it. In the end the
+rows become ``OUT``, the failures ``OUT.failures.jsonl``, and ``OUT.run.json`` says how they were made.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from pydantic_core import from_json, to_json
+
+from paragone_evaluation.errors import DataError, EvaluationError
+from paragone_evaluation.readers.containers import container_of
+from paragone_evaluation.readers.writing import packed_stream
+
+__all__ = ["RunFiles"]
+
+Fields = dict[str, Any]
+
+_ROWS, _FAILED, _DONE = "rows.jsonl", "failures.jsonl", "done"
+_REASONS = 3  # that are shown where nothing was answered
+_TAIL = 1 << 16  # bytes that are read at once from the end of a file
+_GROUP_ROWS, _GROUP_BYTES = 10_000, 32 << 20  # of a parquet file's row groups
+
+# Columns of tables before those of the answers. Messages are JSON: a column holds texts or lists, and not both.
+_COLUMNS: Mapping[str, str] = {
+    "row": "count", "file": "text", "line": "count", "id": "text", "split": "text", "group": "text", "subset": "text",
+    "prompt": "json", "tools": "json", "responses": "[json]", "comparisons": "comparisons", "ratings": "[json]",
+}  # fmt: skip
+
+
+class RunFiles:
+    """What a run of ``annotate`` has on disk.
+
+    Args:
+        output: the file that is made; its name says how.
+        settings: everything that the answers depend on; a run goes on only with the same.
+        columns: of the answers, with their types.
+
+    Attributes:
+        done: number of the last row that is on disk; −1 where there is none.
+        asked: whether an earlier run asked about every row.
+        whole: whether it finished the output too.
+        counts: rows and failures of the files so far.
+
+    Raises:
+        EvaluationError: if the output is there already, made with other settings, or the begun run has others.
+        DataError: if the name ends in something that is not written.
+    """
+
+    def __init__(self, output: Path, settings: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+        container = container_of(output)
+        if container is None or container[0] not in (".jsonl", ".ndjson", ".parquet"):
+            raise DataError(
+                f"cannot write {output}: its name must end in .jsonl, .ndjson or .parquet; "
+                ".gz, .zst, .bz2 or .xz may follow the first two"
+            )
+        self.output, self._container, self._columns = output, container, columns
+        self.failed = output.with_name(f"{output.name}.failures.jsonl")
+        self._folder = output.with_name(f"{output.name}.partial")
+        self._record = output.with_name(f"{output.name}.run.json")
+        # As JSON has it, so that what was read back compares.
+        self._settings: Fields = json.loads(json.dumps(settings))
+        self._open: list[BinaryIO] = []
+        self.done, self.asked, self.whole = -1, False, False
+        self.counts = {"rows": 0, "failed_rows": 0, "failures": 0}
+
+    def __enter__(self) -> Self:
+        try:
+            self._begin()
+        except OSError as error:
+            raise EvaluationError(f"cannot write {self.output}: {error.strerror or error}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._open:
+            file.close()
+
+    def _begin(self) -> None:
+        begun = json.loads(self._record.read_bytes()) if self._record.exists() else None
+        if begun is None and self.output.exists():
+            raise EvaluationError(f"{self.output} is there already: remove it, or write to another name")
+        if begun is not None:
+            self._check_same(begun["settings"])
+            self.asked = self.whole = "counts" in begun and self.output.exists()
+            if self.whole:
+                self.counts = begun["counts"]
+                shutil.rmtree(self._folder, ignore_errors=True)
+                return
+        if begun is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            self._write_record()  # before the folder, which says nothing of its settings
+        self._folder.mkdir(exist_ok=True)
+        if (self._folder / _DONE).exists():  # only the end was missing
+            self.counts = json.loads((self._folder / _DONE).read_bytes())
+            self.asked = True
+            return
+        self._go_on()
+
+    def _check_same(self, begun: Fields) -> None:
+        # A file of answers of two models, or about two inputs, would look like one.
+        for name, value in self._settings.items():
+            if begun.get(name) != value:
+                raise EvaluationError(
+                    f"{self.output} was begun with {name} {_shown(begun.get(name))}, and now it is {_shown(value)}: "
+                    f"write to another name, or remove {self._record.name}, {self._folder.name} and what was written"
+                )
+
+    def _write_record(self, **finished: Any) -> None:
+        _replace(self._record, json.dumps({"settings": self._settings, **finished}, indent=1, ensure_ascii=False))
+
+    def _go_on(self) -> None:
+        """Cut both files to what is whole, and find the last row that is in them."""
+        rows, failed = self._folder / _ROWS, self._folder / _FAILED
+        for path in (rows, failed):
+            path.touch()
+            _cut_to_lines(path)
+        last = _last_line(rows)
+        self.done = -1 if last is None else int(json.loads(last)["row"])
+        # Failures are written first: those behind the last row are of a chunk that is asked for again.
+        failures = kept = 0
+        with failed.open("rb") as file:
+            for line in file:
+                if from_json(line)["row"] > self.done:
+                    break
+                failures, kept = failures + 1, kept + len(line)
+        os.truncate(failed, kept)
+        self._open = [rows.open("ab", buffering=0), failed.open("ab", buffering=0)]
+        with rows.open("rb") as file:
+            count = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+        self.counts = {"rows": count, "failed_rows": self.done + 1 - count, "failures": failures}
+
+    def add(self, answered: Iterable[Fields], failures: Iterable[Fields], failed_rows: int) -> None:
+        """Write the next rows, and the failures among them.
+
+        Raises:
+            EvaluationError: if the disk takes no more.
+        """
+        rows, failed = ([_line(one) for one in ones] for ones in (answered, failures))
+        try:
+            for file, lines in zip(reversed(self._open), (failed, rows), strict=True):
+                content = memoryview(b"".join(lines))
+                while content:
+                    content = content[file.write(content) :]
+        except OSError as error:
+            raise EvaluationError(f"cannot write {self.output}: {error.strerror or error}") from error
+        self.counts["rows"] += len(rows)
+        self.counts["failed_rows"] += failed_rows
+        self.counts["failures"] += len(failed)
+
+    def rows(self) -> Iterator[Fields]:
+        """Yield the rows that were answered, in order."""
+        with (self._folder / _ROWS).open("rb") as file:
+            for line in file:
+                yield from_json(line)
+
+    def abandon(self) -> str:
+        """Remove what was written, of a run in which nothing was answered; return its first reasons in words."""
+        reasons: dict[str, int] = {}
+        with (self._folder / _FAILED).open("rb") as file:
+            for line in file:
+                reason = json.loads(line)["message"]
+                if reason in reasons or len(reasons) < _REASONS:
+                    reasons[reason] = reasons.get(reason, 0) + 1
+        shutil.rmtree(self._folder)
+        self._record.unlink()
+        return "; ".join(f"{reason} ({count} {'row' if count == 1 else 'rows'})" for reason, count in reasons.items())
+
+    def finish(self, **more: Any) -> None:
+        """Make the output of what was written; killed at any moment, it is done again from the start.
+
+        Args:
+            more: what else the record of the run says.
+        """
+        try:
+            self._finish(more)
+        except OSError as error:
+            raise EvaluationError(f"cannot write {self.output}: {error.strerror or error}") from error
+
+    def _finish(self, more: Fields) -> None:
+        _replace(self._folder / _DONE, json.dumps(self.counts))
+        rows, failed, fresh = self._folder / _ROWS, self._folder / _FAILED, self._folder / "fresh"
+        if self.counts["failures"]:
+            shutil.copyfile(failed, fresh)
+            fresh.replace(self.failed)
+        kind, packing = self._container
+        if kind == ".parquet":
+            self._write_table(fresh)
+        else:
+            with fresh.open("wb") as file, packed_stream(file, packing) as stream, rows.open("rb") as plain:
+                shutil.copyfileobj(plain, stream, 1 << 20)
+        fresh.replace(self.output)
+        self._write_record(counts=self.counts, **more)
+        shutil.rmtree(self._folder)
+
+    def _write_table(self, path: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        types = {**_COLUMNS, **self._columns}
+        schema = pyarrow.schema([(name, _arrow(kind)) for name, kind in types.items()])
+        with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+            for group in _groups(self._folder / _ROWS):
+                columns = {name: [_cell(row.get(name), kind) for row in group] for name, kind in types.items()}
+                writer.write_table(pyarrow.Table.from_pydict(columns, schema=schema))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _line(fields: Fields) -> bytes:
+    return to_json(fields) + b"\n"  # pydantic's writer takes a fifth of the time
+
+
+def _replace(path: Path, text: str) -> None:
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text(text + "\n", encoding="utf-8")
+    fresh.replace(path)
+
+
+def _cut_to_lines(path: Path) -> None:
+    """Cut what was being written when the run was killed."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        end = size
+        while end:
+            start = max(0, end - _TAIL)
+            file.seek(start)
+            at = file.read(end - start).rfind(b"\n")
+            if at >= 0:
+                end = start + at + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)
+
+
+def _last_line(path: Path) -> bytes | None:
+    """Return the last line of a file of whole lines, its end included."""
+    end = path.stat().st_size
+    if not end:
+        return None
+    with path.open("rb") as file:
+        start, tail = end, b""
+        while start and b"\n" not in tail[:-1]:
+            before = max(0, start - _TAIL)
+            file.seek(before)
+            tail = file.read(start - before) + tail
+            start = before
+    return tail[tail[:-1].rfind(b"\n") + 1 :]
+
+
+def _groups(path: Path) -> Iterator[list[Fields]]:
+    group: list[Fields] = []
+    size = 0
+    with path.open("rb") as file:
+        for line in file:
+            group.append(from_json(line))
+            size += len(line)
+            if len(group) >= _GROUP_ROWS or size >= _GROUP_BYTES:
+                yield group
+                group, size = [], 0
+    if group:
+        yield group
+
+
+def _arrow(kind: str) -> Any:
+    import pyarrow
+
+    if kind.startswith("["):
+        return pyarrow.list_(_arrow(kind[1:-1]))
+    if kind == "comparisons":
+        sides = [("first", pyarrow.int64()), ("second", pyarrow.int64()), ("label", pyarrow.string())]
+        return pyarrow.list_(pyarrow.struct([*sides, ("strength", pyarrow.float64())]))
+    types = {"count": pyarrow.int64, "number": pyarrow.float64, "text": pyarrow.string, "json": pyarrow.string}
+    return types[kind]()
+
+
+def _cell(value: Any, kind: str) -> Any:
+    if kind == "json":
+        return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if kind == "[json]" and value is not None:
+        return [_cell(one, "json") for one in value]
+    return value
