@@ -76,10 +76,10 @@ class CaseColumns:
 
     def __init__(self) -> None:
         self._ids: list[str | None] = []  # None is called by its line
-        self._numbers = {name: array("q") for name in ("line", "prompt", "right", "subset")}
+        self._lines, self._prompts, self._right = array("q"), array("q"), array("q")
         self._nodes, self._ends = array("q"), array("q")
-        self._subsets: dict[str, int] = {}
-        self._subset_names: list[str] = []
+        self._subsets: list[str | None] = []
+        self._subset_names: dict[str | None, str | None] = {}  # one text for all cases of a subset
         # Pairs have neither, and most large files are of pairs.
         self._human: dict[int, tuple[float, ...]] = {}
         self._attributes: dict[int, Mapping[str, tuple[float, ...]]] = {}
@@ -96,30 +96,20 @@ class CaseColumns:
         self._ids.append(None if case.id == str(case.line) else case.id)
         self._nodes.extend(case.nodes)
         self._ends.append(len(self._nodes))
-        right = _NONE if case.right is None else case.right
-        for column, value in zip(
-            self._numbers.values(), (case.line, case.prompt, right, self._subset(case.subset)), strict=True
-        ):
-            column.append(value)
-
-    def _subset(self, name: str | None) -> int:
-        if name is None:
-            return _NONE
-        number = self._subsets.setdefault(name, len(self._subset_names))
-        if number == len(self._subset_names):
-            self._subset_names.append(name)
-        return number
+        self._lines.append(case.line)
+        self._prompts.append(case.prompt)
+        self._right.append(_NONE if case.right is None else case.right)
+        self._subsets.append(self._subset_names.setdefault(case.subset, case.subset))
 
     def case(self, number: int) -> Case:
         """Return a case by its number."""
-        line, prompt, right, subset = (column[number] for column in self._numbers.values())
-        name = self._ids[number]
+        name, line, right = self._ids[number], self._lines[number], self._right[number]
         return Case(
             str(line) if name is None else name,
             line,
-            prompt,
+            self._prompts[number],
             tuple(self._nodes[_start(self._ends, number) : self._ends[number]]),
-            None if subset == _NONE else self._subset_names[subset],
+            self._subsets[number],
             right=None if right == _NONE else right,
             human=self._human.get(number),
             **({"attributes": self._attributes[number]} if number in self._attributes else {}),

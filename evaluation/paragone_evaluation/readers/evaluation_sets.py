@@ -108,8 +108,8 @@ class _Cases:
         self._many: dict[int, dict[str, int]] = {}
         self._node_prompt, self._node_length = array("q"), array("d")
         self._responses = TextColumn()
-        self._judged = {name: array("q") for name in ("case", "first", "second")}
-        self._verdicts = {name: array("d") for name in ("outcome", "strength")}
+        self._case, self._first, self._second = array("q"), array("q"), array("q")
+        self._outcome, self._strength = array("d"), array("d")
         self._rated_prompts: dict[int, _RatedPrompt] = {}
 
     def add(self, row: DataRow) -> None:
@@ -168,10 +168,11 @@ class _Cases:
         return None
 
     def _judge(self, first: int, second: int, outcome: float, strength: float = _NAN) -> None:
-        for column, number in zip(self._judged.values(), (len(self._cases) - 1, first, second), strict=True):
-            column.append(number)
-        for verdict, value in zip(self._verdicts.values(), (outcome, strength), strict=True):
-            verdict.append(value)
+        self._case.append(len(self._cases) - 1)
+        self._first.append(first)
+        self._second.append(second)
+        self._outcome.append(outcome)
+        self._strength.append(strength)
 
     def _rate(self, row: DataRow) -> None:
         if self.rated is None:
@@ -218,8 +219,11 @@ class _Cases:
             "node_prompt": np.frombuffer(self._node_prompt, dtype=np.int64),
             "node_length": np.frombuffer(self._node_length, dtype=np.float64),
             "cases": View(len(self._cases), self._cases.case),
-            **{name: np.frombuffer(column, dtype=np.int64) for name, column in self._judged.items()},
-            **{name: np.frombuffer(column, dtype=np.float64) for name, column in self._verdicts.items()},
+            "case": np.frombuffer(self._case, dtype=np.int64),
+            "first": np.frombuffer(self._first, dtype=np.int64),
+            "second": np.frombuffer(self._second, dtype=np.int64),
+            "outcome": np.frombuffer(self._outcome, dtype=np.float64),
+            "strength": np.frombuffer(self._strength, dtype=np.float64),
         }
 
 
