@@ -11,8 +11,9 @@ TABLE = np.array([[0.5, 0.8, 0.6], [0.2, 0.5, 0.7], [0.4, 0.3, 0.5]])
 NAMES = (0, 1, 1)
 
 
-def table(unfinished, penalty=2.0, finished=(True, False, True)):
-    return _group_table(TABLE, finished, rule="mean-probability", unfinished=unfinished, penalty=penalty)
+def table(unfinished, penalty=2.0, finished=(True, False, True), raw=TABLE, characters=(300, 100, 250), **changes):
+    settings = {"rule": "mean-probability", "unfinished": unfinished, "penalty": penalty}
+    return _group_table(raw, finished, characters, **settings | changes)
 
 
 def pairs_of(tables, method, *, names, labels="soft", win_rates="with-self"):
@@ -47,6 +48,26 @@ def test_a_penalised_response_loses_logits_against_finished_ones_and_none_agains
     np.testing.assert_allclose(found + found.T, 1.0)
     assert found[0, 2] == pytest.approx(0.6)
     np.testing.assert_allclose(table("penalise", finished=(False, False, False)), TABLE)
+
+
+def test_a_longer_response_loses_logits_by_its_length_over_the_other_one():
+    found = table("keep", length_penalty=0.4)
+    assert found[0, 1] == pytest.approx(1 / (1 + np.exp(-(np.log(0.8 / 0.2) - 0.4 * 2.0))))
+    assert found[0, 2] == pytest.approx(1 / (1 + np.exp(-(np.log(0.6 / 0.4) - 0.4 * 0.5))))
+    np.testing.assert_allclose(found + found.T, 1.0)
+    both = table("penalise", length_penalty=0.4)
+    assert both[1, 2] == pytest.approx(1 / (1 + np.exp(-(np.log(0.7 / 0.3) - 2.0 + 0.4 * 1.5))))
+    assert np.array_equal(table("keep", length_penalty=0.4, characters=(7, 7, 7)), TABLE)
+    assert np.isnan(table("drop", length_penalty=0.4)[0, 1])
+
+
+def test_no_length_makes_a_certain_oracle_unsure_and_none_is_too_long_for_a_number():
+    certain = np.array([[0.5, 1.0], [0.0, 0.5]])
+    lengths = {"finished": (True, True), "characters": (9_000_000, 3), "length_penalty": 5.0}
+    assert np.array_equal(table("keep", raw=certain, **lengths), certain)
+    found = table("keep", raw=np.full((2, 2), 0.5), **lengths)
+    assert found[0, 1] == pytest.approx(0.0, abs=1e-12)
+    assert found[1, 0] == pytest.approx(1.0)
 
 
 def test_sppo_has_win_rates_and_gpo_mean_scores_beside_each_pair():

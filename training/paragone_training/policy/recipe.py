@@ -246,6 +246,8 @@ class _TargetSection(Section):
     (`hard`)."""
     win_rates: WinRates = "with-self"
     """Of the other methods: `with-self`, as published, or `without-self`, unbiased."""
+    length_penalty: NonNegativeFloat = 0.0
+    """Logits that a response loses for every 100 characters that it is longer than the other one of a pair."""
     ties: Ties | None = None
     """Pairs of probability ½, identical responses too, are kept or dropped. Kept unless given: without them the
     fit of soft labels is biased. Only `dpo`, which has no label for them, drops them."""

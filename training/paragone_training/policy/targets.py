@@ -49,6 +49,8 @@ WinRates = Literal["with-self", "without-self"]
 
 # How far P + P^T may be from 1 where both exist: generous to tables that went through float32 or JSON.
 _SYMMETRY = 1e-6
+# Of a shift in logits: its exponential is a number still.
+_LARGEST_LOGIT = 700.0
 
 
 @dataclass(frozen=True)
@@ -222,17 +224,29 @@ def most_pairs(responses: int, selection: Selection) -> int:
 
 
 def _group_table(
-    raw: ArrayLike, finished: Sequence[bool], *, rule: Rule, unfinished: Unfinished, penalty: float
+    raw: ArrayLike,
+    finished: Sequence[bool],
+    characters: Sequence[int],
+    *,
+    rule: Rule,
+    unfinished: Unfinished,
+    penalty: float,
+    length_penalty: float = 0.0,
 ) -> Float64s:
     """Return the table that targets are made of.
 
-        penalise: logit P_ij - penalty (u_i - u_j),   u = 1 for an unfinished response
+        logit P_ij - penalty (u_i - u_j) - length_penalty (c_i - c_j) / 100
+
+    u is 1 for an unfinished response that is penalised, c a response's length in characters. Source of the second term:
+    the length penalty of Dong et al., RLHF workflow (arXiv 2405.07863), there of a reward, r - lambda |a|.
 
     Args:
         raw: the oracle's answers to both orders. [K, K]
         finished: whether each response has an end. K
+        characters: length of each response. K
         unfinished: ``drop`` makes their comparisons missing, ``penalise`` shifts them, ``keep`` leaves them.
         penalty: in logits.
+        length_penalty: in logits per 100 characters.
 
     Returns:
         P with P + P^T = 1, NaN where missing. [K, K]
@@ -240,28 +254,43 @@ def _group_table(
     # Combined first: a penalty belongs to a response, not to the place that it was shown in.
     table = symmetrised(raw, rule=rule)
     over = np.asarray(finished, dtype=np.bool_)
+    lost = length_penalty * np.asarray(characters, dtype=np.float64) / 100.0
     if unfinished == "drop":
         table[~over, :] = np.nan
         table[:, ~over] = np.nan
     elif unfinished == "penalise":
-        # In shares and not in logits, so that an oracle that is certain stays at 0 and 1.
-        share = np.exp(-penalty * ~over)
-        won, lost = table * share[:, None], table.T * share[None, :]
-        table = won / (won + lost)
+        lost = lost + penalty * ~over
+    if lost.any():
+        # In odds and not in logits, so that an oracle that is certain stays at 0 and 1; their factor stays finite.
+        shift = np.clip(lost[:, None] - lost[None, :], -_LARGEST_LOGIT, _LARGEST_LOGIT)
+        # Exactly as answered where nothing is shifted: rounding would break ties.
+        table = np.where(shift == 0, table, table / (table + table.T * np.exp(shift)))
     np.fill_diagonal(table, 0.5)
     return table
 
 
 def tables_of(
-    responses: Sequence[Response], answers: Sequence[Answer], *, rule: Rule, unfinished: Unfinished, penalty: float
+    responses: Sequence[Response],
+    answers: Sequence[Answer],
+    *,
+    rule: Rule,
+    unfinished: Unfinished,
+    penalty: float,
+    length_penalty: float = 0.0,
 ) -> dict[str, Float64s]:
     """Return the tables of a round by prompt id, each [K, K]; the settings are those of ``_group_table``."""
-    finished: dict[str, list[bool]] = {}
+    groups: dict[str, list[Response]] = {}
     for response in responses:
-        finished.setdefault(response.prompt_id, []).append(response.finished)
+        groups.setdefault(response.prompt_id, []).append(response)
     return {
         answer.prompt_id: _group_table(
-            answer.raw, finished[answer.prompt_id], rule=rule, unfinished=unfinished, penalty=penalty
+            answer.raw,
+            [response.finished for response in groups[answer.prompt_id]],
+            [len(response.text) for response in groups[answer.prompt_id]],
+            rule=rule,
+            unfinished=unfinished,
+            penalty=penalty,
+            length_penalty=length_penalty,
         )
         for answer in answers
     }

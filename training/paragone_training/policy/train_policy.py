@@ -340,6 +340,7 @@ class _PolicyRun:
             rule=recipe.rule,
             unfinished=sampling.unfinished,
             penalty=sampling.penalty,
+            length_penalty=recipe.targets.length_penalty,
         )
         pairs = self._targets(folder / "targets.parquet", tables, (seed, iteration, number))
         described = self._described(played, list(tables.values()), len(pairs))
