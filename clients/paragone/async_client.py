@@ -5,7 +5,7 @@ import contextlib
 import threading
 import time
 import urllib.parse
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -47,6 +47,8 @@ from paragone.wire import (
     PreferencesAnswer,
     RewardReturn,
     RewardsAnswer,
+    Shaping,
+    Signal,
     TokensAnswer,
     Tournament,
     TournamentReturn,
@@ -244,13 +246,17 @@ class AsyncClient:
         references: Sequence[ResponseLike] | None = None,
         model: str | None = None,
         return_: Sequence[TournamentReturn] = (),
+        signal: Signal | None = None,
+        shaping: Shaping | Mapping[str, float] | None = None,
         truncation: Truncation = "prompt",
     ) -> Tournament:
         """Return what ``Client.tournament`` returns; it raises the same."""
         group: dict[str, object] = {"prompt": prompt, "responses": responses}
         if references is not None:
             group["references"] = references
-        answer = await self.tournaments([group], model=model, return_=return_, truncation=truncation)
+        answer = await self.tournaments(
+            [group], model=model, return_=return_, signal=signal, shaping=shaping, truncation=truncation
+        )
         return checked(answer.tournaments)[0]
 
     async def tournaments(
@@ -259,18 +265,23 @@ class AsyncClient:
         *,
         model: str | None = None,
         return_: Sequence[TournamentReturn] = (),
+        signal: Signal | None = None,
+        shaping: Shaping | Mapping[str, float] | None = None,
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
         skew_weight: float | None = None,
     ) -> TournamentsAnswer:
         """Return what ``Client.tournaments`` returns; it raises the same."""
-        return await self._ask(
-            TOURNAMENTS,
-            groups,
-            RequestOptions(
-                model=model, truncation=truncation, on_error=on_error, return_=return_, skew_weight=skew_weight
-            ),
+        options = RequestOptions(
+            model=model,
+            truncation=truncation,
+            on_error=on_error,
+            return_=return_,
+            signal=signal,
+            shaping=shaping,
+            skew_weight=skew_weight,
         )
+        return await self._ask(TOURNAMENTS, groups, options)
 
     async def cohort(
         self,

@@ -6,7 +6,7 @@ that the server computes the prompt once; the merged answer is in the order of t
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -22,6 +22,7 @@ from paragone.exceptions import (
 )
 from paragone.ids import IdMemory, PairWriter
 from paragone.wire import (
+    ErrorDetail,
     Group,
     Item,
     ItemError,
@@ -34,8 +35,11 @@ from paragone.wire import (
     Prompt,
     RewardsAnswer,
     RewardsRequest,
+    Shaping,
+    Signal,
     TokensAnswer,
     TokensRequest,
+    Tournament,
     TournamentsAnswer,
     TournamentsRequest,
     Truncation,
@@ -111,6 +115,8 @@ class RequestOptions:
     on_error: OnError = "refuse"
     return_: Sequence[str] = ()
     skew_weight: float | None = None
+    signal: Signal | None = None
+    shaping: Shaping | Mapping[str, float] | None = None
 
     def with_default(self, model: str | None) -> "RequestOptions":
         """Return the same options, with this model where they name none."""
@@ -125,6 +131,8 @@ class RequestOptions:
             "on_error": (self.on_error, "refuse"),
             "return": (list(self.return_), []),
             "skew_weight": (self.skew_weight, None),
+            "signal": (self.signal, None),
+            "shaping": (self.shaping, None),
         }
         return {name: value for name, (value, default) in fields.items() if value != default}
 
@@ -160,10 +168,10 @@ class Part(Generic[AnswerT]):
         if len(rows) != len(self.places):
             raise AnswerError(f"{route.path} was asked for {len(self.places)} rows and answered {len(rows)}")
         for row, place in zip(rows, self.places, strict=True):
-            if isinstance(row, ItemError):
-                # Its item counts from the start of the part, and so does the place that its message names.
-                row.error.message = self._renumbered(row.error.message, row.error.item, place)
-                row.error.item = place
+            # Their items count from the start of the part, and so do the places that their messages name.
+            for error in _errors_of(row):
+                error.message = self._renumbered(error.message, error.item, place)
+                error.item = place
         if self.writer is not None:
             self.writer.remember(rows)
         return answer
@@ -191,6 +199,13 @@ class Part(Generic[AnswerT]):
     def _renumbered(self, message: str, item: int | None, place: int) -> str:
         name = self.route.request_list
         return message if item is None else message.replace(f"{name}[{item}]", f"{name}[{place}]", 1)
+
+
+def _errors_of(row: BaseModel) -> Sequence[ErrorDetail]:
+    """Return the errors that stand in a row's place, or beside its numbers."""
+    if isinstance(row, ItemError):
+        return [row.error]
+    return (row.errors or ()) if isinstance(row, Tournament) else ()
 
 
 def parts_of(

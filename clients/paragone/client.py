@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -46,6 +46,8 @@ from paragone.wire import (
     PreferencesAnswer,
     RewardReturn,
     RewardsAnswer,
+    Shaping,
+    Signal,
     TokensAnswer,
     Tournament,
     TournamentReturn,
@@ -257,6 +259,8 @@ class Client:
         references: Sequence[ResponseLike] | None = None,
         model: str | None = None,
         return_: Sequence[TournamentReturn] = (),
+        signal: Signal | None = None,
+        shaping: Shaping | Mapping[str, float] | None = None,
         truncation: Truncation = "prompt",
     ) -> Tournament:
         """Return what follows from the K×K preferences among the responses to one prompt.
@@ -265,14 +269,19 @@ class Client:
             prompt: a text (one user message) or a list of messages.
             references: if given, win rates are against these instead of the group.
             return_: what to add to the answer: ``matrix``, ``ids``.
+            signal: one number per response, for a trainer: ``win_rate``, ``rank``, ``anchor`` (needs references),
+                ``nash``, ``elimination``, ``acyclic`` or ``reward``.
+            shaping: what the signal gains or loses by length and style (``paragone.wire.Shaping``).
 
         Raises:
-            ParagoneError: if there is no answer.
+            ParagoneError: if there is no answer, or only one without some response or reference.
         """
         group: dict[str, object] = {"prompt": prompt, "responses": responses}
         if references is not None:
             group["references"] = references
-        answer = self.tournaments([group], model=model, return_=return_, truncation=truncation)
+        answer = self.tournaments(
+            [group], model=model, return_=return_, signal=signal, shaping=shaping, truncation=truncation
+        )
         return checked(answer.tournaments)[0]
 
     def tournaments(
@@ -281,6 +290,8 @@ class Client:
         *,
         model: str | None = None,
         return_: Sequence[TournamentReturn] = (),
+        signal: Signal | None = None,
+        shaping: Shaping | Mapping[str, float] | None = None,
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
         skew_weight: float | None = None,
@@ -290,18 +301,28 @@ class Client:
         Args:
             groups: ``(prompt, responses)`` tuples, dicts with these fields, or ``paragone.wire.Group``.
             return_: what to add to each answer: ``matrix``, ``ids``.
+            signal: as for ``tournament``.
+            shaping: as for ``tournament``.
             skew_weight: as for ``preferences``.
 
+        Returns:
+            With ``on_error="report"``, None in the place of each response that could not be scored, and why in the
+            tournament's ``errors``; an ``ItemError`` for a group of which none could.
+
         Raises:
-            ParagoneError: if there is no answer; ``item`` is the index of the group at fault.
+            ParagoneError: if there is no answer; ``item`` is the index of the group at fault, ``response`` or
+                ``reference`` that of its text.
         """
-        return self._ask(
-            TOURNAMENTS,
-            groups,
-            RequestOptions(
-                model=model, truncation=truncation, on_error=on_error, return_=return_, skew_weight=skew_weight
-            ),
+        options = RequestOptions(
+            model=model,
+            truncation=truncation,
+            on_error=on_error,
+            return_=return_,
+            signal=signal,
+            shaping=shaping,
+            skew_weight=skew_weight,
         )
+        return self._ask(TOURNAMENTS, groups, options)
 
     def cohort(
         self,

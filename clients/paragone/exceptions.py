@@ -17,7 +17,8 @@
     ├── AnswerError (RuntimeError)            an answer that is not in the wire format
     └── OracleChangedError (RuntimeError)     the parts of one batch were answered by different models
 
-All are picklable and carry ``code``, ``message``, ``item``, ``status``, ``request_id``, ``retry_after_s`` and ``ids``.
+All are picklable and carry ``code``, ``message``, ``item``, ``response``, ``reference``, ``status``, ``request_id``,
+``retry_after_s`` and ``ids``.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from paragone.codes import ErrorCode
-from paragone.wire import ErrorDetail, ItemError
+from paragone.wire import ErrorDetail, ItemError, Tournament
 
 __all__ = [
     "EXCEPTIONS",
@@ -60,6 +61,8 @@ class ParagoneError(Exception):
         message: what went wrong, for people.
         code: the wire's name for it; None where the failure is the client's own finding.
         item: index of the pair, item or group at fault, in the batch as it was given to the client.
+        response: index in its group of the response at fault; None where it is none.
+        reference: index in its item or group of the reference at fault; None where it is none.
         status: the HTTP status, if there was an answer.
         request_id: the ``x-request-id`` that was sent, or the one that the server answered with.
         retry_after_s: when the server wants to be asked again, in seconds.
@@ -72,6 +75,8 @@ class ParagoneError(Exception):
         *,
         code: str | None = None,
         item: int | None = None,
+        response: int | None = None,
+        reference: int | None = None,
         status: int | None = None,
         request_id: str | None = None,
         retry_after_s: float | None = None,
@@ -81,6 +86,8 @@ class ParagoneError(Exception):
         self.message = message
         self.code = code
         self.item = item
+        self.response = response
+        self.reference = reference
         self.status = status
         self.request_id = request_id
         self.retry_after_s = retry_after_s
@@ -98,7 +105,7 @@ class ParagoneError(Exception):
 
     # Exception's own would call the class with ``args`` alone and lose all keywords; worker processes pickle errors.
     def __reduce__(self) -> tuple[object, ...]:
-        names = ("code", "item", "status", "request_id", "retry_after_s", "ids")
+        names = ("code", "item", "response", "reference", "status", "request_id", "retry_after_s", "ids")
         return _rebuilt, (type(self), self.message, {name: getattr(self, name) for name in names})
 
 
@@ -267,6 +274,8 @@ def exception_for(
         detail.message,
         code=detail.code,
         item=detail.item,
+        response=detail.response,
+        reference=detail.reference,
         status=status,
         request_id=request_id,
         retry_after_s=retry_after_s,
@@ -275,7 +284,7 @@ def exception_for(
 
 
 def checked(rows: Iterable[Row | ItemError]) -> list[Row]:
-    """Return the rows of an answer if none of them is an error.
+    """Return the rows of an answer if none of them is an error, nor a tournament that lacks a response or a reference.
 
     Args:
         rows: the list of an answer, say ``answer.preferences``.
@@ -287,5 +296,7 @@ def checked(rows: Iterable[Row | ItemError]) -> list[Row]:
     for row in rows:
         if isinstance(row, ItemError):
             raise exception_for(row.error)  # the first is enough; whoever wants all of them looks at the rows
+        if isinstance(row, Tournament) and row.errors:
+            raise exception_for(row.errors[0])
         answered.append(row)
     return answered

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
-from paragone.exceptions import UnsupportedError, checked
-from paragone.wire import ItemError, Reward, RewardsAnswer, Tournament, TournamentsAnswer
+from paragone.exceptions import AnswerError, UnsupportedError, checked
+from paragone.wire import ErrorDetail, ItemError, Reward, RewardsAnswer, Tournament, TournamentsAnswer
 
-__all__ = ["Signal", "bound", "group_win_rates", "host_turns", "item_rewards", "scalar_rewards"]
+__all__ = ["Signal", "bound", "group_win_rates", "host_turns", "item_rewards", "scalar_rewards", "whole_win_rates"]
 
 Signal = Literal["win_rate", "reward"]
 
@@ -42,7 +42,7 @@ def host_turns(turns: Any, *, role: str) -> Any:
 
 
 def group_win_rates(groups: Sequence[Sequence[int]], answer: TournamentsAnswer, count: int) -> list[float | None]:
-    """Return each response's mean win probability within its group, None where the group got an error.
+    """Return each response's mean win probability within its group, None where it or its group got an error.
 
     Args:
         groups: the places of each group's responses.
@@ -50,11 +50,25 @@ def group_win_rates(groups: Sequence[Sequence[int]], answer: TournamentsAnswer, 
     """
     rates: list[float | None] = [None] * count
     for places, row in zip(groups, answer.tournaments, strict=True):
-        if isinstance(row, Tournament):
-            for place, rate in zip(places, row.win_rates, strict=True):
-                rates[place] = rate
-        else:
-            _tell(row, f"a group of {len(places)} responses has no reward")
+        if isinstance(row, ItemError):
+            _tell(row.error, f"a group of {len(places)} responses has no reward")
+            continue
+        for error in row.errors or ():
+            _tell(error, "a response has no reward")
+        for place, rate in zip(places, row.win_rates, strict=True):
+            rates[place] = rate
+    return rates
+
+
+def whole_win_rates(row: Tournament) -> list[float]:
+    """Return the win rates of a group of which every response was scored.
+
+    Raises:
+        AnswerError: if one was not.
+    """
+    rates = [rate for rate in row.win_rates if rate is not None]
+    if len(rates) < len(row.win_rates):
+        raise AnswerError("a response of a group has no win rate")
     return rates
 
 
@@ -69,7 +83,7 @@ def item_rewards(answer: RewardsAnswer) -> list[float | None]:
         if isinstance(row, Reward):
             rewards.append(_scalar(row, answer.model))
         else:
-            _tell(row, "a response has no reward")
+            _tell(row.error, "a response has no reward")
             rewards.append(None)
     return rewards
 
@@ -90,5 +104,5 @@ def _scalar(row: Reward, model: str) -> float:
     return row.reward
 
 
-def _tell(row: ItemError, consequence: str) -> None:
-    logger.warning("%s: %s (%s)", consequence, row.error.message, row.error.code)
+def _tell(error: ErrorDetail, consequence: str) -> None:
+    logger.warning("%s: %s (%s)", consequence, error.message, error.code)

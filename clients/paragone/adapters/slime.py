@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, Protocol
 
-from paragone.adapters.groups import Signal, bound, host_turns, scalar_rewards
+from paragone.adapters.groups import Signal, bound, host_turns, scalar_rewards, whole_win_rates
 from paragone.async_client import AsyncClient
 from paragone.exceptions import checked
 
@@ -137,7 +137,7 @@ async def _win_rates(
     if any(prompt != prompts[0] for prompt in prompts):
         logger.warning("the prompts of a group differ: all its samples are judged under the first (see prompt_of)")
     answer = await client.tournaments([(prompts[0], [sample.response for sample in samples])], model=model)
-    return checked(answer.tournaments)[0].win_rates
+    return whole_win_rates(checked(answer.tournaments)[0])
 
 
 def _flat(samples: Any) -> list[_Sample]:

@@ -67,6 +67,8 @@ class ErrorDetail(AnswerModel):
     )
     message: str = Field(description="For people: the value, the limit and the remedy. It never repeats a text.")
     item: int | None = Field(default=None, description="Index in the request of the pair, item or group at fault.")
+    response: int | None = Field(default=None, description="Index in its group of the response at fault.")
+    reference: int | None = Field(default=None, description="Index in its item or group of the reference at fault.")
     ids: list[str] | None = Field(
         default=None, description="With `unknown_id`: all ids of the request, or of the item, that are not known."
     )
@@ -149,23 +151,43 @@ class Reward(AnswerModel):
     id: str | None = Field(default=None, description=f"Of the response. {_ID}")
 
 
-class Tournament(AnswerModel):
-    """What follows from the K×K preferences among the responses of one group."""
+_NULL = "Null for a response that could not be scored."
 
-    win_rates: list[Probability] = Field(
-        description="Mean probability of each response against the group (itself counted as ½), or the references. [K]"
+
+class Tournament(AnswerModel):
+    """What follows from the K×K preferences among the responses of one group.
+
+    With `on_error: "report"` a response that cannot be scored does not vote: it is named in `errors`, has null in every
+    list of K, is not ranked, and counts nowhere. So does a reference, which the win rates are then not against.
+    """
+
+    win_rates: list[Probability | None] = Field(
+        description="Mean probability of each response against the group (itself counted as ½), or the references. "
+        "Null for a response that could not be scored, and for one that is left alone because all others could not. [K]"
     )
-    ranking: list[Count] = Field(description="Indices of the responses by win rate, best first. [K]")
+    ranking: list[Count] = Field(description="Indices of the scored responses by win rate, best first. [at most K]")
     condorcet_winner: Count | None = Field(
         description="Index of the response that beats every other one; null if there is none."
     )
-    copeland: list[int] = Field(description="Wins minus losses of each response within the group. [K]")
+    copeland: list[int | None] = Field(description=f"Wins minus losses of each response within the group. {_NULL} [K]")
     cyclic_triples: Count = Field(description="Triples of responses that beat each other in a circle. [count]")
-    nash: list[Probability] = Field(
-        description="The maximal lottery: the mixture that no response beats on average. It sums to 1. [K]"
+    nash: list[Probability | None] = Field(
+        description=f"The maximal lottery: the mixture that no response beats on average. It sums to 1. {_NULL} [K]"
     )
-    matrix: list[list[Probability]] | None = Field(
-        default=None, description="Row i, column j: probability that i is preferred to j, if asked for. [K][K]"
+    matrix: list[list[Probability | None]] | None = Field(
+        default=None,
+        description="Row i, column j: probability that i is preferred to j, if asked for. Row and column are null for "
+        "a response that could not be scored. [K][K]",
+    )
+    signal: list[Finite | None] | None = Field(
+        default=None,
+        description="The signal that was asked for, shaped if that was asked for too. Null for a response that could "
+        "not be scored, and for one that is alone where the signal compares it with its group. [K]",
+    )
+    errors: list[ErrorDetail] | None = Field(
+        default=None,
+        description="Why responses and references could not be scored, each with its index in the group: `response` or "
+        "`reference`. Left out where all could.",
     )
     ids: list[str | None] | None = Field(default=None, description=f"Of each response. {_ID} [K]")
     shown: list[bool] | None = Field(

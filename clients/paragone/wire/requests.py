@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from paragone.wire.conversations import Group, Item, PairForm, RequestModel, Text
+from paragone.wire.signals import Shaping, Signal
 
 __all__ = [
     "OnError",
@@ -45,7 +46,7 @@ class _Request(RequestModel):
     on_error: OnError = Field(
         default="refuse",
         description="What one bad item does: `refuse` refuses the request and names the item, `report` puts "
-        '`{"error": {…}}` in its place.',
+        '`{"error": {…}}` in its place; of a group, the responses that can be scored are answered for.',
     )
     deadline_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = Field(
         default=None,
@@ -124,7 +125,13 @@ class TournamentsRequest(_ComparisonRequest):
                 {
                     "groups": [{"prompt": _GARDEN, "responses": [_BUSY, _FUN, "Nobody should be forced to run."]}],
                     "return": ["matrix"],
-                }
+                },
+                {
+                    "groups": [{"prompt": _GARDEN, "responses": [_BUSY, _FUN], "references": ["No."]}],
+                    "signal": "anchor",
+                    "shaping": {"answer_length_penalty": 0.1},
+                    "on_error": "report",
+                },
             ]
         }
     )
@@ -135,6 +142,21 @@ class TournamentsRequest(_ComparisonRequest):
         description="What to add to each answer: `matrix`, the K×K probabilities; `ids`, to name the responses by in "
         "later pairs.",
     )
+    signal: Signal | None = Field(
+        default=None,
+        description="One number per response, for a trainer: `win_rate` within the group, `rank` by it (best 1, worst "
+        "0), `anchor` (win rate against the references), `nash`, `elimination` (a knock-out), `acyclic` (place in the "
+        "order that contradicts the table least; at most 16 responses), `reward`. Null: none.",
+    )
+    shaping: Shaping | None = Field(
+        default=None, description="What the signal gains or loses by length and style; needs a signal."
+    )
+
+    @model_validator(mode="after")
+    def _shapes_something(self) -> "TournamentsRequest":
+        if self.shaping is not None and self.signal is None:
+            raise PydanticCustomError("shaping", "shaping changes the signal: name the signal too")
+        return self
 
 
 def _alone(item: Item) -> Item:

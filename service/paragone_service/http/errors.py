@@ -98,6 +98,8 @@ class ServiceError(Exception):
         code: the stable name of what went wrong.
         message: for people.
         item: index of the item at fault, None where the whole request is.
+        response: index of the response at fault within a group, None where it is not one of its responses.
+        reference: index of the reference at fault within the item, None where it is none.
         retry_after_s: when to try again, in whole seconds, or None.
         ids: with ``unknown_id``, the ids that are not known.
         headers: further response headers that belong to this error.
@@ -109,6 +111,8 @@ class ServiceError(Exception):
         message: str,
         *,
         item: int | None = None,
+        response: int | None = None,
+        reference: int | None = None,
         retry_after_s: int | None = None,
         ids: Sequence[str] | None = None,
         headers: Mapping[str, str] | None = None,
@@ -117,6 +121,8 @@ class ServiceError(Exception):
         self.code = code
         self.message = message
         self.item = item
+        self.response = response
+        self.reference = reference
         self.retry_after_s = retry_after_s
         self.ids = None if ids is None else list(ids)
         self.headers = dict(headers or {})
@@ -124,30 +130,39 @@ class ServiceError(Exception):
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
 
-    def at(self, item: int, message: str | None = None) -> "ServiceError":
-        """Return the same error, pointing at one item, perhaps with another message."""
+    def at(
+        self,
+        item: int,
+        message: str | None = None,
+        *,
+        response: int | None = None,
+        reference: int | None = None,
+    ) -> "ServiceError":
+        """Return the same error, pointing at one item or at a text of it, perhaps with another message."""
         # A copy: the same error may stand for many items, as when a batch fails.
         return ServiceError(
             self.code,
             message or self.message,
             item=item,
+            response=response,
+            reference=reference,
             retry_after_s=self.retry_after_s,
             ids=self.ids,
             headers=self.headers,
         )
 
     def detail(self) -> ErrorDetail:
-        """Return the wire form; ``item`` is absent where the whole request is at fault, ``ids`` where none is."""
+        """Return the wire form, without the fields that say nothing here."""
         detail = ErrorDetail(code=self.code, message=self.message)
-        if self.item is not None:
-            detail.item = self.item
-        if self.ids is not None:
-            detail.ids = self.ids
+        for name in ("item", "response", "reference", "ids"):
+            value = getattr(self, name)
+            if value is not None:  # only fields that were set are sent
+                setattr(detail, name, value)
         return detail
 
     def in_place(self, item: int) -> ItemError:
         """Return what stands in the place of item ``item`` of an answer that reports errors."""
-        return ItemError(error=self.at(item).detail())
+        return ItemError(error=self.at(item, response=self.response, reference=self.reference).detail())
 
 
 class ClientGoneError(Exception):

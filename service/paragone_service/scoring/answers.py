@@ -12,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paragone.codes import ErrorCode
-from paragone.wire import Preference, Reward, RewardReturn, TokensItem, Tournament
+from paragone.wire import Preference, Reward, RewardReturn, TokensItem
 from paragone_models.comparator import Comparator, probability
 from paragone_models.errors import TextError
 from paragone_models.text.reader import Reading
-from paragone_models.tournament import summarise
 from paragone_service.http.errors import ServiceError
 from paragone_service.scoring.request import Problems, Represented
 
-__all__ = ["preferences", "rewards", "tokens", "tournaments"]
+__all__ = ["add_non_finite", "preferences", "rewards", "tokens"]
 
 
 def preferences(represented: Represented, comparator: Comparator, problems: Problems) -> list[Preference]:
@@ -37,7 +36,7 @@ def preferences(represented: Represented, comparator: Comparator, problems: Prob
     items = represented.items
     finite = np.isfinite(logits)
     if not finite.all():
-        _add_non_finite(items, finite.tolist(), problems)
+        add_non_finite(items, finite.tolist(), problems)
     # Rows in error are NaN, and went through the arithmetic with the others: to skip them would cost more.
     sound = [number for number, item in enumerate(items) if item not in problems.errors]
     if scalars is None:
@@ -94,13 +93,13 @@ def rewards(
         attributes = comparator.attribute_values(own).tolist()
     # Kinds without a scalar have None for every item, which is an answer and no problem.
     if scalars is not None:
-        _add_non_finite(represented.items, np.isfinite(scalars).tolist(), problems)
+        add_non_finite(represented.items, np.isfinite(scalars).tolist(), problems)
     numbers: list[float | None] = [None] * len(references) if scalars is None else scalars.tolist()
     rows: list[Reward] = []
     for number, (item, count, start) in enumerate(zip(represented.items, references, starts.tolist(), strict=True)):
         if count and item not in problems.errors:
             against = _held_against(own[number], represented.vectors[start + 1 : start + 1 + count], comparator)
-            _add_non_finite([item], [against.finite], problems)
+            add_non_finite([item], [against.finite], problems)
         if item in problems.errors:
             continue
         row = Reward(
@@ -142,62 +141,6 @@ def _held_against(own: NDArray[np.float32], references: NDArray[np.float32], com
     return _Against(logit, blocks.tolist(), bool(np.isfinite(logit) and np.isfinite(blocks).all()))
 
 
-def tournaments(
-    represented: Represented,
-    sizes: Sequence[tuple[int, int]],
-    comparator: Comparator,
-    problems: Problems,
-    *,
-    with_matrix: bool,
-) -> list[Tournament]:
-    """Return the tournament of each group; its rows are its responses, then its references.
-
-    Args:
-        represented: the representations of all rows.
-        sizes: how many responses and how many references each group has.
-        with_matrix: whether each answer has its K×K probabilities.
-
-    Raises:
-        ServiceError: ``non_finite_score`` for the first group without finite probabilities, unless errors are
-            reported.
-    """
-    rows: list[Tournament] = []
-    start = 0
-    for item, (own_size, reference_size) in zip(represented.items, sizes, strict=True):
-        middle = start + own_size
-        stop = middle + reference_size
-        own, references = represented.vectors[start:middle], represented.vectors[middle:stop]
-        ids, shown = represented.ids[start:middle], represented.shown[start:middle]
-        start = stop
-        if item in problems.errors:
-            continue
-        with np.errstate(all="ignore"):
-            matrix = comparator.matrix(own)
-            against = comparator.against(own, references) if reference_size else None
-        # Finite representations can still overflow in a product: the model is at fault then, not the arithmetic.
-        finite = bool(np.isfinite(matrix).all()) and (against is None or bool(np.isfinite(against).all()))
-        _add_non_finite([item], [finite], problems)
-        if not finite:
-            continue
-        summary = summarise(matrix, against=against)
-        row = Tournament(
-            win_rates=summary.win_rates.tolist(),
-            ranking=summary.ranking,
-            condorcet_winner=summary.condorcet_winner,
-            copeland=summary.copeland,
-            cyclic_triples=summary.cyclic_triples,
-            nash=summary.nash.tolist(),
-        )
-        if with_matrix:
-            row.matrix = matrix.tolist()
-        if ids:
-            row.ids = list(ids)
-        if not shown.all():
-            row.shown = shown.tolist()
-        rows.append(row)
-    return rows
-
-
 def tokens(items: Sequence[int], readings: Sequence[Reading | TextError], problems: Problems) -> list[TokensItem]:
     """Return what the model sees of each item, by its index.
 
@@ -223,7 +166,7 @@ def tokens(items: Sequence[int], readings: Sequence[Reading | TextError], proble
     return rows
 
 
-def _add_non_finite(items: Sequence[int], finite: Sequence[bool], problems: Problems) -> None:
+def add_non_finite(items: Sequence[int], finite: Sequence[bool], problems: Problems) -> None:
     """Add a problem for each item without finite numbers. One with a problem has none: its row is NaN."""
     for item, good in zip(items, finite, strict=True):
         if not good and item not in problems.errors:

@@ -228,7 +228,7 @@ class HostedModel:
             items: of the request; emptied once they were read, so that texts do not wait with what is made of them.
 
         Raises:
-            ServiceError: for the first item that has no representation, unless the call reports errors; for the whole
+            ServiceError: for the first response without a representation, unless the call reports errors; for the whole
                 request, if the queue is full, the model reads no text, or ids are unknown.
             ClientGoneError: if the client left meanwhile.
         """
@@ -340,7 +340,7 @@ class HostedModel:
         ):
             if isinstance(job, TextError):
                 filled.values[key] = error = ServiceError(ErrorCode(job.code), str(job))
-                call.problems.add(rows[number].item, error)
+                call.problems.add_row(rows[number], error)
             else:
                 jobs.append(job)
         return jobs
@@ -412,7 +412,7 @@ class HostedModel:
             for number in cut.tolist():
                 errors[number] = self._truncated(int(dropped[number]))
         for number in sorted(errors):  # in the order of the request: the first bad item is the one that is named
-            call.problems.add(rows[number].item, errors[number])
+            call.problems.add_row(rows[number], errors[number])
         if filled.values:
             # Of the misses: what another request had on its way, or what came twice in this one.
             joined = max(0, hits.count(None) - filled.forward_answers - len(errors))
@@ -496,12 +496,13 @@ async def _rows_of(items: Sequence[RequestItem], call: Call, ids: Ids) -> list[R
             rows += _rows_with_ids(item, call, ids)
         elif item.prompt is None:
             texts = cast("Sequence[Rendered]", item.responses)
-            rows += [Row(item.index, rendered_key(ids.space, text)) for text in texts]
+            rows += [Row(item.index, place, rendered_key(ids.space, text)) for place, text in enumerate(texts)]
         else:
             full = cast("Sequence[Response]", item.responses)
             index, prompt = item.index, prompt_digest(item.prompt, item.tools) if call.ids else None
-            for key in conversation_keys(ids.space, item.prompt, item.tools, full):
-                rows.append(Row(index, key, prompt))
+            own = len(full) if item.own is None else item.own
+            for position, key in enumerate(conversation_keys(ids.space, item.prompt, item.tools, full)):
+                rows.append(Row(index, position, key, prompt, reference=None if position < own else position - own))
         if number % _ITEMS_BEFORE_A_BREAK == 0:
             # Hashing ten thousand pairs takes a while, and this is the thread that serves everybody.
             await asyncio.sleep(0)
@@ -511,15 +512,15 @@ async def _rows_of(items: Sequence[RequestItem], call: Call, ids: Ids) -> list[R
 def _rows_with_ids(item: RequestItem, call: Call, ids: Ids) -> list[Row]:
     own = None if item.prompt is None else prompt_digest(item.prompt, item.tools)
     rows = []
-    for response in item.responses:
+    for position, response in enumerate(item.responses):
         if isinstance(response, ResponseId):
             prompt, key = ids.read(response.id)
-            rows.append(Row(item.index, key, prompt, response.id))
+            rows.append(Row(item.index, position, key, prompt, response.id))
         else:
             assert item.prompt is not None  # the wire types see to it
             assert not isinstance(response, Rendered)
             (key,) = conversation_keys(ids.space, item.prompt, item.tools, [response])
-            rows.append(Row(item.index, key, own))
+            rows.append(Row(item.index, position, key, own))
     # A foreign id has no prompt. It is reported as unknown later on, as an id is whose representation is gone: the
     # difference would tell that somebody else's id is one.
     if len({row.prompt for row in rows if row.prompt is not None}) > 1:

@@ -32,6 +32,7 @@ __all__ = [
     "Row",
     "Timings",
     "as_conversations",
+    "response_messages",
 ]
 
 Result = TypeVar("Result")
@@ -48,11 +49,16 @@ class Problems:
         where: name of the request's list, for messages: pairs, items or groups.
         report: keep errors, instead of refusing the request.
         errors: those kept, by the items' indices.
+        by_member: keep errors of single responses and references apart, so that the others of their item are answered
+            for: it is a group, and has no order among its members.
+        members: those kept, by the items' indices and the rows' positions.
     """
 
     where: str
     report: bool
     errors: dict[int, ServiceError] = field(default_factory=dict)
+    by_member: bool = False
+    members: dict[int, dict[int, ServiceError]] = field(default_factory=dict)
 
     def add(self, item: int, error: ServiceError, *, refusal: ServiceError | None = None) -> None:
         """Refuse the request, or keep the error; the first one of an item counts.
@@ -69,6 +75,27 @@ class Problems:
             whole = refusal or error
             raise whole.at(item, f"{self.where}[{item}]: {whole.message}")
         self.errors.setdefault(item, error)
+
+    def add_row(self, row: "Row", error: ServiceError) -> None:
+        """Refuse the request for what is wrong with one row, or keep the error, of the row or of its item.
+
+        Raises:
+            ServiceError: unless the request reports errors.
+        """
+        # A prompt is no row's own: its error is the item's, whose rows all have it.
+        shared = error.code is ErrorCode.EMPTY_PROMPT
+        response = row.position if self.by_member and row.reference is None and not shared else None
+        reference = None if shared else row.reference
+        if not self.report:
+            name = "" if response is None else f".responses[{response}]"
+            name = name if reference is None else f".references[{reference}]"
+            message = f"{self.where}[{row.item}]{name}: {error.message}"
+            raise error.at(row.item, message, response=response, reference=reference)
+        error = error.at(row.item, response=response, reference=reference)
+        if self.by_member:
+            self.members.setdefault(row.item, {}).setdefault(row.position, error)
+        else:
+            self.errors.setdefault(row.item, error)
 
     def place(self, rows: Sequence[Result]) -> list[Result | ItemError]:
         """Return an answer's list: the rows of all items without an error, and each error in its item's place."""
@@ -201,6 +228,8 @@ class RequestItem:
     Attributes:
         index: place in the request's list, as it was sent.
         prompt: what was asked; None where all responses are ids, or rendered with their prompts.
+        responses: its own ones, and after them its references.
+        own: how many are its own; None: all.
         has_ids: whether any of them is an id.
     """
 
@@ -208,6 +237,7 @@ class RequestItem:
     prompt: Prompt | None
     tools: list[dict[str, JsonValue]] | None
     responses: Sequence[Response | ResponseId | Rendered]
+    own: int | None = None
     has_ids: bool = False
 
 
@@ -218,14 +248,18 @@ class Row:
 
     Attributes:
         item: index of the item that it belongs to.
+        position: its place among the responses and references of its item.
         prompt: digest of its prompt, where the answer shall name it by an id; None for an id that is not ours.
         id: the id that stands for it in the request; None where it came in full.
+        reference: its place among the references of its item; None where it is one of the item's own responses.
     """
 
     item: int
+    position: int
     key: bytes
     prompt: bytes | None = None
     id: str | None = None
+    reference: int | None = None
 
 
 @dataclass(frozen=True)
@@ -233,7 +267,7 @@ class Represented:
     """The representations of a request.
 
     Attributes:
-        vectors: float32, NaN in the rows of an item with a problem. [n, d]
+        vectors: float32, NaN in the rows that have an error. [n, d]
         dropped: tokens cut from each prompt. [n]
         shown: whether the model saw all words of each conversation that were not cut. [n]
         items: the index of each item, in the order of its rows.
@@ -270,12 +304,16 @@ def as_conversations(rows: Sequence[tuple[RequestItem, Response | ResponseId | R
             tools = tuple(item.tools) if item.tools else None
             last = item
         assert not isinstance(response, ResponseId)
-        if isinstance(response, str):
-            after: str | list[dict[str, Any]] = response
-        else:
-            after = [_plain(message) for message in ([response] if isinstance(response, Message) else response)]
+        after = response if isinstance(response, str) else response_messages(response)
         found.append(conversation(prompt, after, tools))
     return found
+
+
+def response_messages(response: Response) -> list[dict[str, Any]]:
+    """Return the messages of a response; a text is one of the assistant's."""
+    if isinstance(response, str):
+        return [{"role": "assistant", "content": response}]
+    return [_plain(message) for message in ([response] if isinstance(response, Message) else response)]
 
 
 def _plain(message: Message) -> dict[str, Any]:

@@ -38,34 +38,30 @@ class Oracle:
     def answer(self, path: str, body: dict) -> dict:
         if path == "/v1/models":
             return {"models": []}
-        self.tools += [item.get("tools") for item in body.get("groups", body.get("pairs"))]
+        self.tools += [item.get("tools") for item in body["groups"]]
         common = {"model": "double", "identity": "a" * 64, "fingerprint": self.fingerprint, "calibrated": False}
-        if path.endswith("tournaments"):
-            rows = [self._tournament(group) for group in body["groups"]]
-            return {**common, "tournaments": rows, "usage": USAGE}
-        rows = [self._preference(pair["first"], pair["second"]) for pair in body["pairs"]]
-        return {**common, "preferences": rows, "usage": USAGE}
+        rows = [self._tournament(group) for group in body["groups"]]
+        return {**common, "tournaments": rows, "usage": USAGE}
 
     def _tournament(self, group: dict) -> dict:
         texts = group["responses"]
-        if any("bad" in text for text in texts):
-            return {"error": {"code": "response_too_long", "message": "too long"}}
-        matrix = [[0.5 if one == two else value(one, two) for two in texts] for one in texts]
+        refused = {"code": "response_too_long", "message": "too long", "item": 0}
+        errors = [refused | {"response": place} for place, text in enumerate(texts) if "bad" in text]
+        if len(errors) == len(texts):
+            return {"error": refused}
+        matrix = [
+            [None if "bad" in one + two else 0.5 if one == two else value(one, two) for two in texts] for one in texts
+        ]
         return {
-            "win_rates": [0.5] * len(texts),
-            "ranking": list(range(len(texts))),
+            **({"errors": errors} if errors else {}),
+            "win_rates": [None if "bad" in text else 0.5 for text in texts],
+            "ranking": [place for place, text in enumerate(texts) if "bad" not in text],
             "condorcet_winner": None,
             "copeland": [0] * len(texts),
             "cyclic_triples": 0,
             "nash": [1 / len(texts)] * len(texts),
             "matrix": matrix,
         }
-
-    def _preference(self, first: str, second: str) -> dict:
-        if "bad" in first + second:
-            return {"error": {"code": "response_too_long", "message": "too long"}}
-        share = value(first, second)
-        return {"probability": share, "logit": 0.0, "first_reward": None, "second_reward": None}
 
 
 @pytest.fixture
@@ -81,13 +77,18 @@ def oracle():
             payload = payload or ({"error": {"code": "engine_failed", "message": "broken"}} if status == 500 else None)
             payload = payload or ({"error": {"code": "wrong_key", "message": "no"}} if status == 403 else None)
             answered = json.dumps(payload or double.answer(self.path, body)).encode()
-            # -1: an answer that is none; -2: a tournament whose first group met a fault of the server.
+            # -1: an answer that is none; -2: a tournament whose first group met a fault of the server; -3: one of whose
+            # first group a single response did.
             data = b"<html>" if status == -1 else answered
             if status == -2:
                 fault = {"error": {"code": "engine_failed", "message": "broken"}}
                 data = json.dumps(
                     {**json.loads(answered), "tournaments": [fault, *json.loads(answered)["tournaments"][1:]]}
                 ).encode()
+            if status == -3:
+                answer = json.loads(answered)
+                answer["tournaments"][0]["errors"] = [{"code": "engine_failed", "message": "broken", "response": 0}]
+                data = json.dumps(answer).encode()
             self.send_response(status if status and status > 0 else 200)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(data)))
@@ -171,18 +172,24 @@ def test_a_comparison_that_fails_is_missing_and_the_others_are_not(oracle, caplo
     assert table.failure == "response_too_long: too long"
     assert answers[1].failure is None
     assert "comparisons of a group are missing" in caplog.text
-    assert oracle.asked == ["/v1/tournaments", "/v1/preferences"]
+    assert oracle.asked == ["/v1/tournaments"]
+
+
+def test_a_group_of_which_nothing_can_be_compared_has_an_empty_table(oracle):
+    with OracleClient(oracle.url) as oracle_client:
+        (answer,) = oracle_client.submit([(Prompt("1", "Which?"), ("bad", "bad too"))]).result()
+    np.testing.assert_array_equal(answer.raw, [[0.5, np.nan], [np.nan, 0.5]])
+    assert answer.failure == "response_too_long: too long"
 
 
 def test_the_oracle_is_shown_the_tools_of_a_prompt(oracle):
     tools = [{"type": "function", "function": {"name": "weather"}}]
     with OracleClient(oracle.url) as oracle_client:
         oracle_client.submit([(Prompt("1", "Which?", tools=tools), ("aa", "bad")), GROUPS[1]]).result()
-    assert oracle.asked == ["/v1/tournaments", "/v1/preferences"]
-    assert oracle.tools == [tools, None, tools, tools]
+    assert oracle.tools == [tools, None]
 
 
-@pytest.mark.parametrize("fault", [500, 502, 404, -1, -2])
+@pytest.mark.parametrize("fault", [500, 502, 404, -1, -2, -3])
 def test_whatever_fails_is_asked_again_and_never_becomes_data(oracle, fault):
     oracle.plan = [fault] * 2
     with OracleClient(oracle.url, patience_s=60) as oracle_client:

@@ -265,18 +265,13 @@ class OracleClient:
         # One request a chunk: the service batches its responses, and knows repeated ones.
         async with self._places:
             answers, cost = await self._tournaments(groups)
-            for place, answer in enumerate(answers):
-                # A tournament fails as a whole when one response is too long; its other comparisons can still be had.
-                if answer.failure is not None:
-                    answers[place], more = await self._pairs(groups[place])
-                    cost = (cost[0] + more[0], cost[1] + more[1])
             if answers:
                 # So that a column of the file sums to what the round cost.
                 answers[0] = replace(answers[0], forward_responses=cost[0], cached_responses=cost[1])
             return answers
 
     async def _tournaments(self, groups: list[_Group]) -> tuple[list[Answer], tuple[int, int]]:
-        # One answer in place of an error: a prompt that is too long must not cost the chunk its other tables.
+        # Reported, because what is too long must not cost the chunk its other tables, nor a group its other responses.
         bodies = [{**_asked(prompt), "responses": list(texts)} for prompt, texts in groups]
 
         async def ask() -> Any:
@@ -289,34 +284,17 @@ class OracleClient:
         cost = self._checked(reply)
         answers = []
         for (prompt, texts), row in zip(groups, reply.tournaments, strict=True):
-            if isinstance(row, ItemError):
-                answers.append(Answer(prompt.id, _empty(texts), f"{row.error.code}: {row.error.message}"))
-            else:
-                answers.append(Answer(prompt.id, np.asarray(row.matrix, dtype=np.float64)))
+            errors = [row.error] if isinstance(row, ItemError) else (row.errors or [])
+            failure = f"{errors[0].code}: {errors[0].message}" if errors else None
+            if failure is not None:
+                logger.warning("comparisons of a group are missing: %s", failure)
+            table = _empty(texts)
+            if not isinstance(row, ItemError):
+                # What is null there becomes NaN, which is missing here; a response ties with itself all the same.
+                table = np.asarray(row.matrix, dtype=np.float64)
+                np.fill_diagonal(table, 0.5)
+            answers.append(Answer(prompt.id, table, failure))
         return answers, cost
-
-    async def _pairs(self, group: _Group) -> tuple[Answer, tuple[int, int]]:
-        """Ask every ordered pair on its own, so that what one response spoils is missing, and nothing else."""
-        prompt, texts = group
-        table, failure = _empty(texts), None
-        # Both orders, as the tournament asks them.
-        places = [(first, second) for first in range(len(texts)) for second in range(len(texts)) if first != second]
-        bodies = [{**_asked(prompt), "first": texts[first], "second": texts[second]} for first, second in places]
-
-        async def ask() -> Any:
-            answer = await self._client.preferences(bodies, on_error="report", skew_weight=self.skew_weight)
-            return _without_faults(answer, answer.preferences)
-
-        reply = await self._patiently(ask)
-        cost = self._checked(reply)
-        for (first, second), row in zip(places, reply.preferences, strict=True):
-            if isinstance(row, ItemError):
-                failure = f"{row.error.code}: {row.error.message}"
-            else:
-                table[first, second] = row.probability
-        if failure is not None:
-            logger.warning("comparisons of a group are missing: %s", failure)
-        return Answer(prompt.id, table, failure), cost
 
     def _checked(self, reply: Any) -> tuple[int, int]:
         """Return what a reply cost: responses that went through the model, and known ones; refuse another model."""
@@ -356,10 +334,11 @@ class OracleClient:
 
 
 def _without_faults(answer: Any, rows: Iterable[Any]) -> Any:
-    """Return an answer whose errors are all refusals of single items; raise the first that is a fault of the oracle."""
+    """Return an answer whose errors are all refusals of groups or responses; raise the first fault of the oracle."""
     for row in rows:
-        if isinstance(row, ItemError) and not isinstance(error := exception_for(row.error), _REFUSALS):
-            raise error
+        for detail in [row.error] if isinstance(row, ItemError) else row.errors or ():
+            if not isinstance(error := exception_for(detail), _REFUSALS):
+                raise error
     return answer
 
 

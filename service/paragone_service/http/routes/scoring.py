@@ -1,6 +1,7 @@
 """The routes that score: preferences, rewards and tournaments, and what all routes with a list share."""
 
 import asyncio
+import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -35,7 +36,7 @@ from paragone_service.http.middleware import SCOPE_KEY, SCOPE_SPENDING, SCOPE_TI
 from paragone_service.http.openapi_document import scoring_document
 from paragone_service.http.overload import SCOPE_RESERVATION, client_of
 from paragone_service.registry import Registry
-from paragone_service.scoring import answers
+from paragone_service.scoring import answers, groups
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.request import Call, Problems, RequestItem, ResponseId
 
@@ -119,27 +120,42 @@ def _add_tournaments(router: APIRouter, registry: Registry, workers: Executor) -
     async def tournaments(request: Request) -> Response:
         """Answer everything that follows from the K×K preferences among K responses to one prompt.
 
-        K responses cost K forward passes, and none if they were seen before.
+        K responses cost K forward passes, and none if they were seen before. With `on_error: "report"` a response that
+        cannot be scored does not vote: it is named in its group's `errors`, and the others have their answer.
         """
         body, indices, problems = await read_body(request, TournamentsRequest, "groups")
+        problems.by_member = True
         model = registry.find(body.model)
         model.check_preferences()
         comparator, header = _compared(model, body.skew_weight)
         check_groups(body.groups)
+        wanted = groups.Wanted(matrix="matrix" in body.return_, signal=body.signal, shaping=body.shaping)
+        groups.check_kind(wanted.signal, model.name, comparator)
+        for index, group in zip(indices, body.groups, strict=True):
+            problem = groups.check_signal(wanted.signal, len(group.responses), len(group.references or ()))
+            if problem is not None:
+                problems.add(index, problem)
         call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
         items = [
-            RequestItem(index, group.prompt, group.tools, [*group.responses, *(group.references or ())])
+            RequestItem(
+                index, group.prompt, group.tools, [*group.responses, *(group.references or ())], len(group.responses)
+            )
             for index, group in zip(indices, body.groups, strict=True)
         ]
-        sizes = [(len(group.responses), len(group.references or ())) for group in body.groups]
+        loop = asyncio.get_running_loop()
+        if wanted.shaping is None:
+            sizes = [groups.size_of(group) for group in body.groups]
+        else:  # words are counted, which takes a while
+            measured = functools.partial(groups.size_of, measured=True)
+            sizes = await loop.run_in_executor(workers, lambda: [*map(measured, body.groups)])
         body.groups.clear()  # as above
         represented = await model.represent(items, call)
 
         def summarise() -> Response:
-            rows = answers.tournaments(represented, sizes, comparator, problems, with_matrix="matrix" in body.return_)
+            rows = groups.tournaments(represented, sizes, comparator, problems, wanted)
             return answer(header, TournamentsAnswer, represented.usage, problems, tournaments=rows)
 
-        return await asyncio.get_running_loop().run_in_executor(workers, summarise)
+        return await loop.run_in_executor(workers, summarise)
 
 
 def _add_rewards(router: APIRouter, registry: Registry, workers: Executor) -> None:
@@ -156,7 +172,7 @@ def _add_rewards(router: APIRouter, registry: Registry, workers: Executor) -> No
         _check_returned(model, body, indices, problems)
         call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
         items = [
-            RequestItem(index, item.prompt, item.tools, (item.response, *(item.references or ())))
+            RequestItem(index, item.prompt, item.tools, (item.response, *(item.references or ())), own=1)
             for index, item in zip(indices, body.items, strict=True)
         ]
         references = [len(item.references or ()) for item in body.items]

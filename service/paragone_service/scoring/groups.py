@@ -1,0 +1,246 @@
+"""From the representations of groups to tournaments and signals: who votes, the table, and what follows from it.
+
+A response that could not be scored does not vote: the group's table is that of the others, and its places in the answer
+are null. K is the number of responses of a group, V of those that vote, R of its references that could be scored.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paragone.codes import ErrorCode
+from paragone.wire import Group, Shaping, Signal, Tournament
+from paragone_models.comparator import Comparator
+from paragone_models.shaping import Measures, measure, shaped
+from paragone_models.signals import MAX_ACYCLIC, WITHIN_GROUP, signal
+from paragone_models.tournament import summarise
+from paragone_service.http.errors import ServiceError
+from paragone_service.scoring.answers import add_non_finite
+from paragone_service.scoring.request import Problems, Represented, response_messages
+
+__all__ = ["GroupSize", "Wanted", "check_kind", "check_signal", "group_signal", "size_of", "tournaments"]
+
+Value = TypeVar("Value")
+Float64s = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What every group's answer has besides what it always has.
+
+    Attributes:
+        matrix: the K×K probabilities.
+        signal: which signal, or None.
+        shaping: of the signal, or None.
+    """
+
+    matrix: bool = False
+    signal: Signal | None = None
+    shaping: Shaping | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSize:
+    """What has to be known of a group when its texts are gone.
+
+    Attributes:
+        responses: K.
+        references: those that were sent.
+        measures: of each response, where a signal is shaped; else none. [K]
+    """
+
+    responses: int
+    references: int
+    measures: Sequence[Measures] = ()
+
+
+def size_of(group: Group, *, measured: bool = False) -> GroupSize:
+    """Return the size of a group, with the measures of its responses if they are needed."""
+    measures = [measure(response_messages(response)) for response in group.responses] if measured else ()
+    return GroupSize(len(group.responses), len(group.references or ()), measures)
+
+
+def check_kind(name: Signal | None, model: str, comparator: Comparator) -> None:
+    """Refuse a signal that the kind of model does not have.
+
+    Raises:
+        ServiceError: ``return_unavailable``.
+    """
+    if name == "reward" and not comparator.rules.gives_rewards(comparator.weights):
+        raise ServiceError(
+            ErrorCode.RETURN_UNAVAILABLE,
+            f"model {model} is of kind {comparator.kind} and has no scalar for the signal reward: ask for another "
+            "signal, win_rate for example",
+        )
+
+
+def check_signal(name: Signal | None, responses: int, references: int) -> ServiceError | None:
+    """Return what is wrong with a group for a signal, if anything."""
+    if name == "anchor" and not references:
+        problem = "the signal anchor is a win rate against references: give the group references"
+    elif name == "acyclic" and responses > MAX_ACYCLIC:
+        problem = (
+            f"{responses} responses in one group; the limit of the signal acyclic is {MAX_ACYCLIC}, because its order "
+            "is exact: send smaller groups, or ask for rank"
+        )
+    else:
+        return None
+    return ServiceError(ErrorCode.INVALID_REQUEST, problem)
+
+
+def group_signal(
+    name: Signal,
+    matrix: Float64s,
+    *,
+    against: Float64s | None,
+    rewards: Float64s | None,
+    shaping: Shaping | None = None,
+    measures: Sequence[Measures] = (),
+) -> list[float] | None:
+    """Return the signal of those who vote, None where there is only one and the signal compares it with its group.
+
+    Args:
+        matrix: their table. [V, V]
+        against: their probabilities against the references, if there are any. [V, R]
+        rewards: the model's scalars, if it has any. [V]
+        measures: of their texts, with a shaping. [V]
+    """
+    if name in WITHIN_GROUP and len(matrix) == 1:
+        return None
+    values = signal(name, matrix, against=against, rewards=rewards)
+    if shaping is not None:
+        values = shaped(values, measures, **shaping.model_dump())
+    return [float(value) for value in values]
+
+
+def tournaments(
+    represented: Represented,
+    sizes: Sequence[GroupSize],
+    comparator: Comparator,
+    problems: Problems,
+    wanted: Wanted,
+) -> list[Tournament]:
+    """Return the tournament of each group; its rows are its responses, then its references.
+
+    Args:
+        represented: the representations of all rows.
+        sizes: of each group.
+        problems: of the request; those of single rows are reported in their group's answer.
+
+    Raises:
+        ServiceError: ``non_finite_score`` for the first group without finite probabilities, unless errors are
+            reported.
+    """
+    rows: list[Tournament] = []
+    start = 0
+    for item, size in zip(represented.items, sizes, strict=True):
+        stop = start + size.responses + size.references
+        group = _Group(represented, slice(start, stop), size, problems.members.get(item, {}))
+        start = stop
+        if item in problems.errors:
+            continue
+        unscored = group.unscored()
+        if unscored is not None:
+            problems.add(item, unscored.at(item))
+            continue
+        row = _tournament(group, comparator, wanted)
+        add_non_finite([item], [row is not None], problems)
+        if row is not None:
+            rows.append(row)
+    return rows
+
+
+class _Group:
+    """The rows of one group, and who of them votes.
+
+    Args:
+        rows: where they are among all.
+        errors: of those that could not be scored, by their positions.
+    """
+
+    def __init__(
+        self, represented: Represented, rows: slice, size: GroupSize, errors: Mapping[int, ServiceError]
+    ) -> None:
+        self.size = size
+        self.errors = errors
+        middle = size.responses
+        self.voters = [place for place in range(middle) if place not in errors]
+        self.judges = [place for place in range(middle, middle + size.references) if place not in errors]
+        vectors = represented.vectors[rows]
+        self.own, self.references = vectors[self.voters], vectors[self.judges]
+        self.shown = represented.shown[rows][:middle]
+        self.ids = represented.ids[rows][:middle]
+
+    @property
+    def left_alone(self) -> bool:
+        """Whether all others of the group could not be scored."""
+        return len(self.voters) == 1 < self.size.responses
+
+    def unscored(self) -> ServiceError | None:
+        """Return why the whole group has no answer: none of its responses, or none of its references, was scored."""
+        if not self.voters:
+            return self.errors[0]
+        if self.size.references and not self.judges:
+            return self.errors[self.size.responses]
+        return None
+
+    def spread(self, values: Sequence[Value]) -> list[Value | None]:
+        """Return the values of those who vote in the places of all; [K]."""
+        placed: list[Value | None] = [None] * self.size.responses
+        for place, value in zip(self.voters, values, strict=True):
+            placed[place] = value
+        return placed
+
+    def measures(self) -> list[Measures]:
+        """Return the measures of those who vote, where there are any; [V]."""
+        return [self.size.measures[place] for place in self.voters] if self.size.measures else []
+
+
+def _tournament(group: _Group, comparator: Comparator, wanted: Wanted) -> Tournament | None:
+    """Return the tournament of a group, None where its numbers are not finite."""
+    with np.errstate(all="ignore"):  # what is not finite is found below
+        matrix = comparator.matrix(group.own)
+        against = comparator.against(group.own, group.references) if group.judges else None
+        rewards = comparator.rewards(group.own) if wanted.signal == "reward" else None
+    # Finite representations can still overflow in a product: the model is at fault then, not the arithmetic.
+    if not all(values is None or bool(np.isfinite(values).all()) for values in (matrix, against, rewards)):
+        return None
+    summary = summarise(matrix, against=against)
+    winner = summary.condorcet_winner
+    rates: list[float | None] = summary.win_rates.tolist()
+    # Of a larger group it alone is left: it has met nobody, and ½ would look as if it had.
+    if group.left_alone and against is None:
+        rates = [None]
+    row = Tournament(
+        win_rates=group.spread(rates),
+        ranking=[group.voters[place] for place in summary.ranking],
+        condorcet_winner=None if winner is None else group.voters[winner],
+        copeland=group.spread(summary.copeland),
+        cyclic_triples=summary.cyclic_triples,
+        nash=group.spread(summary.nash.tolist()),
+    )
+    # Fields are set one by one, because only those that were set are sent.
+    if wanted.matrix:
+        empty: list[float | None] = [None] * group.size.responses
+        placed = group.spread([group.spread(line) for line in matrix.tolist()])
+        row.matrix = [empty if line is None else line for line in placed]
+    if wanted.signal is not None:
+        values = group_signal(
+            wanted.signal,
+            matrix,
+            against=against,
+            rewards=rewards,
+            shaping=wanted.shaping,
+            measures=group.measures(),
+        )
+        row.signal = group.spread([None] * len(group.voters) if values is None else values)
+    if group.errors:
+        row.errors = [group.errors[place].detail() for place in sorted(group.errors)]
+    if group.ids:
+        row.ids = group.spread([group.ids[place] for place in group.voters])
+    if not group.shown.all():
+        row.shown = group.shown.tolist()
+    return row
