@@ -59,7 +59,7 @@ def error(status: int, code: str, message: str, item: int | None = None, **heade
 
 
 class Oracle:
-    """Answers requests and remembers them. A response ``"bad"`` is an item that the model refuses."""
+    """Answers requests and remembers them. A response ``"bad"`` is one that the model refuses."""
 
     def __init__(self, **changes: Any) -> None:
         self.seen: list[httpx2.Request] = []
@@ -105,7 +105,9 @@ class Oracle:
                 refused = {"code": "response_too_long", "message": f"{asked}[{place}]: too long", "item": place}
                 if body.get("on_error") != "report":
                     return httpx2.Response(422, json={"error": refused})
-                rows.append({"error": refused})
+                # Of a group, the others are answered for.
+                whole = asked != "groups" or set(item["responses"]) == {"bad"}
+                rows.append({"error": refused} if whole else one(item, body))
             else:
                 rows.append(one(item, body))
         usage = {"forward_responses": len(rows), "forward_tokens": 7, "cached_responses": 1, "truncated": 0}
@@ -131,19 +133,32 @@ class Oracle:
 
     def tournament(self, group: Any, body: Any) -> Any:
         responses = group["responses"]
-        against = group.get("references") or responses
-        rates = [sum(probability(one, other) for other in against) / len(against) for one in responses]
-        ranking = sorted(range(len(responses)), key=lambda place: -rates[place])
+        voters = [place for place, response in enumerate(responses) if response != "bad"]
+        against = group.get("references") or [responses[place] for place in voters]
+        rates = {
+            place: sum(probability(responses[place], other) for other in against) / len(against) for place in voters
+        }
+        ranking = sorted(voters, key=lambda place: -rates[place])
         row = {
-            "win_rates": rates,
+            # As the service says it of one that is left of a larger group.
+            "win_rates": [rates.get(place) if len(voters) > 1 or len(responses) == 1 else None
+                          for place in range(len(responses))],
             "ranking": ranking,
             "condorcet_winner": ranking[0],
-            "copeland": [0] * len(responses),
+            "copeland": [0 if place in rates else None for place in range(len(responses))],
             "cyclic_triples": 0,
-            "nash": [float(place == ranking[0]) for place in range(len(responses))],
-        }
+            "nash": [float(place == ranking[0]) if place in rates else None for place in range(len(responses))],
+        }  # fmt: skip
+        if len(voters) < len(responses):
+            refused = {"code": "response_too_long", "message": "groups[0].responses: too long", "item": 0}
+            row["errors"] = [refused | {"response": place} for place in range(len(responses)) if place not in rates]
         if "matrix" in body.get("return", []):
-            row["matrix"] = [[probability(one, other) for other in responses] for one in responses]
+            row["matrix"] = [
+                [probability(one, other) if "bad" not in (one, other) else None for other in responses]
+                for one in responses
+            ]
+        if "signal" in body:
+            row["signal"] = row["win_rates"]
         return row
 
     def tokens(self, item: Any, _: Any) -> Any:

@@ -133,7 +133,7 @@ def test_conversations_are_asked_as_conversations(kind, oracle):
 
 @both
 def test_a_refused_group_is_none_and_never_a_number(kind, oracle, caplog):
-    rewards = rewards_of(kind, oracle, prompts=["p", "p", "q", "q"], completions=["a", "bad", "a", "bb"])
+    rewards = rewards_of(kind, oracle, prompts=["p", "p", "q", "q"], completions=["bad", "bad", "a", "bb"])
     assert rewards[:2] == [None, None]
     assert None not in rewards[2:]
     assert "no reward" in caplog.text
@@ -187,6 +187,14 @@ def test_what_is_no_reward_is_logged_beside_it(kind, oracle, signal):
     else:
         assert metrics == {"paragone/unscored": 0.5, "paragone/cyclic_triples": 0.0}
         assert extras == {"paragone_rank": [2, 1, None, None]}
+
+
+@both
+def test_a_refused_completion_does_not_vote_and_whoever_is_left_alone_has_no_win_rate(kind, oracle, caplog):
+    completions = ["a", "bad", "bbb", "a", "bad"]
+    rewards = rewards_of(kind, oracle, prompts=["p"] * 3 + ["q"] * 2, completions=completions)
+    assert rewards == [(0.5 + probability("a", "bbb")) / 2, None, (0.5 + probability("bbb", "a")) / 2, None, None]
+    assert "too long" in caplog.text
 
 
 @both

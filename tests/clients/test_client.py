@@ -12,8 +12,9 @@ from paragone.exceptions import (
     RequestError,
     TextError,
     UnknownModelError,
+    checked,
 )
-from paragone.wire import Item, ItemError, ModelInfo, Tournament
+from paragone.wire import Item, ItemError, ModelInfo, Shaping, Tournament
 from tests.clients.oracle import MODEL, Clock, Oracle, error, listening, probability
 
 
@@ -154,6 +155,49 @@ def test_one_bad_item_refuses_the_batch_and_is_named_by_its_place(oracle):
         client.rewards(batch)
     assert caught.value.item == 9
     assert caught.value.message.startswith("items[9]")
+
+
+def test_a_bad_response_is_reported_beside_the_numbers_of_its_group(oracle):
+    groups = [("p", ["a", "b"]), ("q", ["a", "bad", "ccc"]), ("r", ["bad", "bad"])]
+    with Client(transport=oracle.transport(), max_items_per_request=2, concurrency=1) as client:
+        whole, partial, none = client.tournaments(groups, on_error="report", return_=["matrix"]).tournaments
+    assert whole.errors is None
+    assert isinstance(none, ItemError)
+    assert (partial.win_rates[1], partial.ranking, partial.nash[1], partial.copeland[1]) == (None, [2, 0], None, None)
+    assert partial.win_rates[0] == (0.5 + probability("a", "ccc")) / 2
+    assert partial.matrix[1] == [None] * 3
+    (error,) = partial.errors
+    assert (error.code, error.item, error.response) == ("response_too_long", 1, 1)
+    assert error.message.startswith("groups[1]")  # in the batch, and not in the part
+    with pytest.raises(TextError) as caught:
+        checked([whole, partial])
+    assert (caught.value.item, caught.value.response, caught.value.reference) == (1, 1, None)
+
+
+def test_signals_and_shaping_are_asked_for_where_they_are_wanted(client, oracle):
+    client.tournament("p", ["a", "b"])
+    client.tournament("p", ["a", "b"], signal="rank", shaping={"answer_bonus": 0.1})
+    client.tournaments([("p", ["a", "b"])], signal="nash", shaping=Shaping(style_penalty=0.2))
+    plain, dictionary, typed = oracle.bodies()
+    assert not {"signal", "shaping"} & plain.keys()
+    assert (dictionary["signal"], dictionary["shaping"]) == ("rank", {"answer_bonus": 0.1})
+    assert (typed["signal"], typed["shaping"]) == ("nash", {"style_penalty": 0.2})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"signal": "best"},
+        {"shaping": {"answer_bonus": 0.1}},  # of no signal
+        {"signal": "rank", "shaping": {"bonus": 1}},
+        {"signal": "rank", "shaping": {"answer_bonus": -1}},
+        {"signal": "rank", "shaping": {"top_percentile": 0}},
+    ],
+)
+def test_a_signal_that_there_is_not_is_refused_before_anything_is_sent(client, oracle, wrong):
+    with pytest.raises(RequestError, match=r"signal|shaping"):
+        client.tournaments([("p", ["a", "b"])], **wrong)
+    assert oracle.seen == []
 
 
 def test_or_it_is_reported_in_its_place(oracle):

@@ -256,7 +256,8 @@ def _won(groups: list[list[int]], answer: TournamentsAnswer, count: int, columns
         if isinstance(row, Tournament):
             triples += row.cyclic_triples
             for rank, place in enumerate(row.ranking, start=1):
-                ranks[places[place]] = rank
+                # One that is left alone is ranked first of itself.
+                ranks[places[place]] = rank if row.win_rates[place] is not None else None
     metrics = {"paragone/unscored": _share_unscored(rates), "paragone/cyclic_triples": float(triples)}
     _log(columns, metrics, {"paragone_rank": ranks})
     return rates

@@ -187,7 +187,7 @@ class _Group:
             return self.errors[self.size.responses]
         return None
 
-    def spread(self, values: Sequence[Value]) -> list[Value | None]:
+    def spread(self, values: Sequence[Value | None]) -> list[Value | None]:
         """Return the values of those who vote in the places of all; [K]."""
         placed: list[Value | None] = [None] * self.size.responses
         for place, value in zip(self.voters, values, strict=True):

@@ -256,14 +256,6 @@ async def test_what_is_wrong_with_the_request_itself_refuses_it_also_where_items
             assert "item" not in answer.json()["error"]
 
 
-async def test_a_bad_response_of_a_group_is_reported_for_the_group(client):
-    groups = [{"prompt": PROMPT, "responses": ["a", "word " * 500]}, {"prompt": PROMPT, "responses": ["a", "b"]}]
-    first, second = (await ask(client, "tournaments", groups=groups, on_error="report"))["tournaments"]
-    assert first["error"]["code"] == "response_too_long"
-    assert first["error"]["item"] == 0
-    assert len(second["win_rates"]) == 2
-
-
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory):
     spec = ModelSpec(kind="hybrid", dimension=3, temperature=0.5, max_length=256)
