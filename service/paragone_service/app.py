@@ -22,6 +22,7 @@ from paragone_service.cache.redis_tier import RedisCache
 from paragone_service.cache.seal import Seal
 from paragone_service.cache.tiers import Cache, MemoryCache
 from paragone_service.cohorts.memory import MemoryStore
+from paragone_service.cohorts.redis import RedisStore
 from paragone_service.cohorts.waiting import Cohorts
 from paragone_service.config import ConfigError, Settings
 from paragone_service.dialects.dialect import dialect_routes, error_shapes, scoring_paths
@@ -103,8 +104,13 @@ def create_app(
     shapes = error_shapes(DIALECTS, settings.dialects.on)
     registry = Registry(models, default, settings, cache, metrics, engines=engines, secret=secret, clock=clock)
     workers = _workers()
-    store = MemoryStore(keep_s=settings.cohort_keep_s)
-    cohorts = Cohorts(store, deadline_s=settings.deadline_s, workers=workers)
+    keep_s = settings.cohort_keep_s
+    store = (
+        MemoryStore(keep_s=keep_s)
+        if redis is None
+        else RedisStore(redis, keep_s=keep_s, seal=Seal(settings.read_cache_secret()), metrics=metrics)
+    )
+    cohorts = Cohorts(store, drain, deadline_s=settings.deadline_s, workers=workers)
 
     def guards(inner: ASGIApp) -> tuple[HostGuard, Authorization]:
         return HostGuard(inner, hosts=settings.served_hosts), Authorization(inner, keys=ring)

@@ -55,7 +55,7 @@ async def gated(hosted, **settings):
 class Leaving:
     """A client on the ASGI level that sends a request and closes its connection when it is told to."""
 
-    def __init__(self, client, body):
+    def __init__(self, client, body, path="/v1/rewards"):
         self.left = asyncio.Event()
         content = json.dumps(body).encode()
         messages = iter([{"type": "http.request", "body": content, "more_body": False}])
@@ -76,8 +76,8 @@ class Leaving:
             "http_version": "1.1",
             "scheme": "http",
             "method": "POST",
-            "path": "/v1/rewards",
-            "raw_path": b"/v1/rewards",
+            "path": path,
+            "raw_path": path.encode(),
             "root_path": "",
             "query_string": b"",
             "headers": [(b"content-type", b"application/json")],

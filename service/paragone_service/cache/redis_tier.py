@@ -91,7 +91,7 @@ class _Evaluation:
 
     __slots__ = ("arguments", "key", "reply", "script")
 
-    def __init__(self, script: str, key: bytes, arguments: Sequence[float]) -> None:
+    def __init__(self, script: str, key: bytes, arguments: Sequence[bytes | float]) -> None:
         self.script, self.key, self.arguments = script, key, arguments
         self.reply: asyncio.Future[object] = asyncio.get_running_loop().create_future()
 
@@ -231,7 +231,7 @@ class RedisCache:
         for read in reads:
             read.settle([next(values) for _ in read.keys])
 
-    async def evaluate(self, script: str, key: bytes, arguments: Sequence[float]) -> object:
+    async def evaluate(self, script: str, key: bytes, arguments: Sequence[bytes | float]) -> object:
         """Return what a Lua script answers for a key; None while Redis is away, late, or refuses it.
 
         Calls of all requests share pipelines, as reads do.

@@ -34,6 +34,7 @@ from paragone_service.cohorts.groups import (
 )
 from paragone_service.cohorts.store import Store
 from paragone_service.http.errors import ClientGoneError, ServiceError
+from paragone_service.http.middleware import Drain
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.request import Call, Deadline, Problems, RequestItem
 
@@ -121,12 +122,14 @@ class Cohorts:
     """Answer members of groups.
 
     Args:
+        drain: whether the server is shutting down.
         deadline_s: of groups whose first member names none.
         workers: threads for the arithmetic of large groups.
     """
 
-    def __init__(self, store: Store, *, deadline_s: float, workers: Executor) -> None:
+    def __init__(self, store: Store, drain: Drain, *, deadline_s: float, workers: Executor) -> None:
         self._store = store
+        self._drain = drain
         self._deadline_s = deadline_s
         self._workers = workers
         self._rooms: dict[tuple[bytes, str], _Room] = {}
@@ -217,9 +220,16 @@ class Cohorts:
             if left_s <= 0:
                 await self._store.close(room.key, room.head)
                 continue
+            if self._drain.begun and not self._is_scoring(room):
+                # Nobody can join here any more; at another replica the group may still become whole.
+                message = "the server is shutting down, and the group waits for members: send it to another replica"
+                raise ServiceError(ErrorCode.SHUTTING_DOWN, message, retry_after_s=1)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left_s, _LOOK_S)):
                     await room.bell.wait()
+
+    def _is_scoring(self, room: _Room) -> bool:
+        return any(place[:2] == (room.key, room.head.birth) for place in self._scoring)
 
     def _scored(
         self,

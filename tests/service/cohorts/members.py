@@ -9,6 +9,7 @@ RESPONSES = (
     "Nobody should be forced to run, but a garden is no race.",
     "Yes.",
 )
+TOO_LONG = "word " * 400
 
 
 def member(slot, response=None, **fields):
@@ -17,13 +18,31 @@ def member(slot, response=None, **fields):
     return {"group": "g", "slot": slot, "size": size, "prompt": PROMPT, "response": given, **fields}
 
 
-async def send(client, **fields):
-    return await client.post("/v1/cohorts", json=member(**fields))
+async def send(client, slot, response=None, **fields):
+    return await client.post("/v1/cohorts", json=member(slot, response, **fields))
 
 
-def sending(client, **fields):
-    return asyncio.create_task(send(client, **fields))
+async def sending(client, slot, response=None, **fields):
+    """Return a member's request, under way and not answered at once."""
+    task = asyncio.create_task(send(client, slot, response, **fields))
+    await asyncio.wait([task], timeout=0.05)
+    return task
+
+
+async def whole(client, slots=range(4), **fields):
+    """Return the answers of members that are sent together."""
+    return await asyncio.gather(*(send(client, slot, **fields) for slot in slots))
 
 
 def code(response):
     return response.status_code, response.json()["error"]["code"]
+
+
+def rates(answers):
+    return [answer.json()["win_rate"] for answer in answers]
+
+
+async def tournament(client, responses=RESPONSES, **fields):
+    group = {"prompt": PROMPT, "responses": list(responses), **fields}
+    answer = await client.post("/v1/tournaments", json={"groups": [group], "return": ["matrix"]})
+    return answer.json()["tournaments"][0]
