@@ -262,6 +262,16 @@ def test_verl_gets_the_probability_against_the_ground_truth(oracle):
     assert awaited(oracle, ask)["score"] == probability("four", "sixsix")
 
 
+@pytest.mark.parametrize("signal", ["reward", "against_ground_truth"])
+def test_verl_gets_a_plain_function_of_a_client_that_waits(client, signal):
+    waits = verl.compute_score(client, signal=signal)
+    assert not inspect.iscoroutinefunction(waits)
+    told = waits(data_source="d", solution_str="four", ground_truth="sixsix", extra_info={"prompt": "p"}, more=1)
+    assert told["score"] == (0.4 if signal == "reward" else probability("four", "sixsix"))
+    with pytest.raises(KeyError, match="keep the prompt"):
+        waits("d", "four", "sixsix", None)
+
+
 @pytest.mark.parametrize("extra_info", [None, {}, {"index": 3}])
 def test_verl_without_a_prompt_is_told_where_to_keep_it(oracle, extra_info):
     with pytest.raises(KeyError, match="let the data set keep the prompt"):
@@ -429,6 +439,7 @@ def test_all_functions_for_hosts_can_be_pickled():
         slime.custom_rm(awaiting),
         slime.eval_rm(awaiting),
         verl.compute_score(awaiting),
+        verl.compute_score(waiting),
         openrlhf.reward_func(waiting),
         tinker.PreferenceModel(awaiting),
     ]

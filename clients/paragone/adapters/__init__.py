@@ -1,7 +1,7 @@
 """Plugs for other people's training loops, each in the shape that its host reads, none importing its host.
 
     paragone.adapters.trl       reward_function, async_reward_function, WinRateCallback, PairwiseJudge, RankJudge
-    paragone.adapters.verl      compute_score
+    paragone.adapters.verl      RewardManager, compute_score
     paragone.adapters.slime     custom_rm, eval_rm
     paragone.adapters.openrlhf  reward_func
     paragone.adapters.tinker    PreferenceModel
