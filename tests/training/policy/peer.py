@@ -2,7 +2,7 @@
 
 ``python -m tests.training.policy.peer MODEL PORT``. ``POST /misbehave`` makes it slow, broken or dishonest, one way at
 a time: delay_s or status (for ``count`` requests, all of them unless given), die, cut_end, no_ids, extra_token, deaf
-(updates are acknowledged and not made).
+(updates are acknowledged and not made), ignore_stop (texts that end a response are drawn over).
 """
 
 import os
@@ -22,6 +22,7 @@ from paragone_evaluation.readers import Prompt
 from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.rows import stream
 from paragone_training.policy.sampling.rounds import Decoding, sample
+from paragone_training.policy.sampling.stopping import Stops
 
 
 def well():
@@ -95,7 +96,8 @@ class Peer:
         if "prompt_logprobs" in body:
             return {"choices": [{"prompt_logprobs": self.prompt_logprobs(body["prompt"])}]}
         self.seen.append([body["prompt"], body["seed"]])
-        settings = Decoding(body["temperature"], body["top_p"], max(body["top_k"], 0), body["max_tokens"])
+        stops = Stops(self.policy.tokenizer, body["stop"]) if "stop" in body and "ignore_stop" not in mood else None
+        settings = Decoding(body["temperature"], body["top_p"], max(body["top_k"], 0), body["max_tokens"], stops)
         with self.lock:
             prompt = Prompt("", "", tuple(body["prompt"]))
             (row,) = sample(self.policy, [prompt], [stream(body["seed"])], settings)

@@ -21,6 +21,7 @@ WRONG = [
     ({"output__trackers": ["paper"]}, "output.trackers names 'paper'"),
     ({"lora": {"rank": 2, "targets": ["q_proj", "w1"]}}, "lora.targets names 'w1'; the policy's linear layers are"),
     ({"lora": {"targets": ["lm_head"]}, "output": {"adapters": True}}, "output.adapters cannot keep one of lm_head"),
+    ({"sampling__stop": ["###", ""]}, "sampling.stop names ''"),
     ({"training__warmup": 100.0}, "the warm-up takes 100 steps, and the run has"),
 ]
 

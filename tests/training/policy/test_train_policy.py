@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from paragone_training.errors import FolderTakenError, OracleReplacedError, RecipeError, RunError
 from paragone_training.policy.evaluate import write_report
+from paragone_training.policy.model.weights import load_tokenizer
 from paragone_training.policy.rows import (
     Barrier,
     LabelledPair,
@@ -115,8 +116,15 @@ def test_evaluation_compares_the_iterate_with_the_initial_policy_by_both_judges(
 
 
 def test_a_run_that_was_finished_is_the_same_after_resuming(tmp_path, policy_folder, prompts_file, oracle_url):
-    small = recipe("inpo", policy_folder, prompts_file, oracle_url, training__iterations=1)
+    changes = {"training__iterations": 1, "sampling__stop": ["e"]}
+    small = recipe("inpo", policy_folder, prompts_file, oracle_url, **changes)
     train_policy(small, tmp_path)
+    rows = read_rows(tmp_path / "iteration-01" / "round-1" / "samples.parquet", Response)
+    decode = load_tokenizer(str(policy_folder)).decode
+    stopped = [row for row in rows if "e" in decode(list(row.token_ids), skip_special_tokens=True)]
+    assert stopped
+    assert all(row.finished for row in stopped)
+    assert not any("e" in row.text for row in rows)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
     train_policy(small, tmp_path, resume=True)
 

@@ -86,6 +86,9 @@ class _SamplingSection(Section):
     """Most tokens to draw from; 0 is all of them, as the theorems need."""
     max_new_tokens: PositiveInt = 512
     """Longest response."""
+    stop: Names = ()
+    """Texts that end a response, as the end token does. The tokens of the text are trained on; judges read what stands
+    before it."""
     batch: PositiveInt = 32
     """Responses that are sampled and asked for together; a multiple of K is used."""
     unfinished: Unfinished = "drop"

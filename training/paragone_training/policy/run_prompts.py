@@ -8,6 +8,7 @@ from paragone_evaluation.readers import Prompt, read_prompts
 from paragone_training.data import PromptGroup
 from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.policy.rows import render
+from paragone_training.policy.sampling.stopping import Stops
 from paragone_training.policy.stored_pairs import prompts_of_groups, stored_groups
 
 __all__ = ["RunPrompts", "read_run_prompts"]
@@ -35,8 +36,10 @@ class RunPrompts:
             context: tokens that a prompt and a response may have together.
 
         Raises:
-            RecipeError: if a prompt does not fit and must not be left out, or none does.
+            RecipeError: if a prompt does not fit and must not be left out, or none does, or no response contains a
+                text of ``sampling.stop``.
         """
+        Stops(tokenizer, recipe.sampling.stop)  # a dry run refuses what no response contains
         # A prompt has to leave room for the longest response, or responses would be cut at different lengths.
         longest = context - recipe.sampling.max_new_tokens
         # Stored responses belong to their prompts: none of them can be left out here.

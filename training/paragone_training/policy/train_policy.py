@@ -53,6 +53,7 @@ from paragone_training.policy.rows import (
 )
 from paragone_training.policy.run_prompts import read_run_prompts
 from paragone_training.policy.sampling.rounds import Round, Samplers, play_round
+from paragone_training.policy.sampling.stopping import Stops
 from paragone_training.policy.stored_pairs import stored_round
 from paragone_training.policy.targets import Float64s, labelled_pairs, tables_of
 
@@ -94,6 +95,7 @@ class _PolicyRun:
         self.policy: Policy = load_policy(
             source.source, revision=source.revision, bf16=source.dtype == "bfloat16", attention=source.attention
         )
+        self._text_of = Stops(self.policy.tokenizer, recipe.sampling.stop).text
         self._context = context_of(self.policy.model.config, source.max_length)
         read = read_run_prompts(recipe)
         # By text and not by id: two files may number the same prompt differently.
@@ -332,7 +334,7 @@ class _PolicyRun:
                 responses=sampling.responses,
                 batch=sampling.batch,
                 names=(seed, iteration, number),
-                tokenizer=self.policy.tokenizer,
+                text_of=self._text_of,
             )
         tables = tables_of(
             played.responses,
@@ -433,7 +435,7 @@ class _PolicyRun:
             batch=self.recipe.sampling.batch,
             # The same numbers for every iterate: differences between them are not of the dice.
             names=(self.recipe.training.seed, "evaluation"),
-            tokenizer=self.policy.tokenizer,
+            text_of=self._text_of,
             against=against,
         )
         return played.responses

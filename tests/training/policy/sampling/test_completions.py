@@ -1,6 +1,7 @@
 """One completions server: what it answers is the policy's, token for token; one that is not the policy is refused."""
 
 import asyncio
+from dataclasses import replace
 
 import httpx2
 import numpy as np
@@ -10,9 +11,10 @@ from paragone_evaluation.readers import Prompt
 from paragone_training.errors import SamplerMismatchError
 from paragone_training.policy.model.logprobs import ResponseLogprobs, frozen_logprobs
 from paragone_training.policy.model.weights import load_policy
-from paragone_training.policy.rows import seed_of
+from paragone_training.policy.rows import seed_of, stream
 from paragone_training.policy.sampling.completions import CompletionsServer, ServerFault, SglangRoutes, VllmRoutes
-from paragone_training.policy.sampling.rounds import Decoding
+from paragone_training.policy.sampling.rounds import Decoding, sample
+from paragone_training.policy.sampling.stopping import Stops
 from tests.training.policy.peers import misbehave, peers
 from tests.training.policy.tiny_policy import save_policy
 
@@ -69,6 +71,31 @@ def test_responses_and_their_logprobs_are_the_trainers(peer, policy):
     assert all(one.finished == (one.token_ids[-1] == policy.tokenizer.eos_token_id) for one in drawn)
     assert again == drawn[0]
     assert len({one.token_ids for one in drawn}) > 6
+
+
+@pytest.mark.parametrize("mood", [{}, {"ignore_stop": True}])
+def test_a_text_ends_a_response_at_a_server_as_it_does_here(peer, policy, mood):
+    free = [sample(policy, [PROMPTS[n % 3]], [stream(n)], SETTINGS)[0] for n in range(12)]
+    texts = [policy.tokenizer.decode(list(row.token_ids), skip_special_tokens=True) for row in free]
+    # What stands in the middle of some responses, over the border of two tokens.
+    stops = Stops(policy.tokenizer, [next(text[2:5] for text in texts if len(text) > 8)])
+    settings = replace(SETTINGS, stops=stops)
+    here = [sample(policy, [PROMPTS[n % 3]], [stream(n)], settings)[0] for n in range(12)]
+
+    async def work(server):
+        ends = policy.end_ids
+        return [await server.complete(PROMPTS[n % 3], 0, seed=n, decoding=settings, end_ids=ends) for n in range(12)]
+
+    misbehave(peer, **mood)
+    there = asked(peer, work)
+    assert [row.token_ids for row in there] == [row.token_ids for row in here]
+    assert [row.finished for row in there] == [row.finished for row in here]
+    np.testing.assert_allclose([row.sampler_logprob for row in there], [row.sampler_logprob for row in here], atol=2e-4)
+    shorter = [row for row, whole in zip(here, free, strict=True) if len(row.token_ids) < len(whole.token_ids)]
+    assert shorter
+    for row, text in zip(here, texts, strict=True):
+        assert stops.text(row.token_ids) == text.partition(stops.texts[0])[0]
+        assert row.finished or stops.texts[0] not in text
 
 
 def test_sglangs_logprobs_are_left_out_where_temperature_scales_them(peer, policy):

@@ -149,15 +149,15 @@ class CompletionsServer:
             "frequency_penalty": 0.0,
             "seed": seed,
             "stop_token_ids": list(end_ids),
+            **({"stop": list(decoding.stops.texts)} if decoding.stops is not None else {}),
             "logprobs": 0,
             "return_token_ids": True,
             **self.routes.extra,
         }
         choice = (await self.call("POST", "/v1/completions", body))["choices"][0]
-        token_ids, values = self._checked(choice, prompt.token_ids, decoding, end_ids)
+        token_ids, values, finished = self._checked(choice, prompt.token_ids, decoding, end_ids)
         # Where the server says those of a scaled distribution, none is better than wrong ones.
         logprob = float(sum(values)) if self.routes.plain_logprobs(decoding) else None
-        finished = choice["finish_reason"] == "stop"
         ids = tuple(token_ids)
         return Response(prompt.id, prompt.text, number, prompt.token_ids, ids, "", finished, logprob)
 
@@ -210,8 +210,8 @@ class CompletionsServer:
 
     def _checked(
         self, choice: Mapping[str, Any], prompt_ids: Sequence[int], decoding: Decoding, end_ids: Sequence[int]
-    ) -> tuple[list[int], list[float]]:
-        """Return token ids and log-probabilities of an answer that fits together."""
+    ) -> tuple[list[int], list[float], bool]:
+        """Return token ids and log-probabilities of an answer that fits together, and whether it has an end."""
         reason, token_ids = choice.get("finish_reason"), choice.get("token_ids")
         # Aborted, by a server that shuts down say: another one may finish it.
         if reason not in ("stop", "length"):
@@ -231,6 +231,10 @@ class CompletionsServer:
         # A log-probability of a part would pass for that of the whole.
         if values is None or len(values) != len(token_ids) or any(value is None for value in values):
             raise SamplerMismatchError(f"{self.url} does not return one log-probability for each token")
+        # A text that ends it was asked for; a server may draw a token more before it sees it.
+        stopped = decoding.stops.cut(token_ids) if decoding.stops is not None else None
+        if stopped is not None:
+            return list(token_ids[:stopped]), list(values[:stopped]), True
         # The end token counts: its log-probability is part of the response's.
         if not token_ids or (token_ids[-1] in end_ids) != (reason == "stop"):
             raise SamplerMismatchError(
@@ -243,7 +247,7 @@ class CompletionsServer:
                 f"{self.url} cut a response after {len(token_ids)} of {decoding.max_new_tokens} tokens: its context or "
                 "its cache holds less than the policy's prompts and responses"
             )
-        return list(token_ids), list(values)
+        return list(token_ids), list(values), reason == "stop"
 
 
 class Routes(Protocol):

@@ -25,6 +25,7 @@ from paragone_training.policy.model.logprobs import Item, policy_logprobs
 from paragone_training.policy.model.weights import Policy
 from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.policy.rows import Barrier, Response, stream
+from paragone_training.policy.sampling.stopping import Stops
 
 if TYPE_CHECKING:
     from paragone_training.policy.sampling.servers import SamplerServers
@@ -54,12 +55,14 @@ class Decoding:
         top_p: smallest share of probability that is drawn from.
         top_k: most tokens that are drawn from; 0 is all.
         max_new_tokens: longest response, its end token included.
+        stops: texts that end a response too.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int = 512
+    stops: Stops | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,10 @@ def sample(
                 logprob[row] += value
         # Finished rows stay in the batch, unread, until enough of them make a smaller batch worth while.
         alive &= ~torch.isin(chosen, ends)
+        if decoding.stops is not None:
+            going = zip(rows.tolist(), alive.tolist(), strict=True)
+            stopped = [goes and decoding.stops.completed(written[row]) for row, goes in going]
+            alive &= ~torch.tensor(stopped, device=device)
         if not alive.any():
             break
         if float(alive.float().mean()) <= _SHRINK:
@@ -163,8 +170,18 @@ def sample(
         tokens = chosen[:, None]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         positions = positions[:, -1:] + 1
+    stops = decoding.stops
     return [
-        Response(prompt.id, prompt.text, 0, prompt.token_ids, tuple(ids), "", ids[-1] in end_ids, value)
+        Response(
+            prompt.id,
+            prompt.text,
+            0,
+            prompt.token_ids,
+            tuple(ids),
+            "",
+            ids[-1] in end_ids or (stops is not None and stops.cut(ids) is not None),
+            value,
+        )
         for prompt, ids, value in zip(prompts, written, logprob, strict=True)
     ]
 
@@ -278,7 +295,13 @@ class Samplers:
             RunError: if servers do not come up, do not take the weights, or are not the policy.
         """
         sampling = self._recipe.sampling
-        decoding = Decoding(sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens)
+        decoding = Decoding(
+            sampling.temperature,
+            sampling.top_p,
+            sampling.top_k,
+            sampling.max_new_tokens,
+            Stops(self._policy.tokenizer, sampling.stop) if sampling.stop else None,
+        )
         if self._servers is None:
             self._policy.become(source)
             return _InProcessSampler(self._policy, decoding)
@@ -354,7 +377,7 @@ def play_round(
     responses: int,
     batch: int,
     names: tuple[object, ...],
-    tokenizer: Any,
+    text_of: Callable[[Sequence[int]], str],
     against: Mapping[str, Sequence[str]] | None = None,
 ) -> Round:
     """Sample responses, ask the oracles, leave both on disk, and return them.
@@ -365,6 +388,7 @@ def play_round(
         responses: K.
         batch: responses of a chunk, about.
         names: what the random numbers are made of.
+        text_of: a response's text, as oracles are to read it.
         against: other responses that join the group of a prompt, behind its own, by prompt id.
 
     Raises:
@@ -390,7 +414,7 @@ def play_round(
         ready = sampler()
         loading_s, began = time.monotonic() - began, time.monotonic()
         for number, groups in ready.draw_chunks(left, responses=responses, names=names):
-            parts.add(number, _whole_groups(left[number], groups, tokenizer))
+            parts.add(number, _whole_groups(left[number], groups, text_of))
             # An oracle that is gone stops the run here, not after hours of sampling.
             parts.collect(wait=False)
         sampling_s = time.monotonic() - began
@@ -401,18 +425,17 @@ def play_round(
     return Round(rows, parts.answers_of(next(iter(files))) if files else [], loading_s, sampling_s, waiting_s)
 
 
-def _whole_groups(chunk: Sequence[Prompt], groups: Sequence[Sampled], tokenizer: Any) -> list[Response]:
+def _whole_groups(
+    chunk: Sequence[Prompt], groups: Sequence[Sampled], text_of: Callable[[Sequence[int]], str]
+) -> list[Response]:
     """Return the rows of the groups that were sampled completely, with their texts."""
     rows = []
     for prompt, group in zip(chunk, groups, strict=True):
         if isinstance(group, Missing):
             logger.warning("prompt %s is left out of this round: %s", prompt.id, group.reason)
             continue
-        rows += [
-            # Decoded once for the whole run; without special tokens, which no oracle should see.
-            replace(row, text=str(tokenizer.decode(list(row.token_ids), skip_special_tokens=True)))
-            for row in group
-        ]
+        # Decoded once for the whole run.
+        rows += [replace(row, text=text_of(row.token_ids)) for row in group]
     return rows
 
 
