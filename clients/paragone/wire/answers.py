@@ -3,7 +3,7 @@
 Numbers are finite here or they are refused: a server that computed NaN cannot put it into an answer.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +17,7 @@ __all__ = [
     "Finite",
     "ItemError",
     "ModelAnswer",
+    "ModelCard",
     "ModelInfo",
     "ModelLimits",
     "ModelsAnswer",
@@ -292,9 +293,21 @@ class ModelInfo(AnswerModel):
     )
 
 
-class ModelsAnswer(AnswerModel):
-    """The hosted models, the default one first."""
+class ModelCard(AnswerModel):
+    """One hosted model, as OpenAI's clients read it."""
 
+    id: str = Field(description="The name to use in requests.")
+    object: Literal["model"] = Field(default="model", description="What this is.")
+    created: int = Field(description="When this server was started. [seconds since 1970]")
+    owned_by: str = Field(default="paragone", description="Who hosts it.")
+    max_model_len: Count = Field(description="Longest conversation. [tokens]")
+
+
+class ModelsAnswer(AnswerModel):
+    """The hosted models, the default one first: in full, and as OpenAI's clients read them."""
+
+    object: Literal["list"] = Field(default="list", description="What this is, for OpenAI's clients.")
+    data: list[ModelCard] = Field(default=[], description="The same models, for OpenAI's clients.")
     models: list[ModelInfo] = Field(description="The hosted models, the default one first.")
 
 

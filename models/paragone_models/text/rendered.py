@@ -32,12 +32,14 @@ class Rendered:
         ends: append the end-of-sequence token unless it is there.
         most_tokens: how many tokens are read of it; None for as many as the model reads.
         keeps_start: whether those are the first ones, and not the last.
+        tokens_only: whether nobody wants more of it than its tokens: then the response need not be found.
     """
 
     content: str | tuple[int, ...]
     ends: bool = False
     most_tokens: int | None = None
     keeps_start: bool = False
+    tokens_only: bool = False
 
     @property
     def characters(self) -> int:
@@ -120,7 +122,7 @@ class RenderedTexts:
     def _sequenced(self, text: Rendered, own: list[int]) -> Sequenced:
         as_text = isinstance(text.content, str)
         ids = self._begun(own, as_text)
-        before = self._prompt_length(text.content, ids) if self._needs_prompt else 0
+        before = self._prompt_length(text.content, ids) if self._needs_prompt and not text.tokens_only else 0
         # As for conversations: only without a template the tokenizer, and nobody else, closes a text.
         if as_text and not self._template.has_template and ids[-len(self._suffix) :] != self._suffix:
             ids = [*ids, *self._suffix]

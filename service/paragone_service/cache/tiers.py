@@ -45,11 +45,13 @@ class Decoded(NamedTuple):
         vectors: representations, float32. [n, d]
         dropped: tokens cut from each prompt, uint32. [n]
         shown: whether the model saw all words of each conversation that were not cut. [n]
+        tokens: that the model read for each, uint32. [n]
     """
 
     vectors: NDArray[np.float32]
     dropped: NDArray[np.uint32]
     shown: NDArray[np.bool_]
+    tokens: NDArray[np.uint32]
 
 
 class Codec:
@@ -104,7 +106,7 @@ class Codec:
     def decode(self, values: Sequence[bytes]) -> Decoded:
         """Return what values hold that are known to be sound."""
         rows = np.frombuffer(b"".join(values), dtype=self._row)  # no copy: the vectors are views into these bytes
-        return Decoded(rows["vector"], rows["dropped"] & ~_NOT_SHOWN, rows["dropped"] < _NOT_SHOWN)
+        return Decoded(rows["vector"], rows["dropped"] & ~_NOT_SHOWN, rows["dropped"] < _NOT_SHOWN, rows["tokens"])
 
     @staticmethod
     def outdated(value: bytes) -> bool:

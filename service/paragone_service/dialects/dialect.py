@@ -22,7 +22,7 @@ from paragone_service.http.bodies import read_bytes, read_values
 from paragone_service.http.errors import HTTP_STATUS, SCOPE_SHAPE, ErrorShape, ErrorShapes, ServiceError
 from paragone_service.registry import Registry
 
-__all__ = ["Dialect", "Endpoint", "dialect_routes", "error_shapes", "own_error", "scoring_paths"]
+__all__ = ["Dialect", "Endpoint", "api_error", "dialect_routes", "error_shapes", "own_error", "scoring_paths"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,20 @@ def own_error(error: ServiceError) -> tuple[int, Any]:
         "error": error.detail().model_dump(exclude_unset=True),
         "detail": error.message,
     }
+
+
+_KINDS = {400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError"}
+
+
+def api_error(error: ServiceError) -> tuple[int, Any]:
+    """Return an error as OpenAI's API and the servers after it write it; what cannot be read is 400 there.
+
+    ``detail`` stands beside it for clients of FastAPI's own shape, as Jina's are.
+    """
+    status = 400 if HTTP_STATUS[error.code] == 422 else HTTP_STATUS[error.code]
+    kind = _KINDS.get(status, "BadRequestError" if status < 500 else "InternalServerError")
+    body = {"message": error.message, "type": kind, "param": None, "code": error.code}
+    return status, {"error": body, "detail": error.message}
 
 
 _Candidate = tuple[Dialect, Endpoint]

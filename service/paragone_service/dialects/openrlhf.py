@@ -16,7 +16,7 @@ from paragone_service.dialects.texts import (
     chat_item,
     checked_list,
     checked_text,
-    exchange_item,
+    continued_item,
     rendered_item,
 )
 from paragone_service.http.errors import ServiceError
@@ -58,7 +58,7 @@ def _retemplated(index: int, query: str, prompt: object) -> RequestItem:
         before, found, response = query.partition(checked_text(prompt, f"prompts[{index}]"))
         # Decoded again, the query may have a beginning of sequence or padding before its prompt.
         if found and (not before or chats.without_end(before) == "" or not before.strip()):
-            return _continued(index, found, response)
+            return continued_item(index, found, chats.without_end(response), (f"prompts[{index}]", place))
     turns = chats.turns(query)
     if turns is None or turns[-1]["role"] != "assistant":
         raise ServiceError(
@@ -68,23 +68,6 @@ def _retemplated(index: int, query: str, prompt: object) -> RequestItem:
             item=index,
         )
     return chat_item(index, turns, place)
-
-
-def _continued(index: int, prompt: str, response: str) -> RequestItem:
-    response = chats.without_end(response)
-    turns = chats.turns(prompt)
-    if turns is None:
-        if chats.looks_rendered(prompt):
-            raise ServiceError(
-                ErrorCode.INVALID_REQUEST,
-                f"prompts[{index}] is in a chat template that is not known here: set [dialects] openrlhf = "
-                '"raw" to have texts read as they are',
-                item=index,
-            )
-        return exchange_item(index, prompt, response, f"query[{index}]")
-    if turns[-1]["role"] == "assistant":  # the header that asks for the response, perhaps with its beginning
-        response = turns.pop()["content"] + response
-    return chat_item(index, [*turns, {"role": "assistant", "content": response}], f"query[{index}]")
 
 
 OPENRLHF = Dialect("openrlhf", "OpenRLHF", (Endpoint("/get_reward", _get_reward),), own_error)

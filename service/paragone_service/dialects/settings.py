@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 __all__ = ["DIALECT_NAMES", "DialectSettings", "as_table"]
 
-DIALECT_NAMES = ("openrlhf",)
+DIALECT_NAMES = ("openrlhf", "slime", "vllm", "sglang", "infinity")
 """Every dialect, as ``--dialects`` calls it."""
 
 OpenRlhfText = Literal["auto", "raw", "raw+eos", "retemplate"]
@@ -25,6 +25,9 @@ class DialectSettings(BaseModel):
     scalar: Literal["group"] | None = None
     """What a model without a scalar answers: ``group``, its mean log-odds against the other responses to the prompt in
     the request. Without it such a request is refused."""
+    rerank_document: Literal["object", "text"] = "object"
+    """What ``document`` is in answers of ``/rerank``: ``object`` as vLLM's clients read it, ``text`` as infinity's do,
+    of which some ask in the same words."""
     openrlhf: OpenRlhfText = "auto"
     """How OpenRLHF's texts are read: ``raw`` as they are, ``raw+eos`` with an end of sequence, ``retemplate`` in the
     model's own chat template, by the prompts that come with them; ``auto`` retemplates where prompts come."""

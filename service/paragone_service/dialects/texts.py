@@ -14,10 +14,11 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from paragone.codes import ErrorCode
-from paragone.wire import Message, Truncation, Usage
+from paragone.wire import Message, Truncation
 from paragone_models.comparator import probability
 from paragone_models.text.rendered import Rendered
 from paragone_service.cache.keys import prompt_digest
+from paragone_service.dialects import chats
 from paragone_service.dialects.settings import DialectSettings
 from paragone_service.http.bodies import MAX_ITEMS
 from paragone_service.http.counting import check_counts
@@ -28,7 +29,16 @@ from paragone_service.registry import Registry
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.request import Problems, Represented, RequestItem
 
-__all__ = ["Question", "Scalars", "chat_item", "checked_list", "checked_text", "exchange_item", "rendered_item"]
+__all__ = [
+    "Question",
+    "Scalars",
+    "chat_item",
+    "checked_list",
+    "checked_text",
+    "continued_item",
+    "exchange_item",
+    "rendered_item",
+]
 
 _MESSAGES: TypeAdapter[list[Message]] = TypeAdapter(list[Message])
 _MESSAGE_FIELDS = frozenset(Message.model_fields)
@@ -41,11 +51,11 @@ class Scalars:
 
     Attributes:
         values: rewards, or log-odds against what the setting ``scalar`` names. [n]
-        usage: what it cost.
+        tokens: that the model read of all texts together, now or when they were cached.
     """
 
     values: NDArray[np.float64]
-    usage: Usage
+    tokens: int
 
     @property
     def raw(self) -> list[float]:
@@ -128,7 +138,7 @@ class Question:
             problems.add(item, ServiceError(ErrorCode.NON_FINITE_SCORE, "the model's numbers are too large to compare"))
         if represented.usage.truncated:
             self.headers["x-truncated-texts"] = str(represented.usage.truncated)
-        return Scalars(values, represented.usage)
+        return Scalars(values, 0 if represented.tokens is None else int(represented.tokens.sum()))
 
     @staticmethod
     def check_number(count: int, where: str) -> None:
@@ -186,9 +196,16 @@ def _against_the_others(
 
 
 def rendered_item(
-    index: int, content: object, where: str, *, ends: bool = False, most_tokens: int | None = None, start: bool = False
+    index: int,
+    content: object,
+    where: str,
+    *,
+    ends: bool = False,
+    most_tokens: int | None = None,
+    start: bool = False,
+    tokens_only: bool = False,
 ) -> RequestItem:
-    """Return an item of one rendered text, or of its token ids.
+    """Return an item of one rendered text, or of its token ids; knobs are those of ``Rendered``.
 
     Raises:
         ServiceError: ``invalid_request``, if it is neither.
@@ -199,19 +216,44 @@ def rendered_item(
         content = tuple(content)
     elif not isinstance(content, str):
         raise ServiceError(ErrorCode.INVALID_REQUEST, f"{where}[{index}] must be a text, or a list of token ids")
-    return RequestItem(index, None, None, (Rendered(content, ends, most_tokens, start),))
+    return RequestItem(index, None, None, (Rendered(content, ends, most_tokens, start, tokens_only),))
 
 
-def exchange_item(index: int, prompt: object, response: object, where: str) -> RequestItem:
+def exchange_item(index: int, prompt: object, response: object, names: tuple[str, str]) -> RequestItem:
     """Return an item of a prompt, which is a text or messages, and a response, which is a text.
 
+    Args:
+        names: what the client calls the two.
+
     Raises:
-        ServiceError: ``invalid_request``, if it is something else.
+        ServiceError: ``invalid_request``, if they are something else.
     """
-    answer = checked_text(response, f"{where}.response")
+    answer = checked_text(response, names[1])
     if isinstance(prompt, list):
-        return RequestItem(index, _messages(prompt, f"{where}.prompt"), None, (answer,))
-    return RequestItem(index, checked_text(prompt, f"{where}.prompt"), None, (answer,))
+        return RequestItem(index, _messages(prompt, names[0]), None, (answer,))
+    return RequestItem(index, checked_text(prompt, names[0]), None, (answer,))
+
+
+def continued_item(index: int, prompt: str, response: str, names: tuple[str, str]) -> RequestItem:
+    """Return an item of a prompt that a policy's template may have rendered, and of what the policy wrote behind it.
+
+    A rendered prompt is taken apart, so that the model's own template renders it.
+
+    Raises:
+        ServiceError: ``invalid_request``, if it is rendered in a template that is not known.
+    """
+    turns = chats.turns(prompt)
+    if turns is None:
+        if chats.looks_rendered(prompt):
+            raise ServiceError(
+                ErrorCode.INVALID_REQUEST,
+                f"{names[0]} is in a chat template that is not known here: send it as messages, or as plain text",
+            )
+        return exchange_item(index, prompt, response, names)
+    response = chats.without_end(response)
+    if turns[-1]["role"] == "assistant":  # the header that asks for the response, perhaps with its beginning
+        response = turns.pop()["content"] + response
+    return chat_item(index, [*turns, {"role": "assistant", "content": response}], names[0])
 
 
 def chat_item(index: int, messages: object, where: str = "messages", tools: object = None) -> RequestItem:

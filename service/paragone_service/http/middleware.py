@@ -61,8 +61,8 @@ SCOPE_ASKED = "paragone.asked"
 SCOPE_SPENDING = "paragone.spending"
 """Key of an ASGI scope under which the ``Spending`` of its request is kept, where it has quotas."""
 _OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
-"""What needs no key, and is answered while draining."""
-_ALWAYS_ANSWERED = _OPEN_PATHS | {"/metrics"}
+"""What needs no key."""
+_ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CLIENT_GONE = 499
 _LINGER_S = 30.0

@@ -176,7 +176,13 @@ _EXAMPLES: Mapping[type[BaseModel], dict[str, Any]] = {
         ],
         "usage": {"forward_responses": 0, "forward_tokens": 0, "cached_responses": 0, "truncated": 0},
     },
-    ModelsAnswer: {"models": [_MODEL]},
+    ModelsAnswer: {
+        "object": "list",
+        "data": [
+            {"id": _MODEL["id"], "object": "model", "created": 1764374400, "owned_by": "paragone", "max_model_len": 512}
+        ],
+        "models": [_MODEL],
+    },
     ModelInfo: _MODEL,
 }
 

@@ -430,7 +430,7 @@ class HostedModel:
         if not_shown:  # only fields that were set are sent
             usage.not_shown = not_shown
         row_ids = self._row_ids(rows, ids) if call.ids else ()
-        return Represented(decoded.vectors, dropped, decoded.shown, items, usage, row_ids)
+        return Represented(decoded.vectors, dropped, decoded.shown, items, usage, row_ids, decoded.tokens)
 
     async def _unless_gone(self, work: Coroutine[Any, Any, Result], call: Call) -> Result:
         """Return what ``work`` returns, or cancel it when the client leaves first, or a worker turns out to hang.

@@ -272,6 +272,7 @@ class Represented:
         shown: whether the model saw all words of each conversation that were not cut. [n]
         items: the index of each item, in the order of its rows.
         ids: the id of each response, None where it has none; empty unless the call wants ids. [n]
+        tokens: that the model read for each, now or when it was cached; None where nobody knows. [n]
     """
 
     vectors: NDArray[np.float32]
@@ -280,6 +281,7 @@ class Represented:
     items: Sequence[int]
     usage: Usage
     ids: Sequence[str | None] = ()
+    tokens: NDArray[np.uint32] | None = None
 
 
 def as_conversations(rows: Sequence[tuple[RequestItem, Response | ResponseId | Rendered]]) -> list[Readable]:

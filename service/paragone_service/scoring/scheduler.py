@@ -227,7 +227,7 @@ class Scheduler:
         self._metrics = metrics
         self._shares_prompts = shares_prompts
         self.max_batch_tokens = max_batch_tokens
-        self._max_queue_tokens = max_queue_tokens
+        self.max_queue_tokens = max_queue_tokens
         self._clock = clock
         self._small = _Lane()
         self._interactive = _Lane()
@@ -285,12 +285,12 @@ class Scheduler:
             ServiceError: ``overloaded``, with the time that the queue will take, if ``tokens`` more do not fit.
         """
         # An empty queue takes a request of any size: it would never find more room than that.
-        if self.queue_tokens and self.queue_tokens + tokens > self._max_queue_tokens:
+        if self.queue_tokens and self.queue_tokens + tokens > self.max_queue_tokens:
             wait_s = self.queue_tokens / self._tokens_per_s if self._tokens_per_s else 1.0
             raise ServiceError(
                 ErrorCode.OVERLOADED,
                 f"{self.queue_tokens} tokens wait for model {self.model}, {tokens} more than fit into "
-                f"{self._max_queue_tokens}: try again later, or raise --max-queue-tokens",
+                f"{self.max_queue_tokens}: try again later, or raise --max-queue-tokens",
                 # Half the queue will do: by then there is room, and the device has not run dry.
                 retry_after_s=min(_MAX_RETRY_AFTER_S, max(1, math.ceil(wait_s / 2))),
             )

@@ -18,7 +18,8 @@ def test_a_value_is_a_header_of_twelve_bytes_and_little_endian_floats():
 
 def test_what_is_read_is_what_was_written_bit_for_bit():
     codec = Codec(2)
-    vectors, dropped, shown = codec.decode(codec.encode(VECTORS, [7, 8], [0, 3]))
+    vectors, dropped, shown, tokens = codec.decode(codec.encode(VECTORS, [7, 8], [0, 3]))
+    assert tokens.tolist() == [7, 8]
     assert shown.tolist() == [True, True]
     assert vectors.tobytes() == VECTORS.tobytes()
     assert dropped.tolist() == [0, 3]
@@ -29,7 +30,8 @@ def test_what_was_not_shown_is_a_bit_beside_the_dropped_tokens():
     values = codec.encode(VECTORS, [7, 8], [2**27, 3], [False, True])
     assert values[0] == struct.pack("<BBHIIff", 0x50, 2, 2, 7, 2**27 + 2**31, 1.5, -2.25)
     assert codec.sound([values[0]]) == [True]
-    _, dropped, shown = codec.decode(values)
+    _, dropped, shown, tokens = codec.decode(values)
+    assert tokens.tolist() == [7, 8]
     assert (dropped.tolist(), shown.tolist()) == ([2**27, 3], [False, True])
 
 
@@ -44,13 +46,13 @@ def test_a_value_of_an_earlier_version_is_outdated():
 
 
 def test_no_values_are_no_rows():
-    vectors, dropped, _ = Codec(3).decode([])
+    vectors, dropped, _, _ = Codec(3).decode([])
     assert vectors.shape == (0, 3)
     assert dropped.shape == (0,)
 
 
 def test_the_blank_is_not_a_number_in_every_place():
-    vectors, _, shown = Codec(4).decode([Codec(4).blank])
+    vectors, _, shown, _ = Codec(4).decode([Codec(4).blank])
     assert shown.all()
     assert np.isnan(vectors).all()
 

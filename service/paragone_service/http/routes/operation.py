@@ -1,11 +1,13 @@
 """The routes that show what is hosted and what a model sees, and those for whoever runs the service."""
 
+import time
+
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
 from paragone.codes import ErrorCode
-from paragone.wire import ModelInfo, ModelLimits, ModelsAnswer, TokensAnswer, TokensRequest, Usage
+from paragone.wire import ModelCard, ModelInfo, ModelLimits, ModelsAnswer, TokensAnswer, TokensRequest, Usage
 from paragone_service.http.bodies import MAX_ITEMS, read_body
 from paragone_service.http.errors import ServiceError
 from paragone_service.http.middleware import Drain
@@ -22,7 +24,7 @@ from paragone_service.scoring import answers
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.request import RequestItem, as_conversations
 
-__all__ = ["health_routes", "inspection_routes"]
+__all__ = ["check_ready", "health_routes", "inspection_routes"]
 
 # A load balancer asks every few seconds: a busy model is never asked for a canary, an idle one twice a minute.
 _FRESH_S = 30.0
@@ -36,11 +38,16 @@ def inspection_routes(registry: Registry, *, max_body_bytes: int) -> APIRouter:
         max_body_bytes: the server's limit, which a model's information repeats.
     """
     router = APIRouter(tags=["inspection"])
+    started = int(time.time())
 
     @router.get("/v1/models", **inspection_document(ModelsAnswer))
     async def models() -> ModelsAnswer:
         """Answer what is hosted, the default model first."""
-        return ModelsAnswer(models=[_info(hosted, max_body_bytes) for hosted in registry])
+        cards = [
+            ModelCard(id=hosted.name, created=started, max_model_len=hosted.model.spec.max_length)
+            for hosted in registry
+        ]
+        return ModelsAnswer(models=[_info(hosted, max_body_bytes) for hosted in registry], data=cards)
 
     @router.get("/v1/models/{model}", **inspection_document(ModelInfo, named=True))
     async def model(model: str) -> ModelInfo:
@@ -107,6 +114,19 @@ def _info(hosted: HostedModel, max_body_bytes: int) -> ModelInfo:
     )
 
 
+async def check_ready(registry: Registry) -> None:
+    """Refuse unless every hosted model can answer.
+
+    Raises:
+        ServiceError: ``not_ready``, naming the first that cannot.
+    """
+    for hosted in registry:  # one after the other: models on one device would wait for each other anyway
+        if not await hosted.alive(within_s=_FRESH_S, timeout_s=_CANARY_TIMEOUT_S):
+            raise ServiceError(
+                ErrorCode.NOT_READY, f"model {hosted.name} has not run a forward lately", retry_after_s=1
+            )
+
+
 def health_routes(registry: Registry, metrics: Metrics, drain: Drain) -> APIRouter:
     """Return the routes for whoever runs the service: liveness, readiness, metrics."""
     router = APIRouter(tags=["operation"])
@@ -126,11 +146,7 @@ def health_routes(registry: Registry, metrics: Metrics, drain: Drain) -> APIRout
         """
         if drain.begun:
             raise ServiceError(ErrorCode.SHUTTING_DOWN, "the server is shutting down", retry_after_s=1)
-        for hosted in registry:  # one after the other: models on one device would wait for each other anyway
-            if not await hosted.alive(within_s=_FRESH_S, timeout_s=_CANARY_TIMEOUT_S):
-                raise ServiceError(
-                    ErrorCode.NOT_READY, f"model {hosted.name} has not run a forward lately", retry_after_s=1
-                )
+        await check_ready(registry)
         return PlainTextResponse("ready\n")
 
     @router.get("/metrics", **metrics_document())
