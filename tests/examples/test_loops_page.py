@@ -14,6 +14,7 @@ def plain(code):
 
 def test_every_python_block_of_the_page_stands_in_an_example():
     sources = [plain(path.read_text()) for path in EXAMPLES.rglob("*.py")]
+    assert len(sources) > 4
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 3
     for block in blocks:

@@ -4,6 +4,7 @@
     paragone.adapters.verl      RewardManager, compute_score
     paragone.adapters.slime     custom_rm, eval_rm
     paragone.adapters.openrlhf  reward_func
+    paragone.adapters.nemo_gym  Scorer
     paragone.adapters.tinker    PreferenceModel
 
 They take a ``Client`` or an ``AsyncClient``, so that address, key, model and retries are set in one place. A failure is
