@@ -335,6 +335,8 @@ class Client:
         attempt: int = 0,
         references: Sequence[ResponseLike] | None = None,
         deadline_s: float = DEFAULT_DEADLINE_S,
+        signal: Signal | None = None,
+        shaping: Shaping | Mapping[str, float] | None = None,
         on_missing: OnMissing = "fail",
         return_: Sequence[CohortReturn] = (),
         model: str | None = None,
@@ -351,6 +353,8 @@ class Client:
             attempt: a higher one begins the group anew and ends the earlier one.
             references: other responses to the prompt, for ``reference_win_rate``; the same for all members.
             deadline_s: how long the group may take from its first member on. [seconds]
+            signal: one number for a trainer, in ``signal`` of the answer; the same for all members.
+            shaping: what the signal gains or loses by length and style; the same for all members.
             on_missing: ``fail``: a group that is not whole then has no answers; ``score-present``: those that came are
                 scored, and ``missing`` lists the others.
             return_: what to add to the answer: ``matrix_row``.
@@ -370,6 +374,8 @@ class Client:
             attempt=attempt,
             references=references,
             deadline_s=deadline_s,
+            signal=signal,
+            shaping=shaping,
             on_missing=on_missing,
             return_=return_,
             model=model or self._connection.model,

@@ -1,6 +1,6 @@
 """Build the request of one member of a cohort: a pure function that both clients share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from paragone.batches import PromptLike, ResponseLike, prompt_hash
 from paragone.connection import RetryPolicy
 from paragone.exceptions import exception_for
-from paragone.wire import CohortRequest, CohortReturn, OnMissing, Truncation, error_detail
+from paragone.wire import CohortRequest, CohortReturn, OnMissing, Shaping, Signal, Truncation, error_detail
 
 __all__ = ["COHORTS", "DEFAULT_DEADLINE_S", "MemberRequest", "member_request"]
 
@@ -47,6 +47,8 @@ def member_request(
     attempt: int,
     references: Sequence[ResponseLike] | None,
     deadline_s: float,
+    signal: Signal | None,
+    shaping: Shaping | Mapping[str, float] | None,
     on_missing: OnMissing,
     return_: Sequence[CohortReturn],
     model: str | None,
@@ -70,6 +72,8 @@ def member_request(
         "model": (model, None),
         "attempt": (attempt, 0),
         "references": (references, None),
+        "signal": (signal, None),
+        "shaping": (shaping, None),
         "on_missing": (on_missing, "fail"),
         "truncation": (truncation, "prompt"),
         "return": (list(return_), []),

@@ -1,6 +1,7 @@
 """Real server processes that are killed and restarted under load: no request is lost, and no answer is wrong."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from processes import Redis
 from serving_setup import free_port
 
 from paragone import AsyncClient, Client, ParagoneError
@@ -24,13 +26,14 @@ PAIRS = [(f"Question {place}?", "Yes." * (1 + place % 5), "No, never." * (1 + pl
 class Replica:
     """``paragone serve`` on a port that it keeps when it is started again."""
 
-    def __init__(self) -> None:
+    def __init__(self, *flags: str) -> None:
+        self.flags = flags
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()
 
     def start(self) -> None:
-        command = [PARAGONE, "serve", "--port", str(self.port), "--model", f"m={MODEL}", "--device", "cpu"]
+        command = [PARAGONE, "serve", "--port", str(self.port), "--model", f"m={MODEL}", "--device", "cpu", *self.flags]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen([*command, "--log-level", "error"], env=environment)
 
@@ -51,13 +54,14 @@ class Replica:
 
 @pytest.fixture(scope="module")
 def replicas():
-    both = [Replica(), Replica()]
-    try:
-        yield [one.ready() for one in both]
-    finally:
-        for one in both:
-            one.process.kill()
-            one.process.wait()
+    with Redis() as redis:
+        both = [Replica("--redis-url", redis.url), Replica("--redis-url", redis.url)]
+        try:
+            yield [one.ready() for one in both]
+        finally:
+            for one in both:
+                one.process.kill()
+                one.process.wait()
 
 
 class Load:
@@ -120,15 +124,62 @@ class Load:
                 await asyncio.gather(*(ask(place) for place in range(0, len(PAIRS), 5)))
 
 
-def test_a_replica_killed_and_restarted_under_load_loses_no_request(replicas):
+class Waiting:
+    """Members of a group that wait at two replicas for the last one, by the SDK and by requests of their own."""
+
+    RESPONSES = ("Yes.", "No, never.", "It depends on the day.", "Ask the children, and then the gardener.")
+
+    def __init__(self, urls) -> None:
+        self.urls = urls
+        self._asked: list[concurrent.futures.Future[float]] = []
+
+    def __enter__(self):
+        for slot in range(3):
+            # A group has one prompt, by whose hash a client chooses among addresses: two members have but one each.
+            urls = self.urls if slot == 2 else self.urls[slot]
+            asked: concurrent.futures.Future[float] = concurrent.futures.Future()
+            self._asked.append(asked)
+            threading.Thread(target=self._settle, args=(asked, slot, urls), daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def _settle(self, asked, slot: int, urls) -> None:
+        try:
+            asked.set_result(self._ask(slot, urls))
+        except ParagoneError as error:
+            asked.set_exception(error)
+
+    def _ask(self, slot: int, urls) -> float:
+        with Client(urls) as client:
+            member = client.cohort("Question?", self.RESPONSES[slot], group="g", slot=slot, size=4, deadline_s=240)
+            return member.win_rate
+
+    def complete(self, url: str) -> None:
+        assert not any(asked.done() for asked in self._asked)
+        last = self._ask(3, url)
+        with Client(url) as client:
+            wanted = client.tournament("Question?", self.RESPONSES).win_rates
+        rates = [self._asked[slot].result(240) for slot in (1, 2)]
+        assert [*rates, last] == pytest.approx(wanted[1:], abs=1e-5)
+
+    def come_back(self) -> None:
+        """Have the member that waited at the killed replica alone its answer, once that is back."""
+        assert 0 < self._asked[0].result(240) < 1
+
+
+def test_a_replica_killed_and_restarted_under_load_loses_no_request_and_no_member_of_a_group(replicas):
     first, second = replicas
-    with Load([first.url, second.url]) as load:
+    with Load([first.url, second.url]) as load, Waiting([first.url, second.url]) as group:
         load.more(100)
         first.end(signal.SIGKILL)
         load.more(100)  # at the other one
+        group.complete(second.url)
         first.start()
         first.ready()
         load.more(100)
+        group.come_back()
     assert load.lost == []
 
 

@@ -9,6 +9,7 @@ from paragone.codes import ErrorCode
 from paragone.wire.answers import AnswerModel, Count, Finite, ModelAnswer, Probability, Usage
 from paragone.wire.conversations import Conversations, Few, Response, Text
 from paragone.wire.requests import Truncation
+from paragone.wire.signals import Shaping, Signal
 
 __all__ = ["CohortAnswer", "CohortRequest", "CohortReturn", "OnMissing", "Unscored"]
 
@@ -64,6 +65,15 @@ class CohortRequest(Conversations):
         description="Seconds from the arrival of the group's first member in which all must have come; that member's "
         "counts, and nothing prolongs it. Omitted: the server's.",
     )
+    signal: Signal | None = Field(
+        default=None,
+        description="One number for a trainer, as `/v1/tournaments` has them: `win_rate`, `rank`, `anchor`, `nash`, "
+        "`elimination`, `acyclic` or `reward`. Null: none. The same for all members.",
+    )
+    shaping: Shaping | None = Field(
+        default=None,
+        description="What the signal gains or loses by length and style; needs a signal. The same for all members.",
+    )
     on_missing: OnMissing = Field(
         default="fail",
         description="What happens at the deadline if members are missing: `fail` answers `cohort_incomplete` to all, "
@@ -81,13 +91,15 @@ class CohortRequest(Conversations):
     )
 
     @model_validator(mode="after")
-    def _slot_is_of_the_group(self) -> "CohortRequest":
+    def _fits_together(self) -> "CohortRequest":
         if self.slot >= self.size:
             raise PydanticCustomError(
                 "slot",
                 "slot {slot} is not one of a group of {size}: count from 0",
                 {"slot": self.slot, "size": self.size},
             )
+        if self.shaping is not None and self.signal is None:
+            raise PydanticCustomError("shaping", "shaping changes the signal: name the signal too")
         return self
 
 
@@ -106,16 +118,22 @@ class CohortAnswer(ModelAnswer):
     """How one member does within its group. Only members that were scored count."""
 
     win_rate: Probability | None = Field(
-        description="Mean probability against the scored members, itself counted as ½; null where it is the only one."
+        description="Mean probability against the scored members, itself counted as ½; null where all others were not "
+        "scored."
     )
     rank: Annotated[int, Field(ge=1)] | None = Field(
-        description="1 plus the number of members with a higher win rate: 1 is best; null where it is the only one."
+        description="1 plus the number of members with a higher win rate: 1 is best; null where that is."
     )
     reward: Finite | None = Field(
         default=None, description="The reward; left out where the kind has no scalar. [logits, before temperature]"
     )
     reference_win_rate: Probability | None = Field(
         default=None, description="Mean probability against the references that were scored; left out without any."
+    )
+    signal: Finite | None = Field(
+        default=None,
+        description="The signal that was asked for, shaped if that was asked for too. Null where the member is alone "
+        "and the signal compares it with its group.",
     )
     size: Count = Field(description="Members that the group should have. [count]")
     present: Count = Field(description="Members that came, scored or not. [count]")

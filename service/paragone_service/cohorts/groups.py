@@ -4,6 +4,7 @@ Pure rules; where a group is kept is the stores' business, and who waits for it 
 until its last member was put (*whole*) or its deadline has passed (*closed*); then it never changes again.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -15,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paragone.codes import ErrorCode
-from paragone.wire import OnMissing
+from paragone.wire import OnMissing, Shaping, Signal
 from paragone_models.comparator import Comparator
+from paragone_models.shaping import Measures
 from paragone_service.http.errors import ServiceError
+from paragone_service.scoring.groups import group_signal
 
 __all__ = ["Entered", "Group", "Head", "Member", "Standing", "State", "check_entry", "group_key", "incomplete", "lost"]
 
@@ -69,6 +72,7 @@ class Member:
         vector: its representation, float32; None if it was not scored. [d]
         dropped: tokens that were cut from its prompt.
         shown: whether the model saw all words of its conversation that were not cut.
+        measures: of its text, where a signal is shaped.
         error: the code and the message that its own request was answered with.
     """
 
@@ -76,6 +80,7 @@ class Member:
     vector: NDArray[np.float32] | None
     dropped: int = 0
     shown: bool = True
+    measures: Measures | None = None
     error: tuple[str, str] | None = None
 
     def refusal(self) -> ServiceError | None:
@@ -85,6 +90,8 @@ class Member:
     def to_bytes(self) -> bytes:
         """Return the stored form: a line of JSON, then the vector's bytes."""
         told: dict[str, Any] = {"digest": self.digest.hex(), "dropped": self.dropped, "shown": self.shown}
+        if self.measures is not None:
+            told["measures"] = dataclasses.asdict(self.measures)
         if self.error is not None:
             told["error"] = self.error
         vector = b"" if self.vector is None else self.vector.astype("<f4").tobytes()
@@ -95,12 +102,13 @@ class Member:
         """Return what ``to_bytes`` made the bytes of."""
         line, _, vector = stored.partition(b"\n")
         told = json.loads(line)
-        error = told.get("error")
+        error, measures = told.get("error"), told.get("measures")
         return cls(
             bytes.fromhex(told["digest"]),
             None if error else np.frombuffer(vector, dtype="<f4"),
             told["dropped"],
             told["shown"],
+            None if measures is None else Measures(**measures),
             None if error is None else (error[0], error[1]),
         )
 
@@ -210,6 +218,8 @@ class Standing:
         win_rates: mean over the row, itself counted as ½. [K]
         rewards: None where the kind has no scalar. [K]
         against: probabilities against the references; None without any. [K, R]
+        left_alone: whether all others of the group were not scored.
+        signal: None if none was asked for, or it compares one with its group that is alone. [K]
     """
 
     slots: list[int]
@@ -217,26 +227,46 @@ class Standing:
     win_rates: NDArray[np.float64]
     rewards: NDArray[np.float64] | None
     against: NDArray[np.float64] | None
+    left_alone: bool
+    signal: list[float] | None
 
     @classmethod
-    def of(cls, group: Group, comparator: Comparator, references: NDArray[np.float32] | None) -> "Standing":
+    def of(
+        cls,
+        group: Group,
+        comparator: Comparator,
+        references: NDArray[np.float32] | None,
+        *,
+        signal: Signal | None = None,
+        shaping: Shaping | None = None,
+    ) -> "Standing":
         """Return the standing of a settled group.
 
         Args:
             references: representations of those that could be scored. [R, d]
+            signal: which signal, or None.
+            shaping: of the signal, or None; then every scored member has measures.
 
         Raises:
             ServiceError: ``non_finite_score``, if the numbers are too large to compare.
         """
-        scored = {slot: one.vector for slot, one in sorted(group.members.items()) if one.vector is not None}
-        vectors = np.stack(list(scored.values()))
+        slots, vectors, measures = [], [], []
+        for slot, one in sorted(group.members.items()):
+            if one.vector is not None:
+                slots.append(slot)
+                vectors.append(one.vector)
+                measures += [] if one.measures is None else [one.measures]
         with np.errstate(all="ignore"):  # what is not finite is found below
             matrix = comparator.matrix(vectors)
             rewards = comparator.rewards(vectors)
             against = comparator.against(vectors, references) if references is not None and len(references) else None
         if not all(bool(np.isfinite(part).all()) for part in (matrix, rewards, against) if part is not None):
             raise ServiceError(ErrorCode.NON_FINITE_SCORE, "the model's numbers are too large to compare")
-        return cls(list(scored), matrix, matrix.mean(axis=1), rewards, against)
+        values = None
+        if signal is not None:
+            values = group_signal(signal, matrix, against=against, rewards=rewards, shaping=shaping, measures=measures)
+        left_alone = len(slots) == 1 < group.head.size
+        return cls(slots, matrix, matrix.mean(axis=1), rewards, against, left_alone, values)
 
     def place(self, slot: int) -> int:
         """Return the row of a scored member."""

@@ -7,10 +7,11 @@ left. Every process works the answers out from the vectors that the store has, s
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from paragone.codes import ErrorCode
 from paragone.wire import CohortRequest, Unscored, Usage
+from paragone_models.shaping import measure
 from paragone_service.cache.keys import conversation_keys, prompt_digest
 from paragone_service.cohorts.groups import (
     Group,
@@ -36,7 +38,7 @@ from paragone_service.cohorts.store import Store
 from paragone_service.http.errors import ClientGoneError, ServiceError
 from paragone_service.http.middleware import Drain
 from paragone_service.scoring.hosted_model import HostedModel
-from paragone_service.scoring.request import Call, Deadline, Problems, RequestItem
+from paragone_service.scoring.request import Call, Deadline, Problems, RequestItem, response_messages
 
 __all__ = ["Cohorts", "Outcome"]
 
@@ -100,19 +102,16 @@ class _Room:
         self.settled: asyncio.Task[Group]
         self._standing: asyncio.Future[Standing] | None = None
 
-    async def standing(
-        self, group: Group, model: HostedModel, references: NDArray[np.float32] | None, workers: Executor
-    ) -> Standing:
+    async def standing(self, work_out: Callable[[], Standing], workers: Executor) -> Standing:
         """Return the group's standing, worked out once for all who wait here."""
         if self._standing is None:
             loop = asyncio.get_running_loop()
-            comparator = model.model.comparator
-            if group.head.size > _LARGE:
-                self._standing = loop.run_in_executor(workers, Standing.of, group, comparator, references)
+            if self.head.size > _LARGE:
+                self._standing = loop.run_in_executor(workers, work_out)
             else:
                 self._standing = loop.create_future()
                 try:
-                    self._standing.set_result(Standing.of(group, comparator, references))
+                    self._standing.set_result(work_out())
                 except ServiceError as error:
                     self._standing.set_exception(error)
         return await asyncio.shield(self._standing)
@@ -175,8 +174,14 @@ class Cohorts:
             group, scored = await _first_of(room, scoring, call, body.slot)
             if body.slot not in group.members or (group.missing and group.head.on_missing == "fail"):
                 raise incomplete(group, body.slot)
-            references = scored.references if body.references else None
-            standing = await room.standing(group, model, references, self._workers)
+            if body.references and not len(scored.references):
+                first = scored.bad_references[0]
+                raise ServiceError(ErrorCode(first.code), f"no reference can be scored; the first one: {first.message}")
+            comparator, references = model.model.comparator, scored.references if body.references else None
+            work_out = functools.partial(
+                Standing.of, group, comparator, references, signal=body.signal, shaping=body.shaping
+            )
+            standing = await room.standing(work_out, self._workers)
             return Outcome(group, standing, standing.place(body.slot), scored.bad_references, scored.usage)
 
     def _wake(self, key: bytes) -> None:
@@ -305,14 +310,16 @@ async def _represented(
             represented = await model.represent(items, mine)
         for error in problems.errors.values():
             if error.code not in _OF_THE_MEMBER:
-                raise error
+                raise ServiceError(error.code, error.message, retry_after_s=error.retry_after_s)
         usage, vectors = represented.usage, represented.vectors
     if member is None:
         error_of_it = problems.errors.get(0)
         if error_of_it is not None:
             member = Member(digest, None, error=(error_of_it.code, error_of_it.message))
         else:
-            member = Member(digest, vectors[0], int(represented.dropped[0]), bool(represented.shown[0]))
+            dropped, shown = int(represented.dropped[0]), bool(represented.shown[0])
+            measures = None if body.shaping is None else measure(response_messages(body.response))
+            member = Member(digest, vectors[0], dropped, shown, measures)
     else:
         usage = _with_known(usage, member)
     first = len(responses)
@@ -372,6 +379,8 @@ def _head(model: HostedModel, body: CohortRequest, until: float) -> Head:
         "model": json.dumps([model.model.identity, spec.temperature, spec.weights]),
         "list of references": hashlib.blake2b(b"".join(references), digest_size=16).hexdigest(),
         "on_missing": body.on_missing,
+        "signal": body.signal or "",
+        "shaping": "" if body.shaping is None else body.shaping.model_dump_json(),
         "truncation": body.truncation,
     }
     return Head(secrets.token_hex(8), body.attempt, body.size, until, body.on_missing, terms)

@@ -140,6 +140,7 @@ async def test_a_slot_takes_one_response(client, settled):
         ("list of references", {"references": ["No."]}),
         ("on_missing", {"on_missing": "score-present"}),
         ("truncation", {"truncation": "error"}),
+        ("signal", {"signal": "nash"}),
     ],
 )
 async def test_members_agree_on_everything_but_their_response(client, name, fields):
@@ -203,9 +204,9 @@ async def test_those_that_came_are_scored_where_all_asked_for_that(client):
     assert rates([await send(client, 0, **fields)]) == wanted["win_rates"][:1]
 
 
-async def test_whoever_is_alone_has_no_win_rate(client):
-    alone = (await send(client, 0, size=1, group="one")).json()
-    assert (alone["win_rate"], alone["rank"], alone["present"]) == (None, None, 1)
+async def test_whoever_is_left_alone_has_no_win_rate(client):
+    one = (await send(client, 0, size=1, group="one")).json()
+    assert (one["win_rate"], one["rank"], one["present"]) == (0.5, 1, 1)  # as a tournament of one
     told = (await send(client, 0, deadline_s=0.2, on_missing="score-present")).json()
     assert (told["win_rate"], told["rank"], told["missing"]) == (None, None, [1, 2, 3])
 
@@ -265,6 +266,22 @@ async def test_a_reference_that_cannot_be_scored_is_named_and_left_out(client):
         assert [(one["reference"], one["code"]) for one in told["unscored"]] == [(1, "response_too_long")]
 
 
+@pytest.mark.parametrize("signal", ["win_rate", "rank", "anchor", "nash", "elimination", "acyclic"])
+async def test_a_signal_is_that_of_a_tournament_also_where_one_does_not_vote(client, signal):
+    fields = {"signal": signal, "references": ["No."]}
+    if signal == "rank":
+        fields["shaping"] = {"answer_length_penalty": 0.1}
+    answers = await asyncio.gather(
+        *(send(client, slot, TOO_LONG if slot == 1 else None, **fields) for slot in range(4))
+    )
+    own = {name: value for name, value in fields.items() if name != "references"}
+    group = {"prompt": PROMPT, "responses": [RESPONSES[slot] for slot in (0, 2, 3)], "references": ["No."]}
+    (wanted,) = (await client.post("/v1/tournaments", json={"groups": [group], **own})).json()["tournaments"]
+    signals = [answers[slot].json()["signal"] for slot in (0, 2, 3)]
+    assert signals == pytest.approx(wanted["signal"], abs=1e-9)
+    assert code(answers[1]) == (422, "response_too_long")
+
+
 BAD = [
     ({"group": ""}, 422),
     ({"group": "g" * 257}, 422),
@@ -285,6 +302,11 @@ BAD = [
     ({"unknown": 1}, 422),
     ({"model": "none"}, 404),
     ({"model": "ratings"}, 422),
+    ({"signal": "luck"}, 422),
+    ({"signal": "anchor"}, 422),
+    ({"signal": "reward"}, 422),
+    ({"signal": "acyclic", "size": 17}, 422),
+    ({"shaping": {}}, 422),
 ]
 
 

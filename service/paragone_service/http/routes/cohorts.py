@@ -11,6 +11,7 @@ from paragone_service.http.bodies import check_total, read_member
 from paragone_service.http.openapi_document import cohort_document
 from paragone_service.http.routes.scoring import call_of
 from paragone_service.registry import Registry
+from paragone_service.scoring import groups
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.request import Problems
 
@@ -32,6 +33,10 @@ def cohort_routes(registry: Registry, cohorts: Cohorts) -> APIRouter:
         model = registry.find(body.model)
         model.check_preferences()
         check_total(1 + len(body.references or ()))
+        groups.check_kind(body.signal, model.name, model.model.comparator)
+        unfit = groups.check_signal(body.signal, body.size, len(body.references or ()))
+        if unfit is not None:
+            raise unfit
         call = call_of(request, body.truncation, Problems("cohort", report=True))
         outcome = await cohorts.answer(model, body, call, refusal=refusal)
         content = _answer(model, body, outcome).model_dump_json(exclude_unset=True)
@@ -44,8 +49,8 @@ def _answer(model: HostedModel, body: CohortRequest, outcome: Outcome) -> Cohort
     group, standing, place = outcome.group, outcome.standing, outcome.place
     refused = [(slot, member.error) for slot, member in sorted(group.members.items()) if member.error is not None]
     unscored = [Unscored(slot=slot, code=code, message=message) for slot, (code, message) in refused]
-    # Alone there is nothing to be compared with: ½ would be a number that nobody has measured.
-    alone = len(standing.slots) == 1
+    # It has met nobody, and ½ would look as if it had.
+    alone = standing.left_alone
     fields: dict[str, Any] = {
         **model.header,
         "win_rate": None if alone else float(standing.win_rates[place]),
@@ -61,6 +66,8 @@ def _answer(model: HostedModel, body: CohortRequest, outcome: Outcome) -> Cohort
         fields["reward"] = float(standing.rewards[place])
     if body.references is not None:
         fields["reference_win_rate"] = standing.reference_win_rate(place)
+    if body.signal is not None:
+        fields["signal"] = None if standing.signal is None else standing.signal[place]
     if "matrix_row" in body.return_:
         fields["matrix_row"] = standing.row(place, group.head.size)
     return CohortAnswer(**fields)
