@@ -33,6 +33,7 @@ _HELP = {
     "eval": "Measure how well a model agrees with people.",
     "key": "Make keys for a server.",
     "serve": "Serve reward and preference models over HTTP.",
+    "verify": "Compare a reward server with its model, and name what differs.",
     "train": "Train preference models and policies.",
 }
 

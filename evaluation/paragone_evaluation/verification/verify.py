@@ -1,0 +1,217 @@
+"""One verification: a server's numbers, plain transformers' and ours about the same texts, and a verdict on each."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paragone import Client
+from paragone_evaluation.errors import EvaluationError
+from paragone_evaluation.local_model import LocalScorer, load_scorer
+from paragone_evaluation.readers.files import FilePass
+from paragone_evaluation.readers.options import ReadOptions
+from paragone_evaluation.scorers import RatingAnswer, ResponseQuestion
+from paragone_evaluation.verification.causes import Verdict, batch_dependence, judged
+from paragone_evaluation.verification.golden import GOLDEN, Text
+from paragone_evaluation.verification.reference import PlainModel, Reading, Readings
+from paragone_evaluation.verification.servers import Asked, Server
+
+__all__ = ["Column", "Verification", "VerifySettings", "texts_of", "verified"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings:
+    """What is verified.
+
+    Attributes:
+        model: a folder or Hub id of the model; with the dialect ``paragone``, the id of the hosted model.
+        source: where the hosted model's files are; what the server says if None.
+        remote_model: what the server calls the model; ``model`` if None.
+        send: what servers that take rendered texts are sent: ``template``, ``without-bos``, or ``joined``.
+        tolerance: largest difference that is none; what float32 and bfloat16 make if None. [logits]
+    """
+
+    model: str
+    url: str
+    dialect: str = "paragone"
+    source: str | None = None
+    remote_model: str | None = None
+    api_key: str | None = None
+    send: str = "template"
+    device: str = "auto"
+    tolerance: float | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """The numbers of one way to ask, and what is to be said about them. [N]."""
+
+    name: str
+    values: tuple[float, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What came of it.
+
+    Attributes:
+        reference: what gave the reference, in words.
+        left_out: texts that are not compared, and why.
+        tokens: of each text; 0 where nobody counted. [N]
+        expected: the reference. [N]
+        dependence: largest difference between a text asked alone and beside others, None where it is none. [logits]
+    """
+
+    reference: str
+    texts: tuple[Text, ...]
+    left_out: tuple[str, ...]
+    tokens: tuple[int, ...]
+    expected: tuple[float, ...]
+    columns: tuple[Column, ...]
+    dependence: float | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every column is right, and no answer depends on its neighbours."""
+        return self.dependence is None and all(column.verdict.agrees for column in self.columns)
+
+
+def texts_of(files: Sequence[str], rows: int, options: ReadOptions) -> list[Text]:
+    """Return the responses of the first rows of files.
+
+    Raises:
+        DataError: if the files cannot be read.
+        EvaluationError: if they have no response.
+    """
+    if not files:
+        return []
+    reading = FilePass(*files, options=options, unjudged=True)
+    texts = [
+        Text(f"{Path(reading.part.name).name}:{row.line}/{at}", row.prompt, response, tuple(row.tools or ()) or None)
+        for row in itertools.islice(reading, rows)
+        for at, response in enumerate(row.responses)
+    ]
+    if not texts:
+        raise EvaluationError(f"{', '.join(files)}: {'; '.join(reading.account.describe()) or 'there is no response'}")
+    return texts
+
+
+def verified(
+    settings: VerifySettings, texts: Sequence[Text] = (), *, progress: Callable[[str], object] = lambda _: None
+) -> Verification:
+    """Compare a server with its model, about the built-in texts and those given.
+
+    Raises:
+        EvaluationError: if the server does not answer in this dialect, or the model has no single reward.
+        ModelError: if the model cannot be loaded.
+        ParagoneError: if our own server hosts no such model.
+    """
+    ours = settings.dialect == "paragone"
+    source = settings.source or (_hosted(settings) if ours else settings.model)
+    progress(f"reading with plain transformers: {source}")
+    reference = _reference(source, settings)
+    readings, left_out = reference.read([*GOLDEN, *texts])
+    if not readings:
+        raise EvaluationError(f"none of the texts can be compared: {left_out[0]}")
+    asked = [Asked(one.text, reference.sent(one.text, settings.send)) for one in readings]
+    name = settings.remote_model or settings.model
+    server = Server(settings.url, settings.dialect, model=name, api_key=settings.api_key)
+    progress(f"asking {server.url}")
+    columns = {f"{settings.dialect}, one by one": server.ask(asked, together=False)}
+    dependence = None
+    if server.dialect.batches:
+        columns[f"{settings.dialect}, together"] = server.ask(asked, together=True)
+        dependence = batch_dependence(*columns.values())
+    if not ours and reference.plain:
+        progress("reading with this package")
+        columns["paragone here"] = _ours(source, settings, readings)
+    return Verification(
+        reference.name,
+        tuple(one.text for one in readings),
+        tuple(left_out),
+        tuple(one.tokens for one in readings),
+        tuple(one.ways[0].last for one in readings),
+        tuple(
+            Column(title, tuple(values), judged(readings, values, tolerance=settings.tolerance))
+            for title, values in columns.items()
+        ),
+        dependence,
+    )
+
+
+def _hosted(settings: VerifySettings) -> str:
+    """Return where a hosted model was loaded from."""
+    with Client(settings.url, api_key=settings.api_key) as client:
+        return client.model(settings.model).source
+
+
+class _Transformers:
+    plain, name = True, "plain transformers, float32"
+
+    def __init__(self, source: str, settings: VerifySettings) -> None:
+        self._model = PlainModel(source, device=settings.device, trust_remote_code=settings.trust_remote_code)
+
+    def read(self, texts: Sequence[Text]) -> tuple[list[Readings], list[str]]:
+        read, left_out = list[Readings](), list[str]()
+        for text in texts:
+            try:
+                read.append(self._model.readings(text))
+            except EvaluationError as error:
+                left_out.append(str(error))
+        return read, left_out
+
+    def sent(self, text: Text, send: str) -> str:
+        rendered = self._model.render(text)
+        if send == "joined":
+            return "\n".join(str(message.get("content") or "") for message in text.messages)
+        return self._model.without_bos(rendered) if send == "without-bos" else rendered
+
+
+class _Here:
+    """Models that plain transformers cannot load: ours alone says what is right, one text at a time in float32."""
+
+    plain, name = False, "this package, float32, one text at a time (plain transformers cannot load this layout)"
+
+    def __init__(self, source: str, settings: VerifySettings) -> None:
+        self._scorer = _scorer(source, settings)
+
+    def read(self, texts: Sequence[Text]) -> tuple[list[Readings], list[str]]:
+        read, left_out = list[Readings](), list[str]()
+        for text in texts:
+            (answer,) = self._scorer.rate([_question(text)])
+            if isinstance(answer, RatingAnswer) and answer.reward is not None:
+                read.append(Readings(text, (Reading("", answer.reward),), answer.reward, 0))
+            else:
+                left_out.append(f"{text.name}: {getattr(answer, 'message', 'it has no reward')}")
+        return read, left_out
+
+    def sent(self, text: Text, send: str) -> str:  # noqa: ARG002 (as of _Transformers)
+        template = getattr(self._scorer.reader.tokenizer, "apply_chat_template", None)
+        return str(template(text.messages, tokenize=False)) if template else ""
+
+
+def _reference(source: str, settings: VerifySettings) -> _Transformers | _Here:
+    own = source.startswith("builtin:") or (Path(source).expanduser() / "paragone.json").is_file()
+    return _Here(source, settings) if own else _Transformers(source, settings)
+
+
+def _scorer(source: str, settings: VerifySettings) -> LocalScorer:
+    scorer = load_scorer(source, device=settings.device, dtype="float32", trust_remote_code=settings.trust_remote_code)
+    if not scorer.card.scalar:
+        raise EvaluationError(f"{source} is of kind {scorer.card.kind} and has no rewards: verify compares rewards")
+    return scorer
+
+
+def _ours(source: str, settings: VerifySettings, readings: Sequence[Readings]) -> list[float]:
+    answers = _scorer(source, settings).rate([_question(one.text) for one in readings])
+    # A refusal is no number: NaN differs from everything, and the verdict says so.
+    return [
+        answer.reward if isinstance(answer, RatingAnswer) and answer.reward is not None else float("nan")
+        for answer in answers
+    ]
+
+
+def _question(text: Text) -> ResponseQuestion:
+    return ResponseQuestion(text.prompt, text.tools, text.response)
