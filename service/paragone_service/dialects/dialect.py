@@ -106,10 +106,10 @@ def dialect_routes(dialects: Sequence[Dialect], settings: DialectSettings, regis
 def error_shapes(dialects: Sequence[Dialect], on: Sequence[str]) -> ErrorShapes:
     """Return which paths answer errors in whose shape, before it is known who asks."""
     shapes: dict[str, ErrorShape] = {}
-    # Of several on one path the first that is on, which is asked first too.
-    for dialect in sorted(dialects, key=lambda dialect: dialect.name not in on):
-        for endpoint in dialect.endpoints:
-            shapes.setdefault(endpoint.path, dialect.error)
+    known = [(dialect, endpoint) for dialect in dialects for endpoint in dialect.endpoints]
+    # Of several on one path the first that is on, and of these the one that takes every body.
+    for dialect, endpoint in sorted(known, key=lambda both: (both[0].name not in on, both[1].claims is not None)):
+        shapes.setdefault(endpoint.path, dialect.error)
     return ErrorShapes(shapes)
 
 

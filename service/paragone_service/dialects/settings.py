@@ -7,7 +7,18 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 __all__ = ["DIALECT_NAMES", "DialectSettings", "as_table"]
 
-DIALECT_NAMES = ("openrlhf", "slime", "vllm", "sglang", "infinity")
+DIALECT_NAMES = (
+    "openrlhf",
+    "slime",
+    "vllm",
+    "sglang",
+    "infinity",
+    "chat-rewards",
+    "rerank",
+    "nvidia-ranking",
+    "huggingface",
+    "kserve",
+)
 """Every dialect, as ``--dialects`` calls it."""
 
 OpenRlhfText = Literal["auto", "raw", "raw+eos", "retemplate"]

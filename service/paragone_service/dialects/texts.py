@@ -50,12 +50,16 @@ class Scalars:
     """One number for each text of a request.
 
     Attributes:
-        values: rewards, or log-odds against what the setting ``scalar`` names. [n]
+        values: rewards, or log-odds against what the setting ``scalar`` names; NaN of a model that only rates. [n]
         tokens: that the model read of all texts together, now or when they were cached.
+        attributes: what the model rates, in its order. [n, A]
+        truncated: which texts were cut. [n]
     """
 
     values: NDArray[np.float64]
     tokens: int
+    attributes: NDArray[np.float64]
+    truncated: NDArray[np.bool_]
 
     @property
     def raw(self) -> list[float]:
@@ -99,7 +103,13 @@ class Question:
         return self.registry.find_foreign(name)
 
     async def scalars(
-        self, model: HostedModel, items: list[RequestItem], where: str, *, truncation: Truncation | None = None
+        self,
+        model: HostedModel,
+        items: list[RequestItem],
+        where: str,
+        *,
+        truncation: Truncation | None = None,
+        ratings: bool = False,
     ) -> Scalars:
         """Return one number for each item, each of which has one response.
 
@@ -107,6 +117,7 @@ class Question:
             items: emptied on the way.
             where: name of the client's list, for messages.
             truncation: ``prompt`` or ``error``; None: the setting of the dialects.
+            ratings: whether a model that rates attributes and has no scalar answers by these.
 
         Raises:
             ServiceError: for the first item without a number; ``reference_required`` if the model has no scalar and
@@ -118,7 +129,8 @@ class Question:
             self.request.scope[SCOPE_ASKED]["request"] = self.body
         comparator = model.model.comparator
         has_scalar = comparator.rules.gives_rewards(comparator.weights)
-        groups = None if has_scalar else self._groups(model, items)
+        rates = ratings and bool(comparator.attributes)
+        groups = None if has_scalar or rates else self._groups(model, items)
         problems = Problems(where, report=False)
         call = call_of(self.request, truncation or self.settings.truncation, problems)
         try:
@@ -129,16 +141,19 @@ class Question:
             hint = f'{error.message} (with [dialects] truncation = "prompt")'
             raise error.at(error.item, hint) if error.item is not None else error from None
         with np.errstate(all="ignore"):  # what is not finite is found below
-            if groups is None:
-                values = comparator.rewards(represented.vectors)
-                assert values is not None  # the kind gives rewards
-            else:
+            attributes = comparator.attribute_values(represented.vectors)
+            values = comparator.rewards(represented.vectors)
+            if groups is not None:
                 values = _against_the_others(represented, groups, model)
-        for item in np.flatnonzero(~np.isfinite(values)).tolist():
+        numbers = attributes if values is None else np.column_stack([values, attributes])
+        for item in np.flatnonzero(~np.isfinite(numbers).all(axis=1)).tolist():
             problems.add(item, ServiceError(ErrorCode.NON_FINITE_SCORE, "the model's numbers are too large to compare"))
         if represented.usage.truncated:
             self.headers["x-truncated-texts"] = str(represented.usage.truncated)
-        return Scalars(values, 0 if represented.tokens is None else int(represented.tokens.sum()))
+        if values is None:
+            values = np.full(len(attributes), np.nan)
+        tokens = 0 if represented.tokens is None else int(represented.tokens.sum())
+        return Scalars(values, tokens, attributes, represented.dropped > 0)
 
     @staticmethod
     def check_number(count: int, where: str) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "SCOPE_BODY_BYTES",
     "check_groups",
     "check_total",
+    "parsed",
     "read_body",
     "read_bytes",
     "read_member",
@@ -111,7 +112,15 @@ async def read_values(request: Request, *, foreign: bool = False) -> Any:
             ``invalid_encoding``, ``invalid_json`` or ``too_many_items``.
     """
     _check_media_type(request)
-    body = await read_bytes(request, foreign=foreign)
+    return await parsed(await read_bytes(request, foreign=foreign))
+
+
+async def parsed(body: bytes) -> Any:
+    """Return the JSON of bytes, not validated.
+
+    Raises:
+        ServiceError: ``invalid_encoding``, ``invalid_json`` or ``too_many_items``.
+    """
     if len(body) > _LARGE:
         await asyncio.to_thread(check_values, body)
     else:

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from paragone_models import PreferenceModel, load_model
 from paragone_models.spec import ModelSpec
+from tests.evaluation.conftest import served
 from tests.service.conftest import make_model, make_tokenizer, serving
 
 PROMPT = "Should plastic water bottles be banned?"
@@ -62,6 +63,13 @@ def last(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PreferenceModel]
     folder = tmp_path_factory.mktemp("last")
     make_model(folder, ModelSpec(kind="bradley-terry", dimension=1, max_length=64), with_bos(), 3)
     return {"last": load_model(folder, name="last", device="cpu")}
+
+
+@pytest.fixture(scope="session")
+def address(mini):
+    """The URL of a real server of the built-in model, for clients that cannot be given the application."""
+    with served(mini) as url:
+        yield url
 
 
 @pytest.fixture
