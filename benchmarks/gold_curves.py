@@ -27,7 +27,8 @@ from paragone_models import load_model
 from paragone_training.policy.evaluate import win_rate
 from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.recipe import PolicyRecipe
-from paragone_training.policy.rows import Answer, Response, read_json_file, read_rows, render, stream
+from paragone_training.policy.rows import Answer, Response, read_json_file, read_rows, stream
+from paragone_training.policy.run_prompts import render
 from paragone_training.policy.sampling.rounds import Decoding, sample
 from paragone_training.policy.train_policy import train_policy
 from paragone_training.preference.recipe import Recipe

@@ -95,7 +95,8 @@ class Section(BaseModel):
 Recipe = TypeVar("Recipe", bound=Section)
 
 
-def _beside(name: str, info: ValidationInfo) -> str:
+def beside(name: str, info: ValidationInfo) -> str:
+    """Return the path of a file relative to the recipe."""
     folder = (info.context or {}).get("folder")
     return str((folder / name).resolve()) if folder else name
 
@@ -105,7 +106,7 @@ def _in_data(name: str, info: ValidationInfo) -> str:
         return name
     data = (info.context or {}).get("data")
     if not data:
-        return _beside(name, info)
+        return beside(name, info)
     # A path that leaves the recipe's folder says where the file lies in a clone; only its name can be looked up.
     path = (data / (Path(name).name if ".." in Path(name).parts else name)).resolve()
     zipped = path.with_name(f"{path.name}.gz")
@@ -121,7 +122,7 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 Names = Annotated[tuple[str, ...], Strict(False)]  # TOML has lists and no tuples
 # A file, relative to the recipe; and one of data (or a glob, a folder, a data set of the Hub), which is looked up in
 # ``--data`` where that is given.
-RecipeFile = Annotated[str, AfterValidator(_beside)]
+RecipeFile = Annotated[str, AfterValidator(beside)]
 DataFile = Annotated[str, AfterValidator(_in_data)]
 DataFiles = Annotated[tuple[DataFile, ...], BeforeValidator(_listed), Strict(False)]
 

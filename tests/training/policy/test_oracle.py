@@ -12,7 +12,8 @@ import pytest
 from paragone.exceptions import KeyRefusedError
 from paragone_evaluation.readers import Prompt
 from paragone_training.errors import OracleGoneError, OracleReplacedError
-from paragone_training.policy.oracle import Identity, OracleClient
+from paragone_training.policy.oracle import OracleClient
+from paragone_training.policy.rows import Identity
 
 USAGE = {"forward_responses": 2, "forward_tokens": 9, "cached_responses": 0, "truncated": 0}
 GROUPS = [(Prompt("1", "Which?"), ("aa", "b")), (Prompt("2", "What?"), ("c", "dddd"))]

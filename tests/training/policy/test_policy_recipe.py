@@ -12,7 +12,8 @@ from paragone_training.policy.model.weights import load_tokenizer
 from paragone_training.policy.passes import PairPasses
 from paragone_training.policy.plan import describe_plan
 from paragone_training.policy.recipe import PolicyRecipe, load_policy_recipe
-from paragone_training.policy.rows import TrainingPair, deal, render
+from paragone_training.policy.rows import TrainingPair, deal
+from paragone_training.policy.run_prompts import render
 from paragone_training.policy.targets import most_pairs
 from paragone_training.settings import parse
 from tests.corpora import stand_in

@@ -13,6 +13,7 @@ from paragone.addresses import checked_urls
 from paragone_models.files.sources import builtin_folder
 from paragone_training.errors import RecipeError
 from paragone_training.policy.exports import check_trackers
+from paragone_training.policy.functions import function_of
 from paragone_training.policy.model.weights import policy_config
 from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.trainer import training_arguments
@@ -27,12 +28,14 @@ def check_recipe(recipe: PolicyRecipe, folder: Path, *, offline: bool = False) -
         offline: leave out what needs the policy's files.
 
     Raises:
-        RecipeError: if an address, a key file, a model's name, the optimiser, a tracker, the attention, an adapter's
-            layer or the run's folder is none; the message names the setting.
+        RecipeError: if an address, a key file, the name of a model or a function, the optimiser, a tracker, the
+            attention, an adapter's layer or the run's folder is none; the message names the setting.
     """
     _check_addresses(recipe)
     _check_key_files(recipe)
     _check_hosted(recipe)
+    if recipe.oracle and recipe.oracle.function is not None:
+        function_of(recipe.oracle.function)
     _check_optimiser(recipe)
     check_trackers(recipe.output.trackers, folder / "tracking")
     _check_writable(folder)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import httpx2
 import numpy as np
@@ -44,9 +44,9 @@ from paragone.wire import ItemError
 from paragone_evaluation.readers import Prompt
 from paragone_models.kinds import KINDS
 from paragone_training.errors import OracleGoneError, OracleReplacedError, RecipeError, RunError
-from paragone_training.policy.rows import Answer
+from paragone_training.policy.rows import Answer, Identity
 
-__all__ = ["Background", "Identity", "OracleClient", "RunProcess", "free_port", "own_service", "together"]
+__all__ = ["Background", "Oracle", "OracleClient", "RunProcess", "free_port", "own_service", "together"]
 
 logger = logging.getLogger(__name__)
 
@@ -181,12 +181,15 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-@dataclass(frozen=True)
-class Identity:
-    """Which model answers: its name and the fingerprint of everything that an answer depends on."""
+class Oracle(Protocol):
+    """Whom a round asks for tables."""
 
-    model: str
-    fingerprint: str
+    @property
+    def identity(self) -> Identity | None:
+        """Of who answered; None before the first answer."""
+
+    def submit(self, groups: Sequence[_Group]) -> "Future[list[Answer]]":
+        """Return what will hold the tables of some groups."""
 
 
 @dataclass

@@ -94,8 +94,12 @@ def _work(recipe: PolicyRecipe, prompts: Sequence[Prompt], held_out: int) -> lis
         f"{len(prompts)} prompts, {count} an iteration, {held_out} held out",
         f"{responses} responses in {rounds} sampling rounds, at most {sampling.max_new_tokens} tokens each, sampled by "
         f"{_samplers(recipe)}",
-        f"{rounds * count} tables of {sampling.responses}×{sampling.responses} asked of the oracle: {responses} passes "
-        "of a kind that reads one response, no pass for the comparisons",
+        f"{rounds * count} tables of {sampling.responses}×{sampling.responses} asked of the oracle: "
+        + (
+            f"{rounds * count} calls of {recipe.oracle.function}"
+            if recipe.oracle and recipe.oracle.function
+            else f"{responses} passes of a kind that reads one response, no pass for the comparisons"
+        ),
         f"at most {pairs} pairs an iteration; {optimised} optimiser steps a training step on a schedule of {laid_out}, "
         f"{steps} training steps, {steps * optimised} optimiser steps in all",
     ]

@@ -10,21 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Strict,
+    ValidationInfo,
     create_model,
     model_validator,
 )
 
 from paragone_training.errors import RecipeError
+from paragone_training.policy.functions import name_of
 from paragone_training.policy.methods.method import Method
 from paragone_training.policy.methods.registry import METHODS, check_needs, knobs, method_of
 from paragone_training.policy.targets import Labels, Rule, Selection, Ties, Unfinished, WinRates
-from paragone_training.settings import DataFiles, DataSection, LoraSection, Names, RecipeFile, Section, load
+from paragone_training.settings import DataFiles, DataSection, LoraSection, Names, RecipeFile, Section, beside, load
 
 __all__ = [
     "Batching",
@@ -202,13 +205,26 @@ def command_line(template: str, **values: object) -> list[str]:
         ) from error
 
 
+def _beside_recipe(name: str, info: ValidationInfo) -> str:
+    """Return a function's name with the path of its file, where it has one, relative to the recipe."""
+    place, _, function = name.rpartition(":")
+    return f"{beside(place, info)}:{function}" if place.endswith(".py") else name
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) or callable(value)
+
+
 class OracleSection(Section):
-    """The preference oracle."""
+    """The preference oracle; `oracle = "module:function"` is one that is a function."""
 
     url: str | None = None
     """Of a running service."""
     serve: str | None = None
     """Or the model that a service of this run's own hosts, as `paragone serve --model` takes it."""
+    function: Annotated[str, AfterValidator(_beside_recipe)] | None = None
+    """Or a Python function of a prompt and K responses, `module:function` or `file.py:function` (relative to the
+    recipe): it returns K rewards, or K×K probabilities that the row is preferred to the column."""
     model: str | None = None
     """Id of the model that is asked; the service's default unless given."""
     api_key_file: RecipeFile | None = None
@@ -231,11 +247,23 @@ class OracleSection(Section):
         """Return the weight of an iteration, from 1; None is the model's own."""
         return self.skew_weights[min(iteration, len(self.skew_weights)) - 1] if self.skew_weights else None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, tables: Any) -> Any:
+        """Take a function, or the name of one, for the whole section."""
+        return {"function": name_of(tables) if callable(tables) else tables} if _is_name(tables) else tables
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        # With both it would be open who answers; with neither nobody does.
-        if (self.url is None) == (self.serve is None):
-            raise RecipeError("[oracle] needs either url (a running service) or serve (a model that this run hosts)")
+        # With two it would be open who answers; with none nobody does.
+        if [self.url, self.serve, self.function].count(None) != 2:
+            raise RecipeError(
+                "[oracle] needs either url (a running service), serve (a model that this run hosts) or function"
+            )
+        if self.function is not None and (self.model or self.api_key_file or self.skew_weights):
+            raise RecipeError(
+                "[oracle] model, api_key_file and skew_weights are those of a service: remove them beside function"
+            )
         return self
 
 
@@ -480,6 +508,11 @@ def _check_data(recipe: PolicyRecipe) -> None:
         raise RecipeError("[oracle] is missing: who judges the responses to data.prompts? Set its url, or serve")
     if recipe.oracle is None and recipe.evaluation.prompts:
         raise RecipeError("[evaluation] needs an [oracle] to compare answers: set its url or serve, or remove prompts")
+    judge = recipe.evaluation
+    if recipe.oracle and recipe.oracle.function and judge.judge_model and not (judge.judge_url or judge.judge_serve):
+        raise RecipeError(
+            "evaluation.judge_model is hosted by no service: set judge_url or judge_serve, as the oracle is a function"
+        )
     if not data.pairs:
         return
     steps = recipe.objective.steps(1)

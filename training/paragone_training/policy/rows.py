@@ -1,6 +1,6 @@
 """The rows of a run, from a prompt to a training pair; the files that hold them, and the folder of these files.
 
-    Prompt         of the recipe's files                                rendered to token ids, dealt out to iterations
+    Prompt         of the recipe's files                                rendered by ``run_prompts``, dealt out here
     Response       samples.parquet                                      one of the K responses to a prompt
     Answer         oracle.parquet, judge.parquet                        the K×K table of one prompt, both orders
     LabelledPair   targets.parquet                                      two responses and the label of their comparison
@@ -12,7 +12,6 @@ folder belongs to one recipe, and several processes of one run wait for each oth
 """
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -36,12 +35,13 @@ from numpy.typing import NDArray
 from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined] # torch's stubs lack the store
 from torch.distributed.distributed_c10d import _get_default_store
 
-from paragone_evaluation.readers import Prompt, as_messages
+from paragone_evaluation.readers import Prompt
 from paragone_training.errors import DiskFullError, FolderTakenError, RecipeError, RunError
 
 __all__ = [
     "Answer",
     "Barrier",
+    "Identity",
     "LabelledPair",
     "Response",
     "TrainingPair",
@@ -54,7 +54,6 @@ __all__ = [
     "read_rows",
     "read_table",
     "remove_folder",
-    "render",
     "seed_of",
     "stream",
     "write_answers",
@@ -372,6 +371,14 @@ class Response:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """Who answers: a name and the fingerprint of everything that an answer depends on."""
+
+    model: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """One row of an oracle's file.
 
@@ -514,46 +521,6 @@ def write_answers(path: Path, rows: Sequence[tuple[int, str, str, Answer]]) -> N
     for place, name in enumerate(("chunk", "model", "fingerprint")):
         table[name] = [row[place] for row in rows]
     write_table(path, table, _ANSWERS)
-
-
-def render(prompts: Sequence[Prompt], tokenizer: Any, *, longest: int, notes: list[str] | None = None) -> list[Prompt]:
-    """Return the prompts with their token ids.
-
-    Args:
-        notes: get how many prompts did not fit and were left out; without them such a prompt is refused.
-
-    Raises:
-        RecipeError: if the tokenizer has no chat template, a prompt does not fit, or none does.
-    """
-    # Without a template the policy would be shown bare text, which it was not tuned on.
-    if not getattr(tokenizer, "chat_template", None):
-        raise RecipeError(
-            "the policy's tokenizer has no chat template: choose an instruction-tuned model, or set "
-            "tokenizer.chat_template and save the tokenizer beside the model"
-        )
-    rendered, left_out = [], list[str]()
-    for prompt in prompts:
-        messages = as_messages(prompt.content)
-        tokens = tokenizer.apply_chat_template(
-            messages, tools=prompt.tools, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        # Nothing is cut: a prompt that lost its beginning is another prompt.
-        if len(tokens) > longest and notes is None:
-            raise RecipeError(
-                f"prompt {prompt.id!r} has {len(tokens)} tokens; the context leaves {longest} beside "
-                "sampling.max_new_tokens: shorten it, lower max_new_tokens, or leave such prompts out with "
-                'data.bad_rows = "leave-out"'
-            )
-        if len(tokens) > longest:
-            left_out.append(prompt.id)
-        else:
-            rendered.append(dataclasses.replace(prompt, token_ids=tuple(tokens)))
-    if left_out and notes is not None:
-        ids = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
-        notes.append(f"{len(left_out)} of {len(prompts)} prompts have more than {longest} tokens, left out: {ids}")
-    if prompts and not rendered:
-        raise RecipeError(f"no prompt fits the {longest} tokens that are left beside sampling.max_new_tokens: lower it")
-    return rendered
 
 
 def deal(prompts: Sequence[Prompt], *, iteration: int, per_iteration: int, seed: int) -> list[Prompt]:

@@ -32,14 +32,16 @@ from paragone_training.games import measure_cycles
 from paragone_training.policy.checks import check_recipe
 from paragone_training.policy.evaluate import compared_with_initial, describe_responses, write_report
 from paragone_training.policy.exports import Trackers, steps_before, write_adapter
+from paragone_training.policy.functions import FunctionOracle
 from paragone_training.policy.gradient import train_step
 from paragone_training.policy.methods.method import Step
 from paragone_training.policy.model.logprobs import check_sampler, freeze_columns, with_logprobs
 from paragone_training.policy.model.weights import Policy, context_of, load_policy
-from paragone_training.policy.oracle import Identity, OracleClient, own_service
+from paragone_training.policy.oracle import Oracle, OracleClient, own_service
 from paragone_training.policy.recipe import OracleSection, PolicyRecipe
 from paragone_training.policy.rows import (
     Barrier,
+    Identity,
     LabelledPair,
     Response,
     claim,
@@ -108,7 +110,7 @@ class _PolicyRun:
         # Every process has one, because all give the device to colocated servers; the main one samples.
         longest = self._context - recipe.sampling.max_new_tokens
         self._samplers = Samplers(recipe, folder, self.policy, self._read.prompts, barrier, longest=longest)
-        self._oracles: dict[str, OracleClient] = {}
+        self._oracles: dict[str, Oracle] = {}
         self._weighed: dict[float, OracleClient] = {}  # by their weight of a hybrid model's cyclic part
         self._trackers: Trackers | None = None  # the main process has them, if the recipe does
 
@@ -126,20 +128,21 @@ class _PolicyRun:
         with ExitStack() as stack:
             stack.enter_context(self._tracked())
             own = stack.enter_context(own_service(sources, self.folder / "service.log")) if sources else None
-            urls = {"oracle": oracle.url or own, "judge": judge.judge_url or (own if judge.judge_serve else None)}
+            if oracle.function is not None:
+                self._oracles["oracle"] = stack.enter_context(self._function(oracle, oracle.function))
+            mine = oracle.url or (own if oracle.serve else None)
+            urls = {"oracle": mine, "judge": judge.judge_url or (own if judge.judge_serve else None)}
             models = {"oracle": oracle.model, "judge": judge.judge_model}
             if judge.judge_model and urls["judge"] is None:
                 urls["judge"] = urls["oracle"]  # a second model of the same service
             for name, url in urls.items():
-                if url is not None:
-                    model = name if hosted[name] else models[name]
-                    self._oracles[name] = stack.enter_context(self._oracle(oracle, name, url, model))
-                    self._oracles[name].meet(oracle.wait_s)
-            for weight in dict.fromkeys(oracle.skew_weights):
-                mine = self._oracles["oracle"]
-                weighed = self._oracle(oracle, f"oracle-skew-{weight}", mine.url, mine.model, skew_weight=weight)
-                self._weighed[weight] = stack.enter_context(weighed)
-                weighed.meet(oracle.wait_s)
+                if url is None:
+                    continue
+                model = name if hosted[name] else models[name]
+                self._oracles[name] = stack.enter_context(self._oracle(oracle, name, url, model))
+                for weight in dict.fromkeys(oracle.skew_weights) if name == "oracle" else ():
+                    weighed = self._oracle(oracle, f"oracle-skew-{weight}", url, model, skew_weight=weight)
+                    self._weighed[weight] = stack.enter_context(weighed)
             # The servers last, since the stored responses that they are checked with are sampled by the policy here.
             stack.enter_context(self._samplers.opened())
             yield
@@ -157,11 +160,22 @@ class _PolicyRun:
                 self._trackers.iteration(metrics["iteration"], metrics)
             yield
 
+    def _function(self, oracle: OracleSection, name: str) -> FunctionOracle:
+        path = self.folder / "oracle.json"
+        return FunctionOracle(
+            name,
+            concurrency=oracle.concurrency,
+            patience_s=oracle.patience_s,
+            identity=Identity(**read_json_file(path)) if path.exists() else None,
+            on_identity=lambda identity: write_json(path, dataclasses.asdict(identity)),
+        )
+
+    @contextlib.contextmanager
     def _oracle(
         self, oracle: OracleSection, name: str, url: str, model: str | None, *, skew_weight: float | None = None
-    ) -> OracleClient:
+    ) -> Iterator[OracleClient]:
         path = self.folder / f"{name}.json"
-        return OracleClient(
+        client = OracleClient(
             url,
             model=model,
             api_key=Path(oracle.api_key_file).read_text(encoding="utf-8").strip() if oracle.api_key_file else None,
@@ -172,8 +186,11 @@ class _PolicyRun:
             identity=Identity(**read_json_file(path)) if path.exists() else None,
             on_identity=lambda identity: write_json(path, dataclasses.asdict(identity)),
         )
+        with client:
+            client.meet(oracle.wait_s)
+            yield client
 
-    def _oracle_of(self, iteration: int) -> OracleClient:
+    def _oracle_of(self, iteration: int) -> Oracle:
         """Return whom the responses of an iteration are judged by: with a schedule, the game changes."""
         weight = self.recipe.oracle.skew_weight(iteration) if self.recipe.oracle else None
         return self._oracles["oracle"] if weight is None else self._weighed[weight]
@@ -421,7 +438,7 @@ class _PolicyRun:
         return summary
 
     def _held_out_round(
-        self, folder: Path, source: str, oracles: dict[str, OracleClient], against: dict[str, list[str]]
+        self, folder: Path, source: str, oracles: dict[str, Oracle], against: dict[str, list[str]]
     ) -> list[Response]:
         """Return a policy's responses to the held-out prompts; without oracles, or compared with others' responses."""
         # A prompt that the initial policy gave no whole group to has nothing to be compared with.

@@ -36,7 +36,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from paragone_training.errors import RunError
-from paragone_training.policy.oracle import OracleClient
+from paragone_training.policy.oracle import Oracle
 from paragone_training.policy.rows import Answer, read_answers, read_rows, write_answers, write_rows
 
 __all__ = ["Decoding", "Missing", "Round", "Sampled", "Samplers", "play_round", "sample"]
@@ -372,7 +372,7 @@ def play_round(
     folder: Path,
     prompts: Sequence[Prompt],
     sampler: Callable[[], _Sampler],
-    oracles: Mapping[str, OracleClient],
+    oracles: Mapping[str, Oracle],
     *,
     responses: int,
     batch: int,
@@ -450,7 +450,7 @@ class _Parts:
         self,
         folder: Path,
         prompts: Sequence[Prompt],
-        oracles: Mapping[str, OracleClient],
+        oracles: Mapping[str, Oracle],
         against: Mapping[str, Sequence[str]],
     ) -> None:
         self._folder, self._oracles, self._against = folder, oracles, against
