@@ -158,7 +158,11 @@ class Oracle:
                 for one in responses
             ]
         if "signal" in body:
-            row["signal"] = row["win_rates"]
+            last = max(1, len(voters) - 1)
+            signals = {"rank": {place: 1 - rank / last for rank, place in enumerate(ranking)}}
+            signals["reward"] = {place: length(responses[place]) / 10 for place in voters}
+            values = signals.get(body["signal"])
+            row["signal"] = [values.get(place) for place in range(len(responses))] if values else row["win_rates"]
         return row
 
     def tokens(self, item: Any, _: Any) -> Any:

@@ -15,6 +15,7 @@ import pytest
 from paragone import AsyncClient, Client, adapters
 from paragone.adapters import openrlhf, slime, tinker, trl, verl
 from paragone.exceptions import ParagoneError, ServerError, TextError, UnsupportedError
+from paragone.wire import Shaping
 from tests.clients.oracle import Oracle, error, probability
 
 HOSTS = ("trl", "verl", "slime", "openrlhf", "tinker", "tinker_cookbook", "torch", "numpy", "transformers")
@@ -100,7 +101,7 @@ def test_judges_take_conversations(client, oracle):
 
 
 def rewards_of(kind, oracle, *arguments, **columns):
-    names = ("signal", "num_generations", "num_generations_eval")
+    names = ("signal", "shaping", "references", "num_generations", "num_generations_eval")
     settings = {name: columns.pop(name) for name in names if name in columns}
     if kind == "sync":
         with Client(transport=oracle.transport()) as client:
@@ -165,6 +166,27 @@ def test_evaluation_may_have_another_number_of_generations(kind, oracle):
     assert len(oracle.bodies()[0]["groups"]) == 2
     with pytest.raises(ValueError, match="num_generations_eval is 0"):
         rewards_of(kind, oracle, num_generations_eval=0)
+
+
+@both
+def test_a_signal_of_the_group_is_asked_for_and_returned(kind, oracle):
+    group = {"num_generations": 3, "prompts": ["p"] * 3, "completions": ["a", "ccc", "bb"]}
+    assert rewards_of(kind, oracle, signal="rank", **group) == [0.0, 1.0, 0.5]
+    shaped = rewards_of(kind, oracle, signal="reward", shaping=Shaping(answer_length_penalty=0.5), **group)
+    assert shaped == [0.1, 0.3, 0.2]  # the small oracle shapes nothing
+    first, second = oracle.bodies()
+    assert (first["signal"], "shaping" in first) == ("rank", False)
+    assert (second["signal"], second["shaping"]["answer_length_penalty"]) == ("reward", 0.5)
+
+
+@both
+def test_an_anchor_is_what_a_column_holds_and_needs_no_rivals(kind, oracle):
+    columns = {"prompts": ["p", "q"], "completions": ["four", "a"], "best": [["sixsix", "a"], ["b"]]}
+    rewards = rewards_of(kind, oracle, signal="anchor", references="best", **columns)
+    assert rewards == [(probability("four", "sixsix") + probability("four", "a")) / 2, 0.5]
+    assert [group["references"] for group in oracle.bodies()[0]["groups"]] == columns["best"]
+    with pytest.raises(ValueError, match="name the column"):
+        rewards_of(kind, oracle, signal="anchor", **columns)
 
 
 @both
@@ -324,6 +346,17 @@ def test_slime_gets_a_number_for_one_sample(oracle):
         awaited(oracle, lambda client: reward(client)(None, Sample("p", "four")))
 
 
+def test_slime_gets_another_signal_of_the_group(oracle):
+    samples = [Sample("p", "a", label="b"), Sample("p", "ccc"), Sample("p", "bb")]
+    ranks = awaited(oracle, lambda client: slime.custom_rm(client, signal="rank")(Arguments(), samples))
+    assert ranks == [0.0, 1.0, 0.5]
+    anchored = {"signal": "anchor", "references_of": lambda sample: [sample.label]}
+    rm = awaited(oracle, lambda client: slime.custom_rm(client, **anchored)(Arguments(), samples[:1]))
+    assert rm == [0.5]
+    with pytest.raises(ValueError, match="give references_of"):
+        slime.custom_rm(AsyncClient(), signal="anchor")
+
+
 def test_slime_without_group_rm_gives_the_parts_of_one_sample_and_these_are_no_rivals(oracle):
     parts = [Sample("p", "a"), Sample("p a b", "aaa")]
     with pytest.raises(ValueError, match="group-rm"):
@@ -436,6 +469,7 @@ def test_all_functions_for_hosts_can_be_pickled():
     functions = [
         *(trl.reward_function(waiting, signal=signal, num_generations=4) for signal in ("win_rate", "reward")),
         *(trl.async_reward_function(awaiting, signal=signal) for signal in ("win_rate", "reward")),
+        trl.reward_function(waiting, signal="nash", shaping=Shaping(style_penalty=1.0)),
         slime.custom_rm(awaiting),
         slime.eval_rm(awaiting),
         verl.compute_score(awaiting),

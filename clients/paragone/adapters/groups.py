@@ -8,7 +8,16 @@ from typing import Any, Literal, TypeVar
 from paragone.exceptions import AnswerError, UnsupportedError, checked
 from paragone.wire import ErrorDetail, ItemError, Reward, RewardsAnswer, Tournament, TournamentsAnswer
 
-__all__ = ["Signal", "bound", "group_win_rates", "host_turns", "item_rewards", "scalar_rewards", "whole_win_rates"]
+__all__ = [
+    "Signal",
+    "bound",
+    "group_win_rates",
+    "host_turns",
+    "item_rewards",
+    "scalar_rewards",
+    "tell",
+    "whole_win_rates",
+]
 
 Signal = Literal["win_rate", "reward"]
 
@@ -51,10 +60,10 @@ def group_win_rates(groups: Sequence[Sequence[int]], answer: TournamentsAnswer, 
     rates: list[float | None] = [None] * count
     for places, row in zip(groups, answer.tournaments, strict=True):
         if isinstance(row, ItemError):
-            _tell(row.error, f"a group of {len(places)} responses has no reward")
+            tell(row.error, f"a group of {len(places)} responses has no reward")
             continue
         for error in row.errors or ():
-            _tell(error, "a response has no reward")
+            tell(error, "a response has no reward")
         for place, rate in zip(places, row.win_rates, strict=True):
             rates[place] = rate
     return rates
@@ -83,7 +92,7 @@ def item_rewards(answer: RewardsAnswer) -> list[float | None]:
         if isinstance(row, Reward):
             rewards.append(_scalar(row, answer.model))
         else:
-            _tell(row.error, "a response has no reward")
+            tell(row.error, "a response has no reward")
             rewards.append(None)
     return rewards
 
@@ -104,5 +113,6 @@ def _scalar(row: Reward, model: str) -> float:
     return row.reward
 
 
-def _tell(error: ErrorDetail, consequence: str) -> None:
+def tell(error: ErrorDetail, consequence: str) -> None:
+    """Log why something has no number."""
     logger.warning("%s: %s (%s)", consequence, error.message, error.code)

@@ -12,18 +12,21 @@ sets a ``custom_rm_path`` of their own, which names an ``eval_rm``.
 """
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, Protocol
 
-from paragone.adapters.groups import Signal, bound, host_turns, scalar_rewards, whole_win_rates
+from paragone.adapters.groups import bound, host_turns, scalar_rewards
+from paragone.adapters.signals import GroupSignal
 from paragone.async_client import AsyncClient
 from paragone.exceptions import checked
+from paragone.wire import Shaping, Signal
 
 __all__ = ["custom_rm", "eval_rm"]
 
 logger = logging.getLogger("paragone")
 
 PromptOf = Callable[[Any], Any]
+ReferencesOf = Callable[[Any], Sequence[Any]]
 
 
 class _Sample(Protocol):
@@ -42,25 +45,35 @@ def custom_rm(
     client: AsyncClient,
     *,
     signal: Signal = "win_rate",
+    shaping: Shaping | None = None,
     model: str | None = None,
     prompt_of: PromptOf = _prompt_of,
+    references_of: ReferencesOf | None = None,
 ) -> Callable[..., Coroutine[Any, Any, Any]]:
     """Return slime's reward coroutine. A failure is an exception: slime has no other word for it.
 
     Args:
-        signal: ``win_rate``, the mean win probability within the samples of the call, in [0, 1], which needs
-            ``--group-rm``; or ``reward``, the model's scalar reward.
+        signal: ``win_rate``, the mean win probability within the samples of the call, in [0, 1], or another signal of a
+            group (``docs/cohorts.md``), which need ``--group-rm``; or ``reward``, the model's scalar reward.
+        shaping: what the signal gains or loses by length and style; it needs ``--group-rm``.
         model: id of a hosted model; the client's if None.
         prompt_of: finds what was asked, a text or a list of messages. With ``--apply-chat-template`` a sample's prompt
             is the policy's templated text: keep the messages in its metadata and return them from here. If the prompts
             of a group differ, all its samples are judged under the first one.
+        references_of: finds the responses that ``anchor`` compares a group with, from its first sample.
 
     Returns:
         ``reward(args, sample_or_samples, **kwargs)``: a number for a sample, and for a list of samples a list of the
         same shape; a sample that a generate function fanned out into a list is a list there too. It raises
-        ``ValueError`` for a win rate of a sample that is alone, and ``ParagoneError`` if there is no answer.
+        ``ValueError`` for a group's signal of a sample that is alone, and ``ParagoneError`` if there is no answer.
+
+    Raises:
+        ValueError: if ``anchor`` is asked for without references.
     """
-    return bound(_reward, client, signal, model, prompt_of, name="reward")
+    if signal == "anchor" and references_of is None:
+        raise ValueError("signal='anchor' compares with references: give references_of")
+    asked = GroupSignal(signal, shaping)
+    return bound(_reward, client, asked, model, (prompt_of, references_of), name="reward")
 
 
 def eval_rm(
@@ -86,22 +99,22 @@ def eval_rm(
 
 async def _reward(
     client: AsyncClient,
-    signal: Signal,
+    signal: GroupSignal,
     model: str | None,
-    prompt_of: PromptOf,
+    hooks: tuple[PromptOf, ReferencesOf | None],
     /,
     args: Any,
     samples: Any,
     **kwargs: Any,  # noqa: ARG001 (slime's signature)
 ) -> Any:
     asked = _flat(samples)
-    if signal == "reward":
-        return _like(samples, iter(await _scalars(client, model, prompt_of, asked)))
+    if signal.is_scalar:
+        return _like(samples, iter(await _scalars(client, model, hooks[0], asked)))
     # Without --group-rm a list is what one sample was fanned out into: its parts are no rivals.
-    if len(asked) < 2 or not getattr(args, "group_rm", True):
+    if signal.needs_rivals and (len(asked) < 2 or not getattr(args, "group_rm", True)):
         # Against itself it would win half of the time, and 0.5 looks like a reward.
-        raise ValueError("a sample without its group has no win rate: use --group-rm, signal='reward' or eval_rm")
-    return _like(samples, iter(await _win_rates(client, model, prompt_of, asked)))
+        raise ValueError(f"a sample without its group has no {signal.name}: use --group-rm, signal='reward' or eval_rm")
+    return _like(samples, iter(await _compared(client, signal, model, hooks, asked)))
 
 
 async def _eval_reward(
@@ -130,14 +143,22 @@ async def _scalars(client: AsyncClient, model: str | None, prompt_of: PromptOf, 
     return scalar_rewards(await client.rewards(items, model=model))
 
 
-async def _win_rates(
-    client: AsyncClient, model: str | None, prompt_of: PromptOf, samples: list[_Sample]
+async def _compared(
+    client: AsyncClient,
+    signal: GroupSignal,
+    model: str | None,
+    hooks: tuple[PromptOf, ReferencesOf | None],
+    samples: list[_Sample],
 ) -> list[float]:
+    prompt_of, references_of = hooks
     prompts = [host_turns(prompt_of(sample), role="user") for sample in samples]
     if any(prompt != prompts[0] for prompt in prompts):
         logger.warning("the prompts of a group differ: all its samples are judged under the first (see prompt_of)")
-    answer = await client.tournaments([(prompts[0], [sample.response for sample in samples])], model=model)
-    return whole_win_rates(checked(answer.tournaments)[0])
+    group: dict[str, Any] = {"prompt": prompts[0], "responses": [sample.response for sample in samples]}
+    if signal.name == "anchor" and references_of is not None:
+        group["references"] = [host_turns(one, role="assistant") for one in references_of(samples[0])]
+    answer = await client.tournaments([group], model=model, **signal.options())
+    return signal.all_values(checked(answer.tournaments)[0])
 
 
 def _flat(samples: Any) -> list[_Sample]:

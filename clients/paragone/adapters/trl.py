@@ -15,11 +15,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from paragone.adapters.groups import Signal, bound, group_win_rates, host_turns, item_rewards
+from paragone.adapters.groups import bound, group_win_rates, host_turns, item_rewards
+from paragone.adapters.signals import GroupSignal
 from paragone.async_client import AsyncClient
 from paragone.client import Client
 from paragone.exceptions import ParagoneError, checked
-from paragone.wire import Preference, RewardsAnswer, Tournament, TournamentsAnswer
+from paragone.wire import Preference, RewardsAnswer, Shaping, Signal, Tournament, TournamentsAnswer
 
 __all__ = ["PairwiseJudge", "RankJudge", "WinRateCallback", "async_reward_function", "reward_function"]
 
@@ -130,7 +131,8 @@ class RankJudge:
 class _Settings:
     """What a reward function was made with."""
 
-    signal: Signal
+    signal: GroupSignal
+    references: str | None
     model: str | None
     num_generations: int | None
     num_generations_eval: int | None
@@ -140,6 +142,8 @@ def reward_function(
     client: Client,
     *,
     signal: Signal = "win_rate",
+    shaping: Shaping | None = None,
+    references: str | None = None,
     model: str | None = None,
     num_generations: int | None = None,
     num_generations_eval: int | None = None,
@@ -147,25 +151,27 @@ def reward_function(
     """Return a reward function for TRL.
 
     Args:
-        signal: ``win_rate``, the mean win probability within the group of one prompt, in [0, 1]; or ``reward``, the
-            model's scalar reward.
+        signal: ``win_rate``, the mean win probability within the group of one prompt, in [0, 1]; another signal of a
+            group (``docs/cohorts.md``); or ``reward``, the model's scalar reward.
+        shaping: what the signal gains or loses by length and style within its group.
+        references: the column that holds a list of responses for each prompt, which ``anchor`` compares with.
         model: id of a hosted model; the client's if None.
-        num_generations: the trainer's, for win rates: so many completions after one another are a group. None: the
-            completions of equal prompts are, wherever they stand, which suits ``OnlineDPOTrainer`` and is wrong for the
-            other trainers where a prompt occurs twice.
+        num_generations: the trainer's, for signals of a group: so many completions after one another are a group. None:
+            the completions of equal prompts are, wherever they stand, which suits ``OnlineDPOTrainer`` and is wrong for
+            the other trainers where a prompt occurs twice.
         num_generations_eval: the trainer's, if it is another one; 1: completions of evaluation have no win rate.
 
     Returns:
-        ``f(prompts, completions, **columns)``: one reward per completion, None where it could not be scored. With
-        ``win_rate`` a completion that is alone in its group is not scored. If TRL gives ``log_metric`` and
+        ``f(prompts, completions, **columns)``: one reward per completion, None where it could not be scored. In a
+        group's signals a completion that is alone is not scored. If TRL gives ``log_metric`` and
         ``log_extra``, it logs the share ``paragone/unscored``, the count ``paragone/cyclic_triples`` and each
         completion's ``paragone_rank`` (1 is the best) or ``paragone_reward``. It raises a ``ParagoneError`` if the
         service does not answer at all, and ``ValueError`` if the completions are not whole groups to one prompt.
 
     Raises:
-        ValueError: if a number of generations is below 1.
+        ValueError: if a number of generations is below 1, or ``anchor`` has no references.
     """
-    settings = _settings(signal, model, num_generations, num_generations_eval)
+    settings = _settings(GroupSignal(signal, shaping), references, model, num_generations, num_generations_eval)
     return bound(_NAMED[signal, "waits"], client, settings, name=f"paragone_{signal}")
 
 
@@ -173,23 +179,31 @@ def async_reward_function(
     client: AsyncClient,
     *,
     signal: Signal = "win_rate",
+    shaping: Shaping | None = None,
+    references: str | None = None,
     model: str | None = None,
     num_generations: int | None = None,
     num_generations_eval: int | None = None,
 ) -> Callable[..., Coroutine[Any, Any, Rewards]]:
     """Return a coroutine function that does what ``reward_function`` does; TRL awaits several of them at once."""
-    settings = _settings(signal, model, num_generations, num_generations_eval)
+    settings = _settings(GroupSignal(signal, shaping), references, model, num_generations, num_generations_eval)
     return bound(_NAMED[signal, "awaits"], client, settings, name=f"paragone_{signal}")
 
 
 def _settings(
-    signal: Signal, model: str | None, num_generations: int | None, num_generations_eval: int | None
+    signal: GroupSignal,
+    references: str | None,
+    model: str | None,
+    num_generations: int | None,
+    num_generations_eval: int | None,
 ) -> _Settings:
+    if signal.name == "anchor" and references is None:
+        raise ValueError("signal='anchor' compares with references: name the column that holds them")
     numbers = {"num_generations": num_generations, "num_generations_eval": num_generations_eval}
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise ValueError(f"{name} is {number}: give the trainer's, at least 1")
-    return _Settings(signal, model, num_generations, num_generations_eval)
+    return _Settings(signal, references, model, num_generations, num_generations_eval)
 
 
 def _named(signal: Signal) -> dict[tuple[Signal, str], Callable[..., Any]]:
@@ -219,12 +233,12 @@ _NAMED = {place: function for signal in get_args(Signal) for place, function in 
 def _rewards(
     client: Client, settings: _Settings, prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, Any]
 ) -> Rewards:
-    if settings.signal == "reward":
+    if settings.signal.is_scalar:
         rewards = client.rewards(_items(prompts, completions), model=settings.model, on_error="report")
         return _scored(rewards, columns)
-    groups, tournaments = _groups(settings, prompts, completions)
-    answer = client.tournaments(tournaments, model=settings.model, on_error="report")
-    return _won(groups, answer, len(completions), columns)
+    groups, tournaments = _groups(settings, prompts, completions, columns)
+    answer = client.tournaments(tournaments, model=settings.model, on_error="report", **settings.signal.options())
+    return _won(settings.signal, groups, answer, len(completions), columns)
 
 
 async def _rewards_async(
@@ -234,12 +248,12 @@ async def _rewards_async(
     completions: Sequence[Any],
     columns: dict[str, Any],
 ) -> Rewards:
-    if settings.signal == "reward":
+    if settings.signal.is_scalar:
         rewards = await client.rewards(_items(prompts, completions), model=settings.model, on_error="report")
         return _scored(rewards, columns)
-    groups, tournaments = _groups(settings, prompts, completions)
-    answer = await client.tournaments(tournaments, model=settings.model, on_error="report")
-    return _won(groups, answer, len(completions), columns)
+    groups, tournaments = _groups(settings, prompts, completions, columns)
+    answer = await client.tournaments(tournaments, model=settings.model, on_error="report", **settings.signal.options())
+    return _won(settings.signal, groups, answer, len(completions), columns)
 
 
 def _scored(answer: RewardsAnswer, columns: dict[str, Any]) -> Rewards:
@@ -248,8 +262,10 @@ def _scored(answer: RewardsAnswer, columns: dict[str, Any]) -> Rewards:
     return rewards
 
 
-def _won(groups: list[list[int]], answer: TournamentsAnswer, count: int, columns: dict[str, Any]) -> Rewards:
-    rates = group_win_rates(groups, answer, count)
+def _won(
+    signal: GroupSignal, groups: list[list[int]], answer: TournamentsAnswer, count: int, columns: dict[str, Any]
+) -> Rewards:
+    rates = signal.placed(groups, answer, count)
     ranks: list[int | None] = [None] * count
     triples = 0
     for places, row in zip(groups, answer.tournaments, strict=True):
@@ -285,16 +301,24 @@ def _items(prompts: Sequence[Any], completions: Sequence[Any]) -> list[tuple[Any
 
 
 def _groups(
-    settings: _Settings, prompts: Sequence[Any], completions: Sequence[Any]
-) -> tuple[list[list[int]], list[tuple[Any, list[Any]]]]:
+    settings: _Settings, prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, Any]
+) -> tuple[list[list[int]], list[dict[str, Any]]]:
     """Return the places and the requests of the groups that have someone to compare with."""
     groups = _equal_prompts(prompts) if settings.num_generations is None else _successive(settings, prompts)
-    alone = sum(len(places) == 1 for places in groups)
-    if alone:
-        logger.warning("%d completions are alone in their group and have no win rate", alone)
-    groups = [places for places in groups if len(places) > 1]
+    if settings.signal.needs_rivals:
+        alone = sum(len(places) == 1 for places in groups)
+        if alone:
+            logger.warning("%d completions are alone in their group and have no %s", alone, settings.signal.name)
+        groups = [places for places in groups if len(places) > 1]
     items = _items(prompts, completions)
-    return groups, [(items[places[0]][0], [items[place][1] for place in places]) for places in groups]
+    asked: list[dict[str, Any]] = [
+        {"prompt": items[places[0]][0], "responses": [items[place][1] for place in places]} for places in groups
+    ]
+    if settings.signal.name == "anchor":
+        against = columns[str(settings.references)]
+        for places, group in zip(groups, asked, strict=True):
+            group["references"] = [host_turns(one, role="assistant") for one in against[places[0]]]
+    return groups, asked
 
 
 def _equal_prompts(prompts: Sequence[Any]) -> list[list[int]]:
