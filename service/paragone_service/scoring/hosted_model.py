@@ -107,9 +107,12 @@ class HostedModel:
         self._ids_of_tenants: dict[str | None, Ids] = {}
         self.admission = Admission(name, resources.metrics, max_wait_s=resources.max_wait_s, clock=resources.clock)
         self._device = resources.device
-        self._reading = ReadingThread(name, model, limit_s=resources.reading_limit_s, clock=self._clock)
         failure = f"model {name} gave NaN or infinity for a response; nothing was cached"
-        self.scheduler = open_queue(name, resources, model.represent, self._codec, failure=failure)
+        self.scheduler = queue = open_queue(name, resources, model.represent, self._codec, failure=failure)
+        self._reading = ReadingThread(
+            name, model, limit_s=resources.reading_limit_s, stocked=lambda: queue.stocked, clock=self._clock
+        )
+        queue.when_not_stocked = self._reading.go_on
         self._gate = None if model.spec.gate == "none" else Gate(name, model, resources, self._reading)
         self._canary = _Canary(self.scheduler, _canary_item(model))
         self._suspended: asyncio.Future[str] | None = None
@@ -118,7 +121,6 @@ class HostedModel:
             model.comparator.logit(*np.zeros((2, model.comparator.dimension)))
         except PreferencesUnavailableError as error:
             self._no_preferences = f"model {name}: {error}"
-        queue = self.scheduler
         self._metrics.watch_queue(
             name,
             lambda: queue.queue_items,

@@ -41,7 +41,7 @@ async def read_jobs(
         ServiceError: ``text_unavailable``, if the model has no tokenizer.
     """
     jobs: list[Job | TextError] = []
-    async for chunk in reading.chunks(conversations, call):
+    async for chunk in reading.chunks(conversations, call, for_queue=True):
         jobs += [
             one if isinstance(one, TextError) else _job(key, one)
             for key, one in zip(keys[len(jobs) :], chunk, strict=False)

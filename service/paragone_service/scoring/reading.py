@@ -4,6 +4,10 @@ Reading goes in turns. A turn reads a chunk of one request's texts, or the first
 client whose texts have had the thread for the least time is next. So a text that takes long holds up its own request,
 and every other one for a turn. A request that ends before its answer, by its deadline or because its client has left,
 ends its turn too.
+
+Where the device is the slower one, texts wait here and not as tokens: reading ahead of it would take the processor from
+it, and be in vain for whoever does not wait for so long. What takes many turns is read ahead all the same, since the
+device would run dry while it is read; and so is a small question, which goes ahead of what the device has.
 """
 
 import asyncio
@@ -14,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 from paragone.codes import ErrorCode
 from paragone_models.errors import TextError
@@ -42,6 +47,9 @@ class ReadingThread:
     """Read conversations for one hosted model, one chunk at a time, off the event loop.
 
     A tokenizer keeps how special tokens are split as state of its own, so there is one thread and no more.
+
+    Args:
+        stocked: whether the queue of the device has enough to do; ``go_on`` must be called when it has not any more.
     """
 
     def __init__(
@@ -50,11 +58,13 @@ class ReadingThread:
         model: PreferenceModel,
         *,
         limit_s: float = math.inf,
+        stocked: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.post = Post(limit_s)
         self._name = name
         self._reader = model.reader
+        self._stocked = stocked
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"read-{name}")
         self._line = _Line()
@@ -79,8 +89,13 @@ class ReadingThread:
         """
         return [reading async for chunk in self.chunks(conversations, call) for reading in chunk]
 
-    async def chunks(self, conversations: Sequence[Readable], call: Call) -> AsyncIterator[list[Reading | TextError]]:
+    async def chunks(
+        self, conversations: Sequence[Readable], call: Call, *, for_queue: bool = False
+    ) -> AsyncIterator[list[Reading | TextError]]:
         """Yield the same piece by piece, so that the readings of a large request are never all there at once.
+
+        Args:
+            for_queue: whether it may wait while the queue has enough to do.
 
         Raises:
             ServiceError: ``text_unavailable``, if the model has no tokenizer.
@@ -91,14 +106,20 @@ class ReadingThread:
                 f"model {self._name} was loaded from a folder without a tokenizer and reads no text: add its "
                 "tokenizer files to the folder",
             )
-        started = self._clock()
         counts = [whole for _, whole in sizes(conversations)]
         left, client = sum(counts), call.client
         self._unread[client] = self._unread.get(client, 0) + left
         try:
-            for first, stop in _chunked(counts):
+            chunks = list(_chunked(counts))
+            waits = for_queue and not call.rested and len(chunks) == 1
+            for first, stop in chunks:
                 while first < stop:  # others' turns come in between
+                    came = self._clock()
+                    await self._wait_for_turn(call, waits)
+                    started = self._clock()
                     readings = await self._turn(conversations[first:stop], counts[first:stop], call)
+                    call.timings.queue_s += started - came
+                    call.timings.tokenize_s += self._clock() - started
                     read = sum(counts[first : first + len(readings)])
                     left -= read
                     self._count(client, read)
@@ -106,7 +127,6 @@ class ReadingThread:
                     yield readings
         finally:
             self._count(client, left)
-        call.timings.tokenize_s += self._clock() - started  # waiting for the thread included
 
     def _count(self, client: Hashable, read: int) -> None:
         left = self._unread.get(client, 0) - read
@@ -116,8 +136,7 @@ class ReadingThread:
             self._unread.pop(client, None)
 
     async def _turn(self, chunk: Sequence[Readable], counts: Sequence[int], call: Call) -> list[Reading | TextError]:
-        """Read a chunk, or the first of it, once it is the client's turn."""
-        await self._wait_for_turn(call)
+        """Read a chunk, or the first of it, and pass the turn on."""
         assert self._reader is not None
         turn, started, loop = Turn(_TURN_S), self._clock(), asyncio.get_running_loop()
         read = functools.partial(self._reader.read, chunk, truncation=call.truncation, turn=turn)
@@ -137,11 +156,16 @@ class ReadingThread:
             turn.end()
             raise
 
-    async def _wait_for_turn(self, call: Call) -> None:
+    def go_on(self) -> None:
+        """Give the turn to whoever waited for the queue to have less to do."""
         if not self._held:
+            self._give_turn()
+
+    async def _wait_for_turn(self, call: Call, waits: bool) -> None:
+        if not self._held and not (waits and self._stocked()):
             self._held = True
             return
-        turn = self._line.join(call.client, rested=call.rested)
+        turn = self._line.join(call.client, rested=call.rested, waits=waits)
         try:
             await turn
         except asyncio.CancelledError:
@@ -156,7 +180,10 @@ class ReadingThread:
             fade = math.exp(-seconds / _MEMORY_S)
             self._finished, self._seconds = self._finished * fade + characters, self._seconds * fade + seconds
         self._line.charge(client, seconds)
-        following = self._line.next()
+        self._give_turn()
+
+    def _give_turn(self) -> None:
+        following = self._line.next(stocked=self._stocked())
         self._held = following is not None
         if following is not None:
             following.set_result(None)
@@ -170,47 +197,62 @@ class ReadingThread:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
+class _Place(NamedTuple):
+    """Somebody's place in the line.
+
+    Attributes:
+        waits: whether the turn is not given while the queue is stocked.
+    """
+
+    turn: asyncio.Future[None]
+    waits: bool
+
+
 class _Line:
     """Clients that wait for a turn: the one that has had the thread for the least time is next.
 
     A client that comes, or comes back, starts where the turn is now: nobody saves up while away. Small requests of
-    clients that have rested have every other turn.
+    clients that have rested have every other turn. Some turns are not given while the queue is stocked.
     """
 
     def __init__(self) -> None:
         self._rested: deque[asyncio.Future[None]] = deque()
         self._rested_was_last = False
-        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
+        self._waiting: dict[Hashable, deque[_Place]] = {}
         self._had_s: dict[Hashable, float] = {}
         self._level_s = 0.0
 
-    def join(self, client: Hashable, *, rested: bool = False) -> asyncio.Future[None]:
-        """Return what is done once it is the client's turn; whoever cancels it has left the line."""
+    def join(self, client: Hashable, *, rested: bool, waits: bool) -> asyncio.Future[None]:
+        """Return what is done once it is the client's turn; whoever cancels it has left the line.
+
+        Args:
+            waits: whether it is not given while the queue is stocked.
+        """
         turn = asyncio.get_running_loop().create_future()
         if rested:
             self._rested.append(turn)
             return turn
-        self._waiting.setdefault(client, deque()).append(turn)
+        self._waiting.setdefault(client, deque()).append(_Place(turn, waits))
         return turn
 
-    def next(self) -> asyncio.Future[None] | None:
-        """Return the turn that is next, and take it out of the line; None if nobody waits."""
-        while self._waiting or self._rested:
-            self._rested_was_last = bool(self._rested) and not (self._rested_was_last and self._waiting)
+    def next(self, *, stocked: bool) -> asyncio.Future[None] | None:
+        """Return the turn that is next, and take it out of the line; None if nobody waits who may have it now."""
+        while True:
+            clients = [client for client, places in self._waiting.items() if not (stocked and places[0].waits)]
+            self._rested_was_last = bool(self._rested) and not (self._rested_was_last and clients)
             if self._rested_was_last:
                 turn = self._rested.popleft()
-                if not turn.done():
-                    return turn
-                continue
-            client = min(self._waiting, key=self._start_s)
-            self._level_s = self._start_s(client)
-            turns = self._waiting.pop(client)
-            turn = turns.popleft()
-            if turns:
-                self._waiting[client] = turns  # behind those who have had as little
+            elif clients:
+                client = min(clients, key=self._start_s)
+                self._level_s = self._start_s(client)
+                places = self._waiting.pop(client)
+                turn = places.popleft().turn
+                if places:
+                    self._waiting[client] = places  # behind those who have had as little
+            else:
+                return None
             if not turn.done():
                 return turn
-        return None
 
     def charge(self, client: Hashable, seconds: float) -> None:
         """Count the time of a client's turn."""

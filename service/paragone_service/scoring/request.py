@@ -113,8 +113,8 @@ class Timings:
 
     Attributes:
         tokenize_s: rendering and tokenizing what no cache knew.
-        queue_s: waiting for the device, from the queueing of the first response to the end of the last, without
-            ``inference_s``.
+        queue_s: waiting for the thread that reads, and for the device: there from the queueing of the first response to
+            the end of the last, without ``inference_s``.
         inference_s: the batches that responses of this request were in.
     """
 

@@ -5,7 +5,8 @@ A request that fits into one batch goes before the larger ones, but never all th
 out for each client, and fair in tokens among clients. A small question of a client that has rested goes before all
 others, every other time, in a batch of its own; and while such questions come, no batch takes much longer than the
 smallest one does, so that they wait for about that long. Responses to one prompt stay together, and a batch is
-sorted by length. The queue is bounded in tokens. Each response has one ticket, however many requests wait for it
+sorted by length. The queue is bounded in tokens; with a few batches in it, it is ``stocked``, and texts need not be
+read yet. Each response has one ticket, however many requests wait for it
 (single flight); a ticket leaves the queue with the last client that waits for it.
 """
 
@@ -62,6 +63,9 @@ _SURELY = 0.5
 _PATIENCE_S, _PATIENCE = 4.0, 5
 """How long a forward may take at least, and how many times as long as its size suggests, until it is overdue."""
 
+_STOCK = 2
+"""Batches that wait and are no bulk, with which the device has enough to do until more is read."""
+
 _TURNS = 4
 """Turns of clients with large requests in one batch: a client keeps its turn for that part of the budget."""
 
@@ -99,6 +103,7 @@ class Ticket:
         batch: the batch that it ran in; set before ``outcome``.
         deadlines: of the requests that wait for it; None among them for one that has none.
         trace: of the request that queued it.
+        stock: tokens that a batch grows by for it, where it is no bulk; else 0.
         prompt: hash of the prompt's tokens. Two prompts with the same one would only misjudge the size of a batch.
     """
 
@@ -112,6 +117,7 @@ class Ticket:
     waiters: int = 1
     batch: _BatchRun | None = None
     trace: Trace | None = None
+    stock: int = 0
     tokens: int = field(init=False)
     prompt: int = field(init=False)
 
@@ -198,6 +204,7 @@ class Scheduler:
 
     Attributes:
         max_batch_tokens: the budget now; smaller than it was once the device had not enough memory.
+        when_not_stocked: called each time ``stocked`` ends.
     """
 
     def __init__(
@@ -220,6 +227,8 @@ class Scheduler:
         self.last_success = -math.inf
         self.last_failure = -math.inf
         self.last_batch_s = 0.0
+        self.when_not_stocked: Callable[[], None] = lambda: None
+        self._stock = 0
         self._represent = represent
         self._settle = settle
         self._turn = turn
@@ -247,6 +256,11 @@ class Scheduler:
     def died(self) -> bool:
         """Whether its worker has ended, though nobody closed it. Any thread may ask."""
         return self._worker is not None and self._worker.done()
+
+    @property
+    def stocked(self) -> bool:
+        """Whether what waits and is no bulk makes a few batches."""
+        return self._stock >= _STOCK * self.max_batch_tokens
 
     def start(self) -> None:
         """Start the worker; needs a running event loop."""
@@ -329,10 +343,15 @@ class Scheduler:
                 assert ticket.key not in self._flights
                 self._flights[ticket.key] = ticket
         # What fits into one batch is somebody who waits for an answer; what does not is a job in bulk.
-        cost = self._costs(tickets)
+        costs = self._costs(tickets)
+        cost = sum(costs)
         lane = self._interactive if cost <= self.max_batch_tokens else self._bulk
         if rested and cost * _SMALL <= self.max_batch_tokens:
             lane, self._small_came = self._small, now
+        if lane is not self._bulk:
+            self._stock += cost
+            for ticket, stock in zip(tickets, costs, strict=True):
+                ticket.stock = stock
         lane.extend(client, _by_prompt(tickets))
         self.queue_items += len(tickets)
         self.queue_tokens += tokens
@@ -425,13 +444,14 @@ class Scheduler:
         assert deadline is not None  # none of them is, where all have passed
         ticket.outcome.set_result(deadline.error())
 
-    def _costs(self, tickets: Sequence[Ticket]) -> int:
+    def _costs(self, tickets: Sequence[Ticket]) -> list[int]:
+        """Return how many tokens an empty batch grows by for each of these, one after the other."""
         prompts: set[int] = set()
-        total = 0
+        costs = []
         for ticket in tickets:
-            total += self._cost(ticket, prompts)
+            costs.append(self._cost(ticket, prompts))
             prompts.add(ticket.prompt)
-        return total
+        return costs
 
     def _cost(self, ticket: Ticket, prompts: Set[int]) -> int:
         """Return how many tokens a batch with these prompts grows by."""
@@ -526,6 +546,11 @@ class Scheduler:
     def _unqueue(self, ticket: Ticket) -> None:
         self.queue_items -= 1
         self.queue_tokens -= ticket.tokens
+        if ticket.stock:
+            was_stocked = self.stocked
+            self._stock -= ticket.stock
+            if was_stocked and not self.stocked:
+                self.when_not_stocked()
 
     def _forget(self, ticket: Ticket) -> None:
         # The key may fly again by now, in a ticket of somebody who came after this one was abandoned.

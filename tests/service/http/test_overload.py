@@ -210,3 +210,16 @@ async def test_a_small_question_of_a_newcomer_goes_ahead_of_a_crowd_that_always_
         engine.gate.set()
         await asyncio.gather(*asked)
         assert order.index("small") <= running
+
+
+async def test_texts_are_read_as_the_device_comes_to_them_and_not_ahead_of_it(hosted):
+    async with gated(hosted, max_wait_s=10_000) as (client, engine):
+        queue = client.app.state.registry.find("bt").scheduler
+        queue.max_batch_tokens = 300  # two or three of the questions
+        engine.gate.clear()
+        asked = [asyncio.create_task(client.post("/v1/rewards", json=ask(number))) for number in range(20)]
+        await until(lambda: queue.stocked)
+        await asyncio.sleep(0.05)
+        assert sum(engine.calls) + queue.queue_items < 10
+        engine.gate.set()
+        assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}

@@ -8,6 +8,7 @@ import pytest
 
 from paragone_models.text.reader import conversation
 from paragone_service.scoring.reading import ReadingThread
+from paragone_service.scoring.request import Timings
 from tests.service.conftest import until
 
 
@@ -49,7 +50,7 @@ def thread(recorder):
 
 
 def call_of(client=None, *, rested=False):
-    return SimpleNamespace(truncation="prompt", timings=SimpleNamespace(tokenize_s=0.0), client=client, rested=rested)
+    return SimpleNamespace(truncation="prompt", timings=Timings(), client=client, rested=rested)
 
 
 def texts(*responses):
@@ -154,6 +155,53 @@ def test_a_turn_that_comes_as_its_request_ends_is_passed_on(thread, recorder):
         assert recorder.chunks == [["last"]]
 
     asyncio.run(ask())
+
+
+def test_while_the_queue_has_enough_to_do_only_bulk_and_small_questions_and_what_is_not_for_it_are_read(recorder):
+    queue = SimpleNamespace(stocked=True)
+    thread = ReadingThread("m", SimpleNamespace(reader=recorder), stocked=lambda: queue.stocked)
+
+    async def for_queue(call, *responses):
+        return [reading async for chunk in thread.chunks(texts(*responses), call, for_queue=True) for reading in chunk]
+
+    async def ask():
+        waiting = {name: asyncio.create_task(for_queue(call_of(name), name)) for name in ("gone", "one", "two")}
+        await asyncio.sleep(0)
+        await for_queue(call_of("bulk"), *300 * ["bulk"])
+        await for_queue(call_of("rested", rested=True), "rested")
+        await thread.read(texts("looked at"), call_of("other"))
+        assert recorder.sizes == [128, 128, 44, 1, 1]
+        waiting["gone"].cancel()
+        await asyncio.sleep(0)
+        thread.go_on()  # for nothing: the queue is as full as before
+        assert not any(task.done() for task in (waiting["one"], waiting["two"]))
+        queue.stocked = False
+        thread.go_on()
+        await waiting["one"]
+        await waiting["two"]
+        await for_queue(call_of("next"), "next")
+
+    asyncio.run(ask())
+    thread.close()
+    assert [chunk[0] for chunk in recorder.chunks[3:]] == ["rested", "looked at", "one", "two", "next"]
+
+
+def test_a_wait_for_a_turn_is_no_reading(recorder):
+    now = [0.0]
+    thread = ReadingThread("m", SimpleNamespace(reader=recorder), stocked=lambda: now[0] < 5, clock=lambda: now[0])
+    call = call_of()
+
+    async def ask():
+        reading = anext(thread.chunks(texts("a"), call, for_queue=True))
+        task = asyncio.ensure_future(reading)
+        await asyncio.sleep(0)
+        now[0] = 5.0
+        thread.go_on()
+        await task
+
+    asyncio.run(ask())
+    thread.close()
+    assert (call.timings.queue_s, call.timings.tokenize_s) == (5.0, 0.0)
 
 
 def test_the_wait_counts_what_is_unread_of_others_up_to_as_much_as_ones_own(thread, recorder):

@@ -99,6 +99,41 @@ async def test_a_batch_keeps_to_its_budget_in_order_of_arrival_and_is_sorted_ins
         assert setup.device.batches[1:] == [[30, 60], [20, 70]]
 
 
+async def test_a_queue_is_stocked_with_two_batches_of_what_is_no_bulk_and_says_when_it_is_not_any_more():
+    async with Setup() as setup:
+        ended = []
+        setup.scheduler.when_not_stocked = lambda: ended.append(setup.scheduler.queue_tokens)
+        setup.device.free.clear()
+        setup.submit(1)
+        await until(lambda: setup.device.batches)
+        setup.submit(90, 90, 90)  # bulk
+        small = [setup.submit(50) for _ in range(4)]
+        assert setup.scheduler.stocked
+        setup.scheduler.leave(small[0])
+        assert not setup.scheduler.stocked
+        setup.submit(50)
+        assert setup.scheduler.stocked
+        assert ended == [420]
+        setup.device.free.set()
+        await until(lambda: not setup.scheduler.queue_items)
+        assert not setup.scheduler.stocked
+        assert len(ended) == 2
+
+
+async def test_siblings_stock_a_queue_with_what_they_cost():
+    async with Setup(shares_prompts=True) as setup:
+        setup.device.free.clear()
+        setup.submit(1)
+        await until(lambda: setup.device.batches)
+        siblings = [Job(None, EncodeItem((9,) * 60, ((0, 1),), 50), 0) for _ in range(4)]
+        setup.scheduler.submit(siblings)  # 50 + 4 * 10
+        assert not setup.scheduler.stocked
+        setup.scheduler.submit(siblings)
+        assert not setup.scheduler.stocked
+        setup.scheduler.submit(siblings)
+        assert setup.scheduler.stocked
+
+
 async def test_the_responses_of_one_request_are_queued_by_length_so_that_batches_are_even():
     async with Setup() as setup:
         tickets = setup.submit(1, 90, 2, 80, 3)
