@@ -87,10 +87,15 @@ class Connection:
             return Answer(0, time.perf_counter() - started)
         return dataclasses.replace(answer, seconds=time.perf_counter() - started)
 
-    async def _ask(self, body: bytes, named: bool) -> Answer:
+    async def open(self) -> None:
+        """Open the connection, unless it is open."""
         if self._writer is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+
+    async def _ask(self, body: bytes, named: bool) -> Answer:
+        await self.open()
         assert self._reader is not None
+        assert self._writer is not None
         deadline = f"x-deadline-s: {DEADLINE_S:g}\r\n" if named else ""
         head = f"POST /v1/rewards HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n{deadline}"
         self._writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
@@ -128,10 +133,12 @@ def bodies(items: int, characters: int) -> Iterator[bytes]:
 async def closed(port: int, asked: Iterator[bytes], connections: int, seconds: float, *, named: bool) -> list[Answer]:
     """Return the answers of so many connections that ask for so long without a pause, but after a refusal."""
     answers: list[Answer] = []
+    opened = [Connection(port) for _ in range(connections)]
+    for connection in opened:  # before the time runs, which is not that of so many connects
+        await connection.open()
     end = time.perf_counter() + seconds
 
-    async def client() -> None:
-        connection = Connection(port)
+    async def client(connection: Connection) -> None:
         while time.perf_counter() < end:
             answer = await connection.ask(next(asked), named=named)
             if time.perf_counter() < end:
@@ -140,7 +147,7 @@ async def closed(port: int, asked: Iterator[bytes], connections: int, seconds: f
                 await asyncio.sleep(min(answer.retry_after_s, max(0.0, end - time.perf_counter())))
         connection.close()
 
-    await asyncio.gather(*(client() for _ in range(connections)))
+    await asyncio.gather(*map(client, opened))
     return answers
 
 

@@ -1,5 +1,6 @@
 """``paragone serve``: what it refuses before it starts, with which message and exit code."""
 
+import gc
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paragone.cli import main
+from paragone_service.serve import forget_the_start
 
 
 @pytest.fixture(autouse=True)
@@ -126,3 +128,18 @@ def test_help_lists_every_flag(capsys):
     shown = capsys.readouterr().out
     for flag in ("--host", "--port", "--model", "--config", "--redis-url", "--api-key", "--api-key-file", "--device"):
         assert flag in shown
+
+
+def test_the_garbage_collector_passes_over_what_is_there_at_the_start():
+    class Here:
+        pass
+
+    here = Here()
+    assert any(one is here for one in gc.get_objects())
+    try:
+        forget_the_start()
+        assert gc.isenabled()
+        assert not any(one is here for one in gc.get_objects())
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
