@@ -133,21 +133,23 @@ def bodies(items: int, characters: int) -> Iterator[bytes]:
 async def closed(port: int, asked: Iterator[bytes], connections: int, seconds: float, *, named: bool) -> list[Answer]:
     """Return the answers of so many connections that ask for so long without a pause, but after a refusal."""
     answers: list[Answer] = []
-    opened = [Connection(port) for _ in range(connections)]
-    for connection in opened:  # before the time runs, which is not that of so many connects
+    # Connections and first bodies are made before the time runs: it is not that of this process.
+    opened = [(Connection(port), next(asked)) for _ in range(connections)]
+    for connection, _ in opened:
         await connection.open()
     end = time.perf_counter() + seconds
 
-    async def client(connection: Connection) -> None:
+    async def client(connection: Connection, body: bytes) -> None:
         while time.perf_counter() < end:
-            answer = await connection.ask(next(asked), named=named)
+            answer = await connection.ask(body, named=named)
+            body = next(asked)
             if time.perf_counter() < end:
                 answers.append(answer)
             if answer.retry_after_s:
                 await asyncio.sleep(min(answer.retry_after_s, max(0.0, end - time.perf_counter())))
         connection.close()
 
-    await asyncio.gather(*map(client, opened))
+    await asyncio.gather(*itertools.starmap(client, opened))
     return answers
 
 
