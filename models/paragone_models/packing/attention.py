@@ -48,8 +48,9 @@ class KeysValues:
 
     @property
     def bytes(self) -> int:
-        """Size on the device."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+        """Memory on the device that it keeps from being used again: a view keeps all that it is a view of."""
+        storages = [tensor.untyped_storage() for tensor in (*self.keys, *self.values)]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def first(self, length: int) -> "KeysValues":
         """Return the first tokens alone: a view, not a copy."""

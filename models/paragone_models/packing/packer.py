@@ -7,6 +7,9 @@ Shapes: n sequences, R reads each, H hidden size, T rows of a pass, W rows of it
 """
 
 import hashlib
+import math
+import mmap
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +45,10 @@ Forward = Callable[[Run, Tensor, Tensor], Tensor]
 _BLOCK = 32
 # Tokens from which on a stored prefix is worth attending to, or worth storing.
 _MIN_REUSED = 32
+# Prefixes with a mapping each. A process may have 65,530 mappings, and needs some for its libraries and threads.
+_MOST_MAPPED = 1 << 14
+# Bytes to which the tensors in a mapping are aligned, as torch aligns those that it makes.
+_ALIGNED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,53 @@ class Prefix:
     tokens: Tokens
     states: KeysValues
 
+    @property
+    def bytes(self) -> int:
+        """Memory that it keeps from being used again."""
+        return self.tokens.nbytes + self.states.bytes
+
+
+class _MappedPrefix:
+    """A copy of a prefix in a mapping of its own.
+
+    Between the megabytes of the heap that every pass takes and frees, whatever stays for long breaks what is free into
+    pieces that nothing fits into: a store of 100 MB made the heap grow by 220. Even the few bytes that a tensor is do
+    that, so tensors are made anew for each use.
+    """
+
+    __slots__ = ("_memory", "_shapes", "tokens")
+
+    def __init__(self, prefix: Prefix) -> None:
+        tensors = (*prefix.states.keys, *prefix.states.values)
+        self._shapes = [(tensor.dtype, len(tensor), tensor.shape[2], tensor.nbytes) for tensor in tensors]
+        before = sum(_aligned(tensor.nbytes) for tensor in tensors)
+        size = _aligned(before + prefix.tokens.nbytes, mmap.PAGESIZE)
+        self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.tokens: Tokens = np.frombuffer(self._memory, np.int64, len(prefix.tokens), before)
+        self.tokens[:] = prefix.tokens
+        for copy, tensor in zip(self._tensors(), tensors, strict=True):
+            copy.copy_(tensor)
+
+    @property
+    def states(self) -> KeysValues:
+        tensors = list(self._tensors())
+        half = len(tensors) // 2
+        return KeysValues(0, tensors[:half], tensors[half:])
+
+    @property
+    def bytes(self) -> int:
+        return len(self._memory)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        memory, start = torch.frombuffer(self._memory, dtype=torch.uint8), 0
+        for dtype, heads, head_size, size in self._shapes:
+            yield memory[start : start + size].view(dtype).view(heads, len(self.tokens), head_size)
+            start += _aligned(size)
+
+
+def _aligned(size: int, to: int = _ALIGNED) -> int:
+    return math.ceil(size / to) * to
+
 
 class PromptStore:
     """Keys and values of prefixes, under a budget of bytes. The least recently used one goes first.
@@ -59,9 +113,10 @@ class PromptStore:
     nobody has to say which sequences belong together.
 
     Args:
-        max_bytes: 0 keeps nothing.
+        max_bytes: of tokens, keys and values; 0 keeps nothing.
 
     Attributes:
+        bytes: what it keeps from being used for anything else.
         hits: how many sequences found a prefix.
         reused_tokens: how many tokens need not be computed for that.
     """
@@ -71,7 +126,7 @@ class PromptStore:
         self.bytes = 0
         self.hits = 0
         self.reused_tokens = 0
-        self._entries: OrderedDict[int, Prefix] = OrderedDict()
+        self._entries: OrderedDict[int, Prefix | _MappedPrefix] = OrderedDict()
         self._by_hash: dict[bytes, list[int]] = {}
         self._next = 0
 
@@ -104,17 +159,17 @@ class PromptStore:
             entry = self._entries[number]
             if len(entry.tokens) == len(tokens) and common_length(entry.tokens, tokens) == len(tokens):
                 self._count_hit(number, len(tokens))
-                return entry
+                return Prefix(entry.tokens, entry.states)
         return None
 
     def put(self, prefix: Prefix) -> None:
         """Keep a prefix. It replaces a shorter one that it begins with; a longer one makes it superfluous.
 
         Args:
-            prefix: its tensors are kept as they are, so they must not be views of larger ones.
+            prefix: from the first position on. On a CPU it is copied; elsewhere its tensors are kept as they are, so
+                they must not be views of larger ones.
         """
-        size = prefix.states.bytes
-        if size > self.max_bytes or not len(prefix.tokens):
+        if not len(prefix.tokens) or prefix.bytes > self.max_bytes:
             return
         number = self._longest(prefix.tokens)
         if number is not None:
@@ -126,13 +181,20 @@ class PromptStore:
                 return
             if common == len(entry.tokens):
                 self._drop(number)
-        self._entries[self._next] = prefix
+        entry = self._own(prefix)
+        self._entries[self._next] = entry
         for block in _hashes(prefix.tokens):
             self._by_hash.setdefault(block, []).append(self._next)
         self._next += 1
-        self.bytes += size
+        self.bytes += entry.bytes
         while self.bytes > self.max_bytes:
             self._drop(next(iter(self._entries)))
+
+    def _own(self, prefix: Prefix) -> Prefix | _MappedPrefix:
+        on_cpu = prefix.states.keys[0].device.type == "cpu"
+        if on_cpu and sys.platform == "linux" and len(self) < _MOST_MAPPED:
+            return _MappedPrefix(prefix)
+        return Prefix(prefix.tokens.copy(), prefix.states)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -157,7 +219,7 @@ class PromptStore:
 
     def _drop(self, number: int) -> None:
         entry = self._entries.pop(number)
-        self.bytes -= entry.states.bytes
+        self.bytes -= entry.bytes
         for block in _hashes(entry.tokens):
             numbers = self._by_hash[block]
             numbers.remove(number)
