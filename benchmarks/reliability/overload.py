@@ -13,8 +13,11 @@ and last a small question by itself, and beside 300 connections that ask for one
 
     python benchmarks/reliability/overload.py [--model SOURCE] [--seconds 8] [--rounds 3] [--only open,closed,fair]
 
-Goodput is the rate of answers within the deadline, over the capacity of the same round. No text comes twice: the cache
-answers nothing. A refusal's time by the server's clock counts from the last byte of the head, which is no later than
+Goodput is the rate of answers within the deadline, over the capacity of the same round; answers to what was asked in
+the part's time and that come after it do not count. By processor time it is the same of all answers and of the seconds
+that the server computed for them, which a busy machine changes less. "Others" is how much of the server's core somebody
+else had: with more than a little, only the latter says something of the server. No text comes twice: the cache answers
+nothing. A refusal's time by the server's clock counts from the last byte of the head, which is no later than
 that of the body. Each line of a round is printed, and the medians of all rounds at the end.
 Wanted: goodput of at least 0.9, refusals within 20 ms (p99, by the server's clock), a small question at most 5 times
 slower. The last numbers are in docs/reliability.md. Three rounds of 8 s take about 3 minutes.
@@ -60,12 +63,14 @@ class Answer:
         seconds: from the first byte sent to the last one received.
         server_s: what the server says it took.
         retry_after_s: of a refusal.
+        in_time: whether it came before the end of the part that it belongs to.
     """
 
     status: int
     seconds: float
     server_s: float = math.nan
     retry_after_s: float = 0.0
+    in_time: bool = True
 
 
 class Connection:
@@ -143,8 +148,7 @@ async def closed(port: int, asked: Iterator[bytes], connections: int, seconds: f
         while time.perf_counter() < end:
             answer = await connection.ask(body, named=named)
             body = next(asked)
-            if time.perf_counter() < end:
-                answers.append(answer)
+            answers.append(dataclasses.replace(answer, in_time=time.perf_counter() < end))
             if answer.retry_after_s:
                 await asyncio.sleep(min(answer.retry_after_s, max(0.0, end - time.perf_counter())))
         connection.close()
@@ -161,7 +165,7 @@ async def open_loop(port: int, asked: Iterator[bytes], rate: float, seconds: flo
         connection = idle.pop() if idle else Connection(port)
         answer = await connection.ask(body, named=named)
         idle.append(connection)
-        return answer
+        return dataclasses.replace(answer, in_time=time.perf_counter() < started + seconds)
 
     tasks = []
     started = time.perf_counter()
@@ -174,13 +178,15 @@ async def open_loop(port: int, asked: Iterator[bytes], rate: float, seconds: flo
     return list(answers)
 
 
-def figures_of(answers: Sequence[Answer], seconds: float, capacity: float) -> Figures:
+def figures_of(answers: Sequence[Answer], took: Figures, capacity: Figures, seconds: float) -> Figures:
     """Return the figures of a part at five times the capacity."""
     good = [answer.seconds for answer in answers if answer.status == 200]
     refused = [answer for answer in answers if answer.status == 503]
+    in_time = sum(answer.status == 200 and answer.in_time for answer in answers)
     figures = {
         "requests/s": len(answers) / seconds,
-        "goodput": len(good) / seconds / capacity,
+        "goodput": in_time / seconds / capacity["requests/s"],
+        "by processor time": len(good) / took["server s"] / capacity["by processor time"],
         "answer p50 s": percentile(good, 0.5) if good else math.nan,
         "answer p99 s": percentile(good, 0.99) if good else math.nan,
         "late": float(len(answers) - len(good) - len(refused)),
@@ -192,6 +198,43 @@ def figures_of(answers: Sequence[Answer], seconds: float, capacity: float) -> Fi
         figures["refusal seen p99 ms"] = 1e3 * percentile([answer.seconds for answer in refused], 0.99)
         figures["longest Retry-After s"] = max(answer.retry_after_s for answer in refused)
     return figures
+
+
+class Core:
+    """The server's core: how much of it the server has, and how much somebody else.
+
+    Args:
+        number: of the core; None where it has none to itself, and nothing is known.
+    """
+
+    def __init__(self, number: int | None) -> None:
+        self._number = number
+        children = Path("/proc/self/task").glob("*/children") if number is not None else ()
+        self._server = [int(pid) for file in children for pid in file.read_text().split()]
+        self._before = self._now()
+
+    def _now(self) -> tuple[float, float, float]:
+        """Return the time, the server's processor time and the core's idle time, in seconds."""
+        if self._number is None:
+            return (math.nan,) * 3
+        ticks = os.sysconf("SC_CLK_TCK")
+        pids = list(self._server)
+        for pid in pids:  # and processes of it
+            pids += [
+                int(child)
+                for file in Path(f"/proc/{pid}/task").glob("*/children")
+                for child in file.read_text().split()
+            ]
+        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+        cores = (line.split() for line in Path("/proc/stat").read_text().splitlines())
+        idle = next(sum(map(int, line[4:6])) for line in cores if line[0] == f"cpu{self._number}")
+        return time.perf_counter(), sum(int(stat[11]) + int(stat[12]) for stat in stats) / ticks, idle / ticks
+
+    def since(self) -> Figures:
+        """Return what happened since this was asked last."""
+        before, self._before = self._before, self._now()
+        seconds, server_s, idle_s = (after - earlier for after, earlier in zip(self._before, before, strict=True))
+        return {"server s": server_s, "others": max(0.0, 1 - (server_s + idle_s) / seconds)}
 
 
 async def fairness(port: int, arguments: argparse.Namespace) -> Figures:
@@ -215,30 +258,33 @@ async def fairness(port: int, arguments: argparse.Namespace) -> Figures:
         beside += await questions(1)
     answers = await crowd
     connection.close()
-    served = [answer.seconds for answer in answers if answer.status == 200]
+    served = [answer.seconds for answer in answers if answer.status == 200 and answer.in_time]
     return {
         "alone p50 ms": 1e3 * statistics.median(alone),
         "beside p50 ms": 1e3 * statistics.median(beside),
         "beside p90 ms": 1e3 * percentile(beside, 0.9),
         "times as slow": statistics.median(beside) / statistics.median(alone),
         "crowd answers/s": len(served) / arguments.seconds,
-        "crowd refused or late": float(len(answers) - len(served)),
+        "crowd refused or late": float(sum(answer.status != 200 for answer in answers)),
         "crowd p99 s": percentile(served, 0.99) if served else math.nan,
     }
 
 
-async def capacity_of(port: int, asked: Iterator[bytes], seconds: float) -> float:
+async def capacity_of(port: int, asked: Iterator[bytes], core: "Core", seconds: float) -> Figures:
     """Return how many requests a second the server answers if no more than it can do is asked of it."""
+    core.since()
     answers = await closed(port, asked, CONNECTIONS, seconds, named=False)
-    served = sum(answer.status == 200 for answer in answers)
+    took = core.since()
+    served = [answer for answer in answers if answer.status == 200]
     if not served:
         raise RuntimeError(f"the server answers nothing; statuses: {sorted({answer.status for answer in answers})}")
-    return served / seconds
+    rate = sum(answer.in_time for answer in served) / seconds
+    return {"requests/s": rate, "items/s": rate * ITEMS, "by processor time": len(served) / took["server s"], **took}
 
 
-async def measure(port: int, arguments: argparse.Namespace) -> None:
+async def measure(port: int, core: Core, arguments: argparse.Namespace) -> None:
     asked = bodies(ITEMS, arguments.characters)
-    await capacity_of(port, asked, WARM_S)
+    await capacity_of(port, asked, core, WARM_S)
     rounds: dict[str, list[Figures]] = {}
 
     def keep(part: str, figures: Figures) -> None:
@@ -247,26 +293,29 @@ async def measure(port: int, arguments: argparse.Namespace) -> None:
 
     for _ in range(arguments.rounds):
         if {"open", "closed"} & arguments.only:
-            capacity = await capacity_of(port, asked, arguments.seconds)
-            keep("capacity", {"requests/s": capacity, "items/s": capacity * ITEMS})
-            rate, crowd = OVERLOAD * capacity, min(math.ceil(OVERLOAD * DEADLINE_S * capacity), arguments.most)
+            capacity = await capacity_of(port, asked, core, arguments.seconds)
+            keep("capacity", capacity)
+            rate = OVERLOAD * capacity["requests/s"]
+            crowd = min(math.ceil(rate * DEADLINE_S), arguments.most)
             loops: dict[str, Callable[..., Awaitable[list[Answer]]]] = {
                 "open": functools.partial(open_loop, port, asked, rate, arguments.seconds),
                 "closed": functools.partial(closed, port, asked, crowd, arguments.seconds),
             }
             for name, named in itertools.product(sorted(arguments.only & loops.keys(), reverse=True), (True, False)):
+                core.since()
                 answers = await loops[name](named=named)
-                label = f"{name} loop, deadline {'named' if named else 'not named'}"
-                keep(label, figures_of(answers, arguments.seconds, capacity))
+                took = core.since()
+                figures = figures_of(answers, took, capacity, arguments.seconds)
+                keep(f"{name} loop, deadline {'named' if named else 'not named'}", {**figures, **took})
                 await asyncio.sleep(DEADLINE_S)  # nothing of this part is left for the next one
         if "fair" in arguments.only:
             keep("fair", await fairness(port, arguments))
             await asyncio.sleep(1.0)
     print(f"\nmedians of {arguments.rounds} rounds")
-    for part, figures in rounds.items():
-        names = list(dict.fromkeys(name for one in figures for name in one))
+    for part, measured in rounds.items():
+        names = list(dict.fromkeys(name for one in measured for name in one))
         print(
-            f"{part}: {_line({name: statistics.median(one.get(name, math.nan) for one in figures) for name in names})}"
+            f"{part}: {_line({name: statistics.median(one.get(name, math.nan) for one in measured) for name in names})}"
         )
 
 
@@ -291,7 +340,7 @@ def main() -> None:
     with contextlib.nullcontext(arguments.port) if arguments.port else server(*flags, cores=alone) as port:
         if alone is not None:
             os.sched_setaffinity(0, set(cores) - alone)
-        asyncio.run(measure(port, arguments))
+        asyncio.run(measure(port, Core(None if arguments.port or alone is None else cores[-1]), arguments))
 
 
 if __name__ == "__main__":
