@@ -109,9 +109,7 @@ class HostedModel:
         self._device = resources.device
         failure = f"model {name} gave NaN or infinity for a response; nothing was cached"
         self.scheduler = queue = open_queue(name, resources, model.represent, self._codec, failure=failure)
-        self._reading = ReadingThread(
-            name, model, limit_s=resources.reading_limit_s, stocked=lambda: queue.stocked, clock=self._clock
-        )
+        self._reading = ReadingThread(name, model, queue.stocked, limit_s=resources.reading_limit_s, clock=self._clock)
         queue.when_not_stocked = self._reading.go_on
         self._gate = None if model.spec.gate == "none" else Gate(name, model, resources, self._reading)
         self._canary = _Canary(self.scheduler, _canary_item(model))

@@ -56,9 +56,9 @@ class ReadingThread:
         self,
         name: str,
         model: PreferenceModel,
+        stocked: Callable[[], bool] = lambda: False,
         *,
         limit_s: float = math.inf,
-        stocked: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.post = Post(limit_s)

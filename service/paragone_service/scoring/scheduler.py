@@ -257,7 +257,6 @@ class Scheduler:
         """Whether its worker has ended, though nobody closed it. Any thread may ask."""
         return self._worker is not None and self._worker.done()
 
-    @property
     def stocked(self) -> bool:
         """Whether what waits and is no bulk makes a few batches."""
         return self._stock >= _STOCK * self.max_batch_tokens
@@ -547,9 +546,9 @@ class Scheduler:
         self.queue_items -= 1
         self.queue_tokens -= ticket.tokens
         if ticket.stock:
-            was_stocked = self.stocked
+            was_stocked = self.stocked()
             self._stock -= ticket.stock
-            if was_stocked and not self.stocked:
+            if was_stocked and not self.stocked():
                 self.when_not_stocked()
 
     def _forget(self, ticket: Ticket) -> None:

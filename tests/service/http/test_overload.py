@@ -218,7 +218,7 @@ async def test_texts_are_read_as_the_device_comes_to_them_and_not_ahead_of_it(ho
         queue.max_batch_tokens = 300  # two or three of the questions
         engine.gate.clear()
         asked = [asyncio.create_task(client.post("/v1/rewards", json=ask(number))) for number in range(20)]
-        await until(lambda: queue.stocked)
+        await until(queue.stocked)
         await asyncio.sleep(0.05)
         assert sum(engine.calls) + queue.queue_items < 10
         engine.gate.set()

@@ -108,15 +108,15 @@ async def test_a_queue_is_stocked_with_two_batches_of_what_is_no_bulk_and_says_w
         await until(lambda: setup.device.batches)
         setup.submit(90, 90, 90)  # bulk
         small = [setup.submit(50) for _ in range(4)]
-        assert setup.scheduler.stocked
+        assert setup.scheduler.stocked()
         setup.scheduler.leave(small[0])
-        assert not setup.scheduler.stocked
+        assert not setup.scheduler.stocked()
         setup.submit(50)
-        assert setup.scheduler.stocked
+        assert setup.scheduler.stocked()
         assert ended == [420]
         setup.device.free.set()
         await until(lambda: not setup.scheduler.queue_items)
-        assert not setup.scheduler.stocked
+        assert not setup.scheduler.stocked()
         assert len(ended) == 2
 
 
@@ -127,11 +127,11 @@ async def test_siblings_stock_a_queue_with_what_they_cost():
         await until(lambda: setup.device.batches)
         siblings = [Job(None, EncodeItem((9,) * 60, ((0, 1),), 50), 0) for _ in range(4)]
         setup.scheduler.submit(siblings)  # 50 + 4 * 10
-        assert not setup.scheduler.stocked
+        assert not setup.scheduler.stocked()
         setup.scheduler.submit(siblings)
-        assert not setup.scheduler.stocked
+        assert not setup.scheduler.stocked()
         setup.scheduler.submit(siblings)
-        assert setup.scheduler.stocked
+        assert setup.scheduler.stocked()
 
 
 async def test_the_responses_of_one_request_are_queued_by_length_so_that_batches_are_even():
