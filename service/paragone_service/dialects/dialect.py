@@ -20,6 +20,7 @@ from paragone_service.dialects.settings import DialectSettings
 from paragone_service.dialects.texts import Question
 from paragone_service.http.bodies import read_bytes, read_values
 from paragone_service.http.errors import HTTP_STATUS, SCOPE_SHAPE, ErrorShape, ErrorShapes, ServiceError
+from paragone_service.http.overload import Foreign
 from paragone_service.registry import Registry
 
 __all__ = ["Dialect", "Endpoint", "api_error", "dialect_routes", "error_shapes", "own_error", "scoring_paths"]
@@ -54,12 +55,15 @@ class Dialect:
         name: what ``--dialects`` calls it.
         client: whose it is, for messages.
         error: status and body of an error, as its clients read it.
+        patience_s: for how long its clients wait for an answer. Those of trainers send all they have at once and give
+            up after a few tries: to let them wait serves them better than to send them away.
     """
 
     name: str
     client: str
     endpoints: tuple[Endpoint, ...]
     error: ErrorShape
+    patience_s: float = 60.0
 
 
 def own_error(error: ServiceError) -> tuple[int, Any]:
@@ -113,14 +117,20 @@ def error_shapes(dialects: Sequence[Dialect], on: Sequence[str]) -> ErrorShapes:
     return ErrorShapes(shapes)
 
 
-def scoring_paths(dialects: Sequence[Dialect], on: Sequence[str]) -> frozenset[str]:
+def scoring_paths(dialects: Sequence[Dialect], on: Sequence[str]) -> dict[str, Foreign]:
     """Return the paths of dialects that are on at which work for a device is asked for."""
-    return frozenset(
-        endpoint.path
-        for dialect in dialects
-        for endpoint in dialect.endpoints
-        if dialect.name in on and endpoint.scores and endpoint.method == "POST" and "{" not in endpoint.path
-    )
+    found = {}
+    for (method, path), candidates in _by_path([dialect for dialect in dialects if dialect.name in on]).items():
+        foreign = _foreign(candidates)
+        if foreign is not None and method == "POST" and "{" not in path:
+            found[path] = foreign
+    return found
+
+
+def _foreign(candidates: Sequence[_Candidate]) -> Foreign | None:
+    # Before the body is read nobody knows which one it is: the most patient counts.
+    patience = [dialect.patience_s for dialect, endpoint in candidates if endpoint.scores]
+    return Foreign(max(patience)) if patience else None
 
 
 def _answering(
@@ -139,7 +149,7 @@ def _answering(
             spoken[-1],
         )
         request.scope[SCOPE_SHAPE] = dialect.error
-        question = Question(request, body, registry, settings)
+        question = Question(request, body, registry, settings, dialect.patience_s)
         answered = await endpoint.answer(question)
         if isinstance(answered, Response):
             return answered
@@ -152,7 +162,7 @@ async def _body(request: Request, spoken: Sequence[_Candidate]) -> Any:
     reads = {endpoint.reads for _, endpoint in spoken}
     if reads == {"nothing"}:
         return None
-    foreign = any(endpoint.scores for _, endpoint in spoken)
+    foreign = _foreign(spoken)
     if "bytes" in reads:
         return await read_bytes(request, foreign=foreign)
     values = await read_values(request, foreign=foreign)

@@ -70,4 +70,4 @@ def _retemplated(index: int, query: str, prompt: object) -> RequestItem:
     return chat_item(index, turns, place)
 
 
-OPENRLHF = Dialect("openrlhf", "OpenRLHF", (Endpoint("/get_reward", _get_reward),), own_error)
+OPENRLHF = Dialect("openrlhf", "OpenRLHF", (Endpoint("/get_reward", _get_reward),), own_error, patience_s=150.0)

@@ -36,4 +36,5 @@ SGLANG = Dialect(
         Endpoint("/health", health, "GET", reads="nothing", scores=False),
     ),
     api_error,
+    patience_s=300.0,
 )

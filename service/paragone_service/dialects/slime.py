@@ -27,4 +27,4 @@ async def _rm(question: Question) -> float:
     return scalars.raw[0]
 
 
-SLIME = Dialect("slime", "slime", (Endpoint("/rm", _rm),), own_error)
+SLIME = Dialect("slime", "slime", (Endpoint("/rm", _rm),), own_error, patience_s=100.0)

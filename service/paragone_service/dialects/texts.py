@@ -27,7 +27,7 @@ from paragone_service.http.middleware import SCOPE_ASKED
 from paragone_service.http.routes.scoring import call_of
 from paragone_service.registry import Registry
 from paragone_service.scoring.hosted_model import HostedModel
-from paragone_service.scoring.request import Problems, Represented, RequestItem
+from paragone_service.scoring.request import Call, Problems, Represented, RequestItem
 
 __all__ = [
     "Question",
@@ -81,15 +81,19 @@ class Question:
         body: its JSON object, or its bytes.
         path: the parts of its address that the route names.
         settings: of the dialects.
+        patience_s: for how long its client waits.
         headers: those of the answer; filled in on the way.
     """
 
-    def __init__(self, request: Request, body: Any, registry: Registry, settings: DialectSettings) -> None:
+    def __init__(
+        self, request: Request, body: Any, registry: Registry, settings: DialectSettings, patience_s: float
+    ) -> None:
         self.request = request
         self.body = body
         self.path: Mapping[str, str] = request.path_params
         self.registry = registry
         self.settings = settings
+        self.patience_s = patience_s
         self.headers: dict[str, str] = {}
 
     def model(self, name: object = None) -> HostedModel:
@@ -132,7 +136,7 @@ class Question:
         rates = ratings and bool(comparator.attributes)
         groups = None if has_scalar or rates else self._groups(model, items)
         problems = Problems(where, report=False)
-        call = call_of(self.request, truncation or self.settings.truncation, problems)
+        call = self.call(problems, truncation)
         try:
             represented = await model.represent(items, call)
         except ServiceError as error:
@@ -154,6 +158,11 @@ class Question:
             values = np.full(len(attributes), np.nan)
         tokens = 0 if represented.tokens is None else int(represented.tokens.sum())
         return Scalars(values, tokens, attributes, represented.dropped > 0)
+
+    def call(self, problems: Problems, truncation: Truncation | None = None) -> Call:
+        """Return how the request wants to be answered; ``truncation`` None is that of the settings."""
+        truncation = truncation or self.settings.truncation
+        return call_of(self.request, truncation, problems, deadline_s=self.patience_s)
 
     @staticmethod
     def check_number(count: int, where: str) -> None:

@@ -28,7 +28,6 @@ from paragone_service.dialects.texts import (
 )
 from paragone_service.http.errors import ServiceError
 from paragone_service.http.routes.operation import check_ready
-from paragone_service.http.routes.scoring import call_of
 from paragone_service.scoring.request import Problems, RequestItem, as_conversations
 
 __all__ = ["VLLM", "answer_head", "classify", "embeddings", "health", "input_items", "ranked", "usage_of"]
@@ -220,7 +219,7 @@ async def _tokenize(question: Question) -> dict[str, Any]:
         item = chat_item(0, body["messages"], tools=body.get("tools"))
     else:
         item = rendered_item(0, checked_text(body.get("prompt"), "prompt"), "prompt", tokens_only=True)
-    call = call_of(question.request, question.settings.truncation, Problems("prompt", report=False))
+    call = question.call(Problems("prompt", report=False))
     (reading,) = await model.read(as_conversations([(item, item.responses[0])]), call)
     if isinstance(reading, TextError):
         raise ServiceError(ErrorCode(reading.code), str(reading))
@@ -263,4 +262,5 @@ VLLM = Dialect(
         Endpoint("/version", _version, "GET", reads="nothing", scores=False),
     ),
     api_error,
+    patience_s=300.0,
 )

@@ -18,7 +18,7 @@ from paragone.wire import CohortRequest, Group
 from paragone_service.http.counting import check_counts, check_values
 from paragone_service.http.errors import ServiceError, from_validation
 from paragone_service.http.middleware import SCOPE_ASKED
-from paragone_service.http.overload import unparsed_refusal
+from paragone_service.http.overload import Foreign, unparsed_refusal
 from paragone_service.registry import Registry
 from paragone_service.scoring.request import Problems
 
@@ -84,11 +84,11 @@ def _member(values: Any, request: Request) -> CohortRequest:
         raise from_validation(error) from None
 
 
-async def read_bytes(request: Request, *, foreign: bool = False) -> bytes:
+async def read_bytes(request: Request, *, foreign: Foreign | None = None) -> bytes:
     """Read the body of a request.
 
     Args:
-        foreign: whether it is a dialect's, which may name a model as it likes.
+        foreign: of a dialect's request.
 
     Raises:
         ServiceError: ``overloaded``, if the request would wait for too long.
@@ -101,7 +101,7 @@ async def read_bytes(request: Request, *, foreign: bool = False) -> bytes:
     return body
 
 
-async def read_values(request: Request, *, foreign: bool = False) -> Any:
+async def read_values(request: Request, *, foreign: Foreign | None = None) -> Any:
     """Return the JSON of a request's body, not validated.
 
     Args:

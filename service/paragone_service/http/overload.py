@@ -5,8 +5,10 @@ they are not plainly there the body is parsed like any other: what is refused he
 """
 
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -18,7 +20,15 @@ from paragone_service.metrics import Metrics
 from paragone_service.registry import Registry
 from paragone_service.scoring.request import Reservation
 
-__all__ = ["SCOPE_RESERVATION", "SCORING_PATHS", "QuickRefusals", "Reserving", "client_of", "unparsed_refusal"]
+__all__ = [
+    "SCOPE_RESERVATION",
+    "SCORING_PATHS",
+    "Foreign",
+    "QuickRefusals",
+    "Reserving",
+    "client_of",
+    "unparsed_refusal",
+]
 
 SCORING_PATHS = frozenset({"/v1/preferences", "/v1/rewards", "/v1/tournaments"})
 """Where work for a device is asked for."""
@@ -42,14 +52,14 @@ def client_of(scope: Scope) -> Hashable:
 
 
 def unparsed_refusal(
-    scope: Scope, body: bytes | bytearray, registry: Registry, *, foreign: bool = False
+    scope: Scope, body: bytes | bytearray, registry: Registry, *, foreign: "Foreign | None" = None
 ) -> ServiceError | None:
     """Return what a request is refused with whose body is complete and not parsed, or None if it must be parsed.
 
     It is judged once, and where its model is known its work is reserved from then on.
 
     Args:
-        foreign: whether it is a dialect's, which names models as it likes.
+        foreign: of a dialect's request.
     """
     if not (foreign or scope["path"] in SCORING_PATHS) or SCOPE_RESERVATION in scope:
         return None
@@ -65,7 +75,8 @@ def unparsed_refusal(
         if len(times) != 1 or body.count(b'"deadline_s"') != 1 or times[0].count(b".") > 1:
             return None
         seconds.append(float(times[0]))
-    if foreign:
+    if foreign is not None:
+        seconds.append(foreign.patience_s)
         name = registry.foreign_name(name)
         if name is None:
             return None
@@ -75,6 +86,16 @@ def unparsed_refusal(
     if judged is not None:
         scope[SCOPE_RESERVATION] = judged
     return None
+
+
+class Foreign(NamedTuple):
+    """How a dialect's requests differ: they name models as they like.
+
+    Attributes:
+        patience_s: the seconds for which its clients wait for an answer, which they cannot say themselves.
+    """
+
+    patience_s: float
 
 
 class Reserving:
@@ -111,7 +132,7 @@ class QuickRefusals:
 
     Args:
         shapes: in whose shape each path is refused.
-        foreign: the paths of dialects that ask for work of a device.
+        foreign: of dialects, by the paths that ask for work of a device.
     """
 
     def __init__(
@@ -123,7 +144,7 @@ class QuickRefusals:
         guards: Callable[[ASGIApp], tuple[HostGuard, Authorization]],
         clock: Callable[[], float],
         shapes: ErrorShapes,
-        foreign: frozenset[str] = frozenset(),
+        foreign: Mapping[str, Foreign] = MappingProxyType({}),
     ) -> None:
         self._registry = registry
         self._shapes = shapes
@@ -144,7 +165,7 @@ class QuickRefusals:
         """
         if scope["method"] != "POST" or self._host_guard.refusal(scope) or self._authorization.refusal(scope):
             return False
-        error = unparsed_refusal(scope, body, self._registry, foreign=scope["path"] in self._foreign)
+        error = unparsed_refusal(scope, body, self._registry, foreign=self._foreign.get(scope["path"]))
         if error is None:
             return False
         scope[_SCOPE_REFUSAL], scope["route"] = error, _Route(scope["path"])
