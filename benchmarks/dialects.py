@@ -1,0 +1,161 @@
+"""How fast is each dialect, beside the native route on the same texts, and do 2,000 single-item requests end well?
+
+One server process with ``builtin:mini-bradley-terry`` and no cache, one client process, HTTP on loopback. Texts are of
+prompt and response, some 60 words together; every turn has new ones.
+
+* in batches: 64 texts a request, 4 requests under way. A rate is divided by that of /v1/rewards in the same turn.
+* one by one: 2,000 requests of one text each, all under way at once; divided by the batches of /v1/rewards.
+
+    python benchmarks/dialects.py [--turns 3] [--batches 8] [--singles 2000]
+
+Takes about two minutes on two cores.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from serving_setup import server, text
+
+SIZE = 64
+UNDER_WAY = 4
+MODEL = "mini-bradley-terry"
+
+Pair = tuple[str, str]
+Body = Callable[[Sequence[Pair]], dict[str, Any]]
+
+
+def rendered(pair: Pair) -> str:
+    """Return a pair in the model's own template, as a policy of its family writes it."""
+    return f"<|user|>{pair[0]}<|end|><|assistant|>{pair[1]}<|end|>"
+
+
+def native(pairs: Sequence[Pair]) -> dict[str, Any]:
+    return {"items": [{"prompt": prompt, "response": response} for prompt, response in pairs]}
+
+
+def openrlhf(pairs: Sequence[Pair]) -> dict[str, Any]:
+    return {"query": list(map(rendered, pairs))}
+
+
+def openrlhf_prompts(pairs: Sequence[Pair]) -> dict[str, Any]:
+    return {**openrlhf(pairs), "prompts": [f"<|user|>{prompt}<|end|><|assistant|>" for prompt, _ in pairs]}
+
+
+def texts_in_input(pairs: Sequence[Pair]) -> dict[str, Any]:
+    return {"model": MODEL, "input": list(map(rendered, pairs)), "use_activation": False}
+
+
+def score(pairs: Sequence[Pair]) -> dict[str, Any]:
+    return {"queries": [prompt for prompt, _ in pairs], "documents": [response for _, response in pairs]}
+
+
+BATCHES: dict[str, tuple[str, Body]] = {
+    "native": ("/v1/rewards", native),
+    "openrlhf, raw": ("/get_reward", openrlhf),
+    "openrlhf, prompts": ("/get_reward", openrlhf_prompts),
+    "vllm /classify": ("/classify", texts_in_input),
+    "vllm /pooling": ("/pooling", texts_in_input),
+    "vllm /v1/embeddings": ("/v1/embeddings", texts_in_input),
+    "vllm /score": ("/score", score),
+    "infinity /classify": ("/classify", lambda pairs: {**texts_in_input(pairs), "raw_scores": True}),
+    "sglang /classify": ("/classify", lambda pairs: {"text": list(map(rendered, pairs))}),
+}
+SINGLES: dict[str, tuple[str, Body]] = {
+    "native": ("/v1/rewards", native),
+    "openrlhf, lists of one": ("/get_reward", openrlhf_prompts),
+    "verl": ("/classify", texts_in_input),
+    "slime": ("/rm", lambda pairs: {"prompt": pairs[0][0], "response": pairs[0][1]}),
+}
+
+
+class Connection:
+    """One connection that is kept: a small client costs the one core that both sides share less than a library."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, path: str, content: bytes) -> int:
+        """Send a body and return the status of its answer."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        writer.write(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
+        answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(answer.partition("content-length: ")[2].split("\r\n")[0])
+        await reader.readexactly(length)
+        return int(answer.split()[1])
+
+    def close(self) -> None:
+        """Close it."""
+        if self._streams is not None:
+            self._streams[1].close()
+
+
+async def rate(port: int, path: str, bodies: Sequence[bytes], texts: int, under_way: int) -> float:
+    """Return texts a second; every answer has to be 200."""
+    waiting = iter(bodies)
+    connections = [Connection(port) for _ in range(under_way)]
+    statuses: list[int] = []
+
+    async def work(connection: Connection) -> None:
+        statuses.extend([await connection.ask(path, content) for content in waiting])
+
+    started = time.perf_counter()
+    await asyncio.gather(*map(work, connections))
+    seconds = time.perf_counter() - started
+    for connection in connections:
+        connection.close()
+    failed = [status for status in statuses if status != 200]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(statuses)} requests to {path} failed: {sorted(set(failed))}")
+    return texts / seconds
+
+
+def pairs_of(generator: random.Random, count: int) -> list[Pair]:
+    return [(text(generator, 120), text(generator, generator.randrange(80, 320))) for _ in range(count)]
+
+
+async def turn(port: int, generator: random.Random, batches: int, singles: int) -> dict[str, float]:
+    rates = {}
+    # One set of texts a turn for all: nothing is cached, and each route is asked about the same.
+    pairs = pairs_of(generator, batches * SIZE)
+    for name, (path, body) in BATCHES.items():
+        bodies = [json.dumps(body(pairs[start : start + SIZE])).encode() for start in range(0, len(pairs), SIZE)]
+        rates[name] = await rate(port, path, bodies, len(pairs), UNDER_WAY)
+    pairs = pairs_of(generator, singles)
+    for name, (path, body) in SINGLES.items():
+        bodies = [json.dumps(body([pair])).encode() for pair in pairs]
+        rates[f"single: {name}"] = await rate(port, path, bodies, len(pairs), len(pairs))
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=3, help="how often each route has its turn")
+    parser.add_argument("--batches", type=int, default=8, help=f"requests of {SIZE} texts a turn and route")
+    parser.add_argument("--singles", type=int, default=2000, help="requests of one text, all at once")
+    arguments = parser.parse_args()
+    generator = random.Random(2)  # noqa: S311
+    # The native route names no deadline, and would be refused where dialects wait for as long as their clients do.
+    flags = ("--model", f"builtin:{MODEL}", "--memory-cache-mb", "0", "--log-level", "warning", "--max-wait-s", "120")
+    with server(*flags, threads=1) as port:
+        asyncio.run(turn(port, generator, 1, 32))  # warm
+        turns = [
+            asyncio.run(turn(port, generator, arguments.batches, arguments.singles)) for _ in range(arguments.turns)
+        ]
+    print(f"{'route':<32} {'texts/s':>8} {'ratio':>6}")
+    for name in turns[0]:
+        ratio = statistics.median(one[name] / one["native"] for one in turns)
+        print(f"{name:<32} {statistics.median(one[name] for one in turns):>8.0f} {ratio:>6.2f}")
+
+
+if __name__ == "__main__":
+    main()
