@@ -8,14 +8,17 @@ Two parts, each against one server process on one core, with the client on anoth
 
     python benchmarks/annotate.py [--rows 200000] [--cold-rows 2000] [--rounds 3]
 
-Rounds of both take turns, so that a busy machine slows both.
+Rounds of both take turns, so that a busy machine slows both. Where it is too busy for rates, seconds of CPU tell what
+two free cores would do: a rate is bounded by whichever process needs more of them.
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -43,7 +46,10 @@ def main() -> None:
         make_model(folder / "small", hidden=64, layers=1, vocabulary=1000, max_length=2048)
         make_model(folder / "large", hidden=256, layers=4, vocabulary=1000, max_length=2048)
         texts = [text(generator, arguments.characters) for _ in range(400)]
-        print(f"{'part':>7} {'round':>5} {'raw rows/s':>11} {'annotate':>9} {'share':>6} {'MB':>6}")
+        print(
+            f"{'part':>7} {'round':>5} {'raw rows/s':>11} {'annotate':>9} {'share':>6} {'MB':>6} "
+            f"{'raw srv':>9} {'srv µs':>9} {'client µs':>9} {'bound':>6}"
+        )
         with server("--model", f"m={folder}/small", "--log-level", "warning", cores={cores[0]}) as port:
             os.sched_setaffinity(0, {cores[-1]})
             rows = [group(texts, number) for number in range(arguments.rows)]
@@ -72,18 +78,45 @@ def pair(row: dict) -> dict[str, object]:
 
 
 def compare(part: str, folder: Path, port: int, rounds: int, rows_of, *, warm: bool = False) -> None:
+    serving = server_process()
     shares = []
     for at in range(rounds):
         mine, others = rows_of(2 * at), rows_of(2 * at + 1)
         if warm:
             raw(port, mine[:400])
         file = folder / "rows.jsonl"
-        file.write_text("".join(f"{json.dumps(row)}\n" for row in mine))
+        with file.open("w") as lines:
+            lines.writelines(f"{json.dumps(row)}\n" for row in mine)
+        before = cpu_of(serving)
         rate = len(others) / raw(port, others)
-        seconds, memory = annotated(folder, file, port)
-        shares.append(len(mine) / seconds / rate)
-        print(f"{part:>7} {at + 1:>5} {rate:>11.0f} {len(mine) / seconds:>9.0f} {shares[-1]:>6.2f} {memory:>6.0f}")
-    print(f"{part:>7} median share {statistics.median(shares):.2f}")
+        between = cpu_of(serving)
+        seconds, client, memory = annotated(folder, file, port)
+        after = cpu_of(serving)
+        plain, asked = (1e6 * used / len(mine) for used in (between - before, after - between))
+        bound = plain / max(asked, 1e6 * client / len(mine))
+        shares.append((len(mine) / seconds / rate, bound))
+        print(
+            f"{part:>7} {at + 1:>5} {rate:>11.0f} {len(mine) / seconds:>9.0f} {shares[-1][0]:>6.2f} {memory:>6.0f} "
+            f"{plain:>9.1f} {asked:>9.1f} {1e6 * client / len(mine):>9.1f} {bound:>6.2f}",
+            flush=True,
+        )
+    medians = [statistics.median(share) for share in zip(*shares, strict=True)]
+    print(f"{part:>7} median share {medians[0]:.2f}, by CPU {medians[1]:.2f}")
+
+
+def server_process() -> int:
+    """Return the process of the server that this one has started."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        fields = stat.read_text().rpartition(")")[2].split()
+        if int(fields[1]) == os.getpid() and b"serve" in (stat.parent / "cmdline").read_bytes():
+            return int(stat.parent.name)
+    raise RuntimeError("no server was started")
+
+
+def cpu_of(process: int) -> float:
+    """Return the seconds of CPU that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def raw(port: int, rows: list[dict[str, object]], connections: int = 8) -> float:
@@ -114,29 +147,31 @@ def raw(port: int, rows: list[dict[str, object]], connections: int = 8) -> float
     return time.perf_counter() - began
 
 
-def annotated(folder: Path, file: Path, port: int) -> tuple[float, float]:
-    """Run the command and return the seconds without its start, and its memory in MB."""
-    out = folder / "out.jsonl"
-    for old in folder.glob("out.jsonl*"):
-        old.unlink()
-    command = [
-        str(Path(sys.executable).with_name("paragone")),
-        "annotate",
-        file,
-        out,
-        "--url",
-        f"http://127.0.0.1:{port}",
-    ]
+def annotated(folder: Path, file: Path, port: int) -> tuple[float, float, float]:
+    """Run the command and return its seconds and those of CPU, without its start, and its memory in MB."""
     empty = folder / "one.jsonl"
     empty.write_text(json.dumps({"prompt": "p", "responses": ["a", "b"]}) + "\n")
+    (start, idle, _), (seconds, cpu, memory) = (run(folder, one, port) for one in (empty, file))
+    return seconds - start, cpu - idle, memory
+
+
+def run(folder: Path, file: Path, port: int) -> tuple[float, float, float]:
+    for old in folder.glob("out.jsonl*"):
+        old.unlink()
+    words = ["annotate", file, folder / "out.jsonl", "--url", f"http://127.0.0.1:{port}", "--answers", "preferences"]
     began = time.perf_counter()
-    subprocess.run([*command[:2], empty, folder / "out.jsonl.one.jsonl", *command[4:]], check=True, capture_output=True)
-    start = time.perf_counter() - began
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)  # of this child alone: the server's memory is another matter
-    assert status == 0
-    return time.perf_counter() - began - start, used.ru_maxrss / 1024
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("paragone")), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    memory = 0
+    # Not ru_maxrss, which counts what this process had when it forked.
+    while (used := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+        with contextlib.suppress(OSError, AttributeError):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            memory = int(re.search(r"VmHWM:\s+(\d+)", status)[1])
+        time.sleep(0.05)
+    assert used[1] == 0
+    return time.perf_counter() - began, used[2].ru_utime + used[2].ru_stime, memory / 1024
 
 
 if __name__ == "__main__":

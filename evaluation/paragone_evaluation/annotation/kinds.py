@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ValidationError
 
 from paragone import AsyncClient, ItemError
-from paragone.wire import Group, Item, ModelInfo, Pair, Reward, Truncation, Usage, error_detail
+from paragone.wire import ErrorDetail, Group, Item, ModelInfo, Pair, Reward, Truncation, Usage, error_detail
 from paragone_evaluation.dataset import ResponseText
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.readers.rows import DataRow
@@ -31,12 +31,10 @@ class Failure:
     response: int | None = None
 
     @classmethod
-    def of(cls, error: ItemError, response: int | None = None) -> "Failure":
-        """Return what an item's error says."""
-        # Its message counts within a request that nobody sees.
-        message = error.error.message
-        _, colon, rest = message.partition("]: ")
-        return cls(str(error.error.code), rest if colon else message, response)
+    def of(cls, error: ErrorDetail, response: int | None = None) -> "Failure":
+        """Return what an error of the wire says, without the place in a request that nobody sees."""
+        _, colon, rest = error.message.partition("]: ")
+        return cls(str(error.code), rest if colon else error.message, response)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +117,7 @@ class _Rewards:
         rewards, attributes, cut = [], [], []
         for at, row in enumerate(rows):
             if isinstance(row, ItemError):
-                failures.append(Failure.of(row, at))
+                failures.append(Failure.of(row.error, at))
                 row = _NOTHING
             rewards.append(row.reward)
             attributes.append(row.attributes or None)
@@ -164,7 +162,7 @@ class _Preferences:
     def answer(self, rows: Sequence[Any]) -> RowAnswer:
         (row,) = rows
         if isinstance(row, ItemError):
-            return RowAnswer(None, (Failure.of(row),))
+            return RowAnswer(None, (Failure.of(row.error),))
         return RowAnswer({"probability": row.probability, "logit": row.logit})
 
     def scores(self, fields: Fields) -> list[float | None]:
@@ -197,13 +195,12 @@ class _WinRates:
     def answer(self, rows: Sequence[Any]) -> RowAnswer:
         (row,) = rows
         if isinstance(row, ItemError):
-            return RowAnswer(None, (Failure.of(row),))
-        values = row.model_dump(mode="json")
-        # A newer server answers a group of which some responses cannot be scored, and names these.
-        failures = tuple(
-            Failure(str(error["code"]), error["message"], error.get("response")) for error in values.get("errors") or ()
-        )
-        return RowAnswer({name: values[name] for name in self.columns}, failures)
+            return RowAnswer(None, (Failure.of(row.error),))
+        # Of a group, those that can be scored are; the others are named.
+        failures = tuple(Failure.of(error, error.response) for error in row.errors or ())
+        if all(rate is None for rate in row.win_rates):
+            return RowAnswer(None, failures or (Failure("not_scored", "none of its responses has a win rate"),))
+        return RowAnswer({name: getattr(row, name) for name in self.columns}, failures)
 
     def scores(self, fields: Fields) -> list[float | None]:
         return list(fields["win_rates"])
@@ -234,8 +231,7 @@ def refused(kind: AnswerKind, questions: Sequence[Fields]) -> Failure | None:
         for question in questions:
             kind.wire.model_validate(question)
     except ValidationError as error:
-        detail = error_detail(error)
-        return Failure(str(detail.code), detail.message)
+        return Failure.of(error_detail(error))
     return None
 
 

@@ -119,10 +119,12 @@ def verified(
     name = settings.remote_model or settings.model
     server = Server(settings.url, settings.dialect, model=name, api_key=settings.api_key)
     progress(f"asking {server.url}")
-    columns = {f"{settings.dialect}, one by one": server.ask(asked, together=False)}
-    dependence = None
+    columns, dependence = dict[str, list[float]](), None
+    # Together first: a server with a cache answers the second question from it.
     if server.dialect.batches:
         columns[f"{settings.dialect}, together"] = server.ask(asked, together=True)
+    columns[f"{settings.dialect}, one by one"] = server.ask(asked, together=False)
+    if server.dialect.batches:
         dependence = batch_dependence(*columns.values())
     if not ours and reference.plain:
         progress("reading with this package")

@@ -125,6 +125,24 @@ def test_what_fails_is_in_a_file_beside_with_its_row_and_reason(tmp_path, url):
     assert "items[" not in failed[0]["message"]
 
 
+def test_a_response_that_cannot_be_scored_does_not_cost_its_group_the_table(tmp_path, url):
+    row = group(0)
+    file = write(
+        tmp_path / "in.jsonl", [{**row, "responses": [*row["responses"], LONG]}, {**row, "responses": [LONG] * 2}]
+    )
+    out = tmp_path / "out.jsonl"
+    assert typed(file, out, "--url", url, "--model", "gp", "--answers", "tables", "--pairs", "all") == 0
+    (made,) = lines(out)
+    with Client(url, model="gp") as client:
+        told = client.tournament(row["prompt"], row["responses"])
+    assert made["win_rates"] == [*told.win_rates, None]
+    assert made["matrix"][3] == [None] * 4
+    failed = lines(tmp_path / "out.jsonl.failures.jsonl")
+    assert (failed[0]["row"], failed[0]["response"], failed[0]["code"]) == (0, 3, "response_too_long")
+    assert {one["row"] for one in failed[1:]} == {1}
+    assert len(lines(tmp_path / "out.pairs.jsonl")) == 3
+
+
 def test_a_row_of_which_nothing_can_be_asked_says_what_to_ask_for(tmp_path, url):
     file = write(tmp_path / "in.jsonl", [group(0, size=1), group(1, size=2)])
     out = tmp_path / "out.jsonl"

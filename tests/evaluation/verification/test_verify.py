@@ -147,7 +147,7 @@ def test_the_command_says_what_differs_and_ends_with_it(faulty, folder, url, tmp
     assert set(found["columns"]) == {"openrlhf, one by one", "openrlhf, together", "paragone here"}
 
 
-def test_our_own_server_agrees_with_plain_transformers(folder, models, capsys, monkeypatch):
+def test_our_own_server_agrees_with_plain_transformers(plain, readings, folder, models, capsys, monkeypatch):
     from paragone_models import load_model
 
     monkeypatch.setattr("paragone_evaluation.verification.verify.GOLDEN", GOLDEN[:4])
@@ -158,6 +158,12 @@ def test_our_own_server_agrees_with_plain_transformers(folder, models, capsys, m
         assert typed("bt", "--url", address) == 0
         assert "cannot load this layout" in capsys.readouterr().out
         assert typed("nobody", "--url", address) == 1
+        # Read as rendered, with one BOS, in every dialect that we speak.
+        few = readings[:4]
+        for name in sorted(set(DIALECTS) - {"paragone", "tei", "chat"}):
+            server = Server(address, name, model="rm")
+            values = server.ask(asked(plain, few), together=server.dialect.batches)
+            assert judged(few, values).cause == "", name
 
 
 @pytest.mark.parametrize(
