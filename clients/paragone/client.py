@@ -175,6 +175,11 @@ class Client:
         """Close the connections. The client cannot be used afterwards."""
         self._http.close()
 
+    @property
+    def timeout_s(self) -> float:
+        """Seconds after which one HTTP request is given up, its retries included."""
+        return self._connection.policy.timeout_s
+
     def prefer(
         self,
         prompt: PromptLike,

@@ -5,7 +5,11 @@
     paragone.adapters.slime     custom_rm, eval_rm
     paragone.adapters.openrlhf  reward_func
     paragone.adapters.nemo_gym  Scorer
-    paragone.adapters.tinker    PreferenceModel
+    paragone.adapters.tinker    PreferenceModel, TournamentRewards
+    paragone.adapters.verifiers score, record_win_rates
+    paragone.adapters.areal     reward_fn
+    paragone.adapters.skyrl     OneTurn
+    paragone.adapters.nemo_rl   rewards
 
 They take a ``Client`` or an ``AsyncClient``, so that address, key, model and retries are set in one place. A failure is
 None, -1 or an exception, whatever the host can take, and never a number that looks like a reward.

@@ -16,6 +16,7 @@ __all__ = [
     "item_rewards",
     "scalar_rewards",
     "tell",
+    "whole_signal",
     "whole_win_rates",
 ]
 
@@ -79,6 +80,18 @@ def whole_win_rates(row: Tournament) -> list[float]:
     if len(rates) < len(row.win_rates):
         raise AnswerError("a response of a group has no win rate")
     return rates
+
+
+def whole_signal(row: Tournament) -> list[float]:
+    """Return the signal of a group of which every response has one.
+
+    Raises:
+        AnswerError: if one has none.
+    """
+    values = [value for value in row.signal or () if value is not None]
+    if len(values) < len(row.win_rates):
+        raise AnswerError("a response of a group has no signal")
+    return values
 
 
 def item_rewards(answer: RewardsAnswer) -> list[float | None]:

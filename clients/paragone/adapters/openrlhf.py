@@ -14,20 +14,18 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from paragone.adapters.groups import bound, host_turns, scalar_rewards
+from paragone.adapters.groups import bound, host_turns
+from paragone.adapters.single import ENDS, judged, without_ends
 from paragone.client import Client
-from paragone.exceptions import ParagoneError, checked
+from paragone.exceptions import ParagoneError
 
-__all__ = ["ENDS", "reward_func"]
+__all__ = ["reward_func"]
 
 logger = logging.getLogger("paragone")
 
 Judged = Literal["reward", "against_label"]
 PromptOf = Callable[[str, Any], Any]
 ReferenceOf = Callable[[Any], Any]
-
-ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<eos>", "</s>")
-"""Ends of a turn that are no part of a response."""
 
 
 def _same_prompt(prompt: str, label: Any) -> Any:  # noqa: ARG001 (the signature of the hook)
@@ -84,13 +82,11 @@ def _reward(
     ]
     try:
         if signal == "reward":
-            rewards = scalar_rewards(client.rewards(asked, model=model))
+            rewards = judged(client, asked, None, model=model)
             scores = [1.0 / (1.0 + math.exp(-max(-700.0, reward))) for reward in rewards]
         else:
             references = [host_turns(reference_of(label), role="assistant") for label in labels]
-            pairs: list[Any] = [(*item, reference) for item, reference in zip(asked, references, strict=True)]
-            answer = client.preferences(pairs, model=model)
-            rewards = scores = [row.probability for row in checked(answer.preferences)]
+            rewards = scores = judged(client, asked, references, model=model)
     except ParagoneError as error:
         # The host says so at INFO alone, and goes on without a reward.
         logger.warning("%d samples have no reward: %s", len(asked), error)
@@ -103,9 +99,4 @@ def _reward(
 def _response(query: str, prompt: str, ends: tuple[str, ...]) -> str:
     if not query.startswith(prompt):
         raise ValueError("a query does not begin with its prompt: was the prompt cut? raise max_len, or cut the data")
-    response = query[len(prompt) :]
-    shorter = response.rstrip()
-    while shorter.endswith(ends):
-        response = shorter.removesuffix(next(end for end in ends if shorter.endswith(end)))
-        shorter = response.rstrip()
-    return response
+    return without_ends(query[len(prompt) :], ends)

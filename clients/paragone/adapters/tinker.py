@@ -1,11 +1,20 @@
-"""tinker-cookbook: a ``PreferenceModel`` for its preference environments."""
+"""tinker-cookbook: a ``PreferenceModel`` for its preference environments, and group rewards from one tournament.
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+    class GroupBuilder(tinker.TournamentRewards, PairwisePreferenceGroupBuilder):
+        pass  # and its preference_model is a tinker.PreferenceModel
 
+The host's own builder awaits one comparison after the other, and splits groups so that there are not too many. Here a
+group is one request. A failure is an exception: the host has no other word for "no reward".
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
+
+from paragone.adapters.groups import whole_signal
 from paragone.async_client import AsyncClient
+from paragone.wire import Shaping, Signal, Tournament
 
-__all__ = ["PreferenceModel"]
+__all__ = ["PreferenceModel", "TournamentRewards"]
 
 
 class _Comparison(Protocol):
@@ -40,6 +49,70 @@ class PreferenceModel:
             model=self._model,
         )
         return 2.0 * probability - 1.0
+
+    async def tournament(
+        self, prompt: Sequence[Any], responses: Sequence[Any], *, signal: Signal, shaping: Shaping | None
+    ) -> Tournament:
+        """Return the tournament of one group, with a signal.
+
+        Raises:
+            ParagoneError: if there is no answer for every response.
+        """
+        return await self._client.tournament(
+            _messages(prompt), responses, model=self._model, signal=signal, shaping=shaping
+        )
+
+
+class TournamentRewards:
+    """What makes a ``PairwisePreferenceGroupBuilder`` ask one tournament for a group: put it before the host's class.
+
+    Attributes:
+        signal: which number of a group is the reward; None for the host's own, wins minus losses.
+        shaping: what the signal gains or loses by length and style.
+    """
+
+    signal: ClassVar[Signal | None] = None
+    shaping: ClassVar[Shaping | None] = None
+
+    # What it reads of the host's class.
+    convo_prefix: Sequence[Any]
+    preference_model: PreferenceModel
+    get_response_message: Callable[[Any], tuple[list[Any], bool]]
+    _preprocess_message: Callable[[Any], Any]
+
+    async def compute_group_rewards(
+        self,
+        trajectory_group: Sequence[Any],
+        env_group: Sequence[Any],  # noqa: ARG002 (the host's signature)
+    ) -> list[tuple[float, dict[str, float]]]:
+        """Return the reward and the metrics of each trajectory.
+
+            reward_i = 2 (mean over the others of P(i ≻ j)) − 1 − [the answer has no valid end]
+
+        The first term is what the host computes from all pairs of a whole group; with a ``signal`` it is that.
+
+        Raises:
+            ParagoneError: if there is no answer for every trajectory.
+            ValueError: if a trajectory is alone: the host would call it a tie.
+        """
+        if len(trajectory_group) < 2:
+            raise ValueError("a trajectory that is alone is compared with nothing: let num_envs be 2 or more")
+        replies = [self.get_response_message(trajectory) for trajectory in trajectory_group]
+        responses = [_messages([self._preprocess_message(message) for message in messages]) for messages, _ in replies]
+        row = await self.preference_model.tournament(
+            self.convo_prefix, responses, signal=self.signal or "win_rate", shaping=self.shaping
+        )
+        values = whole_signal(row)
+        if self.signal is None and self.shaping is None:
+            # From the mean over the group, itself counted as ½, to that over the others.
+            size = len(values)
+            values = [2.0 * (size * value - 0.5) / (size - 1) - 1.0 for value in values]
+        name = "win_minus_loss" if self.signal is None else self.signal
+        # As the host has it, metrics too: an answer that does not end by itself loses 1.
+        return [
+            (value + float(valid) - 1.0, {name: value, "format": float(valid)})
+            for value, (_, valid) in zip(values, replies, strict=True)
+        ]
 
 
 def _messages(turns: Sequence[Any]) -> list[dict[str, Any]]:
