@@ -14,6 +14,8 @@ Scores are sigmoids unless ``function_to_apply`` is ``none`` or ``raw_scores`` i
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from starlette.responses import Response
+
 from paragone.codes import ErrorCode
 from paragone.wire import Truncation
 from paragone_service.dialects.dialect import Dialect, Endpoint
@@ -25,7 +27,7 @@ from paragone_service.dialects.texts import (
     exchange_item,
     rendered_item,
 )
-from paragone_service.http.errors import HTTP_STATUS, ServiceError
+from paragone_service.http.errors import HTTP_STATUS, SCOPE_CODE, ServiceError, error_response
 from paragone_service.scoring.request import RequestItem
 
 __all__ = ["HUGGINGFACE"]
@@ -122,6 +124,13 @@ def _has_texts(body: Any) -> bool:
     return isinstance(body, Mapping) and "texts" in body
 
 
+async def _nothing(question: Question) -> Response:
+    """Answer a browser at the root, no client of this dialect: as any path at which there is nothing."""
+    error = ServiceError(ErrorCode.NOT_FOUND, "there is nothing at '/'; the routes are listed at /docs")
+    question.request.scope[SCOPE_CODE] = error.code
+    return error_response(error)
+
+
 _TYPES = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Overloaded"}
 
 
@@ -135,6 +144,11 @@ def _error(error: ServiceError) -> tuple[int, Any]:
 HUGGINGFACE = Dialect(
     "huggingface",
     "clients of the Hugging Face Hub and of text-embeddings-inference",
-    (Endpoint("/", _classified), Endpoint("/predict", _classified), Endpoint("/rerank", _rerank, claims=_has_texts)),
+    (
+        Endpoint("/", _classified),
+        Endpoint("/", _nothing, "GET", reads="nothing", scores=False),
+        Endpoint("/predict", _classified),
+        Endpoint("/rerank", _rerank, claims=_has_texts),
+    ),
     _error,
 )

@@ -83,7 +83,7 @@ def _tensors(values: Mapping[str, Any], tail: bytes) -> dict[str, tuple[str, lis
         shape, datatype = tensor.get("shape"), tensor.get("datatype")
         if not isinstance(shape, list) or not shape or not all(type(size) is int and size >= 0 for size in shape):
             raise _refused(f"inputs[{number}].shape must be a list of sizes")
-        if datatype != "BYTES" and datatype not in _INTEGERS:
+        if not isinstance(datatype, str) or datatype not in ("BYTES", *_INTEGERS):
             raise _refused(f"inputs[{number}].datatype must be BYTES, or one of {', '.join(_INTEGERS)} for token ids")
         count, size = math.prod(shape), _parameters(tensor).get("binary_data_size")
         if size is None:
@@ -168,7 +168,7 @@ def _wanted(values: Mapping[str, Any]) -> dict[str, bool]:
     wanted: dict[str, bool] = {}
     for number, output in enumerate(asked):
         name = output.get("name") if isinstance(output, Mapping) else None
-        if name not in _OUTPUTS:
+        if not isinstance(name, str) or name not in _OUTPUTS:
             raise _refused(f"outputs[{number}] must be one of {', '.join(_OUTPUTS)}")
         wanted[name] = bool(_parameters(output).get("binary_data", binary))
     return wanted
