@@ -27,6 +27,7 @@ from paragone_service.cohorts.waiting import Cohorts
 from paragone_service.config import ConfigError, Settings
 from paragone_service.dialects.dialect import dialect_routes, error_shapes, scoring_paths
 from paragone_service.dialects.dialects import DIALECTS
+from paragone_service.dialects.elsewhere import ELSEWHERE
 from paragone_service.engine.contract import Engine
 from paragone_service.http.deadlines import Deadlines
 from paragone_service.http.docs_page import docs_route
@@ -165,6 +166,7 @@ def create_app(
     app.state.log_texts = settings.log_texts
     app.state.metrics = metrics
     app.state.error_shapes = shapes
+    app.state.elsewhere = ELSEWHERE
     # Behind a proxy the usual way finds out who asks; and with traces each refusal is to have one.
     if tracer is None and not settings.trusted_proxies:
         foreign = scoring_paths(DIALECTS, settings.dialects.on)

@@ -295,7 +295,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         message = f"{request.method} is not allowed on {path}; use {allowed}"
         refusal = ServiceError(ErrorCode.METHOD_NOT_ALLOWED, message, headers=headers)
     elif error.status_code == 404:
-        refusal = ServiceError(ErrorCode.NOT_FOUND, f"there is nothing at {path}; the routes are listed at /docs")
+        hint = getattr(request.app.state, "elsewhere", {}).get(request.url.path, "the routes are listed at /docs")
+        refusal = ServiceError(ErrorCode.NOT_FOUND, f"there is nothing at {path}; {hint}")
     else:
         logger.error("unexpected HTTP exception %s on %s", error.status_code, path)
         # Starlette raises 404 and 405 alone; anything else is a bug of ours, and no code of the contract fits it.

@@ -11,6 +11,7 @@ import pytest
 from paragone_service.config import ConfigError, load_settings
 from paragone_service.dialects.dialect import error_shapes, scoring_paths
 from paragone_service.dialects.dialects import DIALECTS
+from paragone_service.dialects.elsewhere import ELSEWHERE
 from paragone_service.dialects.settings import DIALECT_NAMES
 from tests.service.conftest import serving
 from tests.service.doubles import metric
@@ -148,6 +149,18 @@ async def test_overload_is_503_and_says_when_to_come_back_before_the_body_is_par
                 answer = await client.post("/get_reward", content=content, headers=impatient)
                 assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
                 assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_paths_of_other_servers_that_nobody_answers_say_what_to_ask_instead(mini):
+    async with serving(mini, dialects="all") as client:
+        for path in ELSEWHERE:
+            answer = await client.post(path, json={})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found"), path
+            assert ELSEWHERE[path] in answer.json()["error"]["message"]
+        # What they name is there.
+        named = {path.rstrip(",.;)") for hint in ELSEWHERE.values() for path in re.findall(r"/[a-z]\S+", hint)}
+        for path in named:
+            assert "not_found" not in (await client.get(path)).text, path
 
 
 async def test_a_wrong_method_is_refused_in_the_dialects_shape(ask_mini):
