@@ -52,7 +52,7 @@ class Sequenced:
     """The tokens of a rendered text.
 
     Attributes:
-        prompt_length: tokens before the header of the last response; 0 where nobody needs to know.
+        prompt_length: tokens before the header of the last response; 0 where it is not found and need not be.
         dropped_tokens: how many were cut because there are more than the model reads.
     """
 
@@ -122,7 +122,7 @@ class RenderedTexts:
     def _sequenced(self, text: Rendered, own: list[int]) -> Sequenced:
         as_text = isinstance(text.content, str)
         ids = self._begun(own, as_text)
-        before = self._prompt_length(text.content, ids) if self._needs_prompt and not text.tokens_only else 0
+        before = 0 if text.tokens_only else self._prompt_length(text.content, ids)
         # As for conversations: only without a template the tokenizer, and nobody else, closes a text.
         if as_text and not self._template.has_template and ids[-len(self._suffix) :] != self._suffix:
             ids = [*ids, *self._suffix]
@@ -134,7 +134,7 @@ class RenderedTexts:
                 ids = [*ids, eos]
         if text.most_tokens is not None and len(ids) > text.most_tokens:
             if not text.keeps_start:
-                return self._cut(ids, before, text.most_tokens)
+                return self._cut(ids, before, text.most_tokens, whole_response=self._needs_prompt)
             ids = ids[: text.most_tokens]
         return Sequenced(ids, min(before, len(ids) - 1))
 
@@ -148,15 +148,15 @@ class RenderedTexts:
                 f"the text has {length} tokens and the limit is {limit}: shorten it, or allow it to be cut from the "
                 "left",
             )
-        shorter = self._cut(whole.token_ids, whole.prompt_length, limit)
+        shorter = self._cut(whole.token_ids, whole.prompt_length, limit, whole_response=True)
         shorter.dropped_tokens = length - limit
         return shorter
 
-    def _cut(self, ids: list[int], before: int, most: int) -> Sequenced:
+    def _cut(self, ids: list[int], before: int, most: int, *, whole_response: bool) -> Sequenced:
         """Return the last tokens behind the beginning of sequence, which is kept."""
         kept = len(self._prefix) if ids[: len(self._prefix)] == self._prefix and most > len(self._prefix) else 0
         cut = len(ids) - most
-        if before and cut > before - kept:
+        if whole_response and before and cut > before - kept:
             raise TextError("response_too_long", f"the response does not fit into {most} tokens: shorten it")
         return Sequenced([*ids[:kept], *ids[kept + cut :]], max(0, before - cut))
 
@@ -171,15 +171,15 @@ class RenderedTexts:
             ids = ids[len(prefix) :]
         return [*prefix, *ids]
 
-    def _prompt_length(self, content: str | tuple[int, ...], ids: Sequence[int]) -> int:
-        if isinstance(content, str):
-            place = content.rfind(self._header) if self._header else -1
-            if place >= 0:
-                return len(self._begun(self._encoded([content[:place]])[0], True))
-        else:
-            place = _last_place(self._header_ids, ids) if self._header_ids else -1
-            if place >= 0:
-                return place
+    def _prompt_length(self, content: str | tuple[int, ...], ids: list[int]) -> int:
+        place = _last_place(self._header_ids, ids)
+        if place >= 0:
+            return place
+        if not self._needs_prompt:
+            return 0  # it tells the engine what siblings share, and no more
+        place = content.rfind(self._header) if self._header and isinstance(content, str) else -1
+        if isinstance(content, str) and place >= 0:  # its first token is one with what stands before it
+            return len(self._begun(self._encoded([content[:place]])[0], True))
         what = "averages over the tokens of the response" if self._spec.gate == "none" else "reads the prompt's end too"
         raise TextError(
             "unsupported_content",
@@ -237,8 +237,17 @@ class RenderedTexts:
         return ids
 
 
-def _last_place(part: Sequence[int], whole: Sequence[int]) -> int:
-    for place in range(len(whole) - len(part), -1, -1):
-        if list(whole[place : place + len(part)]) == list(part):
+def _last_place(part: list[int], whole: list[int]) -> int:
+    """Return where a part begins for the last time, -1 if it is not there."""
+    if not part:
+        return -1
+    backwards, start = whole[::-1], 0
+    while True:
+        try:
+            start = backwards.index(part[0], start)  # a header's first token is hardly ever another's
+        except ValueError:
+            return -1
+        place = len(whole) - 1 - start
+        if whole[place : place + len(part)] == part:
             return place
-    return -1
+        start += 1

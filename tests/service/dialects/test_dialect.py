@@ -17,7 +17,7 @@ from tests.service.conftest import serving
 from tests.service.doubles import metric
 from tests.service.http.test_overload import JSON, busy
 
-from .conftest import PROMPT, RESPONSES, rendered
+from .conftest import PROMPT, RESPONSES, chatml, rendered
 
 pytestmark = pytest.mark.anyio
 
@@ -122,6 +122,8 @@ async def test_a_text_over_the_limit_is_cut_from_the_left_only_where_that_is_set
         answer = await client.post("/get_reward", json={"query": texts})
         assert answer.headers["x-truncated-texts"] == "2"
         assert answer.json()["rewards"][0] == pytest.approx(answer.json()["rewards"][1], abs=1e-5)
+        long_response = {"query": [chatml(("user", "a"), ("assistant", "b" * 200))]}
+        assert (await client.post("/get_reward", json=long_response)).json()["error"]["code"] == "response_too_long"
 
 
 @pytest.mark.parametrize("body", [QUERY, {"query": [rendered(PROMPT, "lol no")]}])
