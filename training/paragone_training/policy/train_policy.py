@@ -35,7 +35,7 @@ from paragone_training.policy.exports import Trackers, steps_before, write_adapt
 from paragone_training.policy.functions import FunctionOracle
 from paragone_training.policy.gradient import train_step
 from paragone_training.policy.methods.method import Step
-from paragone_training.policy.model.logprobs import check_sampler, freeze_columns, with_logprobs
+from paragone_training.policy.model.logprobs import check_sampler, freeze_columns, join_columns, with_logprobs
 from paragone_training.policy.model.weights import Policy, context_of, load_policy
 from paragone_training.policy.oracle import Oracle, OracleClient, own_service
 from paragone_training.policy.recipe import OracleSection, PolicyRecipe
@@ -262,31 +262,22 @@ class _PolicyRun:
         if (folder / "policy").exists():
             self.barrier.wait()
             return metrics
-        frozen = folder / "logprobs.parquet"
-        if self.main and not frozen.exists():
-            # One model is in memory: base and reference are asked in turn, once, and live on as numbers.
-            freeze_columns(
-                frozen,
-                self.policy,
-                responses,
-                read_rows(round_folder / "targets.parquet", LabelledPair),
-                base=base,
-                reference=self.reference_source(iteration),
-                training=self.recipe.training,
-            )
         self.barrier.wait()
+        # The main process has them from its round; the others read what it wrote before the barrier.
+        responses = responses or read_rows(round_folder / "samples.parquet", Response)
+        pairs = read_rows(round_folder / "targets.parquet", LabelledPair)
+        frozen = folder / "logprobs.parquet"
+        self._freeze(frozen, responses, pairs, base=base, reference=self.reference_source(iteration))
         began = time.monotonic()
         # In memory the policy may still be the reference, or the iterate that was sampled from.
         self.policy.become(base)
-        # The main process has them from its round; the others read what it wrote before the barrier.
-        responses = responses or read_rows(round_folder / "samples.parquet", Response)
         if source == base and self.main:
             # The base is the policy that was sampled from: the two must agree on what they call likely.
             tolerance = self.recipe.sampling.tolerance
             metrics["sampler_noise_per_token"] = check_sampler(frozen, responses, tolerance=tolerance)
         train_step(
             self.policy,
-            with_logprobs(frozen, responses, read_rows(round_folder / "targets.parquet", LabelledPair)),
+            with_logprobs(frozen, responses, pairs),
             folder,
             method=self.method,
             training=self.recipe.training,
@@ -306,6 +297,32 @@ class _PolicyRun:
                 f"step_{number}_{name}": value for name, value in read_json_file(folder / "update.json").items()
             }
         return metrics
+
+    def _freeze(
+        self, path: Path, responses: list[Response], pairs: list[LabelledPair], *, base: str, reference: str
+    ) -> None:
+        """Write the frozen columns of a step, each process those of its share, unless they are there."""
+        state, parts = PartialState(), path.with_name("logprobs.parts")
+        count = state.num_processes
+        # Alike in all processes: the file appears behind the barrier that they all come to.
+        if not path.exists():
+            # One model is in memory: base and reference are asked in turn, once, and live on as numbers.
+            freeze_columns(
+                path if count == 1 else parts / f"{state.process_index}.parquet",
+                self.policy,
+                responses,
+                pairs,
+                base=base,
+                reference=reference,
+                training=self.recipe.training,
+                share=(state.process_index, count),
+            )
+            self.barrier.wait()
+            if self.main and count > 1:
+                join_columns(path, [parts / f"{number}.parquet" for number in range(count)])
+        if self.main:
+            remove_folder(parts)
+        self.barrier.wait()
 
     def _adapter_writer(self, folder: Path, base: str) -> Callable[[Any], None]:
         """Return what writes the adapter of a training step, if the recipe wants one."""

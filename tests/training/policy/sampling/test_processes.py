@@ -54,6 +54,12 @@ if "ACCELERATE_USE_FSDP" in os.environ:
             return gather(model)
         return counted
     gradient.whole_state, weights._whole_trained = counting(gradient.whole_state), counting(weights._whole_trained)
+from paragone_training.policy.model import logprobs
+read_logprobs = logprobs.policy_logprobs
+def read_share(policy, items, training):
+    print(f"logprobs {len(items)} by {os.environ['RANK']};", flush=True)
+    return read_logprobs(policy, items, training)
+logprobs.policy_logprobs = read_share
 changes = json.loads(os.environ["RECIPE_CHANGES"])
 made = recipe("inpo", Path(policy), Path(prompts), url, evaluation={"prompts": [prompts]}, **changes)
 train_policy(made, Path(folder), resume=True)
@@ -127,7 +133,12 @@ def assert_halves(said):
 
 @pytest.mark.parametrize("batching", ["padded", "packed"])
 def test_two_processes_end_at_the_weights_of_one(tmp_path, run, one, policy_folder, batching):
-    run(tmp_path / "two", {}, training__batching=batching)
+    said = run(tmp_path / "two", {}, training__batching=batching)
+    # Base and reference of two iterations, the initial policy being both in the first: half of the responses each.
+    shares = re.findall(r"logprobs (\d+) by (\d);", said)
+    assert sorted(rank for _, rank in shares) == ["0"] * 3 + ["1"] * 3
+    assert max(int(count) for count, _ in shares) <= 9
+    assert not list((tmp_path / "two").glob("**/logprobs.parts"))
     assert_same_weights(one, tmp_path / "two", policy_folder)
 
 

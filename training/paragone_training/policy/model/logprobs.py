@@ -47,6 +47,7 @@ __all__ = [
     "collated",
     "freeze_columns",
     "frozen_logprobs",
+    "join_columns",
     "longest_of_prompts",
     "on_device",
     "packed_row",
@@ -441,10 +442,12 @@ def freeze_columns(
     base: str,
     reference: str,
     training: PolicyTrainingSection,
+    share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Write the log-probabilities of all responses in pairs under the base and the reference.
+    """Write the log-probabilities of all responses in pairs, or of a share of them, under the base and the reference.
 
     Args:
+        share: of the processes that share the work, this one's number and how many there are.
         policy: takes the weights of both, one after the other; has those of the base at the end.
 
     Raises:
@@ -453,6 +456,9 @@ def freeze_columns(
     # Responses without a pair, tied or dropped ones, need no log-probabilities.
     used = {(pair.prompt_id, number) for pair in pairs for number in (pair.chosen, pair.rejected)}
     rows = [response for response in responses if (response.prompt_id, response.number) in used]
+    # Neighbours, so that responses to one prompt stay together: packed, it is computed once.
+    index, count = share
+    rows = rows[len(rows) * index // count : len(rows) * (index + 1) // count]
     items = [(response.prompt_ids, response.token_ids) for response in rows]
     columns: dict[str, list[float]] = {}
     # The base last, because training goes on from it; where both are one policy it is asked once.
@@ -466,6 +472,17 @@ def freeze_columns(
         "reference_logprob": columns[reference],
     }
     write_table(path, table, _LOGPROBS)
+
+
+def join_columns(path: Path, parts: Sequence[Path]) -> None:
+    """Write the file of all shares, in their order.
+
+    Raises:
+        RunError: if one cannot be read.
+        DiskFullError: if there is no room.
+    """
+    rows = [row for part in parts for row in read_table(part, _LOGPROBS)]
+    write_table(path, {name: [row[place] for row in rows] for place, name in enumerate(_LOGPROBS.names)}, _LOGPROBS)
 
 
 def with_logprobs(path: Path, responses: Sequence[Response], pairs: Sequence[LabelledPair]) -> list[TrainingPair]:
