@@ -206,4 +206,8 @@ def request_body(route: str, generator: random.Random, models: list[str]) -> dic
     }
     if route in additions and generator.random() < 0.3:
         body["return"] = generator.sample(additions[route], k=1)
+    if route == "/v1/tournaments" and generator.random() < 0.3:
+        body["signal"] = generator.choice(("win_rate", "rank", "nash", "elimination", "acyclic"))
+        if generator.random() < 0.5:
+            body["shaping"] = {"answer_length_penalty": 0.1, "style_penalty": 0.1, "reasoning_bonus": 0.1}
     return body

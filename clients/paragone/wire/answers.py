@@ -312,7 +312,7 @@ class ModelsAnswer(AnswerModel):
 
 
 def error_detail(error: ValidationError) -> ErrorDetail:
-    """Return the first complaint as code, message and the index of the item at fault.
+    """Return the first complaint as code, message and the index of the item at fault, and of its text if it is in one.
 
     Args:
         error: what validating a request of ``paragone.wire`` raised.
@@ -327,12 +327,15 @@ def error_detail(error: ValidationError) -> ErrorDetail:
     first = min(complaints, key=lambda complaint: complaint["type"] != "extra_forbidden")
     place = first["loc"]
     item = place[1] if len(place) > 1 and place[0] in _LISTS and isinstance(place[1], int) else None
+    texts, text = place[2:4] if item is not None and len(place) > 3 else (None, None)
     message = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
     where = _written(place)
     return ErrorDetail(
         code=_CODES.get(first["type"], ErrorCode.INVALID_REQUEST),
         message=f"{where}: {message}" if where else message,
         item=item,
+        response=text if texts == "responses" and isinstance(text, int) else None,
+        reference=text if texts == "references" and isinstance(text, int) else None,
     )
 
 

@@ -9,18 +9,19 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import from_json
 from starlette.requests import Request
 
 from paragone.codes import ErrorCode
 from paragone.wire import CohortRequest, Group
+from paragone.wire import Response as WireResponse
 from paragone_service.http.counting import check_counts, check_values
 from paragone_service.http.errors import ServiceError, from_validation
 from paragone_service.http.middleware import SCOPE_ASKED
 from paragone_service.http.overload import Foreign, unparsed_refusal
 from paragone_service.registry import Registry
-from paragone_service.scoring.request import Problems
+from paragone_service.scoring.request import Problems, Row
 
 __all__ = [
     "MAX_GROUP",
@@ -49,6 +50,7 @@ _LARGE = 1 << 20
 """Bytes of a body that is counted beside the event loop, and not on it."""
 
 Wire = TypeVar("Wire", bound=BaseModel)
+_RESPONSE: TypeAdapter[Any] = TypeAdapter(WireResponse, config=ConfigDict(hide_input_in_errors=True))
 
 
 async def read_member(request: Request) -> tuple[CohortRequest, ServiceError | None]:
@@ -166,7 +168,7 @@ async def read_body(
             raise refusal from None
         return _valid_items(values, items, wire, list_field)
     report = valid.on_error == "report"  # type: ignore[attr-defined]  # all requests have it
-    return valid, list(range(len(items))), Problems(list_field, report)
+    return valid, list(range(len(items))), Problems(list_field, report, by_member=list_field == "groups")
 
 
 def _asked(values: Any, items: int, registry: Registry) -> dict[str, Any]:
@@ -211,25 +213,69 @@ def _valid_items(
     values: dict[str, Any], items: list[Any], wire: type[Wire], list_field: str
 ) -> tuple[Wire, list[int], Problems]:
     """Validate item by item: the slow way, taken when one is not valid and the others shall be answered."""
-    problems = Problems(list_field, report=True)
-    valid = []
+    problems = Problems(list_field, report=True, by_member=list_field == "groups")
+    valid: dict[int, Any] = {}
     for index, item in enumerate(items):
+        readable = _readable(index, item, problems) if problems.by_member else item
         try:
-            wire.model_validate({**values, list_field: [item]})
+            wire.model_validate({**values, list_field: [readable]})
         except ValidationError as error:
             refusal = from_validation(error)
             if refusal.item is None:
                 raise refusal from None
             # Validated alone it was item 0; its true place is where the error will stand.
             message = refusal.message.replace(f"{list_field}[0]", "", 1).lstrip(".: ")
-            problems.add(index, ServiceError(refusal.code, message))
+            problems.add(
+                index,
+                ServiceError(refusal.code, message, response=refusal.response, reference=refusal.reference),
+            )
+            problems.members.pop(index, None)
         else:
-            valid.append(index)
+            valid[index] = readable
     try:
-        rest = wire.model_validate({**values, list_field: [items[index] for index in valid]})
+        rest = wire.model_validate({**values, list_field: list(valid.values())})
     except ValidationError as error:  # the request's own: beside an item's error it was not the first
         raise from_validation(error) from None
-    return rest, valid, problems
+    return rest, list(valid), problems
+
+
+def _readable(index: int, group: Any, problems: Problems) -> Any:
+    """Return a group without responses and references that cannot be read; each of these becomes a problem of its own.
+
+    In its place stands one that can be read: places keep their numbers, and the same text is not run twice.
+    """
+    if not isinstance(group, dict) or not isinstance(group.get("responses"), list):
+        return group
+    responses, references = group["responses"], group.get("references")
+    faults = {place: _fault(text) for place, text in enumerate(responses)}
+    sound = next((text for place, text in enumerate(responses) if faults[place] is None), None)
+    if sound is None:
+        return group
+    readable = {
+        **group,
+        "responses": [text if faults[place] is None else sound for place, text in enumerate(responses)],
+    }
+    rows = [(Row(index, place, b""), faults[place]) for place in faults]
+    if isinstance(references, list):
+        theirs = [_fault(text) for text in references]
+        pairs = zip(references, theirs, strict=True)
+        readable["references"] = [text if fault is None else sound for text, fault in pairs]
+        rows += [
+            (Row(index, len(responses) + place, b"", reference=place), fault) for place, fault in enumerate(theirs)
+        ]
+    for row, fault in rows:
+        if fault is not None:
+            problems.add_row(row, fault)
+    return readable
+
+
+def _fault(text: Any) -> ServiceError | None:
+    """Return why a response cannot be read, None if it can."""
+    try:
+        _RESPONSE.validate_python(text)
+    except ValidationError as error:
+        return from_validation(error)
+    return None
 
 
 def _check_media_type(request: Request) -> None:

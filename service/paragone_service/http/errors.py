@@ -269,7 +269,13 @@ def from_validation(error: ValidationError) -> ServiceError:
     # One at a time, and the number of the others: a long list of complaints helps nobody, and costs the server.
     further = error.error_count() - 1
     more = f" (and {further} more)" if further else ""
-    return ServiceError(ErrorCode.INVALID_REQUEST, f"{detail.message}{more}", item=detail.item)
+    return ServiceError(
+        ErrorCode.INVALID_REQUEST,
+        f"{detail.message}{more}",
+        item=detail.item,
+        response=detail.response,
+        reference=detail.reference,
+    )
 
 
 def install_handlers(app: FastAPI) -> None:

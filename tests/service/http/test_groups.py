@@ -1,5 +1,6 @@
 """Groups over HTTP: who of them votes, what is said of the others, and the signals of those who do."""
 
+import json
 import typing
 
 import numpy as np
@@ -20,7 +21,8 @@ STYLED = ["<think>Well, well.</think>**Yes**, the air.", "- no\n- never", "Buses
 
 
 async def tournaments(client, *groups, **fields):
-    answer = await client.post("/v1/tournaments", json={"groups": list(groups), **fields})
+    content = json.dumps({"groups": list(groups), **fields})  # which escapes what UTF-8 cannot carry
+    answer = await client.post("/v1/tournaments", content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 200, answer.text
     return answer.json()["tournaments"]
 
@@ -139,6 +141,51 @@ async def test_the_same_response_twice_is_bad_in_both_places(client):
     (row,) = await tournaments(client, group(LONG, SHORT[0], LONG, SHORT[1]), on_error="report")
     assert [error["response"] for error in row["errors"]] == [0, 2]
     assert [rate is None for rate in row["win_rates"]] == [True, False, True, False]
+
+
+async def test_a_response_that_is_none_at_all_does_not_vote_either(client):
+    whole, partial = await tournaments(
+        client,
+        group(SHORT[0], SHORT[1], references=[SHORT[2]]),
+        group(SHORT[0], None, {"role": "judge"}, SHORT[1], references=["\ud800", SHORT[2]]),
+        on_error="report",
+    )
+    assert partial["win_rates"] == [whole["win_rates"][0], None, None, whole["win_rates"][1]]
+    named = [
+        (error["code"], error["item"], error.get("response"), error.get("reference")) for error in partial["errors"]
+    ]
+    assert named == [("invalid_request", 1, 1, None), ("invalid_request", 1, 2, None), ("invalid_request", 1, None, 0)]
+    messages = [error["message"] for error in partial["errors"]]
+    assert messages[0] == "a response is a text, a message or a list of messages"
+    assert messages[1].startswith("role: Input should be")
+    assert "lone surrogate" in messages[2]
+
+
+async def test_what_cannot_be_read_costs_no_forward(client):
+    body = {"groups": [group(SHORT[0], 5, SHORT[1], 7)], "on_error": "report"}
+    answer = (await client.post("/v1/tournaments", json=body)).json()
+    assert answer["usage"]["forward_responses"] == 2
+    assert answer["tournaments"][0]["win_rates"][1::2] == [None, None]
+
+
+async def test_a_group_that_is_wrong_beside_its_responses_is_an_error_as_a_whole(client):
+    rows = await tournaments(
+        client,
+        {"prompt": 5, "responses": ["a", 5]},
+        group(5, 7),
+        {"prompt": PROMPT, "responses": "a"},
+        group("a", "b"),
+        on_error="report",
+    )
+    assert [row.get("error", {}).get("code") for row in rows] == ["invalid_request"] * 3 + [None]
+    assert rows[0]["error"]["message"].startswith("prompt: ")
+    assert "errors" not in rows[3]
+
+
+async def test_a_refusal_names_the_response_that_is_none(client):
+    _, error = await refusal(client, group("a", "b"), group("a", 5))
+    assert error["message"].startswith("groups[1].responses[1]: a response is")
+    assert (error["item"], error["response"]) == (1, 1)
 
 
 async def test_what_was_cut_is_refused_alone_where_nothing_may_be_cut(client):

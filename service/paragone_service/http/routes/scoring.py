@@ -124,7 +124,6 @@ def _add_tournaments(router: APIRouter, registry: Registry, workers: Executor) -
         cannot be scored does not vote: it is named in its group's `errors`, and the others have their answer.
         """
         body, indices, problems = await read_body(request, TournamentsRequest, "groups")
-        problems.by_member = True
         model = registry.find(body.model)
         model.check_preferences()
         comparator, header = _compared(model, body.skew_weight)
