@@ -21,6 +21,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 
 from paragone import AsyncClient, ParagoneError
 from paragone.adapters import nemo_gym
+from paragone.wire import Shaping
 
 
 class ParagoneConfig(BaseResourcesServerConfig):
@@ -33,7 +34,8 @@ class ParagoneConfig(BaseResourcesServerConfig):
     oracle_api_key: str | None = None
     oracle_model: str | None = None
     oracle_retry_s: float = Field(default=120.0, ge=0, allow_inf_nan=False)
-    score: Literal["win_rate", "baseline", "reward"] = "win_rate"
+    score: Literal["win_rate", "rank", "nash", "elimination", "acyclic", "baseline", "reward"] = "win_rate"
+    shaping: Shaping | None = None
     num_rollouts_per_prompt: int = Field(default=1, ge=1)
     cohort_collection_timeout_s: float = Field(default=1800.0, gt=0, allow_inf_nan=False)
     on_missing: Literal["fail", "score-present"] = "fail"
@@ -71,6 +73,7 @@ class ParagoneResourcesServer(SimpleResourcesServer):
                 retry_s=config.oracle_retry_s,
             ),
             score=config.score,
+            shaping=config.shaping,
             size=config.num_rollouts_per_prompt,
             deadline_s=config.cohort_collection_timeout_s,
             on_missing=config.on_missing,

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from paragone import Client
+from paragone.wire import Shaping
 from tests.examples.conftest import EXAMPLES
 
 FOLDER = EXAMPLES / "nemo_gym"
@@ -97,6 +98,28 @@ def test_two_steps_get_win_rates_whether_or_not_the_caller_names_groups(app, url
                 assert not told["mask_sample"]
 
 
+def test_another_signal_of_the_group_may_be_the_reward(app, url):
+    with Client(url) as client:
+        shaping = {"answer_length_penalty": 0.1}
+        right = client.tournament(PROMPT, ANSWERS, signal="rank", shaping=Shaping(**shaping)).signal
+    gym = server(app, url, score="rank", shaping=shaping)
+    rows = [rollout(answer, slot, _ng_group_id="shaped ranks") for slot, answer in enumerate(ANSWERS)]
+    assert rewards(asyncio.run(verified(gym, rows))) == pytest.approx(right)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_rollouts_per_prompt": 1}, "num_rollouts_per_prompt"),
+        ({"shaping": {"reasoning_bonus": 0.1}}, "reasoning is not sent"),
+        ({"score": "baseline", "shaping": {"style_penalty": 0.1}}, "shaping changes a group's signal"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_at_the_start(app, url, settings, said):
+    with pytest.raises(ValueError, match=said):
+        server(app, url, **settings)
+
+
 def test_stored_rollouts_are_scored_again_with_the_same_result(app, url):
     rows = [rollout(answer, slot, _ng_group_id="stored") for slot, answer in enumerate(ANSWERS)]
     first, again = (rewards(asyncio.run(verified(server(app, url), rows))) for _ in range(2))
@@ -154,8 +177,3 @@ def test_a_baseline_and_a_scalar_need_no_group(app, url):
         assert scalar == client.rewards([("Why?", ANSWERS[1])], model="bt").rewards[0].reward
     (answer,) = asyncio.run(verified(server(app, url, score="baseline"), [rollout("a", 0)]))
     assert answer.status_code == 422
-
-
-def test_a_group_of_one_has_no_win_rates(app, url):
-    with pytest.raises(ValueError, match="num_rollouts_per_prompt"):
-        server(app, url, num_rollouts_per_prompt=1)

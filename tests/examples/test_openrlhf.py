@@ -1,4 +1,4 @@
-"""The example for OpenRLHF, loaded and called as ``openrlhf.utils.agent`` of 0.11.2 does; it needs vLLM to install."""
+"""The example for OpenRLHF, loaded and called as ``openrlhf.utils.agent`` of 0.11.2 does, which has run it once."""
 
 import asyncio
 import importlib.util

@@ -86,6 +86,20 @@ def test_two_steps_of_two_groups_get_win_rates(manager, tokenizer, url):
         assert isinstance(outcomes[5], TextError)
 
 
+@pytest.mark.parametrize("signal", ["rank", "anchor"])
+def test_another_signal_of_the_group_may_be_the_score(tokenizer, url, signal):
+    class Signals(load("verl_reward").RewardManager):
+        pass
+
+    Signals.signal = signal
+    rows = [row(tokenizer, PROMPTS[0], response, f"for {signal}") for response in RESPONSES[0]]
+    outcomes = asyncio.run(scored(Signals(config(), tokenizer), rows))
+    with Client(url) as client:
+        truth = [RESPONSES[0][0]]
+        right = client.tournament(PROMPTS[0], RESPONSES[0], references=truth, signal=signal).signal
+    assert [told["reward_score"] for told in outcomes] == pytest.approx(right)
+
+
 def test_a_group_that_comes_again_is_a_new_attempt(manager, tokenizer):
     for responses in (RESPONSES[0], ["x", "yy", "zzz"]):
         rows = [row(tokenizer, PROMPTS[0], response, "the same group") for response in responses]

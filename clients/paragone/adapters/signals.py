@@ -6,7 +6,7 @@ from typing import Any
 
 from paragone.adapters.groups import tell
 from paragone.exceptions import AnswerError
-from paragone.wire import ItemError, Shaping, Signal, Tournament, TournamentsAnswer
+from paragone.wire import CohortAnswer, ItemError, Shaping, Signal, Tournament, TournamentsAnswer
 
 __all__ = ["GroupSignal"]
 
@@ -29,7 +29,7 @@ class GroupSignal:
         return self.name not in ("reward", "anchor") or self.shaping is not None
 
     def options(self) -> dict[str, Any]:
-        """Return what a tournament is asked besides its groups."""
+        """Return what a tournament or a cohort is asked besides its group."""
         # A win rate is in every tournament: servers from before the signals have it too.
         plain = self.name == "win_rate" and self.shaping is None
         return {} if plain else {"signal": self.name, "shaping": self.shaping}
@@ -41,6 +41,10 @@ class GroupSignal:
         if row.signal is None:
             raise AnswerError(f"the answer has no signal: the service is older than {self.name!r}")
         return row.signal
+
+    def of_member(self, answer: CohortAnswer) -> float | None:
+        """Return the number of a cohort's member, None if it has met nobody."""
+        return answer.signal if self.options() else answer.win_rate
 
     def all_values(self, row: Tournament) -> list[float]:
         """Return the numbers of a group, [K], of which every response has one.

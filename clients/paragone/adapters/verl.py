@@ -19,10 +19,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Literal, overload
 
 from paragone.adapters.groups import bound, host_turns, scalar_rewards
+from paragone.adapters.signals import GroupSignal
 from paragone.async_client import AsyncClient
 from paragone.client import Client
 from paragone.codes import ErrorCode
 from paragone.exceptions import ParagoneError, checked
+from paragone.wire import Shaping, Signal
 
 __all__ = ["RewardManager", "compute_score"]
 
@@ -54,7 +56,7 @@ _SLOTS = _Slots()
 
 
 class RewardManager:
-    """A reward manager whose score is the win rate within the rollouts of one prompt, from cohorts.
+    """A reward manager whose score is a signal of the rollouts of one prompt, from cohorts.
 
     A subclass sets the attributes. verl gives the samples of a group to any of its reward workers, and only one worker
     can number them: set ``reward.num_workers=1``. It waits for answers and computes nothing.
@@ -62,18 +64,21 @@ class RewardManager:
     Attributes:
         client: whom to ask.
         model: id of a hosted model; the client's if None.
-        signal: ``win_rate``, the mean win probability within the group, in [0, 1]; or ``reward``, the scalar reward.
+        signal: ``win_rate``, the mean win probability within the group, in [0, 1]; another signal of a group
+            (``docs/cohorts.md``), where ``anchor`` is the ground truth; or ``reward``, the scalar reward.
+        shaping: what the signal gains or loses by length and style within its group.
         alone: the score of a sample that has no group, as in validation: ``reward``, the scalar reward; or
             ``against_ground_truth``, the probability in [0, 1] that it is preferred to the ground truth.
         deadline_s: how long a group waits for its last sample. [seconds]
 
     Raises:
-        ValueError: if win rates are asked for with several reward workers.
+        ValueError: if a group's signal is asked for with several reward workers.
     """
 
     client: AsyncClient
     model: str | None = None
-    signal: Literal["win_rate", "reward"] = "win_rate"
+    signal: Signal = "win_rate"
+    shaping: Shaping | None = None
     alone: Alone = "reward"
     deadline_s: float = 1800.0
 
@@ -87,8 +92,9 @@ class RewardManager:
         self.config = config
         self.tokenizer = tokenizer
         self._size = int(config.actor_rollout_ref.rollout.n)
+        self._signal = GroupSignal(self.signal, self.shaping)
         workers = getattr(getattr(config, "reward", None), "num_workers", None)
-        if self.signal == "win_rate" and self._size > 1 and workers not in (None, 1):
+        if self._signal.needs_rivals and self._size > 1 and workers not in (None, 1):
             raise ValueError(
                 f"reward.num_workers is {workers}, and a group's samples go to any of them, where nobody can number "
                 "them: set reward.num_workers=1, or signal='reward'"
@@ -115,18 +121,20 @@ class RewardManager:
         fields = item.non_tensor_batch
         prompt = host_turns(list(_field(fields, "raw_prompt", "set data.return_raw_chat=True")), role="user")
         response = await asyncio.to_thread(self.tokenizer.decode, _response_ids(item.batch), skip_special_tokens=True)
-        extra_info = fields.get("extra_info")
-        if self.signal == "reward":
-            told = await _scored(self.client, "reward", self.model, (prompt, response, None))
-        elif self._size == 1 or self.validating(data, extra_info):
-            truth = (fields.get("reward_model") or {}).get("ground_truth")
-            told = await _scored(self.client, self.alone, self.model, (prompt, response, truth))
+        sample = (prompt, response, (fields.get("reward_model") or {}).get("ground_truth"))
+        if self._signal.is_scalar:
+            told = await _scored(self.client, "reward", self.model, sample)
+        elif not self._signal.needs_rivals:
+            told = await _scored(self.client, "against_ground_truth", self.model, sample)
+        elif self._size == 1 or self.validating(data, fields.get("extra_info")):
+            told = await _scored(self.client, self.alone, self.model, sample)
         else:
             group = str(_field(fields, "uid", "the trainer names a group's samples by it: use verl 0.7 or newer"))
-            told = await self._won(group, prompt, response)
+            told = await self._compared(group, sample)
         return {"reward_score": told["score"], "reward_extra_info": told}
 
-    async def _won(self, group: str, prompt: Any, response: str) -> Scores:
+    async def _compared(self, group: str, sample: tuple[Any, str, Any]) -> Scores:
+        prompt, response, truth = sample
         attempt, slot = _SLOTS.next(group, self._size)
         try:
             answer = await self.client.cohort(
@@ -136,16 +144,19 @@ class RewardManager:
                 slot=slot,
                 size=self._size,
                 attempt=attempt,
+                references=[_truth(truth)] if self.signal == "anchor" else None,
                 deadline_s=self.deadline_s,
                 model=self.model,
+                **self._signal.options(),
             )
         except ParagoneError as error:
             if error.code == ErrorCode.COHORT_INCOMPLETE:
                 error.add_note("if these were samples of validation: let their extra_info['split'] say so")
             raise
-        if answer.win_rate is None or answer.rank is None:
-            raise ParagoneError(f"no other sample of group {group!r} could be scored: there is no win rate")
-        return {"score": answer.win_rate, "rank": float(answer.rank)}
+        score = self._signal.of_member(answer)
+        if score is None or answer.rank is None:
+            raise ParagoneError(f"no other sample of group {group!r} could be scored: there is no {self.signal}")
+        return {"score": score, "rank": float(answer.rank)}
 
     @classmethod
     def assemble_rm_scores(cls, data: Any, scores: list[float]) -> Any:
