@@ -2,25 +2,13 @@
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from paragone.exceptions import AnswerError, UnsupportedError, checked
-from paragone.wire import ErrorDetail, ItemError, Reward, RewardsAnswer, Tournament, TournamentsAnswer
+from paragone.exceptions import UnsupportedError, checked
+from paragone.wire import ErrorDetail, Reward, RewardsAnswer
 
-__all__ = [
-    "Signal",
-    "bound",
-    "group_win_rates",
-    "host_turns",
-    "item_rewards",
-    "scalar_rewards",
-    "tell",
-    "whole_signal",
-    "whole_win_rates",
-]
-
-Signal = Literal["win_rate", "reward"]
+__all__ = ["bound", "host_turns", "item_rewards", "scalar_rewards", "tell"]
 
 _Outcome = TypeVar("_Outcome")
 
@@ -49,49 +37,6 @@ def host_turns(turns: Any, *, role: str) -> Any:
     if isinstance(turns, str):
         return turns
     return [{"role": role, **{name: value for name, value in turn.items() if value is not None}} for turn in turns]
-
-
-def group_win_rates(groups: Sequence[Sequence[int]], answer: TournamentsAnswer, count: int) -> list[float | None]:
-    """Return each response's mean win probability within its group, None where it or its group got an error.
-
-    Args:
-        groups: the places of each group's responses.
-        answer: one tournament or error per group.
-    """
-    rates: list[float | None] = [None] * count
-    for places, row in zip(groups, answer.tournaments, strict=True):
-        if isinstance(row, ItemError):
-            tell(row.error, f"a group of {len(places)} responses has no reward")
-            continue
-        for error in row.errors or ():
-            tell(error, "a response has no reward")
-        for place, rate in zip(places, row.win_rates, strict=True):
-            rates[place] = rate
-    return rates
-
-
-def whole_win_rates(row: Tournament) -> list[float]:
-    """Return the win rates of a group of which every response was scored.
-
-    Raises:
-        AnswerError: if one was not.
-    """
-    rates = [rate for rate in row.win_rates if rate is not None]
-    if len(rates) < len(row.win_rates):
-        raise AnswerError("a response of a group has no win rate")
-    return rates
-
-
-def whole_signal(row: Tournament) -> list[float]:
-    """Return the signal of a group of which every response has one.
-
-    Raises:
-        AnswerError: if one has none.
-    """
-    values = [value for value in row.signal or () if value is not None]
-    if len(values) < len(row.win_rates):
-        raise AnswerError("a response of a group has no signal")
-    return values
 
 
 def item_rewards(answer: RewardsAnswer) -> list[float | None]:

@@ -10,7 +10,8 @@ A failure is an exception: a reward there is a number of a tensor, and nothing e
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paragone.adapters.groups import host_turns, whole_signal
+from paragone.adapters.groups import host_turns
+from paragone.adapters.signals import GroupSignal
 from paragone.adapters.single import judged
 from paragone.client import Client
 from paragone.exceptions import checked
@@ -73,4 +74,4 @@ def rewards(
             raise ValueError(f"message logs {start} and on are not of one prompt: is num_generations the trainer's?")
         groups.append((members[0][0], [response for _, response in members]))
     answer = client.tournaments(groups, model=model, signal=signal, shaping=shaping)
-    return [value for row in checked(answer.tournaments) for value in whole_signal(row)]
+    return [value for row in checked(answer.tournaments) for value in GroupSignal(signal, shaping).all_values(row)]

@@ -1,6 +1,6 @@
 """Which number of a response is its reward, for hosts that hold a whole group at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ class GroupSignal:
     """A signal of the wire, and what it gains or loses by length and style."""
 
     name: Signal = "win_rate"
-    shaping: Shaping | None = None
+    shaping: Shaping | Mapping[str, float] | None = None
 
     @property
     def is_scalar(self) -> bool:

@@ -10,7 +10,7 @@ group is one request. A failure is an exception: the host has no other word for 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
-from paragone.adapters.groups import whole_signal
+from paragone.adapters.signals import GroupSignal
 from paragone.async_client import AsyncClient
 from paragone.wire import Shaping, Signal, Tournament
 
@@ -102,7 +102,7 @@ class TournamentRewards:
         row = await self.preference_model.tournament(
             self.convo_prefix, responses, signal=self.signal or "win_rate", shaping=self.shaping
         )
-        values = whole_signal(row)
+        values = GroupSignal(self.signal or "win_rate", self.shaping).all_values(row)
         if self.signal is None and self.shaping is None:
             # From the mean over the group, itself counted as ½, to that over the others.
             size = len(values)

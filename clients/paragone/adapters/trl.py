@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from paragone.adapters.groups import bound, group_win_rates, host_turns, item_rewards
+from paragone.adapters.groups import bound, host_turns, item_rewards
 from paragone.adapters.signals import GroupSignal
 from paragone.async_client import AsyncClient
 from paragone.client import Client
@@ -446,7 +446,7 @@ class WinRateCallback:
             # It measures a run and is no part of it: the run goes on, without the number.
             logger.warning("no win rate of the policy: %s", error)
             return {"eval_win_rate_unjudged": float(len(groups))}
-        rates = group_win_rates([[place] for place in range(len(groups))], answer, len(groups))
+        rates = GroupSignal().placed([[place] for place in range(len(groups))], answer, len(groups))
         judged = [rate for rate in rates if rate is not None]
         logs = {"eval_win_rate_unjudged": float(len(rates) - len(judged))}
         return {"eval_win_rate": sum(judged) / len(judged), **logs} if judged else logs
