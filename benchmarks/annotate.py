@@ -166,7 +166,7 @@ def run(folder: Path, file: Path, port: int) -> tuple[float, float, float]:
     memory = 0
     # Not ru_maxrss, which counts what this process had when it forked.
     while (used := os.wait4(process.pid, os.WNOHANG))[0] == 0:
-        with contextlib.suppress(OSError, AttributeError):
+        with contextlib.suppress(OSError, TypeError):
             status = Path(f"/proc/{process.pid}/status").read_text()
             memory = int(re.search(r"VmHWM:\s+(\d+)", status)[1])
         time.sleep(0.05)

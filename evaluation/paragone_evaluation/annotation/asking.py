@@ -11,7 +11,7 @@ from paragone import AsyncClient, ParagoneError
 from paragone.exceptions import RequestError, ServerError, UnsupportedError
 from paragone.wire import ModelInfo, Truncation, Usage
 from paragone_evaluation.annotation.kinds import AnswerKind, Failure, RowAnswer, refused
-from paragone_evaluation.annotation.rows import Chunk, NumberedRow, Unread
+from paragone_evaluation.annotation.rows import Chunk
 from paragone_evaluation.errors import EvaluationError
 
 __all__ = ["Asker", "Window"]
@@ -81,7 +81,7 @@ class Asker:
     usage: dict[str, int] = field(default_factory=dict)
     _faults: int = 0
 
-    async def ask(self, chunk: Chunk) -> list[tuple[NumberedRow | Unread, RowAnswer]]:
+    async def ask(self, chunk: Chunk) -> list[RowAnswer]:
         """Return the answer of each row of a chunk.
 
         Raises:
@@ -92,16 +92,12 @@ class Asker:
             answers: dict[int, RowAnswer] = {}
             asked: list[tuple[int, list[Any]]] = []
             for row in chunk.rows:
-                if isinstance(row, Unread):
-                    answers[row.number] = RowAnswer(None, (Failure("unread", row.reason),))
-                    continue
-                questions = self.kind.ask_of(row.row)
-                if isinstance(questions, str):
-                    answers[row.number] = RowAnswer(None, (Failure("not_asked", questions),))
+                if isinstance(row.questions, str):
+                    answers[row.number] = RowAnswer(None, (Failure(row.code, row.questions),))
                 else:
-                    asked.append((row.number, questions))
+                    asked.append((row.number, row.questions))
             await self._ask(asked, answers)
-        return [(row, answers[row.number]) for row in chunk.rows]
+        return [answers[row.number] for row in chunk.rows]
 
     async def _ask(self, asked: Sequence[tuple[int, list[Any]]], answers: dict[int, RowAnswer]) -> None:
         """Ask about rows; where the request is refused, find the row that is at fault and ask about the others."""

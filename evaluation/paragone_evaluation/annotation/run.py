@@ -7,24 +7,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
+
 from paragone import AsyncClient
 from paragone.wire import ModelInfo, Truncation
 from paragone_evaluation.annotation.asking import Asker, Window
 from paragone_evaluation.annotation.dpo import PairSettings, write_pairs
 from paragone_evaluation.annotation.files import RunFiles
 from paragone_evaluation.annotation.kinds import KINDS, AnswerKind, RowAnswer
-from paragone_evaluation.annotation.rows import Chunk, NumberedRow, Unread, chunks_of
+from paragone_evaluation.annotation.reading import Reader, ReadSettings
+from paragone_evaluation.annotation.rows import Chunk
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.readers.files import FilePass
 from paragone_evaluation.readers.options import ReadOptions
-from paragone_evaluation.readers.rows import DataRow
 
 __all__ = ["AnnotateSettings", "Annotation", "annotate_files"]
 
 _CHUNK_RESPONSES, _CHUNK_CHARACTERS = 256, 1 << 20
 _WAITING_CHARACTERS = 16 << 20
 """Characters of rows that are asked about, or answered and not yet written: the memory of a run goes by it."""
-_LABELS = {1: "first", 0: "tie", -1: "second"}
+_LARGE = 16 << 20
+"""Bytes of files that are read in a process of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class AnnotateSettings:
             where pairs are made of them.
         concurrency: requests in flight at most, for each URL.
         pairs: the pairs that are made of the answers, if any.
+        apart: whether files are read in a process of its own; where they are large, if None.
     """
 
     sources: Sequence[str]
@@ -49,6 +53,7 @@ class AnnotateSettings:
     truncation: Truncation = "prompt"
     concurrency: int = 16
     pairs: PairSettings | None = None
+    apart: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ def annotate_files(settings: AnnotateSettings, output: Path, *, progress: Progre
 
 
 async def _annotate(settings: AnnotateSettings, output: Path, progress: Progress | None) -> Annotation:
+    # Files that are not there are told before anybody is asked.
     reading = FilePass(*settings.sources, options=settings.options, split=settings.split, unjudged=True)
     window = Window(settings.concurrency * len(settings.urls))
     client = AsyncClient(
@@ -105,7 +111,16 @@ async def _annotate(settings: AnnotateSettings, output: Path, progress: Progress
         with RunFiles(output, record, kind.columns) as files:
             asker = Asker(client, kind, info, window, settings.truncation)
             if not files.asked:
-                await _ask_all(reading, asker, files, lambda done, before: progress and progress(done, before, total))
+                read = ReadSettings(
+                    sources=tuple(settings.sources), options=settings.options, split=settings.split,
+                    answers=kind.name, most_responses=min(_CHUNK_RESPONSES, info.limits.max_items or _CHUNK_RESPONSES),
+                    most_characters=_CHUNK_CHARACTERS, behind=files.done,
+                )  # fmt: skip
+                apart = _is_large(reading) if settings.apart is None else settings.apart
+                with Reader(read, apart=apart) as reader:
+                    await _ask_all(
+                        reader, asker, files, lambda done, before: progress and progress(done, before, total)
+                    )
             return _finished(settings, files, asker, output)
 
 
@@ -139,11 +154,15 @@ def _total(reading: FilePass) -> int | None:
     return sum(known) if len(known) == len(counts) else None
 
 
-async def _ask_all(reading: FilePass, asker: Asker, files: RunFiles, progress: Callable[[int, int], object]) -> None:
+def _is_large(reading: FilePass) -> bool:
+    """Return whether reading is worth a process of its own."""
+    sizes = [_LARGE if part.table is not None else Path(part.name).stat().st_size for part in reading.parts]
+    return sum(sizes) >= _LARGE
+
+
+async def _ask_all(reader: Reader, asker: Asker, files: RunFiles, progress: Callable[[int, int], object]) -> None:
     """Keep chunks in flight and write them in their order, each as soon as those before it are written."""
-    most = min(_CHUNK_RESPONSES, asker.info.limits.max_items or _CHUNK_RESPONSES)
-    chunks = chunks_of(reading, most_responses=most, most_characters=_CHUNK_CHARACTERS)
-    waiting: deque[tuple[Chunk, asyncio.Task[list[tuple[NumberedRow | Unread, RowAnswer]]]]] = deque()
+    waiting: deque[tuple[Chunk, asyncio.Task[list[RowAnswer]]]] = deque()
     before = files.done + 1
     done = before
 
@@ -152,16 +171,14 @@ async def _ask_all(reading: FilePass, asker: Asker, files: RunFiles, progress: C
         chunk, task = waiting[0]
         answers = await task
         waiting.popleft()
-        _write(files, answers)
+        _write(files, chunk, answers)
         done = chunk.last + 1
         progress(done, before)
 
     try:
         progress(done, before)
         # Reading is work of its own, which a thread does while answers are on their way.
-        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-            if chunk.last <= files.done:
-                continue
+        while (chunk := await asyncio.to_thread(reader.next)) is not None:
             waiting.append((chunk, asyncio.create_task(asker.ask(chunk))))
             while waiting and (waiting[0][1].done() or _is_full(waiting, asker.window)):
                 if waiting[0][1].done():
@@ -183,43 +200,20 @@ def _is_full(waiting: Sequence[tuple[Chunk, Any]], window: Window) -> bool:
     return under_way > int(window.limit) + 1 or sum(chunk.characters for chunk, _ in waiting) > _WAITING_CHARACTERS
 
 
-def _write(files: RunFiles, answers: Sequence[tuple[NumberedRow | Unread, RowAnswer]]) -> None:
-    rows, failures, lost = [], [], 0
-    for numbered, answer in answers:
-        if numbered.number <= files.done:
+def _write(files: RunFiles, chunk: Chunk, answers: Sequence[RowAnswer]) -> None:
+    rows, failures, lost = list[bytes](), list[dict[str, Any]](), 0
+    for entry, answer in zip(chunk.rows, answers, strict=True):
+        if entry.number <= files.done:
             continue  # of a chunk that an earlier run wrote in part
-        place = _place(numbered)
         for failure in answer.failures:
             response = {} if failure.response is None else {"response": failure.response}
-            failures.append({**place, **response, "code": failure.code, "message": failure.message})
+            failures.append({**entry.place, **response, "code": failure.code, "message": failure.message})
         if answer.fields is None:
             lost += 1
-        elif isinstance(numbered, NumberedRow):
-            rows.append({**place, **_own(numbered.row), **answer.fields})
+        else:
+            # Two JSON objects in one: the row was written where it was read.
+            rows.append(b"%b,%b\n" % (entry.content[:-1], to_json(answer.fields)[1:]))
     files.add(rows, failures, lost)
-
-
-def _place(numbered: NumberedRow | Unread) -> dict[str, Any]:
-    """Return where a row stands."""
-    row = numbered.row if isinstance(numbered, NumberedRow) else numbered
-    file = {} if numbered.file is None else {"file": numbered.file}
-    name = {"id": row.id} if isinstance(row, DataRow) and row.id is not None else {}
-    return {"row": numbered.number, **file, "line": row.line, **name}
-
-
-def _own(row: DataRow) -> dict[str, Any]:
-    """Return what is kept of a row: prompt and responses, and what people said of them."""
-    comparisons = [
-        {"first": label.first, "second": label.second, "label": _LABELS[(label.strength > 0) - (label.strength < 0)]}
-        | ({"strength": label.strength} if row.graded else {})
-        for label in row.labels
-    ]
-    fields = {
-        "split": row.split, "group": row.group, "subset": row.subset, "prompt": row.prompt,
-        "tools": list(row.tools) if row.tools else None, "responses": list(row.responses),
-        "comparisons": comparisons or None, "ratings": row.given_ratings or None,
-    }  # fmt: skip
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _finished(settings: AnnotateSettings, files: RunFiles, asker: Asker, output: Path) -> Annotation:

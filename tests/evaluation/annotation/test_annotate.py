@@ -12,7 +12,7 @@ import pytest
 from paragone import Client
 from paragone.cli import main
 from paragone_evaluation.annotation.run import AnnotateSettings, annotate_files
-from paragone_evaluation.errors import EvaluationError
+from paragone_evaluation.errors import DataError, EvaluationError
 from paragone_evaluation.readers import read_pairs
 from tests.evaluation.conftest import pair, text, write
 
@@ -159,7 +159,7 @@ source, out, url = sys.argv[1:]
 def die(done, before, total):
     if done > before + 600:
         os.kill(os.getpid(), signal.SIGKILL)
-annotate_files(AnnotateSettings(sources=[source], urls=[url], model="bt"), Path(out), progress=die)
+annotate_files(AnnotateSettings(sources=[source], urls=[url], model="bt", apart=True), Path(out), progress=die)
 """
 
 
@@ -181,7 +181,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_bytes(tmp_path, url
     killed = subprocess.run([sys.executable, "-c", KILLED, thousand, out, url], check=False)
     assert killed.returncode == -9
     assert not out.exists()
-    made = annotated(thousand, out, url)
+    made = annotated(thousand, out, url, apart=True)
     assert out.read_bytes() == whole.read_bytes()
     ends = [path.with_name(f"{path.name}.failures.jsonl").read_bytes() for path in (whole, out)]
     assert ends[0] == ends[1]
@@ -222,6 +222,13 @@ def test_wherever_a_run_was_cut_its_end_is_the_same(tmp_path, url, thousand):
         assert out.read_bytes() == whole, cut
         assert (tmp_path / "out.jsonl.failures.jsonl").read_bytes() == failures
     assert not failed.exists()
+
+
+def test_what_stops_the_reading_process_is_raised_here(tmp_path, url):
+    broken = tmp_path / "in.json"
+    broken.write_text('[{"prompt": "Why?", "responses": ["a"]}, {')
+    with pytest.raises(DataError, match="not JSON"):
+        annotated(broken, tmp_path / "out.jsonl", url, apart=True)
 
 
 def test_another_question_does_not_go_on_with_the_answers_of_the_first(tmp_path, url, thousand):

@@ -10,8 +10,7 @@ from paragone import AsyncClient, ParagoneError
 from paragone.wire import ModelInfo
 from paragone_evaluation.annotation.asking import Asker, Window
 from paragone_evaluation.annotation.kinds import KINDS
-from paragone_evaluation.annotation.rows import Chunk, NumberedRow
-from paragone_evaluation.readers.rows import DataRow
+from paragone_evaluation.annotation.rows import Chunk, Entry
 
 INFO = ModelInfo.model_validate(
     {
@@ -56,10 +55,8 @@ def refusal(status, code, item=None, **headers):
 
 
 def chunk(*responses):
-    made = Chunk()
-    for number, one in enumerate(responses):
-        made.add(NumberedRow(number, None, DataRow(number + 1, "p", (one,))))
-    return made
+    rows = [Entry(number, {}, b"", [{"prompt": "p", "response": one}]) for number, one in enumerate(responses)]
+    return Chunk(rows, len(rows))
 
 
 def asked(service, *chunks, window=None):
@@ -70,7 +67,7 @@ def asked(service, *chunks, window=None):
             asker = Asker(client, KINDS["rewards"], INFO, places)
             return [await asker.ask(one) for one in chunks]
 
-    return [[answer for _, answer in one] for one in asyncio.run(run())]
+    return asyncio.run(run())
 
 
 def test_a_row_that_the_service_names_fails_alone():

@@ -1,0 +1,130 @@
+"""Read files in a process of its own, so that the one that asks has its time for requests and answers.
+
+A small input is read in a thread: a process takes as long to start as a thousand rows to read.
+"""
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from paragone_evaluation.annotation.kinds import KINDS
+from paragone_evaluation.annotation.rows import Chunk, chunks_of
+from paragone_evaluation.errors import EvaluationError
+from paragone_evaluation.readers.files import FilePass
+from paragone_evaluation.readers.options import ReadOptions
+
+__all__ = ["ReadSettings", "Reader", "serve"]
+
+_COMMAND = "from paragone_evaluation.annotation.reading import serve; serve()"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSettings:
+    """Which rows are read, and how they are cut into chunks.
+
+    Attributes:
+        answers: name of the kind of answers.
+        behind: chunks up to the row of this number are left out.
+    """
+
+    sources: tuple[str, ...]
+    options: ReadOptions
+    split: str | None
+    answers: str
+    most_responses: int
+    most_characters: int
+    behind: int = -1
+
+    def opened(self) -> FilePass:
+        """Return a pass over the rows, judged or not."""
+        return FilePass(*self.sources, options=self.options, split=self.split, unjudged=True)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the chunks, read in this process."""
+        return chunks_of(
+            self.opened(),
+            KINDS[self.answers],
+            most_responses=self.most_responses,
+            most_characters=self.most_characters,
+            behind=self.behind,
+        )
+
+
+class Reader:
+    """The chunks of files, one after the other.
+
+    Args:
+        apart: read in a process of its own.
+    """
+
+    def __init__(self, settings: ReadSettings, *, apart: bool) -> None:
+        self._settings, self._apart = settings, apart
+        self._process: subprocess.Popen[bytes] | None = None
+        self._chunks: Iterator[Chunk] = iter(())
+
+    def __enter__(self) -> Self:
+        if not self._apart:
+            self._chunks = self._settings.chunks()
+            return self
+        self._process = subprocess.Popen(  # noqa: S603 (this interpreter, and a command of ours)
+            [sys.executable, "-c", _COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._process.stdin is not None
+        with self._process.stdin as stdin:
+            pickle.dump(self._settings, stdin)
+        self._chunks = self._received(self._process.stdout)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            if self._process.stdout is not None:
+                self._process.stdout.close()
+
+    def next(self) -> Chunk | None:
+        """Return the next chunk, None behind the last one. May be called from any thread, one at a time.
+
+        Raises:
+            DataError: if the files cannot be read.
+        """
+        return next(self._chunks, None)
+
+    def _received(self, stream: Any) -> Iterator[Chunk]:
+        while True:
+            try:
+                found = pickle.load(stream)  # noqa: S301 (what our own process writes)
+            except (EOFError, pickle.UnpicklingError) as error:
+                raise EvaluationError("the process that reads the files has died (out of memory?)") from error
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
+                return
+            yield found
+
+
+def serve() -> None:
+    """Read as the standard input says, and write chunks to the standard output."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who asked for the rows says when it is enough
+    settings: ReadSettings = pickle.load(sys.stdin.buffer)  # noqa: S301 (what our own process writes)
+    with open(os.dup(1), "wb", buffering=1 << 20) as output, contextlib.suppress(BrokenPipeError):  # noqa: PTH123
+        os.dup2(2, 1)  # nothing that a library prints gets between the chunks
+        found: Chunk | Exception | None = None
+        try:
+            for chunk in settings.chunks():
+                pickle.dump(chunk, output, pickle.HIGHEST_PROTOCOL)
+                output.flush()
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001 (raised again where it is read)
+            found = error
+        pickle.dump(found, output, pickle.HIGHEST_PROTOCOL)
