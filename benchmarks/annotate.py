@@ -1,6 +1,6 @@
 """How fast does ``paragone annotate`` go, against its route asked with bodies that are ready?
 
-Two parts, each against one server process on one core, with the client on another:
+Two parts, each against one server process on one core, with the client on the others:
 
 * cached: every response is in the server's cache; rows a second, and the memory of the command;
 * cold: a model whose forward passes take the server's core; the share of the raw route's rate is that of the engine's
@@ -9,7 +9,7 @@ Two parts, each against one server process on one core, with the client on anoth
     python benchmarks/annotate.py [--rows 200000] [--cold-rows 2000] [--rounds 3]
 
 Rounds of both take turns, so that a busy machine slows both. Where it is too busy for rates, seconds of CPU tell what
-two free cores would do: a rate is bounded by whichever process needs more of them.
+free cores would do: a rate is bounded by whichever process needs most of them, the server, the command or its reader.
 """
 
 import argparse
@@ -51,12 +51,12 @@ def main() -> None:
             f"{'raw srv':>9} {'srv µs':>9} {'client µs':>9} {'bound':>6}"
         )
         with server("--model", f"m={folder}/small", "--log-level", "warning", cores={cores[0]}) as port:
-            os.sched_setaffinity(0, {cores[-1]})
+            os.sched_setaffinity(0, set(cores[1:]) or set(cores))
             rows = [group(texts, number) for number in range(arguments.rows)]
             compare("cached", folder, port, arguments.rounds, lambda _: rows, warm=True)
         os.sched_setaffinity(0, set(cores))
         with server("--model", f"m={folder}/large", "--log-level", "warning", cores={cores[0]}) as port:
-            os.sched_setaffinity(0, {cores[-1]})
+            os.sched_setaffinity(0, set(cores[1:]) or set(cores))
             # Every round has texts of its own: nothing is in the cache.
             compare(
                 "cold", folder, port, arguments.rounds,
@@ -163,15 +163,22 @@ def run(folder: Path, file: Path, port: int) -> tuple[float, float, float]:
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("paragone")), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    memory = 0
+    memory, own = 0.0, 0.0
     # Not ru_maxrss, which counts what this process had when it forked.
     while (used := os.wait4(process.pid, os.WNOHANG))[0] == 0:
         with contextlib.suppress(OSError, TypeError):
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            memory = int(re.search(r"VmHWM:\s+(\d+)", status)[1])
+            readers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            memory = max(memory, sum(peak_of(one) for one in (process.pid, *readers)))
+            own = cpu_of(process.pid)
         time.sleep(0.05)
     assert used[1] == 0
-    return time.perf_counter() - began, used[2].ru_utime + used[2].ru_stime, memory / 1024
+    # What waits for answers bounds the rate, beside the server; the process that reads is one more.
+    return time.perf_counter() - began, own, memory
+
+
+def peak_of(process: int | str) -> float:
+    """Return the most memory that a process has had, in MB."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1]) / 1024
 
 
 if __name__ == "__main__":
