@@ -126,6 +126,12 @@ class Metrics:
         self.queue_tokens = Gauge(
             "paragone_queue_tokens", "Tokens that wait for a device.", ("model",), registry=registry
         )
+        self.backlog = Gauge(
+            "paragone_backlog_seconds",
+            "Time that all admitted work takes, as expected now.",
+            ("model",),
+            registry=registry,
+        )
         self.engine_healthy = Gauge(
             "paragone_engine_healthy", "1 while the engine works, 0 while it does not.", ("model",), registry=registry
         )
@@ -187,11 +193,17 @@ class Metrics:
         self.cache_entries.set_function(entries)
 
     def watch_queue(
-        self, model: str, items: Callable[[], float], tokens: Callable[[], float], healthy: Callable[[], float]
+        self,
+        model: str,
+        items: Callable[[], float],
+        tokens: Callable[[], float],
+        backlog_s: Callable[[], float],
+        healthy: Callable[[], float],
     ) -> None:
         """Read a model's queue and health whenever the metrics are read, and show all its series from the start."""
         self.queue_items.labels(model).set_function(items)
         self.queue_tokens.labels(model).set_function(tokens)
+        self.backlog.labels(model).set_function(backlog_s)
         self.engine_healthy.labels(model).set_function(healthy)
         for metric in (
             self.truncations,

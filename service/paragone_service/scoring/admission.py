@@ -171,6 +171,10 @@ class Admission:
         self.reserved += characters
         self._add(client, characters)
 
+    def backlog_s(self) -> float:
+        """Return how long all that was admitted takes, as far as is known."""
+        return sum(self._clients.values()) / self.characters_per_s if self.characters_per_s else 0.0
+
     def expected_wait_s(self, characters: int, client: Hashable) -> float:
         """Return how long a client waits before its next so many characters begin, as far as is known."""
         if not self.characters_per_s:

