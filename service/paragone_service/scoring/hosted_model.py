@@ -18,12 +18,13 @@ from paragone.codes import ErrorCode
 from paragone.wire import Response, Usage
 from paragone_models.errors import PreferencesUnavailableError, TextError
 from paragone_models.model import PreferenceModel
-from paragone_models.text.reader import EncodeItem, Readable, Reading, read_plan, sizes
+from paragone_models.text.reader import Readable, Reading, sizes
 from paragone_models.text.rendered import Rendered
 from paragone_service.cache.keys import NO_SECRET, Ids, conversation_keys, namespace, prompt_digest, rendered_key
 from paragone_service.cache.tiers import Codec
 from paragone_service.http.errors import ClientGoneError, ServiceError
 from paragone_service.scoring.admission import Admission
+from paragone_service.scoring.canary import Canary
 from paragone_service.scoring.gate import Gate, GateScales
 from paragone_service.scoring.model_io import Resources, open_queue, read_jobs
 from paragone_service.scoring.reading import ReadingThread
@@ -112,7 +113,7 @@ class HostedModel:
         self._reading = ReadingThread(name, model, queue.stocked, limit_s=resources.reading_limit_s, clock=self._clock)
         queue.when_not_stocked = self._reading.go_on
         self._gate = None if model.spec.gate == "none" else Gate(name, model, resources, self._reading)
-        self._canary = _Canary(self.scheduler, _canary_item(model))
+        self._canary = Canary(self.scheduler, model)
         self._suspended: asyncio.Future[str] | None = None
         self._no_preferences: str | None = None
         try:  # the comparator knows best whether it can compare; it is asked once, and not by every request
@@ -561,41 +562,3 @@ def _unknown_id(ids: Sequence[str]) -> ServiceError:
         f"{many} not known here, or not any more: send the responses in full (the error's ids says which)",
         ids=ids,
     )
-
-
-def _canary_item(model: PreferenceModel) -> EncodeItem:
-    reads = read_plan(model.spec, 1, 2, first_token=model.first_token)
-    return EncodeItem(token_ids=(0, 0), reads=reads, prompt_length=1)
-
-
-class _Canary:
-    """Run two tokens through the model to see whether it can answer. One run serves all who ask meanwhile."""
-
-    def __init__(self, scheduler: Scheduler, item: EncodeItem) -> None:
-        self._scheduler = scheduler
-        self._item = item
-        self._run: asyncio.Task[bool] | None = None
-
-    async def returns(self, timeout_s: float) -> bool:
-        """Return whether the canary comes back with a value in time."""
-        # Load balancers of many replicas ask all the time: they must not fill the queue with canaries.
-        if self._run is None or self._run.done():
-            self._run = asyncio.get_running_loop().create_task(self._forward())
-        done, _ = await asyncio.wait([self._run], timeout=timeout_s)  # which leaves it running for those who wait on
-        return bool(done) and self._run.result()
-
-    async def close(self) -> None:
-        """Cancel a run that is on its way."""
-        if self._run is not None:
-            self._run.cancel()
-            await asyncio.gather(self._run, return_exceptions=True)
-
-    async def _forward(self) -> bool:
-        try:
-            tickets = self._scheduler.submit([Job(None, self._item, 0)])
-        except ServiceError:
-            return False  # a queue that is full and has had no success for a while is not ready
-        try:
-            return isinstance(await tickets[0].outcome, bytes)
-        finally:
-            self._scheduler.leave(tickets)

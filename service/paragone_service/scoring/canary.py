@@ -1,0 +1,44 @@
+"""Two tokens that show whether a model can answer."""
+
+import asyncio
+
+from paragone_models.model import PreferenceModel
+from paragone_models.text.reader import EncodeItem, read_plan
+from paragone_service.http.errors import ServiceError
+from paragone_service.scoring.scheduler import Job, Scheduler
+
+__all__ = ["Canary"]
+
+
+class Canary:
+    """Run two tokens through the model to see whether it can answer. One run serves all who ask meanwhile."""
+
+    def __init__(self, scheduler: Scheduler, model: PreferenceModel) -> None:
+        self._scheduler = scheduler
+        reads = read_plan(model.spec, 1, 2, first_token=model.first_token)
+        self._item = EncodeItem(token_ids=(0, 0), reads=reads, prompt_length=1)
+        self._run: asyncio.Task[bool] | None = None
+
+    async def returns(self, timeout_s: float) -> bool:
+        """Return whether the canary comes back with a value in time."""
+        # Load balancers of many replicas ask all the time: they must not fill the queue with canaries.
+        if self._run is None or self._run.done():
+            self._run = asyncio.get_running_loop().create_task(self._forward())
+        done, _ = await asyncio.wait([self._run], timeout=timeout_s)  # which leaves it running for those who wait on
+        return bool(done) and self._run.result()
+
+    async def close(self) -> None:
+        """Cancel a run that is on its way."""
+        if self._run is not None:
+            self._run.cancel()
+            await asyncio.gather(self._run, return_exceptions=True)
+
+    async def _forward(self) -> bool:
+        try:
+            tickets = self._scheduler.submit([Job(None, self._item, 0)])
+        except ServiceError:
+            return False  # a queue that is full and has had no success for a while is not ready
+        try:
+            return isinstance(await tickets[0].outcome, bytes)
+        finally:
+            self._scheduler.leave(tickets)
