@@ -24,6 +24,7 @@ from paragone.batches import (
     PairLike,
     Part,
     PromptLike,
+    ReferencesLike,
     RequestOptions,
     ResponseLike,
     Route,
@@ -31,10 +32,18 @@ from paragone.batches import (
     parts_of,
     read_json,
 )
-from paragone.cohorts import COHORTS, DEFAULT_DEADLINE_S, MemberRequest, member_request
 from paragone.connection import CONNECTIONS, DEFAULT_MAX_BYTES, Connection
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
 from paragone.ids import IdMemory
+from paragone.single import (
+    COHORTS,
+    DEFAULT_DEADLINE_S,
+    REFERENCES,
+    SingleRequest,
+    deletion,
+    member_request,
+    references_request,
+)
 from paragone.tracing import request_span
 from paragone.transport import Attempts, send_async
 from paragone.wire import (
@@ -45,6 +54,8 @@ from paragone.wire import (
     OnError,
     OnMissing,
     PreferencesAnswer,
+    ReferenceSet,
+    ReferenceSetsAnswer,
     RewardReturn,
     RewardsAnswer,
     Shaping,
@@ -243,7 +254,7 @@ class AsyncClient:
         prompt: PromptLike,
         responses: Sequence[ResponseLike],
         *,
-        references: Sequence[ResponseLike] | None = None,
+        references: ReferencesLike | None = None,
         model: str | None = None,
         return_: Sequence[TournamentReturn] = (),
         signal: Signal | None = None,
@@ -292,7 +303,7 @@ class AsyncClient:
         slot: int,
         size: int,
         attempt: int = 0,
-        references: Sequence[ResponseLike] | None = None,
+        references: ReferencesLike | None = None,
         deadline_s: float = DEFAULT_DEADLINE_S,
         signal: Signal | None = None,
         shaping: Shaping | Mapping[str, float] | None = None,
@@ -319,6 +330,30 @@ class AsyncClient:
             truncation=truncation,
         )
         return read_json(CohortAnswer, await self._send(COHORTS, asked), f"the answer of {COHORTS}")
+
+    async def add_references(
+        self,
+        name: str,
+        items: Iterable[GroupLike],
+        *,
+        ttl_s: float | None = None,
+        model: str | None = None,
+        truncation: Truncation = "prompt",
+    ) -> ReferenceSet:
+        """Return what ``Client.add_references`` returns; it raises the same."""
+        asked = references_request(
+            name, items, model=model or self._connection.model, ttl_s=ttl_s, truncation=truncation
+        )
+        return read_json(ReferenceSet, await self._send(REFERENCES, asked), f"the answer of {REFERENCES}")
+
+    async def references(self) -> list[ReferenceSet]:
+        """Return what ``Client.references`` returns; it raises the same."""
+        return read_json(ReferenceSetsAnswer, await self._send(REFERENCES), "the list of references").references
+
+    async def delete_references(self, name: str) -> ReferenceSet:
+        """Return what ``Client.delete_references`` returns; it raises the same."""
+        path, asked = deletion(name)
+        return read_json(ReferenceSet, await self._send(path, asked), "the answer of a deletion")
 
     async def tokens(
         self,
@@ -379,13 +414,18 @@ class AsyncClient:
             # A part counts its items from 0; the caller knows their places in the batch.
             raise part.renumbered(error) from error.__cause__
 
-    async def _send(self, path: str, part: Part[Any] | MemberRequest | None = None) -> bytes:
+    async def _send(self, path: str, part: Part[Any] | SingleRequest | None = None) -> bytes:
         connection = self._connection
-        question = connection.question(path, *((part.body, part.prompt_hash) if part is not None else ()))
-        policy = part.policy(connection.policy) if isinstance(part, MemberRequest) else connection.policy
+        question = connection.question(path)
+        if part is not None:
+            deletes = isinstance(part, SingleRequest) and part.deletes
+            question = connection.question(path, part.body, part.prompt_hash, deletes=deletes)
+        policy = part.policy(connection.policy) if isinstance(part, SingleRequest) else connection.policy
         here = await self._here()
         # Members wait for each other: those that had all places would wait for those that have none.
-        async with contextlib.nullcontext() if isinstance(part, MemberRequest) else here.places:
+        async with (
+            contextlib.nullcontext() if isinstance(part, SingleRequest) and part.group_s is not None else here.places
+        ):
             attempts = Attempts(question, policy, self._addresses, self._clock)
             with request_span(f"{question.method} {path}"):
                 return await send_async(here.http, attempts, sleep=self._sleep)

@@ -33,6 +33,7 @@ from paragone.wire import (
     PreferencesAnswer,
     PreferencesRequest,
     Prompt,
+    ReferencesByName,
     RewardsAnswer,
     RewardsRequest,
     Shaping,
@@ -58,6 +59,7 @@ __all__ = [
     "PairLike",
     "Part",
     "PromptLike",
+    "ReferencesLike",
     "RequestOptions",
     "ResponseLike",
     "Route",
@@ -71,6 +73,7 @@ logger = logging.getLogger("paragone")
 
 PromptLike = str | Sequence[Message | dict[str, Any]]
 ResponseLike = str | Message | dict[str, Any] | Sequence[Message | dict[str, Any]]
+ReferencesLike = Sequence[ResponseLike] | ReferencesByName | Mapping[str, str]
 PairLike = Pair | PairById | dict[str, Any] | tuple[PromptLike, ResponseLike, ResponseLike]
 ItemLike = Item | dict[str, Any] | tuple[PromptLike, ResponseLike]
 GroupLike = Group | dict[str, Any] | tuple[PromptLike, Sequence[ResponseLike]]
@@ -295,7 +298,7 @@ def _count(item: Pair | PairById | Item | Group) -> int:
     """Return what an item counts towards a part's limit: every response and every reference counts."""
     if isinstance(item, Pair | PairById):
         return 1
-    return (len(item.responses) if isinstance(item, Group) else 1) + len(item.references or ())
+    return (len(item.responses) if isinstance(item, Group) else 1) + len(item.listed)
 
 
 class _Load(NamedTuple):

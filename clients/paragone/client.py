@@ -23,6 +23,7 @@ from paragone.batches import (
     PairLike,
     Part,
     PromptLike,
+    ReferencesLike,
     RequestOptions,
     ResponseLike,
     Route,
@@ -30,10 +31,18 @@ from paragone.batches import (
     parts_of,
     read_json,
 )
-from paragone.cohorts import COHORTS, DEFAULT_DEADLINE_S, MemberRequest, member_request
 from paragone.connection import CONNECTIONS, DEFAULT_MAX_BYTES, Connection
 from paragone.exceptions import ParagoneError, UnknownIdError, checked
 from paragone.ids import IdMemory
+from paragone.single import (
+    COHORTS,
+    DEFAULT_DEADLINE_S,
+    REFERENCES,
+    SingleRequest,
+    deletion,
+    member_request,
+    references_request,
+)
 from paragone.tracing import request_span
 from paragone.transport import Attempts, send
 from paragone.wire import (
@@ -44,6 +53,8 @@ from paragone.wire import (
     OnError,
     OnMissing,
     PreferencesAnswer,
+    ReferenceSet,
+    ReferenceSetsAnswer,
     RewardReturn,
     RewardsAnswer,
     Shaping,
@@ -261,7 +272,7 @@ class Client:
         prompt: PromptLike,
         responses: Sequence[ResponseLike],
         *,
-        references: Sequence[ResponseLike] | None = None,
+        references: ReferencesLike | None = None,
         model: str | None = None,
         return_: Sequence[TournamentReturn] = (),
         signal: Signal | None = None,
@@ -338,7 +349,7 @@ class Client:
         slot: int,
         size: int,
         attempt: int = 0,
-        references: Sequence[ResponseLike] | None = None,
+        references: ReferencesLike | None = None,
         deadline_s: float = DEFAULT_DEADLINE_S,
         signal: Signal | None = None,
         shaping: Shaping | Mapping[str, float] | None = None,
@@ -387,6 +398,50 @@ class Client:
             truncation=truncation,
         )
         return read_json(CohortAnswer, self._send(COHORTS, asked), f"the answer of {COHORTS}")
+
+    def add_references(
+        self,
+        name: str,
+        items: Iterable[GroupLike],
+        *,
+        ttl_s: float | None = None,
+        model: str | None = None,
+        truncation: Truncation = "prompt",
+    ) -> ReferenceSet:
+        """Store responses to prompts under a name, in place of what it had before, and return what is stored.
+
+        Any method that takes references takes ``{"set": name}`` instead, for a prompt of the set: then the response's
+        own forward is all that it costs.
+
+        Args:
+            items: ``(prompt, responses)`` tuples or dicts with these fields; all are sent in one request.
+            ttl_s: how long the set is kept; None: until it is deleted. [seconds]
+
+        Raises:
+            ParagoneError: if nothing is stored; ``item`` is the index of the item at fault.
+        """
+        asked = references_request(
+            name, items, model=model or self._connection.model, ttl_s=ttl_s, truncation=truncation
+        )
+        return read_json(ReferenceSet, self._send(REFERENCES, asked), f"the answer of {REFERENCES}")
+
+    def references(self) -> list[ReferenceSet]:
+        """Return the stored reference sets, by name.
+
+        Raises:
+            ParagoneError: if there is no answer.
+        """
+        return read_json(ReferenceSetsAnswer, self._send(REFERENCES), "the list of references").references
+
+    def delete_references(self, name: str) -> ReferenceSet:
+        """Delete a reference set and return what it was.
+
+        Raises:
+            UnknownReferencesError: if there is none of that name.
+            ParagoneError: if there is no answer.
+        """
+        path, asked = deletion(name)
+        return read_json(ReferenceSet, self._send(path, asked), "the answer of a deletion")
 
     def tokens(
         self,
@@ -488,12 +543,15 @@ class Client:
             raise part.renumbered(error) from error.__cause__
 
     def _send(
-        self, path: str, part: Part[Any] | MemberRequest | None = None, stopped: Callable[[], bool] = _never
+        self, path: str, part: Part[Any] | SingleRequest | None = None, stopped: Callable[[], bool] = _never
     ) -> bytes:
         self._leave_parent()
         connection = self._connection
-        question = connection.question(path, *((part.body, part.prompt_hash) if part is not None else ()))
-        policy = part.policy(connection.policy) if isinstance(part, MemberRequest) else connection.policy
+        question = connection.question(path)
+        if part is not None:
+            deletes = isinstance(part, SingleRequest) and part.deletes
+            question = connection.question(path, part.body, part.prompt_hash, deletes=deletes)
+        policy = part.policy(connection.policy) if isinstance(part, SingleRequest) else connection.policy
         attempts = Attempts(question, policy, self._addresses, self._clock)
         with request_span(f"{question.method} {path}"):
             return send(self._http, attempts, sleep=self._sleep, stopped=stopped)

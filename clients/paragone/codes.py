@@ -47,6 +47,11 @@ class ErrorCode(StrEnum):
     COHORT_INCOMPLETE = "cohort_incomplete"
     COHORT_LOST = "cohort_lost"
 
+    # A reference set is not there, has nothing for a prompt, or is another model's.
+    REFERENCE_UNKNOWN = "reference_unknown"
+    REFERENCE_MISSING = "reference_missing"
+    REFERENCE_STALE = "reference_stale"
+
     # The key is missing, wrong or spent.
     MISSING_KEY = "missing_key"
     WRONG_KEY = "wrong_key"

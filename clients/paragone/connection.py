@@ -81,6 +81,7 @@ class Question:
 
     Attributes:
         key: hash of the prompt, by which an address is chosen; None: any.
+        deletes: whether it is a DELETE.
     """
 
     path: str
@@ -88,11 +89,12 @@ class Question:
     body: bytes | None = None
     key: str | None = None
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    deletes: bool = False
 
     @property
     def method(self) -> str:
-        """GET or POST."""
-        return "GET" if self.body is None else "POST"
+        """GET, POST or DELETE."""
+        return "DELETE" if self.deletes else "GET" if self.body is None else "POST"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -191,10 +193,12 @@ class Connection:
         """Patterns of the addresses that no proxy is asked for, as the HTTP library's ``mounts`` take them."""
         return {url: None for url in self.urls if is_loopback(url)} if self.trust_env else {}
 
-    def question(self, path: str, body: bytes | None = None, prompt_hash: str | None = None) -> Question:
-        """Return the request for a path: a POST of a body, or a GET.
+    def question(
+        self, path: str, body: bytes | None = None, prompt_hash: str | None = None, *, deletes: bool = False
+    ) -> Question:
+        """Return the request for a path: a POST of a body, a GET, or a DELETE.
 
         A proxy can route by the hash of the first prompt, so that siblings meet the same cache.
         """
         headers = self.headers if prompt_hash is None else {**self.headers, "x-paragone-prompt": prompt_hash}
-        return Question(path, headers, body, prompt_hash)
+        return Question(path, headers, body, prompt_hash, deletes=deletes)

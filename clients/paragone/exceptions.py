@@ -7,6 +7,7 @@
     │   └── UnsupportedError                  the model has no such answer (no preferences, no text)
     ├── UnknownModelError (LookupError)       no model of that name is hosted there
     ├── UnknownIdError (LookupError)          an id stands for nothing (any more): send the responses in full
+    ├── UnknownReferencesError (LookupError)  no reference set of that name is stored there (any more)
     ├── UnknownRouteError (LookupError)       the address is not this API's
     ├── KeyRefusedError (PermissionError)     no key, or the wrong one
     ├── QuotaExceededError (RuntimeError)     this key has spent its share
@@ -44,6 +45,7 @@ __all__ = [
     "UnavailableError",
     "UnknownIdError",
     "UnknownModelError",
+    "UnknownReferencesError",
     "UnknownRouteError",
     "UnsupportedError",
     "checked",
@@ -138,6 +140,10 @@ class UnknownIdError(ParagoneError, LookupError):
     """An id stands for nothing that the server knows, or not any more: send the responses in full."""
 
 
+class UnknownReferencesError(ParagoneError, LookupError):
+    """No reference set of that name is stored there (any more)."""
+
+
 class UnknownRouteError(ParagoneError, LookupError):
     """The address is not one of this API's."""
 
@@ -198,6 +204,9 @@ EXCEPTIONS: Mapping[ErrorCode, type[ParagoneError]] = MappingProxyType(
         ErrorCode.COHORT_SUPERSEDED: RequestError,
         ErrorCode.COHORT_INCOMPLETE: DeadlineError,
         ErrorCode.COHORT_LOST: UnavailableError,
+        ErrorCode.REFERENCE_UNKNOWN: UnknownReferencesError,
+        ErrorCode.REFERENCE_MISSING: RequestError,
+        ErrorCode.REFERENCE_STALE: RequestError,
         ErrorCode.UNKNOWN_ID: UnknownIdError,
         ErrorCode.UNKNOWN_MODEL: UnknownModelError,
         ErrorCode.NOT_FOUND: UnknownRouteError,

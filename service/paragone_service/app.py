@@ -46,9 +46,12 @@ from paragone_service.http.openapi_document import describe_routes
 from paragone_service.http.overload import QuickRefusals, Reserving
 from paragone_service.http.routes.cohorts import cohort_routes
 from paragone_service.http.routes.operation import health_routes, inspection_routes
+from paragone_service.http.routes.references import reference_routes
 from paragone_service.http.routes.scoring import scoring_routes
 from paragone_service.metrics import Metrics
 from paragone_service.quotas import Quotas
+from paragone_service.references.sets import ReferenceSets
+from paragone_service.references.stores import MemorySets, RedisSets
 from paragone_service.registry import Registry
 from paragone_service.tracing import Tracing, make_tracer
 from paragone_service.watchdog import Watchdog
@@ -110,6 +113,9 @@ def create_app(
         MemoryStore(keep_s=keep_s)
         if redis is None
         else RedisStore(redis, keep_s=keep_s, seal=Seal(settings.read_cache_secret()), metrics=metrics)
+    )
+    sets = ReferenceSets(
+        MemorySets() if redis is None else RedisSets(redis, seal=Seal(settings.read_cache_secret()), metrics=metrics)
     )
     cohorts = Cohorts(store, drain, deadline_s=settings.deadline_s, workers=workers)
 
@@ -175,8 +181,9 @@ def create_app(
         )
     install_handlers(app)
     describe_routes(app)
-    app.include_router(scoring_routes(registry, workers))
-    app.include_router(cohort_routes(registry, cohorts))
+    app.include_router(scoring_routes(registry, sets, workers))
+    app.include_router(cohort_routes(registry, sets, cohorts))
+    app.include_router(reference_routes(registry, sets))
     app.include_router(inspection_routes(registry, max_body_bytes=settings.max_body_bytes))
     app.include_router(health_routes(registry, metrics, drain))
     app.include_router(docs_route(app))

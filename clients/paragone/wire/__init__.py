@@ -32,10 +32,12 @@ from paragone.wire.conversations import (
     Pair,
     PairById,
     Prompt,
+    ReferencesByName,
     Response,
     canonical_json,
     canonical_turns,
 )
+from paragone.wire.references import ReferenceItem, ReferenceSet, ReferenceSetsAnswer, ReferencesRequest
 from paragone.wire.requests import (
     OnError,
     PreferencesRequest,
@@ -71,6 +73,11 @@ __all__ = [
     "PreferencesAnswer",
     "PreferencesRequest",
     "Prompt",
+    "ReferenceItem",
+    "ReferenceSet",
+    "ReferenceSetsAnswer",
+    "ReferencesByName",
+    "ReferencesRequest",
     "Response",
     "Reward",
     "RewardReturn",

@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from paragone.codes import ErrorCode
 from paragone.wire.answers import AnswerModel, Count, Finite, ModelAnswer, Probability, Usage
-from paragone.wire.conversations import Conversations, Few, Response, Text
+from paragone.wire.conversations import Referenced, References, Response, Text
 from paragone.wire.requests import Truncation
 from paragone.wire.signals import Shaping, Signal
 
@@ -20,7 +20,7 @@ MOST_MEMBERS = 1024
 _LONGEST_DEADLINE_S = 86_400
 
 
-class CohortRequest(Conversations):
+class CohortRequest(Referenced):
     """Ask how one response does within its group; the answer comes once every member of the group was sent."""
 
     model_config = ConfigDict(
@@ -55,10 +55,10 @@ class CohortRequest(Conversations):
     response: Response = Field(
         description="The member's response: a text (one assistant message), a message, or a list of messages."
     )
-    references: Few[Response] | None = Field(
+    references: References | None = Field(
         default=None,
-        min_length=1,
-        description="Other responses to the prompt, for `reference_win_rate`; the same for all members.",
+        description="Other responses to the prompt, or the name of a set of them, for `reference_win_rate`; the same "
+        "for all members.",
     )
     deadline_s: Annotated[float, Field(gt=0, le=_LONGEST_DEADLINE_S, allow_inf_nan=False)] | None = Field(
         default=None,

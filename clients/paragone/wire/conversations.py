@@ -38,8 +38,12 @@ __all__ = [
     "PairById",
     "PairForm",
     "Prompt",
+    "Referenced",
+    "References",
+    "ReferencesByName",
     "RequestModel",
     "Response",
+    "SetName",
     "Text",
     "canonical_json",
     "canonical_turns",
@@ -199,6 +203,8 @@ Response = Annotated[
 ]
 
 Id = Annotated[Text, Field(max_length=_LONGEST_ID)]
+SetName = Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+"""A name of a reference set: it is a part of a path."""
 
 _PROMPT = "What was asked: a text (one user message) or a list of messages."
 _RESPONSE = "A text (one assistant message), a message, or a list of messages (an agent's turns). It may be empty."
@@ -256,25 +262,63 @@ def _pair_kind(value: object) -> str:
 PairForm = Annotated[Annotated[Pair, Tag("<texts>")] | Annotated[PairById, Tag("<ids>")], Discriminator(_pair_kind)]
 
 
-class Item(Conversations):
+class ReferencesByName(RequestModel):
+    """The responses that a stored reference set has for this prompt."""
+
+    set: SetName = Field(description="Name of a set that was stored by `/v1/references`.")
+
+
+def _references_kind(value: object) -> str | None:
+    if isinstance(value, list | tuple):
+        return "<list>"
+    return "<set>" if isinstance(value, Mapping | ReferencesByName) else None
+
+
+References = Annotated[
+    Annotated[Few[Response], Field(min_length=1), Tag("<list>")] | Annotated[ReferencesByName, Tag("<set>")],
+    Discriminator(
+        _references_kind,
+        custom_error_type="references_type",
+        custom_error_message='references are a list of responses, or the name of a set: {"set": NAME}',
+    ),
+]
+
+
+class Referenced(Conversations):
+    """A prompt, and perhaps references: other responses to it, listed here or stored before."""
+
+    references: References | None = Field(default=None, description="Other responses to the prompt.")
+
+    @property
+    def listed(self) -> list[Response]:
+        """The references that are listed here."""
+        return self.references if isinstance(self.references, list) else []
+
+    @property
+    def reference_set(self) -> str | None:
+        """The name of the set that has the references, if they are not listed here."""
+        return self.references.set if isinstance(self.references, ReferencesByName) else None
+
+
+class Item(Referenced):
     """One prompt and one response, and perhaps references to hold it against."""
 
     response: Response = Field(description=f"The response. {_RESPONSE}")
-    references: Few[Response] | None = Field(
+    references: References | None = Field(
         default=None,
-        min_length=1,
-        description="Other responses to the prompt, for `reference_logit` and `blocks`. Read by `/v1/rewards` alone.",
+        description="Other responses to the prompt, or the name of a set of them, for `reference_logit` and `blocks`. "
+        "Read by `/v1/rewards` alone.",
     )
 
 
-class Group(Conversations):
+class Group(Referenced):
     """One prompt and K responses, and perhaps references to hold them against."""
 
     responses: Few[Response] = Field(min_length=1, description=f"The K responses, in any order. Each: {_RESPONSE}")
-    references: Few[Response] | None = Field(
+    references: References | None = Field(
         default=None,
-        min_length=1,
-        description="If given, win rates are the mean probability against these, and not against the group itself.",
+        description="Other responses to the prompt, or the name of a set of them. If given, win rates are the mean "
+        "probability against these, and not against the group itself.",
     )
 
 

@@ -37,6 +37,7 @@ from paragone_service.cohorts.groups import (
 from paragone_service.cohorts.store import Store
 from paragone_service.http.errors import ClientGoneError, ServiceError
 from paragone_service.http.middleware import Drain
+from paragone_service.references.sets import Stored
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.request import Call, Deadline, Problems, RequestItem, response_messages
 
@@ -147,11 +148,18 @@ class Cohorts:
         await self._store.stop()
 
     async def answer(
-        self, model: HostedModel, body: CohortRequest, call: Call, *, refusal: ServiceError | None = None
+        self,
+        model: HostedModel,
+        body: CohortRequest,
+        call: Call,
+        *,
+        stored: Stored | None = None,
+        refusal: ServiceError | None = None,
     ) -> Outcome:
         """Return the member's outcome, once its group is settled.
 
         Args:
+            stored: its references, if they are a set's.
             refusal: why the member's response cannot be read at all.
 
         Raises:
@@ -162,7 +170,7 @@ class Cohorts:
         deadline_s = self._deadline_s if body.deadline_s is None else body.deadline_s
         if call.deadline is not None:
             call.deadline.shorten(deadline_s + _SLACK_S)
-        wanted = _head(model, body, self._store.now() + deadline_s)
+        wanted = _head(model, body, stored, self._store.now() + deadline_s)
         digest = _digest(body, refusal)
         key = group_key(call.tenant, body.group)
         entered = await self._store.enter(key, wanted, body.slot, digest)
@@ -174,10 +182,11 @@ class Cohorts:
             group, scored = await _first_of(room, scoring, call, body.slot)
             if body.slot not in group.members or (group.missing and group.head.on_missing == "fail"):
                 raise incomplete(group, body.slot)
-            if body.references and not len(scored.references):
+            if body.listed and not len(scored.references):
                 first = scored.bad_references[0]
                 raise ServiceError(ErrorCode(first.code), f"no reference can be scored; the first one: {first.message}")
-            comparator, references = model.model.comparator, scored.references if body.references else None
+            references = scored.references if body.listed else None if stored is None else stored.vectors
+            comparator = model.model.comparator
             work_out = functools.partial(
                 Standing.of, group, comparator, references, signal=body.signal, shaping=body.shaping
             )
@@ -294,7 +303,7 @@ async def _represented(
         ServiceError: if it is not the member's or a reference's own fault that there is none.
     """
     responses = [] if known is not None else [body.response]
-    references = list(body.references or ())
+    references = list(body.listed)
     items = [
         RequestItem(number, body.prompt, body.tools, (response,))
         for number, response in enumerate([*responses, *references])
@@ -370,14 +379,16 @@ def _quiet(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     return task
 
 
-def _head(model: HostedModel, body: CohortRequest, until: float) -> Head:
+def _head(model: HostedModel, body: CohortRequest, stored: Stored | None, until: float) -> Head:
     spec = model.model.spec
-    references = conversation_keys(b"", body.prompt, body.tools, body.references or ())
+    references = conversation_keys(b"", body.prompt, body.tools, body.listed)
+    if stored is not None:
+        references = [stored.version.encode()]
     terms = {
         "prompt": prompt_digest(body.prompt, body.tools).hex(),
         "size": str(body.size),
         "model": json.dumps([model.model.identity, spec.temperature, spec.weights]),
-        "list of references": hashlib.blake2b(b"".join(references), digest_size=16).hexdigest(),
+        "list or set of references": hashlib.blake2b(b"".join(references), digest_size=16).hexdigest(),
         "on_missing": body.on_missing,
         "signal": body.signal or "",
         "shaping": "" if body.shaping is None else body.shaping.model_dump_json(),

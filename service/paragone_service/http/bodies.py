@@ -167,7 +167,7 @@ async def read_body(
         if refusal.item is None or values.get("on_error") != "report":
             raise refusal from None
         return _valid_items(values, items, wire, list_field)
-    report = valid.on_error == "report"  # type: ignore[attr-defined]  # all requests have it
+    report = getattr(valid, "on_error", "refuse") == "report"
     return valid, list(range(len(items))), Problems(list_field, report, by_member=list_field == "groups")
 
 
@@ -193,7 +193,7 @@ def check_groups(groups: Sequence[Group]) -> None:
                 "smaller groups against the same references",
                 item=index,
             )
-    check_total(sum(len(group.responses) + len(group.references or ()) for group in groups))
+    check_total(sum(len(group.responses) + len(group.listed) for group in groups))
 
 
 def check_total(responses: int) -> None:

@@ -21,6 +21,9 @@ from paragone.wire import (
     ModelsAnswer,
     PreferencesAnswer,
     PreferencesRequest,
+    ReferenceSet,
+    ReferenceSetsAnswer,
+    ReferencesRequest,
     RewardsAnswer,
     RewardsRequest,
     TokensAnswer,
@@ -36,6 +39,8 @@ __all__ = [
     "health_document",
     "inspection_document",
     "metrics_document",
+    "reference_document",
+    "references_document",
     "scoring_document",
 ]
 
@@ -54,6 +59,7 @@ _SCHEMAS = "#/components/schemas/"
 _OWN: tuple[type[BaseModel], ...] = (
     CohortRequest,
     PreferencesRequest,
+    ReferencesRequest,
     RewardsRequest,
     TokensRequest,
     TournamentsRequest,
@@ -93,6 +99,13 @@ _COHORT = (
     ErrorCode.COHORT_INCOMPLETE,
     ErrorCode.COHORT_LOST,
 )
+# What a request may meet that names a reference set.
+_REFERENCES = (
+    ErrorCode.REFERENCE_UNKNOWN,
+    ErrorCode.REFERENCE_MISSING,
+    ErrorCode.REFERENCE_STALE,
+    ErrorCode.NOT_READY,
+)
 
 _ANSWERED = {
     "model": "mini-general-preference",
@@ -125,6 +138,15 @@ _MODEL = {
     "special_tokens": "escape",
     "reasoning": "keep",
 }
+_SET = {
+    "name": "policy-0",
+    "model": "mini-general-preference",
+    "identity": _ANSWERED["identity"],
+    "items": 512,
+    "responses": 2048,
+    "created": 1795959600.0,
+    "expires": 1796564400.0,
+}
 _EXAMPLES: Mapping[type[BaseModel], dict[str, Any]] = {
     PreferencesAnswer: {
         **_ANSWERED,
@@ -152,6 +174,8 @@ _EXAMPLES: Mapping[type[BaseModel], dict[str, Any]] = {
         ],
         "usage": _COLD,
     },
+    ReferenceSet: _SET,
+    ReferenceSetsAnswer: {"references": [_SET]},
     CohortAnswer: {
         **_ANSWERED,
         "win_rate": 0.61,
@@ -193,12 +217,27 @@ def scoring_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[
     compares = (ErrorCode.PREFERENCES_UNAVAILABLE,) if answer is not TokensAnswer else ()
     returns = (ErrorCode.RETURN_UNAVAILABLE,) if answer is RewardsAnswer else ()
     named = (ErrorCode.UNKNOWN_ID,) if answer is PreferencesAnswer else ()
-    return _body_document(request, answer, *compares, *returns, *named, *runs)
+    stored = _REFERENCES if answer in (RewardsAnswer, TournamentsAnswer) else ()
+    return _body_document(request, answer, *compares, *returns, *named, *stored, *runs)
 
 
 def cohort_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
     """Return what FastAPI needs to document the route of cohorts."""
-    return _body_document(request, answer, ErrorCode.PREFERENCES_UNAVAILABLE, *_FORWARD, *_COHORT)
+    return _body_document(request, answer, ErrorCode.PREFERENCES_UNAVAILABLE, *_FORWARD, *_COHORT, *_REFERENCES)
+
+
+def references_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+    """Return what FastAPI needs to document the route that stores a reference set."""
+    return _body_document(request, answer, ErrorCode.PREFERENCES_UNAVAILABLE, *_FORWARD, ErrorCode.NOT_READY)
+
+
+def reference_document(answer: type[BaseModel], *, named: bool = False) -> dict[str, Any]:
+    """Return what FastAPI needs to document a route that shows or deletes reference sets."""
+    unknown = (ErrorCode.REFERENCE_UNKNOWN,) if named else ()
+    return {
+        "response_model": answer,
+        "responses": _errors(*unknown, ErrorCode.NOT_READY, *_ALWAYS),
+    }
 
 
 def _body_document(request: type[BaseModel], answer: type[BaseModel], *codes: ErrorCode) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class GroupSize:
 
     Attributes:
         responses: K.
-        references: those that were sent.
+        references: those that were sent, or stored before.
         measures: of each response, where a signal is shaped; else none. [K]
     """
 
@@ -57,10 +57,14 @@ class GroupSize:
     measures: Sequence[Measures] = ()
 
 
-def size_of(group: Group, *, measured: bool = False) -> GroupSize:
-    """Return the size of a group, with the measures of its responses if they are needed."""
+def size_of(group: Group, stored: int, *, measured: bool = False) -> GroupSize:
+    """Return the size of a group, with the measures of its responses if they are needed.
+
+    Args:
+        stored: references that a set has for it.
+    """
     measures = [measure(response_messages(response)) for response in group.responses] if measured else ()
-    return GroupSize(len(group.responses), len(group.references or ()), measures)
+    return GroupSize(len(group.responses), len(group.listed) + stored, measures)
 
 
 def check_kind(name: Signal | None, model: str, comparator: Comparator) -> None:

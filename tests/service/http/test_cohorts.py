@@ -137,7 +137,7 @@ async def test_a_slot_takes_one_response(client, settled):
         ("prompt", {"tools": [{"type": "function", "function": {"name": "search"}}]}),
         ("size", {"size": 8}),
         ("model", {"model": "bt"}),
-        ("list of references", {"references": ["No."]}),
+        ("list or set of references", {"references": ["No."]}),
         ("on_missing", {"on_missing": "score-present"}),
         ("truncation", {"truncation": "error"}),
         ("signal", {"signal": "nash"}),

@@ -15,6 +15,10 @@ ROUTES = {
     ("post", "/v1/rewards"): wire.RewardsAnswer,
     ("post", "/v1/tournaments"): wire.TournamentsAnswer,
     ("post", "/v1/cohorts"): wire.CohortAnswer,
+    ("post", "/v1/references"): wire.ReferenceSet,
+    ("get", "/v1/references"): wire.ReferenceSetsAnswer,
+    ("get", "/v1/references/{name}"): wire.ReferenceSet,
+    ("delete", "/v1/references/{name}"): wire.ReferenceSet,
     ("post", "/v1/tokens"): wire.TokensAnswer,
     ("get", "/v1/models"): wire.ModelsAnswer,
     ("get", "/v1/models/{model}"): wire.ModelInfo,
@@ -24,6 +28,7 @@ ROUTES = {
 }
 REQUESTS = {
     "/v1/cohorts": wire.CohortRequest,
+    "/v1/references": wire.ReferencesRequest,
     "/v1/preferences": wire.PreferencesRequest,
     "/v1/rewards": wire.RewardsRequest,
     "/v1/tournaments": wire.TournamentsRequest,

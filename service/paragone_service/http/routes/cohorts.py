@@ -8,8 +8,10 @@ from starlette.responses import Response
 from paragone.wire import CohortAnswer, CohortRequest, Unscored
 from paragone_service.cohorts.waiting import Cohorts, Outcome
 from paragone_service.http.bodies import check_total, read_member
+from paragone_service.http.errors import ServiceError
 from paragone_service.http.openapi_document import cohort_document
 from paragone_service.http.routes.scoring import call_of
+from paragone_service.references.sets import ReferenceSets
 from paragone_service.registry import Registry
 from paragone_service.scoring import groups
 from paragone_service.scoring.hosted_model import HostedModel
@@ -18,7 +20,7 @@ from paragone_service.scoring.request import Problems
 __all__ = ["cohort_routes"]
 
 
-def cohort_routes(registry: Registry, cohorts: Cohorts) -> APIRouter:
+def cohort_routes(registry: Registry, sets: ReferenceSets, cohorts: Cohorts) -> APIRouter:
     """Return the route of cohorts."""
     router = APIRouter(tags=["scoring"])
 
@@ -32,13 +34,17 @@ def cohort_routes(registry: Registry, cohorts: Cohorts) -> APIRouter:
         body, refusal = await read_member(request)
         model = registry.find(body.model)
         model.check_preferences()
-        check_total(1 + len(body.references or ()))
+        check_total(1 + len(body.listed))
         groups.check_kind(body.signal, model.name, model.model.comparator)
-        unfit = groups.check_signal(body.signal, body.size, len(body.references or ()))
+        unfit = groups.check_signal(body.signal, body.size, 0 if body.references is None else 1)
         if unfit is not None:
             raise unfit
-        call = call_of(request, body.truncation, Problems("cohort", report=True))
-        outcome = await cohorts.answer(model, body, call, refusal=refusal)
+        problems = Problems("cohort", report=True)
+        call = call_of(request, body.truncation, problems)
+        stored = await sets.find(model, call.tenant, [body], [0], problems)
+        if problems.errors:
+            raise ServiceError(problems.errors[0].code, problems.errors[0].message)
+        outcome = await cohorts.answer(model, body, call, stored=stored.get(0), refusal=refusal)
         content = _answer(model, body, outcome).model_dump_json(exclude_unset=True)
         return Response(content, media_type="application/json")
 

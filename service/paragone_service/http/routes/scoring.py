@@ -35,6 +35,7 @@ from paragone_service.http.errors import ServiceError
 from paragone_service.http.middleware import SCOPE_KEY, SCOPE_SPENDING, SCOPE_TIMINGS
 from paragone_service.http.openapi_document import scoring_document
 from paragone_service.http.overload import SCOPE_RESERVATION, client_of
+from paragone_service.references.sets import ReferenceSets, with_references
 from paragone_service.registry import Registry
 from paragone_service.scoring import answers, groups
 from paragone_service.scoring.hosted_model import HostedModel
@@ -43,16 +44,17 @@ from paragone_service.scoring.request import Call, Problems, RequestItem, Respon
 __all__ = ["answer", "call_of", "scoring_routes"]
 
 
-def scoring_routes(registry: Registry, workers: Executor) -> APIRouter:
+def scoring_routes(registry: Registry, sets: ReferenceSets, workers: Executor) -> APIRouter:
     """Return the routes.
 
     Args:
+        sets: references that requests may name.
         workers: threads for tournaments and references, whose arithmetic takes long enough to hold up other requests.
     """
     router = APIRouter(tags=["scoring"])
     _add_preferences(router, registry)
-    _add_tournaments(router, registry, workers)
-    _add_rewards(router, registry, workers)
+    _add_tournaments(router, registry, sets, workers)
+    _add_rewards(router, registry, sets, workers)
     return router
 
 
@@ -115,7 +117,7 @@ def _response(full: WireResponse | None, id: str | None) -> WireResponse | Respo
     return ResponseId(id)
 
 
-def _add_tournaments(router: APIRouter, registry: Registry, workers: Executor) -> None:
+def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets, workers: Executor) -> None:
     @router.post("/v1/tournaments", **scoring_document(TournamentsRequest, TournamentsAnswer))
     async def tournaments(request: Request) -> Response:
         """Answer everything that follows from the K×K preferences among K responses to one prompt.
@@ -131,33 +133,36 @@ def _add_tournaments(router: APIRouter, registry: Registry, workers: Executor) -
         wanted = groups.Wanted(matrix="matrix" in body.return_, signal=body.signal, shaping=body.shaping)
         groups.check_kind(wanted.signal, model.name, comparator)
         for index, group in zip(indices, body.groups, strict=True):
-            problem = groups.check_signal(wanted.signal, len(group.responses), len(group.references or ()))
+            problem = groups.check_signal(wanted.signal, len(group.responses), 0 if group.references is None else 1)
             if problem is not None:
                 problems.add(index, problem)
         call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
+        stored = await sets.find(model, call.tenant, body.groups, indices, problems)
         items = [
-            RequestItem(
-                index, group.prompt, group.tools, [*group.responses, *(group.references or ())], len(group.responses)
-            )
+            RequestItem(index, group.prompt, group.tools, [*group.responses, *group.listed], len(group.responses))
             for index, group in zip(indices, body.groups, strict=True)
         ]
+        own = [len(item.responses) for item in items]
+        stored_counts = [len(stored[index].vectors) if index in stored else 0 for index in indices]
         loop = asyncio.get_running_loop()
+        measured = functools.partial(groups.size_of, measured=wanted.shaping is not None)
         if wanted.shaping is None:
-            sizes = [groups.size_of(group) for group in body.groups]
+            sizes = [*map(measured, body.groups, stored_counts)]
         else:  # words are counted, which takes a while
-            measured = functools.partial(groups.size_of, measured=True)
-            sizes = await loop.run_in_executor(workers, lambda: [*map(measured, body.groups)])
+            asked = list(body.groups)
+            sizes = await loop.run_in_executor(workers, lambda: [*map(measured, asked, stored_counts)])
         body.groups.clear()  # as above
         represented = await model.represent(items, call)
 
         def summarise() -> Response:
-            rows = groups.tournaments(represented, sizes, comparator, problems, wanted)
+            together = with_references(represented, own, stored)
+            rows = groups.tournaments(together, sizes, comparator, problems, wanted)
             return answer(header, TournamentsAnswer, represented.usage, problems, tournaments=rows)
 
         return await loop.run_in_executor(workers, summarise)
 
 
-def _add_rewards(router: APIRouter, registry: Registry, workers: Executor) -> None:
+def _add_rewards(router: APIRouter, registry: Registry, sets: ReferenceSets, workers: Executor) -> None:
     @router.post("/v1/rewards", **scoring_document(RewardsRequest, RewardsAnswer))
     async def rewards(request: Request) -> Response:
         """Answer the reward and the predicted attributes of each response.
@@ -170,11 +175,16 @@ def _add_rewards(router: APIRouter, registry: Registry, workers: Executor) -> No
         model = registry.find(body.model)
         _check_returned(model, body, indices, problems)
         call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
+        stored = await sets.find(model, call.tenant, body.items, indices, problems)
         items = [
-            RequestItem(index, item.prompt, item.tools, (item.response, *(item.references or ())), own=1)
+            RequestItem(index, item.prompt, item.tools, (item.response, *item.listed), own=1)
             for index, item in zip(indices, body.items, strict=True)
         ]
-        references = [len(item.references or ()) for item in body.items]
+        own = [len(item.responses) for item in items]
+        references = [
+            len(stored[index].vectors) if index in stored else len(item.listed)
+            for index, item in zip(indices, body.items, strict=True)
+        ]
         body.items.clear()  # as above
         with_scales = "gate_scales" in body.return_  # the gate reads the texts once more
         represented = await model.represent([*items] if with_scales else items, call)
@@ -187,8 +197,9 @@ def _add_rewards(router: APIRouter, registry: Registry, workers: Executor) -> No
             )
 
         def rate() -> Response:
+            together = with_references(represented, own, stored)
             rows = answers.rewards(
-                represented, references, model.model.comparator, problems, returned=body.return_, scales=scales
+                together, references, model.model.comparator, problems, returned=body.return_, scales=scales
             )
             return answer(model.header, RewardsAnswer, usage, problems, rewards=rows)
 
@@ -216,7 +227,7 @@ def _check_returned(model: HostedModel, body: RewardsRequest, indices: Sequence[
         )
     if any(item.references for item in body.items):
         model.check_preferences()
-        check_total(sum(1 + len(item.references or ()) for item in body.items))
+        check_total(sum(1 + len(item.listed) for item in body.items))
     if "blocks" in body.return_:
         for index, item in zip(indices, body.items, strict=True):
             if not item.references:

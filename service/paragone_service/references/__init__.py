@@ -1,0 +1,1 @@
+"""Reference sets: representations of responses to many prompts, stored by name."""
