@@ -169,6 +169,7 @@ def create_app(
     )
     app.state.max_messages = settings.max_messages
     app.state.registry = registry
+    app.state.reference_sets = sets
     app.state.log_texts = settings.log_texts
     app.state.metrics = metrics
     app.state.error_shapes = shapes

@@ -132,7 +132,7 @@ class Cohorts:
         self._drain = drain
         self._deadline_s = deadline_s
         self._workers = workers
-        self._rooms: dict[tuple[bytes, str], _Room] = {}
+        self._rooms: dict[bytes, dict[str, _Room]] = {}
         self._scoring: dict[tuple[bytes, str, int], asyncio.Task[_Scored]] = {}
 
     async def start(self) -> None:
@@ -141,7 +141,7 @@ class Cohorts:
 
     async def stop(self) -> None:
         """End what is under way; before the models close."""
-        tasks = [*self._scoring.values(), *(room.settled for room in self._rooms.values())]
+        tasks = [*self._scoring.values(), *(room.settled for rooms in self._rooms.values() for room in rooms.values())]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -194,15 +194,15 @@ class Cohorts:
             return Outcome(group, standing, standing.place(body.slot), scored.bad_references, scored.usage)
 
     def _wake(self, key: bytes) -> None:
-        for (other, _), room in self._rooms.items():
-            if other == key:
-                room.bell.set()
+        for room in self._rooms.get(key, {}).values():
+            room.bell.set()
 
     @contextlib.asynccontextmanager
     async def _room(self, key: bytes, head: Head) -> AsyncIterator[_Room]:
-        room = self._rooms.get((key, head.birth))
+        rooms = self._rooms.setdefault(key, {})
+        room = rooms.get(head.birth)
         if room is None:
-            room = self._rooms[key, head.birth] = _Room(key, head)
+            room = rooms[head.birth] = _Room(key, head)
             room.settled = _quiet(self._settled(room))
         room.waiting += 1
         try:
@@ -210,8 +210,10 @@ class Cohorts:
         finally:
             room.waiting -= 1
             if not room.waiting:
-                del self._rooms[key, head.birth]
                 room.settled.cancel()
+                del rooms[head.birth]
+                if not rooms:
+                    del self._rooms[key]
 
     async def _settled(self, room: _Room) -> Group:
         """Return the group once it is settled.

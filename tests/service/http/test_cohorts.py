@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 
 import pytest
 from processes import Redis as RedisServer
@@ -402,3 +403,47 @@ async def test_a_server_that_shuts_down_sends_its_waiting_members_to_another_rep
         for one in waiting:
             assert code(await one) == (503, "shutting_down")
         assert (await whole(staying, [2, 3, 0, 1]))[0].status_code == 200
+
+
+async def test_two_thousand_members_in_flight_are_all_answered(replicas):
+    client, _ = replicas
+    size, groups = 8, 250
+    responses = [f"Answer number {slot}." for slot in range(size)]
+    wanted = (await tournament(client, responses))["win_rates"]
+    places = [(slot, group) for slot in range(size) for group in range(groups)]
+    random.Random(0).shuffle(places)
+    answers = await asyncio.gather(*(answered(client.app, slot, group, responses) for slot, group in places))
+    assert [rate for rate in answers if isinstance(rate, str)] == []
+    assert answers == pytest.approx([wanted[slot] for slot, _ in places], abs=1e-6)
+
+
+async def answered(app, slot, group, responses):
+    """Return a member's win rate, or what came instead of it; an HTTP client would take most of the test's time."""
+    body = json.dumps(member(slot, responses[slot], group=f"g{group}", size=len(responses))).encode()
+    waiting = iter([{"type": "http.request", "body": body, "more_body": False}])
+    sent = []
+
+    async def receive():
+        message = next(waiting, None)
+        return message if message is not None else await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "scheme": "http",
+        "method": "POST",
+        "path": "/v1/cohorts",
+        "raw_path": b"/v1/cohorts",
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "server": ("test", 80),
+        "client": ("test", 8 * group + slot),
+    }
+    await app(scope, receive, send)
+    told = json.loads(b"".join(message.get("body", b"") for message in sent))
+    return told["win_rate"] if sent[0]["status"] == 200 else str(told)

@@ -1,0 +1,64 @@
+"""Groups in memory: they expire, settled ones make room for new ones, and those that wait are never dropped."""
+
+import numpy as np
+import pytest
+
+from paragone.codes import ErrorCode
+from paragone_service.cohorts.groups import Head, Member
+from paragone_service.cohorts.memory import MemoryStore
+from paragone_service.http.errors import ServiceError
+
+pytestmark = pytest.mark.anyio
+
+MEMBER = Member(b"d", np.zeros(100, dtype=np.float32))
+
+
+def head(name, **changes):
+    fields = {"attempt": 0, "size": 1, "until": 10.0, "on_missing": "fail", "terms": {}}
+    return Head(**{"birth": name, **fields, **changes})
+
+
+async def whole(store, name):
+    await store.enter(name.encode(), head(name), 0, b"d")
+    assert await store.put(name.encode(), head(name), 0, MEMBER)
+
+
+async def test_a_group_expires_some_time_after_its_deadline():
+    now = [0.0]
+    store = MemoryStore(keep_s=5, clock=lambda: now[0])
+    await whole(store, "a")
+    now[0] = 14.9
+    await whole(store, "b")
+    assert (await store.read(b"a")).state == "whole"
+    now[0] = 15.1
+    await whole(store, "c")
+    assert await store.read(b"a") is None
+
+
+async def test_settled_groups_make_room_the_oldest_first_and_waiting_ones_stay():
+    store = MemoryStore(keep_s=5, max_bytes=6_000, clock=lambda: 0.0)
+    await store.enter(b"w", head("w", size=2), 0, b"d")
+    for name in "abcdef":
+        await whole(store, name)
+    assert await store.read(b"a") is None
+    assert (await store.read(b"f")).state == "whole"
+    assert (await store.read(b"w")).state == "open"
+    for name in "ghij":
+        await store.enter(name.encode(), head(name), 0, b"d")
+    with pytest.raises(ServiceError) as refused:
+        await store.enter(b"k", head("k"), 0, b"d")
+    assert refused.value.code is ErrorCode.OVERLOADED
+    # Room for the members of the groups that are there.
+    assert not await store.put(b"w", head("w", size=2), 0, MEMBER)
+    await store.enter(b"w", head("w", size=2), 1, b"d")
+    assert await store.put(b"w", head("w", size=2), 1, MEMBER)
+
+
+async def test_what_is_put_into_another_state_is_ignored():
+    store = MemoryStore(keep_s=5, clock=lambda: 0.0)
+    await store.enter(b"a", head("old"), 0, b"d")
+    await store.enter(b"a", head("new", attempt=1), 0, b"e")
+    assert not await store.put(b"a", head("old"), 0, MEMBER)
+    await store.close(b"a", head("old"))
+    group = await store.read(b"a")
+    assert (group.head.birth, group.state) == ("new", "open")
