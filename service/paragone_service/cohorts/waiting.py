@@ -281,7 +281,10 @@ class Cohorts:
         if refusal is None:
             if known is None and left_s <= 0:
                 raise incomplete(Group(room.head, "closed"), body.slot)
-            scored = await _represented(model, body, call, digest, known, max(left_s, _SLACK_S))
+            try:
+                scored = await _represented(model, body, call, digest, known, max(left_s, _SLACK_S))
+            except TimeoutError:  # the group has been closed meanwhile
+                raise incomplete(Group(room.head, "closed"), body.slot) from None
             member = scored.member
         else:
             member = Member(digest, None, error=(refusal.code, refusal.message))

@@ -1,11 +1,11 @@
 """The settings of dialects: which are answered, and what is to be done where a client leaves something open."""
 
 import difflib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-__all__ = ["DIALECT_NAMES", "DialectSettings", "as_table"]
+__all__ = ["BY_REFERENCES", "DIALECT_NAMES", "DialectSettings", "as_table"]
 
 DIALECT_NAMES = (
     "openrlhf",
@@ -21,6 +21,9 @@ DIALECT_NAMES = (
 )
 """Every dialect, as ``--dialects`` calls it."""
 
+BY_REFERENCES = "references:"
+"""What stands before the name of a reference set in the setting ``scalar``."""
+
 OpenRlhfText = Literal["auto", "raw", "raw+eos", "retemplate"]
 
 
@@ -33,9 +36,11 @@ class DialectSettings(BaseModel):
     """Which dialects are answered: all, none, or names with commas between."""
     truncation: Literal["error", "prompt"] = "error"
     """What happens to a text over the model's limit: ``error`` refuses it, ``prompt`` cuts it from the left."""
-    scalar: Literal["group"] | None = None
+    scalar: (
+        Literal["group"] | Annotated[str, Field(pattern=rf"^{BY_REFERENCES}[A-Za-z0-9][A-Za-z0-9._-]{{0,127}}$")] | None
+    ) = None
     """What a model without a scalar answers: ``group``, its mean log-odds against the other responses to the prompt in
-    the request. Without it such a request is refused."""
+    the request; ``references:NAME``, against those of a stored reference set. Without it such a request is refused."""
     rerank_document: Literal["object", "text"] = "object"
     """What ``document`` is in answers of ``/rerank``: ``object`` as vLLM's clients read it, ``text`` as infinity's do,
     of which some ask in the same words."""

@@ -19,12 +19,13 @@ from paragone_models.comparator import probability
 from paragone_models.text.rendered import Rendered
 from paragone_service.cache.keys import prompt_digest
 from paragone_service.dialects import chats
-from paragone_service.dialects.settings import DialectSettings
+from paragone_service.dialects.settings import BY_REFERENCES, DialectSettings
 from paragone_service.http.bodies import MAX_ITEMS
 from paragone_service.http.counting import check_counts
 from paragone_service.http.errors import ServiceError, from_validation
 from paragone_service.http.middleware import SCOPE_ASKED
 from paragone_service.http.routes.scoring import call_of
+from paragone_service.references.sets import ReferenceSets, Stored
 from paragone_service.registry import Registry
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.request import Call, Problems, Represented, RequestItem
@@ -134,9 +135,15 @@ class Question:
         comparator = model.model.comparator
         has_scalar = comparator.rules.gives_rewards(comparator.weights)
         rates = ratings and bool(comparator.attributes)
-        groups = None if has_scalar or rates else self._groups(model, items)
         problems = Problems(where, report=False)
         call = self.call(problems, truncation)
+        groups = stored = None
+        if not has_scalar and not rates:
+            scalar = self.settings.scalar or ""
+            if scalar.startswith(BY_REFERENCES):
+                stored = await self._stored(model, items, scalar.removeprefix(BY_REFERENCES), call)
+            else:
+                groups = self._groups(model, items)
         try:
             represented = await model.represent(items, call)
         except ServiceError as error:
@@ -149,6 +156,8 @@ class Question:
             values = comparator.rewards(represented.vectors)
             if groups is not None:
                 values = _against_the_others(represented, groups, model)
+            if stored is not None:
+                values = _against_stored(represented, stored, model)
         numbers = attributes if values is None else np.column_stack([values, attributes])
         for item in np.flatnonzero(~np.isfinite(numbers).all(axis=1)).tolist():
             problems.add(item, ServiceError(ErrorCode.NON_FINITE_SCORE, "the model's numbers are too large to compare"))
@@ -176,6 +185,28 @@ class Question:
                 ErrorCode.TOO_MANY_ITEMS, f"{count} items in {where}; the limit is {MAX_ITEMS}: split them"
             )
 
+    async def _stored(
+        self, model: HostedModel, items: Sequence[RequestItem], name: str, call: Call
+    ) -> Mapping[int, Stored]:
+        """Return the stored references of each item.
+
+        Raises:
+            ServiceError: ``reference_required`` for a rendered text, whose prompt nobody knows;
+                ``preferences_unavailable``; else as ``ReferenceSets.by_prompt``.
+        """
+        model.check_preferences()
+        places = []
+        for item in items:
+            if item.prompt is None:
+                raise ServiceError(
+                    ErrorCode.REFERENCE_REQUIRED,
+                    f"model {model.name} is of kind {model.model.kind} and has no scalar: it compares responses to one "
+                    "prompt, and a rendered text has none",
+                )
+            places.append((item.index, prompt_digest(item.prompt, item.tools)))
+        sets: ReferenceSets = self.request.app.state.reference_sets
+        return await sets.by_prompt(model, call.tenant, name, places, call.problems)
+
     def _groups(self, model: HostedModel, items: Sequence[RequestItem]) -> list[list[int]]:
         """Return the places of the responses to each prompt.
 
@@ -189,6 +220,7 @@ class Question:
             raise ServiceError(
                 ErrorCode.REFERENCE_REQUIRED,
                 f'{lacking}; set [dialects] scalar = "group" to have responses to one prompt held against each other, '
+                'or "references:NAME" to have them held against a stored reference set, '
                 "ask a model with a reward, or ask /v1/tournaments",
             )
         groups: dict[bytes, list[int]] = {}
@@ -217,6 +249,16 @@ def _against_the_others(
             others = np.delete(vectors, number, axis=0)
             values[place] = model.model.comparator.mean_logit(vectors[number][None], others)[0]
     return values
+
+
+def _against_stored(represented: Represented, stored: Mapping[int, Stored], model: HostedModel) -> NDArray[np.float64]:
+    comparator = model.model.comparator
+    return np.array(
+        [
+            float(comparator.mean_logit(vector[None], stored[item].vectors)[0])
+            for item, vector in zip(represented.items, represented.vectors, strict=True)
+        ]
+    )
 
 
 def rendered_item(

@@ -126,23 +126,43 @@ class ReferenceSets:
                 wanted.setdefault(item.reference_set, []).append((index, prompt_digest(item.prompt, item.tools)))
         found: dict[int, Stored] = {}
         for name, places in wanted.items():
-            try:
-                head = await self._head(tenant, name)
-                _check_identity(head, model)
-                prompts = list(dict.fromkeys(prompt for _, prompt in places))
-                vectors = dict(zip(prompts, await self._store.get(tenant, head, prompts), strict=True))
-            except ServiceError as error:
-                if error.code not in (ErrorCode.REFERENCE_UNKNOWN, ErrorCode.REFERENCE_STALE):
-                    raise
-                for index, _ in places:
-                    problems.add(index, error)
-                continue
-            for index, prompt in places:
-                stored = vectors[prompt]
-                if stored is None:
-                    problems.add(index, _missing(head))
-                else:
-                    found[index] = Stored(stored, head.birth)
+            found |= await self.by_prompt(model, tenant, name, places, problems)
+        return found
+
+    async def by_prompt(
+        self,
+        model: HostedModel,
+        tenant: str | None,
+        name: str,
+        places: Sequence[tuple[int, bytes]],
+        problems: Problems,
+    ) -> dict[int, Stored]:
+        """Return what one set has, by the items' indices.
+
+        Args:
+            places: index and digest of the prompt of each item.
+
+        Raises:
+            ServiceError: as ``find``.
+        """
+        try:
+            head = await self._head(tenant, name)
+            _check_identity(head, model)
+            prompts = list(dict.fromkeys(prompt for _, prompt in places))
+            vectors = dict(zip(prompts, await self._store.get(tenant, head, prompts), strict=True))
+        except ServiceError as error:
+            if error.code not in (ErrorCode.REFERENCE_UNKNOWN, ErrorCode.REFERENCE_STALE):
+                raise
+            for index, _ in places:
+                problems.add(index, error)
+            return {}
+        found = {}
+        for index, prompt in places:
+            stored = vectors[prompt]
+            if stored is None:
+                problems.add(index, _missing(head))
+            else:
+                found[index] = Stored(stored, head.birth)
         return found
 
     async def _head(self, tenant: str | None, name: str) -> Head:

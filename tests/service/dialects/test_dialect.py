@@ -113,6 +113,29 @@ async def test_a_model_without_a_scalar_refuses_or_holds_responses_against_each_
             assert (alone.status_code, alone.json()["error"]["code"]) == (422, "reference_required")
 
 
+async def test_a_model_without_a_scalar_holds_responses_against_a_stored_reference_set(hosted):
+    gpm = hosted["gpm"]
+    async with serving({"gpm": gpm, "bt": hosted["bt"]}, dialects={"scalar": "references:policy-0"}) as client:
+        unknown = await client.post("/get_reward", json=QUERY)
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "reference_unknown")
+        references = ["Maybe.", "No."]
+        await client.post(
+            "/v1/references", json={"name": "policy-0", "items": [{"prompt": PROMPT, "responses": references}]}
+        )
+        rewards = (await client.post("/get_reward", json=QUERY)).json()["rewards"]
+        items = [{"prompt": PROMPT, "response": response, "references": references} for response in RESPONSES]
+        rows = (await client.post("/v1/rewards", json={"items": items})).json()["rewards"]
+        assert rewards == pytest.approx([row["reference_logit"] for row in rows], abs=1e-9)
+        for body, code in (
+            ({"query": ["Another?yes"], "prompts": ["Another?"]}, "reference_missing"),
+            ({"query": [rendered("a", "b")]}, "reference_required"),
+        ):
+            refused = await client.post("/get_reward", json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (422, code)
+        # A model that has a scalar needs no references.
+        assert (await client.post("/get_reward", json={**QUERY, "model": "bt"})).status_code == 200
+
+
 async def test_a_text_over_the_limit_is_cut_from_the_left_only_where_that_is_set(last):
     texts = ["b" * 200, "c" * 1000 + "b" * 200]
     async with serving(last) as client:

@@ -23,7 +23,7 @@ from tests.service.cohorts.members import (
     whole,
 )
 from tests.service.conftest import serving
-from tests.service.doubles import Leaving
+from tests.service.doubles import Leaving, gated
 
 pytestmark = pytest.mark.anyio
 
@@ -190,6 +190,15 @@ async def test_a_lost_member_ends_the_wait_at_the_deadline_which_repeats_do_not_
     assert code(await send(client, 0)) == (504, "cohort_incomplete")
     assert code(await send(client, 3)) == (504, "cohort_incomplete")
     assert rates(await whole(client, attempt=1)) == (await tournament(client))["win_rates"]
+
+
+async def test_a_member_whose_forward_does_not_end_is_missing(hosted):
+    async with gated(hosted) as (client, engine):
+        wanted = [await sending(client, slot, deadline_s=0.5, on_missing="score-present") for slot in range(2)]
+        engine.gate.clear()
+        late = await send(client, 2, deadline_s=0.5, on_missing="score-present")
+        assert code(late) == (504, "cohort_incomplete")
+        assert [(await one).json()["missing"] for one in wanted] == [[2, 3]] * 2
 
 
 async def test_those_that_came_are_scored_where_all_asked_for_that(client):
