@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Trainer
 from paragone.addresses import checked_urls
 from paragone_models.files.sources import builtin_folder
 from paragone_training.errors import RecipeError
-from paragone_training.policy.exports import check_trackers
+from paragone_training.policy.exports import check_push, check_trackers
 from paragone_training.policy.functions import function_of
 from paragone_training.policy.model.weights import policy_config
 from paragone_training.policy.recipe import PolicyRecipe
@@ -25,7 +25,7 @@ def check_recipe(recipe: PolicyRecipe, folder: Path, *, offline: bool = False) -
     """Refuse what a run would stumble over later.
 
     Args:
-        offline: leave out what needs the policy's files.
+        offline: leave out what needs the policy's files, and the Hub.
 
     Raises:
         RecipeError: if an address, a key file, the name of a model or a function, the optimiser, a tracker, the
@@ -41,6 +41,8 @@ def check_recipe(recipe: PolicyRecipe, folder: Path, *, offline: bool = False) -
     _check_writable(folder)
     if not offline:
         _check_model(recipe)
+        if recipe.output.push is not None:
+            check_push(recipe.output.push)
 
 
 def _check_addresses(recipe: PolicyRecipe) -> None:

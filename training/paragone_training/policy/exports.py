@@ -1,4 +1,4 @@
-"""A run in other people's tools: numbers for trackers, adapters for peft and vLLM, answers for benchmarks.
+"""A run in other people's tools: numbers for trackers, adapters for peft and vLLM, the Hub, answers for benchmarks.
 
 Trackers are those that accelerate knows:
 
@@ -19,13 +19,18 @@ is one adapter of t times the rank, [A_1; …; A_t] and [B_1 … B_t], with the 
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import httpx2
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # it is documented
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -41,7 +46,17 @@ from paragone_training.policy.rows import (
     write_text,
 )
 
-__all__ = ["Trackers", "check_trackers", "export_answers", "steps_before", "write_adapter"]
+__all__ = [
+    "Trackers",
+    "check_push",
+    "check_trackers",
+    "export_answers",
+    "push_policy",
+    "steps_before",
+    "write_adapter",
+]
+
+logger = logging.getLogger(__name__)
 
 # The names that peft and vLLM look for.
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -202,6 +217,57 @@ def _adapter_weights(folder: Path) -> dict[str, Tensor]:
 def _stacked(name: str, earlier: Tensor, own: Tensor) -> Tensor:
     """Return two adapters of a layer as one: the rows of both A, [r, in], or the columns of both B, [out, r]."""
     return torch.cat([earlier, own], dim=0 if "lora_A" in name else 1).contiguous()
+
+
+def check_push(repository: str) -> None:
+    """Refuse a repository of the Hub that nothing could be pushed to.
+
+    Raises:
+        RecipeError: if it is no ``owner/name``, the Hub is switched off or not reached, or there is no token for it.
+    """
+    try:
+        validate_repo_id(repository)
+        owner, _, name = repository.partition("/")
+        if not (owner and name):
+            raise HFValidationError("an owner is missing")
+    except HFValidationError as error:
+        raise RecipeError(f"output.push is {repository!r}; it must be owner/name: {error}") from error
+    try:
+        HfApi().whoami()
+    except (OSError, httpx2.HTTPError) as error:  # offline, no token, a refusal, no connection
+        raise RecipeError(
+            f"output.push is {repository!r}, and the Hub cannot be asked who you are ({_first_line(error)}): log in "
+            "with `hf auth login`, unset HF_HUB_OFFLINE, or remove output.push"
+        ) from error
+
+
+def push_policy(policy: Path, repository: str, record: Path) -> None:
+    """Put an iterate into a repository of the Hub, unless the record says that it is there.
+
+    Raises:
+        RunError: if the Hub does not take it.
+    """
+    pushed = {"repository": repository, "policy": str(policy.relative_to(record.parent))}
+    known = read_json_file(record) if record.exists() else {}
+    if known | pushed == known:
+        return
+    hub = HfApi()
+    try:
+        hub.create_repo(repository, private=True, exist_ok=True)
+        commit = hub.upload_folder(
+            repo_id=repository, folder_path=policy, commit_message=f"{record.parent.name}: {policy.parent.parent.name}"
+        )
+    except (OSError, httpx2.HTTPError, ValueError) as error:
+        raise RunError(
+            f"{repository} did not take the policy ({_first_line(error)}); it is in {policy}, and resuming pushes it "
+            "again"
+        ) from error
+    write_json(record, pushed | {"commit": commit.oid})
+    logger.info("%s is at %s", policy, commit.commit_url)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def export_answers(samples: Path, output: Path, *, layout: str, name: str) -> int:

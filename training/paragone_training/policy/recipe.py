@@ -433,6 +433,9 @@ class _PolicyOutputSection(Section):
     adapters: bool = False
     """With `[lora]`: each step also leaves what was learnt since the initial policy as one adapter of it, for peft and
     vLLM."""
+    push: str | None = None
+    """Repository of the Hub, `owner/name`, that gets the last iterate's folder at the end of the run; made, private, if
+    it is not there. The token is that of `hf auth login`, or `HF_TOKEN`."""
     trackers: Names = ()
     """Who else is told the numbers, by accelerate's names: `tensorboard`, `wandb`, `mlflow`, …"""
 

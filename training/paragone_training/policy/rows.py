@@ -77,7 +77,7 @@ _MAY_CHANGE = {
     | {"round_timeout_s", "tries", "patience_s", "start_timeout_s"},
     "training": {"iterations", "log_steps", "collective_timeout_s"},
     "evaluation": {"judge_url"},
-    "output": {"folder", "trackers", "keep"},
+    "output": {"folder", "trackers", "keep", "push"},
 }
 
 

@@ -31,7 +31,7 @@ from paragone_training.errors import RunError
 from paragone_training.games import measure_cycles
 from paragone_training.policy.checks import check_recipe
 from paragone_training.policy.evaluate import compared_with_initial, describe_responses, write_report
-from paragone_training.policy.exports import Trackers, steps_before, write_adapter
+from paragone_training.policy.exports import Trackers, push_policy, steps_before, write_adapter
 from paragone_training.policy.functions import FunctionOracle
 from paragone_training.policy.gradient import train_step
 from paragone_training.policy.methods.method import Step
@@ -83,7 +83,10 @@ def train_policy(recipe: PolicyRecipe, folder: Path, *, resume: bool = False) ->
         with run.connected() if state.is_main_process else contextlib.nullcontext():
             for iteration in range(1, recipe.training.iterations + 1):
                 run.iterate(iteration)
-        return Path(run.iterate_source(recipe.training.iterations + 1))
+        last = Path(run.iterate_source(recipe.training.iterations + 1))
+        if recipe.output.push is not None and state.is_main_process:
+            push_policy(last, recipe.output.push, folder / "pushed.json")
+        return last
 
 
 class _PolicyRun:
