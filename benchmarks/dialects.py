@@ -55,6 +55,28 @@ def score(pairs: Sequence[Pair]) -> dict[str, Any]:
     return {"queries": [prompt for prompt, _ in pairs], "documents": [response for _, response in pairs]}
 
 
+def one_prompt(pairs: Sequence[Pair]) -> list[Pair]:
+    return [(pairs[0][0], response) for _, response in pairs]
+
+
+def chat(pairs: Sequence[Pair]) -> dict[str, Any]:
+    ((prompt, response),) = pairs
+    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]}
+
+
+def tensors(pairs: Sequence[Pair]) -> dict[str, Any]:
+    texts = list(map(rendered, pairs))
+    return {"inputs": [{"name": "sentences", "shape": [len(texts), 1], "datatype": "BYTES", "data": texts}]}
+
+
+def documents(pairs: Sequence[Pair]) -> dict[str, Any]:
+    return {"query": pairs[0][0], "documents": [response for _, response in pairs]}
+
+
+def passages(pairs: Sequence[Pair]) -> dict[str, Any]:
+    return {"query": {"text": pairs[0][0]}, "passages": [{"text": response} for _, response in pairs]}
+
+
 BATCHES: dict[str, tuple[str, Body]] = {
     "native": ("/v1/rewards", native),
     "openrlhf, raw": ("/get_reward", openrlhf),
@@ -65,11 +87,19 @@ BATCHES: dict[str, tuple[str, Body]] = {
     "vllm /score": ("/score", score),
     "infinity /classify": ("/classify", lambda pairs: {**texts_in_input(pairs), "raw_scores": True}),
     "sglang /classify": ("/classify", lambda pairs: {"text": list(map(rendered, pairs))}),
+    "huggingface /predict": ("/predict", lambda pairs: {"inputs": [[rendered(pair)] for pair in pairs]}),
+    "kserve /infer, JSON": (f"/v2/models/{MODEL}/infer", tensors),
+    "native, one prompt": ("/v1/rewards", lambda pairs: native(one_prompt(pairs))),
+    "cohere /v2/rerank": ("/v2/rerank", documents),
+    "nvidia /v1/ranking": ("/v1/ranking", passages),
 }
+# What asks for many responses to one prompt is divided by the native route that is asked the same.
+ONE_PROMPT = ("cohere /v2/rerank", "nvidia /v1/ranking")
 SINGLES: dict[str, tuple[str, Body]] = {
     "native": ("/v1/rewards", native),
     "openrlhf, lists of one": ("/get_reward", openrlhf_prompts),
     "verl": ("/classify", texts_in_input),
+    "nvidia, chat": ("/v1/chat/completions", chat),
     "slime": ("/rm", lambda pairs: {"prompt": pairs[0][0], "response": pairs[0][1]}),
 }
 
@@ -153,7 +183,8 @@ def main() -> None:
         ]
     print(f"{'route':<32} {'texts/s':>8} {'ratio':>6}")
     for name in turns[0]:
-        ratio = statistics.median(one[name] / one["native"] for one in turns)
+        base = "native, one prompt" if name in ONE_PROMPT else "native"
+        ratio = statistics.median(one[name] / one[base] for one in turns)
         print(f"{name:<32} {statistics.median(one[name] for one in turns):>8.0f} {ratio:>6.2f}")
 
 
