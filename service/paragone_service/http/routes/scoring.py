@@ -132,10 +132,7 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
         check_groups(body.groups)
         wanted = groups.Wanted(matrix="matrix" in body.return_, signal=body.signal, shaping=body.shaping)
         groups.check_kind(wanted.signal, model.name, comparator)
-        for index, group in zip(indices, body.groups, strict=True):
-            problem = groups.check_signal(wanted.signal, len(group.responses), 0 if group.references is None else 1)
-            if problem is not None:
-                problems.add(index, problem)
+        _check_signals(wanted, body, indices, problems)
         call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
         stored = await sets.find(model, call.tenant, body.groups, indices, problems)
         items = [
@@ -144,13 +141,7 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
         ]
         own = [len(item.responses) for item in items]
         stored_counts = [len(stored[index].vectors) if index in stored else 0 for index in indices]
-        loop = asyncio.get_running_loop()
-        measured = functools.partial(groups.size_of, measured=wanted.shaping is not None)
-        if wanted.shaping is None:
-            sizes = [*map(measured, body.groups, stored_counts)]
-        else:  # words are counted, which takes a while
-            asked = list(body.groups)
-            sizes = await loop.run_in_executor(workers, lambda: [*map(measured, asked, stored_counts)])
+        sizes = await _sizes(body, stored_counts, workers)
         body.groups.clear()  # as above
         represented = await model.represent(items, call)
 
@@ -159,7 +150,24 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
             rows = groups.tournaments(together, sizes, comparator, problems, wanted)
             return answer(header, TournamentsAnswer, represented.usage, problems, tournaments=rows)
 
-        return await loop.run_in_executor(workers, summarise)
+        return await asyncio.get_running_loop().run_in_executor(workers, summarise)
+
+
+# Functions of their own: a name for a group in the route would keep its texts while the request waits.
+def _check_signals(wanted: groups.Wanted, body: TournamentsRequest, indices: Sequence[int], problems: Problems) -> None:
+    for index, group in zip(indices, body.groups, strict=True):
+        problem = groups.check_signal(wanted.signal, len(group.responses), 0 if group.references is None else 1)
+        if problem is not None:
+            problems.add(index, problem)
+
+
+async def _sizes(body: TournamentsRequest, stored: Sequence[int], workers: Executor) -> list[groups.GroupSize]:
+    """Return the size of each group, counting words beside the event loop where a signal is shaped."""
+    measured = functools.partial(groups.size_of, measured=body.shaping is not None)
+    if body.shaping is None:
+        return [*map(measured, body.groups, stored)]
+    asked = list(body.groups)
+    return await asyncio.get_running_loop().run_in_executor(workers, lambda: [*map(measured, asked, stored)])
 
 
 def _add_rewards(router: APIRouter, registry: Registry, sets: ReferenceSets, workers: Executor) -> None:
