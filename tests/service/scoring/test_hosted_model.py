@@ -47,6 +47,14 @@ async def test_requests_that_come_together_are_run_together(hosted):
     [
         ("/v1/preferences", {"pairs": [{"prompt": "waits", "first": "one", "second": "two"}]}),
         ("/v1/tournaments", {"groups": [{"prompt": "waits", "responses": ["one", "two"], "references": ["three"]}]}),
+        (
+            "/v1/tournaments",
+            {
+                "groups": [{"prompt": "waits", "responses": ["one", "two"]}],
+                "signal": "rank",
+                "shaping": {"answer_bonus": 0.1},
+            },
+        ),
         ("/v1/rewards", {"items": [{"prompt": "waits", "response": "one", "references": ["two"]}]}),
     ],
 )
