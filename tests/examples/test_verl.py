@@ -116,6 +116,15 @@ def test_validation_has_no_group_and_waits_for_none(manager, tokenizer, url, tol
     assert set(told["reward_extra_info"]) == {"score", "logit"}
 
 
+def test_validation_may_be_held_against_a_stored_set(manager, tokenizer, url):
+    with Client(url) as client:
+        client.add_references("baseline", [{"prompt": PROMPTS[0], "responses": RESPONSES[0][:2]}])
+        manager.reference_set = "baseline"
+        (told,) = asyncio.run(scored(manager, [row(tokenizer, PROMPTS[0], "No!", "alone", split="val")]))
+        right = client.tournament(PROMPTS[0], ["No!"], references=RESPONSES[0][:2]).win_rates
+    assert [told["reward_score"]] == pytest.approx(right)
+
+
 def test_what_a_sample_lacks_is_named(manager, tokenizer):
     for name in ("raw_prompt", "uid"):
         one = row(tokenizer, PROMPTS[0], "a", "group")

@@ -69,6 +69,8 @@ class RewardManager:
         shaping: what the signal gains or loses by length and style within its group.
         alone: the score of a sample that has no group, as in validation: ``reward``, the scalar reward; or
             ``against_ground_truth``, the probability in [0, 1] that it is preferred to the ground truth.
+        reference_set: name of a stored set (``Client.add_references``): if given, a sample that has no group scores the
+            probability in [0, 1] that it is preferred to the set's responses to its prompt, whatever ``alone`` says.
         deadline_s: how long a group waits for its last sample. [seconds]
 
     Raises:
@@ -80,6 +82,7 @@ class RewardManager:
     signal: Signal = "win_rate"
     shaping: Shaping | None = None
     alone: Alone = "reward"
+    reference_set: str | None = None
     deadline_s: float = 1800.0
 
     def __init__(
@@ -127,11 +130,18 @@ class RewardManager:
         elif not self._signal.needs_rivals:
             told = await _scored(self.client, "against_ground_truth", self.model, sample)
         elif self._size == 1 or self.validating(data, fields.get("extra_info")):
-            told = await _scored(self.client, self.alone, self.model, sample)
+            told = await self._alone(sample)
         else:
             group = str(_field(fields, "uid", "the trainer names a group's samples by it: use verl 0.7 or newer"))
             told = await self._compared(group, sample)
         return {"reward_score": told["score"], "reward_extra_info": told}
+
+    async def _alone(self, sample: tuple[Any, str, Any]) -> Scores:
+        if self.reference_set is None:
+            return await _scored(self.client, self.alone, self.model, sample)
+        references = {"set": self.reference_set}
+        row = await self.client.tournament(sample[0], [sample[1]], references=references, model=self.model)
+        return {"score": GroupSignal().all_values(row)[0]}
 
     async def _compared(self, group: str, sample: tuple[Any, str, Any]) -> Scores:
         prompt, response, truth = sample
