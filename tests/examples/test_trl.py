@@ -4,6 +4,9 @@ import math
 
 import pytest
 
+from paragone import Client
+from paragone.adapters.trl import WinRateCallback
+from tests.clients.test_win_rate_callback import Trainer, first_texts
 from tests.examples.conftest import load
 from tests.training.policy.tiny_policy import save_policy
 
@@ -31,3 +34,18 @@ def test_two_steps_of_grpo_with_win_rates_and_the_callback(url, policy, tmp_path
     assert 0 < measured["eval_win_rate"] < 1
     assert measured["eval_win_rate_unjudged"] == 0
     assert measured["step"] == 2
+
+
+def test_the_callback_may_compare_with_a_stored_set(url):
+    prompts, first = ["Why?", "What is it?"], ["Because it is fun.", "A garden."]
+    trainer = Trainer()
+    trainer.policy["texts"] = ["No! Let them read.", "It keeps kids fit."]
+    with Client(url) as client:
+        items = [{"prompt": prompt, "responses": [answer]} for prompt, answer in zip(prompts, first, strict=True)]
+        client.add_references("first", items)
+        settings = {"references": {"set": "first"}, "generate": first_texts}
+        trainer.callback_handler.add_callback(WinRateCallback(client, trainer, prompts=prompts, **settings))
+        trainer.event("on_evaluate", ("metrics", {}))
+        pairs = zip(prompts, trainer.policy["texts"], first, strict=True)
+        right = sum(client.prefer(*pair) for pair in pairs) / 2
+    assert trainer.logged == [{"eval_win_rate": pytest.approx(right), "eval_win_rate_unjudged": 0}]

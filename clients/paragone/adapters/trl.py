@@ -11,7 +11,7 @@ TRL reads None in a list of rewards as "not scored", and -1 from a pairwise judg
 import json
 import logging
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -356,8 +356,8 @@ class WinRateCallback:
     Args:
         trainer: any trainer of transformers or TRL; it logs.
         prompts: texts or lists of messages; the column ``prompt`` of the trainer's ``eval_dataset`` if None.
-        references: for each prompt the responses to compare with. If None, the policy's own completions at the start of
-            training.
+        references: for each prompt the responses to compare with, or ``{"set": NAME}`` of a stored set
+            (``Client.add_references``). If None, the policy's own completions at the start of training.
         every: compare every so many steps; at each evaluation if None.
         model: id of a hosted model; the client's if None.
         generate: ``generate(policy, tokenizer, prompts)``, which returns one completion per prompt, a text or a list of
@@ -375,7 +375,7 @@ class WinRateCallback:
         trainer: Any,
         *,
         prompts: Sequence[Any] | None = None,
-        references: Sequence[Sequence[Any]] | None = None,
+        references: Sequence[Sequence[Any]] | Mapping[str, str] | None = None,
         every: int | None = None,
         model: str | None = None,
         generate: Generate | None = None,
@@ -384,12 +384,20 @@ class WinRateCallback:
         if prompts is None and getattr(trainer, "eval_dataset", None) is None:
             raise ValueError("give prompts, or the trainer an eval_dataset with a column 'prompt'")
         self._prompts = list(trainer.eval_dataset["prompt"] if prompts is None else prompts)
-        if not self._prompts or (references is not None and len(references) != len(self._prompts)):
-            count = "no" if references is None else str(len(references))
+        if isinstance(references, Mapping):
+            against: list[Any] | None = [references] * len(self._prompts)
+        else:
+            against = (
+                None
+                if references is None
+                else [[host_turns(one, role="assistant") for one in responses] for responses in references]
+            )
+        if not self._prompts or (against is not None and len(against) != len(self._prompts)):
+            count = "no" if against is None else str(len(against))
             raise ValueError(f"{len(self._prompts)} prompts with {count} lists of references: give one list for each")
         self._client = client
         self._trainer = trainer
-        self._references = references
+        self._references = against
         self._every = every
         self._model = model
         self._generate = generate
@@ -405,7 +413,7 @@ class WinRateCallback:
         """Keep the policy's first completions, if they are the references."""
         if self._references is None:
             completions = self._completions(args, state, kwargs)
-            self._references = None if completions is None else [[completion] for completion in completions]
+            self._references = completions and [[host_turns(one, role="assistant")] for one in completions]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Compare and log, if no number of steps was given."""
@@ -431,12 +439,12 @@ class WinRateCallback:
         state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
         self._trainer.callback_handler.call_event("on_log", args, state, control, logs=dict(logs))
 
-    def _measured(self, completions: Sequence[Any], references: Sequence[Sequence[Any]]) -> dict[str, float]:
+    def _measured(self, completions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
         groups: list[dict[str, Any]] = [
             {
                 "prompt": host_turns(prompt, role="user"),
                 "responses": [host_turns(completion, role="assistant")],
-                "references": [host_turns(reference, role="assistant") for reference in against],
+                "references": against,
             }
             for prompt, completion, against in zip(self._prompts, completions, references, strict=True)
         ]
