@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from paragone import ParagoneError
+from paragone import ErrorCode, ParagoneError
 from paragone.addresses import DEFAULT_URL
 from paragone_evaluation.annotation.dpo import FORMATS, PairSettings, Which, dataset_info
 from paragone_evaluation.annotation.kinds import KINDS
@@ -89,6 +90,8 @@ def annotate(
     # Rows come and go by the million and hold no cycles: the collector would look through them for a fifth of the time.
     gc.freeze()
     gc.set_threshold(100_000, 50, 1000)
+    # To be asked to wait is the usual pace of a long run; any other failure is still told.
+    logging.getLogger("paragone").addFilter(_is_news)
     bar = Console(stderr=True)
     try:
         with _progress(bar) as progress:
@@ -97,6 +100,10 @@ def annotate(
         bar.print(f"what was answered is kept beside {output}: the same command goes on", soft_wrap=True, markup=False)
         raise
     _tell(made)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return f"({ErrorCode.OVERLOADED}," not in record.getMessage()
 
 
 @contextmanager
