@@ -178,7 +178,7 @@ async def test_a_higher_attempt_begins_anew_and_ends_the_earlier_one_also_for_th
 
 async def test_a_lost_member_ends_the_wait_at_the_deadline_which_repeats_do_not_prolong(client):
     async with asyncio.timeout(30):
-        waiting = [await sending(client, slot, deadline_s=0.5) for slot in range(2)]
+        waiting = [await sending(client, slot, deadline_s=1) for slot in range(2)]
         waiting.append(await sending(client, 0, deadline_s=500))
         waiting.append(await sending(client, 2, deadline_s=500))
         for one in waiting:
@@ -194,15 +194,15 @@ async def test_a_lost_member_ends_the_wait_at_the_deadline_which_repeats_do_not_
 
 async def test_a_member_whose_forward_does_not_end_is_missing(hosted):
     async with gated(hosted) as (client, engine):
-        wanted = [await sending(client, slot, deadline_s=0.5, on_missing="score-present") for slot in range(2)]
+        wanted = [await sending(client, slot, deadline_s=1, on_missing="score-present") for slot in range(2)]
         engine.gate.clear()
-        late = await send(client, 2, deadline_s=0.5, on_missing="score-present")
+        late = await send(client, 2, deadline_s=1, on_missing="score-present")
         assert code(late) == (504, "cohort_incomplete")
         assert [(await one).json()["missing"] for one in wanted] == [[2, 3]] * 2
 
 
 async def test_those_that_came_are_scored_where_all_asked_for_that(client):
-    fields = {"deadline_s": 0.4, "on_missing": "score-present", "return": ["matrix_row"]}
+    fields = {"deadline_s": 1, "on_missing": "score-present", "return": ["matrix_row"]}
     answers = await whole(client, [0, 2, 3], **fields)
     wanted = await tournament(client, [RESPONSES[slot] for slot in (0, 2, 3)])
     assert rates(answers) == wanted["win_rates"]
@@ -217,7 +217,7 @@ async def test_those_that_came_are_scored_where_all_asked_for_that(client):
 async def test_whoever_is_left_alone_has_no_win_rate(client):
     one = (await send(client, 0, size=1, group="one")).json()
     assert (one["win_rate"], one["rank"], one["present"]) == (0.5, 1, 1)  # as a tournament of one
-    told = (await send(client, 0, deadline_s=0.2, on_missing="score-present")).json()
+    told = (await send(client, 0, deadline_s=1, on_missing="score-present")).json()
     assert (told["win_rate"], told["rank"], told["missing"]) == (None, None, [1, 2, 3])
 
 
@@ -339,7 +339,7 @@ async def test_tenants_do_not_meet_in_a_group(hosted, tmp_path):
 
         async def as_(name, slot):
             headers = {"authorization": f"Bearer {name}"}
-            return await client.post("/v1/cohorts", json=member(slot, size=2, deadline_s=0.5), headers=headers)
+            return await client.post("/v1/cohorts", json=member(slot, size=2, deadline_s=1), headers=headers)
 
         lonely, *pair = await asyncio.gather(as_("zenith", 0), as_("acme", 0), as_("acme", 1))
         assert code(lonely) == (504, "cohort_incomplete")
@@ -386,13 +386,13 @@ async def test_damaged_state_is_never_a_number(replicas, raw):
     for number, name in enumerate(sorted(names)):
         raw.flushall()
         group = f"g{number}"
-        waiting = [await sending(first, slot, group=group, deadline_s=0.8) for slot in (0, 1, 2)]
+        waiting = [await sending(first, slot, group=group, deadline_s=1) for slot in (0, 1, 2)]
         (key,) = raw.keys("paragone:cohort:*")
         value = raw.hget(key, name)
         damaged = b"1" if name in (b"attempt", b"count") else value[:-1] + bytes([value[-1] ^ 1])
         raw.hset(key, name, damaged)
         async with asyncio.timeout(30):
-            last = await send(second, 3, group=group, deadline_s=0.8)
+            last = await send(second, 3, group=group, deadline_s=1)
             answers = [*[await one for one in waiting], last]
         statuses = {answer.status_code for answer in answers}
         # Either the damage was in what nobody needed any more, or everybody is told.
