@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paragone_models.packing.attention import KeysValues
-from paragone_models.packing.packer import Prefix, PromptStore
+from paragone_models.packing.packer import Prefix, PromptStore, _size
 
 
 def prefix(tokens) -> Prefix:
@@ -103,7 +103,8 @@ def test_what_is_counted_is_all_the_memory_that_is_kept(dtype):
     # Each has one mapping, with its tokens; a part of it keeps all of it.
     sizes = [one.states.keys[0].untyped_storage().nbytes() for one in kept]
     assert [one.states.bytes for one in kept] == [one.states.first(1).bytes for one in kept] == sizes
-    assert store.bytes == sum(sizes) < sum(prefix.bytes for prefix in put) + 3 * mmap.PAGESIZE
+    assert sum(sizes) < sum(prefix.bytes for prefix in put) + 3 * mmap.PAGESIZE
+    assert store.bytes == sum(sizes) + 3 * 2_000 + (1 + 2 + 3) * 250  # and the objects and hashes that find them
     start = kept[0].states.keys[0].data_ptr()
     assert start < kept[0].tokens.ctypes.data < start + sizes[0]
     store.clear()
@@ -134,5 +135,5 @@ def test_whatever_happens_the_budget_holds_and_matches_are_true_prefixes(steps):
         assert match is None or match == tokens[: len(match)]
         store.put(prefix(tokens))
         assert store.bytes <= store.max_bytes
-        assert store.bytes == sum(entry.bytes for entry in store._entries.values())
+        assert store.bytes == sum(_size(entry) for entry in store._entries.values())
     assert {number for numbers in store._by_hash.values() for number in numbers} <= set(store._entries)
