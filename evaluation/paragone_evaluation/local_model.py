@@ -1,7 +1,7 @@
 """Load a model in this process, ask it, and store a fitted temperature with it.
 
-The one module of this package that needs torch (``pip install 'paragone[models]'``); the commands import it only where
-a model is to be loaded.
+It and ``verification.reference`` are the modules of this package that need torch (``pip install 'paragone[models]'``);
+the commands import them only where a model is to be loaded.
 """
 
 import json
