@@ -16,9 +16,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from paragone import ErrorCode, ParagoneError
 from paragone.addresses import DEFAULT_URL
-from paragone_evaluation.annotation.dpo import FORMATS, PairSettings, Which, dataset_info
 from paragone_evaluation.annotation.kinds import KINDS
 from paragone_evaluation.annotation.run import AnnotateSettings, Annotation, annotate_files
+from paragone_evaluation.annotation.trainer_pairs import FORMATS, PairSettings, Which, dataset_info
 from paragone_evaluation.eval_command import ApiKey, Layout, Map, WaitS, console_of, read_options
 
 __all__ = ["annotate"]

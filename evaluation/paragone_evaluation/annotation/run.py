@@ -12,11 +12,11 @@ from pydantic_core import to_json
 from paragone import AsyncClient
 from paragone.wire import ModelInfo, Truncation
 from paragone_evaluation.annotation.asking import Asker, Window
-from paragone_evaluation.annotation.dpo import PairSettings, write_pairs
 from paragone_evaluation.annotation.files import RunFiles
 from paragone_evaluation.annotation.kinds import KINDS, AnswerKind, RowAnswer
 from paragone_evaluation.annotation.reading import Reader, ReadSettings
 from paragone_evaluation.annotation.rows import Chunk
+from paragone_evaluation.annotation.trainer_pairs import PairSettings, write_pairs
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.readers.files import FilePass
 from paragone_evaluation.readers.options import ReadOptions

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from paragone_evaluation.annotation.dpo import PairSettings, dataset_info, write_pairs
 from paragone_evaluation.annotation.kinds import KINDS
+from paragone_evaluation.annotation.trainer_pairs import PairSettings, dataset_info, write_pairs
 from paragone_evaluation.errors import DataError
 
 SYSTEM = {"role": "system", "content": "Be brief."}
