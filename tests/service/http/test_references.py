@@ -129,28 +129,26 @@ async def test_a_set_is_forgotten_when_its_time_is_over(client):
     assert (await client.get("/v1/references")).json() == {"references": []}
 
 
-@pytest.mark.parametrize(
-    ("changes", "status"),
-    [
-        ({"name": ""}, 422),
-        ({"name": "a/b"}, 422),
-        ({"name": "n" * 129}, 422),
-        ({"items": []}, 422),
-        ({"items": [{"prompt": "p", "responses": []}]}, 422),
-        ({"items": [{"prompt": "p", "response": "a"}]}, 422),
-        ({"ttl_s": 0}, 422),
-        ({"model": "none"}, 404),
-        ({"items": [{"prompt": "p", "responses": ["a"]}] * 10_001}, 413),
-        # Nothing is stored in parts.
-        ({"items": [*SET["items"], {"prompt": "p", "responses": ["a", TOO_LONG]}]}, 422),
-    ],
-    ids=str,
-)
-async def test_bad_sets_are_refused_whole(client, changes, status):
-    answer = await client.post("/v1/references", json={**SET, **changes})
-    assert answer.status_code == status
-    if "word" in str(changes):
-        assert answer.json()["error"]["message"].startswith("items[1].responses[1]: ")
+BAD = [
+    ({"name": ""}, 422),
+    ({"name": "a/b"}, 422),
+    ({"name": "n" * 129}, 422),
+    ({"items": []}, 422),
+    ({"items": [{"prompt": "p", "responses": []}]}, 422),
+    ({"items": [{"prompt": "p", "response": "a"}]}, 422),
+    ({"ttl_s": 0}, 422),
+    ({"model": "none"}, 404),
+    ({"items": [{"prompt": "p", "responses": ["a"]}] * 10_001}, 413),
+    # Nothing is stored in parts.
+    ({"items": [*SET["items"], {"prompt": "p", "responses": ["a", TOO_LONG]}]}, 422),
+]
+
+
+async def test_bad_sets_are_refused_whole(client):
+    for changes, status in BAD:
+        answer = await client.post("/v1/references", json={**SET, **changes})
+        assert answer.status_code == status, changes
+    assert answer.json()["error"]["message"].startswith("items[1].responses[1]: ")
     assert (await client.get("/v1/references")).json() == {"references": []}
 
 
