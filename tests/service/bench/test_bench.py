@@ -34,8 +34,8 @@ def test_every_response_is_sent_once_whatever_the_number_of_clients(address):
         assert level.rate == pytest.approx(6 / level.seconds)
 
 
-def test_a_server_of_another_dialect_and_none_at_all_are_refused(address):
-    with pytest.raises(BenchError, match="/classify answered 404"):
+def test_a_server_that_refuses_the_texts_and_none_at_all_are_reported(address):
+    with pytest.raises(BenchError, match="/classify answered 400"):
         ask_all(address, "vllm", TEXTS, clients=1, batch=1)
     with pytest.raises(BenchError, match=r"cannot ask http://127\.0\.0\.1:9/"):
         ask_all("http://127.0.0.1:9", "tei", TEXTS, clients=1, batch=1)
