@@ -17,6 +17,8 @@ _GROUP_BYTES = 1_000
 _MEMBER_BYTES = 400
 """What Python spends on a group and on a member, beside the vector."""
 _FULL_RETRY_AFTER_S = 5
+_SPARE = 1_000
+"""Entries of groups that are gone, before they are looked for."""
 
 
 @dataclass
@@ -71,7 +73,7 @@ class MemoryStore:
             self._forget(key)
             kept = self._groups[key] = _Kept(head, head.terms_digest())
             self._size_bytes += kept.size_bytes
-            heapq.heappush(self._expiries, (head.until + self._keep_s, key, head.birth))
+            self._expect(head.until, key, head)
         fits = kept.head.attempt == head.attempt and kept.terms == head.terms_digest()
         if fits and kept.state == "open" and slot not in kept.digests:
             kept.digests[slot] = digest
@@ -129,12 +131,28 @@ class MemoryStore:
             )
 
     def _expire(self) -> None:
+        """Settle the groups whose deadline has passed, and forget those that were kept for long enough."""
         now = self.now()
         while self._expiries and self._expiries[0][0] <= now:
             _, key, birth = heapq.heappop(self._expiries)
             kept = self._groups.get(key)
-            if kept is not None and kept.head.birth == birth:
+            if kept is None or kept.head.birth != birth:
+                continue
+            if kept.head.until + self._keep_s <= now:
                 self._forget(key)
+                continue
+            # If all its clients have left, nobody else closes it, and an open group makes no room.
+            if kept.state == "open":
+                self._settle(key, kept, "closed")
+            self._expect(kept.head.until + self._keep_s, key, kept.head)
+
+    def _expect(self, at: float, key: bytes, head: Head) -> None:
+        heapq.heappush(self._expiries, (at, key, head.birth))
+        # Groups that began anew or made room leave their entries behind, for as long as a day.
+        if len(self._expiries) > 2 * len(self._groups) + _SPARE:
+            births = {(key, kept.head.birth) for key, kept in self._groups.items()}
+            self._expiries = [entry for entry in self._expiries if entry[1:] in births]
+            heapq.heapify(self._expiries)
 
     def _forget(self, key: bytes) -> None:
         kept = self._groups.pop(key, None)

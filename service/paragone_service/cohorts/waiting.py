@@ -47,8 +47,8 @@ _LOOK_S = 1.0
 """How often a group is looked at whose news may not have come: another process may have ended, its state be gone."""
 _SLACK_S = 5.0
 """How much longer a request may take than its group: so it is the group that ends, and the answer says how."""
-_LARGE = 64
-"""Members of a group whose arithmetic holds up the event loop."""
+_LARGE = 64 * 64
+"""Comparisons of a group whose arithmetic holds up the event loop."""
 # What is wrong with a member itself. It will be so again: the member does not vote, and nobody waits for it.
 _OF_THE_MEMBER = frozenset(
     {
@@ -103,11 +103,11 @@ class _Room:
         self.settled: asyncio.Task[Group]
         self._standing: asyncio.Future[Standing] | None = None
 
-    async def standing(self, work_out: Callable[[], Standing], workers: Executor) -> Standing:
+    async def standing(self, work_out: Callable[[], Standing], workers: Executor, references: int) -> Standing:
         """Return the group's standing, worked out once for all who wait here."""
         if self._standing is None:
             loop = asyncio.get_running_loop()
-            if self.head.size > _LARGE:
+            if self.head.size * (self.head.size + references) > _LARGE:
                 self._standing = loop.run_in_executor(workers, work_out)
             else:
                 self._standing = loop.create_future()
@@ -190,7 +190,7 @@ class Cohorts:
             work_out = functools.partial(
                 Standing.of, group, comparator, references, signal=body.signal, shaping=body.shaping
             )
-            standing = await room.standing(work_out, self._workers)
+            standing = await room.standing(work_out, self._workers, 0 if references is None else len(references))
             return Outcome(group, standing, standing.place(body.slot), scored.bad_references, scored.usage)
 
     def _wake(self, key: bytes) -> None:

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from paragone.codes import ErrorCode
 from paragone_service.dialects.dialect import Dialect, Endpoint
-from paragone_service.dialects.texts import Question, Scalars, rendered_item
+from paragone_service.dialects.texts import Question, Scalars, checked_text, rendered_item
 from paragone_service.dialects.vllm_pooling import health
 from paragone_service.http.bodies import MAX_ITEMS, parsed
 from paragone_service.http.errors import HTTP_STATUS, ServiceError
@@ -32,6 +32,9 @@ _HEADER = "Inference-Header-Content-Length"
 _INTEGERS = {"INT64": "<i8", "INT32": "<i4", "UINT32": "<u4", "UINT16": "<u2"}
 _OUTPUTS = {"rewards": ("FP32", "<f4"), "exceeded": ("BOOL", "?")}
 _VERSION = "1"
+_MOST_DIMENSIONS, _LARGEST_SIZE = 8, 2**31 - 1
+_MOST_DIGITS = 18
+"""Of a length in a header: Python refuses to read numbers of thousands of digits."""
 
 
 async def _infer(question: Question) -> Any:
@@ -39,13 +42,13 @@ async def _infer(question: Question) -> Any:
     values, tail = await _parts(question)
     tensors = _tensors(values, tail)
     outputs = _wanted(values)
-    items = _items(tensors)
-    # Who reads which texts were cut has agreed that they are.
-    named = isinstance(values.get("outputs"), list) and "exceeded" in outputs
-    scalars = await question.scalars(model, items, "sentences", truncation="prompt" if named else None)
     head = {"model_name": model.name, "model_version": _VERSION}
     if isinstance(values.get("id"), str):
-        head["id"] = values["id"]
+        head["id"] = checked_text(values["id"], "id")
+    where, items = _items(tensors)
+    # Who reads which texts were cut has agreed that they are.
+    named = isinstance(values.get("outputs"), list) and "exceeded" in outputs
+    scalars = await question.scalars(model, items, where, truncation="prompt" if named else None)
     return _answer(question, head, outputs, scalars)
 
 
@@ -55,7 +58,8 @@ async def _parts(question: Question) -> tuple[Mapping[str, Any], bytes]:
     if question.request.headers.get("content-encoding", "identity").lower() != "identity":
         raise ServiceError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "compressed bodies are not read: send it uncompressed")
     stated = question.request.headers.get(_HEADER)
-    if stated is not None and not (stated.isascii() and stated.isdigit() and int(stated) <= len(body)):
+    digits = stated is not None and stated.isascii() and stated.isdigit() and len(stated) <= _MOST_DIGITS
+    if stated is not None and not (digits and int(stated) <= len(body)):
         raise _refused(f"{_HEADER} must be the number of bytes of the JSON, at most those of the body")
     end = len(body) if stated is None else int(stated)
     values = await parsed(body[:end])
@@ -81,8 +85,8 @@ def _tensors(values: Mapping[str, Any], tail: bytes) -> dict[str, tuple[str, lis
         if not isinstance(tensor, Mapping) or not isinstance(name := tensor.get("name"), str):
             raise _refused(f"inputs[{number}] must be an object with name, shape, datatype and data")
         shape, datatype = tensor.get("shape"), tensor.get("datatype")
-        if not isinstance(shape, list) or not shape or not all(type(size) is int and size >= 0 for size in shape):
-            raise _refused(f"inputs[{number}].shape must be a list of sizes")
+        if not _is_shape(shape):
+            raise _refused(f"inputs[{number}].shape must be a list of at most {_MOST_DIMENSIONS} sizes")
         if not isinstance(datatype, str) or datatype not in ("BYTES", *_INTEGERS):
             raise _refused(f"inputs[{number}].datatype must be BYTES, or one of {', '.join(_INTEGERS)} for token ids")
         count, size = math.prod(shape), _parameters(tensor).get("binary_data_size")
@@ -95,8 +99,18 @@ def _tensors(values: Mapping[str, Any], tail: bytes) -> dict[str, tuple[str, lis
             at += size
         if len(elements) != count:
             raise _refused(f"inputs[{number}] has {len(elements)} elements, and its shape {count}")
+        if name in found:
+            raise _refused(f"inputs[{number}] has the name of another one: send each tensor once")
         found[name] = (datatype, shape, elements)
+    if at != len(tail):
+        raise _refused(f"{len(tail) - at} bytes behind the JSON belong to no tensor: binary_data_size counts them")
     return found
+
+
+def _is_shape(shape: Any) -> TypeGuard[list[int]]:
+    """Return whether it is a shape; one of great numbers would be multiplied, and written into messages."""
+    sizes = isinstance(shape, list) and 0 < len(shape) <= _MOST_DIMENSIONS
+    return sizes and all(type(size) is int and 0 <= size <= _LARGEST_SIZE for size in shape)
 
 
 def _flat(data: Any) -> list[Any]:
@@ -130,7 +144,8 @@ def _of_bytes(content: bytes, datatype: str, number: int) -> list[Any]:
     return elements
 
 
-def _items(tensors: Mapping[str, tuple[str, list[int], list[Any]]]) -> list[RequestItem]:
+def _items(tensors: Mapping[str, tuple[str, list[int], list[Any]]]) -> tuple[str, list[RequestItem]]:
+    """Return the name of the tensor that has the texts, and an item for each."""
     texts = [name for name, (datatype, _, _) in tensors.items() if datatype == "BYTES"]
     # Under another name it is still the one tensor of texts.
     name = "sentences" if "sentences" in texts else texts[0] if len(texts) == 1 else None
@@ -146,7 +161,7 @@ def _items(tensors: Mapping[str, tuple[str, list[int], list[Any]]]) -> list[Requ
     if not rows:
         raise _refused(f"{name} is empty: send at least one text")
     Question.check_number(len(rows), name)
-    return [rendered_item(index, row, name) for index, row in enumerate(rows)]
+    return name, [rendered_item(index, row, name) for index, row in enumerate(rows)]
 
 
 def _sequences(tokens: tuple[str, list[int], list[Any]], lengths: list[Any]) -> list[list[Any]]:

@@ -54,7 +54,7 @@ def _answer(rewards: list[float], scores: list[float]) -> dict[str, Any]:
 def _retemplated(index: int, query: str, prompt: object) -> RequestItem:
     """Return the conversation that a query holds, for the model's own template."""
     place = f"query[{index}]"
-    if prompt is not None:
+    if prompt not in (None, ""):  # an empty one tells nothing of the query
         before, found, response = query.partition(checked_text(prompt, f"prompts[{index}]"))
         # Decoded again, the query may have a beginning of sequence or padding before its prompt.
         if found and (not before or chats.without_end(before) == "" or not before.strip()):

@@ -7,7 +7,7 @@ It is looked up by the digest of the prompt and its tools, before any truncation
 import dataclasses
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,9 @@ from paragone_service.scoring.request import Call, Problems, Represented, Reques
 __all__ = ["ReferenceSets", "Stored", "with_references"]
 
 Vectors = NDArray[np.float32]
+
+_TRIES = 8
+"""How often a set is looked up that is replaced in between."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +149,7 @@ class ReferenceSets:
             ServiceError: as ``find``.
         """
         try:
-            head = await self._head(tenant, name)
-            _check_identity(head, model)
-            prompts = list(dict.fromkeys(prompt for _, prompt in places))
-            vectors = dict(zip(prompts, await self._store.get(tenant, head, prompts), strict=True))
+            head, vectors = await self._vectors(model, tenant, name, {prompt for _, prompt in places})
         except ServiceError as error:
             if error.code not in (ErrorCode.REFERENCE_UNKNOWN, ErrorCode.REFERENCE_STALE):
                 raise
@@ -164,6 +164,23 @@ class ReferenceSets:
             else:
                 found[index] = Stored(stored, head.birth)
         return found
+
+    async def _vectors(
+        self, model: HostedModel, tenant: str | None, name: str, prompts: Collection[bytes]
+    ) -> tuple[Head, dict[bytes, Vectors | None]]:
+        """Return what a set has for prompts; one that is stored anew meanwhile is looked up anew."""
+        head = await self._head(tenant, name)
+        asked = list(prompts)
+        for left in reversed(range(_TRIES)):
+            _check_identity(head, model)
+            try:
+                return head, dict(zip(asked, await self._store.get(tenant, head, asked), strict=True))
+            except ServiceError:
+                newest = await self._head(tenant, name)
+                if newest.birth == head.birth or not left:
+                    raise
+                head = newest
+        raise AssertionError("the last try returns or raises")
 
     async def _head(self, tenant: str | None, name: str) -> Head:
         head = await self._store.head(tenant, name)

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ _FIELDS = 4_000
 _TRIES, _AGAIN_S, _RETRY_AFTER_S = 8, 0.25, 5
 _WRITE_S = 30.0
 _MAX_BYTES = 1_000_000_000
+_SET_BYTES, _PROMPT_BYTES = 2_000, 300
+"""What Python spends on a set, and on a prompt beside its representations."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,19 @@ class Store(Protocol):
         """Forget a set."""
 
 
+class _Kept(NamedTuple):
+    head: Head
+    vectors: Mapping[bytes, Vectors]
+    size_bytes: int
+
+
 class MemorySets:
     """Keep sets in this process; a restart loses them."""
 
     def __init__(self, *, max_bytes: int = _MAX_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._sets: dict[tuple[str | None, str], tuple[Head, dict[bytes, Vectors]]] = {}
+        self._size_bytes = 0
+        self._sets: dict[tuple[str | None, str], _Kept] = {}
 
     async def put(self, owner: str | None, head: Head, vectors: Mapping[bytes, Vectors]) -> None:
         """Store a set, as the contract says.
@@ -94,38 +103,42 @@ class MemorySets:
             ServiceError: ``too_many_items``, if there is no room for it.
         """
         self._forget_old()
-        others = [one for place, (_, one) in self._sets.items() if place != (owner, head.name)]
-        size = sum(part.nbytes for one in [*others, vectors] for part in one.values())
-        if size > self._max_bytes:
+        place = (owner, head.name)
+        size = _SET_BYTES + sum(_PROMPT_BYTES + part.nbytes for part in vectors.values())
+        others = self._size_bytes - (self._sets[place].size_bytes if place in self._sets else 0)
+        if others + size > self._max_bytes:
             raise ServiceError(
                 ErrorCode.TOO_MANY_ITEMS,
-                f"the reference sets would take {size} bytes of memory, and {self._max_bytes} are the most: delete "
-                "others, or give the server a Redis",
+                f"the reference sets would take {others + size} bytes of memory, and {self._max_bytes} are the most: "
+                "delete others, or give the server a Redis",
             )
-        self._sets[owner, head.name] = (head, dict(vectors))
+        self._sets[place] = _Kept(head, dict(vectors), size)
+        self._size_bytes = others + size
 
     async def head(self, owner: str | None, name: str) -> Head | None:
         """Return what is known of a set, as the contract says."""
-        self._forget_old()
         kept = self._sets.get((owner, name))
-        return None if kept is None else kept[0]
+        return None if kept is None or kept.head.over else kept.head
 
     async def get(self, owner: str | None, head: Head, prompts: Sequence[bytes]) -> list[Vectors | None]:
         """Return the representations for each prompt, as the contract says."""
         kept = self._sets.get((owner, head.name))
-        return [None if kept is None else kept[1].get(prompt) for prompt in prompts]
+        return [None if kept is None else kept.vectors.get(prompt) for prompt in prompts]
 
     async def heads(self, owner: str | None) -> list[Head]:
         """Return what is known of each set, as the contract says."""
         self._forget_old()
-        return sorted((head for (of, _), (head, _) in self._sets.items() if of == owner), key=lambda head: head.name)
+        return sorted((one.head for (of, _), one in self._sets.items() if of == owner), key=lambda head: head.name)
 
     async def delete(self, owner: str | None, name: str) -> None:
         """Forget a set, as the contract says."""
-        self._sets.pop((owner, name), None)
+        kept = self._sets.pop((owner, name), None)
+        if kept is not None:
+            self._size_bytes -= kept.size_bytes
 
     def _forget_old(self) -> None:
-        self._sets = {place: kept for place, kept in self._sets.items() if not kept[0].over}
+        self._sets = {place: kept for place, kept in self._sets.items() if not kept.head.over}
+        self._size_bytes = sum(kept.size_bytes for kept in self._sets.values())
 
 
 class RedisSets:

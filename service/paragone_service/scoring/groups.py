@@ -26,6 +26,9 @@ __all__ = ["GroupSize", "Wanted", "check_kind", "check_signal", "group_signal", 
 Value = TypeVar("Value")
 Float64s = NDArray[np.float64]
 
+_MAX_NASH = 512
+"""Responses of a group up to which the lottery is found in seconds; of 1,024 it may take more than a minute."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -89,6 +92,11 @@ def check_signal(name: Signal | None, responses: int, references: int) -> Servic
         problem = (
             f"{responses} responses in one group; the limit of the signal acyclic is {MAX_ACYCLIC}, because its order "
             "is exact: send smaller groups, or ask for rank"
+        )
+    elif name == "nash" and responses > _MAX_NASH:
+        problem = (
+            f"{responses} responses in one group; the limit of the signal nash is {_MAX_NASH}, because a lottery of "
+            "more takes too long: send smaller groups, or ask for win_rate"
         )
     else:
         return None

@@ -1,5 +1,7 @@
 """Groups in memory: they expire, settled ones make room for new ones, and those that wait are never dropped."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -62,3 +64,31 @@ async def test_what_is_put_into_another_state_is_ignored():
     await store.close(b"a", head("old"))
     group = await store.read(b"a")
     assert (group.head.birth, group.state) == ("new", "open")
+
+
+async def test_groups_that_all_have_left_make_room_after_their_deadline():
+    now = [0.0]
+    store = MemoryStore(keep_s=1_000, max_bytes=3_000, clock=lambda: now[0])
+    for name in "abc":
+        await store.enter(name.encode(), head(name, size=2), 0, b"d")
+    with pytest.raises(ServiceError, match="wait for members"):
+        await store.enter(b"d", head("d"), 0, b"d")
+    now[0] = 10.1
+    await store.enter(b"d", head("d", until=20.0), 0, b"d")
+    assert await store.read(b"a") is None
+    assert (await store.read(b"c")).state == "closed"
+    # What is settled so is forgotten in its time.
+    now[0] = 1_010.1
+    await store.enter(b"e", head("e", until=2_000.0), 0, b"d")
+    assert await store.read(b"c") is None
+
+
+async def test_a_group_that_begins_anew_again_and_again_leaves_nothing_behind():
+    store = MemoryStore(keep_s=5, clock=lambda: 0.0)
+    tracemalloc.start()
+    try:
+        for attempt in range(10_000):
+            await store.enter(b"a", head(f"birth {attempt}", attempt=attempt), 0, b"d")
+        assert tracemalloc.get_traced_memory()[0] < 500_000
+    finally:
+        tracemalloc.stop()

@@ -98,8 +98,12 @@ def tensor(**changes):
         ({"inputs": []}, 422, "must hold sentences"),
         ({"inputs": [3]}, 422, "inputs[0] must be an object"),
         (tensor(shape=[3, 1]), 422, "inputs[0] has 2 elements, and its shape 3"),
-        (tensor(shape="2"), 422, "shape must be a list of sizes"),
-        (tensor(shape=[-1]), 422, "shape must be a list of sizes"),
+        (tensor(shape="2"), 422, "shape must be a list of at most 8 sizes"),
+        (tensor(shape=[-1]), 422, "shape must be a list of at most 8 sizes"),
+        (tensor(shape=[10**3000, 10**3000]), 422, "shape must be a list of at most 8 sizes"),
+        (tensor(shape=[1] * 9), 422, "shape must be a list of at most 8 sizes"),
+        ({"inputs": sentences()["inputs"] * 2}, 422, "inputs[1] has the name of another one"),
+        (sentences(id="\ud800"), 422, "id holds a lone surrogate"),
         (tensor(datatype="FP32"), 422, "datatype must be BYTES"),
         (tensor(data=[1, 2]), 422, "sentences must hold texts"),
         (tensor(data=[], shape=[0, 1]), 422, "sentences is empty"),
@@ -125,6 +129,8 @@ async def test_what_lies_behind_the_json_must_be_whole(ask_mini):
         (body[:-2] + b"\xff\xff", {}, "not UTF-8"),
         (body, {"Inference-Header-Content-Length": "-1"}, "must be the number of bytes"),
         (body, {"Inference-Header-Content-Length": "99999"}, "must be the number of bytes"),
+        (body, {"Inference-Header-Content-Length": "9" * 5_000}, "must be the number of bytes"),
+        (body + b"more", {}, "4 bytes behind the JSON belong to no tensor"),
         (body, {"Content-Encoding": "gzip"}, "uncompressed"),
     ]:
         answer = await ask_mini.post(INFER, content=content, headers={**headers, **more})

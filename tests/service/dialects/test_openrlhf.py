@@ -89,6 +89,7 @@ async def test_another_familys_template_is_taken_apart_and_the_models_own_is_use
         ({"query": "one text"}, 422, "query must be a list"),
         ({"query": [3]}, 422, "query[0] must be a text"),
         ({"query": ["a"], "prompts": ["a", "b"]}, 422, "2 prompts for 1 queries"),
+        ({"query": ["a"], "prompts": [""]}, 422, "does not begin with its prompt"),
         ({"query": ["<|odd|>a"], "prompts": ["<|odd|>"]}, 422, "chat template that is not known here"),
         ({"query": ["no mark of a response"]}, 422, "does not show where its last response begins"),
         ({"query": [""]}, 422, "query[0]: the text is empty"),

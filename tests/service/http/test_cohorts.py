@@ -313,6 +313,7 @@ BAD = [
     ({"signal": "anchor"}, 422),
     ({"signal": "reward"}, 422),
     ({"signal": "acyclic", "size": 17}, 422),
+    ({"signal": "nash", "size": 513}, 422),
     ({"shaping": {}}, 422),
 ]
 

@@ -1,8 +1,10 @@
 """Reference sets over HTTP: stored, named by every scoring route, bound to a model, in memory and in a real Redis."""
 
 import asyncio
+import dataclasses
 
 import httpx2
+import numpy as np
 import pytest
 from processes import Redis as RedisServer
 from redis import Redis
@@ -10,6 +12,8 @@ from redis import Redis
 from paragone import AsyncClient
 from paragone.exceptions import UnknownReferencesError
 from paragone_service.api_keys import hash_of
+from paragone_service.http.errors import ServiceError
+from paragone_service.references.stores import Head, MemorySets
 from tests.service.cohorts.members import PROMPT, RESPONSES, TOO_LONG, code, send, tournament, whole
 from tests.service.conftest import serving
 
@@ -179,6 +183,28 @@ async def test_replicas_share_sets_and_damaged_ones_are_never_numbers(hosted, sh
             raw.hset(key, name, value)
         raw.delete(key)  # evicted
         assert (await first.get("/v1/references")).json() == {"references": []}
+
+
+@pytest.mark.usefixtures("raw")
+async def test_a_set_that_is_replaced_while_it_is_looked_up_is_still_there(hosted, shared_redis):
+    async with serving(hosted, redis_url=shared_redis.url) as client:
+        await store(client)
+        group = {"prompt": PROMPT, "responses": list(RESPONSES), **NAMED}
+        asked = [client.post("/v1/tournaments", json={"groups": [group]}) for _ in range(60)]
+        answers, _ = await asyncio.gather(asyncio.gather(*asked), asyncio.gather(*(store(client) for _ in range(20))))
+    assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_small_sets_in_memory_count_for_what_they_take():
+    store = MemorySets(max_bytes=10_000)
+    one = Head("b", "", "m", "i", dimension=1, items=1, responses=1, created=0.0, expires=None)
+    vectors = {b"p": np.zeros((1, 1), dtype=np.float32)}
+    for name in "abcdabcd":
+        await store.put(None, dataclasses.replace(one, name=name), vectors)
+    with pytest.raises(ServiceError, match="10000 are the most"):
+        await store.put(None, dataclasses.replace(one, name="e"), vectors)
+    await store.delete(None, "a")
+    await store.put(None, dataclasses.replace(one, name="e"), vectors)
 
 
 async def test_the_client_stores_lists_names_and_deletes(hosted):
