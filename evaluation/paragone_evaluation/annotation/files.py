@@ -62,6 +62,8 @@ class RunFiles:
                 f"cannot write {output}: its name must end in .jsonl, .ndjson or .parquet; "
                 ".gz, .zst, .bz2 or .xz may follow the first two"
             )
+        if container[0] == ".parquet":
+            import pyarrow  # noqa: F401 (what is not installed is said before the rows are asked about, not after)
         self.output, self._container, self._columns = output, container, columns
         self.failed = output.with_name(f"{output.name}.failures.jsonl")
         self._folder = output.with_name(f"{output.name}.partial")

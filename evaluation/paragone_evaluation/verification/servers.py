@@ -25,9 +25,15 @@ import httpx2
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.verification.golden import Text
 
-__all__ = ["DIALECTS", "Asked", "Dialect", "Server"]
+__all__ = ["DIALECTS", "Asked", "Dialect", "RefusalError", "Server"]
 
 _TIMEOUT_S = 300.0
+_REFUSALS = (400, 413, 422)
+"""Statuses that say what is wrong with a text, and not with the server or the address."""
+
+
+class RefusalError(EvaluationError):
+    """The server answers that it does not take these texts: one is over its limit, say."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,8 @@ class Server:
             together: in one request; otherwise each in one of its own, one after the other.
 
         Raises:
-            EvaluationError: if the server cannot be reached, refuses, or answers something else than numbers.
+            RefusalError: if the server does not take the texts.
+            EvaluationError: if it cannot be reached, fails, or answers something else than numbers.
         """
         groups = [list(asked)] if together else [[one] for one in asked]
         with httpx2.Client(timeout=_TIMEOUT_S) as http:
@@ -186,7 +193,8 @@ class Server:
         except httpx2.HTTPError as error:
             raise EvaluationError(f"{self.url}: {error or type(error).__name__}: is a server running there?") from error
         if not answer.is_success:
-            raise EvaluationError(f"{self.url} answers {answer.status_code} about {name}: {answer.text[:300]}")
+            kind = RefusalError if answer.status_code in _REFUSALS else EvaluationError
+            raise kind(f"{self.url} answers {answer.status_code} about {name}: {answer.text[:300]}")
         try:
             numbers = [float(number) for number in self.dialect.read(json.loads(answer.content))]
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, StopIteration) as error:

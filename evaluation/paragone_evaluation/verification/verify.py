@@ -1,5 +1,6 @@
 """One verification: a server's numbers, plain transformers' and ours about the same texts, and a verdict on each."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from paragone_evaluation.scorers import RatingAnswer, ResponseQuestion
 from paragone_evaluation.verification.causes import Verdict, batch_dependence, judged
 from paragone_evaluation.verification.golden import GOLDEN, Text
 from paragone_evaluation.verification.reference import PlainModel, Reading, Readings
-from paragone_evaluation.verification.servers import Asked, Server
+from paragone_evaluation.verification.servers import Asked, RefusalError, Server
 
 __all__ = ["Column", "Verification", "VerifySettings", "texts_of", "verified"]
 
@@ -119,13 +120,11 @@ def verified(
     name = settings.remote_model or settings.model
     server = Server(settings.url, settings.dialect, model=name, api_key=settings.api_key)
     progress(f"asking {server.url}")
-    columns, dependence = dict[str, list[float]](), None
-    # Together first: a server with a cache answers the second question from it.
-    if server.dialect.batches:
-        columns[f"{settings.dialect}, together"] = server.ask(asked, together=True)
-    columns[f"{settings.dialect}, one by one"] = server.ask(asked, together=False)
-    if server.dialect.batches:
-        dependence = batch_dependence(*columns.values())
+    numbers, refused = _answers(server, asked)
+    readings = [one for at, one in enumerate(readings) if at not in refused]
+    left_out += refused.values()
+    columns = {f"{settings.dialect}, {way}": values for way, values in numbers.items()}
+    dependence = batch_dependence(*columns.values()) if server.dialect.batches else None
     if not ours and reference.plain:
         progress("reading with this package")
         columns["paragone here"] = _ours(source, settings, readings)
@@ -141,6 +140,27 @@ def verified(
         ),
         dependence,
     )
+
+
+def _answers(server: Server, asked: Sequence[Asked]) -> tuple[dict[str, list[float]], dict[int, str]]:
+    """Return the numbers of each way to ask about the texts that the server takes, and why it refuses the others."""
+    numbers, refused = dict[str, list[float]](), dict[int, str]()
+    # Together first: a server with a cache answers the second question from it.
+    if server.dialect.batches:
+        with contextlib.suppress(RefusalError):  # whose fault it is, the single requests say
+            numbers["together"] = server.ask(asked, together=True)
+    alone = numbers["one by one"] = []
+    for at, one in enumerate(asked):
+        try:
+            alone += server.ask([one], together=False)
+        except RefusalError as error:
+            refused[at] = str(error)
+    if len(refused) == len(asked):
+        raise EvaluationError(refused[0])
+    if server.dialect.batches and (refused or "together" not in numbers):
+        taken = [one for at, one in enumerate(asked) if at not in refused]
+        numbers = {"together": server.ask(taken, together=True), "one by one": alone}
+    return numbers, refused
 
 
 def _hosted(settings: VerifySettings) -> str:

@@ -87,6 +87,13 @@ def test_what_people_said_is_kept_and_read_again(tmp_path, url, pairs_file):
     assert [row["logit"] for row in table] == [one.logit for one in told]
 
 
+def test_parquet_without_its_package_is_said_before_a_row_is_asked_about(tmp_path, url, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert typed(write(tmp_path / "in.jsonl", [group(0)]), tmp_path / "out.parquet", "--url", url) == 1
+    assert "pyarrow" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out.parquet*"))
+
+
 def test_win_rates_and_tables_are_the_tournaments(tmp_path, url):
     file = write(tmp_path / "in.jsonl", [group(number) for number in range(8)])
     for name in ("auto", "tables"):

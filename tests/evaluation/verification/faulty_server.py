@@ -20,6 +20,10 @@ TEMPLATE = (
 )
 
 
+LIMIT = 1_000
+"""Characters of a body that a server with the fault "limit" takes."""
+
+
 def save_classifier(folder: Path) -> Path:
     """Write a sequence classifier with one logit, its tokenizer and a template that begins with the BOS token."""
     torch.manual_seed(7)
@@ -104,8 +108,10 @@ def serving(server: FaultyServer):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            content = json.dumps(server.answer(self.path, body)).encode()
-            self.send_response(200)
+            refused = server.fault == "limit" and len(json.dumps(body)) > LIMIT
+            answer = {"error": "the text is too long"} if refused else server.answer(self.path, body)
+            content = json.dumps(answer).encode()
+            self.send_response(422 if refused else 200)
             self.send_header("content-length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

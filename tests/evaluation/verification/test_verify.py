@@ -147,6 +147,20 @@ def test_the_command_says_what_differs_and_ends_with_it(faulty, folder, url, tmp
     assert set(found["columns"]) == {"openrlhf, one by one", "openrlhf, together", "paragone here"}
 
 
+def test_a_text_that_the_server_refuses_is_not_compared_and_the_others_are(faulty, folder, url, capsys, monkeypatch):
+    few = [text for text in GOLDEN if text.name in ("good", "bad", "very-long")]
+    monkeypatch.setattr("paragone_evaluation.verification.verify.GOLDEN", few)
+    faulty.fault = "limit"
+    for dialect in ("openrlhf", "slime"):
+        assert typed(folder, "--url", url, "--dialect", dialect, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert [text["name"] for text in found["texts"]] == ["good", "bad"]
+        assert "answers 422 about very-long: {" in found["left_out"][0]
+    monkeypatch.setattr("paragone_evaluation.verification.verify.GOLDEN", few[2:])
+    assert typed(folder, "--url", url, "--dialect", "openrlhf") == 2
+    assert "the text is too long" in capsys.readouterr().err
+
+
 def test_our_own_server_agrees_with_plain_transformers(plain, readings, folder, models, capsys, monkeypatch):
     from paragone_models import load_model
 
