@@ -11,6 +11,7 @@ import httpx2
 import pytest
 import torch
 from processes import CORPUS, Redis
+from redis import Redis as RedisConnection
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
@@ -112,6 +113,29 @@ async def client(hosted: dict[str, PreferenceModel]) -> AsyncIterator[httpx2.Asy
 def redis_server() -> Iterator[Redis]:
     with Redis() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def shared_redis() -> Iterator[Redis]:
+    with Redis() as server:
+        yield server
+
+
+@pytest.fixture
+def raw(shared_redis: Redis) -> Iterator[RedisConnection]:
+    """A connection to a Redis that holds nothing."""
+    with RedisConnection(port=shared_redis.port) as connection:
+        connection.flushall()
+        yield connection
+
+
+@pytest.fixture(params=["memory", "redis"])
+def store_settings(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Where a server keeps its groups and reference sets."""
+    if request.param == "memory":
+        return {}
+    request.getfixturevalue("raw")
+    return {"redis_url": request.getfixturevalue("shared_redis").url}
 
 
 @pytest.fixture(autouse=True)

@@ -178,7 +178,8 @@ class Cohorts:
             self._wake(key)  # whoever waits for an older attempt, waits in vain
         check_entry(wanted, body.slot, digest, entered)
         async with self._room(key, entered.head) as room:
-            scoring = self._scored(room, model, body, call, digest, entered.member, refusal)
+            score = functools.partial(self._score, room, model, body, call, digest, entered.member, refusal)
+            scoring = self._scored(room, body.slot, score)
             group, scored = await _first_of(room, scoring, call, body.slot)
             if body.slot not in group.members or (group.missing and group.head.on_missing == "fail"):
                 raise incomplete(group, body.slot)
@@ -248,21 +249,13 @@ class Cohorts:
         return any(place[:2] == (room.key, room.head.birth) for place in self._scoring)
 
     def _scored(
-        self,
-        room: _Room,
-        model: HostedModel,
-        body: CohortRequest,
-        call: Call,
-        digest: bytes,
-        known: Member | None,
-        refusal: ServiceError | None,
+        self, room: _Room, slot: int, score: Callable[[], Coroutine[Any, Any, _Scored]]
     ) -> asyncio.Task[_Scored]:
-        """Return the task that scores a member, one for all who send it; a member that is known is not run again."""
-        place = (room.key, room.head.birth, body.slot)
+        """Return the task that scores a member, one for all who send it."""
+        place = (room.key, room.head.birth, slot)
         task = self._scoring.get(place)
         if task is None:
-            work = self._score(room, model, body, call, digest, known, refusal)
-            task = self._scoring[place] = _quiet(work)
+            task = self._scoring[place] = _quiet(score())
             task.add_done_callback(lambda _: self._scoring.pop(place, None))
         return task
 
@@ -276,6 +269,7 @@ class Cohorts:
         known: Member | None,
         refusal: ServiceError | None,
     ) -> _Scored:
+        """Return the scored member, put into its group; one that is known is not run again."""
         left_s = room.head.until - self._store.now()
         scored = None
         if refusal is None:

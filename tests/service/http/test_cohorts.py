@@ -5,8 +5,6 @@ import json
 import random
 
 import pytest
-from processes import Redis as RedisServer
-from redis import Redis
 
 from paragone_service.api_keys import hash_of
 from paragone_service.http.middleware import Drain
@@ -28,32 +26,9 @@ from tests.service.doubles import Leaving, gated
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(scope="module")
-def shared_redis():
-    with RedisServer() as server:
-        yield server
-
-
 @pytest.fixture
-def raw(shared_redis):
-    """A connection to a Redis that holds nothing."""
-    with Redis(port=shared_redis.port) as connection:
-        connection.flushall()
-        yield connection
-
-
-@pytest.fixture(params=["memory", "redis"])
-def settings(request):
-    """Where a server keeps its groups."""
-    if request.param == "memory":
-        return {}
-    request.getfixturevalue("raw")
-    return {"redis_url": request.getfixturevalue("shared_redis").url}
-
-
-@pytest.fixture
-async def client(settings, hosted):
-    async with serving(hosted, **settings) as client:
+async def client(store_settings, hosted):
+    async with serving(hosted, **store_settings) as client:
         yield client
 
 

@@ -6,8 +6,6 @@ import dataclasses
 import httpx2
 import numpy as np
 import pytest
-from processes import Redis as RedisServer
-from redis import Redis
 
 from paragone import AsyncClient
 from paragone.exceptions import UnknownReferencesError
@@ -25,31 +23,9 @@ SET = {"name": "policy-0", "items": [{"prompt": PROMPT, "responses": REFERENCES}
 NAMED = {"references": {"set": "policy-0"}}
 
 
-@pytest.fixture(scope="module")
-def shared_redis():
-    with RedisServer() as server:
-        yield server
-
-
 @pytest.fixture
-def raw(shared_redis):
-    with Redis(port=shared_redis.port) as connection:
-        connection.flushall()
-        yield connection
-
-
-@pytest.fixture(params=["memory", "redis"])
-def settings(request):
-    """Where a server keeps its sets."""
-    if request.param == "memory":
-        return {}
-    request.getfixturevalue("raw")
-    return {"redis_url": request.getfixturevalue("shared_redis").url}
-
-
-@pytest.fixture
-async def client(settings, hosted):
-    async with serving(hosted, **settings) as client:
+async def client(store_settings, hosted):
+    async with serving(hosted, **store_settings) as client:
         yield client
 
 
@@ -156,10 +132,10 @@ async def test_bad_sets_are_refused_whole(client):
     assert (await client.get("/v1/references")).json() == {"references": []}
 
 
-async def test_tenants_have_sets_of_their_own(hosted, tmp_path, settings):
+async def test_tenants_have_sets_of_their_own(hosted, tmp_path, store_settings):
     keys = tmp_path / "keys"
     keys.write_text("".join(f"{name}:{hash_of(name)} tenant={name}\n" for name in ("acme", "zenith")))
-    async with serving(hosted, api_key_file=keys, **settings) as client:
+    async with serving(hosted, api_key_file=keys, **store_settings) as client:
         acme, zenith = ({"authorization": f"Bearer {name}"} for name in ("acme", "zenith"))
         assert (await client.post("/v1/references", json=SET, headers=acme)).status_code == 200
         assert len((await client.get("/v1/references", headers=acme)).json()["references"]) == 1
