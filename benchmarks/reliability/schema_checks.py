@@ -20,6 +20,13 @@ def no_server_error(
     raise AssertionError(f"{case.operation.label} was answered with {response.status_code}")
 
 
+@schemathesis.hook
+def before_call(ctx: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]) -> None:  # noqa: ARG001 (its signature)
+    """Have members of cohorts wait for half a second: the others of their groups never come."""
+    if case.operation.path == "/v1/cohorts" and isinstance(case.body, dict):
+        case.body.setdefault("deadline_s", _KEPT_S / 2)
+
+
 def _hurries(case: schemathesis.Case[Any]) -> bool:
     named = [dict(case.headers or {}).get("x-deadline-s")]
     if isinstance(case.body, dict):

@@ -203,6 +203,11 @@ class AsyncClient:
             elif loop.is_running():  # a loop of another thread
                 await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(one.ending.aclose(), loop))
 
+    @property
+    def timeout_s(self) -> float:
+        """Seconds after which one HTTP request is given up, its retries included."""
+        return self._connection.policy.timeout_s
+
     async def prefer(
         self,
         prompt: PromptLike,

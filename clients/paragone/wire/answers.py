@@ -263,6 +263,7 @@ class ModelInfo(AnswerModel):
 
     id: str = Field(description="The name to use in requests.")
     kind: str = Field(description="`bradley-terry`, `regression`, `helpsteer`, `general-preference`, `hybrid`, …")
+    cyclic: bool = Field(default=False, description="Whether its preferences can run in circles, as no reward does.")
     source: str = Field(description="Where it was loaded from: a built-in, a Hugging Face id or a folder.")
     revision: str | None = Field(default=None, description="The revision of a Hugging Face id.")
     identity: str = Field(description="Hash of all that the representations depend on. [64 hex digits]")

@@ -127,8 +127,7 @@ async def _annotate(settings: AnnotateSettings, output: Path, progress: Progress
 def _kind(settings: AnnotateSettings, info: ModelInfo) -> AnswerKind:
     name = settings.answers
     if name == "auto":
-        scalar = info.kind not in ("general-preference", "hybrid")
-        name = "rewards" if scalar else "tables" if settings.pairs else "win-rates"
+        name = "rewards" if not info.cyclic else "tables" if settings.pairs else "win-rates"
     if name not in KINDS:
         raise EvaluationError(f"--answers is {name!r}; it must be auto or one of {', '.join(KINDS)}")
     if settings.pairs and name == "win-rates":

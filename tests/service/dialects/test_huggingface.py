@@ -81,10 +81,12 @@ async def test_errors_are_texts_with_a_type(ask_mini, path, body, status, said):
     assert answer.json()["error_type"] == "Validation"
 
 
-def test_the_hubs_client_reads_answers_and_errors(address):
-    from huggingface_hub import InferenceClient, close_session
+def test_the_hubs_client_reads_answers_and_errors(address, monkeypatch):
+    from huggingface_hub import InferenceClient, close_session, constants
     from huggingface_hub.errors import HfHubHTTPError
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # which refuses loopback too
+    close_session()
     for url in (address, f"{address}/predict"):
         (found,) = InferenceClient(url).text_classification(TEXTS[0])
         assert (found.label, found.score) == ("LABEL_0", pytest.approx(SCORES[0], abs=1e-4))

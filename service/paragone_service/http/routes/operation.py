@@ -90,6 +90,7 @@ def _info(hosted: HostedModel, max_body_bytes: int) -> ModelInfo:
     return ModelInfo(
         id=hosted.name,
         kind=model.kind,
+        cyclic=spec.rules.has_vector,
         source=model.provenance.source,
         revision=model.provenance.revision,
         identity=model.identity,
