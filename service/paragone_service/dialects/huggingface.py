@@ -22,6 +22,7 @@ from paragone_service.dialects.dialect import Dialect, Endpoint
 from paragone_service.dialects.texts import (
     Question,
     Scalars,
+    check_repeated,
     checked_list,
     checked_text,
     exchange_item,
@@ -113,6 +114,7 @@ async def _rerank(question: Question) -> list[dict[str, Any]]:
     if not texts:
         raise ServiceError(ErrorCode.INVALID_REQUEST, "texts is empty: send at least one")
     raw, shown = _flag(body, "raw_scores"), _flag(body, "return_text")
+    check_repeated(query, len(texts), "query")
     items = [exchange_item(index, query, text, ("query", f"texts[{index}]")) for index, text in enumerate(texts)]
     scalars = await _scored(question, items, "texts")
     scores = _chosen(scalars, raw=raw)

@@ -9,7 +9,7 @@ from typing import Any
 from paragone.codes import ErrorCode
 from paragone.wire import Truncation
 from paragone_service.dialects.dialect import Dialect, Endpoint, own_error
-from paragone_service.dialects.texts import Question, checked_list, checked_text, exchange_item
+from paragone_service.dialects.texts import Question, check_repeated, checked_list, checked_text, exchange_item
 from paragone_service.http.errors import ServiceError
 
 __all__ = ["NVIDIA_RANKING"]
@@ -30,6 +30,7 @@ async def _rankings(question: Question) -> dict[str, Any]:
     wanted = body.get("truncate")
     if not isinstance(wanted, str | None) or wanted not in _TRUNCATIONS:
         raise ServiceError(ErrorCode.INVALID_REQUEST, "truncate must be NONE, END or START")
+    check_repeated(query, len(passages), "query.text")
     items = [
         exchange_item(index, query, _text(passage, f"passages[{index}]"), ("query.text", f"passages[{index}].text"))
         for index, passage in enumerate(passages)

@@ -34,6 +34,7 @@ __all__ = [
     "Question",
     "Scalars",
     "chat_item",
+    "check_repeated",
     "checked_list",
     "checked_text",
     "continued_item",
@@ -44,6 +45,9 @@ __all__ = [
 _MESSAGES: TypeAdapter[list[Message]] = TypeAdapter(list[Message])
 _MESSAGE_FIELDS = frozenset(Message.model_fields)
 _LARGEST_ID = 2**31 - 1
+_MOST_REPEATED = 64 * 10**6
+"""Characters of a query that is the prompt of each document: as many as a body may have by default, which a request of
+the native routes would have sent."""
 
 
 @dataclass(frozen=True)
@@ -365,6 +369,21 @@ def checked_text(value: object, where: str) -> str:
         except UnicodeEncodeError:
             raise ServiceError(ErrorCode.INVALID_REQUEST, f"{where} holds a lone surrogate: no text") from None
     return value
+
+
+def check_repeated(query: object, documents: int, where: str) -> None:
+    """Refuse a query that would be read too often: a short body must not become gigabytes of text.
+
+    Raises:
+        ServiceError: ``too_many_items``.
+    """
+    characters = len(query) * documents if isinstance(query, str) else 0
+    if characters > _MOST_REPEATED:
+        raise ServiceError(
+            ErrorCode.TOO_MANY_ITEMS,
+            f"{where} is read once for each of {documents} documents, {characters} characters in all; the limit is "
+            f"{_MOST_REPEATED}: send fewer documents at a time, or a shorter {where}",
+        )
 
 
 def checked_list(value: object, where: str) -> list[Any]:

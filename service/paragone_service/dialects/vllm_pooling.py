@@ -21,6 +21,7 @@ from paragone_service.dialects.texts import (
     Question,
     Scalars,
     chat_item,
+    check_repeated,
     checked_list,
     checked_text,
     exchange_item,
@@ -161,6 +162,7 @@ async def _score(question: Question) -> dict[str, Any]:
             ErrorCode.INVALID_REQUEST, f"{len(queries)} {first} for {len(documents)} {second}: send one, or as many"
         )
     if len(queries) == 1:
+        check_repeated(queries[0], len(documents), first)
         queries = queries * len(documents)
     items = [
         exchange_item(index, checked_text(query, f"{first}[{index}]"), document, ("", f"{second}[{index}]"))
@@ -194,6 +196,7 @@ async def ranked(question: Question, *, activated: bool) -> tuple[str, list[tupl
     top = body.get("top_n")
     if top is not None and (type(top) is not int or top < 0):
         raise ServiceError(ErrorCode.INVALID_REQUEST, "top_n must be a number of documents")
+    check_repeated(query, len(texts), "query")
     items = [exchange_item(index, query, text, ("query", f"documents[{index}]")) for index, text in enumerate(texts)]
     model, scalars = await _scored(question, items, "documents")
     numbers = scalars.activated if activated else scalars.raw

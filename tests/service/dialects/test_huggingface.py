@@ -68,6 +68,7 @@ async def test_a_text_is_cut_only_for_a_client_that_wants_it(last):
         ("/", {"inputs": "a", "parameters": {"function_to_apply": "tanh"}}, 422, "sigmoid or none"),
         ("/predict", {"inputs": "a", "raw_scores": "yes"}, 422, "raw_scores must be true or false"),
         ("/predict", {"inputs": [["a"]] * 10_001}, 413, "the limit is 10000"),
+        ("/rerank", {"query": "é" * 6_401, "texts": ["a"] * 10_000}, 413, "query is read once for each of 10000"),
         ("/rerank", {"texts": ["a"]}, 422, "query must be a text"),
         ("/rerank", {"query": "a", "texts": []}, 422, "texts is empty"),
         ("/rerank", {"query": "a", "texts": None}, 422, "texts must be a list"),

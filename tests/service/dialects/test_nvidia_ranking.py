@@ -45,6 +45,7 @@ async def test_a_passage_over_the_limit_is_refused_unless_the_client_wants_it_cu
         ({**ASKED, "passages": {"text": "a"}}, 422, "passages must be a list"),
         ({**ASKED, "passages": [{"image": "a"}]}, 422, "passages[0].text must be a text"),
         ({**ASKED, "passages": [{"text": "a"}] * 10_001}, 413, "the limit is 10000"),
+        ({"query": {"text": "é" * 6_401}, "passages": ["a"] * 10_000}, 413, "query.text is read once for each"),
         ({**ASKED, "truncate": "MIDDLE"}, 422, "truncate must be NONE"),
         ({**ASKED, "truncate": []}, 422, "truncate must be NONE"),
         ({**ASKED, "model": "nobody"}, 404, "[aliases]"),

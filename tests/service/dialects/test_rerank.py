@@ -57,6 +57,7 @@ async def test_documents_may_be_objects_and_a_model_without_a_scalar_holds_them_
         ({**ASKED, "documents": "one"}, 400, "documents must be a list"),
         ({**ASKED, "documents": [3]}, 400, "documents[0] must be a text"),
         ({**ASKED, "documents": ["a"] * 10_001}, 413, "the limit is 10000"),
+        ({**ASKED, "query": "é" * 6_401, "documents": ["a"] * 10_000}, 413, "query is read once for each of 10000"),
         ({**ASKED, "documents": ["word " * 2_000]}, 400, "documents[0]"),
         ({**ASKED, "top_n": -1}, 400, "top_n"),
         ({**ASKED, "model": "nobody"}, 404, "[aliases]"),

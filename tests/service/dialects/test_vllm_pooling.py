@@ -163,6 +163,7 @@ BAD = [
     ("/rerank", {"query": ["a"], "documents": ["b"]}, 400, "query must be a text"),
     ("/rerank", {"query": "a", "documents": ["b"], "top_n": "two"}, 400, "top_n"),
     ("/rerank", {"query": "a", "documents": ["b"] * 10_001}, 413, "the limit is 10000"),
+    ("/score", {"queries": "é" * 6_401, "documents": ["b"] * 10_000}, 413, "queries is read once for each of 10000"),
     ("/tokenize", {}, 400, "prompt must be a text"),
 ]
 
