@@ -234,7 +234,7 @@ def test_the_scalar_reward_is_another_signal(kind, oracle):
 @both
 def test_a_model_without_a_scalar_says_what_to_use(kind):
     oracle = Oracle(kind="general-preference")
-    with pytest.raises(UnsupportedError, match="win_rate"):
+    with pytest.raises(UnsupportedError, match="win_rate in a group, against_reference or against_label"):
         rewards_of(kind, oracle, signal="reward", prompts=["p"], completions=["four"])
 
 

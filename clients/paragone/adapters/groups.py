@@ -67,7 +67,10 @@ def scalar_rewards(answer: RewardsAnswer) -> list[float]:
 
 def _scalar(row: Reward, model: str) -> float:
     if row.reward is None:
-        raise UnsupportedError(f"{model} has no scalar reward: use signal='win_rate', or a Bradley-Terry model")
+        raise UnsupportedError(
+            f"{model} has no scalar reward: take another signal that the adapter has (win_rate in a group, "
+            "against_reference or against_label for one response), or a model with rewards, as Bradley-Terry models are"
+        )
     return row.reward
 
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from paragone import ErrorCode, ParagoneError
 from paragone.addresses import DEFAULT_URL
+from paragone_evaluation.annotation.files import is_kept
 from paragone_evaluation.annotation.kinds import KINDS
 from paragone_evaluation.annotation.run import AnnotateSettings, Annotation, annotate_files
 from paragone_evaluation.annotation.trainer_pairs import FORMATS, PairSettings, Which, dataset_info
@@ -97,7 +98,10 @@ def annotate(
         with _progress(bar) as progress:
             made = annotate_files(settings, output, progress=progress)
     except (KeyboardInterrupt, ParagoneError):
-        bar.print(f"what was answered is kept beside {output}: the same command goes on", soft_wrap=True, markup=False)
+        if is_kept(output):
+            bar.print(
+                f"what was answered is kept beside {output}: the same command goes on", soft_wrap=True, markup=False
+            )
         raise
     _tell(made)
 

@@ -6,6 +6,7 @@ that was written is in one of the two files, and a run that was killed at any mo
 rows become ``OUT``, the failures ``OUT.failures.jsonl``, and ``OUT.run.json`` says how they were made.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from paragone_evaluation.errors import DataError, EvaluationError
 from paragone_evaluation.readers.containers import container_of
 from paragone_evaluation.readers.writing import packed_stream
 
-__all__ = ["RunFiles"]
+__all__ = ["RunFiles", "cannot_write", "is_kept", "is_own"]
 
 Fields = dict[str, Any]
 
@@ -66,7 +67,7 @@ class RunFiles:
             import pyarrow  # noqa: F401 (what is not installed is said before the rows are asked about, not after)
         self.output, self._container, self._columns = output, container, columns
         self.failed = output.with_name(f"{output.name}.failures.jsonl")
-        self._folder = output.with_name(f"{output.name}.partial")
+        self._folder = _folder_of(output)
         self._record = output.with_name(f"{output.name}.run.json")
         # As JSON has it, so that what was read back compares.
         self._settings: Fields = json.loads(json.dumps(settings))
@@ -78,7 +79,7 @@ class RunFiles:
         try:
             self._begin()
         except OSError as error:
-            raise EvaluationError(f"cannot write {self.output}: {error.strerror or error}") from error
+            raise cannot_write(self.output, error) from error
         return self
 
     def __exit__(
@@ -86,6 +87,17 @@ class RunFiles:
     ) -> None:
         for file in self._open:
             file.close()
+        if error is not None and self._is_bare():
+            # Another input or model may have the name: nothing would be mixed.
+            self._remove()
+
+    def _is_bare(self) -> bool:
+        written = (self._folder / name for name in (_ROWS, _FAILED, _DONE))
+        return self._folder.exists() and not any(path.exists() and path.stat().st_size for path in written)
+
+    def _remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._record.unlink(missing_ok=True)
 
     def _begin(self) -> None:
         begun = json.loads(self._record.read_bytes()) if self._record.exists() else None
@@ -155,7 +167,7 @@ class RunFiles:
                 while content:
                     content = content[file.write(content) :]
         except OSError as error:
-            raise EvaluationError(f"cannot write {self.output}: {error.strerror or error}") from error
+            raise cannot_write(self.output, error) from error
         self.counts["rows"] += len(rows)
         self.counts["failed_rows"] += failed_rows
         self.counts["failures"] += len(failed)
@@ -174,8 +186,7 @@ class RunFiles:
                 reason = json.loads(line)["message"]
                 if reason in reasons or len(reasons) < _REASONS:
                     reasons[reason] = reasons.get(reason, 0) + 1
-        shutil.rmtree(self._folder)
-        self._record.unlink()
+        self._remove()
         return "; ".join(f"{reason} ({count} {'row' if count == 1 else 'rows'})" for reason, count in reasons.items())
 
     def finish(self, **more: Any) -> None:
@@ -187,7 +198,7 @@ class RunFiles:
         try:
             self._finish(more)
         except OSError as error:
-            raise EvaluationError(f"cannot write {self.output}: {error.strerror or error}") from error
+            raise cannot_write(self.output, error) from error
 
     def _finish(self, more: Fields) -> None:
         _replace(self._folder / _DONE, json.dumps(self.counts))
@@ -215,6 +226,30 @@ class RunFiles:
             for group in _groups(self._folder / _ROWS):
                 columns = {name: [_cell(row.get(name), kind) for row in group] for name, kind in types.items()}
                 writer.write_table(pyarrow.Table.from_pydict(columns, schema=schema))
+
+
+def cannot_write(path: Path, error: OSError) -> EvaluationError:
+    """Return the error for a file that the disk does not take."""
+    kept = "; what was answered is kept, and with more room the same command goes on"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return EvaluationError(f"cannot write {path}: {error.strerror or error}{kept if full else ''}")
+
+
+def is_kept(output: Path) -> bool:
+    """Return whether a run that ended early left answers behind, with which the same command goes on."""
+    return _folder_of(output).exists()
+
+
+def is_own(output: Path, name: str) -> bool:
+    """Return whether a file is one that the run with this output writes, and so none of its input."""
+    path, beside = Path(name).absolute(), output.absolute()
+    stem = output.name.partition(".")[0]
+    names = (output.name, *(f"{output.name}.{end}" for end in ("failures.jsonl", "run.json")), f"{stem}.pairs.jsonl")
+    return _folder_of(beside) in path.parents or (path.parent == beside.parent and path.name in names)
+
+
+def _folder_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
 
 
 def _shown(value: Any) -> str:

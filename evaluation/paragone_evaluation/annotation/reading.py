@@ -9,18 +9,20 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from paragone_evaluation.annotation.files import is_own
 from paragone_evaluation.annotation.kinds import KINDS
 from paragone_evaluation.annotation.rows import Chunk, chunks_of
-from paragone_evaluation.errors import EvaluationError
+from paragone_evaluation.errors import DataError, EvaluationError
 from paragone_evaluation.readers.files import FilePass
 from paragone_evaluation.readers.options import ReadOptions
 
-__all__ = ["ReadSettings", "Reader", "serve"]
+__all__ = ["ReadSettings", "Reader", "input_of", "serve"]
 
 _COMMAND = "from paragone_evaluation.annotation.reading import serve; serve()"
 
@@ -31,30 +33,41 @@ class ReadSettings:
 
     Attributes:
         answers: name of the kind of answers.
+        output: of the run; what it writes is no input, although a folder or a glob may have it.
         behind: chunks up to the row of this number are left out.
     """
 
     sources: tuple[str, ...]
     options: ReadOptions
     split: str | None
+    output: Path
     answers: str
     most_responses: int
     most_characters: int
     behind: int = -1
 
-    def opened(self) -> FilePass:
-        """Return a pass over the rows, judged or not."""
-        return FilePass(*self.sources, options=self.options, split=self.split, unjudged=True)
-
     def chunks(self) -> Iterator[Chunk]:
         """Yield the chunks, read in this process."""
         return chunks_of(
-            self.opened(),
+            input_of(self.sources, self.options, self.split, self.output),
             KINDS[self.answers],
             most_responses=self.most_responses,
             most_characters=self.most_characters,
             behind=self.behind,
         )
+
+
+def input_of(sources: Sequence[str], options: ReadOptions, split: str | None, output: Path) -> FilePass:
+    """Return a pass over the rows of sources, judged or not, without what the run itself writes.
+
+    Raises:
+        DataError: if nothing is left to be read.
+    """
+    reading = FilePass(*sources, options=options, split=split, unjudged=True)
+    reading.parts = [part for part in reading.parts if not is_own(output, part.name)]
+    if not reading.parts:
+        raise DataError(f"{output} is all that would be read: write to another name")
+    return reading
 
 
 class Reader:

@@ -14,7 +14,7 @@ from paragone.wire import ModelInfo, Truncation
 from paragone_evaluation.annotation.asking import Asker, Window
 from paragone_evaluation.annotation.files import RunFiles
 from paragone_evaluation.annotation.kinds import KINDS, AnswerKind, RowAnswer
-from paragone_evaluation.annotation.reading import Reader, ReadSettings
+from paragone_evaluation.annotation.reading import Reader, ReadSettings, input_of
 from paragone_evaluation.annotation.rows import Chunk
 from paragone_evaluation.annotation.trainer_pairs import PairSettings, write_pairs
 from paragone_evaluation.errors import EvaluationError
@@ -97,7 +97,7 @@ def annotate_files(settings: AnnotateSettings, output: Path, *, progress: Progre
 
 async def _annotate(settings: AnnotateSettings, output: Path, progress: Progress | None) -> Annotation:
     # Files that are not there are told before anybody is asked.
-    reading = FilePass(*settings.sources, options=settings.options, split=settings.split, unjudged=True)
+    reading = input_of(settings.sources, settings.options, settings.split, output)
     window = Window(settings.concurrency * len(settings.urls))
     client = AsyncClient(
         settings.urls, api_key=settings.api_key, wait_s=settings.wait_s, sleep=window.sleep, retry_s=300.0
@@ -112,7 +112,7 @@ async def _annotate(settings: AnnotateSettings, output: Path, progress: Progress
             asker = Asker(client, kind, info, window, settings.truncation)
             if not files.asked:
                 read = ReadSettings(
-                    sources=tuple(settings.sources), options=settings.options, split=settings.split,
+                    sources=tuple(settings.sources), options=settings.options, split=settings.split, output=output,
                     answers=kind.name, most_responses=min(_CHUNK_RESPONSES, info.limits.max_items or _CHUNK_RESPONSES),
                     most_characters=_CHUNK_CHARACTERS, behind=files.done,
                 )  # fmt: skip

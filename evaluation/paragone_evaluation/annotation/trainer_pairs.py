@@ -4,7 +4,7 @@
 |---|---|
 | ``trl`` | ``prompt``, ``chosen``, ``rejected``: messages each; ``margin``; ``tools`` where there are some |
 | ``axolotl`` | ``messages``, and ``chosen`` and ``rejected``: a message each (``chat_template.default``) |
-| ``llama-factory`` | ``conversations``, ``chosen``, ``rejected`` in ShareGPT's keys; ``system``, ``tools`` (JSON) |
+| ``llama-factory`` | ``conversations``, ``chosen``, ``rejected`` in ShareGPT's keys; ``system``, ``tools``, or "" |
 
 Sources: TRL's dataset formats (conversational preference, explicit prompt), axolotl's dpo strategies, LLaMA-Factory's
 data/README (``"ranking": true``).
@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from pydantic_core import to_json
 
+from paragone_evaluation.annotation.files import cannot_write
 from paragone_evaluation.annotation.kinds import AnswerKind
 from paragone_evaluation.errors import DataError
 from paragone_evaluation.readers.rows import as_messages
@@ -84,7 +85,19 @@ def write_pairs(
 
     Args:
         temperature: of the model, by which differences of rewards become log-odds.
+
+    Raises:
+        EvaluationError: if the disk takes no more.
     """
+    try:
+        return _write_pairs(rows, path, kind, settings, temperature)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _write_pairs(
+    rows: Iterator[Fields], path: Path, kind: AnswerKind, settings: PairSettings, temperature: float
+) -> dict[str, int]:
     written, counts = FORMATS[settings.format], {"pairs": 0}
     fresh = path.with_name(f"{path.name}.new")
     with fresh.open("wb") as file:
@@ -138,8 +151,9 @@ def _llama_factory(row: Fields, chosen: Messages, rejected: Messages) -> Fields:
     return {
         "conversations": turns,
         "chosen": _sharegpt(_alone(chosen)), "rejected": _sharegpt(_alone(rejected)),
-        **({"system": system} if system else {}),
-        **({"tools": json.dumps(row["tools"], ensure_ascii=False)} if row.get("tools") else {}),
+        # It reads every column that dataset_info.json names, from every row.
+        "system": system or "",
+        "tools": json.dumps(row["tools"], ensure_ascii=False) if row.get("tools") else "",
     }  # fmt: skip
 
 

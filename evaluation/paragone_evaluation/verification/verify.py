@@ -19,6 +19,8 @@ from paragone_evaluation.verification.servers import Asked, RefusalError, Server
 
 __all__ = ["Column", "Verification", "VerifySettings", "texts_of", "verified"]
 
+_RETRY_S = 5.0  # a check says that a server is away; it does not wait for it
+
 
 @dataclass(frozen=True, kw_only=True)
 class VerifySettings:
@@ -165,7 +167,7 @@ def _answers(server: Server, asked: Sequence[Asked]) -> tuple[dict[str, list[flo
 
 def _hosted(settings: VerifySettings) -> str:
     """Return where a hosted model was loaded from."""
-    with Client(settings.url, api_key=settings.api_key) as client:
+    with Client(settings.url, api_key=settings.api_key, retry_s=_RETRY_S) as client:
         return client.model(settings.model).source
 
 

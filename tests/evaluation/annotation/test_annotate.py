@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pyarrow.parquet
 import pytest
@@ -257,6 +258,50 @@ def test_a_file_of_which_nothing_is_answered_is_refused_with_its_reasons_and_lea
     assert typed(file, tmp_path / "out.jsonl", "--url", url, "--model", "bt") == 2
     assert "no row has an answer" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("source", ["", "*.jsonl"])
+def test_what_a_run_writes_is_no_input_of_it(tmp_path, url, source):
+    write(tmp_path / "in.jsonl", [group(0), {"prompt": ""}])
+    words = (tmp_path / source, tmp_path / "out.jsonl", "--url", url, "--model", "bt", "--pairs", "all")
+    assert typed(*words) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert typed(*words) == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert len(before) == 5
+    with pytest.raises(DataError, match="another name"):
+        annotated(tmp_path / "out.jsonl", tmp_path / "out.jsonl", url)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("name", ["out.pairs.jsonl.new", "out.jsonl.partial/fresh"])
+def test_a_full_disk_is_told_and_with_more_room_the_run_goes_on(tmp_path, url, name, capsys):
+    file = write(tmp_path / "in.jsonl", [group(number) for number in range(3)])
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    annotated(file, tmp_path / "whole.jsonl", url)
+    # A run was begun, so that its folder is not made anew.
+    record = json.loads((tmp_path / "whole.jsonl.run.json").read_text())
+    (tmp_path / "out.jsonl.run.json").write_text(
+        json.dumps({"settings": {**record["settings"], "pairs": ["all", 0.0, "trl"]}})
+    )
+    (tmp_path / name).symlink_to("/dev/full")
+    words = (file, tmp_path / "out.jsonl", "--url", url, "--model", "bt", "--pairs", "all")
+    assert typed(*words) == 2
+    said = capsys.readouterr().err
+    assert "cannot write" in said
+    assert "the same command goes on" in said
+    (tmp_path / name).unlink(missing_ok=True)
+    assert typed(*words) == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_run_that_got_no_answer_leaves_nothing_and_says_nothing_of_answers(tmp_path, url, capsys):
+    broken = tmp_path / "in.json"
+    broken.write_text('[{"prompt": "Why?", "responses": ["a"]}, {')
+    assert typed(broken, tmp_path / "out.jsonl", "--url", url, "--model", "bt") == 2
+    assert typed(broken, tmp_path / "out.jsonl", "--url", url, "--model", "nobody") == 1
+    assert "is kept" not in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.json"]
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,10 @@ def test_each_trainer_gets_its_own_columns(tmp_path):
     assert json.loads(factory["tools"]) == TOOLS
     (entry,) = dataset_info(tmp_path / "f.pairs.jsonl").values()
     assert entry["ranking"] is True
-    assert set(entry["columns"].values()) <= set(factory)
+    # It reads every column that is named, also where no row has a system message or tools.
+    (bare,), _ = pairs(tmp_path, {"prompt": "p", "responses": ["a", "b"], "rewards": [1, 0]}, format="llama-factory")
+    assert set(entry["columns"].values()) <= set(bare)
+    assert (bare["system"], bare["tools"]) == ("", "")
 
 
 def test_what_a_format_cannot_hold_is_counted_and_not_written(tmp_path):
