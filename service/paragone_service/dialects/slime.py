@@ -6,6 +6,7 @@ They try every error again, up to ten times; the path is the user's, and ours is
 """
 
 from paragone.codes import ErrorCode
+from paragone_service.dialects import chats
 from paragone_service.dialects.dialect import Dialect, Endpoint, own_error
 from paragone_service.dialects.texts import Question, checked_text, continued_item, exchange_item
 from paragone_service.http.errors import ServiceError
@@ -20,6 +21,8 @@ async def _rm(question: Question) -> float:
     if isinstance(prompt, str):
         item = continued_item(0, prompt, checked_text(response, "response"), _NAMES)
     elif isinstance(prompt, list):
+        # slime keeps the policy's end of turn at the end of its responses.
+        response = chats.without_end(checked_text(response, "response"))
         item = exchange_item(0, prompt, response, _NAMES)
     else:
         raise ServiceError(ErrorCode.INVALID_REQUEST, "prompt must be a text or a list of messages")

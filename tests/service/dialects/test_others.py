@@ -24,6 +24,12 @@ async def test_slimes_answer_is_the_reward_itself(ask_mini, prompt):
     assert answer.headers["content-type"] == "application/json"
 
 
+async def test_the_end_of_turn_that_slime_keeps_is_no_part_of_a_response(ask_mini):
+    for prompt in ([{"role": "user", "content": PROMPT}], f"<|im_start|>user\n{PROMPT}<|im_end|>\n"):
+        answer = await ask_mini.post("/rm", json={"prompt": prompt, "response": RESPONSES[0] + "<|im_end|>\n"})
+        assert answer.json() == pytest.approx(REWARDS[0], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
