@@ -7,8 +7,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted.
 
 import difflib
 import importlib.util
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -90,11 +91,14 @@ def _run(name: str, command: EntryPoint, arguments: list[str]) -> int:
     import typer.main
 
     if isinstance(loaded, typer.Typer):
-        runner: Callable[..., object] = typer.main.get_group(loaded)
+        runner: Any = typer.main.get_group(loaded)
     else:
         app = typer.Typer(add_completion=False)
         app.command(name)(loaded)
         runner = typer.main.get_command(app)
+    # Docstrings are wrapped for readers of the code; a terminal has a width of its own.
+    for one in (runner, *getattr(runner, "commands", {}).values()):
+        one.help = re.sub(r"(?<!\n)\n[ ]*(?=\S)", " ", one.help or "")
     runner(args=arguments, prog_name=f"paragone {name}")
     return 0
 

@@ -25,6 +25,14 @@ crew = typer.Typer()
 
 @crew.command("hire")
 def hire(name: str) -> None:
+    """Hire somebody.
+
+    The contract begins at
+    once.
+    It has no end.
+
+    See the files.
+    """
     typer.echo(f"{name} is hired.")
 
 
@@ -83,6 +91,13 @@ def test_an_app_is_a_command_with_subcommands_even_if_it_has_only_one(capsys):
 def test_every_command_explains_itself_under_its_own_name(capsys, arguments):
     assert run(*arguments) == 0
     assert f"paragone {arguments[0]}" in capsys.readouterr().out
+
+
+def test_help_is_wrapped_where_the_terminal_ends_and_not_where_the_docstring_does(capsys):
+    run("crew", "hire", "--help")
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "The contract begins at once. It has no end." in shown
+    assert "See the files." in shown
 
 
 def test_wrong_usage_is_exit_code_2(capsys):

@@ -39,7 +39,12 @@ def verify(
     source: Annotated[
         str | None, typer.Option(help="Of a hosted model: its folder or Hub id here; what the server says if omitted.")
     ] = None,
-    remote_model: Annotated[str | None, typer.Option(help="The server's name of the model, if it is another.")] = None,
+    remote_model: Annotated[
+        str | None,
+        typer.Option(
+            help="The server's name of the model, if it is another; openrlhf, slime, sglang and tei send none."
+        ),
+    ] = None,
     send: Annotated[
         str, typer.Option(help=f"To dialects of rendered texts: {', '.join(_SENT)}, as your trainer sends them.")
     ] = "template",
