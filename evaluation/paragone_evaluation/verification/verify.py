@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paragone import Client
+from paragone import Client, ParagoneError
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.local_model import LocalScorer, load_scorer
 from paragone_evaluation.readers.files import FilePass
@@ -107,9 +107,9 @@ def verified(
     """Compare a server with its model, about the built-in texts and those given.
 
     Raises:
-        EvaluationError: if the server does not answer in this dialect, or the model has no single reward.
+        EvaluationError: if the server is away, does not answer in this dialect or hosts no such model, or the model has
+            no single reward.
         ModelError: if the model cannot be loaded.
-        ParagoneError: if our own server hosts no such model.
     """
     ours = settings.dialect == "paragone"
     source = settings.source or (_hosted(settings) if ours else settings.model)
@@ -167,8 +167,11 @@ def _answers(server: Server, asked: Sequence[Asked]) -> tuple[dict[str, list[flo
 
 def _hosted(settings: VerifySettings) -> str:
     """Return where a hosted model was loaded from."""
-    with Client(settings.url, api_key=settings.api_key, retry_s=_RETRY_S) as client:
-        return client.model(settings.model).source
+    try:
+        with Client(settings.url, api_key=settings.api_key, retry_s=_RETRY_S) as client:
+            return client.model(settings.model).source
+    except ParagoneError as error:
+        raise EvaluationError(str(error)) from error  # not compared, which is not the same as different
 
 
 class _Transformers:

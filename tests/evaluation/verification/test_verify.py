@@ -161,6 +161,12 @@ def test_a_text_that_the_server_refuses_is_not_compared_and_the_others_are(fault
     assert "the text is too long" in capsys.readouterr().err
 
 
+def test_a_server_of_ours_that_is_away_is_told_soon_and_is_no_difference(capsys, monkeypatch):
+    monkeypatch.setattr("paragone_evaluation.verification.verify._RETRY_S", 0.0)
+    assert typed("judge", "--url", "http://127.0.0.1:1") == 2
+    assert "refused" in capsys.readouterr().err
+
+
 def test_our_own_server_agrees_with_plain_transformers(plain, readings, folder, models, capsys, monkeypatch):
     from paragone_models import load_model
 
@@ -171,7 +177,7 @@ def test_our_own_server_agrees_with_plain_transformers(plain, readings, folder, 
         # A layout of our own, which plain transformers cannot load.
         assert typed("bt", "--url", address) == 0
         assert "cannot load this layout" in capsys.readouterr().out
-        assert typed("nobody", "--url", address) == 1
+        assert typed("nobody", "--url", address) == 2
         # Read as rendered, with one BOS, in every dialect that we speak.
         few = readings[:4]
         for name in sorted(set(DIALECTS) - {"paragone", "tei", "chat"}):
