@@ -19,6 +19,7 @@ from paragone.wire import PreferencesRequest, RewardsRequest, TokensRequest, Tou
 MODEL = {
     "id": "longer",
     "kind": "bradley-terry",
+    "cyclic": False,
     "source": "test:longer",
     "revision": None,
     "identity": "a" * 64,
