@@ -13,7 +13,7 @@ from typing import Any
 from paragone_models.errors import ModelLoadError, TextError
 from paragone_models.spec import ModelSpec
 from paragone_models.text.probes import PROBE
-from paragone_models.text.template import ChatTemplate, surroundings
+from paragone_models.text.template import ChatTemplate, encoded_texts, surroundings
 
 __all__ = ["Rendered", "RenderedTexts", "Sequenced"]
 
@@ -94,7 +94,7 @@ class RenderedTexts:
                 continue
             if isinstance(text.content, str):
                 written[place] = text.content
-        encoded = dict(zip(written, self._encoded(list(written.values())), strict=True))
+        encoded = dict(zip(written, encoded_texts(self._tokenizer, list(written.values())), strict=True))
         for place, text in enumerate(texts):
             if results[place] is None:
                 try:
@@ -179,7 +179,7 @@ class RenderedTexts:
             return 0  # it tells the engine what siblings share, and no more
         place = content.rfind(self._header) if self._header and isinstance(content, str) else -1
         if isinstance(content, str) and place >= 0:  # its first token is one with what stands before it
-            return len(self._begun(self._encoded([content[:place]])[0], True))
+            return len(self._begun(encoded_texts(self._tokenizer, [content[:place]])[0], True))
         what = "averages over the tokens of the response" if self._spec.gate == "none" else "reads the prompt's end too"
         raise TextError(
             "unsupported_content",
@@ -206,7 +206,7 @@ class RenderedTexts:
     @cached_property
     def _header_ids(self) -> list[int]:
         # Without its white space, which a tokenizer may join with what comes after.
-        return self._encoded([self._header.strip()])[0] if self._header.strip() else []
+        return encoded_texts(self._tokenizer, [self._header.strip()])[0] if self._header.strip() else []
 
     @cached_property
     def _surroundings(self) -> tuple[list[int], list[int]]:
@@ -222,19 +222,6 @@ class RenderedTexts:
     @property
     def _suffix(self) -> list[int]:
         return self._surroundings[1]
-
-    def _encoded(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: list[list[int]] = self._tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-        return ids
 
 
 def _last_place(part: list[int], whole: list[int]) -> int:

@@ -255,7 +255,7 @@ class ChatTemplate:
         ]
         suffix = self._suffix if closed else []
         if plain:
-            encoded = self._encoded([conversations[index][0] for index in plain])
+            encoded = encoded_texts(self._tokenizer, [conversations[index][0] for index in plain])
             for index, sequence in zip(plain, encoded, strict=True):
                 self._check_control(sequence, conversations[index][0])
                 ids[index] = [*self._prefix, *sequence, *suffix] if self._adds_special else sequence
@@ -284,17 +284,6 @@ class ChatTemplate:
             prompts=prompts,
         )
 
-    def _encoded(self, texts: list[str], *, split_special_tokens: bool = False) -> list[list[int]]:
-        ids: list[list[int]] = self._tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=split_special_tokens,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-        return ids
-
     def _tokenize_pair(self, messages: Sequence[Message]) -> list[int]:
         texts = [message["content"] for message in messages]
         # Encoders are trained on two texts; joined turns would be a text that they never saw.
@@ -316,7 +305,7 @@ class ChatTemplate:
 
     def _split(self, texts: list[str]) -> list[list[int]]:
         """Return the tokens of texts in which no special token may come up, whatever strings they hold."""
-        ids = self._encoded(texts, split_special_tokens=True)
+        ids = encoded_texts(self._tokenizer, texts, split_special_tokens=True)
         # Some tokenizers have no switch for it, and give the special token all the same.
         special = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
         if any(not special.isdisjoint(sequence) for sequence in ids):
@@ -466,6 +455,25 @@ def tokenizer_hash(tokenizer: Any, template: str) -> str:
     named = json.dumps(tokenizer.special_tokens_map, sort_keys=True)  # templates write these, policies append them
     # With its length before each part, so that no two pairs of texts join to the same bytes.
     return hashlib.sha256(f"{len(table)}:{table}{len(named)}:{named}{template}".encode()).hexdigest()
+
+
+def encoded_texts(tokenizer: Any, texts: list[str], *, split_special_tokens: bool = False) -> list[list[int]]:
+    """Return the tokens of each text, and nothing around them.
+
+    Args:
+        split_special_tokens: whether the strings of special tokens are text like any other.
+    """
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(
+        texts,
+        add_special_tokens=False,
+        split_special_tokens=split_special_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    return ids
 
 
 def surroundings(tokenizer: Any) -> tuple[list[int], list[int]]:

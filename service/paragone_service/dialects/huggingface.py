@@ -23,6 +23,7 @@ from paragone_service.dialects.texts import (
     Question,
     Scalars,
     check_repeated,
+    checked_flag,
     checked_list,
     checked_text,
     exchange_item,
@@ -40,7 +41,7 @@ async def _classified(question: Question) -> list[Any]:
     body = question.body
     inputs = body.get("inputs")
     nested = body.get("parameters") is not None
-    raw = _raw(body, body["parameters"]) if nested else _flag(body, "raw_scores")
+    raw = _raw(body, body["parameters"]) if nested else checked_flag(body.get("raw_scores"), "raw_scores")
     items, many = _of_hub(inputs) if nested else _of_embeddings_inference(inputs)
     scores = _chosen(await _scored(question, items, "inputs"), raw=raw)
     classes = [{"label": _LABEL, "score": score} for score in scores]
@@ -89,18 +90,11 @@ def _raw(body: Mapping[str, Any], parameters: Any) -> bool:
         )
     if function not in (None, "none", "sigmoid"):
         raise ServiceError(ErrorCode.INVALID_REQUEST, "function_to_apply must be sigmoid or none")
-    return function == "none" or _flag(body, "raw_scores")
-
-
-def _flag(body: Mapping[str, Any], name: str) -> bool:
-    flag = body.get(name)
-    if flag is not None and not isinstance(flag, bool):
-        raise ServiceError(ErrorCode.INVALID_REQUEST, f"{name} must be true or false")
-    return bool(flag)
+    return function == "none" or checked_flag(body.get("raw_scores"), "raw_scores")
 
 
 async def _scored(question: Question, items: list[RequestItem], where: str) -> Scalars:
-    truncation: Truncation | None = "prompt" if _flag(question.body, "truncate") else None
+    truncation: Truncation | None = "prompt" if checked_flag(question.body.get("truncate"), "truncate") else None
     return await question.scalars(question.model(question.body.get("model")), items, where, truncation=truncation)
 
 
@@ -113,7 +107,10 @@ async def _rerank(question: Question) -> list[dict[str, Any]]:
     query, texts = checked_text(body.get("query"), "query"), checked_list(body.get("texts"), "texts")
     if not texts:
         raise ServiceError(ErrorCode.INVALID_REQUEST, "texts is empty: send at least one")
-    raw, shown = _flag(body, "raw_scores"), _flag(body, "return_text")
+    raw, shown = (
+        checked_flag(body.get("raw_scores"), "raw_scores"),
+        checked_flag(body.get("return_text"), "return_text"),
+    )
     check_repeated(query, len(texts), "query")
     items = [exchange_item(index, query, text, ("query", f"texts[{index}]")) for index, text in enumerate(texts)]
     scalars = await _scored(question, items, "texts")

@@ -4,11 +4,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from paragone.codes import ErrorCode
 from paragone_service.dialects.dialect import Dialect, Endpoint, api_error
-from paragone_service.dialects.texts import Question
+from paragone_service.dialects.texts import Question, checked_flag
 from paragone_service.dialects.vllm_pooling import answer_head, health, input_items, ranked
-from paragone_service.http.errors import ServiceError
 
 __all__ = ["INFINITY"]
 
@@ -20,10 +18,7 @@ def _claims(body: Any) -> bool:
 
 
 def _raw(body: Mapping[str, Any]) -> bool:
-    raw = body.get("raw_scores")
-    if raw is not None and not isinstance(raw, bool):
-        raise ServiceError(ErrorCode.INVALID_REQUEST, "raw_scores must be true or false")
-    return bool(raw)
+    return checked_flag(body.get("raw_scores"), "raw_scores")
 
 
 async def _classify(question: Question) -> dict[str, Any]:

@@ -35,6 +35,7 @@ __all__ = [
     "Scalars",
     "chat_item",
     "check_repeated",
+    "checked_flag",
     "checked_list",
     "checked_text",
     "continued_item",
@@ -353,6 +354,17 @@ def _messages(messages: object, where: str) -> list[Message]:
     except ValidationError as error:
         refusal = from_validation(error)
         raise ServiceError(refusal.code, f"{where}{refusal.message}") from None
+
+
+def checked_flag(value: object, where: str, *, default: bool = False) -> bool:
+    """Return a truth value, ``default`` for none.
+
+    Raises:
+        ServiceError: ``invalid_request``, if it is anything else.
+    """
+    if value is not None and not isinstance(value, bool):
+        raise ServiceError(ErrorCode.INVALID_REQUEST, f"{where} must be true or false")
+    return default if value is None else value
 
 
 def checked_text(value: object, where: str) -> str:

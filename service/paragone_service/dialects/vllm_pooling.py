@@ -22,6 +22,7 @@ from paragone_service.dialects.texts import (
     Scalars,
     chat_item,
     check_repeated,
+    checked_flag,
     checked_list,
     checked_text,
     exchange_item,
@@ -78,11 +79,8 @@ def _cut(body: Mapping[str, Any]) -> tuple[int | None, bool]:
     return (most if most and most > 0 else None), side == "right"
 
 
-def _flag(body: Mapping[str, Any], default: bool) -> bool:
-    flag = body.get("use_activation", body.get("activation"))
-    if flag is not None and not isinstance(flag, bool):
-        raise ServiceError(ErrorCode.INVALID_REQUEST, "use_activation must be true or false")
-    return default if flag is None else flag
+def _activated(body: Mapping[str, Any], default: bool) -> bool:
+    return checked_flag(body.get("use_activation", body.get("activation")), "use_activation", default=default)
 
 
 async def _scored(question: Question, items: list[RequestItem], where: str) -> tuple[str, Scalars]:
@@ -95,7 +93,7 @@ async def _scored(question: Question, items: list[RequestItem], where: str) -> t
 
 async def classify(question: Question) -> dict[str, Any]:
     """Answer ``/classify``."""
-    activated = _flag(question.body, default=True)
+    activated = _activated(question.body, default=True)
     model, scalars = await _scored(question, input_items(question.body), "input")
     numbers = scalars.activated if activated else scalars.raw
     data = [
@@ -117,7 +115,7 @@ async def _pooling(question: Question) -> dict[str, Any]:
     body = question.body
     if str(body.get("task") or "").startswith("token"):
         raise ServiceError(ErrorCode.INVALID_REQUEST, "this server has one number a text, and none for each token")
-    form, activated = body.get("encoding_format"), _flag(body, default=False)
+    form, activated = body.get("encoding_format"), _activated(body, default=False)
     _encoded(0.0, form)
     model, scalars = await _scored(question, input_items(body), "input")
     numbers = scalars.activated if activated else scalars.raw
@@ -168,7 +166,7 @@ async def _score(question: Question) -> dict[str, Any]:
         exchange_item(index, checked_text(query, f"{first}[{index}]"), document, ("", f"{second}[{index}]"))
         for index, (query, document) in enumerate(zip(queries, documents, strict=True))
     ]
-    activated = _flag(body, default=True)
+    activated = _activated(body, default=True)
     model, scalars = await _scored(question, items, second)
     numbers = scalars.activated if activated else scalars.raw
     data = [{"index": index, "object": "score", "score": number} for index, number in enumerate(numbers)]
@@ -206,7 +204,7 @@ async def ranked(question: Question, *, activated: bool) -> tuple[str, list[tupl
 
 
 async def _rerank(question: Question) -> dict[str, Any]:
-    model, best, scalars = await ranked(question, activated=_flag(question.body, default=True))
+    model, best, scalars = await ranked(question, activated=_activated(question.body, default=True))
     results: list[dict[str, Any]] = [{"index": index, "relevance_score": number} for index, number, _ in best]
     if question.body.get("return_documents") is not False:
         as_text = question.settings.rerank_document == "text"

@@ -124,7 +124,7 @@ class HostedModel:
             name,
             lambda: queue.queue_items,
             lambda: queue.queue_tokens,
-            lambda: self.admission.backlog_s(),
+            self.admission.backlog_s,
             lambda: float(queue.last_success >= queue.last_failure),
         )
 
