@@ -1,0 +1,84 @@
+"""What routes ask of a model that reads both responses at once, whether it runs here or elsewhere.
+
+Such a model has no representation of one response. A table of K responses costs it K(K−1)/2 comparisons, each of them
+in one order or in both; what it answers is symmetrised, so a comparison is asked for once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from paragone.wire import ModelInfo, ModelLimits, Prompt, Response, Usage
+from paragone_service.http.errors import ServiceError
+from paragone_service.scoring.request import Call
+
+__all__ = ["Compared", "Duel", "PairSource"]
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """One comparison that a request needs.
+
+    Attributes:
+        item: index of the item that it belongs to, as it was sent.
+        first: the response whose win is measured.
+    """
+
+    item: int
+    prompt: Prompt
+    tools: list[dict[str, JsonValue]] | None
+    first: Response
+    second: Response
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The answers to the n duels of a request.
+
+    Attributes:
+        logits: log-odds of each first response over its second, float64, temperature applied; NaN where there is an
+            error. Exactly the negative of what the swapped duel has, of a model that is symmetrised. [n]
+        errors: why a duel has no answer, by its number.
+        usage: what they cost.
+    """
+
+    logits: NDArray[np.float64]
+    usage: Usage
+    errors: Mapping[int, ServiceError] = field(default_factory=dict)
+
+
+@runtime_checkable
+class PairSource(Protocol):
+    """A hosted model that compares.
+
+    Attributes:
+        name: what it is called in requests.
+        header: what every answer says of the model: model, identity, fingerprint, calibrated.
+    """
+
+    name: str
+    header: Mapping[str, Any]
+
+    def start(self) -> None:
+        """Take requests; needs a running event loop."""
+
+    async def close(self) -> None:
+        """Stop, and let go of what it holds."""
+
+    async def alive(self, *, within_s: float, timeout_s: float) -> bool:
+        """Return whether it answered within the last seconds, asking it something small if it did not."""
+
+    def described(self, limits: ModelLimits) -> ModelInfo:
+        """Return what ``/v1/models`` says of it."""
+
+    async def compare(self, duels: Sequence[Duel], call: Call) -> Compared:
+        """Return the log-odds of each duel; what fails has its error there, and no number.
+
+        Raises:
+            ServiceError: if the request as a whole is refused: overload, a deadline, a quota.
+            ClientGoneError: if the client left meanwhile.
+        """
