@@ -5,7 +5,8 @@ import asyncio
 from paragone_models.model import PreferenceModel
 from paragone_models.text.reader import EncodeItem, read_plan
 from paragone_service.http.errors import ServiceError
-from paragone_service.scoring.scheduler import Job, Scheduler
+from paragone_service.scoring.scheduler import Scheduler
+from paragone_service.scoring.tickets import Job
 
 __all__ = ["Canary"]
 

@@ -22,7 +22,7 @@ from paragone_service.http.errors import ServiceError
 from paragone_service.scoring.model_io import Resources, open_queue
 from paragone_service.scoring.reading import ReadingThread
 from paragone_service.scoring.request import Call, RequestItem, as_conversations
-from paragone_service.scoring.scheduler import Job, wait_for
+from paragone_service.scoring.tickets import Job, wait_for
 
 __all__ = ["Gate", "GateScales"]
 

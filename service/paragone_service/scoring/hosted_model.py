@@ -37,7 +37,8 @@ from paragone_service.scoring.request import (
     Row,
     as_conversations,
 )
-from paragone_service.scoring.scheduler import Job, Scheduler, Ticket, wait_for
+from paragone_service.scoring.scheduler import Scheduler
+from paragone_service.scoring.tickets import Job, Ticket, wait_for
 
 __all__ = ["HostedModel"]
 

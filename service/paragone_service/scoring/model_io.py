@@ -25,7 +25,8 @@ from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
 from paragone_service.scoring.reading import ReadingThread
 from paragone_service.scoring.request import Call
-from paragone_service.scoring.scheduler import Job, Scheduler, Ticket
+from paragone_service.scoring.scheduler import Scheduler
+from paragone_service.scoring.tickets import Job, Ticket
 
 __all__ = ["Resources", "open_queue", "read_jobs"]
 

@@ -16,10 +16,7 @@ import itertools
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +26,12 @@ from paragone_models.text.reader import EncodeItem
 from paragone_service.engine.contract import EngineOutOfMemoryError, EngineUnavailableError
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
-from paragone_service.scoring.request import Deadline, Timings
-from paragone_service.tracing import Trace, batch_span, current_trace
+from paragone_service.scoring.request import Deadline
+from paragone_service.scoring.tickets import BatchRun, Job, Lane, Ticket, by_prompt
+from paragone_service.tracing import batch_span, current_trace
 from paragone_service.watchdog import Post
 
-__all__ = ["Job", "Scheduler", "Ticket", "wait_for"]
+__all__ = ["Scheduler"]
 
 logger = logging.getLogger("paragone.service")
 
@@ -68,125 +66,6 @@ _STOCK = 2
 
 _TURNS = 4
 """Turns of clients with large requests in one batch: a client keeps its turn for that part of the budget."""
-
-
-class Job(NamedTuple):
-    """One response to run.
-
-    Attributes:
-        key: its cache key; None for what nobody can join and nobody keeps: a canary, a prompt for the gate.
-        dropped: tokens cut from its prompt.
-        shown: whether the item holds all words of the conversation that were not cut.
-    """
-
-    key: bytes | None
-    item: EncodeItem
-    dropped: int
-    shown: bool = True
-
-
-@dataclass(slots=True, eq=False)
-class _BatchRun:
-    """When a batch ran, by the scheduler's clock."""
-
-    started: float
-    finished: float = math.nan
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A job on its way through the model.
-
-    Attributes:
-        outcome: the value, or the error, once it is there. Never an exception.
-        waiters: how many requests wait for it.
-        batch: the batch that it ran in; set before ``outcome``.
-        deadlines: of the requests that wait for it; None among them for one that has none.
-        trace: of the request that queued it.
-        stock: tokens that a batch grows by for it, where it is no bulk; else 0.
-        prompt: hash of the prompt's tokens. Two prompts with the same one would only misjudge the size of a batch.
-    """
-
-    key: bytes | None
-    item: EncodeItem
-    dropped: int
-    shown: bool
-    outcome: asyncio.Future[bytes | ServiceError]
-    submitted: float
-    deadlines: list[Deadline | None]
-    waiters: int = 1
-    batch: _BatchRun | None = None
-    trace: Trace | None = None
-    stock: int = 0
-    tokens: int = field(init=False)
-    prompt: int = field(init=False)
-
-    def expired(self, margin_s: float = 0.0) -> bool:
-        """Return whether all requests that wait for it have less time left than that."""
-        return all(deadline is not None and deadline.left_s() <= margin_s for deadline in self.deadlines)
-
-    def __post_init__(self) -> None:
-        self.tokens = len(self.item.token_ids)
-        self.prompt = hash(tuple(self.item.token_ids[: self.item.prompt_length]))
-
-
-class _Lane:
-    """Queue tickets of several clients: first in, first out for each, and among them as fair in tokens as it goes.
-
-    The lane counts the tokens that each client has had. The client that has had least is next, and keeps its turn for a
-    quantum, so that the responses to one prompt stay together. A client that comes, or comes back, starts where the
-    turn is now: nobody saves up while away, and one client's thousand responses wait behind another's one. With one
-    client a lane is a plain queue.
-    """
-
-    def __init__(self) -> None:
-        self._queues: dict[Hashable, deque[Ticket]] = {}
-        self._tokens_had: dict[Hashable, int] = {}
-        self._turn: Hashable = None
-        self._turn_tokens_left = 0
-        self._level = 0
-
-    def __bool__(self) -> bool:
-        """Return whether anything waits."""
-        return bool(self._queues)
-
-    def __iter__(self) -> Iterator[Ticket]:
-        """Iterate over everything that waits, client by client."""
-        for queue in self._queues.values():
-            yield from queue
-
-    def extend(self, client: Hashable, tickets: Sequence[Ticket]) -> None:
-        """Queue tickets of a client, at least one, in their order."""
-        if client not in self._queues:
-            self._queues[client] = deque()
-            self._tokens_had[client] = self._level
-        # In the order of their prompts, which ``_by_prompt`` made: a client's turn takes whole families.
-        self._queues[client].extend(tickets)
-
-    def peek(self, quantum: int) -> Ticket:
-        """Return the next ticket, which stays; a client keeps its turn for a quantum of tokens."""
-        if self._turn not in self._queues or self._turn_tokens_left <= 0:
-            # A scan over the clients that wait, once a quantum: they are few, and a heap would have to be kept sound.
-            self._turn = min(self._tokens_had, key=self._tokens_had.__getitem__)
-            self._level = self._tokens_had[self._turn]
-            self._turn_tokens_left = quantum
-        return self._queues[self._turn][0]
-
-    def pop(self, tokens: int) -> None:
-        """Take the ticket that was peeked at; it costs its client so many tokens."""
-        queue = self._queues[self._turn]
-        queue.popleft()
-        self._tokens_had[self._turn] += tokens
-        self._turn_tokens_left -= tokens
-        if not queue:
-            # The level never falls: else a client could leave and come back to be served before those who stayed.
-            self._level = max(self._level, min(self._tokens_had.values()))
-            del self._queues[self._turn], self._tokens_had[self._turn]
-
-    def clear(self) -> None:
-        """Forget everything that waits."""
-        self._queues.clear()
-        self._tokens_had.clear()
 
 
 class Scheduler:
@@ -238,9 +117,9 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.max_queue_tokens = max_queue_tokens
         self._clock = clock
-        self._small = _Lane()
-        self._interactive = _Lane()
-        self._bulk = _Lane()
+        self._small = Lane()
+        self._interactive = Lane()
+        self._bulk = Lane()
         self._batches = 0
         self._flights: dict[bytes, Ticket] = {}
         self._arrived = asyncio.Event()
@@ -351,7 +230,7 @@ class Scheduler:
             self._stock += cost
             for ticket, stock in zip(tickets, costs, strict=True):
                 ticket.stock = stock
-        lane.extend(client, _by_prompt(tickets))
+        lane.extend(client, by_prompt(tickets))
         self.queue_items += len(tickets)
         self.queue_tokens += tokens
         self._arrived.set()
@@ -408,7 +287,7 @@ class Scheduler:
         taken.sort(key=lambda ticket: ticket.tokens)  # an engine that pads puts neighbours side by side
         return taken
 
-    def _next_lanes(self) -> list[_Lane]:
+    def _next_lanes(self) -> list[Lane]:
         """Return the lanes that fill the next batch, in their order."""
         if self._small and not (self._small_was_last and (self._interactive or self._bulk)):
             self._small_was_last = True
@@ -459,7 +338,7 @@ class Scheduler:
         return max(1, ticket.tokens - ticket.item.prompt_length) if shared else ticket.tokens
 
     async def _run(self, tickets: list[Ticket]) -> None:
-        batch = _BatchRun(self._clock())
+        batch = BatchRun(self._clock())
         for ticket in tickets:
             ticket.batch = batch  # from here on a ticket runs to its end, whoever leaves: it may be joined, and cached
         outcomes: Sequence[bytes | ServiceError]
@@ -523,7 +402,7 @@ class Scheduler:
         # One error for all: it goes into answers, and is never raised from here.
         return [ServiceError(code, message, retry_after_s=retry_after_s)] * len(tickets)
 
-    def _count(self, tickets: Sequence[Ticket], batch: _BatchRun) -> None:
+    def _count(self, tickets: Sequence[Ticket], batch: BatchRun) -> None:
         self.last_success = batch.finished
         seconds = self.last_batch_s = batch.finished - batch.started  # readiness waits twice as long as this
         tokens = sum(ticket.tokens for ticket in tickets)
@@ -555,33 +434,3 @@ class Scheduler:
         # The key may fly again by now, in a ticket of somebody who came after this one was abandoned.
         if ticket.key is not None and self._flights.get(ticket.key) is ticket:
             del self._flights[ticket.key]
-
-
-async def wait_for(tickets: Sequence[Ticket], timings: Timings, clock: Callable[[], float]) -> None:
-    """Wait until every ticket has its outcome, and add how long that took to a request's timings.
-
-    The batches that the tickets were in count as inference, the rest of the time as waiting.
-
-    Args:
-        tickets: of one scheduler.
-    """
-    started = clock()
-    waiting = [ticket.outcome for ticket in tickets if not ticket.outcome.done()]
-    if waiting:
-        await asyncio.wait(waiting)  # not gather, which would cancel the tickets of other waiters with this request
-    # By identity, because tickets share batches: each counts once, however many responses of this request it had.
-    batches = {id(ticket.batch): ticket.batch for ticket in tickets if ticket.batch is not None}
-    ran_s = sum(batch.finished - batch.started for batch in batches.values())
-    timings.inference_s += ran_s
-    timings.queue_s += max(0.0, clock() - started - ran_s)
-
-
-def _by_prompt(tickets: Sequence[Ticket]) -> list[Ticket]:
-    """Return tickets with those of one prompt side by side, the prompt with the longest response first."""
-    siblings: dict[int, list[Ticket]] = {}
-    for ticket in tickets:
-        siblings.setdefault(ticket.prompt, []).append(ticket)
-    families = [sorted(family, key=lambda ticket: -ticket.tokens) for family in siblings.values()]
-    # Families of similar lengths become neighbours, so that they share batches: an engine that pads wastes less.
-    families.sort(key=lambda family: -family[0].tokens)
-    return [ticket for family in families for ticket in family]

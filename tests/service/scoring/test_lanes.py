@@ -2,7 +2,7 @@
 
 import pytest
 
-from paragone_service.scoring.scheduler import _Lane
+from paragone_service.scoring.tickets import Lane
 
 
 def drain(lane, quantum, tokens=10, most=10**6):
@@ -14,7 +14,7 @@ def drain(lane, quantum, tokens=10, most=10**6):
 
 
 def test_one_client_is_a_plain_queue():
-    lane = _Lane()
+    lane = Lane()
     lane.extend("x", "abc")
     lane.extend("x", "de")
     assert list(lane) == list("abcde")
@@ -24,14 +24,14 @@ def test_one_client_is_a_plain_queue():
 
 @pytest.mark.parametrize(("quantum", "order"), [(10, "aAbBcCdefgh"), (20, "abABcdCefgh"), (0, "aAbBcCdefgh")])
 def test_clients_take_turns_of_a_quantum(quantum, order):
-    lane = _Lane()
+    lane = Lane()
     lane.extend("large", "abcdefgh")
     lane.extend("small", "ABC")
     assert drain(lane, quantum) == order
 
 
 def test_long_entries_count_for_more():
-    lane = _Lane()
+    lane = Lane()
     lane.extend("long", "abc")
     lane.extend("short", "ABCDEFGH")
     order = []
@@ -42,7 +42,7 @@ def test_long_entries_count_for_more():
 
 
 def test_a_client_that_comes_late_is_next_and_owes_nobody_the_past():
-    lane = _Lane()
+    lane = Lane()
     lane.extend("large", "abcdefgh")
     assert drain(lane, 10, most=4) == "abcd"
     lane.extend("late", "ABC")
@@ -50,7 +50,7 @@ def test_a_client_that_comes_late_is_next_and_owes_nobody_the_past():
 
 
 def test_nobody_saves_up_while_away():
-    lane = _Lane()
+    lane = Lane()
     lane.extend("one", "a")
     lane.extend("two", "ABCD")
     assert drain(lane, 10, most=4) == "aABC"
@@ -59,7 +59,7 @@ def test_nobody_saves_up_while_away():
 
 
 def test_a_cleared_lane_is_empty():
-    lane = _Lane()
+    lane = Lane()
     lane.extend("one", "ab")
     lane.clear()
     assert (bool(lane), list(lane)) == (False, [])

@@ -13,7 +13,8 @@ from paragone_service.engine.contract import EngineOutOfMemoryError
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
 from paragone_service.scoring.request import Deadline
-from paragone_service.scoring.scheduler import Job, Scheduler
+from paragone_service.scoring.scheduler import Scheduler
+from paragone_service.scoring.tickets import Job
 from tests.service.conftest import until
 
 pytestmark = pytest.mark.anyio
