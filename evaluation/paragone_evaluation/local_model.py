@@ -27,7 +27,7 @@ from paragone_evaluation.scorers import (
 )
 from paragone_models import PreferenceModel, load_model
 from paragone_models.errors import PreferencesUnavailableError, TextError
-from paragone_models.files.formats import SPEC_FILE
+from paragone_models.files.families.own import SPEC_FILE
 from paragone_models.files.saving import save_model
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import conversation

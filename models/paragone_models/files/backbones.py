@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from paragone_models.errors import ModelLoadError
 from paragone_models.files.adapters import base_of, find_adapter
 from paragone_models.files.checkpoints import HEAD_FILE
-from paragone_models.files.formats import SPEC_FILE
+from paragone_models.files.families.own import SPEC_FILE
 from paragone_models.files.hashes import backbone_identity
 from paragone_models.files.sources import Resolved, resolve
 from paragone_models.spec import BackboneReference, ModelSpec

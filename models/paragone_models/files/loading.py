@@ -15,9 +15,13 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from paragone_models.errors import ModelLoadError, NonFiniteError, TextError, reason_of
-from paragone_models.files import checkpoints, formats, quantised
+from paragone_models.files import checkpoints, quantised
 from paragone_models.files.adapters import base_of, find_adapter
 from paragone_models.files.backbones import Residents, home_of, reference_to
+from paragone_models.files.families.backbone import Options, read_backbone, untrusted
+from paragone_models.files.families.family import Checkpoint, Loaded
+from paragone_models.files.families.own import SPEC_FILE, read_own
+from paragone_models.files.families.registry import read_checkpoint
 from paragone_models.files.hashes import code_hash, weights_hash
 from paragone_models.files.sources import Resolved, resolve
 from paragone_models.kinds import KINDS
@@ -152,9 +156,9 @@ def load_model(
             )
         options = replace(options, adapter=adapter)
     if identity is None:
-        loaded = _read(base.folder, options, kind, head)
+        loaded = read_checkpoint(Checkpoint(base.folder, options, kind, head))
     else:
-        loaded = _with_resident(where.folder, base.folder, options, (kind, head), residents, identity)
+        loaded = _with_resident(Checkpoint(where.folder, options, kind, head), base.folder, residents, identity)
     spec = _overridden(
         loaded.spec,
         temperature=temperature,
@@ -236,7 +240,7 @@ def load_backbone(
     adapter = find_adapter(where.folder)
     base = where if adapter is None else base_of(where)
     options = replace(_options(device, dtype, base.folder, trust_remote_code=False, elsewhere=False), adapter=adapter)
-    module = formats.read_backbone(base.folder, options)
+    module = read_backbone(base.folder, options)
     place = _with_tokenizer(where, base)
     if not any((place.tokenizer_folder / file).is_file() for file in _TOKENIZER_FILES):
         raise ModelLoadError(f"{source} has no tokenizer files: there is nothing to read with")
@@ -288,48 +292,16 @@ def _overridden(spec: ModelSpec, **overrides: Any) -> ModelSpec:
     return replace(spec, **changes)
 
 
-def _with_resident(
-    folder: Path,
-    base: Path,
-    options: formats.Options,
-    choices: tuple[str, Head],
-    residents: Residents | None,
-    identity: str,
-) -> formats.Loaded:
+def _with_resident(place: Checkpoint, base: Path, residents: Residents | None, identity: str) -> Loaded:
     """Read a head that was saved alone, with the backbone that is in memory already, or loaded for it."""
+    options = place.options
     key = (identity, str(options.dtype), str(options.device), str(options.trust_remote_code), str(options.elsewhere))
     resident = None if residents is None else residents.get(key)
-    loaded = _read(folder, replace(options, backbone=resident), *choices, home=base)
+    loaded = read_own(replace(place, options=replace(options, backbone=resident)), base)
     if residents is not None:
         residents[key] = loaded.network.backbone
-    logger.info("%s: its backbone was %s", folder, "loaded" if resident is None else "in memory already")
+    logger.info("%s: its backbone was %s", place.folder, "loaded" if resident is None else "in memory already")
     return loaded
-
-
-def _read(folder: Path, options: formats.Options, kind: str, head: Head, *, home: Path | None = None) -> formats.Loaded:
-    if (folder / formats.SPEC_FILE).is_file():
-        if head != "auto":
-            raise ModelLoadError(f"{folder} has a head of its own: leave head={head!r} out")
-        loaded = formats.read_own(folder, options, home)
-        if kind not in ("auto", loaded.spec.kind):
-            raise ModelLoadError(f"{folder} is a {loaded.spec.kind} model, not {kind}")
-        return loaded
-    config = checkpoints.read_config(folder)
-    architecture = (config.get("architectures") or ["none"])[0]
-    classifier = architecture.endswith("ForSequenceClassification")
-    found = formats.find_head(folder, options)
-    if head != "auto":
-        if found is not None and not classifier:
-            raise ModelLoadError(
-                f"{folder} has a head of its own, {next(iter(found.tensors.values()))}: leave head={head!r} out"
-            )
-        return formats.read_output_row(folder, options, kind)
-    # transformers knows how its own classifiers are put together; every other head is found by its tensors.
-    if found is not None and (found.deep or not (classifier and found.prefix == "score")):
-        return formats.read_stored_head(folder, options, kind, found)
-    if classifier:
-        return formats.read_classifier(folder, options, kind)
-    raise ModelLoadError(formats.headless(folder, options))
 
 
 def _device(device: str) -> torch.device:
@@ -341,14 +313,14 @@ def _device(device: str) -> torch.device:
         raise ModelLoadError(f"device is {device!r}: {str(error).splitlines()[0]}") from error
 
 
-def _options(device: str, dtype: str, folder: Path, *, trust_remote_code: bool, elsewhere: bool) -> formats.Options:
+def _options(device: str, dtype: str, folder: Path, *, trust_remote_code: bool, elsewhere: bool) -> Options:
     # Its head alone runs here, and is small.
     if elsewhere:
-        return formats.Options(torch.float32, torch.device("cpu"), trust_remote_code, elsewhere=True)
-    return formats.Options(_dtype(dtype, _device(device), folder), _device(device), trust_remote_code)
+        return Options(torch.float32, torch.device("cpu"), trust_remote_code, elsewhere=True)
+    return Options(_dtype(dtype, _device(device), folder), _device(device), trust_remote_code)
 
 
-def _budget(max_batch_tokens: int | str | None, options: formats.Options) -> Budget:
+def _budget(max_batch_tokens: int | str | None, options: Options) -> Budget:
     if isinstance(max_batch_tokens, int):
         return Budget(max_batch_tokens, "given")
     if options.elsewhere:
@@ -360,7 +332,7 @@ def _budget(max_batch_tokens: int | str | None, options: formats.Options) -> Bud
 def _dtype(dtype: str, device: torch.device, folder: Path) -> torch.dtype:
     if dtype == "auto":
         shapes = checkpoints.tensor_shapes(checkpoints.weight_files(folder))
-        own = folder / formats.SPEC_FILE
+        own = folder / SPEC_FILE
         chosen = automatic_dtype(
             device,
             parameters=sum(math.prod(shape) for shape in shapes.values()),
@@ -410,7 +382,7 @@ def _with_tokenizer(where: Resolved, base: Resolved) -> Resolved:
 
 
 def _reader(
-    where: Resolved, loaded: formats.Loaded, *, trust_remote_code: bool, chat_template: str | None
+    where: Resolved, loaded: Loaded, *, trust_remote_code: bool, chat_template: str | None
 ) -> TextReader | None:
     if not any((where.tokenizer_folder / file).is_file() for file in _TOKENIZER_FILES):
         if chat_template is not None:
@@ -422,7 +394,7 @@ def _reader(
     except (ValueError, OSError, KeyError) as error:
         own = where.tokenizer_folder / "tokenizer_config.json"
         if not trust_remote_code and own.is_file() and "auto_map" in own.read_text(encoding="utf-8"):
-            raise ModelLoadError(formats.untrusted(f"the tokenizer of {where.source}")) from error
+            raise ModelLoadError(untrusted(f"the tokenizer of {where.source}")) from error
         raise ModelLoadError(f"the tokenizer of {where.source} cannot be loaded: {error}") from error
     # A tokenizer may have more tokens than the model has embeddings, after a token was added to one of them.
     config = loaded.network.config.get_text_config()
@@ -451,7 +423,7 @@ def _separator(source: str, tokenizer: Any) -> int | None:
     return int(separator)
 
 
-def _numerics(local: LocalForward, options: formats.Options, quantisation: str | None) -> dict[str, str]:
+def _numerics(local: LocalForward, options: Options, quantisation: str | None) -> dict[str, str]:
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     if options.elsewhere:
         return {"dtype": "elsewhere", "device": "elsewhere", "attention": local.attention, **versions}

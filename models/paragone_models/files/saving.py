@@ -22,7 +22,7 @@ from paragone_models.errors import ModelLoadError
 from paragone_models.files import checkpoints
 from paragone_models.files.backbones import home_of
 from paragone_models.files.checkpoints import HEAD_FILE
-from paragone_models.files.formats import SPEC_FILE
+from paragone_models.files.families.own import SPEC_FILE
 from paragone_models.files.hashes import TOKENIZER_FILES
 from paragone_models.files.heads import head_module, left_over, refuse_left_over, stored_head
 from paragone_models.files.sources import resolve

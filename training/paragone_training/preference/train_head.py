@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from paragone_models.files.backbones import save_head
-from paragone_models.files.formats import SPEC_FILE
+from paragone_models.files.families.own import SPEC_FILE
 from paragone_training.errors import RecipeError
 from paragone_training.preference.card import write_head_card
 from paragone_training.preference.head_fit import check_head_recipe, fit_to_rows
