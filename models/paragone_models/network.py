@@ -15,10 +15,11 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from paragone_models.gated import GatedRatings
 from paragone_models.rotary import hidden_by_angles
 from paragone_models.spec import ModelSpec
 
-__all__ = ["AbsentBackbone", "PreferenceNetwork", "RepresentationHead", "gather_reads", "output_width"]
+__all__ = ["AbsentBackbone", "AnyHead", "PreferenceNetwork", "RepresentationHead", "gather_reads", "output_width"]
 
 # Decoders alone: encoders that can also be decoders are in the second list too. What is in neither gets a mask, which
 # is never wrong, only slower.
@@ -53,6 +54,11 @@ class RepresentationHead(nn.Module):
             for head in (self.value_head, self.prompt_head):
                 if isinstance(head, nn.Linear):
                     nn.init.normal_(head.weight, std=1 / (hidden_size + 1))
+
+    @property
+    def gate_size(self) -> int:
+        """Number of weights that the gate gives, 0 where there is none."""
+        return 0 if self.prompt_head is None else self._blocks
 
     @property
     def reads(self) -> int:
@@ -138,6 +144,10 @@ def output_width(config: Any) -> int:
     return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
 
 
+AnyHead = RepresentationHead | GatedRatings
+"""What turns the hidden states at the reads into a representation."""
+
+
 class AbsentBackbone(nn.Module):
     """Stand for a backbone that runs elsewhere: its configuration, and no weights."""
 
@@ -157,7 +167,7 @@ class PreferenceNetwork(nn.Module):
             types; None where it does not.
     """
 
-    def __init__(self, backbone: nn.Module, head: RepresentationHead) -> None:
+    def __init__(self, backbone: nn.Module, head: AnyHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head

@@ -15,7 +15,7 @@ __all__ = ["BackboneReference", "Bos", "Gate", "Head", "ModelSpec", "Pooling", "
 _FORMAT = 1
 
 Pooling = Literal["last", "mean"]
-Gate = Literal["none", "softmax"]
+Gate = Literal["none", "softmax", "attributes"]
 SpecialTokens = Literal["escape", "parse"]
 Bos = Literal["once", "as-published"]
 Reasoning = Literal["keep", "strip"]
@@ -112,7 +112,8 @@ class ModelSpec:
         skew_weight: how much the skew form of a ``hybrid`` model counts beside its reward.
         calibrated: True once the temperature was fitted on held-out judgements.
         pooling: ``last`` reads the last token, ``mean`` averages the tokens after the prompt.
-        gate: ``softmax`` weighs each 2-block by a softmax over the prompt's last hidden state (GPM's scale gate).
+        gate: ``softmax`` weighs each 2-block by a softmax over the prompt's last hidden state (GPM's scale gate);
+            ``attributes`` weighs the attributes into the reward by a network that reads the same state (ArmoRM).
         normalise: L2-normalise a general preference vector before the gate.
         special_tokens: ``escape`` keeps a special token's string inside a message as plain text; ``parse`` does not.
         bos: ``once`` never doubles the beginning-of-sequence token; ``as-published`` tokenises the rendered template
@@ -162,8 +163,10 @@ class ModelSpec:
             raise ModelLoadError(f"attributes are {list(self.attributes)}; every name may occur once")
         if self.weights is not None:
             self._check_weights(self.weights)
-        if self.gate != "none" and not self.rules.has_vector:
+        if self.gate == "softmax" and not self.rules.has_vector:
             raise ModelLoadError(f"a gate scales general preference blocks; kind {self.kind} has none")
+        if self.gate == "attributes" and not (self.rules.has_reward and self.rules.has_attributes):
+            raise ModelLoadError(f"a gate weighs attributes into a reward; kind {self.kind} has not both")
 
     def _check_skew_weight(self) -> None:
         if not 0 <= self.skew_weight < float("inf"):

@@ -1,10 +1,10 @@
-"""The gate of a general preference model, on request: its weights of the 2-blocks for the prompt of each response.
+"""The gate of a model, on request: its weights of the 2-blocks, or attributes, for the prompt of each response.
 
-A cached representation cannot tell them: every 2-block of it is the normalised vector's times the root of its weight,
-and what a block's length owes to which of the two is lost. So prompts are run once more, alone (each distinct one once
+A cached representation cannot tell them: a 2-block of it is the normalised vector's times the root of its weight, and
+what a block's length owes to which of the two is lost. So prompts are run once more, alone (each distinct one once
 a request, nothing is kept), through a queue of their own that takes turns with the responses on the device.
 
-k = 2-blocks.
+k = 2-blocks, or attributes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ class Gate:
         self._causal = model.network.causal
         self._clock = resources.clock
         self._reading = reading
-        self._codec = Codec(model.spec.blocks)
+        self._codec = Codec(model.network.head.gate_size)
         failure = f"the gate of model {name} gave NaN or infinity for a prompt"
         self.scheduler = open_queue(name, resources, model.gate_scales, self._codec, failure=failure)
 

@@ -13,7 +13,7 @@ from paragone_models.files.loading import load_model
 from paragone_models.files.saving import is_storable
 from paragone_models.kinds import KINDS
 from paragone_models.model import PreferenceModel
-from paragone_models.network import PreferenceNetwork, RepresentationHead, output_width
+from paragone_models.network import AnyHead, PreferenceNetwork, RepresentationHead, output_width
 from paragone_models.rotary import positions_of
 from paragone_models.spec import ModelSpec
 from paragone_training.errors import RecipeError
@@ -93,7 +93,7 @@ def build_model(recipe: Recipe, texts: Iterable[str]) -> ModelParts:
     return ModelParts(PreferenceNetwork(backbone, head), tokenizer, recipe.spec, head_origin=origin)
 
 
-def reward_on_top(head: RepresentationHead, spec: ModelSpec, rewarding: ModelSpec) -> RepresentationHead:
+def reward_on_top(head: AnyHead, spec: ModelSpec, rewarding: ModelSpec) -> RepresentationHead:
     """Return a regression head with a reward above its attributes: the attributes, merged by the model's weights.
 
         W_helpsteer = [w . W; W]
@@ -211,6 +211,7 @@ def _on_top(model: PreferenceModel, tokenizer: Any, recipe: Recipe, name: str) -
     # How a text was read is part of what backbone and head know.
     spec = replace(spec, **{field: getattr(model.spec, field) for field in _READING})
     width, misfit = output_width(network.config), _misfit(model, spec)
+    head: AnyHead
     if KINDS[spec.kind].starts_from == model.spec.kind or (KINDS[spec.kind].starts_from and misfit):
         # Training begins with the answers of the model it starts from: its merged attributes are the reward.
         spec = replace(_continued(recipe, model.spec, name), **{field: getattr(spec, field) for field in _READING})

@@ -78,6 +78,7 @@ class Family:
         name: as the table calls it.
         found_by: what tells it from the others, in words.
         becomes: the kind of model, and what is read where, in words.
+        weights: the published weights that it was run on here, in words.
         finds: whether a checkpoint is of this family.
         reads: a checkpoint of this family; raises ``ModelLoadError`` unless it is whole.
     """
@@ -87,3 +88,9 @@ class Family:
     becomes: str
     finds: Callable[[Checkpoint], bool]
     reads: Callable[[Checkpoint], Loaded]
+    weights: str = "none"
+
+    @property
+    def row(self) -> str:
+        """Its row of the table."""
+        return f"| {self.name} | {self.found_by} | {self.becomes} | {self.weights} |"

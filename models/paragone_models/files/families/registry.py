@@ -4,6 +4,7 @@ from paragone_models.errors import ModelLoadError
 from paragone_models.files.families.backbone import config_of, without_place
 from paragone_models.files.families.classifiers import ENCODERS, ONE_LABEL, SEVERAL_LABELS
 from paragone_models.files.families.family import Checkpoint, Family, Loaded
+from paragone_models.files.families.gating import GATED
 from paragone_models.files.families.output_rows import OUTPUT_ROWS, may_have_a_row
 from paragone_models.files.families.own import OWN
 from paragone_models.files.families.stored import DEEP_HEADS, GENERAL_PREFERENCE, LINEAR_HEADS
@@ -13,6 +14,7 @@ __all__ = ["FAMILIES", "family_of", "read_checkpoint"]
 FAMILIES: tuple[Family, ...] = (
     OWN,
     OUTPUT_ROWS,
+    GATED,
     GENERAL_PREFERENCE,
     DEEP_HEADS,
     LINEAR_HEADS,

@@ -1,0 +1,93 @@
+"""Attributes that the prompt weighs into one reward: the heads of ArmoRM and QRM.
+
+Shapes: B sequences of a batch, R reads, H hidden size, A attributes, Q quantiles of each, d of a representation.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from paragone_models.spec import ModelSpec
+
+__all__ = ["GatedRatings"]
+
+
+class GatedRatings(nn.Module):
+    """Turn hidden states into a reward and the ratings that it is made of.
+
+        reward = sum_a scale * g_a * (r T)_a,  g = softmax(gate(h_prompt) / temperature),  r = W h_response
+
+    With quantiles each attribute has Q numbers of which the rating is the mean, and so has the reward. A representation
+    is the reward, the ratings (r, or r T where there are quantiles, as each is published), then the reward's quantiles.
+
+    Source: Wang et al. (arXiv 2406.12845), §3; with quantiles Dorka (arXiv 2409.10164); the checkpoints' own settings.
+
+    Args:
+        value_head: from the response's hidden state to all numbers of all attributes. [H] to [A · Q]
+        gate: from the prompt's last hidden state to one logit per attribute. [H] to [A]
+        transform: what ratings are multiplied by, T. [A, A]
+        scale: what the gate's weights are multiplied by.
+        temperature: what the gate's logits are divided by.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        value_head: nn.Linear,
+        gate: nn.Module,
+        transform: Tensor,
+        *,
+        scale: float,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.value_head: nn.Module = value_head
+        self.prompt_head: nn.Module = gate
+        self.register_buffer("transform", transform)
+        self.gate_size = len(transform)
+        self._scale = scale
+        self._temperature = temperature
+
+    @property
+    def reads(self) -> int:
+        """Number of reads a sequence needs: the prompt's, then the response's."""
+        return 2
+
+    def gate_scales(self, hidden: Tensor) -> Tensor:
+        """Return the gate's weight of each attribute; they sum to 1.
+
+        Args:
+            hidden: hidden states at the reads, the prompt's first. [B, R, H]
+
+        Returns:
+            Weights, float32. [B, A]
+
+        Raises:
+            ValueError: if the number of reads is not two.
+        """
+        if hidden.dim() != 3 or hidden.shape[1] != self.reads:
+            raise ValueError(f"hidden must be [n, {self.reads}, H], not of shape {tuple(hidden.shape)}")
+        with torch.autocast(device_type=hidden.device.type, enabled=False):
+            return torch.softmax(self.prompt_head(hidden[:, 0].float()) / self._temperature, dim=-1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the representation of each sequence.
+
+        Args:
+            hidden: hidden states at the reads, the prompt's first. [B, R, H]
+
+        Returns:
+            Reward, ratings and the reward's quantiles, float32. [B, d]
+
+        Raises:
+            ValueError: if the number of reads is not two.
+        """
+        shares = self._scale * self.gate_scales(hidden)
+        with torch.autocast(device_type=hidden.device.type, enabled=False):
+            values = self.value_head(hidden[:, -1].float()).view(len(hidden), self.gate_size, -1)
+            adjusted = torch.einsum("baq,ac->bcq", values, self.get_buffer("transform"))
+            quantiles = (shares[:, :, None] * adjusted).sum(dim=1)
+            reward = quantiles.mean(dim=-1, keepdim=True)
+            if values.shape[-1] == 1:
+                return torch.cat([reward, values[..., 0]], dim=-1)
+            return torch.cat([reward, adjusted.mean(dim=-1), quantiles], dim=-1)

@@ -1,0 +1,143 @@
+"""ArmoRM and QRM: held against their published formulas, written here on plain transformers' states."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+
+from paragone_models import load_model
+from paragone_models.errors import ModelLoadError
+from tests.models import tiny
+from tests.models.files.families.checkpoints import PROMPT, RESPONSES, backbone, ids, save, states
+
+ATTRIBUTES, QUANTILES, INNER = 4, 3, 8
+TEMPLATE = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>{% endfor %}"
+
+
+def linear(out, into):
+    return {"weight": torch.randn(out, into), "bias": torch.randn(out)}
+
+
+def norm(size):
+    values = {name: torch.randn(size) for name in ("weight", "bias", "running_mean")}
+    return values | {"running_var": torch.rand(size) + 0.5, "num_batches_tracked": torch.tensor(7)}
+
+
+def heads(quantiles: int) -> dict[str, torch.Tensor]:
+    """The tensors of an ArmoRM (one number an attribute) or a QRM (several)."""
+    torch.manual_seed(quantiles)
+    if quantiles == 1:
+        layers = {0: linear(INNER, tiny.HIDDEN), 1: linear(INNER, INNER), 2: linear(ATTRIBUTES, INNER)}
+    else:
+        layers = {0: linear(INNER, tiny.HIDDEN), 2: norm(INNER), 3: linear(INNER, INNER), 5: norm(INNER)}
+        for number in (0, 3):
+            del layers[number]["bias"]
+        layers[6] = linear(ATTRIBUTES, INNER)
+    return {
+        "regression_layer.weight": torch.randn(ATTRIBUTES * quantiles, tiny.HIDDEN),
+        "reward_transform_matrix": torch.eye(ATTRIBUTES) - 0.3 * torch.rand(ATTRIBUTES, ATTRIBUTES),
+        "gating.logit_scale": torch.tensor([1.5]),
+        **{f"gating.layers.{n}.{part}": tensor for n, layer in layers.items() for part, tensor in layer.items()},
+    }
+
+
+def gate_of(tensors, hidden, quantiles: int):
+    """The gate's weights, layer by layer as each class applies them."""
+
+    def layer(number, part="weight"):
+        return tensors.get(f"gating.layers.{number}.{part}")
+
+    if quantiles == 1:
+        hidden = functional.relu(functional.linear(hidden, layer(0), layer(0, "bias")))
+        hidden = functional.relu(functional.linear(hidden, layer(1), layer(1, "bias")))
+        logits = functional.linear(hidden, layer(2), layer(2, "bias"))
+    else:
+        for number, after in ((0, 2), (3, 5)):
+            hidden = functional.relu(functional.linear(hidden, layer(number)))
+            mean, spread = layer(after, "running_mean"), (layer(after, "running_var") + 1e-5).sqrt()
+            hidden = (hidden - mean) / spread * layer(after) + layer(after, "bias")
+        logits = functional.linear(hidden, layer(6), layer(6, "bias"))
+    return functional.softmax(logits / 5.0, dim=-1)
+
+
+def gated(folder, quantiles: int, **config):
+    bare, tensors = backbone(), heads(quantiles)
+    config = {"num_objectives": ATTRIBUTES, "gating_temperature": 5.0, **config}
+    if quantiles > 1:
+        config["num_quantiles"] = quantiles
+    auto = {"AutoModelForSequenceClassification": "modeling_custom.LlamaForRewardModelWithGating"}
+    save(
+        folder, bare, tensors, architecture="LlamaForRewardModelWithGating", template=TEMPLATE, auto_map=auto, **config
+    )
+    return bare, tensors
+
+
+@pytest.mark.parametrize("quantiles", [1, QUANTILES])
+def test_reward_ratings_and_quantiles_are_those_of_the_published_formulas(tmp_path, quantiles):
+    bare, tensors = gated(tmp_path, quantiles)
+    model = load_model(tmp_path, device="cpu")
+    assert (model.kind, model.spec.gate) == ("helpsteer", "attributes")
+    scores = model.score(PROMPT, RESPONSES)
+    for row, response in enumerate(RESPONSES):
+        tokens = ids(tmp_path, PROMPT, response)
+        hidden = states(bare, tokens)
+        # The last end of a turn that an assistant's header follows, as the publishers search it.
+        end, header = (tiny.MARKS.index(mark) for mark in ("<|im_end|>", "<|im_start|>"))
+        place = max(place for place in range(len(tokens) - 1) if tokens[place : place + 2] == [end, header])
+        weights = 1.5 * gate_of(tensors, hidden[place], quantiles)
+        raw = (tensors["regression_layer.weight"] @ hidden[-1]).reshape(ATTRIBUTES, quantiles)
+        adjusted = tensors["reward_transform_matrix"].T @ raw
+        own = scores.representations[row]
+        torch.testing.assert_close(own[0], weights @ adjusted.mean(1), atol=1e-4, rtol=1e-4)
+        expected = raw[:, 0] if quantiles == 1 else adjusted.mean(1)
+        torch.testing.assert_close(own[1 : 1 + ATTRIBUTES], expected, atol=1e-4, rtol=1e-4)
+        if quantiles > 1:
+            torch.testing.assert_close(own[1 + ATTRIBUTES :], weights @ adjusted, atol=1e-4, rtol=1e-4)
+            assert list(scores.attributes)[-3:] == ["quantile_0.25", "quantile_0.5", "quantile_0.75"]
+    difference = float(scores.rewards[0] - scores.rewards[1])
+    assert scores.probabilities[0, 1] == pytest.approx(1 / (1 + torch.tensor(-difference).exp().item()), abs=1e-6)
+
+
+def test_a_gate_gives_one_weight_an_attribute(tmp_path):
+    bare, tensors = gated(tmp_path, 1)
+    model = load_model(tmp_path, device="cpu")
+    hidden = torch.stack([states(bare, one)[[1, -1]] for one in tiny.sequences(2)])
+    expected = gate_of(tensors, hidden[:, 0], 1)
+    torch.testing.assert_close(model.gate_scales(hidden), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"must be \[n, 2, H\]"):
+        model.gate_scales(hidden[:, :1])
+
+
+def test_attributes_have_the_names_of_the_labels_or_the_published_ones(tmp_path):
+    names = {str(row): f"quality {row}" for row in range(ATTRIBUTES)}
+    gated(tmp_path, 1, id2label=names)
+    assert load_model(tmp_path, device="cpu").spec.attributes == tuple(names.values())
+    gated(tmp_path, 1)
+    assert load_model(tmp_path, device="cpu").spec.attributes == tuple(f"objective_{row}" for row in range(ATTRIBUTES))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"regression_layer.weight": torch.ones(ATTRIBUTES + 1, tiny.HIDDEN)}, r"regression_layer.weight has shape"),
+        ({"reward_transform_matrix": None}, "reward_transform_matrix is missing"),
+        ({"gating.logit_scale": None}, "logit_scale is missing"),
+        ({"gating.layers.1.bias": torch.ones(2)}, "no gate of a form that is known"),
+        ({"gating.layers.1.weight": None}, "no gate of a form that is known"),
+        ({"gating.layers.2.extra": torch.ones(2)}, "no gate of a form that is known"),
+        ({"score.weight": torch.ones(1, tiny.HIDDEN)}, "gives no place to .*score.weight"),
+    ],
+)
+def test_what_is_not_whole_is_refused_by_name(tmp_path, change, reason):
+    gated(tmp_path, 1)
+    path = tmp_path / "model.safetensors"
+    tensors = {**load_file(path), **change}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path, metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match=reason):
+        load_model(tmp_path, device="cpu")
+
+
+def test_a_gate_of_another_backbone_is_refused(tmp_path):
+    save(tmp_path, backbone("qwen2"), heads(1), architecture="X", num_objectives=ATTRIBUTES)
+    with pytest.raises(ModelLoadError, match="gated qwen2 model, whose gate reads a token that is not known here"):
+        load_model(tmp_path, device="cpu")
