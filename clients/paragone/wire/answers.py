@@ -144,7 +144,8 @@ class Reward(AnswerModel):
         "hybrid's own reward adds the rest. [k]",
     )
     gate_scales: list[Probability] | None = Field(
-        default=None, description="The gate's weight of each 2-block for this prompt, if asked for. Their sum is 1. [k]"
+        default=None,
+        description="The gate's weight of each 2-block, or attribute, for this prompt, if asked for. Their sum is 1. [k]",
     )
     representation: list[Finite] | None = Field(default=None, description="The d numbers, if asked for. [d]")
     truncated_tokens: Count = Field(default=0, description="Tokens that were cut from the prompt. [count]")
