@@ -145,7 +145,7 @@ class Reward(AnswerModel):
     )
     gate_scales: list[Probability] | None = Field(
         default=None,
-        description="The gate's weight of each 2-block, or attribute, for this prompt, if asked for. Their sum is 1. [k]",
+        description="The gate's weight of each 2-block, or attribute, for this prompt, if asked for; the sum is 1. [k]",
     )
     representation: list[Finite] | None = Field(default=None, description="The d numbers, if asked for. [d]")
     truncated_tokens: Count = Field(default=0, description="Tokens that were cut from the prompt. [count]")

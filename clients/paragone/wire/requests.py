@@ -111,8 +111,8 @@ class RewardsRequest(_Request):
         alias="return",
         description="What to add to each answer: `representation`, the d numbers; `blocks`, what each 2-block of a "
         "general preference vector adds to `reference_logit` (every item needs references); `gate_scales`, the gate's "
-        "weights of the 2-blocks or of the attributes, for which each prompt is run through the model once more; `ids`, to name the "
-        "responses by in later pairs.",
+        "weights of the 2-blocks or of the attributes, for which each prompt is run through the model once more; "
+        "`ids`, to name the responses by in later pairs.",
     )
 
 
