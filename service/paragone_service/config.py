@@ -87,6 +87,8 @@ class ModelSettings(BaseModel):
     """Whether a response's thoughts are scored, ``keep``, or removed before, ``strip``."""
     chat_template: str | None = None
     """A chat template of the tokenizer by name, or a file with one; None: its default, and ``tool_use`` for tools."""
+    backbone: str | None = None
+    """Where the backbone of a head that was saved alone is; None: where the head says."""
     revision: str | None = None
     """Revision of a Hugging Face id."""
     trust_remote_code: bool = False

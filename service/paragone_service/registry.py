@@ -69,6 +69,7 @@ def _load_models(settings: Settings) -> dict[str, PreferenceModel]:
             bos=options.bos,
             reasoning=options.reasoning,
             chat_template=options.chat_template,
+            backbone=options.backbone,
             trust_remote_code=options.trust_remote_code,
             max_batch_tokens=settings.max_batch_tokens,
             deterministic=options.deterministic,

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from paragone_models import load_model
+from paragone_models.files.sources import builtin_folder
 from paragone_training.command import train
 from paragone_training.errors import DataError
 
@@ -23,6 +26,19 @@ def test_a_recipe_on_the_shipped_texts_gives_a_model_that_compares(name, tmp_pat
     model = load_model(tmp_path / "model", device="cpu")
     assert model.spec.demonstration
     assert model.score("May I freeze bread?", ["Yes, sliced.", "No."]).probabilities.shape == (2, 2)
+
+
+def test_the_head_recipe_on_the_shipped_texts_beats_length_on_the_test_split(tmp_path):
+    states = ("--set", f"head.states={tmp_path / 'states'}")
+    run("head", RECIPES / "everyday-head.toml", *states, "--output", tmp_path / "head")
+    card = (tmp_path / "head" / "README.md").read_text()
+    assert "| this head, on the held-out rows | 48 | 0.7" in card
+    assert "**A demonstration.**" in card
+    # What ships under this name is what the recipe gives.
+    fitted, shipped = (
+        load_file(path / "head.safetensors") for path in (tmp_path / "head", builtin_folder("everyday-head"))
+    )
+    torch.testing.assert_close(fitted, shipped, rtol=0.02, atol=0.02)
 
 
 def test_the_policy_recipe_on_the_shipped_prompts_makes_a_policy_and_compares_it(tmp_path):

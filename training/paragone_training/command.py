@@ -82,28 +82,40 @@ def _model(
 @train.command("head")
 @_pointing_at_data
 def _head(
-    recipe: Annotated[Path, typer.Argument(help="A TOML file with a backbone.source, see docs/training.md.")],
-    output: _Output = None,
+    recipes: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RECIPE...", help="TOML files with a backbone.source, see docs/training.md; a response passes once."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the head, or of the folders of several; runs/NAME unless given."),
+    ] = None,
     settings: _Settings = None,
     data: _Data = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and data, say what would be done.")] = False,
 ) -> None:
-    """Fit a head to a frozen backbone: one pass per response and seconds of fitting; kilobytes for `paragone serve`."""
+    """Fit heads to a frozen backbone: one pass per response and seconds of fitting; kilobytes for `paragone serve`."""
     _log()
-    loaded = load_recipe(recipe, settings or [], data=data)
-    folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
+    heads = []
+    for path in recipes:
+        loaded = load_recipe(path, settings or [], data=data)
+        own = output / path.stem if output and len(recipes) > 1 else output
+        heads.append((loaded, own or Path(loaded.output.folder or f"runs/{path.stem}")))
     from paragone_training.preference.head_fit import check_head_recipe, check_head_run
-    from paragone_training.preference.train_head import train_head
+    from paragone_training.preference.train_head import train_heads
     from paragone_training.preference.train_model import load_rows
 
-    if dry_run:
+    if not dry_run:
+        typer.echo("\n".join(map(str, train_heads(heads))))
+        return
+    for loaded, folder in heads:
         check_head_recipe(loaded)
         typer.echo(_described(loaded))
         rows = load_rows(loaded)
         check_head_run(loaded, rows)
         typer.echo("\n".join([f"{rows.describe()}; the head would go to {folder}", *rows.account.describe()]))
-        return
-    typer.echo(str(train_head(loaded, folder)))
 
 
 @train.command("language")

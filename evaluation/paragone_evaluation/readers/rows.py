@@ -146,6 +146,11 @@ class Rating:
         """File and line, empty without a file."""
         return _place(self.file, self.line)
 
+    @property
+    def question(self) -> str:
+        """What the row is about, as of a ``Pair``."""
+        return self.group if self.group == self.prompt else _question_of(self.group)
+
 
 @dataclass(frozen=True)
 class Prompt:

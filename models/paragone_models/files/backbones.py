@@ -28,21 +28,27 @@ Residents: TypeAlias = MutableMapping[tuple[str, ...], nn.Module]
 """Backbones that are in memory, by identity, dtype and device: heads of one backbone share it."""
 
 
-def home_of(where: Resolved) -> tuple[Resolved, str | None]:
+def home_of(where: Resolved, backbone: str | None = None) -> tuple[Resolved, str | None]:
     """Return the files of a model's backbone, and its identity where its head was saved alone.
 
+    Args:
+        backbone: where that of a head is now, in place of the place that the head names.
+
     Raises:
-        ModelLoadError: if the backbone that a head names is not there, is another one, or is a head itself.
+        ModelLoadError: if the backbone that a head names is not there, is another one, or is a head itself; or one is
+            given to a model that has its own.
     """
     reference = _reference(where.folder)
     if reference is None:
+        if backbone is not None:
+            raise ModelLoadError(f"{where.source} is no head alone, and has its own backbone: leave {backbone} out")
         return where, None
     try:
-        home = _found(reference, where.folder)
+        home = _found(reference, where.folder) if backbone is None else resolve(backbone, None)
     except ModelLoadError as error:
         raise ModelLoadError(
-            f"{where.source} is a head, and its backbone cannot be had: {error}; if it was moved, correct "
-            f"backbone.source in its {SPEC_FILE}"
+            f"{where.source} is a head, and its backbone cannot be had: {error}; say where it is, by the setting "
+            f"backbone or in {SPEC_FILE} (backbone.source)"
         ) from error
     if _reference(home.folder) is not None:
         raise ModelLoadError(f"{where.source} names {home.source} as its backbone, which is a head alone")

@@ -89,6 +89,7 @@ def load_model(
     bos: Bos | None = None,
     reasoning: Reasoning | None = None,
     chat_template: str | None = None,
+    backbone: str | None = None,
     trust_remote_code: bool = False,
     max_batch_tokens: int | Literal["auto"] | None = None,
     deterministic: bool = False,
@@ -122,6 +123,8 @@ def load_model(
         reasoning: ``keep`` or ``strip``, see ``ModelSpec``.
         chat_template: the name of one of the tokenizer's templates, or a file that holds one, to be used for all
             conversations.
+        backbone: where the backbone of a head that was saved alone is now, in place of the place that the head names:
+            a folder, a hub id or a built-in. It has to have the identity that the head was saved with.
         trust_remote_code: run Python files that come with the checkpoint.
         max_batch_tokens: most tokens of one forward pass; ``auto`` finds the fastest by a warm-up of about ten seconds.
             4,096 on a CPU and 16,384 on a GPU unless given.
@@ -145,7 +148,7 @@ def load_model(
     where = resolve(os.fspath(source), revision)
     if revision is not None and where.commit is None:
         raise ModelLoadError(f"{source} lies on this machine and has no revisions; leave revision={revision!r} out")
-    home, identity = home_of(where)
+    home, identity = home_of(where, backbone)
     adapter = find_adapter(home.folder)
     base = home if adapter is None else base_of(home)
     options = _options(device, dtype, base.folder, trust_remote_code=trust_remote_code, elsewhere=elsewhere)

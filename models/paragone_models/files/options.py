@@ -15,7 +15,18 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 _NAMED = re.compile(rf"({NAME})=(.+)")
 _SETTING = re.compile(r",([a-z_]+)=")
-_TEXTS = ("kind", "head", "device", "dtype", "special_tokens", "bos", "reasoning", "chat_template", "revision")
+_TEXTS = (
+    "kind",
+    "head",
+    "device",
+    "dtype",
+    "special_tokens",
+    "bos",
+    "reasoning",
+    "chat_template",
+    "backbone",
+    "revision",
+)
 _SWITCHES = {"true": True, "false": False}
 _NUMBERS = {"temperature": float, "skew_weight": float, "max_length": int}
 _KEYS = (*_TEXTS, *_NUMBERS, "weights", "trust_remote_code", "deterministic")

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from paragone_models.errors import ModelLoadError
 
-__all__ = ["NAMES", "POLICIES", "Resolved", "builtin_folder", "resolve", "tokenizer_folder"]
+__all__ = ["HEADS", "NAMES", "POLICIES", "Resolved", "builtin_folder", "resolve", "tokenizer_folder"]
 
 _ROOT = Path(__file__).parents[1] / "builtin"
 
 NAMES = ("mini-bradley-terry", "mini-general-preference", "mini-regression", "mini-helpsteer")
 """Built-in models, loaded as ``builtin:NAME``."""
+
+HEADS = ("everyday-head",)
+"""Built-in heads of another model's backbone, loaded in the same way; a service hosts one where it is asked to."""
 
 POLICIES = ("mini-policy",)
 """Built-in causal language models that policy training starts from."""
@@ -31,7 +34,7 @@ def builtin_folder(name: str) -> Path:
     Raises:
         KeyError: if there is no such model.
     """
-    if name not in (*NAMES, *POLICIES):
+    if name not in (*NAMES, *HEADS, *POLICIES):
         raise KeyError(name)
     return _ROOT / name
 
@@ -76,7 +79,9 @@ def resolve(source: str, revision: str | None) -> Resolved:
         try:
             return Resolved(builtin_folder(name), tokenizer_folder(), source)
         except KeyError:
-            raise ModelLoadError(f"there is no built-in model {name!r}; built in are {', '.join(NAMES)}") from None
+            raise ModelLoadError(
+                f"there is no built-in model {name!r}; built in are {', '.join((*NAMES, *HEADS))}"
+            ) from None
     path = Path(source).expanduser()
     if path.is_dir():
         return Resolved(path, path, source)

@@ -10,6 +10,7 @@ from paragone_models import load_model
 from paragone_models.errors import ModelLoadError
 from paragone_models.files.backbones import reference_to, save_head
 from paragone_models.files.loading import load_backbone
+from paragone_models.files.options import load_options, named_source
 from paragone_models.files.saving import export_backbone
 from paragone_models.spec import ModelSpec
 from tests.models import tiny
@@ -74,8 +75,26 @@ def test_head_and_backbone_that_were_moved_together_find_each_other(whole, tmp_p
         shutil.move(tmp_path / name, tmp_path / "elsewhere" / name)
     torch.testing.assert_close(scores(tmp_path / "elsewhere" / "alone").representations, expected, rtol=0, atol=0)
     shutil.move(tmp_path / "elsewhere" / "whole", tmp_path / "gone")
-    with pytest.raises(ModelLoadError, match=r"is a head, and its backbone cannot be had: .*correct backbone\.source"):
+    with pytest.raises(
+        ModelLoadError, match=r"is a head, and its backbone cannot be had: .*in paragone\.json \(backbone\.source\)"
+    ):
         load_model(tmp_path / "elsewhere" / "alone", device="cpu")
+
+
+def test_a_backbone_that_is_elsewhere_is_given_and_has_to_be_the_one(whole, tmp_path):
+    alone = head_of(whole, REWARD, tmp_path / "alone")
+    expected = scores(alone).representations
+    shutil.move(whole, tmp_path / "far" / "renamed")
+    with pytest.raises(ModelLoadError, match=r"cannot be had: .* say where it is, by the setting backbone"):
+        load_model(alone, device="cpu")
+    given = load_options(named_source(f"one={alone},backbone={tmp_path / 'far' / 'renamed'}").settings)
+    torch.testing.assert_close(scores(alone, **given).representations, expected, rtol=0, atol=0)
+    other = tiny.save_own(tmp_path / "other", REWARD)
+    tiny.make_network(REWARD, seed=1).backbone.save_pretrained(other)
+    with pytest.raises(ModelLoadError, match=r"is a head for the backbone .* and .*other has identity"):
+        load_model(alone, device="cpu", backbone=str(other))
+    with pytest.raises(ModelLoadError, match=r"is no head alone, and has its own backbone: leave .*renamed out"):
+        load_model(other, device="cpu", **given)
 
 
 @pytest.mark.parametrize("what", ["weights", "template"])

@@ -36,6 +36,19 @@ def test_a_built_in_model_is_at_most_four_megabytes_and_has_a_card(name):
     assert not list(folder.glob("*token*"))
 
 
+@pytest.mark.parametrize("name", sources.HEADS)
+def test_a_built_in_head_is_kilobytes_and_compares_on_the_backbone_that_it_names(name):
+    folder = sources.builtin_folder(name)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 10_000
+    assert len((folder / "README.md").read_text(encoding="utf-8")) > 500
+    # The identity of the backbone is checked by this: a mini that is trained anew needs its heads fitted anew.
+    model = load_model(f"builtin:{name}", device="cpu")
+    assert (model.name, model.spec.demonstration) == (name, True)
+    assert model.spec.backbone.source.removeprefix("builtin:") in sources.NAMES
+    answers = ["Wash the rice first, keep the lid on and the heat low, and let it rest for ten minutes.", "idk lol"]
+    assert model.score("My rice always sticks to the pot. What can I do?", answers).probabilities[0, 1] > 0.5
+
+
 def test_all_built_in_models_read_text_alike():
     readers = [load_model(f"builtin:{name}", device="cpu").reader for name in sources.NAMES]
     texts = {reader.template.signature for reader in readers}

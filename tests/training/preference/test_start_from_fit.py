@@ -2,13 +2,17 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from paragone_models import load_model
+from paragone_models.files.backbones import save_head
 from paragone_training.errors import RecipeError
 from paragone_training.preference.card import Rows
 from paragone_training.preference.head_fit import FITTED
+from paragone_training.preference.train_head import train_heads
 from paragone_training.preference.train_model import fit, train_model
 from tests.training.arguments import pairs
 from tests.training.preference.test_train_head import checkpoint, data, recipe
@@ -39,6 +43,40 @@ def test_training_begins_with_the_fitted_head(checkpoint, data, tmp_path, kind):
     fitted = outcome.probe.fitted.tensors["value_head.weight"]
     torch.testing.assert_close(outcome.model.network.head.value_head.weight.detach().cpu(), fitted, atol=1e-4, rtol=0)
     assert not outcome.model.spec.normalise
+
+
+def test_the_first_loss_is_that_of_the_fitted_head(checkpoint, data, tmp_path):
+    # One step over all rows, so that the logged loss is the mean over every pair before anything moved.
+    training = {**QUIET, "accumulation": 100, "log_steps": 1, "warmup_steps": 0.0}
+    outcome = trained(checkpoint, data, tmp_path, training=training)
+    fitted = outcome.probe.fitted
+    alone = load_model(save_head(tmp_path / "alone", fitted.tensors, fitted.spec, outcome.probe.backbone), device="cpu")
+    expected = []
+    for pair in rows().pairs:
+        preferred, other = (pair.first, pair.second)[:: 1 if pair.strength > 0 else -1]
+        expected.append(-np.log(alone.score(pair.prompt, [preferred, other]).probabilities[0, 1]))
+    first = next(line["loss"] for line in outcome.history if "loss" in line)
+    assert first == pytest.approx(np.mean(expected), rel=1e-3)
+    assert first < 0.5 < np.log(2)
+
+
+@pytest.mark.parametrize("kind", ["bradley-terry", "general-preference"])
+def test_a_head_that_was_fitted_before_is_gone_on_from_and_kept_where_training_loses(checkpoint, data, tmp_path, kind):
+    model = {"kind": kind, "dimension": 4 if kind == "general-preference" else 1}
+    head = train_heads([(recipe(checkpoint, data, tmp_path, model=model), tmp_path / "head")])[0]
+    sections = {"model": {**model, "start": str(head)}, "backbone": {"source": None}}
+    outcome = trained(checkpoint, data, tmp_path, **sections)
+    assert outcome.model.head_origin == f"kept: model.start {head}"
+    assert not outcome.model.spec.normalise
+    assert outcome.before.judged.summary().accuracy == 1.0
+    start = load_file(head / "head.safetensors")["value_head.weight"]
+    # Six steps of at most a tenth of the backbone's rate.
+    torch.testing.assert_close(outcome.model.network.head.value_head.weight.detach().cpu(), start, atol=1e-5, rtol=0)
+    ruin = {"learning_rate": 1e-2, "weight_decay": 100.0, "schedule": "constant", "warmup_steps": 0.0}
+    ruined = recipe(checkpoint, data, tmp_path, training={**QUIET, **ruin}, head={"learning_rate": 1e-2}, **sections)
+    lost = fit(ruined, rows(), tmp_path / "ruin")
+    assert lost.lost is not None
+    assert torch.equal(lost.model.network.head.value_head.weight.detach().cpu(), start)
 
 
 def test_the_head_has_a_learning_rate_of_its_own(checkpoint, data, tmp_path):

@@ -1,6 +1,7 @@
 """A head fitted to a frozen backbone: a folder of kilobytes that answers, states that are kept, and refusals."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from paragone_training.preference.card import Rows
 from paragone_training.preference.frozen_states import FrozenBackbone
 from paragone_training.preference.head_fit import fit_to_rows
 from paragone_training.preference.recipe import Recipe
-from paragone_training.preference.train_head import train_head
+from paragone_training.preference.train_head import train_heads
 from paragone_training.scratch.decoder import train_tokenizer
 from paragone_training.settings import parse
 from tests.training.arguments import BAD, GOOD, pairs, write
@@ -85,6 +86,10 @@ def recipe(checkpoint, file, tmp_path, **sections):
     for name, values in sections.items():
         tables[name] = {**tables.get(name, {}), **values}
     return parse(Recipe, tables)
+
+
+def train_head(settled, folder):
+    return train_heads([(settled, folder)])[0]
 
 
 @pytest.mark.parametrize(
@@ -157,11 +162,14 @@ def test_states_are_computed_once_shared_by_kinds_and_found_after_a_kill(checkpo
     again = FrozenBackbone(backbone, tmp_path)
     states = again.states(readings)
     assert again.computed == 8
-    # A gate needs the prompt's state too, one for all, and finds the responses'.
-    gated = FrozenBackbone(backbone, tmp_path)
-    _, with_gate = read(checkpoint, gate="softmax", answers=[f"answer {number}" for number in range(40)])
-    assert np.array_equal(gated.states(with_gate)[:, 1], states[:, 0])
-    assert gated.computed == 1
+    # One pass has given what every other head reads: the prompt's state for a gate, one for all, and the means.
+    others = FrozenBackbone(backbone, tmp_path)
+    for pooling in ("last", "mean"):
+        _, with_gate = read(checkpoint, pooling, "softmax", answers=[f"answer {number}" for number in range(40)])
+        gated = others.states(with_gate)
+        assert len(np.unique(gated[:, 0], axis=0)) == 1
+        assert np.array_equal(gated[:, 1], states[:, 0]) == (pooling == "last")
+    assert others.computed == 0
     # Another dtype is another backbone.
     half = load_backbone(checkpoint, device="cpu", dtype="bfloat16")
     other = FrozenBackbone(half, tmp_path)
@@ -195,6 +203,50 @@ def test_the_command_fits_says_what_it_found_and_refuses_to_write_over_a_model(c
     assert json.loads((tmp_path / "runs/quick/paragone.json").read_text())["backbone"]["source"] == str(checkpoint)
     with pytest.raises(RecipeError, match=r"runs/quick holds a model: choose another --output"):
         CliRunner().invoke(train, ["head", str(path)], catch_exceptions=False)
+
+
+def test_heads_of_one_backbone_share_one_pass_in_one_command(checkpoint, data, tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, lines in (("reward", 'pooling = "mean"'), ("vector", 'dimension = 4\ngate = true\npooling = "last"')):
+        kind = "general-preference" if name == "vector" else "bradley-terry"
+        (tmp_path / f"{name}.toml").write_text(
+            f'[model]\nkind = "{kind}"\nmax_length = 128\n{lines}\n[backbone]\nsource = "{checkpoint}"\n'
+            f'[data]\ntrain = ["{data}"]\n[head]\nfolds = 3\n'
+        )
+    # The last one is looked at before the first one is fitted.
+    with pytest.raises(RecipeError, match="two heads would go to"):
+        CliRunner().invoke(train, ["head", "reward.toml", "reward.toml"], catch_exceptions=False)
+    with caplog.at_level(logging.INFO):
+        result = CliRunner().invoke(
+            train, ["head", "reward.toml", "vector.toml", "--output", "heads"], catch_exceptions=False
+        )
+    assert result.stdout.split() == ["heads/reward", "heads/vector"]
+    assert [load_model(folder, device="cpu").kind for folder in result.stdout.split()] == [
+        "bradley-terry",
+        "general-preference",
+    ]
+    # 36 responses; the second head needs the prompts' states and the last tokens', which the same passes gave.
+    passed = [line for line in caplog.messages if "sequences passed the backbone" in line]
+    assert [line.split(";")[0] for line in passed] == [f"{count} sequences passed the backbone" for count in (36, 0)]
+
+
+def test_nothing_held_out_is_learned_from_and_the_card_says_what_is_near(checkpoint, data, tmp_path):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    held_out = next(number for number, row in enumerate(rows, 1) if row["split"] == "test")
+    # A comparison of the test split once more, the other way round, and one more question that both splits have.
+    again = rows[held_out - 1]
+    swapped = {**again, "first": again["second"], "second": again["first"], "strength": -again["strength"]}
+    rows += [{**swapped, "split": "train", "id": "a"}, {**rows[0], "first": "Yes.", "split": "test", "id": "b"}]
+    folder = train_head(recipe(checkpoint, write(tmp_path / "near.jsonl", rows), tmp_path), tmp_path / "near")
+    card = (folder / "README.md").read_text()
+    reason = "1 row left out: held out, and another row of the same two responses is trained on"
+    assert f"{reason} (line {held_out})" in card
+    assert "None of the held-out pairs was learned from, but 9 of 9 are under questions that were" in card
+    folder = train_head(recipe(checkpoint, data, tmp_path), tmp_path / "apart")
+    assert (
+        "None of the held-out rows was learned from, and their questions are others."
+        in (folder / "README.md").read_text()
+    )
 
 
 def test_rows_that_do_not_fit_are_left_out_and_counted_and_a_dry_run_finds_them(checkpoint, data, tmp_path):

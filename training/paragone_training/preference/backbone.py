@@ -45,6 +45,7 @@ class ModelParts:
         start: the model that it goes on from, or None.
         head_origin: whether the head is kept from a trained model or new, and why; None with a backbone from random
             weights.
+        fitted: whether the head was fitted to the backbone as it is, and nothing was trained since.
     """
 
     network: PreferenceNetwork
@@ -52,6 +53,7 @@ class ModelParts:
     spec: ModelSpec
     start: _Start | None = None
     head_origin: str | None = None
+    fitted: bool = False
 
     @property
     def pad_id(self) -> int:
@@ -210,7 +212,10 @@ def _on_top(model: PreferenceModel, tokenizer: Any, recipe: Recipe, name: str) -
     start = _Start(model.provenance.source, model.identity, model.spec)
     # How a text was read is part of what backbone and head know.
     spec = replace(spec, **{field: getattr(model.spec, field) for field in _READING})
-    width, misfit = output_width(network.config), _misfit(model, spec)
+    if "normalise" not in recipe.model.model_fields_set and spec.kind == model.spec.kind:
+        # Fitted vectors are not normalised, and the recipe that fitted one goes on from it.
+        spec = replace(spec, normalise=model.spec.normalise)
+    width, misfit, fitted = output_width(network.config), _misfit(model, spec), False
     head: AnyHead
     if KINDS[spec.kind].starts_from == model.spec.kind or (KINDS[spec.kind].starts_from and misfit):
         # Training begins with the answers of the model it starts from: its merged attributes are the reward.
@@ -225,6 +230,7 @@ def _on_top(model: PreferenceModel, tokenizer: Any, recipe: Recipe, name: str) -
         spec = replace(spec, temperature=recipe.model.temperature or model.spec.temperature)
         head, origin = network.head, f"kept: {name}"
         head.spec = spec
+        fitted = model.spec.backbone is not None
     elif recipe.model.head == "keep":
         raise RecipeError(f"model.head is 'keep', and {name} {misfit}: make the recipe the same, or take 'new'")
     else:
@@ -232,7 +238,7 @@ def _on_top(model: PreferenceModel, tokenizer: Any, recipe: Recipe, name: str) -
     network.head = head
     # A loaded model is frozen.
     network.requires_grad_(requires_grad=True)
-    return ModelParts(network, tokenizer, spec, start, origin)
+    return ModelParts(network, tokenizer, spec, start, origin, fitted)
 
 
 def _misfit(model: PreferenceModel, spec: ModelSpec) -> str | None:

@@ -46,6 +46,17 @@ class Rows:
             f"{len(self.held_out_pairs)} held out"
         )
 
+    def apart(self) -> str:
+        """Return how far the held-out pairs are from what was learned from, for log and card."""
+        learned = {pair.question for pair in self.pairs} | {row.question for row in self.ratings}
+        known = sum(pair.question in learned for pair in self.held_out_pairs)
+        if not known:
+            return "None of the held-out rows was learned from, and their questions are others."
+        return (
+            f"None of the held-out pairs was learned from, but {known} of {len(self.held_out_pairs)} are under "
+            "questions that were: on new questions expect less."
+        )
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -107,7 +118,7 @@ class HeadOutcome:
                     f"longer one {found.length_accuracy:.4f}), {found.negative_log_likelihood:.4f} nats"
                 )
         if self.after.judged is not None:
-            yield f"held-out rows: agreement {self.after.judged.summary().accuracy:.4f}"
+            yield f"held-out rows: agreement {self.after.judged.summary().accuracy:.4f}. {self.rows.apart()}"
 
 
 def write_head_card(name: str, recipe: Recipe, outcome: HeadOutcome) -> str:
@@ -115,7 +126,7 @@ def write_head_card(name: str, recipe: Recipe, outcome: HeadOutcome) -> str:
     spec, reference = outcome.fitted.spec, outcome.backbone
     penalties = ", ".join(f"{part} {value:.3g}" for part, value in outcome.fitted.penalties.items())
     revision = f", revision {reference.revision}" if reference.revision else ""
-    lines = [f"# {name}", "", _what(spec), ""]
+    lines = [f"# {name}", "", _what(spec), "", *_caution(spec)]
     lines += [f"A head alone, for the backbone {reference.source}{revision}, identity `{reference.identity[:12]}`.", ""]
     lines += ["## Training", "", "The backbone is as it was: its hidden states were computed once, and the head was"]
     lines += [
@@ -199,14 +210,15 @@ def _head_agreement(outcome: HeadOutcome) -> Iterator[str]:
                 f"| {words} | {found.pairs} | {found.accuracy:.3f} | {found.length_accuracy:.3f} | "
                 f"{found.matched_accuracy:.3f} | {found.negative_log_likelihood:.3f} |"
             )
+    if outcome.after.judged is not None:
+        yield ""
+        yield outcome.rows.apart()
 
 
 def write_card(name: str, recipe: Recipe, rows: Rows, outcome: Outcome) -> str:
     """Return the text of README.md."""
     spec = outcome.model.spec
-    lines = [f"# {name}", "", _what(spec), ""]
-    if spec.demonstration:
-        lines += ["**A demonstration.** It shows the software; do not rely on its judgement.", ""]
+    lines = [f"# {name}", "", _what(spec), "", *_caution(spec)]
     lines += ["## Training", "", *_training(recipe, rows, outcome), ""]
     if spec.attributes:
         lines += ["## How ratings become a preference", "", *_merged(spec, outcome.merging), ""]
@@ -215,6 +227,11 @@ def write_card(name: str, recipe: Recipe, rows: Rows, outcome: Outcome) -> str:
     if recipe.output.notes:
         lines += [recipe.output.notes.strip(), ""]
     return "\n".join(lines)
+
+
+def _caution(spec: ModelSpec) -> list[str]:
+    caution = "**A demonstration.** It shows the software; do not rely on its judgement."
+    return [caution, ""] if spec.demonstration else []
 
 
 def _what(spec: ModelSpec) -> str:
@@ -313,12 +330,12 @@ def _agreement(rows: Rows, outcome: Outcome) -> list[str]:
     if outcome.after.judged is None:
         return ["No rows were held out."]
     others = {}
-    if outcome.probe and outcome.before.judged:
+    if outcome.model.fitted and outcome.before.judged:
         others["the fitted head that training started from"] = outcome.before.judged.summary()
     if outcome.lost and outcome.lost.judged:
         others["what training made of it, which lost and was not kept"] = outcome.lost.judged.summary()
     lines = [*_agreement_table(outcome.after.judged.summary(), rows, others)]
-    if outcome.before.judged and not outcome.probe:
+    if outcome.before.judged and not outcome.model.fitted:
         before = outcome.before.judged.summary()
         lines += [
             "",
@@ -333,7 +350,7 @@ def _agreement_table(summary: Summary, rows: Rows, others: Mapping[str, Summary]
     pairs = rows.held_out_pairs
     return [
         f"{summary.pairs} decided pairs under {len({pair.prompt for pair in pairs})} prompts "
-        f"({len({pair.question for pair in pairs})} questions), none of them trained on:",
+        f"({len({pair.question for pair in pairs})} questions). {rows.apart()}",
         "",
         "| | agreement |",
         "|---|---|",

@@ -1,8 +1,9 @@
 """Hidden states of a frozen backbone, each computed once and kept on disk, so that a fit takes seconds the second time.
 
-What is kept is the state of one read: a response's last token, or the mean over it, or the prompt's end for a gate. In
-a causal backbone it depends on nothing behind it, so a prompt's state is computed once for all its responses, and heads
-of other kinds find what one of them has computed. Parts are written every half minute; a run that was killed goes on.
+A response passes the backbone once, whatever is fitted to it: all that a head can read of a text is read in one pass
+(its last token, the mean over it, the prompt's end for a gate) and kept, each under a name of its own. In a causal
+backbone a state depends on nothing behind it, so that of a prompt is kept once for all responses. Parts are written
+every half minute; a run that was killed goes on.
 
 Shapes: n readings, R reads of each, H hidden size.
 """
@@ -12,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from paragone_models.model import LocalForward
 from paragone_models.network import PreferenceNetwork, RepresentationHead, output_width
 from paragone_models.rotary import depending_on_length
 from paragone_models.spec import ModelSpec
-from paragone_models.text.reader import EncodeItem, Reading
+from paragone_models.text.reader import EncodeItem, Read, Reading, read_plan
 
 __all__ = ["FrozenBackbone"]
 
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 _CHUNK = 32
 _PART_S = 30.0
 _REWARD = ModelSpec(kind="bradley-terry", dimension=1)
+_GATED = ModelSpec(kind="general-preference", dimension=4, gate="softmax")
 
 _Key = bytes
 
@@ -46,7 +49,7 @@ class FrozenBackbone:
         folder: of the kept states; those of other backbones may lie there too.
 
     Attributes:
-        computed: how many reads were run so far, and not found on disk.
+        computed: how many sequences passed the backbone so far, because their states were not on disk.
     """
 
     def __init__(self, backbone: Backbone, folder: Path) -> None:
@@ -72,43 +75,47 @@ class FrozenBackbone:
             NonFiniteError: if a state has NaN or infinity in it.
         """
         self._read_parts()
-        items = [[self._item(reading, read) for read in range(len(reading.reads))] for reading in readings]
-        keys = [[_key(item) for item in row] for row in items]
+        keys = [[self._key(reading, read) for read in reading.reads] for reading in readings]
         missing = {
-            key: item
-            for row, row_keys in zip(items, keys, strict=True)
-            for item, key in zip(row, row_keys, strict=True)
-            if key not in self._known
+            self._key(reading, (0, len(reading.token_ids))): reading
+            for reading, wanted in zip(readings, keys, strict=True)
+            if not self._known.keys() >= set(wanted)
         }
-        self._compute(missing)
+        self._compute(list(missing.values()))
         return np.stack([np.stack([self._known[key] for key in row]) for row in keys])
 
-    def _item(self, reading: Reading, read: int) -> EncodeItem:
-        start, stop = reading.reads[read]
-        tokens = reading.token_ids[:stop] if self._prefixes_suffice else reading.token_ids
-        return EncodeItem(tokens, ((start, stop),), min(reading.prompt_length, len(tokens)))
+    def _key(self, reading: Reading, read: Read) -> _Key:
+        tokens = reading.token_ids[: read[1]] if self._prefixes_suffice else reading.token_ids
+        content = np.asarray(tokens, dtype=np.int64).tobytes() + np.array([read]).tobytes()
+        return hashlib.blake2b(content, digest_size=16).digest()
 
-    def _compute(self, missing: dict[_Key, EncodeItem]) -> None:
+    def _compute(self, missing: Sequence[Reading]) -> None:
         if not missing:
             return
-        logger.info("%d states to compute, %d on disk", len(missing), len(self._known))
+        logger.info("%d of the sequences have to pass the backbone; %d states on disk", len(missing), len(self._known))
         # Only now: it tries the ways to run the backbone, which takes seconds, and often everything is on disk.
         local = LocalForward(self._network, max_batch_tokens=self._max_tokens)
         written = time.monotonic()
-        keys = list(missing)
-        for first in range(0, len(keys), _CHUNK):
-            chunk = keys[first : first + _CHUNK]
-            hidden = local.encode([missing[key] for key in chunk])[:, 0].float().numpy(force=True)
+        for first in range(0, len(missing), _CHUNK):
+            chunk = missing[first : first + _CHUNK]
+            items = [EncodeItem(one.token_ids, _all_reads(one), one.prompt_length) for one in chunk]
+            hidden = local.encode(items).float().numpy(force=True)
             if not np.isfinite(hidden).all():
                 raise NonFiniteError("a hidden state has NaN or infinity in it: check the backbone and head.dtype")
-            self._known |= zip(chunk, hidden, strict=True)
-            self._new += chunk
+            for reading, item, states in zip(chunk, items, hidden, strict=True):
+                self._keep({self._key(reading, read): state for read, state in zip(item.reads, states, strict=True)})
             self.computed += len(chunk)
             if time.monotonic() - written > _PART_S:
                 self._write_part()
                 written = time.monotonic()
-                logger.info("%d of %d states", first + len(chunk), len(keys))
+                logger.info("%d of %d sequences", first + len(chunk), len(missing))
         self._write_part()
+
+    def _keep(self, states: dict[_Key, NDArray[np.float32]]) -> None:
+        # The first one stays: siblings give the same prompt's state but for rounding.
+        new = {key: state for key, state in states.items() if key not in self._known}
+        self._known |= new
+        self._new += new
 
     def _write_part(self) -> None:
         if not self._new:
@@ -133,6 +140,10 @@ class FrozenBackbone:
             self._known |= zip((row.tobytes() for row in tensors["keys"]), tensors["states"], strict=True)
 
 
-def _key(item: EncodeItem) -> _Key:
-    tokens = np.asarray(item.token_ids, dtype=np.int64)
-    return hashlib.blake2b(tokens.tobytes() + np.array(item.reads).tobytes(), digest_size=16).digest()
+def _all_reads(reading: Reading) -> tuple[Read, ...]:
+    """Return the reads of a text that any head's plan has: the prompt's end, the last token, the mean. [3]."""
+    length, prompt = len(reading.token_ids), reading.prompt_length
+    gate, last = read_plan(_GATED, prompt, length)
+    # Without a token behind the prompt there is no mean; the number of reads is the same for all.
+    mean = read_plan(replace(_GATED, pooling="mean"), prompt, length)[1] if prompt < length else last
+    return gate, last, mean

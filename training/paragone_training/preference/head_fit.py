@@ -37,6 +37,7 @@ from paragone_training.preference.recipe import Recipe
 
 __all__ = [
     "FITTED",
+    "backbone_of",
     "check_head_recipe",
     "check_head_run",
     "fit_to_rows",
@@ -77,7 +78,7 @@ def fit_to_rows(recipe: Recipe, rows: Rows, states: Path, backbone: Backbone | N
         RecipeError: if the backbone cannot be loaded or does not fit the recipe, or the fit is refused.
         DataError: if a response does not fit the model, or states are not finite.
     """
-    backbone = backbone or _backbone(recipe)
+    backbone = backbone or backbone_of(recipe)
     spec, attributes = spec_of(recipe), recipe.model.attributes
     learned, measured, rows = _fitting(recipe, rows, backbone)
     frozen = FrozenBackbone(backbone, states)
@@ -96,7 +97,7 @@ def fit_to_rows(recipe: Recipe, rows: Rows, states: Path, backbone: Backbone | N
     except FitError as error:
         raise RecipeError(str(error)) from error
     penalties = ", ".join(f"{name} {value:.3g}" for name, value in fitted.penalties.items())
-    logger.info("%d states computed; penalties: %s", frozen.computed, penalties)
+    logger.info("%d sequences passed the backbone; penalties: %s", frozen.computed, penalties)
     outcome = HeadOutcome(
         fitted,
         backbone.reference,
@@ -120,7 +121,7 @@ def check_head_run(recipe: Recipe, rows: Rows) -> None:
         RecipeError: as ``fit_to_rows`` does for the backbone.
         DataError: if a response does not fit the model and is not to be left out, or nothing is left.
     """
-    _fitting(recipe, rows, _backbone(recipe))
+    _fitting(recipe, rows, backbone_of(recipe))
 
 
 def _fitting(recipe: Recipe, rows: Rows, backbone: Backbone) -> tuple[FittingGroups, FittingGroups, Rows]:
@@ -166,7 +167,7 @@ def put_head(outcome: HeadOutcome, model: ModelParts) -> None:
     """Put a fitted head in the place of a model's own."""
     model.spec = outcome.fitted.spec
     model.network.head = head_of(outcome.fitted, output_width(model.network.config))
-    model.head_origin = FITTED
+    model.head_origin, model.fitted = FITTED, True
 
 
 def spec_of(recipe: Recipe) -> ModelSpec:
@@ -185,7 +186,12 @@ def _objective(recipe: Recipe, spec: ModelSpec) -> Objective:
     )
 
 
-def _backbone(recipe: Recipe) -> Backbone:
+def backbone_of(recipe: Recipe) -> Backbone:
+    """Return the backbone that a recipe names, frozen.
+
+    Raises:
+        RecipeError: if it cannot be loaded.
+    """
     assert recipe.backbone.source is not None
     try:
         return load_backbone(

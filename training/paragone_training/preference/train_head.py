@@ -1,41 +1,54 @@
-"""One fit of a head, from a recipe's files to a folder of kilobytes that ``paragone serve`` loads.
+"""Fits of heads, from recipes' files to folders of kilobytes that ``paragone serve`` loads.
 
-The recipe is the one of ``train model``; its ``[training]`` and ``[lora]`` are not looked at, because no weight of the
+A recipe is one of ``train model``; its ``[training]`` and ``[lora]`` are not looked at, because no weight of the
 backbone changes.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from paragone_models.files.backbones import save_head
 from paragone_models.files.families.own import SPEC_FILE
+from paragone_models.files.loading import Backbone
 from paragone_training.errors import RecipeError
 from paragone_training.preference.card import write_head_card
-from paragone_training.preference.head_fit import check_head_recipe, fit_to_rows
+from paragone_training.preference.head_fit import backbone_of, check_head_recipe, fit_to_rows
 from paragone_training.preference.recipe import Recipe
 from paragone_training.preference.train_model import load_rows
 
-__all__ = ["train_head"]
+__all__ = ["train_heads"]
 
 logger = logging.getLogger(__name__)
 
 _STATES = "runs/states"
 
 
-def train_head(recipe: Recipe, folder: Path) -> Path:
-    """Fit a head and return the folder it was saved to; states that an interrupted run computed are taken from disk.
+def train_heads(heads: Sequence[tuple[Recipe, Path]]) -> list[Path]:
+    """Fit heads, each of its own recipe and to its own folder, and return the folders in order.
+
+    A backbone that several recipes name is loaded once, and a response that several have passes it once.
 
     Raises:
-        RecipeError: if the recipe cannot be run, the folder holds a model, or what was fitted is no better than a
-            simpler head.
+        RecipeError: if a recipe cannot be run, a folder holds a model or is named twice, or what was fitted is no
+            better than a simpler head.
         DataError: if the data cannot be used.
     """
-    check_head_recipe(recipe)
-    if (folder / SPEC_FILE).exists():
-        raise RecipeError(f"{folder} holds a model: choose another --output")
-    rows = load_rows(recipe)
-    outcome = fit_to_rows(recipe, rows, Path(recipe.head.states or _STATES))
-    card = write_head_card(folder.name, recipe, outcome)
-    save_head(folder, outcome.fitted.tensors, outcome.fitted.spec, outcome.backbone, card=card)
-    logger.info("saved %s", folder)
-    return folder
+    # All of them first: a mistake in the last one is not to cost the work of the others.
+    for recipe, folder in heads:
+        check_head_recipe(recipe)
+        if (folder / SPEC_FILE).exists():
+            raise RecipeError(f"{folder} holds a model: choose another --output")
+        if sum(other == folder for _, other in heads) > 1:
+            raise RecipeError(f"two heads would go to {folder}: name the recipes differently, or fit them one by one")
+    backbones: dict[tuple[Any, ...], Backbone] = {}
+    for recipe, folder in heads:
+        rows = load_rows(recipe)
+        name = (recipe.backbone.source, recipe.backbone.revision, recipe.head.dtype)
+        backbones[name] = backbones.get(name) or backbone_of(recipe)
+        outcome = fit_to_rows(recipe, rows, Path(recipe.head.states or _STATES), backbones[name])
+        card = write_head_card(folder.name, recipe, outcome)
+        save_head(folder, outcome.fitted.tensors, outcome.fitted.spec, outcome.backbone, card=card)
+        logger.info("saved %s", folder)
+    return [folder for _, folder in heads]

@@ -43,9 +43,9 @@ from paragone_training.dropout import dropout_off
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.agreement import Examined, HeldOut, represented
 from paragone_training.preference.backbone import ModelParts, build_model
-from paragone_training.preference.card import HeadOutcome, Outcome, Rows, strengths_in_words, write_card
+from paragone_training.preference.card import Outcome, Rows, strengths_in_words, write_card
 from paragone_training.preference.fitting_rows import read_fitting_rows
-from paragone_training.preference.head_fit import FITTED, put_head, start_from_fit
+from paragone_training.preference.head_fit import put_head, start_from_fit
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.preflight import RunDescription, check_learnable, optimiser_steps
 from paragone_training.preference.recipe import Recipe
@@ -127,6 +127,7 @@ def load_rows(recipe: Recipe) -> Rows:
         raise DataError(
             f"no row to hold out is marked {data.evaluate_split!r}; the splits are: {splits}: set data.evaluate_split"
         )
+    held_out = _not_learned_from(held_out, pairs, account)
     # The limit cuts what is learned from: runs with different limits are held to the same rows.
     rows = Rows(pairs[: data.limit] if data.limit else pairs, ratings, held_out, held_out_ratings, account)
     check_learnable(recipe, _training_groups(recipe, rows))
@@ -155,6 +156,20 @@ def _held_out(rows: Sequence[_Row], data: Any, key: str, trained: Sequence[_Row]
             f"their file out of data.{key}"
         )
     return held_out
+
+
+def _not_learned_from(held_out: Sequence[Pair], trained: Sequence[Pair], account: RowAccount) -> list[Pair]:
+    """Return the held-out pairs whose very comparison is not among the trained ones; the others are accounted for."""
+    asked = {_comparison(pair) for pair in held_out}
+    known = {one for pair in trained if (one := _comparison(pair)) in asked}
+    for pair in held_out:
+        if _comparison(pair) in known:
+            account.leave_out(pair.file, pair.line, "held out, and another row of the same two responses is trained on")
+    return [pair for pair in held_out if _comparison(pair) not in known]
+
+
+def _comparison(pair: Pair) -> tuple[str, frozenset[str]]:
+    return pair.prompt, frozenset((pair.first, pair.second))
 
 
 def check_run(recipe: Recipe) -> list[str]:
@@ -243,23 +258,25 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
         model.network.head.spec = model.spec
     objective = _objective(recipe, model)
     after = held_out.examined(model.network, objective)
-    if probe and after.loses_to(before):
-        return _keep_probe(recipe, probe, after, before, history)
-    return Outcome(model, objective, after, before, merging, history, probe)
+    outcome = Outcome(model, objective, after, before, merging, history, probe)
+    # How ratings were merged is told by a fit, and by this run; not by a head of ratings that was fitted before.
+    told = probe is not None or merging is None
+    return _keep_start(recipe, outcome) if model.fitted and told and after.loses_to(before) else outcome
 
 
-def _keep_probe(
-    recipe: Recipe, probe: HeadOutcome, after: Examined, before: Examined, history: list[dict[str, Any]]
-) -> Outcome:
+def _keep_start(recipe: Recipe, outcome: Outcome) -> Outcome:
     """Return the fitted head on the backbone as it was: what training made of them is worse on the held-out rows."""
     logger.warning(
         "training lost on the held-out rows to the head that it started from, which is kept: %s after, %s before",
-        after.metrics("eval"),
-        before.metrics("eval"),
+        outcome.after.metrics("eval"),
+        outcome.before.metrics("eval"),
     )
-    model = build_model(recipe, ())
-    put_head(probe, model)
-    return Outcome(model, _objective(recipe, model), before, before, probe.fitted.merging, history, probe, lost=after)
+    model, probe, before = build_model(recipe, ()), outcome.probe, outcome.before
+    if probe:
+        put_head(probe, model)
+    merging = probe.fitted.merging if probe else None
+    objective = _objective(recipe, model)
+    return Outcome(model, objective, before, before, merging, outcome.history, probe, lost=outcome.after)
 
 
 def _prepare_once(
@@ -407,7 +424,7 @@ def _train(
 def _head_apart(recipe: Recipe, model: ModelParts) -> tuple[list[nn.Parameter], float] | None:
     """Return the head's parameters and their learning rate, if it is not the backbone's."""
     rate = recipe.head.learning_rate
-    if rate is None and model.head_origin == FITTED:
+    if rate is None and model.fitted:
         # It stands where it belongs, and is to follow the backbone, not to run ahead of it.
         rate = recipe.training.learning_rate / 10
     return None if rate is None else (list(model.network.head.parameters()), rate)
