@@ -49,6 +49,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "attributes": (lambda value: _is_list(value, lambda item: isinstance(item, str)), "a list of names"),
     "weights": (lambda value: value is None or _is_list(value, _is_number), "a list of numbers, or null"),
     "domain": (lambda value: value is None or isinstance(value, str), "a text, or null"),
+    "reward_token": (lambda value: value is None or _is_count(value), "a token id, or null"),
     "backbone": (lambda value: value is None or _is_reference(value), "source, revision and identity, or null"),
     **{
         name: (lambda value: isinstance(value, bool), "true or false")
@@ -81,6 +82,7 @@ _IDENTITY_FIELDS = (
     "reasoning",
     "final_eos",
 )
+_RARE_IDENTITY_FIELDS = ("reward_token",)
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class ModelSpec:
             with special tokens again, as several published models were trained.
         reasoning: ``strip`` removes a response's ``<think>`` part before it is scored.
         final_eos: overwrite the last token by the end-of-sequence token (published general preference models).
+        reward_token: id of a token that is appended to each text and read (InternLM2's reward models), or None.
         domain: what the model knows, in words, or None.
         demonstration: True for models that show the software, not a judgement to rely on.
         backbone: where the backbone is, of a head that was saved alone; None where both are in one folder.
@@ -140,6 +143,7 @@ class ModelSpec:
     bos: Bos = "once"
     reasoning: Reasoning = "keep"
     final_eos: bool = False
+    reward_token: int | None = None
     domain: str | None = None
     demonstration: bool = False
     backbone: BackboneReference | None = None
@@ -212,6 +216,8 @@ class ModelSpec:
         # By name and sorted: the order of fields may change, the identity may not.
         values = asdict(self)
         parts = {"weights": weights, "tokenizer": tokenizer, **{name: values[name] for name in _IDENTITY_FIELDS}}
+        # Only where they are set: identities of models that have none stay what they were.
+        parts |= {name: values[name] for name in _RARE_IDENTITY_FIELDS if values[name] is not None}
         if code is not None:
             parts["code"] = code
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -234,8 +240,9 @@ class ModelSpec:
     def to_json(self) -> str:
         """Return the text of ``paragone.json``."""
         values = asdict(self)
-        if self.backbone is None:
-            del values["backbone"]
+        for name in ("backbone", *_RARE_IDENTITY_FIELDS):
+            if values[name] is None:
+                del values[name]
         if self.skew_weight == 1:
             del values["skew_weight"]
         return json.dumps({"format": _FORMAT, **values}, indent=2, ensure_ascii=False) + "\n"

@@ -132,10 +132,12 @@ class RenderedTexts:
                 raise TextError("unsupported_content", "the model's tokenizer has no end-of-sequence token to append")
             if ids[-1] != eos:
                 ids = [*ids, eos]
+        closing = [] if self._spec.reward_token in (None, ids[-1]) else [self._spec.reward_token]
+        ids = [*ids, *closing]
         if text.most_tokens is not None and len(ids) > text.most_tokens:
             if not text.keeps_start:
                 return self._cut(ids, before, text.most_tokens, whole_response=self._needs_prompt)
-            ids = ids[: text.most_tokens]
+            ids = [*ids[: text.most_tokens - len(closing)], *closing]
         return Sequenced(ids, min(before, len(ids) - 1))
 
     def _within_limit(self, whole: Sequenced, may_cut: bool) -> Sequenced:

@@ -90,6 +90,7 @@ class ChatTemplate:
         # Texts are tokenised without special tokens, because the escaped ones come in pieces; these are put around
         # them.
         self._prefix, self._suffix = surroundings(tokenizer) if self._adds_special else ([], [])
+        self._closing = [] if spec.reward_token is None else [spec.reward_token]
         self._shown: dict[tuple[object, ...], bool] = {}
         self._arguments: dict[str, Arguments] = {}
         self._process = TemplateProcess(
@@ -249,6 +250,7 @@ class ChatTemplate:
         """
         if self._text_pair:
             return [self._tokenize_pair(messages) for _, messages, _ in conversations]
+        closing = self._closing if closed else []
         ids: list[list[int]] = [[] for _ in conversations]
         plain = [
             index for index, (_, messages, tools) in enumerate(conversations) if not self.holds_control(messages, tools)
@@ -264,7 +266,7 @@ class ChatTemplate:
             _, messages, tools = conversations[index]
             body = self._escaped_chat(messages, tools) if self.has_template else self._escaped_text(messages, closed)
             ids[index] = [*self._prefix, *body, *suffix]
-        return ids
+        return [[*one, *closing] for one in ids] if closing else ids
 
     def offsets(self, text: str) -> list[int]:
         """Return the character at which each token of a text on its own begins, for cutting it."""

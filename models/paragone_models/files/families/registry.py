@@ -5,6 +5,7 @@ from paragone_models.files.families.backbone import config_of, without_place
 from paragone_models.files.families.classifiers import ENCODERS, ONE_LABEL, SEVERAL_LABELS
 from paragone_models.files.families.family import Checkpoint, Family, Loaded
 from paragone_models.files.families.gating import GATED
+from paragone_models.files.families.internlm2 import INTERNLM2
 from paragone_models.files.families.output_rows import OUTPUT_ROWS, may_have_a_row
 from paragone_models.files.families.own import OWN
 from paragone_models.files.families.stored import DEEP_HEADS, GENERAL_PREFERENCE, LINEAR_HEADS
@@ -15,6 +16,7 @@ FAMILIES: tuple[Family, ...] = (
     OWN,
     OUTPUT_ROWS,
     GATED,
+    INTERNLM2,
     GENERAL_PREFERENCE,
     DEEP_HEADS,
     LINEAR_HEADS,

@@ -64,5 +64,5 @@ def ids(folder: Path, prompt: str, response: str, **options: Any) -> list[int]:
     from transformers import AutoTokenizer
 
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options))
