@@ -230,13 +230,19 @@ class AsyncClient:
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
         skew_weight: float | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> PreferencesAnswer:
         """Return what ``Client.preferences`` returns; it raises the same."""
         return await self._ask(
             PREFERENCES,
             pairs,
             RequestOptions(
-                model=model, truncation=truncation, on_error=on_error, return_=return_, skew_weight=skew_weight
+                model=model,
+                truncation=truncation,
+                on_error=on_error,
+                return_=return_,
+                skew_weight=skew_weight,
+                weights=weights,
             ),
         )
 
@@ -248,10 +254,13 @@ class AsyncClient:
         return_: Sequence[RewardReturn] = (),
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
+        weights: Mapping[str, float] | None = None,
     ) -> RewardsAnswer:
         """Return what ``Client.rewards`` returns; it raises the same."""
         return await self._ask(
-            REWARDS, items, RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_)
+            REWARDS,
+            items,
+            RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_, weights=weights),
         )
 
     async def tournament(
@@ -286,6 +295,7 @@ class AsyncClient:
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
         skew_weight: float | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> TournamentsAnswer:
         """Return what ``Client.tournaments`` returns; it raises the same."""
         options = RequestOptions(
@@ -296,6 +306,7 @@ class AsyncClient:
             signal=signal,
             shaping=shaping,
             skew_weight=skew_weight,
+            weights=weights,
         )
         return await self._ask(TOURNAMENTS, groups, options)
 

@@ -118,6 +118,7 @@ class RequestOptions:
     on_error: OnError = "refuse"
     return_: Sequence[str] = ()
     skew_weight: float | None = None
+    weights: Mapping[str, float] | None = None
     signal: Signal | None = None
     shaping: Shaping | Mapping[str, float] | None = None
 
@@ -134,6 +135,7 @@ class RequestOptions:
             "on_error": (self.on_error, "refuse"),
             "return": (list(self.return_), []),
             "skew_weight": (self.skew_weight, None),
+            "weights": (None if self.weights is None else dict(self.weights), None),
             "signal": (self.signal, None),
             "shaping": (self.shaping, None),
         }

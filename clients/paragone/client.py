@@ -223,6 +223,7 @@ class Client:
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
         skew_weight: float | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> PreferencesAnswer:
         """Return how probable it is that the first of two responses is preferred, for each pair, in their order.
 
@@ -231,6 +232,7 @@ class Client:
                 that an earlier answer gave an id may be named by it (``paragone.wire.PairById``).
             return_: what to add to each answer: ``ids``.
             skew_weight: how much the skew form of a hybrid model counts beside its reward; None: as the model says.
+            weights: how much each named attribute counts in the reward, others nothing; None: as the model says.
 
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the pair at fault.
@@ -239,7 +241,12 @@ class Client:
             PREFERENCES,
             pairs,
             RequestOptions(
-                model=model, truncation=truncation, on_error=on_error, return_=return_, skew_weight=skew_weight
+                model=model,
+                truncation=truncation,
+                on_error=on_error,
+                return_=return_,
+                skew_weight=skew_weight,
+                weights=weights,
             ),
         )
 
@@ -251,6 +258,7 @@ class Client:
         return_: Sequence[RewardReturn] = (),
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
+        weights: Mapping[str, float] | None = None,
     ) -> RewardsAnswer:
         """Return the reward and the attributes of each response, in their order.
 
@@ -259,12 +267,15 @@ class Client:
                 ``references``, holds the response against other responses of the prompt.
             return_: what to add to each answer: ``representation``; ``blocks`` (needs references) and ``gate_scales``
                 of general preference models; ``ids``.
+            weights: as for ``preferences``.
 
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the item at fault.
         """
         return self._ask(
-            REWARDS, items, RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_)
+            REWARDS,
+            items,
+            RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_, weights=weights),
         )
 
     def tournament(
@@ -311,6 +322,7 @@ class Client:
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
         skew_weight: float | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> TournamentsAnswer:
         """Return a tournament for each group of responses, in their order.
 
@@ -319,7 +331,7 @@ class Client:
             return_: what to add to each answer: ``matrix``, ``ids``.
             signal: as for ``tournament``.
             shaping: as for ``tournament``.
-            skew_weight: as for ``preferences``.
+            skew_weight, weights: as for ``preferences``.
 
         Returns:
             With ``on_error="report"``, None in the place of each response that could not be scored, and why in the
@@ -337,6 +349,7 @@ class Client:
             signal=signal,
             shaping=shaping,
             skew_weight=skew_weight,
+            weights=weights,
         )
         return self._ask(TOURNAMENTS, groups, options)
 

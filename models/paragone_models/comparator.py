@@ -44,7 +44,7 @@ class Comparator:
     Attributes:
         dimension: length d of a representation.
         temperature: what logits are divided by.
-        weights: one number per attribute where the kind merges attributes, or None.
+        weights: one number per attribute, which merge them into the reward, or None.
         skew_weight: how much the skew form counts beside a reward; 0 compares rewards alone.
     """
 

@@ -36,7 +36,8 @@ class Kind:
 
     Attributes:
         has_reward: a representation begins with a reward.
-        has_attributes: ratings of named attributes follow. Without a reward, weights merge them into one.
+        has_attributes: ratings of named attributes follow. Weights merge them into a reward, in place of the one that
+            the representation may begin with.
         has_vector: a general preference vector of 2-blocks ends it. It may be normalised and gated.
         losses: names of the losses that fit, as in recipes; the first is the default.
         dimension_rule: which dimensions it can have, as an error says it.
@@ -108,7 +109,7 @@ class Kind:
 
         Args:
             values: representations. [..., d]
-            weights: one number per attribute, for a kind that merges attributes.
+            weights: one number per attribute, which merge them into the reward; None for the representation's own.
 
         Returns:
             Rewards. [...]
@@ -116,7 +117,7 @@ class Kind:
         Raises:
             PreferencesUnavailableError: if the attributes have no weights, or the kind has no reward at all.
         """
-        if self.has_reward:
+        if self.has_reward and (weights is None or not self.has_attributes):
             return values[..., 0]
         if not self.has_attributes:
             raise PreferencesUnavailableError(f"a {self.name} model has no rewards: compare instead")
@@ -125,8 +126,9 @@ class Kind:
                 f"a {self.name} model without weights rates and does not compare: give weights=, one per attribute"
             )
         # Attribute by attribute, not by a reduction over an axis: a row then has the same bits in every batch.
-        total = values[..., 0] * weights[0]
-        for column, weight in enumerate(weights[1:], start=1):
+        start = int(self.has_reward)
+        total = values[..., start] * weights[0]
+        for column, weight in enumerate(weights[1:], start=start + 1):
             total = total + values[..., column] * weight
         return total
 
@@ -144,7 +146,7 @@ class Kind:
         Args:
             first: representations whose win is measured. [..., d]
             second: representations of the opponents; they are broadcast, so the caller checks shapes. [..., d]
-            weights: one number per attribute, for a kind that merges attributes.
+            weights: as for ``reward``.
             skew_weight: how much the skew form counts beside a reward.
 
         Returns:

@@ -108,8 +108,8 @@ class ModelSpec:
         kind: which head and comparator (see the table of kinds in docs/models.md).
         dimension: length d of a representation.
         attributes: names of the rated attributes, in the order of the head's rows.
-        weights: how much each attribute counts in the reward of a ``regression`` model; None means that it rates but
-            does not compare.
+        weights: how much each attribute counts in the reward; None means that a ``regression`` model rates but does not
+            compare, and that a ``helpsteer`` model has the reward of its own head.
         temperature: what logits are divided by. 0.1 for published general preference models, 1 for Bradley-Terry.
         skew_weight: how much the skew form of a ``hybrid`` model counts beside its reward.
         calibrated: True once the temperature was fitted on held-out judgements.
@@ -189,8 +189,8 @@ class ModelSpec:
             )
         if not all(math.isfinite(weight) for weight in weights):
             raise ModelLoadError(f"weights are {list(weights)}; they must be finite numbers")
-        if not self.rules.merges_attributes:
-            raise ModelLoadError(f"weights merge the attributes of a regression model; this one is {self.kind}")
+        if not self.rules.has_attributes:
+            raise ModelLoadError(f"weights merge the attributes of a model that has some; this one is {self.kind}")
 
     @property
     def rules(self) -> Kind:

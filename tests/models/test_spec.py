@@ -78,7 +78,7 @@ def test_a_dimension_that_does_not_fit_the_kind_is_refused(kind, dimension, attr
         ({"temperature": float("inf")}, "it must be a positive number"),
         ({"max_length": 0}, "at least 1 token"),
         ({"gate": "softmax"}, "kind bradley-terry has none"),
-        ({"weights": ()}, "weights merge the attributes of a regression model"),
+        ({"weights": ()}, "weights merge the attributes of a model that has some"),
     ],
 )
 def test_what_cannot_be_is_refused(fields, reason):

@@ -55,7 +55,18 @@ class _Request(RequestModel):
     )
 
 
-class _ComparisonRequest(_Request):
+_Weight = Annotated[float, Field(ge=-1_000_000, le=1_000_000, allow_inf_nan=False)]
+
+
+class _ScoringRequest(_Request):
+    weights: Annotated[dict[Text, _Weight], Field(min_length=1, max_length=1024)] | None = Field(
+        default=None,
+        description="How much each named attribute counts in the reward, in place of the model's reward or weights; "
+        "others count nothing. The answer's fingerprint is that of the model with these weights.",
+    )
+
+
+class _ComparisonRequest(_ScoringRequest):
     skew_weight: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] | None = Field(
         default=None,
         description="How much the skew form of a `hybrid` model counts beside its reward: 0 compares rewards alone. "
@@ -86,7 +97,7 @@ class PreferencesRequest(_ComparisonRequest):
     )
 
 
-class RewardsRequest(_Request):
+class RewardsRequest(_ScoringRequest):
     """Ask for the reward and the attributes of each response."""
 
     model_config = ConfigDict(

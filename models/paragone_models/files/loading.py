@@ -115,7 +115,7 @@ def load_model(
             Heads and scores are float32 always.
         name: short name; the last part of the source unless given.
         revision: branch, tag or commit of a hub id.
-        weights: how attributes merge into a preference (``regression``): by name, or in the attributes' order.
+        weights: how attributes merge into the reward: by name, or in the attributes' order.
         skew_weight: of a hybrid model, see ``ModelSpec``.
         max_length: longest conversation, in tokens; at most what the backbone has positions for.
         special_tokens: ``escape`` or ``parse``, see ``ModelSpec``.

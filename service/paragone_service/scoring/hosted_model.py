@@ -16,6 +16,7 @@ import numpy as np
 
 from paragone.codes import ErrorCode
 from paragone.wire import Response, Usage
+from paragone_models.comparator import Comparator
 from paragone_models.errors import PreferencesUnavailableError, TextError
 from paragone_models.model import PreferenceModel
 from paragone_models.text.reader import Readable, Reading, sizes
@@ -164,12 +165,17 @@ class HostedModel:
         await self.engine.close()
         self._reading.close()
 
-    def check_preferences(self) -> None:
+    def check_preferences(self, comparator: Comparator | None = None) -> None:
         """Refuse comparisons where the model cannot make any.
+
+        Args:
+            comparator: with a request's own numbers; None for the model's.
 
         Raises:
             ServiceError: ``preferences_unavailable``.
         """
+        if comparator is not None and comparator.rules.compares(comparator.weights):
+            return
         if self._no_preferences is not None:
             raise ServiceError(ErrorCode.PREFERENCES_UNAVAILABLE, self._no_preferences)
 

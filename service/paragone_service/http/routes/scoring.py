@@ -4,7 +4,6 @@ import asyncio
 import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -38,6 +37,7 @@ from paragone_service.http.overload import SCOPE_RESERVATION, client_of
 from paragone_service.references.sets import ReferenceSets, with_references
 from paragone_service.registry import Registry
 from paragone_service.scoring import answers, groups
+from paragone_service.scoring.comparing import compared
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.request import Call, Problems, RequestItem, ResponseId
 
@@ -71,36 +71,11 @@ def _add_preferences(router: APIRouter, registry: Registry) -> None:
         items = [_pair_item(index, pair) for index, pair in zip(indices, body.pairs, strict=True)]
         body.pairs.clear()  # they may wait for long, and their texts need not
         model = registry.find(body.model)
-        model.check_preferences()
-        comparator, header = _compared(model, body.skew_weight)
+        comparator, header = compared(model, skew_weight=body.skew_weight, weights=body.weights)
+        model.check_preferences(comparator)
         represented = await model.represent(items, call)
         rows = answers.preferences(represented, comparator, problems)
         return answer(header, PreferencesAnswer, represented.usage, problems, preferences=rows)
-
-
-def _compared(hosted: HostedModel, skew_weight: float | None) -> tuple[Comparator, Mapping[str, Any]]:
-    """Return what compares representations, and what an answer says of the model.
-
-    Args:
-        skew_weight: of a hybrid model, in place of its own; None leaves it.
-
-    Raises:
-        ServiceError: ``invalid_request``, if the model's kind has no such weight.
-    """
-    model = hosted.model
-    if skew_weight is None or skew_weight == model.spec.skew_weight:
-        return model.comparator, hosted.header
-    if not model.spec.rules.weighs_skew:
-        raise ServiceError(
-            ErrorCode.INVALID_REQUEST,
-            f"model {hosted.name} is of kind {model.kind}, and skew_weight weighs the skew form of a hybrid model "
-            "beside its reward: leave it out",
-        )
-    # Another game gives other answers, from the same representations.
-    spec = replace(model.spec, skew_weight=skew_weight, calibrated=False)
-    fingerprint = spec.fingerprint(model.identity, model.provenance.numerics)
-    header = {**hosted.header, "fingerprint": fingerprint, "calibrated": False}
-    return replace(model.comparator, skew_weight=skew_weight), header
 
 
 def _pair_item(index: int, pair: Pair | PairById) -> RequestItem:
@@ -127,8 +102,8 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
         """
         body, indices, problems = await read_body(request, TournamentsRequest, "groups")
         model = registry.find(body.model)
-        model.check_preferences()
-        comparator, header = _compared(model, body.skew_weight)
+        comparator, header = compared(model, skew_weight=body.skew_weight, weights=body.weights)
+        model.check_preferences(comparator)
         check_groups(body.groups)
         wanted = groups.Wanted(matrix="matrix" in body.return_, signal=body.signal, shaping=body.shaping)
         groups.check_kind(wanted.signal, model.name, comparator)
@@ -181,7 +156,8 @@ def _add_rewards(router: APIRouter, registry: Registry, sets: ReferenceSets, wor
         """
         body, indices, problems = await read_body(request, RewardsRequest, "items")
         model = registry.find(body.model)
-        _check_returned(model, body, indices, problems)
+        comparator, header = compared(model, weights=body.weights)
+        _check_returned(model, comparator, body, indices, problems)
         call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
         stored = await sets.find(model, call.tenant, body.items, indices, problems)
         items = [
@@ -206,17 +182,17 @@ def _add_rewards(router: APIRouter, registry: Registry, sets: ReferenceSets, wor
 
         def rate() -> Response:
             together = with_references(represented, own, stored)
-            rows = answers.rewards(
-                together, references, model.model.comparator, problems, returned=body.return_, scales=scales
-            )
-            return answer(model.header, RewardsAnswer, usage, problems, rewards=rows)
+            rows = answers.rewards(together, references, comparator, problems, returned=body.return_, scales=scales)
+            return answer(header, RewardsAnswer, usage, problems, rewards=rows)
 
         if not any(references):
             return rate()
         return await asyncio.get_running_loop().run_in_executor(workers, rate)  # item by item takes a while
 
 
-def _check_returned(model: HostedModel, body: RewardsRequest, indices: Sequence[int], problems: Problems) -> None:
+def _check_returned(
+    model: HostedModel, comparator: Comparator, body: RewardsRequest, indices: Sequence[int], problems: Problems
+) -> None:
     """Check, before anything is run, that model and items have what the request wants of them.
 
     Raises:
@@ -226,7 +202,6 @@ def _check_returned(model: HostedModel, body: RewardsRequest, indices: Sequence[
     """
     if "gate_scales" in body.return_:
         model.check_gate()
-    comparator = model.model.comparator
     if "blocks" in body.return_ and not comparator.rules.has_vector:
         raise ServiceError(
             ErrorCode.RETURN_UNAVAILABLE,
@@ -234,7 +209,7 @@ def _check_returned(model: HostedModel, body: RewardsRequest, indices: Sequence[
             'model, or leave "blocks" out of "return"',
         )
     if any(item.references for item in body.items):
-        model.check_preferences()
+        model.check_preferences(comparator)
         check_total(sum(1 + len(item.listed) for item in body.items))
     if "blocks" in body.return_:
         for index, item in zip(indices, body.items, strict=True):
