@@ -1,12 +1,13 @@
 """The local engine against padded transformers on workload R, cold and with siblings that arrive apart.
 
-Groups of 8 responses, prompts and responses of 64 to 512 tokens of text, a random Qwen3-shaped decoder. Everything
+Groups of 8 responses, prompts and responses of 64 to 512 tokens of text, a random Qwen3-shaped decoder, or with --model
+a pretrained one (a folder or an id) with its own tokenizer and a random reward head. Everything
 in one process and in turns, so that both sides see the same machine; medians of the repetitions. The share of the peak
 counts the operations that were computed (attention over visible pairs; of the last layer only what is read), divided by
 what a large matrix product in the same dtype reaches between the turns.
 
-    python benchmarks/engine.py [--size 30M|300M] [--groups 6] [--repetitions 5] [--dtype auto] [--threads 2] \\
-        [--data FOLDER]
+    python benchmarks/engine.py [--size 30M|300M | --model SOURCE] [--groups 6] [--repetitions 5] [--dtype auto] \\
+        [--threads 2] [--data FOLDER]
 
 Takes about 3 minutes for 30M on two cores without fast bfloat16; give --groups 2 --repetitions 3 for 300M.
 """
@@ -27,10 +28,12 @@ from engine_setup import (
     naive_tokens,
     padded,
     peak,
+    pretrained_classifier,
     seconds,
     workload,
 )  # fmt: skip
 from texts import add_data
+from transformers import AutoTokenizer
 
 from paragone_models.machine import automatic_dtype, bfloat16_speedup
 from paragone_models.packing.backend import choose
@@ -41,6 +44,7 @@ CPU = torch.device("cpu")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(SHAPES), default="30M")
+    parser.add_argument("--model", help="a pretrained decoder in place of --size")
     parser.add_argument("--groups", type=int, default=6)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--dtype", default="auto")
@@ -53,14 +57,22 @@ def main() -> None:
     speedup = bfloat16_speedup()
     dtype = getattr(torch, arguments.dtype) if arguments.dtype != "auto" else None
     dtype = dtype or automatic_dtype(CPU, parameters=10**9, demonstration=False)
-    model = classifier(arguments.size, dtype, "cpu")
+    if arguments.model:
+        model = pretrained_classifier(arguments.model, dtype)
+        items = workload(arguments.groups, arguments.data, reader=AutoTokenizer.from_pretrained(arguments.model))
+    else:
+        model, items = classifier(arguments.size, dtype, "cpu"), workload(arguments.groups, arguments.data)
     backbone = model.base_model
-    items = workload(arguments.groups, arguments.data)
     print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}")
     print(f"bfloat16 products are {speedup:.2f} times as fast as float32 ones here; running in {dtype}")
     print(f"{backbone_parameters(backbone) / 1e6:.1f}M parameters without embeddings, {len(items)} responses")
     numbers = measure(model, items, arguments.repetitions, arguments.max_tokens, dtype)
-    numbers |= {"size": arguments.size, "dtype": str(dtype), "threads": arguments.threads, "bfloat16": speedup}
+    numbers |= {
+        "size": arguments.model or arguments.size,
+        "dtype": str(dtype),
+        "threads": arguments.threads,
+        "bfloat16": speedup,
+    }
     if arguments.json:
         arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
 

@@ -32,22 +32,31 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(tokenizer_folder())
 
 
-def token_stream(data: Path | None) -> list[int]:
+def token_stream(data: Path | None, reader: Any = None) -> list[int]:
     """Return the tokens of some texts in a row: arguments of the corpora, or the shipped set."""
     texts: dict[str, None] = {}
     for row in pair_rows(data):
         texts[row["first"]] = texts[row["second"]] = None
         if len(texts) > TEXTS:
             break
-    encoded = tokenizer()(list(texts), add_special_tokens=False)["input_ids"]
+    encoded = (reader or tokenizer())(list(texts), add_special_tokens=False)["input_ids"]
     return [token for tokens in encoded for token in tokens]
 
 
 def workload(
-    groups: int, data: Path | None, *, seed: int = 0, lengths: tuple[int, int] = (SHORTEST, LONGEST)
+    groups: int,
+    data: Path | None,
+    *,
+    seed: int = 0,
+    lengths: tuple[int, int] = (SHORTEST, LONGEST),
+    reader: Any = None,
 ) -> list[EncodeItem]:
-    """Return workload R: groups of one prompt and 8 responses, each of 64 to 512 tokens of text."""
-    stream, generator = token_stream(data), random.Random(seed)  # noqa: S311
+    """Return workload R: groups of one prompt and 8 responses, each of 64 to 512 tokens of text.
+
+    Args:
+        reader: the tokenizer of the model that reads them; that of the built-in models unless given.
+    """
+    stream, generator = token_stream(data, reader), random.Random(seed)  # noqa: S311
 
     def draw() -> list[int]:
         length = generator.randint(*lengths)
@@ -74,6 +83,14 @@ def classifier(size: str, dtype: torch.dtype, device: str, *, vocabulary: int | 
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def pretrained_classifier(source: str, dtype: torch.dtype) -> Any:
+    """Return a pretrained decoder with a random reward head on top, on the CPU."""
+    torch.manual_seed(0)
+    # Token 0 fills batches up, as in ``padded``; the classifier looks for it to find the last token of a text.
+    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, pad_token_id=0, dtype=dtype)
     return model.eval().requires_grad_(requires_grad=False)
 
 
