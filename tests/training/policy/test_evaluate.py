@@ -78,7 +78,7 @@ def measured(tmp_path):
         {
             "method": "sppo", "policy": {"source": "mine"}, "loss": {"eta": 20.0}, "data": {},
             "sampling": {"responses": 4}, "training": {"iterations": 2}, "reference": {"policy": "previous"},
-            "targets": {"pairs": "all", "labels": "soft"},
+            "targets": {"pairs": "all", "labels": "soft", "win_rates": "with-self"},
         },
     )  # fmt: skip
     rates = {"win_rate": 0.61, "interval": [0.52, 0.7], "controlled": 0.55, "controlled_interval": [0.41, 0.66]}
@@ -104,6 +104,8 @@ def test_the_report_names_axes_and_shows_intervals_ends_and_lengths_beside_the_w
         for chart in re.findall("<svg.*?</svg>", page, flags=re.DOTALL)
     }
 
+    # Not its labels: this method has a number of each response.
+    assert "4 responses a prompt; pairs all, win rates with-self; reference previous." in page
     names = {"probability", "share", "characters", "tokens", "nats a response"}
     assert {texts[-1] for texts in charts.values()} == names
     for texts in charts.values():

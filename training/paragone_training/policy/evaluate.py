@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from paragone_evaluation.readers import file_order
 from paragone_evaluation.report.charts import COLOURS, Line, line_chart
 from paragone_evaluation.report.page import Figure, PageSection, PageTable, render_page
+from paragone_training.policy.methods.registry import METHODS
 from paragone_training.policy.model.logprobs import policy_logprobs
 from paragone_training.policy.model.weights import Policy
 from paragone_training.policy.recipe import PolicyTrainingSection
@@ -216,10 +217,14 @@ def _lead(recipe: _Values, metrics: Sequence[_Values]) -> str:
         f"{name} {value:g}" for name, value in recipe["loss"].items() if isinstance(value, float) and value
     )
     responses = "stored" if recipe["data"].get("pairs") else recipe["sampling"]["responses"]
+    targets = recipe["targets"]
+    # What the method is trained on: labels of pairs, or each response's own win rate.
+    labelled = METHODS[recipe["method"]].needs.pairs
+    learned = f"labels {targets['labels']}" if labelled else f"win rates {targets['win_rates']}"
     return (
         f"{len(metrics)} of {recipe['training']['iterations']} iterations; {knobs}; "
-        f"{responses} responses a prompt; pairs {recipe['targets']['pairs']}, "
-        f"labels {recipe['targets']['labels']}; reference {recipe['reference']['policy']}."
+        f"{responses} responses a prompt; pairs {targets['pairs']}, {learned}; "
+        f"reference {recipe['reference']['policy']}."
     )
 
 
