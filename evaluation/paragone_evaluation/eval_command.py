@@ -256,7 +256,9 @@ def calibrate(
 
         local: Any = scorer  # a model that was loaded here can be given the temperature
         folder = store_temperature(local.model, temperature, record, output=output)
-        remedy = f"stored in {folder}: paragone serve --model {folder.name}={folder}"
+        # A head that was copied still names the place where its backbone was.
+        place = f",backbone={named.settings['backbone']}" if "backbone" in named.settings else ""
+        remedy = f"stored in {folder}: paragone serve --model {folder.name}={folder}{place}"
     console = console_of()
     print_temperature(record, console)
     console.print(remedy, soft_wrap=True, markup=False, highlight=False)

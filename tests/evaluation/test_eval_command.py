@@ -15,6 +15,7 @@ from paragone_evaluation.measures.calibration import negative_log_likelihood
 from paragone_evaluation.report.words import interval, number, percent, points
 from paragone_evaluation.scorers import ResponseQuestion
 from paragone_models import load_model
+from paragone_models.files.sources import builtin_folder
 from tests.evaluation.conftest import pair, served, text, write
 from tests.models import tiny
 
@@ -253,6 +254,18 @@ def test_calibrate_stores_the_temperature_in_a_copy_and_leaves_the_source_alone(
     assert not before.spec.calibrated
     assert before.identity == model.identity
     assert before.fingerprint != model.fingerprint
+
+
+def test_calibrate_of_a_head_whose_backbone_was_moved_says_how_to_serve_it(tmp_path, learnable, typed):
+    head = shutil.copytree(builtin_folder("everyday-head"), tmp_path / "head")
+    spec = json.loads((head / "paragone.json").read_text())
+    spec["backbone"]["source"] = str(tmp_path / "gone")
+    (head / "paragone.json").write_text(json.dumps(spec))
+    place, target = "backbone=builtin:mini-bradley-terry", tmp_path / "calibrated"
+    code, out, _ = typed("calibrate", learnable, "--model", f"{head},{place}", "--output", target, "--resamples", 10)
+    assert code == 0
+    assert out.split()[-1] == f"calibrated={target},{place}"
+    assert load_model(target, device="cpu", backbone="builtin:mini-bradley-terry").spec.calibrated
 
 
 def test_calibrate_finds_the_temperature_that_fits_best(tmp_path, learnable, folders, typed):
