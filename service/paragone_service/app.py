@@ -5,7 +5,7 @@ import logging
 import operator
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -49,6 +49,7 @@ from paragone_service.http.routes.operation import health_routes, inspection_rou
 from paragone_service.http.routes.references import reference_routes
 from paragone_service.http.routes.scoring import scoring_routes
 from paragone_service.metrics import Metrics
+from paragone_service.pairs.source import PairSource
 from paragone_service.quotas import Quotas
 from paragone_service.references.sets import ReferenceSets
 from paragone_service.references.stores import MemorySets, RedisSets
@@ -70,6 +71,7 @@ def create_app(
     models: Mapping[str, PreferenceModel],
     *,
     engines: Mapping[str, Engine] | None = None,
+    pair_sources: Sequence[PairSource] = (),
     drain: Drain | None = None,
     tracer: Any = None,
     watchdog: Watchdog | None = None,
@@ -81,6 +83,7 @@ def create_app(
         models: loaded models by name, the default one first unless the settings say otherwise. None are enough for
             the OpenAPI document.
         engines: what runs a model instead of this process, by name.
+        pair_sources: what compares two responses at once, and is open already.
         tracer: what makes spans (an OpenTelemetry ``Tracer``), if not that of ``traces_url``.
         drain: whether the server is shutting down, shared with whoever handles signals.
         watchdog: looks at the models' workers and the event loop, once it is started.
@@ -99,14 +102,17 @@ def create_app(
         tokens_per_minute=settings.tokens_per_minute,
         redis=redis,
     )
-    default = settings.default_model if settings.default_model in models else next(iter(models), "")
+    names = [*models, *(source.name for source in pair_sources)]
+    default = settings.default_model if settings.default_model in names else next(iter(names), "")
     keys = settings.read_api_keys()
     ring = KeyRing(keys)
     # Replicas need one secret: that of the cache, else the first key, which therefore is the last to be exchanged.
     secret = settings.read_cache_secret() or secret_of(keys[0].digest if keys else None)
-    settings.check_aliases(models)
+    settings.check_aliases(names)
     shapes = error_shapes(DIALECTS, settings.dialects.on)
     registry = Registry(models, default, settings, cache, metrics, engines=engines, secret=secret, clock=clock)
+    for source in pair_sources:
+        registry.add(source)
     workers = _workers()
     keep_s = settings.cohort_keep_s
     store = (
@@ -148,7 +154,7 @@ def create_app(
         if watchdog is not None:
             watchdog.watch(asyncio.get_running_loop(), list(registry))
         following = asyncio.create_task(_follow_keys(settings, ring))
-        logger.info("hosting %s; %s answers by default", ", ".join(model.name for model in registry), registry.default)
+        logger.info("hosting %s; %s answers by default", ", ".join(registry.names), registry.default)
         yield
         following.cancel()
         if watchdog is not None:

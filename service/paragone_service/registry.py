@@ -18,6 +18,7 @@ from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread, LocalEngine
 from paragone_service.http.errors import ServiceError, printable
 from paragone_service.metrics import Metrics
+from paragone_service.pairs.source import PairSource
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.model_io import Resources
 from paragone_service.scoring.request import Reservation
@@ -113,6 +114,7 @@ class Registry:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.default = default
+        self.pair_sources: dict[str, PairSource] = {}
         self._settings = settings
         self._devices: dict[str, DeviceThread] = {}
         self._hosted: dict[str, HostedModel] = {}
@@ -134,22 +136,46 @@ class Registry:
             self._hosted[name] = HostedModel(name, model, resources, strict_cache=settings.strict_cache, secret=secret)
 
     def __iter__(self) -> Iterator[HostedModel]:
-        """Iterate over the hosted models, the default one first."""
+        """Iterate over the hosted models that represent responses, the default one first."""
         return iter(self._hosted.values())
 
+    def add(self, source: PairSource) -> None:
+        """Host a model that reads both responses at once."""
+        assert source.name not in self.names
+        self.pair_sources[source.name] = source
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all that is hosted, those that only compare last."""
+        return [*self._hosted, *self.pair_sources]
+
+    def pair_source(self, name: str | None) -> PairSource | None:
+        """Return what compares under a name, None if it is no model that reads both responses at once."""
+        return self.pair_sources.get(self.default if name is None else name)
+
     def find(self, name: str | None) -> HostedModel:
-        """Return a hosted model, the default one if there is no name.
+        """Return a hosted model that represents single responses, the default one if there is no name.
 
         Raises:
-            ServiceError: ``unknown_model``, naming the hosted ones.
+            ServiceError: ``unknown_model``, naming the hosted ones; ``return_unavailable``, if it only compares.
         """
         hosted = self._hosted.get(self.default if name is None else name)
         if hosted is None:
-            names = ", ".join(self._hosted)
-            raise ServiceError(
-                ErrorCode.UNKNOWN_MODEL, f"model {printable(name or '')} is not hosted here; these are: {names}"
-            )
+            raise self._not_found(name)
         return hosted
+
+    def _not_found(self, name: str | None) -> ServiceError:
+        known = self.default if name is None else name
+        if known in self.pair_sources:
+            return ServiceError(
+                ErrorCode.RETURN_UNAVAILABLE,
+                f"model {known} compares two responses at once and has nothing to say of one alone: ask "
+                "/v1/preferences or /v1/tournaments",
+            )
+        return ServiceError(
+            ErrorCode.UNKNOWN_MODEL,
+            f"model {printable(name or '')} is not hosted here; these are: {', '.join(self.names)}",
+        )
 
     def foreign_name(self, name: str | None) -> str | None:
         """Return the hosted model that a name from elsewhere stands for, None if nobody knows it.
@@ -162,7 +188,7 @@ class Registry:
         default = aliases.get(_ANY, self.default)
         if not name:
             return default
-        if name in self._hosted:
+        if name in self._hosted or name in self.pair_sources:
             return name
         if name in aliases:
             return aliases[name]
@@ -184,10 +210,10 @@ class Registry:
         if known is None:
             raise ServiceError(
                 ErrorCode.UNKNOWN_MODEL,
-                f"model {printable(name or '')} is not hosted here; these are: {', '.join(self._hosted)}. If it stands "
+                f"model {printable(name or '')} is not hosted here; these are: {', '.join(self.names)}. If it stands "
                 "for one of them, say so under [aliases]",
             )
-        return self._hosted[known]
+        return self.find(known)
 
     @property
     def busy(self) -> bool:
@@ -206,12 +232,12 @@ class Registry:
 
     def start(self) -> None:
         """Start every model's queues; needs a running event loop."""
-        for hosted in self:
+        for hosted in (*self, *self.pair_sources.values()):
             hosted.start()
 
     async def close(self) -> None:
         """Stop every model, then the threads of the devices."""
-        for hosted in self:
+        for hosted in (*self.pair_sources.values(), *self):  # a source may ask one of the others
             await hosted.close()
         for device in self._devices.values():
             device.close()

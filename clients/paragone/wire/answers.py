@@ -70,6 +70,9 @@ class ErrorDetail(AnswerModel):
     item: int | None = Field(default=None, description="Index in the request of the pair, item or group at fault.")
     response: int | None = Field(default=None, description="Index in its group of the response at fault.")
     reference: int | None = Field(default=None, description="Index in its item or group of the reference at fault.")
+    opponent: int | None = Field(
+        default=None, description="Where a comparison failed: index in its group of the response's opponent."
+    )
     ids: list[str] | None = Field(
         default=None, description="With `unknown_id`: all ids of the request, or of the item, that are not known."
     )
@@ -107,6 +110,11 @@ class Usage(AnswerModel):
     forward_prompts: Count = Field(
         default=0, description="Prompts that went through the model by themselves, for gate scales. [count]"
     )
+
+    def plus(self, other: "Usage") -> "Usage":
+        """Return what two parts of an answer cost together."""
+        both = {**self.model_dump(exclude_unset=True), **other.model_dump(exclude_unset=True)}
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in both})
 
 
 class Preference(AnswerModel):
@@ -189,7 +197,17 @@ class Tournament(AnswerModel):
     errors: list[ErrorDetail] | None = Field(
         default=None,
         description="Why responses and references could not be scored, each with its index in the group: `response` or "
-        "`reference`. Left out where all could.",
+        "`reference`; and comparisons that failed: `response` and `opponent`. Left out where all could.",
+    )
+    compared: list[tuple[Count, Count]] | None = Field(
+        default=None,
+        description="Of a model that reads both responses at once: the pairs of responses that it compared, each by "
+        "index; all others of `matrix` are inferred from these by a Bradley-Terry fit.",
+    )
+    intervals: list[tuple[Probability, Probability] | None] | None = Field(
+        default=None,
+        description="Where something is inferred: 95 % intervals of the win rates within the group, as far as "
+        f"inference blurs them. {_NULL} [K]",
     )
     ids: list[str | None] | None = Field(default=None, description=f"Of each response. {_ID} [K]")
     shown: list[bool] | None = Field(
@@ -254,7 +272,7 @@ class TokensAnswer(ModelAnswer):
 class ModelLimits(AnswerModel):
     """What the server accepts for a model."""
 
-    max_tokens: Count = Field(description="Longest conversation that is read. [tokens]")
+    max_tokens: Count = Field(description="Longest conversation that is read; 0: not known here. [tokens]")
     max_items: Count = Field(description="Pairs, items or groups in one request. [count]")
     max_body_bytes: Count = Field(description="Largest request body. [bytes]")
 

@@ -159,6 +159,12 @@ class TournamentsRequest(_ComparisonRequest):
         "0), `anchor` (win rate against the references), `nash`, `elimination` (a knock-out), `acyclic` (place in the "
         "order that contradicts the table least; at most 16 responses), `reward`. Null: none.",
     )
+    comparisons: Annotated[Text, Field(pattern=r"^(all|bracket|circular|budget:[1-9][0-9]{0,8})$")] = Field(
+        default="all",
+        description="Which pairs a model that reads both responses at once compares; it has a cost for each. `all`: "
+        "K(K−1)/2; `circular`: each response with the next one; `bracket`: a knock-out, at most 3K/2 − 1; `budget:N`: "
+        "N, chosen in rounds by what their answers would tell. The other kinds answer all pairs in any case.",
+    )
     shaping: Shaping | None = Field(
         default=None, description="What the signal gains or loses by length and style; needs a signal."
     )

@@ -21,10 +21,10 @@ from paragone_service.cache.keys import prompt_digest
 from paragone_service.dialects import chats
 from paragone_service.dialects.settings import BY_REFERENCES, DialectSettings
 from paragone_service.http.bodies import MAX_ITEMS
+from paragone_service.http.calls import call_of
 from paragone_service.http.counting import check_counts
 from paragone_service.http.errors import ServiceError, from_validation
 from paragone_service.http.middleware import SCOPE_ASKED
-from paragone_service.http.routes.scoring import call_of
 from paragone_service.references.sets import ReferenceSets, Stored
 from paragone_service.registry import Registry
 from paragone_service.scoring.hosted_model import HostedModel

@@ -174,7 +174,7 @@ async def read_body(
 def _asked(values: Any, items: int, registry: Registry) -> dict[str, Any]:
     """Return what the log says of a request; a name that is no model's is a client's text, and stays out."""
     model = values.get("model") if isinstance(values, dict) else None
-    names = {hosted.name for hosted in registry}
+    names = registry.names
     named = registry.default if model is None else model if isinstance(model, str) and model in names else None
     return {"model": named, "items": items}
 

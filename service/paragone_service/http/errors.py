@@ -103,6 +103,7 @@ class ServiceError(Exception):
         item: index of the item at fault, None where the whole request is.
         response: index of the response at fault within a group, None where it is not one of its responses.
         reference: index of the reference at fault within the item, None where it is none.
+        opponent: index within a group of what the response was compared with, None where no comparison is at fault.
         retry_after_s: when to try again, in whole seconds, or None.
         ids: with ``unknown_id``, the ids that are not known.
         headers: further response headers that belong to this error.
@@ -116,6 +117,7 @@ class ServiceError(Exception):
         item: int | None = None,
         response: int | None = None,
         reference: int | None = None,
+        opponent: int | None = None,
         retry_after_s: int | None = None,
         ids: Sequence[str] | None = None,
         headers: Mapping[str, str] | None = None,
@@ -126,6 +128,7 @@ class ServiceError(Exception):
         self.item = item
         self.response = response
         self.reference = reference
+        self.opponent = opponent
         self.retry_after_s = retry_after_s
         self.ids = None if ids is None else list(ids)
         self.headers = dict(headers or {})
@@ -140,6 +143,7 @@ class ServiceError(Exception):
         *,
         response: int | None = None,
         reference: int | None = None,
+        opponent: int | None = None,
     ) -> "ServiceError":
         """Return the same error, pointing at one item or at a text of it, perhaps with another message."""
         # A copy: the same error may stand for many items, as when a batch fails.
@@ -149,6 +153,7 @@ class ServiceError(Exception):
             item=item,
             response=response,
             reference=reference,
+            opponent=opponent,
             retry_after_s=self.retry_after_s,
             ids=self.ids,
             headers=self.headers,
@@ -157,7 +162,7 @@ class ServiceError(Exception):
     def detail(self) -> ErrorDetail:
         """Return the wire form, without the fields that say nothing here."""
         detail = ErrorDetail(code=self.code, message=self.message)
-        for name in ("item", "response", "reference", "ids"):
+        for name in ("item", "response", "reference", "opponent", "ids"):
             value = getattr(self, name)
             if value is not None:  # only fields that were set are sent
                 setattr(detail, name, value)
@@ -165,7 +170,9 @@ class ServiceError(Exception):
 
     def in_place(self, item: int) -> ItemError:
         """Return what stands in the place of item ``item`` of an answer that reports errors."""
-        return ItemError(error=self.at(item, response=self.response, reference=self.reference).detail())
+        return ItemError(
+            error=self.at(item, response=self.response, reference=self.reference, opponent=self.opponent).detail()
+        )
 
 
 class ClientGoneError(Exception):

@@ -4,7 +4,10 @@ A response that could not be scored does not vote: the group's table is that of 
 are null. K is the number of responses of a group, V of those that vote, R of its references that could be scored.
 """
 
+import asyncio
+import functools
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,7 +24,20 @@ from paragone_service.http.errors import ServiceError
 from paragone_service.scoring.answers import add_non_finite
 from paragone_service.scoring.request import Problems, Represented, response_messages
 
-__all__ = ["GroupSize", "Wanted", "check_kind", "check_signal", "group_signal", "size_of", "tournaments"]
+__all__ = [
+    "GroupSize",
+    "Tables",
+    "Voters",
+    "Wanted",
+    "check_kind",
+    "check_signal",
+    "check_signals",
+    "group_signal",
+    "size_of",
+    "sizes_of",
+    "tournament",
+    "tournaments",
+]
 
 Value = TypeVar("Value")
 Float64s = NDArray[np.float64]
@@ -103,6 +119,30 @@ def check_signal(name: Signal | None, responses: int, references: int) -> Servic
     return ServiceError(ErrorCode.INVALID_REQUEST, problem)
 
 
+# Functions of their own: a name for a group in the caller would keep its texts while its request waits.
+def check_signals(wanted: Wanted, asked: Sequence[Group], indices: Sequence[int], problems: Problems) -> None:
+    """Add what is wrong with each group for the signal that is wanted."""
+    for index, group in zip(indices, asked, strict=True):
+        problem = check_signal(wanted.signal, len(group.responses), 0 if group.references is None else 1)
+        if problem is not None:
+            problems.add(index, problem)
+
+
+async def sizes_of(
+    asked: Sequence[Group], stored: Sequence[int], workers: Executor, *, measured: bool
+) -> list[GroupSize]:
+    """Return the size of each group, counting words beside the event loop where a signal is shaped.
+
+    Args:
+        stored: references that a set has for each.
+    """
+    sized = functools.partial(size_of, measured=measured)
+    if not measured:
+        return [*map(sized, asked, stored)]
+    kept = list(asked)
+    return await asyncio.get_running_loop().run_in_executor(workers, lambda: [*map(sized, kept, stored)])
+
+
 def group_signal(
     name: Signal,
     matrix: Float64s,
@@ -150,109 +190,140 @@ def tournaments(
     start = 0
     for item, size in zip(represented.items, sizes, strict=True):
         stop = start + size.responses + size.references
-        group = _Group(represented, slice(start, stop), size, problems.members.get(item, {}))
+        own, whole = slice(start, start + size.responses), slice(start, stop)
         start = stop
+        voters = Voters(size, problems.members.get(item, {}), represented.ids[own], represented.shown[own].tolist())
         if item in problems.errors:
             continue
-        unscored = group.unscored()
+        unscored = voters.unscored()
         if unscored is not None:
             problems.add(item, unscored.at(item))
             continue
-        row = _tournament(group, comparator, wanted)
+        row = tournament(voters, _tables(represented.vectors[whole], voters, comparator, wanted), wanted)
         add_non_finite([item], [row is not None], problems)
         if row is not None:
             rows.append(row)
     return rows
 
 
-class _Group:
-    """The rows of one group, and who of them votes.
+class Voters:
+    """Who of a group votes.
 
     Args:
-        rows: where they are among all.
         errors: of those that could not be scored, by their positions.
+        ids: of its responses, or none. [K]
+        shown: whether the model saw all words of each response; none: it did. [K]
     """
 
     def __init__(
-        self, represented: Represented, rows: slice, size: GroupSize, errors: Mapping[int, ServiceError]
+        self,
+        size: GroupSize,
+        errors: Mapping[int, ServiceError],
+        ids: Sequence[str | None] = (),
+        shown: Sequence[bool] = (),
     ) -> None:
         self.size = size
         self.errors = errors
+        self.ids = ids
+        self.shown = shown
         middle = size.responses
-        self.voters = [place for place in range(middle) if place not in errors]
-        self.judges = [place for place in range(middle, middle + size.references) if place not in errors]
-        vectors = represented.vectors[rows]
-        self.own, self.references = vectors[self.voters], vectors[self.judges]
-        self.shown = represented.shown[rows][:middle]
-        self.ids = represented.ids[rows][:middle]
+        self.own = [place for place in range(middle) if place not in errors]
+        self.references = [place for place in range(middle, middle + size.references) if place not in errors]
 
     @property
     def left_alone(self) -> bool:
         """Whether all others of the group could not be scored."""
-        return len(self.voters) == 1 < self.size.responses
+        return len(self.own) == 1 < self.size.responses
 
     def unscored(self) -> ServiceError | None:
         """Return why the whole group has no answer: none of its responses, or none of its references, was scored."""
-        if not self.voters:
+        if not self.own:
             return self.errors[0]
-        if self.size.references and not self.judges:
+        if self.size.references and not self.references:
             return self.errors[self.size.responses]
         return None
 
     def spread(self, values: Sequence[Value | None]) -> list[Value | None]:
         """Return the values of those who vote in the places of all; [K]."""
         placed: list[Value | None] = [None] * self.size.responses
-        for place, value in zip(self.voters, values, strict=True):
+        for place, value in zip(self.own, values, strict=True):
             placed[place] = value
         return placed
 
     def measures(self) -> list[Measures]:
         """Return the measures of those who vote, where there are any; [V]."""
-        return [self.size.measures[place] for place in self.voters] if self.size.measures else []
+        return [self.size.measures[place] for place in self.own] if self.size.measures else []
 
 
-def _tournament(group: _Group, comparator: Comparator, wanted: Wanted) -> Tournament | None:
+@dataclass(frozen=True)
+class Tables:
+    """What is known of those who vote.
+
+    Attributes:
+        matrix: probability that row is preferred to column. [V, V]
+        against: that a response is preferred to a reference, if there are any. [V, R]
+        rewards: the model's scalars, if they are wanted. [V]
+    """
+
+    matrix: Float64s
+    against: Float64s | None = None
+    rewards: Float64s | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether all of it are numbers."""
+        return all(
+            values is None or bool(np.isfinite(values).all()) for values in (self.matrix, self.against, self.rewards)
+        )
+
+
+def _tables(vectors: NDArray[np.float32], voters: Voters, comparator: Comparator, wanted: Wanted) -> Tables:
+    own, references = vectors[voters.own], vectors[voters.references]
+    with np.errstate(all="ignore"):  # finite representations can overflow in a product; whoever reads them looks
+        return Tables(
+            comparator.matrix(own),
+            comparator.against(own, references) if voters.references else None,
+            comparator.rewards(own) if wanted.signal == "reward" else None,
+        )
+
+
+def tournament(voters: Voters, tables: Tables, wanted: Wanted) -> Tournament | None:
     """Return the tournament of a group, None where its numbers are not finite."""
-    with np.errstate(all="ignore"):  # what is not finite is found below
-        matrix = comparator.matrix(group.own)
-        against = comparator.against(group.own, group.references) if group.judges else None
-        rewards = comparator.rewards(group.own) if wanted.signal == "reward" else None
-    # Finite representations can still overflow in a product: the model is at fault then, not the arithmetic.
-    if not all(values is None or bool(np.isfinite(values).all()) for values in (matrix, against, rewards)):
+    if not tables.finite:
         return None
-    summary = summarise(matrix, against=against)
+    summary = summarise(tables.matrix, against=tables.against)
     winner = summary.condorcet_winner
     rates: list[float | None] = summary.win_rates.tolist()
     # Of a larger group it alone is left: it has met nobody, and ½ would look as if it had.
-    if group.left_alone and against is None:
+    if voters.left_alone and tables.against is None:
         rates = [None]
     row = Tournament(
-        win_rates=group.spread(rates),
-        ranking=[group.voters[place] for place in summary.ranking],
-        condorcet_winner=None if winner is None else group.voters[winner],
-        copeland=group.spread(summary.copeland),
+        win_rates=voters.spread(rates),
+        ranking=[voters.own[place] for place in summary.ranking],
+        condorcet_winner=None if winner is None else voters.own[winner],
+        copeland=voters.spread(summary.copeland),
         cyclic_triples=summary.cyclic_triples,
-        nash=group.spread(summary.nash.tolist()),
+        nash=voters.spread(summary.nash.tolist()),
     )
     # Fields are set one by one, because only those that were set are sent.
     if wanted.matrix:
-        empty: list[float | None] = [None] * group.size.responses
-        placed = group.spread([group.spread(line) for line in matrix.tolist()])
+        empty: list[float | None] = [None] * voters.size.responses
+        placed = voters.spread([voters.spread(line) for line in tables.matrix.tolist()])
         row.matrix = [empty if line is None else line for line in placed]
     if wanted.signal is not None:
         values = group_signal(
             wanted.signal,
-            matrix,
-            against=against,
-            rewards=rewards,
+            tables.matrix,
+            against=tables.against,
+            rewards=tables.rewards,
             shaping=wanted.shaping,
-            measures=group.measures(),
+            measures=voters.measures(),
         )
-        row.signal = group.spread([None] * len(group.voters) if values is None else values)
-    if group.errors:
-        row.errors = [group.errors[place].detail() for place in sorted(group.errors)]
-    if group.ids:
-        row.ids = group.spread([group.ids[place] for place in group.voters])
-    if not group.shown.all():
-        row.shown = group.shown.tolist()
+        row.signal = voters.spread([None] * len(voters.own) if values is None else values)
+    if voters.errors:
+        row.errors = [voters.errors[place].detail() for place in sorted(voters.errors)]
+    if voters.ids:
+        row.ids = voters.spread([voters.ids[place] for place in voters.own])
+    if not all(voters.shown):
+        row.shown = list(voters.shown)
     return row

@@ -73,7 +73,13 @@ class Problems:
         if not self.report:
             # Here the error leaves its item: its message must say which one it was.
             whole = refusal or error
-            raise whole.at(item, f"{self.where}[{item}]: {whole.message}")
+            raise whole.at(
+                item,
+                f"{self.where}[{item}]: {whole.message}",
+                response=whole.response,
+                reference=whole.reference,
+                opponent=whole.opponent,
+            )
         self.errors.setdefault(item, error)
 
     def add_row(self, row: "Row", error: ServiceError) -> None:

@@ -8,9 +8,9 @@ from starlette.responses import Response
 from paragone.wire import CohortAnswer, CohortRequest, Unscored
 from paragone_service.cohorts.waiting import Cohorts, Outcome
 from paragone_service.http.bodies import check_total, read_member
+from paragone_service.http.calls import call_of
 from paragone_service.http.errors import ServiceError
 from paragone_service.http.openapi_document import cohort_document
-from paragone_service.http.routes.scoring import call_of
 from paragone_service.references.sets import ReferenceSets
 from paragone_service.registry import Registry
 from paragone_service.scoring import groups

@@ -9,6 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from paragone.codes import ErrorCode
 from paragone.wire import ModelCard, ModelInfo, ModelLimits, ModelsAnswer, TokensAnswer, TokensRequest, Usage
 from paragone_service.http.bodies import MAX_ITEMS, read_body
+from paragone_service.http.calls import answer, call_of
 from paragone_service.http.errors import ServiceError
 from paragone_service.http.middleware import Drain
 from paragone_service.http.openapi_document import (
@@ -17,8 +18,8 @@ from paragone_service.http.openapi_document import (
     metrics_document,
     scoring_document,
 )
-from paragone_service.http.routes.scoring import answer, call_of
 from paragone_service.metrics import Metrics
+from paragone_service.pairs.source import PairSource
 from paragone_service.registry import Registry
 from paragone_service.scoring import answers
 from paragone_service.scoring.hosted_model import HostedModel
@@ -40,18 +41,24 @@ def inspection_routes(registry: Registry, *, max_body_bytes: int) -> APIRouter:
     router = APIRouter(tags=["inspection"])
     started = int(time.time())
 
+    def described() -> list[ModelInfo]:
+        sources = [_compares(source, max_body_bytes) for source in registry.pair_sources.values()]
+        infos = [*(_info(hosted, max_body_bytes) for hosted in registry), *sources]
+        return sorted(infos, key=lambda info: info.id != registry.default)
+
     @router.get("/v1/models", **inspection_document(ModelsAnswer))
     async def models() -> ModelsAnswer:
         """Answer what is hosted, the default model first."""
-        cards = [
-            ModelCard(id=hosted.name, created=started, max_model_len=hosted.model.spec.max_length)
-            for hosted in registry
-        ]
-        return ModelsAnswer(models=[_info(hosted, max_body_bytes) for hosted in registry], data=cards)
+        infos = described()
+        cards = [ModelCard(id=info.id, created=started, max_model_len=info.limits.max_tokens) for info in infos]
+        return ModelsAnswer(models=infos, data=cards)
 
     @router.get("/v1/models/{model}", **inspection_document(ModelInfo, named=True))
     async def model(model: str) -> ModelInfo:
         """Answer what one hosted model is."""
+        source = registry.pair_source(model)
+        if source is not None:
+            return _compares(source, max_body_bytes)
         return _info(registry.find(model), max_body_bytes)
 
     @router.post("/v1/tokens", **scoring_document(TokensRequest, TokensAnswer))
@@ -80,6 +87,10 @@ def inspection_routes(registry: Registry, *, max_body_bytes: int) -> APIRouter:
         return answer(model.header, TokensAnswer, usage, problems, tokens=rows)
 
     return router
+
+
+def _compares(source: PairSource, max_body_bytes: int) -> ModelInfo:
+    return source.described(ModelLimits(max_tokens=0, max_items=MAX_ITEMS, max_body_bytes=max_body_bytes))
 
 
 def _info(hosted: HostedModel, max_body_bytes: int) -> ModelInfo:
@@ -121,7 +132,8 @@ async def check_ready(registry: Registry) -> None:
     Raises:
         ServiceError: ``not_ready``, naming the first that cannot.
     """
-    for hosted in registry:  # one after the other: models on one device would wait for each other anyway
+    # One after the other: models on one device would wait for each other anyway.
+    for hosted in (*registry, *registry.pair_sources.values()):
         if not await hosted.alive(within_s=_FRESH_S, timeout_s=_CANARY_TIMEOUT_S):
             raise ServiceError(
                 ErrorCode.NOT_READY, f"model {hosted.name} has not run a forward lately", retry_after_s=1

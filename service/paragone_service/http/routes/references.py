@@ -5,9 +5,9 @@ from fastapi import APIRouter, Request
 from paragone.wire import ReferenceSet, ReferenceSetsAnswer, ReferencesRequest
 from paragone_service.api_keys import ApiKey
 from paragone_service.http.bodies import check_total, read_body
+from paragone_service.http.calls import call_of
 from paragone_service.http.middleware import SCOPE_KEY
 from paragone_service.http.openapi_document import reference_document, references_document
-from paragone_service.http.routes.scoring import call_of
 from paragone_service.references.sets import ReferenceSets
 from paragone_service.registry import Registry
 

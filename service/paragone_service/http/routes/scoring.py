@@ -1,13 +1,10 @@
 """The routes that score: preferences, rewards and tournaments, and what all routes with a list share."""
 
 import asyncio
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from paragone.codes import ErrorCode
@@ -20,28 +17,24 @@ from paragone.wire import (
     RewardsRequest,
     TournamentsAnswer,
     TournamentsRequest,
-    Truncation,
-    Usage,
 )
 from paragone.wire import (
     Response as WireResponse,
 )
 from paragone_models.comparator import Comparator
-from paragone_service.api_keys import ApiKey
-from paragone_service.http.bodies import SCOPE_BODY_BYTES, check_groups, check_total, read_body
-from paragone_service.http.deadlines import SCOPE_DEADLINE
+from paragone_service.http.bodies import check_groups, check_total, read_body
+from paragone_service.http.calls import answer, call_of
 from paragone_service.http.errors import ServiceError
-from paragone_service.http.middleware import SCOPE_KEY, SCOPE_SPENDING, SCOPE_TIMINGS
 from paragone_service.http.openapi_document import scoring_document
-from paragone_service.http.overload import SCOPE_RESERVATION, client_of
+from paragone_service.http.routes.comparing import compared_preferences, compared_rewards, compared_tournaments
 from paragone_service.references.sets import ReferenceSets, with_references
 from paragone_service.registry import Registry
 from paragone_service.scoring import answers, groups
 from paragone_service.scoring.comparing import compared
 from paragone_service.scoring.hosted_model import HostedModel
-from paragone_service.scoring.request import Call, Problems, RequestItem, ResponseId
+from paragone_service.scoring.request import Problems, RequestItem, ResponseId
 
-__all__ = ["answer", "call_of", "scoring_routes"]
+__all__ = ["scoring_routes"]
 
 
 def scoring_routes(registry: Registry, sets: ReferenceSets, workers: Executor) -> APIRouter:
@@ -68,6 +61,9 @@ def _add_preferences(router: APIRouter, registry: Registry) -> None:
         """
         body, indices, problems = await read_body(request, PreferencesRequest, "pairs")
         call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
+        source = registry.pair_source(body.model)
+        if source is not None:
+            return await compared_preferences(source, body, indices, call)
         items = [_pair_item(index, pair) for index, pair in zip(indices, body.pairs, strict=True)]
         body.pairs.clear()  # they may wait for long, and their texts need not
         model = registry.find(body.model)
@@ -101,14 +97,17 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
         cannot be scored does not vote: it is named in its group's `errors`, and the others have their answer.
         """
         body, indices, problems = await read_body(request, TournamentsRequest, "groups")
+        call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
+        source = registry.pair_source(body.model)
+        if source is not None:
+            return await compared_tournaments(source, body, indices, call, workers)
         model = registry.find(body.model)
         comparator, header = compared(model, skew_weight=body.skew_weight, weights=body.weights)
         model.check_preferences(comparator)
         check_groups(body.groups)
         wanted = groups.Wanted(matrix="matrix" in body.return_, signal=body.signal, shaping=body.shaping)
         groups.check_kind(wanted.signal, model.name, comparator)
-        _check_signals(wanted, body, indices, problems)
-        call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
+        groups.check_signals(wanted, body.groups, indices, problems)
         stored = await sets.find(model, call.tenant, body.groups, indices, problems)
         items = [
             RequestItem(index, group.prompt, group.tools, [*group.responses, *group.listed], len(group.responses))
@@ -116,7 +115,7 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
         ]
         own = [len(item.responses) for item in items]
         stored_counts = [len(stored[index].vectors) if index in stored else 0 for index in indices]
-        sizes = await _sizes(body, stored_counts, workers)
+        sizes = await groups.sizes_of(body.groups, stored_counts, workers, measured=body.shaping is not None)
         body.groups.clear()  # as above
         represented = await model.represent(items, call)
 
@@ -126,23 +125,6 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
             return answer(header, TournamentsAnswer, represented.usage, problems, tournaments=rows)
 
         return await asyncio.get_running_loop().run_in_executor(workers, summarise)
-
-
-# Functions of their own: a name for a group in the route would keep its texts while the request waits.
-def _check_signals(wanted: groups.Wanted, body: TournamentsRequest, indices: Sequence[int], problems: Problems) -> None:
-    for index, group in zip(indices, body.groups, strict=True):
-        problem = groups.check_signal(wanted.signal, len(group.responses), 0 if group.references is None else 1)
-        if problem is not None:
-            problems.add(index, problem)
-
-
-async def _sizes(body: TournamentsRequest, stored: Sequence[int], workers: Executor) -> list[groups.GroupSize]:
-    """Return the size of each group, counting words beside the event loop where a signal is shaped."""
-    measured = functools.partial(groups.size_of, measured=body.shaping is not None)
-    if body.shaping is None:
-        return [*map(measured, body.groups, stored)]
-    asked = list(body.groups)
-    return await asyncio.get_running_loop().run_in_executor(workers, lambda: [*map(measured, asked, stored)])
 
 
 def _add_rewards(router: APIRouter, registry: Registry, sets: ReferenceSets, workers: Executor) -> None:
@@ -155,10 +137,13 @@ def _add_rewards(router: APIRouter, registry: Registry, sets: ReferenceSets, wor
         `reference_logit` in any case, from one comparison with the mean of their representations.
         """
         body, indices, problems = await read_body(request, RewardsRequest, "items")
+        call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
+        source = registry.pair_source(body.model)
+        if source is not None:
+            return await compared_rewards(source, body, indices, call)
         model = registry.find(body.model)
         comparator, header = compared(model, weights=body.weights)
         _check_returned(model, comparator, body, indices, problems)
-        call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
         stored = await sets.find(model, call.tenant, body.items, indices, problems)
         items = [
             RequestItem(index, item.prompt, item.tools, (item.response, *item.listed), own=1)
@@ -216,57 +201,3 @@ def _check_returned(
             if not item.references:
                 problem = "blocks compare a response with others: give the item references"
                 problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, problem))
-
-
-def call_of(
-    request: Request,
-    truncation: Truncation,
-    problems: Problems,
-    *,
-    deadline_s: float | None = None,
-    ids: bool = False,
-) -> Call:
-    """Return how a request wants to be answered.
-
-    Args:
-        deadline_s: the deadline of its body, if that names one.
-        ids: whether the answer names each response by an id.
-    """
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    key: ApiKey | None = request.scope.get(SCOPE_KEY)
-    tenant = key.tenant if key else None
-    deadline = request.scope[SCOPE_DEADLINE]
-    if deadline_s is not None:
-        deadline.shorten(deadline_s)
-    return Call(
-        problems,
-        truncation,
-        gone,
-        request.scope[SCOPE_TIMINGS],
-        ids,
-        client_of(request.scope),
-        request.scope.get(SCOPE_BODY_BYTES, 0),
-        deadline,
-        tenant,
-        spending=request.scope.get(SCOPE_SPENDING),
-        reservation=request.scope.get(SCOPE_RESERVATION),
-    )
-
-
-def answer(
-    header: Mapping[str, Any], wire: type[BaseModel], usage: Usage, problems: Problems, **rows: Sequence[BaseModel]
-) -> Response:
-    """Return an answer of the wire contract as a response, every problem in its item's place.
-
-    Args:
-        header: what it says of the model.
-        rows: of the items without a problem, under the name that the answer's list has.
-    """
-    lists = {name: problems.place(sound) if problems.errors else sound for name, sound in rows.items()}
-    body = wire(**header, usage=usage, **lists)
-    # Fields that were not set are left out: what was not asked for is no null.
-    return Response(body.model_dump_json(exclude_unset=True), media_type="application/json")

@@ -1,0 +1,157 @@
+"""What the scoring routes answer for a model that reads both responses at once."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+from starlette.responses import Response
+
+from paragone.codes import ErrorCode
+from paragone.wire import (
+    Pair,
+    PreferencesAnswer,
+    PreferencesRequest,
+    RewardsAnswer,
+    RewardsRequest,
+    TournamentsAnswer,
+    TournamentsRequest,
+)
+from paragone.wire.conversations import Referenced
+from paragone_models.comparisons import plan_named
+from paragone_service.http.bodies import MAX_ITEMS, check_groups
+from paragone_service.http.calls import answer
+from paragone_service.http.errors import ServiceError
+from paragone_service.pairs.answers import preferences, rewards
+from paragone_service.pairs.source import Duel, PairSource
+from paragone_service.pairs.tables import GroupTable, compare_groups, comparisons_of, tournaments
+from paragone_service.scoring import groups
+from paragone_service.scoring.request import Call, Problems
+
+__all__ = ["compared_preferences", "compared_rewards", "compared_tournaments"]
+
+
+async def compared_preferences(
+    source: PairSource, body: PreferencesRequest, indices: Sequence[int], call: Call
+) -> Response:
+    """Answer a request for preferences."""
+    _refuse_what_needs_representations(source, call, skew_weight=body.skew_weight, weights=body.weights)
+    duels = []
+    for index, pair in zip(indices, body.pairs, strict=True):
+        if isinstance(pair, Pair):
+            duels.append(Duel(index, pair.prompt, pair.tools, pair.first, pair.second))
+        else:
+            call.problems.add(index, _no_ids(source))
+    compared = await source.compare(duels, call)
+    rows = preferences([duel.item for duel in duels], compared, call.problems)
+    return answer(source.header, PreferencesAnswer, compared.usage, call.problems, preferences=rows)
+
+
+async def compared_tournaments(
+    source: PairSource, body: TournamentsRequest, indices: Sequence[int], call: Call, workers: Executor
+) -> Response:
+    """Answer a request for tournaments, having compared what its plan asks for."""
+    _refuse_what_needs_representations(source, call, skew_weight=body.skew_weight, weights=body.weights)
+    problems = call.problems
+    check_groups(body.groups)
+    _check_comparisons(body)
+    if body.signal == "reward":
+        raise ServiceError(
+            ErrorCode.RETURN_UNAVAILABLE,
+            f"model {source.name} compares, and has no scalar for the signal reward: ask for another signal, win_rate "
+            "for example",
+        )
+    wanted = groups.Wanted(matrix="matrix" in body.return_, signal=body.signal, shaping=body.shaping)
+    groups.check_signals(wanted, body.groups, indices, problems)
+    _check_references(source, body.groups, indices, problems)
+    tables, sound = [], []
+    for index, group in zip(indices, body.groups, strict=True):
+        if index in problems.errors:
+            continue
+        try:
+            plan = plan_named(body.comparisons, len(group.responses))
+        except ValueError as error:
+            problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, str(error)))
+            continue
+        tables.append(GroupTable(index, group, plan))
+        sound.append(group)
+    sizes = await groups.sizes_of(sound, [0] * len(sound), workers, measured=body.shaping is not None)
+    usage = await compare_groups(source, tables, call)
+
+    def summarise() -> Response:
+        rows = tournaments(tables, sizes, problems, wanted)
+        return answer(source.header, TournamentsAnswer, usage, problems, tournaments=rows)
+
+    return await asyncio.get_running_loop().run_in_executor(workers, summarise)
+
+
+async def compared_rewards(source: PairSource, body: RewardsRequest, indices: Sequence[int], call: Call) -> Response:
+    """Answer what each response is worth against its references: all that such a model has to say of one."""
+    _refuse_what_needs_representations(source, call, weights=body.weights)
+    unknown = [name for name in body.return_ if name != "ids"]
+    if unknown:
+        raise ServiceError(
+            ErrorCode.RETURN_UNAVAILABLE, f'model {source.name} has no {unknown[0]}: leave it out of "return"'
+        )
+    _check_references(source, body.items, indices, call.problems)
+    duels, counts, sound = [], [], []
+    for index, item in zip(indices, body.items, strict=True):
+        if not item.references:
+            problem = f"model {source.name} compares: give the item references to be compared with"
+            call.problems.add(index, ServiceError(ErrorCode.REFERENCE_REQUIRED, problem))
+        if index in call.problems.errors:
+            continue
+        duels += [Duel(index, item.prompt, item.tools, item.response, reference) for reference in item.listed]
+        counts.append(len(item.listed))
+        sound.append(index)
+    _check_number(len(duels))
+    compared = await source.compare(duels, call)
+    rows = rewards(sound, counts, compared, call.problems)
+    return answer(source.header, RewardsAnswer, compared.usage, call.problems, rewards=rows)
+
+
+def _refuse_what_needs_representations(source: PairSource, call: Call, **numbers: Any) -> None:
+    """Refuse ids, and numbers that weigh parts of a representation."""
+    if call.ids:
+        raise ServiceError(
+            ErrorCode.RETURN_UNAVAILABLE,
+            f'model {source.name} keeps comparisons and no single responses: leave "ids" out of "return"',
+        )
+    for name, value in numbers.items():
+        if value is not None:
+            raise ServiceError(
+                ErrorCode.INVALID_REQUEST,
+                f"model {source.name} compares both responses at once, and {name} weighs parts of the representation "
+                "of one: leave it out",
+            )
+
+
+def _no_ids(source: PairSource) -> ServiceError:
+    return ServiceError(
+        ErrorCode.INVALID_REQUEST,
+        f"model {source.name} reads both responses at once, and an id stands for the representation of one: send both "
+        "in full",
+    )
+
+
+def _check_references(
+    source: PairSource, asked: Sequence[Referenced], indices: Sequence[int], problems: Problems
+) -> None:
+    for index, one in zip(indices, asked, strict=True):
+        if one.reference_set is not None:
+            problem = f"model {source.name} reads both responses at once, and a set keeps none: list the references"
+            problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, problem))
+
+
+def _check_comparisons(body: TournamentsRequest) -> None:
+    if body.comparisons == "all":
+        _check_number(sum(map(comparisons_of, body.groups)))
+
+
+def _check_number(comparisons: int) -> None:
+    if comparisons > MAX_ITEMS:
+        raise ServiceError(
+            ErrorCode.TOO_MANY_ITEMS,
+            f"{comparisons} comparisons in one request; the limit is {MAX_ITEMS}: send fewer or smaller groups, or ask "
+            'for fewer "comparisons"',
+        )

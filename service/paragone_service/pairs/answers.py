@@ -1,0 +1,51 @@
+"""From the comparisons of a request to the rows of its answer, of a model that reads both responses at once."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from paragone.wire import Preference, Reward
+from paragone_models.comparator import probability
+from paragone_service.pairs.source import Compared
+from paragone_service.scoring.request import Problems
+
+__all__ = ["preferences", "rewards"]
+
+
+def preferences(items: Sequence[int], compared: Compared, problems: Problems) -> list[Preference]:
+    """Return how probable it is that the first is preferred, one duel an item.
+
+    Raises:
+        ServiceError: of the first duel without an answer, unless errors are reported.
+    """
+    for number, error in sorted(compared.errors.items()):
+        problems.add(items[number], error)
+    sound = [number for number, item in enumerate(items) if item not in problems.errors]
+    logits = compared.logits[sound]
+    return [
+        Preference(probability=p, logit=z, first_reward=None, second_reward=None)
+        for p, z in zip(probability(logits).tolist(), logits.tolist(), strict=True)
+    ]
+
+
+def rewards(items: Sequence[int], references: Sequence[int], compared: Compared, problems: Problems) -> list[Reward]:
+    """Return what each response is worth against the references of its item, whose duels follow each other.
+
+    Args:
+        references: how many duels each item has.
+
+    Raises:
+        ServiceError: of the first duel without an answer, unless errors are reported.
+    """
+    rows = []
+    start = 0
+    for item, count in zip(items, references, strict=True):
+        duels = range(start, start + count)
+        start += count
+        for number in duels:
+            if number in compared.errors:
+                problems.add(item, compared.errors[number])
+        if item not in problems.errors:
+            logit = float(np.mean(compared.logits[duels.start : duels.stop]))
+            rows.append(Reward(reward=None, reference_logit=logit))
+    return rows

@@ -1,0 +1,156 @@
+"""The tables of groups whose model compares: round by round what a plan asks for, for all groups at a time.
+
+K is the number of responses of a group, R of its references. References meet every response in the first round.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paragone.wire import Group, Tournament, Usage
+from paragone_models.comparator import probability
+from paragone_models.comparisons import FilledTable, Plan, all_pairs, fill
+from paragone_service.http.errors import ServiceError
+from paragone_service.pairs.source import Duel, PairSource
+from paragone_service.scoring.groups import GroupSize, Tables, Voters, Wanted, tournament
+from paragone_service.scoring.request import Call, Problems
+
+__all__ = ["GroupTable", "compare_groups", "comparisons_of", "tournaments"]
+
+Pair = tuple[int, int]
+
+
+@dataclass
+class GroupTable:
+    """What was compared of one group; its references have the places K to K+R−1.
+
+    Attributes:
+        item: index of the group, as it was sent.
+        logits: of place i over place j, NaN where there is none. [K+R, K+R]
+        asked: the pairs of responses.
+        errors: of the comparisons that failed.
+    """
+
+    item: int
+    group: Group
+    plan: Plan
+    logits: NDArray[np.float64] = field(init=False)
+    asked: set[Pair] = field(default_factory=set)
+    errors: dict[Pair, ServiceError] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        places = len(self.group.responses) + len(self.group.listed)
+        self.logits = np.full((places, places), np.nan)
+
+    def next_round(self, *, first: bool) -> list[Pair]:
+        """Return what to compare next, and note it as asked."""
+        size = len(self.group.responses)
+        pairs = self.plan(self.logits[:size, :size], frozenset(self.asked))
+        self.asked.update(pairs)
+        if first:
+            pairs = [*pairs, *((i, j) for i in range(size) for j in range(size, len(self.logits)))]
+        return pairs
+
+    def duel(self, pair: Pair) -> Duel:
+        """Return the comparison of two places."""
+        texts = [*self.group.responses, *self.group.listed]
+        return Duel(self.item, self.group.prompt, self.group.tools, texts[pair[0]], texts[pair[1]])
+
+    def put(self, pair: Pair, logit: float, error: ServiceError | None) -> None:
+        """Note the answer of a comparison."""
+        if error is not None:
+            self.errors[pair] = error
+            return
+        self.logits[pair], self.logits[pair[::-1]] = logit, -logit
+
+
+async def compare_groups(source: PairSource, tables: Sequence[GroupTable], call: Call) -> Usage:
+    """Compare what the plans ask for, until they are done, and return what it cost.
+
+    Raises:
+        ServiceError: as ``PairSource.compare``.
+        ClientGoneError: if the client left meanwhile.
+    """
+    usage = Usage(forward_responses=0, forward_tokens=0, cached_responses=0, truncated=0)
+    first = True
+    # One call a round for all groups: a bracket of a hundred groups then waits for four answers and not for hundreds.
+    while rounds := [(table, pair) for table in tables for pair in table.next_round(first=first)]:
+        first = False
+        compared = await source.compare([table.duel(pair) for table, pair in rounds], call)
+        usage = usage.plus(compared.usage)
+        for number, (table, pair) in enumerate(rounds):
+            table.put(pair, float(compared.logits[number]), compared.errors.get(number))
+    return usage
+
+
+def tournaments(
+    tables: Sequence[GroupTable], sizes: Sequence[GroupSize], problems: Problems, wanted: Wanted
+) -> list[Tournament]:
+    """Return the tournament of each group.
+
+    Where a comparison failed and errors are reported, the others are answered for: a response of whom every comparison
+    failed does not vote, and other gaps are inferred. A reference counts only if every response was compared with it.
+
+    Raises:
+        ServiceError: of the first comparison that failed, unless errors are reported.
+    """
+    rows = []
+    for table, size in zip(tables, sizes, strict=True):
+        if table.errors and not problems.report:
+            pair = min(table.errors)
+            problems.add(table.item, _named(table.errors[pair], table.item, pair, size.responses))
+        voters = Voters(size, _silent(table, size))
+        unscored = voters.unscored()
+        if unscored is not None:
+            problems.add(table.item, unscored.at(table.item))
+            continue
+        rows.append(_tournament(table, size, voters, wanted))
+    return rows
+
+
+def _tournament(table: GroupTable, size: GroupSize, voters: Voters, wanted: Wanted) -> Tournament:
+    filled = fill(table.logits[np.ix_(voters.own, voters.own)])
+    against = probability(table.logits[np.ix_(voters.own, voters.references)]) if voters.references else None
+    row = tournament(voters, Tables(filled.matrix, against), wanted)
+    assert row is not None  # a comparison without a finite answer is an error, and none of the table
+    row.compared = sorted(pair for pair in table.asked if np.isfinite(table.logits[pair]))
+    if filled.inferred.any():
+        row.intervals = voters.spread(_intervals(filled))
+    failed = [_named(error, table.item, pair, size.responses) for pair, error in sorted(table.errors.items())]
+    if failed:
+        alone = [voters.errors[place] for place in sorted(voters.errors)]
+        row.errors = [error.detail() for error in (*alone, *failed)]
+    return row
+
+
+def _intervals(filled: FilledTable) -> list[tuple[float, float] | None]:
+    return [(float(low), float(high)) for low, high in filled.intervals]
+
+
+def _silent(table: GroupTable, size: GroupSize) -> Mapping[int, ServiceError]:
+    """Return why a response has no comparison at all, or a reference not all of them, by their places."""
+    errors: dict[int, ServiceError] = {}
+    for place in range(size.responses):
+        failed = [error for pair, error in sorted(table.errors.items()) if place in pair]
+        if failed and not np.isfinite(table.logits[place]).any():
+            errors[place] = failed[0].at(table.item, response=place)
+    sound = [place for place in range(size.responses) if place not in errors]
+    for place in range(size.responses, len(table.logits)):
+        failed = [table.errors[other, place] for other in sound if (other, place) in table.errors]
+        if failed:
+            errors[place] = failed[0].at(table.item, reference=place - size.responses)
+    return errors
+
+
+def _named(error: ServiceError, item: int, pair: Pair, responses: int) -> ServiceError:
+    first, second = pair
+    if second >= responses:
+        return error.at(item, response=first, reference=second - responses)
+    return error.at(item, response=first, opponent=second)
+
+
+def comparisons_of(group: Group) -> int:
+    """Return how many comparisons a group has at most."""
+    return len(all_pairs(len(group.responses))) + len(group.responses) * len(group.listed)
