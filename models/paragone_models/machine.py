@@ -26,6 +26,7 @@ __all__ = [
     "best_budget",
     "bfloat16_refusal",
     "bfloat16_speedup",
+    "is_out_of_memory",
 ]
 
 CANDIDATES = {"cpu": (512, 1024, 2048, 4096), "cuda": (4096, 8192, 16384, 32768, 65536)}
@@ -51,6 +52,17 @@ _DTYPES = (torch.float32, torch.bfloat16)
 _WITHOUT_BFLOAT16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"})
 # Parameters below which a pass is not made of matrix products, so that a faster product gains nothing.
 _SMALL = 10_000_000
+
+
+# torch has no exception of its own for these: its words are all that tells them apart.
+_CPU_MEMORY_MESSAGES = ("can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error of torch says that a pass did not fit into memory, so that a smaller one may."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _CPU_MEMORY_MESSAGES)
 
 
 def automatic_dtype(device: torch.device, *, parameters: int, demonstration: bool) -> torch.dtype:

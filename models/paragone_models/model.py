@@ -6,6 +6,7 @@ Shapes: n sequences, R reads, H hidden size, d length of a representation, K res
 """
 
 import logging
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import EncodeItem, TextReader, Truncation, conversation, read_plan
 from paragone_models.text.template import Message
 
-__all__ = ["LocalForward", "PreferenceModel", "Provenance", "Scores", "batches"]
+__all__ = ["LocalForward", "PreferenceModel", "Provenance", "Scores", "batches", "by_prompt"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,15 @@ def batches(lengths: Sequence[int], max_batch_tokens: int) -> Iterator[list[int]
         count = max(1, max_batch_tokens // max(1, lengths[order[start]]))
         yield order[start : start + count]
         start += count
+
+
+def by_prompt(items: Sequence[EncodeItem]) -> dict[bytes, list[int]]:
+    """Return the numbers of the items that share a prompt, by the prompt's tokens in 32 bits, in their order."""
+    families: dict[bytes, list[int]] = {}
+    for number, item in enumerate(items):
+        prompt = array("i", item.token_ids[: item.prompt_length]).tobytes()
+        families.setdefault(prompt, []).append(number)
+    return families
 
 
 class LocalForward:

@@ -33,7 +33,7 @@ from paragone_models.kinds import KindName
 from paragone_models.spec import Bos, Head, Reasoning, SpecialTokens
 from paragone_service.api_keys import ApiKey, parse_keys, plain_key
 from paragone_service.dialects.settings import DialectSettings, as_table
-from paragone_service.engine import REMOTE_ENGINES
+from paragone_service.engine import parse_remote
 
 __all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_engine", "parse_model"]
 
@@ -47,8 +47,7 @@ _REPLACED = {
     "api_key_file": {"api_key", "api_key_file"},
 }
 _SECRETS = {"api_key", "engine_api_key", "redis_url"}
-_ENGINE = re.compile(rf"({'|'.join(REMOTE_ENGINES)}):(https?://[^\s?#]+)")
-# What a vLLM server decides for itself: set here it would have no effect, and nobody would notice.
+# What such a server decides for itself: set here it would have no effect, and nobody would notice.
 _OWN_ENGINE_ONLY = ("device", "dtype", "deterministic", "prompt_cache_mb")
 
 
@@ -123,7 +122,7 @@ class Settings(BaseSettings):
     )
     """The hosted models by name."""
     engines: dict[str, str] = Field(default={})
-    """What runs a model's backbone instead of this process, by the model's name: ``vllm:http://…``."""
+    """What runs a model's backbone instead of this process, by the model's name: ``triton:grpc://…`` or ``vllm:http://…``."""
     engine_timeout_s: float = Field(default=300, gt=0)
     """How long one call to such an engine may take."""
     engine_api_key: SecretStr | None = None
@@ -276,9 +275,10 @@ class Settings(BaseSettings):
     @classmethod
     def _engines_are_known(cls, engines: dict[str, str]) -> dict[str, str]:
         for name, engine in engines.items():
-            if not _ENGINE.fullmatch(engine):
-                known = " or ".join(f"{word}:http://HOST:PORT" for word in REMOTE_ENGINES)
-                raise ValueError(f"engine {engine!r} of {name}: write {known}")
+            try:
+                parse_remote(engine)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
         return engines
 
     @model_validator(mode="after")
@@ -313,12 +313,9 @@ class Settings(BaseSettings):
             )
         return self
 
-    def remote_engine(self, name: str) -> tuple[str, str] | None:
-        """Return which engine runs a model's backbone, and its address, or None if this process does."""
-        if name not in self.engines:
-            return None
-        engine, _, url = self.engines[name].partition(":")
-        return engine, url
+    def remote_engine(self, name: str) -> tuple[str, tuple[str, ...]] | None:
+        """Return which engine runs a model's backbone, and its addresses, or None if this process does."""
+        return parse_remote(self.engines[name]) if name in self.engines else None
 
     def read_cache_secret(self) -> bytes:
         """Return the secret of the cache, 32 bytes, or none.
@@ -446,7 +443,7 @@ def parse_model(text: str) -> tuple[str, ModelSettings]:
 
 
 def parse_engine(text: str) -> tuple[str, str]:
-    """Return name and engine of ``NAME=vllm:http://…``.
+    """Return name and engine of ``NAME=triton:grpc://…`` or ``NAME=vllm:http://…``.
 
     Raises:
         ConfigError: if it has another form.
@@ -456,7 +453,7 @@ def parse_engine(text: str) -> tuple[str, str]:
     """
     named = _NAMED_ENGINE.fullmatch(text)
     if named is None:
-        raise ConfigError(f"--engine {text!r}: write NAME=vllm:http://HOST:PORT")
+        raise ConfigError(f"--engine {text!r}: write NAME=triton:grpc://HOST:PORT or NAME=vllm:http://HOST:PORT")
     return named[1], named[2]
 
 

@@ -12,7 +12,7 @@ from paragone_models.files.backbones import Residents
 from paragone_models.model import PreferenceModel
 from paragone_service.cache.keys import NO_SECRET
 from paragone_service.cache.tiers import Cache
-from paragone_service.config import Settings
+from paragone_service.config import ConfigError, Settings
 from paragone_service.engine import REMOTE_ENGINES
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread, LocalEngine
@@ -246,12 +246,18 @@ class Registry:
         remote, key = self._settings.remote_engine(name), self._settings.engine_api_key
         if remote is None:
             return LocalEngine(model, device)
-        word, url = remote
-        logger.info("model %s: its backbone runs on the %s server at %s", name, word, url)
-        engine: Callable[..., Engine] = pkgutil.resolve_name(REMOTE_ENGINES[word])
-        return engine(
+        word, addresses = remote
+        kind = REMOTE_ENGINES[word]
+        logger.info("model %s: its backbone runs on %s at %s", name, word, ", ".join(addresses))
+        try:
+            opener: Callable[..., Engine] = pkgutil.resolve_name(kind.opener)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"the engine {word} of model {name} needs {error.name}: pip install 'paragone[{kind.extra}]'"
+            ) from error
+        return opener(
             model,
-            url,
+            addresses,
             timeout_s=self._settings.engine_timeout_s,
             api_key=None if key is None else key.get_secret_value(),
         )

@@ -77,8 +77,9 @@ def serve(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=vllm:URL",
-            help="A vLLM server that runs a model's backbone instead of this process; repeatable.",
+            metavar="NAME=triton:grpc://HOST:PORT|NAME=vllm:URL",
+            help="Servers that run a model's backbone instead of this process, several with commas between them; "
+            "repeatable.",
         ),
     ] = None,
     dialects: Annotated[

@@ -39,6 +39,33 @@ def vllm(
     )
 
 
+@export.command("triton")
+def triton(
+    model: Annotated[
+        str, typer.Argument(metavar="[NAME=]SOURCE[,KEY=VALUE…]", help="A model, as `paragone serve --model` has it.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Triton model repository; it may hold other models.")],
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of one forward pass (default: what suits the device).")
+    ] = None,
+) -> None:
+    """Write the backbone of a model for a Triton server; the head stays with `paragone serve`."""
+    from paragone_models.files.options import load_options, named_source
+    from paragone_models.files.triton_export import export_triton
+
+    named = named_source(model)
+    loaded, written = export_triton(
+        named.source, folder, name=named.name, max_batch_tokens=max_batch_tokens, **load_options(named.settings)
+    )
+    name = loaded.name
+    typer.echo(
+        f"{written} holds the backbone of {named.source}, identity {loaded.identity}. Serve it where the Python of "
+        "Triton's stub can import paragone[models] (or finds it on PYTHONPATH), and the model on top of it:\n"
+        f"  tritonserver --model-repository={folder} --model-control-mode=explicit --load-model={name}\n"
+        f"  paragone serve --model {model} --engine {name}=triton:grpc://127.0.0.1:8001"
+    )
+
+
 @export.command("transformers")
 def transformers(
     model: Annotated[str, typer.Argument(help="A built-in, a Hugging Face id or a folder.")],

@@ -8,7 +8,17 @@ from pathlib import Path
 
 from paragone_models.errors import ModelLoadError
 
-__all__ = ["HEADS", "NAMES", "POLICIES", "Resolved", "builtin_folder", "resolve", "tokenizer_folder"]
+__all__ = [
+    "HEADS",
+    "MODEL_FILES",
+    "NAMES",
+    "PICKLES",
+    "POLICIES",
+    "Resolved",
+    "builtin_folder",
+    "resolve",
+    "tokenizer_folder",
+]
 
 _ROOT = Path(__file__).parents[1] / "builtin"
 
@@ -22,10 +32,12 @@ POLICIES = ("mini-policy",)
 """Built-in causal language models that policy training starts from."""
 
 _PREFIX = "builtin:"
-# Not the copies for other frameworks.
-_DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
-# Only where there are no safetensors: many repositories hold both.
-_PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "value_head.bin")
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
+"""Patterns of what a model is read from, without copies for other frameworks."""
+
+PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "value_head.bin")
+"""What is read only where there are no safetensors: many repositories hold both."""
 
 
 def builtin_folder(name: str) -> Path:
@@ -98,9 +110,9 @@ def _download(source: str, revision: str | None) -> Resolved:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(_DOWNLOADED)))
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(MODEL_FILES)))
         if not any(folder.glob("*.safetensors")):
-            snapshot_download(source, revision=folder.name, allow_patterns=list(_PICKLES))
+            snapshot_download(source, revision=folder.name, allow_patterns=list(PICKLES))
     except LocalEntryNotFoundError as error:
         raise ModelLoadError(
             f"{source} is neither a folder here nor in the local Hugging Face cache, and the hub cannot be reached"

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from paragone_models.machine import is_out_of_memory
 from paragone_models.model import PreferenceModel
 from paragone_models.text.reader import EncodeItem
 from paragone_service.engine.contract import EngineOutOfMemoryError, Health
@@ -18,7 +19,6 @@ __all__ = ["DeviceThread", "LocalEngine"]
 
 Result = TypeVar("Result")
 
-_CPU_MEMORY_MESSAGES = ("can't allocate memory", "not enough memory")
 _BROKEN_DEVICE_MESSAGES = ("CUDA error", "device-side assert", "HIP error", "unspecified launch failure")
 
 
@@ -75,12 +75,9 @@ class LocalEngine:
     def _encode(self, items: Sequence[EncodeItem]) -> Tensor:
         try:
             return self._model.encode(items)
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()  # else the halves that the scheduler tries next find the same fragments
-            raise EngineOutOfMemoryError(str(error)) from error
         except RuntimeError as error:
-            # torch has no exception of its own for these: its words are all that tells them apart.
-            if any(message in str(error) for message in _CPU_MEMORY_MESSAGES):
+            if is_out_of_memory(error):
+                torch.cuda.empty_cache()  # else the halves that the scheduler tries next find the same fragments
                 raise EngineOutOfMemoryError(str(error)) from error
             if any(message in str(error) for message in _BROKEN_DEVICE_MESSAGES):
                 self._broken = f"the device is unusable until the process is restarted: {error}"

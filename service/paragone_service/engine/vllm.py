@@ -29,7 +29,7 @@ from paragone_service.config import ConfigError
 from paragone_service.engine.contract import EngineUnavailableError, Health
 from paragone_service.tracing import add_trace_headers
 
-__all__ = ["VllmEngine", "VllmError"]
+__all__ = ["VllmEngine", "VllmError", "open_vllm"]
 
 _TRIES = 3
 _PAUSE_S = 0.5
@@ -46,6 +46,21 @@ class VllmError(Exception):
 
 class _VllmAwayError(VllmError, EngineUnavailableError):
     """Say that the vLLM server cannot be reached, is busy, or was too slow: it may be back in some seconds."""
+
+
+def open_vllm(
+    model: PreferenceModel, addresses: Sequence[str], *, timeout_s: float = 300.0, api_key: str | None = None
+) -> "VllmEngine":
+    """Return the engine for a model at a vLLM server.
+
+    Raises:
+        ConfigError: if the model reads positions that the server does not return, or there are several addresses.
+    """
+    if len(addresses) > 1:
+        raise ConfigError(
+            f"model {model.name} has {len(addresses)} vLLM servers: give one, or a proxy in front of them"
+        )
+    return VllmEngine(model, addresses[0], timeout_s=timeout_s, api_key=api_key)
 
 
 class VllmEngine:
