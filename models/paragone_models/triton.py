@@ -192,7 +192,7 @@ class TritonPythonModel:
 
     def _encode(self, items: Sequence[EncodeItem], request: Any) -> Tensor | None:
         """Return the hidden states of a call, on the CPU, or None if it was cancelled meanwhile."""
-        parts = []
+        parts: list[Tensor] = []
         order: list[int] = []
         passes = list(_families(items, self._model.local.max_batch_tokens))
         for part in passes:

@@ -25,14 +25,12 @@ class PoolingServer:
         self.well = True
         self.app = FastAPI()
         self.app.add_api_route("/pooling", self.pooling, methods=["POST"])
-        self.app.add_api_route("/health", self.health)
-
-    async def health(self):
-        return JSONResponse({}, status_code=200 if self.well else 503)
 
     async def pooling(self, request: Request):
         body = await request.json()
         self.requests.append((body, dict(request.headers)))
+        if not self.well:
+            return JSONResponse({}, status_code=503)
         if self.first:
             status, content = self.first.pop(0)
             return JSONResponse(content, status_code=status)

@@ -8,7 +8,7 @@ from paragone_models import load_model
 from paragone_models.spec import ModelSpec
 from paragone_service.app import create_app
 from paragone_service.config import Settings
-from paragone_service.engine.vllm import VllmEngine
+from paragone_service.engine.vllm import open_vllm
 from paragone_service.tracing import make_tracer
 from tests.clients.oracle import listening
 from tests.service.conftest import make_model, make_tokenizer
@@ -91,7 +91,7 @@ async def test_an_engine_elsewhere_gets_the_trace_of_the_batch(tmp_path, spans):
     spec = ModelSpec(kind="bradley-terry", dimension=1, pooling="last", max_length=256)
     folder = make_model(tmp_path / "last", spec, make_tokenizer(), 3)
     model = load_model(folder, name="last", device="cpu", elsewhere=True)
-    vllm = VllmEngine(model, "http://engine", transport=httpx2.MockTransport(engine))
+    vllm = open_vllm(model, ["http://engine"], transport=httpx2.MockTransport(engine))
     app = create_app(Settings(), {"last": model}, engines={"last": vllm}, tracer=trace.get_tracer("paragone"))
     with pytest.raises(ParagoneError):
         await ask(app, lambda client: client.prefer("p", "a", "b"))

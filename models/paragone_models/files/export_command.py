@@ -1,5 +1,6 @@
 """``paragone export``: write a model in a form that other programs run."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -51,18 +52,22 @@ def triton(
 ) -> None:
     """Write the backbone of a model for a Triton server; the head stays with `paragone serve`."""
     from paragone_models.files.options import load_options, named_source
-    from paragone_models.files.triton_export import export_triton
+    from paragone_models.files.triton_export import OF_THE_ENGINE, export_triton
 
     named = named_source(model)
     loaded, written = export_triton(
         named.source, folder, name=named.name, max_batch_tokens=max_batch_tokens, **load_options(named.settings)
     )
     name = loaded.name
+    kept = {key: value for key, value in named.settings.items() if key not in OF_THE_ENGINE}
+    settings = "".join(
+        f",{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in kept.items()
+    )
     typer.echo(
         f"{written} holds the backbone of {named.source}, identity {loaded.identity}. Serve it where the Python of "
         "Triton's stub can import paragone[models] (or finds it on PYTHONPATH), and the model on top of it:\n"
         f"  tritonserver --model-repository={folder} --model-control-mode=explicit --load-model={name}\n"
-        f"  paragone serve --model {model} --engine {name}=triton:grpc://127.0.0.1:8001"
+        f"  paragone serve --model {name}={named.source}{settings} --engine {name}=triton:grpc://127.0.0.1:8001"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from paragone_models.errors import ModelLoadError
 from paragone_models.files.backbones import home_of, reference_to
-from paragone_models.files.formats import SPEC_FILE
+from paragone_models.files.families.own import SPEC_FILE
 from paragone_models.files.hashes import TOKENIZER_FILES
 from paragone_models.files.loading import load_model
 from paragone_models.files.sources import MODEL_FILES, PICKLES, Resolved, resolve
@@ -20,7 +20,7 @@ from paragone_models.model import PreferenceModel
 from paragone_models.spec import ModelSpec
 from paragone_models.triton import FORMAT, IDENTITY, INPUTS, OUTPUT
 
-__all__ = ["export_triton"]
+__all__ = ["OF_THE_ENGINE", "export_triton"]
 
 _MODEL_PY = '''"""Written by `paragone export triton`: the backbone beside this file, run by paragone_models."""
 
@@ -41,7 +41,9 @@ from paragone_models.triton import TritonPythonModel  # noqa: E402, F401
 _CALL_TOKENS = 65_536
 """The most tokens of one call, unless the model reads longer texts."""
 
-_OF_THE_ENGINE = ("dtype", "deterministic")
+OF_THE_ENGINE = ("dtype", "deterministic")
+"""Settings of a model that change no representation beyond rounding, and are Triton's."""
+
 _OF_THE_FILES = ("kind", "head", "trust_remote_code")
 
 
@@ -64,7 +66,7 @@ def export_triton(
     Raises:
         ModelLoadError: if the source cannot be loaded by an engine elsewhere, or the model is there already.
     """
-    engine = {key: options.pop(key) for key in _OF_THE_ENGINE if key in options}
+    engine = {key: options.pop(key) for key in OF_THE_ENGINE if key in options}
     if "device" in options:
         raise ModelLoadError("device is Triton's to choose: write it into instance_group of config.pbtxt")
     model = load_model(source, elsewhere=True, name=name, **options)
@@ -73,7 +75,7 @@ def export_triton(
         raise ModelLoadError(f"{target} is there already: remove it, or export under another name (NAME={source})")
     files = target / "1" / "model"
     where = resolve(source, options.get("revision"))
-    home, identity = home_of(where)
+    home, identity = home_of(where, options.get("backbone"))
     _copy(where, files)
     if identity is not None:
         _copy(home, files.with_name("backbone"))

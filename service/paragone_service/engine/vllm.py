@@ -1,6 +1,6 @@
-"""The engine that asks an unmodified vLLM server for hidden states: ``--engine NAME=vllm:http://…``.
+"""The engine that asks unmodified vLLM servers for hidden states: ``--engine NAME=vllm:http://…[,http://…]``.
 
-The server runs a bare backbone (`paragone export vllm` writes one) as ``--runner pooling --convert embed``. Its
+A server runs a bare backbone (`paragone export vllm` writes one) as ``--runner pooling --convert embed``. Its
 ``/pooling`` takes token ids and returns the last hidden state of each sequence's last token; without
 ``use_activation: false`` that would be scaled to length 1. A backbone is causal, so the state at an earlier position is
 that of the sequence which ends there: a gate's read is one more sequence, the prompt, once for all siblings.
@@ -26,15 +26,16 @@ from paragone_models.model import PreferenceModel
 from paragone_models.network import output_width
 from paragone_models.text.reader import EncodeItem
 from paragone_service.config import ConfigError
-from paragone_service.engine.contract import EngineUnavailableError, Health
+from paragone_service.engine.balancing import BalancedEngine, PlaceSlowError
+from paragone_service.engine.contract import EngineUnavailableError
 from paragone_service.tracing import add_trace_headers
 
-__all__ = ["VllmEngine", "VllmError", "open_vllm"]
+__all__ = ["VllmError", "VllmPlace", "open_vllm"]
 
 _TRIES = 3
 _PAUSE_S = 0.5
 _BUSY = frozenset({429, 502, 503, 504})
-_HEALTH_TIMEOUT_S = 1.0
+_CHECK_TIMEOUT_S = 5.0
 _CONNECT_TIMEOUT_S = 5.0
 _UNIT = 1e-4
 _SHOWN = 200
@@ -45,57 +46,64 @@ class VllmError(Exception):
 
 
 class _VllmAwayError(VllmError, EngineUnavailableError):
-    """Say that the vLLM server cannot be reached, is busy, or was too slow: it may be back in some seconds."""
+    """Say that the vLLM server cannot be reached or is busy: it may be back in some seconds."""
+
+
+class _VllmSlowError(_VllmAwayError, PlaceSlowError):
+    """Say that it was too slow."""
 
 
 def open_vllm(
-    model: PreferenceModel, addresses: Sequence[str], *, timeout_s: float = 300.0, api_key: str | None = None
-) -> "VllmEngine":
-    """Return the engine for a model at a vLLM server.
-
-    Raises:
-        ConfigError: if the model reads positions that the server does not return, or there are several addresses.
-    """
-    if len(addresses) > 1:
-        raise ConfigError(
-            f"model {model.name} has {len(addresses)} vLLM servers: give one, or a proxy in front of them"
-        )
-    return VllmEngine(model, addresses[0], timeout_s=timeout_s, api_key=api_key)
-
-
-class VllmEngine:
-    """Run a model's backbone on a vLLM server.
+    model: PreferenceModel,
+    addresses: Sequence[str],
+    *,
+    timeout_s: float = 300.0,
+    api_key: str | None = None,
+    transport: httpx2.AsyncBaseTransport | None = None,
+) -> BalancedEngine:
+    """Return the engine for a model at one or more vLLM servers.
 
     Args:
         model: loaded without its backbone's weights (``elsewhere=True``).
         timeout_s: how long one call may take.
-        api_key: bearer key, where a proxy in front of the server wants one.
+        api_key: bearer key, where a proxy in front of the servers wants one.
         transport: what carries requests instead of the network.
 
     Raises:
-        ConfigError: if the model reads positions that the server does not return.
+        ConfigError: if the model reads positions that such a server does not return.
     """
+    refusal = read_refusal(model.network, model.spec, first_token=model.first_token)
+    if refusal is not None:
+        raise ConfigError(f"model {model.name} cannot run on vLLM: {refusal}; leave its --engine out")
+    # With others at hand nobody waits for one to come back.
+    tries = _TRIES if len(addresses) == 1 else 1
+    places = [
+        VllmPlace(model, address, timeout_s=timeout_s, tries=tries, api_key=api_key, transport=transport)
+        for address in addresses
+    ]
+    # A server's prefix cache shares what it has room for, and does not tell.
+    return BalancedEngine("vllm", places, shares_prompts=False)
 
-    name = "vllm"
-    shares_prompts = False  # its prefix cache shares what it has room for, and does not tell
+
+class VllmPlace:
+    """One vLLM server that runs a model's backbone."""
 
     def __init__(
         self,
         model: PreferenceModel,
         url: str,
         *,
-        timeout_s: float = 300.0,
+        timeout_s: float,
+        tries: int,
         api_key: str | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        refusal = read_refusal(model.network, model.spec, first_token=model.first_token)
-        if refusal is not None:
-            raise ConfigError(f"model {model.name} cannot run on vLLM: {refusal}; leave its --engine out")
-        self.url = url.rstrip("/")
+        self.name = url.rstrip("/")
+        self._tries = tries
         self._away = False
         self._hidden_size: int = output_width(model.network.config)
         self._client = httpx2.AsyncClient(
-            base_url=self.url,
+            base_url=self.name,
             timeout=httpx2.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S),
             headers={} if api_key is None else {"authorization": f"Bearer {api_key}"},
             transport=transport,
@@ -112,57 +120,66 @@ class VllmEngine:
         """
         rows: dict[tuple[int, ...], int] = {}
         places = [[rows.setdefault(_sequence(item, read), len(rows)) for read in item.reads] for item in items]
-        states = await self._states(list(rows))
+        states = await self._states(list(rows), tries=1 if self._away else self._tries)
         return torch.from_numpy(states[np.asarray(places)])
 
-    async def health(self) -> Health:
-        """Return whether the server says that it is well; within a second."""
+    async def check(self) -> None:
+        """Ask for the state of one token; ``/health`` would not tell that another model is served now.
+
+        Raises:
+            EngineUnavailableError: if that fails.
+        """
         try:
-            answer = await self._client.get("/health", timeout=_HEALTH_TIMEOUT_S)
-        except httpx2.HTTPError as error:
-            return Health(healthy=False, detail=f"{self.url} does not answer: {type(error).__name__}")
-        if answer.status_code != 200:
-            return Health(healthy=False, detail=f"{self.url}/health is {answer.status_code}")
-        return Health(healthy=True)
+            async with asyncio.timeout(_CHECK_TIMEOUT_S):
+                await self._states([(0,)], tries=1)
+        except TimeoutError as error:
+            raise _VllmAwayError(f"{self.name}/pooling did not answer a check in {_CHECK_TIMEOUT_S:g} s") from error
+        except EngineUnavailableError:
+            raise
+        except VllmError as error:
+            raise _VllmAwayError(str(error)) from error
+
+    async def mend(self) -> None:
+        """Do nothing: whoever runs the server restarts it."""
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def _states(self, sequences: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
+    async def _states(self, sequences: Sequence[tuple[int, ...]], *, tries: int) -> NDArray[np.float32]:
         """Return the last hidden state of each sequence, [n, H]."""
         body = {"input": sequences, "task": "embed", "use_activation": False, "encoding_format": "base64"}
-        answer = await self._ask(body)
+        answer = await self._ask(body, tries)
         try:
             rows = {row["index"]: _vector(row["data"]) for row in answer["data"]}
             counted = answer["usage"]["prompt_tokens"]
         except (KeyError, TypeError, ValueError) as error:
-            raise VllmError(f"{self.url}/pooling answered in another shape: {type(error).__name__} {error}") from error
+            raise VllmError(f"{self.name}/pooling answered in another shape: {type(error).__name__} {error}") from error
         if sorted(rows) != list(range(len(sequences))):
-            raise VllmError(f"{self.url}/pooling answered {len(rows)} rows for {len(sequences)} sequences")
+            raise VllmError(f"{self.name}/pooling answered {len(rows)} rows for {len(sequences)} sequences")
         sent = sum(map(len, sequences))
         # A server that cuts sequences at a limit of its own gives itself away here.
         if counted != sent:
-            raise VllmError(f"{self.url}/pooling read {counted} tokens of the {sent} that were sent")
+            raise VllmError(f"{self.name}/pooling read {counted} tokens of the {sent} that were sent")
         for row in rows.values():
             if row.shape != (self._hidden_size,):
                 raise VllmError(
-                    f"{self.url} returns {row.size} numbers a sequence and the model's hidden size is "
+                    f"{self.name} returns {row.size} numbers a sequence and the model's hidden size is "
                     f"{self._hidden_size}: it serves another backbone, or another pooling than embed"
                 )
         # Rows may come in any order, with their index; they are put back into the order that was sent.
         states = np.stack([rows[index] for index in range(len(sequences))])
         # A hidden state of length 1 does not happen by itself: the final norm gives it about the root of H.
         if bool((np.abs(np.linalg.norm(states, axis=1) - 1) < _UNIT).all()):
-            raise VllmError(f"{self.url} scaled its hidden states to length 1, though asked not to: update vLLM")
+            raise VllmError(f"{self.name} scaled its hidden states to length 1, though asked not to: update vLLM")
         return states
 
-    async def _ask(self, body: dict[str, Any]) -> Any:
+    async def _ask(self, body: dict[str, Any], tries: int) -> Any:
         """Return the server's JSON; one that is away or busy for a moment is asked again.
 
         One that was away the last time is asked only once, so that a long queue does not wait for each of its batches.
         """
-        problem, tries = "", 1 if self._away else _TRIES
+        problem = ""
         self._away = True  # until it answers: every way out of the loop but that one leaves it so
         headers: dict[str, str] = {}
         add_trace_headers(headers)
@@ -172,8 +189,8 @@ class VllmEngine:
             try:
                 answer = await self._client.post("/pooling", json=body, headers=headers)
             except httpx2.TimeoutException as error:
-                raise _VllmAwayError(
-                    f"{self.url}/pooling took too long: {type(error).__name__}; see engine_timeout_s"
+                raise _VllmSlowError(
+                    f"{self.name}/pooling took too long: {type(error).__name__}; see engine_timeout_s"
                 ) from error
             except httpx2.TransportError as error:
                 problem = f"cannot be reached: {type(error).__name__} {error}"
@@ -183,12 +200,12 @@ class VllmEngine:
                 continue
             self._away = False
             if answer.status_code != 200:
-                raise VllmError(f"{self.url}/pooling is {answer.status_code}: {answer.text[:_SHOWN]}")
+                raise VllmError(f"{self.name}/pooling is {answer.status_code}: {answer.text[:_SHOWN]}")
             try:
                 return answer.json()
             except ValueError as error:
-                raise VllmError(f"{self.url}/pooling answered no JSON: {answer.text[:_SHOWN]}") from error
-        raise _VllmAwayError(f"{self.url}/pooling {problem}{f', {tries} times' if tries > 1 else ''}")
+                raise VllmError(f"{self.name}/pooling answered no JSON: {answer.text[:_SHOWN]}") from error
+        raise _VllmAwayError(f"{self.name}/pooling {problem}{f', {tries} times' if tries > 1 else ''}")
 
 
 def _sequence(item: EncodeItem, read: tuple[int, int]) -> tuple[int, ...]:

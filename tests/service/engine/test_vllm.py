@@ -26,7 +26,7 @@ from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import EncodeItem
 from paragone_service.config import ConfigError, load_settings, parse_engine
-from paragone_service.engine.vllm import VllmEngine, VllmError
+from paragone_service.engine.vllm import VllmError, open_vllm
 from tests.service.conftest import make_model, make_tokenizer, serving, until
 from tests.service.pooling import PoolingServer
 
@@ -84,7 +84,7 @@ def server(backbone):
 @contextlib.asynccontextmanager
 async def engine_of(server, folder, **options):
     model = load_model(folder, elsewhere=True)
-    engine = VllmEngine(model, "http://vllm", transport=httpx2.ASGITransport(app=server.app), **options)
+    engine = open_vllm(model, ["http://vllm"], transport=httpx2.ASGITransport(app=server.app), **options)
     yield engine
     await engine.close()
 
@@ -106,7 +106,7 @@ async def test_every_kind_answers_as_it_does_in_this_process(folders, tmp_path, 
     here = load_model(folders[name], name=name, device="cpu")
     away = load_model(folders[name], name=name, elsewhere=True)
     assert away.identity == here.identity
-    engine = VllmEngine(away, "http://vllm", transport=httpx2.ASGITransport(app=server.app))
+    engine = open_vllm(away, ["http://vllm"], transport=httpx2.ASGITransport(app=server.app))
     async with serving({name: here}) as client:
         expected = await tournament(client)
     async with serving({name: away}, engines={name: engine}) as client:
@@ -155,7 +155,7 @@ async def test_an_answer_to_another_question_is_never_a_number(server, folders, 
 
 async def test_another_backbone_is_refused(server, folders):
     async with engine_of(server, folders["reward"]) as engine:
-        engine._hidden_size = 64
+        engine._seats[0].place._hidden_size = 64
         with pytest.raises(VllmError, match="returns 32 numbers a sequence and the model's hidden size is 64"):
             await engine.encode(items_of(folders["reward"]))
 
@@ -167,6 +167,37 @@ async def test_a_server_that_is_busy_for_a_moment_is_asked_again(server, folders
     assert len(server.requests) == 3
 
 
+class ByHost(httpx2.AsyncBaseTransport):
+    """Carry each request to the application of its host."""
+
+    def __init__(self, servers):
+        self.applications = {host: httpx2.ASGITransport(app=server.app) for host, server in servers.items()}
+
+    async def handle_async_request(self, request):
+        return await self.applications[request.url.host].handle_async_request(request)
+
+
+async def test_several_servers_share_a_batch_and_one_that_is_away_is_done_without(folders, backbone):
+    servers = {host: PoolingServer(backbone) for host in ("one", "two")}
+    model = load_model(folders["gpm"], elsewhere=True)
+    engine = open_vllm(model, ["http://one", "http://two"], transport=ByHost(servers))
+    items = [
+        EncodeItem([prompt] * 7 + [*range(20, 25 + row)], ((6, 7), (11, 12)), 7)
+        for row in range(2)
+        for prompt in range(3, 15)
+    ]
+    expected = load_model(folders["gpm"], device="cpu").encode(items)
+    torch.testing.assert_close(await engine.encode(items), expected, atol=1e-4, rtol=1e-4)
+    assert all(len(server.requests) == 1 for server in servers.values())
+    servers["one"].well = False
+    torch.testing.assert_close(await engine.encode(items), expected, atol=1e-4, rtol=1e-4)
+    assert len(servers["one"].requests) == 1
+    assert (await engine.health()).detail == "http://one: http://one/pooling is 503"
+    servers["one"].well = True
+    await until(lambda: not engine._seats[0].away)
+    await engine.close()
+
+
 async def test_a_proxy_gets_its_key(server, folders):
     async with engine_of(server, folders["reward"], api_key="sesame") as engine:
         await engine.encode(items_of(folders["reward"]))
@@ -175,7 +206,7 @@ async def test_a_proxy_gets_its_key(server, folders):
 
 async def test_a_failure_fails_its_request_and_readiness_follows_the_server(server, folders):
     away = load_model(folders["reward"], name="reward", elsewhere=True)
-    engine = VllmEngine(away, "http://vllm", transport=httpx2.ASGITransport(app=server.app))
+    engine = open_vllm(away, ["http://vllm"], transport=httpx2.ASGITransport(app=server.app))
     async with serving({"reward": away}, engines={"reward": engine}) as client:
         server.first = [(400, {"error": "no"})]
         answer = await client.post("/v1/tournaments", json={"groups": [GROUP]})
@@ -183,13 +214,17 @@ async def test_a_failure_fails_its_request_and_readiness_follows_the_server(serv
         server.well = False
         assert (await client.get("/readyz")).status_code == 503
         server.well = True
-        assert (await client.get("/readyz")).status_code == 200
+
+        async def ready():
+            return (await client.get("/readyz")).status_code == 200
+
+        await until(ready)
 
 
 async def test_a_server_that_is_not_there_is_named(folders):
-    engine = VllmEngine(load_model(folders["reward"], elsewhere=True), f"http://127.0.0.1:{free_port()}")
+    engine = open_vllm(load_model(folders["reward"], elsewhere=True), [f"http://127.0.0.1:{free_port()}"])
     health = await engine.health()
-    assert (health.healthy, "does not answer" in health.detail) == (False, True)
+    assert (health.healthy, "cannot be reached" in health.detail) == (False, True)
     with pytest.raises(VllmError, match="cannot be reached"):
         await engine.encode(items_of(folders["reward"]))
     await engine.close()
@@ -210,7 +245,7 @@ async def test_a_server_that_is_away_is_503_until_it_is_back_and_what_is_cached_
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        engine = VllmEngine(away, f"http://127.0.0.1:{port}")
+        engine = open_vllm(away, [f"http://127.0.0.1:{port}"])
         async with serving({"gpm": away}, engines={"gpm": engine}) as client:
             async with listening(PoolingServer(backbone).app, port):
                 expected = await tournament(client)
@@ -253,7 +288,7 @@ async def test_reads_that_vllm_does_not_return_are_refused_by_name(server, folde
     spec = ModelSpec(kind="bradley-terry", dimension=1, pooling="mean", max_length=64)
     pooled = make_model(tmp_path / "mean", spec, None, 0)
     with pytest.raises(ConfigError, match="model mean cannot run on vLLM: its pooling is mean"):
-        VllmEngine(load_model(pooled, elsewhere=True), "http://vllm")
+        open_vllm(load_model(pooled, elsewhere=True), ["http://vllm"])
     async with engine_of(server, folders["reward"]) as engine:
         with pytest.raises(ValueError, match="a mean over the positions 2 to 4"):
             await engine.encode([EncodeItem([1, 2, 3, 4, 5], ((2, 5),), 2)])
@@ -264,7 +299,7 @@ async def test_reads_that_vllm_does_not_return_are_refused_by_name(server, folde
 def test_an_engine_is_named_by_model_and_address():
     assert parse_engine("judge=vllm:http://gpu:8123/") == ("judge", "vllm:http://gpu:8123/")
     settings = load_settings({"models": {"judge": {"source": "x"}}, "engines": {"judge": "vllm:https://gpu:8123"}})
-    assert (settings.remote_engine("judge"), settings.remote_engine("other")) == (("vllm", "https://gpu:8123"), None)
+    assert (settings.remote_engine("judge"), settings.remote_engine("other")) == (("vllm", ("https://gpu:8123",)), None)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +364,7 @@ async def test_vllm_itself_gives_the_preferences_of_this_process_until_it_is_kil
     away = load_model(wide, name="gpm", elsewhere=True)
     here = load_model(wide, name="gpm", device="cpu")
     items = [EncodeItem([*range(7), *range(20 + row, 60 + row)], ((6, 7), (46, 47)), 7) for row in range(3)]
-    engine = VllmEngine(away, url)
+    engine = open_vllm(away, [url])
     hidden = await engine.encode(items)
     np.testing.assert_allclose(hidden, here.encode(items), atol=1e-3)
     async with serving({"gpm": here}) as client:
