@@ -140,11 +140,16 @@ class Triton(Process):
             if place in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
 
-    def end(self) -> None:
-        """Kill it and its stubs, and remove the shared memory that they leave behind."""
+    def kill(self) -> None:
+        """Kill it and its stubs."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill it and its stubs, and remove the shared memory that they leave behind."""
+        self.kill()
+        if self._process is not None:
             self._process.wait()
             for path in Path("/dev/shm").glob(f"{self._shared}*"):  # noqa: S108 (its own files alone)
                 path.unlink(missing_ok=True)
