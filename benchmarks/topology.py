@@ -2,11 +2,11 @@
 
     python benchmarks/topology.py [--seconds 180] [--every 30] [--load 0.3] [--json FILE]
 
-The proxy is Caddy with the configuration of `docker/`, the Tritons come from the wheel of nvidia-pytriton. The load goes
-through our client at an open loop, and its answers are compared with those of the model in this process. Memory caches
-are small, so that values come from Redis or from a Triton. In order: what one replica has scored, the other answers
-from Redis; quiet load; a Triton, a replica, the proxy and Redis killed once each; one of the two Tritons killed every
-30 s for three minutes. What ended is started again after a second.
+The proxy is Caddy with the configuration of `docker/`, the Tritons come from the wheel of nvidia-pytriton. The load
+goes through our client at an open loop, and its answers are compared with those of the model in this process. Memory
+caches are small, so that values come from Redis or from a Triton. In order: what one replica has scored, the other
+answers from Redis; quiet load; a Triton, a replica, the proxy and Redis killed once each; one of the two Tritons killed
+every 30 s for three minutes. What ended is started again after a second.
 
 Expected: 0 lost, 0 wrong; in the last part a p99 of at most 3 times the quiet one.
 """
