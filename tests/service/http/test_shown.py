@@ -6,7 +6,7 @@ import pytest
 from paragone.wire import PreferencesAnswer, RewardsAnswer, TournamentsAnswer
 from paragone_models import load_model
 from paragone_models.files.saving import export_backbone
-from paragone_service.engine.vllm import VllmEngine
+from paragone_service.engine.vllm import open_vllm
 from tests.service.conftest import TEMPLATE, serving
 from tests.service.pooling import PoolingServer
 
@@ -101,7 +101,7 @@ async def test_a_response_that_two_requests_share_on_its_way_is_told_of_to_both(
 async def test_an_engine_elsewhere_changes_nothing(folders, template, tmp_path):
     away = load_model(folders["gpm"], name="gpm", elsewhere=True, chat_template=template)
     server = PoolingServer(export_backbone(str(folders["gpm"]), tmp_path / "bare"))
-    engine = VllmEngine(away, "http://vllm", transport=httpx2.ASGITransport(app=server.app))
+    engine = open_vllm(away, ["http://vllm"], transport=httpx2.ASGITransport(app=server.app))
     async with serving({"gpm": away}, engines={"gpm": engine}) as client:
         answer = await post(client, "preferences", pairs=[PAIRS[1]])
     assert answer["preferences"][0]["second_shown"] is False
