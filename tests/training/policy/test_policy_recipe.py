@@ -140,6 +140,13 @@ def test_a_plan_counts_responses_oracle_calls_and_steps(policy_folder, prompts_f
     assert "One model is in memory" in plan
 
 
+@pytest.mark.parametrize(("warmup", "idle"), [(0.1, True), (0.0, False)])
+def test_a_plan_says_what_the_warm_up_takes_of_few_steps(policy_folder, prompts_file, warmup, idle):
+    plan = describe_plan(recipe("egpo", policy_folder, prompts_file, training__warmup=warmup))
+    said = "in all; the first of the 5 has learning rate 0 by the warm-up (training.warmup = 0 uses it)"
+    assert (said in plan) == idle
+
+
 def test_pairs_of_a_prompt_by_selection():
     assert [most_pairs(5, one) for one in ("all", "disjoint", "best-versus-worst")] == [10, 2, 1]
 

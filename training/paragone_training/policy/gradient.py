@@ -51,12 +51,14 @@ logger = logging.getLogger(__name__)
 _CHECKED_PAIRS = 64
 # Smallest share of an update that may survive storage without a warning.
 _KEPT = 0.9
+# Optimiser steps of a training step of which one without effect is told.
+_FEW_STEPS = 10
 # Relative distance from the closed-form start value that float32 explains.
 _ROUNDING = 1e-4
 
 
-def check_schedule(training: PolicyTrainingSection, steps: int, laid_out: int) -> None:
-    """Refuse a schedule that transformers does not know, or whose warm-up the run does not outlast.
+def check_schedule(training: PolicyTrainingSection, steps: int, laid_out: int) -> str:
+    """Return what the warm-up takes of a training step's optimiser steps, in words; empty where it takes nothing.
 
     Raises:
         RecipeError: if it is one.
@@ -67,6 +69,9 @@ def check_schedule(training: PolicyTrainingSection, steps: int, laid_out: int) -
         get_scheduler(training.schedule, optimiser, num_warmup_steps=rises, num_training_steps=laid_out)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"training.schedule is {training.schedule!r}: {error}") from error
+    # Of few steps the first is a large part, and it costs what every other one does.
+    idle = rises > 0 and optimiser.param_groups[0]["lr"] == 0
+    return f"the first of the {steps} has learning rate 0 by the warm-up (training.warmup = 0 uses it)" if idle else ""
 
 
 class _Course(TrainerCallback):
@@ -229,7 +234,8 @@ def policy_trainer(
     # For losses whose targets have no bound of their own.
     largest = max(max(abs(pair.targets[1]), abs(pair.targets[2])) for pair in pairs)
     steps, laid_out = optimiser_steps(len(pairs), training)
-    check_schedule(training, steps, laid_out)
+    if (idle := check_schedule(training, steps, laid_out)) and steps <= _FEW_STEPS:
+        logger.warning("of the optimiser steps %s", idle)
     return PolicyTrainer(
         network,
         _arguments(work, training, steps, laid_out, seed),

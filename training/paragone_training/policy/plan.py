@@ -81,7 +81,7 @@ def _work(recipe: PolicyRecipe, prompts: Sequence[Prompt], held_out: int) -> lis
         optimised, laid_out = optimiser_steps(pairs, training)
     except ValueError as error:
         raise RecipeError(f"data.prompts gives {count} prompts an iteration: {error}") from error
-    check_schedule(training, optimised, laid_out)
+    idle = check_schedule(training, optimised, laid_out)
     # The method says how many rounds and steps each iteration has; the first may differ.
     iterations = [recipe.objective.steps(iteration) for iteration in range(1, training.iterations + 1)]
     rounds = sum(len({step.round for step in steps}) for steps in iterations)
@@ -101,7 +101,7 @@ def _work(recipe: PolicyRecipe, prompts: Sequence[Prompt], held_out: int) -> lis
             else f"{responses} passes of a kind that reads one response, no pass for the comparisons"
         ),
         f"at most {pairs} pairs an iteration; {optimised} optimiser steps a training step on a schedule of {laid_out}, "
-        f"{steps} training steps, {steps * optimised} optimiser steps in all",
+        f"{steps} training steps, {steps * optimised} optimiser steps in all" + (f"; {idle}" if idle else ""),
     ]
     if recipe.oracle and recipe.oracle.skew_weights:
         weights = [recipe.oracle.skew_weight(iteration) for iteration in range(1, training.iterations + 1)]
@@ -123,11 +123,12 @@ def _stored_work(recipe: PolicyRecipe, groups: Sequence[PromptGroup]) -> list[st
         optimised, laid_out = optimiser_steps(pairs, recipe.training)
     except ValueError as error:
         raise RecipeError(f"data.pairs gives {pairs} pairs: {error}") from error
-    check_schedule(recipe.training, optimised, laid_out)
+    idle = check_schedule(recipe.training, optimised, laid_out)
     return [
         f"{len(groups)} prompts with {sum(len(group.responses) for group in groups)} stored responses; nothing is "
         "sampled, and no oracle is asked for targets",
-        f"at most {pairs} pairs; {optimised} optimiser steps on a schedule of {laid_out}",
+        f"at most {pairs} pairs; {optimised} optimiser steps on a schedule of {laid_out}"
+        + (f"; {idle}" if idle else ""),
     ]
 
 
