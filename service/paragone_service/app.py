@@ -8,13 +8,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
+from paragone.versions import own_version
 from paragone_models.model import PreferenceModel
 from paragone_service.api_keys import KeyRing
 from paragone_service.cache.keys import secret_of
@@ -41,6 +41,7 @@ from paragone_service.http.middleware import (
     Lingering,
     Observation,
     Quota,
+    Versions,
 )
 from paragone_service.http.openapi_document import describe_routes
 from paragone_service.http.overload import QuickRefusals, Reserving
@@ -93,6 +94,7 @@ def create_app(
     """
     drain = drain or Drain()
     metrics = Metrics()
+    version = own_version()
     redis = _redis(settings, metrics)
     memory = MemoryCache(round(settings.memory_cache_mb * 1e6))
     cache = Cache(memory, redis, metrics, seal=Seal(settings.read_cache_secret()))
@@ -136,6 +138,7 @@ def create_app(
         Middleware(Draining, drain=drain),
         Middleware(HostGuard, hosts=settings.served_hosts),
         Middleware(Authorization, keys=ring),
+        Middleware(Versions, version=version),
         Middleware(Quota, quotas=quotas),
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s),
         Middleware(Deadlines, default_s=settings.deadline_s),
@@ -166,7 +169,7 @@ def create_app(
 
     app = FastAPI(
         title="Paragone",
-        version=version("paragone"),
+        version=version,
         lifespan=lifespan,
         middleware=middleware,
         docs_url=None,

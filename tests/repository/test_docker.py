@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 BIN = Path(sys.executable).parent
 MANIFESTS = sorted((DOCKER / "kubernetes" / "base").glob("[!k]*.yaml"))
-LOCKS = sorted(path for path in (DOCKER / "requirements").glob("*.txt") if path.stem != "build")
+LOCKS = sorted(path for path in (DOCKER / "requirements").glob("*-c*.txt"))
 
 
-def passes(*command: str | Path) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+def passes(*command: str | Path, timeout_s: float = 60) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -74,6 +74,42 @@ def test_alerts_and_panels_ask_for_metrics_that_exist() -> None:
     assert len(asked) > 15
     assert asked <= known
     assert all(rule["annotations"]["action"] for rule in rules)
+
+
+def test_panels_stand_side_by_side_and_ask_the_source_that_grafana_is_given() -> None:
+    dashboard = json.loads((DOCKER / "grafana" / "dashboards" / "paragone.json").read_text())
+    sources = yaml.safe_load((DOCKER / "grafana" / "provisioning" / "datasources" / "prometheus.yaml").read_text())[
+        "datasources"
+    ]
+    known = {(source["type"], source["uid"]) for source in sources}
+    variables = [variable["name"] for variable in dashboard["templating"]["list"]]
+    places = set()
+    for panel in dashboard["panels"]:
+        assert (panel["datasource"]["type"], panel["datasource"]["uid"]) in known, panel["title"]
+        queries = " ".join(target["expr"] for target in panel["targets"])
+        assert set(re.findall(r"\$(?!__)(\w+)", queries)) <= set(variables), panel["title"]
+        place = panel["gridPos"]
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                assert x < 24, f"{panel['title']} is cut at the right"
+                assert (x, y) not in places, f"{panel['title']} covers another panel"
+                places.add((x, y))
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids) > 10
+
+
+def test_every_profile_of_compose_is_whole() -> None:
+    services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
+    common = {"redis", "proxy", "prometheus", "grafana"}
+    scoring = {"service-a", "service-b"}
+    parts = {"cpu": scoring, "gpu": {"gpu-a", "gpu-b"}, "triton": {*scoring, "triton"}, "vllm": {*scoring, "vllm"}}
+    for profile, own in parts.items():
+        assert {name for name, service in services.items() if profile in service["profiles"]} == common | own
+
+
+@pytest.mark.docker
+def test_the_images_are_built_and_the_topology_answers() -> None:
+    passes(sys.executable, DOCKER / "trial.py", timeout_s=3600)
 
 
 def test_the_service_takes_the_settings_of_compose_and_manifests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,7 @@ from collections import deque
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-
+from paragone_service.cache.redis_servers import FAILURES, connect
 from paragone_service.metrics import Metrics
 
 __all__ = ["RedisCache"]
@@ -37,12 +32,8 @@ Result = TypeVar("Result")
 _PATIENCE_S = 0.2
 _SLICES = 10
 _TIMEOUTS_IN_A_ROW = 3
-# The driver's own time-outs run on while the loop is busy. They only end what patience would not.
-_DRIVER_TIMEOUT_S = 30.0
-_MAX_CONNECTIONS = 16
 _READERS = 4
 _KEYS_A_READ = 4096
-_KEYS_AN_MGET = 512
 _MAX_UNREAD = 200_000
 _WRITES_A_PIPELINE = 256
 # A value and its key are some hundred bytes: a queue of tens of megabytes, and no more, while Redis is slow.
@@ -50,7 +41,6 @@ _MAX_PENDING = 200_000
 _PROBE_FIRST_S = 0.5
 _PROBE_LAST_S = 15.0
 _TTL_JITTER = 0.1
-_FAILURES = (RedisError, OSError, TimeoutError)
 
 
 async def _patiently(work: Coroutine[Any, Any, Result]) -> Result:
@@ -104,25 +94,16 @@ class RedisCache:
     """Read and write values in Redis; while it is away every read misses and every write is dropped.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads it.
+        url: of a server or a cluster, as ``redis_servers.connect`` reads it.
         ttl_s: how long a value is kept, ±10 % so that entries written together do not expire together.
 
     Raises:
-        ValueError: if the URL has an unknown scheme.
+        ValueError: if the URL has an unknown scheme, or names a cluster's database beside 0.
     """
 
     def __init__(self, url: str, *, ttl_s: float, metrics: Metrics) -> None:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            socket_timeout=_DRIVER_TIMEOUT_S,
-            socket_connect_timeout=_DRIVER_TIMEOUT_S,
-            # One retry, for the connection that a restarted Redis has closed; a timeout is not worth a second one.
-            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-            max_connections=_MAX_CONNECTIONS,
-            timeout=_DRIVER_TIMEOUT_S,
-            decode_responses=False,
-        )
-        self._redis = Redis.from_pool(pool)
+        self._servers = connect(url)
+        self._redis = self._servers.client
         self._ttl_s = ttl_s
         self._metrics = metrics
         self._up = True
@@ -145,8 +126,8 @@ class RedisCache:
         return self._up
 
     @property
-    def connection(self) -> Redis:
-        """The connections, for others who need this Redis; they count as its users and may find it away."""
+    def connection(self) -> Any:
+        """A ``Redis`` or ``RedisCluster``, for others who need it; they count as its users and may find it away."""
         return self._redis
 
     async def start(self) -> None:
@@ -157,8 +138,8 @@ class RedisCache:
         for _ in range(_READERS):
             self._spawn(self._read())
         try:
-            await _patiently(self._ping())
-        except _FAILURES as error:
+            await _patiently(self._servers.ping())
+        except FAILURES as error:
             self._metrics.redis_errors.labels("start").inc()
             self._give_up(error)
 
@@ -172,8 +153,8 @@ class RedisCache:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._miss_unread()
-        with contextlib.suppress(*_FAILURES):
-            await self._redis.aclose()
+        with contextlib.suppress(*FAILURES):
+            await self._servers.close()
 
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the raw value of each key or None, in one round trip; all None while Redis is away."""
@@ -211,12 +192,15 @@ class RedisCache:
     async def _read_together(self, reads: Sequence[_Read]) -> None:
         keys = [key for read in reads for key in read.keys]
         pipeline = self._redis.pipeline(transaction=False)
-        # Several short commands instead of one: Redis serves others between two of them.
-        for start in range(0, len(keys), _KEYS_AN_MGET):
-            pipeline.mget(keys[start : start + _KEYS_AN_MGET])
+        places, together = [self._servers.place(key) for key in keys], list(self._servers.reads(keys))
+        for part in together:
+            pipeline.execute_command("MGET", *(places[index] for index in part))
         try:
-            replies = await _patiently(pipeline.execute())
-        except _FAILURES as error:
+            replies = await _patiently(self._servers.run(pipeline))
+            refused = next((reply for reply in replies if isinstance(reply, Exception)), None)
+            if refused is not None:
+                raise refused  # a Redis that cannot be read is as good as away
+        except FAILURES as error:
             self._failed("get", error)
             for read in reads:
                 read.settle([None] * len(read.keys))
@@ -227,9 +211,14 @@ class RedisCache:
             raise
         self._timeouts = 0
         # Another program may keep something else under a key of ours; that is a miss, and no error.
-        values = iter([value if isinstance(value, bytes) else None for reply in replies for value in reply])
+        values: list[bytes | None] = [None] * len(keys)
+        for part, reply in zip(together, replies, strict=True):
+            for index, value in zip(part, reply, strict=True):
+                values[index] = value if isinstance(value, bytes) else None
+        start = 0
         for read in reads:
-            read.settle([next(values) for _ in read.keys])
+            read.settle(values[start : start + len(read.keys)])
+            start += len(read.keys)
 
     async def evaluate(self, script: str, key: bytes, arguments: Sequence[bytes | float]) -> object:
         """Return what a Lua script answers for a key; None while Redis is away, late, or refuses it.
@@ -255,9 +244,9 @@ class RedisCache:
                 pipeline.eval(one.script, 1, one.key, *one.arguments)
             replies: Sequence[object] = [None] * len(chunk)
             try:
-                replies = await _patiently(pipeline.execute(raise_on_error=False))
+                replies = await _patiently(self._servers.run(pipeline))
                 self._timeouts = 0
-            except _FAILURES as error:
+            except FAILURES as error:
                 self._failed("script", error)
             finally:
                 for one, reply in zip(chunk, replies, strict=True):
@@ -290,7 +279,7 @@ class RedisCache:
             if chunk:
                 try:
                     await self._write_chunk(chunk)
-                except _FAILURES as error:
+                except FAILURES as error:
                     self._metrics.redis_unwritten.inc(len(chunk))
                     self._failed("set", error)
             if not self._pending:
@@ -305,8 +294,8 @@ class RedisCache:
         # takes it for absent, and it would keep its key from being cached for ever.
         pipeline = self._redis.pipeline(transaction=False)
         for key, _, _ in kept:
-            pipeline.type(key)
-        types = await _patiently(pipeline.execute(raise_on_error=False))
+            pipeline.type(self._servers.place(key))
+        types = await _patiently(self._servers.run(pipeline))
         foreign = [
             (key, value, True)
             for (key, value, _), kind in zip(kept, types, strict=True)
@@ -322,8 +311,8 @@ class RedisCache:
         for key, value, overwrite in chunk:
             # Values that were written together, as by a benchmark, must not all have to be computed again together.
             ttl_s = self._ttl_s * random.uniform(1 - _TTL_JITTER, 1 + _TTL_JITTER)  # noqa: S311 (no secret hangs on it)
-            pipeline.set(key, value, ex=max(1, round(ttl_s)), nx=not overwrite)
-        replies = await _patiently(pipeline.execute(raise_on_error=False))  # one refusal says nothing of the others
+            pipeline.set(self._servers.place(key), value, ex=max(1, round(ttl_s)), nx=not overwrite)
+        replies = await _patiently(self._servers.run(pipeline))  # one refusal says nothing of the others
         self._timeouts = 0
         refused = [reply for reply in replies if isinstance(reply, Exception)]
         if refused:  # a full or read-only Redis still reads; it stays in use
@@ -371,8 +360,8 @@ class RedisCache:
         while True:
             await asyncio.sleep(wait_s)
             try:
-                await _patiently(self._ping())
-            except _FAILURES:
+                await _patiently(self._servers.ping())
+            except FAILURES:
                 # A restart takes a second and is found at once; a machine that is gone is asked four times a minute.
                 wait_s = min(2 * wait_s, _PROBE_LAST_S)
                 continue
@@ -380,11 +369,6 @@ class RedisCache:
             self._metrics.redis_up.set(1)
             logger.warning("redis is back")
             return
-
-    async def _ping(self) -> None:
-        reply = self._redis.ping()
-        assert not isinstance(reply, bool)
-        await reply
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -50,6 +50,7 @@ HTTP_STATUS: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.INVALID_HTTP: 400,
         ErrorCode.INVALID_JSON: 400,
         ErrorCode.INVALID_ENCODING: 400,
+        ErrorCode.INCOMPATIBLE_VERSION: 400,
         ErrorCode.MISSING_KEY: 401,
         ErrorCode.WRONG_KEY: 403,
         ErrorCode.NOT_FOUND: 404,

@@ -5,6 +5,7 @@ Observation   request id, timing headers, metrics, access log; a crash becomes i
 Draining      refuses new work once the server is shutting down, and ends old work after the grace
 HostGuard     refuses requests for another server's name
 Authorization asks for a key, on every route but the health checks
+Versions      tells the server's version, and refuses clients of another major one
 Quota         counts the requests of a key, and tells how its quotas stand
 BodyLimit     by Content-Length, and by counting what comes without one; by time
 """
@@ -24,6 +25,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paragone.codes import ErrorCode
+from paragone.versions import VERSION_HEADER, incompatibility
 from paragone_service.api_keys import ApiKey, KeyRing
 from paragone_service.http.errors import SCOPE_CODE, ClientGoneError, ServiceError, answer_within, printable, refuse
 from paragone_service.logs import FIELDS, HOLDS_TEXTS
@@ -45,6 +47,7 @@ __all__ = [
     "Lingering",
     "Observation",
     "Quota",
+    "Versions",
 ]
 
 logger = logging.getLogger("paragone.service")
@@ -364,6 +367,38 @@ def _presented(header: bytes) -> bytes:
         return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
     except binascii.Error:
         return b""
+
+
+class Versions:
+    """Tell each answer's reader the version of this server, and refuse clients of another major version.
+
+    Inside of ``Authorization``: whoever has no key does not learn which version runs here.
+
+    Args:
+        version: this server's.
+    """
+
+    def __init__(self, app: ASGIApp, *, version: str) -> None:
+        self._app = app
+        self._version = version
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it with ``incompatible_version``."""
+        if scope["type"] != "http" or scope["path"] in _OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[VERSION_HEADER] = self._version
+            await send(message)
+
+        client = Headers(scope=scope).get(VERSION_HEADER)
+        reason = None if client is None else incompatibility(client, self._version)
+        if reason is None:
+            await self._app(scope, receive, tell)
+        else:
+            await refuse(ServiceError(ErrorCode.INCOMPATIBLE_VERSION, reason), scope, receive, tell)
 
 
 class Quota:

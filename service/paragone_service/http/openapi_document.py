@@ -53,6 +53,7 @@ Reward and preference models as a service: how probable is it that the first of 
 * One bad item refuses the request and is named, unless `"on_error": "report"` puts an error in its place.
 * A prompt over the model's limit is cut from the left and the answer says so; `"truncation": "error"` refuses it.
 * Every answer has the headers `x-request-id`, `x-tokenize-ms`, `x-queue-ms`, `x-inference-ms` and `x-total-ms`.
+* Answers have the server's version in `x-paragone-version`; a request may have its client's.
 * Errors are `{"error": {"code", "message", "item"?}}`; no failure ever becomes a number.
 """
 _SCHEMAS = "#/components/schemas/"
@@ -66,7 +67,7 @@ _OWN: tuple[type[BaseModel], ...] = (
     ErrorBody,
 )
 
-_KEY = (ErrorCode.MISSING_KEY, ErrorCode.WRONG_KEY, ErrorCode.UNKNOWN_HOST)
+_KEY = (ErrorCode.MISSING_KEY, ErrorCode.WRONG_KEY, ErrorCode.UNKNOWN_HOST, ErrorCode.INCOMPATIBLE_VERSION)
 _DOOR = (ErrorCode.INVALID_HTTP, ErrorCode.HEADERS_TOO_LARGE, ErrorCode.REQUEST_TIMEOUT, ErrorCode.TOO_MANY_CONNECTIONS)
 _ALWAYS = (*_KEY, *_DOOR, ErrorCode.QUOTA_EXCEEDED, ErrorCode.INTERNAL_ERROR, ErrorCode.SHUTTING_DOWN)
 _TEXT = (
