@@ -43,6 +43,11 @@ _PORT = 18080
 RESPONSES = ["Yes: shops there gained customers after such a change in most towns that tried.", "no", "Cars are fast."]
 
 
+class _QuietFiles(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 class Docker:
     """Runs commands against the daemon of one trial."""
 
@@ -104,8 +109,7 @@ def packages() -> Iterator[list[str]]:
 @contextlib.contextmanager
 def served(folder: str) -> Iterator[str]:
     """Serve a folder of wheels on loopback, and yield its address."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    handler = functools.partial(_QuietFiles, directory=folder)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

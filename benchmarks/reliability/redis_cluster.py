@@ -85,16 +85,19 @@ class Cluster:
                 raise TimeoutError(f"the cluster did not come to it in {_PATIENCE_S:g} s")
             time.sleep(0.05)
 
-    def move(self, slot: int, start: Node, target: Node, *, finish: bool = True) -> None:
-        """Move a slot with its keys; without ``finish`` its keys are moved, and clients are still sent by ASK."""
+    def move(self, slot: int, start: Node, target: Node) -> None:
+        """Move the keys of a slot, for which clients are sent to the other node by ASK until ``settle``."""
         names = {node: node.ask("CLUSTER", "MYID") for node in (start, target)}
         target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", names[start])
         start.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", names[target])
         while keys := start.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
             start.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
-        if finish:
-            for node in (target, start):
-                node.ask("CLUSTER", "SETSLOT", slot, "NODE", names[target])
+
+    def settle(self, slot: int, start: Node, target: Node) -> None:
+        """End the move of a slot: clients are sent by MOVED from now on."""
+        name = target.ask("CLUSTER", "MYID")
+        for node in (target, start):
+            node.ask("CLUSTER", "SETSLOT", slot, "NODE", name)
 
     def _join(self) -> None:
         bounds = [0, SLOTS // 3, 2 * SLOTS // 3, SLOTS]
