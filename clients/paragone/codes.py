@@ -53,6 +53,13 @@ class ErrorCode(StrEnum):
     REFERENCE_MISSING = "reference_missing"
     REFERENCE_STALE = "reference_stale"
 
+    # A judge elsewhere gave no verdict.
+    JUDGE_UNPARSED = "judge_unparsed"
+    JUDGE_UNFINISHED = "judge_unfinished"
+    JUDGE_REFUSED = "judge_refused"
+    JUDGE_FAILED = "judge_failed"
+    JUDGE_UNAVAILABLE = "judge_unavailable"
+
     # The key is missing, wrong or spent.
     MISSING_KEY = "missing_key"
     WRONG_KEY = "wrong_key"

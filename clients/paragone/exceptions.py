@@ -232,6 +232,11 @@ EXCEPTIONS: Mapping[ErrorCode, type[ParagoneError]] = MappingProxyType(
         ErrorCode.ENGINE_FAILED: ServerError,
         ErrorCode.NON_FINITE_SCORE: NonFiniteScoreError,
         ErrorCode.INTERNAL_ERROR: ServerError,
+        ErrorCode.JUDGE_UNPARSED: ServerError,
+        ErrorCode.JUDGE_UNFINISHED: ServerError,
+        ErrorCode.JUDGE_REFUSED: ServerError,
+        ErrorCode.JUDGE_FAILED: ServerError,
+        ErrorCode.JUDGE_UNAVAILABLE: UnavailableError,
     }
 )
 

@@ -3,10 +3,10 @@
 Durations are in seconds in the metrics and in milliseconds in the ``x-…-ms`` headers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, disable_created_metrics, generate_latest
 
 from paragone.codes import ErrorCode
 
@@ -32,6 +32,7 @@ class Metrics:
         self._define_requests(self.registry)
         self._define_batches(self.registry)
         self._define_cache(self.registry)
+        self._define_judges(self.registry)
 
     def _define_requests(self, registry: CollectorRegistry) -> None:
         self.requests = Counter("paragone_requests_total", "Requests answered.", ("route", "status"), registry=registry)
@@ -67,9 +68,9 @@ class Metrics:
             "paragone_key_seconds_total", "Time of a key's requests, in seconds.", ("key",), registry=registry
         )
         self.quota_refused = Counter(
-            "paragone_quota_refused_total", "Requests over a quota: requests or tokens.", ("quota",), registry=registry
+            "paragone_quota_refused_total", "Requests over a quota: requests, tokens or judge_calls.", ("quota",), registry=registry
         )
-        for quota in ("requests", "tokens"):
+        for quota in ("requests", "tokens", "judge_calls"):
             self.quota_refused.labels(quota)
         self.in_flight = Gauge("paragone_requests_in_flight", "Requests being worked on.", registry=registry)
 
@@ -173,6 +174,45 @@ class Metrics:
         # Labels exist from the start: a rate over a series that appears later misses its first events.
         for tier in _TIERS:
             self.cache_responses.labels(tier)
+
+    def _define_judges(self, registry: CollectorRegistry) -> None:
+        self.judge_calls = Counter(
+            "paragone_judge_calls_total",
+            "Calls to a judge, by what became of them: ok, or the code of why there was no verdict.",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.judge_tokens = Counter(
+            "paragone_judge_tokens_total",
+            "Tokens that a judge read (prompt) and wrote (completion).",
+            ("model", "direction"),
+            registry=registry,
+        )
+        self.judge_seconds = Histogram(
+            "paragone_judge_seconds", "Time of a call to a judge.", ("model",), buckets=_SECONDS, registry=registry
+        )
+        self.judge_first_shown = Summary(
+            "paragone_judge_first_shown_probability",
+            "Probability that a judge gave the response which was shown first: ½ on average, without position bias.",
+            ("model",),
+            registry=registry,
+        )
+        self.judge_orders = Counter(
+            "paragone_judge_orders_total",
+            "Comparisons asked in both orders, by whether the two verdicts agree on the better response.",
+            ("model", "verdicts"),
+            registry=registry,
+        )
+
+    def watch_judge(self, model: str, outcomes: Iterable[str]) -> None:
+        """Show all series of a judge from the start."""
+        for outcome in outcomes:
+            self.judge_calls.labels(model, outcome)
+        for direction in ("prompt", "completion"):
+            self.judge_tokens.labels(model, direction)
+        for verdicts in ("agree", "disagree"):
+            self.judge_orders.labels(model, verdicts)
+        self.judge_first_shown.labels(model)
 
     def count_key(self, key: str, code: str | None, total_s: float, asked: Mapping[str, Any] | None) -> None:
         """Count what a key used.

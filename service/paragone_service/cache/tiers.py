@@ -13,7 +13,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,7 +22,7 @@ from paragone_service.cache.redis_tier import RedisCache
 from paragone_service.cache.seal import Seal
 from paragone_service.metrics import Metrics
 
-__all__ = ["Cache", "Codec", "Decoded", "MemoryCache"]
+__all__ = ["Cache", "Codec", "Decoded", "Inspector", "MemoryCache"]
 
 _HEADER_BYTES = 12
 _MAGIC = 0x50
@@ -36,6 +36,16 @@ _ENTRY_OVERHEAD_BYTES = 128
 """What the ordered dict and the allocator's rounding spend on an entry (74–116 B measured on CPython 3.11)."""
 # Keys of damaged values, which are to be overwritten. Beyond these, damaged values are computed anew until they expire.
 _MAX_REMEMBERED = 100_000
+
+
+class Inspector(Protocol):
+    """What tells sound values from damaged ones, of one kind of value."""
+
+    def sound(self, values: Sequence[bytes]) -> list[bool]:
+        """Return for each value whether it is whole and of this version."""
+
+    def outdated(self, value: bytes) -> bool:
+        """Return whether it looks like a value of an earlier version."""
 
 
 class Decoded(NamedTuple):
@@ -222,7 +232,7 @@ class Cache:
         """Return what memory knows by now; not counted as hits."""
         return self._memory.get(keys)
 
-    async def get(self, keys: Sequence[bytes], codec: Codec) -> _Hits:
+    async def get(self, keys: Sequence[bytes], codec: Inspector) -> _Hits:
         """Return the value of each key, from memory or else from Redis, whose sound values also go into memory."""
         values = self._memory.get(keys)
         missing = values.count(None)
@@ -253,7 +263,7 @@ class Cache:
             self._unsound.difference_update(keys)
         return holding
 
-    def _sound(self, keys: list[bytes], raw: list[bytes | None], codec: Codec) -> dict[bytes, bytes]:
+    def _sound(self, keys: list[bytes], raw: list[bytes | None], codec: Inspector) -> dict[bytes, bytes]:
         """Return the sound values by key, put into memory; count the others and remember to overwrite them."""
         opened: dict[bytes, bytes] = {}
         for key, sealed in zip(keys, raw, strict=True):

@@ -82,6 +82,12 @@ HTTP_STATUS: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.ENGINE_FAILED: 500,
         ErrorCode.NON_FINITE_SCORE: 500,
         ErrorCode.INTERNAL_ERROR: 500,
+        # Not 502, at which clients ask again at once: the judge was asked several times already.
+        ErrorCode.JUDGE_UNPARSED: 500,
+        ErrorCode.JUDGE_UNFINISHED: 500,
+        ErrorCode.JUDGE_REFUSED: 500,
+        ErrorCode.JUDGE_FAILED: 500,
+        ErrorCode.JUDGE_UNAVAILABLE: 503,
         ErrorCode.COHORT_LOST: 503,
         ErrorCode.OVERLOADED: 503,
         ErrorCode.TOO_MANY_CONNECTIONS: 503,
