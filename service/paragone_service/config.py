@@ -17,8 +17,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     SecretStr,
+    Tag,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -34,6 +37,7 @@ from paragone_models.spec import Bos, Head, Reasoning, SpecialTokens
 from paragone_service.api_keys import ApiKey, parse_keys, plain_key
 from paragone_service.dialects.settings import DialectSettings, as_table
 from paragone_service.engine import parse_remote
+from paragone_service.judge.settings import SCHEME, JudgeSettings
 
 __all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_engine", "parse_model"]
 
@@ -98,7 +102,24 @@ class ModelSettings(BaseModel):
     """Memory for keys and values of prompts, in MB (10⁶ bytes); None: what suits the device."""
 
 
-_TABLES: Mapping[str, type[BaseModel]] = {"models": ModelSettings, "dialects": DialectSettings}
+_LOADED, _JUDGE = "<model>", "<judge>"
+
+
+def _model_kind(value: Any) -> str:
+    source = value.get("source") if isinstance(value, dict) else getattr(value, "source", None)
+    return _JUDGE if isinstance(source, str) and source.startswith(SCHEME) else _LOADED
+
+
+AnyModelSettings = Annotated[
+    Annotated[ModelSettings, Tag(_LOADED)] | Annotated[JudgeSettings, Tag(_JUDGE)], Discriminator(_model_kind)
+]
+_MODEL_SETTINGS: TypeAdapter[ModelSettings | JudgeSettings] = TypeAdapter(AnyModelSettings)
+_TABLES: Mapping[str, type[BaseModel]] = {
+    "models": ModelSettings,
+    _LOADED: ModelSettings,
+    _JUDGE: JudgeSettings,
+    "dialects": DialectSettings,
+}
 
 
 class Settings(BaseSettings):
@@ -117,7 +138,7 @@ class Settings(BaseSettings):
     """Address to listen on. Anything but loopback needs a key."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
-    models: dict[str, ModelSettings] = Field(
+    models: dict[str, AnyModelSettings] = Field(
         default={name: ModelSettings(source=f"builtin:{name}") for name in NAMES}, min_length=1
     )
     """The hosted models by name."""
@@ -137,6 +158,8 @@ class Settings(BaseSettings):
     """Requests that a key may send in a minute, where it has no number of its own; without it as many as it likes."""
     tokens_per_minute: int | None = Field(default=None, ge=1)
     """Tokens that a key may have run in a minute, where it has no number of its own; what is cached costs none."""
+    judge_calls_per_minute: int | None = Field(default=None, ge=1)
+    """Calls to judges on other servers that each key may cause in a minute; without it as many as it likes."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Host names that requests may be sent to, * for any; without it those of loopback, where there is no key."""
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
@@ -204,6 +227,16 @@ class Settings(BaseSettings):
     """Share cached representations only between replicas with the same dtype, kernels and library versions."""
     drain_timeout_s: int = Field(default=30, ge=0)
     """How long requests in flight may take when the server is shut down."""
+
+    @property
+    def loaded(self) -> dict[str, ModelSettings]:
+        """The models that this process loads, by name."""
+        return {name: model for name, model in self.models.items() if isinstance(model, ModelSettings)}
+
+    @property
+    def judges(self) -> dict[str, JudgeSettings]:
+        """The judges on other servers, by name."""
+        return {name: model for name, model in self.models.items() if isinstance(model, JudgeSettings)}
 
     @property
     def max_body_bytes(self) -> int:
@@ -286,6 +319,8 @@ class Settings(BaseSettings):
         for name in self.engines:
             if name not in self.models:
                 raise ValueError(f"engine of {name!r}: there is no such model, these are: {', '.join(self.models)}")
+            if name in self.judges:
+                raise ValueError(f"engine of {name!r}: a judge has no backbone, and runs on its own server")
             for field in _OWN_ENGINE_ONLY:
                 if field in self.models[name].model_fields_set:
                     raise ValueError(f"{field} of {name}: its backbone runs on another server, so set that there")
@@ -414,7 +449,7 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
         raise ConfigError("\n".join(map(_explained, error.errors(include_url=False)))) from None
 
 
-def parse_model(text: str) -> tuple[str, ModelSettings]:
+def parse_model(text: str) -> tuple[str, ModelSettings | JudgeSettings]:
     """Return name and settings of ``NAME=SOURCE,key=value,…``; a bare SOURCE is called by its last path part.
 
     Keys are those of ``[models.NAME]``. Only a comma with a key and an equals sign behind it ends what stands before,
@@ -435,7 +470,7 @@ def parse_model(text: str) -> tuple[str, ModelSettings]:
     if not re.fullmatch(NAME, name):
         raise ConfigError(f"--model {text!r}: no name can be made of it; write NAME=SOURCE")
     try:
-        return name, ModelSettings(source=source, **values)
+        return name, _MODEL_SETTINGS.validate_python({"source": source, **values})
     except ValidationError as error:
         # With its place in the file, so that the same is said of the same mistake.
         reasons = [_explained({**one, "loc": ("models", name, *one["loc"])}) for one in error.errors(include_url=False)]
@@ -468,10 +503,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _explained(error: ErrorDetails) -> str:
     """Return what is wrong with one setting, naming the nearest known key for an unknown one."""
-    location = [str(part) for part in error["loc"]]
+    tables = [_TABLES[part] for part in map(str, error["loc"][:-1]) if part in _TABLES]
+    location = [str(part) for part in error["loc"] if part not in (_LOADED, _JUDGE)]
     place = ".".join(location)
     if error["type"] == "extra_forbidden":
-        inside = _TABLES.get(location[0], Settings) if len(location) > 1 else Settings
+        inside = tables[-1] if tables else Settings
         nearest = difflib.get_close_matches(location[-1], inside.model_fields, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(inside.model_fields)}"
         return f"unknown key {place!r}: {hint}"

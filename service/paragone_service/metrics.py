@@ -6,7 +6,15 @@ Durations are in seconds in the metrics and in milliseconds in the ``x-…-ms`` 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Summary,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from paragone.codes import ErrorCode
 
@@ -68,7 +76,10 @@ class Metrics:
             "paragone_key_seconds_total", "Time of a key's requests, in seconds.", ("key",), registry=registry
         )
         self.quota_refused = Counter(
-            "paragone_quota_refused_total", "Requests over a quota: requests, tokens or judge_calls.", ("quota",), registry=registry
+            "paragone_quota_refused_total",
+            "Requests over a quota: requests, tokens, judge_calls.",
+            ("quota",),
+            registry=registry,
         )
         for quota in ("requests", "tokens", "judge_calls"):
             self.quota_refused.labels(quota)

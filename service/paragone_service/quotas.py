@@ -69,9 +69,7 @@ class _Standing(NamedTuple):
     wait_s: float
 
 
-def _taken(
-    bucket: _Bucket | None, now: float, limit: int, cost: float, *, owed: bool = False
-) -> tuple[_Bucket, float]:
+def _taken(bucket: _Bucket | None, now: float, limit: int, cost: float, *, owed: bool = False) -> tuple[_Bucket, float]:
     """Return a bucket after ``cost`` was taken, or as it is and the seconds until that much is there.
 
     Args:
@@ -137,9 +135,7 @@ class Quotas:
             if isinstance(reply, list):
                 level, wait_s = map(float, reply)
                 return _Standing(limit, level, wait_s)
-        self._buckets[place], wait_s = _taken(
-            self._buckets.get(place), self._clock(), limit, cost, owed=owed
-        )
+        self._buckets[place], wait_s = _taken(self._buckets.get(place), self._clock(), limit, cost, owed=owed)
         return _Standing(limit, self._buckets[place].level, wait_s)
 
     def count(self, quota: str) -> None:
@@ -216,9 +212,7 @@ class Spending:
         limit = self._limits[quota]
         if limit is None:
             return
-        standing = self._standings[quota] = await self._quotas.take(
-            self._key, quota, limit, cost, owed=owed
-        )
+        standing = self._standings[quota] = await self._quotas.take(self._key, quota, limit, cost, owed=owed)
         if standing.wait_s > 0:
             self._refused = quota
             self._quotas.count(quota)

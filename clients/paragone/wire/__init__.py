@@ -14,6 +14,7 @@ from paragone.wire.answers import (
     ModelsAnswer,
     Preference,
     PreferencesAnswer,
+    Rationale,
     Reward,
     RewardsAnswer,
     TokensAnswer,
@@ -26,6 +27,7 @@ from paragone.wire.answers import (
 from paragone.wire.cohorts import CohortAnswer, CohortRequest, CohortReturn, OnMissing, Unscored
 from paragone.wire.conversations import (
     ContentPart,
+    Criterion,
     Group,
     Item,
     Message,
@@ -40,6 +42,7 @@ from paragone.wire.conversations import (
 from paragone.wire.references import ReferenceItem, ReferenceSet, ReferenceSetsAnswer, ReferencesRequest
 from paragone.wire.requests import (
     OnError,
+    PreferenceReturn,
     PreferencesRequest,
     RewardReturn,
     RewardsRequest,
@@ -55,6 +58,7 @@ __all__ = [
     "CohortRequest",
     "CohortReturn",
     "ContentPart",
+    "Criterion",
     "ErrorBody",
     "ErrorDetail",
     "Group",
@@ -70,9 +74,11 @@ __all__ = [
     "Pair",
     "PairById",
     "Preference",
+    "PreferenceReturn",
     "PreferencesAnswer",
     "PreferencesRequest",
     "Prompt",
+    "Rationale",
     "ReferenceItem",
     "ReferenceSet",
     "ReferenceSetsAnswer",

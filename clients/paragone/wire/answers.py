@@ -24,6 +24,7 @@ __all__ = [
     "Preference",
     "PreferencesAnswer",
     "Probability",
+    "Rationale",
     "Reward",
     "RewardsAnswer",
     "TokensAnswer",
@@ -110,6 +111,21 @@ class Usage(AnswerModel):
     forward_prompts: Count = Field(
         default=0, description="Prompts that went through the model by themselves, for gate scales. [count]"
     )
+    judge_calls: Count = Field(default=0, description="Calls to a judge on another server. [count]")
+    judge_tokens: Count = Field(default=0, description="Tokens that the judge read and wrote. [count]")
+    judge_cost: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=0.0, description="What these tokens cost, where the server knows their prices, in their currency."
+    )
+
+
+class Rationale(AnswerModel):
+    """What a judge said before or with one verdict."""
+
+    text: str = Field(description="Its thoughts and its answer; of a long one the end.")
+    shown_first: Literal["first", "second"] = Field(
+        description="Which response it was shown first; of single grades, which one it graded."
+    )
+    criterion: str | None = Field(default=None, description="The criterion that it judged by, where there are several.")
 
     def plus(self, other: "Usage") -> "Usage":
         """Return what two parts of an answer cost together."""
@@ -132,6 +148,15 @@ class Preference(AnswerModel):
     second_id: str | None = Field(default=None, description=f"Of the second response. {_ID}")
     first_shown: bool = Field(default=True, description=f"Of the first response. {_SHOWN}")
     second_shown: bool = Field(default=True, description=f"Of the second response. {_SHOWN}")
+    interval: tuple[Probability, Probability] | None = Field(
+        default=None,
+        description="Of a judge that votes: the 95 % interval of the probability (Jeffreys), as if its votes were "
+        "independent.",
+    )
+    criteria: dict[str, Probability] | None = Field(
+        default=None, description="Of a judge that was given criteria: the probability by each, by name."
+    )
+    rationales: list[Rationale] | None = Field(default=None, description="What the judge said, if asked for.")
 
 
 class Reward(AnswerModel):

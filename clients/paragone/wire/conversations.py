@@ -29,6 +29,7 @@ from pydantic_core import PydanticCustomError
 __all__ = [
     "ContentPart",
     "Conversations",
+    "Criterion",
     "Few",
     "Group",
     "Item",
@@ -52,6 +53,8 @@ __all__ = [
 Element = TypeVar("Element")
 # Ids have 64 letters. There is room for longer ones, and none for a text that was put into an id's place.
 _LONGEST_ID = 256
+# A principle is some sentences; a rubric may be a page.
+_LONGEST_PRINCIPLE = 10_000
 
 
 def _well_formed(text: str) -> str:
@@ -210,6 +213,39 @@ _PROMPT = "What was asked: a text (one user message) or a list of messages."
 _RESPONSE = "A text (one assistant message), a message, or a list of messages (an agent's turns). It may be empty."
 
 
+class Criterion(RequestModel):
+    """One of several principles that responses are judged by."""
+
+    name: Annotated[Text, Field(min_length=1, max_length=64)] = Field(description="What answers call it.")
+    text: Annotated[Text, Field(min_length=1, max_length=_LONGEST_PRINCIPLE)] = Field(
+        description="What is judged by it, for the judge to read."
+    )
+    weight: Annotated[float, Field(gt=0, le=1_000, allow_inf_nan=False)] = Field(
+        default=1.0, description="How much it counts in all: the log-odds in all are the weighted mean."
+    )
+
+
+def _distinct(criteria: list[Criterion]) -> list[Criterion]:
+    if len({criterion.name for criterion in criteria}) < len(criteria):
+        raise PydanticCustomError("criteria", "two criteria have one name: answers are by name")
+    return criteria
+
+
+Principle = Annotated[Text, Field(min_length=1, max_length=_LONGEST_PRINCIPLE)]
+Criteria = Annotated[Few[Criterion], Field(min_length=1, max_length=16), AfterValidator(_distinct)]
+_PRINCIPLE = "What to judge by, for a model that takes a principle. Omitted: the model's own."
+_CRITERIA = "Several principles, for a judge: it is asked by each, and the answer says by each and in all."
+
+
+Judged = TypeVar("Judged", bound="Pair | Group")
+
+
+def _one_of_two(judged: Judged) -> Judged:
+    if judged.principle is not None and judged.criteria is not None:
+        raise PydanticCustomError("principle_twice", "give a principle or criteria, and not both")
+    return judged
+
+
 class Conversations(RequestModel):
     """A prompt and the tools on offer."""
 
@@ -222,6 +258,12 @@ class Pair(Conversations):
 
     first: Response = Field(description=f"The response whose win is measured. {_RESPONSE}")
     second: Response = Field(description=f"The response it is compared with. {_RESPONSE}")
+    principle: Principle | None = Field(default=None, description=_PRINCIPLE)
+    criteria: Criteria | None = Field(default=None, description=_CRITERIA)
+
+    @model_validator(mode="after")
+    def _judged_by_one_thing(self) -> "Pair":
+        return _one_of_two(self)
 
 
 class PairById(RequestModel):
@@ -314,12 +356,19 @@ class Item(Referenced):
 class Group(Referenced):
     """One prompt and K responses, and perhaps references to hold them against."""
 
+    principle: Principle | None = Field(default=None, description=_PRINCIPLE)
+    criteria: Criteria | None = Field(default=None, description=_CRITERIA)
+
     responses: Few[Response] = Field(min_length=1, description=f"The K responses, in any order. Each: {_RESPONSE}")
     references: References | None = Field(
         default=None,
         description="Other responses to the prompt, or the name of a set of them. If given, win rates are the mean "
         "probability against these, and not against the group itself.",
     )
+
+    @model_validator(mode="after")
+    def _judged_by_one_thing(self) -> "Group":
+        return _one_of_two(self)
 
 
 def canonical_json(value: object) -> bytes:

@@ -10,6 +10,7 @@ from paragone.wire.signals import Shaping, Signal
 
 __all__ = [
     "OnError",
+    "PreferenceReturn",
     "PreferencesRequest",
     "RewardReturn",
     "RewardsRequest",
@@ -23,6 +24,7 @@ __all__ = [
 Truncation = Literal["prompt", "error"]
 OnError = Literal["refuse", "report"]
 RewardReturn = Literal["representation", "blocks", "gate_scales", "ids"]
+PreferenceReturn = Literal["ids", "rationale"]
 TournamentReturn = Literal["matrix", "ids"]
 
 _STREET = "Close the main street to cars? Argue against."
@@ -92,8 +94,11 @@ class PreferencesRequest(_ComparisonRequest):
     pairs: list[PairForm] = Field(
         description="The pairs; none is a valid batch. A response that an earlier answer gave an id may be named by it."
     )
-    return_: list[Literal["ids"]] = Field(
-        default=[], alias="return", description="What to add to each answer: `ids`, to name the responses by later."
+    return_: list[PreferenceReturn] = Field(
+        default=[],
+        alias="return",
+        description="What to add to each answer: `ids`, to name the responses by later; `rationale`, what a judge "
+        "said.",
     )
 
 

@@ -1,8 +1,8 @@
 """One OpenAI-compatible chat server: asked with bounded concurrency, at the pace that it wants, and believed if whole.
 
-A server that says 429 or is away for a moment is asked again, after its own ``Retry-After`` or after pauses that double.
-Nobody is asked meanwhile: the pause is the server's, and not one call's. Texts and key go to the host that was set and
-to no other, whatever it redirects to.
+A server that says 429 or is away for a moment is asked again, after its own ``Retry-After`` or after pauses that
+double. It is not asked meanwhile: the pause is the server's, and not one call's. Texts and key go to the host that was
+set and to no other, whatever it redirects to.
 """
 
 import asyncio
@@ -165,8 +165,10 @@ class ChatServer:
         raise AssertionError  # the last try returned or raised
 
     async def _pause(self) -> None:
-        while (wait_s := self._not_before - self._clock()) > 0:
+        wait_s = self._not_before - self._clock()
+        if wait_s > 0:
             await asyncio.sleep(wait_s)
+            await self._pause()  # others may have prolonged it meanwhile
 
     async def _attempt(self, content: bytes) -> tuple[ChatAnswer | str, int | None, float | None]:
         """Return the answer, or what is wrong for the moment, its status, and how long the server wants to be left."""

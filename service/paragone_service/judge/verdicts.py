@@ -175,7 +175,7 @@ class VerdictFormat(_Table):
 
     @cached_property
     def digest(self) -> str:
-        """Hash of all that it says, its comments left out. [hex digits]"""
+        """Hash of all that it says, its comments left out, in hexadecimal digits."""
         text = json.dumps([_PARSER_VERSION, self.model_dump(mode="json")], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

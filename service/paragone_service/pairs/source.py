@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from paragone.wire import ModelInfo, ModelLimits, Prompt, Response, Usage
+from paragone.wire import Criterion, ModelInfo, ModelLimits, Prompt, Rationale, Response, Usage
 from paragone_service.http.errors import ServiceError
 from paragone_service.scoring.request import Call
 
-__all__ = ["Compared", "Duel", "PairSource"]
+__all__ = ["Compared", "Detail", "Duel", "PairSource"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class Duel:
     Attributes:
         item: index of the item that it belongs to, as it was sent.
         first: the response whose win is measured.
+        principle: what to judge by, if the request says.
+        criteria: several such principles, each with a name and a weight.
     """
 
     item: int
@@ -33,6 +35,23 @@ class Duel:
     tools: list[dict[str, JsonValue]] | None
     first: Response
     second: Response
+    principle: str | None = None
+    criteria: Sequence[Criterion] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """What a comparison says beside its log-odds.
+
+    Attributes:
+        interval: in which its probability lies, where that was estimated from votes.
+        criteria: the log-odds by each criterion, temperature applied.
+        rationales: what was said, if the call wants it.
+    """
+
+    interval: tuple[float, float] | None = None
+    criteria: Mapping[str, float] = field(default_factory=dict)
+    rationales: Sequence[Rationale] = ()
 
 
 @dataclass(frozen=True)
@@ -44,11 +63,13 @@ class Compared:
             error. Exactly the negative of what the swapped duel has, of a model that is symmetrised. [n]
         errors: why a duel has no answer, by its number.
         usage: what they cost.
+        details: what else a duel's answer says, by its number.
     """
 
     logits: NDArray[np.float64]
     usage: Usage
     errors: Mapping[int, ServiceError] = field(default_factory=dict)
+    details: Mapping[int, Detail] = field(default_factory=dict)
 
 
 @runtime_checkable

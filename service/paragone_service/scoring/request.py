@@ -204,6 +204,8 @@ class Call:
         rested: whether its client has rested for long enough to go ahead of others with something small.
         body_bytes: how long its body was; 0 where there was none.
         reservation: of its work, until it is admitted.
+        rationales: whether the answer says what a judge said.
+        bills: what judges on other servers have charged it, by their names.
     """
 
     problems: Problems
@@ -218,6 +220,8 @@ class Call:
     rested: bool = False
     spending: Spending | None = None
     reservation: Reservation | None = None
+    rationales: bool = False
+    bills: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

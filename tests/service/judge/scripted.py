@@ -43,7 +43,7 @@ class Scripted:
         gate: calls wait for it.
     """
 
-    def __init__(self, answer=lambda body: completion("A")):
+    def __init__(self, answer=lambda _: completion("A")):
         self.answer = answer
         self.first = []
         self.bodies = []
@@ -60,7 +60,7 @@ class Scripted:
             ]
         )
 
-    async def _models(self, request: Request) -> Response:
+    async def _models(self, _: Request) -> Response:
         return JSONResponse({"data": []}, status_code=200 if self.well else 503)
 
     async def _chat(self, request: Request) -> Response:

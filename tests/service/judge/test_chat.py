@@ -20,7 +20,7 @@ def chat(server, **settings):
 
 
 async def test_an_answer_has_its_text_its_thoughts_its_tokens_and_what_it_cost():
-    server = Scripted(lambda body: completion("A", logprobs=[("A", {"A": 0.5, "B": 0.25})], reasoning_content="Hm."))
+    server = Scripted(lambda _: completion("A", logprobs=[("A", {"A": 0.5, "B": 0.25})], reasoning_content="Hm."))
     answer = await chat(server, api_key="secret").complete(BODY)
     assert (answer.text, answer.thoughts, answer.finish_reason, answer.refused) == ("A", "Hm.", "stop", False)
     assert [one for one, _ in answer.tokens[0].alternatives] == ["A", "B"]
@@ -39,8 +39,8 @@ async def test_a_busy_server_is_asked_again_after_the_pause_that_it_wants_and_no
 
 @pytest.mark.parametrize("header", ["3600", "Wed, 01 Jan 2200 00:00:00 GMT"])
 async def test_a_pause_that_is_longer_than_the_patience_ends_the_call_at_once_and_is_passed_on(header):
-    server = Scripted(lambda body: status(429, retry_after=header))
-    with pytest.raises(ChatError, match="is 429.*patience_s") as refusal:
+    server = Scripted(lambda _: status(429, retry_after=header))
+    with pytest.raises(ChatError, match=r"is 429.*patience_s") as refusal:
         await chat(server).complete(BODY)
     assert refusal.value.code is ErrorCode.JUDGE_UNAVAILABLE
     assert refusal.value.retry_after_s >= 3600
@@ -48,14 +48,14 @@ async def test_a_pause_that_is_longer_than_the_patience_ends_the_call_at_once_an
 
 
 async def test_a_server_that_is_busy_for_ever_ends_the_call_though_it_always_says_at_once():
-    server = Scripted(lambda body: status(429, retry_after="0"))
+    server = Scripted(lambda _: status(429, retry_after="0"))
     with pytest.raises(ChatError, match="is 429"):
         await chat(server).complete(BODY)
     assert len(server.bodies) == 8
 
 
 async def test_no_pause_begins_that_is_longer_than_what_whoever_waits_has_left():
-    server = Scripted(lambda body: status(503, retry_after="5"))
+    server = Scripted(lambda _: status(503, retry_after="5"))
     with pytest.raises(ChatError):
         await chat(server).complete(BODY, left_s=lambda: 2.0)
     assert len(server.bodies) == 1
@@ -74,7 +74,7 @@ async def test_a_redirect_within_the_host_is_followed_and_one_to_another_is_refu
     server.first = [status(302, location="/moved/chat/completions")]
     with pytest.raises(ChatError, match="as a GET"):
         await chat(server).complete(BODY)
-    server.answer = lambda body: status(307, location="/moved/chat/completions")
+    server.answer = lambda _: status(307, location="/moved/chat/completions")
     with pytest.raises(ChatError, match="more than 3 times"):
         await chat(server).complete(BODY)
 
@@ -99,7 +99,7 @@ async def test_a_redirect_within_the_host_is_followed_and_one_to_another_is_refu
 )
 async def test_what_is_no_completion_is_an_error_that_repeats_nothing(response, code, words):
     with pytest.raises(ChatError, match=words) as refusal:
-        await chat(Scripted(lambda body: response)).complete(BODY)
+        await chat(Scripted(lambda _: response)).complete(BODY)
     assert refusal.value.code is code
     assert "secret" not in str(refusal.value)
 
