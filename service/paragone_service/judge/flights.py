@@ -26,9 +26,10 @@ _AFTERGLOW_MS = 2_000
 _FIRST_LOOK_S = 0.05
 _LAST_LOOK_S = 1.0
 _PREFIX = b"paragone:lease:"
-# Taking and renewing are the same: a lease is ours if it is free, or ours already.
+# Taking and renewing are the same: a lease is ours if it is free, or ours already. What never expires, or is no string,
+# is none of ours, and would be waited for for ever.
 _TAKE = """\
-if redis.call('TYPE', KEYS[1]).ok ~= 'string' then redis.call('DEL', KEYS[1]) end
+if redis.call('PTTL', KEYS[1]) == -1 or redis.call('TYPE', KEYS[1]).ok ~= 'string' then redis.call('DEL', KEYS[1]) end
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
 """
