@@ -49,6 +49,7 @@ from paragone_service.http.routes.cohorts import cohort_routes
 from paragone_service.http.routes.operation import health_routes, inspection_routes
 from paragone_service.http.routes.references import reference_routes
 from paragone_service.http.routes.scoring import scoring_routes
+from paragone_service.judge.hosted_judge import HostedJudge
 from paragone_service.metrics import Metrics
 from paragone_service.pairs.source import PairSource
 from paragone_service.quotas import Quotas
@@ -102,9 +103,10 @@ def create_app(
         metrics,
         requests_per_minute=settings.requests_per_minute,
         tokens_per_minute=settings.tokens_per_minute,
+        judge_calls_per_minute=settings.judge_calls_per_minute,
         redis=redis,
     )
-    names = [*models, *(source.name for source in pair_sources)]
+    names = [*models, *(source.name for source in pair_sources), *settings.judges]
     default = settings.default_model if settings.default_model in names else next(iter(names), "")
     keys = settings.read_api_keys()
     ring = KeyRing(keys)
@@ -113,7 +115,7 @@ def create_app(
     settings.check_aliases(names)
     shapes = error_shapes(DIALECTS, settings.dialects.on)
     registry = Registry(models, default, settings, cache, metrics, engines=engines, secret=secret, clock=clock)
-    for source in pair_sources:
+    for source in (*pair_sources, *_judges(settings, cache, metrics, redis)):
         registry.add(source)
     workers = _workers()
     keep_s = settings.cohort_keep_s
@@ -205,6 +207,17 @@ async def _follow_keys(settings: Settings, ring: KeyRing) -> None:
     """Take the keys of the file whenever it changes, so that a key is added or withdrawn without a restart."""
     if settings.api_key_file is not None:
         await ring.follow(settings.read_api_keys, every_s=_KEYS_EVERY_S)
+
+
+def _judges(settings: Settings, cache: Cache, metrics: Metrics, redis: RedisCache | None) -> list[HostedJudge]:
+    judges = []
+    for name, judge in settings.judges.items():
+        try:
+            judges.append(HostedJudge(name, judge, cache=cache, metrics=metrics, redis=redis))
+        except ValueError as error:
+            raise ConfigError(f"models.{name}: {error}") from None
+        logger.info("model %s: judge %s at %s, format %s", name, judge.model, judge.url, judge.format)
+    return judges
 
 
 def _workers() -> ThreadPoolExecutor:

@@ -52,7 +52,7 @@ def load_models(settings: Settings) -> dict[str, PreferenceModel]:
 def _load_models(settings: Settings) -> dict[str, PreferenceModel]:
     models = {}
     residents: Residents = {}
-    for name, options in settings.models.items():
+    for name, options in settings.loaded.items():
         started = time.perf_counter()
         model = models[name] = load_model(
             options.source,

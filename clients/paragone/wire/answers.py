@@ -117,6 +117,11 @@ class Usage(AnswerModel):
         default=0.0, description="What these tokens cost, where the server knows their prices, in their currency."
     )
 
+    def plus(self, other: "Usage") -> "Usage":
+        """Return what two parts of an answer cost together."""
+        both = {**self.model_dump(exclude_unset=True), **other.model_dump(exclude_unset=True)}
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in both})
+
 
 class Rationale(AnswerModel):
     """What a judge said before or with one verdict."""
@@ -126,11 +131,6 @@ class Rationale(AnswerModel):
         description="Which response it was shown first; of single grades, which one it graded."
     )
     criterion: str | None = Field(default=None, description="The criterion that it judged by, where there are several.")
-
-    def plus(self, other: "Usage") -> "Usage":
-        """Return what two parts of an answer cost together."""
-        both = {**self.model_dump(exclude_unset=True), **other.model_dump(exclude_unset=True)}
-        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in both})
 
 
 class Preference(AnswerModel):
@@ -228,6 +228,9 @@ class Tournament(AnswerModel):
         default=None,
         description="Of a model that reads both responses at once: the pairs of responses that it compared, each by "
         "index; all others of `matrix` are inferred from these by a Bradley-Terry fit.",
+    )
+    criteria: dict[str, list[Probability | None]] | None = Field(
+        default=None, description=f"Of a judge that was given criteria: the win rates by each, by name. {_NULL} [K]"
     )
     intervals: list[tuple[Probability, Probability] | None] | None = Field(
         default=None,

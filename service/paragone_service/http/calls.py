@@ -25,12 +25,14 @@ def call_of(
     *,
     deadline_s: float | None = None,
     ids: bool = False,
+    rationales: bool = False,
 ) -> Call:
     """Return how a request wants to be answered.
 
     Args:
         deadline_s: the deadline of its body, if that names one.
         ids: whether the answer names each response by an id.
+        rationales: whether it says what a judge said.
     """
 
     async def gone() -> None:
@@ -54,6 +56,7 @@ def call_of(
         tenant,
         spending=request.scope.get(SCOPE_SPENDING),
         reservation=request.scope.get(SCOPE_RESERVATION),
+        rationales=rationales,
     )
 
 

@@ -86,6 +86,7 @@ class HostedJudge:
 
     Attributes:
         header: what every answer says of the model.
+        takes_principles: whether its format has a place for one.
 
     Raises:
         ValueError: if its key is nowhere to be found.
@@ -105,6 +106,7 @@ class HostedJudge:
         self.name = name
         self.settings = settings
         self.format = load_format(settings.format)
+        self.takes_principles = self.format.takes_principle
         self.identity = settings.judge_identity(self.format)
         self.header: Mapping[str, Any] = self._header(None)
         self._chat = ChatServer(

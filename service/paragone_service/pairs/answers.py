@@ -6,7 +6,7 @@ import numpy as np
 
 from paragone.wire import Preference, Reward
 from paragone_models.comparator import probability
-from paragone_service.pairs.source import Compared
+from paragone_service.pairs.source import Compared, Detail
 from paragone_service.scoring.request import Problems
 
 __all__ = ["preferences", "rewards"]
@@ -22,10 +22,25 @@ def preferences(items: Sequence[int], compared: Compared, problems: Problems) ->
         problems.add(items[number], error)
     sound = [number for number, item in enumerate(items) if item not in problems.errors]
     logits = compared.logits[sound]
-    return [
+    rows = [
         Preference(probability=p, logit=z, first_reward=None, second_reward=None)
         for p, z in zip(probability(logits).tolist(), logits.tolist(), strict=True)
     ]
+    for row, number in zip(rows, sound, strict=True):
+        detail = compared.details.get(number)
+        if detail is not None:
+            _add_detail(row, detail)
+    return rows
+
+
+def _add_detail(row: Preference, detail: Detail) -> None:
+    # Fields are set one by one, because only those that were set are sent.
+    if detail.interval is not None:
+        row.interval = detail.interval
+    if detail.criteria:
+        row.criteria = {name: float(probability(logit)) for name, logit in detail.criteria.items()}
+    if detail.rationales:
+        row.rationales = list(detail.rationales)
 
 
 def rewards(items: Sequence[int], references: Sequence[int], compared: Compared, problems: Problems) -> list[Reward]:

@@ -79,10 +79,12 @@ class PairSource(Protocol):
     Attributes:
         name: what it is called in requests.
         header: what every answer says of the model: model, identity, fingerprint, calibrated.
+        takes_principles: whether duels may say what they are to be judged by, and have reasons.
     """
 
     name: str
     header: Mapping[str, Any]
+    takes_principles: bool
 
     def start(self) -> None:
         """Take requests; needs a running event loop."""

@@ -13,7 +13,7 @@ from paragone.wire import Group, Tournament, Usage
 from paragone_models.comparator import probability
 from paragone_models.comparisons import FilledTable, Plan, all_pairs, fill
 from paragone_service.http.errors import ServiceError
-from paragone_service.pairs.source import Duel, PairSource
+from paragone_service.pairs.source import Detail, Duel, PairSource
 from paragone_service.scoring.groups import GroupSize, Tables, Voters, Wanted, tournament
 from paragone_service.scoring.request import Call, Problems
 
@@ -31,6 +31,7 @@ class GroupTable:
         logits: of place i over place j, NaN where there is none. [K+R, K+R]
         asked: the pairs of responses.
         errors: of the comparisons that failed.
+        by_criterion: likewise, by each criterion of the group. [K+R, K+R]
     """
 
     item: int
@@ -39,10 +40,13 @@ class GroupTable:
     logits: NDArray[np.float64] = field(init=False)
     asked: set[Pair] = field(default_factory=set)
     errors: dict[Pair, ServiceError] = field(default_factory=dict)
+    by_criterion: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         places = len(self.group.responses) + len(self.group.listed)
         self.logits = np.full((places, places), np.nan)
+        for criterion in self.group.criteria or ():
+            self.by_criterion[criterion.name] = self.logits.copy()
 
     def next_round(self, *, first: bool) -> list[Pair]:
         """Return what to compare next, and note it as asked."""
@@ -55,15 +59,19 @@ class GroupTable:
 
     def duel(self, pair: Pair) -> Duel:
         """Return the comparison of two places."""
-        texts = [*self.group.responses, *self.group.listed]
-        return Duel(self.item, self.group.prompt, self.group.tools, texts[pair[0]], texts[pair[1]])
+        group = self.group
+        texts = [*group.responses, *group.listed]
+        by = (group.principle, group.criteria or ())
+        return Duel(self.item, group.prompt, group.tools, texts[pair[0]], texts[pair[1]], *by)
 
-    def put(self, pair: Pair, logit: float, error: ServiceError | None) -> None:
+    def put(self, pair: Pair, logit: float, error: ServiceError | None, detail: Detail | None = None) -> None:
         """Note the answer of a comparison."""
         if error is not None:
             self.errors[pair] = error
             return
         self.logits[pair], self.logits[pair[::-1]] = logit, -logit
+        for name, one in detail.criteria.items() if detail is not None else ():
+            self.by_criterion[name][pair], self.by_criterion[name][pair[::-1]] = one, -one
 
 
 async def compare_groups(source: PairSource, tables: Sequence[GroupTable], call: Call) -> Usage:
@@ -81,7 +89,9 @@ async def compare_groups(source: PairSource, tables: Sequence[GroupTable], call:
         compared = await source.compare([table.duel(pair) for table, pair in rounds], call)
         usage = usage.plus(compared.usage)
         for number, (table, pair) in enumerate(rounds):
-            table.put(pair, float(compared.logits[number]), compared.errors.get(number))
+            table.put(pair, float(compared.logits[number]), compared.errors.get(number), compared.details.get(number))
+        if compared.errors and not call.problems.report:
+            break  # the request is refused: further rounds would cost something, and tell nobody
     return usage
 
 
@@ -111,10 +121,11 @@ def tournaments(
 
 
 def _tournament(table: GroupTable, size: GroupSize, voters: Voters, wanted: Wanted) -> Tournament:
-    filled = fill(table.logits[np.ix_(voters.own, voters.own)])
-    against = probability(table.logits[np.ix_(voters.own, voters.references)]) if voters.references else None
-    row = tournament(voters, Tables(filled.matrix, against), wanted)
+    filled, tables = _tables(table.logits, voters)
+    row = tournament(voters, tables, wanted)
     assert row is not None  # a comparison without a finite answer is an error, and none of the table
+    if table.by_criterion:
+        row.criteria = {name: _rates(logits, voters) for name, logits in table.by_criterion.items()}
     row.compared = sorted(pair for pair in table.asked if np.isfinite(table.logits[pair]))
     if filled.inferred.any():
         row.intervals = voters.spread(_intervals(filled))
@@ -123,6 +134,18 @@ def _tournament(table: GroupTable, size: GroupSize, voters: Voters, wanted: Want
         alone = [voters.errors[place] for place in sorted(voters.errors)]
         row.errors = [error.detail() for error in (*alone, *failed)]
     return row
+
+
+def _tables(logits: NDArray[np.float64], voters: Voters) -> tuple[FilledTable, Tables]:
+    filled = fill(logits[np.ix_(voters.own, voters.own)])
+    against = probability(logits[np.ix_(voters.own, voters.references)]) if voters.references else None
+    return filled, Tables(filled.matrix, against)
+
+
+def _rates(logits: NDArray[np.float64], voters: Voters) -> list[float | None]:
+    row = tournament(voters, _tables(logits, voters)[1], Wanted())
+    assert row is not None
+    return row.win_rates
 
 
 def _intervals(filled: FilledTable) -> list[tuple[float, float] | None]:

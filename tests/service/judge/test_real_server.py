@@ -1,6 +1,5 @@
 """A judge on a real server: ``transformers serve`` with a tiny model that was taught to answer with one letter."""
 
-
 import pytest
 import torch
 from serving_setup import free_port

@@ -9,7 +9,9 @@ from starlette.responses import Response
 
 from paragone.codes import ErrorCode
 from paragone.wire import (
+    Group,
     Pair,
+    PairById,
     PreferencesAnswer,
     PreferencesRequest,
     RewardsAnswer,
@@ -28,7 +30,7 @@ from paragone_service.pairs.tables import GroupTable, compare_groups, comparison
 from paragone_service.scoring import groups
 from paragone_service.scoring.request import Call, Problems
 
-__all__ = ["compared_preferences", "compared_rewards", "compared_tournaments"]
+__all__ = ["check_principles", "check_rationale", "compared_preferences", "compared_rewards", "compared_tournaments"]
 
 
 async def compared_preferences(
@@ -36,10 +38,16 @@ async def compared_preferences(
 ) -> Response:
     """Answer a request for preferences."""
     _refuse_what_needs_representations(source, call, skew_weight=body.skew_weight, weights=body.weights)
+    if not source.takes_principles:
+        check_principles(source.name, body.pairs, indices, call.problems)
+        check_rationale(source.name, body)
     duels = []
     for index, pair in zip(indices, body.pairs, strict=True):
+        if index in call.problems.errors:
+            continue
         if isinstance(pair, Pair):
-            duels.append(Duel(index, pair.prompt, pair.tools, pair.first, pair.second))
+            by = (pair.principle, pair.criteria or ())
+            duels.append(Duel(index, pair.prompt, pair.tools, pair.first, pair.second, *by))
         else:
             call.problems.add(index, _no_ids(source))
     compared = await source.compare(duels, call)
@@ -53,6 +61,8 @@ async def compared_tournaments(
     """Answer a request for tournaments, having compared what its plan asks for."""
     _refuse_what_needs_representations(source, call, skew_weight=body.skew_weight, weights=body.weights)
     problems = call.problems
+    if not source.takes_principles:
+        check_principles(source.name, body.groups, indices, problems)
     check_groups(body.groups)
     _check_comparisons(body)
     if body.signal == "reward":
@@ -108,6 +118,31 @@ async def compared_rewards(source: PairSource, body: RewardsRequest, indices: Se
     compared = await source.compare(duels, call)
     rows = rewards(sound, counts, compared, call.problems)
     return answer(source.header, RewardsAnswer, compared.usage, call.problems, rewards=rows)
+
+
+def check_principles(
+    name: str, asked: Sequence[Pair | PairById | Group], indices: Sequence[int], problems: Problems
+) -> None:
+    """Add a problem for each item that names a principle or criteria, of a model that judges by its own.
+
+    Raises:
+        ServiceError: ``invalid_request`` for the first of them, unless errors are reported.
+    """
+    for index, one in zip(indices, asked, strict=True):
+        if not isinstance(one, PairById) and (one.principle is not None or one.criteria is not None):
+            problem = f"model {name} judges by what it was trained on: leave principle and criteria out, or ask a judge"
+            problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, problem))
+
+
+def check_rationale(name: str, body: PreferencesRequest) -> None:
+    """Refuse a request that wants to know what was said, of a model that says nothing.
+
+    Raises:
+        ServiceError: ``return_unavailable``.
+    """
+    if "rationale" in body.return_:
+        problem = f'model {name} gives numbers and no reasons: leave "rationale" out of "return", or ask a judge'
+        raise ServiceError(ErrorCode.RETURN_UNAVAILABLE, problem)
 
 
 def _refuse_what_needs_representations(source: PairSource, call: Call, **numbers: Any) -> None:

@@ -26,7 +26,13 @@ from paragone_service.http.bodies import check_groups, check_total, read_body
 from paragone_service.http.calls import answer, call_of
 from paragone_service.http.errors import ServiceError
 from paragone_service.http.openapi_document import scoring_document
-from paragone_service.http.routes.comparing import compared_preferences, compared_rewards, compared_tournaments
+from paragone_service.http.routes.comparing import (
+    check_principles,
+    check_rationale,
+    compared_preferences,
+    compared_rewards,
+    compared_tournaments,
+)
 from paragone_service.references.sets import ReferenceSets, with_references
 from paragone_service.registry import Registry
 from paragone_service.scoring import answers, groups
@@ -60,10 +66,19 @@ def _add_preferences(router: APIRouter, registry: Registry) -> None:
         `P(first, second) + P(second, first)` is exactly 1 from the same representations.
         """
         body, indices, problems = await read_body(request, PreferencesRequest, "pairs")
-        call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
+        call = call_of(
+            request,
+            body.truncation,
+            problems,
+            deadline_s=body.deadline_s,
+            ids="ids" in body.return_,
+            rationales="rationale" in body.return_,
+        )
         source = registry.pair_source(body.model)
         if source is not None:
             return await compared_preferences(source, body, indices, call)
+        check_principles(body.model or registry.default, body.pairs, indices, problems)
+        check_rationale(body.model or registry.default, body)
         items = [_pair_item(index, pair) for index, pair in zip(indices, body.pairs, strict=True)]
         body.pairs.clear()  # they may wait for long, and their texts need not
         model = registry.find(body.model)
@@ -101,6 +116,7 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
         source = registry.pair_source(body.model)
         if source is not None:
             return await compared_tournaments(source, body, indices, call, workers)
+        check_principles(body.model or registry.default, body.groups, indices, problems)
         model = registry.find(body.model)
         comparator, header = compared(model, skew_weight=body.skew_weight, weights=body.weights)
         model.check_preferences(comparator)
