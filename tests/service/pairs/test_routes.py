@@ -17,6 +17,7 @@ class Longest:
     """Prefer the longer response, a letter a nat; fail on whatever has ``fail`` in either."""
 
     name = "longest"
+    takes_principles = False
 
     def __init__(self):
         self.header = {"model": "longest", "identity": "0" * 64, "fingerprint": "0" * 16, "calibrated": False}
