@@ -8,7 +8,7 @@ import urllib.parse
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import httpx2
 
@@ -53,6 +53,7 @@ from paragone.wire import (
     ModelsAnswer,
     OnError,
     OnMissing,
+    PreferenceReturn,
     PreferencesAnswer,
     ReferenceSet,
     ReferenceSetsAnswer,
@@ -226,7 +227,7 @@ class AsyncClient:
         pairs: Iterable[PairLike],
         *,
         model: str | None = None,
-        return_: Sequence[Literal["ids"]] = (),
+        return_: Sequence[PreferenceReturn] = (),
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
         skew_weight: float | None = None,

@@ -393,6 +393,6 @@ def merge_answers(parts: Sequence[Part[AnswerT]], answers: Sequence[AnswerT]) ->
     for part, answer in zip(parts, answers, strict=True):
         for place, row in zip(part.places, getattr(answer, list_field), strict=True):
             rows[place] = row
-    # Every field of usage is a count, so the sum of each is the whole batch's.
+    # Every field of usage is a count or a cost, so the sum of each is the whole batch's.
     usage = Usage(**{name: sum(getattr(answer.usage, name) for answer in answers) for name in Usage.model_fields})
     return first.model_copy(update={list_field: rows, "usage": usage})

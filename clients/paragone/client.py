@@ -7,7 +7,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import httpx2
 
@@ -52,6 +52,7 @@ from paragone.wire import (
     ModelsAnswer,
     OnError,
     OnMissing,
+    PreferenceReturn,
     PreferencesAnswer,
     ReferenceSet,
     ReferenceSetsAnswer,
@@ -219,7 +220,7 @@ class Client:
         pairs: Iterable[PairLike],
         *,
         model: str | None = None,
-        return_: Sequence[Literal["ids"]] = (),
+        return_: Sequence[PreferenceReturn] = (),
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
         skew_weight: float | None = None,
@@ -230,7 +231,7 @@ class Client:
         Args:
             pairs: ``(prompt, first, second)`` tuples, dicts with these fields, or ``paragone.wire.Pair``; a response
                 that an earlier answer gave an id may be named by it (``paragone.wire.PairById``).
-            return_: what to add to each answer: ``ids``.
+            return_: what to add to each answer: ``ids``; ``rationale``, of a judge.
             skew_weight: how much the skew form of a hybrid model counts beside its reward; None: as the model says.
             weights: how much each named attribute counts in the reward, others nothing; None: as the model says.
 
