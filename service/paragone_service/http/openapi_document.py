@@ -94,6 +94,14 @@ _FORWARD = (
     ErrorCode.ENGINE_UNAVAILABLE,
 )
 
+# What a judge on another server may fail with.
+_JUDGE = (
+    ErrorCode.JUDGE_UNPARSED,
+    ErrorCode.JUDGE_UNFINISHED,
+    ErrorCode.JUDGE_REFUSED,
+    ErrorCode.JUDGE_FAILED,
+    ErrorCode.JUDGE_UNAVAILABLE,
+)
 _COHORT = (
     ErrorCode.COHORT_CONFLICT,
     ErrorCode.COHORT_SUPERSEDED,
@@ -214,9 +222,9 @@ _EXAMPLES: Mapping[type[BaseModel], dict[str, Any]] = {
 
 def scoring_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
     """Return what FastAPI needs to document a route that reads a batch."""
-    runs = _FORWARD if answer is not TokensAnswer else ()
+    runs = (*_FORWARD, *_JUDGE) if answer is not TokensAnswer else ()
     compares = (ErrorCode.PREFERENCES_UNAVAILABLE,) if answer is not TokensAnswer else ()
-    returns = (ErrorCode.RETURN_UNAVAILABLE,) if answer is RewardsAnswer else ()
+    returns = (ErrorCode.RETURN_UNAVAILABLE,) if answer in (RewardsAnswer, PreferencesAnswer) else ()
     named = (ErrorCode.UNKNOWN_ID,) if answer is PreferencesAnswer else ()
     stored = _REFERENCES if answer in (RewardsAnswer, TournamentsAnswer) else ()
     return _body_document(request, answer, *compares, *returns, *named, *stored, *runs)
