@@ -108,7 +108,7 @@ class HostedJudge:
         self.format = load_format(settings.format)
         self.takes_principles = self.format.takes_principle
         self.identity = settings.judge_identity(self.format)
-        self.header: Mapping[str, Any] = self._header(None)
+        self.header: Mapping[str, Any] = self._header()
         self._chat = ChatServer(
             settings.url,
             api_key=settings.read_key(),
@@ -401,9 +401,8 @@ class HostedJudge:
         if self._reading is None:
             async with self._finding_out:
                 if self._reading is None:
-                    self._reading = reading = await self._probe(bill)
-                    self.header = self._header(reading)
-                    logger.info("judge %s: its verdicts are read as %s", self.name, reading)
+                    self._reading = await self._probe(bill)
+                    logger.info("judge %s: its verdicts are read as %s", self.name, self._reading)
         return self._reading
 
     async def _probe(self, bill: Bill) -> Reading:
@@ -421,9 +420,10 @@ class HostedJudge:
             raise
         return "logprobs" if answer.tokens and answer.tokens[0].alternatives else "votes"
 
-    def _header(self, reading: Reading | None) -> Mapping[str, Any]:
+    def _header(self) -> Mapping[str, Any]:
         settings = self.settings
-        said = json.dumps([self.identity, settings.temperature, settings.symmetrise, reading])
+        # How a server turns out to answer is no part of it: it must be known before the server was asked.
+        said = json.dumps([self.identity, settings.temperature, settings.symmetrise])
         fingerprint = hashlib.sha256(said.encode()).hexdigest()[:16]
         return {"model": self.name, "identity": self.identity, "fingerprint": fingerprint, "calibrated": False}
 

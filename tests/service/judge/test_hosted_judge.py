@@ -119,10 +119,13 @@ async def test_votes_have_seeds_of_their_own_and_the_settings_are_sent():
 async def test_probabilities_of_tokens_are_read_where_the_server_gives_them():
     server = Scripted(probabilities)
     async with judge(server, temperature=2.0) as hosted:
-        assert hosted.described(LIMITS).numerics["read"] == "auto"
+        described = hosted.described(LIMITS)
+        assert described.numerics["read"] == "auto"
         compared = await hosted.compare([duel()], call())
         assert hosted.described(LIMITS).numerics["read"] == "logprobs"
+        # Trainers and evaluations hold answers against what they were told before.
         before = hosted.header["fingerprint"]
+        assert before == described.fingerprint
     # Six letters against three, and half a logit for the place, which both orders together take out.
     assert compared.logits[0] == pytest.approx(3 / 2)
     assert compared.details[0].interval is None
