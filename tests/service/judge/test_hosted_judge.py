@@ -157,6 +157,30 @@ async def test_swapped_and_repeated_duels_cost_nothing_more_and_equal_responses_
     assert again.usage.judge_calls == 0
 
 
+async def test_a_judge_of_one_order_shares_the_verdicts_of_one_of_both():
+    server = Scripted(probabilities)
+    metrics = Metrics()
+    cache = Cache(MemoryCache(1_000_000), None, metrics)
+    both, single = (
+        HostedJudge(
+            name,
+            JudgeSettings(source="judge:http://judge/v1", model="m", read="logprobs", symmetrise=name),
+            cache=cache,
+            metrics=metrics,
+            transport=httpx2.ASGITransport(app=server.app),
+        )
+        for name in ("mean-logit", "none")
+    )
+    swapped = [duel(), duel("TV.", "Books.", item=1)]
+    assert (await both.compare(swapped, call())).logits.tolist() == pytest.approx([3, -3])
+    compared = await single.compare(swapped, call())
+    # Half a nat for the place: what an evaluation in both orders is to see.
+    assert compared.logits.tolist() == pytest.approx([3.5, -2.5])
+    assert compared.usage.judge_calls == 0
+    await both.close()
+    await single.close()
+
+
 async def test_a_principle_and_criteria_are_asked_by_and_answered_by_name_and_in_all():
     def by_principle(body):
         kind = "kind" in body["messages"][0]["content"]
