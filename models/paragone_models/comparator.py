@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from paragone_models.errors import PreferencesUnavailableError
 from paragone_models.kinds import KINDS, Array, Kind, KindName
+from paragone_models.steps import AGGREGATIONS, Aggregation
 
 __all__ = ["Comparator", "probability"]
 
@@ -46,6 +47,7 @@ class Comparator:
         temperature: what logits are divided by.
         weights: one number per attribute, which merge them into the reward, or None.
         skew_weight: how much the skew form counts beside a reward; 0 compares rewards alone.
+        aggregation: what made one reward of the steps, where the kind has steps; None if nothing did.
     """
 
     kind: KindName
@@ -54,11 +56,26 @@ class Comparator:
     attributes: tuple[str, ...] = ()
     weights: tuple[float, ...] | None = None
     skew_weight: float = 1.0
+    aggregation: Aggregation | None = None
 
     @cached_property
     def rules(self) -> Kind:
         """What its kind holds and computes."""
         return KINDS[self.kind]
+
+    @property
+    def compares(self) -> bool:
+        """Whether it can compare: neither attributes without weights nor steps without an aggregation can."""
+        return self.rules.compares(self.weights) and not self._lacks_aggregation
+
+    @property
+    def gives_rewards(self) -> bool:
+        """Whether there is one scalar per response."""
+        return self.rules.gives_rewards(self.weights) and not self._lacks_aggregation
+
+    @property
+    def _lacks_aggregation(self) -> bool:
+        return self.rules.has_steps and self.aggregation is None
 
     def logit(self, first: ArrayLike, second: ArrayLike) -> Float64s:
         """Return the log-odds that ``first`` is preferred; swapping the arguments flips exactly the sign.
@@ -169,7 +186,7 @@ class Comparator:
         """
         values = self._checked(representations)
         # None and not NaN: a kind without rewards is no failure.
-        return self.rules.reward(values, self.weights) if self.rules.gives_rewards(self.weights) else None
+        return self.rules.reward(values, self.weights) if self.gives_rewards else None
 
     def attribute_values(self, representations: ArrayLike) -> Float64s:
         """Return the rated attributes, in the order of ``attributes``; no columns where the kind rates none.
@@ -211,6 +228,11 @@ class Comparator:
             raise PreferencesUnavailableError(
                 f"this {self.kind} model rates {', '.join(self.attributes)} and has no weights to merge them into a "
                 "preference: give weights= (one number per attribute) when it is loaded, or ask for rewards"
+            )
+        if self._lacks_aggregation:
+            raise PreferencesUnavailableError(
+                f"this {self.kind} model scores single steps, of which nothing makes one reward: name an aggregation "
+                f"({', '.join(AGGREGATIONS)}), in the request or when it is loaded, or ask for rewards"
             )
         return self.rules.logit(
             first, second, temperature=self.temperature, weights=self.weights, skew_weight=self.skew_weight

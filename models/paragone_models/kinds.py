@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "Array", "Kind", "KindName", "LossName", "skew", "skew_blocks"]
 
-KindName = Literal["bradley-terry", "regression", "helpsteer", "general-preference", "hybrid"]
+KindName = Literal["bradley-terry", "regression", "helpsteer", "general-preference", "hybrid", "process"]
 LossName = Literal["regular", "margin", "scaled", "soft", "score", "regression"]
 
 Array = TypeVar("Array", NDArray[np.float64], "Tensor")
@@ -41,6 +41,8 @@ class Kind:
         has_vector: a general preference vector of 2-blocks ends it. It may be normalised and gated.
         losses: names of the losses that fit, as in recipes; the first is the default.
         dimension_rule: which dimensions it can have, as an error says it.
+        has_steps: a representation has one number for each step of its response, of which an aggregation makes the
+            reward; see ``paragone_models.steps``.
         starts_from: the kind that its training starts from, or None if it needs none.
     """
 
@@ -50,6 +52,7 @@ class Kind:
     has_vector: bool
     losses: tuple[LossName, ...]
     dimension_rule: str
+    has_steps: bool = False
     starts_from: KindName | None = None
 
     @property
@@ -60,12 +63,12 @@ class Kind:
     @property
     def learns_pairs(self) -> bool:
         """True if labelled pairs train it."""
-        return self.has_reward or self.has_vector
+        return bool(self.losses) and (self.has_reward or self.has_vector)
 
     @property
     def merges_attributes(self) -> bool:
         """True if the reward is a weighted sum of the attributes."""
-        return self.has_attributes and not self.learns_pairs
+        return self.has_attributes and not self.has_reward
 
     @property
     def weighs_skew(self) -> bool:
@@ -256,6 +259,15 @@ KINDS: Mapping[KindName, Kind] = {
             has_vector=True,
             losses=_VECTOR_LOSSES,
             dimension_rule="a reward and 2-blocks make an odd dimension of at least 3",
+        ),
+        Kind(
+            "process",
+            has_reward=True,
+            has_attributes=False,
+            has_vector=False,
+            losses=(),
+            dimension_rule="a step has dimension 1",
+            has_steps=True,
         ),
     )
 }

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paragone_models.comparator import Comparator
+from paragone_models.comparator import Comparator, probability
 from paragone_models.errors import NonFiniteError, TextError
 from paragone_models.machine import CANDIDATES, Budget, best_budget
 from paragone_models.network import AbsentBackbone, PreferenceNetwork, gather_reads, output_width
@@ -23,7 +23,9 @@ from paragone_models.packing.backend import choose, mixing
 from paragone_models.packing.packer import Forward, Packer, PromptStore
 from paragone_models.rotary import depending_on_length
 from paragone_models.spec import ModelSpec
-from paragone_models.text.reader import EncodeItem, TextReader, Truncation, conversation, read_plan
+from paragone_models.steps import rewards_of_steps
+from paragone_models.text.reader import EncodeItem, TextReader, Truncation, conversation, evened, read_plan
+from paragone_models.text.stepping import step_reads
 from paragone_models.text.template import Message
 
 __all__ = ["LocalForward", "PreferenceModel", "Provenance", "Scores", "batches", "by_prompt"]
@@ -236,6 +238,7 @@ class Scores:
         probabilities: P(row preferred to column), or None where the model cannot compare. [K, K]
         dropped_tokens: tokens cut from each prompt. [K]
         shown: whether the model saw all words of each conversation that were not cut; see ``Reading``. [K]
+        steps: of a process model, how probable it is that each step is right, response by response; else None.
     """
 
     representations: Tensor
@@ -244,6 +247,7 @@ class Scores:
     probabilities: NDArray[np.float64] | None
     dropped_tokens: list[int]
     shown: list[bool]
+    steps: list[NDArray[np.float64]] | None = None
 
 
 class PreferenceModel:
@@ -276,7 +280,13 @@ class PreferenceModel:
         self.local = local or LocalForward(network, max_batch_tokens=self.budget.tokens)
         self.first_token = first_token
         self.comparator = Comparator(
-            spec.kind, spec.dimension, spec.temperature, spec.attributes, spec.weights, spec.skew_weight
+            spec.kind,
+            spec.dimension,
+            spec.temperature,
+            spec.attributes,
+            spec.weights,
+            spec.skew_weight,
+            spec.aggregation,
         )
         # Once: the spec of a loaded model does not change.
         self.fingerprint = spec.fingerprint(provenance.identity, provenance.numerics)
@@ -332,7 +342,8 @@ class PreferenceModel:
                 read at ``prompt_length - 1``; mean pooling averages the tokens after the prompt. [n]
 
         Returns:
-            Representations, float32, on the model's device. [n, d]
+            Representations, float32, on the model's device. [n, d] Of a process model the log-odds of each step, and
+            NaN behind the last one. [n, most steps]
 
         Raises:
             ValueError: if the two lists differ in length, a sequence is empty, has an id outside the vocabulary, or is
@@ -349,8 +360,10 @@ class PreferenceModel:
             if sequence and not 0 <= min(sequence) <= max(sequence) < vocabulary:
                 raise ValueError(f"token ids must lie in [0, {vocabulary})")
             reads = read_plan(self.spec, prompt_length, len(sequence), first_token=self.first_token) if sequence else ()
+            if sequence and self.spec.step_token is not None:
+                reads = step_reads(sequence, self.spec.step_token, f"token {self.spec.step_token}")
             items.append(EncodeItem(sequence, reads, prompt_length))
-        return self._finite(self.represent(self.encode(items)))
+        return self._represented(items)
 
     def logit(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the log-odds that ``first`` is preferred, with the model's temperature and weights.
@@ -444,17 +457,29 @@ class PreferenceModel:
             items.append(reading.item)
             dropped.append(reading.dropped_tokens)
             shown.append(reading.shown)
-        representations = self._finite(self.represent(self.encode(items)))
-        values = representations.cpu().numpy()
+        representations = self._represented(items)
+        values, steps = representations.cpu().numpy(), None
+        if self.spec.rules.has_steps:
+            steps = [probability(row[: len(item.reads)]) for row, item in zip(values, items, strict=True)]
+            values = rewards_of_steps(values, self.spec.aggregation)
         rated = self.comparator.attribute_values(values)
         return Scores(
             representations=representations,
             rewards=self.comparator.rewards(values),
             attributes={name: rated[:, column] for column, name in enumerate(self.spec.attributes)},
-            probabilities=self.comparator.matrix(values) if self.spec.rules.compares(self.spec.weights) else None,
+            probabilities=self.comparator.matrix(values) if self.comparator.compares else None,
             dropped_tokens=dropped,
             shown=shown,
+            steps=steps,
         )
+
+    def _represented(self, items: Sequence[EncodeItem]) -> Tensor:
+        representations = self._finite(self.represent(self.encode(evened(items))))
+        if not self.spec.rules.has_steps:
+            return representations
+        counts = torch.tensor([len(item.reads) for item in items], device=representations.device)
+        behind = torch.arange(representations.shape[1], device=representations.device) >= counts[:, None]
+        return representations.masked_fill(behind, torch.nan)
 
     def _check_shapes(self, first: Tensor, second: Tensor) -> None:
         dimension = self.spec.dimension

@@ -19,7 +19,15 @@ from paragone_models.gated import GatedRatings
 from paragone_models.rotary import hidden_by_angles
 from paragone_models.spec import ModelSpec
 
-__all__ = ["AbsentBackbone", "AnyHead", "PreferenceNetwork", "RepresentationHead", "gather_reads", "output_width"]
+__all__ = [
+    "AbsentBackbone",
+    "AnyHead",
+    "PreferenceNetwork",
+    "RepresentationHead",
+    "StepsHead",
+    "gather_reads",
+    "output_width",
+]
 
 # Decoders alone: encoders that can also be decoders are in the second list too. What is in neither gets a mask, which
 # is never wrong, only slower.
@@ -144,7 +152,53 @@ def output_width(config: Any) -> int:
     return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
 
 
-AnyHead = RepresentationHead | GatedRatings
+class StepsHead(nn.Module):
+    """Turn the hidden state at the end of each step into the log-odds that the step is right.
+
+        z_i = (W h_i + b)[1] - (W h_i + b)[0], so that sigmoid(z_i) is the softmax of the second class
+
+    Source: the model cards of Qwen2.5-Math-PRM.
+
+    Args:
+        value_head: from one hidden state to the logits of wrong and right.
+    """
+
+    def __init__(self, spec: ModelSpec, value_head: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.value_head = value_head
+        self.prompt_head: nn.Module | None = None
+        self.gate_size = 0
+
+    @property
+    def reads(self) -> int:
+        """Number of reads a sequence needs at the least: one for each step."""
+        return 1
+
+    def gate_scales(self, hidden: Tensor) -> Tensor:  # noqa: ARG002 (as of every head)
+        """Raise ValueError: there is no gate."""
+        raise ValueError(f"this {self.spec.kind} head has no gate, and so no scales")
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the log-odds of each read.
+
+        Args:
+            hidden: hidden states at the reads. [B, R, H]
+
+        Returns:
+            Log-odds, float32. [B, R]
+
+        Raises:
+            ValueError: if there is no read.
+        """
+        if hidden.dim() != 3 or not hidden.shape[1]:
+            raise ValueError(f"hidden must be [n, steps, H], not of shape {tuple(hidden.shape)}")
+        with torch.autocast(device_type=hidden.device.type, enabled=False):
+            logits: Tensor = self.value_head(hidden.float())
+            return logits[..., 1] - logits[..., 0]
+
+
+AnyHead = RepresentationHead | GatedRatings | StepsHead
 """What turns the hidden states at the reads into a representation."""
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from paragone_models.errors import ModelLoadError
 from paragone_models.kinds import KINDS, Kind, KindName
+from paragone_models.steps import AGGREGATIONS, Aggregation
 
 __all__ = ["BackboneReference", "Bos", "Gate", "Head", "ModelSpec", "Pooling", "Reasoning", "SpecialTokens"]
 
@@ -50,6 +51,8 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weights": (lambda value: value is None or _is_list(value, _is_number), "a list of numbers, or null"),
     "domain": (lambda value: value is None or isinstance(value, str), "a text, or null"),
     "reward_token": (lambda value: value is None or _is_count(value), "a token id, or null"),
+    "step_token": (lambda value: value is None or _is_count(value), "a token id, or null"),
+    "aggregation": (lambda value: value is None or isinstance(value, str), "a name, or null"),
     "backbone": (lambda value: value is None or _is_reference(value), "source, revision and identity, or null"),
     **{
         name: (lambda value: isinstance(value, bool), "true or false")
@@ -82,7 +85,7 @@ _IDENTITY_FIELDS = (
     "reasoning",
     "final_eos",
 )
-_RARE_IDENTITY_FIELDS = ("reward_token",)
+_RARE_IDENTITY_FIELDS = ("reward_token", "step_token")
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ class ModelSpec:
             with special tokens again, as several published models were trained.
         reasoning: ``strip`` removes a response's ``<think>`` part before it is scored.
         final_eos: overwrite the last token by the end-of-sequence token (published general preference models).
+        step_token: id of the token that closes each step of a response and is read, of a ``process`` model; else None.
+        aggregation: what makes one reward of the steps, or None: then they are scored, and nothing is compared.
         reward_token: id of a token that is appended to each text and read (InternLM2's reward models), or None.
         domain: what the model knows, in words, or None.
         demonstration: True for models that show the software, not a judgement to rely on.
@@ -144,6 +149,8 @@ class ModelSpec:
     reasoning: Reasoning = "keep"
     final_eos: bool = False
     reward_token: int | None = None
+    step_token: int | None = None
+    aggregation: Aggregation | None = None
     domain: str | None = None
     demonstration: bool = False
     backbone: BackboneReference | None = None
@@ -167,10 +174,23 @@ class ModelSpec:
             raise ModelLoadError(f"attributes are {list(self.attributes)}; every name may occur once")
         if self.weights is not None:
             self._check_weights(self.weights)
+        self._check_steps()
         if self.gate == "softmax" and not self.rules.has_vector:
             raise ModelLoadError(f"a gate scales general preference blocks; kind {self.kind} has none")
         if self.gate == "attributes" and not (self.rules.has_reward and self.rules.has_attributes):
             raise ModelLoadError(f"a gate weighs attributes into a reward; kind {self.kind} has not both")
+
+    def _check_steps(self) -> None:
+        if self.rules.has_steps != (self.step_token is not None):
+            raise ModelLoadError(
+                f"step_token is {self.step_token} and the kind {self.kind}: a process model has one, and no other has"
+            )
+        if self.aggregation is None:
+            return
+        if not self.rules.has_steps:
+            raise ModelLoadError(f"aggregation makes one reward of steps; this model is {self.kind}: leave it out")
+        if self.aggregation not in AGGREGATIONS:
+            raise ModelLoadError(f"aggregation is {self.aggregation!r}; it must be one of {', '.join(AGGREGATIONS)}")
 
     def _check_skew_weight(self) -> None:
         if not 0 <= self.skew_weight < float("inf"):
@@ -234,13 +254,14 @@ class ModelSpec:
         answers: list[Any] = [self.temperature, self.weights, self.attributes, self.calibrated]
         # Only where it was set: fingerprints of models that have none stay what they were.
         answers += [self.skew_weight] if self.skew_weight != 1 else []
+        answers += [] if self.aggregation is None else [self.aggregation]
         parts = [identity, dict(numerics), answers]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def to_json(self) -> str:
         """Return the text of ``paragone.json``."""
         values = asdict(self)
-        for name in ("backbone", *_RARE_IDENTITY_FIELDS):
+        for name in ("backbone", "aggregation", *_RARE_IDENTITY_FIELDS):
             if values[name] is None:
                 del values[name]
         if self.skew_weight == 1:

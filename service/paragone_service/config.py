@@ -34,6 +34,7 @@ from paragone_models.files.options import NAME, named_source
 from paragone_models.files.sources import NAMES
 from paragone_models.kinds import KindName
 from paragone_models.spec import Bos, Head, Reasoning, SpecialTokens
+from paragone_models.steps import Aggregation
 from paragone_service.api_keys import ApiKey, parse_keys, plain_key
 from paragone_service.dialects.settings import DialectSettings, as_table
 from paragone_service.engine import parse_remote
@@ -79,7 +80,9 @@ class ModelSettings(BaseModel):
     skew_weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """How much the skew form of a hybrid model counts beside its reward; None: the model's own."""
     weights: dict[str, float] | tuple[float, ...] | None = None
-    """What preferences weigh a regression model's attributes by: by name, or in the attributes' order."""
+    """What merges a model's attributes into the reward: by name, or in the attributes' order."""
+    aggregation: Aggregation | None = None
+    """What makes one reward of the steps of a process model: ``min``, ``prod`` or ``last``; None: nothing."""
     max_length: int | None = Field(default=None, ge=1)
     """Longest conversation, in tokens; None: the model's own."""
     special_tokens: SpecialTokens | None = None

@@ -65,6 +65,7 @@ def _load_models(settings: Settings) -> dict[str, PreferenceModel]:
             weights=options.weights,
             temperature=options.temperature,
             skew_weight=options.skew_weight,
+            aggregation=options.aggregation,
             max_length=options.max_length,
             special_tokens=options.special_tokens,
             bos=options.bos,

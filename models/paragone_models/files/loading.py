@@ -30,6 +30,7 @@ from paragone_models.model import LocalForward, PreferenceModel, Provenance
 from paragone_models.network import PreferenceNetwork
 from paragone_models.rotary import positions_of
 from paragone_models.spec import BackboneReference, Bos, Head, ModelSpec, Reasoning, SpecialTokens
+from paragone_models.steps import Aggregation
 from paragone_models.text.reader import TextReader, conversation
 from paragone_models.text.template import tokenizer_hash
 
@@ -84,6 +85,7 @@ def load_model(
     weights: Mapping[str, float] | Sequence[float] | None = None,
     temperature: float | None = None,
     skew_weight: float | None = None,
+    aggregation: Aggregation | None = None,
     max_length: int | None = None,
     special_tokens: SpecialTokens | None = None,
     bos: Bos | None = None,
@@ -117,6 +119,7 @@ def load_model(
         revision: branch, tag or commit of a hub id.
         weights: how attributes merge into the reward: by name, or in the attributes' order.
         skew_weight: of a hybrid model, see ``ModelSpec``.
+        aggregation: what makes one reward of the steps of a process model: ``min``, ``prod`` or ``last``.
         max_length: longest conversation, in tokens; at most what the backbone has positions for.
         special_tokens: ``escape`` or ``parse``, see ``ModelSpec``.
         bos: ``once`` or ``as-published``, see ``ModelSpec``.
@@ -166,6 +169,7 @@ def load_model(
         loaded.spec,
         temperature=temperature,
         skew_weight=skew_weight,
+        aggregation=aggregation,
         max_length=max_length,
         special_tokens=special_tokens,
         bos=bos,
@@ -268,7 +272,8 @@ def _prove(model: PreferenceModel, *, elsewhere: bool) -> None:
         return
     try:
         if item is None:
-            model.embed([[0, 0]], [1])  # any tokens will do
+            token = model.spec.step_token or 0
+            model.embed([[token, token]], [1])  # any tokens will do
         elif not bool(torch.isfinite(model.represent(model.encode([item]))).all()):
             raise NonFiniteError("a representation has NaN or infinity in it: check the weights and the dtype")
     except Exception as error:

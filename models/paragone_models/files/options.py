@@ -24,6 +24,7 @@ _TEXTS = (
     "bos",
     "reasoning",
     "chat_template",
+    "aggregation",
     "backbone",
     "revision",
 )

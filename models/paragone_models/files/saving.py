@@ -106,6 +106,8 @@ def read_refusal(network: PreferenceNetwork, spec: ModelSpec, *, first_token: bo
     """
     if first_token or not network.causal:
         return f"a {network.config.model_type} backbone looks ahead, and such a server reads the last token only"
+    if spec.rules.has_steps:
+        return "it reads the end of each step, and such a server returns the hidden state of the last token only"
     if spec.pooling != "last":
         return f"its pooling is {spec.pooling}, and such a server returns the hidden state of the last token only"
     if ropes := depending_on_length(network.config):

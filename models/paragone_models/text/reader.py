@@ -9,16 +9,18 @@ of every engine: one sequence of tokens, and the places where its hidden states 
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Literal
 
 from paragone_models.errors import TextError
 from paragone_models.spec import ModelSpec
-from paragone_models.text.messages import MESSAGE_CHARACTERS, characters, plain_text, strip_reasoning, written
+from paragone_models.text.messages import plain_text, strip_reasoning
 from paragone_models.text.rendered import Rendered, RenderedTexts, Sequenced
 from paragone_models.text.rendering import StoppedError, Turn
-from paragone_models.text.template import ChatTemplate, Message, Talk, most_characters
+from paragone_models.text.sizes import check_size, sizes
+from paragone_models.text.stepping import step_reads, stepped
+from paragone_models.text.template import ChatTemplate, Message, Talk
 
 __all__ = [
     "Conversation",
@@ -29,8 +31,8 @@ __all__ = [
     "TextReader",
     "Truncation",
     "conversation",
+    "evened",
     "read_plan",
-    "sizes",
 ]
 
 Truncation = Literal["prompt", "error"]
@@ -54,11 +56,13 @@ class Conversation:
     Attributes:
         response: the messages whose quality is judged: one by the assistant, or an agent's turns.
         tools: JSON schemas of the tools, or None.
+        steps: the response as single steps, for a process model; None: it is one text, taken apart at empty lines.
     """
 
     prompt: tuple[Message, ...]
     response: tuple[Message, ...]
     tools: tuple[Message, ...] | None = None
+    steps: tuple[str, ...] | None = None
 
 
 Readable = Conversation | Rendered
@@ -85,29 +89,6 @@ def conversation(
     else:
         after = tuple(response)
     return Conversation(before, after, tuple(tools) if tools else None)
-
-
-def sizes(conversations: Sequence[Readable]) -> list[tuple[int, int]]:
-    """Return how many characters each response has, and its whole conversation, tools included.
-
-    A prompt and tools that several share, as the same objects in a row, are counted once and not for each. Of a
-    rendered text nobody knows what is response.
-    """
-    found: list[tuple[int, int]] = []
-    prompt: Sequence[Message] | None = None
-    tools: Sequence[Message] | None = None
-    before = schemas = 0
-    for one in conversations:
-        if isinstance(one, Rendered):
-            found.append((0, one.characters))
-            continue
-        if one.prompt is not prompt:
-            prompt, before = one.prompt, characters(one.prompt)
-        if one.tools is not tools:
-            tools, schemas = one.tools, written(one.tools) if one.tools else 0
-        response = characters(one.response)
-        found.append((response, before + schemas + response))
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +146,17 @@ def read_plan(spec: ModelSpec, prompt_length: int, length: int, *, first_token: 
     return ((max(prompt_length - 1, 0), max(prompt_length, 1)), response)
 
 
+def evened(items: Sequence[EncodeItem]) -> list[EncodeItem]:
+    """Return the items with equal numbers of reads, as engines take them: the last of each is repeated."""
+    most = max((len(item.reads) for item in items), default=0)
+    return [
+        item
+        if len(item.reads) == most
+        else replace(item, reads=item.reads + item.reads[-1:] * (most - len(item.reads)))
+        for item in items
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Exactly what the model sees of one conversation.
@@ -197,6 +189,7 @@ class _Draft:
 
     Attributes:
         prompt_text: the prompt alone, or why it has no text; None where it was not rendered yet.
+        steps: how many steps its response has, for a process model; else 0.
     """
 
     prompt: tuple[dict[str, Any], ...]
@@ -206,6 +199,7 @@ class _Draft:
     token_ids: list[int]
     prompt_text: str | TextError | None = None
     prompt_key: bytes = b""
+    steps: int = 0
 
 
 class TextReader:
@@ -279,7 +273,7 @@ class TextReader:
         rendered: dict[int, Rendered] = {}
         for index, (talk, size) in enumerate(zip(conversations, sizes(conversations), strict=True)):
             try:
-                self._check_size(*size)
+                check_size(*size, self.spec.max_length)
                 if isinstance(talk, Rendered):
                     rendered[index] = talk
                 else:
@@ -320,7 +314,12 @@ class TextReader:
         # Here, before anything looks for special tokens: the text of arguments may hide them behind its escapes.
         prompt = tuple(self.template.prepared(message, talk.tools) for message in prompt)
         response = tuple(self.template.prepared(message, talk.tools) for message in response)
-        return _Draft(prompt, response, talk.tools, "", [])
+        steps = 0
+        if self.spec.step_token is not None:
+            response, steps = stepped(response, talk.steps)
+        elif talk.steps is not None:
+            raise TextError("unsupported_content", "this model scores whole responses and no steps: send a response")
+        return _Draft(prompt, response, talk.tools, "", [], steps=steps)
 
     def _render(self, drafts: dict[int, _Draft], results: list[Reading | TextError | None]) -> int:
         """Fill in the texts of drafts and their prompts, all in one call to the template's process.
@@ -370,19 +369,6 @@ class TextReader:
                     del drafts[index]
         return len(results)
 
-    def _check_size(self, response: int, whole: int) -> None:
-        most = most_characters(self.spec.max_length)
-        if response > most:
-            raise TextError("response_too_long", self._oversize("response", response, most))
-        if whole > most:
-            raise TextError("conversation_truncated", self._oversize("conversation", whole, most))
-
-    def _oversize(self, part: str, length: int, most: int) -> str:
-        return (
-            f"the {part} has {length} characters (each message counts for {MESSAGE_CHARACTERS} more); more than "
-            f"{most} are not read, for the limit is {self.spec.max_length} tokens: shorten it"
-        )
-
     def _tokenize(self, drafts: dict[int, _Draft], results: list[Reading | TextError | None]) -> None:
         """Fill in the drafts' tokens, all in one call to the tokenizer; a draft that fails costs the others nothing."""
         try:
@@ -420,7 +406,10 @@ class TextReader:
             token_ids, before = self._final(sequence.token_ids), sequence.prompt_length
         except TextError as error:
             return error
-        reads = read_plan(self.spec, before, len(token_ids), first_token=self._first_token)
+        try:
+            reads = self._reads(token_ids, before, None)
+        except TextError as error:
+            return error
         written = text.content if isinstance(text.content, str) else ""
         return Reading(written, token_ids, before, reads, sequence.dropped_tokens)
 
@@ -439,9 +428,15 @@ class TextReader:
         # Where a template closes the conversation differently with and without a response, the prompt alone can be the
         # longer of the two; at least one token is the response's.
         prompt_length = min(self._prompt_length(draft), len(token_ids) - 1)
-        reads = read_plan(self.spec, prompt_length, len(token_ids), first_token=self._first_token)
+        reads = self._reads(token_ids, prompt_length, draft.steps)
         shown = self.template.shows(draft.prompt + draft.response, draft.text)
-        return Reading(draft.text, token_ids, prompt_length, reads, dropped_tokens, dropped_messages, shown)
+        text = self.template.with_ends(draft.text)
+        return Reading(text, token_ids, prompt_length, reads, dropped_tokens, dropped_messages, shown)
+
+    def _reads(self, token_ids: list[int], prompt_length: int, steps: int | None) -> tuple[Read, ...]:
+        if self.spec.step_token is not None:
+            return step_reads(token_ids, self.spec.step_token, self.template.step_end, expected=steps)
+        return read_plan(self.spec, prompt_length, len(token_ids), first_token=self._first_token)
 
     def _learn_prompts(self, drafts: Sequence[_Draft]) -> None:
         """Tokenise the prompts that are new, all in one call; what goes wrong is met again, and named, one by one."""
@@ -593,4 +588,5 @@ class TextReader:
             )
         messages = prompt + draft.response
         text = self.template.render(messages, draft.tools)
-        return _Draft(prompt, draft.response, draft.tools, text, self._tokens(text, messages, draft.tools))
+        tokens = self._tokens(text, messages, draft.tools)
+        return _Draft(prompt, draft.response, draft.tools, text, tokens, steps=draft.steps)

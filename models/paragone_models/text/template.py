@@ -26,6 +26,7 @@ from paragone_models.text.probes import (
     with_arguments,
 )
 from paragone_models.text.rendering import TemplateProcess, Turn
+from paragone_models.text.stepping import STEP_END
 
 __all__ = [
     "OPTIONAL_FIELDS",
@@ -65,6 +66,7 @@ class ChatTemplate:
 
     Attributes:
         turn: when rendering has to end; set by whoever renders.
+        step_end: the token behind each step of a process model's texts; empty for other models.
 
     Raises:
         ModelLoadError: see ``sources_of``.
@@ -90,6 +92,7 @@ class ChatTemplate:
         # Texts are tokenised without special tokens, because the escaped ones come in pieces; these are put around
         # them.
         self._prefix, self._suffix = surroundings(tokenizer) if self._adds_special else ([], [])
+        self.step_end = "" if spec.step_token is None else str(tokenizer.convert_ids_to_tokens(spec.step_token))
         self._closing = [] if spec.reward_token is None else [spec.reward_token]
         self._shown: dict[tuple[object, ...], bool] = {}
         self._arguments: dict[str, Arguments] = {}
@@ -230,6 +233,10 @@ class ChatTemplate:
             return len(messages) <= 2
         return not leaves_out(messages, text)
 
+    def with_ends(self, text: str) -> str:
+        """Return a text with the separator in the places that were marked as ends of steps."""
+        return text.replace(STEP_END, self.step_end) if self.step_end else text
+
     def _joined(self, messages: Sequence[Message], closed: bool) -> str:
         if self._text_pair:  # for people; what the model sees is the pair
             return "\n\n".join(message["content"] for message in messages)
@@ -257,9 +264,9 @@ class ChatTemplate:
         ]
         suffix = self._suffix if closed else []
         if plain:
-            encoded = encoded_texts(self._tokenizer, [conversations[index][0] for index in plain])
-            for index, sequence in zip(plain, encoded, strict=True):
-                self._check_control(sequence, conversations[index][0])
+            texts = [self.with_ends(conversations[index][0]) for index in plain]
+            for index, text, sequence in zip(plain, texts, encoded_texts(self._tokenizer, texts), strict=True):
+                self._check_control(sequence, text)
                 ids[index] = [*self._prefix, *sequence, *suffix] if self._adds_special else sequence
         # The slow way, one by one: the tokenizer has to be told for each text what is a token and what is not.
         for index in set(range(len(conversations))) - set(plain):
@@ -335,14 +342,14 @@ class ChatTemplate:
             if isinstance(rendered, TextError):
                 raise rendered
         try:
-            encoded: list[int] = self._tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)[
-                "input_ids"
-            ]
+            encoded: list[int] = self._tokenizer(
+                self.with_ends(str(text)), add_special_tokens=False, sanitize_control_tokens=True
+            )["input_ids"]
         except (ValueError, NotImplementedError) as error:
             raise TextError(
                 "unsupported_content", f"a special token's string inside a message cannot be kept as text: {error}"
             ) from error
-        self._check_control(encoded, str(own))
+        self._check_control(encoded, self.with_ends(str(own)))
         return encoded
 
     def _check_control(self, ids: Sequence[int], text: str) -> None:

@@ -19,8 +19,9 @@ from paragone.wire import Response, Usage
 from paragone_models.comparator import Comparator
 from paragone_models.errors import PreferencesUnavailableError, TextError
 from paragone_models.model import PreferenceModel
-from paragone_models.text.reader import Readable, Reading, sizes
+from paragone_models.text.reader import Readable, Reading
 from paragone_models.text.rendered import Rendered
+from paragone_models.text.sizes import sizes
 from paragone_service.cache.keys import NO_SECRET, Ids, conversation_keys, namespace, prompt_digest, rendered_key
 from paragone_service.cache.tiers import Codec
 from paragone_service.http.errors import ClientGoneError, ServiceError

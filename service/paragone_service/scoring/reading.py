@@ -23,8 +23,9 @@ from typing import NamedTuple
 from paragone.codes import ErrorCode
 from paragone_models.errors import TextError
 from paragone_models.model import PreferenceModel
-from paragone_models.text.reader import Readable, Reading, sizes
+from paragone_models.text.reader import Readable, Reading
 from paragone_models.text.rendering import Turn
+from paragone_models.text.sizes import sizes
 from paragone_service.http.errors import ServiceError
 from paragone_service.scoring.request import Call
 from paragone_service.watchdog import Post

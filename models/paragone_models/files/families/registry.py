@@ -8,6 +8,7 @@ from paragone_models.files.families.gating import GATED
 from paragone_models.files.families.internlm2 import INTERNLM2
 from paragone_models.files.families.output_rows import OUTPUT_ROWS, may_have_a_row
 from paragone_models.files.families.own import OWN
+from paragone_models.files.families.process import PROCESS
 from paragone_models.files.families.stored import DEEP_HEADS, GENERAL_PREFERENCE, LINEAR_HEADS
 
 __all__ = ["FAMILIES", "family_of", "read_checkpoint"]
@@ -17,6 +18,7 @@ FAMILIES: tuple[Family, ...] = (
     OUTPUT_ROWS,
     GATED,
     INTERNLM2,
+    PROCESS,
     GENERAL_PREFERENCE,
     DEEP_HEADS,
     LINEAR_HEADS,
