@@ -47,6 +47,7 @@ from paragone.single import (
 from paragone.tracing import request_span
 from paragone.transport import Attempts, send_async
 from paragone.wire import (
+    Aggregation,
     CohortAnswer,
     CohortReturn,
     ModelInfo,
@@ -232,6 +233,7 @@ class AsyncClient:
         on_error: OnError = "refuse",
         skew_weight: float | None = None,
         weights: Mapping[str, float] | None = None,
+        aggregation: Aggregation | None = None,
     ) -> PreferencesAnswer:
         """Return what ``Client.preferences`` returns; it raises the same."""
         return await self._ask(
@@ -244,6 +246,7 @@ class AsyncClient:
                 return_=return_,
                 skew_weight=skew_weight,
                 weights=weights,
+                aggregation=aggregation,
             ),
         )
 
@@ -256,12 +259,20 @@ class AsyncClient:
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
         weights: Mapping[str, float] | None = None,
+        aggregation: Aggregation | None = None,
     ) -> RewardsAnswer:
         """Return what ``Client.rewards`` returns; it raises the same."""
         return await self._ask(
             REWARDS,
             items,
-            RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_, weights=weights),
+            RequestOptions(
+                model=model,
+                truncation=truncation,
+                on_error=on_error,
+                return_=return_,
+                weights=weights,
+                aggregation=aggregation,
+            ),
         )
 
     async def tournament(
@@ -297,6 +308,7 @@ class AsyncClient:
         on_error: OnError = "refuse",
         skew_weight: float | None = None,
         weights: Mapping[str, float] | None = None,
+        aggregation: Aggregation | None = None,
     ) -> TournamentsAnswer:
         """Return what ``Client.tournaments`` returns; it raises the same."""
         options = RequestOptions(
@@ -308,6 +320,7 @@ class AsyncClient:
             shaping=shaping,
             skew_weight=skew_weight,
             weights=weights,
+            aggregation=aggregation,
         )
         return await self._ask(TOURNAMENTS, groups, options)
 

@@ -22,10 +22,12 @@ from paragone.exceptions import (
 )
 from paragone.ids import IdMemory, PairWriter
 from paragone.wire import (
+    Aggregation,
     ErrorDetail,
     Group,
     Item,
     ItemError,
+    ItemOfSteps,
     Message,
     OnError,
     Pair,
@@ -75,7 +77,7 @@ PromptLike = str | Sequence[Message | dict[str, Any]]
 ResponseLike = str | Message | dict[str, Any] | Sequence[Message | dict[str, Any]]
 ReferencesLike = Sequence[ResponseLike] | ReferencesByName | Mapping[str, str]
 PairLike = Pair | PairById | dict[str, Any] | tuple[PromptLike, ResponseLike, ResponseLike]
-ItemLike = Item | dict[str, Any] | tuple[PromptLike, ResponseLike]
+ItemLike = Item | ItemOfSteps | dict[str, Any] | tuple[PromptLike, ResponseLike]
 GroupLike = Group | dict[str, Any] | tuple[PromptLike, Sequence[ResponseLike]]
 
 AnswerT = TypeVar("AnswerT", PreferencesAnswer, RewardsAnswer, TournamentsAnswer, TokensAnswer)
@@ -119,6 +121,7 @@ class RequestOptions:
     return_: Sequence[str] = ()
     skew_weight: float | None = None
     weights: Mapping[str, float] | None = None
+    aggregation: Aggregation | None = None
     signal: Signal | None = None
     shaping: Shaping | Mapping[str, float] | None = None
 
@@ -136,6 +139,7 @@ class RequestOptions:
             "return": (list(self.return_), []),
             "skew_weight": (self.skew_weight, None),
             "weights": (None if self.weights is None else dict(self.weights), None),
+            "aggregation": (self.aggregation, None),
             "signal": (self.signal, None),
             "shaping": (self.shaping, None),
         }
@@ -240,7 +244,7 @@ def parts_of(
     if memory is not None and "ids" not in options.return_:
         options = replace(options, return_=(*options.return_, "ids"))
     request = _validated(route, batch, options)
-    items: list[Pair | PairById | Item | Group] = getattr(request, route.request_list)
+    items: list[Pair | PairById | Item | ItemOfSteps | Group] = getattr(request, route.request_list)
     # Items are written once, by themselves: a part joins their bytes, and nothing is copied through pydantic again.
     written = [item.__pydantic_serializer__.to_json(item, exclude_unset=True) for item in items]
     head = _head(request, route.request_list)
@@ -277,7 +281,7 @@ def _body(head: bytes, texts: Sequence[bytes]) -> bytes:
     return head + b",".join(texts) + b"]}"
 
 
-def _family(item: Pair | PairById | Item | Group) -> str:
+def _family(item: Pair | PairById | Item | ItemOfSteps | Group) -> str:
     """Return what items of one prompt share; pairs of two ids, which say no prompt, share nothing but that."""
     if item.prompt is None or isinstance(item.prompt, str):
         return item.prompt or ""
@@ -296,7 +300,7 @@ def _shaped(route: Route[AnswerT], place: int, item: object) -> object:
     return dict(zip(route.fields, item, strict=True))
 
 
-def _count(item: Pair | PairById | Item | Group) -> int:
+def _count(item: Pair | PairById | Item | ItemOfSteps | Group) -> int:
     """Return what an item counts towards a part's limit: every response and every reference counts."""
     if isinstance(item, Pair | PairById):
         return 1
@@ -317,7 +321,7 @@ class _Load(NamedTuple):
 
 
 def _cut(
-    items: Sequence[Pair | PairById | Item | Group], loads: Sequence[_Load], *, most: _Load
+    items: Sequence[Pair | PairById | Item | ItemOfSteps | Group], loads: Sequence[_Load], *, most: _Load
 ) -> Iterator[Sequence[int]]:
     """Yield the places of each part: siblings of one prompt together, prompts in the order of their first sibling.
 

@@ -46,6 +46,7 @@ from paragone.single import (
 from paragone.tracing import request_span
 from paragone.transport import Attempts, send
 from paragone.wire import (
+    Aggregation,
     CohortAnswer,
     CohortReturn,
     ModelInfo,
@@ -225,6 +226,7 @@ class Client:
         on_error: OnError = "refuse",
         skew_weight: float | None = None,
         weights: Mapping[str, float] | None = None,
+        aggregation: Aggregation | None = None,
     ) -> PreferencesAnswer:
         """Return how probable it is that the first of two responses is preferred, for each pair, in their order.
 
@@ -234,6 +236,7 @@ class Client:
             return_: what to add to each answer: ``ids``; ``rationale``, of a judge.
             skew_weight: how much the skew form of a hybrid model counts beside its reward; None: as the model says.
             weights: how much each named attribute counts in the reward, others nothing; None: as the model says.
+            aggregation: what makes one reward of a process model's steps; None: as the model was loaded.
 
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the pair at fault.
@@ -248,6 +251,7 @@ class Client:
                 return_=return_,
                 skew_weight=skew_weight,
                 weights=weights,
+                aggregation=aggregation,
             ),
         )
 
@@ -260,15 +264,17 @@ class Client:
         truncation: Truncation = "prompt",
         on_error: OnError = "refuse",
         weights: Mapping[str, float] | None = None,
+        aggregation: Aggregation | None = None,
     ) -> RewardsAnswer:
         """Return the reward and the attributes of each response, in their order.
 
         Args:
             items: ``(prompt, response)`` tuples, dicts with these fields, or ``paragone.wire.Item``; a third field,
-                ``references``, holds the response against other responses of the prompt.
+                ``references``, holds the response against other responses of the prompt. ``steps`` in place of the
+                response are single steps (``paragone.wire.ItemOfSteps``).
             return_: what to add to each answer: ``representation``; ``blocks`` (needs references) and ``gate_scales``
                 of general preference models; ``ids``.
-            weights: as for ``preferences``.
+            weights, aggregation: as for ``preferences``.
 
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the item at fault.
@@ -276,7 +282,14 @@ class Client:
         return self._ask(
             REWARDS,
             items,
-            RequestOptions(model=model, truncation=truncation, on_error=on_error, return_=return_, weights=weights),
+            RequestOptions(
+                model=model,
+                truncation=truncation,
+                on_error=on_error,
+                return_=return_,
+                weights=weights,
+                aggregation=aggregation,
+            ),
         )
 
     def tournament(
@@ -324,6 +337,7 @@ class Client:
         on_error: OnError = "refuse",
         skew_weight: float | None = None,
         weights: Mapping[str, float] | None = None,
+        aggregation: Aggregation | None = None,
     ) -> TournamentsAnswer:
         """Return a tournament for each group of responses, in their order.
 
@@ -332,7 +346,7 @@ class Client:
             return_: what to add to each answer: ``matrix``, ``ids``.
             signal: as for ``tournament``.
             shaping: as for ``tournament``.
-            skew_weight, weights: as for ``preferences``.
+            skew_weight, weights, aggregation: as for ``preferences``.
 
         Returns:
             With ``on_error="report"``, None in the place of each response that could not be scored, and why in the
@@ -351,6 +365,7 @@ class Client:
             shaping=shaping,
             skew_weight=skew_weight,
             weights=weights,
+            aggregation=aggregation,
         )
         return self._ask(TOURNAMENTS, groups, options)
 

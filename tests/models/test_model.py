@@ -6,7 +6,6 @@ import torch
 
 from paragone_models import PreferenceModel, load_model
 from paragone_models.errors import NonFiniteError, PreferencesUnavailableError, TextError
-from paragone_models.kinds import KINDS
 from paragone_models.model import Provenance
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import conversation
@@ -76,7 +75,7 @@ def test_a_representation_that_is_no_number_is_an_error_and_not_a_score(gated_fo
         model.score("Why?", ["Because."])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SPECS)
 def test_logits_in_torch_equal_the_comparators(kind):
     model = model_of(SPECS[kind])
     vectors = model.embed(tiny.sequences(6), [2] * 6)
@@ -90,7 +89,7 @@ def test_logits_in_torch_equal_the_comparators(kind):
     torch.testing.assert_close(model.logit(first[0], second[0]), logits[0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SPECS)
 def test_logits_of_other_shapes_are_refused(kind):
     model = model_of(SPECS[kind])
     right, longer = torch.zeros(2, model.spec.dimension), torch.zeros(2, model.spec.dimension + 2)

@@ -15,6 +15,7 @@ GOOD = {
     "helpsteer": {"dimension": 3, "attributes": ("helpful", "verbose")},
     "general-preference": {"dimension": 4, "gate": "softmax", "normalise": True, "temperature": 0.1},
     "hybrid": {"dimension": 5, "gate": "softmax"},
+    "process": {"dimension": 1, "step_token": 7, "aggregation": "prod"},
 }
 
 
@@ -41,6 +42,7 @@ def test_blocks_are_counted_where_there_is_a_general_preference_vector():
         "helpsteer": 0,
         "general-preference": 2,
         "hybrid": 2,
+        "process": 0,
     }
 
 
@@ -158,3 +160,29 @@ def test_the_weight_of_the_skew_form_changes_the_answers_and_not_the_representat
 def test_a_weight_that_weighs_nothing_is_refused(kind, dimension, weight, message):
     with pytest.raises(ModelLoadError, match=message):
         ModelSpec(kind=kind, dimension=dimension, skew_weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"kind": "process"}, "step_token is None and the kind process: a process model has one"),
+        ({"kind": "bradley-terry", "step_token": 3}, "step_token is 3 and the kind bradley-terry"),
+        ({"kind": "bradley-terry", "aggregation": "min"}, "aggregation makes one reward of steps; this model is"),
+        ({"kind": "process", "step_token": 3, "aggregation": "mean"}, "it must be one of min, prod, last"),
+        ({"kind": "bradley-terry", "gate": "attributes"}, "weighs attributes into a reward"),
+    ],
+)
+def test_steps_and_gates_of_attributes_belong_to_their_kinds(fields, reason):
+    with pytest.raises(ModelLoadError, match=reason):
+        ModelSpec(dimension=1, **fields)
+
+
+def test_tokens_that_are_read_are_part_of_the_identity_and_aggregations_of_the_fingerprint():
+    plain = ModelSpec(kind="bradley-terry", dimension=1)
+    assert replace(plain, reward_token=3).identity("w", None) != plain.identity("w", None)
+    steps = ModelSpec(kind="process", dimension=1, step_token=3)
+    assert replace(steps, step_token=4).identity("w", None) != steps.identity("w", None)
+    merged = replace(steps, aggregation="min")
+    assert merged.identity("w", None) == steps.identity("w", None)
+    assert merged.fingerprint("i", {}) != steps.fingerprint("i", {})
+    assert not {"step_token", "reward_token", "aggregation"} & set(json.loads(plain.to_json()))

@@ -30,6 +30,7 @@ from paragone.wire.conversations import (
     Criterion,
     Group,
     Item,
+    ItemOfSteps,
     Message,
     Pair,
     PairById,
@@ -41,6 +42,7 @@ from paragone.wire.conversations import (
 )
 from paragone.wire.references import ReferenceItem, ReferenceSet, ReferenceSetsAnswer, ReferencesRequest
 from paragone.wire.requests import (
+    Aggregation,
     OnError,
     PreferenceReturn,
     PreferencesRequest,
@@ -54,6 +56,7 @@ from paragone.wire.requests import (
 from paragone.wire.signals import Shaping, Signal
 
 __all__ = [
+    "Aggregation",
     "CohortAnswer",
     "CohortRequest",
     "CohortReturn",
@@ -64,6 +67,7 @@ __all__ = [
     "Group",
     "Item",
     "ItemError",
+    "ItemOfSteps",
     "Message",
     "ModelCard",
     "ModelInfo",

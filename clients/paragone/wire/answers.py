@@ -163,7 +163,8 @@ class Reward(AnswerModel):
     """What a model makes of one response."""
 
     reward: Finite | None = Field(
-        description="The reward; null where the kind has no scalar. [logits, before temperature]"
+        description="The reward; null where the kind has no scalar. Of a process model the log-odds of the aggregated "
+        "probability, null without an aggregation. [logits, before temperature]"
     )
     attributes: dict[str, Finite] = Field(default={}, description="Predicted ratings by name; empty where none.")
     reference_logit: Finite | None = Field(
@@ -181,6 +182,9 @@ class Reward(AnswerModel):
         description="The gate's weight of each 2-block, or attribute, for this prompt, if asked for; the sum is 1. [k]",
     )
     representation: list[Finite] | None = Field(default=None, description="The d numbers, if asked for. [d]")
+    steps: list[Probability] | None = Field(
+        default=None, description="Of a process model: how probable it is that each step is right. [steps]"
+    )
     truncated_tokens: Count = Field(default=0, description="Tokens that were cut from the prompt. [count]")
     shown: bool = Field(default=True, description=f"Of the response. {_SHOWN}")
     id: str | None = Field(default=None, description=f"Of the response. {_ID}")
@@ -267,6 +271,9 @@ class ModelAnswer(AnswerModel):
     identity: str = Field(description="Hash of all that the representations depend on. [64 hex digits]")
     fingerprint: str = Field(description="Hash of identity, numerics, temperature and weights. [hex digits]")
     calibrated: bool = Field(description="Whether the temperature was fitted on held-out preferences.")
+    aggregation: str | None = Field(
+        default=None, description="What made one reward of a process model's steps: `min`, `prod` or `last`."
+    )
 
 
 class PreferencesAnswer(ModelAnswer):
@@ -321,6 +328,9 @@ class ModelInfo(AnswerModel):
     calibrated: bool = Field(description="Whether the temperature was fitted on held-out preferences.")
     attributes: list[str] = Field(description="Names of the ratings it predicts; empty where none. [A]")
     weights: list[Finite] | None = Field(default=None, description="What preferences weigh the attributes by. [A]")
+    aggregation: str | None = Field(
+        default=None, description="What makes one reward of a process model's steps, unless a request says otherwise."
+    )
     dimension: Count | None = Field(description="d, the length of a representation; null for pairwise kinds.")
     domain: str | None = Field(default=None, description="What it was trained to judge.")
     demonstration: bool = Field(description="True for the built-ins: they show how things work, not what is good.")

@@ -33,6 +33,8 @@ __all__ = [
     "Few",
     "Group",
     "Item",
+    "ItemForm",
+    "ItemOfSteps",
     "JsonObject",
     "Message",
     "Pair",
@@ -351,6 +353,25 @@ class Item(Referenced):
         description="Other responses to the prompt, or the name of a set of them, for `reference_logit` and `blocks`. "
         "Read by `/v1/rewards` alone.",
     )
+
+
+class ItemOfSteps(Referenced):
+    """One prompt and one response as single steps, for a process reward model."""
+
+    steps: Annotated[Few[Text], Field(min_length=1, max_length=1000)] = Field(
+        description="The steps of the response, instead of it, in their order. Read by process models alone; they take "
+        "a `response` apart at its empty lines."
+    )
+
+
+def _item_kind(value: object) -> str:
+    stepped = isinstance(value, ItemOfSteps) or (isinstance(value, dict) and "steps" in value)
+    return "<steps>" if stepped else "<response>"
+
+
+ItemForm = Annotated[
+    Annotated[Item, Tag("<response>")] | Annotated[ItemOfSteps, Tag("<steps>")], Discriminator(_item_kind)
+]
 
 
 class Group(Referenced):

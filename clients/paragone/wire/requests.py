@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from paragone.wire.conversations import Group, Item, PairForm, RequestModel, Text
+from paragone.wire.conversations import Group, Item, ItemForm, PairForm, RequestModel, Text
 from paragone.wire.signals import Shaping, Signal
 
 __all__ = [
+    "Aggregation",
     "OnError",
     "PreferenceReturn",
     "PreferencesRequest",
@@ -23,6 +24,7 @@ __all__ = [
 # Literals, because pydantic names the known values where it refuses an unknown one.
 Truncation = Literal["prompt", "error"]
 OnError = Literal["refuse", "report"]
+Aggregation = Literal["min", "prod", "last"]
 RewardReturn = Literal["representation", "blocks", "gate_scales", "ids"]
 PreferenceReturn = Literal["ids", "rationale"]
 TournamentReturn = Literal["matrix", "ids"]
@@ -65,6 +67,13 @@ class _ScoringRequest(_Request):
         default=None,
         description="How much each named attribute counts in the reward, in place of the model's reward or weights; "
         "others count nothing. The answer's fingerprint is that of the model with these weights.",
+    )
+
+    aggregation: Aggregation | None = Field(
+        default=None,
+        description="What makes one reward of the steps that a `process` model scores: the worst one, the product of "
+        "their probabilities, or the last one. Omitted: as the model was loaded; without any, steps are scored, and "
+        "nothing is compared.",
     )
 
 
@@ -121,7 +130,7 @@ class RewardsRequest(_ScoringRequest):
             ]
         }
     )
-    items: list[Item] = Field(description="The responses with their prompts; none is a valid batch.")
+    items: list[ItemForm] = Field(description="The responses with their prompts; none is a valid batch.")
     return_: list[RewardReturn] = Field(
         default=[],
         alias="return",

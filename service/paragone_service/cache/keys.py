@@ -49,6 +49,7 @@ _MASK = b"paragone-id-mask"
 _MESSAGES = b"M"
 _TEXT = b"T"
 _TOKENS = b"I"
+_STEPS = b"steps"
 
 
 def _size(length: int) -> bytes:
@@ -81,9 +82,16 @@ def namespace(identity: str, numerics: dict[str, str] | None = None, *, tenant: 
 
 
 def conversation_keys(
-    space: bytes, prompt: Prompt, tools: list[dict[str, JsonValue]] | None, responses: Sequence[Response]
+    space: bytes,
+    prompt: Prompt,
+    tools: list[dict[str, JsonValue]] | None,
+    responses: Sequence[Response | tuple[str, ...]],
 ) -> list[bytes]:
-    """Return one key per response to a prompt."""
+    """Return one key per response to a prompt.
+
+    Args:
+        responses: a tuple of texts is a response that came as single steps.
+    """
     shared = _hashed(prompt, tools)
     keys = []
     for response in responses:
@@ -91,6 +99,8 @@ def conversation_keys(
         if type(response) is str:
             text = response.encode()
             own.update(_STRING_RESPONSE + _size(len(text)) + text)
+        elif isinstance(response, tuple):
+            own.update(_STEPS + _json(list(response)))
         else:
             own.update(_messages([response] if isinstance(response, Message) else response))
         keys.append(space + own.digest())

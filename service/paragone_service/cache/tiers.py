@@ -22,9 +22,10 @@ from paragone_service.cache.redis_tier import RedisCache
 from paragone_service.cache.seal import Seal
 from paragone_service.metrics import Metrics
 
-__all__ = ["Cache", "Codec", "Decoded", "Inspector", "MemoryCache"]
+__all__ = ["HEADER_BYTES", "Cache", "Codec", "Decoded", "Inspector", "MemoryCache"]
 
-_HEADER_BYTES = 12
+HEADER_BYTES = 12
+"""Before the numbers of a value."""
 _MAGIC = 0x50
 _VERSION = 2  # values of version 1 do not tell whether all words were shown
 _NOT_SHOWN = np.uint32(1 << 31)
@@ -78,7 +79,7 @@ class Codec:
         if not 1 <= dimension <= _MAX_DIMENSION:
             raise ValueError(f"a representation of {dimension} numbers cannot be cached: 1 … {_MAX_DIMENSION} can")
         self.dimension = dimension
-        self.value_bytes = _HEADER_BYTES + 4 * dimension
+        self.value_bytes = HEADER_BYTES + 4 * dimension
         self._row = np.dtype(
             [
                 ("magic", "u1"),
@@ -93,7 +94,14 @@ class Codec:
         self.blank = self.encode(np.full((1, dimension), np.nan), [0], [0])[0]
         """A value of NaN that stands for a row in error; it is never stored."""
 
-    def encode(self, vectors: ArrayLike, tokens: ArrayLike, dropped: ArrayLike, shown: ArrayLike = True) -> list[bytes]:
+    def encode(
+        self,
+        vectors: ArrayLike,
+        tokens: ArrayLike,
+        dropped: ArrayLike,
+        shown: ArrayLike = True,
+        counts: Sequence[int] | None = None,  # noqa: ARG002 (all have one length)
+    ) -> list[bytes]:
         """Return one value per representation.
 
         Args:
@@ -101,6 +109,7 @@ class Codec:
             tokens: that the model read for each. [n]
             dropped: tokens that were cut from each prompt before that. [n]
             shown: whether the model saw all words of each conversation that were not cut. [n]
+            counts: for other codecs. [n]
         """
         rows = np.zeros(np.shape(vectors)[0], dtype=self._row)
         rows["magic"] = _MAGIC
@@ -121,7 +130,7 @@ class Codec:
     @staticmethod
     def outdated(value: bytes) -> bool:
         """Return whether this looks like a value of an earlier version: replaced, and no sign of damage."""
-        return len(value) > _HEADER_BYTES and value[0] == _MAGIC and 0 < value[1] < _VERSION
+        return len(value) > HEADER_BYTES and value[0] == _MAGIC and 0 < value[1] < _VERSION
 
     def sound(self, values: Sequence[bytes]) -> list[bool]:
         """Return for each value whether it is a representation of this model in range, written by this version."""

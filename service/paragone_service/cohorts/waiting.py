@@ -386,7 +386,9 @@ def _head(model: HostedModel, body: CohortRequest, stored: Stored | None, until:
     terms = {
         "prompt": prompt_digest(body.prompt, body.tools).hex(),
         "size": str(body.size),
-        "model": json.dumps([model.model.identity, spec.temperature, spec.weights]),
+        "model": json.dumps(
+            [model.model.identity, spec.temperature, spec.weights, *([spec.aggregation] if spec.aggregation else [])]
+        ),
         "list or set of references": hashlib.blake2b(b"".join(references), digest_size=16).hexdigest(),
         "on_missing": body.on_missing,
         "signal": body.signal or "",

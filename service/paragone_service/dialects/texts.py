@@ -138,7 +138,7 @@ class Question:
         if self.request.app.state.log_texts and not isinstance(self.body, bytes):
             self.request.scope[SCOPE_ASKED]["request"] = self.body
         comparator = model.model.comparator
-        has_scalar = comparator.rules.gives_rewards(comparator.weights)
+        has_scalar = comparator.gives_rewards
         rates = ratings and bool(comparator.attributes)
         problems = Problems(where, report=False)
         call = self.call(problems, truncation)

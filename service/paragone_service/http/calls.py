@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from paragone.wire import Truncation, Usage
+from paragone_models.steps import Aggregation
 from paragone_service.api_keys import ApiKey
 from paragone_service.http.bodies import SCOPE_BODY_BYTES
 from paragone_service.http.deadlines import SCOPE_DEADLINE
@@ -26,6 +27,7 @@ def call_of(
     deadline_s: float | None = None,
     ids: bool = False,
     rationales: bool = False,
+    aggregation: Aggregation | None = None,
 ) -> Call:
     """Return how a request wants to be answered.
 
@@ -33,6 +35,7 @@ def call_of(
         deadline_s: the deadline of its body, if that names one.
         ids: whether the answer names each response by an id.
         rationales: whether it says what a judge said.
+        aggregation: of a process model's steps, if its body names one.
     """
 
     async def gone() -> None:
@@ -57,6 +60,7 @@ def call_of(
         spending=request.scope.get(SCOPE_SPENDING),
         reservation=request.scope.get(SCOPE_RESERVATION),
         rationales=rationales,
+        aggregation=aggregation,
     )
 
 

@@ -116,7 +116,13 @@ def rewards(
                 row.blocks = against.blocks
         if scales is not None:
             row.gate_scales = scales[item].tolist()
-        if "representation" in returned:
+        if represented.steps is not None:
+            logits = represented.steps[start]
+            logits = logits[~np.isnan(logits)]
+            row.steps = probability(logits).tolist()
+            if "representation" in returned:
+                row.representation = logits.tolist()
+        elif "representation" in returned:
             row.representation = own[number].tolist()
         if represented.ids:
             row.id = represented.ids[start]

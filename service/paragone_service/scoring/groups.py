@@ -92,7 +92,7 @@ def check_kind(name: Signal | None, model: str, comparator: Comparator) -> None:
     Raises:
         ServiceError: ``return_unavailable``.
     """
-    if name == "reward" and not comparator.rules.gives_rewards(comparator.weights):
+    if name == "reward" and not comparator.gives_rewards:
         raise ServiceError(
             ErrorCode.RETURN_UNAVAILABLE,
             f"model {model} is of kind {comparator.kind} and has no scalar for the signal reward: ask for another "

@@ -19,10 +19,12 @@ from paragone.wire import Response, Usage
 from paragone_models.comparator import Comparator
 from paragone_models.errors import PreferencesUnavailableError, TextError
 from paragone_models.model import PreferenceModel
+from paragone_models.steps import rewards_of_steps
 from paragone_models.text.reader import Readable, Reading
 from paragone_models.text.rendered import Rendered
 from paragone_models.text.sizes import sizes
 from paragone_service.cache.keys import NO_SECRET, Ids, conversation_keys, namespace, prompt_digest, rendered_key
+from paragone_service.cache.steps import StepsCodec
 from paragone_service.cache.tiers import Codec
 from paragone_service.http.errors import ClientGoneError, ServiceError
 from paragone_service.scoring.admission import Admission
@@ -37,6 +39,7 @@ from paragone_service.scoring.request import (
     RequestItem,
     ResponseId,
     Row,
+    Steps,
     as_conversations,
 )
 from paragone_service.scoring.scheduler import Scheduler
@@ -104,7 +107,7 @@ class HostedModel:
         self._cache = resources.cache
         self._metrics = resources.metrics
         self._clock = resources.clock
-        self._codec = Codec(model.comparator.dimension)
+        self._codec = StepsCodec() if model.spec.rules.has_steps else Codec(model.comparator.dimension)
         # Two names of one model share its entries: the space is made of the identity, and not of the name.
         self._numerics = model.provenance.numerics if strict_cache else None
         self._secret = secret
@@ -175,7 +178,7 @@ class HostedModel:
         Raises:
             ServiceError: ``preferences_unavailable``.
         """
-        if comparator is not None and comparator.rules.compares(comparator.weights):
+        if comparator is not None and comparator.compares:
             return
         if self._no_preferences is not None:
             raise ServiceError(ErrorCode.PREFERENCES_UNAVAILABLE, self._no_preferences)
@@ -440,7 +443,11 @@ class HostedModel:
         if not_shown:  # only fields that were set are sent
             usage.not_shown = not_shown
         row_ids = self._row_ids(rows, ids) if call.ids else ()
-        return Represented(decoded.vectors, dropped, decoded.shown, items, usage, row_ids, decoded.tokens)
+        vectors, steps = decoded.vectors, None
+        if self.model.spec.rules.has_steps:
+            steps = vectors
+            vectors = rewards_of_steps(steps, call.aggregation or self.model.spec.aggregation)
+        return Represented(vectors, dropped, decoded.shown, items, usage, row_ids, decoded.tokens, steps)
 
     async def _unless_gone(self, work: Coroutine[Any, Any, Result], call: Call) -> Result:
         """Return what ``work`` returns, or cancel it when the client leaves first, or a worker turns out to hang.
@@ -508,7 +515,8 @@ async def _rows_of(items: Sequence[RequestItem], call: Call, ids: Ids) -> list[R
             texts = cast("Sequence[Rendered]", item.responses)
             rows += [Row(item.index, place, rendered_key(ids.space, text)) for place, text in enumerate(texts)]
         else:
-            full = cast("Sequence[Response]", item.responses)
+            responses = [one.texts if isinstance(one, Steps) else one for one in item.responses]
+            full = cast("Sequence[Response | tuple[str, ...]]", responses)
             index, prompt = item.index, prompt_digest(item.prompt, item.tools) if call.ids else None
             own = len(full) if item.own is None else item.own
             for position, key in enumerate(conversation_keys(ids.space, item.prompt, item.tools, full)):
@@ -528,7 +536,7 @@ def _rows_with_ids(item: RequestItem, call: Call, ids: Ids) -> list[Row]:
             rows.append(Row(item.index, position, key, prompt, response.id))
         else:
             assert item.prompt is not None  # the wire types see to it
-            assert not isinstance(response, Rendered)
+            assert not isinstance(response, Rendered | Steps)
             (key,) = conversation_keys(ids.space, item.prompt, item.tools, [response])
             rows.append(Row(item.index, position, key, own))
     # A foreign id has no prompt. It is reported as unknown later on, as an id is whose representation is gone: the

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from paragone.codes import ErrorCode
 from paragone_models.errors import TextError
-from paragone_models.text.reader import EncodeItem, Readable, Reading
+from paragone_models.text.reader import EncodeItem, Readable, Reading, evened
 from paragone_service.cache.tiers import Cache, Codec
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread
@@ -122,7 +122,7 @@ class _Forwards:
             Exception: whatever else the engine raises.
         """
         # The engine gives hidden states and no more, so that one engine serves every head.
-        hidden = await self.resources.engine.encode(items)
+        hidden = await self.resources.engine.encode(evened(items))
         return await self.resources.device.run(lambda: self.head(hidden).numpy(force=True))
 
     def settle(self, tickets: Sequence[Ticket], vectors: NDArray[np.float32]) -> list[bytes | ServiceError]:
@@ -133,6 +133,7 @@ class _Forwards:
             [ticket.tokens for ticket in tickets],
             [ticket.dropped for ticket in tickets],
             [ticket.shown for ticket in tickets],
+            [len(ticket.item.reads) for ticket in tickets],
         )
         # NaN is never cached: it may come from a broken batch, and the next try may be sound.
         sound = [place for place, good in enumerate(finite) if good and tickets[place].key is not None]

@@ -7,7 +7,7 @@ is one response of an item. Rows stand in the order of the request, n of them; d
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from pydantic import JsonValue
 
 from paragone.codes import ErrorCode
 from paragone.wire import ItemError, Message, Prompt, Response, Truncation, Usage
+from paragone_models.steps import Aggregation
 from paragone_models.text.reader import Readable, conversation
 from paragone_models.text.rendered import Rendered
 from paragone_service.http.errors import ServiceError
@@ -30,6 +31,7 @@ __all__ = [
     "Reservation",
     "ResponseId",
     "Row",
+    "Steps",
     "Timings",
     "as_conversations",
     "response_messages",
@@ -206,6 +208,7 @@ class Call:
         reservation: of its work, until it is admitted.
         rationales: whether the answer says what a judge said.
         bills: what judges on other servers have charged it, by their names.
+        aggregation: what makes one reward of the steps of a process model; None: as the model says.
     """
 
     problems: Problems
@@ -222,6 +225,7 @@ class Call:
     reservation: Reservation | None = None
     rationales: bool = False
     bills: dict[str, Any] = field(default_factory=dict)
+    aggregation: Aggregation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +233,13 @@ class ResponseId:
     """A response that is named by the id of an earlier answer."""
 
     id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """A response that came as single steps, for a process model."""
+
+    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +257,7 @@ class RequestItem:
     index: int
     prompt: Prompt | None
     tools: list[dict[str, JsonValue]] | None
-    responses: Sequence[Response | ResponseId | Rendered]
+    responses: Sequence[Response | ResponseId | Rendered | Steps]
     own: int | None = None
     has_ids: bool = False
 
@@ -283,6 +294,8 @@ class Represented:
         items: the index of each item, in the order of its rows.
         ids: the id of each response, None where it has none; empty unless the call wants ids. [n]
         tokens: that the model read for each, now or when it was cached; None where nobody knows. [n]
+        steps: log-odds of each step of a process model, NaN behind the last one; ``vectors`` are then what their
+            aggregation gives, NaN without one. [n, most steps]
     """
 
     vectors: NDArray[np.float32]
@@ -292,9 +305,10 @@ class Represented:
     usage: Usage
     ids: Sequence[str | None] = ()
     tokens: NDArray[np.uint32] | None = None
+    steps: NDArray[np.float32] | None = None
 
 
-def as_conversations(rows: Sequence[tuple[RequestItem, Response | ResponseId | Rendered]]) -> list[Readable]:
+def as_conversations(rows: Sequence[tuple[RequestItem, Response | ResponseId | Rendered | Steps]]) -> list[Readable]:
     """Return responses with their prompts as the models know them; all of them must have come in full.
 
     The conversations of one item share their prompt and tools as the same objects, made once.
@@ -316,6 +330,11 @@ def as_conversations(rows: Sequence[tuple[RequestItem, Response | ResponseId | R
             tools = tuple(item.tools) if item.tools else None
             last = item
         assert not isinstance(response, ResponseId)
+        if isinstance(response, Steps):
+            # The text is there to be counted; the steps are what is read.
+            whole = conversation(prompt, "\n\n".join(response.texts), tools)
+            found.append(replace(whole, steps=response.texts))
+            continue
         after = response if isinstance(response, str) else response_messages(response)
         found.append(conversation(prompt, after, tools))
     return found

@@ -229,7 +229,7 @@ class Recipe(Section):
         """Put the first loss that fits the kind, unless the recipe names one."""
         # Before validation, when tables may still be anything: what is wrong with them is said by the fields.
         model, loss = tables.get("model"), tables.get("loss", {})
-        names = {str(name): kind.losses[0] for name, kind in KINDS.items()}
+        names = {str(name): kind.losses[0] for name, kind in KINDS.items() if kind.losses}
         name = names.get(str(model.get("kind"))) if isinstance(model, dict) else None
         return tables | {"loss": {"name": name, **loss}} if name and isinstance(loss, dict) else tables
 
@@ -258,6 +258,8 @@ def load_recipe(path: str | Path, assignments: Sequence[str] = (), *, data: Path
 def _check_model(model: _ModelSection) -> None:
     """Refuse a dimension or a gate that the kind cannot have, and attributes of a kind that rates nothing."""
     kind, dimension, attributes = KINDS[model.kind], model.dimension, model.attributes
+    if not kind.losses:
+        raise RecipeError(f"model.kind is {kind.name!r}: no loss trains it here, it is only hosted")
     if kind.has_attributes and (not attributes or len(set(attributes)) < len(attributes)):
         raise RecipeError(f"model.attributes is {list(attributes)}; name each rated attribute once, at least one")
     if not kind.has_vector:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from paragone.codes import ErrorCode
 from paragone.wire import (
     Group,
+    ItemOfSteps,
     Pair,
     PairById,
     PreferencesAnswer,
@@ -37,7 +38,9 @@ async def compared_preferences(
     source: PairSource, body: PreferencesRequest, indices: Sequence[int], call: Call
 ) -> Response:
     """Answer a request for preferences."""
-    _refuse_what_needs_representations(source, call, skew_weight=body.skew_weight, weights=body.weights)
+    _refuse_what_needs_representations(
+        source, call, skew_weight=body.skew_weight, weights=body.weights, aggregation=body.aggregation
+    )
     if not source.takes_principles:
         check_principles(source.name, body.pairs, indices, call.problems)
         check_rationale(source.name, body)
@@ -59,7 +62,9 @@ async def compared_tournaments(
     source: PairSource, body: TournamentsRequest, indices: Sequence[int], call: Call, workers: Executor
 ) -> Response:
     """Answer a request for tournaments, having compared what its plan asks for."""
-    _refuse_what_needs_representations(source, call, skew_weight=body.skew_weight, weights=body.weights)
+    _refuse_what_needs_representations(
+        source, call, skew_weight=body.skew_weight, weights=body.weights, aggregation=body.aggregation
+    )
     problems = call.problems
     if not source.takes_principles:
         check_principles(source.name, body.groups, indices, problems)
@@ -97,7 +102,7 @@ async def compared_tournaments(
 
 async def compared_rewards(source: PairSource, body: RewardsRequest, indices: Sequence[int], call: Call) -> Response:
     """Answer what each response is worth against its references: all that such a model has to say of one."""
-    _refuse_what_needs_representations(source, call, weights=body.weights)
+    _refuse_what_needs_representations(source, call, weights=body.weights, aggregation=body.aggregation)
     unknown = [name for name in body.return_ if name != "ids"]
     if unknown:
         raise ServiceError(
@@ -106,6 +111,10 @@ async def compared_rewards(source: PairSource, body: RewardsRequest, indices: Se
     _check_references(source, body.items, indices, call.problems)
     duels, counts, sound = [], [], []
     for index, item in zip(indices, body.items, strict=True):
+        if isinstance(item, ItemOfSteps):
+            problem = f"model {source.name} compares whole responses and scores no steps: send the response whole"
+            call.problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, problem))
+            continue
         if not item.references:
             problem = f"model {source.name} compares: give the item references to be compared with"
             call.problems.add(index, ServiceError(ErrorCode.REFERENCE_REQUIRED, problem))
@@ -156,7 +165,7 @@ def _refuse_what_needs_representations(source: PairSource, call: Call, **numbers
         if value is not None:
             raise ServiceError(
                 ErrorCode.INVALID_REQUEST,
-                f"model {source.name} compares both responses at once, and {name} weighs parts of the representation "
+                f"model {source.name} compares both responses at once, and {name} is about the representation "
                 "of one: leave it out",
             )
 

@@ -112,6 +112,7 @@ def _info(hosted: HostedModel, max_body_bytes: int) -> ModelInfo:
         calibrated=spec.calibrated,
         attributes=list(spec.attributes),
         weights=None if spec.weights is None else list(spec.weights),
+        aggregation=spec.aggregation,
         dimension=spec.dimension,
         domain=spec.domain,
         demonstration=spec.demonstration,

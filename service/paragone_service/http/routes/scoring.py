@@ -9,6 +9,8 @@ from starlette.responses import Response
 
 from paragone.codes import ErrorCode
 from paragone.wire import (
+    Item,
+    ItemOfSteps,
     Pair,
     PairById,
     PreferencesAnswer,
@@ -21,7 +23,9 @@ from paragone.wire import (
 from paragone.wire import (
     Response as WireResponse,
 )
+from paragone.wire.conversations import Referenced
 from paragone_models.comparator import Comparator
+from paragone_models.steps import Aggregation
 from paragone_service.http.bodies import check_groups, check_total, read_body
 from paragone_service.http.calls import answer, call_of
 from paragone_service.http.errors import ServiceError
@@ -38,7 +42,7 @@ from paragone_service.registry import Registry
 from paragone_service.scoring import answers, groups
 from paragone_service.scoring.comparing import compared
 from paragone_service.scoring.hosted_model import HostedModel
-from paragone_service.scoring.request import Problems, RequestItem, ResponseId
+from paragone_service.scoring.request import Problems, RequestItem, ResponseId, Steps
 
 __all__ = ["scoring_routes"]
 
@@ -73,6 +77,7 @@ def _add_preferences(router: APIRouter, registry: Registry) -> None:
             deadline_s=body.deadline_s,
             ids="ids" in body.return_,
             rationales="rationale" in body.return_,
+            aggregation=body.aggregation,
         )
         source = registry.pair_source(body.model)
         if source is not None:
@@ -82,7 +87,9 @@ def _add_preferences(router: APIRouter, registry: Registry) -> None:
         items = [_pair_item(index, pair) for index, pair in zip(indices, body.pairs, strict=True)]
         body.pairs.clear()  # they may wait for long, and their texts need not
         model = registry.find(body.model)
-        comparator, header = compared(model, skew_weight=body.skew_weight, weights=body.weights)
+        comparator, header = compared(
+            model, skew_weight=body.skew_weight, weights=body.weights, aggregation=body.aggregation
+        )
         model.check_preferences(comparator)
         represented = await model.represent(items, call)
         rows = answers.preferences(represented, comparator, problems)
@@ -112,18 +119,28 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
         cannot be scored does not vote: it is named in its group's `errors`, and the others have their answer.
         """
         body, indices, problems = await read_body(request, TournamentsRequest, "groups")
-        call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
+        call = call_of(
+            request,
+            body.truncation,
+            problems,
+            deadline_s=body.deadline_s,
+            ids="ids" in body.return_,
+            aggregation=body.aggregation,
+        )
         source = registry.pair_source(body.model)
         if source is not None:
             return await compared_tournaments(source, body, indices, call, workers)
         check_principles(body.model or registry.default, body.groups, indices, problems)
         model = registry.find(body.model)
-        comparator, header = compared(model, skew_weight=body.skew_weight, weights=body.weights)
+        comparator, header = compared(
+            model, skew_weight=body.skew_weight, weights=body.weights, aggregation=body.aggregation
+        )
         model.check_preferences(comparator)
         check_groups(body.groups)
         wanted = groups.Wanted(matrix="matrix" in body.return_, signal=body.signal, shaping=body.shaping)
         groups.check_kind(wanted.signal, model.name, comparator)
         groups.check_signals(wanted, body.groups, indices, problems)
+        _check_sets(model, body.aggregation, body.groups)
         stored = await sets.find(model, call.tenant, body.groups, indices, problems)
         items = [
             RequestItem(index, group.prompt, group.tools, [*group.responses, *group.listed], len(group.responses))
@@ -153,16 +170,25 @@ def _add_rewards(router: APIRouter, registry: Registry, sets: ReferenceSets, wor
         `reference_logit` in any case, from one comparison with the mean of their representations.
         """
         body, indices, problems = await read_body(request, RewardsRequest, "items")
-        call = call_of(request, body.truncation, problems, deadline_s=body.deadline_s, ids="ids" in body.return_)
+        call = call_of(
+            request,
+            body.truncation,
+            problems,
+            deadline_s=body.deadline_s,
+            ids="ids" in body.return_,
+            aggregation=body.aggregation,
+        )
         source = registry.pair_source(body.model)
         if source is not None:
             return await compared_rewards(source, body, indices, call)
         model = registry.find(body.model)
-        comparator, header = compared(model, weights=body.weights)
+        comparator, header = compared(model, weights=body.weights, aggregation=body.aggregation)
         _check_returned(model, comparator, body, indices, problems)
+        _check_steps(model, body, indices, problems)
+        _check_sets(model, body.aggregation, body.items)
         stored = await sets.find(model, call.tenant, body.items, indices, problems)
         items = [
-            RequestItem(index, item.prompt, item.tools, (item.response, *item.listed), own=1)
+            RequestItem(index, item.prompt, item.tools, (_own(item), *item.listed), own=1)
             for index, item in zip(indices, body.items, strict=True)
         ]
         own = [len(item.responses) for item in items]
@@ -189,6 +215,35 @@ def _add_rewards(router: APIRouter, registry: Registry, sets: ReferenceSets, wor
         if not any(references):
             return rate()
         return await asyncio.get_running_loop().run_in_executor(workers, rate)  # item by item takes a while
+
+
+def _check_sets(model: HostedModel, aggregation: Aggregation | None, asked: Sequence[Referenced]) -> None:
+    """Refuse an aggregation beside stored references, which are kept as another one made them.
+
+    Raises:
+        ServiceError: ``invalid_request``.
+    """
+    own = model.model.spec.aggregation
+    if aggregation not in (None, own) and any(one.reference_set is not None for one in asked):
+        raise ServiceError(
+            ErrorCode.INVALID_REQUEST,
+            f"reference sets of model {model.name} are kept as the aggregation {own} makes them: list the references, "
+            "or leave aggregation out",
+        )
+
+
+def _check_steps(model: HostedModel, body: RewardsRequest, indices: Sequence[int], problems: Problems) -> None:
+    """Add a problem for each item of steps, where the model scores whole responses."""
+    if model.model.spec.rules.has_steps:
+        return
+    for index, item in zip(indices, body.items, strict=True):
+        if isinstance(item, ItemOfSteps):
+            problem = f"model {model.name} is of kind {model.model.kind} and scores no steps: send the response whole"
+            problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, problem))
+
+
+def _own(item: Item | ItemOfSteps) -> WireResponse | Steps:
+    return Steps(tuple(item.steps)) if isinstance(item, ItemOfSteps) else item.response
 
 
 def _check_returned(
