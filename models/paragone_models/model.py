@@ -8,7 +8,7 @@ Shapes: n sequences, R reads, H hidden size, d length of a representation, K res
 import logging
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -423,6 +423,7 @@ class PreferenceModel:
         *,
         tools: Sequence[Message] | None = None,
         truncation: Truncation = "prompt",
+        principle: str | None = None,
     ) -> Scores:
         """Return what the model says about K responses to one prompt, in K forward passes.
 
@@ -430,6 +431,7 @@ class PreferenceModel:
             prompt: one user message as text, or messages.
             tools: JSON schemas of tools, or None.
             truncation: see ``TextReader.read``.
+            principle: what a model judges by that follows one.
 
         Raises:
             TextError: if the model has no tokenizer (``text_unavailable``) or cannot read one of the conversations.
@@ -447,7 +449,8 @@ class PreferenceModel:
                 "text_unavailable", f"{self.provenance.source} has no tokenizer files: it can embed tokens, not text"
             )
         readings = self.reader.read(
-            [conversation(prompt, response, tools) for response in responses], truncation=truncation
+            [replace(conversation(prompt, response, tools), principle=principle) for response in responses],
+            truncation=truncation,
         )
         items, dropped, shown = [], [], []
         for reading in readings:

@@ -11,16 +11,28 @@ from paragone_models.errors import ModelLoadError
 from paragone_models.kinds import KINDS, Kind, KindName
 from paragone_models.steps import AGGREGATIONS, Aggregation
 
-__all__ = ["BackboneReference", "Bos", "Gate", "Head", "ModelSpec", "Pooling", "Reasoning", "SpecialTokens"]
+__all__ = [
+    "PRINCIPLE",
+    "BackboneReference",
+    "Bos",
+    "Gate",
+    "Head",
+    "ModelSpec",
+    "Pooling",
+    "Reasoning",
+    "SpecialTokens",
+]
 
 _FORMAT = 1
+PRINCIPLE = "{principle}"
+"""Stands for the principle in the question of a model that follows one."""
 
 Pooling = Literal["last", "mean"]
 Gate = Literal["none", "softmax", "attributes"]
 SpecialTokens = Literal["escape", "parse"]
 Bos = Literal["once", "as-published"]
 Reasoning = Literal["keep", "strip"]
-Head = Literal["auto", "lm-head-row-0"]
+Head = Literal["auto", "lm-head-row-0", "lm-head-yes-no"]
 """Where the head of a source is: what its files say, or a row of the output embedding, which nothing in them says."""
 
 _CHOICES = {
@@ -50,6 +62,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "attributes": (lambda value: _is_list(value, lambda item: isinstance(item, str)), "a list of names"),
     "weights": (lambda value: value is None or _is_list(value, _is_number), "a list of numbers, or null"),
     "domain": (lambda value: value is None or isinstance(value, str), "a text, or null"),
+    "principle_question": (lambda value: value is None or isinstance(value, str), "a text, or null"),
     "reward_token": (lambda value: value is None or _is_count(value), "a token id, or null"),
     "step_token": (lambda value: value is None or _is_count(value), "a token id, or null"),
     "aggregation": (lambda value: value is None or isinstance(value, str), "a name, or null"),
@@ -85,7 +98,7 @@ _IDENTITY_FIELDS = (
     "reasoning",
     "final_eos",
 )
-_RARE_IDENTITY_FIELDS = ("reward_token", "step_token")
+_RARE_IDENTITY_FIELDS = ("principle_question", "reward_token", "step_token")
 
 
 @dataclass(frozen=True)
@@ -125,6 +138,8 @@ class ModelSpec:
             with special tokens again, as several published models were trained.
         reasoning: ``strip`` removes a response's ``<think>`` part before it is scored.
         final_eos: overwrite the last token by the end-of-sequence token (published general preference models).
+        principle_question: what a user asks after the response, with ``{principle}`` in it, of a model that follows a
+            principle of each request; the reward is read where the answer would begin. None: it has no place for one.
         step_token: id of the token that closes each step of a response and is read, of a ``process`` model; else None.
         aggregation: what makes one reward of the steps, or None: then they are scored, and nothing is compared.
         reward_token: id of a token that is appended to each text and read (InternLM2's reward models), or None.
@@ -148,6 +163,7 @@ class ModelSpec:
     bos: Bos = "once"
     reasoning: Reasoning = "keep"
     final_eos: bool = False
+    principle_question: str | None = None
     reward_token: int | None = None
     step_token: int | None = None
     aggregation: Aggregation | None = None
@@ -175,6 +191,8 @@ class ModelSpec:
         if self.weights is not None:
             self._check_weights(self.weights)
         self._check_steps()
+        if self.principle_question is not None and PRINCIPLE not in self.principle_question:
+            raise ModelLoadError(f"principle_question is {self.principle_question!r}: it has no {PRINCIPLE} in it")
         if self.gate == "softmax" and not self.rules.has_vector:
             raise ModelLoadError(f"a gate scales general preference blocks; kind {self.kind} has none")
         if self.gate == "attributes" and not (self.rules.has_reward and self.rules.has_attributes):

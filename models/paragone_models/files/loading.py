@@ -110,7 +110,8 @@ def load_model(
     Args:
         kind: ``auto`` detects it; another value must agree with what is found.
         head: ``lm-head-row-0`` takes row 0 of a causal LM's output embedding for the reward head, as the Nemotron
-            reward models in Hugging Face form need; ``auto`` takes the head that the files name.
+            reward models in Hugging Face form need; ``lm-head-yes-no`` what their model that follows principles needs;
+            ``auto`` takes the head that the files name.
         device: ``auto`` takes the GPU where there is one.
         dtype: of the backbone: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 where the
             device multiplies it faster than float32 (on a CPU that is measured), else float32; and for demonstrations.
@@ -263,7 +264,8 @@ def _prove(model: PreferenceModel, *, elsewhere: bool) -> None:
     """
     source, item = model.provenance.source, None
     if model.reader is not None:
-        reading = model.reader.read([_CONVERSATION])[0]
+        principle = None if model.spec.principle_question is None else "correctness"
+        reading = model.reader.read([replace(_CONVERSATION, principle=principle)])[0]
         if not isinstance(reading, TextError):
             item = reading.item
         elif reading.code not in _TOO_LONG:

@@ -5,9 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paragone_models.errors import TextError
+from paragone_models.spec import PRINCIPLE
 from paragone_models.text.template import Message
 
-__all__ = ["MESSAGE_CHARACTERS", "characters", "plain_text", "split_reasoning", "strip_reasoning", "written"]
+__all__ = [
+    "MESSAGE_CHARACTERS",
+    "characters",
+    "plain_text",
+    "question_of",
+    "split_reasoning",
+    "strip_reasoning",
+    "written",
+]
 
 _OPENED = re.compile(r"^\s*<think>.*?(</think>\s*|$)", re.DOTALL)
 _CLOSED = re.compile(r"^.*?</think>\s*", re.DOTALL)
@@ -69,6 +78,24 @@ def split_reasoning(content: str) -> tuple[str, str]:
     # First what the response opened itself; only without that a tag that the prompt opened.
     part = _OPENED.match(content) or _CLOSED.match(content)
     return ("", content) if part is None else (part.group(), content[part.end() :])
+
+
+def question_of(question: str | None, principle: str | None) -> tuple[dict[str, Any], ...]:
+    """Return the message that asks about a response, of a model that follows a principle; none of any other model.
+
+    Args:
+        question: the model's, with ``{principle}`` in it.
+
+    Raises:
+        TextError: ``unsupported_content`` if there is a question and no principle, or the other way about.
+    """
+    if question is None:
+        if principle is not None:
+            raise TextError("unsupported_content", "this model has no place for a principle: leave it out")
+        return ()
+    if not (principle or "").strip():
+        raise TextError("unsupported_content", "this model judges by a principle: send one with each conversation")
+    return ({"role": "user", "content": question.replace(PRINCIPLE, str(principle))},)
 
 
 def characters(messages: Sequence[Message]) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from paragone_models.errors import TextError
 from paragone_models.spec import ModelSpec
-from paragone_models.text.messages import plain_text, strip_reasoning
+from paragone_models.text.messages import plain_text, question_of, strip_reasoning
 from paragone_models.text.rendered import Rendered, RenderedTexts, Sequenced
 from paragone_models.text.rendering import StoppedError, Turn
 from paragone_models.text.sizes import check_size, sizes
@@ -56,6 +56,7 @@ class Conversation:
     Attributes:
         response: the messages whose quality is judged: one by the assistant, or an agent's turns.
         tools: JSON schemas of the tools, or None.
+        principle: what a model judges by that follows one; None for every other model.
         steps: the response as single steps, for a process model; None: it is one text, taken apart at empty lines.
     """
 
@@ -63,6 +64,7 @@ class Conversation:
     response: tuple[Message, ...]
     tools: tuple[Message, ...] | None = None
     steps: tuple[str, ...] | None = None
+    principle: str | None = None
 
 
 Readable = Conversation | Rendered
@@ -311,6 +313,7 @@ class TextReader:
             response = tuple(
                 strip_reasoning(message) if message["role"] == "assistant" else message for message in response
             )
+        response += question_of(self.spec.principle_question, talk.principle)
         # Here, before anything looks for special tokens: the text of arguments may hide them behind its escapes.
         prompt = tuple(self.template.prepared(message, talk.tools) for message in prompt)
         response = tuple(self.template.prepared(message, talk.tools) for message in response)

@@ -18,8 +18,9 @@ from paragone_models.errors import TextError
 
 __all__ = ["Rendering", "StoppedError", "TemplateProcess", "Turn", "TurnEndedError"]
 
-Rendering = tuple[int, Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None]
-"""What is to be rendered: the number of the template, the messages, and the tools."""
+_Messages = Sequence[Mapping[str, Any]]
+Rendering = tuple[int, _Messages, _Messages | None] | tuple[int, _Messages, _Messages | None, bool]
+"""What is to be rendered: the number of the template, the messages, the tools, and perhaps whether an answer begins."""
 
 _SCRIPT = Path(__file__).with_name("rendering_process.py")
 _PROCESSOR_S = 1.0

@@ -114,22 +114,24 @@ class _Templates:
         self._environment = _environment()
         self._compiled: dict[int, jinja2.Template] = {}
 
-    def answer(self, number: int, messages: list[dict[str, Any]], tools: Any) -> str | dict[str, str]:
+    def answer(self, number: int, messages: list[dict[str, Any]], tools: Any, answers: bool) -> str | dict[str, str]:
         """Return the text of a conversation, or why there is none."""
         with self._timed():
             try:
                 if number not in self._compiled:
                     self._compiled[number] = self._environment.from_string(self._sources[number])
-                return self._rendered(self._compiled[number], messages, tools)
+                return self._rendered(self._compiled[number], messages, tools, answers)
             except (MemoryError, RecursionError) as error:
                 return {"stopped": "it needs too much " + ("memory" if isinstance(error, MemoryError) else "depth")}
             except Exception as error:  # noqa: BLE001 (a template raises whatever it likes)
                 return {"refused": (str(error) or type(error).__name__)[:_LONGEST_REASON]}
 
-    def _rendered(self, template: jinja2.Template, messages: list[dict[str, Any]], tools: Any) -> str | dict[str, str]:
+    def _rendered(
+        self, template: jinja2.Template, messages: list[dict[str, Any]], tools: Any, answers: bool
+    ) -> str | dict[str, str]:
         pieces, length = [], 0
         values = {**self._variables, "messages": [*map(_aliased, messages)], "tools": tools, "documents": None}
-        for piece in template.generate(add_generation_prompt=False, **values):
+        for piece in template.generate(add_generation_prompt=answers, **values):
             pieces.append(piece)
             length += len(piece)
             if length > self._most_characters:  # before the rest is written, which may have no end

@@ -92,6 +92,7 @@ class ChatTemplate:
         # Texts are tokenised without special tokens, because the escaped ones come in pieces; these are put around
         # them.
         self._prefix, self._suffix = surroundings(tokenizer) if self._adds_special else ([], [])
+        self._answers = spec.principle_question is not None
         self.step_end = "" if spec.step_token is None else str(tokenizer.convert_ids_to_tokens(spec.step_token))
         self._closing = [] if spec.reward_token is None else [spec.reward_token]
         self._shown: dict[tuple[object, ...], bool] = {}
@@ -212,7 +213,7 @@ class ChatTemplate:
         texts = self._applied(
             [talks[place] for place in asked],
             least=sum(place < least for place in asked),
-            prompts={number for number, place in enumerate(asked) if place in prompts},
+            prompts={number for number, place in enumerate(asked) if place in prompts or not closed},
         )
         if len(texts) < len(asked):
             del results[asked[len(texts)] :]
@@ -271,7 +272,10 @@ class ChatTemplate:
         # The slow way, one by one: the tokenizer has to be told for each text what is a token and what is not.
         for index in set(range(len(conversations))) - set(plain):
             _, messages, tools = conversations[index]
-            body = self._escaped_chat(messages, tools) if self.has_template else self._escaped_text(messages, closed)
+            if self.has_template:
+                body = self._escaped_chat(messages, tools, closed)
+            else:
+                body = self._escaped_text(messages, closed)
             ids[index] = [*self._prefix, *body, *suffix]
         return [[*one, *closing] for one in ids] if closing else ids
 
@@ -286,8 +290,12 @@ class ChatTemplate:
         self, talks: Sequence[Talk], *, least: int | None = None, prompts: Container[int] = ()
     ) -> list[str | TextError]:
         places = self.sources.both
+        # A model that answers a question is read where the answer would begin.
         return self._process.render(
-            [(places.index(self._source(tools)), messages, tools or None) for messages, tools in talks],
+            [
+                (places.index(self._source(tools)), messages, tools or None, self._answers and place not in prompts)
+                for place, (messages, tools) in enumerate(talks)
+            ],
             self.turn,
             least=len(talks) if least is None else least,
             prompts=prompts,
@@ -321,7 +329,7 @@ class ChatTemplate:
             raise _kept_no_text()
         return ids
 
-    def _escaped_chat(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[int]:
+    def _escaped_chat(self, messages: Sequence[Message], tools: Sequence[Message] | None, closed: bool) -> list[int]:
         mark = getattr(self._tokenizer, "_mark_chat_inputs", None)
         if (
             mark is None
@@ -337,7 +345,7 @@ class ChatTemplate:
         (marked,), marked_tools, _, _ = mark(self._source(tools), [list(messages)], tools, None, {}, True, False)
         # transformers escapes no names of fields. What the template writes itself is what is left without the strings.
         harmless: Talk = (self._without_control(messages), self._without_control(tools))
-        text, own = self._applied([(marked, marked_tools), harmless])
+        text, own = self._applied([(marked, marked_tools), harmless], prompts=() if closed else (0, 1))
         for rendered in (text, own):
             if isinstance(rendered, TextError):
                 raise rendered

@@ -6,7 +6,7 @@ from paragone_models.files.families.classifiers import ENCODERS, ONE_LABEL, SEVE
 from paragone_models.files.families.family import Checkpoint, Family, Loaded
 from paragone_models.files.families.gating import GATED
 from paragone_models.files.families.internlm2 import INTERNLM2
-from paragone_models.files.families.output_rows import OUTPUT_ROWS, may_have_a_row
+from paragone_models.files.families.output_rows import OUTPUT_ROWS, PRINCIPLES, may_have_a_row
 from paragone_models.files.families.own import OWN
 from paragone_models.files.families.process import PROCESS
 from paragone_models.files.families.stored import DEEP_HEADS, GENERAL_PREFERENCE, LINEAR_HEADS
@@ -16,6 +16,7 @@ __all__ = ["FAMILIES", "family_of", "read_checkpoint"]
 FAMILIES: tuple[Family, ...] = (
     OWN,
     OUTPUT_ROWS,
+    PRINCIPLES,
     GATED,
     INTERNLM2,
     PROCESS,
