@@ -347,6 +347,7 @@ class Referenced(Conversations):
 class Item(Referenced):
     """One prompt and one response, and perhaps references to hold it against."""
 
+    principle: Principle | None = Field(default=None, description=_PRINCIPLE)
     response: Response = Field(description=f"The response. {_RESPONSE}")
     references: References | None = Field(
         default=None,
@@ -358,6 +359,7 @@ class Item(Referenced):
 class ItemOfSteps(Referenced):
     """One prompt and one response as single steps, for a process reward model."""
 
+    principle: Principle | None = Field(default=None, description=_PRINCIPLE)
     steps: Annotated[Few[Text], Field(min_length=1, max_length=1000)] = Field(
         description="The steps of the response, instead of it, in their order. Read by process models alone; they take "
         "a `response` apart at its empty lines."

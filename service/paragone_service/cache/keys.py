@@ -50,6 +50,7 @@ _MESSAGES = b"M"
 _TEXT = b"T"
 _TOKENS = b"I"
 _STEPS = b"steps"
+_PRINCIPLE = b"principle"
 
 
 def _size(length: int) -> bytes:
@@ -86,13 +87,15 @@ def conversation_keys(
     prompt: Prompt,
     tools: list[dict[str, JsonValue]] | None,
     responses: Sequence[Response | tuple[str, ...]],
+    principle: str | None = None,
 ) -> list[bytes]:
     """Return one key per response to a prompt.
 
     Args:
         responses: a tuple of texts is a response that came as single steps.
+        principle: what they are judged by, if the request says.
     """
-    shared = _hashed(prompt, tools)
+    shared = _hashed(prompt, tools, principle)
     keys = []
     for response in responses:
         own = shared.copy()  # the prompt is hashed once for all its responses
@@ -119,13 +122,15 @@ def rendered_key(space: bytes, text: Rendered) -> bytes:
     return space + hashlib.blake2b(start, digest_size=_DIGEST_BYTES, usedforsecurity=False).digest()
 
 
-def prompt_digest(prompt: Prompt, tools: list[dict[str, JsonValue]] | None) -> bytes:
-    """Return the 16 bytes that all conversations with one prompt and one set of tools share."""
-    return _hashed(prompt, tools).digest()
+def prompt_digest(prompt: Prompt, tools: list[dict[str, JsonValue]] | None, principle: str | None = None) -> bytes:
+    """Return the 16 bytes that all conversations with one prompt, one set of tools and one principle share."""
+    return _hashed(prompt, tools, principle).digest()
 
 
-def _hashed(prompt: Prompt, tools: list[dict[str, JsonValue]] | None) -> "hashlib.blake2b":
+def _hashed(prompt: Prompt, tools: list[dict[str, JsonValue]] | None, principle: str | None) -> "hashlib.blake2b":
     offered = _NO_TOOLS if tools is None else _json(tools)
+    if principle is not None:
+        offered += _PRINCIPLE + _json(principle)
     # ``type`` and not isinstance: this is the warm path, and the wire types make nothing but plain strings.
     if type(prompt) is str:
         text = prompt.encode()

@@ -84,6 +84,7 @@ class HostedModel:
     Attributes:
         header: what every answer says of the model.
         admission: lets requests in that need the device.
+        takes_principles: whether items say what they are judged by.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class HostedModel:
         self._gate = None if model.spec.gate == "none" else Gate(name, model, resources, self._reading)
         self._canary = Canary(self.scheduler, model)
         self._suspended: asyncio.Future[str] | None = None
+        self.takes_principles = model.spec.principle_question is not None
         self._no_preferences: str | None = None
         try:  # the comparator knows best whether it can compare; it is asked once, and not by every request
             model.comparator.logit(*np.zeros((2, model.comparator.dimension)))
@@ -517,9 +519,9 @@ async def _rows_of(items: Sequence[RequestItem], call: Call, ids: Ids) -> list[R
         else:
             responses = [one.texts if isinstance(one, Steps) else one for one in item.responses]
             full = cast("Sequence[Response | tuple[str, ...]]", responses)
-            index, prompt = item.index, prompt_digest(item.prompt, item.tools) if call.ids else None
+            index, prompt = item.index, prompt_digest(item.prompt, item.tools, item.principle) if call.ids else None
             own = len(full) if item.own is None else item.own
-            for position, key in enumerate(conversation_keys(ids.space, item.prompt, item.tools, full)):
+            for position, key in enumerate(conversation_keys(ids.space, item.prompt, item.tools, full, item.principle)):
                 rows.append(Row(index, position, key, prompt, reference=None if position < own else position - own))
         if number % _ITEMS_BEFORE_A_BREAK == 0:
             # Hashing ten thousand pairs takes a while, and this is the thread that serves everybody.

@@ -252,6 +252,7 @@ class RequestItem:
         responses: its own ones, and after them its references.
         own: how many are its own; None: all.
         has_ids: whether any of them is an id.
+        principle: what they are judged by, if the request says.
     """
 
     index: int
@@ -260,6 +261,7 @@ class RequestItem:
     responses: Sequence[Response | ResponseId | Rendered | Steps]
     own: int | None = None
     has_ids: bool = False
+    principle: str | None = None
 
 
 # Slots, because a request of 10,000 pairs has 20,000 rows.
@@ -333,10 +335,11 @@ def as_conversations(rows: Sequence[tuple[RequestItem, Response | ResponseId | R
         if isinstance(response, Steps):
             # The text is there to be counted; the steps are what is read.
             whole = conversation(prompt, "\n\n".join(response.texts), tools)
-            found.append(replace(whole, steps=response.texts))
+            found.append(replace(whole, steps=response.texts, principle=item.principle))
             continue
         after = response if isinstance(response, str) else response_messages(response)
-        found.append(conversation(prompt, after, tools))
+        talk = conversation(prompt, after, tools)
+        found.append(talk if item.principle is None else replace(talk, principle=item.principle))
     return found
 
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from paragone.codes import ErrorCode
 from paragone.wire import (
     Group,
+    Item,
     ItemOfSteps,
     Pair,
     PairById,
@@ -103,6 +104,8 @@ async def compared_tournaments(
 async def compared_rewards(source: PairSource, body: RewardsRequest, indices: Sequence[int], call: Call) -> Response:
     """Answer what each response is worth against its references: all that such a model has to say of one."""
     _refuse_what_needs_representations(source, call, weights=body.weights, aggregation=body.aggregation)
+    if not source.takes_principles:
+        check_principles(source.name, body.items, indices, call.problems)
     unknown = [name for name in body.return_ if name != "ids"]
     if unknown:
         raise ServiceError(
@@ -120,7 +123,9 @@ async def compared_rewards(source: PairSource, body: RewardsRequest, indices: Se
             call.problems.add(index, ServiceError(ErrorCode.REFERENCE_REQUIRED, problem))
         if index in call.problems.errors:
             continue
-        duels += [Duel(index, item.prompt, item.tools, item.response, reference) for reference in item.listed]
+        duels += [
+            Duel(index, item.prompt, item.tools, item.response, reference, item.principle) for reference in item.listed
+        ]
         counts.append(len(item.listed))
         sound.append(index)
     _check_number(len(duels))
@@ -130,17 +135,31 @@ async def compared_rewards(source: PairSource, body: RewardsRequest, indices: Se
 
 
 def check_principles(
-    name: str, asked: Sequence[Pair | PairById | Group], indices: Sequence[int], problems: Problems
+    name: str,
+    asked: Sequence[Pair | PairById | Group | Item | ItemOfSteps],
+    indices: Sequence[int],
+    problems: Problems,
+    *,
+    takes_one: bool = False,
 ) -> None:
-    """Add a problem for each item that names a principle or criteria, of a model that judges by its own.
+    """Add a problem for each item that names a principle or criteria, of a model that has no place for them.
+
+    Args:
+        takes_one: whether the model judges by one principle an item.
 
     Raises:
         ServiceError: ``invalid_request`` for the first of them, unless errors are reported.
     """
     for index, one in zip(indices, asked, strict=True):
-        if not isinstance(one, PairById) and (one.principle is not None or one.criteria is not None):
-            problem = f"model {name} judges by what it was trained on: leave principle and criteria out, or ask a judge"
-            problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, problem))
+        if isinstance(one, PairById):
+            continue
+        if isinstance(one, Pair | Group) and one.criteria is not None:
+            problem = f"model {name} asks nobody by several criteria: leave criteria out, or ask a judge"
+        elif one.principle is not None and not takes_one:
+            problem = f"model {name} judges by what it was trained on: leave principle out, or ask a judge"
+        else:
+            continue
+        problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, problem))
 
 
 def check_rationale(name: str, body: PreferencesRequest) -> None:

@@ -71,7 +71,7 @@ def inspection_routes(registry: Registry, *, max_body_bytes: int) -> APIRouter:
         model = registry.find(body.model)
         conversations = as_conversations(
             [
-                (RequestItem(index, item.prompt, item.tools, (item.response,)), item.response)
+                (RequestItem(index, item.prompt, item.tools, (item.response,), principle=item.principle), item.response)
                 for index, item in zip(indices, body.items, strict=True)
             ]
         )

@@ -82,11 +82,11 @@ def _add_preferences(router: APIRouter, registry: Registry) -> None:
         source = registry.pair_source(body.model)
         if source is not None:
             return await compared_preferences(source, body, indices, call)
-        check_principles(body.model or registry.default, body.pairs, indices, problems)
         check_rationale(body.model or registry.default, body)
+        model = registry.find(body.model)
+        check_principles(model.name, body.pairs, indices, problems, takes_one=model.takes_principles)
         items = [_pair_item(index, pair) for index, pair in zip(indices, body.pairs, strict=True)]
         body.pairs.clear()  # they may wait for long, and their texts need not
-        model = registry.find(body.model)
         comparator, header = compared(
             model, skew_weight=body.skew_weight, weights=body.weights, aggregation=body.aggregation
         )
@@ -98,7 +98,7 @@ def _add_preferences(router: APIRouter, registry: Registry) -> None:
 
 def _pair_item(index: int, pair: Pair | PairById) -> RequestItem:
     if isinstance(pair, Pair):
-        return RequestItem(index, pair.prompt, pair.tools, (pair.first, pair.second))
+        return RequestItem(index, pair.prompt, pair.tools, (pair.first, pair.second), principle=pair.principle)
     sides = (_response(pair.first, pair.first_id), _response(pair.second, pair.second_id))
     return RequestItem(index, pair.prompt, pair.tools, sides, has_ids=True)
 
@@ -130,8 +130,8 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
         source = registry.pair_source(body.model)
         if source is not None:
             return await compared_tournaments(source, body, indices, call, workers)
-        check_principles(body.model or registry.default, body.groups, indices, problems)
         model = registry.find(body.model)
+        check_principles(model.name, body.groups, indices, problems, takes_one=model.takes_principles)
         comparator, header = compared(
             model, skew_weight=body.skew_weight, weights=body.weights, aggregation=body.aggregation
         )
@@ -143,7 +143,14 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
         _check_sets(model, body.aggregation, body.groups)
         stored = await sets.find(model, call.tenant, body.groups, indices, problems)
         items = [
-            RequestItem(index, group.prompt, group.tools, [*group.responses, *group.listed], len(group.responses))
+            RequestItem(
+                index,
+                group.prompt,
+                group.tools,
+                [*group.responses, *group.listed],
+                len(group.responses),
+                principle=group.principle,
+            )
             for index, group in zip(indices, body.groups, strict=True)
         ]
         own = [len(item.responses) for item in items]
@@ -184,11 +191,12 @@ def _add_rewards(router: APIRouter, registry: Registry, sets: ReferenceSets, wor
         model = registry.find(body.model)
         comparator, header = compared(model, weights=body.weights, aggregation=body.aggregation)
         _check_returned(model, comparator, body, indices, problems)
+        check_principles(model.name, body.items, indices, problems, takes_one=model.takes_principles)
         _check_steps(model, body, indices, problems)
         _check_sets(model, body.aggregation, body.items)
         stored = await sets.find(model, call.tenant, body.items, indices, problems)
         items = [
-            RequestItem(index, item.prompt, item.tools, (_own(item), *item.listed), own=1)
+            RequestItem(index, item.prompt, item.tools, (_own(item), *item.listed), own=1, principle=item.principle)
             for index, item in zip(indices, body.items, strict=True)
         ]
         own = [len(item.responses) for item in items]
