@@ -134,14 +134,14 @@ def measured(folder: Path, *, seconds: float, every_s: float, share: float) -> t
             capacity = topology.load.closed_loop(8.0)
             rate = share * capacity
             print(f"capacity {capacity:.0f} requests/s, load {share:.0%} of it", flush=True)
-            windows = [topology.under_load("quiet", min(60.0, seconds), rate)]
+            windows = [topology.under_load("quiet", min(30.0, seconds), rate)]
             victims = [
                 ("a Triton", topology.tritons[0]), ("a replica", topology.replicas[0]),
                 ("the proxy", topology.proxy), ("Redis", topology.store),
             ]  # fmt: skip
             for number, (name, victim) in enumerate(victims):
                 kill = threading.Timer(2.0, killed, (victim,))
-                windows.append(topology.under_load(f"{name} killed", 15.0, rate, kill.run, seed=10 + number))
+                windows.append(topology.under_load(f"{name} killed", 10.0, rate, kill.run, seed=10 + number))
 
             def kill_in_turn() -> None:
                 end, turn = time.monotonic() + seconds, 0
