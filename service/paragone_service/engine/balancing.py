@@ -4,6 +4,7 @@ A place is whatever runs a batch: a server, or a device. Siblings go to the plac
 where its keys and values are, unless that place has more than its share of the tokens on the way; then to the next one
 in the prompt's own order, so that a hot prompt has as few homes as it needs. All replicas of the service agree on that.
 A place that fails is away until a real call to it succeeds; meanwhile its work, which has no effects, runs elsewhere.
+What is of the batch (want of memory) is of no place, and a batch that two places failed has failed.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from paragone_service.engine.contract import EncodeItem, EngineUnavailableError, Health
+from paragone_service.engine.contract import EncodeItem, EngineOutOfMemoryError, EngineUnavailableError, Health
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -186,10 +187,18 @@ class BalancedEngine:
                 if seat.away and not was_away:
                     raise EngineUnavailableError(seat.away)  # it failed while this waited for its turn
                 states = await seat.place.encode(items)
+        except (EngineOutOfMemoryError, ValueError):
+            raise  # of the batch, and not of the place
         except EngineUnavailableError as error:
             self._send_away(seat, str(error))
             if isinstance(error, PlaceSlowError) or len(tried) + 1 == min(len(self._seats), _MOST_TRIES):
                 raise
+        except Exception as error:
+            # Place or batch: a second place tells. One in ruins fails fast, and would get the most until it is checked.
+            self._send_away(seat, f"{type(error).__name__}: {error}")
+            if tried or len(self._seats) == 1:
+                raise
+            logger.exception("%s at %s failed a batch; another place runs it once more", self.name, seat.place.name)
         else:
             self._welcome(seat)
             return states

@@ -7,10 +7,13 @@ that comes back with another model never gives numbers for this one.
 Statuses of gRPC, and what they mean here:
 
     UNAVAILABLE, NOT_FOUND, CANCELLED   away: the batch runs at another server, or its requests are told to come back
-    INTERNAL "… is not healthy"         the process that runs the model is dead: away, and unloaded and loaded again
+    INTERNAL "… is not healthy"         the process that runs the model is dead: away
+    INTERNAL                            its forward failed: away, and the batch is tried once more, at another server
     DEADLINE_EXCEEDED                   too slow: away, and no other server is tried with the batch
     UNIMPLEMENTED                       out of memory: the batch is split
-    anything else                       the batch fails, and with it nothing else
+
+A server whose real call ends with INTERNAL has its model unloaded and loaded again: its process, or the process's
+device, is in ruins, and Triton leaves it so.
 """
 
 import logging
@@ -95,7 +98,7 @@ class TritonPlace:
         self._timeout_s = timeout_s
         self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._client: Any = None
-        self._stub_is_dead = False
+        self._in_ruins = False
 
     async def encode(self, items: Sequence[EncodeItem]) -> Tensor:
         """Return the hidden state of every read of every item, [n, R, H].
@@ -120,10 +123,10 @@ class TritonPlace:
             raise EngineUnavailableError(str(error)) from error
 
     async def mend(self) -> None:
-        """Unload and load the model if its process is dead, which nothing else brings back."""
-        if not self._stub_is_dead:
+        """Unload and load the model if its process or device is in ruins, which nothing else brings back."""
+        if not self._in_ruins:
             return
-        logger.warning("the process of model %s at %s is dead: loading it again", self._model, self.name)
+        logger.warning("model %s at %s cannot run a token: loading it again", self._model, self.name)
         client = self._connected()
         try:
             await client.unload_model(self._model, headers=self._headers, client_timeout=_LOAD_S)
@@ -198,7 +201,7 @@ class TritonPlace:
             )
         except InferenceServerException as error:
             raise self._refusal(error, timeout_s) from error
-        self._stub_is_dead = False
+        self._in_ruins = False
         states = answer.as_numpy(OUTPUT)
         shape = (len(items), len(items[0].reads), self._hidden_size)
         if states is None or states.shape != shape or states.dtype.name != "float32":
@@ -213,8 +216,8 @@ class TritonPlace:
         """Return what a status of gRPC is here."""
         status = str(error.status()).rpartition(".")[2]
         message = f"model {self._model} at {self.name} is {status}: {error.message()}"
-        self._stub_is_dead = status == "INTERNAL" and _DEAD_STUB in str(error.message())
-        if status in _AWAY or self._stub_is_dead:
+        self._in_ruins = status == "INTERNAL"
+        if status in _AWAY or (self._in_ruins and _DEAD_STUB in str(error.message())):
             return EngineUnavailableError(message)
         if status == "DEADLINE_EXCEEDED":
             return PlaceSlowError(f"model {self._model} at {self.name} took more than {timeout_s:g} s")

@@ -182,7 +182,25 @@ async def test_a_place_that_is_too_slow_is_not_followed_by_others(engine, desks)
     assert sum(len(desk.calls) for desk in desks) == 1
 
 
-async def test_other_failures_are_nobody_elses_work(engine, desks):
+async def test_a_place_that_fails_batches_gets_none_until_it_is_checked_and_another_runs_them(engine, desks, hosted):
+    desks[0].error = RuntimeError("device-side assert")
+    items = [item for number in range(9) for item in siblings(3 + number)]
+    torch.testing.assert_close(await engine.encode(items), hosted["gpm"].encode(items), atol=1e-5, rtol=1e-5)
+    assert engine._seats[0].away == "RuntimeError: device-side assert"
+    await engine.encode(items)
+    assert len(desks[0].calls) == 1
+    await until(lambda: not engine._seats[0].away)
+
+
+async def test_a_batch_that_two_places_failed_has_failed(engine, desks):
+    for desk in desks:
+        desk.error = RuntimeError("a token that breaks kernels")
+    with pytest.raises(RuntimeError, match="breaks kernels"):
+        await engine.encode(siblings(3, 1))
+    assert sum(len(desk.calls) for desk in desks) == 2
+
+
+async def test_want_of_memory_is_nobody_elses_work(engine, desks):
     for desk in desks:
         desk.error = EngineOutOfMemoryError("too large")
     with pytest.raises(EngineOutOfMemoryError):
