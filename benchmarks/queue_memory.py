@@ -108,9 +108,9 @@ def serve(config: Path, port: int, go: Event) -> None:
     """Do what ``paragone serve`` does, with engines that can be held."""
     from paragone_service.app import create_app
     from paragone_service.config import load_settings
+    from paragone_service.hosting import load_models
     from paragone_service.http.middleware import Drain
     from paragone_service.http.server import Server, configure
-    from paragone_service.registry import load_models
     from paragone_service.serve import keep_freed_memory
 
     settings = load_settings({"port": port, "log_level": "warning"}, config)

@@ -185,7 +185,7 @@ async def serve_trips() -> None:
 
     from paragone_service.app import create_app
     from paragone_service.config import Settings
-    from paragone_service.registry import load_models
+    from paragone_service.hosting import load_models
 
     settings = Settings(models={"mini-bradley-terry": {"source": "builtin:mini-bradley-terry"}})
     app = create_app(settings, load_models(settings))

@@ -60,9 +60,13 @@ class ErrorCode(StrEnum):
     JUDGE_FAILED = "judge_failed"
     JUDGE_UNAVAILABLE = "judge_unavailable"
 
+    # A model was not loaded, or is not let go.
+    MODEL_REFUSED = "model_refused"
+
     # The key is missing, wrong or spent.
     MISSING_KEY = "missing_key"
     WRONG_KEY = "wrong_key"
+    NOT_ALLOWED = "not_allowed"
     QUOTA_EXCEEDED = "quota_exceeded"
 
     # Try again later.

@@ -222,6 +222,8 @@ EXCEPTIONS: Mapping[ErrorCode, type[ParagoneError]] = MappingProxyType(
         ErrorCode.UNKNOWN_HOST: UnknownRouteError,
         ErrorCode.MISSING_KEY: KeyRefusedError,
         ErrorCode.WRONG_KEY: KeyRefusedError,
+        ErrorCode.NOT_ALLOWED: KeyRefusedError,
+        ErrorCode.MODEL_REFUSED: RequestError,
         ErrorCode.QUOTA_EXCEEDED: QuotaExceededError,
         ErrorCode.OVERLOADED: UnavailableError,
         ErrorCode.TOO_MANY_CONNECTIONS: UnavailableError,

@@ -7,7 +7,7 @@ Shapes: n sequences, R reads, H hidden size, d length of a representation, K res
 
 import logging
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paragone_models.comparator import Comparator, probability
-from paragone_models.errors import NonFiniteError, TextError
+from paragone_models.errors import ModelLoadError, NonFiniteError, TextError
 from paragone_models.machine import CANDIDATES, Budget, best_budget
 from paragone_models.network import AbsentBackbone, PreferenceNetwork, gather_reads, output_width
 from paragone_models.packing.backend import choose, mixing
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 # Memory for keys and values of prompts: on a CPU, and as a share of what is free on a GPU.
 _PROMPT_BYTES = 256 << 20
 _GPU_SHARE = 0.1
+_PACKED = "packed "
 
 
 def batches(lengths: Sequence[int], max_batch_tokens: int) -> Iterator[list[int]]:
@@ -69,6 +70,7 @@ class LocalForward:
             with one number of threads. Costs speed.
         prompt_cache_bytes: memory for keys and values of prompts; 0 keeps none. 256 MB on a CPU and a tenth of the
             free memory on a GPU unless given.
+        attention: what has to attend, as another one's attribute says it; else what is fastest here.
 
     Attributes:
         batching: ``packed``, or ``padded: `` and why, or ``elsewhere``.
@@ -83,15 +85,17 @@ class LocalForward:
         max_batch_tokens: int,
         deterministic: bool = False,
         prompt_cache_bytes: int | None = None,
+        attention: str | None = None,
     ) -> None:
         self.deterministic = self._apart = deterministic
         self.max_batch_tokens = max_batch_tokens
+        self._prompt_cache_bytes = prompt_cache_bytes
         self.packer: Packer | None = None
         self._network = network
         if isinstance(network.backbone, AbsentBackbone):
             self.batching = self.attention = "elsewhere"
             return
-        way = choose(network.backbone)
+        way = choose(network.backbone, None if attention is None else attention.removeprefix(_PACKED))
         if isinstance(way, str):
             self.attention = str(getattr(network.config, "_attn_implementation", None))
             mixed = mixing(network.backbone, causal=network.causal)
@@ -99,7 +103,7 @@ class LocalForward:
             self.batching = f"padded: {way}" if mixed is None else f"padded: one sequence at a time, because {mixed}"
         else:
             name, run = way
-            self.batching, self.attention = "packed", f"packed {name}"
+            self.batching, self.attention = "packed", f"{_PACKED}{name}"
             self.packer = self._packer(run, prompt_cache_bytes)
 
     def encode(self, items: Sequence[EncodeItem]) -> Tensor:
@@ -123,6 +127,26 @@ class LocalForward:
         if len({len(item.reads) for item in items}) > 1:
             raise ValueError("items of one call must have the same number of reads")
         return self.packer.encode(items)
+
+    def again(self, network: PreferenceNetwork) -> "LocalForward":
+        """Return what runs a copy of the backbone, on whatever device, in the same way.
+
+        Raises:
+            ModelLoadError: if it cannot be run so there.
+        """
+        local = LocalForward(
+            network,
+            max_batch_tokens=self.max_batch_tokens,
+            deterministic=self.deterministic,
+            prompt_cache_bytes=self._prompt_cache_bytes,
+            attention=self.attention,
+        )
+        if (local.batching, local.attention) != (self.batching, self.attention):
+            raise ModelLoadError(
+                f"on {next(network.parameters()).device} its batches are {local.batching} with {local.attention} "
+                f"attention, and {self.batching} with {self.attention} on the first device: their numbers would differ"
+            )
+        return local
 
     def warm_up(self, *, max_length: int, limit_s: float = 10.0) -> Budget:
         """Find the fastest budget by trying, keep it, and return it.
@@ -290,6 +314,29 @@ class PreferenceModel:
         )
         # Once: the spec of a loaded model does not change.
         self.fingerprint = spec.fingerprint(provenance.identity, provenance.numerics)
+
+    def replica(self, device: str, moved: MutableMapping[int, Tensor] | None = None) -> "PreferenceModel":
+        """Return the model with its weights on another device; on the same one it shares them.
+
+        Both can run at the same time, each in a thread of its own, and give the same numbers but for rounding. Nobody
+        may run the model meanwhile: the trial of the copy changes shared weights and puts them back.
+
+        Args:
+            moved: see ``PreferenceNetwork.on``; models that share a backbone share its copies.
+
+        Raises:
+            ModelLoadError: if it cannot be run there in the same way.
+        """
+        network = self.network.on(device, moved)
+        return PreferenceModel(
+            network,
+            self.spec,
+            self.reader,
+            self.provenance,
+            max_batch_tokens=self.budget,
+            first_token=self.first_token,
+            local=self.local.again(network),
+        )
 
     @property
     def name(self) -> str:

@@ -5,6 +5,8 @@ The head turns hidden states at the read positions into a representation, always
 Shapes: B sequences of a batch, T padded length, R reads each, H hidden size, d length of a representation, k 2-blocks.
 """
 
+import copy
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -226,6 +228,22 @@ class PreferenceNetwork(nn.Module):
         self.backbone = backbone
         self.head = head
         self.separator: int | None = None
+
+    def on(self, device: str | torch.device, moved: MutableMapping[int, Tensor] | None = None) -> "PreferenceNetwork":
+        """Return a copy on a device, which shares every tensor that lies there already.
+
+        Args:
+            moved: tensors on that device by the ``id`` of what they were copied from; what is copied now is added.
+        """
+        tensors = {} if moved is None else moved
+        for tensor in (*self.parameters(), *self.buffers()):
+            if id(tensor) not in tensors:
+                there = tensor.to(device)
+                if isinstance(tensor, nn.Parameter) and not isinstance(there, nn.Parameter):
+                    there = nn.Parameter(there, requires_grad=False)
+                tensors[id(tensor)] = there
+        # Modules have state of a pass, and a configuration that packing changes: each copy has its own.
+        return copy.deepcopy(self, dict(tensors)).to(device)
 
     @property
     def config(self) -> Any:

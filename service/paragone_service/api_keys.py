@@ -5,6 +5,7 @@ A file has one key a line, with options behind it, as ``paragone key new`` write
     # name:hash, the hash being the SHA-256 of the key in hexadecimal
     training:9f86d081884c7d65…
     acme:60303ae22b998861…  tenant=acme requests_per_minute=600 tokens_per_minute=2000000
+    ops:2c26b46b68ffc68f…  admin=yes
 
 A plain hash is enough, because a key is 256 random bits and cannot be guessed. A file with one word and no name is the
 key itself, for servers that have just one.
@@ -28,7 +29,7 @@ _LINE = re.compile(rf"({NAME}):([0-9a-fA-F]{{64}})((?:\s+\S+)*)")
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 _HASH_GONE_WRONG = re.compile(rf"{NAME}:[0-9a-fA-F]*")
 _COUNTS = ("requests_per_minute", "tokens_per_minute")
-_OPTIONS = ("tenant", *_COUNTS)
+_OPTIONS = ("tenant", *_COUNTS, "admin")
 _PLAIN_NAME = "default"
 
 
@@ -42,6 +43,7 @@ class ApiKey:
         tenant: whose representations are cached apart from everybody else's; None shares them.
         requests_per_minute: how many requests it may send; None: the server's own limit.
         tokens_per_minute: how many tokens it may have run; None: the server's own limit.
+        admin: whether it may load and unload models.
         listed: whether it stands in a list with its hash; else the server was given the key itself.
     """
 
@@ -50,6 +52,7 @@ class ApiKey:
     tenant: str | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    admin: bool = False
     listed: bool = True
 
 
@@ -108,8 +111,10 @@ def _parse_line(number: int, line: str) -> ApiKey:
             raise ValueError(f"line {number}: {name} must be a whole number, at least 1")
     if "tenant" in options and not re.fullmatch(NAME, options["tenant"]):
         raise ValueError(f"line {number}: a tenant's name has letters, digits, '.', '_' and '-'")
+    if options.get("admin", "yes") != "yes":
+        raise ValueError(f"line {number}: admin must be yes, or left out")
     requests, tokens = (int(options[name]) if name in options else None for name in _COUNTS)
-    return ApiKey(parts[1], bytes.fromhex(parts[2]), options.get("tenant"), requests, tokens)
+    return ApiKey(parts[1], bytes.fromhex(parts[2]), options.get("tenant"), requests, tokens, "admin" in options)
 
 
 class KeyRing:

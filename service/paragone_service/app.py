@@ -1,6 +1,7 @@
 """The application: everything built and wired once, from settings and loaded models, as an ASGI app."""
 
 import asyncio
+import functools
 import logging
 import operator
 import os
@@ -46,8 +47,9 @@ from paragone_service.http.middleware import (
 from paragone_service.http.openapi_document import describe_routes
 from paragone_service.http.overload import QuickRefusals, Reserving
 from paragone_service.http.routes.cohorts import cohort_routes
-from paragone_service.http.routes.operation import health_routes, inspection_routes
+from paragone_service.http.routes.operation import health_routes, inspection_routes, model_info
 from paragone_service.http.routes.references import reference_routes
+from paragone_service.http.routes.rollout import rollout_routes
 from paragone_service.http.routes.scoring import scoring_routes
 from paragone_service.judge.hosted_judge import HostedJudge
 from paragone_service.metrics import Metrics
@@ -56,6 +58,7 @@ from paragone_service.quotas import Quotas
 from paragone_service.references.sets import ReferenceSets
 from paragone_service.references.stores import MemorySets, RedisSets
 from paragone_service.registry import Registry
+from paragone_service.rollout import Rollout
 from paragone_service.tracing import Tracing, make_tracer
 from paragone_service.watchdog import Watchdog
 
@@ -150,14 +153,19 @@ def create_app(
     if tracer is not None:
         middleware.insert(0, Middleware(Tracing, tracer=tracer))
 
+    def watch() -> None:
+        if watchdog is not None:
+            watchdog.watch(asyncio.get_running_loop(), registry.watched())
+
+    rollout = Rollout(settings, registry, watch)
+
     # Requests have all ended when this goes on after its yield: uvicorn drains before it shuts the lifespan down.
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 (starlette's signature)
         await cache.start()
         registry.start()
         await cohorts.start()
-        if watchdog is not None:
-            watchdog.watch(asyncio.get_running_loop(), list(registry))
+        watch()
         following = asyncio.create_task(_follow_keys(settings, ring))
         logger.info("hosting %s; %s answers by default", ", ".join(registry.names), registry.default)
         yield
@@ -165,6 +173,7 @@ def create_app(
         if watchdog is not None:
             watchdog.unwatch()
         await cohorts.stop()
+        await rollout.close()
         await registry.close()  # before the cache, because its last batches still write into the cache
         await cache.close()
         workers.shutdown(wait=True, cancel_futures=True)
@@ -197,6 +206,8 @@ def create_app(
     app.include_router(cohort_routes(registry, sets, cohorts))
     app.include_router(reference_routes(registry, sets))
     app.include_router(inspection_routes(registry, max_body_bytes=settings.max_body_bytes))
+    info = functools.partial(model_info, max_body_bytes=settings.max_body_bytes)
+    app.include_router(rollout_routes(rollout, info))
     app.include_router(health_routes(registry, metrics, drain))
     app.include_router(docs_route(app))
     app.router.routes.extend(dialect_routes(DIALECTS, settings.dialects, registry))

@@ -38,6 +38,7 @@ from paragone_models.steps import Aggregation
 from paragone_service.api_keys import ApiKey, parse_keys, plain_key
 from paragone_service.dialects.settings import DialectSettings, as_table
 from paragone_service.engine import parse_remote
+from paragone_service.engine.names import device_names
 from paragone_service.judge.settings import SCHEME, JudgeSettings
 
 __all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_engine", "parse_model"]
@@ -53,7 +54,7 @@ _REPLACED = {
 }
 _SECRETS = {"api_key", "engine_api_key", "redis_url"}
 # What such a server decides for itself: set here it would have no effect, and nobody would notice.
-_OWN_ENGINE_ONLY = ("device", "dtype", "deterministic", "prompt_cache_mb")
+_OWN_ENGINE_ONLY = ("device", "devices", "dtype", "deterministic", "prompt_cache_mb")
 
 
 class ConfigError(ValueError):
@@ -72,7 +73,9 @@ class ModelSettings(BaseModel):
     head: Head = "auto"
     """Where its head is: ``auto`` finds it out; ``lm-head-row-0`` for Nemotron reward models in Hugging Face form."""
     device: str | None = None
-    """Where it runs; None: the service's ``device``."""
+    """Where it runs; None: the service's ``device`` or ``devices``."""
+    devices: str | None = None
+    """On which devices it has a replica each; None: those of the service."""
     dtype: str | None = None
     """What its backbone computes in; None: the service's ``dtype``."""
     temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -145,6 +148,8 @@ class Settings(BaseSettings):
         default={name: ModelSettings(source=f"builtin:{name}") for name in NAMES}, min_length=1
     )
     """The hosted models by name."""
+    models_dir: Path | None = None
+    """Folder of the models that an admin key may load while the server runs; without it none can be."""
     engines: dict[str, str] = Field(default={})
     """What runs a model's backbone instead of this process, by the model's name: ``triton:grpc://…`` or ``vllm:http://…``."""
     engine_timeout_s: float = Field(default=300, gt=0)
@@ -210,6 +215,8 @@ class Settings(BaseSettings):
     For dialects alone."""
     device: str = "auto"
     """Where models run: auto, cpu, cuda, cuda:1, …"""
+    devices: str | None = None
+    """Devices that every model has a replica on, of one queue: all (GPUs), or cuda:0,cuda:1, or cpu*2."""
     dtype: str = "auto"
     """What backbones compute in: auto, float32, bfloat16, float16."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -261,6 +268,12 @@ class Settings(BaseSettings):
         for alias, name in self.aliases.items():
             if models and name not in models:
                 raise ConfigError(f"aliases.{alias}: there is no model {name!r}; there are {', '.join(models)}")
+
+    def devices_of(self, name: str) -> tuple[str, ...]:
+        """Return the devices of a model, as ``device_names`` does; none where ``device`` says where it runs."""
+        own = self.loaded.get(name)
+        text = self.devices if own is None or (own.device, own.devices) == (None, None) else own.devices
+        return () if text is None or name in self.engines else device_names(text)
 
     @field_validator("models")
     @classmethod
@@ -327,6 +340,23 @@ class Settings(BaseSettings):
             for field in _OWN_ENGINE_ONLY:
                 if field in self.models[name].model_fields_set:
                     raise ValueError(f"{field} of {name}: its backbone runs on another server, so set that there")
+        return self
+
+    @model_validator(mode="after")
+    def _devices_are_devices(self) -> "Settings":
+        tables: dict[str, Settings | ModelSettings] = {
+            "": self,
+            **{f"models.{name}.": model for name, model in self.loaded.items()},
+        }
+        for place, table in tables.items():
+            if table.devices is None:
+                continue
+            if "device" in table.model_fields_set and table.device is not None:
+                raise ValueError(f"{place}device and {place}devices are both set: keep one")
+            try:
+                device_names(table.devices)
+            except ValueError as error:
+                raise ValueError(f"{place}devices: {error}") from error
         return self
 
     @model_validator(mode="after")

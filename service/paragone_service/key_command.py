@@ -32,13 +32,19 @@ def new(
     ] = None,
     requests_per_minute: Annotated[int | None, typer.Option(help="How many requests the key may send.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(help="How many tokens the key may have run.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="Let the key load and unload models.")] = False,
 ) -> None:
     """Print a new key, and the line that stands for it in a server's --api-key-file.
 
     The line holds a hash: whoever reads the file cannot use the key. A running server takes it within a few seconds.
     """
     made = "pk-" + secrets.token_urlsafe(32)
-    options = {"tenant": tenant, "requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    options = {
+        "tenant": tenant,
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "admin": "yes" if admin else None,
+    }
     given = "".join(f" {option}={value}" for option, value in options.items() if value is not None)
     line = f"{name}:{hash_of(made)}{given}"
     if not re.fullmatch(NAME, name):

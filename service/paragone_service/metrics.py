@@ -3,7 +3,7 @@
 Durations are in seconds in the metrics and in milliseconds in the ``x-…-ms`` headers.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import (
@@ -20,6 +20,7 @@ from paragone.codes import ErrorCode
 
 __all__ = ["Metrics"]
 
+_DEVICE = ("model", "device")
 _CUTS = ("full", "head", "headers", "malformed", "body", "idle")
 _TIERS = ("memory", "redis", "coalesced", "miss")
 
@@ -132,6 +133,18 @@ class Metrics:
         self.non_finite = Counter(
             "paragone_non_finite_total", "Responses whose score was NaN or infinite.", ("model",), registry=registry
         )
+        self.device_up = Gauge(
+            "paragone_device_up", "1 while a device gets batches, 0 while it is set aside.", _DEVICE, registry=registry
+        )
+        self.device_tokens = Counter(
+            "paragone_device_tokens_total", "Tokens that a device has run.", _DEVICE, registry=registry
+        )
+        self.device_seconds = Counter(
+            "paragone_device_busy_seconds_total", "Time of a device's batches.", _DEVICE, registry=registry
+        )
+        self.device_failures = Counter(
+            "paragone_device_failures_total", "Batches that a device failed.", _DEVICE, registry=registry
+        )
         self.queue_items = Gauge(
             "paragone_queue_items", "Responses that wait for a device.", ("model",), registry=registry
         )
@@ -243,6 +256,12 @@ class Metrics:
         self.cache_bytes.set_function(size_bytes)
         self.cache_entries.set_function(entries)
 
+    def show_device(self, model: str, device: str) -> None:
+        """Show all series of a device from the start."""
+        self.device_up.labels(model, device).set(1)
+        for metric in (self.device_tokens, self.device_seconds, self.device_failures):
+            metric.labels(model, device)
+
     def watch_queue(
         self,
         model: str,
@@ -266,6 +285,13 @@ class Metrics:
             self.memory_splits,
         ):
             metric.labels(model)
+
+    def forget_model(self, model: str, devices: Sequence[str]) -> None:
+        """Show a model's queue, health and devices no more: it is hosted no more."""
+        for metric in (self.queue_items, self.queue_tokens, self.backlog, self.engine_healthy):
+            metric.remove(model)
+        for device in devices:
+            self.device_up.remove(model, device)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

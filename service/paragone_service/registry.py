@@ -1,96 +1,30 @@
 """The hosted models: loaded from their sources, each with what runs and answers for it."""
 
-import logging
-import pkgutil
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 from paragone.codes import ErrorCode
-from paragone_models import load_model
-from paragone_models.files.backbones import Residents
 from paragone_models.model import PreferenceModel
 from paragone_service.cache.keys import NO_SECRET
 from paragone_service.cache.tiers import Cache
-from paragone_service.config import ConfigError, Settings
-from paragone_service.engine import REMOTE_ENGINES
+from paragone_service.config import Settings
 from paragone_service.engine.contract import Engine
-from paragone_service.engine.local import DeviceThread, LocalEngine
+from paragone_service.hosting import Devices
 from paragone_service.http.errors import ServiceError, printable
 from paragone_service.metrics import Metrics
 from paragone_service.pairs.source import PairSource
+from paragone_service.scoring.devices import Device
 from paragone_service.scoring.hosted_model import HostedModel
-from paragone_service.scoring.model_io import Resources
+from paragone_service.scoring.model_io import Replica, Resources
 from paragone_service.scoring.request import Reservation
+from paragone_service.scoring.workers import DeviceWatch, Workers
+from paragone_service.watchdog import Watched
 
-__all__ = ["Registry", "load_models"]
-
-logger = logging.getLogger("paragone.service")
+__all__ = ["Registry"]
 
 _ANY = "*"
 _MADE_UP = frozenset({"dummy", "reward_model", "default", "tgi", "model"})
 """Names that clients send where no model was chosen."""
-
-_REMOTE_MARGIN_S = 30.0
-"""For what a call to another server does beside its one long wait: tries to connect, pauses between them."""
-
-
-def load_models(settings: Settings) -> dict[str, PreferenceModel]:
-    """Load every model of the settings, in their order, on a thread of its own.
-
-    OpenMP gives each thread that computes a team of workers. With two teams on the machine's cores their workers sleep
-    instead of spinning between two loops, and every pass of the engine pays for waking them: a fifth of its time for
-    30 million parameters. So the loading thread ends, and its team with it.
-
-    Raises:
-        ModelLoadError: (of ``paragone_models``) if a source cannot be hosted; the message says which and why.
-    """
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading") as loading:
-        return loading.submit(_load_models, settings).result()
-
-
-def _load_models(settings: Settings) -> dict[str, PreferenceModel]:
-    models = {}
-    residents: Residents = {}
-    for name, options in settings.loaded.items():
-        started = time.perf_counter()
-        model = models[name] = load_model(
-            options.source,
-            name=name,
-            kind=options.kind,
-            head=options.head,
-            device=options.device or settings.device,
-            dtype=options.dtype or settings.dtype,
-            revision=options.revision,
-            weights=options.weights,
-            temperature=options.temperature,
-            skew_weight=options.skew_weight,
-            aggregation=options.aggregation,
-            max_length=options.max_length,
-            special_tokens=options.special_tokens,
-            bos=options.bos,
-            reasoning=options.reasoning,
-            chat_template=options.chat_template,
-            backbone=options.backbone,
-            trust_remote_code=options.trust_remote_code,
-            max_batch_tokens=settings.max_batch_tokens,
-            deterministic=options.deterministic,
-            elsewhere=name in settings.engines,
-            residents=residents,
-            prompt_cache_bytes=None if options.prompt_cache_mb is None else round(options.prompt_cache_mb * 1e6),
-        )
-        took_s = time.perf_counter() - started
-        logger.info(
-            "model %s: %s, from %s in %.1f s, identity %s",
-            name,
-            model.kind,
-            model.provenance.source,
-            took_s,
-            model.identity,
-        )
-        if model.spec.demonstration:
-            logger.info("model %s is a demonstration, no judge to rely on; it knows: %s", name, model.spec.domain)
-    return models
 
 
 class Registry:
@@ -116,25 +50,39 @@ class Registry:
     ) -> None:
         self.default = default
         self.pair_sources: dict[str, PairSource] = {}
+        self.devices = Devices(settings)
         self._settings = settings
-        self._devices: dict[str, DeviceThread] = {}
+        self._cache = cache
+        self._metrics = metrics
+        self._secret = secret
+        self._clock = clock
         self._hosted: dict[str, HostedModel] = {}
         # The default model first, the others in their order: /v1/models lists them so.
         for name in sorted(models, key=lambda name: name != default):
-            model = models[name]
-            device = self._device_of(name, model)
-            resources = Resources(
-                engine=(engines or {}).get(name) or self._engine(name, model, device),
-                device=device,
-                cache=cache,
-                metrics=metrics,
-                max_batch_tokens=model.budget.tokens,
-                max_queue_tokens=settings.max_queue_tokens,
-                max_wait_s=settings.max_wait_s,
-                reading_limit_s=settings.reading_limit_s,
-                clock=clock,
-            )
-            self._hosted[name] = HostedModel(name, model, resources, strict_cache=settings.strict_cache, secret=secret)
+            replicas = self.devices.replicas(name, models[name], (engines or {}).get(name))
+            self._hosted[name] = self.hosted(name, models[name], replicas)
+        self.devices.forget_copies()
+
+    def hosted(self, name: str, model: PreferenceModel, replicas: Sequence[Replica]) -> HostedModel:
+        """Return what answers for a loaded model; nobody finds it yet."""
+        resources = Resources(
+            replicas=replicas,
+            cache=self._cache,
+            metrics=self._metrics,
+            max_queue_tokens=self._settings.max_queue_tokens,
+            max_wait_s=self._settings.max_wait_s,
+            reading_limit_s=self._settings.reading_limit_s,
+            clock=self._clock,
+        )
+        strict = self._settings.strict_cache
+        return HostedModel(name, model, resources, strict_cache=strict, secret=self._secret)
+
+    def exchange(self, name: str, hosted: HostedModel | None) -> HostedModel | None:
+        """Have a name lead to another model, or to none, from this moment on, and return the one it led to."""
+        before = self._hosted.pop(name, None) if hosted is None else self._hosted.get(name)
+        if hosted is not None:
+            self._hosted[name] = hosted
+        return before
 
     def __iter__(self) -> Iterator[HostedModel]:
         """Iterate over the hosted models that represent responses, the default one first."""
@@ -231,6 +179,15 @@ class Registry:
         hosted = self._hosted.get(self.default if name is None else name)
         return None if hosted is None else hosted.admission.judged(client, body_bytes, deadline_s)
 
+    def watched(self) -> list[Watched]:
+        """Return what the watchdog looks at: the models, and the devices of those that have several."""
+        by_name: dict[str, list[tuple[Workers, Device]]] = {}
+        for hosted in self:
+            for scheduler in hosted.schedulers():
+                for device in scheduler.devices if len(scheduler.devices) > 1 else ():
+                    by_name.setdefault(device.name, []).append((scheduler.workers, device))
+        return [*self, *(DeviceWatch(name, workers) for name, workers in by_name.items())]
+
     def start(self) -> None:
         """Start every model's queues; needs a running event loop."""
         for hosted in (*self, *self.pair_sources.values()):
@@ -240,42 +197,7 @@ class Registry:
         """Stop every model, then the threads of the devices."""
         for hosted in (*self.pair_sources.values(), *self):  # a source may ask one of the others
             await hosted.close()
-        for device in self._devices.values():
-            device.close()
-
-    def _engine(self, name: str, model: PreferenceModel, device: DeviceThread) -> Engine:
-        remote, key = self._settings.remote_engine(name), self._settings.engine_api_key
-        if remote is None:
-            return LocalEngine(model, device)
-        word, addresses = remote
-        kind = REMOTE_ENGINES[word]
-        logger.info("model %s: its backbone runs on %s at %s", name, word, ", ".join(addresses))
-        try:
-            opener: Callable[..., Engine] = pkgutil.resolve_name(kind.opener)
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"the engine {word} of model {name} needs {error.name}: pip install 'paragone[{kind.extra}]'"
-            ) from error
-        return opener(
-            model,
-            addresses,
-            timeout_s=self._settings.engine_timeout_s,
-            api_key=None if key is None else key.get_secret_value(),
-        )
-
-    def _forward_limit_s(self, name: str) -> float:
-        # An engine elsewhere has a time-out of its own; only if that does not hold is something stuck here.
-        if self._settings.remote_engine(name) is not None:
-            return self._settings.engine_timeout_s + _REMOTE_MARGIN_S
-        return self._settings.forward_limit_s
-
-    def _device_of(self, name: str, model: PreferenceModel) -> DeviceThread:
-        # A model whose backbone runs elsewhere waits for nobody's turn here.
-        device = name if name in self._settings.engines else str(next(model.network.parameters()).device)
-        # One thread a device, and its turn, for all models on it: two at once would fight for memory and cores.
-        if device not in self._devices:
-            self._devices[device] = DeviceThread(device, limit_s=self._forward_limit_s(name))
-        return self._devices[device]
+        self.devices.close()
 
 
 def _same_source(name: str, hosted: HostedModel) -> bool:

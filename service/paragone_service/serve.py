@@ -28,6 +28,7 @@ __all__ = ["forget_the_start", "host", "keep_freed_memory", "serve"]
 _FLAGS = (
     "host",
     "port",
+    "models_dir",
     "redis_url",
     "api_key",
     "api_key_file",
@@ -37,6 +38,7 @@ _FLAGS = (
     "allowed_hosts",
     "trusted_proxies",
     "device",
+    "devices",
     "dtype",
     "max_batch_tokens",
     "max_queue_tokens",
@@ -110,7 +112,7 @@ def serve(
     configure_logging(settings)
 
     _bound_shape_caches()
-    from paragone_service.registry import load_models
+    from paragone_service.hosting import load_models
 
     keep_freed_memory()
     if not host(settings, load_models(settings)):
@@ -138,6 +140,7 @@ def host(
         draining=lambda: drain.begun,
     )
     app = create_app(settings, models, engines=engines, drain=drain, watchdog=watchdog)
+    del models, engines  # a model that is replaced while the server runs is to be let go
     server = Server(configure(app, settings), drain)
     forget_the_start()
     watchdog.start()

@@ -75,9 +75,11 @@ class Post:
 
 
 class Watched(Protocol):
-    """A hosted model, as the watchdog sees it."""
+    """A hosted model, or one of its devices, as the watchdog sees it."""
 
     name: str
+    fatal: bool
+    """Whether the process ends for what is stuck: nothing else would mend it."""
 
     def stuck_worker(self) -> str:
         """Return which of its workers hangs or died, and since when; empty if none. Called from another thread."""
@@ -119,7 +121,7 @@ class Watchdog:
         self._leave = leave
         self._loop: asyncio.AbstractEventLoop | None = None
         self._models: Sequence[Watched] = ()
-        self._suspended: set[str] = set()
+        self._suspended: set[Watched] = set()
         self._asked_at = self._answered_at = 0.0
         self._draining_since = self._stuck_since = math.nan
         self._over = threading.Event()
@@ -134,6 +136,7 @@ class Watchdog:
         """Watch a running loop and its models too."""
         self._asked_at = self._answered_at = time.monotonic()
         self._models, self._loop = models, loop
+        self._suspended &= set(models)
 
     def unwatch(self) -> None:
         """Watch neither loop nor models any more: they are being closed."""
@@ -193,16 +196,16 @@ class Watchdog:
         problems = []
         for model in self._models:
             problem = model.stuck_worker()
-            if problem:
+            if problem and model.fatal:
                 problems.append(problem)
-            if bool(problem) == (model.name in self._suspended) or self._loop is None:
+            if bool(problem) == (model in self._suspended) or self._loop is None:
                 continue
             with contextlib.suppress(RuntimeError):
                 if problem:
-                    self._suspended.add(model.name)
+                    self._suspended.add(model)
                     self._loop.call_soon_threadsafe(model.suspend, problem)
                 else:
-                    self._suspended.discard(model.name)
+                    self._suspended.discard(model)
                     self._loop.call_soon_threadsafe(model.resume)
         return problems
 

@@ -3,7 +3,7 @@
 from paragone_models.files.backbones import reference_to, save_head
 from paragone_models.spec import ModelSpec
 from paragone_service.config import Settings
-from paragone_service.registry import load_models
+from paragone_service.hosting import load_models
 from tests.models import tiny
 
 

@@ -62,7 +62,7 @@ class HangingServer:
     [
         ({"forward_limit_s": 1}, "a forward of model bad for", 503),  # both run on one device
         ({"hang": "reading", "reading_limit_s": 1}, "reading for model bad for", 200),
-        ({"hang": "task"}, "the queue of model bad has no worker any more", 200),
+        ({"hang": "task"}, "its queue has no worker any more", 200),
     ],
 )
 def test_a_worker_that_hangs_fails_requests_and_readiness_and_other_models_go_on_where_they_can(
@@ -122,6 +122,7 @@ def ask_in_vain(server):
 def test_what_comes_back_is_taken_again():
     class Model:
         name = "m"
+        fatal = True
         problem = "it hangs"
         calls = ()
 
@@ -154,6 +155,33 @@ def test_what_comes_back_is_taken_again():
     assert not left
     dog._look(now + 14)
     assert left == [EXIT_CODE]
+
+
+def test_what_hangs_on_one_device_of_several_is_told_to_it_and_ends_no_process():
+    class Device:
+        name = "cpu:0"
+        fatal = False
+        told = ()
+
+        def stuck_worker(self):
+            return "a forward of model m for 60 s"
+
+        def suspend(self, reason):
+            self.told += (reason,)
+
+    class Loop:
+        def call_soon_threadsafe(self, call, *arguments):
+            call(*arguments)
+
+    left = []
+    dog = Watchdog(loop_limit_s=100, exit_s=5, drain_s=1, draining=lambda: False, leave=left.append)
+    device = Device()
+    dog.watch(Loop(), [device])
+    now = time.monotonic()
+    for later in (0, 6, 12):
+        dog._look(now + later)
+    assert device.told == ("a forward of model m for 60 s",)
+    assert not left
 
 
 def test_a_post_is_busy_only_at_work():

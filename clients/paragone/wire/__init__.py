@@ -5,6 +5,7 @@ items per request (the server's own, reported in ``ModelInfo.limits``), and toke
 """
 
 from paragone.wire.answers import (
+    DeviceInfo,
     ErrorBody,
     ErrorDetail,
     ItemError,
@@ -53,6 +54,7 @@ from paragone.wire.requests import (
     TournamentsRequest,
     Truncation,
 )
+from paragone.wire.rollout import LoadRequest
 from paragone.wire.signals import Shaping, Signal
 
 __all__ = [
@@ -62,12 +64,14 @@ __all__ = [
     "CohortReturn",
     "ContentPart",
     "Criterion",
+    "DeviceInfo",
     "ErrorBody",
     "ErrorDetail",
     "Group",
     "Item",
     "ItemError",
     "ItemOfSteps",
+    "LoadRequest",
     "Message",
     "ModelCard",
     "ModelInfo",

@@ -12,6 +12,7 @@ from paragone.codes import ErrorCode
 __all__ = [
     "AnswerModel",
     "Count",
+    "DeviceInfo",
     "ErrorBody",
     "ErrorDetail",
     "Finite",
@@ -312,6 +313,15 @@ class ModelLimits(AnswerModel):
     max_body_bytes: Count = Field(description="Largest request body. [bytes]")
 
 
+class DeviceInfo(AnswerModel):
+    """One device that runs a model."""
+
+    name: str = Field(description="`cpu`, `cuda:0`, …; of several replicas on one CPU `cpu:0`, `cpu:1`, …")
+    serves: bool = Field(description="Whether it gets batches; false while it is set aside.")
+    problem: str | None = Field(default=None, description="Why it was set aside, for people.")
+    max_batch_tokens: Count = Field(description="Budget of its batches now. [tokens]")
+
+
 class ModelInfo(AnswerModel):
     """One hosted model."""
 
@@ -340,6 +350,7 @@ class ModelInfo(AnswerModel):
     )
     max_batch_tokens: Count | None = Field(default=None, description="Budget of a batch. [tokens]")
     max_batch_tokens_reason: str | None = Field(default=None, description="Why that budget, for people.")
+    devices: list[DeviceInfo] = Field(default=[], description="What runs it; they share one queue.")
     pooling: str = Field(description="Which positions are read: `last` or `mean`.")
     special_tokens: str = Field(
         description="What a special token's text inside a message is: `escape` (text) or `parse`."

@@ -110,11 +110,12 @@ def mixing(backbone: Any, *, causal: bool) -> str | None:
     return None if error <= limit else f"beside others a text's hidden state is off by {error:.1e} of its size"
 
 
-def choose(backbone: nn.Module) -> tuple[str, Forward] | str:
+def choose(backbone: nn.Module, only: str | None = None) -> tuple[str, Forward] | str:
     """Return the name and function of the first way to pack a backbone that agrees with running it plainly.
 
     Args:
         backbone: any transformers model, on its device, in evaluation mode.
+        only: the one way to try, whether or not another is faster here.
 
     Returns:
         The way, or why there is none.
@@ -130,7 +131,9 @@ def choose(backbone: nn.Module) -> tuple[str, Forward] | str:
     except _FAILURES as error:
         return f"run plainly it failed with {type(error).__name__}: {str(error).splitlines()[:1]}"
     # In order of speed, so the first one that agrees is the one to take.
-    for name, forward in ways(backbone):
+    for name, forward in ways(backbone, timed=only is None):
+        if only not in (None, name):
+            continue
         difference = failure_of(partial(_disagreement, backbone, forward, items, trial))
         if difference is None:
             return name, forward
@@ -138,17 +141,18 @@ def choose(backbone: nn.Module) -> tuple[str, Forward] | str:
     return "; ".join(reasons) or "there is no packed attention for its device"
 
 
-def ways(backbone: nn.Module) -> Iterator[tuple[str, Forward]]:
+def ways(backbone: nn.Module, *, timed: bool = True) -> Iterator[tuple[str, Forward]]:
     """Yield the ways to pack a backbone on its device, with their names, best first.
 
     Args:
         backbone: one that ``refusal`` has nothing against.
+        timed: whether our own kernels are left out where they turn out to be slower than torch's operations.
     """
     config: Any = backbone.config
     parameter = next(backbone.parameters())
     if parameter.device.type == "cpu":
         if DecoderForward.serves(backbone):
-            if parameter.dtype == torch.bfloat16 and (library := _native(backbone)) is not None:
+            if parameter.dtype == torch.bfloat16 and (library := _native(backbone, timed=timed)) is not None:
                 yield "native", DecoderForward(backbone, NativeOperations(library))
             yield "decoder", DecoderForward(backbone)
         yield "blocks", through_model(backbone, attend_blocks)
@@ -159,10 +163,12 @@ def ways(backbone: nn.Module) -> Iterator[tuple[str, Forward]]:
         yield "flex", through_model(backbone, flex_attention())
 
 
-def _native(backbone: Any) -> Any | None:
-    """Return our own kernels where they can run and are faster than torch's operations."""
+def _native(backbone: Any, *, timed: bool) -> Any | None:
+    """Return our own kernels where they can run and, if they are timed, are faster than torch's operations."""
     library = kernels()
-    reason = library if isinstance(library, str) else failure_of(partial(_slower, library, backbone))
+    reason: str | None = library if isinstance(library, str) else None
+    if reason is None and timed:
+        reason = failure_of(partial(_slower, library, backbone))
     if reason is not None:
         logger.info("no kernels of our own: %s", reason)
         return None

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -25,20 +26,34 @@ _BROKEN_DEVICE_MESSAGES = ("CUDA error", "device-side assert", "HIP error", "uns
 class DeviceThread:
     """The one thread that touches a device, and whose turn it is when several models share the device.
 
+    Args:
+        name: of the device, unlike that of any other.
+        limit_s: how long a forward may take before it counts as stuck.
+        threads: how many cores torch uses in it; None: all.
+
     Attributes:
         turn: taken by a scheduler for one batch; waiting schedulers get it in the order they asked.
         post: the forward that runs, as the watchdog sees it: one that hangs holds up every model on the device.
     """
 
-    def __init__(self, device: str, *, limit_s: float = math.inf) -> None:
-        self.device = device
+    def __init__(self, name: str, *, limit_s: float = math.inf, threads: int | None = None) -> None:
+        self.name = name
         self.post = Post(limit_s)
         self.turn = asyncio.Lock()  # fair: whoever waits longest is next
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"device-{device}")
+        self._thread = ThreadPoolExecutor(
+            max_workers=1,
+            thread_name_prefix=f"device-{name}",
+            # OpenMP keeps the number by thread; one that was started before keeps its own.
+            initializer=None if threads is None else partial(torch.set_num_threads, threads),
+        )
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """Return what ``work`` returns on the device's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def run_now(self, work: Callable[[], Result]) -> Result:
+        """Return what ``work`` returns on the device's thread, without an event loop."""
+        return self._thread.submit(work).result()
 
     def close(self) -> None:
         """Let the thread end after the work it has."""

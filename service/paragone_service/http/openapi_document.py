@@ -17,6 +17,7 @@ from paragone.wire import (
     CohortAnswer,
     CohortRequest,
     ErrorBody,
+    LoadRequest,
     ModelInfo,
     ModelsAnswer,
     PreferencesAnswer,
@@ -59,6 +60,7 @@ Reward and preference models as a service: how probable is it that the first of 
 _SCHEMAS = "#/components/schemas/"
 _OWN: tuple[type[BaseModel], ...] = (
     CohortRequest,
+    LoadRequest,
     PreferencesRequest,
     ReferencesRequest,
     RewardsRequest,
@@ -266,6 +268,14 @@ def inspection_document(answer: type[BaseModel], *, named: bool = False) -> dict
     """Return what FastAPI needs to document a route that only shows something, perhaps of a named model."""
     unknown = (ErrorCode.UNKNOWN_MODEL,) if named else ()
     return {"response_model": answer, "responses": _errors(*unknown, *_ALWAYS)}
+
+
+def rollout_document(request: type[BaseModel] | None, answer: type[BaseModel]) -> dict[str, Any]:
+    """Return what FastAPI needs to document a route that loads or unloads a model."""
+    if request is not None:
+        return _body_document(request, answer, ErrorCode.NOT_ALLOWED, ErrorCode.MODEL_REFUSED)
+    codes = (ErrorCode.UNKNOWN_MODEL, ErrorCode.NOT_ALLOWED, ErrorCode.MODEL_REFUSED)
+    return {"response_model": answer, "responses": _errors(*codes, *_ALWAYS)}
 
 
 def health_document(description: str, *codes: ErrorCode) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import asyncio
 
 from paragone_models.model import PreferenceModel
-from paragone_models.text.reader import EncodeItem, read_plan
 from paragone_service.http.errors import ServiceError
+from paragone_service.scoring.model_io import canary_item
 from paragone_service.scoring.scheduler import Scheduler
 from paragone_service.scoring.tickets import Job
 
@@ -16,8 +16,7 @@ class Canary:
 
     def __init__(self, scheduler: Scheduler, model: PreferenceModel) -> None:
         self._scheduler = scheduler
-        reads = read_plan(model.spec, 1, 2, first_token=model.first_token)
-        self._item = EncodeItem(token_ids=(0, 0), reads=reads, prompt_length=1)
+        self._item = canary_item(model)
         self._run: asyncio.Task[bool] | None = None
 
     async def returns(self, timeout_s: float) -> bool:

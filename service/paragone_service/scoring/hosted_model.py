@@ -85,7 +85,10 @@ class HostedModel:
         header: what every answer says of the model.
         admission: lets requests in that need the device.
         takes_principles: whether items say what they are judged by.
+        under_way: how many requests it works on that the cache could not answer.
     """
+
+    fatal = True
 
     def __init__(
         self,
@@ -98,7 +101,9 @@ class HostedModel:
     ) -> None:
         self.name = name
         self.model = model
-        self.engine = resources.engine
+        self.under_way = 0
+        self.engine = resources.replicas[0].engine
+        self._engines = [replica.engine for replica in resources.replicas]
         self.header = {
             "model": name,
             "identity": model.identity,
@@ -114,9 +119,8 @@ class HostedModel:
         self._secret = secret
         self._ids_of_tenants: dict[str | None, Ids] = {}
         self.admission = Admission(name, resources.metrics, max_wait_s=resources.max_wait_s, clock=resources.clock)
-        self._device = resources.device
         failure = f"model {name} gave NaN or infinity for a response; nothing was cached"
-        self.scheduler = queue = open_queue(name, resources, model.represent, self._codec, failure=failure)
+        self.scheduler = queue = open_queue(name, resources, PreferenceModel.represent, self._codec, failure=failure)
         self._reading = ReadingThread(name, model, queue.stocked, limit_s=resources.reading_limit_s, clock=self._clock)
         queue.when_not_stocked = self._reading.go_on
         self._gate = None if model.spec.gate == "none" else Gate(name, model, resources, self._reading)
@@ -133,24 +137,23 @@ class HostedModel:
             lambda: queue.queue_items,
             lambda: queue.queue_tokens,
             self.admission.backlog_s,
-            lambda: float(queue.last_success >= queue.last_failure),
+            lambda: float(queue.workers.last_success >= queue.workers.last_failure),
         )
 
     def start(self) -> None:
         """Start the queues; needs a running event loop."""
         self.resume()
-        for scheduler in self._schedulers():
+        for scheduler in self.schedulers():
             scheduler.start()
 
-    def _schedulers(self) -> list[Scheduler]:
+    def schedulers(self) -> list[Scheduler]:
+        """Return its queues: of responses, and of prompts where it has a gate."""
         return [self.scheduler] if self._gate is None else [self.scheduler, self._gate.scheduler]
 
     def stuck_worker(self) -> str:
         """Return which worker hangs or died; empty if none. Any thread may ask."""
-        for scheduler in self._schedulers():
-            if scheduler.died:
-                return f"the queue of model {self.name} has no worker any more"
-        return self._reading.post.stuck() or self._device.post.stuck()
+        troubles = (scheduler.workers.trouble() for scheduler in self.schedulers())
+        return self._reading.post.stuck() or next(filter(None, troubles), "")
 
     def suspend(self, reason: str) -> None:
         """Fail every request that needs a worker, until ``resume``; what is cached is answered."""
@@ -161,6 +164,10 @@ class HostedModel:
         """Take requests (again); needs a running event loop."""
         self._suspended = asyncio.get_running_loop().create_future()
 
+    def forget_metrics(self) -> None:
+        """Show it in the metrics no more."""
+        self._metrics.forget_model(self.name, [device.name for device in self.scheduler.devices])
+
     async def close(self) -> None:
         """Stop the queues and let go of the engine."""
         # Inwards: nobody may submit to a queue that is closed, nor an engine be called that is.
@@ -168,7 +175,8 @@ class HostedModel:
         await self.scheduler.close()
         if self._gate is not None:
             await self._gate.scheduler.close()
-        await self.engine.close()
+        for engine in self._engines:
+            await engine.close()
         self._reading.close()
 
     def check_preferences(self, comparator: Comparator | None = None) -> None:
@@ -214,12 +222,12 @@ class HostedModel:
             within_s: how old the last success may be; where batches take long, twice as old as the last one took.
             timeout_s: how long the canary may take, queueing included.
         """
-        if self.stuck_worker() or self._reading.post.busy_s() > _PATIENCE_S or self._device.post.overdue():
+        workers = self.scheduler.workers
+        if self.stuck_worker() or self._reading.post.busy_s() > _PATIENCE_S or workers.overdue():
             return False
-        if not (await self.engine.health()).healthy:
+        if not any([(await engine.health()).healthy for engine in self._engines]):
             return False  # a device in ruins fails every canary; there is no need to send one
-        queue = self.scheduler
-        if self._clock() - queue.last_success <= max(within_s, 2 * queue.last_batch_s):
+        if self._clock() - workers.last_success <= max(within_s, 2 * workers.last_batch_s):
             return True
         return await self._canary.returns(timeout_s)
 
@@ -463,6 +471,7 @@ class HostedModel:
         if suspended.done():
             work.close()
             raise self._stuck(suspended.result())
+        self.under_way += 1
         working = asyncio.ensure_future(work)
         ended_by: list[asyncio.Future[Any]] = [suspended]
         if call.gone is not None:
@@ -480,6 +489,7 @@ class HostedModel:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self.under_way -= 1
 
     def _stuck(self, reason: str) -> ServiceError:
         return ServiceError(

@@ -10,6 +10,7 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +18,20 @@ from torch import Tensor
 
 from paragone.codes import ErrorCode
 from paragone_models.errors import TextError
-from paragone_models.text.reader import EncodeItem, Readable, Reading, evened
+from paragone_models.model import PreferenceModel
+from paragone_models.text.reader import EncodeItem, Readable, Reading, evened, read_plan
 from paragone_service.cache.tiers import Cache, Codec
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
+from paragone_service.scoring.devices import Device
 from paragone_service.scoring.reading import ReadingThread
 from paragone_service.scoring.request import Call
 from paragone_service.scoring.scheduler import Scheduler
 from paragone_service.scoring.tickets import Job, Ticket
 
-__all__ = ["Resources", "open_queue", "read_jobs"]
+__all__ = ["Replica", "Resources", "canary_item", "open_queue", "read_jobs"]
 
 _LARGEST_SHORT = 2**16 - 1
 
@@ -59,21 +62,35 @@ def _job(key: bytes, reading: Reading) -> Job:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replica:
+    """What runs a hosted model on one device.
+
+    Attributes:
+        model: the loaded model, with its weights on that device.
+        device: the thread that its heads run on, shared with the other models on that device.
+        max_batch_tokens: the budget to begin with.
+    """
+
+    model: PreferenceModel
+    engine: Engine
+    device: DeviceThread
+    max_batch_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resources:
     """What the queues of one hosted model share.
 
     Attributes:
-        device: the thread that its heads run on, shared with the other models on that device.
+        replicas: at least one; each gives the same numbers, but for rounding.
         max_queue_tokens: how much may wait in each queue.
         max_wait_s: the longest expected wait of a request that names no deadline.
         reading_limit_s: how long reading one chunk of texts may take before it counts as stuck.
     """
 
-    engine: Engine
-    device: DeviceThread
+    replicas: Sequence[Replica]
     cache: Cache
     metrics: Metrics
-    max_batch_tokens: int
     max_queue_tokens: int
     max_wait_s: float = 2.5
     reading_limit_s: float = math.inf
@@ -81,49 +98,63 @@ class Resources:
 
 
 def open_queue(
-    name: str, resources: Resources, head: Callable[[Tensor], Tensor], codec: Codec, *, failure: str
+    name: str, resources: Resources, head: Callable[[PreferenceModel, Tensor], Tensor], codec: Codec, *, failure: str
 ) -> Scheduler:
     """Return a queue of sequences for one of a model's heads.
 
     Args:
-        head: from the hidden states of a batch to its numbers, [n, d].
+        head: from the model on a device and the hidden states of a batch to its numbers, [n, d].
         failure: the message where numbers are not finite.
     """
-    forwards = _Forwards(name, resources, head, codec, failure)
+    devices = [
+        Device(
+            replica.device.name,
+            partial(_forward, replica, head),
+            replica.device.turn,
+            replica.max_batch_tokens,
+            replica.device.post,
+        )
+        for replica in resources.replicas
+    ]
     return Scheduler(
         name,
-        forwards.run,
-        forwards.settle,
-        turn=resources.device.turn,
+        devices,
+        _Settling(name, resources, codec, failure).settle,
         metrics=resources.metrics,
-        shares_prompts=resources.engine.shares_prompts,
-        max_batch_tokens=resources.max_batch_tokens,
+        shares_prompts=all(replica.engine.shares_prompts for replica in resources.replicas),
         max_queue_tokens=resources.max_queue_tokens,
-        post=resources.device.post,
+        canary=canary_item(resources.replicas[0].model),
         clock=resources.clock,
     )
 
 
+def canary_item(model: PreferenceModel) -> EncodeItem:
+    """Return two tokens that any of a model's heads can be run on."""
+    return EncodeItem((0, 0), read_plan(model.spec, 1, 2, first_token=model.first_token), 1)
+
+
+async def _forward(
+    replica: Replica, head: Callable[[PreferenceModel, Tensor], Tensor], items: Sequence[EncodeItem]
+) -> NDArray[np.float32]:
+    """Return the numbers of every item, [n, d].
+
+    Raises:
+        EngineOutOfMemoryError: if the batch was too large for the device.
+        Exception: whatever else the engine raises.
+    """
+    # The engine gives hidden states and no more, so that one engine serves every head.
+    hidden = await replica.engine.encode(evened(items))
+    return await replica.device.run(lambda: head(replica.model, hidden).numpy(force=True))
+
+
 @dataclass(frozen=True)
-class _Forwards:
-    """Turn the batches of a scheduler into values; those of tickets with a key are cached."""
+class _Settling:
+    """Turn what the batches of a scheduler gave into values; those of tickets with a key are cached."""
 
     name: str
     resources: Resources
-    head: Callable[[Tensor], Tensor]
     codec: Codec
     failure: str
-
-    async def run(self, items: Sequence[EncodeItem]) -> NDArray[np.float32]:
-        """Return the numbers of every item, [n, d].
-
-        Raises:
-            EngineOutOfMemoryError: if the batch was too large for the device.
-            Exception: whatever else the engine raises.
-        """
-        # The engine gives hidden states and no more, so that one engine serves every head.
-        hidden = await self.resources.engine.encode(evened(items))
-        return await self.resources.device.run(lambda: self.head(hidden).numpy(force=True))
 
     def settle(self, tickets: Sequence[Ticket], vectors: NDArray[np.float32]) -> list[bytes | ServiceError]:
         """Cache the sound rows of a batch, [n, d], and return each ticket's value or error."""

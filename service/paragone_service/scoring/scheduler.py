@@ -8,42 +8,32 @@ smallest one does, so that they wait for about that long. Responses to one promp
 sorted by length. The queue is bounded in tokens; with a few batches in it, it is ``stocked``, and texts need not be
 read yet. Each response has one ticket, however many requests wait for it
 (single flight); a ticket leaves the queue with the last client that waits for it.
+
+A model may have several devices. One that is idle takes from the one queue, its share of it where others are idle too,
+and leaves a response to the device that has the keys and values of its prompt, as long as no more than a batch is held
+for that one. With nothing else to do it takes back what is held for another, if that one would come to it later than
+the prompt can be run again: a prompt that everybody asks about keeps all devices busy.
 """
 
 import asyncio
-import contextlib
 import itertools
-import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence, Set
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from paragone.codes import ErrorCode
 from paragone_models.text.reader import EncodeItem
-from paragone_service.engine.contract import EngineOutOfMemoryError, EngineUnavailableError
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
+from paragone_service.scoring.devices import Device, Line
 from paragone_service.scoring.request import Deadline
-from paragone_service.scoring.tickets import BatchRun, Job, Lane, Ticket, by_prompt
-from paragone_service.tracing import batch_span, current_trace
-from paragone_service.watchdog import Post
+from paragone_service.scoring.tickets import Job, Lane, Ticket, by_prompt
+from paragone_service.scoring.workers import Settle, Workers
+from paragone_service.tracing import current_trace
 
 __all__ = ["Scheduler"]
 
-logger = logging.getLogger("paragone.service")
-
-_Represent = Callable[[Sequence[EncodeItem]], Awaitable[NDArray[np.float32]]]
-"""Backbone and head: items to representations [n, d]."""
-
-_Settle = Callable[[Sequence["Ticket"], NDArray[np.float32]], Sequence[bytes | ServiceError]]
-"""What a finished batch means for each ticket: the value that holds from now on, or why there is none."""
-
 _MAX_RETRY_AFTER_S = 60
-_ENGINE_RETRY_AFTER_S = 5
-_SPEED_MEMORY = 0.8  # of the mean speed, against the last batch's: about the last five batches count
 _BULK_EVERY = 4
 """Every fourth batch begins with the large requests, so that small ones cannot hold them up for ever."""
 
@@ -53,16 +43,11 @@ _BATCHES_OF_THE_SMALLEST = 6
 """While small questions come, a batch may take so many times as long as the smallest one: they wait half of that."""
 _COME_S = 10.0
 """For how long after the last small question others are expected."""
-_CREEP = 1.01
-"""Growth a batch of the shortest time known, until one takes as long: a model may have become slower."""
 _SURELY = 0.5
 """Of the time that a batch will take, the share that a response needs at the very least to come in time."""
 
-_PATIENCE_S, _PATIENCE = 4.0, 5
-"""How long a forward may take at least, and how many times as long as its size suggests, until it is overdue."""
-
 _STOCK = 2
-"""Batches that wait and are no bulk, with which the device has enough to do until more is read."""
+"""Batches for each device that wait and are no bulk, with which there is enough to do until more is read."""
 
 _TURNS = 4
 """Turns of clients with large requests in one batch: a client keeps its turn for that part of the budget."""
@@ -73,88 +58,88 @@ class Scheduler:
 
     Args:
         model: its name, for metrics and messages.
-        represent: runs a batch; called with the device's turn held.
+        devices: what runs them, at least one. A response that is longer than a device's budget still runs, alone.
         settle: gets every finished batch before the waiting requests do.
-        turn: the device's turn, shared by the models on one device.
         shares_prompts: whether a batch computes a prompt once for all its responses, so that it also counts once.
-        max_batch_tokens: budget of a batch. A longer single response still runs, alone.
         max_queue_tokens: how much may wait. A request of any size may enter an empty queue.
-        post: of the device, as the watchdog sees it.
+        canary: two tokens that show whether a device works; needed with several.
 
     Attributes:
-        max_batch_tokens: the budget now; smaller than it was once the device had not enough memory.
+        workers: one for each device.
         when_not_stocked: called each time ``stocked`` ends.
     """
 
     def __init__(
         self,
         model: str,
-        represent: _Represent,
-        settle: _Settle,
+        devices: Sequence[Device],
+        settle: Settle,
         *,
-        turn: asyncio.Lock,
         metrics: Metrics,
         shares_prompts: bool,
-        max_batch_tokens: int,
         max_queue_tokens: int,
-        post: Post | None = None,
+        canary: EncodeItem | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model = model
         self.queue_tokens = 0
         self.queue_items = 0
-        self.last_success = -math.inf
-        self.last_failure = -math.inf
-        self.last_batch_s = 0.0
+        self.max_queue_tokens = max_queue_tokens
         self.when_not_stocked: Callable[[], None] = lambda: None
+        self.devices = tuple(devices)
+        self.workers = Workers(
+            model,
+            self.devices,
+            settle,
+            take=self._take,
+            give_back=self._give_back,
+            done=self._forget,
+            metrics=metrics,
+            canary=canary,
+            clock=clock,
+        )
         self._stock = 0
-        self._represent = represent
-        self._settle = settle
-        self._turn = turn
-        self._post = Post() if post is None else post
+        self._closed = False
         self._metrics = metrics
         self._shares_prompts = shares_prompts
-        self.max_batch_tokens = max_batch_tokens
-        self.max_queue_tokens = max_queue_tokens
         self._clock = clock
+        self._first = Line()
         self._small = Lane()
         self._interactive = Lane()
         self._bulk = Lane()
         self._batches = 0
         self._flights: dict[bytes, Ticket] = {}
-        self._arrived = asyncio.Event()
-        self._worker: asyncio.Task[None] | None = None
-        self._tokens_per_s = 0.0
-        # A batch takes as long as the smallest one, and so much for each token: that, and fading sums of all of them.
-        self._least_s = math.inf
-        self._sum_s, self._sum_tokens, self._sum_batches = 0.0, 0.0, 0.0
         self._small_was_last = False
         self._small_came = -math.inf
 
     @property
-    def died(self) -> bool:
-        """Whether its worker has ended, though nobody closed it. Any thread may ask."""
-        return self._worker is not None and self._worker.done()
+    def max_batch_tokens(self) -> int:
+        """The budget of the largest batch now; smaller than it was once a device had not enough memory."""
+        return max(device.max_batch_tokens for device in self.devices)
 
     def stocked(self) -> bool:
-        """Whether what waits and is no bulk makes a few batches."""
-        return self._stock >= _STOCK * self.max_batch_tokens
+        """Whether what waits and is no bulk makes a few batches for each device."""
+        return self._stock >= _STOCK * sum(device.max_batch_tokens for device in self.devices if not device.away)
 
     def start(self) -> None:
-        """Start the worker; needs a running event loop."""
-        self._worker = asyncio.get_running_loop().create_task(self._work())
+        """Start the workers; needs a running event loop."""
+        self.workers.start()
 
     async def close(self) -> None:
-        """Stop the worker, and answer ``shutting_down`` to whatever still waits."""
-        if self._worker is not None:
-            self._worker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._worker  # a batch on the device runs to its end, but nobody hears of it
+        """Stop the workers, and answer ``shutting_down`` to whatever still waits."""
+        self._closed = True
+        await self.workers.close()
         shutdown = ServiceError(
             ErrorCode.SHUTTING_DOWN, "the server is shutting down; try another one", retry_after_s=1
         )
         # Those in a batch are in no lane any more, but still in flight.
-        lanes = (self._small, self._interactive, self._bulk)
+        lanes: list[Lane | Line] = [
+            *(device.held for device in self.devices),
+            self._first,
+            self._small,
+            self._interactive,
+            self._bulk,
+        ]
         for ticket in [*itertools.chain.from_iterable(lanes), *self._flights.values()]:
             if not ticket.outcome.done():
                 ticket.outcome.set_result(shutdown)
@@ -174,11 +159,17 @@ class Scheduler:
         """Refuse when the queue is full.
 
         Raises:
-            ServiceError: ``overloaded``, with the time that the queue will take, if ``tokens`` more do not fit.
+            ServiceError: ``overloaded``, with the time that the queue will take, if ``tokens`` more do not fit;
+                ``engine_unavailable``, if it was closed.
         """
+        if self._closed:
+            raise ServiceError(
+                ErrorCode.ENGINE_UNAVAILABLE, f"model {self.model} was just replaced: ask again", retry_after_s=1
+            )
         # An empty queue takes a request of any size: it would never find more room than that.
         if self.queue_tokens and self.queue_tokens + tokens > self.max_queue_tokens:
-            wait_s = self.queue_tokens / self._tokens_per_s if self._tokens_per_s else 1.0
+            speed = sum(device.pace.tokens_per_s for device in self.devices if not device.away)
+            wait_s = self.queue_tokens / speed if speed else 1.0
             raise ServiceError(
                 ErrorCode.OVERLOADED,
                 f"{self.queue_tokens} tokens wait for model {self.model}, {tokens} more than fit into "
@@ -233,7 +224,7 @@ class Scheduler:
         lane.extend(client, by_prompt(tickets))
         self.queue_items += len(tickets)
         self.queue_tokens += tokens
-        self._arrived.set()
+        self.workers.wake()
         return tickets
 
     def leave(self, tickets: Sequence[Ticket]) -> None:
@@ -247,71 +238,112 @@ class Scheduler:
                 self._unqueue(ticket)
                 self._metrics.dropped.labels(self.model).inc()
 
-    async def _work(self) -> None:
-        while True:
-            await self._arrived.wait()
-            async with self._turn:
-                # Taken only now, with the device's turn held: all that came while others had it is in this batch.
-                batch = self._take()
-                if batch:
-                    await self._run(batch)
-            # Not before the batch has run: what came meanwhile has set the event, and must not be slept through.
-            if not self._small and not self._interactive and not self._bulk:
-                self._arrived.clear()
+    def _take(self, device: Device) -> list[Ticket]:
+        """Return a device's next batch, shortest first, and mark it as started."""
+        idle = 1 + sum(other.idle for other in self.devices if other is not device)
+        share = math.inf if idle == 1 else self.queue_tokens / idle
+        batch = _Batch(self._budget(device), share, shares_prompts=self._shares_prompts)
+        for lane in self._next_lanes(device):
+            # What fits into a batch is taken whole when its client's turn comes: of a hundred requests that are taken
+            # a part at a time, none has its answer before nearly all of them have.
+            quantum = batch.budget // _TURNS if lane is self._bulk else device.max_batch_tokens
+            while lane and not batch.full and self._take_one(lane, lane.peek(quantum), batch, device):
+                pass
+        if not batch.tickets:
+            self._take_back(device, batch)
+        for ticket in batch.tickets:
+            device.remember_prompt_of(ticket)
+            self._unqueue(ticket)
+        return sorted(batch.tickets, key=lambda ticket: ticket.tokens)  # an engine that pads puts neighbours together
 
-    def _take(self) -> list[Ticket]:
-        """Return the next batch, shortest first, and mark it as started."""
-        taken: list[Ticket] = []
-        prompts: set[int] = set()
-        tokens = 0
-        budget = self._budget()
-        for lane in self._next_lanes():
-            while lane:
-                # What fits into a batch is taken whole when its client's turn comes: of a hundred requests that are
-                # taken a part at a time, none has its answer before nearly all of them have.
-                ticket = lane.peek(budget // _TURNS if lane is self._bulk else self.max_batch_tokens)
-                # Whoever has no waiter left was abandoned in the queue; it is popped and costs its client nothing.
-                cost = self._cost(ticket, prompts) if ticket.waiters else 0
-                late = ticket.waiters > 0 and ticket.expired(_SURELY * self._expected_s(tokens + cost))
-                cost = 0 if late else cost
-                if cost and taken and tokens + cost > budget:
-                    break  # no later one of its lane may pass it, though it would fit: a long one would wait for ever
-                lane.pop(cost)
-                if late:
-                    self._expire(ticket)
-                elif ticket.waiters:
-                    taken.append(ticket)
-                    prompts.add(ticket.prompt)
-                    tokens += cost
-                    self._unqueue(ticket)
-        taken.sort(key=lambda ticket: ticket.tokens)  # an engine that pads puts neighbours side by side
-        return taken
+    def _take_one(self, lane: Lane | Line, ticket: Ticket, batch: "_Batch", device: Device) -> bool:
+        """Take the ticket at the top of a lane for the batch, another device or nobody; return False if it stays."""
+        if not ticket.waiters:
+            lane.pop(0)  # it was abandoned in the queue, and costs its client nothing
+            return True
+        cost = batch.cost(ticket)
+        if ticket.expired(_SURELY * device.pace.expected_s(batch.tokens + cost)):
+            lane.pop(0)
+            self._expire(ticket)
+            return True
+        if ticket.failed_on is device and self.workers.others(device):
+            return False
+        home = self._home(ticket, device) if lane is self._interactive or lane is self._bulk else None
+        if home is not None:
+            lane.pop(ticket.own_tokens)
+            home.held.extend([ticket])
+            home.wake.set()
+            return True
+        if not batch.has_room(ticket, cost):
+            return False  # no later one of its lane may pass it, though it would fit: a long one would wait for ever
+        lane.pop(cost)
+        batch.add(ticket, cost)
+        return True
 
-    def _next_lanes(self) -> list[Lane]:
-        """Return the lanes that fill the next batch, in their order."""
-        if self._small and not (self._small_was_last and (self._interactive or self._bulk)):
+    def _home(self, ticket: Ticket, device: Device) -> Device | None:
+        """Return the other device that a ticket is left to, because it has the keys and values of its prompt."""
+        if len(self.devices) == 1 or not self._shares_prompts or device.has_prompt_of(ticket):
+            return None
+        homes = [
+            other
+            for other in self.workers.others(device)
+            if other.has_prompt_of(ticket) and other.held.tokens + ticket.own_tokens <= other.max_batch_tokens
+        ]
+        return min(homes, key=lambda home: home.load_tokens, default=None)
+
+    def _take_back(self, device: Device, batch: "_Batch") -> None:
+        """Fill an empty batch with siblings that are held for another device, where that is the sooner way."""
+        for other in sorted(self.devices, key=lambda other: -other.load_tokens):
+            if other is device or not other.held:
+                continue
+            family = other.held.take_family(batch.budget)
+            # Behind what the other one has to do, or here, behind their prompt.
+            if other.load_tokens <= family[0].item.prompt_length:
+                other.held.extend(family)
+                continue
+            for ticket in family:
+                if ticket.waiters:
+                    batch.add(ticket, batch.cost(ticket))
+            return
+
+    def _next_lanes(self, device: Device) -> list[Lane | Line]:
+        """Return the lanes that fill a device's next batch, in their order."""
+        if self._small and not (
+            self._small_was_last and (self._first or device.held or self._interactive or self._bulk)
+        ):
             self._small_was_last = True
             return [self._small]
         self._small_was_last = False
         self._batches += 1
         lanes = [self._interactive, self._bulk] if self._batches % _BULK_EVERY else [self._bulk, self._interactive]
         # The lanes that come later fill the rest of the batch, so no budget is wasted on who is first.
-        return [*lanes, self._small]
+        return [self._first, device.held, *lanes, self._small]
 
-    def _budget(self) -> int:
-        if not self._sum_tokens or self._clock() - self._small_came > _COME_S:
-            return self.max_batch_tokens
-        most_s, per_token_s = (_BATCHES_OF_THE_SMALLEST - 1) * self._least_s, self._per_token_s()
-        if most_s >= per_token_s * self.max_batch_tokens:
-            return self.max_batch_tokens
-        return max(round(most_s / per_token_s), self.max_batch_tokens // _SMALL, 1)
+    def _budget(self, device: Device) -> int:
+        if self._clock() - self._small_came > _COME_S:
+            return device.max_batch_tokens
+        most = device.pace.tokens_in(_BATCHES_OF_THE_SMALLEST)
+        if most >= device.max_batch_tokens:
+            return device.max_batch_tokens
+        return max(round(most), device.max_batch_tokens // _SMALL, 1)
 
-    def _per_token_s(self) -> float:
-        return max(0.0, self._sum_s - self._least_s * self._sum_batches) / self._sum_tokens
+    def _give_back(self, tickets: Sequence[Ticket], *, started: bool) -> None:
+        """Put tickets that a device will not run in front of the queue.
 
-    def _expected_s(self, tokens: int) -> float:
-        """Return how long a batch will take, as far as is known."""
-        return self._least_s + tokens * self._per_token_s() if self._sum_tokens else 0.0
+        Args:
+            started: whether they have left the queue; nobody may wait for them any more.
+        """
+        waiting = [ticket for ticket in tickets if ticket.waiters]
+        self._first.extend(waiting)
+        if not started:
+            return
+        for ticket in tickets:
+            if not ticket.waiters:
+                self._forget(ticket)
+                continue
+            self.queue_items += 1
+            self.queue_tokens += ticket.tokens
+            self._stock += ticket.stock
 
     def _expire(self, ticket: Ticket) -> None:
         """Drop a ticket that is too late for everybody; their requests' own timeouts may not have fired yet."""
@@ -324,102 +356,12 @@ class Scheduler:
 
     def _costs(self, tickets: Sequence[Ticket]) -> list[int]:
         """Return how many tokens an empty batch grows by for each of these, one after the other."""
-        prompts: set[int] = set()
+        batch = _Batch(self.max_queue_tokens, math.inf, shares_prompts=self._shares_prompts)
         costs = []
         for ticket in tickets:
-            costs.append(self._cost(ticket, prompts))
-            prompts.add(ticket.prompt)
+            costs.append(batch.cost(ticket))
+            batch.add(ticket, costs[-1])
         return costs
-
-    def _cost(self, ticket: Ticket, prompts: Set[int]) -> int:
-        """Return how many tokens a batch with these prompts grows by."""
-        shared = self._shares_prompts and ticket.prompt in prompts
-        # At least 1: an empty response still has a read, and a cost of 0 means that nobody waits.
-        return max(1, ticket.tokens - ticket.item.prompt_length) if shared else ticket.tokens
-
-    async def _run(self, tickets: list[Ticket]) -> None:
-        batch = BatchRun(self._clock())
-        for ticket in tickets:
-            ticket.batch = batch  # from here on a ticket runs to its end, whoever leaves: it may be joined, and cached
-        outcomes: Sequence[bytes | ServiceError]
-        try:
-            at_work = self._post.at_work(f"a forward of model {self.model}", self._patience_for(tickets))
-            with at_work, batch_span(self.model, [ticket.trace for ticket in tickets]):
-                rows = await self._represent([ticket.item for ticket in tickets])
-            batch.finished = self._clock()
-            outcomes = self._settle(tickets, rows)
-        except EngineOutOfMemoryError as error:
-            if len(tickets) > 1:
-                await self._split(tickets)  # its halves settle their tickets themselves
-                return
-            logger.error("model %s: one response of %d tokens is too large: %s", self.model, tickets[0].tokens, error)
-            outcomes = self._failures(tickets, "the device has not enough memory for this response")
-        except EngineUnavailableError as error:
-            logger.error("model %s: its engine is away, %d responses have none: %s", self.model, len(tickets), error)
-            outcomes = self._failures(
-                tickets,
-                "what runs this model is away for now: try again later",
-                code=ErrorCode.ENGINE_UNAVAILABLE,
-                retry_after_s=_ENGINE_RETRY_AFTER_S,
-            )
-        except Exception:
-            # Whatever it is, it fails these responses alone: the worker must live on for the next batch.
-            logger.exception("model %s: the engine failed a batch of %d responses", self.model, len(tickets))
-            outcomes = self._failures(tickets, "the engine failed; see the server's log")
-        else:
-            self._count(tickets, batch)
-        batch.finished = self._clock()
-        for ticket, outcome in zip(tickets, outcomes, strict=True):
-            self._forget(ticket)  # after its value was cached: in between nobody may miss it in both places
-            if not ticket.outcome.done():
-                ticket.outcome.set_result(outcome)
-
-    def _patience_for(self, tickets: Sequence[Ticket]) -> float:
-        if not self._tokens_per_s:
-            return math.inf
-        return max(_PATIENCE_S, _PATIENCE * sum(ticket.tokens for ticket in tickets) / self._tokens_per_s)
-
-    async def _split(self, tickets: list[Ticket]) -> None:
-        """Run two halves of a batch that did not fit, and keep later batches as small."""
-        # Sorted by length: the first half is the smaller one, and may well fit where the second must be split again.
-        half = len(tickets) // 2
-        self.max_batch_tokens = max(1, min(self.max_batch_tokens, sum(ticket.tokens for ticket in tickets) // 2))
-        self._metrics.memory_splits.labels(self.model).inc()
-        logger.warning("model %s: out of memory, batches have %d tokens from now on", self.model, self.max_batch_tokens)
-        await self._run(tickets[:half])
-        await self._run(tickets[half:])
-
-    def _failures(
-        self,
-        tickets: Sequence[Ticket],
-        message: str,
-        *,
-        code: ErrorCode = ErrorCode.ENGINE_FAILED,
-        retry_after_s: int | None = None,
-    ) -> list[bytes | ServiceError]:
-        self._metrics.batch_failures.labels(self.model).inc()
-        self.last_failure = self._clock()
-        # One error for all: it goes into answers, and is never raised from here.
-        return [ServiceError(code, message, retry_after_s=retry_after_s)] * len(tickets)
-
-    def _count(self, tickets: Sequence[Ticket], batch: BatchRun) -> None:
-        self.last_success = batch.finished
-        seconds = self.last_batch_s = batch.finished - batch.started  # readiness waits twice as long as this
-        tokens = sum(ticket.tokens for ticket in tickets)
-        longest = max(ticket.tokens for ticket in tickets)
-        speed = tokens / max(seconds, 1e-6)
-        if self._tokens_per_s:
-            speed = _SPEED_MEMORY * self._tokens_per_s + (1 - _SPEED_MEMORY) * speed
-        self._tokens_per_s = speed
-        self._least_s = min(seconds, _CREEP * self._least_s)
-        self._sum_s = _SPEED_MEMORY * self._sum_s + seconds
-        self._sum_tokens = _SPEED_MEMORY * self._sum_tokens + tokens
-        self._sum_batches = _SPEED_MEMORY * self._sum_batches + 1
-        metrics, size = self._metrics, len(tickets)
-        metrics.batch_size.labels(self.model).observe(size)
-        metrics.batch_tokens.labels(self.model).observe(tokens)
-        metrics.padding_ratio.labels(self.model).observe(1 - tokens / (size * longest))
-        metrics.batch_seconds.labels(self.model).observe(seconds)
 
     def _unqueue(self, ticket: Ticket) -> None:
         self.queue_items -= 1
@@ -434,3 +376,43 @@ class Scheduler:
         # The key may fly again by now, in a ticket of somebody who came after this one was abandoned.
         if ticket.key is not None and self._flights.get(ticket.key) is ticket:
             del self._flights[ticket.key]
+
+
+class _Batch:
+    """A batch that is being filled.
+
+    Args:
+        budget: most tokens; what is longer runs alone.
+        share: of all that waits, in tokens: no prompt more is begun once the batch has so much.
+
+    Attributes:
+        full: whether nothing more of any lane is to be taken, because others are idle.
+    """
+
+    def __init__(self, budget: int, share: float, *, shares_prompts: bool) -> None:
+        self.budget = budget
+        self.tickets: list[Ticket] = []
+        self.tokens = 0
+        self.full = False
+        self._share = share
+        self._shares_prompts = shares_prompts
+        self._all_tokens = 0
+        self._prompts: set[int] = set()
+
+    def cost(self, ticket: Ticket) -> int:
+        """Return how many tokens the batch grows by; at least 1, as an empty response still has a read."""
+        return ticket.own_tokens if self._shares_prompts and ticket.prompt in self._prompts else ticket.tokens
+
+    def has_room(self, ticket: Ticket, cost: int) -> bool:
+        """Return whether a ticket fits; there is always room for the first."""
+        if not self.tickets:
+            return True
+        self.full = self._all_tokens + ticket.tokens > self._share and ticket.prompt not in self._prompts
+        return not self.full and self.tokens + cost <= self.budget
+
+    def add(self, ticket: Ticket, cost: int) -> None:
+        """Put a ticket in."""
+        self.tickets.append(ticket)
+        self.tokens += cost
+        self._all_tokens += ticket.tokens
+        self._prompts.add(ticket.prompt)

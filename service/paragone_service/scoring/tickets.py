@@ -49,7 +49,10 @@ class Ticket:
         deadlines: of the requests that wait for it; None among them for one that has none.
         trace: of the request that queued it.
         stock: tokens that a batch grows by for it, where it is no bulk; else 0.
+        failures: how many batches with it an engine has failed.
+        failed_on: the device that failed the last one.
         prompt: hash of the prompt's tokens. Two prompts with the same one would only misjudge the size of a batch.
+        own_tokens: those after its prompt, at least 1: an empty response still has a read.
     """
 
     key: bytes | None
@@ -63,7 +66,10 @@ class Ticket:
     batch: BatchRun | None = None
     trace: Trace | None = None
     stock: int = 0
+    failures: int = 0
+    failed_on: object = None
     tokens: int = field(init=False)
+    own_tokens: int = field(init=False)
     prompt: int = field(init=False)
 
     def expired(self, margin_s: float = 0.0) -> bool:
@@ -72,6 +78,7 @@ class Ticket:
 
     def __post_init__(self) -> None:
         self.tokens = len(self.item.token_ids)
+        self.own_tokens = max(1, self.tokens - self.item.prompt_length)
         self.prompt = hash(tuple(self.item.token_ids[: self.item.prompt_length]))
 
 

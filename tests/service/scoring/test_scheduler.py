@@ -12,6 +12,7 @@ from paragone_models.text.reader import EncodeItem
 from paragone_service.engine.contract import EngineOutOfMemoryError
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
+from paragone_service.scoring import devices
 from paragone_service.scoring.request import Deadline
 from paragone_service.scoring.scheduler import Scheduler
 from paragone_service.scoring.tickets import Job
@@ -57,9 +58,10 @@ class Setup:
     def __init__(self, device=None, **knobs):
         self.device = device or Device()
         self.metrics = Metrics()
-        options = {"shares_prompts": False, "max_batch_tokens": 100, "max_queue_tokens": 1000, **knobs}
-        turn = options.pop("turn", None) or asyncio.Lock()
-        self.scheduler = Scheduler("m", self.device.represent, settle, turn=turn, metrics=self.metrics, **options)
+        options = {"shares_prompts": False, "max_queue_tokens": 1000, **knobs}
+        budget, turn = options.pop("max_batch_tokens", 100), options.pop("turn", None) or asyncio.Lock()
+        served = [devices.Device("cpu", self.device.represent, turn, budget)]
+        self.scheduler = Scheduler("m", served, settle, metrics=self.metrics, **options)
         self.scheduler.start()
 
     def submit(self, *lengths, keys=None):
@@ -287,7 +289,7 @@ async def test_a_batch_that_does_not_fit_is_split_until_it_does_and_later_ones_a
         with caplog.at_level(logging.WARNING):
             assert await outcomes(setup.submit(20, 20, 20, 20, 20)) == [b"20"] * 5
         assert max(sum(batch) for batch in setup.device.batches[-2:]) <= 40
-        assert "out of memory, batches have 50 tokens from now on" in caplog.text
+        assert "out of memory, batches of cpu have 50 tokens from now on" in caplog.text
         splits = setup.metrics.registry.get_sample_value("paragone_batch_splits_total", {"model": "m"})
         assert splits >= 1
         setup.device.batches.clear()

@@ -7,7 +7,16 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
 from paragone.codes import ErrorCode
-from paragone.wire import ModelCard, ModelInfo, ModelLimits, ModelsAnswer, TokensAnswer, TokensRequest, Usage
+from paragone.wire import (
+    DeviceInfo,
+    ModelCard,
+    ModelInfo,
+    ModelLimits,
+    ModelsAnswer,
+    TokensAnswer,
+    TokensRequest,
+    Usage,
+)
 from paragone_service.http.bodies import MAX_ITEMS, read_body
 from paragone_service.http.calls import answer, call_of
 from paragone_service.http.errors import ServiceError
@@ -22,10 +31,11 @@ from paragone_service.metrics import Metrics
 from paragone_service.pairs.source import PairSource
 from paragone_service.registry import Registry
 from paragone_service.scoring import answers
+from paragone_service.scoring.devices import Device
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.request import RequestItem, as_conversations
 
-__all__ = ["check_ready", "health_routes", "inspection_routes"]
+__all__ = ["check_ready", "health_routes", "inspection_routes", "model_info"]
 
 # A load balancer asks every few seconds: a busy model is never asked for a canary, an idle one twice a minute.
 _FRESH_S = 30.0
@@ -43,7 +53,7 @@ def inspection_routes(registry: Registry, *, max_body_bytes: int) -> APIRouter:
 
     def described() -> list[ModelInfo]:
         sources = [_compares(source, max_body_bytes) for source in registry.pair_sources.values()]
-        infos = [*(_info(hosted, max_body_bytes) for hosted in registry), *sources]
+        infos = [*(model_info(hosted, max_body_bytes) for hosted in registry), *sources]
         return sorted(infos, key=lambda info: info.id != registry.default)
 
     @router.get("/v1/models", **inspection_document(ModelsAnswer))
@@ -59,7 +69,7 @@ def inspection_routes(registry: Registry, *, max_body_bytes: int) -> APIRouter:
         source = registry.pair_source(model)
         if source is not None:
             return _compares(source, max_body_bytes)
-        return _info(registry.find(model), max_body_bytes)
+        return model_info(registry.find(model), max_body_bytes)
 
     @router.post("/v1/tokens", **scoring_document(TokensRequest, TokensAnswer))
     async def tokens(request: Request) -> Response:
@@ -93,7 +103,12 @@ def _compares(source: PairSource, max_body_bytes: int) -> ModelInfo:
     return source.described(ModelLimits(max_tokens=0, max_items=MAX_ITEMS, max_body_bytes=max_body_bytes))
 
 
-def _info(hosted: HostedModel, max_body_bytes: int) -> ModelInfo:
+def model_info(hosted: HostedModel, max_body_bytes: int) -> ModelInfo:
+    """Return what is said of a hosted model.
+
+    Args:
+        max_body_bytes: the server's limit.
+    """
     model, spec, budget = hosted.model, hosted.model.spec, hosted.model.budget
     max_batch_tokens, reason = hosted.scheduler.max_batch_tokens, budget.reason
     if max_batch_tokens < budget.tokens:  # the scheduler has lowered it since the model was loaded
@@ -120,11 +135,20 @@ def _info(hosted: HostedModel, max_body_bytes: int) -> ModelInfo:
         batching=model.local.batching,
         max_batch_tokens=max_batch_tokens,
         max_batch_tokens_reason=reason,
+        devices=[_device(device) for device in hosted.scheduler.devices],
         pooling=spec.pooling,
         special_tokens=spec.special_tokens,
         reasoning=spec.reasoning,
         not_shown=model.reader.template.notes if model.reader is not None else [],
     )
+
+
+def _device(device: Device) -> DeviceInfo:
+    trouble = device.trouble()
+    info = DeviceInfo(name=device.name, serves=not trouble, max_batch_tokens=device.max_batch_tokens)
+    if trouble:  # only fields that were set are sent
+        info.problem = trouble
+    return info
 
 
 async def check_ready(registry: Registry) -> None:
