@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from paragone import AsyncClient
 from paragone.codes import ErrorCode
+from paragone.exceptions import OracleChangedError
 from paragone_models import load_model
 from paragone_models.errors import ModelLoadError
 from paragone_models.golden import check_golden
@@ -106,12 +107,23 @@ async def test_a_request_under_way_ends_on_the_old_model_and_then_that_is_let_go
         await until(lambda: old() is None)
 
 
-async def test_our_client_says_that_the_model_is_another(client):
-    transport = httpx2.ASGITransport(app=client.app)
-    async with AsyncClient("http://localhost", api_key="boss", transport=transport) as ours:
-        before = (await ours.model("bt")).identity
-        await post(client, "bt:load", {"source": "next"})
-        assert (await ours.model("bt")).identity != before
+async def test_our_client_says_so_when_a_batch_is_answered_by_two_models(client):
+    class Exchanging(httpx2.ASGITransport):
+        async def handle_async_request(self, request):
+            answer = await super().handle_async_request(request)
+            if request.url.path == "/v1/rewards" and not exchanged:
+                exchanged.append((await post(client, "bt:load", {"source": "next"})).status_code)
+            return answer
+
+    exchanged = []
+    transport = Exchanging(app=client.app)
+    options = {"api_key": "boss", "max_items_per_request": 1, "concurrency": 1, "transport": transport}
+    async with AsyncClient("http://localhost", **options) as ours:
+        items = [("Is it?", "Yes."), ("Is it?", "No.")]
+        with pytest.raises(OracleChangedError, match="the identity changed within one batch"):
+            await ours.rewards(items)
+        assert exchanged == [200]
+        assert len(await ours.rewards(items)) == 2
 
 
 async def test_a_model_whose_numbers_are_not_sound_changes_nothing(client):
