@@ -34,6 +34,7 @@ MODEL = {
     "domain": "the length of a text",
     "demonstration": True,
     "not_shown": [],
+    "devices": [{"name": "cpu", "serves": True, "problem": None, "max_batch_tokens": 4096}],
     "engine": "local",
     "batching": "packed",
     "max_batch_tokens": 4096,

@@ -145,6 +145,7 @@ _MODEL = {
     "batching": "packed",
     "max_batch_tokens": 4096,
     "max_batch_tokens_reason": "the default on cpu",
+    "devices": [{"name": "cpu", "serves": True, "max_batch_tokens": 4096}],
     "pooling": "mean",
     "special_tokens": "escape",
     "reasoning": "keep",

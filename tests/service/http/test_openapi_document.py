@@ -22,6 +22,8 @@ ROUTES = {
     ("post", "/v1/tokens"): wire.TokensAnswer,
     ("get", "/v1/models"): wire.ModelsAnswer,
     ("get", "/v1/models/{model}"): wire.ModelInfo,
+    ("post", "/v1/models/{model}:load"): wire.ModelInfo,
+    ("post", "/v1/models/{model}:unload"): wire.ModelInfo,
     ("get", "/livez"): None,
     ("get", "/readyz"): None,
     ("get", "/metrics"): None,
@@ -33,6 +35,7 @@ REQUESTS = {
     "/v1/rewards": wire.RewardsRequest,
     "/v1/tournaments": wire.TournamentsRequest,
     "/v1/tokens": wire.TokensRequest,
+    "/v1/models/{model}:load": wire.LoadRequest,
 }
 
 
