@@ -114,7 +114,9 @@ class _Templates:
         self._environment = _environment()
         self._compiled: dict[int, jinja2.Template] = {}
 
-    def answer(self, number: int, messages: list[dict[str, Any]], tools: Any, answers: bool) -> str | dict[str, str]:
+    def answer(
+        self, number: int, messages: list[dict[str, Any]], tools: Any, answers: bool = False
+    ) -> str | dict[str, str]:
         """Return the text of a conversation, or why there is none."""
         with self._timed():
             try:
