@@ -222,11 +222,11 @@ def ask(key: str) -> list[float]:
 
 
 def export(docker: Docker, folder: Path) -> dict[str, str]:
-    """Write the model for Triton by the image for training; return the settings that have Triton run it."""
+    """Write the model for Triton by the image of the service; return the settings that have Triton run it."""
     models = folder / "models"
     models.mkdir()
     models.chmod(0o777)  # for the image's user
-    docker.run("docker", "run", "--rm", "--network=none", "-v", f"{models}:/models", "paragone:training", "export",
+    docker.run("docker", "run", "--rm", "--network=none", "-v", f"{models}:/models", "paragone:service-cpu", "export",
                "triton", f"{MODEL}={SOURCE}", "/models")  # fmt: skip
     return {
         "PARAGONE_TRITON_MODELS": str(models),
