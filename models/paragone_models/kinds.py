@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "Array", "Kind", "KindName", "LossName", "skew", "skew_blocks"]
 
-KindName = Literal["bradley-terry", "regression", "helpsteer", "general-preference", "hybrid", "process"]
+KindName = Literal["bradley-terry", "regression", "helpsteer", "general-preference", "hybrid", "process", "pairwise"]
 LossName = Literal["regular", "margin", "scaled", "soft", "score", "regression"]
 
 Array = TypeVar("Array", NDArray[np.float64], "Tensor")
@@ -44,6 +44,7 @@ class Kind:
         has_steps: a representation has one number for each step of its response, of which an aggregation makes the
             reward; see ``paragone_models.steps``.
         starts_from: the kind that its training starts from, or None if it needs none.
+        reads_pairs: it reads both responses at once: its one number is of a pair, and of no response.
     """
 
     name: KindName
@@ -54,6 +55,7 @@ class Kind:
     dimension_rule: str
     has_steps: bool = False
     starts_from: KindName | None = None
+    reads_pairs: bool = False
 
     @property
     def default_temperature(self) -> float:
@@ -83,8 +85,8 @@ class Kind:
         return "(r1 - r2 + s(v1, v2))" if self.has_reward else "s(v1, v2)"
 
     def compares(self, weights: Sequence[float] | None) -> bool:
-        """Return whether a model with these weights can compare: only attributes without weights cannot."""
-        return not self.merges_attributes or weights is not None
+        """Return whether representations can be compared: attributes without weights cannot, nor what is of a pair."""
+        return not self.reads_pairs and (not self.merges_attributes or weights is not None)
 
     def gives_rewards(self, weights: Sequence[float] | None) -> bool:
         """Return whether a model with these weights has one scalar per response."""
@@ -100,7 +102,7 @@ class Kind:
             dimension = max(dimension, 2 + self.has_reward)
             # The numbers behind the reward come in pairs.
             return dimension + (dimension - self.has_reward) % 2
-        return self.has_reward + (attributes if self.has_attributes else 0)
+        return self.has_reward + self.reads_pairs + (attributes if self.has_attributes else 0)
 
     def dimension_fits(self, dimension: int, attributes: int) -> bool:
         """Return whether a representation of this many numbers, with this many attributes, can be of this kind."""
@@ -122,6 +124,8 @@ class Kind:
         """
         if self.has_reward and (weights is None or not self.has_attributes):
             return values[..., 0]
+        if self.reads_pairs:
+            raise PreferencesUnavailableError("a pairwise model has numbers of pairs, and none of one response")
         if not self.has_attributes:
             raise PreferencesUnavailableError(f"a {self.name} model has no rewards: compare instead")
         if weights is None:
@@ -268,6 +272,15 @@ KINDS: Mapping[KindName, Kind] = {
             losses=(),
             dimension_rule="a step has dimension 1",
             has_steps=True,
+        ),
+        Kind(
+            "pairwise",
+            has_reward=False,
+            has_attributes=False,
+            has_vector=False,
+            losses=(),
+            dimension_rule="it has the one number of a pair in one order",
+            reads_pairs=True,
         ),
     )
 }

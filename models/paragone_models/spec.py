@@ -18,9 +18,11 @@ __all__ = [
     "Gate",
     "Head",
     "ModelSpec",
+    "PairFormat",
     "Pooling",
     "Reasoning",
     "SpecialTokens",
+    "Symmetrise",
 ]
 
 _FORMAT = 1
@@ -32,6 +34,8 @@ Gate = Literal["none", "softmax", "attributes"]
 SpecialTokens = Literal["escape", "parse"]
 Bos = Literal["once", "as-published"]
 Reasoning = Literal["keep", "strip"]
+PairFormat = Literal["letters", "markers"]
+Symmetrise = Literal["mean-logit", "mean-probability", "sum", "none"]
 Head = Literal["auto", "lm-head-row-0", "lm-head-yes-no"]
 """Where the head of a source is: what its files say, or a row of the output embedding, which nothing in them says."""
 
@@ -42,6 +46,8 @@ _CHOICES = {
     "special_tokens": get_args(SpecialTokens),
     "bos": get_args(Bos),
     "reasoning": get_args(Reasoning),
+    "pair_format": (None, *get_args(PairFormat)),
+    "symmetrise": (None, *get_args(Symmetrise)),
 }
 
 
@@ -98,7 +104,7 @@ _IDENTITY_FIELDS = (
     "reasoning",
     "final_eos",
 )
-_RARE_IDENTITY_FIELDS = ("principle_question", "reward_token", "step_token")
+_RARE_IDENTITY_FIELDS = ("principle_question", "reward_token", "step_token", "pair_format")
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,8 @@ class ModelSpec:
         step_token: id of the token that closes each step of a response and is read, of a ``process`` model; else None.
         aggregation: what makes one reward of the steps, or None: then they are scored, and nothing is compared.
         reward_token: id of a token that is appended to each text and read (InternLM2's reward models), or None.
+        pair_format: of a pairwise model, ``letters`` or ``markers``, see ``paragone_models.text.pairs``; else None.
+        symmetrise: how a pairwise model's two orders become log-odds, see ``paragone_models.pairwise``; else None.
         domain: what the model knows, in words, or None.
         demonstration: True for models that show the software, not a judgement to rely on.
         backbone: where the backbone is, of a head that was saved alone; None where both are in one folder.
@@ -167,6 +175,8 @@ class ModelSpec:
     reward_token: int | None = None
     step_token: int | None = None
     aggregation: Aggregation | None = None
+    pair_format: PairFormat | None = None
+    symmetrise: Symmetrise | None = None
     domain: str | None = None
     demonstration: bool = False
     backbone: BackboneReference | None = None
@@ -174,7 +184,9 @@ class ModelSpec:
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ModelLoadError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+                raise ModelLoadError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, allowed))}"
+                )
         # From here on the kind is one of those that exist, and has rules.
         if not 0 < self.temperature < float("inf"):
             raise ModelLoadError(f"temperature is {self.temperature}; it must be a positive number")
@@ -193,6 +205,10 @@ class ModelSpec:
         self._check_steps()
         if self.principle_question is not None and PRINCIPLE not in self.principle_question:
             raise ModelLoadError(f"principle_question is {self.principle_question!r}: it has no {PRINCIPLE} in it")
+        if (self.pair_format is None, self.symmetrise is None) != (not self.rules.reads_pairs,) * 2:
+            raise ModelLoadError(
+                f"pair_format and symmetrise say how a pairwise model reads two responses; this one is {self.kind}"
+            )
         if self.gate == "softmax" and not self.rules.has_vector:
             raise ModelLoadError(f"a gate scales general preference blocks; kind {self.kind} has none")
         if self.gate == "attributes" and not (self.rules.has_reward and self.rules.has_attributes):
@@ -273,13 +289,14 @@ class ModelSpec:
         # Only where it was set: fingerprints of models that have none stay what they were.
         answers += [self.skew_weight] if self.skew_weight != 1 else []
         answers += [] if self.aggregation is None else [self.aggregation]
+        answers += [] if self.symmetrise is None else [self.symmetrise]
         parts = [identity, dict(numerics), answers]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def to_json(self) -> str:
         """Return the text of ``paragone.json``."""
         values = asdict(self)
-        for name in ("backbone", "aggregation", *_RARE_IDENTITY_FIELDS):
+        for name in ("backbone", "aggregation", "symmetrise", *_RARE_IDENTITY_FIELDS):
             if values[name] is None:
                 del values[name]
         if self.skew_weight == 1:

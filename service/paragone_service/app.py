@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
 from paragone.versions import own_version
+from paragone.wire import ModelLimits
 from paragone_models.model import PreferenceModel
 from paragone_service.api_keys import KeyRing
 from paragone_service.cache.keys import secret_of
@@ -30,6 +31,7 @@ from paragone_service.dialects.dialect import dialect_routes, error_shapes, scor
 from paragone_service.dialects.dialects import DIALECTS
 from paragone_service.dialects.elsewhere import ELSEWHERE
 from paragone_service.engine.contract import Engine
+from paragone_service.http.bodies import MAX_ITEMS
 from paragone_service.http.deadlines import Deadlines
 from paragone_service.http.docs_page import docs_route
 from paragone_service.http.errors import install_handlers
@@ -47,7 +49,7 @@ from paragone_service.http.middleware import (
 from paragone_service.http.openapi_document import describe_routes
 from paragone_service.http.overload import QuickRefusals, Reserving
 from paragone_service.http.routes.cohorts import cohort_routes
-from paragone_service.http.routes.operation import health_routes, inspection_routes, model_info
+from paragone_service.http.routes.operation import health_routes, inspection_routes
 from paragone_service.http.routes.references import reference_routes
 from paragone_service.http.routes.rollout import rollout_routes
 from paragone_service.http.routes.scoring import scoring_routes
@@ -59,6 +61,7 @@ from paragone_service.references.sets import ReferenceSets
 from paragone_service.references.stores import MemorySets, RedisSets
 from paragone_service.registry import Registry
 from paragone_service.rollout import Rollout
+from paragone_service.scoring.describing import described
 from paragone_service.tracing import Tracing, make_tracer
 from paragone_service.watchdog import Watchdog
 
@@ -205,8 +208,9 @@ def create_app(
     app.include_router(scoring_routes(registry, sets, workers))
     app.include_router(cohort_routes(registry, sets, cohorts))
     app.include_router(reference_routes(registry, sets))
-    app.include_router(inspection_routes(registry, max_body_bytes=settings.max_body_bytes))
-    info = functools.partial(model_info, max_body_bytes=settings.max_body_bytes)
+    limits = ModelLimits(max_tokens=0, max_items=MAX_ITEMS, max_body_bytes=settings.max_body_bytes)
+    app.include_router(inspection_routes(registry, limits))
+    info = functools.partial(described, limits=limits)
     app.include_router(rollout_routes(rollout, info))
     app.include_router(health_routes(registry, metrics, drain))
     app.include_router(docs_route(app))

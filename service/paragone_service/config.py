@@ -33,7 +33,7 @@ from paragone_models.errors import ModelLoadError
 from paragone_models.files.options import NAME, named_source
 from paragone_models.files.sources import NAMES
 from paragone_models.kinds import KindName
-from paragone_models.spec import Bos, Head, Reasoning, SpecialTokens
+from paragone_models.spec import Bos, Head, Reasoning, SpecialTokens, Symmetrise
 from paragone_models.steps import Aggregation
 from paragone_service.api_keys import ApiKey, parse_keys, plain_key
 from paragone_service.dialects.settings import DialectSettings, as_table
@@ -94,6 +94,8 @@ class ModelSettings(BaseModel):
     """Whether a beginning-of-sequence token may be doubled, ``as-published``, or not, ``once``."""
     reasoning: Reasoning | None = None
     """Whether a response's thoughts are scored, ``keep``, or removed before, ``strip``."""
+    symmetrise: Symmetrise | None = None
+    """How a pairwise model's two orders become log-odds: mean-logit, mean-probability, sum or none; None: its own."""
     chat_template: str | None = None
     """A chat template of the tokenizer by name, or a file with one; None: its default, and ``tool_use`` for tools."""
     backbone: str | None = None

@@ -78,6 +78,7 @@ def load_one(
         special_tokens=options.special_tokens,
         bos=options.bos,
         reasoning=options.reasoning,
+        symmetrise=options.symmetrise,
         chat_template=options.chat_template,
         backbone=options.backbone,
         trust_remote_code=options.trust_remote_code,

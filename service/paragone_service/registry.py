@@ -12,6 +12,7 @@ from paragone_service.engine.contract import Engine
 from paragone_service.hosting import Devices
 from paragone_service.http.errors import ServiceError, printable
 from paragone_service.metrics import Metrics
+from paragone_service.pairs.pairwise import PairwiseModel
 from paragone_service.pairs.source import PairSource
 from paragone_service.scoring.devices import Device
 from paragone_service.scoring.hosted_model import HostedModel
@@ -60,7 +61,7 @@ class Registry:
         # The default model first, the others in their order: /v1/models lists them so.
         for name in sorted(models, key=lambda name: name != default):
             replicas = self.devices.replicas(name, models[name], (engines or {}).get(name))
-            self._hosted[name] = self.hosted(name, models[name], replicas)
+            self._host(name, self.hosted(name, models[name], replicas))
         self.devices.forget_copies()
 
     def hosted(self, name: str, model: PreferenceModel, replicas: Sequence[Replica]) -> HostedModel:
@@ -79,13 +80,22 @@ class Registry:
 
     def exchange(self, name: str, hosted: HostedModel | None) -> HostedModel | None:
         """Have a name lead to another model, or to none, from this moment on, and return the one it led to."""
-        before = self._hosted.pop(name, None) if hosted is None else self._hosted.get(name)
+        before = self._hosted.get(name)
         if hosted is not None:
-            self._hosted[name] = hosted
+            self._host(name, hosted)
+        elif before is not None:
+            del self._hosted[name]
+            self.pair_sources.pop(name, None)
         return before
 
+    def _host(self, name: str, hosted: HostedModel) -> None:
+        self._hosted[name] = hosted
+        self.pair_sources.pop(name, None)  # of the model that was called so before
+        if hosted.model.spec.rules.reads_pairs:
+            self.pair_sources[name] = PairwiseModel(hosted)
+
     def __iter__(self) -> Iterator[HostedModel]:
-        """Iterate over the hosted models that represent responses, the default one first."""
+        """Iterate over the models that run on this server's queues, the default one first."""
         return iter(self._hosted.values())
 
     def add(self, source: PairSource) -> None:
@@ -96,7 +106,13 @@ class Registry:
     @property
     def names(self) -> list[str]:
         """The names of all that is hosted, those that only compare last."""
-        return [*self._hosted, *self.pair_sources]
+        return list(dict.fromkeys([*self._hosted, *self.pair_sources]))
+
+    @property
+    def all(self) -> list[HostedModel | PairSource]:
+        """All that is hosted, each once."""
+        # A pairwise model is both: as a source it asks itself.
+        return [*self, *(source for source in self.pair_sources.values() if source.name not in self._hosted)]
 
     def pair_source(self, name: str | None) -> PairSource | None:
         """Return what compares under a name, None if it is no model that reads both responses at once."""
@@ -108,10 +124,10 @@ class Registry:
         Raises:
             ServiceError: ``unknown_model``, naming the hosted ones; ``return_unavailable``, if it only compares.
         """
-        hosted = self._hosted.get(self.default if name is None else name)
-        if hosted is None:
+        known = self.default if name is None else name
+        if known not in self._hosted or known in self.pair_sources:
             raise self._not_found(name)
-        return hosted
+        return self._hosted[known]
 
     def _not_found(self, name: str | None) -> ServiceError:
         known = self.default if name is None else name
@@ -190,12 +206,12 @@ class Registry:
 
     def start(self) -> None:
         """Start every model's queues; needs a running event loop."""
-        for hosted in (*self, *self.pair_sources.values()):
+        for hosted in self.all:
             hosted.start()
 
     async def close(self) -> None:
         """Stop every model, then the threads of the devices."""
-        for hosted in (*self.pair_sources.values(), *self):  # a source may ask one of the others
+        for hosted in reversed(self.all):  # the sources first: they may ask one of the others
             await hosted.close()
         self.devices.close()
 

@@ -29,8 +29,10 @@ from paragone_models.machine import DEFAULTS, ELSEWHERE, Budget, automatic_dtype
 from paragone_models.model import LocalForward, PreferenceModel, Provenance
 from paragone_models.network import PreferenceNetwork
 from paragone_models.rotary import positions_of
-from paragone_models.spec import BackboneReference, Bos, Head, ModelSpec, Reasoning, SpecialTokens
+from paragone_models.spec import BackboneReference, Bos, Head, ModelSpec, Reasoning, SpecialTokens, Symmetrise
 from paragone_models.steps import Aggregation
+from paragone_models.text.pair_reader import PairReader
+from paragone_models.text.pairs import PairText
 from paragone_models.text.reader import TextReader, conversation
 from paragone_models.text.template import tokenizer_hash
 
@@ -42,6 +44,7 @@ Loader = TypeVar("Loader", bound=Callable[..., Any])
 
 # Read and run at the end of each load.
 _CONVERSATION = conversation("Is it raining?", "Yes, so take an umbrella with you.")
+_PAIR = PairText(_CONVERSATION.prompt, _CONVERSATION.response, conversation("", "Yes.").response)
 _TOO_LONG = ("response_too_long", "conversation_truncated")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOKENIZER_FILES = (
@@ -90,6 +93,7 @@ def load_model(
     special_tokens: SpecialTokens | None = None,
     bos: Bos | None = None,
     reasoning: Reasoning | None = None,
+    symmetrise: Symmetrise | None = None,
     chat_template: str | None = None,
     backbone: str | None = None,
     trust_remote_code: bool = False,
@@ -125,6 +129,7 @@ def load_model(
         special_tokens: ``escape`` or ``parse``, see ``ModelSpec``.
         bos: ``once`` or ``as-published``, see ``ModelSpec``.
         reasoning: ``keep`` or ``strip``, see ``ModelSpec``.
+        symmetrise: of a pairwise model, see ``paragone_models.pairwise``; the family's own unless given.
         chat_template: the name of one of the tokenizer's templates, or a file that holds one, to be used for all
             conversations.
         backbone: where the backbone of a head that was saved alone is now, in place of the place that the head names:
@@ -175,6 +180,7 @@ def load_model(
         special_tokens=special_tokens,
         bos=bos,
         reasoning=reasoning,
+        symmetrise=symmetrise,
         weights=_weights_in_order(weights, loaded.spec),
     )
     _check_length(spec, loaded.network)
@@ -265,7 +271,8 @@ def _prove(model: PreferenceModel, *, elsewhere: bool) -> None:
     source, item = model.provenance.source, None
     if model.reader is not None:
         principle = None if model.spec.principle_question is None else "correctness"
-        reading = model.reader.read([replace(_CONVERSATION, principle=principle)])[0]
+        plain = replace(_CONVERSATION, principle=principle)
+        reading = model.reader.read([_PAIR if model.spec.rules.reads_pairs else plain])[0]
         if not isinstance(reading, TextError):
             item = reading.item
         elif reading.code not in _TOO_LONG:
@@ -297,7 +304,8 @@ def _overridden(spec: ModelSpec, **overrides: Any) -> ModelSpec:
     """Return the spec with every override that is not None."""
     changes = {field: value for field, value in overrides.items() if value is not None}
     # Judgements were fitted to one temperature and one game; others are nobody's measurement.
-    if any(changes.get(name, getattr(spec, name)) != getattr(spec, name) for name in ("temperature", "skew_weight")):
+    decisive = ("temperature", "skew_weight", "symmetrise")
+    if any(changes.get(name, getattr(spec, name)) != getattr(spec, name) for name in decisive):
         changes["calibrated"] = False
     return replace(spec, **changes)
 
@@ -368,7 +376,8 @@ def _weights_in_order(
 
 
 def _check_length(spec: ModelSpec, network: PreferenceNetwork) -> None:
-    positions = positions_of(network.config)
+    # Relative ones reach as far as one likes.
+    positions = None if spec.pair_format == "markers" else positions_of(network.config)
     if positions is not None and spec.max_length > positions:
         raise ModelLoadError(f"max_length is {spec.max_length}; the backbone has positions for {positions} tokens")
 
@@ -410,6 +419,8 @@ def _reader(
     config = loaded.network.config.get_text_config()
     if loaded.first_token and (getattr(config, "type_vocab_size", 0) or 0) > 1:
         loaded.network.separator = _separator(where.source, tokenizer)
+    if loaded.spec.rules.reads_pairs:
+        return PairReader(tokenizer, loaded.spec, chat_template=chat_template)
     reader = TextReader(
         tokenizer,
         loaded.spec,

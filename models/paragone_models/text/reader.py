@@ -16,6 +16,7 @@ from typing import Any, Literal
 from paragone_models.errors import TextError
 from paragone_models.spec import ModelSpec
 from paragone_models.text.messages import plain_text, question_of, strip_reasoning
+from paragone_models.text.pairs import PairText
 from paragone_models.text.rendered import Rendered, RenderedTexts, Sequenced
 from paragone_models.text.rendering import StoppedError, Turn
 from paragone_models.text.sizes import check_size, sizes
@@ -67,8 +68,8 @@ class Conversation:
     principle: str | None = None
 
 
-Readable = Conversation | Rendered
-"""What a reader reads."""
+Readable = Conversation | Rendered | PairText
+"""What readers read; pairs, a reader of their own."""
 
 
 def conversation(
@@ -276,6 +277,7 @@ class TextReader:
         for index, (talk, size) in enumerate(zip(conversations, sizes(conversations), strict=True)):
             try:
                 check_size(*size, self.spec.max_length)
+                assert not isinstance(talk, PairText)
                 if isinstance(talk, Rendered):
                     rendered[index] = talk
                 else:

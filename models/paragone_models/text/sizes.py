@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from paragone_models.errors import TextError
 from paragone_models.text.messages import MESSAGE_CHARACTERS, characters, written
+from paragone_models.text.pairs import PairText
 from paragone_models.text.rendered import Rendered
 from paragone_models.text.template import Message, most_characters
 
@@ -25,7 +26,7 @@ def sizes(conversations: Sequence["Readable"]) -> list[tuple[int, int]]:
     tools: Sequence[Message] | None = None
     before = schemas = 0
     for one in conversations:
-        if isinstance(one, Rendered):
+        if isinstance(one, Rendered | PairText):
             found.append((0, one.characters))
             continue
         if one.prompt is not prompt:

@@ -6,7 +6,8 @@ A key is a hash of what was said, before any truncation, under one model's ident
 
 Every part is length-prefixed, so that the border between prompt and response is part of the key. A string prompt is
 its one user message, a string response its one assistant message: they share an entry with the long form. The form
-byte keeps conversations apart from what other routes may cache: ``M`` messages, ``T`` raw text, ``I`` token ids.
+byte keeps conversations apart from what other routes may cache: ``M`` messages, ``T`` raw text, ``I`` token ids, ``P``
+a pair of responses in one order.
 
 An id is made of the two digests that lead to the key, sealed with the server's secret:
 
@@ -33,9 +34,10 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from paragone.wire import Message, Prompt, Response, canonical_json
+from paragone_models.text.pairs import PairText
 from paragone_models.text.rendered import Rendered
 
-__all__ = ["NO_SECRET", "Ids", "conversation_keys", "namespace", "prompt_digest", "rendered_key", "secret_of"]
+__all__ = ["NO_SECRET", "Ids", "conversation_keys", "namespace", "prompt_digest", "secret_of", "text_key"]
 
 NO_SECRET = bytes(32)
 """What a server without a key has; its ids keep nothing from anybody."""
@@ -51,6 +53,7 @@ _TEXT = b"T"
 _TOKENS = b"I"
 _STEPS = b"steps"
 _PRINCIPLE = b"principle"
+_PAIR = b"P"
 
 
 def _size(length: int) -> bytes:
@@ -110,7 +113,17 @@ def conversation_keys(
     return keys
 
 
-def rendered_key(space: bytes, text: Rendered) -> bytes:
+def text_key(space: bytes, text: Rendered | PairText) -> bytes:
+    """Return the key of what comes as one text: rendered already, or a pair in one order."""
+    return _pair_key(space, text) if isinstance(text, PairText) else _rendered_key(space, text)
+
+
+def _pair_key(space: bytes, text: PairText) -> bytes:
+    content = _json([text.prompt, text.first, text.second])
+    return space + hashlib.blake2b(_PAIR + content, digest_size=_DIGEST_BYTES, usedforsecurity=False).digest()
+
+
+def _rendered_key(space: bytes, text: Rendered) -> bytes:
     """Return the key of a text that is rendered already, or of its tokens."""
     if isinstance(text.content, str):
         content = text.content.encode("utf-8", "surrogatepass")  # such a text is refused, but by the reader

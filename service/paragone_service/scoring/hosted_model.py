@@ -20,10 +20,11 @@ from paragone_models.comparator import Comparator
 from paragone_models.errors import PreferencesUnavailableError, TextError
 from paragone_models.model import PreferenceModel
 from paragone_models.steps import rewards_of_steps
+from paragone_models.text.pairs import PairText
 from paragone_models.text.reader import Readable, Reading
 from paragone_models.text.rendered import Rendered
 from paragone_models.text.sizes import sizes
-from paragone_service.cache.keys import NO_SECRET, Ids, conversation_keys, namespace, prompt_digest, rendered_key
+from paragone_service.cache.keys import NO_SECRET, Ids, conversation_keys, namespace, prompt_digest, text_key
 from paragone_service.cache.steps import StepsCodec
 from paragone_service.cache.tiers import Codec
 from paragone_service.http.errors import ClientGoneError, ServiceError
@@ -524,8 +525,8 @@ async def _rows_of(items: Sequence[RequestItem], call: Call, ids: Ids) -> list[R
         if item.has_ids:
             rows += _rows_with_ids(item, call, ids)
         elif item.prompt is None:
-            texts = cast("Sequence[Rendered]", item.responses)
-            rows += [Row(item.index, place, rendered_key(ids.space, text)) for place, text in enumerate(texts)]
+            texts = cast("Sequence[Rendered | PairText]", item.responses)
+            rows += [Row(item.index, place, text_key(ids.space, text)) for place, text in enumerate(texts)]
         else:
             responses = [one.texts if isinstance(one, Steps) else one for one in item.responses]
             full = cast("Sequence[Response | tuple[str, ...]]", responses)
@@ -548,7 +549,7 @@ def _rows_with_ids(item: RequestItem, call: Call, ids: Ids) -> list[Row]:
             rows.append(Row(item.index, position, key, prompt, response.id))
         else:
             assert item.prompt is not None  # the wire types see to it
-            assert not isinstance(response, Rendered | Steps)
+            assert not isinstance(response, Rendered | PairText | Steps)
             (key,) = conversation_keys(ids.space, item.prompt, item.tools, [response])
             rows.append(Row(item.index, position, key, own))
     # A foreign id has no prompt. It is reported as unknown later on, as an id is whose representation is gone: the

@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from paragone.codes import ErrorCode
 from paragone.wire import ItemError, Message, Prompt, Response, Truncation, Usage
 from paragone_models.steps import Aggregation
+from paragone_models.text.pairs import PairText
 from paragone_models.text.reader import Readable, conversation
 from paragone_models.text.rendered import Rendered
 from paragone_service.http.errors import ServiceError
@@ -34,6 +35,7 @@ __all__ = [
     "Steps",
     "Timings",
     "as_conversations",
+    "prompt_messages",
     "response_messages",
 ]
 
@@ -242,6 +244,9 @@ class Steps:
     texts: tuple[str, ...]
 
 
+AnyResponse = Response | ResponseId | Rendered | PairText | Steps
+
+
 @dataclass(frozen=True, slots=True)
 class RequestItem:
     """One item of a request: a prompt, and the responses to it whose representations are needed.
@@ -258,7 +263,7 @@ class RequestItem:
     index: int
     prompt: Prompt | None
     tools: list[dict[str, JsonValue]] | None
-    responses: Sequence[Response | ResponseId | Rendered | Steps]
+    responses: Sequence[AnyResponse]
     own: int | None = None
     has_ids: bool = False
     principle: str | None = None
@@ -310,7 +315,9 @@ class Represented:
     steps: NDArray[np.float32] | None = None
 
 
-def as_conversations(rows: Sequence[tuple[RequestItem, Response | ResponseId | Rendered | Steps]]) -> list[Readable]:
+def as_conversations(
+    rows: Sequence[tuple[RequestItem, Response | ResponseId | Rendered | PairText | Steps]],
+) -> list[Readable]:
     """Return responses with their prompts as the models know them; all of them must have come in full.
 
     The conversations of one item share their prompt and tools as the same objects, made once.
@@ -320,15 +327,12 @@ def as_conversations(rows: Sequence[tuple[RequestItem, Response | ResponseId | R
     prompt: Sequence[dict[str, Any]] = ()
     tools: Sequence[dict[str, Any]] | None = None
     for item, response in rows:
-        if isinstance(response, Rendered):
+        if isinstance(response, Rendered | PairText):
             found.append(response)
             continue
         if item is not last:
             assert item.prompt is not None
-            if isinstance(item.prompt, str):
-                prompt = ({"role": "user", "content": item.prompt},)
-            else:
-                prompt = tuple(_plain(message) for message in item.prompt)
+            prompt = prompt_messages(item.prompt)
             tools = tuple(item.tools) if item.tools else None
             last = item
         assert not isinstance(response, ResponseId)
@@ -341,6 +345,13 @@ def as_conversations(rows: Sequence[tuple[RequestItem, Response | ResponseId | R
         talk = conversation(prompt, after, tools)
         found.append(talk if item.principle is None else replace(talk, principle=item.principle))
     return found
+
+
+def prompt_messages(prompt: Prompt) -> tuple[dict[str, Any], ...]:
+    """Return the messages of a prompt; a text is one of the user's."""
+    if isinstance(prompt, str):
+        return ({"role": "user", "content": prompt},)
+    return tuple(_plain(message) for message in prompt)
 
 
 def response_messages(response: Response) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from paragone_models.files.families.gating import GATED
 from paragone_models.files.families.internlm2 import INTERNLM2
 from paragone_models.files.families.output_rows import OUTPUT_ROWS, PRINCIPLES, may_have_a_row
 from paragone_models.files.families.own import OWN
+from paragone_models.files.families.pairs import LETTER_MODELS, PAIRRM
 from paragone_models.files.families.process import PROCESS
 from paragone_models.files.families.stored import DEEP_HEADS, GENERAL_PREFERENCE, LINEAR_HEADS
 
@@ -15,6 +16,8 @@ __all__ = ["FAMILIES", "family_of", "read_checkpoint"]
 
 FAMILIES: tuple[Family, ...] = (
     OWN,
+    LETTER_MODELS,
+    PAIRRM,
     OUTPUT_ROWS,
     PRINCIPLES,
     GATED,
