@@ -13,7 +13,8 @@ from paragone_models.kinds import KINDS, skew, skew_blocks
 ROOT = Path(__file__).parents[2]
 DIMENSIONS = {"bradley-terry": 1, "regression": 2, "helpsteer": 3, "general-preference": 6, "hybrid": 5, "process": 1}
 WEIGHTS = (0.7, -0.3)
-EVERY_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+REPRESENTING = {name: kind for name, kind in KINDS.items() if not kind.reads_pairs}
+EVERY_KIND = pytest.mark.parametrize("kind", REPRESENTING.values(), ids=REPRESENTING.keys())
 
 
 def rows(kind, seed: int) -> np.ndarray:
@@ -103,10 +104,14 @@ def test_the_nearest_dimension_of_vectors_is_not_below_the_one_asked_for():
 
 
 def test_only_attributes_without_weights_cannot_compare():
-    assert {name: kind.compares(None) for name, kind in KINDS.items()} == {name: name != "regression" for name in KINDS}
-    assert all(kind.compares(WEIGHTS) for kind in KINDS.values())
+    assert {name: kind.compares(None) for name, kind in KINDS.items()} == {
+        name: name not in ("regression", "pairwise") for name in KINDS
+    }
+    assert all(kind.compares(WEIGHTS) for kind in REPRESENTING.values())
     with pytest.raises(PreferencesUnavailableError, match="give weights="):
         KINDS["regression"].logit(np.zeros((1, 2)), np.zeros((1, 2)), temperature=1.0)
+    with pytest.raises(PreferencesUnavailableError, match="none of one response"):
+        KINDS["pairwise"].logit(np.zeros((1, 1)), np.zeros((1, 1)), temperature=1.0)
 
 
 def test_a_vector_has_no_reward_and_a_reward_no_blocks():
@@ -124,4 +129,4 @@ def test_every_kind_that_is_trained_here_has_a_default_loss_that_it_can_learn_fr
         "general-preference": "regular",
         "hybrid": "regular",
     }
-    assert [name for name, kind in KINDS.items() if not kind.learns_pairs] == ["regression", "process"]
+    assert [name for name, kind in KINDS.items() if not kind.learns_pairs] == ["regression", "process", "pairwise"]

@@ -16,6 +16,7 @@ GOOD = {
     "general-preference": {"dimension": 4, "gate": "softmax", "normalise": True, "temperature": 0.1},
     "hybrid": {"dimension": 5, "gate": "softmax"},
     "process": {"dimension": 1, "step_token": 7, "aggregation": "prod"},
+    "pairwise": {"dimension": 1, "pair_format": "letters", "symmetrise": "mean-logit"},
 }
 
 
@@ -43,6 +44,7 @@ def test_blocks_are_counted_where_there_is_a_general_preference_vector():
         "general-preference": 2,
         "hybrid": 2,
         "process": 0,
+        "pairwise": 0,
     }
 
 
@@ -165,6 +167,8 @@ def test_a_weight_that_weighs_nothing_is_refused(kind, dimension, weight, messag
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
+        ({"kind": "pairwise"}, "say how a pairwise model reads two responses"),
+        ({"kind": "bradley-terry", "symmetrise": "sum"}, "say how a pairwise model reads two responses"),
         ({"kind": "process"}, "step_token is None and the kind process: a process model has one"),
         ({"kind": "bradley-terry", "step_token": 3}, "step_token is 3 and the kind bradley-terry"),
         ({"kind": "bradley-terry", "aggregation": "min"}, "aggregation makes one reward of steps; this model is"),

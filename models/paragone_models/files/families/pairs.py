@@ -10,6 +10,7 @@ from paragone_models.files import checkpoints
 from paragone_models.files.families.backbone import bare_backbone, chosen_kind, config_of, with_head
 from paragone_models.files.families.family import Checkpoint, Family, Loaded
 from paragone_models.files.heads import left_over, refuse_left_over
+from paragone_models.kinds import KINDS
 from paragone_models.network import PreferenceNetwork
 from paragone_models.pairwise import MarkerHead
 from paragone_models.rotary import positions_of
@@ -30,6 +31,11 @@ _PAIRRM_HEAD = {
     "head_layer.4.bias": "value_head.2.bias",
 }
 _PAIRRM_BACKBONE = "pretrained_model."
+
+
+def _is_letters(place: Checkpoint) -> bool:
+    asked = KINDS.get(place.kind)  # type: ignore[call-overload]  # auto is no kind
+    return asked is not None and asked.reads_pairs and place.architecture.endswith("ForCausalLM")
 
 
 def _read_letters(place: Checkpoint) -> Loaded:
@@ -140,7 +146,7 @@ LETTER_MODELS = Family(
     found_by='`kind="pairwise"`, said by the caller, and a causal LM',
     becomes="`pairwise`, both orders read and their probabilities averaged: the log-odds of the letters where the "
     "answer would begin, of 3,072 tokens",
-    finds=lambda place: place.kind == "pairwise" and place.architecture.endswith("ForCausalLM"),
+    finds=_is_letters,
     reads=_read_letters,
 )
 PAIRRM = Family(
