@@ -329,7 +329,9 @@ class ChatTemplate:
             raise _kept_no_text()
         return ids
 
-    def _escaped_chat(self, messages: Sequence[Message], tools: Sequence[Message] | None, closed: bool) -> list[int]:
+    def _escaped_chat(
+        self, messages: Sequence[Message], tools: Sequence[Message] | None, closed: bool = True
+    ) -> list[int]:
         mark = getattr(self._tokenizer, "_mark_chat_inputs", None)
         if (
             mark is None
