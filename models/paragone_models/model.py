@@ -71,11 +71,13 @@ class LocalForward:
         prompt_cache_bytes: memory for keys and values of prompts; 0 keeps none. 256 MB on a CPU and a tenth of the
             free memory on a GPU unless given.
         attention: what has to attend, as another one's attribute says it; else what is fastest here.
+        proven: the way in which this very backbone was packed before: it is not tried again.
 
     Attributes:
         batching: ``packed``, or ``padded: `` and why, or ``elsewhere``.
         attention: what attends, for ``numerics``.
         packer: the packed engine, or None.
+        way: the name of how it packs, or None.
     """
 
     def __init__(
@@ -86,16 +88,19 @@ class LocalForward:
         deterministic: bool = False,
         prompt_cache_bytes: int | None = None,
         attention: str | None = None,
+        proven: str | None = None,
     ) -> None:
         self.deterministic = self._apart = deterministic
         self.max_batch_tokens = max_batch_tokens
         self._prompt_cache_bytes = prompt_cache_bytes
         self.packer: Packer | None = None
+        self.way: str | None = None
         self._network = network
         if isinstance(network.backbone, AbsentBackbone):
             self.batching = self.attention = "elsewhere"
             return
-        way = choose(network.backbone, None if attention is None else attention.removeprefix(_PACKED))
+        only = None if attention is None else attention.removeprefix(_PACKED)
+        way = choose(network.backbone, only, proven=proven)
         if isinstance(way, str):
             self.attention = str(getattr(network.config, "_attn_implementation", None))
             mixed = mixing(network.backbone, causal=network.causal)
@@ -103,6 +108,7 @@ class LocalForward:
             self.batching = f"padded: {way}" if mixed is None else f"padded: one sequence at a time, because {mixed}"
         else:
             name, run = way
+            self.way = name
             self.batching, self.attention = "packed", f"{_PACKED}{name}"
             self.packer = self._packer(run, prompt_cache_bytes)
 

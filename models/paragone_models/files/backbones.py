@@ -6,7 +6,7 @@ is found under the name has to have it.
 """
 
 from collections.abc import MutableMapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,10 +22,23 @@ from paragone_models.files.hashes import backbone_identity
 from paragone_models.files.sources import Resolved, resolve
 from paragone_models.spec import BackboneReference, ModelSpec
 
-__all__ = ["Residents", "home_of", "reference_to", "save_head"]
+__all__ = ["Resident", "Residents", "home_of", "reference_to", "save_head"]
 
-Residents: TypeAlias = MutableMapping[tuple[str, ...], nn.Module]
-"""Backbones that are in memory, by identity, dtype and device: heads of one backbone share it."""
+
+@dataclass
+class Resident:
+    """A backbone that is in memory, and was found to be finite.
+
+    Attributes:
+        way: how its passes are packed, once that was tried.
+    """
+
+    backbone: nn.Module
+    way: str | None = None
+
+
+Residents: TypeAlias = MutableMapping[tuple[str, ...], Resident]
+"""Backbones by identity, dtype and device: heads of one backbone share it."""
 
 
 def home_of(where: Resolved, backbone: str | None = None) -> tuple[Resolved, str | None]:

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from paragone_models.errors import ModelLoadError, NonFiniteError, TextError, reason_of
 from paragone_models.files import checkpoints, quantised
 from paragone_models.files.adapters import base_of, find_adapter
-from paragone_models.files.backbones import Residents, home_of, reference_to
+from paragone_models.files.backbones import Resident, Residents, home_of, reference_to
 from paragone_models.files.families.backbone import Options, read_backbone, untrusted
 from paragone_models.files.families.family import Checkpoint, Loaded
 from paragone_models.files.families.own import SPEC_FILE, read_own
@@ -167,10 +167,15 @@ def load_model(
                 f"{where.source} has an adapter, which a server that runs its backbone would not apply"
             )
         options = replace(options, adapter=adapter)
+    place = Checkpoint(base.folder if identity is None else where.folder, options, kind, head)
+    key = (identity or "", *map(str, (options.dtype, options.device, trust_remote_code, elsewhere)))
+    resident = residents.get(key) if residents and identity else None
     if identity is None:
-        loaded = read_checkpoint(Checkpoint(base.folder, options, kind, head))
+        loaded = read_checkpoint(place)
     else:
-        loaded = _with_resident(Checkpoint(where.folder, options, kind, head), base.folder, residents, identity)
+        known = resident.backbone if resident else None
+        loaded = read_own(replace(place, options=replace(options, backbone=known)), base.folder)
+        logger.info("%s: its backbone was %s", where.source, "in memory already" if resident else "loaded")
     spec = _overridden(
         loaded.spec,
         temperature=temperature,
@@ -188,12 +193,18 @@ def load_model(
     network.head.spec = spec  # the head was read before the options were known
     # Once here, and not in every answer: what is finite in weights and tokens can still overflow, and is checked again
     # there.
-    _refuse_non_finite(where.source, network)
+    _refuse_non_finite(where.source, network.head if resident else network)
     budget = _budget(max_batch_tokens, options)
     # Chosen after the weights are on their device: the trial of each way runs there.
     local = LocalForward(
-        network, max_batch_tokens=budget.tokens, deterministic=deterministic, prompt_cache_bytes=prompt_cache_bytes
+        network,
+        max_batch_tokens=budget.tokens,
+        deterministic=deterministic,
+        prompt_cache_bytes=prompt_cache_bytes,
+        proven=resident.way if resident else None,
     )
+    if identity is not None and residents is not None:
+        residents[key] = Resident(network.backbone, local.way)
     if max_batch_tokens == "auto" and not elsewhere:
         budget = local.warm_up(max_length=spec.max_length)
     logger.info("%s: batches are %s, of %d tokens: %s", where.source, local.batching, budget.tokens, budget.reason)
@@ -310,18 +321,6 @@ def _overridden(spec: ModelSpec, **overrides: Any) -> ModelSpec:
     return replace(spec, **changes)
 
 
-def _with_resident(place: Checkpoint, base: Path, residents: Residents | None, identity: str) -> Loaded:
-    """Read a head that was saved alone, with the backbone that is in memory already, or loaded for it."""
-    options = place.options
-    key = (identity, str(options.dtype), str(options.device), str(options.trust_remote_code), str(options.elsewhere))
-    resident = None if residents is None else residents.get(key)
-    loaded = read_own(replace(place, options=replace(options, backbone=resident)), base)
-    if residents is not None:
-        residents[key] = loaded.network.backbone
-    logger.info("%s: its backbone was %s", place.folder, "loaded" if resident is None else "in memory already")
-    return loaded
-
-
 def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -382,8 +381,8 @@ def _check_length(spec: ModelSpec, network: PreferenceNetwork) -> None:
         raise ModelLoadError(f"max_length is {spec.max_length}; the backbone has positions for {positions} tokens")
 
 
-def _refuse_non_finite(source: str, network: PreferenceNetwork) -> None:
-    for name, tensor in network.state_dict().items():
+def _refuse_non_finite(source: str, module: nn.Module) -> None:
+    for name, tensor in module.state_dict().items():
         # A quantised tensor of a class of its own has no such test; the first forward pass shows what is wrong with it.
         if type(tensor.data) is not torch.Tensor:
             continue

@@ -209,10 +209,9 @@ def served_model(source: str, options: Sequence[str] = ()) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "paragone.cli", "serve", "--port", str(port), "--model", f"bench={source}"]
     # A file and not a pipe: nobody reads while requests are timed, and a full pipe would stop the server.
     with TemporaryFile() as log:
-        process = subprocess.Popen([*command, *options], stdout=log, stderr=log)  # noqa: S603 - our own command
+        process = subprocess.Popen(_command(source, port, options), stdout=log, stderr=log)  # noqa: S603 - our own command
         try:
             _wait(process, f"http://127.0.0.1:{port}/readyz", log)
             yield f"http://127.0.0.1:{port}"
@@ -224,6 +223,12 @@ def served_model(source: str, options: Sequence[str] = ()) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _command(source: str, port: int, options: Sequence[str]) -> list[str]:
+    serve = [sys.executable, "-m", "paragone.cli", "serve", "--port", str(port), "--model", f"bench={source}"]
+    # All clients at once are what is measured: a large model on a small machine would refuse most of them.
+    return [*serve, "--max-wait-s", f"{_TIMEOUT_S:g}", *options]
 
 
 def _wait(process: "subprocess.Popen[bytes]", address: str, log: IO[bytes]) -> None:

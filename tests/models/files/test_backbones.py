@@ -58,6 +58,28 @@ def test_heads_of_one_backbone_share_it_in_memory(whole, tmp_path):
     assert bool(torch.isfinite(models[1].score("Close it?", ANSWERS).representations).all())
 
 
+def test_what_was_proven_of_a_resident_backbone_is_not_tried_for_every_head(whole, tmp_path, monkeypatch):
+    residents = {}
+    places = [head_of(whole, spec, tmp_path / spec.kind) for spec in (REWARD, VECTOR)]
+    first = load_model(places[0], device="cpu", residents=residents)
+    expected = scores(places[1]).representations
+
+    def tried(*_):
+        raise AssertionError("the backbone was tried again")
+
+    monkeypatch.setattr("paragone_models.packing.backend._trial", tried)
+    second = load_model(places[1], device="cpu", residents=residents)
+    assert second.local.batching == first.local.batching == "packed"
+    assert second.local.attention == first.local.attention
+    torch.testing.assert_close(second.score("Close the street?", ANSWERS).representations, expected, rtol=0, atol=0)
+    # The head is its own, and is looked at.
+    broken = tiny.make_network(REWARD).head
+    broken.value_head.weight.data[0, 0] = float("nan")
+    save_head(tmp_path / "broken", broken.state_dict(), REWARD, reference_to(str(whole)))
+    with pytest.raises(ModelLoadError, match=r"broken has NaN or infinity in value_head\.weight"):
+        load_model(tmp_path / "broken", device="cpu", residents=residents)
+
+
 def test_a_backbone_of_another_reward_model_is_used_without_its_head(tmp_path):
     published = tiny.save_published(tmp_path / "published", text=True)
     alone = head_of(published, REWARD, tmp_path / "alone")

@@ -12,7 +12,7 @@ from paragone_service.bench import BenchError
 from paragone_service.bench.bench_command import _show, bench
 from paragone_service.bench.bench_report import as_json, page
 from paragone_service.bench.compute import Compute
-from paragone_service.bench.load import DIALECTS, Level, ScoredText, ask_all, check_address, served_model
+from paragone_service.bench.load import DIALECTS, Level, ScoredText, _command, ask_all, check_address, served_model
 from paragone_service.bench.measurement import Measurement, _Side
 
 APP = typer.Typer()
@@ -40,6 +40,13 @@ def test_a_server_that_refuses_the_texts_and_none_at_all_are_reported(address):
     with pytest.raises(BenchError, match=r"cannot ask http://127\.0\.0\.1:9/"):
         ask_all("http://127.0.0.1:9", "tei", TEXTS, clients=1, batch=1)
     check_address(address, wait_s=0)  # whatever it answers
+
+
+def test_the_server_that_is_measured_refuses_nobody_for_the_wait():
+    command = _command("builtin:mini-bradley-terry", 8000, ["--device", "cpu"])
+    # As long as a client waits for its answer.
+    assert command[command.index("--max-wait-s") + 1] == "600"
+    assert command[-2:] == ["--device", "cpu"]
 
 
 def test_a_model_that_cannot_be_served_is_reported_with_the_servers_last_words():
