@@ -17,6 +17,7 @@ from paragone_models.files.backbones import Residents
 from paragone_models.model import PreferenceModel
 from paragone_service.config import ConfigError, ModelSettings, Settings
 from paragone_service.engine import REMOTE_ENGINES
+from paragone_service.engine.balancing import BalancedEngine
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread, LocalEngine
 from paragone_service.engine.names import ALL, torch_name
@@ -117,7 +118,7 @@ class Devices:
         self._moved: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
 
     def replicas(self, name: str, model: PreferenceModel, engine: Engine | None = None) -> list[Replica]:
-        """Return what runs a loaded model: a replica on each of its devices, or the one server that does it.
+        """Return what runs a loaded model: a replica on each of its devices, or the servers that do it.
 
         Args:
             engine: what runs it whatever the settings say.
@@ -128,8 +129,13 @@ class Devices:
         if name in self._settings.engines:
             # It waits for nobody's turn here. The engine has a time-out of its own; only if that does not hold is
             # something stuck here.
-            thread = self._thread(name, self._settings.engine_timeout_s + _REMOTE_MARGIN_S)
-            return [self._replica(model, thread, engine or self._remote_engine(name, model))]
+            limit_s = self._settings.engine_timeout_s + _REMOTE_MARGIN_S
+            engine = engine or self._remote_engine(name, model)
+            places = engine.places if isinstance(engine, BalancedEngine) else 1
+            # Each batch is for all of its servers. A second one is on its way meanwhile, because a server that is
+            # done with its part of the first has nothing else to do.
+            lanes = [name] if places == 1 else [f"{name}, lane {lane}" for lane in (1, 2)]
+            return [self._replica(model, self._thread(lane, limit_s), engine, budgets=places) for lane in lanes]
         where = str(next(model.network.parameters()).device)
         if engine is not None:
             return [self._replica(model, self._thread(where, self._settings.forward_limit_s), engine)]
@@ -162,8 +168,8 @@ class Devices:
         for thread in self._threads.values():
             thread.close()
 
-    def _replica(self, model: PreferenceModel, thread: DeviceThread, engine: Engine) -> Replica:
-        return Replica(model=model, engine=engine, device=thread, max_batch_tokens=model.budget.tokens)
+    def _replica(self, model: PreferenceModel, thread: DeviceThread, engine: Engine, *, budgets: int = 1) -> Replica:
+        return Replica(model=model, engine=engine, device=thread, max_batch_tokens=budgets * model.budget.tokens)
 
     def _thread(self, device: str, limit_s: float, threads: int | None = None) -> DeviceThread:
         # One thread a device, and its turn, for all models on it: two at once would fight for memory and cores.

@@ -103,6 +103,9 @@ class BalancedEngine:
         name: of the engine, as ``ModelInfo.engine`` says it.
         places: at least one.
         shares_prompts: whether a place computes the prompt of siblings in one call once.
+
+    Attributes:
+        places: how many there are.
     """
 
     def __init__(

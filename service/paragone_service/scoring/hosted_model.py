@@ -104,7 +104,7 @@ class HostedModel:
         self.model = model
         self.under_way = 0
         self.engine = resources.replicas[0].engine
-        self._engines = [replica.engine for replica in resources.replicas]
+        self._engines = list(dict.fromkeys(replica.engine for replica in resources.replicas))
         self.header = {
             "model": name,
             "identity": model.identity,

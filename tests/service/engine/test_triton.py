@@ -207,6 +207,24 @@ def open_triton_unchecked(model, *addresses, timeout_s=60):
     return BalancedEngine("triton", places, shares_prompts=True)
 
 
+async def test_a_slow_server_costs_requests_their_deadline_and_does_not_pile_up_calls(triton, folder):
+    slow = load_model(folder, name="slow", elsewhere=True)
+    engine = open_triton_unchecked(slow, triton.url)
+    async with serving({"slow": slow}, engines={"slow": engine}) as client:
+        requests = [
+            client.post("/v1/rewards", json={"items": [{"prompt": "p", "response": str(n)}], "deadline_s": 0.4})
+            for n in range(12)
+        ]
+        answers = await asyncio.gather(*requests)
+        codes = {(answer.status_code, answer.json()["error"]["code"]) for answer in answers}
+        assert codes <= {(504, "deadline_exceeded"), (503, "overloaded")}
+        assert (504, "deadline_exceeded") in codes
+    with tritonclient.grpc.InferenceServerClient(triton.url.removeprefix("grpc://")) as client:
+        (statistics,) = client.get_inference_statistics("slow", as_json=True)["model_stats"]
+    # One of this test, and one of the test that timed out.
+    assert int(statistics["inference_stats"]["fail"]["count"]) <= 2
+
+
 async def test_a_call_that_is_cancelled_ends_with_its_pass(triton, place):
     items = [EncodeItem([5] * 200, ((0, 1), (199, 200)), 1)] * 300  # 300 passes
     call = asyncio.create_task(place.encode(items))

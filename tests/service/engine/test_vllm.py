@@ -27,6 +27,7 @@ from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import EncodeItem
 from paragone_service.config import ConfigError, load_settings, parse_engine
 from paragone_service.engine.vllm import VllmError, open_vllm
+from paragone_service.hosting import Devices
 from tests.service.conftest import make_model, make_tokenizer, serving, until
 from tests.service.pooling import PoolingServer
 
@@ -196,6 +197,20 @@ async def test_several_servers_share_a_batch_and_one_that_is_away_is_done_withou
     servers["one"].well = True
     await until(lambda: not engine._seats[0].away)
     await engine.close()
+
+
+async def test_batches_for_several_servers_are_as_large_as_all_of_theirs_and_two_are_on_their_way(folders):
+    def lanes(addresses):
+        engines = {"gpm": f"vllm:{addresses}"}
+        settings = load_settings({"models": {"gpm": {"source": str(folders["gpm"])}}, "engines": engines})
+        devices = Devices(settings)
+        replicas = devices.replicas("gpm", load_model(folders["gpm"], name="gpm", elsewhere=True))
+        devices.close()
+        assert len({replica.engine for replica in replicas}) == 1
+        return [(replica.device.device, replica.max_batch_tokens) for replica in replicas]
+
+    assert lanes("http://one") == [("gpm", 16_384)]
+    assert lanes("http://one,http://two") == [("gpm, lane 1", 32_768), ("gpm, lane 2", 32_768)]
 
 
 async def test_a_proxy_gets_its_key(server, folders):
