@@ -209,7 +209,15 @@ def open_triton_unchecked(model, *addresses, timeout_s=60):
 
 async def test_a_slow_server_costs_requests_their_deadline_and_does_not_pile_up_calls(triton, folder):
     slow = load_model(folder, name="slow", elsewhere=True)
-    engine = open_triton_unchecked(slow, triton.url)
+    engine, calls = open_triton_unchecked(slow, triton.url), []
+    place = engine._seats[0].place
+    encode = place.encode
+
+    def counted(items):
+        calls.append(items)
+        return encode(items)
+
+    place.encode = counted
     async with serving({"slow": slow}, engines={"slow": engine}) as client:
         requests = [
             client.post("/v1/rewards", json={"items": [{"prompt": "p", "response": str(n)}], "deadline_s": 0.4})
@@ -219,10 +227,7 @@ async def test_a_slow_server_costs_requests_their_deadline_and_does_not_pile_up_
         codes = {(answer.status_code, answer.json()["error"]["code"]) for answer in answers}
         assert codes <= {(504, "deadline_exceeded"), (503, "overloaded")}
         assert (504, "deadline_exceeded") in codes
-    with tritonclient.grpc.InferenceServerClient(triton.url.removeprefix("grpc://")) as client:
-        (statistics,) = client.get_inference_statistics("slow", as_json=True)["model_stats"]
-    # One of this test, and one of the test that timed out.
-    assert int(statistics["inference_stats"]["fail"]["count"]) <= 2
+    assert len(calls) <= 2
 
 
 async def test_a_call_that_is_cancelled_ends_with_its_pass(triton, place):

@@ -207,7 +207,7 @@ async def test_batches_for_several_servers_are_as_large_as_all_of_theirs_and_two
         replicas = devices.replicas("gpm", load_model(folders["gpm"], name="gpm", elsewhere=True))
         devices.close()
         assert len({replica.engine for replica in replicas}) == 1
-        return [(replica.device.device, replica.max_batch_tokens) for replica in replicas]
+        return [(replica.device.name, replica.max_batch_tokens) for replica in replicas]
 
     assert lanes("http://one") == [("gpm", 16_384)]
     assert lanes("http://one,http://two") == [("gpm, lane 1", 32_768), ("gpm, lane 2", 32_768)]
@@ -276,7 +276,7 @@ async def test_a_server_that_is_away_is_503_until_it_is_back_and_what_is_cached_
             assert time.perf_counter() - started < 1  # asked once, without the waits in between
             assert (await client.get("/readyz")).status_code == 503
             assert await tournament(client) == expected
-            assert "its engine is away, 1 responses have none" in caplog.text
+            assert "is away, 1 responses wait" in caplog.text
             assert "Traceback" not in caplog.text
             async with listening(PoolingServer(backbone).app, port):
                 assert (await client.post("/v1/rewards", json=REWARD)).status_code == 200
