@@ -68,6 +68,7 @@ def test_a_missing_section_is_named():
         ),
         ({"model": {"kind": "hybrid", "dimension": 4}}, "model.dimension is 4; .*: use an odd number, 5 say"),
         ({"model": {"dimension": 4}}, "model.dimension is 4; a reward has dimension 1: leave it out"),
+        ({"model": {"kind": "process"}}, "model.kind is .process.: no loss trains it here, it is only hosted"),
         ({"model": {"gate": True}}, "model.gate scales general preference blocks"),
         ({"model": {"kind": "general-preference", "dimension": 3}}, "use an even number, 4 say"),
         ({"model": {"temperature": 0.0}}, "model.temperature is 0.0; it must be positive"),
