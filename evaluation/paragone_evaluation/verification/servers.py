@@ -2,7 +2,7 @@
 
 | dialect | request |
 |---|---|
-| ``paragone`` | ``/v1/rewards``, conversations |
+| ``paragone`` | ``/v1/rewards``, conversations; ``/v1/preferences`` where the model only compares |
 | ``openrlhf`` | ``/get_reward``, rendered texts |
 | ``slime`` | ``/rm``, a prompt and a response |
 | ``vllm-classify``, ``vllm-pooling`` | ``/classify`` with ``use_activation: false``, ``/pooling``; rendered texts |
@@ -22,12 +22,14 @@ from typing import Any
 
 import httpx2
 
+from paragone_evaluation.dataset import ResponseText
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.verification.golden import Text
 
-__all__ = ["DIALECTS", "Asked", "Dialect", "RefusalError", "Server"]
+__all__ = ["DIALECTS", "PREFERENCES", "Asked", "Dialect", "RefusalError", "Server", "hosted_source"]
 
 _TIMEOUT_S = 300.0
+_LOOK_S = 10.0
 _REFUSALS = (400, 413, 422)
 """Statuses that say what is wrong with a text, and not with the server or the address."""
 
@@ -38,10 +40,15 @@ class RefusalError(EvaluationError):
 
 @dataclass(frozen=True)
 class Asked:
-    """A text as a server may be asked about it: the conversation, and rendered by the model's template."""
+    """A text as a server may be asked about it: the conversation, and rendered by the model's template.
+
+    Attributes:
+        other: the response that its own is compared with, where the model only compares.
+    """
 
     text: Text
     rendered: str
+    other: ResponseText = ""
 
 
 @dataclass(frozen=True)
@@ -100,16 +107,26 @@ def _texts(asked: Sequence[Asked], model: str) -> dict[str, Any]:  # noqa: ARG00
     return {"text": [one.rendered for one in asked]}
 
 
+def _prompt(text: Text) -> dict[str, Any]:
+    return {"prompt": text.prompt, **({"tools": list(text.tools)} if text.tools else {})}
+
+
+PREFERENCES = Dialect(
+    "/v1/preferences",
+    lambda asked, model: {
+        "model": model,
+        "pairs": [{**_prompt(one.text), "first": one.text.response, "second": one.other} for one in asked],
+    },
+    lambda answer: [row["logit"] for row in answer["preferences"]],
+    renders=True,
+)
+"""How a server of ours is asked about models that only compare: log-odds."""
+
 DIALECTS: Mapping[str, Dialect] = {
     "paragone": Dialect(
         "/v1/rewards",
         lambda asked, model: {
-            "model": model,
-            "items": [
-                {"prompt": one.text.prompt, "response": one.text.response}
-                | ({"tools": list(one.text.tools)} if one.text.tools else {})
-                for one in asked
-            ],
+            "model": model, "items": [{**_prompt(one.text), "response": one.text.response} for one in asked]
         },
         lambda answer: [row["reward"] for row in answer["rewards"]],
         renders=True,
@@ -141,7 +158,8 @@ DIALECTS: Mapping[str, Dialect] = {
     ),
     "tei": Dialect(
         "/predict",
-        lambda asked, _: {"inputs": [[one.rendered] for one in asked], "raw_scores": True, "truncate": True},
+        # Not "truncate": a text over the server's limit is to be refused, and named.
+        lambda asked, _: {"inputs": [[one.rendered] for one in asked], "raw_scores": True},
         lambda answer: [_score(row) for row in answer],
     ),
     "infinity": Dialect(
@@ -163,14 +181,12 @@ class Server:
         model: its name for the model.
     """
 
-    def __init__(self, url: str, dialect: str, *, model: str, api_key: str | None = None) -> None:
-        if dialect not in DIALECTS:
-            raise EvaluationError(f"--dialect is {dialect!r}; it must be one of {', '.join(DIALECTS)}")
-        self.dialect = DIALECTS[dialect]
+    def __init__(self, url: str, dialect: Dialect, *, model: str, api_key: str | None = None) -> None:
+        self.dialect = dialect
         path = urllib.parse.urlsplit(url).path.rstrip("/")
-        self.url = url if path else url.rstrip("/") + self.dialect.path
+        self.url = url if path else url.rstrip("/") + dialect.path
         self._model = model
-        self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self._headers = _headers(api_key)
 
     def ask(self, asked: Sequence[Asked], *, together: bool) -> list[float]:
         """Return a number for each text.
@@ -205,3 +221,19 @@ class Server:
         if len(numbers) != len(group):
             raise EvaluationError(f"{self.url} answers {len(numbers)} numbers about {len(group)} texts")
         return numbers
+
+
+def hosted_source(url: str, name: str, *, api_key: str | None = None) -> str | None:
+    """Return where a server of ours has a model from that it hosts under this name; None from any other server."""
+    parts = urllib.parse.urlsplit(url)
+    try:
+        with httpx2.Client(timeout=_LOOK_S) as http:
+            answer = http.get(f"{parts.scheme}://{parts.netloc}/v1/models", headers=_headers(api_key))
+        models = json.loads(answer.content)["models"]
+        return next((str(model["source"]) for model in models if model["id"] == name), None)
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+        return None  # whatever it is, it says nothing of the model
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {} if api_key is None else {"authorization": f"Bearer {api_key}"}

@@ -7,15 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paragone import Client, ParagoneError
+from paragone_evaluation.dataset import ResponseText
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.local_model import LocalScorer, load_scorer
 from paragone_evaluation.readers.files import FilePass
 from paragone_evaluation.readers.options import ReadOptions
-from paragone_evaluation.scorers import RatingAnswer, ResponseQuestion
+from paragone_evaluation.scorers import PairAnswer, PairQuestion, RatingAnswer, ResponseQuestion
 from paragone_evaluation.verification.causes import Verdict, batch_dependence, judged
 from paragone_evaluation.verification.golden import GOLDEN, Text
 from paragone_evaluation.verification.reference import PlainModel, Reading, Readings
-from paragone_evaluation.verification.servers import Asked, RefusalError, Server
+from paragone_evaluation.verification.servers import (
+    DIALECTS,
+    PREFERENCES,
+    Asked,
+    RefusalError,
+    Server,
+    hosted_source,
+)
 
 __all__ = ["Column", "Verification", "VerifySettings", "texts_of", "verified"]
 
@@ -107,20 +115,21 @@ def verified(
     """Compare a server with its model, about the built-in texts and those given.
 
     Raises:
-        EvaluationError: if the server is away, does not answer in this dialect or hosts no such model, or the model has
-            no single reward.
+        EvaluationError: if the server is away, does not answer in this dialect or hosts no such model, or the model
+            neither rewards nor compares, or only compares and the dialect is another's.
         ModelError: if the model cannot be loaded.
     """
     ours = settings.dialect == "paragone"
-    source = settings.source or (_hosted(settings) if ours else settings.model)
+    source = settings.source or (_hosted(settings) if ours else _source(settings))
     progress(f"reading with plain transformers: {source}")
     reference = _reference(source, settings)
     readings, left_out = reference.read([*GOLDEN, *texts])
     if not readings:
         raise EvaluationError(f"none of the texts can be compared: {left_out[0]}")
-    asked = [Asked(one.text, reference.sent(one.text, settings.send)) for one in readings]
+    asked = [Asked(one.text, reference.sent(one.text, settings.send), reference.other(one.text)) for one in readings]
     name = settings.remote_model or settings.model
-    server = Server(settings.url, settings.dialect, model=name, api_key=settings.api_key)
+    dialect = PREFERENCES if reference.compares else DIALECTS[settings.dialect]
+    server = Server(settings.url, dialect, model=name, api_key=settings.api_key)
     progress(f"asking {server.url}")
     numbers, refused = _answers(server, asked)
     readings = [one for at, one in enumerate(readings) if at not in refused]
@@ -174,8 +183,15 @@ def _hosted(settings: VerifySettings) -> str:
         raise EvaluationError(str(error)) from error  # not compared, which is not the same as different
 
 
+def _source(settings: VerifySettings) -> str:
+    """Return where a model is that another dialect's server has: its name is a folder or a Hub id, or one of ours."""
+    if settings.model.startswith("builtin:") or Path(settings.model).expanduser().exists():
+        return settings.model
+    return hosted_source(settings.url, settings.model, api_key=settings.api_key) or settings.model
+
+
 class _Transformers:
-    plain, name = True, "plain transformers, float32"
+    plain, compares, name = True, False, "plain transformers, float32"
 
     def __init__(self, source: str, settings: VerifySettings) -> None:
         self._model = PlainModel(source, device=settings.device, trust_remote_code=settings.trust_remote_code)
@@ -195,24 +211,55 @@ class _Transformers:
             return "\n".join(str(message.get("content") or "") for message in text.messages)
         return self._model.without_bos(rendered) if send == "without-bos" else rendered
 
+    def other(self, text: Text) -> ResponseText:  # noqa: ARG002 (as of _Here)
+        return ""
+
 
 class _Here:
-    """Models that plain transformers cannot load: ours alone says what is right, one text at a time in float32."""
+    """Models that plain transformers cannot load: ours alone says what is right, one text at a time in float32.
 
-    plain, name = False, "this package, float32, one text at a time (plain transformers cannot load this layout)"
+    A model that only compares is asked for the log-odds of each response against that of the text before it.
+    """
+
+    plain = False
 
     def __init__(self, source: str, settings: VerifySettings) -> None:
         self._scorer = _scorer(source, settings)
+        self._half = _scorer(source, settings, dtype="bfloat16")
+        self._others: dict[int, ResponseText] = {}  # by the identity of a text: names may be alike
+        card = self._scorer.card
+        self.compares = not card.scalar
+        if self.compares and settings.dialect != "paragone":
+            raise EvaluationError(
+                f"{source} is of kind {card.kind} and only compares: verify it with --dialect paragone"
+            )
+        asked = "log-odds against the response before" if self.compares else "one text at a time"
+        self.name = f"this package, float32, {asked} (plain transformers cannot load this layout)"
 
     def read(self, texts: Sequence[Text]) -> tuple[list[Readings], list[str]]:
         read, left_out = list[Readings](), list[str]()
+        self._others = {one.name: before.response for before, one in zip([texts[-1], *texts[:-1]], texts, strict=True)}
         for text in texts:
-            (answer,) = self._scorer.rate([_question(text)])
-            if isinstance(answer, RatingAnswer) and answer.reward is not None:
-                read.append(Readings(text, (Reading("", answer.reward),), answer.reward, 0))
+            right, half = self._number(self._scorer, text), self._number(self._half, text)
+            if isinstance(right, float) and isinstance(half, float):
+                read.append(Readings(text, (Reading("", right),), half, 0))
             else:
-                left_out.append(f"{text.name}: {getattr(answer, 'message', 'it has no reward')}")
+                left_out.append(f"{text.name}: {right}")
         return read, left_out
+
+    def _number(self, scorer: LocalScorer, text: Text) -> float | str:
+        """Return a text's reward or log-odds, or why it has none."""
+        if self.compares:
+            (pair,) = scorer.compare([PairQuestion(text.prompt, text.tools, text.response, self.other(text))])
+            return pair.logit if isinstance(pair, PairAnswer) else pair.message
+        (answer,) = scorer.rate([_question(text)])
+        if isinstance(answer, RatingAnswer):
+            return "it has no reward" if answer.reward is None else answer.reward
+        return answer.message
+
+    def other(self, text: Text) -> ResponseText:
+        """Return what a text's response is compared with."""
+        return self._others[id(text)]
 
     def sent(self, text: Text, send: str) -> str:  # noqa: ARG002 (as of _Transformers)
         template = getattr(self._scorer.reader.tokenizer, "apply_chat_template", None)
@@ -224,10 +271,13 @@ def _reference(source: str, settings: VerifySettings) -> _Transformers | _Here:
     return _Here(source, settings) if own else _Transformers(source, settings)
 
 
-def _scorer(source: str, settings: VerifySettings) -> LocalScorer:
-    scorer = load_scorer(source, device=settings.device, dtype="float32", trust_remote_code=settings.trust_remote_code)
-    if not scorer.card.scalar:
-        raise EvaluationError(f"{source} is of kind {scorer.card.kind} and has no rewards: verify compares rewards")
+def _scorer(source: str, settings: VerifySettings, *, dtype: str = "float32") -> LocalScorer:
+    scorer = load_scorer(source, device=settings.device, dtype=dtype, trust_remote_code=settings.trust_remote_code)
+    if not scorer.card.compares:
+        raise EvaluationError(
+            f"{source} is of kind {scorer.card.kind}, without weights: it rates attributes, and verify compares "
+            "rewards or preferences"
+        )
     return scorer
 
 

@@ -55,6 +55,7 @@ class Dialect:
         name: what ``--dialects`` calls it.
         client: whose it is, for messages.
         error: status and body of an error, as its clients read it.
+        below: the path below which errors are its own where no route is: its clients build their paths of names.
         patience_s: for how long its clients wait for an answer. Those of trainers send all they have at once and give
             up after a few tries: to let them wait serves them better than to send them away.
     """
@@ -64,6 +65,7 @@ class Dialect:
     endpoints: tuple[Endpoint, ...]
     error: ErrorShape
     patience_s: float = 60.0
+    below: str | None = None
 
 
 def own_error(error: ServiceError) -> tuple[int, Any]:
@@ -114,7 +116,8 @@ def error_shapes(dialects: Sequence[Dialect], on: Sequence[str]) -> ErrorShapes:
     # Of several on one path the first that is on, and of these the one that takes every body.
     for dialect, endpoint in sorted(known, key=lambda both: (both[0].name not in on, both[1].claims is not None)):
         shapes.setdefault(endpoint.path, dialect.error)
-    return ErrorShapes(shapes)
+    below = {dialect.below: dialect.error for dialect in dialects if dialect.below is not None}
+    return ErrorShapes(shapes, below)
 
 
 def scoring_paths(dialects: Sequence[Dialect], on: Sequence[str]) -> dict[str, Foreign]:

@@ -280,4 +280,5 @@ KSERVE = Dialect(
         _asked("/v2/models/{model:path}", _metadata),
     ),
     _error,
+    below="/v2/",
 )

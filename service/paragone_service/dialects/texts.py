@@ -16,6 +16,8 @@ from starlette.requests import Request
 from paragone.codes import ErrorCode
 from paragone.wire import Message, Truncation
 from paragone_models.comparator import probability
+from paragone_models.errors import TextError
+from paragone_models.text.reader import Reading
 from paragone_models.text.rendered import Rendered
 from paragone_service.cache.keys import prompt_digest
 from paragone_service.dialects import chats
@@ -28,7 +30,7 @@ from paragone_service.http.middleware import SCOPE_ASKED
 from paragone_service.references.sets import ReferenceSets, Stored
 from paragone_service.registry import Registry
 from paragone_service.scoring.hosted_model import HostedModel
-from paragone_service.scoring.request import Call, Problems, Represented, RequestItem
+from paragone_service.scoring.request import Call, Problems, Represented, RequestItem, as_conversations
 
 __all__ = [
     "Question",
@@ -172,6 +174,18 @@ class Question:
             values = np.full(len(attributes), np.nan)
         tokens = 0 if represented.tokens is None else int(represented.tokens.sum())
         return Scalars(values, tokens, attributes, represented.dropped > 0)
+
+    async def reading(self, model: HostedModel, item: RequestItem, where: str) -> Reading:
+        """Return what the model sees of an item with one response, which is not run.
+
+        Raises:
+            ServiceError: if it cannot be read.
+        """
+        call = self.call(Problems(where, report=False))
+        (reading,) = await model.read(as_conversations([(item, item.responses[0])]), call)
+        if isinstance(reading, TextError):
+            raise ServiceError(ErrorCode(reading.code), str(reading))
+        return reading
 
     def call(self, problems: Problems, truncation: Truncation | None = None) -> Call:
         """Return how the request wants to be answered; ``truncation`` None is that of the settings."""

@@ -15,7 +15,6 @@ import numpy as np
 
 from paragone.codes import ErrorCode
 from paragone.wire import Truncation
-from paragone_models.errors import TextError
 from paragone_service.dialects.dialect import Dialect, Endpoint, api_error
 from paragone_service.dialects.texts import (
     Question,
@@ -30,7 +29,7 @@ from paragone_service.dialects.texts import (
 )
 from paragone_service.http.errors import ServiceError
 from paragone_service.http.routes.operation import check_ready
-from paragone_service.scoring.request import Problems, RequestItem, as_conversations
+from paragone_service.scoring.request import RequestItem
 
 __all__ = ["VLLM", "answer_head", "classify", "embeddings", "health", "input_items", "ranked", "usage_of"]
 
@@ -83,6 +82,22 @@ def _activated(body: Mapping[str, Any], default: bool) -> bool:
     return checked_flag(body.get("use_activation", body.get("activation")), "use_activation", default=default)
 
 
+async def _asked(question: Question) -> list[RequestItem]:
+    """Return the items of ``input`` or ``messages``, where the last message may be anybody's.
+
+    As in vLLM, messages that no answer ends are rendered by the template and read like a rendered text.
+    """
+    messages = question.body.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if not isinstance(last, dict) or last.get("role") == "assistant":
+        return input_items(question.body)
+    answered = chat_item(0, [*messages, {"role": "assistant", "content": ""}], tools=question.body.get("tools"))
+    reading = await question.reading(question.model(question.body.get("model")), answered, "messages")
+    most, start = _cut(question.body)
+    ids = reading.token_ids[: reading.prompt_length]
+    return [rendered_item(0, ids, "messages", most_tokens=most, start=start)]
+
+
 async def _scored(question: Question, items: list[RequestItem], where: str) -> tuple[str, Scalars]:
     body = question.body
     model = question.model(body.get("model"))
@@ -94,7 +109,7 @@ async def _scored(question: Question, items: list[RequestItem], where: str) -> t
 async def classify(question: Question) -> dict[str, Any]:
     """Answer ``/classify``."""
     activated = _activated(question.body, default=True)
-    model, scalars = await _scored(question, input_items(question.body), "input")
+    model, scalars = await _scored(question, await _asked(question), "input")
     numbers = scalars.activated if activated else scalars.raw
     data = [
         {"index": index, "label": _LABEL, "probs": [number], "num_classes": 1} for index, number in enumerate(numbers)
@@ -117,7 +132,7 @@ async def _pooling(question: Question) -> dict[str, Any]:
         raise ServiceError(ErrorCode.INVALID_REQUEST, "this server has one number a text, and none for each token")
     form, activated = body.get("encoding_format"), _activated(body, default=False)
     _encoded(0.0, form)
-    model, scalars = await _scored(question, input_items(body), "input")
+    model, scalars = await _scored(question, await _asked(question), "input")
     numbers = scalars.activated if activated else scalars.raw
     data = [
         {"index": index, "object": "pooling", "data": _encoded(number, form)} for index, number in enumerate(numbers)
@@ -129,7 +144,7 @@ async def embeddings(question: Question) -> dict[str, Any]:
     """Answer ``/v1/embeddings``: vectors of one number, the reward."""
     form = question.body.get("encoding_format")
     _encoded(0.0, form)
-    model, scalars = await _scored(question, input_items(question.body), "input")
+    model, scalars = await _scored(question, await _asked(question), "input")
     data = [
         {"index": index, "object": "embedding", "embedding": _encoded(number, form)}
         for index, number in enumerate(scalars.raw)
@@ -220,10 +235,7 @@ async def _tokenize(question: Question) -> dict[str, Any]:
         item = chat_item(0, body["messages"], tools=body.get("tools"))
     else:
         item = rendered_item(0, checked_text(body.get("prompt"), "prompt"), "prompt", tokens_only=True)
-    call = question.call(Problems("prompt", report=False))
-    (reading,) = await model.read(as_conversations([(item, item.responses[0])]), call)
-    if isinstance(reading, TextError):
-        raise ServiceError(ErrorCode(reading.code), str(reading))
+    reading = await question.reading(model, item, "prompt")
     answer = {
         "count": len(reading.token_ids),
         "max_model_len": model.model.spec.max_length,

@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from paragone.codes import ErrorCode
 from paragone_service.config import Settings
-from paragone_service.http.errors import ServiceError, error_response
+from paragone_service.http.errors import ErrorShape, ErrorShapes, ServiceError, error_response
 from paragone_service.http.middleware import SCOPE_BEGUN
 from paragone_service.http.overload import QuickRefusals
 from paragone_service.metrics import Metrics
@@ -70,12 +70,14 @@ class Door:
         connections: the most at a time.
         idle: those between two requests, the longest idle first.
         refused: those over the limit that are about to be closed.
+        shapes: in whose shape a head is refused, by its path.
         quick_refusals: what may answer a complete request before anything else sees it.
     """
 
     settings: Settings
     metrics: Metrics
     connections: int
+    shapes: ErrorShapes = field(default_factory=lambda: ErrorShapes({}))
     quick_refusals: QuickRefusals | None = None
     idle: dict["Connection", None] = field(default_factory=dict)
     refused: set["Connection"] = field(default_factory=set)
@@ -194,8 +196,8 @@ class Connection(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         """Take a part of the address."""
-        self._count_head(len(url))
         super().on_url(url)
+        self._count_head(len(url))  # afterwards: the refusal is in the shape of the path
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; what follows a body in pieces looks the same, and is counted and dropped."""
@@ -319,12 +321,13 @@ class Connection(HttpToolsProtocol):
                 self.transport.close()
                 return
         if self._refusal is not None:
-            self.transport.write(_answer(self._refusal))
+            path = (self.url or b"").partition(b"?")[0].decode("latin-1")
+            self.transport.write(_answer(self._refusal, self._door.shapes.of(path)))
         self.transport.close()
 
 
-def _answer(error: ServiceError) -> bytes:
-    response = error_response(error)
+def _answer(error: ServiceError, shape: ErrorShape | None) -> bytes:
+    response = error_response(error, shape)
     headers = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
     return STATUS_LINE[response.status_code] + headers + b"connection: close\r\n\r\n" + bytes(response.body)
 

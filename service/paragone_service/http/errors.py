@@ -197,18 +197,23 @@ class ErrorShapes:
 
     Args:
         shapes: by path, as Starlette writes it; paths that are not here answer in ours.
+        below: by the beginnings of further paths.
     """
 
-    def __init__(self, shapes: Mapping[str, ErrorShape]) -> None:
+    def __init__(
+        self, shapes: Mapping[str, ErrorShape], below: Mapping[str, ErrorShape] = MappingProxyType({})
+    ) -> None:
+        self._below = below
         self._exact = {path: shape for path, shape in shapes.items() if "{" not in path}
         self._patterns = [(compile_path(path)[0], shape) for path, shape in shapes.items() if "{" in path]
 
     def of(self, path: str) -> ErrorShape | None:
         """Return the shape of a path, None for ours."""
         shape = self._exact.get(path)
-        if shape is None and self._patterns:
-            return next((shape for pattern, shape in self._patterns if pattern.match(path)), None)
-        return shape
+        if shape is not None:
+            return shape
+        matching = (shape for pattern, shape in self._patterns if pattern.match(path))
+        return next(matching, next((shape for begun, shape in self._below.items() if path.startswith(begun)), None))
 
 
 def _shape_of(scope: Scope) -> ErrorShape | None:

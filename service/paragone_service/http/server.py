@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from paragone_service.config import Settings
 from paragone_service.http.connections import Door, raise_file_limit
+from paragone_service.http.errors import ErrorShapes
 from paragone_service.http.middleware import Drain
 from paragone_service.metrics import Metrics
 
@@ -57,7 +58,9 @@ def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """Return uvicorn's configuration: uvloop and httptools, and our limits on connections."""
     metrics = getattr(app.state, "metrics", None) or Metrics()
     quick = getattr(app.state, "quick_refusals", None)
-    door = Door(settings, metrics, raise_file_limit(settings.max_connections), quick_refusals=quick)
+    shapes = getattr(app.state, "error_shapes", None) or ErrorShapes({})
+    connections = raise_file_limit(settings.max_connections)
+    door = Door(settings, metrics, connections, shapes=shapes, quick_refusals=quick)
     return uvicorn.Config(
         app,
         host=settings.host,

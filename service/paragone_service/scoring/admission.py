@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from paragone.codes import ErrorCode
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
+from paragone_service.scoring.fairness import Backlog
 from paragone_service.scoring.request import Deadline, Reservation
 
 __all__ = ["Admission", "Entry"]
@@ -117,7 +118,7 @@ class Admission:
         self._metrics = metrics
         self._max_wait_s = max_wait_s
         self._clock = clock
-        self._clients: dict[Hashable, int] = {}
+        self._clients = Backlog()
         self._known: OrderedDict[Hashable, _Known] = OrderedDict()
         self._strangers = _Known()  # whose share is the mean of all bodies
         # Fading sums whose ratio is the speed, of loaded times alone; and those of an unloaded time that is not over.
@@ -169,19 +170,17 @@ class Admission:
 
     def _reserve(self, client: Hashable, characters: int) -> None:
         self.reserved += characters
-        self._add(client, characters)
+        self._clients.add(client, characters)
 
     def backlog_s(self) -> float:
         """Return how long all that was admitted takes, as far as is known."""
-        return sum(self._clients.values()) / self.characters_per_s if self.characters_per_s else 0.0
+        return self._clients.total / self.characters_per_s if self.characters_per_s else 0.0
 
     def expected_wait_s(self, characters: int, client: Hashable) -> float:
         """Return how long a client waits before its next so many characters begin, as far as is known."""
         if not self.characters_per_s:
             return 0.0
-        own = self._clients.get(client, 0)
-        ahead = own + sum(min(waiting, own + characters) for other, waiting in self._clients.items() if other != client)
-        return ahead / self.characters_per_s
+        return self._clients.ahead(client, characters) / self.characters_per_s
 
     @contextlib.contextmanager
     def admitted(
@@ -217,7 +216,7 @@ class Admission:
             self._measured_at = self._clock()
         entry = Entry(self, client, cost, responses, rested=self._rested(client, cost))
         self.waiting += cost
-        self._add(client, cost)
+        self._clients.add(client, cost)
         try:
             yield entry
         finally:
@@ -268,16 +267,9 @@ class Admission:
 
     def _leave(self, cost: int, client: Hashable) -> None:
         self.waiting -= cost
-        self._add(client, -cost)
+        self._clients.add(client, -cost)
         if client not in self._clients:
             self._known_of(client).resting_since = self._clock()
-
-    def _add(self, client: Hashable, characters: int) -> None:
-        all_of_it = self._clients.get(client, 0) + characters
-        if all_of_it > 0:
-            self._clients[client] = all_of_it
-        else:
-            self._clients.pop(client, None)
 
     def _rested(self, client: Hashable, cost: int) -> bool:
         if client in self._clients or cost > _SMALL:

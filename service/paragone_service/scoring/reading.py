@@ -3,7 +3,8 @@
 Reading goes in turns. A turn reads a chunk of one request's texts, or the first of them where they take long; the
 client whose texts have had the thread for the least time is next. So a text that takes long holds up its own request,
 and every other one for a turn. A request that ends before its answer, by its deadline or because its client has left,
-ends its turn too.
+ends its turn too. Small chunks share a turn: of many requests with one text each, what a turn costs by itself, the way
+into the thread and to the template's process and back, would be more than the reading.
 
 Where the device is the slower one, texts wait here and not as tokens: reading ahead of it would take the processor from
 it, and be in vain for whoever does not wait for so long. What takes many turns is read ahead all the same, since the
@@ -13,12 +14,13 @@ device would run dry while it is read; and so is a small question, which goes ah
 import asyncio
 import contextlib
 import functools
+import itertools
 import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from paragone.codes import ErrorCode
 from paragone_models.errors import TextError
@@ -27,6 +29,7 @@ from paragone_models.text.reader import Readable, Reading
 from paragone_models.text.rendering import Turn
 from paragone_models.text.sizes import sizes
 from paragone_service.http.errors import ServiceError
+from paragone_service.scoring.fairness import Backlog, Order
 from paragone_service.scoring.request import Call
 from paragone_service.watchdog import Post
 
@@ -34,6 +37,8 @@ __all__ = ["ReadingThread"]
 
 _CHUNK, _CHUNK_CHARACTERS = 128, 1 << 17
 """Most conversations of a chunk, and about its most characters: some 0.2 s of a tokenizer, and fifty megabytes."""
+_SHARED, _SHARED_CHARACTERS = 32, 1 << 15
+"""The same of a turn that several requests share: the first of them waits for the last."""
 _TURN_S = 0.25
 """Processor time of a chat template in one turn; a conversation that was begun is read to its end, or its limit."""
 _MEMORY_S = 2.0
@@ -69,16 +74,14 @@ class ReadingThread:
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"read-{name}")
         self._line = _Line()
-        self._held = False
-        self._unread: dict[Hashable, int] = {}
+        self._running: _Running | None = None
+        self._closed = False
+        self._unread = Backlog()
         self._finished, self._seconds = _USUAL * _MEMORY_S, _MEMORY_S
 
     def expected_wait_s(self, characters: int, client: Hashable) -> float:
         """Return how long a client waits before its next so many characters are read, as far as is known."""
-        own = self._unread.get(client, 0)
-        # Time is shared, so nobody waits for more of another's work than is its own.
-        others = sum(min(unread, own + characters) for other, unread in self._unread.items() if other != client)
-        return (own + others) / max(_SLOWEST, self._finished / self._seconds)
+        return self._unread.ahead(client, characters) / max(_SLOWEST, self._finished / self._seconds)
 
     async def read(self, conversations: Sequence[Readable], call: Call) -> list[Reading | TextError]:
         """Return what the model sees of each conversation, or why it sees nothing.
@@ -109,85 +112,91 @@ class ReadingThread:
             )
         counts = [whole for _, whole in sizes(conversations)]
         left, client = sum(counts), call.client
-        self._unread[client] = self._unread.get(client, 0) + left
+        self._unread.add(client, left)
         try:
             chunks = list(_chunked(counts))
             waits = for_queue and not call.rested and len(chunks) == 1
             for first, stop in chunks:
                 while first < stop:  # others' turns come in between
-                    came = self._clock()
-                    await self._wait_for_turn(call, waits)
-                    started = self._clock()
-                    readings = await self._turn(conversations[first:stop], counts[first:stop], call)
-                    call.timings.queue_s += started - came
-                    call.timings.tokenize_s += self._clock() - started
+                    place = _Place(call, conversations[first:stop], counts[first:stop], waits)
+                    readings = await self._read(place)
                     read = sum(counts[first : first + len(readings)])
                     left -= read
-                    self._count(client, read)
+                    self._unread.add(client, -read)
                     first += len(readings)
                     yield readings
         finally:
-            self._count(client, left)
+            self._unread.add(client, -left)
 
-    def _count(self, client: Hashable, read: int) -> None:
-        left = self._unread.get(client, 0) - read
-        if left > 0:
-            self._unread[client] = left
-        else:
-            self._unread.pop(client, None)
-
-    async def _turn(self, chunk: Sequence[Readable], counts: Sequence[int], call: Call) -> list[Reading | TextError]:
-        """Read a chunk, or the first of it, and pass the turn on."""
-        assert self._reader is not None
-        turn, started, loop = Turn(_TURN_S), self._clock(), asyncio.get_running_loop()
-        read = functools.partial(self._reader.read, chunk, truncation=call.truncation, turn=turn)
-        reading = self._thread.submit(self._watched, read)
-
-        def pass_on(ended: Future[list[Reading | TextError]]) -> None:
-            # Only now, and not when the request ends: until then the thread is at work for it.
-            sound = not (ended.cancelled() or turn.over or turn.ended or ended.exception())
-            characters = sum(counts) if sound else 0
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._pass_on, call.client, started, characters)
-
-        reading.add_done_callback(pass_on)
+    async def _read(self, place: "_Place") -> list[Reading | TextError]:
+        """Return what was read in the turn of a place: its texts, or the first of them."""
+        came = self._clock()
+        self._line.join(place)
+        self.go_on()
         try:
-            return await asyncio.wrap_future(reading)
+            readings = await place.outcome
         except asyncio.CancelledError:
-            turn.end()
+            if self._running is not None:
+                self._running.end_if_left()
             raise
+        place.call.timings.queue_s += place.started - came
+        place.call.timings.tokenize_s += self._clock() - place.started
+        return readings
 
     def go_on(self) -> None:
-        """Give the turn to whoever waited for the queue to have less to do."""
-        if not self._held:
-            self._give_turn()
-
-    async def _wait_for_turn(self, call: Call, waits: bool) -> None:
-        if not self._held and not (waits and self._stocked()):
-            self._held = True
+        """Begin a turn, if none runs and somebody may have one: the queue may have less to do than it had."""
+        if self._running is not None or self._closed:
             return
-        turn = self._line.join(call.client, rested=call.rested, waits=waits)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():  # it came at the same moment
-                self._pass_on(call.client, self._clock(), 0)
-            raise
+        places = self._line.take(stocked=self._stocked())
+        if not places:
+            return
+        assert self._reader is not None
+        running = self._running = _Running(places, self._clock())
+        for place in places:
+            place.started = running.started
+        conversations = [conversation for place in places for conversation in place.conversations]
+        truncation = places[0].call.truncation
+        read = functools.partial(self._reader.read, conversations, truncation=truncation, turn=running.turn)
+        loop = asyncio.get_running_loop()
 
-    def _pass_on(self, client: Hashable, started: float, characters: int) -> None:
-        """End a client's turn, in which so many characters were read as fast as usual."""
-        seconds = self._clock() - started
-        if characters:
+        def pass_on(ended: Future[list[Reading | TextError]]) -> None:
+            # Only now, and not when the requests end: until then the thread is at work for them.
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._pass_on, running, ended)
+
+        self._thread.submit(self._watched, read).add_done_callback(pass_on)
+
+    def _pass_on(self, running: "_Running", ended: Future[list[Reading | TextError]]) -> None:
+        """Hand out what a turn has read, and begin the next one."""
+        self._running, seconds = None, self._clock() - running.started
+        error = asyncio.CancelledError() if ended.cancelled() else ended.exception()
+        readings = [] if error else ended.result()
+        characters = [0] * len(running.places)
+        for number, place in enumerate(running.places):
+            own, readings = readings[: len(place.counts)], readings[len(place.counts) :]
+            characters[number] = sum(place.counts[: len(own)])
+            if not place.outcome.done():
+                self._settle(place, own, error, alone=len(running.places) == 1)
+        if not (error or running.turn.over or running.turn.ended):
             fade = math.exp(-seconds / _MEMORY_S)
-            self._finished, self._seconds = self._finished * fade + characters, self._seconds * fade + seconds
-        self._line.charge(client, seconds)
-        self._give_turn()
+            self._finished, self._seconds = self._finished * fade + sum(characters), self._seconds * fade + seconds
+        whole = sum(characters) or 1
+        for place, read in zip(running.places, characters, strict=True):
+            self._line.charge(place.call.client, seconds * (read / whole if any(characters) else 1))
+        self.go_on()
 
-    def _give_turn(self) -> None:
-        following = self._line.next(stocked=self._stocked())
-        self._held = following is not None
-        if following is not None:
-            following.set_result(None)
+    def _settle(
+        self, place: "_Place", readings: list[Reading | TextError], error: BaseException | None, *, alone: bool
+    ) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            place.outcome.cancel()
+        elif readings or (alone and error is None):
+            place.outcome.set_result(readings)
+        elif alone and error is not None:
+            place.outcome.set_exception(error)
+        else:  # the turn did not come to it, or failed, perhaps of another's text
+            place.alone = error is not None
+            self._line.join(place)
 
     def _watched(self, read: Callable[[], list[Reading | TextError]]) -> list[Reading | TextError]:
         with self.post.at_work(f"reading for model {self._name}"):
@@ -195,18 +204,57 @@ class ReadingThread:
 
     def close(self) -> None:
         """Let the thread end after the chunk it has."""
+        self._closed = True
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
-class _Place(NamedTuple):
-    """Somebody's place in the line.
+@dataclass(slots=True, eq=False)
+class _Place:
+    """A chunk of a request's texts in the line.
 
     Attributes:
-        waits: whether the turn is not given while the queue is stocked.
+        counts: the characters of each.
+        waits: whether its turn is not given while the queue is stocked.
+        alone: whether it shares no turn.
+        outcome: what was read of it; whoever cancels it has left.
+        started: when its turn began.
     """
 
-    turn: asyncio.Future[None]
+    call: Call
+    conversations: Sequence[Readable]
+    counts: Sequence[int]
     waits: bool
+    alone: bool = False
+    outcome: asyncio.Future[list[Reading | TextError]] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    started: float = math.nan
+    characters: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.characters = sum(self.counts)
+
+    def shares(self, first: "_Place") -> bool:
+        """Return whether it may be read in the turn of another."""
+        return not (self.alone or first.alone) and self.call.truncation == first.call.truncation
+
+
+class _Running:
+    """A turn of one place or several.
+
+    Attributes:
+        turn: as the reader knows it.
+    """
+
+    def __init__(self, places: Sequence[_Place], started: float) -> None:
+        self.places = places
+        self.started = started
+        self.turn = Turn(_TURN_S)
+
+    def end_if_left(self) -> None:
+        """End it if nobody waits for it any more."""
+        if all(place.outcome.cancelled() for place in self.places):
+            self.turn.end()
 
 
 class _Line:
@@ -217,47 +265,82 @@ class _Line:
     """
 
     def __init__(self) -> None:
-        self._rested: deque[asyncio.Future[None]] = deque()
+        self._rested: deque[_Place] = deque()
         self._rested_was_last = False
         self._waiting: dict[Hashable, deque[_Place]] = {}
+        numbers = itertools.count()
+        # By whether the first place of a client waits for the queue.
+        self._orders = {True: Order(numbers), False: Order(numbers)}
         self._had_s: dict[Hashable, float] = {}
         self._level_s = 0.0
 
-    def join(self, client: Hashable, *, rested: bool, waits: bool) -> asyncio.Future[None]:
-        """Return what is done once it is the client's turn; whoever cancels it has left the line.
+    def join(self, place: _Place) -> None:
+        """Queue a place behind those of its client; whoever cancels its outcome has left the line."""
+        if place.call.rested:
+            self._rested.append(place)
+            return
+        places = self._waiting.setdefault(place.call.client, deque())
+        places.append(place)
+        if len(places) == 1:
+            self._enter(place)
 
-        Args:
-            waits: whether it is not given while the queue is stocked.
+    def take(self, *, stocked: bool) -> list[_Place]:
+        """Return the places whose turn is next, and take them out of the line; none if nobody waits who may have it.
+
+        The first of them has its turn, and those behind it share it as long as they fit.
         """
-        turn = asyncio.get_running_loop().create_future()
-        if rested:
-            self._rested.append(turn)
-            return turn
-        self._waiting.setdefault(client, deque()).append(_Place(turn, waits))
-        return turn
-
-    def next(self, *, stocked: bool) -> asyncio.Future[None] | None:
-        """Return the turn that is next, and take it out of the line; None if nobody waits who may have it now."""
-        while True:
-            clients = [client for client, places in self._waiting.items() if not (stocked and places[0].waits)]
-            self._rested_was_last = bool(self._rested) and not (self._rested_was_last and clients)
-            if self._rested_was_last:
-                turn = self._rested.popleft()
-            elif clients:
-                client = min(clients, key=self._start_s)
-                self._level_s = self._start_s(client)
-                places = self._waiting.pop(client)
-                turn = places.popleft().turn
-                if places:
-                    self._waiting[client] = places  # behind those who have had as little
+        others = self._first(stocked) is not None
+        self._rested_was_last = self._first_rested() is not None and not (self._rested_was_last and others)
+        first = self._first_rested if self._rested_was_last else functools.partial(self._first, stocked)
+        taken: list[_Place] = []
+        texts = characters = 0
+        while (place := first()) is not None:
+            texts, characters = texts + len(place.counts), characters + place.characters
+            if taken and not (texts <= _SHARED and characters <= _SHARED_CHARACTERS and place.shares(taken[0])):
+                break
+            if place.call.rested:
+                self._rested.popleft()
             else:
+                self._level_s = self._start_s(place.call.client)
+                self._remove(place)
+            taken.append(place)
+        return taken
+
+    def _first_rested(self) -> _Place | None:
+        while self._rested and self._rested[0].outcome.done():
+            self._rested.popleft()
+        return self._rested[0] if self._rested else None
+
+    def _first(self, stocked: bool) -> _Place | None:
+        while True:
+            orders = [order for waits, order in self._orders.items() if not (stocked and waits)]
+            firsts = [first for order in orders if (first := order.first()) is not None]
+            if not firsts:
                 return None
-            if not turn.done():
-                return turn
+            _, _, client = min(firsts, key=lambda first: (max(self._level_s, first[0]), first[1]))
+            place = self._waiting[client][0]
+            if not place.outcome.done():
+                return place
+            self._remove(place)
+
+    def _enter(self, place: _Place) -> None:
+        self._orders[place.waits].add(place.call.client, self._start_s(place.call.client))
+
+    def _remove(self, place: _Place) -> None:
+        client = place.call.client
+        self._orders[place.waits].remove(client)
+        places = self._waiting[client]
+        places.popleft()
+        if places:
+            self._enter(places[0])  # behind those who have had as little
+        else:
+            del self._waiting[client]
 
     def charge(self, client: Hashable, seconds: float) -> None:
         """Count the time of a client's turn."""
-        self._had_s[client] = self._start_s(client) + seconds
+        had_s = self._had_s[client] = self._start_s(client) + seconds
+        if client in self._waiting:
+            self._orders[self._waiting[client][0].waits].raise_to(client, had_s)
         if len(self._had_s) > _REMEMBERED_CLIENTS:
             self._had_s = {other: had_s for other, had_s in self._had_s.items() if had_s > self._level_s}
 

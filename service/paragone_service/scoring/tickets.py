@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from paragone_models.text.reader import EncodeItem
 from paragone_service.http.errors import ServiceError
+from paragone_service.scoring.fairness import Order
 from paragone_service.scoring.request import Deadline, Timings
 from paragone_service.tracing import Trace
 
@@ -93,10 +94,10 @@ class Lane:
 
     def __init__(self) -> None:
         self._queues: dict[Hashable, deque[Ticket]] = {}
-        self._tokens_had: dict[Hashable, int] = {}
+        self._order = Order()
         self._turn: Hashable = None
         self._turn_tokens_left = 0
-        self._level = 0
+        self._level = 0.0
 
     def __bool__(self) -> bool:
         """Return whether anything waits."""
@@ -111,16 +112,16 @@ class Lane:
         """Queue tickets of a client, at least one, in their order."""
         if client not in self._queues:
             self._queues[client] = deque()
-            self._tokens_had[client] = self._level
+            self._order.add(client, self._level)
         # In the order of their prompts, which ``by_prompt`` made: a client's turn takes whole families.
         self._queues[client].extend(tickets)
 
     def peek(self, quantum: int) -> Ticket:
         """Return the next ticket, which stays; a client keeps its turn for a quantum of tokens."""
         if self._turn not in self._queues or self._turn_tokens_left <= 0:
-            # A scan over the clients that wait, once a quantum: they are few, and a heap would have to be kept sound.
-            self._turn = min(self._tokens_had, key=self._tokens_had.__getitem__)
-            self._level = self._tokens_had[self._turn]
+            first = self._order.first()
+            assert first is not None  # nobody peeks into an empty lane
+            self._level, _, self._turn = first
             self._turn_tokens_left = quantum
         return self._queues[self._turn][0]
 
@@ -128,17 +129,20 @@ class Lane:
         """Take the ticket that was peeked at; it costs its client so many tokens."""
         queue = self._queues[self._turn]
         queue.popleft()
-        self._tokens_had[self._turn] += tokens
+        self._order.raise_to(self._turn, self._order.had(self._turn) + tokens)
         self._turn_tokens_left -= tokens
         if not queue:
             # The level never falls: else a client could leave and come back to be served before those who stayed.
-            self._level = max(self._level, min(self._tokens_had.values()))
-            del self._queues[self._turn], self._tokens_had[self._turn]
+            first = self._order.first()
+            assert first is not None
+            self._level = max(self._level, first[0])
+            self._order.remove(self._turn)
+            del self._queues[self._turn]
 
     def clear(self) -> None:
         """Forget everything that waits."""
         self._queues.clear()
-        self._tokens_had.clear()
+        self._order.clear()
 
 
 async def wait_for(tickets: Sequence[Ticket], timings: Timings, clock: Callable[[], float]) -> None:

@@ -1,6 +1,7 @@
 """``paragone verify`` against real servers, each with a fault of its own, and against ours."""
 
 import json
+import shutil
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -44,6 +45,12 @@ def url(faulty):
         yield address
 
 
+@pytest.fixture(scope="module")
+def url_of_ours(models):
+    with served({name: models[name] for name in ("bt", "gp", "unweighted")}) as address:
+        yield address
+
+
 def asked(plain, readings):
     return [Asked(one.text, plain.render(one.text)) for one in readings]
 
@@ -77,7 +84,7 @@ def typed(*words):
 def test_each_fault_is_named(plain, readings, faulty, url, fault, dialect, cause):
     faulty.fault = fault
     batches = DIALECTS[dialect].batches
-    values = Server(url, dialect, model="m").ask(asked(plain, readings), together=batches)
+    values = Server(url, DIALECTS[dialect], model="m").ask(asked(plain, readings), together=batches)
     verdict = judged(readings, values)
     assert verdict.cause == cause
     assert verdict.agrees is (not fault)
@@ -86,7 +93,7 @@ def test_each_fault_is_named(plain, readings, faulty, url, fault, dialect, cause
 
 def test_the_noise_of_bfloat16_is_no_fault_unless_a_tolerance_says_so(plain, readings, faulty, url):
     faulty.fault = "bfloat16"
-    values = Server(url, "openrlhf", model="m").ask(asked(plain, readings), together=False)
+    values = Server(url, DIALECTS["openrlhf"], model="m").ask(asked(plain, readings), together=False)
     verdict = judged(readings, values)
     assert (verdict.agrees, verdict.cause) == (True, "noise of bfloat16")
     strict = judged(readings, values, tolerance=verdict.difference / 2)
@@ -96,7 +103,7 @@ def test_the_noise_of_bfloat16_is_no_fault_unless_a_tolerance_says_so(plain, rea
 
 def test_a_fault_behind_the_noise_of_bfloat16_is_found(plain, readings, faulty, url):
     faulty.fault = "bfloat16+token before"
-    values = Server(url, "openrlhf", model="m").ask(asked(plain, readings), together=False)
+    values = Server(url, DIALECTS["openrlhf"], model="m").ask(asked(plain, readings), together=False)
     verdict = judged(readings, values)
     assert not verdict.agrees
     assert verdict.cause == "read at token −2, where the model is not, and noise of bfloat16"
@@ -104,7 +111,7 @@ def test_a_fault_behind_the_noise_of_bfloat16_is_found(plain, readings, faulty, 
 
 def test_padding_that_is_seen_is_told_from_a_wrong_reading(plain, readings, faulty, url):
     faulty.fault = "padding seen"
-    server = Server(url, "openrlhf", model="m")
+    server = Server(url, DIALECTS["openrlhf"], model="m")
     few = [one for one in readings if one.tokens < 300]
     alone, together = (server.ask(asked(plain, few), together=together) for together in (False, True))
     assert judged(few, alone).agrees
@@ -125,7 +132,7 @@ def test_every_dialect_reads_the_numbers_of_its_server(plain, readings, faulty, 
     faulty.fault = ""
     few = readings[:3]
     for name in set(DIALECTS) - {"paragone"}:
-        server = Server(url, name, model="m")
+        server = Server(url, DIALECTS[name], model="m")
         assert judged(few, server.ask(asked(plain, few), together=server.dialect.batches)).agrees, name
 
 
@@ -151,7 +158,7 @@ def test_a_text_that_the_server_refuses_is_not_compared_and_the_others_are(fault
     few = [text for text in GOLDEN if text.name in ("good", "bad", "very-long")]
     monkeypatch.setattr("paragone_evaluation.verification.verify.GOLDEN", few)
     faulty.fault = "limit"
-    for dialect in ("openrlhf", "slime"):
+    for dialect in ("openrlhf", "slime", "tei"):
         assert typed(folder, "--url", url, "--dialect", dialect, "--json") == 0
         found = json.loads(capsys.readouterr().out)
         assert [text["name"] for text in found["texts"]] == ["good", "bad"]
@@ -181,9 +188,31 @@ def test_our_own_server_agrees_with_plain_transformers(plain, readings, folder, 
         # Read as rendered, with one BOS, in every dialect that we speak.
         few = readings[:4]
         for name in sorted(set(DIALECTS) - {"paragone", "tei", "chat"}):
-            server = Server(address, name, model="rm")
+            server = Server(address, DIALECTS[name], model="rm")
             values = server.ask(asked(plain, few), together=server.dialect.batches)
             assert judged(few, values).cause == "", name
+
+
+def test_a_model_that_only_compares_is_verified_by_its_preferences(folders, url_of_ours, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("paragone_evaluation.verification.verify.GOLDEN", GOLDEN[:5])
+    assert typed("gp", "--url", url_of_ours) == 0
+    assert "log-odds against the response before" in " ".join(capsys.readouterr().out.split())
+    colder = tmp_path / "colder"
+    shutil.copytree(folders["gp"], colder)
+    spec = json.loads((colder / "paragone.json").read_text())
+    (colder / "paragone.json").write_text(json.dumps({**spec, "temperature": 2 * spec["temperature"]}))
+    assert typed("gp", "--url", url_of_ours, "--source", colder) == 1
+    assert "scaled by 2 and shifted by" in " ".join(capsys.readouterr().out.split())
+    assert typed("gp", "--url", url_of_ours, "--dialect", "openrlhf") == 2
+    assert "only compares: verify it with --dialect paragone" in " ".join(capsys.readouterr().err.split())
+    assert typed("unweighted", "--url", url_of_ours) == 2
+    assert "it rates attributes" in " ".join(capsys.readouterr().err.split())
+
+
+def test_in_another_dialect_too_a_name_that_a_server_of_ours_hosts_is_that_model(url_of_ours, capsys, monkeypatch):
+    monkeypatch.setattr("paragone_evaluation.verification.verify.GOLDEN", GOLDEN[:3])
+    assert typed("bt", "--url", f"{url_of_ours}/get_reward", "--dialect", "openrlhf") == 0
+    assert "cannot load this layout" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

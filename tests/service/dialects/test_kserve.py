@@ -121,6 +121,13 @@ async def test_errors_are_one_text(ask_mini, body, status, said):
     assert said in answer.json()["error"]
 
 
+@pytest.mark.parametrize("path", ["/v2/repository/index", "/v2/systemsharedmemory/status"])
+async def test_what_is_not_there_is_said_in_one_text_too(ask_mini, path):
+    answer = await ask_mini.post(path, json={})
+    assert answer.status_code == 404
+    assert f"there is nothing at '{path}'" in answer.json()["error"]
+
+
 async def test_what_lies_behind_the_json_must_be_whole(ask_mini):
     body, headers = binary(["ab"], ["rewards"])
     for content, more, said in [

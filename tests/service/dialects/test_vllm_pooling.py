@@ -122,6 +122,19 @@ async def test_clients_cut_texts_themselves_and_say_which_side(ask_last, last):
     assert answer["data"][0]["probs"] == [pytest.approx(plain(model, [bos, *ids[-63:]]), abs=1e-5)]
 
 
+async def test_messages_that_no_answer_ends_are_rendered_and_read_at_their_last_token(ask_last, last):
+    model = last["last"]
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    bos = model.reader.tokenizer.bos_token_id
+    for messages, written in ((turns, (("system", "Be kind."), ("user", "Hi"))), (turns[1:], (("user", "Hi"),))):
+        ids = [bos, *model.reader.tokenizer(chatml(*written), add_special_tokens=False)["input_ids"]]
+        answer = await ask(ask_last, "/pooling", messages=messages)
+        assert answer["data"][0]["data"] == [pytest.approx(plain(model, ids), abs=1e-5)]
+        assert answer["usage"]["prompt_tokens"] == len(ids)
+    cut = await ask(ask_last, "/pooling", messages=turns, truncate_prompt_tokens=4)
+    assert cut["usage"]["prompt_tokens"] == 4
+
+
 async def test_health_version_and_models_are_as_their_clients_read_them(ask_mini):
     assert ((await ask_mini.get("/health")).status_code, (await ask_mini.get("/health")).json()) == (200, {})
     assert set((await ask_mini.get("/version")).json()) == {"version"}
@@ -150,7 +163,8 @@ BAD = [
     ("/classify", {"input": TEXTS, "truncation_side": "up"}, 400, "truncation_side"),
     ("/classify", {"input": rendered(PROMPT, "word " * 2_000)}, 400, "[dialects] truncation"),
     ("/classify", {"messages": []}, 400, "messages must end with the assistant's"),
-    ("/classify", {"messages": CHAT[:1]}, 400, "messages must end with the assistant's"),
+    ("/classify", {"messages": CHAT[:1]}, 400, "where its last response begins"),
+    ("/tokenize", {"messages": CHAT[:1]}, 400, "messages must end with the assistant's"),
     ("/classify", {"messages": "hi"}, 400, "messages must be a list"),
     ("/classify", {"messages": [{"role": "nobody", "content": "x"}]}, 400, "messages[0].role"),
     ("/pooling", {"input": TEXTS, "encoding_format": "bytes"}, 400, "encoding_format"),

@@ -127,6 +127,25 @@ async def test_a_head_over_the_limit_is_refused_and_the_connection_ends(service,
         assert (await other.answer())[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("head", "fields"),
+    [
+        (b"GET /v2/models/m/config HTTP/1.1\r\nx: " + b"y" * 5_000 + b"\r\n\r\n", None),
+        (b"GET /v2/models?" + b"x" * 5_000, None),
+        (b"POST /classify HTTP/1.1\r\nx: " + b"y" * 5_000 + b"\r\n\r\n", {"message", "type", "param", "code"}),
+    ],
+    ids=["KServe", "KServe's address", "vLLM"],
+)
+async def test_a_head_is_refused_in_the_shape_of_its_path(service, head, fields):
+    async with listening(service, max_header_bytes=4_000) as (connect, _):
+        client = await connect()
+        await client.send(head)
+        refusal = await client.reader.read()
+        assert refusal.startswith(b"HTTP/1.1 431 ")
+        error = json.loads(refusal.partition(b"\r\n\r\n")[2])["error"]
+        assert isinstance(error, str) if fields is None else set(error) == fields
+
+
 @pytest.mark.parametrize("line", [b"x: y\r\n", b"y"], ids=["lines", "one line without an end"])
 async def test_a_head_without_an_end_is_cut_at_the_limit_of_bytes(service, line):
     async with listening(service, max_header_bytes=4_000) as (connect, server):

@@ -68,7 +68,7 @@ async def test_texts_that_wait_to_be_read_count_in_the_wait_that_is_expected(hos
         try:
             long = {"items": [{"prompt": "Why?", "response": "x" * 250_000}] * 6}
             first = asyncio.create_task(client.post("/v1/tokens", json=long, headers={"x-deadline-s": "1"}))
-            await until(lambda: reading._unread)
+            await until(lambda: reading._unread.total)
             for route in ("tokens", "rewards"):
                 refused = await client.post(f"/v1/{route}", json=ask())
                 assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")

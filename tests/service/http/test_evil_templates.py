@@ -87,7 +87,7 @@ async def test_others_are_read_while_one_request_takes_its_time(evil):
     items = [{"prompt": "Why?", "response": f"slow {number}"} for number in range(8)]
     async with serving({"bt": evil}) as client:
         slow = asyncio.create_task(client.post("/v1/tokens", json={"items": items}))
-        await until(lambda: client.app.state.registry.find("bt")._reading._held)
+        await until(lambda: client.app.state.registry.find("bt")._reading._running)
         for _ in range(2):
             assert (await client.post("/v1/rewards", json={"items": [FINE]})).status_code == 200
         assert not slow.done()
@@ -101,7 +101,7 @@ async def test_a_deadline_ends_the_reading_of_a_chunk(evil):
         response = await client.post("/v1/rewards", json={"items": items}, headers={"x-deadline-s": "0.3"})
         assert response.status_code == 504
         assert (await client.post("/v1/rewards", json={"items": [FINE]})).status_code == 200
-        assert not client.app.state.registry.find("bt")._reading._unread
+        assert client.app.state.registry.find("bt")._reading._unread.total == 0
 
 
 def test_an_offline_reading_of_many_names_each_evil_text(evil):

@@ -131,7 +131,7 @@ async def test_a_burst_is_refused_in_its_connections_while_none_of_it_is_parsed(
         assert set(answers) <= {(400, "invalid_json"), (503, "overloaded")}
         assert answers[0] == (400, "invalid_json")
         # Whatever was let in, and refused for another reason, has given back what it had reserved.
-        assert (door.reserved, door.waiting, door._clients) == (0, 0, {})
+        assert (door.reserved, door.waiting, door._clients.total) == (0, 0, 0)
 
 
 async def test_what_a_body_reserves_counts_until_it_is_answered(hosted):
@@ -155,7 +155,7 @@ async def test_what_a_body_reserves_counts_until_it_is_answered(hosted):
         assert (door.reserved, door.waiting > 0) == (0, True)
         engine.gate.set()
         assert (await asked).status_code == 200
-        assert (door.reserved, door.waiting, door._clients) == (0, 0, {})
+        assert (door.reserved, door.waiting, door._clients.total) == (0, 0, 0)
 
 
 async def test_who_has_no_key_or_asks_for_another_host_hears_of_that_and_not_of_the_load(service):

@@ -28,11 +28,13 @@ class Recorder:
         return [len(chunk) for chunk in self.chunks]
 
     def read(self, conversations, *, truncation, turn):
-        assert truncation == "prompt"
-        self.chunks.append([one.response[0]["content"] for one in conversations])
+        chunk = [one.response[0]["content"] for one in conversations]
+        self.chunks.append(chunk if truncation == "prompt" else [truncation, *chunk])
         self.turns.append(turn)
         self.begun.set()
         assert self.goes_on.wait(10)
+        if "bad" in chunk:
+            raise RuntimeError(chunk)
         return list(conversations)[: self.most]
 
 
@@ -49,8 +51,8 @@ def thread(recorder):
     thread.close()
 
 
-def call_of(client=None, *, rested=False):
-    return SimpleNamespace(truncation="prompt", timings=Timings(), client=client, rested=rested)
+def call_of(client=None, *, rested=False, truncation="prompt"):
+    return SimpleNamespace(truncation=truncation, timings=Timings(), client=client, rested=rested)
 
 
 def texts(*responses):
@@ -104,22 +106,75 @@ def test_clients_take_turns_whatever_they_have_sent(thread, recorder):
     assert order[3:] == [*"bcdef"]
 
 
+async def behind_the_first(thread, recorder, *requests):
+    """Ask while a first request is read, and return the outcomes once all are done."""
+    recorder.goes_on.clear()
+    first = asyncio.create_task(thread.read(texts("first"), call_of("first")))
+    await until(recorder.begun.is_set)
+    asked = [asyncio.create_task(thread.read(conversations, call)) for conversations, call in requests]
+    await asyncio.sleep(0)
+    recorder.goes_on.set()
+    await first
+    return await asyncio.gather(*asked, return_exceptions=True)
+
+
 def test_small_questions_of_the_rested_have_every_other_turn(thread, recorder):
+    requests = [(texts(name * 20_000), call_of(name, rested=name.isupper())) for name in "bcdRS"]
+    asyncio.run(behind_the_first(thread, recorder, *requests))
+    assert "".join(chunk[0][0] for chunk in recorder.chunks[1:]) == "RbScd"
+
+
+def test_small_requests_share_a_turn_and_each_has_its_own_texts(thread, recorder):
+    requests = [(texts(*f"{name}{name.upper()}"), call_of(name, rested=name in "xy")) for name in "axbyc"]
+    outcomes = asyncio.run(behind_the_first(thread, recorder, *requests))
+    assert outcomes == [conversations for conversations, _ in requests]
+    assert recorder.chunks[1:] == [[*"xXyY"], [*"aAbBcC"]]
+
+
+@pytest.mark.parametrize(("length", "number", "sizes"), [(10, 70, [32, 32, 6]), (10_000, 8, [3, 3, 2])])
+def test_a_turn_is_shared_by_so_many_texts(thread, recorder, length, number, sizes):
+    requests = [(texts("x" * length), call_of(client)) for client in range(number)]
+    asyncio.run(behind_the_first(thread, recorder, *requests))
+    assert recorder.sizes[1:] == sizes
+
+
+def test_what_is_cut_otherwise_shares_no_turn(thread, recorder):
+    requests = [(texts(name), call_of(name, truncation="error" if name == "b" else "prompt")) for name in "abc"]
+    asyncio.run(behind_the_first(thread, recorder, *requests))
+    assert recorder.chunks[1:] == [["a"], ["error", "b"], ["c"]]
+
+
+def test_a_text_that_breaks_the_reader_fails_its_own_request_alone(thread, recorder):
+    requests = [(texts(name), call_of(name)) for name in ("a", "bad", "c")]
+    one, bad, three = asyncio.run(behind_the_first(thread, recorder, *requests))
+    assert [one, three] == [requests[0][0], requests[2][0]]
+    assert isinstance(bad, RuntimeError)
+    assert recorder.chunks[1:] == [["a", "bad", "c"], ["a"], ["bad"], ["c"]]
+
+
+def test_a_shared_turn_ends_with_the_last_request_that_waits_for_it(recorder):
+    queue = SimpleNamespace(stocked=True)
+    thread = ReadingThread("m", SimpleNamespace(reader=recorder), stocked=lambda: queue.stocked)
+
     async def ask():
         recorder.goes_on.clear()
-        asked = [asyncio.create_task(thread.read(texts("a"), call_of("first")))]
+        chunks = [thread.chunks(texts(name), call_of(name), for_queue=True) for name in "ab"]
+        asked = [asyncio.ensure_future(anext(chunk)) for chunk in chunks]
+        await asyncio.sleep(0)
+        queue.stocked = False
+        thread.go_on()
         await until(recorder.begun.is_set)
-        for name in "bcdRST":
-            task = asyncio.create_task(thread.read(texts(name), call_of(name, rested=name.isupper())))
-            asked.append(task)
-        await asyncio.sleep(0)
-        asked[-1].cancel()
-        await asyncio.sleep(0)
+        ended = []
+        for task in asked:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            ended.append(recorder.turns[0].ended)
         recorder.goes_on.set()
-        await asyncio.gather(*asked[:-1])
+        assert (recorder.chunks, ended) == ([["a", "b"]], [False, True])
+        await thread.read(texts("next"), call_of("next"))
 
     asyncio.run(ask())
-    assert "".join(chunk[0] for chunk in recorder.chunks) == "aRbScd"
+    thread.close()
 
 
 def test_a_request_that_ends_ends_its_turn_and_the_next_one_waits_for_the_thread(thread, recorder):
@@ -139,20 +194,6 @@ def test_a_request_that_ends_ends_its_turn_and_the_next_one_waits_for_the_thread
         await waiting[1]
         assert recorder.chunks == [["a"], ["stays"]]
         assert thread.expected_wait_s(100, "new") == 0
-
-    asyncio.run(ask())
-
-
-def test_a_turn_that_comes_as_its_request_ends_is_passed_on(thread, recorder):
-    async def ask():
-        thread._held = True  # by somebody else
-        late, last = (asyncio.create_task(thread.read(texts(name), call_of(name))) for name in ("late", "last"))
-        await asyncio.sleep(0)
-        thread._pass_on("somebody", thread._clock(), 0)
-        late.cancel()  # before the task hears of its turn
-        await asyncio.gather(late, last, return_exceptions=True)
-        assert late.cancelled()
-        assert recorder.chunks == [["last"]]
 
     asyncio.run(ask())
 
@@ -183,7 +224,7 @@ def test_while_the_queue_has_enough_to_do_only_bulk_and_small_questions_and_what
 
     asyncio.run(ask())
     thread.close()
-    assert [chunk[0] for chunk in recorder.chunks[3:]] == ["rested", "looked at", "one", "two", "next"]
+    assert recorder.chunks[3:] == [["rested"], ["looked at"], ["one", "two"], ["next"]]
 
 
 def test_a_wait_for_a_turn_is_no_reading(recorder):
