@@ -238,7 +238,7 @@ class _Here:
 
     def read(self, texts: Sequence[Text]) -> tuple[list[Readings], list[str]]:
         read, left_out = list[Readings](), list[str]()
-        self._others = {one.name: before.response for before, one in zip([texts[-1], *texts[:-1]], texts, strict=True)}
+        self._others = {id(one): before.response for before, one in zip([texts[-1], *texts[:-1]], texts, strict=True)}
         for text in texts:
             right, half = self._number(self._scorer, text), self._number(self._half, text)
             if isinstance(right, float) and isinstance(half, float):

@@ -117,6 +117,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._door = door
         self._settings = door.settings
+        self.url = b""  # uvicorn has none before the first request
         self._in_head = True
         self._begun = False  # whether a byte of the head has come
         self._head_bytes = 0
@@ -321,7 +322,7 @@ class Connection(HttpToolsProtocol):
                 self.transport.close()
                 return
         if self._refusal is not None:
-            path = (self.url or b"").partition(b"?")[0].decode("latin-1")
+            path = self.url.partition(b"?")[0].decode("latin-1")
             self.transport.write(_answer(self._refusal, self._door.shapes.of(path)))
         self.transport.close()
 

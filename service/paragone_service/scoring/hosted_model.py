@@ -122,7 +122,9 @@ class HostedModel:
         self.admission = Admission(name, resources.metrics, max_wait_s=resources.max_wait_s, clock=resources.clock)
         failure = f"model {name} gave NaN or infinity for a response; nothing was cached"
         self.scheduler = queue = open_queue(name, resources, PreferenceModel.represent, self._codec, failure=failure)
-        self._reading = ReadingThread(name, model, queue.stocked, limit_s=resources.reading_limit_s, clock=self._clock)
+        self._reading = ReadingThread(
+            name, model, queue.stocked, lacking=queue.lacking, limit_s=resources.reading_limit_s, clock=self._clock
+        )
         queue.when_not_stocked = self._reading.go_on
         self._gate = None if model.spec.gate == "none" else Gate(name, model, resources, self._reading)
         self._canary = Canary(self.scheduler, model)

@@ -56,6 +56,8 @@ class ReadingThread:
 
     Args:
         stocked: whether the queue of the device has enough to do; ``go_on`` must be called when it has not any more.
+        lacking: tokens after which it has. A turn is not shared by more characters than that for the queue: a token is
+            about one at least.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class ReadingThread:
         model: PreferenceModel,
         stocked: Callable[[], bool] = lambda: False,
         *,
+        lacking: Callable[[], float] = lambda: math.inf,
         limit_s: float = math.inf,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -71,6 +74,7 @@ class ReadingThread:
         self._name = name
         self._reader = model.reader
         self._stocked = stocked
+        self._lacking = lacking
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"read-{name}")
         self._line = _Line()
@@ -147,7 +151,7 @@ class ReadingThread:
         """Begin a turn, if none runs and somebody may have one: the queue may have less to do than it had."""
         if self._running is not None or self._closed:
             return
-        places = self._line.take(stocked=self._stocked())
+        places = self._line.take(stocked=self._stocked(), lacking=self._lacking())
         if not places:
             return
         assert self._reader is not None
@@ -284,7 +288,7 @@ class _Line:
         if len(places) == 1:
             self._enter(place)
 
-    def take(self, *, stocked: bool) -> list[_Place]:
+    def take(self, *, stocked: bool, lacking: float = math.inf) -> list[_Place]:
         """Return the places whose turn is next, and take them out of the line; none if nobody waits who may have it.
 
         The first of them has its turn, and those behind it share it as long as they fit.
@@ -296,7 +300,8 @@ class _Line:
         texts = characters = 0
         while (place := first()) is not None:
             texts, characters = texts + len(place.counts), characters + place.characters
-            if taken and not (texts <= _SHARED and characters <= _SHARED_CHARACTERS and place.shares(taken[0])):
+            most = min(_SHARED_CHARACTERS, lacking) if place.waits else _SHARED_CHARACTERS
+            if taken and not (texts <= _SHARED and characters <= most and place.shares(taken[0])):
                 break
             if place.call.rested:
                 self._rested.popleft()

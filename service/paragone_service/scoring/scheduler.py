@@ -119,7 +119,11 @@ class Scheduler:
 
     def stocked(self) -> bool:
         """Whether what waits and is no bulk makes a few batches for each device."""
-        return self._stock >= _STOCK * sum(device.max_batch_tokens for device in self.devices if not device.away)
+        return self.lacking() <= 0
+
+    def lacking(self) -> int:
+        """Return how many tokens more would make it stocked."""
+        return _STOCK * sum(device.max_batch_tokens for device in self.devices if not device.away) - self._stock
 
     def start(self) -> None:
         """Start the workers; needs a running event loop."""

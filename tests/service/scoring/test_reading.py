@@ -138,6 +138,24 @@ def test_a_turn_is_shared_by_so_many_texts(thread, recorder, length, number, siz
     assert recorder.sizes[1:] == sizes
 
 
+def test_for_the_queue_no_more_is_read_at_once_than_it_lacks(recorder):
+    queue = SimpleNamespace(stocked=True)
+    thread = ReadingThread("m", SimpleNamespace(reader=recorder), lambda: queue.stocked, lacking=lambda: 100)
+
+    async def ask():
+        chunks = [thread.chunks(texts("x" * 30), call_of(client), for_queue=True) for client in range(4)]
+        asked = [asyncio.ensure_future(anext(chunk)) for chunk in chunks]
+        await asyncio.sleep(0)
+        queue.stocked = False
+        thread.go_on()
+        await asyncio.gather(*asked)
+
+    asyncio.run(ask())
+    thread.close()
+    assert len(recorder.sizes) > 1
+    assert sum(recorder.sizes) == 4
+
+
 def test_what_is_cut_otherwise_shares_no_turn(thread, recorder):
     requests = [(texts(name), call_of(name, truncation="error" if name == "b" else "prompt")) for name in "abc"]
     asyncio.run(behind_the_first(thread, recorder, *requests))
