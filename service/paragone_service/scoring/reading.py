@@ -187,7 +187,8 @@ class ReadingThread:
         whole = sum(characters) or 1
         for place, read in zip(running.places, characters, strict=True):
             self._line.charge(place.call.client, seconds * (read / whole if any(characters) else 1))
-        self.go_on()
+        # Not at once: what was read is queued first, and shows how much the queue still lacks.
+        asyncio.get_running_loop().call_soon(self.go_on)
 
     def _settle(
         self, place: "_Place", readings: list[Reading | TextError], error: BaseException | None, *, alone: bool
