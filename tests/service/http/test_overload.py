@@ -185,7 +185,7 @@ async def test_a_small_question_of_a_newcomer_goes_ahead_of_a_crowd_that_always_
         crowd = [await client(port) for port in range(1, 13)]
         model = first.app.state.registry.find("bt")
         scheduler = model.scheduler
-        scheduler.max_batch_tokens = 1_000  # a few of the crowd's items
+        scheduler.devices[0].max_batch_tokens = 1_000  # a few of the crowd's items
         order = []
 
         async def question(who, name, items):
@@ -215,7 +215,7 @@ async def test_a_small_question_of_a_newcomer_goes_ahead_of_a_crowd_that_always_
 async def test_texts_are_read_as_the_device_comes_to_them_and_not_ahead_of_it(hosted):
     async with gated(hosted, max_wait_s=10_000) as (client, engine):
         queue = client.app.state.registry.find("bt").scheduler
-        queue.max_batch_tokens = 300  # two or three of the questions
+        queue.devices[0].max_batch_tokens = 300  # two or three of the questions
         engine.gate.clear()
         asked = [asyncio.create_task(client.post("/v1/rewards", json=ask(number))) for number in range(20)]
         await until(queue.stocked)
