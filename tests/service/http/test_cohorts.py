@@ -348,20 +348,30 @@ async def test_state_that_was_evicted_fails_those_who_wait_and_makes_no_smaller_
     assert rates([*again, *[await one for one in late]]) == (await tournament(first))["win_rates"]
 
 
+async def kept(raw, name):
+    """Return the key of the only cohort, and what it has under a name once it is there."""
+    async with asyncio.timeout(20):
+        while True:
+            for key in raw.keys("paragone:cohort:*"):
+                if (value := raw.hget(key, name)) is not None:
+                    return key, value
+            await asyncio.sleep(0.01)
+
+
 async def test_damaged_state_is_never_a_number(replicas, raw):
     first, second = replicas
     wanted = (await tournament(first))["win_rates"]
     seen = set()
-    (await sending(first, 0, group="probe", deadline_s=0.1)).cancel()
-    (probe,) = raw.keys("paragone:cohort:*")
+    asked = await sending(first, 0, group="probe")
+    probe, _ = await kept(raw, b"m0")
+    asked.cancel()
     names = {b"attempt", b"terms", b"head", b"state", b"count", b"d0", b"m0", b"d1", b"m1"}
     assert names - {b"d1", b"m1"} == set(raw.hkeys(probe))
     for number, name in enumerate(sorted(names)):
         raw.flushall()
         group = f"g{number}"
         waiting = [await sending(first, slot, group=group, deadline_s=1) for slot in (0, 1, 2)]
-        (key,) = raw.keys("paragone:cohort:*")
-        value = raw.hget(key, name)
+        key, value = await kept(raw, name)
         damaged = b"1" if name in (b"attempt", b"count") else value[:-1] + bytes([value[-1] ^ 1])
         raw.hset(key, name, damaged)
         async with asyncio.timeout(30):
