@@ -99,12 +99,16 @@ def report(port: int, arguments: argparse.Namespace) -> None:
     body = pairs(generator, arguments.batch, 1500)
     ask(port, body)
     connection = http.client.HTTPConnection("127.0.0.1", port)
-    count, started = 0, time.perf_counter()
+    count, started, used_s = 0, time.perf_counter(), cpu_s(port)
     while time.perf_counter() - started < arguments.seconds:
         ask(port, body, connection)
         count += arguments.batch
     rate = count / (time.perf_counter() - started)
-    print(f"cached pairs of 3 × 1500 characters, {arguments.batch} a request, one connection: {rate:.0f} pairs/s")
+    per_cpu_s = count / (cpu_s(port) - used_s)
+    print(
+        f"cached pairs of 3 × 1500 characters, {arguments.batch} a request, one connection: {rate:.0f} pairs/s, "
+        f"{per_cpu_s:.0f} for each second of the server's CPU time"
+    )
 
 
 def pairs(generator: random.Random, count: int, characters: int) -> bytes:
@@ -132,17 +136,28 @@ def wait_for(port: int) -> None:
     raise SystemExit("the scripted judge did not start")
 
 
-def memory(port: int, field: str) -> float:
-    """Return a field of the server's /proc/PID/status in MB; the server is whoever listens on the port."""
+def process(port: int) -> Path:
+    """Return the server's folder in /proc; it is whoever was told the port."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes().split(b"\0")
-            if b"serve" in command and str(port).encode() in command:
-                lines = (folder / "status").read_text().splitlines()
-                return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
-        except (OSError, StopIteration):
+        except OSError:  # it ended meanwhile
             continue
+        if b"serve" in command and str(port).encode() in command:
+            return folder
     raise SystemExit("no server listens on the port")
+
+
+def memory(port: int, field: str) -> float:
+    """Return a field of the server's status in MB."""
+    lines = (process(port) / "status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+
+
+def cpu_s(port: int) -> float:
+    """Return the CPU time that the server has used, in seconds."""
+    fields = (process(port) / "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mb(port: int) -> float:
