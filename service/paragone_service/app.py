@@ -55,6 +55,7 @@ from paragone_service.http.routes.rollout import rollout_routes
 from paragone_service.http.routes.scoring import scoring_routes
 from paragone_service.judge.hosted_judge import HostedJudge
 from paragone_service.metrics import Metrics
+from paragone_service.pairs.ensemble import open_ensembles
 from paragone_service.pairs.source import PairSource
 from paragone_service.quotas import Quotas
 from paragone_service.references.sets import ReferenceSets
@@ -112,7 +113,7 @@ def create_app(
         judge_calls_per_minute=settings.judge_calls_per_minute,
         redis=redis,
     )
-    names = [*models, *(source.name for source in pair_sources), *settings.judges]
+    names = [*models, *(source.name for source in pair_sources), *settings.judges, *settings.ensembles]
     default = settings.default_model if settings.default_model in names else next(iter(names), "")
     keys = settings.read_api_keys()
     ring = KeyRing(keys)
@@ -123,6 +124,8 @@ def create_app(
     registry = Registry(models, default, settings, cache, metrics, engines=engines, secret=secret, clock=clock)
     for source in (*pair_sources, *_judges(settings, cache, metrics, redis)):
         registry.add(source)
+    for ensemble in open_ensembles(settings.ensembles, registry, ConfigError):
+        registry.add(ensemble)
     workers = _workers()
     keep_s = settings.cohort_keep_s
     store = (

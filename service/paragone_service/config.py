@@ -40,6 +40,7 @@ from paragone_service.dialects.settings import DialectSettings, as_table
 from paragone_service.engine import parse_remote
 from paragone_service.engine.names import device_names
 from paragone_service.judge.settings import SCHEME, JudgeSettings
+from paragone_service.pairs.ensemble_settings import ENSEMBLE, EnsembleSettings
 
 __all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_engine", "parse_model"]
 
@@ -110,22 +111,28 @@ class ModelSettings(BaseModel):
     """Memory for keys and values of prompts, in MB (10⁶ bytes); None: what suits the device."""
 
 
-_LOADED, _JUDGE = "<model>", "<judge>"
+_LOADED, _JUDGE, _ENSEMBLE = "<model>", "<judge>", "<ensemble>"
 
 
 def _model_kind(value: Any) -> str:
     source = value.get("source") if isinstance(value, dict) else getattr(value, "source", None)
-    return _JUDGE if isinstance(source, str) and source.startswith(SCHEME) else _LOADED
+    starts = {SCHEME: _JUDGE, ENSEMBLE: _ENSEMBLE}
+    tags = (tag for start, tag in starts.items() if isinstance(source, str) and source.startswith(start))
+    return next(tags, _LOADED)
 
 
 AnyModelSettings = Annotated[
-    Annotated[ModelSettings, Tag(_LOADED)] | Annotated[JudgeSettings, Tag(_JUDGE)], Discriminator(_model_kind)
+    Annotated[ModelSettings, Tag(_LOADED)]
+    | Annotated[JudgeSettings, Tag(_JUDGE)]
+    | Annotated[EnsembleSettings, Tag(_ENSEMBLE)],
+    Discriminator(_model_kind),
 ]
-_MODEL_SETTINGS: TypeAdapter[ModelSettings | JudgeSettings] = TypeAdapter(AnyModelSettings)
+_MODEL_SETTINGS: TypeAdapter[ModelSettings | JudgeSettings | EnsembleSettings] = TypeAdapter(AnyModelSettings)
 _TABLES: Mapping[str, type[BaseModel]] = {
     "models": ModelSettings,
     _LOADED: ModelSettings,
     _JUDGE: JudgeSettings,
+    _ENSEMBLE: EnsembleSettings,
     "dialects": DialectSettings,
 }
 
@@ -251,6 +258,11 @@ class Settings(BaseSettings):
         return {name: model for name, model in self.models.items() if isinstance(model, JudgeSettings)}
 
     @property
+    def ensembles(self) -> dict[str, EnsembleSettings]:
+        """The models that are made of others, by name."""
+        return {name: model for name, model in self.models.items() if isinstance(model, EnsembleSettings)}
+
+    @property
     def max_body_bytes(self) -> int:
         """Largest request body, in bytes."""
         return round(self.max_body_mb * 1e6)
@@ -337,8 +349,8 @@ class Settings(BaseSettings):
         for name in self.engines:
             if name not in self.models:
                 raise ValueError(f"engine of {name!r}: there is no such model, these are: {', '.join(self.models)}")
-            if name in self.judges:
-                raise ValueError(f"engine of {name!r}: a judge has no backbone, and runs on its own server")
+            if name not in self.loaded:
+                raise ValueError(f"engine of {name!r}: a judge or an ensemble has no backbone of its own")
             for field in _OWN_ENGINE_ONLY:
                 if field in self.models[name].model_fields_set:
                     raise ValueError(f"{field} of {name}: its backbone runs on another server, so set that there")
@@ -484,7 +496,7 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
         raise ConfigError("\n".join(map(_explained, error.errors(include_url=False)))) from None
 
 
-def parse_model(text: str) -> tuple[str, ModelSettings | JudgeSettings]:
+def parse_model(text: str) -> tuple[str, ModelSettings | JudgeSettings | EnsembleSettings]:
     """Return name and settings of ``NAME=SOURCE,key=value,…``; a bare SOURCE is called by its last path part.
 
     Keys are those of ``[models.NAME]``. Only a comma with a key and an equals sign behind it ends what stands before,
@@ -539,7 +551,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _explained(error: ErrorDetails) -> str:
     """Return what is wrong with one setting, naming the nearest known key for an unknown one."""
     tables = [_TABLES[part] for part in map(str, error["loc"][:-1]) if part in _TABLES]
-    location = [str(part) for part in error["loc"] if part not in (_LOADED, _JUDGE)]
+    location = [str(part) for part in error["loc"] if part not in (_LOADED, _JUDGE, _ENSEMBLE)]
     place = ".".join(location)
     if error["type"] == "extra_forbidden":
         inside = tables[-1] if tables else Settings

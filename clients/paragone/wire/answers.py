@@ -118,6 +118,12 @@ class Usage(AnswerModel):
         default=0.0, description="What these tokens cost, where the server knows their prices, in their currency."
     )
 
+    escalated: Count = Field(
+        default=0,
+        description="Of an ensemble with a margin: pairs of which its first member was not sure, so that the others "
+        "were asked. [count]",
+    )
+
     def plus(self, other: "Usage") -> "Usage":
         """Return what two parts of an answer cost together."""
         both = {**self.model_dump(exclude_unset=True), **other.model_dump(exclude_unset=True)}
@@ -144,6 +150,11 @@ class Preference(AnswerModel):
     )
     second_reward: Finite | None = Field(
         description="Reward of the second; null where the kind has no scalar. [logits, before temperature]",
+    )
+    spread: Finite | None = Field(
+        default=None,
+        description="Of an ensemble: standard deviation of its members' log-odds; left out where one member alone was "
+        "asked. [nats]",
     )
     first_id: str | None = Field(default=None, description=f"Of the first response. {_ID}")
     second_id: str | None = Field(default=None, description=f"Of the second response. {_ID}")

@@ -37,6 +37,8 @@ def _add_detail(row: Preference, detail: Detail) -> None:
     # Fields are set one by one, because only those that were set are sent.
     if detail.interval is not None:
         row.interval = detail.interval
+    if detail.spread is not None:
+        row.spread = detail.spread
     if detail.criteria:
         row.criteria = {name: float(probability(logit)) for name, logit in detail.criteria.items()}
     if detail.rationales:

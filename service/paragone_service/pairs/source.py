@@ -47,11 +47,13 @@ class Detail:
         interval: in which its probability lies, where that was estimated from votes.
         criteria: the log-odds by each criterion, temperature applied.
         rationales: what was said, if the call wants it.
+        spread: by how much members of an ensemble differ, the standard deviation of their log-odds.
     """
 
     interval: tuple[float, float] | None = None
     criteria: Mapping[str, float] = field(default_factory=dict)
     rationales: Sequence[Rationale] = ()
+    spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,15 @@ class PairSource(Protocol):
 
     Attributes:
         name: what it is called in requests.
-        header: what every answer says of the model: model, identity, fingerprint, calibrated.
         takes_principles: whether duels may say what they are to be judged by, and have reasons.
     """
 
     name: str
-    header: Mapping[str, Any]
     takes_principles: bool
+
+    @property
+    def header(self) -> Mapping[str, Any]:
+        """What every answer says of the model: model, identity, fingerprint, calibrated."""
 
     def start(self) -> None:
         """Take requests; needs a running event loop."""

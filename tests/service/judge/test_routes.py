@@ -175,5 +175,5 @@ async def test_settings_of_a_judge_are_checked_at_the_door(tmp_path):
     with pytest.raises(ConfigError, match=r"models.j: key_env: the environment has no NOT_SET"):
         create_app(settings, {})
     path.write_text('engines = { j = "vllm:http://h" }\n' + path.read_text().replace("NOT_SET", "HOME"))
-    with pytest.raises(ConfigError, match="a judge has no backbone"):
+    with pytest.raises(ConfigError, match="has no backbone of its own"):
         load_settings({}, path)

@@ -1,0 +1,48 @@
+"""What ``--model NAME=ensemble:FIRST+SECOND,…`` and ``[models.NAME]`` say of a model that is made of others."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["ENSEMBLE", "EnsembleSettings"]
+
+ENSEMBLE = "ensemble:"
+"""How the source of an ensemble begins."""
+
+
+class EnsembleSettings(BaseModel):
+    """Whom an ensemble asks, and what it makes of their answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    """``ensemble:`` and the names of hosted models that compare, with ``+`` between them."""
+    kind: Literal["auto", "ensemble"] = "auto"
+    """What it is: an ensemble."""
+    weights: dict[str, float] = {}
+    """How much each member counts, by name; 1 where nothing is said."""
+    pessimism: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """By how many spreads the mean log-odds are moved towards 0, and never beyond."""
+    margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Log-odds of the first member, up or down, from which nobody else is asked; None: everybody always is."""
+
+    @property
+    def members(self) -> list[str]:
+        """The names of the members, in order."""
+        return self.source.removeprefix(ENSEMBLE).split("+")
+
+    def weight(self, member: str) -> float:
+        """Return how much a member counts."""
+        return self.weights.get(member, 1.0)
+
+    @model_validator(mode="after")
+    def _has_members_that_count(self) -> "EnsembleSettings":
+        members = self.members
+        if len(set(members)) < max(2, len(members)) or not all(members):
+            raise ValueError(f"source {self.source!r}: write ensemble:FIRST+SECOND, at least two names, each once")
+        if unknown := sorted(set(self.weights) - set(members)):
+            raise ValueError(f"weights name {', '.join(unknown)}; the members are {', '.join(members)}")
+        weights = [self.weight(member) for member in members]
+        if not all(0 <= weight < float("inf") for weight in weights) or sum(weights) == 0:
+            raise ValueError("weights are finite numbers of at least 0, and not all of them 0")
+        return self
