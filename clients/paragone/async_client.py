@@ -260,6 +260,7 @@ class AsyncClient:
         on_error: OnError = "refuse",
         weights: Mapping[str, float] | None = None,
         aggregation: Aggregation | None = None,
+        skew_weight: float | None = None,
     ) -> RewardsAnswer:
         """Return what ``Client.rewards`` returns; it raises the same."""
         return await self._ask(
@@ -272,6 +273,7 @@ class AsyncClient:
                 return_=return_,
                 weights=weights,
                 aggregation=aggregation,
+                skew_weight=skew_weight,
             ),
         )
 
@@ -337,6 +339,7 @@ class AsyncClient:
         deadline_s: float = DEFAULT_DEADLINE_S,
         signal: Signal | None = None,
         shaping: Shaping | Mapping[str, float] | None = None,
+        skew_weight: float | None = None,
         on_missing: OnMissing = "fail",
         return_: Sequence[CohortReturn] = (),
         model: str | None = None,
@@ -354,6 +357,7 @@ class AsyncClient:
             deadline_s=deadline_s,
             signal=signal,
             shaping=shaping,
+            skew_weight=skew_weight,
             on_missing=on_missing,
             return_=return_,
             model=model or self._connection.model,

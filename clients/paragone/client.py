@@ -265,6 +265,7 @@ class Client:
         on_error: OnError = "refuse",
         weights: Mapping[str, float] | None = None,
         aggregation: Aggregation | None = None,
+        skew_weight: float | None = None,
     ) -> RewardsAnswer:
         """Return the reward and the attributes of each response, in their order.
 
@@ -275,6 +276,7 @@ class Client:
             return_: what to add to each answer: ``representation``; ``blocks`` (needs references) and ``gate_scales``
                 of general preference models; ``ids``.
             weights, aggregation: as for ``preferences``.
+            skew_weight: as for ``preferences``, in ``reference_logit``; every item needs references.
 
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the item at fault.
@@ -289,6 +291,7 @@ class Client:
                 return_=return_,
                 weights=weights,
                 aggregation=aggregation,
+                skew_weight=skew_weight,
             ),
         )
 
@@ -382,6 +385,7 @@ class Client:
         deadline_s: float = DEFAULT_DEADLINE_S,
         signal: Signal | None = None,
         shaping: Shaping | Mapping[str, float] | None = None,
+        skew_weight: float | None = None,
         on_missing: OnMissing = "fail",
         return_: Sequence[CohortReturn] = (),
         model: str | None = None,
@@ -400,6 +404,7 @@ class Client:
             deadline_s: how long the group may take from its first member on. [seconds]
             signal: one number for a trainer, in ``signal`` of the answer; the same for all members.
             shaping: what the signal gains or loses by length and style; the same for all members.
+            skew_weight: as for ``preferences``; the same for all members.
             on_missing: ``fail``: a group that is not whole then has no answers; ``score-present``: those that came are
                 scored, and ``missing`` lists the others.
             return_: what to add to the answer: ``matrix_row``.
@@ -421,6 +426,7 @@ class Client:
             deadline_s=deadline_s,
             signal=signal,
             shaping=shaping,
+            skew_weight=skew_weight,
             on_missing=on_missing,
             return_=return_,
             model=model or self._connection.model,

@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 from paragone.codes import ErrorCode
 from paragone.wire.answers import AnswerModel, Count, Finite, ModelAnswer, Probability, Usage
 from paragone.wire.conversations import Referenced, References, Response, Text
-from paragone.wire.requests import Truncation
+from paragone.wire.requests import SkewWeight, Truncation
 from paragone.wire.signals import Shaping, Signal
 
 __all__ = ["CohortAnswer", "CohortRequest", "CohortReturn", "OnMissing", "Unscored"]
@@ -73,6 +73,11 @@ class CohortRequest(Referenced):
     shaping: Shaping | None = Field(
         default=None,
         description="What the signal gains or loses by length and style; needs a signal. The same for all members.",
+    )
+    skew_weight: SkewWeight | None = Field(
+        default=None,
+        description="How much the skew form of a `hybrid` model counts beside its reward, in place of the model's own "
+        "weight; the answer's fingerprint is that of the model with it. The same for all members.",
     )
     on_missing: OnMissing = Field(
         default="fail",

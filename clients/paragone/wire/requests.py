@@ -15,6 +15,7 @@ __all__ = [
     "PreferencesRequest",
     "RewardReturn",
     "RewardsRequest",
+    "SkewWeight",
     "TokensRequest",
     "TournamentReturn",
     "TournamentsRequest",
@@ -28,6 +29,7 @@ Aggregation = Literal["min", "prod", "last"]
 RewardReturn = Literal["representation", "blocks", "gate_scales", "ids"]
 PreferenceReturn = Literal["ids", "rationale"]
 TournamentReturn = Literal["matrix", "ids"]
+SkewWeight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
 _STREET = "Close the main street to cars? Argue against."
 _SHOPS = "Half of the shops live on people who come by car. Closing the street would hurt them all year round."
@@ -78,10 +80,11 @@ class _ScoringRequest(_Request):
 
 
 class _ComparisonRequest(_ScoringRequest):
-    skew_weight: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] | None = Field(
+    skew_weight: SkewWeight | None = Field(
         default=None,
         description="How much the skew form of a `hybrid` model counts beside its reward: 0 compares rewards alone. "
-        "Omitted: the model's own. The answer's fingerprint is that of the model with this weight.",
+        "Omitted: the model's own. For rewards every item needs "
+        "references. The answer's fingerprint is that of the model with this weight.",
     )
 
 
@@ -111,7 +114,7 @@ class PreferencesRequest(_ComparisonRequest):
     )
 
 
-class RewardsRequest(_ScoringRequest):
+class RewardsRequest(_ComparisonRequest):
     """Ask for the reward and the attributes of each response."""
 
     model_config = ConfigDict(

@@ -13,6 +13,7 @@ import codecs
 import contextlib
 import csv
 import io
+import itertools
 import json
 import lzma
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,7 @@ from paragone_evaluation.readers.rows import Fields
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["SUFFIXES", "NumberedRow", "container_of", "rows_of_file"]
+__all__ = ["SUFFIXES", "NumberedRow", "container_of", "rows_of_batch", "rows_of_file"]
 
 NumberedRow = tuple[int, Fields | str]
 """The number of a row and its fields; a text in their place says why they cannot be read."""
@@ -38,6 +39,8 @@ _TABLES = (".parquet", ".arrow")
 SUFFIXES = (*_TEXTS, *_TABLES)
 """Kinds of files that are read."""
 _PACKINGS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+_LISTS = frozenset({"train", "validation", "val", "valid", "dev", "test", "data", "rows"})
+"""Keys of a lone object whose lists are rows."""
 _CHUNK = 1 << 20  # bytes that are read at once, where a row may be longer than a line
 _BATCH = 4096  # rows of a table that are made into objects at once
 
@@ -140,10 +143,14 @@ def _json(path: Path, stream: io.BufferedReader) -> Iterator[NumberedRow]:
         yield from enumerate(map(_object, _listed(values)), start=1)
         return
     # Binary lines end at \n alone. Text lines would end at U+2028 as well, which stands inside of JSON strings.
-    for number, line in enumerate(stream, start=1):
-        if line.strip():
-            value, problem = _parsed(line)
-            yield number, f"the line is {problem}" if problem else _object(value)
+    lines = ((number, *_parsed(line)) for number, line in enumerate(stream, start=1) if line.strip())
+    if (first := next(lines, None)) is None:
+        return
+    if (second := next(lines, None)) is None and not first[2]:
+        yield from enumerate(map(_object, _listed([first[1]])), start=1)
+        return
+    for number, value, problem in itertools.chain([first], [second] if second else [], lines):
+        yield number, f"the line is {problem}" if problem else _object(value)
 
 
 def _parsed(content: bytes) -> tuple[Any, str]:
@@ -167,16 +174,32 @@ def _object(value: Any) -> Fields | str:
 
 
 def _listed(values: list[Any]) -> Iterable[Any]:
-    """Return the rows of objects that were read whole: a lone object of lists, as ``{"train": [...]}``, holds them."""
+    """Return the rows of objects that were read whole: a lone object may hold them, as ``{"train": [...]}`` does."""
     (first, *more) = values or [None]
-    lists = isinstance(first, dict) and bool(first) and all(
-        isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in first.values()
-    )  # fmt: skip
-    # Two objects of lists, or one with a list that is a field, are rows.
-    if more or not lists or not set(first) <= {"train", "validation", "val", "valid", "dev", "test", "data", "rows"}:
+    if more or not isinstance(first, dict) or not first:
         return values
-    named = {name for name in first if name not in ("data", "rows")}
-    return [({"split": name} if name in named else {}) | row for name, rows in first.items() for row in rows]
+    parts = list(first.values())
+    if set(first) <= _LISTS and all(isinstance(part, list) and _are(dict, part) for part in parts):
+        named = {name for name in first if name not in ("data", "rows")}
+        return [({"split": name} if name in named else {}) | row for name, rows in first.items() for row in rows]
+    # What pandas writes: a column each, by the numbers of the rows or as a list, or a row each by its number.
+    if _are(dict, parts) and all(name.isdecimal() for name in first):
+        return parts
+    if _are(dict, parts) and parts[0] and all(part.keys() == parts[0].keys() for part in parts):
+        places = list(parts[0])
+        if all(place.isdecimal() for place in places):
+            return [{name: part[place] for name, part in first.items()} for place in places]
+    # One row may have lists of messages, or of responses beside a text; columns are lists of texts throughout.
+    columns = all(
+        isinstance(part, list) and not any(isinstance(value, dict | list) for value in part) for part in parts
+    )
+    if columns and len(parts) > 1 and len({len(part) for part in parts}) == 1:
+        return [dict(zip(first, row, strict=True)) for row in zip(*parts, strict=True)]
+    return values
+
+
+def _are(kind: type, values: Iterable[Any]) -> bool:
+    return all(isinstance(value, kind) for value in values)
 
 
 def _array(path: Path, stream: io.BufferedReader) -> Iterator[Any]:
@@ -291,19 +314,11 @@ def _table(path: Path, kind: str) -> Iterator[Fields]:
     import pyarrow.ipc
     import pyarrow.parquet
 
-    def rows(batch: pyarrow.RecordBatch) -> Iterator[Fields]:
-        # A struct has all keys that it has in any row: null stands for one that this row lacks, in a tool's schema too.
-        nested = [field.name for field in batch.schema if "struct" in str(field.type)]
-        for row in cast("Iterable[Fields]", batch.to_pylist()):
-            for name in nested:
-                row[name] = _without_nulls(row[name])
-            yield row
-
     try:
         if kind == ".parquet":
             with pyarrow.parquet.ParquetFile(path) as table:
                 for batch in table.iter_batches(_BATCH):  # the whole table as Python objects is many times as large
-                    yield from rows(batch)
+                    yield from rows_of_batch(batch)
             return
         with path.open("rb") as file:
             start = file.read(6)
@@ -313,9 +328,32 @@ def _table(path: Path, kind: str) -> Iterator[Fields]:
             batches = map(opened.get_batch, range(opened.num_record_batches)) if start == b"ARROW1" else iter(opened)
             for batch in batches:
                 for at in range(0, batch.num_rows, _BATCH):
-                    yield from rows(batch.slice(at, _BATCH))
+                    yield from rows_of_batch(batch.slice(at, _BATCH))
     except (pyarrow.ArrowException, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
+
+
+def rows_of_batch(batch: Any) -> Iterator[Fields]:
+    """Yield the rows of a batch of pyarrow, as JSON would have them: texts, numbers, and objects without null keys."""
+    import pyarrow
+    from pyarrow import types
+
+    for place, field in enumerate(batch.schema):
+        wanted = None
+        if types.is_decimal(field.type):
+            wanted = pyarrow.float64()
+        elif types.is_binary(field.type) or types.is_large_binary(field.type):
+            wanted = pyarrow.large_string()
+        if wanted is not None:
+            # Bytes that are no text stay bytes: only whoever needs the column refuses them.
+            with contextlib.suppress(pyarrow.ArrowInvalid):
+                batch = batch.set_column(place, field.name, batch.column(place).cast(wanted))
+    # A struct has all keys that it has in any row: null stands for one that this row lacks, in a tool's schema too.
+    nested = [field.name for field in batch.schema if "struct" in str(field.type)]
+    for row in cast("Iterable[Fields]", batch.to_pylist(maps_as_pydicts="strict")):
+        for name in nested:
+            row[name] = _without_nulls(row[name])
+        yield row
 
 
 def _without_nulls(value: Any) -> Any:

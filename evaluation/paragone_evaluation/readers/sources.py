@@ -13,12 +13,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from paragone_evaluation.errors import DataError
-from paragone_evaluation.readers.containers import NumberedRow, container_of, rows_of_file
+from paragone_evaluation.readers.containers import NumberedRow, container_of, rows_of_batch, rows_of_file
 from paragone_evaluation.readers.layouts import split_name
-from paragone_evaluation.readers.rows import Fields
 
 __all__ = ["HUB", "Part", "describe_hub_parts", "file_order", "parts_of"]
 
@@ -65,7 +64,7 @@ class Part:
             return
         at = 0
         for batch in self.table.with_format("arrow").iter(batch_size=_BATCH):
-            for row in cast("Iterable[Fields]", batch.to_pylist()):
+            for row in rows_of_batch(batch):
                 at += 1
                 yield at, row
 

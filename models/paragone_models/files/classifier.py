@@ -34,7 +34,12 @@ def classifier_refusal(model: PreferenceModel) -> str | None:
     if spec.rules.has_vector:
         return f"a {spec.kind} model compares vectors, and a classifier gives each text numbers of its own"
     if spec.pooling != "last":
-        return f"its pooling is {spec.pooling}, and a classifier reads the last token"
+        # Poolings that others call mean (vLLM's, sentence-transformers') average the prompt's tokens in, and no setting
+        # of theirs says where in each text its response begins.
+        return (
+            f"its pooling is {spec.pooling}, over the tokens of the response alone: a classifier reads the last token, "
+            "and where other servers average, they average the prompt too"
+        )
     if spec.final_eos:
         return "it overwrites the last token of a text by the end-of-sequence token, and no tokenizer does"
     if model.first_token or not network.causal:

@@ -23,7 +23,7 @@ def bench(
     ),
     *,
     data: Annotated[
-        Path | None, typer.Option(help="File of pairs or groups to score. [default: English texts]")
+        Path | None, typer.Option(help="File to score, as `paragone data` reads it. [default: English texts]")
     ] = None,
     groups: Annotated[int, typer.Option(help="Groups of a turn.", min=1)] = 8,
     responses: Annotated[int, typer.Option(help="Responses of a group, without --data.", min=2)] = 8,

@@ -35,9 +35,16 @@ class ScoredText:
         rendered: prompt and response as the model's template writes them, for servers that take whole texts.
     """
 
-    prompt: str
-    response: str
+    prompt: str | Sequence[Mapping[str, Any]]
+    response: Any
     rendered: str
+    tools: Sequence[Mapping[str, Any]] | None = None
+
+    @property
+    def item(self) -> dict[str, Any]:
+        """The wire's item of ``/v1/rewards``."""
+        item = {"prompt": self.prompt, "response": self.response}
+        return item if self.tools is None else item | {"tools": self.tools}
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,7 @@ def _listed(name: str) -> Callable[[Any], int]:
 DIALECTS: Mapping[str, _Dialect] = {
     "paragone": _Dialect(
         "/v1/rewards",
-        lambda texts, model: _named(
-            {"items": [{"prompt": text.prompt, "response": text.response} for text in texts]}, model
-        ),
+        lambda texts, model: _named({"items": [text.item for text in texts]}, model),
         _listed("rewards"),
     ),
     "openrlhf": _Dialect(

@@ -111,7 +111,10 @@ def _workloads(plan: Plan, model: PreferenceModel) -> list[tuple[list[TextGroup]
 def _interleaved(groups: Sequence[TextGroup], read: Sequence[Sequence[Reading]]) -> list[ScoredText]:
     """Return single responses, siblings apart, as the workers of a loop send them."""
     rows = [
-        [ScoredText(group.prompt, text, reading.text) for text, reading in zip(group.responses, row, strict=True)]
+        [
+            ScoredText(group.prompt, text, reading.text, group.tools)
+            for text, reading in zip(group.responses, row, strict=True)
+        ]
         for group, row in zip(groups, read, strict=True)
     ]
     longest = max(map(len, rows))

@@ -4,11 +4,9 @@ Without a file the texts are Python's own manual of its language, which every in
 real lengths, nothing to download.
 """
 
-import json
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from gzip import open as open_gzip
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -22,10 +20,11 @@ __all__ = ["TextGroup", "from_file", "made_up", "readings"]
 
 @dataclass(frozen=True)
 class TextGroup:
-    """Responses to one prompt, a single user message."""
+    """Responses to one prompt: texts, or what a reader of files has for messages."""
 
-    prompt: str
-    responses: tuple[str, ...]
+    prompt: str | Sequence[Mapping[str, Any]]
+    responses: tuple[Any, ...]
+    tools: Sequence[Mapping[str, Any]] | None = None
 
 
 def made_up(tokenizer: Any, groups: int, *, responses: int, lengths: tuple[int, int], seed: int) -> list[TextGroup]:
@@ -49,26 +48,37 @@ def made_up(tokenizer: Any, groups: int, *, responses: int, lengths: tuple[int, 
 
 
 def from_file(path: Path, groups: int) -> list[TextGroup]:
-    """Return the first groups of a file (.jsonl or .jsonl.gz): rows with ``responses``, or pairs gathered by prompt.
-
-    Pairs are ``first`` and ``second``, or ``chosen`` and ``rejected``. All fields are texts.
+    """Return the first groups of a file that ``paragone data`` reads: the distinct responses of each of its prompts.
 
     Raises:
-        BenchError: if the file cannot be read, a row lacks a field, or there are fewer groups than wanted.
+        BenchError: if the file cannot be read, there are fewer groups than wanted, or the extra ``evaluation``, which
+            has the readers of files, is not installed.
     """
-    # Dictionaries without values: sets that keep their order.
-    by_prompt: dict[str, dict[str, None]] = {}
     try:
-        with (open_gzip if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    prompt, texts = _row(json.loads(line), f"{path}:{number}")
-                    by_prompt.setdefault(prompt, {}).update(dict.fromkeys(texts))
-    except (OSError, ValueError) as error:
-        if isinstance(error, BenchError):
-            raise
-        raise BenchError(f"cannot read {path}: {error}") from error
-    complete = [TextGroup(prompt, tuple(texts)) for prompt, texts in by_prompt.items() if len(texts) > 1]
+        from paragone_evaluation.errors import DataError
+        from paragone_evaluation.readers.files import FilePass
+        from paragone_evaluation.readers.rows import text_key
+    except ModuleNotFoundError as error:
+        raise BenchError(
+            f"--data reads files with the extra evaluation: pip install 'paragone[evaluation]' ({error})"
+        ) from error
+    by_prompt: dict[tuple[str, str], TextGroup] = {}
+    distinct: dict[tuple[str, str], dict[str, Any]] = {}
+    try:
+        # Nobody needs to have judged the responses: speed is what is measured.
+        rows = FilePass(path, unjudged=True)
+        for row in rows:
+            key = text_key(row.prompt), text_key(row.tools or [])
+            by_prompt.setdefault(key, TextGroup(row.prompt, (), row.tools))
+            distinct.setdefault(key, {}).update({text_key(response): response for response in row.responses})
+        rows.check(remedy="Mend the file.")
+    except DataError as error:
+        raise BenchError(str(error)) from error
+    complete = [
+        replace(group, responses=tuple(distinct[key].values()))
+        for key, group in by_prompt.items()
+        if len(distinct[key]) > 1
+    ]
     # No group is used twice: the second time it would come from a cache.
     if len(complete) < groups:
         raise BenchError(f"{path} has {len(complete)} prompts with two responses or more; {groups} groups are wanted")
@@ -81,7 +91,9 @@ def readings(groups: Sequence[TextGroup], reader: TextReader) -> list[list[Readi
     Raises:
         BenchError: if the model refuses one.
     """
-    read = iter(reader.read([conversation(group.prompt, text) for group in groups for text in group.responses]))
+    read = iter(
+        reader.read([conversation(group.prompt, text, group.tools) for group in groups for text in group.responses])
+    )
     return [[_readable(next(read)) for _ in group.responses] for group in groups]
 
 
@@ -89,15 +101,3 @@ def _readable(reading: Reading | TextError) -> Reading:
     if isinstance(reading, TextError):
         raise BenchError(f"the model refuses a text of the workload: {reading}; give shorter ones with --tokens")
     return reading
-
-
-def _row(row: Any, where: str) -> tuple[str, list[str]]:
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise BenchError(f"{where}: field 'prompt' must be text")
-    for names in (("first", "second"), ("chosen", "rejected")):
-        if all(isinstance(row.get(name), str) for name in names):
-            return row["prompt"], [row[name] for name in names]
-    texts = row.get("responses")
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise BenchError(f"{where}: give texts as 'responses', 'first' and 'second', or 'chosen' and 'rejected'")
-    return row["prompt"], texts

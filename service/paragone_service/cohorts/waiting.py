@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from paragone.codes import ErrorCode
 from paragone.wire import CohortRequest, Unscored, Usage
+from paragone_models.comparator import Comparator
 from paragone_models.shaping import measure
 from paragone_service.cache.keys import conversation_keys, prompt_digest
 from paragone_service.cohorts.groups import (
@@ -150,6 +151,7 @@ class Cohorts:
     async def answer(
         self,
         model: HostedModel,
+        comparator: Comparator,
         body: CohortRequest,
         call: Call,
         *,
@@ -159,6 +161,7 @@ class Cohorts:
         """Return the member's outcome, once its group is settled.
 
         Args:
+            comparator: what compares the members, with the weights of the request.
             stored: its references, if they are a set's.
             refusal: why the member's response cannot be read at all.
 
@@ -170,7 +173,7 @@ class Cohorts:
         deadline_s = self._deadline_s if body.deadline_s is None else body.deadline_s
         if call.deadline is not None:
             call.deadline.shorten(deadline_s + _SLACK_S)
-        wanted = _head(model, body, stored, self._store.now() + deadline_s)
+        wanted = _head(model, comparator, body, stored, self._store.now() + deadline_s)
         digest = _digest(body, refusal)
         key = group_key(call.tenant, body.group)
         entered = await self._store.enter(key, wanted, body.slot, digest)
@@ -187,7 +190,6 @@ class Cohorts:
                 first = scored.bad_references[0]
                 raise ServiceError(ErrorCode(first.code), f"no reference can be scored; the first one: {first.message}")
             references = scored.references if body.listed else None if stored is None else stored.vectors
-            comparator = model.model.comparator
             work_out = functools.partial(
                 Standing.of, group, comparator, references, signal=body.signal, shaping=body.shaping
             )
@@ -378,17 +380,18 @@ def _quiet(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     return task
 
 
-def _head(model: HostedModel, body: CohortRequest, stored: Stored | None, until: float) -> Head:
-    spec = model.model.spec
+def _head(model: HostedModel, comparator: Comparator, body: CohortRequest, stored: Stored | None, until: float) -> Head:
     references = conversation_keys(b"", body.prompt, body.tools, body.listed)
     if stored is not None:
         references = [stored.version.encode()]
+    aggregation = model.model.spec.aggregation
     terms = {
         "prompt": prompt_digest(body.prompt, body.tools).hex(),
         "size": str(body.size),
         "model": json.dumps(
-            [model.model.identity, spec.temperature, spec.weights, *([spec.aggregation] if spec.aggregation else [])]
+            [model.model.identity, comparator.temperature, comparator.weights, *([aggregation] if aggregation else [])]
         ),
+        "skew_weight": str(comparator.skew_weight),
         "list or set of references": hashlib.blake2b(b"".join(references), digest_size=16).hexdigest(),
         "on_missing": body.on_missing,
         "signal": body.signal or "",

@@ -256,6 +256,30 @@ def torchtune(case):
     }, case.unsaid()
 
 
+def rendered(case):
+    """A prompt that a chat template wrote, up to the answers' header; they end as it ends a turn."""
+    row = {"prompt": f"<|im_start|>user\n{case.prompt}<|im_end|>\n<|im_start|>assistant\n"}
+    sides = case.named("chosen", "rejected")
+    return row | {side: f"{text}<|im_end|>\n" for side, text in sides.items()}, case.unsaid()
+
+
+def rendered_whole(case):
+    asked = f"<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{case.prompt}<|eot_id|>"
+    header = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    sides = case.named("chosen", "rejected")
+    return {side: f"{asked}{header}{text}<|eot_id|>" for side, text in sides.items()}, case.unsaid()
+
+
+def swift(case):
+    """A conversation with its answer, and the other answer beside it."""
+    return {"messages": case.talk(case.better), "rejected_response": case.worse}, case.unsaid()
+
+
+def swift_messages(case):
+    row = {"messages": case.talk(case.better), "rejected_messages": case.talk(case.worse)}
+    return row | {"margin": case.strength}, [(case.better, case.worse, case.strength)]
+
+
 def nemo_aligner(case):
     row = {"prompt": f"<extra_id_0>System\n\n<extra_id_1>User\n{case.prompt}\n<extra_id_1>Assistant\n"}
     row |= {"chosen_response": f"{case.better}\n<extra_id_1>", "rejected_response": f"{case.worse}\n<extra_id_1>"}
@@ -393,7 +417,8 @@ COMPARED = {
 PUBLISHED = {
     "pairs": (
         hh, transcript_prompt, implicit, repeated, implicit_conversations, binarised, argilla, argilla_responses,
-        skywork, written_conversations, parts, axolotl, alpaca, sharegpt, torchtune, nemo_aligner,
+        skywork, written_conversations, parts, axolotl, alpaca, sharegpt, torchtune, swift,
+        swift_messages, rendered, rendered_whole, nemo_aligner,
     ),
     "helpsteer3": (helpsteer3,),
     "arena": (arena, ppe),

@@ -66,6 +66,12 @@ def test_text_is_read_from_every_packing(tmp_path, suffix, pack):
         "\n".join(json.dumps(one, indent=1) for one in ROWS),  # objects over several lines, as jq writes them
         json.dumps({"data": ROWS}, indent=1),
         json.dumps({"train": ROWS[:3], "test": ROWS[3:]}, indent=1),
+        json.dumps({"train": ROWS[:3], "test": ROWS[3:]}),
+        json.dumps({"data": ROWS}) + "\n",
+        # Three of pandas' orients: columns as lists, columns by the numbers of rows, rows by their numbers.
+        json.dumps({name: [one[name] for one in ROWS] for name in ROWS[0]}),
+        json.dumps({name: {str(at): one[name] for at, one in enumerate(ROWS)} for name in ROWS[0]}),
+        json.dumps({str(at): one for at, one in enumerate(ROWS)}),
     ],
 )
 def test_json_is_read_however_it_is_spread_over_lines(tmp_path, text):
@@ -74,6 +80,37 @@ def test_json_is_read_however_it_is_spread_over_lines(tmp_path, text):
     assert ids(path) == IDS
     if '"test"' in text:
         assert [pair.split for pair in read_pairs(path)] == ["train"] * 3 + ["test"] * 4
+
+
+def test_one_line_of_lists_of_messages_is_one_row(tmp_path):
+    path = tmp_path / "f.jsonl"
+    talk = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    path.write_text(json.dumps({"chosen": talk, "rejected": [talk[0], {"role": "assistant", "content": "Hm."}]}))
+    (pair,) = read_pairs(path)
+    assert (pair.prompt, pair.first, pair.second) == ("Why?", "So.", "Hm.")
+    path.write_text(json.dumps(ROWS[0]))
+    assert ids(path) == IDS[:1]
+
+
+def test_tables_hold_texts_as_bytes_numbers_as_decimals_and_messages_as_maps(tmp_path):
+    path, texts = tmp_path / "f.parquet", pyarrow.binary()
+    talk = pyarrow.list_(pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    said = [[("role", "user"), ("content", "Wie?")], [("role", "user"), ("content", "Wie “geht” das?")]]
+    columns = {
+        "prompt": pyarrow.array([[one] for one in said], talk),
+        "first": pyarrow.array(["gut ✓".encode(), b"x"], texts),
+        "second": pyarrow.array([b"naja", b"y"], pyarrow.large_binary()),
+        "strength": pyarrow.array([2, -1]).cast(pyarrow.decimal128(21, 2)),
+        "picture": pyarrow.array([b"\xff\xd8", None], texts),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    one, two = read_pairs(path)
+    assert (one.prompt, one.first, one.second, one.strength) == ("Wie?", "gut ✓", "naja", 2.0)
+    assert (two.prompt, two.strength) == ("Wie “geht” das?", -1.0)
+    columns["first"] = columns["picture"]
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(DataError, match="field 'first' must be text, a message or a list of messages, not bytes"):
+        read_pairs(path)
 
 
 def test_an_array_longer_than_what_is_read_at_once_is_read_whole(tmp_path):

@@ -70,7 +70,10 @@ def test_a_padding_token_that_ends_texts_is_replaced(tmp_path):
     [
         (ModelSpec(kind="general-preference", dimension=4, normalise=True, max_length=128), "compares vectors"),
         (ModelSpec(kind="hybrid", dimension=3, normalise=True, max_length=128), "compares vectors"),
-        (ModelSpec(kind="bradley-terry", dimension=1, pooling="mean", max_length=128), "its pooling is mean"),
+        (
+            ModelSpec(kind="bradley-terry", dimension=1, pooling="mean", max_length=128),
+            "its pooling is mean, over the tokens of the response alone",
+        ),
         (ModelSpec(kind="bradley-terry", dimension=1, final_eos=True, max_length=128), "overwrites the last token"),
     ],
 )

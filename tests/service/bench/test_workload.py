@@ -1,6 +1,8 @@
 """Texts to measure with: real passages of the wanted lengths, or the user's own."""
 
+import gzip
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -40,12 +42,36 @@ def test_a_file_gives_the_distinct_responses_of_a_prompt(tmp_path, rows):
     assert from_file(path, 1) == [TextGroup("p", ("a", "b", "c"))]
 
 
+def test_a_file_of_any_layout_and_container_is_read(tmp_path, model):
+    path = tmp_path / "rows.csv.gz"
+    path.write_bytes(gzip.compress(b"prompt;first;second;strength\nWhy?;a;b;-1\nWhy?;b;c;2\n"))
+    assert from_file(path, 1) == [TextGroup("Why?", ("a", "b", "c"))]
+    talk = [{"role": "user", "content": "Why?"}]
+    rows = [
+        {
+            "chosen": [*talk, {"role": "assistant", "content": text}],
+            "rejected": [*talk, {"role": "assistant", "content": "no"}],
+        }
+        for text in ("a", "b")
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    (group,) = from_file(path, 1)
+    assert group == TextGroup("Why?", ("a", "no", "b"))
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    turns = [*talk, {"role": "assistant", "content": "Hm."}, *talk]
+    path.write_text(json.dumps([{"prompt": turns, "responses": ["a", "b"], "tools": tools}]))
+    (group,) = from_file(path, 1)
+    assert (group.prompt, group.tools) == (turns, tools)
+    assert len(readings([replace(group, tools=None)], model.reader)[0]) == 2
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": 1}', "rows.jsonl:1: field 'prompt' must be text"),
-        ('{"prompt": "p", "first": "a"}', "rows.jsonl:1: give texts as 'responses'"),
-        ("nonsense", "cannot read"),
+        ('{"prompt": 1, "responses": ["a", "b"]}', "line 1: field 'prompt' must be text"),
+        ('{"prompt": "p", "first": "a"}', "line 1: field 'second' is missing"),
+        ("nonsense", "line 1: the line is not JSON"),
         ('{"prompt": "p", "responses": ["a"]}', "0 prompts with two responses or more; 1 groups are wanted"),
     ],
 )

@@ -1,5 +1,6 @@
 """The routes that score, from HTTP to HTTP, with tiny real models."""
 
+import asyncio
 import itertools
 import math
 
@@ -283,3 +284,32 @@ async def test_a_hybrid_model_is_asked_with_another_weight_of_its_skew_form_with
     assert own["fingerprint"] != weighed["fingerprint"] == pair["fingerprint"] == loaded.fingerprint
     assert refused.status_code == 422
     assert "skew_weight weighs the skew form of a hybrid model" in refused.json()["error"]["message"]
+
+
+async def test_references_and_cohorts_are_weighed_as_pairs_are(hybrid):
+    async with serving({"hybrid": hybrid}) as client:
+        items = [{"prompt": PROMPT, "response": RESPONSES[0], "references": RESPONSES[1:3]}]
+        own = await ask(client, "rewards", items=items)
+        weighed = await ask(client, "rewards", items=items, skew_weight=0.0)
+        bare = [*items, {"prompt": PROMPT, "response": RESPONSES[0]}]
+        refused = await client.post("/v1/rewards", json={"items": bare, "skew_weight": 0.0})
+        member = {"group": "g", "size": 2, "prompt": PROMPT, "skew_weight": 0.0}
+        posts = [client.post("/v1/cohorts", json=member | {"slot": n, "response": RESPONSES[n]}) for n in range(2)]
+        first, second = [answer.json() for answer in await asyncio.gather(*posts)]
+        other = {"slot": 0, "response": RESPONSES[0], "skew_weight": 1.0}
+        conflict = await client.post("/v1/cohorts", json=member | other)
+
+    rewards = hybrid.score(PROMPT, RESPONSES[:3]).rewards
+    logits = (rewards[0] - rewards[1:]) / 0.5
+    assert weighed["rewards"][0]["reference_logit"] == pytest.approx(logits.mean(), abs=1e-5)
+    assert abs(own["rewards"][0]["reference_logit"] - logits.mean()) > 0.01
+    assert weighed["rewards"][0]["reward"] == own["rewards"][0]["reward"]
+    # Itself counts as one half.
+    assert first["win_rate"] == pytest.approx((0.5 + probability(logits[0])) / 2, abs=1e-5)
+    assert second["win_rate"] == pytest.approx((0.5 + probability(-logits[0])) / 2, abs=1e-5)
+    assert own["fingerprint"] != weighed["fingerprint"] == first["fingerprint"] == second["fingerprint"]
+    assert refused.status_code == 422
+    assert refused.json()["error"]["item"] == 1
+    assert "skew_weight weighs how a model compares a response with others" in refused.json()["error"]["message"]
+    assert conflict.status_code == 409
+    assert "began with another skew_weight" in conflict.json()["error"]["message"]

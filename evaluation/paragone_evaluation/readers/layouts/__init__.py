@@ -52,6 +52,7 @@ FILE_LAYOUTS = (
     own.RATINGS,
     own.FIRST_SECOND,
     *own.CHOSEN_REJECTED,
+    own.SWIFT,
     trainers.KTO,
     trainers.NEMO_TEXT,
 )

@@ -45,6 +45,9 @@ _SYSTEMS = ("system", "system_prompt")
 _HH = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 _NEMO = re.compile(r"(?:^|\n)?<extra_id_[01]>(System|User|Assistant)\n")
 _NEMO_LABEL = re.compile(r"\A<extra_id_2>[^\n]*\n")
+# What chat templates wrote, which rendered once more would have their tokens twice: start and end of a turn.
+_CHATML = re.compile(r"<\|im_start\|>(system|user|assistant|tool)\n"), "<|im_end|>"
+_LLAMA = re.compile(r"<\|start_header_id\|>(system|user|assistant|tool)<\|end_header_id\|>\n\n"), "<|eot_id|>"
 _SPEAKERS = {"Human": "user", "User": "user", "Assistant": "assistant", "System": "system"}
 # Where a text may be parted: behind a sentence or a line, otherwise between two words.
 _SENTENCE_END = re.compile(r"[.!?:…。！？][\"'”’)\]]*\s+|\n\s*")
@@ -61,16 +64,30 @@ def turns_of(text: str) -> Messages | None:
     elif text.lstrip().startswith("Human:") and "\n\nAssistant:" in text:
         _, *rest = _HH.split(text.strip())
         turns = [(speaker, content.strip()) for speaker, content in zip(rest[::2], rest[1::2], strict=True)]
+    elif (notation := _written_by_template(text)) is not None:
+        start, end = notation
+        _, *rest = start.split(text)
+        turns = [(role, _without_end(content, end)) for role, content in zip(rest[::2], rest[1::2], strict=True)]
     else:
         return None
     messages: Messages = []
     for speaker, content in turns:
-        role = _SPEAKERS[speaker]
+        role = _SPEAKERS.get(speaker, speaker)
         if messages and messages[-1]["role"] == role:
             messages[-1]["content"] += f"\n\n{content}"  # no template takes two turns of one speaker
         elif content or role != "system":
             messages.append({"role": role, "content": content})
     return messages[:-1] if messages and messages[-1] == {"role": "assistant", "content": ""} else messages
+
+
+def _written_by_template(text: str) -> tuple[re.Pattern[str], str] | None:
+    """Return how a text's turns begin and end, where a known chat template wrote it."""
+    text = text.lstrip().removeprefix("<|begin_of_text|>")
+    return next((notation for notation in (_CHATML, _LLAMA) if notation[0].match(text)), None)
+
+
+def _without_end(content: str, end: str) -> str:
+    return content.removesuffix("\n").removesuffix(end)
 
 
 def column_prompt(row: Fields) -> Messages | None:
@@ -147,8 +164,10 @@ def compared_sides(row: Fields, *names: str, repeated: bool = False) -> Compared
 def _as_messages(side: Any, name: str) -> Messages | None:
     """Return a side's messages; of a transcript, its turns."""
     messages = messages_of([side] if isinstance(side, Mapping) else side, name)
-    if messages is not None or not isinstance(side, str) or not side.lstrip().startswith(("Human:", "<extra_id_0>")):
+    if messages is not None or not isinstance(side, str):
         return messages
+    if not side.lstrip().startswith(("Human:", "<extra_id_0>")) and _written_by_template(side) is None:
+        return None
     turns = turns_of(side)
     if turns and turns[-1]["role"] != "assistant":
         # Published transcripts have a few such rows: nothing is wrong with the others for it.
@@ -210,6 +229,8 @@ def _compared_texts(row: Fields, names: Sequence[str], *, repeated: bool) -> Com
     if turns_of(_shown(row)) is not None:
         # What follows "Assistant:" begins with a space, and in NeMo's files the header of the next turn ends it.
         first, second = (text.lstrip(" ").removesuffix("<extra_id_1>").rstrip("\n") for text in (first, second))
+        if (notation := _written_by_template(_shown(row))) is not None:
+            first, second = (_without_end(text, notation[1]) for text in (first, second))
     return check_ending(as_prompt(before, "prompt"), "prompt"), (first, second)
 
 

@@ -3,7 +3,7 @@
 Whatever a file calls them (``chosen_response``, ``chosen_conversations`` ...), one side is preferred to the other, both
 are texts, messages, conversations or transcripts, and the prompt stands in a column beside them or in their beginning.
 Known to be read: HelpSteer and UltraFeedback binarised (HuggingFaceH4, argilla, TRL), Anthropic's HH, Skywork, RLHFlow,
-the Orca pairs, and the files of TRL, LLaMA-Factory, axolotl, torchtune, NeMo Aligner and NeMo RL.
+the Orca pairs, and the files of TRL, LLaMA-Factory, axolotl, torchtune, ms-swift, NeMo Aligner and NeMo RL.
 """
 
 import math
@@ -26,7 +26,7 @@ from paragone_evaluation.readers.layouts.fields import (
     value_of,
 )
 from paragone_evaluation.readers.layouts.layout import FileLayout
-from paragone_evaluation.readers.layouts.messages import described
+from paragone_evaluation.readers.layouts.messages import are_messages, described, messages_of
 from paragone_evaluation.readers.rows import (
     STRONGEST,
     WEAKEST,
@@ -38,7 +38,7 @@ from paragone_evaluation.readers.rows import (
     LeftOutError,
 )
 
-__all__ = ["CHOSEN_REJECTED", "FIRST_SECOND", "GROUPS", "RATINGS", "lead_strength", "rated_row"]
+__all__ = ["CHOSEN_REJECTED", "FIRST_SECOND", "GROUPS", "RATINGS", "SWIFT", "lead_strength", "rated_row"]
 
 _OUTCOMES = {"first": 1.0, "second": -1.0, "tie": 0.0}
 _SIDES = (
@@ -208,6 +208,33 @@ def _sided(names: tuple[str, str], *, repeated: bool) -> FileLayout:
 
 CHOSEN_REJECTED = tuple(_sided(names, repeated=repeated) for repeated in (True, False) for names in _SIDES)
 """One for each pair of names; those in which both texts begin with the prompt come first."""
+
+
+def _swift_sides(row: Fields) -> Fields:
+    """Return the row with the two sides of ms-swift's: a conversation, and its last answer or all of it once more."""
+    messages = messages_of(row.get("messages"), "messages")
+    if not messages or messages[-1]["role"] != "assistant":
+        raise BadRowError("field 'messages' must be a conversation that ends with the assistant's answer")
+    rejected = row.get("rejected_messages")
+    if rejected is None:
+        answer = value_of(row, "rejected_response")
+        turns = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+        rejected = [*messages[:-1], *(turns if isinstance(turns, list) else [turns])]
+    others = {name: value for name, value in row.items() if name != "messages"}
+    return others | {"chosen": messages, "rejected": rejected}
+
+
+def _fits_swift(row: Fields) -> bool:
+    other = is_response(row.get("rejected_response")) or are_messages(row.get("rejected_messages"))
+    return other and row.get("chosen") is None and are_messages(row.get("messages"))
+
+
+SWIFT = FileLayout(
+    "pairs", ("messages", "rejected_response"),
+    lambda row, line: _chosen_rejected(_swift_sides(row), line, names=("chosen", "rejected")), _fits_swift,
+    prompt=lambda row: _side_prompt(_swift_sides(row), names=("chosen", "rejected")),
+    strengths=CHOSEN_REJECTED[0].strengths, schema="messages and rejected_response, as ms-swift writes them",
+)  # fmt: skip
 GROUPS = FileLayout(
     "groups", ("prompt", "responses", "comparisons"), _group,
     lambda row: isinstance(row.get("responses"), list) and isinstance(row.get("comparisons"), list),

@@ -1,5 +1,6 @@
 """The route of cohorts: a group's members come one request at a time, and each is answered once all have come."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,7 +15,7 @@ from paragone_service.http.openapi_document import cohort_document
 from paragone_service.references.sets import ReferenceSets
 from paragone_service.registry import Registry
 from paragone_service.scoring import groups
-from paragone_service.scoring.hosted_model import HostedModel
+from paragone_service.scoring.comparing import compared
 from paragone_service.scoring.request import Problems
 
 __all__ = ["cohort_routes"]
@@ -33,9 +34,10 @@ def cohort_routes(registry: Registry, sets: ReferenceSets, cohorts: Cohorts) -> 
         """
         body, refusal = await read_member(request)
         model = registry.find(body.model)
-        model.check_preferences()
+        comparator, header = compared(model, skew_weight=body.skew_weight)
+        model.check_preferences(comparator)
         check_total(1 + len(body.listed))
-        groups.check_kind(body.signal, model.name, model.model.comparator)
+        groups.check_kind(body.signal, model.name, comparator)
         unfit = groups.check_signal(body.signal, body.size, 0 if body.references is None else 1)
         if unfit is not None:
             raise unfit
@@ -44,21 +46,21 @@ def cohort_routes(registry: Registry, sets: ReferenceSets, cohorts: Cohorts) -> 
         stored = await sets.find(model, call.tenant, [body], [0], problems)
         if problems.errors:
             raise ServiceError(problems.errors[0].code, problems.errors[0].message)
-        outcome = await cohorts.answer(model, body, call, stored=stored.get(0), refusal=refusal)
-        content = _answer(model, body, outcome).model_dump_json(exclude_unset=True)
+        outcome = await cohorts.answer(model, comparator, body, call, stored=stored.get(0), refusal=refusal)
+        content = _answer(header, body, outcome).model_dump_json(exclude_unset=True)
         return Response(content, media_type="application/json")
 
     return router
 
 
-def _answer(model: HostedModel, body: CohortRequest, outcome: Outcome) -> CohortAnswer:
+def _answer(header: Mapping[str, Any], body: CohortRequest, outcome: Outcome) -> CohortAnswer:
     group, standing, place = outcome.group, outcome.standing, outcome.place
     refused = [(slot, member.error) for slot, member in sorted(group.members.items()) if member.error is not None]
     unscored = [Unscored(slot=slot, code=code, message=message) for slot, (code, message) in refused]
     # It has met nobody, and ½ would look as if it had.
     alone = standing.left_alone
     fields: dict[str, Any] = {
-        **model.header,
+        **header,
         "win_rate": None if alone else float(standing.win_rates[place]),
         "rank": None if alone else standing.rank(place),
         "size": group.head.size,

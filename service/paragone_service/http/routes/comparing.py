@@ -103,7 +103,9 @@ async def compared_tournaments(
 
 async def compared_rewards(source: PairSource, body: RewardsRequest, indices: Sequence[int], call: Call) -> Response:
     """Answer what each response is worth against its references: all that such a model has to say of one."""
-    _refuse_what_needs_representations(source, call, weights=body.weights, aggregation=body.aggregation)
+    _refuse_what_needs_representations(
+        source, call, skew_weight=body.skew_weight, weights=body.weights, aggregation=body.aggregation
+    )
     if not source.takes_principles:
         check_principles(source.name, body.items, indices, call.problems)
     unknown = [name for name in body.return_ if name != "ids"]

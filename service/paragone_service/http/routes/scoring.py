@@ -189,7 +189,9 @@ def _add_rewards(router: APIRouter, registry: Registry, sets: ReferenceSets, wor
         if source is not None:
             return await compared_rewards(source, body, indices, call)
         model = registry.find(body.model)
-        comparator, header = compared(model, weights=body.weights, aggregation=body.aggregation)
+        comparator, header = compared(
+            model, skew_weight=body.skew_weight, weights=body.weights, aggregation=body.aggregation
+        )
         _check_returned(model, comparator, body, indices, problems)
         check_principles(model.name, body.items, indices, problems, takes_one=model.takes_principles)
         _check_steps(model, body, indices, problems)
@@ -261,8 +263,8 @@ def _check_returned(
 
     Raises:
         ServiceError: ``return_unavailable`` or ``preferences_unavailable``, if the model has nothing to return;
-            ``too_many_items``; ``invalid_request`` for the first item that wants blocks and has no references, unless
-            errors are reported.
+            ``too_many_items``; ``invalid_request`` for the first item without references where blocks or
+            a ``skew_weight`` need them, unless errors are reported.
     """
     if "gate_scales" in body.return_:
         model.check_gate()
@@ -275,8 +277,11 @@ def _check_returned(
     if any(item.references for item in body.items):
         model.check_preferences(comparator)
         check_total(sum(1 + len(item.listed) for item in body.items))
-    if "blocks" in body.return_:
+    # Refused and not ignored: whoever asks for these expects a comparison, and a reward is none.
+    comparing = "blocks" if "blocks" in body.return_ else "skew_weight" if body.skew_weight is not None else None
+    if comparing is not None:
         for index, item in zip(indices, body.items, strict=True):
             if not item.references:
-                problem = "blocks compare a response with others: give the item references"
+                verb = "compare" if comparing == "blocks" else "weighs how a model compares"
+                problem = f"{comparing} {verb} a response with others: give the item references"
                 problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, problem))
