@@ -30,6 +30,7 @@ MODEL = {
     "calibrated": False,
     "attributes": [],
     "weights": None,
+    "aggregation": None,
     "dimension": 1,
     "domain": "the length of a text",
     "demonstration": True,
