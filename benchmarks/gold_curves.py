@@ -29,7 +29,7 @@ from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.policy.rows import Answer, Response, read_json_file, read_rows, stream
 from paragone_training.policy.run_prompts import render
-from paragone_training.policy.sampling.rounds import Decoding, sample
+from paragone_training.policy.sampling.drawing import Decoding, sample
 from paragone_training.policy.train_policy import train_policy
 from paragone_training.preference.recipe import Recipe
 from paragone_training.preference.train_model import train_model

@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from paragone_evaluation.readers import Prompt
 from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.rows import stream
-from paragone_training.policy.sampling.rounds import Decoding, sample
+from paragone_training.policy.sampling.drawing import Decoding, sample
 from paragone_training.policy.sampling.stopping import Stops
 
 

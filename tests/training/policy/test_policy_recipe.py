@@ -241,7 +241,7 @@ def test_servers_that_cannot_be_run_are_refused(servers, message, tmp_path):
 
 def test_the_plan_says_who_draws(policy_folder, prompts_file):
     arguments = ("inpo", policy_folder, prompts_file)
-    assert "sampled by this process" in describe_plan(recipe(*arguments))
+    assert "sampled by the processes of the run" in describe_plan(recipe(*arguments))
     command = "vllm serve {model} --port {port}"
     restarted = describe_plan(recipe(*arguments, servers={"command": command, "count": 2, "phases": "colocated"}))
     assert "2 vllm server(s), colocated, started for each iterate: vllm serve MODEL --port PORT" in restarted

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from paragone_training.errors import FolderTakenError, OracleReplacedError, RecipeError, RunError
 from paragone_training.policy.evaluate import write_report
 from paragone_training.policy.model.weights import load_tokenizer
+from paragone_training.policy.processes import Processes
 from paragone_training.policy.rows import (
-    Barrier,
     LabelledPair,
     Response,
     locked,
@@ -195,7 +195,7 @@ def test_adapters_are_trained_and_merged_and_kept_as_one_of_the_initial_policy(
 
 def test_the_reference_is_reset_every_n_iterations(tmp_path, policy_folder, prompts_file):
     changed = recipe("inpo", policy_folder, prompts_file, reference={"policy": "every-n", "every": 2})
-    run = _PolicyRun(changed, tmp_path, Barrier(limit_s=1))
+    run = _PolicyRun(changed, tmp_path, Processes(limit_s=1))
     sources = [run.reference_source(iteration) for iteration in range(1, 6)]
 
     assert sources[0] == sources[1] == str(policy_folder)

@@ -16,7 +16,7 @@ from paragone_training.errors import DataError, RecipeError
 from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.rows import stream
 from paragone_training.policy.run_prompts import render
-from paragone_training.policy.sampling.rounds import Decoding, sample
+from paragone_training.policy.sampling.drawing import Decoding, sample
 from paragone_training.scratch.language import (
     LanguageRecipe,
     _LanguageDataSection,

@@ -3,6 +3,7 @@
 EVALUATION/samples.parquet     the iterate's responses
 EVALUATION/oracle.parquet      tables of its responses (first) and the initial policy's, by the training oracle
 EVALUATION/judge.parquet       the same by the second judge, if there is one
+EVALUATION/logprobs.parquet    log-probabilities of the iterate's responses under the initial policy
 EVALUATION/summary.json        win rates with intervals, lengths, the KL to the initial policy
 RUN/report.html                all that the run has measured so far, read again from its folder
 """
@@ -19,9 +20,7 @@ from paragone_evaluation.readers import file_order
 from paragone_evaluation.report.charts import COLOURS, Line, line_chart
 from paragone_evaluation.report.page import Figure, PageSection, PageTable, render_page
 from paragone_training.policy.methods.registry import METHODS
-from paragone_training.policy.model.logprobs import policy_logprobs
-from paragone_training.policy.model.weights import Policy
-from paragone_training.policy.recipe import PolicyTrainingSection
+from paragone_training.policy.model.logprobs import frozen_columns
 from paragone_training.policy.rows import (
     Answer,
     Response,
@@ -33,7 +32,18 @@ from paragone_training.policy.rows import (
 )
 from paragone_training.policy.targets import Rule, symmetrised
 
-__all__ = ["compared_with_initial", "describe_responses", "length_controlled", "win_rate", "write_report"]
+__all__ = [
+    "INITIAL",
+    "compared_by_likelihood",
+    "compared_with_initial",
+    "describe_responses",
+    "length_controlled",
+    "win_rate",
+    "write_report",
+]
+
+INITIAL = "initial_logprob"
+"""The column of logprobs.parquet."""
 
 Float64s = NDArray[np.float64]
 
@@ -133,15 +143,15 @@ def describe_responses(rows: Sequence[Response]) -> dict[str, float | None]:
 def compared_with_initial(
     folder: Path,
     responses_of_both: tuple[Sequence[Response], Sequence[Response]],
-    policy: Policy,
     *,
     names: Sequence[str],
-    initial_source: str,
     responses: int,
     rule: Rule,
-    training: PolicyTrainingSection,
 ) -> dict[str, Any]:
     """Write and return the numbers of an evaluation.
+
+    Args:
+        folder: has the tables of all ``names``, and the log-probabilities of ``compared_by_likelihood``.
 
     Raises:
         RunError: if a file cannot be read or written.
@@ -153,14 +163,12 @@ def compared_with_initial(
     for name in names:
         answers = read_answers(folder / f"{name}.parquet")
         summary[name] = win_rate(answers, lengths, responses=responses, rule=rule)
-    # Some servers give no log-probabilities at temperature 1; the estimate then has fewer samples, or none.
-    known = [row for row in mine if row.sampler_logprob is not None]
+    known = compared_by_likelihood(mine)
     if known:
         # E_pi[log pi - log mu] by the iterate's own samples: unbiased, with the error of a mean.
-        policy.become(initial_source)
-        frozen = policy_logprobs(policy, [(row.prompt_ids, row.token_ids) for row in known], training)
+        frozen = frozen_columns(folder / "logprobs.parquet", INITIAL)
         own = _sampled_logprobs(known)
-        ratio = own - np.asarray(frozen)
+        ratio = own - np.asarray([frozen[row.prompt_id, row.number][0] for row in known])
         tokens = np.asarray([len(row.token_ids) for row in known])
         summary["kl_to_initial"] = float(ratio.mean())
         summary["kl_error"] = float(ratio.std() / math.sqrt(len(ratio)))
@@ -170,6 +178,14 @@ def compared_with_initial(
         summary["initial_entropy"] = float(-initial.mean())
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def compared_by_likelihood(rows: Sequence[Response]) -> list[Response]:
+    """Return the responses that the KL to the initial policy is estimated by, those whose likelihood is known.
+
+    Some servers give no log-probabilities at temperature 1; the estimate then has fewer samples, or none.
+    """
+    return [row for row in rows if row.sampler_logprob is not None]
 
 
 def _sampled_logprobs(rows: Sequence[Response]) -> Float64s:

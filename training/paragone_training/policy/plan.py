@@ -135,7 +135,7 @@ def _stored_work(recipe: PolicyRecipe, groups: Sequence[PromptGroup]) -> list[st
 def _samplers(recipe: PolicyRecipe) -> str:
     servers = recipe.servers
     if servers is None:
-        return "this process"
+        return "the processes of the run"
     if servers.reload == "restart":
         example = shlex.join(command_line(servers.command or "", model="MODEL", port="PORT", index=0))
         return f"{servers.count} {servers.kind} server(s), {servers.phases}, started for each iterate: {example}"

@@ -372,8 +372,8 @@ class PolicyTrainingSection(Section):
     log_steps: PositiveInt = 5
     """Optimiser steps between log lines."""
     collective_timeout_s: PositiveFloat = 1800.0
-    """How long processes wait for each other in gradient steps before the run stops; sampling by the main process may
-    take longer."""
+    """How long processes wait for each other in gradient steps, and the main one for the next chunk of another, before
+    the run stops; a whole round may take longer."""
     seed: NonNegativeInt = 0
     """Of everything."""
 

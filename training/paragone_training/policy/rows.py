@@ -7,8 +7,8 @@
     TrainingPair   not kept: it is made of the files above and of logprobs.parquet
 
 All random numbers of a run come from streams that are named after the row they are for, so that a run that was
-interrupted draws the same ones again. Files appear whole or not at all. One process at a time works in a folder, a
-folder belongs to one recipe, and several processes of one run wait for each other here.
+interrupted draws the same ones again. Files appear whole or not at all. One process at a time works in a folder, and a
+folder belongs to one recipe.
 """
 
 import contextlib
@@ -20,27 +20,21 @@ import json
 import os
 import random
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from accelerate import PartialState
 from numpy.typing import NDArray
-from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined] # torch's stubs lack the store
-from torch.distributed.distributed_c10d import _get_default_store
 
 from paragone_evaluation.readers import Prompt
 from paragone_training.errors import DiskFullError, FolderTakenError, RecipeError, RunError
 
 __all__ = [
     "Answer",
-    "Barrier",
     "Identity",
     "LabelledPair",
     "Response",
@@ -65,8 +59,6 @@ __all__ = [
 ]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_BROKEN = "broken"
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 1.0
 
 # Settings that a resumed run may have changed: none changes a result (more iterations add some), but for the limits
 # of servers, which decide what is left out: a run that they stopped has to be able to go on with others.
@@ -268,83 +260,6 @@ def _resolved(tables: dict[str, Any]) -> dict[str, Any]:
         else table
         for name, table in tables.items()
     }
-
-
-class Barrier:
-    """Hold each process of the run until all have come; left with an error, it tells the others to stop.
-
-    The processes meet in the store by which they found each other, not in a collective. The main process samples for
-    hours while the others wait. A collective would break off at its timeout, and on a GPU it would keep the device busy
-    that servers draw with. So here the others wait as long as the main process takes. The main process, whose work
-    between two barriers is the longest, waits for a limit.
-
-    All processes make their barriers in the same order. One process alone never waits.
-    """
-
-    _numbers = itertools.count()
-
-    def __init__(self, *, limit_s: float) -> None:
-        self._state, self._limit_s = PartialState(), limit_s
-        self._passed = 0
-        self._store: Any = None
-        if self._state.num_processes > 1:
-            # A connection of its own: the watchdogs of collectives use the other one.
-            store: Any = _get_default_store()
-            self._store = PrefixStore(f"paragone/{next(self._numbers)}", store.clone())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._store is None:
-            return
-        if error is None:
-            # The store may live in the main process: it is the last that leaves.
-            if self._state.is_main_process:
-                self._until("left", self._state.num_processes - 1)
-            else:
-                self._store.add("left", 1)
-            return
-        # The main process may be gone with the store; the others see that by themselves.
-        with contextlib.suppress(DistError):
-            if not self._store.check([_BROKEN]):
-                self._store.set(_BROKEN, f"process {self._state.process_index}: {type(error).__name__}: {error}")
-
-    def wait(self) -> None:
-        """Return when every process has come here.
-
-        Raises:
-            RunError: if another process was stopped by an error, or the main one waited for longer than the limit.
-        """
-        if self._store is None:
-            return
-        # Numbers, since a store never forgets: a name that was used twice would let everyone through.
-        name, self._passed = f"barrier-{self._passed}", self._passed + 1
-        try:
-            self._store.add(name, 1)
-            self._until(name, self._state.num_processes)
-        except DistError as error:
-            raise RunError("the main process of the run is gone: see what it printed and resume") from error
-
-    def _until(self, name: str, count: int) -> None:
-        """Return when so many have come."""
-        assert self._store is not None
-        began, pause_s = time.monotonic(), _FIRST_PAUSE_S
-        while True:
-            # Before the count, since a process that stopped will never come.
-            if self._store.check([_BROKEN]):
-                raise RunError(f"another process of the run stopped: {self._store.get(_BROKEN).decode()}")
-            if (here := self._store.add(name, 0)) >= count:
-                return
-            if self._state.is_main_process and time.monotonic() - began > self._limit_s:
-                raise RunError(
-                    f"{count - here} of {self._state.num_processes} processes did not come within {self._limit_s:g} s: "
-                    "see what they printed and resume, or raise training.collective_timeout_s"
-                )
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 @dataclass(frozen=True)

@@ -26,21 +26,33 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from paragone_evaluation.readers import file_order
+from paragone_evaluation.readers import Prompt, file_order
 from paragone_training.errors import RunError
 from paragone_training.games import measure_cycles
 from paragone_training.policy.checks import check_recipe
-from paragone_training.policy.evaluate import compared_with_initial, describe_responses, write_report
+from paragone_training.policy.evaluate import (
+    INITIAL,
+    compared_by_likelihood,
+    compared_with_initial,
+    describe_responses,
+    write_report,
+)
 from paragone_training.policy.exports import Trackers, push_policy, steps_before, write_adapter
 from paragone_training.policy.functions import FunctionOracle
 from paragone_training.policy.gradient import train_step
 from paragone_training.policy.methods.method import Step
-from paragone_training.policy.model.logprobs import check_sampler, freeze_columns, join_columns, with_logprobs
+from paragone_training.policy.model.logprobs import (
+    check_sampler,
+    freeze_columns,
+    join_columns,
+    rows_of_pairs,
+    with_logprobs,
+)
 from paragone_training.policy.model.weights import Policy, context_of, load_policy
 from paragone_training.policy.oracle import Oracle, OracleClient, own_service
+from paragone_training.policy.processes import Processes
 from paragone_training.policy.recipe import OracleSection, PolicyRecipe
 from paragone_training.policy.rows import (
-    Barrier,
     Identity,
     LabelledPair,
     Response,
@@ -54,7 +66,7 @@ from paragone_training.policy.rows import (
     write_rows,
 )
 from paragone_training.policy.run_prompts import read_run_prompts
-from paragone_training.policy.sampling.rounds import Round, Samplers, play_round
+from paragone_training.policy.sampling.rounds import Plan, Round, Samplers
 from paragone_training.policy.sampling.stopping import Stops
 from paragone_training.policy.stored_pairs import stored_round
 from paragone_training.policy.targets import Float64s, labelled_pairs, tables_of
@@ -74,17 +86,18 @@ def train_policy(recipe: PolicyRecipe, folder: Path, *, resume: bool = False) ->
     patience = recipe.training.collective_timeout_s
     # The first to make the state decides about the device: without a GPU, processes would else not find each other.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=patience))
-    with Barrier(limit_s=patience) as barrier, locked(folder) if state.is_main_process else contextlib.nullcontext():
-        if state.is_main_process:
+    main = state.is_main_process
+    with Processes(limit_s=patience) as processes, locked(folder) if main else contextlib.nullcontext():
+        if main:
             check_recipe(recipe, folder)
             claim(recipe.model_dump(), folder, resume=resume)
-        barrier.wait()
-        run = _PolicyRun(recipe, folder, barrier)
-        with run.connected() if state.is_main_process else contextlib.nullcontext():
+        processes.wait()
+        run = _PolicyRun(recipe, folder, processes)
+        with run.connected() if main else contextlib.nullcontext():
             for iteration in range(1, recipe.training.iterations + 1):
                 run.iterate(iteration)
         last = Path(run.iterate_source(recipe.training.iterations + 1))
-        if recipe.output.push is not None and state.is_main_process:
+        if recipe.output.push is not None and main:
             push_policy(last, recipe.output.push, folder / "pushed.json")
         return last
 
@@ -92,9 +105,9 @@ def train_policy(recipe: PolicyRecipe, folder: Path, *, resume: bool = False) ->
 class _PolicyRun:
     """One run and what it has in memory: the policy, the prompts, the oracles."""
 
-    def __init__(self, recipe: PolicyRecipe, folder: Path, barrier: Barrier) -> None:
-        self.recipe, self.folder, self.barrier = recipe, folder, barrier
-        self.main = PartialState().is_main_process
+    def __init__(self, recipe: PolicyRecipe, folder: Path, processes: Processes) -> None:
+        self.recipe, self.folder, self.main = recipe, folder, processes.main
+        self._processes = processes
         self.method = recipe.objective
         source = recipe.policy
         self.policy: Policy = load_policy(
@@ -105,9 +118,9 @@ class _PolicyRun:
         self._read = read_run_prompts(recipe).rendered(recipe, self.policy.tokenizer, self._context)
         for note in self._read.notes:
             logger.info("%s", note)
-        # Every process has one, because all give the device to colocated servers; the main one samples.
+        # Every process has one: all sample, or all give the device to colocated servers.
         longest = self._context - recipe.sampling.max_new_tokens
-        self._samplers = Samplers(recipe, folder, self.policy, self._read.prompts, barrier, longest=longest)
+        self._samplers = Samplers(recipe, folder, self.policy, self._read.prompts, processes, longest=longest)
         self._oracles: dict[str, Oracle] = {}
         self._weighed: dict[float, OracleClient] = {}  # by their weight of a hybrid model's cyclic part
         self._trackers: Trackers | None = None  # the main process has them, if the recipe does
@@ -220,9 +233,7 @@ class _PolicyRun:
         for number, step in enumerate(self.method.steps(iteration), start=1):
             metrics |= self._step(iteration, number, step)
         if self._read.held_out:
-            with self._samplers.phase():
-                if self.main:
-                    metrics["evaluation"] = self._evaluate(iteration)
+            metrics["evaluation"] = self._evaluate(iteration)
         metrics["seconds"] = time.monotonic() - began
         if self.main:
             write_json(path, metrics)
@@ -231,7 +242,7 @@ class _PolicyRun:
             # Only after metrics.json, which is what the page is made of.
             write_report(self.folder)
             self._forget(iteration)
-        self.barrier.wait()
+        self._processes.wait()
 
     def _forget(self, iteration: int) -> None:
         """Remove weights and checkpoints that the recipe does not keep, now that iteration t is done."""
@@ -256,21 +267,22 @@ class _PolicyRun:
         # Two steps may share a round: the second finds it on disk and asks nobody.
         round_folder = self._iteration(iteration) / f"round-{step.round}"
         metrics: dict[str, Any] = {}
-        responses: list[Response] = []
+        responses: list[Response] = []  # stays empty in the others
         with self._samplers.phase():
-            if self.main:
-                responses, described = self._round(round_folder, iteration, step.round, source)
-                metrics |= described
+            if (played := self._round(round_folder, iteration, step.round, source)) is not None:
+                responses = played.responses
+                metrics |= self._compared(round_folder, iteration, step.round, played)
         # The outcome of an earlier attempt; the round above was read for what is reported of it.
         if (folder / "policy").exists():
-            self.barrier.wait()
+            self._processes.wait()
             return metrics
-        self.barrier.wait()
+        self._processes.wait()
         # The main process has them from its round; the others read what it wrote before the barrier.
         responses = responses or read_rows(round_folder / "samples.parquet", Response)
         pairs = read_rows(round_folder / "targets.parquet", LabelledPair)
         frozen = folder / "logprobs.parquet"
-        self._freeze(frozen, responses, pairs, base=base, reference=self.reference_source(iteration))
+        sources = {"base_logprob": base, "reference_logprob": self.reference_source(iteration)}
+        self._freeze(frozen, rows_of_pairs(responses, pairs), sources)
         began = time.monotonic()
         # In memory the policy may still be the reference, or the iterate that was sampled from.
         self.policy.become(base)
@@ -291,7 +303,7 @@ class _PolicyRun:
             dtype=self.recipe.output.dtype,
             # No two steps of a run draw the same order; no method has a thousand steps an iteration.
             seed=self.recipe.training.seed + 1000 * iteration + number,
-            wait=self.barrier.wait,
+            wait=self._processes.wait,
             show=self._shown_steps(folder),
         )
         metrics[f"step_{number}_training_s"] = time.monotonic() - began
@@ -301,31 +313,20 @@ class _PolicyRun:
             }
         return metrics
 
-    def _freeze(
-        self, path: Path, responses: list[Response], pairs: list[LabelledPair], *, base: str, reference: str
-    ) -> None:
-        """Write the frozen columns of a step, each process those of its share, unless they are there."""
-        state, parts = PartialState(), path.with_name("logprobs.parts")
-        count = state.num_processes
+    def _freeze(self, path: Path, rows: list[Response], sources: dict[str, str]) -> None:
+        """Write what policies call likely, each process for its share of the responses, unless it is there."""
+        parts, (place, count) = path.with_name("logprobs.parts"), self._processes.place
         # Alike in all processes: the file appears behind the barrier that they all come to.
         if not path.exists():
             # One model is in memory: base and reference are asked in turn, once, and live on as numbers.
-            freeze_columns(
-                path if count == 1 else parts / f"{state.process_index}.parquet",
-                self.policy,
-                responses,
-                pairs,
-                base=base,
-                reference=reference,
-                training=self.recipe.training,
-                share=(state.process_index, count),
-            )
-            self.barrier.wait()
+            mine = path if count == 1 else parts / f"{place}.parquet"
+            freeze_columns(mine, self.policy, rows, sources, training=self.recipe.training, share=(place, count))
+            self._processes.wait()
             if self.main and count > 1:
-                join_columns(path, [parts / f"{number}.parquet" for number in range(count)])
+                join_columns(path, [parts / f"{number}.parquet" for number in range(count)], list(sources))
         if self.main:
             remove_folder(parts)
-        self.barrier.wait()
+        self._processes.wait()
 
     def _adapter_writer(self, folder: Path, base: str) -> Callable[[Any], None]:
         """Return what writes the adapter of a training step, if the recipe wants one."""
@@ -348,26 +349,32 @@ class _PolicyRun:
         # The first iteration of such a method has one step: what it remembers then is the policy that it began with.
         return self.iterate_source(1) if iteration <= 2 else str(self._step_folder(iteration - 1, 1) / "policy")
 
-    def _round(self, folder: Path, iteration: int, number: int, source: str) -> tuple[list[Response], dict[str, Any]]:
-        """Return the responses of a round, sampled or from disk, and what to report of it."""
-        recipe, sampling = self.recipe, self.recipe.sampling
-        seed = recipe.training.seed
+    def _dealt(self, iteration: int) -> list[Prompt]:
         # A function of the seed and the iteration, so that a resumed run is dealt the same prompts.
-        prompts = deal(self._read.prompts, iteration=iteration, per_iteration=recipe.data.per_iteration, seed=seed)
+        per_iteration, seed = self.recipe.data.per_iteration, self.recipe.training.seed
+        return deal(self._read.prompts, iteration=iteration, per_iteration=per_iteration, seed=seed)
+
+    def _round(self, folder: Path, iteration: int, number: int, source: str) -> Round | None:
+        """Return a round, sampled or from disk; None in the processes that have sampled their share of it."""
+        recipe, prompts = self.recipe, self._dealt(iteration)
         if self._read.stored:
             tokenizer, ends = self.policy.tokenizer, self.policy.end_ids
-            played = stored_round(folder, self._read.stored, prompts, tokenizer, ends, longest=self._context)
-        else:
-            played = play_round(
-                folder,
-                prompts,
-                lambda: self._samplers.sampler(source),
-                {"oracle": self._oracle_of(iteration)},
-                responses=sampling.responses,
-                batch=sampling.batch,
-                names=(seed, iteration, number),
-                text_of=self._text_of,
-            )
+            stored = self._read.stored
+            return stored_round(folder, stored, prompts, tokenizer, ends, longest=self._context) if self.main else None
+        plan = Plan(
+            folder,
+            prompts,
+            responses=recipe.sampling.responses,
+            batch=recipe.sampling.batch,
+            names=(recipe.training.seed, iteration, number),
+            text_of=self._text_of,
+        )
+        oracles = {"oracle": self._oracle_of(iteration)} if self.main else {}
+        return self._samplers.play(plan, source, oracles)
+
+    def _compared(self, folder: Path, iteration: int, number: int, played: Round) -> dict[str, Any]:
+        """Write the targets of a round, and return what to report of it."""
+        recipe, sampling, prompts = self.recipe, self.recipe.sampling, self._dealt(iteration)
         tables = tables_of(
             played.responses,
             played.answers,
@@ -376,7 +383,7 @@ class _PolicyRun:
             penalty=sampling.penalty,
             length_penalty=recipe.targets.length_penalty,
         )
-        pairs = self._targets(folder / "targets.parquet", tables, (seed, iteration, number))
+        pairs = self._targets(folder / "targets.parquet", tables, (recipe.training.seed, iteration, number))
         described = self._described(played, list(tables.values()), len(pairs))
         # Groups that servers did not complete in time have no table.
         missing = len(prompts) - sum(_compared(answer.raw) for answer in played.answers)
@@ -388,7 +395,7 @@ class _PolicyRun:
             described["reload_noise_per_token"] = self._samplers.noise
         # Most methods have one round, whose numbers need no prefix.
         prefix = "" if number == 1 else f"round_{number}_"
-        return played.responses, {f"{prefix}{name}": value for name, value in described.items()}
+        return {f"{prefix}{name}": value for name, value in described.items()}
 
     def _targets(self, path: Path, tables: dict[str, Float64s], names: tuple[object, ...]) -> list[LabelledPair]:
         if path.exists():
@@ -429,25 +436,25 @@ class _PolicyRun:
         }
 
     def _evaluate(self, iteration: int) -> dict[str, Any]:
+        """Evaluate the iterate in all processes, and return what to report of it; nothing in all but the main one."""
         recipe, initial = self.recipe, self.iterate_source(1)
-        theirs = self._held_out_round(self.folder / "evaluation-00", initial, {}, {})
-        # Sampled once, in the first evaluation: all iterates meet the same answers of the initial policy.
-        against: dict[str, list[str]] = {}
-        for row in theirs:
-            against.setdefault(row.prompt_id, []).append(row.text)
         folder = self.folder / f"evaluation-{iteration:02d}"
-        mine = self._held_out_round(folder, self.iterate_source(iteration + 1), self._oracles, against)
-        # The KL needs the device that colocated servers sampled on.
-        self._samplers.end()
+        with self._samplers.phase():
+            theirs = self._held_out_round(self.folder / "evaluation-00", initial, {}, {})
+            # Sampled once, in the first evaluation: all iterates meet the same answers of the initial policy.
+            against: dict[str, list[str]] = {}
+            for row in theirs:
+                against.setdefault(row.prompt_id, []).append(row.text)
+            mine = self._held_out_round(folder, self.iterate_source(iteration + 1), self._oracles, against)
+        # Outside the phase: the KL needs the devices that colocated servers sampled on, and the rows are on disk.
+        self._processes.wait()
+        known = compared_by_likelihood(mine or read_rows(folder / "samples.parquet", Response))
+        if known:
+            self._freeze(folder / "logprobs.parquet", known, {INITIAL: initial})
+        if not self.main:
+            return {}
         summary = compared_with_initial(
-            folder,
-            (mine, theirs),
-            self.policy,
-            names=list(self._oracles),
-            initial_source=initial,
-            responses=recipe.evaluation.responses,
-            rule=recipe.rule,
-            training=recipe.training,
+            folder, (mine, theirs), names=list(self._oracles), responses=recipe.evaluation.responses, rule=recipe.rule
         )
         logger.info("iteration %d: win rate against the initial policy %s", iteration, summary.get("oracle"))
         return summary
@@ -455,22 +462,23 @@ class _PolicyRun:
     def _held_out_round(
         self, folder: Path, source: str, oracles: dict[str, Oracle], against: dict[str, list[str]]
     ) -> list[Response]:
-        """Return a policy's responses to the held-out prompts; without oracles, or compared with others' responses."""
-        # A prompt that the initial policy gave no whole group to has nothing to be compared with.
-        prompts = [prompt for prompt in self._read.held_out if not oracles or prompt.id in against]
-        played = play_round(
+        """Return a policy's responses to the held-out prompts; without oracles, or compared with others' responses.
+
+        Empty in the processes that have sampled their share of them.
+        """
+        # A prompt that the initial policy gave no whole group to has nothing to be compared with. Only servers lose
+        # groups: where processes share the sampling, all have the same prompts.
+        plan = Plan(
             folder,
-            prompts,
-            lambda: self._samplers.sampler(source),
-            oracles,
+            [prompt for prompt in self._read.held_out if not oracles or prompt.id in against],
             responses=self.recipe.evaluation.responses,
             batch=self.recipe.sampling.batch,
             # The same numbers for every iterate: differences between them are not of the dice.
             names=(self.recipe.training.seed, "evaluation"),
             text_of=self._text_of,
-            against=against,
         )
-        return played.responses
+        played = self._samplers.play(plan, source, oracles, against=against)
+        return played.responses if played is not None else []
 
     def _iteration(self, iteration: int) -> Path:
         return self.folder / f"iteration-{iteration:02d}"

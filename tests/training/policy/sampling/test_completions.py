@@ -13,7 +13,7 @@ from paragone_training.policy.model.logprobs import ResponseLogprobs, frozen_log
 from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.rows import seed_of, stream
 from paragone_training.policy.sampling.completions import CompletionsServer, ServerFault, SglangRoutes, VllmRoutes
-from paragone_training.policy.sampling.rounds import Decoding, sample
+from paragone_training.policy.sampling.drawing import Decoding, sample
 from paragone_training.policy.sampling.stopping import Stops
 from tests.training.policy.peers import misbehave, peers
 from tests.training.policy.tiny_policy import save_policy

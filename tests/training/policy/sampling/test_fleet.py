@@ -11,7 +11,7 @@ from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.oracle import Background
 from paragone_training.policy.recipe import ServersSection
 from paragone_training.policy.sampling.completions import CompletionsServer, ServerFault, VllmRoutes
-from paragone_training.policy.sampling.rounds import Decoding, Missing
+from paragone_training.policy.sampling.drawing import Decoding, Missing
 from paragone_training.policy.sampling.servers import FleetSampler, _Fleet
 from tests.training.policy.peers import misbehave, peers, seen
 

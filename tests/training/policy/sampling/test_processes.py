@@ -1,4 +1,4 @@
-"""Two processes end where one does: packed or padded, with FSDP2 or not, also where pairs do not fill whole steps."""
+"""Two processes draw what one draws and end where it does: packed or padded, with FSDP2 or not, killed or not."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -17,17 +18,19 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig
 
 from paragone_training.errors import RunError
-from paragone_training.policy.model.weights import check_sharding
+from paragone_training.policy.evaluate import INITIAL
+from paragone_training.policy.model.logprobs import frozen_columns, policy_logprobs
+from paragone_training.policy.model.weights import check_sharding, load_policy
 from paragone_training.policy.oracle import free_port
 from paragone_training.policy.recipe import PolicyTrainingSection
-from paragone_training.policy.rows import read_json_file
+from paragone_training.policy.rows import Response, read_answers, read_json_file, read_rows
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.tiny_policy import recipe
 
 ROOT = Path(__file__).parents[4]
 
 PROGRAM = """
-import json, os, sys
+import json, os, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -60,6 +63,23 @@ def read_share(policy, items, training):
     print(f"logprobs {len(items)} by {os.environ['RANK']};", flush=True)
     return read_logprobs(policy, items, training)
 logprobs.policy_logprobs = read_share
+from paragone_training.policy.sampling import drawing, rounds
+draw, main, other_has_drawn = drawing.sample, os.environ["RANK"] == "0", Path(folder).with_name("drawn")
+def draw_in_turn(*arguments):
+    # The main process lets the other one draw first, so that both have a share.
+    while main and not other_has_drawn.exists():
+        time.sleep(0.05)
+    print(f"drawn by {os.environ['RANK']};", flush=True)
+    return draw(*arguments)
+drawing.sample = draw_in_turn
+write = rounds.write_rows
+def write_and_die(path, *arguments):
+    write(path, *arguments)
+    if not main:
+        if "DIES" in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
+        other_has_drawn.touch()
+rounds.write_rows = write_and_die
 changes = json.loads(os.environ["RECIPE_CHANGES"])
 made = recipe("inpo", Path(policy), Path(prompts), url, evaluation={"prompts": [prompts]}, **changes)
 train_policy(made, Path(folder), resume=True)
@@ -84,7 +104,7 @@ def run(policy_folder, prompts_file, oracle_url):
     """Return what runs the recipe with changes, in two processes with an environment or, without one, in this one."""
     where = [str(policy_folder), str(prompts_file), oracle_url]
 
-    def started(folder, environment=None, **changes):
+    def started(folder, environment=None, *, dies=False, **changes):
         changes = SIZES | changes
         if environment is None:
             held_out = {"prompts": [str(prompts_file)]}
@@ -94,14 +114,16 @@ def run(policy_folder, prompts_file, oracle_url):
             return ""
         program = folder.with_name("program.py")
         program.write_text(PROGRAM)
+        folder.with_name("drawn").unlink(missing_ok=True)
         path = os.pathsep.join([str(ROOT), *sys.path])
         found = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "RECIPE_CHANGES": json.dumps(changes)}
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
         command += ["--master_port", str(free_port()), str(program), str(folder), *where]
+        found |= {"DIES": "1"} if dies else {}
         result = subprocess.run(
             command, cwd=ROOT, env=os.environ | found | environment, capture_output=True, text=True, check=False
         )
-        assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-4000:]
+        assert (result.returncode != 0) == dies, result.stdout[-1000:] + result.stderr[-4000:]
         return result.stdout
 
     return started
@@ -124,6 +146,25 @@ def assert_same_weights(mine, theirs, policy_folder):
         assert any((weight - start[name]).abs().max() > 1e-3 for name, weight in ours.items())
 
 
+def assert_same_responses(mine, theirs, policy_folder):
+    # Of the initial policy, whose weights do not hang on the number of processes.
+    for folder in ("iteration-01/round-1", "evaluation-00"):
+        ours, other = (read_rows(run / folder / "samples.parquet", Response) for run in (mine, theirs))
+        assert ours == other
+        assert not (theirs / folder / "parts").exists()
+    tables = [read_answers(run / "iteration-01" / "round-1" / "oracle.parquet") for run in (mine, theirs)]
+    for ours, other in zip(*tables, strict=True):
+        assert ours.prompt_id == other.prompt_id
+        np.testing.assert_array_equal(ours.raw, other.raw)
+    # The likelihoods of the KL to the initial policy, of which each process computed its share.
+    rows = read_rows(theirs / "evaluation-01" / "samples.parquet", Response)
+    items = [(row.prompt_ids, row.token_ids) for row in rows]
+    expected = policy_logprobs(load_policy(str(policy_folder)), items, PolicyTrainingSection())
+    frozen = frozen_columns(theirs / "evaluation-01" / "logprobs.parquet", INITIAL)
+    assert list(frozen) == [(row.prompt_id, row.number) for row in rows]
+    np.testing.assert_allclose([value for (value,) in frozen.values()], expected, atol=1e-3)
+
+
 def assert_halves(said):
     """Two processes held half of the weights each, at the end of two iterations."""
     shares = re.findall(r"share (\d+) of (\d+)", said)  # wherever they stand: both processes write to one pipe
@@ -133,10 +174,22 @@ def assert_halves(said):
 
 @pytest.mark.parametrize("batching", ["padded", "packed"])
 def test_two_processes_end_at_the_weights_of_one(tmp_path, run, one, policy_folder, batching):
+    killed = batching == "packed"
+    if killed:
+        # After its first chunk, while the main process waits for its own.
+        run(tmp_path / "two", {}, dies=True, training__batching=batching)
+        parts = (tmp_path / "two" / "iteration-01" / "round-1" / "parts").glob("samples-*.parquet")
+        assert len(list(parts)) == 1
     said = run(tmp_path / "two", {}, training__batching=batching)
-    # Base and reference of two iterations, the initial policy being both in the first: half of the responses each.
+    # Two rounds of three chunks, of which one was drawn before; the held-out prompts are a chunk, three times.
+    drawn = re.findall(r"drawn by (\d);", said)
+    assert {"0", "1"} == set(drawn)
+    assert len(drawn) == (8 if killed else 9)
+    assert_same_responses(one, tmp_path / "two", policy_folder)
+    # Base and reference of two iterations, the initial policy being both in the first, and the initial policy's of two
+    # evaluations: half of the responses each.
     shares = re.findall(r"logprobs (\d+) by (\d);", said)
-    assert sorted(rank for _, rank in shares) == ["0"] * 3 + ["1"] * 3
+    assert sorted(rank for _, rank in shares) == ["0"] * 5 + ["1"] * 5
     assert max(int(count) for count, _ in shares) <= 9
     assert not list((tmp_path / "two").glob("**/logprobs.parts"))
     assert_same_weights(one, tmp_path / "two", policy_folder)

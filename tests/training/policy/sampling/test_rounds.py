@@ -8,7 +8,7 @@ from paragone_evaluation.readers import Prompt
 from paragone_training.policy.model.logprobs import ResponseLogprobs, frozen_logprobs, padded_sequences
 from paragone_training.policy.model.weights import load_policy
 from paragone_training.policy.rows import stream
-from paragone_training.policy.sampling.rounds import Decoding, _choose, sample
+from paragone_training.policy.sampling.drawing import Decoding, _choose, sample
 
 TOKENS = [(3, 40, 41, 1, 4), (3, 60, 1, 4), (3, 50, 51, 52, 53, 1, 4)]
 PROMPTS = [Prompt(str(number), "", ids) for number, ids in enumerate(TOKENS)]

@@ -18,7 +18,7 @@ from paragone_training.policy.oracle import RunProcess
 from paragone_training.policy.recipe import PolicyTrainingSection, ServersSection
 from paragone_training.policy.rows import Response, read_json_file, read_rows
 from paragone_training.policy.sampling.completions import stored_probes
-from paragone_training.policy.sampling.rounds import Decoding
+from paragone_training.policy.sampling.drawing import Decoding
 from paragone_training.policy.sampling.servers import FleetSampler, SamplerServers
 from paragone_training.policy.train_policy import train_policy
 from tests.training.policy.peers import misbehave, peer_command, peers

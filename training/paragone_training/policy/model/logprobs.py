@@ -13,7 +13,7 @@ gradients of a few sequences are computed both ways before it is believed.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
@@ -46,6 +46,7 @@ __all__ = [
     "check_sampler",
     "collated",
     "freeze_columns",
+    "frozen_columns",
     "frozen_logprobs",
     "join_columns",
     "longest_of_prompts",
@@ -55,6 +56,7 @@ __all__ = [
     "padded_sequences",
     "policy_logprobs",
     "response_logprobs",
+    "rows_of_pairs",
     "unpacked",
     "with_logprobs",
 ]
@@ -67,14 +69,9 @@ Item = tuple[Sequence[int], Sequence[int]]
 _TRIAL_PROMPTS, _TRIAL_RESPONSES = (24, 7), (3, 9)
 _CHECKED_RESPONSES = 8
 
-_LOGPROBS = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("number", pa.int32()),
-        ("base_logprob", pa.float64()),
-        ("reference_logprob", pa.float64()),
-    ]
-)
+# Which response a row is of; a column of log-probabilities for each policy follows.
+_OF_THE_RESPONSE = [("prompt_id", pa.string()), ("number", pa.int32())]
+_BASE_AND_REFERENCE = ("base_logprob", "reference_logprob")
 
 
 class Sequences(NamedTuple):
@@ -433,56 +430,74 @@ def _by_length(items: Sequence[Item], batch: int, *, by_prompt: bool) -> Iterato
         yield order[start : start + batch]
 
 
+def rows_of_pairs(responses: Sequence[Response], pairs: Sequence[LabelledPair]) -> list[Response]:
+    """Return the responses that stand in a pair; tied or dropped ones need no log-probabilities."""
+    used = {(pair.prompt_id, number) for pair in pairs for number in (pair.chosen, pair.rejected)}
+    return [response for response in responses if (response.prompt_id, response.number) in used]
+
+
 def freeze_columns(
     path: Path,
     policy: Policy,
-    responses: Sequence[Response],
-    pairs: Sequence[LabelledPair],
+    rows: Sequence[Response],
+    sources: Mapping[str, str],
     *,
-    base: str,
-    reference: str,
     training: PolicyTrainingSection,
     share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Write the log-probabilities of all responses in pairs, or of a share of them, under the base and the reference.
+    """Write the log-probabilities of responses, or of a share of them, under policies: a column each.
 
     Args:
+        policy: takes the weights of each source, one after the other; has those of the first column at the end.
+        sources: whose weights, by the name of the column.
         share: of the processes that share the work, this one's number and how many there are.
-        policy: takes the weights of both, one after the other; has those of the base at the end.
 
     Raises:
         DiskFullError: if there is no room.
     """
-    # Responses without a pair, tied or dropped ones, need no log-probabilities.
-    used = {(pair.prompt_id, number) for pair in pairs for number in (pair.chosen, pair.rejected)}
-    rows = [response for response in responses if (response.prompt_id, response.number) in used]
     # Neighbours, so that responses to one prompt stay together: packed, it is computed once.
     index, count = share
     rows = rows[len(rows) * index // count : len(rows) * (index + 1) // count]
     items = [(response.prompt_ids, response.token_ids) for response in rows]
     columns: dict[str, list[float]] = {}
-    # The base last, because training goes on from it; where both are one policy it is asked once.
-    for source in dict.fromkeys((reference, base)):
+    # The first one last, because training goes on from it; sources that are one policy are asked once.
+    for source in dict.fromkeys(reversed(list(sources.values()))):
         policy.become(source)
         columns[source] = policy_logprobs(policy, items, training)
     table: dict[str, list[Any]] = {
         "prompt_id": [response.prompt_id for response in rows],
         "number": [response.number for response in rows],
-        "base_logprob": columns[base],
-        "reference_logprob": columns[reference],
+        **{name: columns[source] for name, source in sources.items()},
     }
-    write_table(path, table, _LOGPROBS)
+    write_table(path, table, _schema(*sources))
 
 
-def join_columns(path: Path, parts: Sequence[Path]) -> None:
+def join_columns(path: Path, parts: Sequence[Path], names: Sequence[str]) -> None:
     """Write the file of all shares, in their order.
+
+    Args:
+        names: of the columns of log-probabilities.
 
     Raises:
         RunError: if one cannot be read.
         DiskFullError: if there is no room.
     """
-    rows = [row for part in parts for row in read_table(part, _LOGPROBS)]
-    write_table(path, {name: [row[place] for row in rows] for place, name in enumerate(_LOGPROBS.names)}, _LOGPROBS)
+    schema = _schema(*names)
+    rows = [row for part in parts for row in read_table(part, schema)]
+    write_table(path, {name: [row[place] for row in rows] for place, name in enumerate(schema.names)}, schema)
+
+
+def frozen_columns(path: Path, *names: str) -> dict[tuple[str, int], tuple[float, ...]]:
+    """Return columns of log-probabilities, by prompt id and number of the response.
+
+    Raises:
+        RunError: if the file cannot be read.
+    """
+    return {(prompt_id, number): tuple(values) for prompt_id, number, *values in read_table(path, _schema(*names))}
+
+
+def _schema(*names: str) -> pa.Schema:
+    return pa.schema([*_OF_THE_RESPONSE, *((name, pa.float64()) for name in names)])
 
 
 def with_logprobs(path: Path, responses: Sequence[Response], pairs: Sequence[LabelledPair]) -> list[TrainingPair]:
@@ -491,7 +506,7 @@ def with_logprobs(path: Path, responses: Sequence[Response], pairs: Sequence[Lab
     Raises:
         RunError: if the file cannot be read.
     """
-    frozen = _frozen(path)
+    frozen = frozen_columns(path, *_BASE_AND_REFERENCE)
     # Numbers and not places: groups that were left out have no rows.
     known = {(response.prompt_id, response.number): response for response in responses}
     rows = []
@@ -511,13 +526,6 @@ def with_logprobs(path: Path, responses: Sequence[Response], pairs: Sequence[Lab
     return rows
 
 
-def _frozen(path: Path) -> dict[tuple[str, int], tuple[float, float]]:
-    """Return log-probabilities under base and reference, by prompt id and number."""
-    return {
-        (prompt_id, number): (base, reference) for prompt_id, number, base, reference in read_table(path, _LOGPROBS)
-    }
-
-
 def check_sampler(path: Path, responses: Sequence[Response], *, tolerance: float) -> float | None:
     """Return how far a sampler's log-probabilities are from the trainer's, in nats a token; refuse another policy.
 
@@ -527,7 +535,7 @@ def check_sampler(path: Path, responses: Sequence[Response], *, tolerance: float
     Raises:
         RunError: if eight responses are farther from each other: the sampler is not the policy.
     """
-    frozen = _frozen(path)
+    frozen = frozen_columns(path, "base_logprob")
     # A few responses tell: other weights are off everywhere, by far more than rounding.
     known = [row for row in responses if row.sampler_logprob is not None and (row.prompt_id, row.number) in frozen]
     distances = [

@@ -23,7 +23,7 @@ from paragone_training.errors import SamplerMismatchError
 from paragone_training.policy.model.logprobs import Item
 from paragone_training.policy.model.weights import Policy
 from paragone_training.policy.rows import Response, read_table, stream, write_table
-from paragone_training.policy.sampling.rounds import Decoding, sample
+from paragone_training.policy.sampling.drawing import Decoding, sample
 
 __all__ = [
     "CompletionsServer",

@@ -9,225 +9,89 @@ kill, chunks on disk are neither sampled nor asked for again.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
-import torch
-from accelerate import PartialState
-from torch import Tensor
-from transformers import DynamicCache
+from typing import TYPE_CHECKING, Protocol
 
 from paragone_evaluation.readers import Prompt
+from paragone_training.errors import RunError
 from paragone_training.policy.model.logprobs import Item, policy_logprobs
 from paragone_training.policy.model.weights import Policy
+from paragone_training.policy.oracle import Oracle
+from paragone_training.policy.processes import Processes
 from paragone_training.policy.recipe import PolicyRecipe
-from paragone_training.policy.rows import Barrier, Response, stream
+from paragone_training.policy.rows import Answer, Response, read_answers, read_rows, write_answers, write_rows
+from paragone_training.policy.sampling.drawing import Chunk, Decoding, InProcessSampler, Missing, Sampled
 from paragone_training.policy.sampling.stopping import Stops
 
 if TYPE_CHECKING:
     from paragone_training.policy.sampling.servers import SamplerServers
-import logging
-import shutil
-import time
-from collections.abc import Callable
-from concurrent.futures import Future
 
-from paragone_training.errors import RunError
-from paragone_training.policy.oracle import Oracle
-from paragone_training.policy.rows import Answer, read_answers, read_rows, write_answers, write_rows
-
-__all__ = ["Decoding", "Missing", "Round", "Sampled", "Samplers", "play_round", "sample"]
+__all__ = ["Plan", "Round", "Samplers", "play_round"]
 
 logger = logging.getLogger(__name__)
-
-# The batch is cut to the unfinished responses when no more than this share is unfinished.
-_SHRINK = 0.5
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How tokens are chosen.
-
-    Attributes:
-        top_p: smallest share of probability that is drawn from.
-        top_k: most tokens that are drawn from; 0 is all.
-        max_new_tokens: longest response, its end token included.
-        stops: texts that end a response too.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 512
-    stops: Stops | None = None
-
-
-@dataclass(frozen=True)
-class Missing:
-    """A group that could not be sampled, and why."""
-
-    reason: str
-
-
-# The responses to one prompt, K of them and without their texts, or why there are none.
-Sampled = list[Response] | Missing
 
 
 class _Sampler(Protocol):
     """Samples the responses of a round, chunk by chunk."""
 
     def draw_chunks(
-        self, chunks: Mapping[int, Sequence[Prompt]], *, responses: int, names: tuple[object, ...]
+        self, chunks: Iterable[Chunk], *, responses: int, names: tuple[object, ...]
     ) -> Iterator[tuple[int, list[Sampled]]]:
         """Yield the number and the groups of each chunk as soon as it is complete, in any order.
 
         Args:
-            chunks: prompts with token ids, by the number of their chunk.
+            chunks: numbers, and prompts with token ids.
             names: what the random numbers are made of, beside prompt and number.
         """
 
 
-class _InProcessSampler:
-    """Samples with the model that is in memory, one chunk after the other."""
+@dataclass(frozen=True)
+class Plan:
+    """What a round samples; alike in all processes of a run.
 
-    def __init__(self, policy: Policy, decoding: Decoding) -> None:
-        self._policy = policy
-        self._decoding = decoding
-
-    def draw_chunks(
-        self, chunks: Mapping[int, Sequence[Prompt]], *, responses: int, names: tuple[object, ...]
-    ) -> Iterator[tuple[int, list[Sampled]]]:
-        """Yield the number and the groups of each chunk, in their order; as ``_Sampler`` says."""
-        for number, prompts in chunks.items():
-            places = [(prompt, place) for prompt in prompts for place in range(responses)]
-            streams = [stream(*names, prompt.id, place) for prompt, place in places]
-            rows = sample(self._policy, [prompt for prompt, _ in places], streams, self._decoding)
-            rows = [replace(row, number=place) for row, (_, place) in zip(rows, places, strict=True)]
-            yield number, [rows[start : start + responses] for start in range(0, len(rows), responses)]
-
-
-@torch.no_grad()
-def sample(
-    policy: Policy, prompts: Sequence[Prompt], streams: Iterable[np.random.Generator], decoding: Decoding
-) -> list[Response]:
-    """Return one response to each prompt, without its text.
-
-    Args:
-        prompts: with token ids. B
-        streams: the random numbers of each response. B
+    Attributes:
+        responses: K.
+        batch: responses of a chunk, about.
+        names: what the random numbers are made of.
+        text_of: a response's text, as oracles are to read it.
     """
-    model, device, end_ids = policy.model, policy.device, policy.end_ids
-    ends = torch.tensor(end_ids, device=device)
-    # All numbers of a response at once: how many of them are used does not matter to the next one.
-    numbers = np.stack([generator.random(decoding.max_new_tokens) for generator in streams])
-    uniform = torch.from_numpy(numbers).to(device)
-    # On the left, so that the newest token of every response stands in the last column.
-    tokens, mask = _left_padded([prompt.token_ids for prompt in prompts], policy.tokenizer.pad_token_id, device)
-    rows = torch.arange(len(prompts), device=device)
-    written: list[list[int]] = [[] for _ in prompts]
-    logprob = [0.0] * len(prompts)
-    alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    cache: Any = DynamicCache(config=model.config)
-    # Padding on the left has no position of its own: a response is the same whatever stands beside it.
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    model.eval()
-    for step in range(decoding.max_new_tokens):
-        # Only the last position predicts a new token, and the vocabulary is wide.
-        with policy.passes():
-            output = model(
-                input_ids=tokens,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        logits = output.logits[:, -1].float()
-        chosen = _choose(logits, uniform[rows, step], decoding)
-        # At temperature 1 whatever the decoding is: the trainer's log-probabilities are compared with these.
-        values = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=1)
-        for row, token, value, goes in zip(
-            rows.tolist(), chosen.tolist(), values.tolist(), alive.tolist(), strict=True
-        ):
-            if goes:
-                written[row].append(token)
-                logprob[row] += value
-        # Finished rows stay in the batch, unread, until enough of them make a smaller batch worth while.
-        alive &= ~torch.isin(chosen, ends)
-        if decoding.stops is not None:
-            going = zip(rows.tolist(), alive.tolist(), strict=True)
-            stopped = [goes and decoding.stops.completed(written[row]) for row, goes in going]
-            alive &= ~torch.tensor(stopped, device=device)
-        if not alive.any():
-            break
-        if float(alive.float().mean()) <= _SHRINK:
-            keep = alive.nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            rows, alive, chosen, mask, positions = rows[keep], alive[keep], chosen[keep], mask[keep], positions[keep]
-        tokens = chosen[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-    stops = decoding.stops
-    return [
-        Response(
-            prompt.id,
-            prompt.text,
-            0,
-            prompt.token_ids,
-            tuple(ids),
-            "",
-            ids[-1] in end_ids or (stops is not None and stops.cut(ids) is not None),
-            value,
-        )
-        for prompt, ids, value in zip(prompts, written, logprob, strict=True)
-    ]
 
+    folder: Path
+    prompts: Sequence[Prompt]
+    responses: int
+    batch: int
+    names: tuple[object, ...]
+    text_of: Callable[[Sequence[int]], str]
 
-def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, prompts))
-    tokens = torch.full((len(prompts), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(prompts), longest), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        tokens[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-        mask[row, longest - len(prompt) :] = 1
-    return tokens.to(device), mask.to(device)
+    def chunks(self) -> dict[int, Sequence[Prompt]]:
+        """Return the prompts of each chunk, numbered from the start of the round: a restart finds the same on disk."""
+        # Whole groups only: an oracle compares the K responses to one prompt with each other.
+        size = max(self.batch // self.responses, 1)
+        starts = range(0, len(self.prompts), size)
+        return {number: self.prompts[start : start + size] for number, start in enumerate(starts)}
 
+    def part(self, name: str, number: int) -> Path:
+        """Return where a chunk's samples, or its tables of one oracle, are kept while the round is unfinished."""
+        return self.folder / "parts" / f"{name}-{number:05d}.parquet"
 
-def _choose(logits: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
-    """Return one token per row by inverting the distribution function, of sorted tokens where some are cut off; [B]."""
-    scaled = logits / decoding.temperature
-    if decoding.top_p == 1.0 and not decoding.top_k:
-        cumulative = scaled.softmax(dim=1).double().cumsum(dim=1)
-        return _inverted(cumulative, uniform)
-    # Sorted in a stable way: tokens of equal logits keep their order, and a restart draws the same.
-    ordered, tokens = scaled.sort(dim=1, descending=True, stable=True)
-    shares = ordered.softmax(dim=1).double()
-    if decoding.top_k:
-        shares[:, decoding.top_k :] = 0.0
-        shares /= shares.sum(dim=1, keepdim=True)
-    # A token is kept where those before it have less than top_p together: at least one always is.
-    shares[(shares.cumsum(dim=1) - shares) >= decoding.top_p] = 0.0
-    return tokens.gather(1, _inverted(shares.cumsum(dim=1), uniform)[:, None])[:, 0]
-
-
-def _inverted(cumulative: Tensor, uniform: Tensor) -> Tensor:
-    # The last entry is 1 up to rounding; numbers are scaled to it, so that none lies beyond.
-    height = uniform[:, None] * cumulative[:, -1:]
-    token = torch.searchsorted(cumulative, height, right=True)[:, 0]
-    # A number within rounding of the end would fall behind the last token that has a share.
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())[:, 0]
-    return torch.minimum(token, last)
+    def drawn(self, sampler: _Sampler, chunks: Mapping[int, Sequence[Prompt]], numbers: Iterable[int]) -> Iterator[int]:
+        """Yield the number of each chunk when its samples are on disk; ``numbers`` are those that are to be drawn."""
+        wanted = ((number, chunks[number]) for number in numbers)
+        for number, groups in sampler.draw_chunks(wanted, responses=self.responses, names=self.names):
+            rows = _whole_groups(chunks[number], groups, self.text_of)
+            write_rows(self.part("samples", number), rows, Response)
+            yield number
 
 
 class Samplers:
-    """The samplers of a run.
-
-    Args:
-        barrier: where the processes of the run wait for each other.
-    """
+    """The samplers of a run; in a run of several processes without servers, all of them draw."""
 
     def __init__(
         self,
@@ -235,13 +99,12 @@ class Samplers:
         folder: Path,
         policy: Policy,
         prompts: Sequence[Prompt],
-        barrier: Barrier,
+        processes: Processes,
         *,
         longest: int,
     ) -> None:
         self._recipe, self._folder, self._policy, self._prompts = recipe, folder, policy, prompts
-        self._barrier, self._longest = barrier, longest
-        self._state = PartialState()
+        self._processes, self._longest = processes, longest
         self._servers: SamplerServers | None = None
         self._probes: list[Item] = []
 
@@ -304,7 +167,7 @@ class Samplers:
         )
         if self._servers is None:
             self._policy.become(source)
-            return _InProcessSampler(self._policy, decoding)
+            return InProcessSampler(self._policy, decoding)
         from paragone_training.policy.sampling.servers import FleetSampler
 
         # Servers keep their weights between rounds of one iterate, and over its evaluation.
@@ -320,6 +183,26 @@ class Samplers:
         # Made anew each time: taking weights gives a new fleet, in which no server counts as lost.
         return FleetSampler(self._servers.fleet, self._servers.background, decoding, self._policy.end_ids)
 
+    def play(
+        self,
+        plan: Plan,
+        source: str,
+        oracles: Mapping[str, Oracle],
+        *,
+        against: Mapping[str, Sequence[str]] | None = None,
+    ) -> "Round | None":
+        """Play a round with the weights of ``source``, and return it; for all processes, None in all but the main one.
+
+        Raises:
+            RunError: if an oracle is gone, replaced, or answered nothing at all, or a process stopped.
+        """
+        shared = self._processes if self._recipe.servers is None else None
+        if self._processes.main:
+            return play_round(plan, lambda: self.sampler(source), oracles, against=against, processes=shared)
+        if shared is not None:
+            _draw_share(plan, lambda: self.sampler(source), shared)
+        return None
+
     def end(self) -> None:
         """Give the device back to this process, where servers share it.
 
@@ -332,17 +215,17 @@ class Samplers:
 
     @contextlib.contextmanager
     def phase(self) -> Iterator[None]:
-        """Be in the sampling phase. For all processes of the run, of which the main one samples."""
+        """Be in the sampling phase. For all processes of the run; of those with servers, the main one samples."""
         if self._colocated:
             # The weights of the other processes leave the device too, before a server wants its memory.
-            if not self._state.is_main_process:
+            if not self._processes.main:
                 self._policy.park()
-            self._barrier.wait()
+            self._processes.wait()
         yield
-        if self._state.is_main_process:
+        if self._processes.main:
             self.end()
         if self._colocated:
-            self._barrier.wait()
+            self._processes.wait()
             self._policy.unpark()
 
     @property
@@ -369,60 +252,70 @@ class Round:
 
 
 def play_round(
-    folder: Path,
-    prompts: Sequence[Prompt],
+    plan: Plan,
     sampler: Callable[[], _Sampler],
     oracles: Mapping[str, Oracle],
     *,
-    responses: int,
-    batch: int,
-    names: tuple[object, ...],
-    text_of: Callable[[Sequence[int]], str],
     against: Mapping[str, Sequence[str]] | None = None,
+    processes: Processes | None = None,
 ) -> Round:
     """Sample responses, ask the oracles, leave both on disk, and return them.
 
     Args:
         sampler: makes the sampler; called only where something is left to sample.
         oracles: by the names of their files.
-        responses: K.
-        batch: responses of a chunk, about.
-        names: what the random numbers are made of.
-        text_of: a response's text, as oracles are to read it.
         against: other responses that join the group of a prompt, behind its own, by prompt id.
+        processes: that draw their shares of the chunks meanwhile; this one is the main one.
 
     Raises:
-        RunError: if an oracle is gone, replaced, or answered nothing at all.
+        RunError: if an oracle is gone, replaced, or answered nothing at all, or a process stopped.
     """
+    share = processes.shared if processes else iter
     # A file of the whole round is there only when every chunk is in it.
-    samples = folder / "samples.parquet"
-    files = {name: folder / f"{name}.parquet" for name in oracles}
+    samples = plan.folder / "samples.parquet"
+    files = {name: plan.folder / f"{name}.parquet" for name in oracles}
     if samples.exists() and all(path.exists() for path in files.values()):
-        shutil.rmtree(folder / "parts", ignore_errors=True)
+        share([])
+        shutil.rmtree(plan.folder / "parts", ignore_errors=True)
         answers = read_answers(next(iter(files.values()))) if files else []
         return Round(read_rows(samples, Response), answers)
-    # Whole groups only: an oracle compares the K responses to one prompt with each other.
-    size = max(batch // responses, 1)
-    chunks = [list(prompts[start : start + size]) for start in range(0, len(prompts), size)]
-    parts = _Parts(folder / "parts", prompts, oracles, against or {})
-    # Chunks are numbered from the start of the round, so that a restart finds the same ones on disk.
-    left = {number: chunk for number, chunk in enumerate(chunks) if not parts.restore(number)}
+    parts = _Parts(plan, oracles, against or {})
+    chunks = plan.chunks()
+    left = [number for number in chunks if not parts.restore(number)]
+    mine = share(left)
     loading_s = sampling_s = 0.0
     if left:
         began = time.monotonic()
         # Only now, because taking the weights may start servers; a round that is on disk needs none.
         ready = sampler()
         loading_s, began = time.monotonic() - began, time.monotonic()
-        for number, groups in ready.draw_chunks(left, responses=responses, names=names):
-            parts.add(number, _whole_groups(left[number], groups, text_of))
+
+        def lacking(numbers: Sequence[int]) -> int:
+            missing = parts.restore_all(numbers)
             # An oracle that is gone stops the run here, not after hours of sampling.
             parts.collect(wait=False)
+            return missing
+
+        for number in plan.drawn(ready, chunks, mine):
+            # What others have drawn meanwhile is asked for too.
+            lacking(left if processes else [number])
+        if processes:
+            processes.until(lambda: lacking(left), "chunks that other processes sample")
         sampling_s = time.monotonic() - began
     began = time.monotonic()
     parts.collect(wait=True)
     waiting_s = time.monotonic() - began
     rows = parts.finish(samples, files)
     return Round(rows, parts.answers_of(next(iter(files))) if files else [], loading_s, sampling_s, waiting_s)
+
+
+def _draw_share(plan: Plan, sampler: Callable[[], _Sampler], processes: Processes) -> None:
+    """Draw this process's share of the chunks of a round that the main process plays."""
+    numbers = processes.shared()
+    # Nothing left of the round, or others were quicker: no weights are read.
+    if (first := next(numbers, None)) is not None:
+        for _ in plan.drawn(sampler(), plan.chunks(), itertools.chain([first], numbers)):
+            pass
 
 
 def _whole_groups(
@@ -446,32 +339,31 @@ class _Parts:
     a run is killed at, it asks again at most for what was in flight.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        prompts: Sequence[Prompt],
-        oracles: Mapping[str, Oracle],
-        against: Mapping[str, Sequence[str]],
-    ) -> None:
-        self._folder, self._oracles, self._against = folder, oracles, against
-        self._prompts = {prompt.id: prompt for prompt in prompts}
+    def __init__(self, plan: Plan, oracles: Mapping[str, Oracle], against: Mapping[str, Sequence[str]]) -> None:
+        self._plan, self._oracles, self._against = plan, oracles, against
+        self._prompts = {prompt.id: prompt for prompt in plan.prompts}
         self._rows: dict[int, list[Response]] = {}
         self._answers: dict[str, dict[int, list[Answer]]] = {name: {} for name in oracles}
         self._pending: dict[tuple[str, int], Future[list[Answer]]] = {}
 
     def restore(self, number: int) -> bool:
-        """Return whether a chunk is on disk; if so its tables are read, or asked for."""
-        if not self._part("samples", number).exists():
+        """Return whether a chunk is on disk; the first time that it is, its tables are read, or asked for."""
+        if number in self._rows:
+            return True
+        path = self._plan.part("samples", number)
+        if not path.exists():
             return False
-        self._rows[number] = read_rows(self._part("samples", number), Response)
+        self._rows[number] = read_rows(path, Response)
         self._ask(number)
         return True
 
-    def add(self, number: int, rows: list[Response]) -> None:
-        """Write the samples of a chunk, and ask for its tables."""
-        write_rows(self._part("samples", number), rows, Response)
-        self._rows[number] = rows
-        self._ask(number)
+    def restore_all(self, numbers: Sequence[int]) -> int:
+        """Restore those chunks that are on disk by now, and return how many are not."""
+        # One listing: a file system that hosts share is slow to say of each file that it is not there.
+        folder = self._plan.folder / "parts"
+        present = set(folder.iterdir()) if folder.exists() else set()
+        unknown = [number for number in numbers if number not in self._rows]
+        return sum(self._plan.part("samples", number) not in present or not self.restore(number) for number in unknown)
 
     def collect(self, *, wait: bool) -> None:
         """Write the tables that have come; with ``wait``, all of them. An oracle's error is raised here."""
@@ -480,13 +372,13 @@ class _Parts:
             if wait or self._pending[name, number].done():
                 answers = self._pending.pop((name, number)).result()
                 self._answers[name][number] = answers
-                self._write(self._part(name, number), name, {number: answers})
+                self._write(self._plan.part(name, number), name, {number: answers})
 
     def finish(self, samples: Path, files: Mapping[str, Path]) -> list[Response]:
         """Write the files of the whole round, remove the chunks, and return the responses."""
         rows = [row for number in sorted(self._rows) for row in self._rows[number]]
         if not rows:
-            shutil.rmtree(self._folder)
+            shutil.rmtree(self._plan.folder / "parts")
             raise RunError(
                 "no group of the round was sampled completely: see the log for each, raise the limits and resume"
             )
@@ -499,7 +391,7 @@ class _Parts:
         # Last, since a round whose samples are whole does not look for chunks any more.
         if not samples.exists():
             write_rows(samples, rows, Response)
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self._plan.folder / "parts")
         return rows
 
     def answers_of(self, name: str) -> list[Answer]:
@@ -509,7 +401,7 @@ class _Parts:
     def _ask(self, number: int) -> None:
         # Each oracle by itself: the judge may lack what the oracle has already.
         for name, oracle in self._oracles.items():
-            path = self._part(name, number)
+            path = self._plan.part(name, number)
             if path.exists():
                 self._answers[name][number] = read_answers(path)
             elif groups := list(self._groups(self._rows[number])):
@@ -525,9 +417,6 @@ class _Parts:
             texts.setdefault(row.prompt_id, []).append(row.text)
         for prompt_id, own in texts.items():
             yield self._prompts[prompt_id], [*own, *self._against.get(prompt_id, ())]
-
-    def _part(self, name: str, number: int) -> Path:
-        return self._folder / f"{name}-{number:05d}.parquet"
 
     def _write(self, path: Path, name: str, answers: Mapping[int, Sequence[Answer]]) -> None:
         # In every row, so that a file says by itself which model it is from.

@@ -13,7 +13,7 @@ import random
 import shlex
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ from paragone_training.policy.sampling.completions import (
     VllmRoutes,
     check_probes,
 )
-from paragone_training.policy.sampling.rounds import Decoding, Missing, Sampled
+from paragone_training.policy.sampling.drawing import Chunk, Decoding, Missing, Sampled
 
 __all__ = ["FleetSampler", "SamplerServers"]
 
@@ -185,23 +185,24 @@ class FleetSampler:
         self._decoding, self._end_ids = decoding, end_ids
 
     def draw_chunks(
-        self, chunks: Mapping[int, Sequence[Prompt]], *, responses: int, names: tuple[object, ...]
+        self, chunks: Iterable[Chunk], *, responses: int, names: tuple[object, ...]
     ) -> Iterator[tuple[int, list[Sampled]]]:
         """Yield the number and the groups of each chunk as soon as it is complete.
 
         Raises:
             RunError: if the servers are gone or are not the policy.
         """
-        limits = self._fleet.limits
+        # All at once: which of them is complete first is the servers' affair.
+        wanted, limits = dict(chunks), self._fleet.limits
         places = limits.concurrency * len(self._fleet.servers)
         # Chunks are small, and the slowest response of a chunk decides when it is done.
-        largest = max(len(prompts) for prompts in chunks.values()) * responses
+        largest = max(len(prompts) for prompts in wanted.values()) * responses
         # More chunks than fill the places, so that none is free while a chunk's last response is drawn.
         window = asyncio.Semaphore(2 * places // largest + 2)
         until = time.monotonic() + limits.round_timeout_s if limits.round_timeout_s else None
         futures = {
             self._background.submit(self._chunk(prompts, responses, names, window, until)): number
-            for number, prompts in chunks.items()
+            for number, prompts in wanted.items()
         }
         try:
             # In the order in which they are complete, so that the oracle has work as early as possible.

@@ -1,5 +1,6 @@
-"""Two processes, with nobody above them, wait for each other longer than a collective may take."""
+"""Two processes, with nobody above them, wait for each other longer than a collective may take, and share work."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from paragone_training.policy.oracle import free_port
-from paragone_training.policy.rows import Barrier
+from paragone_training.policy.processes import Processes
 
 ROOT = Path(__file__).parents[3]
 
@@ -18,7 +19,7 @@ import os, time
 from datetime import timedelta
 import torch
 from accelerate import PartialState
-from paragone_training.policy.rows import Barrier
+from paragone_training.policy.processes import Processes
 
 state = PartialState(cpu=True, timeout=timedelta(seconds=300))
 state.wait_for_everyone()
@@ -42,14 +43,28 @@ def collective(barrier):
     time.sleep(3 * main)
     state.wait_for_everyone()
 
+def shared(barrier):
+    mine = []
+    for item in barrier.shared([{"chunk": number} for number in range(7)] if main else ()):
+        mine.append(item["chunk"])
+        if len(mine) == 1:
+            barrier.wait()  # until each has one
+    print(f"taken: {mine}", flush=True)
+    assert list(barrier.shared()) == []
+
+def absent(barrier):
+    if main:
+        barrier.until(lambda: 2, "chunks that other processes sample")
+    barrier.wait()
+
 def killed(barrier):
     if main:
         os._exit(9)
     barrier.wait()
 
-for scene in (late, error, lost, collective, killed):
+for scene in (late, error, lost, absent, shared, collective, killed):
     try:
-        with Barrier(limit_s=1 if scene is lost else 300) as barrier:
+        with Processes(limit_s=1 if scene in (lost, absent) else 300) as barrier:
             scene(barrier)
         print(f"{scene.__name__}: together", flush=True)
     except Exception as found:
@@ -92,11 +107,26 @@ def test_the_main_process_waits_for_the_others_no_longer_than_the_limit(said):
     assert "another process of the run stopped: process 0: RunError: 1 of 2" in said[1]["lost"]
 
 
+def test_each_item_of_shared_work_goes_to_one_process(said):
+    assert [scenes["shared"] for scenes in said] == ["together", "together"]
+    first, second = (json.loads(scenes["taken"]) for scenes in said)
+    assert first == sorted(first)
+    assert second == sorted(second)
+    assert sorted(first + second) == list(range(7))
+
+
+def test_work_that_never_comes_stops_the_run(said):
+    assert said[0]["absent"].startswith(
+        "RunError: 2 chunks that other processes sample did not come within 1 s: see what they printed"
+    )
+
+
 def test_the_others_stop_when_the_main_process_is_gone(said):
     assert "killed" not in said[0]
     assert said[1]["killed"].startswith("RunError: the main process of the run is gone")
 
 
 def test_one_process_never_waits():
-    with Barrier(limit_s=0) as barrier:
+    with Processes(limit_s=0) as barrier:
         barrier.wait()
+        assert list(barrier.shared([1, 2])) == [1, 2]
