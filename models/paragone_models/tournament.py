@@ -34,6 +34,8 @@ _FEASIBLE = 1e-9
 _TIED = 1e-8
 # Responses up to which near-ties are worth the slow solver; beyond, identical rows still share alike.
 _SLOW_SOLVER_LIMIT = 24
+# Most steps of the linear program, half a second or so for 256 responses; some hundred are usual.
+_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -287,23 +289,33 @@ def _lawson_hanson(matrix: Float64s, target: Float64s) -> Float64s:
 
 
 def _some_lottery(payoff: Float64s) -> Float64s:
-    """Return one maximal lottery, a vertex of the polytope of all of them, by linear programming; [K]."""
+    """Return one maximal lottery, a vertex of the polytope of all of them, by linear programming; [K].
+
+    It maximises the least payoff, whose optimum is 0. That least payoff could be demanded instead; but then nothing
+    leads the solver, and on tables of low rank it goes in circles.
+    """
     size = len(payoff)
-    for method in ("highs", "highs-ipm"):  # presolve gives up on some near-degenerate tables; the second does not
+    # Near-degenerate tables are beyond the first ways now and then.
+    for method, tolerance in (("highs", 1e-9), ("highs", 1e-7), ("highs-ipm", 1e-7)):
         program = linprog(
-            np.zeros(size),
-            A_ub=-payoff.T,
+            np.append(np.zeros(size), -1.0),
+            A_ub=np.column_stack([-payoff.T, np.ones(size)]),
             b_ub=np.zeros(size),
-            A_eq=np.ones((1, size)),
+            A_eq=np.append(np.ones(size), 0.0)[None],
             b_eq=[1.0],
-            bounds=(0, None),
+            bounds=[(0, None)] * size + [(-1, 1)],
             method=method,
+            options={
+                "maxiter": _STEPS,
+                "primal_feasibility_tolerance": tolerance,
+                "dual_feasibility_tolerance": tolerance,
+            },
         )
-        if program.x is not None:
+        if program.status == 0:
             break
     else:
         raise ArithmeticError(f"the linear program of the maximal lottery failed: {program.message}")
-    lottery = np.clip(program.x, 0.0, None)
+    lottery = np.clip(program.x[:size], 0.0, None)
     return np.asarray(lottery / lottery.sum())
 
 

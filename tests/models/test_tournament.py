@@ -169,6 +169,16 @@ def test_sixty_four_responses_have_a_maximal_lottery(seed, spread):
     assert sorted(answer.ranking) == list(range(64))
 
 
+@pytest.mark.parametrize(("size", "seed"), [(64, 0), (64, 14), (256, 0)])
+def test_a_table_of_low_rank_has_its_lottery_within_few_steps(size, seed):
+    # Asked for any lottery without an aim, the simplex method goes in circles here and does not end.
+    vectors = np.random.default_rng(seed).standard_normal((size, 2))
+    vectors /= np.linalg.norm(vectors, axis=1)[:, None]
+    logits = 5 * (np.outer(vectors[:, 0], vectors[:, 1]) - np.outer(vectors[:, 1], vectors[:, 0]))
+    table = 1 / (1 + np.exp(-logits))
+    assert_maximal(table, tournament.nash(table), 1e-7)
+
+
 def test_rewards_give_no_circle_and_a_winner_that_the_lottery_plays():
     rewards = np.random.default_rng(1).permutation(20).astype(float)[:, None]
     answer = tournament.summarise(Comparator("bradley-terry", 1, 1.0).matrix(rewards))

@@ -41,9 +41,9 @@ MAX_ITEMS = 10_000
 """Pairs, items or groups in one request."""
 MAX_RESPONSES = 20_000
 """Responses and references of all groups or items of one request: as many as the largest list of pairs has."""
-MAX_GROUP = 512
-"""Responses of one group: the maximal lottery of more takes too long (3 s for 512, up to 10 s for a hard table, a
-minute for 1,024); it is found beside the event loop."""
+MAX_GROUP = 256
+"""Responses of one group: the maximal lottery of more takes too long (5 s for 512, a minute for
+1,024); it is found beside the event loop."""
 
 SCOPE_BODY_BYTES = "paragone.body_bytes"
 """Key of an ASGI scope under which the length of its request's body is kept."""

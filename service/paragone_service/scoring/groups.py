@@ -42,8 +42,8 @@ __all__ = [
 Value = TypeVar("Value")
 Float64s = NDArray[np.float64]
 
-_MAX_NASH = 512
-"""Responses of a group up to which the lottery is found in seconds; of 1,024 it may take more than a minute."""
+_MAX_NASH = 256
+"""Responses of a group up to which the lottery is found within a second or so; time grows with their cube and more."""
 
 
 @dataclass(frozen=True)

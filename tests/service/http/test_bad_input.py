@@ -243,9 +243,9 @@ async def test_a_group_beyond_what_a_lottery_can_be_found_for_is_refused(client)
         "/v1/tournaments", json={"groups": [{"prompt": "p", "responses": ["a"] * (MAX_GROUP + 1)}]}
     )
     assert response.status_code == 413
-    assert response.json()["error"]["message"].startswith("groups[0]: 513 responses in one group; the limit is 512")
-    group = {"prompt": "p", "responses": ["a"] * 500}
-    response = await client.post("/v1/tournaments", json={"groups": [group] * 41})
+    assert response.json()["error"]["message"].startswith("groups[0]: 257 responses in one group; the limit is 256")
+    group = {"prompt": "p", "responses": ["a"] * 250}
+    response = await client.post("/v1/tournaments", json={"groups": [group] * 82})
     assert response.status_code == 413
     assert "20500 responses and references in one request; the limit is 20000" in response.json()["error"]["message"]
 

@@ -288,7 +288,7 @@ BAD = [
     ({"signal": "anchor"}, 422),
     ({"signal": "reward"}, 422),
     ({"signal": "acyclic", "size": 17}, 422),
-    ({"signal": "nash", "size": 513}, 422),
+    ({"signal": "nash", "size": 257}, 422),
     ({"shaping": {}}, 422),
 ]
 
