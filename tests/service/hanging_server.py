@@ -1,7 +1,8 @@
 """A real server with a worker that hangs for ever once a text says so: ``hanging_server FOLDER PORT SETTINGS``.
 
 It hosts two models, ``good`` and ``bad``. The bad one's forward hangs at a text of more than a hundred tokens; with
-``hang`` in the settings, the event loop does, its reading, or a call in C that keeps Python's lock.
+``hang`` in the settings, the event loop does, its reading, or a call in C that keeps Python's lock; with ``device``
+every model's forward hangs at such a text on the first device, for four seconds, and on no other.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import threading
 import time
 
 from paragone_models import load_model
+from paragone_service import hosting
 from paragone_service.config import Settings
 from paragone_service.engine.local import DeviceThread, LocalEngine
 from paragone_service.serve import host
@@ -39,6 +41,13 @@ class Hanging(LocalEngine):
         return await super().encode(items)
 
 
+class HangingOnOne(LocalEngine):
+    async def encode(self, items):
+        if self._thread.name == "cpu:0" and max(len(item.token_ids) for item in items) > LONG:
+            await self._thread.run(lambda: time.sleep(4))
+        return await super().encode(items)
+
+
 class HangingReader:
     def __init__(self, reader):
         self._reader = reader
@@ -54,6 +63,10 @@ def main():
     values = json.loads(settings)
     hang = values.pop("hang", "forward")
     models = {name: load_model(folder, name=name, device="cpu") for name in ("good", "bad")}
+    if hang == "device":
+        hosting.LocalEngine = HangingOnOne
+        host(Settings(port=int(port), devices="cpu*2", **values), models)
+        return
     if hang == "reading":
         models["bad"].reader = HangingReader(models["bad"].reader)
     bad = Hanging(models["bad"], DeviceThread("bad"))

@@ -81,6 +81,25 @@ def test_a_worker_that_hangs_fails_requests_and_readiness_and_other_models_go_on
         server.process.send_signal(signal.SIGKILL)
 
 
+def test_a_device_that_hangs_leaves_the_other_serving_and_comes_back(folders):
+    settings = {"forward_limit_s": 1, "watchdog_exit_s": 2}
+    with HangingServer(folders["bt"], hang="device", **settings) as server:
+        answer = server.ask(HANG)  # the first device is free, and takes it
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+        assert answer.headers["retry-after"] == "1"
+        for model in ("good", "bad"):
+            assert server.ask({**GOOD, "model": model}).status_code == 200
+            devices = server.client.get(f"/v1/models/{model}").json()["devices"]
+            assert [device["serves"] for device in devices] == [False, True]
+        assert server.ready() == 200
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not devices[0]["serves"]:
+            time.sleep(0.1)
+            devices = server.client.get("/v1/models/bad").json()["devices"]
+        assert devices[0]["serves"]
+        assert server.process.poll() is None  # though it hung for longer than ends a process
+
+
 @pytest.mark.parametrize("hang", ["forward", "loop", "reading"])
 def test_a_process_with_something_stuck_ends_itself_with_a_code(folders, hang):
     limits = {"forward_limit_s": 0.5, "reading_limit_s": 0.5, "loop_limit_s": 0.5}
