@@ -39,9 +39,11 @@ def test_every_format_and_every_code_is_on_the_page():
 
 
 def test_the_files_on_the_page_can_be_used(tmp_path):
-    settings, form = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    settings, ensembles, form = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "format.toml").write_text(form)
     assert load_format(str(tmp_path / "format.toml")).verdict.direct
     (tmp_path / "settings.toml").write_text(settings)
     loaded = load_settings({}, tmp_path / "settings.toml")
+    (tmp_path / "ensembles.toml").write_text(ensembles)
+    assert load_settings({}, tmp_path / "ensembles.toml").ensembles["routed"].members == ["rm", "judge"]
     assert set(tomllib.loads(settings)["models"]["judge"]) == loaded.judges["judge"].model_fields_set
