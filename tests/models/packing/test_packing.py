@@ -294,7 +294,7 @@ def test_a_way_that_disagrees_is_not_taken(decoders, monkeypatch):
     def broken(*_):
         raise NotImplementedError("no such kernel")
 
-    monkeypatch.setattr(backend, "ways", lambda _: [("broken", broken), ("silent", silent), ("wrong", wrong)])
+    monkeypatch.setattr(backend, "ways", lambda *_, **__: [("broken", broken), ("silent", silent), ("wrong", wrong)])
     reason = backend.choose(model)
     assert "broken: failed with NotImplementedError" in reason
     assert "silent: failed with KeyError" in reason
@@ -310,9 +310,9 @@ def test_a_way_that_computes_with_other_weights_is_not_taken_in_any_dtype(monkey
     for name, parameter in other.named_parameters():
         if "proj" in name:
             parameter.data *= (1 + error * torch.randn(parameter.shape, generator=draw)).to(dtype)
-    monkeypatch.setattr(backend, "ways", lambda _: [("other", DecoderForward(other))])
+    monkeypatch.setattr(backend, "ways", lambda *_, **__: [("other", DecoderForward(other))])
     assert "other: run packed its hidden states are off by" in backend.choose(model)
-    monkeypatch.setattr(backend, "ways", lambda _: [("same", DecoderForward(model))])
+    monkeypatch.setattr(backend, "ways", lambda *_, **__: [("same", DecoderForward(model))])
     assert backend.choose(model)[0] == "same"
 
 

@@ -299,5 +299,6 @@ def test_a_dry_run_counts_ratings_and_pairs(files, tmp_path):
     assert load_recipe(path).data.ratings == (str(folder / "ratings.jsonl"),)
     result = CliRunner().invoke(train, ["model", str(path), "--dry-run", "--output", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
-    assert "18 ratings and 27 pairs to train on, 6 and 9 held out" in result.output
+    assert "18 ratings and 27 pairs to train on, 6 and 0 held out" in result.output
+    assert "9 rows left out: held out, and another row of the same two responses is trained on" in result.output
     assert "name = 'regression'" in result.output
