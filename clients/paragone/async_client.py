@@ -311,6 +311,7 @@ class AsyncClient:
         skew_weight: float | None = None,
         weights: Mapping[str, float] | None = None,
         aggregation: Aggregation | None = None,
+        comparisons: str = "all",
     ) -> TournamentsAnswer:
         """Return what ``Client.tournaments`` returns; it raises the same."""
         options = RequestOptions(
@@ -323,6 +324,7 @@ class AsyncClient:
             skew_weight=skew_weight,
             weights=weights,
             aggregation=aggregation,
+            comparisons=comparisons,
         )
         return await self._ask(TOURNAMENTS, groups, options)
 

@@ -124,6 +124,7 @@ class RequestOptions:
     aggregation: Aggregation | None = None
     signal: Signal | None = None
     shaping: Shaping | Mapping[str, float] | None = None
+    comparisons: str = "all"
 
     def with_default(self, model: str | None) -> "RequestOptions":
         """Return the same options, with this model where they name none."""
@@ -140,6 +141,7 @@ class RequestOptions:
             "skew_weight": (self.skew_weight, None),
             "weights": (None if self.weights is None else dict(self.weights), None),
             "aggregation": (self.aggregation, None),
+            "comparisons": (self.comparisons, "all"),
             "signal": (self.signal, None),
             "shaping": (self.shaping, None),
         }

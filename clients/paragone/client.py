@@ -341,6 +341,7 @@ class Client:
         skew_weight: float | None = None,
         weights: Mapping[str, float] | None = None,
         aggregation: Aggregation | None = None,
+        comparisons: str = "all",
     ) -> TournamentsAnswer:
         """Return a tournament for each group of responses, in their order.
 
@@ -350,6 +351,8 @@ class Client:
             signal: as for ``tournament``.
             shaping: as for ``tournament``.
             skew_weight, weights, aggregation: as for ``preferences``.
+            comparisons: which pairs a model compares that reads both responses at once: ``all``, ``circular``,
+                ``bracket`` or ``budget:N``; other models answer all in any case.
 
         Returns:
             With ``on_error="report"``, None in the place of each response that could not be scored, and why in the
@@ -369,6 +372,7 @@ class Client:
             skew_weight=skew_weight,
             weights=weights,
             aggregation=aggregation,
+            comparisons=comparisons,
         )
         return self._ask(TOURNAMENTS, groups, options)
 

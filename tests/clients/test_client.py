@@ -75,6 +75,12 @@ def test_tournaments_come_in_the_order_of_the_groups(client):
     assert [row.ranking for row in answer.tournaments] == [[1, 0], [0, 1]]
 
 
+def test_tournaments_say_which_pairs_a_model_of_pairs_is_to_compare(client, oracle):
+    client.tournaments([("p", ["a", "bbb"])], comparisons="budget:1")
+    client.tournaments([("p", ["a", "bbb"])])
+    assert [body.get("comparisons") for body in oracle.bodies()] == ["budget:1", None]
+
+
 def test_tokens_are_what_the_model_sees(client):
     (row,) = client.tokens([("p", "r")]).tokens
     assert (row.text, row.token_ids, row.reads, row.truncated_tokens) == ('"p""r"', [1, 2], [(1, 2)], 0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from paragone_models.comparisons import all_pairs, fill, plan_named
+from paragone_models.comparisons import all_pairs, fill, most_comparisons, plan_named
 
 
 def played(name: str, truth: np.ndarray, *, failing: frozenset[tuple[int, int]] = frozenset()):
@@ -52,6 +52,13 @@ def test_a_bracket_takes_no_more_than_it_says(size: int) -> None:
     truth = by_strength(*np.random.default_rng(size).normal(size=size))
     _, asked, _ = played("bracket", truth)
     assert size - 1 <= len(asked) <= 3 * size / 2 - 1
+
+
+@pytest.mark.parametrize("name", ["all", "circular", "bracket", "budget:20", "budget:999"])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 16, 21])
+def test_no_plan_asks_about_more_than_is_counted_beforehand(name: str, size: int) -> None:
+    _, asked, _ = played(name, by_strength(*np.random.default_rng(size).normal(size=size)))
+    assert len(asked) <= most_comparisons(name, size)
 
 
 def test_a_bracket_goes_on_where_a_comparison_failed() -> None:

@@ -250,8 +250,8 @@ class Tournament(AnswerModel):
     )
     intervals: list[tuple[Probability, Probability] | None] | None = Field(
         default=None,
-        description="Where something is inferred: 95 % intervals of the win rates within the group, as far as "
-        f"inference blurs them. {_NULL} [K]",
+        description="Where something is inferred: 95 % intervals of the win rates, as far as inference blurs them. "
+        f"Left out where win rates are against references, which are all compared. {_NULL} [K]",
     )
     ids: list[str | None] | None = Field(default=None, description=f"Of each response. {_ID} [K]")
     shown: list[bool] | None = Field(

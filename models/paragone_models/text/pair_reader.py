@@ -4,6 +4,7 @@ letters   "[CONTEXT] … [RESPONSE A] … [RESPONSE B] … " in one user turn, r
 markers   prompt and responses behind three marker tokens, each read at its marker (PairRM)
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,8 @@ __all__ = ["PairReader"]
 _MARKERS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
 _SOURCE_BUDGET, _CANDIDATE_BUDGET = 1224, 412
 """Tokens of PairRM's source, and of each candidate before it is given what the source leaves."""
+_LEAST_AT_MARKERS = 64
+"""Tokens of a pair, below which its parts would be little more than their markers."""
 
 
 class PairReader(TextReader):
@@ -42,6 +45,8 @@ class PairReader(TextReader):
             letter_ids(tokenizer)
             self._before, self._after, self._strips = _surroundings(tokenizer, self.template.sources.default)
         else:
+            if spec.max_length < _LEAST_AT_MARKERS:
+                raise ModelLoadError(f"max_length is {spec.max_length}; a pair needs at least {_LEAST_AT_MARKERS}")
             self._markers = [tokenizer.convert_tokens_to_ids(marker) for marker in _MARKERS]
             if tokenizer.unk_token_id in self._markers or None in self._markers:
                 raise ModelLoadError(f"the tokenizer has no tokens {', '.join(_MARKERS)}")
@@ -91,6 +96,12 @@ class PairReader(TextReader):
         if len(messages) != 1 or messages[0]["role"] != "assistant" or messages[0].get("tool_calls"):
             raise TextError("unsupported_content", "this model reads one message of the assistant a response, no turns")
         message = plain_text(messages[0])
+        if self.spec.reasoning == "keep" and "reasoning_content" in message:
+            raise TextError(
+                "unsupported_content",
+                "this model reads the content of a response alone: leave reasoning_content out, or write it into the "
+                "content",
+            )
         return str((strip_reasoning(message) if self.spec.reasoning == "strip" else message)["content"])
 
     def _letters(self, prompt: list[dict[str, Any]], first: str, second: str, truncation: Truncation) -> Reading:
@@ -132,13 +143,18 @@ class PairReader(TextReader):
             for marker, text in zip(_MARKERS, texts, strict=True)
         ]
         whole = sum(map(len, parts))
-        source = min(len(parts[0]), _SOURCE_BUDGET)
-        candidate = (min(_SOURCE_BUDGET + 2 * _CANDIDATE_BUDGET, self.spec.max_length) - source) // 2
+        published = _SOURCE_BUDGET + 2 * _CANDIDATE_BUDGET
+        most = min(published, self.spec.max_length)
+        # In the published proportion, so that a lower limit leaves the candidates their share.
+        source = min(len(parts[0]), _SOURCE_BUDGET * most // published)
+        candidate = (most - source) // 2
         cut = [_cut(part, most) for part, most in zip(parts, (source, candidate, candidate), strict=True)]
         ids = [token for part in cut for token in part]
         if len(ids) < whole and truncation == "error":
             raise self._too_long(f"{whole} tokens")
-        places = [ids.index(marker) for marker in self._markers]
+        # Each in its own part: where special tokens are parsed, a text may hold the marker of another.
+        starts = itertools.accumulate(map(len, cut), initial=0)
+        places = [start + part.index(marker) for start, part, marker in zip(starts, cut, self._markers, strict=False)]
         reads = tuple((place, place + 1) for place in places)
         return Reading("".join(map(str.__add__, _MARKERS, texts)), ids, len(cut[0]), reads, whole - len(ids))
 

@@ -113,14 +113,27 @@ def conversation_keys(
     return keys
 
 
-def text_key(space: bytes, text: Rendered | PairText) -> bytes:
-    """Return the key of what comes as one text: rendered already, or a pair in one order."""
-    return _pair_key(space, text) if isinstance(text, PairText) else _rendered_key(space, text)
+def text_key(space: bytes, text: Rendered | PairText, parts: dict[int, bytes] | None = None) -> bytes:
+    """Return the key of what comes as one text: rendered already, or a pair in one order.
+
+    Args:
+        parts: digests of the parts of earlier pairs, by the ids of the objects, which must all be alive. A prompt that
+            ten thousand pairs share is then hashed once.
+    """
+    if isinstance(text, Rendered):
+        return _rendered_key(space, text)
+    return _pair_key(space, text, {} if parts is None else parts)
 
 
-def _pair_key(space: bytes, text: PairText) -> bytes:
-    content = _json([text.prompt, text.first, text.second])
-    return space + hashlib.blake2b(_PAIR + content, digest_size=_DIGEST_BYTES, usedforsecurity=False).digest()
+def _pair_key(space: bytes, text: PairText, parts: dict[int, bytes]) -> bytes:
+    whole = hashlib.blake2b(_PAIR, digest_size=_DIGEST_BYTES, usedforsecurity=False)
+    for part in (text.prompt, text.first, text.second):
+        digest = parts.get(id(part))
+        if digest is None:
+            own = hashlib.blake2b(_json(part), digest_size=_DIGEST_BYTES, usedforsecurity=False)
+            digest = parts[id(part)] = own.digest()
+        whole.update(digest)
+    return space + whole.digest()
 
 
 def _rendered_key(space: bytes, text: Rendered) -> bytes:

@@ -33,6 +33,7 @@ _CONNECT_TIMEOUT_S = 10.0
 _HEALTH_TIMEOUT_S = 2.0
 _LARGEST_ANSWER = 16_000_000
 _DAY_S = 86_400
+_ROUNDING = 1e-2
 
 
 class ChatError(ServiceError):
@@ -273,24 +274,37 @@ def _read(answer: Any) -> ChatAnswer:
     choice = answer["choices"][0]
     message = choice["message"]
     text = message.get("content")
-    if not isinstance(text, str | None):
+    thoughts = message.get("reasoning_content") or message.get("reasoning")
+    if not isinstance(text, str | None) or not isinstance(thoughts, str | None):
         raise TypeError("content")
     reason = choice.get("finish_reason")
     usage = answer.get("usage") or {}
     listed = (choice.get("logprobs") or {}).get("content") or ()
-    tokens = tuple(
-        Token(token["token"], tuple((one["token"], float(one["logprob"])) for one in token.get("top_logprobs") or ()))
-        for token in listed
-    )
+    tokens = tuple(Token(_text(token), _alternatives(token.get("top_logprobs") or ())) for token in listed)
     return ChatAnswer(
         text=text or "",
-        thoughts=message.get("reasoning_content") or message.get("reasoning") or "",
+        thoughts=thoughts or "",
         finish_reason=reason,
         refused=bool(message.get("refusal")) or reason == "content_filter",
         tokens=tokens,
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
     )
+
+
+def _text(token: Any) -> str:
+    if not isinstance(token["token"], str):
+        raise TypeError("token")
+    return str(token["token"])
+
+
+def _alternatives(listed: Any) -> tuple[tuple[str, float], ...]:
+    found = [(_text(one), float(one["logprob"])) for one in listed]
+    # Rounding may lift a certain one a little above 0. What is no logarithm of a probability must not become a verdict.
+    if not all(logprob < _ROUNDING for _, logprob in found):
+        raise ValueError("logprob")
+    # A token of probability 0 says no more than one that is not listed.
+    return tuple((text, min(logprob, 0.0)) for text, logprob in found if logprob > -math.inf)
 
 
 def _count(value: Any) -> int | None:

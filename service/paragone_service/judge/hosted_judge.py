@@ -21,7 +21,7 @@ import httpx2
 import numpy as np
 
 from paragone.codes import ErrorCode
-from paragone.wire import ModelInfo, ModelLimits, Rationale, Usage
+from paragone.wire import ModelInfo, ModelLimits, Rationale, Response, Usage
 from paragone_models.comparator import probability
 from paragone_service.cache.keys import conversation_keys, namespace
 from paragone_service.cache.redis_tier import RedisCache
@@ -225,9 +225,10 @@ class HostedJudge:
                 reported.
         """
         plan = _Plan()
+        digests = await _digests(duels)
         for number, duel in enumerate(duels):
             if number % _ITEMS_BEFORE_A_BREAK == _ITEMS_BEFORE_A_BREAK - 1:
-                await asyncio.sleep(0)  # hashing ten thousand pairs takes a while, on everybody's thread
+                await asyncio.sleep(0)  # this is everybody's thread
             if (duel.principle or duel.criteria) and not self.format.takes_principle:
                 plan.errors[number] = error = ServiceError(
                     ErrorCode.INVALID_REQUEST,
@@ -236,7 +237,7 @@ class HostedJudge:
                 )
                 problems.add(duel.item, error)
                 continue
-            first, second = conversation_keys(b"", duel.prompt, duel.tools, (duel.first, duel.second))
+            first, second = (digests[_talk(duel, response)] for response in (duel.first, duel.second))
             asked: list[tuple[str | None, float, str | None]] = [(None, 1.0, duel.principle)]
             if duel.criteria:
                 asked = [(one.name, one.weight, one.text) for one in duel.criteria]
@@ -494,6 +495,25 @@ class HostedJudge:
             forward, backward = ballots[aspect.forward], ballots[aspect.backward]
             agree = (forward.first > forward.second) == (backward.second > backward.first)
             self._metrics.judge_orders.labels(self.name, "agree" if agree else "disagree").inc()
+
+
+def _talk(duel: Duel, response: Response) -> tuple[int, int, int]:
+    return id(duel.prompt), id(duel.tools), id(response)
+
+
+async def _digests(duels: Sequence[Duel]) -> Mapping[tuple[int, int, int], bytes]:
+    """Return a digest of each response with its prompt, by the objects: thousands of duels may share a prompt."""
+    talks: dict[tuple[int, int], tuple[Duel, dict[int, Response]]] = {}
+    for duel in duels:
+        _, responses = talks.setdefault((id(duel.prompt), id(duel.tools)), (duel, {}))
+        responses[id(duel.first)], responses[id(duel.second)] = duel.first, duel.second
+    digests = {}
+    for number, (duel, responses) in enumerate(talks.values(), start=1):
+        keys = conversation_keys(b"", duel.prompt, duel.tools, list(responses.values()))
+        digests |= {_talk(duel, one): key for one, key in zip(responses.values(), keys, strict=True)}
+        if number % _ITEMS_BEFORE_A_BREAK == 0:
+            await asyncio.sleep(0)  # hashing ten thousand pairs takes a while, on everybody's thread
+    return digests
 
 
 @dataclass(frozen=True)

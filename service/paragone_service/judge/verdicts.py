@@ -295,7 +295,7 @@ class VerdictFormat(_Table):
         low, high = self.verdict.range or (-math.inf, math.inf)
         try:
             number = math.nan if isinstance(score, bool) else float(score)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last of a whole number with hundreds of digits
             number = math.nan
         if not low <= number <= high:
             raise _unparsed(f"a score is no number from {low:g} to {high:g}")

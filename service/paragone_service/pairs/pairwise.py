@@ -21,6 +21,8 @@ from paragone_service.scoring.request import Call, Problems, RequestItem, prompt
 
 __all__ = ["PairwiseModel"]
 
+Messages = tuple[dict[str, Any], ...]
+
 
 class PairwiseModel:
     """Compare by a hosted model of kind ``pairwise``.
@@ -57,13 +59,21 @@ class PairwiseModel:
         """Return the log-odds of each duel, from both orders unless it is told to read one; see ``PairSource``."""
         orders = 1 if self._how == "none" else 2
         problems = Problems("duels", report=True)
-        items = [_item(number, duel, orders) for number, duel in enumerate(duels)]
+        # One object for each text, however many duels it is in: keys and sizes are then made once.
+        asked = {id(duel.prompt): duel.prompt for duel in duels}
+        prompts = {key: prompt_messages(prompt) for key, prompt in asked.items()}
+        given = {id(response): response for duel in duels for response in (duel.first, duel.second)}
+        responses = {key: tuple(response_messages(response)) for key, response in given.items()}
+        items = [
+            _item(number, prompts[id(duel.prompt)], responses[id(duel.first)], responses[id(duel.second)], orders)
+            for number, duel in enumerate(duels)
+        ]
         for number, duel in enumerate(duels):
             if duel.tools:
                 problem = f"model {self.name} reads no tools: leave them out"
                 problems.add(number, ServiceError(ErrorCode.UNSUPPORTED_CONTENT, problem))
-        asked = [item for item in items if item.index not in problems.errors]
-        represented = await self._hosted.represent(asked, dataclasses.replace(call, problems=problems, ids=False))
+        sound = [item for item in items if item.index not in problems.errors]
+        represented = await self._hosted.represent(sound, dataclasses.replace(call, problems=problems, ids=False))
         numbers = represented.vectors[:, 0].astype(np.float64).reshape(-1, orders)
         logits = np.full(len(duels), np.nan)
         for item, both in zip(represented.items, numbers, strict=True):
@@ -77,8 +87,6 @@ class PairwiseModel:
         return Compared(logits, represented.usage, problems.errors)
 
 
-def _item(number: int, duel: Duel, orders: int) -> RequestItem:
-    prompt = prompt_messages(duel.prompt)
-    first, second = (tuple(response_messages(response)) for response in (duel.first, duel.second))
+def _item(number: int, prompt: Messages, first: Messages, second: Messages, orders: int) -> RequestItem:
     texts = (PairText(prompt, first, second), PairText(prompt, second, first))
     return RequestItem(number, None, None, texts[:orders])

@@ -3,7 +3,9 @@
 K is the number of responses of a group, R of its references. References meet every response in the first round.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from paragone.wire import Group, Tournament, Usage
 from paragone_models.comparator import probability
-from paragone_models.comparisons import FilledTable, Plan, all_pairs, fill
+from paragone_models.comparisons import FilledTable, Plan, fill, most_comparisons
 from paragone_service.http.errors import ServiceError
 from paragone_service.pairs.source import Detail, Duel, PairSource
 from paragone_service.scoring.groups import GroupSize, Tables, Voters, Wanted, tournament
@@ -28,10 +30,10 @@ class GroupTable:
 
     Attributes:
         item: index of the group, as it was sent.
-        logits: of place i over place j, NaN where there is none. [K+R, K+R]
+        logits: of place i over place j, NaN where there is none. [K, K+R]
         asked: the pairs of responses.
         errors: of the comparisons that failed.
-        by_criterion: likewise, by each criterion of the group. [K+R, K+R]
+        by_criterion: likewise, by each criterion of the group. [K, K+R]
     """
 
     item: int
@@ -43,8 +45,9 @@ class GroupTable:
     by_criterion: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        places = len(self.group.responses) + len(self.group.listed)
-        self.logits = np.full((places, places), np.nan)
+        size = len(self.group.responses)
+        # References are compared with responses alone: ten thousand of them have rows for nothing.
+        self.logits = np.full((size, size + len(self.group.listed)), np.nan)
         for criterion in self.group.criteria or ():
             self.by_criterion[criterion.name] = self.logits.copy()
 
@@ -54,28 +57,42 @@ class GroupTable:
         pairs = self.plan(self.logits[:size, :size], frozenset(self.asked))
         self.asked.update(pairs)
         if first:
-            pairs = [*pairs, *((i, j) for i in range(size) for j in range(size, len(self.logits)))]
+            pairs = [*pairs, *((i, j) for i in range(size) for j in range(size, self.logits.shape[1]))]
         return pairs
 
     def duel(self, pair: Pair) -> Duel:
         """Return the comparison of two places."""
         group = self.group
-        texts = [*group.responses, *group.listed]
+        first, second = pair
+        size = len(group.responses)
+        other = group.responses[second] if second < size else group.listed[second - size]
         by = (group.principle, group.criteria or ())
-        return Duel(self.item, group.prompt, group.tools, texts[pair[0]], texts[pair[1]], *by)
+        return Duel(self.item, group.prompt, group.tools, group.responses[first], other, *by)
 
     def put(self, pair: Pair, logit: float, error: ServiceError | None, detail: Detail | None = None) -> None:
         """Note the answer of a comparison."""
         if error is not None:
             self.errors[pair] = error
             return
-        self.logits[pair], self.logits[pair[::-1]] = logit, -logit
+        _note(self.logits, pair, logit)
         for name, one in detail.criteria.items() if detail is not None else ():
-            self.by_criterion[name][pair], self.by_criterion[name][pair[::-1]] = one, -one
+            _note(self.by_criterion[name], pair, one)
 
 
-async def compare_groups(source: PairSource, tables: Sequence[GroupTable], call: Call) -> Usage:
+def _note(logits: NDArray[np.float64], pair: Pair, logit: float) -> None:
+    first, second = pair
+    logits[first, second] = logit
+    if second < len(logits):
+        logits[second, first] = -logit
+
+
+async def compare_groups(
+    source: PairSource, tables: Sequence[GroupTable], call: Call, workers: Executor | None = None
+) -> Usage:
     """Compare what the plans ask for, until they are done, and return what it cost.
+
+    Args:
+        workers: threads for the plans, some of which fit a model to the table before each round.
 
     Raises:
         ServiceError: as ``PairSource.compare``.
@@ -83,8 +100,13 @@ async def compare_groups(source: PairSource, tables: Sequence[GroupTable], call:
     """
     usage = Usage(forward_responses=0, forward_tokens=0, cached_responses=0, truncated=0)
     first = True
+
+    def planned(first: bool) -> list[tuple[GroupTable, Pair]]:
+        return [(table, pair) for table in tables for pair in table.next_round(first=first)]
+
+    in_thread = asyncio.get_running_loop().run_in_executor
     # One call a round for all groups: a bracket of a hundred groups then waits for four answers and not for hundreds.
-    while rounds := [(table, pair) for table in tables for pair in table.next_round(first=first)]:
+    while rounds := await in_thread(workers, planned, first):
         first = False
         compared = await source.compare([table.duel(pair) for table, pair in rounds], call)
         usage = usage.plus(compared.usage)
@@ -127,7 +149,8 @@ def _tournament(table: GroupTable, size: GroupSize, voters: Voters, wanted: Want
     if table.by_criterion:
         row.criteria = {name: _rates(logits, voters) for name, logits in table.by_criterion.items()}
     row.compared = sorted(pair for pair in table.asked if np.isfinite(table.logits[pair]))
-    if filled.inferred.any():
+    # They are of win rates within the group, and with references the answer's are others.
+    if filled.inferred.any() and tables.against is None:
         row.intervals = voters.spread(_intervals(filled))
     failed = [_named(error, table.item, pair, size.responses) for pair, error in sorted(table.errors.items())]
     if failed:
@@ -160,7 +183,7 @@ def _silent(table: GroupTable, size: GroupSize) -> Mapping[int, ServiceError]:
         if failed and not np.isfinite(table.logits[place]).any():
             errors[place] = failed[0].at(table.item, response=place)
     sound = [place for place in range(size.responses) if place not in errors]
-    for place in range(size.responses, len(table.logits)):
+    for place in range(size.responses, table.logits.shape[1]):
         failed = [table.errors[other, place] for other in sound if (other, place) in table.errors]
         if failed:
             errors[place] = failed[0].at(table.item, reference=place - size.responses)
@@ -174,6 +197,6 @@ def _named(error: ServiceError, item: int, pair: Pair, responses: int) -> Servic
     return error.at(item, response=first, opponent=second)
 
 
-def comparisons_of(group: Group) -> int:
-    """Return how many comparisons a group has at most."""
-    return len(all_pairs(len(group.responses))) + len(group.responses) * len(group.listed)
+def comparisons_of(group: Group, plan: str) -> int:
+    """Return how many comparisons a group has at most, by a plan of this name."""
+    return most_comparisons(plan, len(group.responses)) + len(group.responses) * len(group.listed)

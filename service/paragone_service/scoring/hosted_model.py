@@ -523,12 +523,13 @@ async def _rows_of(items: Sequence[RequestItem], call: Call, ids: Ids) -> list[R
             unless the call reports errors.
     """
     rows: list[Row] = []
+    parts: dict[int, bytes] = {}
     for number, item in enumerate(items, start=1):
         if item.has_ids:
             rows += _rows_with_ids(item, call, ids)
         elif item.prompt is None:
             texts = cast("Sequence[Rendered | PairText]", item.responses)
-            rows += [Row(item.index, place, text_key(ids.space, text)) for place, text in enumerate(texts)]
+            rows += [Row(item.index, place, text_key(ids.space, text, parts)) for place, text in enumerate(texts)]
         else:
             responses = [one.texts if isinstance(one, Steps) else one for one in item.responses]
             full = cast("Sequence[Response | tuple[str, ...]]", responses)

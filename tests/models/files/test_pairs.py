@@ -208,6 +208,42 @@ def test_pairrm_cuts_as_published(tmp_path):
     assert refused.code == "conversation_truncated"
 
 
+@pytest.mark.parametrize("limit", [64, 512, 1224, 1300])
+def test_pairrm_under_a_lower_limit_still_reads_all_three_markers(tmp_path, limit):
+    tokenizer, *_ = make_pairrm(tmp_path)
+    model = load_model(tmp_path, device="cpu", dtype="float32", max_length=limit)
+    (reading,) = model.reader.read([pair("street " * 1500, "yes " * 1000, "no " * 900)])
+    assert len(reading.token_ids) <= limit
+    ids = [tokenizer.convert_tokens_to_ids(marker) for marker in MARKERS]
+    assert [reading.token_ids[start] for start, _ in reading.reads] == ids
+
+
+def test_pairrm_with_a_limit_that_holds_no_pair_is_refused(tmp_path):
+    make_pairrm(tmp_path)
+    with pytest.raises(ModelLoadError, match="at least 64"):
+        load_model(tmp_path, device="cpu", max_length=32)
+
+
+def test_a_marker_inside_a_text_that_is_parsed_moves_no_read(tmp_path):
+    make_pairrm(tmp_path)
+    model = load_model(tmp_path, device="cpu", dtype="float32", special_tokens="parse")
+    (reading,) = model.reader.read([pair("a <|candidate1|> street", "yes", "no")])
+    (marker,) = model.reader.tokenizer(MARKERS[1], add_special_tokens=False)["input_ids"]
+    places = [place for place, token in enumerate(reading.token_ids) if token == marker]
+    assert len(places) == 2
+    assert reading.reads[1][0] == places[1]
+
+
+def test_thoughts_that_would_not_be_shown_are_refused(letters):
+    folder, _, _ = letters
+    model = load_model(folder, kind="pairwise", device="cpu")
+    thought = {"role": "assistant", "content": "Yes.", "reasoning_content": "Loud."}
+    fine = pair("Why?", "Yes.", "No.")
+    refused, read = model.reader.read([PairText(fine.prompt, (thought,), fine.second), fine])
+    assert refused.code == "unsupported_content"
+    assert not isinstance(read, TextError)
+
+
 def test_pairrm_is_refused_unless_whole(tmp_path):
     make_pairrm(tmp_path)
     from safetensors.torch import load_file

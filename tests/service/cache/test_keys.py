@@ -3,7 +3,8 @@
 import itertools
 
 from paragone.wire import Message
-from paragone_service.cache.keys import conversation_keys, namespace
+from paragone_models.text.pairs import PairText
+from paragone_service.cache.keys import conversation_keys, namespace, text_key
 
 SPACE = b"12345678"
 
@@ -23,6 +24,16 @@ def assistant(content, **more):
 def test_a_key_is_the_namespace_and_sixteen_bytes():
     assert key("p", "r").startswith(SPACE)
     assert len(key("p", "r")) == 8 + 16
+
+
+def test_the_parts_of_a_pair_are_hashed_once_and_their_order_counts():
+    prompt, first, second = (({"role": role, "content": role},) for role in ("user", "assistant", "tool"))
+    parts = {}
+    pairs = [PairText(*texts) for texts in itertools.permutations((prompt, first, second))]
+    keys = [text_key(SPACE, pair, parts) for pair in pairs]
+    assert len(set(keys)) == 6
+    assert keys == [text_key(SPACE, pair) for pair in pairs]
+    assert len(parts) == 3
 
 
 def test_a_text_and_its_one_message_form_share_a_key():

@@ -93,6 +93,23 @@ async def test_a_redirect_within_the_host_is_followed_and_one_to_another_is_refu
         (Response(b"<html>", 200), ErrorCode.JUDGE_FAILED, "another shape"),
         (Response(b'{"choices": []}', 200), ErrorCode.JUDGE_FAILED, "another shape"),
         (Response(b'{"choices": [{"message": {"content": 7}}]}', 200), ErrorCode.JUDGE_FAILED, "another shape"),
+        (
+            Response(b'{"choices": [{"message": {"content": "A", "reasoning": [7]}}]}', 200),
+            ErrorCode.JUDGE_FAILED,
+            "another shape",
+        ),
+        *(
+            (
+                Response(
+                    b'{"choices": [{"message": {"content": "A"}, "logprobs": {"content": [{"token": "A", '
+                    b'"top_logprobs": [{"token": "A", "logprob": %b}]}]}}]}' % number,
+                    200,
+                ),
+                ErrorCode.JUDGE_FAILED,
+                "another shape",
+            )
+            for number in (b"NaN", b"1000", b"null")
+        ),
         (Response(b"[" * 100_000, 200), ErrorCode.JUDGE_FAILED, "another shape"),
         (Response(b" " * 16_000_001, 200), ErrorCode.JUDGE_FAILED, "more than 16 MB"),
     ],
@@ -102,6 +119,15 @@ async def test_what_is_no_completion_is_an_error_that_repeats_nothing(response, 
         await chat(Scripted(lambda _: response)).complete(BODY)
     assert refusal.value.code is code
     assert "secret" not in str(refusal.value)
+
+
+async def test_a_token_of_probability_zero_is_as_if_it_were_not_listed():
+    body = (
+        b'{"choices": [{"message": {"content": "A"}, "finish_reason": "stop", "logprobs": {"content": [{"token": "A", '
+        b'"top_logprobs": [{"token": "A", "logprob": 0.001}, {"token": "B", "logprob": -Infinity}]}]}}]}'
+    )
+    answer = await chat(Scripted(lambda _: Response(body, 200))).complete(BODY)
+    assert answer.tokens[0].alternatives == (("A", 0.0),)
 
 
 async def test_no_more_calls_are_under_way_than_were_allowed():

@@ -154,6 +154,7 @@ def test_a_marked_verdict_counts_with_its_own_mark_alone():
         ("genrm", '{"score_1": true, "score_2": 2}'),
         ("genrm", '{"score_1": "four", "score_2": 2}'),
         ("genrm", '{"score_1": NaN, "score_2": 2}'),
+        ("genrm", '{"score_1": 1' + "0" * 400 + ', "score_2": 2}'),
         ("genrm", '{"score_1": 4, "score_2": 2, "score_1": 1}'),
         ("genrm", '{"score_1": 4, "score_2": 2, "ranking": 7}'),
         ("genrm", '{"score_1": 4, "score_2": 2} is what the first response says'),

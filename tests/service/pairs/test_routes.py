@@ -6,11 +6,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from paragone.codes import ErrorCode
-from paragone.wire import ModelInfo, Usage
+from paragone.wire import Group, ModelInfo, Usage
+from paragone_models.comparisons import plan_named
 from paragone_service.app import create_app
 from paragone_service.config import Settings
 from paragone_service.http.errors import ServiceError
 from paragone_service.pairs.source import Compared
+from paragone_service.pairs.tables import GroupTable
 
 
 class Longest:
@@ -152,6 +154,19 @@ def test_a_reference_that_was_not_compared_with_all_counts_for_nobody(client):
     assert [error.get("reference") for error in row["errors"]] == [1, 1]
 
 
+def test_a_table_has_no_rows_for_references():
+    table = GroupTable(0, Group(prompt="q", responses=["a"], references=["b"] * 9_999), plan_named("all", 1))
+    assert table.logits.shape == (1, 10_000)
+    assert table.next_round(first=True) == [(0, place) for place in range(1, 10_000)]
+
+
+def test_win_rates_against_references_have_no_intervals_of_other_win_rates(client):
+    group = {"prompt": "q", "responses": ["a", "ab", "abc", "abcd"], "references": ["x" * 20]}
+    row = posted(client, "/v1/tournaments", groups=[group], comparisons="circular").json()["tournaments"][0]
+    assert max(row["win_rates"]) < 1e-6
+    assert "intervals" not in row
+
+
 def test_rewards_are_what_references_say(client):
     items = [{"prompt": "q", "response": "abcd", "references": ["a", "ab"]}]
     assert posted(client, "/v1/rewards", items=items).json()["rewards"] == [{"reward": None, "reference_logit": 2.5}]
@@ -172,6 +187,19 @@ def test_rewards_are_what_references_say(client):
         ),
         ("/v1/tournaments", {"groups": [{"prompt": "q", "responses": ["a"] * 200}]}, "too_many_items"),
         ("/v1/tournaments", {"groups": [{"prompt": "q", "responses": ["a"] * 9}], "comparisons": "budget:3"}, None),
+        (
+            "/v1/tournaments",
+            {"groups": [{"prompt": "q", "responses": ["a"] * 256}], "comparisons": "budget:10001"},
+            "too_many_items",
+        ),
+        (
+            "/v1/tournaments",
+            {
+                "groups": [{"prompt": "q", "responses": ["a"] * 2, "references": ["b"] * 5000}],
+                "comparisons": "circular",
+            },
+            "too_many_items",
+        ),
         ("/v1/tournaments", {"groups": [], "comparisons": "swiss"}, "invalid_request"),
         ("/v1/rewards", {"items": [], "return": ["representation"]}, "return_unavailable"),
         ("/v1/tokens", {"items": []}, "return_unavailable"),

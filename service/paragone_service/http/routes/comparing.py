@@ -92,7 +92,7 @@ async def compared_tournaments(
         tables.append(GroupTable(index, group, plan))
         sound.append(group)
     sizes = await groups.sizes_of(sound, [0] * len(sound), workers, measured=body.shaping is not None)
-    usage = await compare_groups(source, tables, call)
+    usage = await compare_groups(source, tables, call, workers)
 
     def summarise() -> Response:
         rows = tournaments(tables, sizes, problems, wanted)
@@ -209,8 +209,7 @@ def _check_references(
 
 
 def _check_comparisons(body: TournamentsRequest) -> None:
-    if body.comparisons == "all":
-        _check_number(sum(map(comparisons_of, body.groups)))
+    _check_number(sum(comparisons_of(group, body.comparisons) for group in body.groups))
 
 
 def _check_number(comparisons: int) -> None:
