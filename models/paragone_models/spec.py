@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from paragone_models.errors import ModelLoadError
 from paragone_models.kinds import KINDS, Kind, KindName
 from paragone_models.steps import AGGREGATIONS, Aggregation
+from paragone_models.symmetrise import Symmetrise
 
 __all__ = [
     "PRINCIPLE",
@@ -35,7 +36,6 @@ SpecialTokens = Literal["escape", "parse"]
 Bos = Literal["once", "as-published"]
 Reasoning = Literal["keep", "strip"]
 PairFormat = Literal["letters", "markers"]
-Symmetrise = Literal["mean-logit", "mean-probability", "sum", "none"]
 Head = Literal["auto", "lm-head-row-0", "lm-head-yes-no"]
 """Where the head of a source is: what its files say, or a row of the output embedding, which nothing in them says."""
 
@@ -150,7 +150,7 @@ class ModelSpec:
         aggregation: what makes one reward of the steps, or None: then they are scored, and nothing is compared.
         reward_token: id of a token that is appended to each text and read (InternLM2's reward models), or None.
         pair_format: of a pairwise model, ``letters`` or ``markers``, see ``paragone_models.text.pairs``; else None.
-        symmetrise: how a pairwise model's two orders become log-odds, see ``paragone_models.pairwise``; else None.
+        symmetrise: how a pairwise model's two orders become log-odds, see ``paragone_models.symmetrise``; else None.
         domain: what the model knows, in words, or None.
         demonstration: True for models that show the software, not a judgement to rely on.
         backbone: where the backbone is, of a head that was saved alone; None where both are in one folder.

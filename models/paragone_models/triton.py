@@ -22,10 +22,13 @@ from paragone_models.machine import is_out_of_memory
 from paragone_models.model import by_prompt
 from paragone_models.text.reader import EncodeItem
 
-__all__ = ["FORMAT", "IDENTITY", "INPUTS", "OUTPUT", "TritonPythonModel", "from_tensors", "to_tensors"]
+__all__ = ["CALL_TOKENS", "FORMAT", "IDENTITY", "INPUTS", "OUTPUT", "TritonPythonModel", "from_tensors", "to_tensors"]
 
 FORMAT = "1"
 """Of the tensors below; service and server must agree on it."""
+
+CALL_TOKENS = 65_536
+"""The most tokens of one call, a shared prompt counted for each sequence, unless the model reads longer texts."""
 
 INPUTS: Mapping[str, tuple[str, type[np.generic], tuple[int, ...]]] = {
     "TOKENS": ("INT32", np.int32, (-1,)),

@@ -144,7 +144,12 @@ class Devices:
         replicas = []
         for number, device in enumerate(devices):
             thread = self._thread(device, self._settings.forward_limit_s, _threads(devices))
-            own = thread.run_now(partial(self._copy, name, model, device)) if number else model
+            try:
+                own = thread.run_now(partial(self._copy, name, model, device)) if number else model
+            except ModelLoadError:
+                # They would stay there, and pass for copies of the next model's tensors, which may have the same ids.
+                self.forget_copies()
+                raise
             replicas.append(self._replica(own, thread, LocalEngine(own, thread)))
         if len(replicas) > 1:
             logger.info("model %s: one queue for %s", name, ", ".join(devices))

@@ -42,7 +42,8 @@ def available_bytes(device: torch.device) -> int:
     """Return the memory that is left: of a GPU, or of this machine within the limit of its control group."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
-        return free
+        # What torch keeps of tensors that are gone is free for new ones, though the driver counts it as taken.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     left = [_machine_bytes()]
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()

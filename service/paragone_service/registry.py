@@ -114,6 +114,10 @@ class Registry:
         # A pairwise model is both: as a source it asks itself.
         return [*self, *(source for source in self.pair_sources.values() if source.name not in self._hosted)]
 
+    def loaded(self, name: str) -> HostedModel | None:
+        """Return the model that this server runs under a name, whatever it reads; None if it runs none."""
+        return self._hosted.get(name)
+
     def pair_source(self, name: str | None) -> PairSource | None:
         """Return what compares under a name, None if it is no model that reads both responses at once."""
         return self.pair_sources.get(self.default if name is None else name)

@@ -86,7 +86,10 @@ class Rollout:
                 model.
         """
         self._check_allowed()
-        hosted = self._registry.find(name)
+        hosted = self._registry.loaded(name) or self._registry.find(name)  # which says why there is none
+        users = [other for other, one in self._settings.ensembles.items() if name in one.members]
+        if users:
+            raise _refused(f"model {name} is a member of {', '.join(users)}, so it stays: load another in its place")
         if name == self._registry.default:
             raise _refused(f"model {name} answers requests that name none, so it stays: load another in its place")
         self._registry.exchange(name, None)
@@ -116,15 +119,16 @@ class Rollout:
         self._check_allowed()
         if not re.fullmatch(NAME, name):
             raise _refused(f"{printable(name)} is no name of a model: letters, digits, '.', '_' and '-' fit into a URL")
-        if name in self._registry.pair_sources:
-            raise _refused(f"model {name} is a judge, which runs on its own server: exchange it there")
+        if name in self._registry.pair_sources and self._registry.loaded(name) is None:
+            raise _refused(f"model {name} is a judge or an ensemble, and runs elsewhere: exchange it there")
         if name in self._settings.engines:
             raise _refused(f"the backbone of model {name} runs on another server: exchange it there")
         before = self._options.get(name)
         if source is None:
             if before is None:
                 raise _refused(f'there is no model {printable(name)}: name the "source" of a new one')
-            return before.model_copy(update={"revision": revision})
+            # Without a revision the one that it was pinned to holds.
+            return before if revision is None else before.model_copy(update={"revision": revision})
         folder = _below(self._settings.models_dir or Path(), source)
         changes = {"source": str(folder), "revision": revision}
         # A field that was set for the old one (a dtype, weights, a template) holds for its successor.

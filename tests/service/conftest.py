@@ -93,7 +93,7 @@ def hosted(folders: dict[str, Path]) -> dict[str, PreferenceModel]:
 
 
 @contextlib.asynccontextmanager
-async def serving(models: dict[str, PreferenceModel], *, engines=None, drain=None, headers=None, **settings):
+async def serving(models: dict[str, PreferenceModel], /, *, engines=None, drain=None, headers=None, **settings):
     """Yield a client of the application, its lifespan running."""
     app = create_app(Settings(**settings), models, engines=engines, drain=drain)
     async with app.router.lifespan_context(app):

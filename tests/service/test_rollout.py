@@ -15,9 +15,14 @@ from paragone.exceptions import OracleChangedError
 from paragone_models import load_model
 from paragone_models.errors import ModelLoadError
 from paragone_models.golden import check_golden
+from paragone_models.model import PreferenceModel
 from paragone_service import memory, rollout
 from paragone_service.api_keys import hash_of
+from paragone_service.config import Settings
+from paragone_service.hosting import Devices
 from paragone_service.memory import available_bytes, weight_bytes
+from paragone_service.metrics import Metrics
+from paragone_service.registry import Registry
 from tests.service.conftest import serving, until
 from tests.service.doubles import Gated, metric
 
@@ -245,3 +250,50 @@ def test_the_built_in_texts_find_numbers_that_depend_on_company(folders, monkeyp
     monkeypatch.setattr(model, "encode", lambda items: whole(items) * float("nan"))
     with pytest.raises(ModelLoadError, match="12 of 12 built-in texts have NaN"):
         check_golden(model)
+
+
+async def test_a_member_of_an_ensemble_stays(folders, models_dir, keys):
+    names = ("bt", "gpm")
+    held = {name: load_model(folders[name], name=name, device="cpu") for name in names}
+    models = {**{name: {"source": str(folders[name])} for name in names}, "both": {"source": "ensemble:bt+gpm"}}
+    settings = {"models_dir": models_dir, "api_key_file": keys, "device": "cpu", "models": models}
+    async with serving(held, headers={"authorization": "Bearer boss"}, **settings) as client:
+        answer = await post(client, "gpm:unload")
+        assert answer.status_code == 409
+        assert "is a member of both" in answer.json()["error"]["message"]
+        assert (await client.get("/readyz")).status_code == (await client.get("/v1/models")).status_code == 200
+
+
+def test_what_a_device_refused_leaves_no_copies(folders, monkeypatch):
+    model = load_model(folders["bt"], name="bt", device="cpu")
+
+    def fails_half_way(self, there, moved):
+        self.network.on(there, moved)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(PreferenceModel, "replica", fails_half_way)
+    devices = Devices(Settings(devices="cpu*2"))
+    with pytest.raises(ModelLoadError, match="no replica on cpu:1"):
+        devices.replicas("bt", model)
+    assert not devices._moved
+    devices.close()
+
+
+async def test_a_pairwise_model_comes_and_goes(client):
+    hosted = client.app.state.registry
+    assert (await post(client, "other:load", {"source": "next"})).status_code == 200
+    # As a model that reads pairs is: under its name in both.
+    hosted.pair_sources["other"] = hosted.loaded("other")
+    assert (await post(client, "other:load", {"source": "next"})).status_code == 200
+    hosted.pair_sources["other"] = hosted.loaded("other")
+    assert (await post(client, "other:unload")).status_code == 200
+    assert "other" not in hosted.names
+
+
+async def test_without_a_revision_the_one_that_was_pinned_holds(folders, models_dir):
+    models = {"bt": {"source": str(folders["bt"]), "revision": "v1"}}
+    settings = Settings(models_dir=models_dir, models=models)
+    registry = Registry({}, "bt", settings, None, Metrics())
+    options = rollout.Rollout(settings, registry, lambda: None)._options_of
+    assert options("bt", None, None).revision == "v1"
+    assert options("bt", None, "v2").revision == "v2"

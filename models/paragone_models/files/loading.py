@@ -129,7 +129,7 @@ def load_model(
         special_tokens: ``escape`` or ``parse``, see ``ModelSpec``.
         bos: ``once`` or ``as-published``, see ``ModelSpec``.
         reasoning: ``keep`` or ``strip``, see ``ModelSpec``.
-        symmetrise: of a pairwise model, see ``paragone_models.pairwise``; the family's own unless given.
+        symmetrise: of a pairwise model, see ``paragone_models.symmetrise``; the family's own unless given.
         chat_template: the name of one of the tokenizer's templates, or a file that holds one, to be used for all
             conversations.
         backbone: where the backbone of a head that was saved alone is now, in place of the place that the head names:

@@ -18,7 +18,7 @@ from paragone_models.files.loading import load_model
 from paragone_models.files.sources import MODEL_FILES, PICKLES, Resolved, resolve
 from paragone_models.model import PreferenceModel
 from paragone_models.spec import ModelSpec
-from paragone_models.triton import FORMAT, IDENTITY, INPUTS, OUTPUT
+from paragone_models.triton import CALL_TOKENS, FORMAT, IDENTITY, INPUTS, OUTPUT
 
 __all__ = ["OF_THE_ENGINE", "export_triton"]
 
@@ -37,9 +37,6 @@ sys.path[:] = [place for place in sys.path if place not in before] + before
 
 from paragone_models.triton import TritonPythonModel  # noqa: E402, F401
 '''
-
-_CALL_TOKENS = 65_536
-"""The most tokens of one call, unless the model reads longer texts."""
 
 OF_THE_ENGINE = ("dtype", "deterministic")
 """Settings of a model that change no representation beyond rounding, and are Triton's."""
@@ -92,7 +89,7 @@ def export_triton(
         **{key: _text(False) for key in ("trust_remote_code", "deterministic")},
         **{key: _text(value) for key, value in (loading | engine).items()},
         "max_batch_tokens": "default" if max_batch_tokens is None else str(max_batch_tokens),
-        "max_call_tokens": str(max(_CALL_TOKENS, model.spec.max_length)),
+        "max_call_tokens": str(max(CALL_TOKENS, model.spec.max_length)),
     }
     (target / "1" / "model.py").write_text(_MODEL_PY, encoding="utf-8")
     (target / "config.pbtxt").write_text(_configuration(model.name, parameters), encoding="utf-8")

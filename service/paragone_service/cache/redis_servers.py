@@ -127,12 +127,13 @@ class _Cluster:
         self._tags = _tags()
 
     def place(self, key: bytes) -> bytes:
-        return self._tags[key[0] % _TAGS] + key
+        # By its last byte: the first eight are the model's, alike in all of its keys.
+        return self._tags[key[-1] % _TAGS] + key
 
     def reads(self, keys: Sequence[bytes]) -> Iterator[Sequence[int]]:
         by_tag: dict[int, list[int]] = {}
         for index, key in enumerate(keys):
-            by_tag.setdefault(key[0] % _TAGS, []).append(index)
+            by_tag.setdefault(key[-1] % _TAGS, []).append(index)
         yield from by_tag.values()
 
     async def ping(self) -> None:

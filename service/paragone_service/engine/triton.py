@@ -17,7 +17,7 @@ device, is in ruins, and Triton leaves it so.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,10 +26,10 @@ import tritonclient.grpc.aio
 from torch import Tensor
 from tritonclient.utils import InferenceServerException
 
-from paragone_models.model import PreferenceModel
+from paragone_models.model import PreferenceModel, by_prompt
 from paragone_models.network import output_width
 from paragone_models.text.reader import EncodeItem
-from paragone_models.triton import FORMAT, IDENTITY, INPUTS, OUTPUT, to_tensors
+from paragone_models.triton import CALL_TOKENS, FORMAT, IDENTITY, INPUTS, OUTPUT, to_tensors
 from paragone_service.config import ConfigError
 from paragone_service.engine.balancing import BalancedEngine, PlaceSlowError
 from paragone_service.engine.contract import EngineOutOfMemoryError, EngineUnavailableError
@@ -93,6 +93,7 @@ class TritonPlace:
         self._model = model.name
         self._identity = model.identity
         self._budget = model.budget.tokens
+        self._call_tokens = max(CALL_TOKENS, model.spec.max_length)
         self._hidden_size = output_width(model.network.config)
         self._probe = [EncodeItem((0,), ((0, 1),) * model.network.head.reads, 1)]
         self._timeout_s = timeout_s
@@ -109,7 +110,14 @@ class TritonPlace:
             TritonEngineError: if it refuses, or answers something else than was asked for.
             ValueError: if an item has content beside its tokens.
         """
-        return await self._call(items, self._timeout_s)
+        # A batch counts a prompt once for all its siblings, and holds the budgets of servers that are away: in full it
+        # may be longer than one call.
+        states: list[Tensor] = []
+        order: list[int] = []
+        for part in _calls(items, self._call_tokens):
+            states.append(await self._call([items[number] for number in part], self._timeout_s))
+            order += part
+        return torch.cat(states)[torch.tensor(order).argsort()]
 
     async def check(self) -> None:
         """Run one token: Triton calls a model ready whose process is dead.
@@ -181,6 +189,7 @@ class TritonPlace:
                 f"max_batch_tokens is {self._budget}, and model {self._model} at {self.name} takes {limit} a call: set "
                 "--max-batch-tokens to that, or raise max_call_tokens in its config.pbtxt"
             )
+        self._call_tokens = limit
 
     async def _call(self, items: Sequence[EncodeItem], timeout_s: float) -> Tensor:
         inputs = []
@@ -232,3 +241,18 @@ class TritonPlace:
                 self._host, ssl=self._encrypted, channel_args=_CHANNEL
             )
         return self._client
+
+
+def _calls(items: Sequence[EncodeItem], most_tokens: int) -> Iterator[list[int]]:
+    """Yield the numbers of the items of each call, siblings side by side; what is longer runs alone."""
+    part: list[int] = []
+    tokens = 0
+    for siblings in by_prompt(items).values():
+        for number in siblings:
+            length = len(items[number].token_ids)
+            if part and tokens + length > most_tokens:
+                yield part
+                part, tokens = [], 0
+            part.append(number)
+            tokens += length
+    yield part

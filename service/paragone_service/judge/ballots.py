@@ -14,7 +14,10 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from scipy.special import betaincinv
+
+from paragone_models.symmetrise import Symmetrise, symmetrised
 
 __all__ = ["Ballot", "BallotCodec", "ballot_key", "counted", "jeffreys", "log_odds", "pack"]
 
@@ -103,11 +106,11 @@ def ballot_key(space: bytes, conversations: Sequence[bytes], principle: str | No
     return space + whole.digest()
 
 
-def log_odds(forward: Ballot, backward: Ballot | None, *, kind: str, symmetrise: str) -> float:
+def log_odds(forward: Ballot, backward: Ballot | None, *, kind: str, symmetrise: Symmetrise) -> float:
     """Return the log-odds of the first response over the second, before temperature.
 
         votes     log(n1 + ½) − log(n2 + ½), with the votes of both orders counted together
-        logprobs  mean-logit: ½ (log p1/q1 − log q2/p2); mean-probability: the log-odds of the mean of both orders'
+        logprobs  of both orders by ``symmetrise``
         grades    the difference of the two mean grades, in points
 
     ½ is added to votes (the mean of a Beta posterior under Jeffreys' prior), so that three votes of three are no
@@ -117,7 +120,7 @@ def log_odds(forward: Ballot, backward: Ballot | None, *, kind: str, symmetrise:
         forward: of the showing in which the first response comes first; of grades, its own.
         backward: of the other order, or None; of grades, the second response's.
         kind: votes, logprobs or grades.
-        symmetrise: mean-logit or mean-probability; one order alone needs none.
+        symmetrise: see ``paragone_models.symmetrise``; one order alone needs none.
     """
     if kind == "grades":
         assert backward is not None
@@ -127,9 +130,8 @@ def log_odds(forward: Ballot, backward: Ballot | None, *, kind: str, symmetrise:
         return math.log(first + 0.5) - math.log(second + 0.5)
     if backward is None:
         return forward.first - forward.second
-    if symmetrise == "mean-probability":
-        return _log_sum(forward.first, backward.second) - _log_sum(forward.second, backward.first)
-    return ((forward.first - forward.second) - (backward.first - backward.second)) / 2
+    forwards, backwards = (np.array(order.first - order.second) for order in (forward, backward))
+    return float(symmetrised(forwards, backwards, symmetrise))
 
 
 def counted(forward: Ballot, backward: Ballot | None) -> tuple[float, float]:
@@ -147,8 +149,3 @@ def jeffreys(first: float, second: float) -> tuple[float, float]:
     """
     low, high = betaincinv(first + 0.5, second + 0.5, [0.025, 0.975])
     return (float(low) if first > 0 else 0.0, float(high) if second > 0 else 1.0)
-
-
-def _log_sum(one: float, other: float) -> float:
-    larger, smaller = max(one, other), min(one, other)
-    return larger + math.log1p(math.exp(smaller - larger))

@@ -507,7 +507,7 @@ async def _digests(duels: Sequence[Duel]) -> Mapping[tuple[int, int, int], bytes
     for duel in duels:
         _, responses = talks.setdefault((id(duel.prompt), id(duel.tools)), (duel, {}))
         responses[id(duel.first)], responses[id(duel.second)] = duel.first, duel.second
-    digests = {}
+    digests: dict[tuple[int, int, int], bytes] = {}
     for number, (duel, responses) in enumerate(talks.values(), start=1):
         keys = conversation_keys(b"", duel.prompt, duel.tools, list(responses.values()))
         digests |= {_talk(duel, one): key for one, key in zip(responses.values(), keys, strict=True)}

@@ -11,7 +11,7 @@ import numpy as np
 
 from paragone.codes import ErrorCode
 from paragone.wire import ModelInfo, ModelLimits
-from paragone_models.pairwise import symmetrised
+from paragone_models.symmetrise import symmetrised
 from paragone_models.text.pairs import PairText
 from paragone_service.http.errors import ServiceError
 from paragone_service.pairs.source import Compared, Duel

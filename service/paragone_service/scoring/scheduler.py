@@ -94,6 +94,7 @@ class Scheduler:
             take=self._take,
             give_back=self._give_back,
             done=self._forget,
+            returned=self._device_returned,
             metrics=metrics,
             canary=canary,
             clock=clock,
@@ -375,6 +376,11 @@ class Scheduler:
             self._stock -= ticket.stock
             if was_stocked and not self.stocked():
                 self.when_not_stocked()
+
+    def _device_returned(self) -> None:
+        # With one device more the same queue may be too short: nothing of it has to leave for that.
+        if not self.stocked():
+            self.when_not_stocked()
 
     def _forget(self, ticket: Ticket) -> None:
         # The key may fly again by now, in a ticket of somebody who came after this one was abandoned.

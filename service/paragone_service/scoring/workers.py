@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from paragone.codes import ErrorCode
 from paragone_models.text.reader import EncodeItem
+from paragone_service.engine.balancing import PlaceSlowError
 from paragone_service.engine.contract import EngineOutOfMemoryError, EngineUnavailableError
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
@@ -56,6 +57,7 @@ class Workers:
         take: gives a device its next batch and marks it as started; empty if there is none.
         give_back: puts tickets in front of the queue.
         done: takes tickets that have their outcome out of the books.
+        returned: called when a device that was away serves again.
         canary: two tokens that any device of the model can run, to see whether it does; needed with several devices.
 
     Attributes:
@@ -72,6 +74,7 @@ class Workers:
         take: Callable[[Device], list[Ticket]],
         give_back: GiveBack,
         done: Callable[[Ticket], None],
+        returned: Callable[[], None],
         metrics: Metrics,
         canary: EncodeItem | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -85,6 +88,7 @@ class Workers:
         self._take = take
         self._give_back = give_back
         self._done = done
+        self._returned = returned
         self._metrics = metrics
         self._canary = canary
         self._clock = clock
@@ -147,11 +151,11 @@ class Workers:
                     device.wake.set()  # there may be more
                     await self._run(device, batch)
 
-    async def _run(self, device: Device, tickets: list[Ticket]) -> None:
+    async def _run(self, device: Device, tickets: list[Ticket], rest: Sequence[Ticket] = ()) -> None:
         batch = BatchRun(self._clock())
         for ticket in tickets:
             ticket.batch = batch  # from here on a ticket runs to its end, whoever leaves: it may be joined, and cached
-        device.running = tickets
+        device.running = [*tickets, *rest]  # whom the watchdog tells if this hangs: the rest waits behind it
         tokens = sum(ticket.tokens for ticket in tickets)
         outcomes: Sequence[bytes | ServiceError]
         try:
@@ -162,14 +166,16 @@ class Workers:
             outcomes = self._settle(tickets, rows)
         except EngineOutOfMemoryError as error:
             if len(tickets) > 1:
-                await self._split(device, tickets)  # its halves settle their tickets themselves
+                await self._split(device, tickets, rest)  # its halves settle their tickets themselves
                 return
             logger.error("model %s: one response of %d tokens is too large: %s", self.model, tickets[0].tokens, error)
             tickets = self._again_elsewhere(device, tickets, _MOST_FAILURES)
             outcomes = self._failures(tickets, "the device has not enough memory for this response")
         except EngineUnavailableError as error:
             logger.error("model %s: %s is away, %d responses wait: %s", self.model, device.name, len(tickets), error)
-            tickets = self._again_elsewhere(device, tickets, len(self.devices), aside=f"it is away: {error}")
+            # What was too slow runs nowhere else: all places would come to stand still.
+            most = 1 if isinstance(error, PlaceSlowError) else len(self.devices)
+            tickets = self._again_elsewhere(device, tickets, most, aside=f"it is away: {error}")
             outcomes = self._failures(
                 tickets,
                 "what runs this model is away for now: try again later",
@@ -249,6 +255,7 @@ class Workers:
         self._metrics.device_up.labels(self.model, device.name).set(1)
         logger.warning("model %s: %s is back", self.model, device.name)
         self.wake()
+        self._returned()
 
     async def _runs_canary(self, device: Device) -> bool:
         assert self._canary is not None
@@ -260,7 +267,7 @@ class Workers:
                 logger.info("model %s: %s is not back", self.model, device.name, exc_info=True)
                 return False
 
-    async def _split(self, device: Device, tickets: list[Ticket]) -> None:
+    async def _split(self, device: Device, tickets: list[Ticket], rest: Sequence[Ticket]) -> None:
         """Run two halves of a batch that did not fit, and keep the device's later batches as small."""
         # Sorted by length: the first half is the smaller one, and may well fit where the second must be split again.
         half = len(tickets) // 2
@@ -272,8 +279,8 @@ class Workers:
             device.name,
             device.max_batch_tokens,
         )
-        await self._run(device, tickets[:half])
-        await self._run(device, tickets[half:])
+        await self._run(device, tickets[:half], [*tickets[half:], *rest])
+        await self._run(device, tickets[half:], rest)
 
     def _failures(
         self,

@@ -10,7 +10,7 @@ from transformers import DebertaV2Config, DebertaV2Model, LlamaConfig, LlamaForC
 
 from paragone_models import load_model
 from paragone_models.errors import ModelLoadError, TextError
-from paragone_models.pairwise import symmetrised
+from paragone_models.symmetrise import symmetrised
 from paragone_models.text.pairs import PairText
 
 from ..tiny import make_encoder_tokenizer, make_tokenizer

@@ -5,6 +5,7 @@ import itertools
 from paragone.wire import Message
 from paragone_models.text.pairs import PairText
 from paragone_service.cache.keys import conversation_keys, namespace, text_key
+from paragone_service.cache.redis_servers import connect
 
 SPACE = b"12345678"
 
@@ -100,3 +101,11 @@ def test_numerics_keep_entries_apart_only_where_they_are_given():
     strict = {namespace(identity, {"dtype": dtype}) for dtype in ("float32", "bfloat16")}
     assert len(strict) == 2
     assert namespace(identity) not in strict
+
+
+def test_the_keys_of_one_model_fall_under_all_tags_of_a_cluster():
+    servers = connect("redis+cluster://localhost:6379")
+    keys = [conversation_keys(namespace("ab" * 32), f"prompt {number}", None, ["Yes."])[0] for number in range(1000)]
+    parts = list(servers.reads(keys))
+    assert len(parts) == len({servers.place(key).partition(b"}")[0] for key in keys}) == 32
+    assert max(map(len, parts)) < 3 * 1000 / 32

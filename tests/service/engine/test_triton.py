@@ -308,3 +308,17 @@ def test_the_exported_files_name_no_path_of_this_machine(triton, folder):
     texts = [(exported / "config.pbtxt").read_text(), (exported / "1" / "model.py").read_text()]
     assert not any(re.search(r"/(work|tmp|root|home)\b", text) or str(folder) in text for text in texts)
     assert json.loads((exported / "1" / "model" / "paragone.json").read_text())["kind"] == "general-preference"
+
+
+async def test_a_batch_that_is_longer_than_a_call_is_several(place, here):
+    place._call_tokens = 100
+    items, calls, whole = sequences(30), [], place._call
+
+    async def call(items, timeout_s):
+        calls.append(sum(len(item.token_ids) for item in items))
+        return await whole(items, timeout_s)
+
+    place._call = call
+    torch.testing.assert_close(await place.encode(items), here.encode(items), atol=1e-5, rtol=1e-5)
+    assert len(calls) > 1
+    assert max(calls) <= 100

@@ -229,3 +229,19 @@ def test_models_that_represent_answer_all_pairs_whatever_is_asked_for(client):
         client.post("/v1/tournaments", json={**body, "comparisons": "bracket"}).json()["tournaments"]
         == client.post("/v1/tournaments", json=body).json()["tournaments"]
     )
+
+
+def test_what_was_exchanged_while_it_was_asked_has_no_answer(client, source, monkeypatch):
+    asked = source.compare
+
+    async def exchanged(duels, call):
+        compared = await asked(duels, call)
+        source.header = {**source.header, "identity": f"{len(source.asked):064}"}
+        return compared
+
+    monkeypatch.setattr(source, "compare", exchanged)
+    pair, group = {"prompt": "q", "first": "abc", "second": "a"}, {"prompt": "q", "responses": ["a", "abc"]}
+    for path, body in (("/v1/preferences", {"pairs": [pair]}), ("/v1/tournaments", {"groups": [group]})):
+        answer = posted(client, path, **body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+        assert answer.headers["retry-after"] == "1"

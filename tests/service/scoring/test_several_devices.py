@@ -7,6 +7,7 @@ import pytest
 
 from paragone.codes import ErrorCode
 from paragone_models.text.reader import EncodeItem
+from paragone_service.engine.balancing import PlaceSlowError
 from paragone_service.engine.contract import EngineOutOfMemoryError, EngineUnavailableError
 from paragone_service.metrics import Metrics
 from paragone_service.scoring import workers
@@ -266,3 +267,48 @@ async def test_the_last_device_is_not_given_up():
         setup.scheduler.workers.suspend(second, "it hangs too")
         assert second.away == ""
         assert await outcomes(setup.submit(60)) == [b"60"]
+
+
+async def test_what_was_too_slow_runs_nowhere_else():
+    async with Setup() as setup:
+        for part in setup.parts:
+            part.error = PlaceSlowError("a minute")
+        (error,) = await outcomes(setup.submit(20))
+        assert error.code is ErrorCode.ENGINE_UNAVAILABLE
+        assert sum(map(len, setup.batches())) == 1
+
+
+async def test_whoever_waits_behind_half_of_a_split_batch_that_hangs_is_told_too():
+    async with Setup() as setup:
+        setup.hold()
+        setup.submit(99)
+        await until(lambda: any(setup.batches()))
+        number = next(number for number, part in enumerate(setup.parts) if not part.batches)
+        device, hangs = setup.scheduler.devices[number], setup.parts[number].represent
+
+        async def represent(items):
+            if len(items) > 1:
+                raise EngineOutOfMemoryError("too large")
+            return await hangs(items)
+
+        device.represent = represent
+        tickets = setup.submit(10, 20)
+        await until(lambda: setup.parts[number].batches)
+        setup.scheduler.workers.suspend(device, "it hangs")
+        assert [error.code for error in await outcomes(tickets)] == [ErrorCode.ENGINE_UNAVAILABLE] * 2
+
+
+async def test_a_device_that_is_back_says_that_more_may_be_read():
+    async with Setup() as setup:
+        calls = []
+        setup.scheduler.when_not_stocked = lambda: calls.append(1)
+        setup.hold()
+        device = setup.scheduler.devices[0]
+        setup.scheduler.workers.suspend(device, "it hangs")
+        for _ in range(4):
+            setup.submit(90)
+        await until(lambda: setup.parts[1].batches)
+        assert setup.scheduler.stocked()  # 270 tokens wait, for one device
+        setup.parts[0].free.set()
+        await until(lambda: not device.away)
+        assert calls

@@ -1,7 +1,7 @@
 """What the scoring routes answer for a model that reads both responses at once."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -54,9 +54,10 @@ async def compared_preferences(
             duels.append(Duel(index, pair.prompt, pair.tools, pair.first, pair.second, *by))
         else:
             call.problems.add(index, _no_ids(source))
+    header = source.header
     compared = await source.compare(duels, call)
     rows = preferences([duel.item for duel in duels], compared, call.problems)
-    return answer(source.header, PreferencesAnswer, compared.usage, call.problems, preferences=rows)
+    return answer(_unchanged(header, source), PreferencesAnswer, compared.usage, call.problems, preferences=rows)
 
 
 async def compared_tournaments(
@@ -92,11 +93,13 @@ async def compared_tournaments(
         tables.append(GroupTable(index, group, plan))
         sound.append(group)
     sizes = await groups.sizes_of(sound, [0] * len(sound), workers, measured=body.shaping is not None)
+    header = source.header
     usage = await compare_groups(source, tables, call, workers)
+    _unchanged(header, source)
 
     def summarise() -> Response:
         rows = tournaments(tables, sizes, problems, wanted)
-        return answer(source.header, TournamentsAnswer, usage, problems, tournaments=rows)
+        return answer(header, TournamentsAnswer, usage, problems, tournaments=rows)
 
     return await asyncio.get_running_loop().run_in_executor(workers, summarise)
 
@@ -131,9 +134,25 @@ async def compared_rewards(source: PairSource, body: RewardsRequest, indices: Se
         counts.append(len(item.listed))
         sound.append(index)
     _check_number(len(duels))
+    header = source.header
     compared = await source.compare(duels, call)
     rows = rewards(sound, counts, compared, call.problems)
-    return answer(source.header, RewardsAnswer, compared.usage, call.problems, rewards=rows)
+    return answer(_unchanged(header, source), RewardsAnswer, compared.usage, call.problems, rewards=rows)
+
+
+def _unchanged(header: Mapping[str, Any], source: PairSource) -> Mapping[str, Any]:
+    """Return what a source was when it was asked first, refusing an answer of what it was and what it became.
+
+    Raises:
+        ServiceError: ``engine_unavailable``, if a member of an ensemble was exchanged meanwhile.
+    """
+    if source.header != header:
+        raise ServiceError(
+            ErrorCode.ENGINE_UNAVAILABLE,
+            f"a member of model {source.name} was exchanged while it was asked: send the request again",
+            retry_after_s=1,
+        )
+    return header
 
 
 def check_principles(
