@@ -83,6 +83,9 @@ GroupLike = Group | dict[str, Any] | tuple[PromptLike, Sequence[ResponseLike]]
 AnswerT = TypeVar("AnswerT", PreferencesAnswer, RewardsAnswer, TournamentsAnswer, TokensAnswer)
 Read = TypeVar("Read", bound=BaseModel)
 
+_MOST_COMPARISONS = 10_000
+"""Of one request, as the server has it: whether the model compares, a client does not know."""
+
 
 @dataclass(frozen=True, slots=True)
 class Route(Generic[AnswerT]):
@@ -250,9 +253,9 @@ def parts_of(
     # Items are written once, by themselves: a part joins their bytes, and nothing is copied through pydantic again.
     written = [item.__pydantic_serializer__.to_json(item, exclude_unset=True) for item in items]
     head = _head(request, route.request_list)
-    loads = [_Load(_count(item), len(text)) for item, text in zip(items, written, strict=True)]
+    loads = [_Load(_count(item), len(text), _comparisons(item)) for item, text in zip(items, written, strict=True)]
     parts = []
-    for places in _cut(items, loads, most=_Load(max_items, max_bytes)):
+    for places in _cut(items, loads, most=_Load(max_items, max_bytes, _MOST_COMPARISONS)):
         own, texts = [items[place] for place in places], [written[place] for place in places]
         # Parts are cut by their full size, though ids may make them shorter: written again in full they must fit too.
         writer = None if memory is None else PairWriter(memory, options.model, own, texts)
@@ -309,17 +312,25 @@ def _count(item: Pair | PairById | Item | ItemOfSteps | Group) -> int:
     return (len(item.responses) if isinstance(item, Group) else 1) + len(item.listed)
 
 
+def _comparisons(item: Pair | PairById | Item | ItemOfSteps | Group) -> int:
+    """Return how many comparisons an item is for a model that reads both responses at once."""
+    own = len(item.responses) if isinstance(item, Group) else 1
+    references = 0 if isinstance(item, Pair | PairById) else len(item.listed)
+    return own * (own - 1) // 2 + own * references
+
+
 class _Load(NamedTuple):
-    """What items add to a part: their number, and their bytes."""
+    """What items add to a part: their number, their bytes, and their comparisons."""
 
     items: int = 0
     size: int = 0
+    comparisons: int = 0
 
     def plus(self, other: "_Load") -> "_Load":
-        return _Load(self.items + other.items, self.size + other.size)
+        return _Load(self.items + other.items, self.size + other.size, self.comparisons + other.comparisons)
 
     def fits(self, most: "_Load") -> bool:
-        return self.items <= most.items and self.size <= most.size
+        return all(own <= limit for own, limit in zip(self, most, strict=True))
 
 
 def _cut(
@@ -356,7 +367,7 @@ def _cut(
 
 
 def _sum(loads: Sequence[_Load]) -> _Load:
-    return _Load(sum(load.items for load in loads), sum(load.size for load in loads))
+    return _Load(*map(sum, zip(*loads, strict=True)))
 
 
 def prompt_hash(prompt: Prompt) -> str:

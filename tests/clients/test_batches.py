@@ -109,6 +109,14 @@ def test_an_item_counts_as_its_response_and_references():
     assert [len(part.places) for part in split(items, route=REWARDS, max_items=6)] == [2, 2]
 
 
+def test_the_groups_of_a_part_are_no_more_comparisons_than_a_server_takes():
+    # 25 responses are 300 comparisons, and 5 references to each 125 more.
+    groups = [{"prompt": f"p{place}", "responses": ["a"] * 25, "references": ["r"] * 5} for place in range(40)]
+    parts = split(groups, route=TOURNAMENTS, max_items=10_000)
+    assert [len(part.places) for part in parts] == [23, 17]
+    assert [len(part.places) for part in split([("p", ["a"] * 200)], route=TOURNAMENTS)] == [1]
+
+
 def test_a_group_counts_as_its_responses_and_references():
     groups = [
         ("p", ["a"] * 3),
