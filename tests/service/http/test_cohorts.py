@@ -169,9 +169,9 @@ async def test_a_lost_member_ends_the_wait_at_the_deadline_which_repeats_do_not_
 
 async def test_a_member_whose_forward_does_not_end_is_missing(hosted):
     async with gated(hosted) as (client, engine):
-        wanted = [await sending(client, slot, deadline_s=1, on_missing="score-present") for slot in range(2)]
+        wanted = [await sending(client, slot, deadline_s=3, on_missing="score-present") for slot in range(2)]
         engine.gate.clear()
-        late = await send(client, 2, deadline_s=1, on_missing="score-present")
+        late = await send(client, 2, deadline_s=3, on_missing="score-present")
         assert code(late) == (504, "cohort_incomplete")
         assert [(await one).json()["missing"] for one in wanted] == [[2, 3]] * 2
 
@@ -370,12 +370,12 @@ async def test_damaged_state_is_never_a_number(replicas, raw):
     for number, name in enumerate(sorted(names)):
         raw.flushall()
         group = f"g{number}"
-        waiting = [await sending(first, slot, group=group, deadline_s=1) for slot in (0, 1, 2)]
+        waiting = [await sending(first, slot, group=group, deadline_s=20) for slot in (0, 1, 2)]
         key, value = await kept(raw, name)
         damaged = b"1" if name in (b"attempt", b"count") else value[:-1] + bytes([value[-1] ^ 1])
         raw.hset(key, name, damaged)
         async with asyncio.timeout(30):
-            last = await send(second, 3, group=group, deadline_s=1)
+            last = await send(second, 3, group=group, deadline_s=20)
             answers = [*[await one for one in waiting], last]
         statuses = {answer.status_code for answer in answers}
         # Either the damage was in what nobody needed any more, or everybody is told.
