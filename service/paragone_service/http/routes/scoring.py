@@ -42,7 +42,7 @@ from paragone_service.registry import Registry
 from paragone_service.scoring import answers, groups
 from paragone_service.scoring.comparing import compared
 from paragone_service.scoring.hosted_model import HostedModel
-from paragone_service.scoring.request import Problems, RequestItem, ResponseId, Steps
+from paragone_service.scoring.request import Call, Problems, RequestItem, ResponseId, Steps
 
 __all__ = ["scoring_routes"]
 
@@ -70,15 +70,7 @@ def _add_preferences(router: APIRouter, registry: Registry) -> None:
         `P(first, second) + P(second, first)` is exactly 1 from the same representations.
         """
         body, indices, problems = await read_body(request, PreferencesRequest, "pairs")
-        call = call_of(
-            request,
-            body.truncation,
-            problems,
-            deadline_s=body.deadline_s,
-            ids="ids" in body.return_,
-            rationales="rationale" in body.return_,
-            aggregation=body.aggregation,
-        )
+        call = _call(request, body, problems)
         source = registry.pair_source(body.model)
         if source is not None:
             return await compared_preferences(source, body, indices, call)
@@ -94,6 +86,18 @@ def _add_preferences(router: APIRouter, registry: Registry) -> None:
         represented = await model.represent(items, call)
         rows = answers.preferences(represented, comparator, problems)
         return answer(header, PreferencesAnswer, represented.usage, problems, preferences=rows)
+
+
+def _call(request: Request, body: PreferencesRequest | RewardsRequest | TournamentsRequest, problems: Problems) -> Call:
+    return call_of(
+        request,
+        body.truncation,
+        problems,
+        deadline_s=body.deadline_s,
+        ids="ids" in body.return_,
+        rationales="rationale" in body.return_,  # only preferences may want them
+        aggregation=body.aggregation,
+    )
 
 
 def _pair_item(index: int, pair: Pair | PairById) -> RequestItem:
@@ -119,14 +123,7 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
         cannot be scored does not vote: it is named in its group's `errors`, and the others have their answer.
         """
         body, indices, problems = await read_body(request, TournamentsRequest, "groups")
-        call = call_of(
-            request,
-            body.truncation,
-            problems,
-            deadline_s=body.deadline_s,
-            ids="ids" in body.return_,
-            aggregation=body.aggregation,
-        )
+        call = _call(request, body, problems)
         source = registry.pair_source(body.model)
         if source is not None:
             return await compared_tournaments(source, body, indices, call, workers)
@@ -177,14 +174,7 @@ def _add_rewards(router: APIRouter, registry: Registry, sets: ReferenceSets, wor
         `reference_logit` in any case, from one comparison with the mean of their representations.
         """
         body, indices, problems = await read_body(request, RewardsRequest, "items")
-        call = call_of(
-            request,
-            body.truncation,
-            problems,
-            deadline_s=body.deadline_s,
-            ids="ids" in body.return_,
-            aggregation=body.aggregation,
-        )
+        call = _call(request, body, problems)
         source = registry.pair_source(body.model)
         if source is not None:
             return await compared_rewards(source, body, indices, call)
