@@ -14,6 +14,7 @@ from paragone_models.symmetrise import symmetrised
 from paragone_models.text.pairs import PairText
 
 from ..tiny import make_encoder_tokenizer, make_tokenizer
+from .pairrm_goldens import GOLDENS, GROUP, TEXTS, make_parts
 
 ANSWERING = (
     "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}"
@@ -194,6 +195,24 @@ def test_pairrm_in_both_layouts(tmp_path, blender):
     texts.append(("a school garden " * 20, "children share the work", "it is fun"))
     got = numbers(model, *(pair(*one) for one in texts))
     np.testing.assert_allclose(got, [compared(*parts, *one) for one in texts], atol=2e-5)
+
+
+def test_pairrm_gives_the_numbers_of_the_code_that_it_was_published_with(tmp_path):
+    make_parts(tmp_path)
+    model = load_model(tmp_path / "ranker", device="cpu", dtype="float32")
+    forwards = numbers(model, *(pair(*one) for one in TEXTS))
+    backwards = numbers(model, *(pair(source, second, first) for source, first, second in TEXTS))
+    np.testing.assert_allclose(forwards, GOLDENS["forwards"], atol=2e-5)
+    np.testing.assert_allclose(backwards, GOLDENS["backwards"], atol=2e-5)
+    np.testing.assert_allclose(symmetrised(forwards, backwards, "sum"), GOLDENS["both"], atol=4e-5)
+    source, responses = GROUP
+    ordered = [(i, j) for i in range(len(responses)) for j in range(len(responses)) if i != j]
+    table = np.zeros((len(responses),) * 2)
+    table[tuple(zip(*ordered, strict=True))] = numbers(
+        model, *(pair(source, responses[i], responses[j]) for i, j in ordered)
+    )
+    # LLM-Blender's rank: the mean over all K responses, itself counted as 0.
+    np.testing.assert_allclose((table - table.T).mean(axis=1), GOLDENS["scores"], atol=4e-5)
 
 
 def test_pairrm_cuts_as_published(tmp_path):
