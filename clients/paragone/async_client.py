@@ -19,6 +19,7 @@ from paragone.batches import (
     TOKENS,
     TOURNAMENTS,
     AnswerT,
+    CriteriaLike,
     GroupLike,
     ItemLike,
     PairLike,
@@ -41,7 +42,9 @@ from paragone.single import (
     REFERENCES,
     SingleRequest,
     deletion,
+    group_of,
     member_request,
+    pair_of,
     references_request,
 )
 from paragone.tracing import request_span
@@ -216,11 +219,23 @@ class AsyncClient:
         first: ResponseLike,
         second: ResponseLike,
         *,
+        principle: str | None = None,
+        criteria: CriteriaLike | None = None,
         model: str | None = None,
         truncation: Truncation = "prompt",
+        skew_weight: float | None = None,
+        weights: Mapping[str, float] | None = None,
+        aggregation: Aggregation | None = None,
     ) -> float:
         """Return what ``Client.prefer`` returns; it raises the same."""
-        answer = await self.preferences([(prompt, first, second)], model=model, truncation=truncation)
+        answer = await self.preferences(
+            [pair_of(prompt, first, second, principle=principle, criteria=criteria)],
+            model=model,
+            truncation=truncation,
+            skew_weight=skew_weight,
+            weights=weights,
+            aggregation=aggregation,
+        )
         return checked(answer.preferences)[0].probability
 
     async def preferences(
@@ -283,18 +298,30 @@ class AsyncClient:
         responses: Sequence[ResponseLike],
         *,
         references: ReferencesLike | None = None,
+        principle: str | None = None,
+        criteria: CriteriaLike | None = None,
         model: str | None = None,
         return_: Sequence[TournamentReturn] = (),
         signal: Signal | None = None,
         shaping: Shaping | Mapping[str, float] | None = None,
         truncation: Truncation = "prompt",
+        skew_weight: float | None = None,
+        weights: Mapping[str, float] | None = None,
+        aggregation: Aggregation | None = None,
+        comparisons: str = "all",
     ) -> Tournament:
         """Return what ``Client.tournament`` returns; it raises the same."""
-        group: dict[str, object] = {"prompt": prompt, "responses": responses}
-        if references is not None:
-            group["references"] = references
         answer = await self.tournaments(
-            [group], model=model, return_=return_, signal=signal, shaping=shaping, truncation=truncation
+            [group_of(prompt, responses, references=references, principle=principle, criteria=criteria)],
+            model=model,
+            return_=return_,
+            signal=signal,
+            shaping=shaping,
+            truncation=truncation,
+            skew_weight=skew_weight,
+            weights=weights,
+            aggregation=aggregation,
+            comparisons=comparisons,
         )
         return checked(answer.tournaments)[0]
 

@@ -23,6 +23,7 @@ from paragone.exceptions import (
 from paragone.ids import IdMemory, PairWriter
 from paragone.wire import (
     Aggregation,
+    Criterion,
     ErrorDetail,
     Group,
     Item,
@@ -56,6 +57,7 @@ __all__ = [
     "REWARDS",
     "TOKENS",
     "TOURNAMENTS",
+    "CriteriaLike",
     "GroupLike",
     "ItemLike",
     "PairLike",
@@ -75,6 +77,7 @@ logger = logging.getLogger("paragone")
 
 PromptLike = str | Sequence[Message | dict[str, Any]]
 ResponseLike = str | Message | dict[str, Any] | Sequence[Message | dict[str, Any]]
+CriteriaLike = Sequence[Criterion | Mapping[str, Any]]
 ReferencesLike = Sequence[ResponseLike] | ReferencesByName | Mapping[str, str]
 PairLike = Pair | PairById | dict[str, Any] | tuple[PromptLike, ResponseLike, ResponseLike]
 ItemLike = Item | ItemOfSteps | dict[str, Any] | tuple[PromptLike, ResponseLike]

@@ -1,50 +1,42 @@
 """The client that waits for its answers; ``paragone.async_client`` has the same methods for coroutines."""
 
-import os
-import queue
-import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import httpx2
 
-from paragone.addresses import DEFAULT_URL, Addresses
+from paragone.addresses import DEFAULT_URL
 from paragone.batches import (
     PREFERENCES,
     REWARDS,
     TOKENS,
     TOURNAMENTS,
-    AnswerT,
+    CriteriaLike,
     GroupLike,
     ItemLike,
     PairLike,
-    Part,
     PromptLike,
     ReferencesLike,
     RequestOptions,
     ResponseLike,
-    Route,
-    merge_answers,
-    parts_of,
     read_json,
 )
-from paragone.connection import CONNECTIONS, DEFAULT_MAX_BYTES, Connection
-from paragone.exceptions import ParagoneError, UnknownIdError, checked
-from paragone.ids import IdMemory
+from paragone.channel import Channel
+from paragone.connection import DEFAULT_MAX_BYTES, Connection
+from paragone.exceptions import checked
 from paragone.single import (
     COHORTS,
     DEFAULT_DEADLINE_S,
     REFERENCES,
-    SingleRequest,
     deletion,
+    group_of,
     member_request,
+    pair_of,
     references_request,
 )
-from paragone.tracing import request_span
-from paragone.transport import Attempts, send
 from paragone.wire import (
     Aggregation,
     CohortAnswer,
@@ -69,10 +61,6 @@ from paragone.wire import (
 )
 
 __all__ = ["Client"]
-
-
-def _never() -> bool:
-    return False
 
 
 class Client:
@@ -125,7 +113,7 @@ class Client:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._connection = Connection.made(
+        connection = Connection.made(
             url,
             api_key=api_key,
             model=model,
@@ -137,44 +125,12 @@ class Client:
             max_bytes_per_request=max_bytes_per_request,
             concurrency=concurrency,
         )
-        self._memory_size = remembered_ids
-        self._transport = transport
-        self._clock = clock
-        self._sleep = sleep
-        self._open()
-
-    def _open(self) -> None:
-        """Begin with nothing open and nothing known."""
-        connection = self._connection
-        self._http = httpx2.Client(
-            transport=self._transport,
-            trust_env=connection.trust_env,
-            mounts=connection.direct or None,
-            # The threads that ask are the bound. One of the pool's would let a replica that hangs keep all of it.
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=CONNECTIONS),
+        self._channel = Channel(
+            connection, remembered_ids=remembered_ids, transport=transport, clock=clock, sleep=sleep
         )
-        self._addresses = Addresses(connection.urls, self._clock)
-        # Shared by all threads that use this client, so that a text which one has sent the others send by its id.
-        self._memory = IdMemory(self._memory_size)
-        self._process = os.getpid()
-
-    def _leave_parent(self) -> None:
-        """Begin anew in a forked process: two that read from one connection get each other's answers."""
-        if os.getpid() != self._process:
-            # Kept and not closed: closing takes a lock that a thread of the parent may have held while it forked.
-            self._inherited = self._http
-            self._open()
-
-    def __getstate__(self) -> dict[str, Any]:
-        opened = {"_http", "_addresses", "_memory", "_process", "_inherited"}
-        return {name: value for name, value in vars(self).items() if name not in opened}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._open()
 
     def __repr__(self) -> str:
-        return f"Client({self._connection!r})"
+        return f"Client({self._channel.connection!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -186,12 +142,12 @@ class Client:
 
     def close(self) -> None:
         """Close the connections. The client cannot be used afterwards."""
-        self._http.close()
+        self._channel.close()
 
     @property
     def timeout_s(self) -> float:
         """Seconds after which one HTTP request is given up, its retries included."""
-        return self._connection.policy.timeout_s
+        return self._channel.connection.policy.timeout_s
 
     def prefer(
         self,
@@ -199,8 +155,13 @@ class Client:
         first: ResponseLike,
         second: ResponseLike,
         *,
+        principle: str | None = None,
+        criteria: CriteriaLike | None = None,
         model: str | None = None,
         truncation: Truncation = "prompt",
+        skew_weight: float | None = None,
+        weights: Mapping[str, float] | None = None,
+        aggregation: Aggregation | None = None,
     ) -> float:
         """Return the probability that the first response is preferred to the second.
 
@@ -208,11 +169,22 @@ class Client:
             prompt: a text (one user message) or a list of messages.
             first: the response whose win is measured: a text, a message, or a list of messages.
             second: the response it is compared with.
+            principle: what to judge by, for a model that takes a principle; None: the model's own.
+            criteria: several such principles, for a judge, each with a ``name``, a ``text`` and perhaps a ``weight``:
+                the probability is by all of them together.
+            skew_weight, weights, aggregation: as for ``preferences``.
 
         Raises:
             ParagoneError: if there is no answer.
         """
-        answer = self.preferences([(prompt, first, second)], model=model, truncation=truncation)
+        answer = self.preferences(
+            [pair_of(prompt, first, second, principle=principle, criteria=criteria)],
+            model=model,
+            truncation=truncation,
+            skew_weight=skew_weight,
+            weights=weights,
+            aggregation=aggregation,
+        )
         # Nothing is reported in place here, but a server that did it all the same must not be read as a number.
         return checked(answer.preferences)[0].probability
 
@@ -241,7 +213,7 @@ class Client:
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the pair at fault.
         """
-        return self._ask(
+        return self._channel.ask(
             PREFERENCES,
             pairs,
             RequestOptions(
@@ -281,7 +253,7 @@ class Client:
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the item at fault.
         """
-        return self._ask(
+        return self._channel.ask(
             REWARDS,
             items,
             RequestOptions(
@@ -301,30 +273,45 @@ class Client:
         responses: Sequence[ResponseLike],
         *,
         references: ReferencesLike | None = None,
+        principle: str | None = None,
+        criteria: CriteriaLike | None = None,
         model: str | None = None,
         return_: Sequence[TournamentReturn] = (),
         signal: Signal | None = None,
         shaping: Shaping | Mapping[str, float] | None = None,
         truncation: Truncation = "prompt",
+        skew_weight: float | None = None,
+        weights: Mapping[str, float] | None = None,
+        aggregation: Aggregation | None = None,
+        comparisons: str = "all",
     ) -> Tournament:
         """Return what follows from the K×K preferences among the responses to one prompt.
 
         Args:
             prompt: a text (one user message) or a list of messages.
             references: if given, win rates are against these instead of the group.
+            principle, criteria: as for ``prefer``; with criteria the answer has win rates by each.
             return_: what to add to the answer: ``matrix``, ``ids``.
             signal: one number per response, for a trainer: ``win_rate``, ``rank``, ``anchor`` (needs references),
                 ``nash``, ``elimination``, ``acyclic`` or ``reward``.
             shaping: what the signal gains or loses by length and style (``paragone.wire.Shaping``).
+            skew_weight, weights, aggregation: as for ``preferences``.
+            comparisons: as for ``tournaments``.
 
         Raises:
             ParagoneError: if there is no answer, or only one without some response or reference.
         """
-        group: dict[str, object] = {"prompt": prompt, "responses": responses}
-        if references is not None:
-            group["references"] = references
         answer = self.tournaments(
-            [group], model=model, return_=return_, signal=signal, shaping=shaping, truncation=truncation
+            [group_of(prompt, responses, references=references, principle=principle, criteria=criteria)],
+            model=model,
+            return_=return_,
+            signal=signal,
+            shaping=shaping,
+            truncation=truncation,
+            skew_weight=skew_weight,
+            weights=weights,
+            aggregation=aggregation,
+            comparisons=comparisons,
         )
         return checked(answer.tournaments)[0]
 
@@ -374,7 +361,7 @@ class Client:
             aggregation=aggregation,
             comparisons=comparisons,
         )
-        return self._ask(TOURNAMENTS, groups, options)
+        return self._channel.ask(TOURNAMENTS, groups, options)
 
     def cohort(
         self,
@@ -433,10 +420,10 @@ class Client:
             skew_weight=skew_weight,
             on_missing=on_missing,
             return_=return_,
-            model=model or self._connection.model,
+            model=model or self._channel.connection.model,
             truncation=truncation,
         )
-        return read_json(CohortAnswer, self._send(COHORTS, asked), f"the answer of {COHORTS}")
+        return read_json(CohortAnswer, self._channel.send(COHORTS, asked), f"the answer of {COHORTS}")
 
     def add_references(
         self,
@@ -460,9 +447,9 @@ class Client:
             ParagoneError: if nothing is stored; ``item`` is the index of the item at fault.
         """
         asked = references_request(
-            name, items, model=model or self._connection.model, ttl_s=ttl_s, truncation=truncation
+            name, items, model=model or self._channel.connection.model, ttl_s=ttl_s, truncation=truncation
         )
-        return read_json(ReferenceSet, self._send(REFERENCES, asked), f"the answer of {REFERENCES}")
+        return read_json(ReferenceSet, self._channel.send(REFERENCES, asked), f"the answer of {REFERENCES}")
 
     def references(self) -> list[ReferenceSet]:
         """Return the stored reference sets, by name.
@@ -470,7 +457,7 @@ class Client:
         Raises:
             ParagoneError: if there is no answer.
         """
-        return read_json(ReferenceSetsAnswer, self._send(REFERENCES), "the list of references").references
+        return read_json(ReferenceSetsAnswer, self._channel.send(REFERENCES), "the list of references").references
 
     def delete_references(self, name: str) -> ReferenceSet:
         """Delete a reference set and return what it was.
@@ -480,7 +467,7 @@ class Client:
             ParagoneError: if there is no answer.
         """
         path, asked = deletion(name)
-        return read_json(ReferenceSet, self._send(path, asked), "the answer of a deletion")
+        return read_json(ReferenceSet, self._channel.send(path, asked), "the answer of a deletion")
 
     def tokens(
         self,
@@ -498,7 +485,7 @@ class Client:
         Raises:
             ParagoneError: if there is no answer; ``item`` is the index of the item at fault.
         """
-        return self._ask(TOKENS, items, RequestOptions(model=model, truncation=truncation, on_error=on_error))
+        return self._channel.ask(TOKENS, items, RequestOptions(model=model, truncation=truncation, on_error=on_error))
 
     def models(self) -> list[ModelInfo]:
         """Return the hosted models, the default one first.
@@ -506,7 +493,7 @@ class Client:
         Raises:
             ParagoneError: if there is no answer.
         """
-        return read_json(ModelsAnswer, self._send("/v1/models"), "the list of models").models
+        return read_json(ModelsAnswer, self._channel.send("/v1/models"), "the list of models").models
 
     def model(self, id: str) -> ModelInfo:
         """Return one hosted model.
@@ -516,81 +503,5 @@ class Client:
             ParagoneError: if there is no answer.
         """
         # An id is one segment of the path: a slash in it must not lead to another route.
-        content = self._send(f"/v1/models/{urllib.parse.quote(id, safe='')}")
+        content = self._channel.send(f"/v1/models/{urllib.parse.quote(id, safe='')}")
         return read_json(ModelInfo, content, "the model")
-
-    def _ask(self, route: Route[AnswerT], batch: Iterable[object], options: RequestOptions) -> AnswerT:
-        self._leave_parent()
-        parts = parts_of(
-            route,
-            batch,
-            options.with_default(self._connection.model),
-            max_items=self._connection.max_items,
-            max_bytes=self._connection.max_bytes,
-            memory=self._memory,
-        )
-        # Nearly every call is one part: no thread is started for it.
-        if len(parts) == 1:
-            return self._ask_part(parts[0], _never)
-        return merge_answers(parts, self._ask_parts(parts))
-
-    def _ask_parts(self, parts: Sequence[Part[AnswerT]]) -> list[AnswerT]:
-        """Return the answers to the parts, asked by a few threads; the first failure drops the parts that wait.
-
-        The threads are daemons, so that an interrupted program need not wait for answers that nobody reads.
-        """
-        # Threads and not an event loop: the caller's thread may run one already, and a second one cannot start there.
-        given_up = threading.Event()
-        waiting = iter(list(enumerate(parts)))
-        turn = threading.Lock()
-        # Parts end in any order. Each answer travels with its place, and an error ends the wait at once.
-        finished: queue.SimpleQueue[tuple[int, AnswerT | Exception]] = queue.SimpleQueue()
-
-        def work() -> None:
-            while not given_up.is_set():
-                with turn:  # an iterator is not safe to share
-                    place, part = next(waiting, (-1, None))
-                if part is None:
-                    return
-                try:
-                    finished.put((place, self._ask_part(part, given_up.is_set)))
-                except Exception as error:  # noqa: BLE001 (it is raised again where the answers are awaited)
-                    finished.put((place, error))
-
-        for _ in range(min(self._connection.concurrency, len(parts))):
-            threading.Thread(target=work, name="paragone", daemon=True).start()
-        answers: dict[int, AnswerT] = {}
-        try:
-            while len(answers) < len(parts):
-                place, outcome = finished.get()
-                if isinstance(outcome, Exception):
-                    raise outcome
-                answers[place] = outcome
-        finally:
-            given_up.set()  # also on Ctrl-C: the threads stop at their next part or try
-        return [answers[place] for place in range(len(parts))]
-
-    def _ask_part(self, part: Part[AnswerT], stopped: Callable[[], bool]) -> AnswerT:
-        try:
-            while True:  # at most three times: with ids, with those that are known, in full
-                try:
-                    return part.read(self._send(part.route.path, part, stopped))
-                except UnknownIdError as error:
-                    part = part.without_unknown_ids(error)
-        except ParagoneError as error:
-            # With the cause of the transport's error, and not the error itself, which is the same one.
-            raise part.renumbered(error) from error.__cause__
-
-    def _send(
-        self, path: str, part: Part[Any] | SingleRequest | None = None, stopped: Callable[[], bool] = _never
-    ) -> bytes:
-        self._leave_parent()
-        connection = self._connection
-        question = connection.question(path)
-        if part is not None:
-            deletes = isinstance(part, SingleRequest) and part.deletes
-            question = connection.question(path, part.body, part.prompt_hash, deletes=deletes)
-        policy = part.policy(connection.policy) if isinstance(part, SingleRequest) else connection.policy
-        attempts = Attempts(question, policy, self._addresses, self._clock)
-        with request_span(f"{question.method} {path}"):
-            return send(self._http, attempts, sleep=self._sleep, stopped=stopped)

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from paragone.exceptions import UnknownIdError
 from paragone.wire import ItemError, Pair, PairById, Preference, canonical_json, canonical_turns
@@ -123,13 +123,13 @@ class PairWriter:
             raise UnknownIdError(errors[0].message, ids=[unknown for error in errors for unknown in error.ids or ()])
         for pair, full, row in zip(self.pairs, self.full, rows, strict=True):
             # A pair that came by ids has no texts to be remembered by, and a row in error has no ids.
-            if isinstance(pair, Pair) and isinstance(row, Preference) and len(full) >= _LONG_PAIR_BYTES:
+            if _may_have_ids(pair, full) and isinstance(row, Preference):
                 for key, response_id in zip(_keys(self.model, pair), (row.first_id, row.second_id), strict=True):
                     if response_id is not None:
                         self.memory.remember(key, response_id)
 
     def _written(self, pair: object, full: bytes) -> bytes:
-        if not isinstance(pair, Pair) or self.step is _Step.IN_FULL or len(full) < _LONG_PAIR_BYTES:
+        if self.step is _Step.IN_FULL or not _may_have_ids(pair, full):
             return full
         first, second = self.memory.read(_keys(self.model, pair))
         if first is not None and second is not None:
@@ -141,6 +141,12 @@ class PairWriter:
         if second is not None and len(_turns(pair.second)) >= _LONG_RESPONSE_BYTES:
             return _json(PairById(first=pair.first, second_id=second, **shared))
         return full
+
+
+def _may_have_ids(pair: object, full: bytes) -> TypeGuard[Pair]:
+    # An id says what a response is, and has no room for what it is to be judged by.
+    judged = isinstance(pair, Pair) and (pair.principle is not None or pair.criteria is not None)
+    return isinstance(pair, Pair) and not judged and len(full) >= _LONG_PAIR_BYTES
 
 
 def _json(pair: PairById) -> bytes:

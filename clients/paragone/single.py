@@ -1,4 +1,4 @@
-"""Build the requests that are no batches, a cohort's member and a reference set: pure functions for both clients."""
+"""Build what is asked singly, a pair, a group, a cohort's member, a reference set: pure functions for both clients."""
 
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from paragone.batches import GroupLike, PromptLike, ReferencesLike, ResponseLike, prompt_hash
+from paragone.batches import CriteriaLike, GroupLike, PromptLike, ReferencesLike, ResponseLike, prompt_hash
 from paragone.connection import RetryPolicy
 from paragone.exceptions import RequestError, exception_for
 from paragone.wire import (
@@ -27,7 +27,9 @@ __all__ = [
     "REFERENCES",
     "SingleRequest",
     "deletion",
+    "group_of",
     "member_request",
+    "pair_of",
     "references_request",
 ]
 
@@ -60,6 +62,35 @@ class SingleRequest:
         if usual.named or self.group_s is None:
             return usual
         return replace(usual, timeout_s=max(usual.timeout_s, self.group_s + _SLACK_S))
+
+
+def pair_of(
+    prompt: PromptLike,
+    first: ResponseLike,
+    second: ResponseLike,
+    *,
+    principle: str | None,
+    criteria: CriteriaLike | None,
+) -> dict[str, Any]:
+    """Return one pair as ``/v1/preferences`` has it."""
+    return {"prompt": prompt, "first": first, "second": second, **_given(principle=principle, criteria=criteria)}
+
+
+def group_of(
+    prompt: PromptLike,
+    responses: Sequence[ResponseLike],
+    *,
+    references: ReferencesLike | None,
+    principle: str | None,
+    criteria: CriteriaLike | None,
+) -> dict[str, Any]:
+    """Return one group as ``/v1/tournaments`` has it."""
+    more = _given(references=references, principle=principle, criteria=criteria)
+    return {"prompt": prompt, "responses": responses, **more}
+
+
+def _given(**fields: object) -> dict[str, object]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def member_request(

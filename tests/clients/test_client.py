@@ -14,7 +14,7 @@ from paragone.exceptions import (
     UnknownModelError,
     checked,
 )
-from paragone.wire import Item, ItemError, ModelInfo, Shaping, Tournament
+from paragone.wire import Criterion, Item, ItemError, ModelInfo, Shaping, Tournament
 from tests.clients.oracle import MODEL, Clock, Oracle, error, listening, probability
 
 
@@ -79,6 +79,22 @@ def test_tournaments_say_which_pairs_a_model_of_pairs_is_to_compare(client, orac
     client.tournaments([("p", ["a", "bbb"])], comparisons="budget:1")
     client.tournaments([("p", ["a", "bbb"])])
     assert [body.get("comparisons") for body in oracle.bodies()] == ["budget:1", None]
+
+
+def test_single_calls_say_what_a_batch_can_say_and_nothing_that_was_not_said(client, oracle):
+    criteria = [{"name": "kind", "text": "be kind", "weight": 2.0}]
+    numbers = {"skew_weight": 0.5, "weights": {"length": 1.0}, "aggregation": "min"}
+    client.prefer("p", "a", "b", principle="be brief", **numbers)
+    client.prefer("p", "a", "b", criteria=[Criterion(name="kind", text="be kind", weight=2.0)])
+    client.tournament("p", ["a", "b"], principle="be brief", comparisons="circular", **numbers)
+    client.tournament("p", ["a", "b"], criteria=criteria)
+    pair, group = {"prompt": "p", "first": "a", "second": "b"}, {"prompt": "p", "responses": ["a", "b"]}
+    assert oracle.bodies() == [
+        {"pairs": [{**pair, "principle": "be brief"}], **numbers},
+        {"pairs": [{**pair, "criteria": criteria}]},
+        {"groups": [{**group, "principle": "be brief"}], "comparisons": "circular", **numbers},
+        {"groups": [{**group, "criteria": criteria}]},
+    ]
 
 
 def test_tokens_are_what_the_model_sees(client):

@@ -12,7 +12,7 @@ import pytest
 from processes import Redis as RedisServer
 
 from paragone import AsyncClient, Client, checked
-from paragone.exceptions import TextError, UnknownIdError
+from paragone.exceptions import RequestError, TextError, UnknownIdError
 from paragone.ids import IdMemory
 from paragone.wire import ItemError, PairById
 from paragone_models import load_model
@@ -114,6 +114,16 @@ def test_short_pairs_are_told_in_full(hosted):
         for _ in range(2):
             client.prefer(PROMPT, "Yes.", "No.")
     assert [body["pairs"][0]["first"] for body in network.bodies] == ["Yes.", "Yes."]
+
+
+def test_a_pair_that_says_what_it_is_judged_by_is_told_in_full(hosted):
+    network = Noted()
+    with serving(hosted) as url, Client(url, remembered_ids=100, transport=network) as client:
+        client.prefer(*PAIRS[0])
+        for by in ({"principle": "be brief"}, {"criteria": [{"name": "kind", "text": "be kind"}]}):
+            with pytest.raises(RequestError, match=next(iter(by))):  # this model goes by none
+                client.prefer(*PAIRS[0], **by)
+            assert set(network.bodies[-1]["pairs"][0]) == {"prompt", "first", "second", *by}
 
 
 @pytest.mark.parametrize("on_error", ["refuse", "report"])
