@@ -107,11 +107,11 @@ def held_server(config: Path, go: Event) -> Iterator[tuple[int, int]]:
 def serve(config: Path, port: int, go: Event) -> None:
     """Do what ``paragone serve`` does, with engines that can be held."""
     from paragone_service.app import create_app
-    from paragone_service.config import load_settings
     from paragone_service.hosting import load_models
     from paragone_service.http.middleware import Drain
     from paragone_service.http.server import Server, configure
     from paragone_service.serve import keep_freed_memory
+    from paragone_service.settings_sources import load_settings
 
     settings = load_settings({"port": port, "log_level": "warning"}, config)
     keep_freed_memory()

@@ -48,6 +48,7 @@ from paragone_service.http.middleware import (
 )
 from paragone_service.http.openapi_document import describe_routes
 from paragone_service.http.overload import QuickRefusals, Reserving
+from paragone_service.http.page import page_files, page_routes
 from paragone_service.http.routes.cohorts import cohort_routes
 from paragone_service.http.routes.operation import health_routes, inspection_routes
 from paragone_service.http.routes.references import reference_routes
@@ -141,6 +142,9 @@ def create_app(
     def guards(inner: ASGIApp) -> tuple[HostGuard, Authorization]:
         return HostGuard(inner, hosts=settings.served_hosts), Authorization(inner, keys=ring)
 
+    files = page_files() if settings.page else {}
+    open_files = frozenset(files)
+
     # The outermost first: Observation counts what the inner ones refuse, and Lingering sees whatever is answered.
     middleware = [
         Middleware(Reserving),
@@ -148,8 +152,8 @@ def create_app(
         Middleware(Observation, metrics=metrics, clock=clock),
         Middleware(Draining, drain=drain),
         Middleware(HostGuard, hosts=settings.served_hosts),
-        Middleware(Authorization, keys=ring),
-        Middleware(Versions, version=version),
+        Middleware(Authorization, keys=ring, files=open_files),
+        Middleware(Versions, version=version, files=open_files),
         Middleware(Quota, quotas=quotas),
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s),
         Middleware(Deadlines, default_s=settings.deadline_s),
@@ -217,6 +221,7 @@ def create_app(
     app.include_router(rollout_routes(rollout, info))
     app.include_router(health_routes(registry, metrics, drain))
     app.include_router(docs_route(app))
+    app.router.routes.extend(page_routes(files))  # before the dialects, of which one answers browsers at the root
     app.router.routes.extend(dialect_routes(DIALECTS, settings.dialects, registry))
     return app
 

@@ -1,140 +1,35 @@
-"""The settings of the service: one frozen object, built once at the door from flags, environment and a TOML file.
+"""The settings of the service: one frozen object, built once at the door (``settings_sources``)."""
 
-Flags win over the environment (``PARAGONE_…``), and the environment over the file. Unknown keys are refused with the
-nearest known one. Nobody else reads the environment.
-"""
-
-import difflib
 import hashlib
 import ipaddress
 import re
-import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    SecretStr,
-    Tag,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from paragone_models.errors import ModelLoadError
-from paragone_models.files.options import NAME, named_source
+from paragone_models.files.options import NAME
 from paragone_models.files.sources import NAMES
-from paragone_models.kinds import KindName
-from paragone_models.spec import Bos, Head, Reasoning, SpecialTokens, Symmetrise
-from paragone_models.steps import Aggregation
 from paragone_service.api_keys import ApiKey, parse_keys, plain_key
 from paragone_service.dialects.settings import DialectSettings, as_table
 from paragone_service.engine import parse_remote
 from paragone_service.engine.names import device_names
-from paragone_service.judge.settings import SCHEME, JudgeSettings
-from paragone_service.pairs.ensemble_settings import ENSEMBLE, EnsembleSettings
+from paragone_service.judge.settings import JudgeSettings
+from paragone_service.model_settings import AnyModelSettings, ModelSettings
+from paragone_service.pairs.ensemble_settings import EnsembleSettings
 
-__all__ = ["ConfigError", "ModelSettings", "Settings", "load_settings", "parse_engine", "parse_model"]
+__all__ = ["ConfigError", "Settings"]
 
-_NAMED_ENGINE = re.compile(rf"({NAME})=(.+)")
 _MIN_SECRET_BYTES = 16
 _DEFAULT_MODEL = "mini-general-preference"
-# A setting of a stronger source → what it replaces in weaker ones.
-_REPLACED = {
-    "models": {"models"},
-    "api_key": {"api_key", "api_key_file"},
-    "api_key_file": {"api_key", "api_key_file"},
-}
-_SECRETS = {"api_key", "engine_api_key", "redis_url"}
 # What such a server decides for itself: set here it would have no effect, and nobody would notice.
 _OWN_ENGINE_ONLY = ("device", "devices", "dtype", "deterministic", "prompt_cache_mb")
 
 
 class ConfigError(ValueError):
     """Refuse to start, and say what to change."""
-
-
-class ModelSettings(BaseModel):
-    """How one model is loaded; ``[models.NAME]`` in the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: str = Field(min_length=1)
-    """A built-in (``builtin:…``), a Hugging Face id or a folder."""
-    kind: Literal["auto", KindName] = "auto"
-    """The model's kind; ``auto`` finds it out."""
-    head: Head = "auto"
-    """Where its head is: ``auto`` finds it out; ``lm-head-row-0`` for Nemotron reward models in Hugging Face form."""
-    device: str | None = None
-    """Where it runs; None: the service's ``device`` or ``devices``."""
-    devices: str | None = None
-    """On which devices it has a replica each; None: those of the service."""
-    dtype: str | None = None
-    """What its backbone computes in; None: the service's ``dtype``."""
-    temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """What logits are divided by; None: the model's own."""
-    skew_weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """How much the skew form of a hybrid model counts beside its reward; None: the model's own."""
-    weights: dict[str, float] | tuple[float, ...] | None = None
-    """What merges a model's attributes into the reward: by name, or in the attributes' order."""
-    aggregation: Aggregation | None = None
-    """What makes one reward of the steps of a process model: ``min``, ``prod`` or ``last``; None: nothing."""
-    max_length: int | None = Field(default=None, ge=1)
-    """Longest conversation, in tokens; None: the model's own."""
-    special_tokens: SpecialTokens | None = None
-    """What a special token's text inside a message is: ``escape`` (text) or ``parse``."""
-    bos: Bos | None = None
-    """Whether a beginning-of-sequence token may be doubled, ``as-published``, or not, ``once``."""
-    reasoning: Reasoning | None = None
-    """Whether a response's thoughts are scored, ``keep``, or removed before, ``strip``."""
-    symmetrise: Symmetrise | None = None
-    """How a pairwise model's two orders become log-odds: mean-logit, mean-probability, sum or none; None: its own."""
-    chat_template: str | None = None
-    """A chat template of the tokenizer by name, or a file with one; None: its default, and ``tool_use`` for tools."""
-    backbone: str | None = None
-    """Where the backbone of a head that was saved alone is; None: where the head says."""
-    revision: str | None = None
-    """Revision of a Hugging Face id."""
-    trust_remote_code: bool = False
-    """Whether the model may bring Python code of its own; it runs with the service's rights."""
-    deterministic: bool = False
-    """Whether a representation depends on its own text alone, bit for bit, whatever shares its batch. Slower."""
-    prompt_cache_mb: float | None = Field(default=None, ge=0)
-    """Memory for keys and values of prompts, in MB (10⁶ bytes); None: what suits the device."""
-
-
-_LOADED, _JUDGE, _ENSEMBLE = "<model>", "<judge>", "<ensemble>"
-
-
-def _model_kind(value: Any) -> str:
-    source = value.get("source") if isinstance(value, dict) else getattr(value, "source", None)
-    starts = {SCHEME: _JUDGE, ENSEMBLE: _ENSEMBLE}
-    tags = (tag for start, tag in starts.items() if isinstance(source, str) and source.startswith(start))
-    return next(tags, _LOADED)
-
-
-AnyModelSettings = Annotated[
-    Annotated[ModelSettings, Tag(_LOADED)]
-    | Annotated[JudgeSettings, Tag(_JUDGE)]
-    | Annotated[EnsembleSettings, Tag(_ENSEMBLE)],
-    Discriminator(_model_kind),
-]
-_MODEL_SETTINGS: TypeAdapter[ModelSettings | JudgeSettings | EnsembleSettings] = TypeAdapter(AnyModelSettings)
-_TABLES: Mapping[str, type[BaseModel]] = {
-    "models": ModelSettings,
-    _LOADED: ModelSettings,
-    _JUDGE: JudgeSettings,
-    _ENSEMBLE: EnsembleSettings,
-    "dialects": DialectSettings,
-}
 
 
 class Settings(BaseSettings):
@@ -217,6 +112,8 @@ class Settings(BaseSettings):
     """Seconds that a connection is kept between two requests; longer than load balancers keep theirs."""
     max_messages: int = Field(default=2_000, ge=2)
     """Most messages of one conversation, prompt and response together; empty ones count."""
+    page: bool = True
+    """Whether the page at / is served, on which people try the models in a browser."""
     dialects: Annotated[DialectSettings, NoDecode, BeforeValidator(as_table)] = DialectSettings()
     """Which other servers' routes are answered, and how: all, none, names with commas between, or a table."""
     aliases: dict[str, str] = Field(default={})
@@ -435,134 +332,6 @@ class Settings(BaseSettings):
             place = "" if self.api_key_file is None else f"api_key_file {self.api_key_file}: "
             raise ConfigError(f"{place}{error}") from error
         return ()
-
-
-class _Below(PydanticBaseSettingsSource):
-    """A source whose models or key are left out if a stronger source has its own: these are replaced, not merged."""
-
-    def __init__(self, settings_cls: type[BaseSettings], read: Callable[[], dict[str, Any]]) -> None:
-        super().__init__(settings_cls)
-        self._read = read
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        """Return one value; part of pydantic-settings' interface, and unused."""
-        return self._read().get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        """Return the values that count."""
-        # Merged, a model of the file would stay hosted beside those of --model, and two sources of a key would clash.
-        replaced = {lower for higher in self.current_state for lower in _REPLACED.get(higher, ())}
-        return _with_tables({name: value for name, value in self._read().items() if name not in replaced})
-
-
-def _with_tables(values: Mapping[str, Any]) -> dict[str, Any]:
-    # A text that says which dialects are on must not replace the table of a weaker source.
-    return {name: as_table(value) if name == "dialects" else value for name, value in values.items()}
-
-
-def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
-    """Build the settings.
-
-    Args:
-        flags: what was given on the command line, by field name.
-        config: the TOML file, or None.
-
-    Raises:
-        ConfigError: if the file cannot be read, or a key or value cannot be used.
-    """
-    values = {} if config is None else _read_toml(config)
-
-    # A class of its own for each call, because pydantic-settings asks a class, and not a call, for its sources.
-    class FromEverywhere(Settings):
-        """The settings with the file as their last source."""
-
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 (not read)
-            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 (not read)
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            """Read flags, then the environment, then the file."""
-            return init_settings, _Below(settings_cls, env_settings), _Below(settings_cls, lambda: values)
-
-    try:
-        return FromEverywhere(**_with_tables(flags))
-    except SettingsError as error:
-        raise ConfigError(f"the environment cannot be read: {error}") from error
-    except ValidationError as error:
-        raise ConfigError("\n".join(map(_explained, error.errors(include_url=False)))) from None
-
-
-def parse_model(text: str) -> tuple[str, ModelSettings | JudgeSettings | EnsembleSettings]:
-    """Return name and settings of ``NAME=SOURCE,key=value,…``; a bare SOURCE is called by its last path part.
-
-    Keys are those of ``[models.NAME]``. Only a comma with a key and an equals sign behind it ends what stands before,
-    so a folder may have commas in its name. A list or table is written as JSON.
-
-    Raises:
-        ConfigError: if there is no source, no usable name, or a setting that there is not, or that is given twice.
-
-    >>> parse_model("judge=Skywork/Skywork-Reward-V2-Qwen3-0.6B,dtype=bfloat16,max_length=4096")[1].max_length
-    4096
-    >>> parse_model("builtin:mini-bradley-terry")[0]
-    'mini-bradley-terry'
-    """
-    try:
-        name, source, values = named_source(text)
-    except ModelLoadError as error:
-        raise ConfigError(f"--model {error}") from None
-    if not re.fullmatch(NAME, name):
-        raise ConfigError(f"--model {text!r}: no name can be made of it; write NAME=SOURCE")
-    try:
-        return name, _MODEL_SETTINGS.validate_python({"source": source, **values})
-    except ValidationError as error:
-        # With its place in the file, so that the same is said of the same mistake.
-        reasons = [_explained({**one, "loc": ("models", name, *one["loc"])}) for one in error.errors(include_url=False)]
-        raise ConfigError("\n".join(reasons)) from None
-
-
-def parse_engine(text: str) -> tuple[str, str]:
-    """Return name and engine of ``NAME=triton:grpc://…`` or ``NAME=vllm:http://…``.
-
-    Raises:
-        ConfigError: if it has another form.
-
-    >>> parse_engine("judge=vllm:http://gpu-7:8123")
-    ('judge', 'vllm:http://gpu-7:8123')
-    """
-    named = _NAMED_ENGINE.fullmatch(text)
-    if named is None:
-        raise ConfigError(f"--engine {text!r}: write NAME=triton:grpc://HOST:PORT or NAME=vllm:http://HOST:PORT")
-    return named[1], named[2]
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not TOML: {error}") from error
-
-
-def _explained(error: ErrorDetails) -> str:
-    """Return what is wrong with one setting, naming the nearest known key for an unknown one."""
-    tables = [_TABLES[part] for part in map(str, error["loc"][:-1]) if part in _TABLES]
-    location = [str(part) for part in error["loc"] if part not in (_LOADED, _JUDGE, _ENSEMBLE)]
-    place = ".".join(location)
-    if error["type"] == "extra_forbidden":
-        inside = tables[-1] if tables else Settings
-        nearest = difflib.get_close_matches(location[-1], inside.model_fields, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(inside.model_fields)}"
-        return f"unknown key {place!r}: {hint}"
-    message = error["msg"].removeprefix("Value error, ")
-    value = error.get("input")
-    # A mistyped secret must not end up in a log.
-    shown = f" (it is {value!r})" if isinstance(value, str | int | float) and place not in _SECRETS else ""
-    return f"{place}: {message}{shown}" if place else message
 
 
 def _is_loopback(host: str) -> bool:

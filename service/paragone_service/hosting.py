@@ -15,12 +15,13 @@ from paragone_models import load_model
 from paragone_models.errors import ModelLoadError, reason_of
 from paragone_models.files.backbones import Residents
 from paragone_models.model import PreferenceModel
-from paragone_service.config import ConfigError, ModelSettings, Settings
+from paragone_service.config import ConfigError, Settings
 from paragone_service.engine import REMOTE_ENGINES
 from paragone_service.engine.balancing import BalancedEngine
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread, LocalEngine
 from paragone_service.engine.names import ALL, torch_name
+from paragone_service.model_settings import ModelSettings
 from paragone_service.scoring.model_io import Replica
 
 __all__ = ["Devices", "load_models", "load_one", "named_devices"]

@@ -24,11 +24,12 @@ from paragone_models.files.options import NAME
 from paragone_models.files.sources import resolve
 from paragone_models.golden import check_golden
 from paragone_models.model import PreferenceModel
-from paragone_service.config import ModelSettings, Settings
+from paragone_service.config import Settings
 from paragone_service.engine.names import torch_name
 from paragone_service.hosting import load_one, named_devices
 from paragone_service.http.errors import ServiceError, printable
 from paragone_service.memory import available_bytes, weight_bytes
+from paragone_service.model_settings import ModelSettings
 from paragone_service.registry import Registry
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.model_io import Replica

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from paragone_service.config import ConfigError, Settings, load_settings, parse_engine, parse_model
+from paragone_service.config import ConfigError, Settings
 from paragone_service.logs import configure_logging
+from paragone_service.settings_sources import load_settings, parse_engine, parse_model
 
 if TYPE_CHECKING:
     from paragone_models.model import PreferenceModel
@@ -33,6 +34,7 @@ _FLAGS = (
     "api_key",
     "api_key_file",
     "cache_secret_file",
+    "page",
     "requests_per_minute",
     "tokens_per_minute",
     "allowed_hosts",
@@ -151,8 +153,11 @@ def host(
 def _flag(name: str) -> inspect.Parameter:
     """Return a setting as an option of the command: its type, its help and its default are the field's."""
     field = Settings.model_fields[name]
-    default = "" if field.default is None or field.default is False else f" (default: {field.default})"
-    option = typer.Option(f"--{name.replace('_', '-')}", help=f"{field.description}{default}")
+    default = "" if field.default is None or isinstance(field.default, bool) else f" (default: {field.default})"
+    flag = f"--{name.replace('_', '-')}"
+    # What is on unless somebody says otherwise has a flag that turns it off.
+    names = f"{flag}/--no-{flag[2:]}" if field.default is True else flag
+    option = typer.Option(names, help=f"{field.description}{default}")
     kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
     # A secret, a choice, "auto" or a number: such a value is read as text, and the settings check it.
     kind = kinds[0] if len(kinds) == 1 and kinds[0] in _PARSED_BY_TYPER else str

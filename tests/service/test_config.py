@@ -6,7 +6,9 @@ import pytest
 
 from paragone_models.files.sources import NAMES
 from paragone_service.api_keys import plain_key
-from paragone_service.config import ConfigError, ModelSettings, load_settings, parse_model
+from paragone_service.config import ConfigError
+from paragone_service.model_settings import ModelSettings
+from paragone_service.settings_sources import load_settings, parse_model
 
 
 @pytest.fixture

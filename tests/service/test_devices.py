@@ -7,9 +7,10 @@ import pytest
 
 from paragone.wire import ModelInfo, RewardsAnswer
 from paragone_models.errors import ModelLoadError
-from paragone_service.config import ConfigError, load_settings
+from paragone_service.config import ConfigError
 from paragone_service.engine.names import device_names
 from paragone_service.hosting import named_devices
+from paragone_service.settings_sources import load_settings
 from tests.service.conftest import serving
 from tests.service.doubles import metric
 

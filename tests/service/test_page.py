@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from paragone.codes import ErrorCode
-from paragone_service.config import ModelSettings, Settings, load_settings
+from paragone_service.config import Settings
 from paragone_service.http.bodies import MAX_GROUP, MAX_ITEMS, MAX_RESPONSES
 from paragone_service.http.counting import MAX_PARTS
 from paragone_service.http.errors import HTTP_STATUS
+from paragone_service.model_settings import ModelSettings
+from paragone_service.settings_sources import load_settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 
@@ -31,7 +33,7 @@ def test_every_setting_is_documented_with_its_default():
     assert set(documented) == set(Settings.model_fields)
     for name, field in Settings.model_fields.items():
         if isinstance(field.default, bool | int | float | str):
-            assert documented[name] == str(field.default).replace("False", "false"), name
+            assert documented[name] == str(field.default).replace("False", "false").replace("True", "true"), name
 
 
 def test_every_key_of_a_model_is_documented():

@@ -4,7 +4,7 @@ Lingering     reads the rest of a body whose request was answered early
 Observation   request id, timing headers, metrics, access log; a crash becomes internal_error
 Draining      refuses new work once the server is shutting down, and ends old work after the grace
 HostGuard     refuses requests for another server's name
-Authorization asks for a key, on every route but the health checks
+Authorization asks for a key, on every route but the health checks and the page
 Versions      tells the server's version, and refuses clients of another major one
 Quota         counts the requests of a key, and tells how its quotas stand
 BodyLimit     by Content-Length, and by counting what comes without one; by time
@@ -322,15 +322,17 @@ def _host_name(header: bytes) -> str:
 
 
 class Authorization:
-    """Ask for a key, on every path but the health checks; who asks is in the scope from there on.
+    """Ask for a key, on every path but the open ones; who asks is in the scope from there on.
 
     Args:
         keys: those that are let in; an empty ring lets everybody in.
+        files: paths beside the health checks that are read without a key.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, *, keys: KeyRing, files: frozenset[str] = frozenset()) -> None:
         self._app = app
         self._keys = keys
+        self._files = files
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it with ``missing_key`` or ``wrong_key``."""
@@ -342,7 +344,7 @@ class Authorization:
 
     def refusal(self, scope: Scope) -> ServiceError | None:
         """Return what a request is refused with, or None; then its key is in the scope."""
-        if not self._keys.wanted or scope["path"] in _OPEN_PATHS:
+        if not self._keys.wanted or scope["path"] in _OPEN_PATHS or _reads_file(scope, self._files):
             return None
         presented = _presented(next((value for name, value in scope["headers"] if name == b"authorization"), b""))
         if not presented:
@@ -353,6 +355,10 @@ class Authorization:
             )
         key = scope[SCOPE_KEY] = self._keys.find(presented)
         return ServiceError(ErrorCode.WRONG_KEY, "this is not the server's key") if key is None else None
+
+
+def _reads_file(scope: Scope, files: frozenset[str]) -> bool:
+    return scope["path"] in files and scope["method"] in ("GET", "HEAD")
 
 
 def _presented(header: bytes) -> bytes:
@@ -376,15 +382,17 @@ class Versions:
 
     Args:
         version: this server's.
+        files: paths that are read without a key.
     """
 
-    def __init__(self, app: ASGIApp, *, version: str) -> None:
+    def __init__(self, app: ASGIApp, *, version: str, files: frozenset[str] = frozenset()) -> None:
         self._app = app
         self._version = version
+        self._files = files
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it with ``incompatible_version``."""
-        if scope["type"] != "http" or scope["path"] in _OPEN_PATHS:
+        if scope["type"] != "http" or scope["path"] in _OPEN_PATHS or _reads_file(scope, self._files):
             await self._app(scope, receive, send)
             return
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paragone_service.config import ConfigError, load_settings
+from paragone_service.config import ConfigError
 from paragone_service.dialects.dialect import error_shapes, scoring_paths
 from paragone_service.dialects.dialects import DIALECTS
 from paragone_service.dialects.elsewhere import ELSEWHERE
 from paragone_service.dialects.settings import DIALECT_NAMES
+from paragone_service.settings_sources import load_settings
 from tests.service.conftest import serving
 from tests.service.doubles import metric
 from tests.service.http.test_overload import JSON, busy

@@ -15,11 +15,12 @@ from paragone_models import load_model
 from paragone_models.files.triton_export import export_triton
 from paragone_models.text.reader import EncodeItem
 from paragone_models.triton import IDENTITY, INPUTS, to_tensors
-from paragone_service.config import ConfigError, load_settings
+from paragone_service.config import ConfigError
 from paragone_service.engine import parse_remote
 from paragone_service.engine.balancing import PlaceSlowError
 from paragone_service.engine.contract import EngineOutOfMemoryError, EngineUnavailableError
 from paragone_service.engine.triton import TritonEngineError, TritonPlace, open_triton
+from paragone_service.settings_sources import load_settings
 from tests.service.conftest import SPECS, make_model, make_tokenizer, serving, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.triton]

@@ -25,9 +25,10 @@ from paragone_models.files.saving import export_backbone, save_model
 from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import EncodeItem
-from paragone_service.config import ConfigError, load_settings, parse_engine
+from paragone_service.config import ConfigError
 from paragone_service.engine.vllm import VllmError, open_vllm
 from paragone_service.hosting import Devices
+from paragone_service.settings_sources import load_settings, parse_engine
 from tests.service.conftest import make_model, make_tokenizer, serving, until
 from tests.service.pooling import PoolingServer
 

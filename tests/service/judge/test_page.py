@@ -5,10 +5,10 @@ import tomllib
 from pathlib import Path
 
 from paragone.codes import ErrorCode
-from paragone_service.config import load_settings
 from paragone_service.http.errors import HTTP_STATUS
 from paragone_service.judge.settings import JudgeSettings
 from paragone_service.judge.verdicts import BUILT_IN, load_format
+from paragone_service.settings_sources import load_settings
 
 PAGE = (Path(__file__).parents[3] / "docs" / "judges.md").read_text(encoding="utf-8")
 

@@ -11,7 +11,8 @@ from serving_setup import free_port
 
 from paragone.wire import PreferencesAnswer, TournamentsAnswer
 from paragone_service.app import create_app
-from paragone_service.config import ConfigError, Settings, load_settings
+from paragone_service.config import ConfigError, Settings
+from paragone_service.settings_sources import load_settings
 
 from ..conftest import until
 from .scripted import Scripted, completion

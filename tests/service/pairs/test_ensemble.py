@@ -5,8 +5,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from paragone_service.app import create_app
-from paragone_service.config import ConfigError, Settings, parse_model
+from paragone_service.config import ConfigError, Settings
 from paragone_service.pairs.ensemble import combined
+from paragone_service.settings_sources import parse_model
 
 TEXTS = ["Close it, because children walk there.", "No.", "Families like it on market day.", "Never ever."]
 

@@ -1,0 +1,137 @@
+// The frame of the page: its views, its theme, its key, and the models that they share.
+//
+// A view is an object {id, title, open(root, context, question)}. `open` fills the root, once; `context` is what all
+// views share. To add one, write a module and name it in VIEWS.
+
+import { ApiError, get, hasKey, inWords, setKey } from "./api.js";
+import { compare } from "./compare.js";
+import { el } from "./dom.js";
+import { readFragment } from "./state.js";
+
+const VIEWS = [compare];
+const THEME = "paragone.theme";
+const THEMES = ["auto", "light", "dark"];
+
+const opened = new Map();
+const byId = (id) => document.getElementById(id);
+
+/** What views share. `models` is what the server hosts, and `needsKey` whether it wanted one. */
+const context = {
+  models: [],
+  needsKey: false,
+  announce(text) {
+    byId("announcer").textContent = text;
+  },
+  askForKey,
+  /** Replace the address's fragment without opening anything. */
+  keepAddress(fragment) {
+    history.replaceState(null, "", fragment);
+  },
+};
+
+let whenKeyed = null;
+
+/** Open the dialog for the key; `then` is called once there is one. */
+function askForKey(then = null, why = null) {
+  whenKeyed = then;
+  if (why) byId("key-why").textContent = why;
+  byId("key-field").value = "";
+  byId("key-dialog").showModal();
+}
+
+function closeKey() {
+  byId("key-dialog").close();
+  byId("key").textContent = hasKey() ? "Key ✓" : "Key";
+}
+
+function wireKey() {
+  byId("key").textContent = hasKey() ? "Key ✓" : "Key";
+  byId("key").addEventListener("click", () => askForKey(start));
+  byId("key-close").addEventListener("click", closeKey);
+  byId("key-forget").addEventListener("click", () => {
+    setKey("");
+    closeKey();
+  });
+  byId("key-dialog").querySelector("form").addEventListener("submit", (event) => {
+    event.preventDefault(); // the key must not become part of an address
+    setKey(byId("key-field").value);
+    closeKey();
+    whenKeyed?.();
+  });
+}
+
+function wireTheme() {
+  const button = byId("theme");
+  const apply = (theme) => {
+    if (theme === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = theme;
+    button.textContent = { auto: "Theme: auto", light: "Theme: light", dark: "Theme: dark" }[theme];
+    button.dataset.theme = theme;
+  };
+  let theme = "auto";
+  try {
+    theme = THEMES.find((one) => one === localStorage.getItem(THEME)) ?? "auto";
+  } catch {
+    // storage may be forbidden
+  }
+  apply(theme);
+  button.addEventListener("click", () => {
+    const next = THEMES[(THEMES.indexOf(button.dataset.theme) + 1) % THEMES.length];
+    apply(next);
+    try {
+      localStorage.setItem(THEME, next);
+    } catch {
+      // as above
+    }
+  });
+}
+
+function show() {
+  const { view: id, question, problem } = readFragment(location.hash);
+  const view = VIEWS.find((one) => one.id === id) ?? VIEWS[0];
+  for (const link of byId("views").children) {
+    if (link.dataset.view === view.id) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  for (const [one, root] of opened) root.hidden = one !== view.id;
+  if (!opened.has(view.id) || question || problem) {
+    const root = el("div", { class: `view ${view.id}` });
+    opened.get(view.id)?.remove();
+    opened.set(view.id, root);
+    byId("main").append(root);
+    view.open(root, context, question);
+    if (problem) root.prepend(el("p", { class: "problem", role: "alert" }, problem));
+  }
+  document.title = VIEWS.length > 1 ? `${view.title} · Paragone` : "Paragone";
+}
+
+async function start() {
+  for (const root of opened.values()) root.remove();
+  opened.clear();
+  byId("start-problem")?.remove();
+  try {
+    const { answer } = await get("v1/models");
+    context.models = answer.models;
+    show();
+  } catch (error) {
+    if (error instanceof ApiError && error.wantsKey) {
+      context.needsKey = true;
+      askForKey(start, error.code === "wrong_key" ? "This is not a key of this server." : null);
+    }
+    const again = el("button", { type: "button", onclick: start }, "Try again");
+    byId("main").append(el("p", { class: "problem", id: "start-problem", role: "alert" }, inWords(error), " ", again));
+  }
+}
+
+function wireViews() {
+  if (VIEWS.length < 2) return;
+  byId("views").append(
+    ...VIEWS.map(({ id, title }) => el("a", { href: `#${id}`, "data-view": id }, title)),
+  );
+}
+
+wireTheme();
+wireKey();
+wireViews();
+window.addEventListener("hashchange", show);
+start();

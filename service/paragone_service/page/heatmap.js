@@ -1,0 +1,46 @@
+// The table of probabilities as a heat map: a real table with its numbers in the cells, blue where the row wins.
+
+import { el, letter, shortened, written } from "./dom.js";
+
+/** Return the table; `order` is the order of its rows and columns, `choose(first, second)` is called for a cell. */
+export function heatmap(matrix, responses, order, choose) {
+  const head = el("tr", {}, el("td"), ...order.map((column) => el("th", { scope: "col", title: shortened(responses[column], 200) }, letter(column))));
+  const rows = order.map((row) =>
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row", title: shortened(responses[row], 200) }, letter(row)),
+      ...order.map((column) => cell(matrix[row][column], row, column)),
+    ),
+  );
+  const table = el(
+    "table",
+    { class: order.length > 12 ? "heat dense" : "heat" },
+    el("caption", { class: "unseen" }, "Probability that the response of the row is preferred to that of the column"),
+    el("thead", {}, head),
+    el("tbody", {}, ...rows),
+  );
+  table.addEventListener("click", (event) => {
+    const at = event.target.closest("td[data-row]");
+    if (at) choose(Number(at.dataset.row), Number(at.dataset.column));
+  });
+  return table;
+}
+
+function cell(probability, row, column) {
+  if (row === column) return el("td", { class: "self" }, el("span", { class: "unseen" }, "itself"));
+  if (probability === null) return el("td", { class: "self" }, "–");
+  const lead = Math.abs(probability - 0.5) * 2;
+  return el(
+    "td",
+    {
+      class: probability === 0.5 ? "tie" : probability > 0.5 ? "win" : "loss",
+      "data-row": row,
+      "data-column": column,
+      title: `${letter(row)} over ${letter(column)}: ${probability.toFixed(4)}`,
+      // The square root keeps small leads visible beside certain ones.
+      style: { "--lead": Math.sqrt(lead).toFixed(3) },
+    },
+    written(probability),
+  );
+}
