@@ -103,7 +103,7 @@ async def seconds(parts: list[Side], items: list[EncodeItem]) -> float:
         replicas.append(Replica(model=part.model, engine=engine, device=part.thread, max_batch_tokens=BUDGET))
     cache = Cache(MemoryCache(0), None, metrics)
     resources = Resources(replicas=replicas, cache=cache, metrics=metrics, max_queue_tokens=10**9)
-    queue = open_queue("m", resources, PreferenceModel.represent, Codec(1), failure="not finite")
+    queue = open_queue(resources.head("m", PreferenceModel.represent, Codec(1), failure="not finite"), resources)
     queue.start()
     started = time.perf_counter()
     tickets = queue.submit([Job(None, item, 0) for item in items])

@@ -37,7 +37,7 @@ from paragone.wire import Message, Prompt, Response, canonical_json
 from paragone_models.text.pairs import PairText
 from paragone_models.text.rendered import Rendered
 
-__all__ = ["NO_SECRET", "Ids", "conversation_keys", "namespace", "prompt_digest", "secret_of", "text_key"]
+__all__ = ["NO_SECRET", "Ids", "carried", "conversation_keys", "namespace", "prompt_digest", "secret_of", "text_key"]
 
 NO_SECRET = bytes(32)
 """What a server without a key has; its ids keep nothing from anybody."""
@@ -83,6 +83,11 @@ def namespace(identity: str, numerics: dict[str, str] | None = None, *, tenant: 
         return bytes.fromhex(identity)[:_NAMESPACE_BYTES]
     text = json.dumps([identity, numerics] if tenant is None else [identity, numerics, tenant], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=_NAMESPACE_BYTES).digest()
+
+
+def carried(key: bytes, space: bytes) -> bytes:
+    """Return the key of the same response in the namespace of another model."""
+    return space + key[_NAMESPACE_BYTES:]
 
 
 def conversation_keys(

@@ -19,6 +19,7 @@ from paragone_service.pairs.ensemble_settings import EnsembleSettings
 from paragone_service.pairs.source import Compared, Detail, Duel, PairSource
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.request import Call, Problems, RequestItem
+from paragone_service.scoring.together import Together, families
 
 __all__ = ["Ensemble", "combined", "open_ensembles"]
 
@@ -130,7 +131,8 @@ class Ensemble:
         A duel that one of those asked cannot answer has that member's error.
         """
         settings, members = self._settings, self._members()
-        first = await _asked(members[0], duels, call)
+        together = families(member for member in members if isinstance(member, HostedModel))
+        first = await _asked(members[0], duels, call, together)
         usage, errors = first.usage, dict(first.errors)
         unsure = np.ones(len(duels), np.bool_) if settings.margin is None else np.abs(first.logits) < settings.margin
         open_ = [number for number in np.flatnonzero(unsure).tolist() if number not in errors]
@@ -138,7 +140,7 @@ class Ensemble:
         table[0] = first.logits[open_]
         for place, member in enumerate(members[1:], start=1):
             # One after the other: each watches whether the client is still there.
-            answer = await _asked(member, [duels[number] for number in open_], call)
+            answer = await _asked(member, [duels[number] for number in open_], call, together)
             table[place] = answer.logits
             usage = usage.plus(answer.usage)
             errors |= {open_[number]: error for number, error in answer.errors.items() if open_[number] not in errors}
@@ -146,8 +148,8 @@ class Ensemble:
             usage.escalated = len(open_)
         logits = first.logits.copy()
         weights = [settings.weight(name) for name in settings.members]
-        together, spread = combined(table, weights, settings.pessimism)
-        logits[open_] = together
+        joint, spread = combined(table, weights, settings.pessimism)
+        logits[open_] = joint
         logits[list(errors)] = np.nan
         details = {
             number: Detail(spread=float(spread[place])) for place, number in enumerate(open_) if number not in errors
@@ -155,14 +157,20 @@ class Ensemble:
         return Compared(logits, usage, errors, details)
 
 
-async def _asked(member: HostedModel | PairSource, duels: Sequence[Duel], call: Call) -> Compared:
+async def _asked(
+    member: HostedModel | PairSource,
+    duels: Sequence[Duel],
+    call: Call,
+    together: Mapping[HostedModel, Together],
+) -> Compared:
     if not isinstance(member, HostedModel):
         return await member.compare(duels, call)
     problems = Problems("duels", report=True)
     items = [
         RequestItem(number, duel.prompt, duel.tools, (duel.first, duel.second)) for number, duel in enumerate(duels)
     ]
-    represented = await member.represent(items, dataclasses.replace(call, problems=problems, ids=False))
+    own = dataclasses.replace(call, problems=problems, ids=False, together=together.get(member))
+    represented = await member.represent(items, own)
     with np.errstate(all="ignore"):  # what is not finite is found below
         logits = member.model.comparator.logit(represented.vectors[0::2], represented.vectors[1::2])
     for number in np.flatnonzero(~np.isfinite(logits)).tolist():

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from paragone_models.text.reader import EncodeItem
+from paragone_service.scoring.heads import Run
 from paragone_service.scoring.pace import Pace
 from paragone_service.scoring.tickets import Ticket
 from paragone_service.watchdog import Post
 
 __all__ = ["Device", "Line"]
 
-Represent = Callable[[Sequence[EncodeItem]], Awaitable[NDArray[np.float32]]]
-"""Backbone and head: items to representations [n, d]."""
+Represent = Callable[[Sequence[Run]], Awaitable[NDArray[np.float32]]]
+"""Backbone and head: sequences to representations [n, d]."""
 
 _PROMPTS_KNOWN = 1_024
 """Prompts that a device is taken to have keys and values of; of one that it let go, the cost is a prompt run again."""

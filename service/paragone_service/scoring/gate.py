@@ -55,7 +55,8 @@ class Gate:
         self._reading = reading
         self._codec = Codec(model.network.head.gate_size)
         failure = f"the gate of model {name} gave NaN or infinity for a prompt"
-        self.scheduler = open_queue(name, resources, PreferenceModel.gate_scales, self._codec, failure=failure)
+        head = resources.head(name, PreferenceModel.gate_scales, self._codec, failure=failure)
+        self.scheduler = open_queue(head, resources)
 
     async def scales(self, items: Sequence[RequestItem], call: Call) -> GateScales:
         """Return the gate's weights for the items that have no problem yet.

@@ -10,21 +10,19 @@ import dataclasses
 import operator
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 
 from paragone.codes import ErrorCode
-from paragone.wire import Response, Usage
+from paragone.wire import Usage
 from paragone_models.comparator import Comparator
 from paragone_models.errors import PreferencesUnavailableError, TextError
 from paragone_models.model import PreferenceModel
 from paragone_models.steps import rewards_of_steps
-from paragone_models.text.pairs import PairText
 from paragone_models.text.reader import Readable, Reading
-from paragone_models.text.rendered import Rendered
 from paragone_models.text.sizes import sizes
-from paragone_service.cache.keys import NO_SECRET, Ids, conversation_keys, namespace, prompt_digest, text_key
+from paragone_service.cache.keys import NO_SECRET, Ids, carried, namespace
 from paragone_service.cache.steps import StepsCodec
 from paragone_service.cache.tiers import Codec
 from paragone_service.http.errors import ClientGoneError, ServiceError
@@ -33,24 +31,16 @@ from paragone_service.scoring.canary import Canary
 from paragone_service.scoring.gate import Gate, GateScales
 from paragone_service.scoring.model_io import Resources, open_queue, read_jobs
 from paragone_service.scoring.reading import ReadingThread
-from paragone_service.scoring.request import (
-    Call,
-    Problems,
-    Represented,
-    RequestItem,
-    ResponseId,
-    Row,
-    Steps,
-    as_conversations,
-)
+from paragone_service.scoring.request import Call, Represented, RequestItem, Row, as_conversations
+from paragone_service.scoring.rows import add_unknown_ids, rows_of
 from paragone_service.scoring.scheduler import Scheduler
 from paragone_service.scoring.tickets import Job, Ticket, wait_for
+from paragone_service.scoring.together import pass_of
 
 __all__ = ["HostedModel"]
 
 Result = TypeVar("Result")
 
-_ITEMS_BEFORE_A_BREAK = 512
 _PATIENCE_S = 4.0
 """Reading some of a request's texts for longer than this, a model is not ready."""
 _STUCK_RETRY_AFTER_S = 5
@@ -87,6 +77,8 @@ class HostedModel:
         admission: lets requests in that need the device.
         takes_principles: whether items say what they are judged by.
         under_way: how many requests it works on that the cache could not answer.
+        head: what makes representations of hidden states.
+        pass_: equal to that of another model whose responses one pass can serve too; None where there can be none.
     """
 
     fatal = True
@@ -121,7 +113,9 @@ class HostedModel:
         self._ids_of_tenants: dict[str | None, Ids] = {}
         self.admission = Admission(name, resources.metrics, max_wait_s=resources.max_wait_s, clock=resources.clock)
         failure = f"model {name} gave NaN or infinity for a response; nothing was cached"
-        self.scheduler = queue = open_queue(name, resources, PreferenceModel.represent, self._codec, failure=failure)
+        self.head = resources.head(name, PreferenceModel.represent, self._codec, failure=failure)
+        self.pass_ = pass_of(model, resources)
+        self.scheduler = queue = open_queue(self.head, resources)
         self._reading = ReadingThread(
             name, model, queue.stocked, lacking=queue.lacking, limit_s=resources.reading_limit_s, clock=self._clock
         )
@@ -247,6 +241,14 @@ class HostedModel:
         self.admission.check_wait(self._reading.expected_wait_s(size, call.client), size, call.deadline)
         return await self._unless_gone(self._reading.read(conversations, call), call)
 
+    def key_of(self, key: bytes, tenant: str | None) -> bytes:
+        """Return the key of a response from the one that it has of another model."""
+        return carried(key, self._ids_of(tenant).space)
+
+    async def known(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Return what the cache holds under keys of this model."""
+        return (await self._cache.get(keys, self._codec)).values
+
     async def represent(self, items: list[RequestItem], call: Call) -> Represented:
         """Return the representation of every response, in order.
 
@@ -260,7 +262,7 @@ class HostedModel:
         """
         indices = [item.index for item in items]  # kept apart, since the items are emptied on the way
         ids = self._ids_of(call.tenant)
-        rows = await _rows_of(items, call, ids)
+        rows = await rows_of(items, call, ids)
         hits = await self._cache.get([*map(operator.attrgetter("key"), rows)], self._codec)
         filled = _Filled()
         if not hits.misses:
@@ -292,8 +294,12 @@ class HostedModel:
             for row, value in zip(rows, values, strict=True)
             if value is None and row.id is not None and row.key not in missing
         ]
-        errors = _add_unknown_ids(unknown, call.problems)
+        errors = add_unknown_ids(unknown, call.problems)
         filled = _Filled(dict(errors))
+        if call.together is not None:
+            filled.values.update((key, value) for key, value in call.together.values.items() if key in missing)
+            missing = {key: number for key, number in missing.items() if key not in filled.values}
+            await call.together.look_up(self, missing, call.tenant)
         if not missing:
             return filled
         joined: dict[bytes, Ticket] = {}
@@ -303,6 +309,8 @@ class HostedModel:
                 del missing[key]
             own = await self._run(items, rows, missing, filled, joined, call)
             filled.values.update((key, ticket.outcome.result()) for key, ticket in joined.items())
+            if call.together is not None:
+                call.together.learn(joined.values())
             filled.forward_responses = len(own)
             filled.forward_tokens = sum(ticket.tokens for ticket in own.values())
             filled.forward_answers = sum(isinstance(filled.values[key], bytes) for key in own)
@@ -368,7 +376,7 @@ class HostedModel:
                 filled.values[key] = error = ServiceError(ErrorCode(job.code), str(job))
                 call.problems.add_row(rows[number], error)
             else:
-                jobs.append(job)
+                jobs.append(job if call.together is None else call.together.with_riders(self, job, call.tenant))
         return jobs
 
     async def _queue_paid(
@@ -513,84 +521,3 @@ class HostedModel:
             f"{dropped} tokens of the prompt are over the limit of {self.model.spec.max_length} tokens: shorten it, or "
             'send "truncation": "prompt" to have it cut from the left',
         )
-
-
-async def _rows_of(items: Sequence[RequestItem], call: Call, ids: Ids) -> list[Row]:
-    """Return the rows of a request.
-
-    Raises:
-        ServiceError: ``invalid_request`` for the first item whose id is of another prompt than its other response,
-            unless the call reports errors.
-    """
-    rows: list[Row] = []
-    parts: dict[int, bytes] = {}
-    for number, item in enumerate(items, start=1):
-        if item.has_ids:
-            rows += _rows_with_ids(item, call, ids)
-        elif item.prompt is None:
-            texts = cast("Sequence[Rendered | PairText]", item.responses)
-            rows += [Row(item.index, place, text_key(ids.space, text, parts)) for place, text in enumerate(texts)]
-        else:
-            responses = [one.texts if isinstance(one, Steps) else one for one in item.responses]
-            full = cast("Sequence[Response | tuple[str, ...]]", responses)
-            index, prompt = item.index, prompt_digest(item.prompt, item.tools, item.principle) if call.ids else None
-            own = len(full) if item.own is None else item.own
-            for position, key in enumerate(conversation_keys(ids.space, item.prompt, item.tools, full, item.principle)):
-                rows.append(Row(index, position, key, prompt, reference=None if position < own else position - own))
-        if number % _ITEMS_BEFORE_A_BREAK == 0:
-            # Hashing ten thousand pairs takes a while, and this is the thread that serves everybody.
-            await asyncio.sleep(0)
-    return rows
-
-
-def _rows_with_ids(item: RequestItem, call: Call, ids: Ids) -> list[Row]:
-    own = None if item.prompt is None else prompt_digest(item.prompt, item.tools)
-    rows = []
-    for position, response in enumerate(item.responses):
-        if isinstance(response, ResponseId):
-            prompt, key = ids.read(response.id)
-            rows.append(Row(item.index, position, key, prompt, response.id))
-        else:
-            assert item.prompt is not None  # the wire types see to it
-            assert not isinstance(response, Rendered | PairText | Steps)
-            (key,) = conversation_keys(ids.space, item.prompt, item.tools, [response])
-            rows.append(Row(item.index, position, key, own))
-    # A foreign id has no prompt. It is reported as unknown later on, as an id is whose representation is gone: the
-    # difference would tell that somebody else's id is one.
-    if len({row.prompt for row in rows if row.prompt is not None}) > 1:
-        error = ServiceError(
-            ErrorCode.INVALID_REQUEST,
-            "its two responses answer different prompts: an id is for the prompt and the tools that it was given for",
-        )
-        call.problems.add(item.index, error)
-    return rows
-
-
-def _add_unknown_ids(rows: Sequence[Row], problems: Problems) -> Mapping[bytes, ServiceError]:
-    """Add a problem for each item that has unknown ids, and return the errors by the rows' keys.
-
-    Args:
-        rows: those whose ids lead to nothing, in the order of the request.
-
-    Raises:
-        ServiceError: ``unknown_id``, unless the call reports errors. It lists the unknown ids of all items, so that a
-            client need not find them out one request after the other.
-    """
-    by_item: dict[int, list[str]] = {}
-    for row in rows:
-        assert row.id is not None
-        by_item.setdefault(row.item, []).append(row.id)
-    every_id = list(dict.fromkeys(unknown for ids in by_item.values() for unknown in ids))
-    errors = {item: _unknown_id(ids) for item, ids in by_item.items()}
-    for item, error in errors.items():
-        problems.add(item, error, refusal=_unknown_id(every_id))
-    return {row.key: errors[row.item] for row in rows}
-
-
-def _unknown_id(ids: Sequence[str]) -> ServiceError:
-    many = f"{len(ids)} ids are" if len(ids) > 1 else "1 id is"
-    return ServiceError(
-        ErrorCode.UNKNOWN_ID,
-        f"{many} not known here, or not any more: send the responses in full (the error's ids says which)",
-        ids=ids,
-    )

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from paragone.codes import ErrorCode
 from paragone_models.errors import TextError
 from paragone_models.model import PreferenceModel
 from paragone_models.text.reader import EncodeItem, Readable, Reading, evened, read_plan
@@ -26,6 +25,7 @@ from paragone_service.engine.local import DeviceThread
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
 from paragone_service.scoring.devices import Device
+from paragone_service.scoring.heads import Compute, Head, Rider, Run
 from paragone_service.scoring.reading import ReadingThread
 from paragone_service.scoring.request import Call
 from paragone_service.scoring.scheduler import Scheduler
@@ -96,30 +96,32 @@ class Resources:
     reading_limit_s: float = math.inf
     clock: Callable[[], float] = time.perf_counter
 
+    def head(self, name: str, compute: Compute, codec: Codec, *, failure: str) -> Head:
+        """Return one of the model's heads.
 
-def open_queue(
-    name: str, resources: Resources, head: Callable[[PreferenceModel, Tensor], Tensor], codec: Codec, *, failure: str
-) -> Scheduler:
-    """Return a queue of sequences for one of a model's heads.
+        Args:
+            failure: the message where numbers are not finite.
+        """
+        models = tuple(replica.model for replica in self.replicas)
+        return Head(name, models, compute, codec, self.cache, self.metrics, failure)
 
-    Args:
-        head: from the model on a device and the hidden states of a batch to its numbers, [n, d].
-        failure: the message where numbers are not finite.
-    """
+
+def open_queue(head: Head, resources: Resources) -> Scheduler:
+    """Return a queue of sequences for one of a model's heads."""
     devices = [
         Device(
             replica.device.name,
-            partial(_forward, replica, head),
+            partial(_forward, number, replica, head),
             replica.device.turn,
             replica.max_batch_tokens,
             replica.device.post,
         )
-        for replica in resources.replicas
+        for number, replica in enumerate(resources.replicas)
     ]
     return Scheduler(
-        name,
+        head.name,
         devices,
-        _Settling(name, resources, codec, failure).settle,
+        partial(_settle, head),
         metrics=resources.metrics,
         shares_prompts=all(replica.engine.shares_prompts for replica in resources.replicas),
         max_queue_tokens=resources.max_queue_tokens,
@@ -133,47 +135,47 @@ def canary_item(model: PreferenceModel) -> EncodeItem:
     return EncodeItem((0, 0), read_plan(model.spec, 1, 2, first_token=model.first_token), 1)
 
 
-async def _forward(
-    replica: Replica, head: Callable[[PreferenceModel, Tensor], Tensor], items: Sequence[EncodeItem]
-) -> NDArray[np.float32]:
-    """Return the numbers of every item, [n, d].
+async def _forward(number: int, replica: Replica, head: Head, jobs: Sequence[Run]) -> NDArray[np.float32]:
+    """Return the numbers of every job, [n, d], and note those of its riders.
+
+    Args:
+        number: of the device, among those of the model.
 
     Raises:
         EngineOutOfMemoryError: if the batch was too large for the device.
         Exception: whatever else the engine raises.
     """
     # The engine gives hidden states and no more, so that one engine serves every head.
-    hidden = await replica.engine.encode(evened(items))
-    return await replica.device.run(lambda: head(replica.model, hidden).numpy(force=True))
+    hidden = await replica.engine.encode(evened([job.item for job in jobs]))
+    riders = _riders(jobs)
+
+    def computed() -> NDArray[np.float32]:
+        for other, places in riders.items():
+            rows = torch.tensor([row for row, _ in places], device=hidden.device)
+            first = torch.tensor([rider.start for _, rider in places], device=hidden.device)
+            reads = first[:, None] + torch.arange(other.reads, device=hidden.device)
+            for (_, rider), numbers in zip(places, other.numbers(number, hidden[rows[:, None], reads]), strict=True):
+                rider.numbers = numbers
+        return head.numbers(number, hidden[:, : head.reads] if riders else hidden)
+
+    return await replica.device.run(computed)
 
 
-@dataclass(frozen=True)
-class _Settling:
-    """Turn what the batches of a scheduler gave into values; those of tickets with a key are cached."""
+def _settle(head: Head, tickets: Sequence[Ticket], vectors: NDArray[np.float32]) -> Sequence[bytes | ServiceError]:
+    """Keep what the heads have made of a batch, and return the values or errors of the queue's own."""
+    for other, places in _riders(tickets).items():
+        runs = [tickets[row] for row, _ in places]
+        numbers = np.stack([rider.numbers for _, rider in places if rider.numbers is not None])
+        outcomes = other.keep([rider.key for _, rider in places], runs, numbers)
+        for (_, rider), outcome in zip(places, outcomes, strict=True):
+            rider.outcome, rider.numbers = outcome, None
+    return head.keep([ticket.key for ticket in tickets], tickets, vectors)
 
-    name: str
-    resources: Resources
-    codec: Codec
-    failure: str
 
-    def settle(self, tickets: Sequence[Ticket], vectors: NDArray[np.float32]) -> list[bytes | ServiceError]:
-        """Cache the sound rows of a batch, [n, d], and return each ticket's value or error."""
-        finite = np.atleast_1d(np.isfinite(vectors).all(axis=1)).tolist()
-        values = self.codec.encode(
-            vectors,
-            [ticket.tokens for ticket in tickets],
-            [ticket.dropped for ticket in tickets],
-            [ticket.shown for ticket in tickets],
-            [len(ticket.item.reads) for ticket in tickets],
-        )
-        # NaN is never cached: it may come from a broken batch, and the next try may be sound.
-        sound = [place for place, good in enumerate(finite) if good and tickets[place].key is not None]
-        kept = self.resources.cache.put([tickets[place].key or b"" for place in sound], [values[p] for p in sound])
-        outcomes: list[bytes | ServiceError] = list(values)
-        for place, value in zip(sound, kept, strict=True):
-            outcomes[place] = value  # the first writer's, so that an answer never differs from the cache by rounding
-        for place, good in enumerate(finite):
-            if not good:
-                self.resources.metrics.non_finite.labels(self.name).inc()
-                outcomes[place] = ServiceError(ErrorCode.NON_FINITE_SCORE, self.failure)
-        return outcomes
+def _riders(jobs: Sequence[Run]) -> dict[Head, list[tuple[int, Rider]]]:
+    """Return who rides with which job, by their heads."""
+    by_head: dict[Head, list[tuple[int, Rider]]] = {}
+    for row, job in enumerate(jobs):
+        for rider in job.riders:
+            by_head.setdefault(rider.head, []).append((row, rider))
+    return by_head

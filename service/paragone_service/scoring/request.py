@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from paragone_models.text.reader import Readable, conversation
 from paragone_models.text.rendered import Rendered
 from paragone_service.http.errors import ServiceError
 from paragone_service.quotas import Spending
+
+if TYPE_CHECKING:  # what is asked together has calls of its own
+    from paragone_service.scoring.together import Together
 
 __all__ = [
     "Call",
@@ -211,6 +214,7 @@ class Call:
         rationales: whether the answer says what a judge said.
         bills: what judges on other servers have charged it, by their names.
         aggregation: what makes one reward of the steps of a process model; None: as the model says.
+        together: the models of one backbone that it asks about the same responses, this one among them.
     """
 
     problems: Problems
@@ -228,6 +232,7 @@ class Call:
     rationales: bool = False
     bills: dict[str, Any] = field(default_factory=dict)
     aggregation: Aggregation | None = None
+    together: "Together | None" = None
 
 
 @dataclass(frozen=True, slots=True)

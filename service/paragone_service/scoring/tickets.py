@@ -10,6 +10,7 @@ from typing import NamedTuple
 from paragone_models.text.reader import EncodeItem
 from paragone_service.http.errors import ServiceError
 from paragone_service.scoring.fairness import Order
+from paragone_service.scoring.heads import Rider
 from paragone_service.scoring.request import Deadline, Timings
 from paragone_service.tracing import Trace
 
@@ -23,12 +24,14 @@ class Job(NamedTuple):
         key: its cache key; None for what nobody can join and nobody keeps: a canary, a prompt for the gate.
         dropped: tokens cut from its prompt.
         shown: whether the item holds all words of the conversation that were not cut.
+        riders: further heads that read its hidden states.
     """
 
     key: bytes | None
     item: EncodeItem
     dropped: int
     shown: bool = True
+    riders: tuple[Rider, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +63,7 @@ class Ticket:
     item: EncodeItem
     dropped: int
     shown: bool
+    riders: tuple[Rider, ...]
     outcome: asyncio.Future[bytes | ServiceError]
     submitted: float
     deadlines: list[Deadline | None]

@@ -23,7 +23,7 @@ from paragone_service.engine.contract import EngineOutOfMemoryError, EngineUnava
 from paragone_service.http.errors import ServiceError
 from paragone_service.metrics import Metrics
 from paragone_service.scoring.devices import Device
-from paragone_service.scoring.tickets import BatchRun, Ticket
+from paragone_service.scoring.tickets import BatchRun, Job, Ticket
 from paragone_service.tracing import batch_span
 
 __all__ = ["DeviceWatch", "Settle", "Workers"]
@@ -161,7 +161,7 @@ class Workers:
         try:
             at_work = device.post.at_work(f"a forward of model {self.model}", device.pace.patience_s(tokens))
             with at_work, batch_span(self.model, [ticket.trace for ticket in tickets]):
-                rows = await device.represent([ticket.item for ticket in tickets])
+                rows = await device.represent(tickets)
             batch.finished = self._clock()
             outcomes = self._settle(tickets, rows)
         except EngineOutOfMemoryError as error:
@@ -262,7 +262,7 @@ class Workers:
         async with device.turn:
             try:
                 with device.post.at_work(f"a canary of model {self.model}"):
-                    return bool(np.isfinite(await device.represent([self._canary])).all())
+                    return bool(np.isfinite(await device.represent([Job(None, self._canary, 0)])).all())
             except Exception:  # whatever it is, the device is not back
                 logger.info("model %s: %s is not back", self.model, device.name, exc_info=True)
                 return False

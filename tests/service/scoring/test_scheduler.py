@@ -39,8 +39,8 @@ class Device:
         self.fail = False
         self.memory_tokens = memory_tokens
 
-    async def represent(self, items):
-        lengths = [len(one.token_ids) for one in items]
+    async def represent(self, jobs):
+        lengths = [len(job.item.token_ids) for job in jobs]
         self.batches.append(lengths)
         await self.free.wait()
         if sum(lengths) > self.memory_tokens:
@@ -433,10 +433,10 @@ async def test_while_small_questions_come_no_batch_takes_much_longer_than_the_sm
     now = 0.0
 
     class Slow(Device):
-        async def represent(self, items):
+        async def represent(self, jobs):
             nonlocal now
-            now += 0.01 + sum(len(one.token_ids) for one in items) / 1000
-            return await super().represent(items)
+            now += 0.01 + sum(len(job.item.token_ids) for job in jobs) / 1000
+            return await super().represent(jobs)
 
     async with Setup(Slow(), clock=lambda: now, max_batch_tokens=800, max_queue_tokens=10**6) as setup:
         await outcomes(setup.submit(*[10] * 80))
@@ -456,10 +456,10 @@ async def test_what_cannot_come_in_time_is_dropped_before_it_is_run():
     now = 0.0
 
     class Slow(Device):
-        async def represent(self, items):
+        async def represent(self, jobs):
             nonlocal now
-            now += sum(len(one.token_ids) for one in items)
-            return await super().represent(items)
+            now += sum(len(job.item.token_ids) for job in jobs)
+            return await super().represent(jobs)
 
     async with Setup(Slow(), clock=lambda: now) as setup:
         await outcomes(setup.submit(1) + setup.submit(100))  # it takes a second for each token

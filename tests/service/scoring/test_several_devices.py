@@ -32,9 +32,9 @@ class Part:
         self.free.set()
         self.error = None
 
-    async def represent(self, items):
-        lengths = [len(one.token_ids) for one in items]
-        if items == [CANARY]:
+    async def represent(self, jobs):
+        lengths = [len(job.item.token_ids) for job in jobs]
+        if [job.item for job in jobs] == [CANARY]:
             self.canaries += 1
         else:
             self.batches.append(lengths)
