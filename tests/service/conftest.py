@@ -93,9 +93,11 @@ def hosted(folders: dict[str, Path]) -> dict[str, PreferenceModel]:
 
 
 @contextlib.asynccontextmanager
-async def serving(models: dict[str, PreferenceModel], /, *, engines=None, drain=None, headers=None, **settings):
+async def serving(
+    models: dict[str, PreferenceModel], /, *, engines=None, pair_sources=(), drain=None, headers=None, **settings
+):
     """Yield a client of the application, its lifespan running."""
-    app = create_app(Settings(**settings), models, engines=engines, drain=drain)
+    app = create_app(Settings(**settings), models, engines=engines, pair_sources=pair_sources, drain=drain)
     async with app.router.lifespan_context(app):
         transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:

@@ -57,7 +57,7 @@ class ReferenceSet(AnswerModel):
     """A stored set."""
 
     name: str = Field(description="What requests call it.")
-    model: str = Field(description="Id of the model that represents its responses.")
+    model: str = Field(description="Id of the model that it was stored for.")
     identity: str = Field(description="Identity of that model when the set was stored: it is of use to no other.")
     items: Count = Field(description="Distinct prompts. [count]")
     responses: Count = Field(description="Responses to all of them. [count]")

@@ -38,6 +38,7 @@ from paragone_service.cohorts.groups import (
 from paragone_service.cohorts.store import Store
 from paragone_service.http.errors import ClientGoneError, ServiceError
 from paragone_service.http.middleware import Drain
+from paragone_service.references.owners import Vectors
 from paragone_service.references.sets import Stored
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.request import Call, Deadline, Problems, RequestItem, response_messages
@@ -155,7 +156,7 @@ class Cohorts:
         body: CohortRequest,
         call: Call,
         *,
-        stored: Stored | None = None,
+        stored: Stored[Vectors] | None = None,
         refusal: ServiceError | None = None,
     ) -> Outcome:
         """Return the member's outcome, once its group is settled.
@@ -189,7 +190,7 @@ class Cohorts:
             if body.listed and not len(scored.references):
                 first = scored.bad_references[0]
                 raise ServiceError(ErrorCode(first.code), f"no reference can be scored; the first one: {first.message}")
-            references = scored.references if body.listed else None if stored is None else stored.vectors
+            references = scored.references if body.listed else None if stored is None else stored.references
             work_out = functools.partial(
                 Standing.of, group, comparator, references, signal=body.signal, shaping=body.shaping
             )
@@ -380,7 +381,9 @@ def _quiet(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     return task
 
 
-def _head(model: HostedModel, comparator: Comparator, body: CohortRequest, stored: Stored | None, until: float) -> Head:
+def _head(
+    model: HostedModel, comparator: Comparator, body: CohortRequest, stored: Stored[Vectors] | None, until: float
+) -> Head:
     references = conversation_keys(b"", body.prompt, body.tools, body.listed)
     if stored is not None:
         references = [stored.version.encode()]

@@ -27,6 +27,7 @@ from paragone_service.http.calls import call_of
 from paragone_service.http.counting import check_counts
 from paragone_service.http.errors import ServiceError, from_validation
 from paragone_service.http.middleware import SCOPE_ASKED
+from paragone_service.references.owners import VectorOwner, Vectors
 from paragone_service.references.sets import ReferenceSets, Stored
 from paragone_service.registry import Registry
 from paragone_service.scoring.hosted_model import HostedModel
@@ -206,7 +207,7 @@ class Question:
 
     async def _stored(
         self, model: HostedModel, items: Sequence[RequestItem], name: str, call: Call
-    ) -> Mapping[int, Stored]:
+    ) -> Mapping[int, Stored[Vectors]]:
         """Return the stored references of each item.
 
         Raises:
@@ -224,7 +225,7 @@ class Question:
                 )
             places.append((item.index, prompt_digest(item.prompt, item.tools)))
         sets: ReferenceSets = self.request.app.state.reference_sets
-        return await sets.by_prompt(model, call.tenant, name, places, call.problems)
+        return await sets.by_prompt(VectorOwner(model), call.tenant, name, places, call.problems)
 
     def _groups(self, model: HostedModel, items: Sequence[RequestItem]) -> list[list[int]]:
         """Return the places of the responses to each prompt.
@@ -270,11 +271,13 @@ def _against_the_others(
     return values
 
 
-def _against_stored(represented: Represented, stored: Mapping[int, Stored], model: HostedModel) -> NDArray[np.float64]:
+def _against_stored(
+    represented: Represented, stored: Mapping[int, Stored[Vectors]], model: HostedModel
+) -> NDArray[np.float64]:
     comparator = model.model.comparator
     return np.array(
         [
-            float(comparator.mean_logit(vector[None], stored[item].vectors)[0])
+            float(comparator.mean_logit(vector[None], stored[item].references)[0])
             for item, vector in zip(represented.items, represented.vectors, strict=True)
         ]
     )

@@ -1,17 +1,14 @@
 """Reference sets of a server: stored by one request, looked up by others, bound to a model's identity.
 
-A set has representations and no texts, so a win rate against a fixed policy costs the forward of the response alone.
-It is looked up by the digest of the prompt and its tools, before any truncation.
+A set is looked up by the digest of the prompt and its tools, before any truncation. What it has for a prompt is its
+model's affair (``owners.py``): representations, or the texts themselves.
 """
 
-import dataclasses
 import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from paragone.codes import ErrorCode
 from paragone.wire import ReferenceItem, ReferenceSet
@@ -19,27 +16,61 @@ from paragone.wire.conversations import Referenced
 from paragone_service.cache.keys import prompt_digest
 from paragone_service.http.errors import ServiceError, printable
 from paragone_service.references.stores import Head, Store
-from paragone_service.scoring.hosted_model import HostedModel
-from paragone_service.scoring.request import Call, Problems, Represented, RequestItem
+from paragone_service.scoring.request import Call, Problems
 
-__all__ = ["ReferenceSets", "Stored", "with_references"]
+__all__ = ["Owner", "Packed", "ReferenceSets", "Stored"]
 
-Vectors = NDArray[np.float32]
+References = TypeVar("References")
+KeptAs = TypeVar("KeptAs", covariant=True)
 
 _TRIES = 8
 """How often a set is looked up that is replaced in between."""
 
 
+class Packed(NamedTuple):
+    """Responses as a set keeps them.
+
+    Attributes:
+        contents: by the digest of their prompt.
+        dimension: as ``Head`` has it.
+    """
+
+    contents: Mapping[bytes, bytes]
+    dimension: int | None
+
+
+class Owner(Protocol[KeptAs]):
+    """The model that a set belongs to, and the form in which it keeps responses."""
+
+    @property
+    def name(self) -> str:
+        """What the model is called in requests."""
+
+    @property
+    def identity(self) -> str:
+        """What the model is now: a set of another identity is of no use to it."""
+
+    async def packed(self, items: Sequence[ReferenceItem], call: Call) -> Packed:
+        """Return responses as they are kept.
+
+        Raises:
+            ServiceError: for the first that cannot be: a set is stored whole or not at all.
+        """
+
+    def unpacked(self, content: bytes) -> KeptAs:
+        """Return the responses to one prompt, from what is kept."""
+
+
 @dataclass(frozen=True)
-class Stored:
+class Stored(Generic[References]):
     """The references that a set has for one prompt.
 
     Attributes:
-        vectors: their representations. [R, d]
+        references: as their model keeps them.
         version: of the set; another one if it was stored anew.
     """
 
-    vectors: Vectors
+    references: References
     version: str
 
 
@@ -50,41 +81,33 @@ class ReferenceSets:
         self._store = store
 
     async def add(
-        self, model: HostedModel, name: str, items: Sequence[ReferenceItem], call: Call, *, ttl_s: float | None
+        self,
+        owner: Owner[object],
+        name: str,
+        items: Sequence[ReferenceItem],
+        call: Call,
+        *,
+        ttl_s: float | None,
     ) -> ReferenceSet:
-        """Represent responses, store them in place of what the name had before, and return what is stored.
+        """Store responses in place of what the name had before, and return what is stored.
 
         Raises:
-            ServiceError: for the first response that cannot be scored: a set is stored whole or not at all; else as
-                ``HostedModel.represent``.
+            ServiceError: as ``Owner.packed`` and ``Store.put``.
         """
-        prompts = [prompt_digest(item.prompt, item.tools) for item in items]
-        asked = [
-            RequestItem(index, item.prompt, item.tools, item.responses, len(item.responses))
-            for index, item in enumerate(items)
-        ]
-        sizes = [len(item.responses) for item in items]
-        represented = await model.represent(asked, call)
-        vectors: dict[bytes, Vectors] = {}
-        start = 0
-        for prompt, size in zip(prompts, sizes, strict=True):
-            own = represented.vectors[start : start + size]
-            start += size
-            # A copy: a view would keep the whole request's numbers alive.
-            vectors[prompt] = np.concatenate([vectors[prompt], own]) if prompt in vectors else own.copy()
+        contents, dimension = await owner.packed(items, call)
         now = time.time()
         head = Head(
             birth=secrets.token_hex(8),
             name=name,
-            model=model.name,
-            identity=model.model.identity,
-            dimension=represented.vectors.shape[1],
-            items=len(vectors),
-            responses=sum(sizes),
+            model=owner.name,
+            identity=owner.identity,
+            dimension=dimension,
+            items=len(contents),
+            responses=sum(len(item.responses) for item in items),
             created=now,
             expires=None if ttl_s is None else now + ttl_s,
         )
-        await self._store.put(call.tenant, head, vectors)
+        await self._store.put(call.tenant, head, contents)
         return _described(head)
 
     async def listed(self, tenant: str | None) -> list[ReferenceSet]:
@@ -111,12 +134,12 @@ class ReferenceSets:
 
     async def find(
         self,
-        model: HostedModel,
+        owner: Owner[References],
         tenant: str | None,
         items: Sequence[Referenced],
         indices: Sequence[int],
         problems: Problems,
-    ) -> Mapping[int, Stored]:
+    ) -> Mapping[int, Stored[References]]:
         """Return the stored references of those items that name a set, by the items' indices.
 
         Raises:
@@ -127,19 +150,19 @@ class ReferenceSets:
         for index, item in zip(indices, items, strict=True):
             if item.reference_set is not None:
                 wanted.setdefault(item.reference_set, []).append((index, prompt_digest(item.prompt, item.tools)))
-        found: dict[int, Stored] = {}
+        found: dict[int, Stored[References]] = {}
         for name, places in wanted.items():
-            found |= await self.by_prompt(model, tenant, name, places, problems)
+            found |= await self.by_prompt(owner, tenant, name, places, problems)
         return found
 
     async def by_prompt(
         self,
-        model: HostedModel,
+        owner: Owner[References],
         tenant: str | None,
         name: str,
         places: Sequence[tuple[int, bytes]],
         problems: Problems,
-    ) -> dict[int, Stored]:
+    ) -> dict[int, Stored[References]]:
         """Return what one set has, by the items' indices.
 
         Args:
@@ -149,7 +172,7 @@ class ReferenceSets:
             ServiceError: as ``find``.
         """
         try:
-            head, vectors = await self._vectors(model, tenant, name, {prompt for _, prompt in places})
+            head, contents = await self._contents(owner, tenant, name, {prompt for _, prompt in places})
         except ServiceError as error:
             if error.code not in (ErrorCode.REFERENCE_UNKNOWN, ErrorCode.REFERENCE_STALE):
                 raise
@@ -158,21 +181,21 @@ class ReferenceSets:
             return {}
         found = {}
         for index, prompt in places:
-            stored = vectors[prompt]
-            if stored is None:
+            content = contents[prompt]
+            if content is None:
                 problems.add(index, _missing(head))
             else:
-                found[index] = Stored(stored, head.birth)
+                found[index] = Stored(owner.unpacked(content), head.birth)
         return found
 
-    async def _vectors(
-        self, model: HostedModel, tenant: str | None, name: str, prompts: Collection[bytes]
-    ) -> tuple[Head, dict[bytes, Vectors | None]]:
+    async def _contents(
+        self, owner: Owner[object], tenant: str | None, name: str, prompts: Collection[bytes]
+    ) -> tuple[Head, dict[bytes, bytes | None]]:
         """Return what a set has for prompts; one that is stored anew meanwhile is looked up anew."""
         head = await self._head(tenant, name)
         asked = list(prompts)
         for left in reversed(range(_TRIES)):
-            _check_identity(head, model)
+            _check_identity(head, owner)
             try:
                 return head, dict(zip(asked, await self._store.get(tenant, head, asked), strict=True))
             except ServiceError:
@@ -192,40 +215,12 @@ class ReferenceSets:
         return head
 
 
-def with_references(represented: Represented, sizes: Sequence[int], stored: Mapping[int, Stored]) -> Represented:
-    """Return the representations of a request with those of its stored references behind each item's own rows.
-
-    Args:
-        sizes: how many rows each item has without them.
-    """
-    if not stored:
-        return represented
-    vectors: list[Vectors] = []
-    dropped, shown, ids = [], [], []
-    start = 0
-    for item, size in zip(represented.items, sizes, strict=True):
-        rows = slice(start, start + size)
-        start += size
-        added = stored[item].vectors if item in stored else np.empty((0, represented.vectors.shape[1]), np.float32)
-        vectors += [represented.vectors[rows], added]
-        dropped += [represented.dropped[rows], np.zeros(len(added), np.uint32)]
-        shown += [represented.shown[rows], np.ones(len(added), np.bool_)]
-        ids += [*represented.ids[rows], *[None] * (len(added) if represented.ids else 0)]
-    return dataclasses.replace(
-        represented,
-        vectors=np.concatenate(vectors),
-        dropped=np.concatenate(dropped),
-        shown=np.concatenate(shown),
-        ids=ids,
-    )
-
-
-def _check_identity(head: Head, model: HostedModel) -> None:
-    if head.identity != model.model.identity:
+def _check_identity(head: Head, owner: Owner[object]) -> None:
+    if head.identity != owner.identity:
         raise ServiceError(
             ErrorCode.REFERENCE_STALE,
             f"the reference set {head.name} was stored with model {head.model} of identity {head.identity[:16]}…, and "
-            f"{model.name} has {model.model.identity[:16]}… now: store it again",
+            f"{owner.name} has {owner.identity[:16]}… now: store it again",
         )
 
 

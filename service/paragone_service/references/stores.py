@@ -1,7 +1,7 @@
 """Where reference sets are kept: memory of one process, or a Redis that replicas share.
 
-A set is a head and, by the digest of each prompt, the representations of its responses. Sets of one owner (a tenant, or
-all who have none) have names of their own. R is the number of responses to a prompt, d the length of a representation.
+A set is a head and, by the digest of each prompt, its responses as bytes, in the form that their model keeps.
+Sets of one owner (a tenant, or all who have none) have names of their own.
 """
 
 import asyncio
@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from redis.exceptions import RedisError
 
 from paragone.codes import ErrorCode
@@ -24,8 +22,6 @@ from paragone_service.metrics import Metrics
 
 __all__ = ["Head", "MemorySets", "RedisSets", "Store"]
 
-Vectors = NDArray[np.float32]
-
 _PREFIX = b"paragone:references:"
 _FIELDS = 4_000
 """Fields of one command: Redis' scripts pass no more than some eight thousand values."""
@@ -33,7 +29,7 @@ _TRIES, _AGAIN_S, _RETRY_AFTER_S = 8, 0.25, 5
 _WRITE_S = 30.0
 _MAX_BYTES = 1_000_000_000
 _SET_BYTES, _PROMPT_BYTES = 2_000, 300
-"""What Python spends on a set, and on a prompt beside its representations."""
+"""What Python spends on a set, and on a prompt beside its responses."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,8 @@ class Head:
 
     Attributes:
         birth: a random name of this very state; a set that was stored anew has another one.
-        model: id of the model that its responses were represented by.
+        model: id of the model that it was stored for.
+        dimension: numbers of each response, where these are representations.
         items: distinct prompts.
         created: seconds since 1970; so is ``expires``, None for never.
     """
@@ -51,7 +48,7 @@ class Head:
     name: str
     model: str
     identity: str
-    dimension: int
+    dimension: int | None
     items: int
     responses: int
     created: float
@@ -66,14 +63,14 @@ class Head:
 class Store(Protocol):
     """Keep sets. All methods raise ``ServiceError`` (``not_ready``) if the state cannot be reached."""
 
-    async def put(self, owner: str | None, head: Head, vectors: Mapping[bytes, Vectors]) -> None:
-        """Store a set in place of the one of its name. Vectors by prompt: [R, d] each."""
+    async def put(self, owner: str | None, head: Head, contents: Mapping[bytes, bytes]) -> None:
+        """Store a set in place of the one of its name, its contents by prompt."""
 
     async def head(self, owner: str | None, name: str) -> Head | None:
         """Return what is known of a set, None if there is none."""
 
-    async def get(self, owner: str | None, head: Head, prompts: Sequence[bytes]) -> list[Vectors | None]:
-        """Return the representations for each prompt, None where the set has none; [R, d] each."""
+    async def get(self, owner: str | None, head: Head, prompts: Sequence[bytes]) -> list[bytes | None]:
+        """Return the content for each prompt, None where the set has none."""
 
     async def heads(self, owner: str | None) -> list[Head]:
         """Return what is known of each set, by name."""
@@ -84,7 +81,7 @@ class Store(Protocol):
 
 class _Kept(NamedTuple):
     head: Head
-    vectors: Mapping[bytes, Vectors]
+    contents: Mapping[bytes, bytes]
     size_bytes: int
 
 
@@ -96,7 +93,7 @@ class MemorySets:
         self._size_bytes = 0
         self._sets: dict[tuple[str | None, str], _Kept] = {}
 
-    async def put(self, owner: str | None, head: Head, vectors: Mapping[bytes, Vectors]) -> None:
+    async def put(self, owner: str | None, head: Head, contents: Mapping[bytes, bytes]) -> None:
         """Store a set, as the contract says.
 
         Raises:
@@ -104,7 +101,7 @@ class MemorySets:
         """
         self._forget_old()
         place = (owner, head.name)
-        size = _SET_BYTES + sum(_PROMPT_BYTES + part.nbytes for part in vectors.values())
+        size = _SET_BYTES + sum(_PROMPT_BYTES + len(part) for part in contents.values())
         others = self._size_bytes - (self._sets[place].size_bytes if place in self._sets else 0)
         if others + size > self._max_bytes:
             raise ServiceError(
@@ -112,7 +109,7 @@ class MemorySets:
                 f"the reference sets would take {others + size} bytes of memory, and {self._max_bytes} are the most: "
                 "delete others, or give the server a Redis",
             )
-        self._sets[place] = _Kept(head, dict(vectors), size)
+        self._sets[place] = _Kept(head, dict(contents), size)
         self._size_bytes = others + size
 
     async def head(self, owner: str | None, name: str) -> Head | None:
@@ -120,10 +117,10 @@ class MemorySets:
         kept = self._sets.get((owner, name))
         return None if kept is None or kept.head.over else kept.head
 
-    async def get(self, owner: str | None, head: Head, prompts: Sequence[bytes]) -> list[Vectors | None]:
-        """Return the representations for each prompt, as the contract says."""
+    async def get(self, owner: str | None, head: Head, prompts: Sequence[bytes]) -> list[bytes | None]:
+        """Return the content for each prompt, as the contract says."""
         kept = self._sets.get((owner, head.name))
-        return [None if kept is None else kept.vectors.get(prompt) for prompt in prompts]
+        return [None if kept is None else kept.contents.get(prompt) for prompt in prompts]
 
     async def heads(self, owner: str | None) -> list[Head]:
         """Return what is known of each set, as the contract says."""
@@ -145,7 +142,7 @@ class RedisSets:
     """Keep sets in Redis: a hash each, and a set of names for each owner.
 
     Args:
-        seal: what heads and representations are sealed with.
+        seal: what heads and contents are sealed with.
     """
 
     def __init__(self, redis: RedisCache, *, seal: Seal, metrics: Metrics) -> None:
@@ -153,10 +150,10 @@ class RedisSets:
         self._seal = seal
         self._metrics = metrics
 
-    async def put(self, owner: str | None, head: Head, vectors: Mapping[bytes, Vectors]) -> None:
+    async def put(self, owner: str | None, head: Head, contents: Mapping[bytes, bytes]) -> None:
         """Store a set, as the contract says, in one transaction."""
         key = _key(owner, head.name)
-        fields = [(prompt, self._seal.close(_place(head, prompt), one.tobytes())) for prompt, one in vectors.items()]
+        fields = [(prompt, self._seal.close(_place(head, prompt), one)) for prompt, one in contents.items()]
         pipeline = self._redis.connection.pipeline(transaction=True)
         pipeline.delete(key)
         pipeline.hset(key, "head", self._seal.close(key, json.dumps(asdict(head)).encode()))
@@ -184,13 +181,13 @@ class RedisSets:
         head = Head(**json.loads(opened))
         return None if head.over else head
 
-    async def get(self, owner: str | None, head: Head, prompts: Sequence[bytes]) -> list[Vectors | None]:
-        """Return the representations for each prompt, as the contract says.
+    async def get(self, owner: str | None, head: Head, prompts: Sequence[bytes]) -> list[bytes | None]:
+        """Return the content for each prompt, as the contract says.
 
         Raises:
             ServiceError: ``reference_unknown``, if some are damaged.
         """
-        found: list[Vectors | None] = []
+        found: list[bytes | None] = []
         for prompt, sealed in zip(prompts, await self._fields(_key(owner, head.name), prompts), strict=True):
             opened = None if sealed is None else self._seal.open(_place(head, prompt), sealed)
             if sealed is not None and opened is None:
@@ -199,7 +196,7 @@ class RedisSets:
                     ErrorCode.REFERENCE_UNKNOWN,
                     f"the reference set {head.name} was damaged, or replaced just now: store it again",
                 )
-            found.append(None if opened is None else np.frombuffer(opened, "<f4").reshape(-1, head.dimension))
+            found.append(opened)
         return found
 
     async def heads(self, owner: str | None) -> list[Head]:

@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 
 import httpx2
-import numpy as np
 import pytest
 
 from paragone import AsyncClient
@@ -174,13 +173,13 @@ async def test_a_set_that_is_replaced_while_it_is_looked_up_is_still_there(hoste
 async def test_small_sets_in_memory_count_for_what_they_take():
     store = MemorySets(max_bytes=10_000)
     one = Head("b", "", "m", "i", dimension=1, items=1, responses=1, created=0.0, expires=None)
-    vectors = {b"p": np.zeros((1, 1), dtype=np.float32)}
+    contents = {b"p": bytes(4)}
     for name in "abcdabcd":
-        await store.put(None, dataclasses.replace(one, name=name), vectors)
+        await store.put(None, dataclasses.replace(one, name=name), contents)
     with pytest.raises(ServiceError, match="10000 are the most"):
-        await store.put(None, dataclasses.replace(one, name="e"), vectors)
+        await store.put(None, dataclasses.replace(one, name="e"), contents)
     await store.delete(None, "a")
-    await store.put(None, dataclasses.replace(one, name="e"), vectors)
+    await store.put(None, dataclasses.replace(one, name="e"), contents)
 
 
 async def test_the_client_stores_lists_names_and_deletes(hosted):

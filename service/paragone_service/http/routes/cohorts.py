@@ -12,6 +12,7 @@ from paragone_service.http.bodies import check_total, read_member
 from paragone_service.http.calls import call_of
 from paragone_service.http.errors import ServiceError
 from paragone_service.http.openapi_document import cohort_document
+from paragone_service.references.owners import VectorOwner
 from paragone_service.references.sets import ReferenceSets
 from paragone_service.registry import Registry
 from paragone_service.scoring import groups
@@ -43,7 +44,7 @@ def cohort_routes(registry: Registry, sets: ReferenceSets, cohorts: Cohorts) -> 
             raise unfit
         problems = Problems("cohort", report=True)
         call = call_of(request, body.truncation, problems)
-        stored = await sets.find(model, call.tenant, [body], [0], problems)
+        stored = await sets.find(VectorOwner(model), call.tenant, [body], [0], problems)
         if problems.errors:
             raise ServiceError(problems.errors[0].code, problems.errors[0].message)
         outcome = await cohorts.answer(model, comparator, body, call, stored=stored.get(0), refusal=refusal)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 
@@ -29,10 +29,14 @@ from paragone_service.http.errors import ServiceError
 from paragone_service.pairs.answers import preferences, rewards
 from paragone_service.pairs.source import Duel, PairSource
 from paragone_service.pairs.tables import GroupTable, compare_groups, comparisons_of, tournaments
+from paragone_service.references.owners import TextOwner, with_listed
+from paragone_service.references.sets import ReferenceSets
 from paragone_service.scoring import groups
 from paragone_service.scoring.request import Call, Problems
 
 __all__ = ["check_principles", "check_rationale", "compared_preferences", "compared_rewards", "compared_tournaments"]
+
+AnyReferenced = TypeVar("AnyReferenced", bound=Referenced)
 
 
 async def compared_preferences(
@@ -61,7 +65,12 @@ async def compared_preferences(
 
 
 async def compared_tournaments(
-    source: PairSource, body: TournamentsRequest, indices: Sequence[int], call: Call, workers: Executor
+    source: PairSource,
+    body: TournamentsRequest,
+    indices: Sequence[int],
+    call: Call,
+    sets: ReferenceSets,
+    workers: Executor,
 ) -> Response:
     """Answer a request for tournaments, having compared what its plan asks for."""
     _refuse_what_needs_representations(
@@ -71,7 +80,6 @@ async def compared_tournaments(
     if not source.takes_principles:
         check_principles(source.name, body.groups, indices, problems)
     check_groups(body.groups)
-    _check_comparisons(body)
     if body.signal == "reward":
         raise ServiceError(
             ErrorCode.RETURN_UNAVAILABLE,
@@ -80,9 +88,10 @@ async def compared_tournaments(
         )
     wanted = groups.Wanted(matrix="matrix" in body.return_, signal=body.signal, shaping=body.shaping)
     groups.check_signals(wanted, body.groups, indices, problems)
-    _check_references(source, body.groups, indices, problems)
+    asked = await _listed(source, body.groups, indices, call, sets)
+    _check_number(sum(comparisons_of(group, body.comparisons) for group in asked))
     tables, sound = [], []
-    for index, group in zip(indices, body.groups, strict=True):
+    for index, group in zip(indices, asked, strict=True):
         if index in problems.errors:
             continue
         try:
@@ -104,7 +113,9 @@ async def compared_tournaments(
     return await asyncio.get_running_loop().run_in_executor(workers, summarise)
 
 
-async def compared_rewards(source: PairSource, body: RewardsRequest, indices: Sequence[int], call: Call) -> Response:
+async def compared_rewards(
+    source: PairSource, body: RewardsRequest, indices: Sequence[int], call: Call, sets: ReferenceSets
+) -> Response:
     """Answer what each response is worth against its references: all that such a model has to say of one."""
     _refuse_what_needs_representations(
         source, call, skew_weight=body.skew_weight, weights=body.weights, aggregation=body.aggregation
@@ -116,9 +127,8 @@ async def compared_rewards(source: PairSource, body: RewardsRequest, indices: Se
         raise ServiceError(
             ErrorCode.RETURN_UNAVAILABLE, f'model {source.name} has no {unknown[0]}: leave it out of "return"'
         )
-    _check_references(source, body.items, indices, call.problems)
     duels, counts, sound = [], [], []
-    for index, item in zip(indices, body.items, strict=True):
+    for index, item in zip(indices, await _listed(source, body.items, indices, call, sets), strict=True):
         if isinstance(item, ItemOfSteps):
             problem = f"model {source.name} compares whole responses and scores no steps: send the response whole"
             call.problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, problem))
@@ -218,17 +228,16 @@ def _no_ids(source: PairSource) -> ServiceError:
     )
 
 
-def _check_references(
-    source: PairSource, asked: Sequence[Referenced], indices: Sequence[int], problems: Problems
-) -> None:
-    for index, one in zip(indices, asked, strict=True):
-        if one.reference_set is not None:
-            problem = f"model {source.name} reads both responses at once, and a set keeps none: list the references"
-            problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, problem))
+async def _listed(
+    source: PairSource, asked: Sequence[AnyReferenced], indices: Sequence[int], call: Call, sets: ReferenceSets
+) -> list[AnyReferenced]:
+    """Return the items with their references as texts, whether they came so or a set has them.
 
-
-def _check_comparisons(body: TournamentsRequest) -> None:
-    _check_number(sum(comparisons_of(group, body.comparisons) for group in body.groups))
+    Raises:
+        ServiceError: as ``ReferenceSets.find``.
+    """
+    stored = await sets.find(TextOwner(source), call.tenant, asked, indices, call.problems)
+    return with_listed(asked, indices, stored)
 
 
 def _check_number(comparisons: int) -> None:

@@ -8,7 +8,8 @@ from paragone_service.http.bodies import check_total, read_body
 from paragone_service.http.calls import call_of
 from paragone_service.http.middleware import SCOPE_KEY
 from paragone_service.http.openapi_document import reference_document, references_document
-from paragone_service.references.sets import ReferenceSets
+from paragone_service.references.owners import TextOwner, VectorOwner
+from paragone_service.references.sets import Owner, ReferenceSets
 from paragone_service.registry import Registry
 
 __all__ = ["reference_routes"]
@@ -20,18 +21,19 @@ def reference_routes(registry: Registry, sets: ReferenceSets) -> APIRouter:
 
     @router.post("/v1/references", **references_document(ReferencesRequest, ReferenceSet))
     async def add_references(request: Request) -> ReferenceSet:
-        """Store responses to many prompts under a name, as representations, in place of what it had before.
+        """Store responses to many prompts under a name, in place of what it had before.
 
-        Later requests say `"references": {"set": NAME}`, and only their own responses are run through the model. A
-        response that cannot be scored refuses the whole set.
+        Later requests say `"references": {"set": NAME}`. Of a model that represents responses the representations are
+        stored: then only a request's own responses are run through it, and a response that cannot be scored refuses the
+        whole set. Of one that reads both responses at once the texts are stored.
         """
         body, _, problems = await read_body(request, ReferencesRequest, "items")
         problems.by_member = True  # so that the message names the response
-        model = registry.find(body.model)
-        model.check_preferences()
+        source = registry.pair_source(body.model)
+        owner: Owner[object] = VectorOwner(registry.find(body.model)) if source is None else TextOwner(source)
         check_total(sum(len(item.responses) for item in body.items))
         call = call_of(request, body.truncation, problems)
-        return await sets.add(model, body.name, body.items, call, ttl_s=body.ttl_s)
+        return await sets.add(owner, body.name, body.items, call, ttl_s=body.ttl_s)
 
     @router.get("/v1/references", **reference_document(ReferenceSetsAnswer))
     async def list_references(request: Request) -> ReferenceSetsAnswer:

@@ -37,7 +37,8 @@ from paragone_service.http.routes.comparing import (
     compared_rewards,
     compared_tournaments,
 )
-from paragone_service.references.sets import ReferenceSets, with_references
+from paragone_service.references.owners import VectorOwner, with_references
+from paragone_service.references.sets import ReferenceSets
 from paragone_service.registry import Registry
 from paragone_service.scoring import answers, groups
 from paragone_service.scoring.comparing import compared
@@ -126,7 +127,7 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
         call = _call(request, body, problems)
         source = registry.pair_source(body.model)
         if source is not None:
-            return await compared_tournaments(source, body, indices, call, workers)
+            return await compared_tournaments(source, body, indices, call, sets, workers)
         model = registry.find(body.model)
         check_principles(model.name, body.groups, indices, problems, takes_one=model.takes_principles)
         comparator, header = compared(
@@ -138,7 +139,7 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
         groups.check_kind(wanted.signal, model.name, comparator)
         groups.check_signals(wanted, body.groups, indices, problems)
         _check_sets(model, body.aggregation, body.groups)
-        stored = await sets.find(model, call.tenant, body.groups, indices, problems)
+        stored = await sets.find(VectorOwner(model), call.tenant, body.groups, indices, problems)
         items = [
             RequestItem(
                 index,
@@ -151,7 +152,7 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
             for index, group in zip(indices, body.groups, strict=True)
         ]
         own = [len(item.responses) for item in items]
-        stored_counts = [len(stored[index].vectors) if index in stored else 0 for index in indices]
+        stored_counts = [len(stored[index].references) if index in stored else 0 for index in indices]
         sizes = await groups.sizes_of(body.groups, stored_counts, workers, measured=body.shaping is not None)
         body.groups.clear()  # as above
         represented = await model.represent(items, call)
@@ -177,7 +178,7 @@ def _add_rewards(router: APIRouter, registry: Registry, sets: ReferenceSets, wor
         call = _call(request, body, problems)
         source = registry.pair_source(body.model)
         if source is not None:
-            return await compared_rewards(source, body, indices, call)
+            return await compared_rewards(source, body, indices, call, sets)
         model = registry.find(body.model)
         comparator, header = compared(
             model, skew_weight=body.skew_weight, weights=body.weights, aggregation=body.aggregation
@@ -186,14 +187,14 @@ def _add_rewards(router: APIRouter, registry: Registry, sets: ReferenceSets, wor
         check_principles(model.name, body.items, indices, problems, takes_one=model.takes_principles)
         _check_steps(model, body, indices, problems)
         _check_sets(model, body.aggregation, body.items)
-        stored = await sets.find(model, call.tenant, body.items, indices, problems)
+        stored = await sets.find(VectorOwner(model), call.tenant, body.items, indices, problems)
         items = [
             RequestItem(index, item.prompt, item.tools, (_own(item), *item.listed), own=1, principle=item.principle)
             for index, item in zip(indices, body.items, strict=True)
         ]
         own = [len(item.responses) for item in items]
         references = [
-            len(stored[index].vectors) if index in stored else len(item.listed)
+            len(stored[index].references) if index in stored else len(item.listed)
             for index, item in zip(indices, body.items, strict=True)
         ]
         body.items.clear()  # as above

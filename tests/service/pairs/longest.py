@@ -1,0 +1,57 @@
+"""A model that compares by a fixed rule, for what is to be seen without a model."""
+
+import numpy as np
+
+from paragone.codes import ErrorCode
+from paragone.wire import ModelInfo, Usage
+from paragone_service.http.errors import ServiceError
+from paragone_service.pairs.source import Compared
+
+
+class Longest:
+    """Prefer the longer response, a letter a nat; fail on whatever has ``fail`` in either."""
+
+    name = "longest"
+    takes_principles = False
+
+    def __init__(self):
+        self.header = {"model": "longest", "identity": "0" * 64, "fingerprint": "0" * 16, "calibrated": False}
+        self.asked = []
+
+    def start(self):
+        pass
+
+    async def close(self):
+        pass
+
+    async def alive(self, *, within_s, timeout_s):  # noqa: ARG002 (the protocol's)
+        return True
+
+    def described(self, limits):
+        return ModelInfo(
+            id=self.name,
+            kind="pairwise",
+            source="test",
+            identity="0" * 64,
+            fingerprint="0" * 16,
+            numerics={},
+            limits=limits,
+            temperature=1,
+            calibrated=False,
+            attributes=[],
+            dimension=None,
+            demonstration=True,
+            engine="local",
+            pooling="last",
+            special_tokens="escape",
+            reasoning="keep",
+        )
+
+    async def compare(self, duels, call):  # noqa: ARG002 (the protocol's)
+        self.asked.append(len(duels))
+        logits = np.array([float(len(duel.first) - len(duel.second)) for duel in duels])
+        failing = [at for at, duel in enumerate(duels) if "fail" in duel.first and "fail" in duel.second]
+        logits[failing] = np.nan
+        error = ServiceError(ErrorCode.ENGINE_FAILED, "no verdict")
+        usage = Usage(forward_responses=len(duels), forward_tokens=2 * len(duels), cached_responses=0, truncated=0)
+        return Compared(logits, usage, dict.fromkeys(failing, error))
