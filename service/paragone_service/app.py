@@ -31,6 +31,7 @@ from paragone_service.dialects.dialect import dialect_routes, error_shapes, scor
 from paragone_service.dialects.dialects import DIALECTS
 from paragone_service.dialects.elsewhere import ELSEWHERE
 from paragone_service.engine.contract import Engine
+from paragone_service.files.reading import FileReader
 from paragone_service.http.bodies import MAX_ITEMS
 from paragone_service.http.deadlines import Deadlines
 from paragone_service.http.docs_page import docs_route
@@ -50,6 +51,7 @@ from paragone_service.http.openapi_document import describe_routes
 from paragone_service.http.overload import QuickRefusals, Reserving
 from paragone_service.http.page import page_files, page_routes
 from paragone_service.http.routes.cohorts import cohort_routes
+from paragone_service.http.routes.files import file_routes
 from paragone_service.http.routes.operation import health_routes, inspection_routes
 from paragone_service.http.routes.references import reference_routes
 from paragone_service.http.routes.rollout import rollout_routes
@@ -137,6 +139,7 @@ def create_app(
     sets = ReferenceSets(
         MemorySets() if redis is None else RedisSets(redis, seal=Seal(settings.read_cache_secret()), metrics=metrics)
     )
+    file_reader = FileReader(memory_bytes=round(settings.file_memory_mb * 1e6), limit_s=settings.file_limit_s)
     cohorts = Cohorts(store, drain, deadline_s=settings.deadline_s, workers=workers)
 
     def guards(inner: ASGIApp) -> tuple[HostGuard, Authorization]:
@@ -186,6 +189,7 @@ def create_app(
         await rollout.close()
         await registry.close()  # before the cache, because its last batches still write into the cache
         await cache.close()
+        file_reader.close()
         workers.shutdown(wait=True, cancel_futures=True)
 
     app = FastAPI(
@@ -215,6 +219,7 @@ def create_app(
     app.include_router(scoring_routes(registry, sets, workers))
     app.include_router(cohort_routes(registry, sets, cohorts))
     app.include_router(reference_routes(registry, sets))
+    app.include_router(file_routes(file_reader))
     limits = ModelLimits(max_tokens=0, max_items=MAX_ITEMS, max_body_bytes=settings.max_body_bytes)
     app.include_router(inspection_routes(registry, limits))
     info = functools.partial(described, limits=limits)

@@ -100,6 +100,10 @@ class Settings(BaseSettings):
     """Largest request body, in MB (10⁶ bytes)."""
     body_timeout_s: float = Field(default=30, gt=0, allow_inf_nan=False)
     """Seconds in which a body is read; each kilobyte that has come adds one."""
+    file_memory_mb: float = Field(default=1_000, ge=100)
+    """Memory that reading one file of `/v1/files` may take, in MB (10⁶ bytes); two are read at a time."""
+    file_limit_s: float = Field(default=30, gt=0, allow_inf_nan=False)
+    """Seconds that reading one such file may take."""
     header_timeout_s: float = Field(default=10, gt=0, allow_inf_nan=False)
     """Seconds in which the headers of a request come, from the opening of a connection on."""
     max_header_bytes: int = Field(default=32_768, ge=1_024)

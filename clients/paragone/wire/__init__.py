@@ -41,6 +41,7 @@ from paragone.wire.conversations import (
     canonical_json,
     canonical_turns,
 )
+from paragone.wire.files import FileAnswer, FileLabel, FileLeftOut, FileQuery, FileRating, FileRow
 from paragone.wire.references import ReferenceItem, ReferenceSet, ReferenceSetsAnswer, ReferencesRequest
 from paragone.wire.requests import (
     Aggregation,
@@ -67,6 +68,12 @@ __all__ = [
     "DeviceInfo",
     "ErrorBody",
     "ErrorDetail",
+    "FileAnswer",
+    "FileLabel",
+    "FileLeftOut",
+    "FileQuery",
+    "FileRating",
+    "FileRow",
     "Group",
     "Item",
     "ItemError",

@@ -17,6 +17,7 @@ from paragone.wire import (
     CohortAnswer,
     CohortRequest,
     ErrorBody,
+    FileAnswer,
     LoadRequest,
     ModelInfo,
     ModelsAnswer,
@@ -37,6 +38,7 @@ from paragone_service.http.errors import HTTP_STATUS
 __all__ = [
     "cohort_document",
     "describe_routes",
+    "file_document",
     "health_document",
     "inspection_document",
     "metrics_document",
@@ -159,6 +161,39 @@ _SET = {
     "created": 1795959600.0,
     "expires": 1796564400.0,
 }
+_FILE = {
+    "name": "pairs.jsonl",
+    "layout": "pairs",
+    "why": "told by what its columns hold: prompt, first, second, strength; strengths: strength, -3 to 3",
+    "count": 193,
+    "read": 192,
+    "left_out": [{"reason": "the line is not JSON: Expecting value at column 1", "rows": 1, "lines": [12]}],
+    "prompts": 64,
+    "responses": 256,
+    "pairs": 192,
+    "decided": 184,
+    "ties": 8,
+    "duplicates": 0,
+    "contradictions": 0,
+    "identical": 0,
+    "first_preferred": 0.48,
+    "longer_preferred": 0.49,
+    "rated": 0,
+    "ratings": {},
+    "splits": {"train": 144, "test": 48},
+    "offset": 0,
+    "rows": [
+        {
+            "line": 1,
+            "id": "1",
+            "prompt": [{"role": "user", "content": "Is sport fun?"}],
+            "responses": ["Yes, with others.", "Yes."],
+            "labels": [{"first": 0, "second": 1, "strength": 2.0}],
+            "ratings": [],
+            "tools": [],
+        }
+    ],
+}
 _EXAMPLES: Mapping[type[BaseModel], dict[str, Any]] = {
     PreferencesAnswer: {
         **_ANSWERED,
@@ -186,6 +221,7 @@ _EXAMPLES: Mapping[type[BaseModel], dict[str, Any]] = {
         ],
         "usage": _COLD,
     },
+    FileAnswer: _FILE,
     ReferenceSet: _SET,
     ReferenceSetsAnswer: {"references": [_SET]},
     CohortAnswer: {
@@ -277,6 +313,29 @@ def rollout_document(request: type[BaseModel] | None, answer: type[BaseModel]) -
         return _body_document(request, answer, ErrorCode.NOT_ALLOWED, ErrorCode.MODEL_REFUSED)
     codes = (ErrorCode.UNKNOWN_MODEL, ErrorCode.NOT_ALLOWED, ErrorCode.MODEL_REFUSED)
     return {"response_model": answer, "responses": _errors(*codes, *_ALWAYS)}
+
+
+def file_document(query: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+    """Return what FastAPI needs to document the route whose body is a file, and whose query says how it is read."""
+    described = query.model_json_schema()
+    needed = described.get("required", ())
+    parameters = [
+        {
+            "name": name,
+            "in": "query",
+            "required": name in needed,
+            "schema": schema,
+            "description": schema["description"],
+        }
+        for name, schema in described["properties"].items()
+    ]
+    codes = (ErrorCode.INVALID_REQUEST, ErrorCode.BODY_TOO_LARGE, ErrorCode.DEADLINE_EXCEEDED, ErrorCode.NOT_FOUND)
+    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    return {
+        "response_model": answer,
+        "responses": _errors(*codes, *_ALWAYS),
+        "openapi_extra": {"parameters": parameters, "requestBody": {"required": True, "content": content}},
+    }
 
 
 def health_document(description: str, *codes: ErrorCode) -> dict[str, Any]:

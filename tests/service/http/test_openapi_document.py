@@ -24,6 +24,7 @@ ROUTES = {
     ("get", "/v1/models/{model}"): wire.ModelInfo,
     ("post", "/v1/models/{model}:load"): wire.ModelInfo,
     ("post", "/v1/models/{model}:unload"): wire.ModelInfo,
+    ("post", "/v1/files"): wire.FileAnswer,
     ("get", "/livez"): None,
     ("get", "/readyz"): None,
     ("get", "/metrics"): None,
@@ -94,7 +95,6 @@ def test_documented_errors_have_the_status_of_the_table(document):
                 documented.add(ErrorCode(code))
     # What belongs to no route, or to those of dialects, which have a page of their own.
     elsewhere = {
-        ErrorCode.NOT_FOUND,
         ErrorCode.METHOD_NOT_ALLOWED,
         ErrorCode.DIALECT_OFF,
         ErrorCode.REFERENCE_REQUIRED,

@@ -1,0 +1,32 @@
+"""The route that says what a data file holds."""
+
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from paragone.wire import FileAnswer, FileQuery
+from paragone_service.files.reading import FileReader
+from paragone_service.http.errors import from_validation
+from paragone_service.http.openapi_document import file_document
+
+__all__ = ["file_routes"]
+
+
+def file_routes(reader: FileReader) -> APIRouter:
+    """Return the route."""
+    router = APIRouter(tags=["files"])
+
+    @router.post("/v1/files", **file_document(FileQuery, FileAnswer))
+    async def read_file(request: Request) -> Response:
+        """Answer what a data file holds and some of its rows: layout, counts, what is left out and why.
+
+        The body is the file, in any layout and container that `paragone data` reads. Nothing of it is kept.
+        """
+        try:
+            query = FileQuery.model_validate(dict(request.query_params))
+        except ValidationError as error:
+            raise from_validation(error) from None
+        content = b"".join([chunk async for chunk in request.stream()])
+        return Response(await reader.read(query, content), media_type="application/json")
+
+    return router

@@ -1,0 +1,198 @@
+"""`/v1/files`: any data file is read as `paragone data` reads it, shown page by page, and kept nowhere."""
+
+import bz2
+import gzip
+import io
+import json
+import tempfile
+import zlib
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from paragone.wire import FileAnswer
+from paragone_evaluation.data_summary import summarised
+from paragone_evaluation.readers.files import FilePass
+from paragone_evaluation.readers.options import ReadOptions
+from paragone_service.api_keys import hash_of
+from paragone_service.files import reading
+from tests.service.conftest import serving
+
+pytestmark = pytest.mark.anyio
+
+EVERYDAY = Path(__file__).parents[3] / "data" / "everyday_pairs.jsonl"
+PAIRS = [
+    {"prompt": f"Question {n}?", "first": f"Answer {n}.", "second": "No idea.", "strength": (-1) ** n * 2}
+    for n in range(7)
+]
+
+
+@pytest.fixture(scope="module")
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def client():
+    async with serving({}) as client:
+        yield client
+
+
+async def ask(client, content, name="pairs.jsonl", **query):
+    return await client.post("/v1/files", content=content, params={"name": name, **query})
+
+
+async def answered(client, content, name="pairs.jsonl", **query):
+    response = await ask(client, content, name, **query)
+    assert response.status_code == 200, response.text
+    return FileAnswer.model_validate_json(response.content)
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def parquet(rows):
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), stream)
+    return stream.getvalue()
+
+
+async def test_a_file_is_read_as_the_command_reads_it(client):
+    answer = await answered(client, EVERYDAY.read_bytes(), limit=3, offset=190)
+    expected = summarised(FilePass(EVERYDAY, options=ReadOptions(bad_rows="leave-out")))
+    assert (answer.layout, answer.count, answer.read) == ("pairs", 192, 192)
+    same = ("prompts", "responses", "pairs", "decided", "ties", "duplicates", "first_preferred", "splits")
+    assert {name: getattr(answer, name) for name in same} == {name: expected[name] for name in same}
+    rows = [json.loads(line) for line in EVERYDAY.read_text().splitlines()][190:]
+    assert [row.line for row in answer.rows] == [191, 192]
+    for shown, row in zip(answer.rows, rows, strict=True):
+        assert shown.prompt == [{"role": "user", "content": row["prompt"]}]
+        assert shown.responses == [row["first"], row["second"]]
+        assert [(label.first, label.second, label.strength) for label in shown.labels] == [(0, 1, row["strength"])]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", json.dumps(PAIRS).encode()),
+        ("a.jsonl.gz", gzip.compress(lines(PAIRS))),
+        ("A.JSONL.BZ2", bz2.compress(lines(PAIRS))),
+        ("a.parquet", parquet(PAIRS)),
+        ("a.csv", b"prompt,chosen,rejected\n" + b"".join(b"Question %d?,good,bad\n" % n for n in range(7))),
+    ],
+)
+async def test_every_container_is_read_and_paged(client, name, content):
+    answer = await answered(client, content, name, offset=2, limit=4)
+    assert (answer.read, answer.pairs, answer.offset) == (7, 7, 2)
+    assert [row.prompt[0]["content"] for row in answer.rows] == [f"Question {n}?" for n in range(2, 6)]
+
+
+async def test_ratings_unjudged_responses_and_prompts_are_shown_as_what_they_are(client):
+    rated = [{"prompt": f"{n}?", "response": "x", "ratings": {"helpfulness": n}} for n in range(3)]
+    answer = await answered(client, lines(rated))
+    assert answer.layout == "ratings"
+    assert answer.rows[2].ratings == [{"helpfulness": 2}]
+    assert answer.ratings["helpfulness"].mean == 1
+    bare = await answered(client, lines([{"prompt": "p?", "responses": ["a", "b", "c"]}]))
+    assert (bare.layout, bare.rows[0].responses, bare.rows[0].labels) == ("unjudged", ["a", "b", "c"], [])
+    prompts = await answered(client, lines([{"prompt": "p?"}, {"prompt": "q?"}]))
+    assert (prompts.layout, [row.responses for row in prompts.rows]) == ("prompts", [[], []])
+
+
+async def test_what_is_left_out_is_counted_with_its_reason_and_its_lines(client):
+    broken = [*PAIRS[:2], {"prompt": "p?", "first": "a", "second": "b", "strength": 9}]
+    answer = await answered(client, lines(broken) + b"{not json\n" + lines(PAIRS[3:]))
+    assert (answer.count, answer.read) == (8, 6)
+    assert [(left.rows, left.lines) for left in answer.left_out] == [(1, [3]), (1, [4])]
+    assert "strength" in answer.left_out[0].reason
+    assert "not JSON" in answer.left_out[1].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "query", "words"),
+    [
+        ("notes.txt", b"hello", {}, "its name must end in one of .jsonl"),
+        ("pairs.jsonl", b'{"colour": 3}\n', {}, "cannot read|cannot be read"),
+        ("pairs.jsonl", b"", {}, "has no rows"),
+        ("pairs.parquet", b"PAR1 and no more", {}, "cannot read pairs.parquet"),
+        ("pairs.jsonl.gz", gzip.compress(lines(PAIRS))[:40], {}, "cannot read pairs.jsonl.gz"),
+        ("pairs.jsonl", b"\xff\xfe\xff", {}, "pairs.jsonl"),
+        ("pairs.jsonl", lines(PAIRS), {"layout": "mine"}, "layout is 'mine'; it must be auto or one of"),
+        ("pairs.jsonl", lines(PAIRS), {"limit": 501}, "less than or equal to 500"),
+        ("pairs.jsonl", lines(PAIRS), {"offset": -1}, "greater than or equal to 0"),
+        ("pairs.jsonl", lines(PAIRS), {"colour": 1}, "colour|not permitted|unknown"),
+        ("", lines(PAIRS), {}, "name"),
+    ],
+)
+async def test_what_cannot_be_read_is_refused_in_the_readers_words(client, name, content, query, words):
+    response = await ask(client, content, name, **query)
+    assert response.status_code == 422, response.text
+    error = response.json()["error"]
+    assert error["code"] == "invalid_request"
+    assert any(word in error["message"] for word in words.split("|")), error
+    assert tempfile.gettempdir() not in error["message"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd.jsonl", "C:\\files\\passwd.jsonl", "hf:someone/passwd.jsonl", ".passwd.jsonl"]
+)
+async def test_a_name_is_never_a_path_nor_a_data_set_elsewhere(client, name):
+    answer = await answered(client, lines(PAIRS), name)
+    assert answer.name == "passwd.jsonl"
+    assert answer.read == 7
+
+
+async def test_code_that_is_dropped_as_a_file_is_not_run(client, tmp_path):
+    response = await ask(client, f"open({str(tmp_path / 'ran')!r}, 'w')".encode(), "json.py")
+    assert response.status_code == 422
+    assert not list(tmp_path.iterdir())
+
+
+def bombs():
+    """Small files that unpack to much: one line of 250 MB; a text of a megabyte in each of 4,096 rows of a table."""
+    packer, chunk = zlib.compressobj(1, wbits=31), b"a" * (1 << 20)
+    line = packer.compress(b'{"prompt": "') + b"".join(packer.compress(chunk) for _ in range(250)) + packer.flush()
+    text, rows = pyarrow.array(["b" * 1_000_000]), pyarrow.array([0] * 4096, pyarrow.int32())
+    column, stream = pyarrow.DictionaryArray.from_arrays(rows, text), io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": column, "chosen": column, "rejected": column}), stream)
+    return {"a.jsonl.gz": line, "a.parquet": stream.getvalue()}
+
+
+async def test_a_bomb_is_refused_and_the_server_goes_on():
+    async with serving({}, file_memory_mb=150) as client:
+        for name, content in bombs().items():
+            assert len(content) < 2_000_000
+            response = await ask(client, content, name)
+            assert response.status_code == 422, response.text
+            message = response.json()["error"]["message"]
+            assert f"reading {name} took more than 150 MB of memory" in message or f"cannot read {name}" in message
+        assert (await answered(client, lines(PAIRS))).read == 7
+
+
+async def test_reading_ends_at_its_limit_of_time_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    async with serving({}, file_limit_s=0.05) as client:
+        response = await ask(client, lines(PAIRS))
+        assert response.status_code == 422
+        assert "took more than 0.05 s" in response.json()["error"]["message"]
+    assert not list(tmp_path.iterdir())
+
+
+async def test_without_the_readers_the_answer_says_what_to_install(client, monkeypatch):
+    monkeypatch.setattr(reading, "_NEEDED", "a_package_that_nobody_has")
+    response = await ask(client, lines(PAIRS))
+    assert response.status_code == 404
+    assert "pip install 'paragone[evaluation]'" in response.json()["error"]["message"]
+
+
+async def test_a_key_is_needed_and_the_body_has_a_limit(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text(f"user:{hash_of('user')}\n")
+    async with serving({}, api_key_file=file, max_body_mb=0.001) as client:
+        assert (await ask(client, lines(PAIRS))).status_code == 401
+        client.headers["authorization"] = "Bearer user"
+        assert (await ask(client, lines(PAIRS))).status_code == 200
+        assert (await ask(client, lines(PAIRS) * 10)).status_code == 413
