@@ -22,6 +22,7 @@ __all__ = [
     "DEFAULTS",
     "ELSEWHERE",
     "Budget",
+    "DtypeChoice",
     "automatic_dtype",
     "best_budget",
     "bfloat16_refusal",
@@ -65,19 +66,44 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _CPU_MEMORY_MESSAGES)
 
 
-def automatic_dtype(device: torch.device, *, parameters: int, demonstration: bool) -> torch.dtype:
-    """Return the dtype of a backbone.
+@dataclass(frozen=True)
+class DtypeChoice:
+    """The dtype of a backbone.
+
+    Attributes:
+        reason: why this one, for people.
+    """
+
+    dtype: torch.dtype
+    reason: str
+
+
+def automatic_dtype(device: torch.device, *, parameters: int, demonstration: bool) -> DtypeChoice:
+    """Return the dtype of a backbone for which nobody chose one.
 
     Args:
         demonstration: built-in demonstrations stay in float32, so that their answers are the same everywhere.
     """
     if demonstration:
-        return torch.float32
+        return DtypeChoice(torch.float32, "a demonstration's answers are the same everywhere")
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type == "cpu" and parameters >= _SMALL and bfloat16_speedup() >= _WORTH:
-        return torch.bfloat16
-    return torch.float32
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return DtypeChoice(torch.bfloat16, "this GPU multiplies it")
+        return DtypeChoice(torch.float32, "this GPU multiplies no bfloat16")
+    if device.type != "cpu":
+        return DtypeChoice(torch.float32, f"bfloat16 was never tried on {device.type}")
+    if parameters < _SMALL:
+        return DtypeChoice(torch.float32, f"bfloat16 gains nothing below {_SMALL // 10**6} M parameters")
+    refusal = bfloat16_refusal()
+    if refusal is not None:
+        return DtypeChoice(torch.float32, refusal)
+    times = bfloat16_speedup()
+    if times >= _WORTH:
+        return DtypeChoice(torch.bfloat16, f"this CPU multiplies it {times:.1f} times as fast as float32")
+    return DtypeChoice(
+        torch.float32,
+        f"this CPU multiplies bfloat16 {times:.1f} times as fast, and {_WORTH} is what its error is worth",
+    )
 
 
 def bfloat16_refusal() -> str | None:

@@ -57,6 +57,7 @@ from paragone_service.http.routes.references import reference_routes
 from paragone_service.http.routes.rollout import rollout_routes
 from paragone_service.http.routes.scoring import scoring_routes
 from paragone_service.judge.hosted_judge import HostedJudge
+from paragone_service.logs import ONE_FACT
 from paragone_service.metrics import Metrics
 from paragone_service.pairs.ensemble import open_ensembles
 from paragone_service.pairs.source import PairSource
@@ -180,7 +181,7 @@ def create_app(
         await cohorts.start()
         watch()
         following = asyncio.create_task(_follow_keys(settings, ring))
-        logger.info("hosting %s; %s answers by default", ", ".join(registry.names), registry.default)
+        logger.info("hosting %s; %s answers by default", ", ".join(registry.names), registry.default, extra=ONE_FACT)
         yield
         following.cancel()
         if watchdog is not None:
@@ -203,6 +204,7 @@ def create_app(
     )
     app.state.max_messages = settings.max_messages
     app.state.registry = registry
+    app.state.redis = redis
     app.state.reference_sets = sets
     app.state.log_texts = settings.log_texts
     app.state.metrics = metrics
@@ -244,7 +246,7 @@ def _judges(settings: Settings, cache: Cache, metrics: Metrics, redis: RedisCach
             judges.append(HostedJudge(name, judge, cache=cache, metrics=metrics, redis=redis))
         except ValueError as error:
             raise ConfigError(f"models.{name}: {error}") from None
-        logger.info("model %s: judge %s at %s, format %s", name, judge.model, judge.url, judge.format)
+        logger.info("model %s: judge %s at %s, format %s", name, judge.model, judge.url, judge.format, extra=ONE_FACT)
     return judges
 
 

@@ -4,9 +4,11 @@ import logging
 import pkgutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from threading import Timer
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from paragone_service.engine.balancing import BalancedEngine
 from paragone_service.engine.contract import Engine
 from paragone_service.engine.local import DeviceThread, LocalEngine
 from paragone_service.engine.names import ALL, torch_name
+from paragone_service.logs import ONE_FACT, START_LOGGER
 from paragone_service.model_settings import ModelSettings
 from paragone_service.scoring.model_io import Replica
 
@@ -28,6 +31,8 @@ __all__ = ["Devices", "load_models", "load_one", "named_devices"]
 
 logger = logging.getLogger("paragone.service")
 
+_PATIENCE_S = 5.0
+"""How long people wait without a word."""
 _REMOTE_MARGIN_S = 30.0
 """For what a call to another server does beside its one long wait: tries to connect, pauses between them."""
 
@@ -48,7 +53,22 @@ def load_models(settings: Settings) -> dict[str, PreferenceModel]:
 
 def _load_models(settings: Settings) -> dict[str, PreferenceModel]:
     residents: Residents = {}
-    return {name: load_one(settings, name, options, residents) for name, options in settings.loaded.items()}
+    models = {}
+    for name, options in settings.loaded.items():
+        with _saying_so_if_it_takes_long(name, options.source):
+            models[name] = load_one(settings, name, options, residents)
+    return models
+
+
+@contextmanager
+def _saying_so_if_it_takes_long(name: str, source: str) -> Iterator[None]:
+    timer = Timer(_PATIENCE_S, logging.getLogger(START_LOGGER).info, (f"loading {name} from {source} …",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def load_one(
@@ -97,9 +117,12 @@ def load_one(
         model.provenance.source,
         time.perf_counter() - started,
         model.identity,
+        extra=ONE_FACT,
     )
     if model.spec.demonstration:
-        logger.info("model %s is a demonstration, no judge to rely on; it knows: %s", name, model.spec.domain)
+        logger.info(
+            "model %s is a demonstration, no judge to rely on; it knows: %s", name, model.spec.domain, extra=ONE_FACT
+        )
     return model
 
 
@@ -153,7 +176,7 @@ class Devices:
                 raise
             replicas.append(self._replica(own, thread, LocalEngine(own, thread)))
         if len(replicas) > 1:
-            logger.info("model %s: one queue for %s", name, ", ".join(devices))
+            logger.info("model %s: one queue for %s", name, ", ".join(devices), extra=ONE_FACT)
         return replicas
 
     def _copy(self, name: str, model: PreferenceModel, device: str) -> PreferenceModel:
@@ -188,7 +211,7 @@ class Devices:
         assert remote is not None
         word, addresses = remote
         kind = REMOTE_ENGINES[word]
-        logger.info("model %s: its backbone runs on %s at %s", name, word, ", ".join(addresses))
+        logger.info("model %s: its backbone runs on %s at %s", name, word, ", ".join(addresses), extra=ONE_FACT)
         try:
             opener: Callable[..., Engine] = pkgutil.resolve_name(kind.opener)
         except ModuleNotFoundError as error:

@@ -4,6 +4,9 @@
      "method": "POST", "route": "/v1/preferences", "model": "judge", "items": 4, "key": "training", "total_ms": 12.3, …}
 
 Every request is one such line. With ``--log-texts`` it holds the request as it was sent.
+
+The start of a server is told in one of two ways: to people by the lines of ``startup.py``, and to machines by a record
+for each fact.
 """
 
 import json
@@ -14,12 +17,22 @@ from typing import Any
 
 from paragone_service.config import Settings
 
-__all__ = ["FIELDS", "HOLDS_TEXTS", "JsonFormatter", "configure_logging"]
+__all__ = ["FIELDS", "HOLDS_TEXTS", "ONE_FACT", "START_LOGGER", "JsonFormatter", "configure_logging"]
 
 FIELDS = "paragone_fields"
 """Attribute of a log record that holds what its line of JSON has beside the message, or instead of it."""
 HOLDS_TEXTS = "paragone_holds_texts"
 """Attribute of a log record whose exception may repeat what a client sent."""
+START_LOGGER = "paragone.start"
+"""Says to people what a server hosts and how; its lines are written as they are."""
+ONE_FACT = {"paragone_one_fact": True}
+"""``extra`` of a record that says to machines what a line of the start says to people."""
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        # A moment and a name before each of ten lines, written at one moment, would hide what they say.
+        return record.getMessage() if record.name == START_LOGGER else super().format(record)
 
 
 class JsonFormatter(logging.Formatter):
@@ -73,14 +86,22 @@ def _exceptions(error: BaseException, *, messages: bool) -> list[dict[str, Any]]
 
 def configure_logging(settings: Settings) -> None:
     """Set up the log of the process, once, at the door."""
-    if settings.log_format == "json":
-        handler = logging.StreamHandler()
-        handler.setFormatter(JsonFormatter(texts=settings.log_texts))
-        logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    else:
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    as_json = settings.log_format == "json"
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        JsonFormatter(texts=settings.log_texts)
+        if as_json
+        else _TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    level = settings.log_level.upper()
     for name in ("paragone", "uvicorn"):
-        logging.getLogger(name).setLevel(settings.log_level.upper())
+        logging.getLogger(name).setLevel(level)
+    if as_json:
+        logging.getLogger(START_LOGGER).setLevel(logging.WARNING)
+    elif settings.log_level == "info":
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        handler.addFilter(lambda record: not hasattr(record, next(iter(ONE_FACT))))
     # A line of JSON for each request is what the format is for; people want to read theirs.
-    wanted = settings.log_format == "json" if settings.access_log is None else settings.access_log
+    wanted = as_json if settings.access_log is None else settings.access_log
     logging.getLogger("paragone.access").setLevel(logging.INFO if wanted else logging.WARNING)

@@ -9,6 +9,7 @@ import gc
 import inspect
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -112,26 +113,36 @@ def serve(
     settings.read_cache_secret()
     settings.read_api_keys()  # a missing file is refused now, and not after a minute of loading
     configure_logging(settings)
+    started = time.perf_counter()
 
     _bound_shape_caches()
+    from paragone_models.files.weight_bars import hide_weight_bars
     from paragone_service.hosting import load_models
 
+    hide_weight_bars()
     keep_freed_memory()
-    if not host(settings, load_models(settings)):
+    if not host(settings, load_models(settings), started=started):
         raise typer.Exit(1)
 
 
 def host(
-    settings: Settings, models: "Mapping[str, PreferenceModel]", *, engines: "Mapping[str, Engine] | None" = None
+    settings: Settings,
+    models: "Mapping[str, PreferenceModel]",
+    *,
+    engines: "Mapping[str, Engine] | None" = None,
+    started: float | None = None,
 ) -> bool:
     """Serve loaded models until a signal, with a watchdog beside; return whether the server came up.
 
     Args:
         engines: what runs a model instead of this process, by name.
+        started: when the start began, by ``time.perf_counter``; now if None.
     """
+    began = time.perf_counter() if started is None else started
     from paragone_service.app import create_app
     from paragone_service.http.middleware import Drain
     from paragone_service.http.server import Server, configure
+    from paragone_service.startup import announce
     from paragone_service.watchdog import Watchdog
 
     drain = Drain()
@@ -143,7 +154,11 @@ def host(
     )
     app = create_app(settings, models, engines=engines, drain=drain, watchdog=watchdog)
     del models, engines  # a model that is replaced while the server runs is to be let go
-    server = Server(configure(app, settings), drain)
+    server = Server(
+        configure(app, settings),
+        drain,
+        listens=lambda port: announce(app, settings, port=port, seconds=time.perf_counter() - began),
+    )
     forget_the_start()
     watchdog.start()
     server.run()  # the watchdog goes on after it: a thread that hangs would keep the interpreter from ending

@@ -10,19 +10,27 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("speedup", "parameters", "demonstration", "dtype"),
+    ("speedup", "parameters", "demonstration", "dtype", "reason"),
     [
-        (2.0, 30_000_000, False, torch.bfloat16),
-        (2.0, 30_000_000, True, torch.float32),
-        (2.0, 1_000_000, False, torch.float32),
-        (0.2, 30_000_000, False, torch.float32),
+        (2.0, 30_000_000, False, torch.bfloat16, "2.0 times as fast as float32"),
+        (2.0, 30_000_000, True, torch.float32, "the same everywhere"),
+        (2.0, 1_000_000, False, torch.float32, "nothing below 10 M parameters"),
+        (1.2, 30_000_000, False, torch.float32, "1.2 times as fast, and 1.3 is"),
     ],
 )
-def test_a_cpu_runs_bfloat16_where_it_is_faster_and_the_model_large_enough(
-    monkeypatch, speedup, parameters, demonstration, dtype
+def test_a_cpu_runs_bfloat16_where_it_is_faster_and_the_model_large_enough_and_says_why(
+    monkeypatch, speedup, parameters, demonstration, dtype, reason
 ):
     monkeypatch.setattr(machine, "bfloat16_speedup", lambda: speedup)
-    assert automatic_dtype(CPU, parameters=parameters, demonstration=demonstration) == dtype
+    monkeypatch.setattr(machine, "bfloat16_refusal", lambda: None)
+    choice = automatic_dtype(CPU, parameters=parameters, demonstration=demonstration)
+    assert choice.dtype == dtype
+    assert reason in choice.reason
+
+
+def test_a_cpu_without_the_instructions_says_which_are_missing(monkeypatch):
+    monkeypatch.setattr(machine, "bfloat16_refusal", lambda: "no amx")
+    assert automatic_dtype(CPU, parameters=30_000_000, demonstration=False).reason == "no amx"
 
 
 def test_the_speed_is_measured_once_a_process():

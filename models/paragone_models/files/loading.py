@@ -355,8 +355,8 @@ def _dtype(dtype: str, device: torch.device, folder: Path) -> torch.dtype:
             parameters=sum(math.prod(shape) for shape in shapes.values()),
             demonstration=own.is_file() and ModelSpec.from_json(own.read_bytes()).demonstration,
         )
-        logger.info("%s runs in %s, which suits %s", folder.name, chosen, device)
-        return chosen
+        logger.info("%s runs in %s on %s: %s", folder.name, chosen.dtype, device, chosen.reason)
+        return chosen.dtype
     if dtype not in _DTYPES:
         raise ModelLoadError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(_DTYPES)}")
     return _DTYPES[dtype]

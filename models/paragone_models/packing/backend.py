@@ -25,7 +25,7 @@ from paragone_models.packing.packer import Forward, Packer, PromptStore
 from paragone_models.rotary import depending_on_length
 from paragone_models.text.reader import EncodeItem
 
-__all__ = ["PACKED", "choose", "failure_of", "mixing", "refusal", "through_model", "tolerance", "ways"]
+__all__ = ["PACKED", "choose", "explained", "failure_of", "mixing", "refusal", "through_model", "tolerance", "ways"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,13 @@ _WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.flo
 _TIMES_NOISE = 2.5
 _FLOOR = {torch.bfloat16: 1e-3, torch.float16: 2e-4, torch.float32: 1e-5, torch.float64: 1e-6}
 _FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+_WORDS = {
+    "native": "packed, kernels of our own",
+    "decoder": "packed, torch's operations",
+    "blocks": "packed, through the model's own code",
+    "varlen": "packed, the varlen kernel",
+    "flex": "packed, flex attention",
+}
 _KERNEL_DTYPES = frozenset({torch.bfloat16, torch.float16})
 
 
@@ -178,6 +185,19 @@ def _native(backbone: Any, *, timed: bool) -> Any | None:
         logger.info("no kernels of our own: %s", reason)
         return None
     return library
+
+
+def explained(way: str, dtype: torch.dtype) -> str:
+    """Return in words for people what a way of ``choose`` is, and why it is no faster one.
+
+    Args:
+        dtype: of the backbone that runs so.
+    """
+    if way != "decoder":
+        return _WORDS[way]
+    library = kernels() if dtype == torch.bfloat16 else "our kernels are for bfloat16"
+    # Where there are kernels and they were not taken, a trial said so.
+    return f"{_WORDS[way]}: {library if isinstance(library, str) else 'our kernels were no faster in a trial'}"
 
 
 def _slower(library: Any, backbone: Any) -> str | None:

@@ -31,7 +31,7 @@ from paragone_models.packing.attention import Rule, Run
 from paragone_models.packing.cpu import Buffers, Norm, Operations, TorchOperations
 from paragone_models.packing.tree import Above, Layout
 
-__all__ = ["NativeOperations", "kernels", "speedup"]
+__all__ = ["NativeOperations", "cache_folder", "kernels", "kernels_refusal", "speedup"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,18 +58,10 @@ def kernels() -> Any:
     compiler says of itself and of this CPU. Without ``-fopenmp`` for the linker it finds the threads that torch has
     loaded; a second runtime's threads would get into their way.
     """
-    # From the cheapest question to the dearest: compiling takes ten seconds.
-    if os.environ.get(_VARIABLE) == "0":
-        return f"{_VARIABLE} is 0"
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return f"kernels are written for x86-64 Linux, and this is {platform.machine()} {sys.platform}"
-    # Attention calls oneDNN's small products, which fail in the middle of a pass where the processor has none.
-    reason = bfloat16_refusal()
-    if reason is not None:
+    reason = kernels_refusal()
+    compiler = _compiler()
+    if reason is not None or compiler is None:
         return reason
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        return "there is no C++ compiler"
     try:
         torch.ops.load_library(_compiled(compiler))
     except subprocess.CalledProcessError as error:
@@ -77,6 +69,24 @@ def kernels() -> Any:
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
         return f"{type(error).__name__}: {error}"
     return torch.ops.paragone
+
+
+def kernels_refusal() -> str | None:
+    """Return why there can be no kernels here, or None; nothing is compiled to find out."""
+    # From the cheapest question to the dearest.
+    if os.environ.get(_VARIABLE) == "0":
+        return f"{_VARIABLE} is 0"
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return f"kernels are written for x86-64 Linux, and this is {platform.machine()} {sys.platform}"
+    # Attention calls oneDNN's small products, which fail in the middle of a pass where the processor has none.
+    reason = bfloat16_refusal()
+    if reason is None and _compiler() is None:
+        reason = "there is no C++ compiler"
+    return reason
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "c++"))
 
 
 def _compiled(compiler: str) -> Path:
@@ -101,11 +111,20 @@ def _compiled(compiler: str) -> Path:
     return library
 
 
+def cache_folder() -> Path:
+    """Return where compiled kernels are kept; it need not exist.
+
+    Raises:
+        RuntimeError: if the user has no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paragone"
+
+
 def _folder() -> Path:
     """Return the user's cache folder, or a new one where that cannot be written."""
     try:
         # A home that cannot be written, as in a container, must not keep a server from starting.
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paragone"
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
         return Path(tempfile.mkdtemp(prefix="paragone-"))

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -31,11 +32,19 @@ class Server(uvicorn.Server):
 
     Args:
         drain: told of the first signal, and of the end of the time that requests in flight have.
+        listens: called with the port once requests are taken.
     """
 
-    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Drain, *, listens: Callable[[int], object] | None = None) -> None:
         super().__init__(config)
         self._drain = drain
+        self._listens = listens
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, and say so."""
+        await super().startup(sockets)
+        if self.started and self._listens is not None:
+            self._listens(self.servers[0].sockets[0].getsockname()[1])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's signature)
         """Begin to drain, or stop at once on a second SIGINT."""

@@ -223,7 +223,9 @@ def test_sigterm_ends_an_idle_server_with_open_connections_and_it_exits_with_zer
     connection.close()
     log = "".join(running.log)
     assert log.count("redis is away") == 1
-    assert "hosting tiny; tiny answers by default" in log
+    assert "models    tiny (default): " in log
+    assert f"ready     http://127.0.0.1:{running.port}" in log
+    assert "Loading weights" not in log
 
 
 def test_a_port_that_is_taken_is_said_and_the_exit_code_is_not_zero(hosted, caplog):
