@@ -1,4 +1,4 @@
-"""Attributes that the prompt weighs into one reward: the heads of ArmoRM and QRM.
+"""Attributes that a network weighs into one reward: by the prompt (ArmoRM, QRM), or by prompt and response (URM).
 
 Shapes: B sequences of a batch, R reads, H hidden size, A attributes, Q quantiles of each, d of a representation.
 """
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from paragone_models.spec import ModelSpec
 
-__all__ = ["GatedRatings"]
+__all__ = ["GatedRatings", "NormalRatings"]
 
 
 class GatedRatings(nn.Module):
@@ -91,3 +91,56 @@ class GatedRatings(nn.Module):
             if values.shape[-1] == 1:
                 return torch.cat([reward, values[..., 0]], dim=-1)
             return torch.cat([reward, adjusted.mean(dim=-1), quantiles], dim=-1)
+
+
+class NormalRatings(nn.Module):
+    """Turn the hidden state of a response into a reward, and the normal distributions of the ratings it is made of.
+
+        reward = sum_a g_a(h) * mu_a,  (mu_a, log sigma_a) = rows 2a and 2a + 1 of W h,  rating a ~ N(mu_a, sigma_a^2)
+
+    A representation is the reward, the means, then the standard deviations.
+
+    Source: Lou et al. (arXiv 2410.00847), §4.1; where the means stand, and that the weights g are no shares of one:
+    SGLang's forward pass, which its tests hold against the publishers' own.
+
+    Args:
+        value_head: from a hidden state to mean and logarithm of the deviation of each attribute. [H] to [2 · A]
+        weights: from the same state to one weight per attribute. [H] to [A]
+    """
+
+    def __init__(self, spec: ModelSpec, value_head: nn.Linear, weights: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.value_head: nn.Module = value_head
+        self.weights = weights
+        self.prompt_head: nn.Module | None = None
+        self.gate_size = 0
+
+    @property
+    def reads(self) -> int:
+        """Number of reads a sequence needs: the response's."""
+        return 1
+
+    def gate_scales(self, hidden: Tensor) -> Tensor:  # noqa: ARG002 (as of every head)
+        """Raise ValueError: what weighs the attributes reads the response too, and is no gate of the prompt's."""
+        raise ValueError(f"this {self.spec.kind} head has no gate that reads the prompt alone, and so no scales")
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the representation of each sequence.
+
+        Args:
+            hidden: hidden states at the reads. [B, 1, H]
+
+        Returns:
+            Reward, means and standard deviations, float32. [B, 1 + 2 · A]
+
+        Raises:
+            ValueError: if the number of reads is not one.
+        """
+        if hidden.dim() != 3 or hidden.shape[1] != self.reads:
+            raise ValueError(f"hidden must be [n, {self.reads}, H], not of shape {tuple(hidden.shape)}")
+        with torch.autocast(device_type=hidden.device.type, enabled=False):
+            state = hidden[:, -1].float()
+            means, log_deviations = self.value_head(state).view(len(hidden), -1, 2).unbind(-1)
+            reward = (self.weights(state) * means).sum(dim=-1, keepdim=True)
+            return torch.cat([reward, means, log_deviations.exp()], dim=-1)

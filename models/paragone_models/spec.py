@@ -71,6 +71,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "principle_question": (lambda value: value is None or isinstance(value, str), "a text, or null"),
     "reward_token": (lambda value: value is None or _is_count(value), "a token id, or null"),
     "step_token": (lambda value: value is None or _is_count(value), "a token id, or null"),
+    "gate_distance": (lambda value: value is None or _is_count(value), "a number of tokens, or null"),
     "aggregation": (lambda value: value is None or isinstance(value, str), "a name, or null"),
     "backbone": (lambda value: value is None or _is_reference(value), "source, revision and identity, or null"),
     **{
@@ -104,7 +105,7 @@ _IDENTITY_FIELDS = (
     "reasoning",
     "final_eos",
 )
-_RARE_IDENTITY_FIELDS = ("principle_question", "reward_token", "step_token", "pair_format")
+_RARE_IDENTITY_FIELDS = ("principle_question", "reward_token", "step_token", "pair_format", "gate_distance")
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ class ModelSpec:
         pooling: ``last`` reads the last token, ``mean`` averages the tokens after the prompt.
         gate: ``softmax`` weighs each 2-block by a softmax over the prompt's last hidden state (GPM's scale gate);
             ``attributes`` weighs the attributes into the reward by a network that reads the same state (ArmoRM).
+        gate_distance: how many tokens before the prompt's end a gate reads (QRM of Gemma: 2); None: its last token.
         normalise: L2-normalise a general preference vector before the gate.
         special_tokens: ``escape`` keeps a special token's string inside a message as plain text; ``parse`` does not.
         bos: ``once`` never doubles the beginning-of-sequence token; ``as-published`` tokenises the rendered template
@@ -165,6 +167,7 @@ class ModelSpec:
     calibrated: bool = False
     pooling: Pooling = "last"
     gate: Gate = "none"
+    gate_distance: int | None = None
     normalise: bool = False
     max_length: int = 4096
     special_tokens: SpecialTokens = "escape"
@@ -213,6 +216,11 @@ class ModelSpec:
             raise ModelLoadError(f"a gate scales general preference blocks; kind {self.kind} has none")
         if self.gate == "attributes" and not (self.rules.has_reward and self.rules.has_attributes):
             raise ModelLoadError(f"a gate weighs attributes into a reward; kind {self.kind} has not both")
+        if self.gate_distance is not None and (self.gate == "none" or self.gate_distance < 1):
+            raise ModelLoadError(
+                f"gate_distance is {self.gate_distance}, and the gate {self.gate}: a gate reads the prompt 1 or more "
+                "tokens before its end"
+            )
 
     def _check_steps(self) -> None:
         if self.rules.has_steps != (self.step_token is not None):

@@ -123,8 +123,8 @@ class EncodeItem:
 def read_plan(spec: ModelSpec, prompt_length: int, length: int, *, first_token: bool = False) -> tuple[Read, ...]:
     """Return where the hidden states of one sequence are read.
 
-    The gate reads the prompt's last token, before the response. The response is read at the last token, found by
-    length (never by looking for padding), or averaged over the tokens after the prompt.
+    The gate reads the prompt's last token, or one before it. The response is read at the last token, found by length
+    (never by looking for padding), or averaged over the tokens after the prompt.
 
     Args:
         length: tokens of the whole sequence.
@@ -143,10 +143,11 @@ def read_plan(spec: ModelSpec, prompt_length: int, length: int, *, first_token: 
         response = (prompt_length, length)
     else:
         response = (length - 1, length)
-    # A prompt of no tokens has no last one; the gate then reads the first token there is.
     if spec.gate == "none":
         return (response,)
-    return ((max(prompt_length - 1, 0), max(prompt_length, 1)), response)
+    # A prompt of no tokens has no last one; the gate then reads the first token there is.
+    place = max(prompt_length - (spec.gate_distance or 1), 0)
+    return ((place, place + 1), response)
 
 
 def evened(items: Sequence[EncodeItem]) -> list[EncodeItem]:

@@ -6,6 +6,7 @@ from paragone_models.files.families.classifiers import ENCODERS, ONE_LABEL, SEVE
 from paragone_models.files.families.family import Checkpoint, Family, Loaded
 from paragone_models.files.families.gating import GATED
 from paragone_models.files.families.internlm2 import INTERNLM2
+from paragone_models.files.families.normal import NORMAL
 from paragone_models.files.families.output_rows import OUTPUT_ROWS, PRINCIPLES, may_have_a_row
 from paragone_models.files.families.own import OWN
 from paragone_models.files.families.pairs import LETTER_MODELS, PAIRRM
@@ -21,6 +22,7 @@ FAMILIES: tuple[Family, ...] = (
     OUTPUT_ROWS,
     PRINCIPLES,
     GATED,
+    NORMAL,
     INTERNLM2,
     PROCESS,
     GENERAL_PREFERENCE,

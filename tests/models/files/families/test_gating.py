@@ -1,4 +1,7 @@
-"""ArmoRM and QRM: held against their published formulas, written here on plain transformers' states."""
+"""ArmoRM, QRM and URM: held against their published formulas, written here on plain transformers' states."""
+
+import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -135,6 +138,117 @@ def test_what_is_not_whole_is_refused_by_name(tmp_path, change, reason):
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path, metadata={"format": "pt"})
     with pytest.raises(ModelLoadError, match=reason):
         load_model(tmp_path, device="cpu")
+
+
+def of_gemma(folder, **config):
+    """A QRM of Gemma 2: no matrix, and a dropout behind every norm but the last."""
+    torch.manual_seed(5)
+    bare = backbone("gemma2", attn_logit_softcapping=5.0, sliding_window=8)
+    layers = {0: linear(INNER, tiny.HIDDEN), 2: norm(INNER), 4: linear(INNER, INNER), 6: norm(INNER)}
+    layers |= {8: linear(INNER, INNER), 10: norm(INNER), 11: linear(5, INNER)}
+    for number in (0, 4, 8):
+        del layers[number]["bias"]
+    tensors = {
+        "regression_layer.weight": torch.randn(5 * 19, tiny.HIDDEN),
+        "gating.logit_scale": torch.tensor([1.3]),
+        **{f"gating.layers.{n}.{part}": tensor for n, layer in layers.items() for part, tensor in layer.items()},
+    }
+    save(folder, bare, tensors, architecture="Gemma2ForSequenceClassification", template=tiny.CHATML, **config)
+    return bare, tensors
+
+
+def test_qrm_of_gemma_2_reads_its_gate_where_the_turn_ends_and_not_at_the_line_break(tmp_path):
+    bare, tensors = of_gemma(tmp_path)
+    model = load_model(tmp_path, device="cpu")
+    assert (model.spec.gate_distance, len(model.spec.attributes)) == (2, 5 + 19)
+    assert model.spec.attributes[:2] == ("helpsteer-helpfulness", "helpsteer-correctness")
+    scores = model.score(PROMPT, RESPONSES)
+    for row, response in enumerate(RESPONSES):
+        tokens = ids(tmp_path, PROMPT, response)
+        hidden = states(bare, tokens)
+        place = tokens.index(tiny.MARKS.index("<|im_end|>"))  # the first one: the user's
+        gate = hidden[place]
+        for number in (0, 4, 8):
+            gate = functional.relu(tensors[f"gating.layers.{number}.weight"] @ gate)
+            mean, var, weight, bias = (
+                tensors[f"gating.layers.{number + 2}.{part}"]
+                for part in ("running_mean", "running_var", "weight", "bias")
+            )
+            gate = (gate - mean) / (var + 1e-5).sqrt() * weight + bias
+        gate = functional.linear(gate, tensors["gating.layers.11.weight"], tensors["gating.layers.11.bias"])
+        weights = 1.3 * functional.softmax(gate, dim=-1)  # no temperature of its own
+        raw = (tensors["regression_layer.weight"] @ hidden[-1]).reshape(5, 19)
+        own = scores.representations[row]
+        torch.testing.assert_close(own[0], weights @ raw.mean(1), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(own[1:6], raw.mean(1), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(own[6:], weights @ raw, atol=1e-4, rtol=1e-4)
+
+
+def test_a_template_that_ends_a_turn_in_another_way_is_refused_for_gemma(tmp_path):
+    of_gemma(tmp_path)
+    template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n\n{% endfor %}"
+    tiny.make_tokenizer(template).save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError, match="no special token 2 tokens before the end of a user's turn"):
+        load_model(tmp_path, device="cpu")
+
+
+def test_the_matrix_of_llamas_layout_beside_gemmas_is_left_over(tmp_path):
+    of_gemma(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path) | {"reward_transform_matrix": torch.eye(5)}
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"gives no place to .*reward_transform_matrix"):
+        load_model(tmp_path, device="cpu")
+
+
+def urm(folder, *, without: str = "", attributes: int = 5):
+    torch.manual_seed(6)
+    bare, size = backbone(), tiny.HIDDEN
+    layers = {0: linear(size, size), 2: linear(size, size), 4: linear(attributes, size)}
+    heads = {f"weights.fc.{n}.{part}": tensor * 0.3 for n, layer in layers.items() for part, tensor in layer.items()}
+    heads["score.weight"] = torch.randn(2 * attributes, size) * 0.3
+    heads = {name: tensor for name, tensor in heads.items() if not (without and name.startswith(without))}
+    architecture = "LlamaForSequenceClassificationWithNormal_Weights"
+    save(folder, bare, heads, architecture=architecture, template=TEMPLATE)
+    return bare, heads
+
+
+def test_urm_weighs_the_means_by_the_last_token_and_tells_how_sure_they_are(tmp_path):
+    bare, tensors = urm(tmp_path)
+    model = load_model(tmp_path, device="cpu")
+    assert (model.kind, model.spec.gate, model.spec.dimension) == ("helpsteer", "none", 11)
+    assert model.spec.attributes[5] == "helpsteer-helpfulness_deviation"
+    scores = model.score(PROMPT, RESPONSES)
+    for row, response in enumerate(RESPONSES):
+        state = states(bare, ids(tmp_path, PROMPT, response))[-1]
+        weights = state
+        for number in (0, 2, 4):
+            weight, bias = (tensors[f"weights.fc.{number}.{part}"] for part in ("weight", "bias"))
+            weights = functional.linear(functional.selu(weights) if number else weights, weight, bias)
+        values = tensors["score.weight"] @ state
+        own = scores.representations[row]
+        torch.testing.assert_close(own[0], weights @ values[0::2], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(own[1:6], values[0::2], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(own[6:], values[1::2].exp(), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="no gate that reads the prompt alone"):
+        model.gate_scales(torch.zeros(1, 1, tiny.HIDDEN))
+
+
+@pytest.mark.parametrize("without", ["weights.fc", "weights.fc.2.bias", "score"])
+def test_an_urm_that_is_not_whole_is_refused(tmp_path, without):
+    urm(tmp_path, without=without)
+    with pytest.raises(ModelLoadError, match=rf"{without}.* is missing; a reward of weighed normal distributions"):
+        load_model(tmp_path, device="cpu")
+
+
+def test_a_gate_distance_is_part_of_the_identity_and_of_the_rules(tmp_path):
+    of_gemma(tmp_path)
+    spec = load_model(tmp_path, device="cpu").spec
+    assert replace(spec, gate_distance=None).identity("w", "t") != spec.identity("w", "t")
+    assert json.loads(spec.to_json())["gate_distance"] == 2
+    for bad in ({"gate": "none"}, {"gate_distance": 0}):
+        with pytest.raises(ModelLoadError, match="gate_distance is"):
+            replace(spec, **bad)
 
 
 def test_a_gate_of_another_backbone_is_refused(tmp_path):
