@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from paragone_training.settings import Section, kind_and_limit
 
-__all__ = []
+__all__ = ["settings_table"]
 
 # The shortest stretch up to an end: a document may have several tables.
 _MARKED = re.compile(r"(<!-- settings: (\S+)\.(\w+) -->\n).*?(<!-- end of settings -->)", re.DOTALL)
@@ -25,12 +25,12 @@ def _rewritten(document: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         recipe = getattr(import_module(match[2]), match[3])
-        return f"{match[1]}\n{_settings_table(recipe)}\n{match[4]}"
+        return f"{match[1]}\n{settings_table(recipe)}\n{match[4]}"
 
     return _MARKED.sub(table, document)
 
 
-def _settings_table(recipe: type[Section]) -> str:
+def settings_table(recipe: type[Section]) -> str:
     """Return the settings of a recipe in Markdown: a table of the settings of its own, then one per section."""
     own, sections = list[str](), list[str]()
     for name, field in recipe.model_fields.items():

@@ -1,0 +1,28 @@
+"""Pieces of Markdown that the generated pages share."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+__all__ = ["cell", "paragraph", "table"]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; the text of a cell is Markdown and may have several lines."""
+    lines = [_row(header), _row(["---"] * len(header)), *(_row([cell(text) for text in row]) for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def cell(text: str) -> str:
+    """Return Markdown that can stand in a cell: on one line, with no bar that would end it."""
+    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
+
+
+def paragraph(text: str) -> str:
+    """Return a docstring's prose as Markdown: ``code`` as `code`, [K] as no link, an empty line before lists."""
+    text = re.sub(r"``([^`]+)``", r"`\1`", text.strip())
+    text = "".join(part if part.startswith("`") else part.replace("[", r"\[") for part in re.split(r"(`[^`]*`)", text))
+    return re.sub(r"^(?![*-] )(.+)\n(?=[*-] )", r"\1\n\n", text, flags=re.MULTILINE)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
