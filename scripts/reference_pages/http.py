@@ -12,6 +12,7 @@ _TITLES = {
     "scoring": "Scoring: preferences, tournaments, rewards, cohorts",
     "references": "Reference sets",
     "inspection": "Models and tokens",
+    "files": "Data files",
     "rollout": "Loading models while the server runs",
     "operation": "Health and metrics",
 }

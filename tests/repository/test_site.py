@@ -155,7 +155,8 @@ def test_every_page_stands_in_the_navigation_once(tmp_path):
             return [entry]
         return [leaf for one in (entry.values() if isinstance(entry, dict) else entry) for leaf in leaves(one)]
 
-    assert sorted(leaves(tomllib.loads(build_docs.with_folders(settings, pages))["project"]["nav"])) == pages
+    listed = leaves(tomllib.loads(build_docs.with_folders(settings, pages))["project"]["nav"])
+    assert sorted(listed) == pages, "a new page of docs/ gets its place in `nav` of docs/site/zensical.toml"
 
 
 def test_a_broken_link_and_a_broken_anchor_end_the_build(tmp_path):
