@@ -6,6 +6,7 @@ items per request (the server's own, reported in ``ModelInfo.limits``), and toke
 
 from paragone.wire.answers import (
     DeviceInfo,
+    EnsembleInfo,
     ErrorBody,
     ErrorDetail,
     ItemError,
@@ -66,6 +67,7 @@ __all__ = [
     "ContentPart",
     "Criterion",
     "DeviceInfo",
+    "EnsembleInfo",
     "ErrorBody",
     "ErrorDetail",
     "FileAnswer",

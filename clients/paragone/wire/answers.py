@@ -156,6 +156,11 @@ class Preference(AnswerModel):
         description="Of an ensemble: standard deviation of its members' log-odds; left out where one member alone was "
         "asked. [nats]",
     )
+    abstained: bool = Field(
+        default=False,
+        description="True where an ensemble abstains: its log-odds are below its `abstain`, so `probability` is that "
+        "near to ½, and no verdict; else left out.",
+    )
     first_id: str | None = Field(default=None, description=f"Of the first response. {_ID}")
     second_id: str | None = Field(default=None, description=f"Of the second response. {_ID}")
     first_shown: bool = Field(default=True, description=f"Of the first response. {_SHOWN}")
@@ -183,6 +188,9 @@ class Reward(AnswerModel):
         default=None,
         description="Mean log-odds that it is preferred to the item's references, temperature applied: a scalar for "
         "every kind that compares. A field of its own, because `reward` is before temperature. [nats]",
+    )
+    abstained: Count = Field(
+        default=0, description="Of an ensemble: references against which it abstains; left out where none. [count]"
     )
     blocks: list[Finite] | None = Field(
         default=None,
@@ -244,6 +252,11 @@ class Tournament(AnswerModel):
         default=None,
         description="Of a model that reads both responses at once: the pairs of responses that it compared, each by "
         "index; all others of `matrix` are inferred from these by a Bradley-Terry fit.",
+    )
+    abstained: list[tuple[Count, Count]] | None = Field(
+        default=None,
+        description="Of an ensemble: the pairs on which it abstains, each by index, references behind the responses; "
+        "their probabilities count as they are, near to ½. Left out where there are none.",
     )
     criteria: dict[str, list[Probability | None]] | None = Field(
         default=None, description=f"Of a judge that was given criteria: the win rates by each, by name. {_NULL} [K]"
@@ -333,6 +346,22 @@ class DeviceInfo(AnswerModel):
     max_batch_tokens: Count = Field(description="Budget of its batches now. [tokens]")
 
 
+class EnsembleInfo(AnswerModel):
+    """What an ensemble is made of, and what it makes of it."""
+
+    members: list[str] = Field(description="Names of the hosted models, in the order in which they are asked. [m]")
+    weights: list[Finite] = Field(description="How much each counts. [m]")
+    margin: Finite | None = Field(
+        description="Log-odds of the first member, up or down, from which nobody else is asked; null: all always are. "
+        "[nats]"
+    )
+    pessimism: Finite = Field(description="How far the mean is moved towards 0. [spreads, or 1 / nats]")
+    pessimism_form: str = Field(description="What is made of the pessimism: `spread` or `log-mean-exp`.")
+    abstain: Finite | None = Field(
+        description="Log-odds, up or down, below which it abstains; null: it never does. [nats]"
+    )
+
+
 class ModelInfo(AnswerModel):
     """One hosted model."""
 
@@ -371,6 +400,7 @@ class ModelInfo(AnswerModel):
         default=[],
         description="What the model does not see of the messages it is sent, in sentences; empty where it sees all.",
     )
+    ensemble: EnsembleInfo | None = Field(default=None, description="Of an ensemble: what it is made of.")
 
 
 class ModelCard(AnswerModel):

@@ -39,6 +39,8 @@ def _add_detail(row: Preference, detail: Detail) -> None:
         row.interval = detail.interval
     if detail.spread is not None:
         row.spread = detail.spread
+    if detail.abstained:
+        row.abstained = True
     if detail.criteria:
         row.criteria = {name: float(probability(logit)) for name, logit in detail.criteria.items()}
     if detail.rationales:
@@ -64,5 +66,9 @@ def rewards(items: Sequence[int], references: Sequence[int], compared: Compared,
                 problems.add(item, compared.errors[number])
         if item not in problems.errors:
             logit = float(np.mean(compared.logits[duels.start : duels.stop]))
-            rows.append(Reward(reward=None, reference_logit=logit))
+            row = Reward(reward=None, reference_logit=logit)
+            abstained = sum(number in compared.details and compared.details[number].abstained for number in duels)
+            if abstained:
+                row.abstained = abstained
+            rows.append(row)
     return rows

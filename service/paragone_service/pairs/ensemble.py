@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from paragone.codes import ErrorCode
-from paragone.wire import ModelInfo, ModelLimits
+from paragone.wire import EnsembleInfo, ModelInfo, ModelLimits
+from paragone_models.ensembles import combined
 from paragone_service.http.errors import ServiceError
 from paragone_service.pairs.ensemble_settings import EnsembleSettings
 from paragone_service.pairs.source import Compared, Detail, Duel, PairSource
@@ -21,9 +21,8 @@ from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.request import Call, Problems, RequestItem
 from paragone_service.scoring.together import Together, families
 
-__all__ = ["Ensemble", "combined", "open_ensembles"]
+__all__ = ["Ensemble", "open_ensembles"]
 
-Float64s = NDArray[np.float64]
 _DIGITS_OF_FINGERPRINT = 32
 
 
@@ -33,28 +32,6 @@ class _Hosts(Protocol):
     def find(self, name: str | None) -> HostedModel: ...
 
     def pair_source(self, name: str | None) -> PairSource | None: ...
-
-
-def combined(logits: Float64s, weights: Sequence[float], pessimism: float) -> tuple[Float64s, Float64s]:
-    """Return the log-odds of an ensemble, and their spread.
-
-        mean = Σ w_i z_i / Σ w_i,  spread² = Σ w_i (z_i − mean)² / Σ w_i
-        z = sign(mean) · max(|mean| − pessimism · spread, 0)
-
-    The pessimistic mean is that of reward ensembles (Coste et al., arXiv 2310.02743, there mean − β·variance of a
-    reward) for log-odds: towards ½, so that swapping the responses still flips exactly the sign.
-
-    Args:
-        logits: of each member. [m, n]
-        weights: of the members. [m]
-
-    Returns:
-        Log-odds and spread. [n] each
-    """
-    shares = np.asarray(weights, dtype=np.float64)[:, None] / sum(weights)
-    mean = (shares * logits).sum(axis=0)
-    spread = np.sqrt((shares * (logits - mean) ** 2).sum(axis=0))
-    return np.sign(mean) * np.maximum(np.abs(mean) - pessimism * spread, 0.0), spread
 
 
 class Ensemble:
@@ -122,6 +99,14 @@ class Ensemble:
             pooling="none",
             special_tokens="none",
             reasoning="none",
+            ensemble=EnsembleInfo(
+                members=self._settings.members,
+                weights=self._settings.all_weights,
+                margin=self._settings.margin,
+                pessimism=self._settings.pessimism,
+                pessimism_form=self._settings.pessimism_form,
+                abstain=self._settings.abstain,
+            ),
         )
 
     async def compare(self, duels: Sequence[Duel], call: Call) -> Compared:
@@ -147,12 +132,16 @@ class Ensemble:
         if settings.margin is not None:
             usage.escalated = len(open_)
         logits = first.logits.copy()
-        weights = [settings.weight(name) for name in settings.members]
-        joint, spread = combined(table, weights, settings.pessimism)
-        logits[open_] = joint
+        logits[open_], spread = combined(
+            table, settings.all_weights, pessimism=settings.pessimism, form=settings.pessimism_form
+        )
         logits[list(errors)] = np.nan
+        spreads = dict(zip(open_, spread.tolist(), strict=True))
+        unsaid = np.zeros(len(duels), np.bool_) if settings.abstain is None else np.abs(logits) < settings.abstain
         details = {
-            number: Detail(spread=float(spread[place])) for place, number in enumerate(open_) if number not in errors
+            number: Detail(spread=spreads.get(number), abstained=bool(unsaid[number]))
+            for number in range(len(duels))
+            if number not in errors and (number in spreads or unsaid[number])
         }
         return Compared(logits, usage, errors, details)
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from paragone_models.ensembles import PessimismForm
+
 __all__ = ["ENSEMBLE", "EnsembleSettings"]
 
 ENSEMBLE = "ensemble:"
@@ -22,7 +24,11 @@ class EnsembleSettings(BaseModel):
     weights: dict[str, float] = {}
     """How much each member counts, by name; 1 where nothing is said."""
     pessimism: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """By how many spreads the mean log-odds are moved towards 0, and never beyond."""
+    """How far the mean log-odds are moved towards 0, and never beyond: by so many spreads, or as the form says."""
+    pessimism_form: PessimismForm = "spread"
+    """What is made of the pessimism, see ``paragone_models.ensembles.combined``."""
+    abstain: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Log-odds, up or down, below which the answer says that it abstains; None: it never does."""
     margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Log-odds of the first member, up or down, from which nobody else is asked; None: everybody always is."""
 
@@ -30,6 +36,11 @@ class EnsembleSettings(BaseModel):
     def members(self) -> list[str]:
         """The names of the members, in order."""
         return self.source.removeprefix(ENSEMBLE).split("+")
+
+    @property
+    def all_weights(self) -> list[float]:
+        """How much each member counts, in their order."""
+        return [self.weight(member) for member in self.members]
 
     def weight(self, member: str) -> float:
         """Return how much a member counts."""
@@ -42,7 +53,9 @@ class EnsembleSettings(BaseModel):
             raise ValueError(f"source {self.source!r}: write ensemble:FIRST+SECOND, at least two names, each once")
         if unknown := sorted(set(self.weights) - set(members)):
             raise ValueError(f"weights name {', '.join(unknown)}; the members are {', '.join(members)}")
-        weights = [self.weight(member) for member in members]
+        weights = self.all_weights
         if not all(0 <= weight < float("inf") for weight in weights) or sum(weights) == 0:
             raise ValueError("weights are finite numbers of at least 0, and not all of them 0")
+        if self.pessimism_form != "spread" and self.pessimism == 0:
+            raise ValueError(f"pessimism_form = {self.pessimism_form!r} needs a pessimism above 0: give it one")
         return self

@@ -48,12 +48,14 @@ class Detail:
         criteria: the log-odds by each criterion, temperature applied.
         rationales: what was said, if the call wants it.
         spread: by how much members of an ensemble differ, the standard deviation of their log-odds.
+        abstained: whether an ensemble takes them for too little to say who is preferred.
     """
 
     interval: tuple[float, float] | None = None
     criteria: Mapping[str, float] = field(default_factory=dict)
     rationales: Sequence[Rationale] = ()
     spread: float | None = None
+    abstained: bool = False
 
 
 @dataclass(frozen=True)

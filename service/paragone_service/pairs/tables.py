@@ -34,6 +34,7 @@ class GroupTable:
         asked: the pairs of responses.
         errors: of the comparisons that failed.
         by_criterion: likewise, by each criterion of the group. [K, K+R]
+        abstained: comparisons of which an ensemble says that they decide nothing.
     """
 
     item: int
@@ -43,6 +44,7 @@ class GroupTable:
     asked: set[Pair] = field(default_factory=set)
     errors: dict[Pair, ServiceError] = field(default_factory=dict)
     by_criterion: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    abstained: set[Pair] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         size = len(self.group.responses)
@@ -75,6 +77,8 @@ class GroupTable:
             self.errors[pair] = error
             return
         _note(self.logits, pair, logit)
+        if detail is not None and detail.abstained:
+            self.abstained.add(pair)
         for name, one in detail.criteria.items() if detail is not None else ():
             _note(self.by_criterion[name], pair, one)
 
@@ -149,6 +153,8 @@ def _tournament(table: GroupTable, size: GroupSize, voters: Voters, wanted: Want
     if table.by_criterion:
         row.criteria = {name: _rates(logits, voters) for name, logits in table.by_criterion.items()}
     row.compared = sorted(pair for pair in table.asked if np.isfinite(table.logits[pair]))
+    if table.abstained:
+        row.abstained = sorted(table.abstained)
     # They are of win rates within the group, and with references the answer's are others.
     if filled.inferred.any() and tables.against is None:
         row.intervals = voters.spread(_intervals(filled))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from paragone_models.ensembles import combined
 from paragone_service.app import create_app
 from paragone_service.config import ConfigError, Settings
-from paragone_service.pairs.ensemble import combined
 from paragone_service.settings_sources import parse_model
 
 TEXTS = ["Close it, because children walk there.", "No.", "Families like it on market day.", "Never ever."]
@@ -30,15 +30,6 @@ def pairs() -> list[dict]:
 def logits(client, model) -> np.ndarray:
     answer = client.post("/v1/preferences", json={"model": model, "pairs": pairs()}).json()
     return np.array([row["logit"] for row in answer["preferences"]])
-
-
-def test_combined_by_hand():
-    table = np.array([[2.0, -4.0, 1.0], [4.0, 0.0, -1.0]])
-    mean, spread = combined(table, [1, 1], 0)
-    np.testing.assert_allclose([mean, spread], [[3, -2, 0], [1, 2, 1]])
-    np.testing.assert_allclose(combined(table, [1, 1], 0.5)[0], [2.5, -1, 0])
-    np.testing.assert_allclose(combined(table, [3, 1], 0)[0], [2.5, -3, 0.5])
-    np.testing.assert_allclose(combined(table, [1, 1], 9)[0], [0, 0, 0])
 
 
 def test_the_mean_of_two_members(hosted):
@@ -91,6 +82,50 @@ def test_it_is_described_and_its_identity_is_made_of_its_members(hosted):
         assert client.get("/readyz").status_code == 200
 
 
+def test_pessimism_by_log_mean_exp_is_that_of_the_members_log_odds_and_sums_to_1(hosted):
+    model = {"source": "ensemble:bt+gpm", "pessimism": 2.0, "pessimism_form": "log-mean-exp"}
+    with serving(hosted, both=model) as client:
+        members = np.array([logits(client, name) for name in ("bt", "gpm")])
+        answer = client.post("/v1/preferences", json={"model": "both", "pairs": pairs()}).json()["preferences"]
+        info = client.get("/v1/models/both").json()["ensemble"]
+    expected, _ = combined(members, [1, 1], pessimism=2.0, form="log-mean-exp")
+    np.testing.assert_allclose([row["logit"] for row in answer], expected, rtol=1e-12)
+    swapped = {(pair["first"], pair["second"]): row for pair, row in zip(pairs(), answer, strict=True)}
+    for (first, second), row in swapped.items():
+        assert row["probability"] + swapped[second, first]["probability"] == 1
+    assert info == {
+        "members": ["bt", "gpm"],
+        "weights": [1, 1],
+        "margin": None,
+        "pessimism": 2,
+        "pessimism_form": "log-mean-exp",
+        "abstain": None,
+    }
+
+
+def test_it_abstains_below_a_threshold_and_says_so_wherever_it_compares(hosted):
+    with serving(hosted, both={"source": "ensemble:bt+gpm"}) as client:
+        plain = logits(client, "both")
+    least = float(np.median(np.abs(plain))) + 1e-9
+    unsure = np.abs(plain) < least
+    assert 0 < unsure.sum() < len(plain)
+    with serving(hosted, both={"source": "ensemble:bt+gpm", "abstain": least}) as client:
+        rows = client.post("/v1/preferences", json={"model": "both", "pairs": pairs()}).json()["preferences"]
+        group = {"prompt": "Close it?", "responses": TEXTS}
+        body = {"model": "both", "groups": [group], "return": ["matrix"]}
+        tournament = client.post("/v1/tournaments", json=body).json()["tournaments"][0]
+        items = [{"prompt": "Close it?", "response": TEXTS[0], "references": TEXTS[1:]}]
+        reward = client.post("/v1/rewards", json={"model": "both", "items": items}).json()["rewards"][0]
+    np.testing.assert_allclose([row["logit"] for row in rows], plain, rtol=1e-9)  # what it had to say stays
+    assert [row.get("abstained", False) for row in rows] == unsure.tolist()
+    asked = [(pair["first"], pair["second"]) for pair in pairs()]
+    places = [(TEXTS.index(first), TEXTS.index(second)) for first, second in asked]
+    expected = sorted([i, j] for (i, j), one in zip(places, unsure, strict=True) if one and i < j)
+    assert tournament["abstained"] == expected
+    assert tournament["matrix"][0][1] == pytest.approx(rows[0]["probability"], abs=1e-9)
+    assert reward.get("abstained", 0) == sum(pair[0] == 0 for pair in expected)
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -98,6 +133,8 @@ def test_it_is_described_and_its_identity_is_made_of_its_members(hosted):
         ({"source": "ensemble:bt+bt"}, "each once"),
         ({"source": "ensemble:bt+gpm", "weights": {"nobody": 1}}, "weights name nobody"),
         ({"source": "ensemble:bt+gpm", "weights": {"bt": 0, "gpm": 0}}, "not all of them 0"),
+        ({"source": "ensemble:bt+gpm", "pessimism_form": "log-mean-exp"}, "needs a pessimism above 0"),
+        ({"source": "ensemble:bt+gpm", "abstain": 0}, "greater than 0"),
         ({"source": "ensemble:bt+nobody"}, "'nobody' is not hosted"),
         ({"source": "ensemble:bt+ratings"}, "ratings"),
         ({"source": "ensemble:bt+again"}, "is an ensemble itself"),
