@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "Array", "Kind", "KindName", "LossName", "skew", "skew_blocks"]
 
 KindName = Literal["bradley-terry", "regression", "helpsteer", "general-preference", "hybrid", "process", "pairwise"]
-LossName = Literal["regular", "margin", "scaled", "soft", "score", "regression"]
+LossName = Literal["regular", "margin", "scaled", "soft", "score", "distil", "regression"]
 
 Array = TypeVar("Array", NDArray[np.float64], "Tensor")
 
@@ -216,9 +216,9 @@ def skew(first: Array, second: Array) -> Array:
     return total
 
 
-_REWARD_LOSSES: tuple[LossName, ...] = ("regular", "margin", "scaled", "soft", "score")
+_REWARD_LOSSES: tuple[LossName, ...] = ("regular", "margin", "scaled", "soft", "score", "distil")
 # "margin" asks a reward for a lead in logits; a general preference score has no such unit.
-_VECTOR_LOSSES: tuple[LossName, ...] = ("regular", "scaled", "soft", "score")
+_VECTOR_LOSSES: tuple[LossName, ...] = ("regular", "scaled", "soft", "score", "distil")
 
 KINDS: Mapping[KindName, Kind] = {
     kind.name: kind
@@ -244,7 +244,7 @@ KINDS: Mapping[KindName, Kind] = {
             has_reward=True,
             has_attributes=True,
             has_vector=False,
-            losses=("scaled", "regular", "margin", "soft", "score"),
+            losses=("scaled", "regular", "margin", "soft", "score", "distil"),
             dimension_rule="it has a reward and one per attribute, and at least one attribute",
             starts_from="regression",
         ),

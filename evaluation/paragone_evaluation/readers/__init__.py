@@ -14,12 +14,23 @@ from paragone_evaluation.readers.layouts import split_name
 from paragone_evaluation.readers.layouts.reading import LAYOUTS
 from paragone_evaluation.readers.mapping import parse_map
 from paragone_evaluation.readers.options import BadRowsPolicy, Rankings, ReadOptions
-from paragone_evaluation.readers.rows import STRONGEST, Content, Label, Pair, Prompt, Rating, Turns, as_messages
+from paragone_evaluation.readers.rows import (
+    PROBABILITY,
+    STRONGEST,
+    Content,
+    Label,
+    Pair,
+    Prompt,
+    Rating,
+    Turns,
+    as_messages,
+)
 from paragone_evaluation.readers.sources import HUB, file_order
 
 __all__ = [
     "HUB",
     "LAYOUTS",
+    "PROBABILITY",
     "STRONGEST",
     "BadRowsPolicy",
     "Content",

@@ -14,6 +14,7 @@ from typing import Any
 from paragone_evaluation.dataset import ResponseText
 
 __all__ = [
+    "PROBABILITY",
     "STRONGEST",
     "WEAKEST",
     "BadRowError",
@@ -42,6 +43,10 @@ STRONGEST = 3.0
 
 WEAKEST = 0.01
 """Strength of what was preferred by a margin of nothing: less than every strength that people give, and no tie."""
+
+
+PROBABILITY = "probability by a model, p as 6p − 3"
+"""What strengths are read from in files that a model judged."""
 
 
 class BadRowError(ValueError):

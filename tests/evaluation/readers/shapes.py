@@ -104,6 +104,23 @@ def groups(case):
     return {**row, "comparisons": comparisons}, [(case.better, case.worse, None), (case.better, case.third, None)]
 
 
+def table(case):
+    sign = -1 if case.swapped else 1
+    wins = 0.5 + sign * case.strength / 6
+    responses = [case.worse, case.better] if case.swapped else [case.better, case.worse]
+    # A response that could not be scored has a row and a column of nulls.
+    matrix = [[0.5, wins, None], [1 - wins, 0.5, None], [None, None, None]]
+    row = {**case.common, "prompt": case.prompt, "responses": [*responses, case.third], "matrix": matrix}
+    return row, [(case.better, case.worse, case.strength)]
+
+
+def preference(case):
+    row, labels = table(case)
+    return {
+        "prompt": row["prompt"], "responses": row["responses"][:2], "probability": row["matrix"][0][1], **case.common
+    }, labels  # fmt: skip
+
+
 def helpsteer_preferences(case):
     sign = 1 if case.swapped else -1  # negative: response_1
     row = {**case.common, "prompt": case.prompt, **case.sided("response_1", "response_2")}
@@ -406,6 +423,8 @@ COMPARED = {
     "whole conversations": conversations,
     "answers as messages": answers,
     "groups": groups,
+    "annotated": table,
+    "annotated, a preference each": preference,
     "helpsteer2-preferences": helpsteer_preferences,
     "judgebench": judgebench,
     "rewardbench": rewardbench,

@@ -72,7 +72,7 @@ def of_training(path):
             found.id,
             found.prompt_messages,
             *sides(found.first, found.second, found.strength),
-            abs(found.strength),
+            round(abs(found.strength), 9),
             found.split,
         )
         for found in read_pairs(path)
@@ -90,7 +90,7 @@ def of_evaluation(path, **options):
             data.cases[data.case[at]].id,
             data.prompts[data.cases[data.case[at]].prompt][0],
             *sides(data.responses[data.first[at]], data.responses[data.second[at]], data.outcome[at] - 0.5),
-            abs(data.strength[at]) if data.strength[at] == data.strength[at] else None,
+            round(abs(data.strength[at]), 9) if data.strength[at] == data.strength[at] else None,
         )
         for at in range(len(data.outcome))
     ]  # fmt: skip

@@ -6,7 +6,7 @@ Shapes: n responses, P pairs, A attributes, d length of a representation.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from torch import nn
 from paragone_models.text.reader import Reading
 from paragone_training.data import PromptGroup, assemble
 from paragone_training.errors import DivergedError
+from paragone_training.preference.fidelity import Fidelity, fidelity
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import RatingErrors, rating_errors
 
-__all__ = ["Examined", "HeldOut", "Judged", "Summary", "judge", "represented"]
+__all__ = ["Examined", "HeldOut", "Judged", "Summary", "examined_pairs", "judge", "judged", "represented"]
 
 # Two responses are length-matched if their lengths in characters differ by at most this share of the longer one.
 _LENGTHS_MATCHED_WITHIN = 0.15
@@ -95,13 +96,23 @@ class Summary:
 
 @dataclass(frozen=True)
 class Examined:
-    """What a network said about held-out rows: about the pairs, and how far its ratings are off; None without any."""
+    """What a network said about held-out rows: about the pairs, and how far its ratings are off; None without any.
+
+    Attributes:
+        fidelity: of a model that was taught by another one.
+    """
 
     judged: Judged | None = None
     errors: RatingErrors | None = None
+    fidelity: Fidelity | None = None
 
     def loses_to(self, other: "Examined") -> bool:
-        """Return whether agreement is lower, or, where nothing was compared, the ratings are farther off."""
+        """Return whether agreement is lower, or, where nothing was compared, the ratings are farther off.
+
+        A student loses if it is farther from its teacher.
+        """
+        if self.fidelity and other.fidelity:
+            return self.fidelity.divergence > other.fidelity.divergence
         if self.judged and other.judged:
             ours, theirs = self.judged.summary(), other.judged.summary()
             return (ours.accuracy, -ours.negative_log_likelihood) < (theirs.accuracy, -theirs.negative_log_likelihood)
@@ -113,6 +124,7 @@ class Examined:
         """Return the numbers by name, for a log; a mean over nothing is left out."""
         rated = self.errors.metrics(prefix) if self.errors else {}
         named = rated | (self.judged.summary().metrics(prefix) if self.judged else {})
+        named |= self.fidelity.metrics(prefix) if self.fidelity else {}
         return {name: value for name, value in named.items() if math.isfinite(value)}
 
 
@@ -137,17 +149,31 @@ class HeldOut:
     def examined(self, network: nn.Module, objective: Objective) -> Examined:
         """Return what the network says; a model that cannot compare yet says nothing about pairs."""
         # Both may be absent: a kind that rates alone has no pairs, and a reward has no ratings.
-        judged = errors = None
+        compared, errors = Examined(), None
         if self._labelled and objective.compares:
             groups, readings = zip(*self._labelled, strict=True)
-            judged = judge(network, objective, groups, readings, pad_id=self._pad_id)
+            logits = _label_logits(network, objective, groups, readings, pad_id=self._pad_id)
+            compared = examined_pairs(groups, logits, distils=objective.distils)
         if self._rated:
             # A helpsteer representation begins with its reward; the attributes are its last entries.
             values = [represented(network, seen, pad_id=self._pad_id).double().numpy() for _, seen in self._rated]
             ratings = np.array([row for group, _ in self._rated for row in group.ratings], dtype=np.float64)
             predicted = np.concatenate(values)[:, -len(self._attributes) :]
             errors = rating_errors(predicted, ratings, self._attributes)
-        return Examined(judged, errors)
+        return replace(compared, errors=errors)
+
+
+def examined_pairs(
+    groups: Sequence[PromptGroup], logits: Sequence[Sequence[float]], *, distils: bool = False
+) -> Examined:
+    """Return what log-odds of every label of every group say beside the labels; nothing where none is decided.
+
+    Args:
+        distils: the labels are another model's probabilities.
+    """
+    result = judged(groups, logits)
+    taught = fidelity(groups, logits) if distils else None
+    return Examined(result if len(result.logit) else None, fidelity=taught)
 
 
 def judge(
@@ -164,12 +190,24 @@ def judge(
     Args:
         network: in any mode; it is put back into that.
     """
+    return judged(groups, _label_logits(network, objective, groups, readings, pad_id=pad_id, budget=budget))
+
+
+def _label_logits(
+    network: nn.Module,
+    objective: Objective,
+    groups: Sequence[PromptGroup],
+    readings: Sequence[Sequence[Reading]],
+    *,
+    pad_id: int,
+    budget: int = _BUDGET,
+) -> list[list[float]]:
     logits = []
     # Group by group, so that a response passes once however many pairs it is part of.
     for group, seen in zip(groups, readings, strict=True):
         pairs = torch.tensor([(label.first, label.second) for label in group.labels])
         logits.append(objective.logits(represented(network, seen, budget=budget, pad_id=pad_id), pairs).tolist())
-    return judged(groups, logits)
+    return logits
 
 
 def judged(groups: Sequence[PromptGroup], logits: Sequence[Sequence[float]]) -> Judged:

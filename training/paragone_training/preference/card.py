@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paragone_evaluation.readers import HUB, Pair, Rating, RowAccount
+from paragone_evaluation.readers import HUB, PROBABILITY, Pair, Rating, RowAccount
 from paragone_models.fitting import FittedHead
 from paragone_models.kinds import KINDS
 from paragone_models.merging import Merging
@@ -119,6 +119,8 @@ class HeadOutcome:
                 )
         if self.after.judged is not None:
             yield f"held-out rows: agreement {self.after.judged.summary().accuracy:.4f}. {self.rows.apart()}"
+        if self.after.fidelity is not None:
+            yield self.after.fidelity.describe()
 
 
 def write_head_card(name: str, recipe: Recipe, outcome: HeadOutcome) -> str:
@@ -142,7 +144,7 @@ def write_head_card(name: str, recipe: Recipe, outcome: HeadOutcome) -> str:
             *_merged(spec, outcome.fitted.merging, fitted_apart=True),
         ]
         lines += ["", "## Distance from people's ratings", "", *_head_errors(outcome)]
-    lines += ["", "## Agreement with people", "", *_head_agreement(outcome)]
+    lines += ["", *_agreement_heading(recipe), *_head_agreement(outcome), *_taught(outcome.after)]
     if recipe.output.notes:
         lines += ["", recipe.output.notes.strip()]
     return "\n".join([*lines, ""])
@@ -161,13 +163,18 @@ def _data(recipe: Recipe, rows: Rows, outcome: HeadOutcome) -> Iterator[str]:
 def _files(recipe: Recipe, rows: Rows) -> Iterator[str]:
     """Yield where the rows come from, what their strengths are, and what is left out."""
     account, strengths = rows.account, {abs(pair.strength) for pair in rows.pairs}
-    meant = strengths_in_words(recipe.loss.name, strengths)
+    meant = strengths_in_words(recipe.loss.name, strengths, account)
     lines = [*account.describe_hub(), *account.describe_strengths(), *([meant] if meant else []), *account.describe()]
     yield from (f"* {line}." for line in lines)
 
 
-def strengths_in_words(loss: str, strengths: Collection[float]) -> str:
+def strengths_in_words(loss: str, strengths: Collection[float], account: RowAccount) -> str:
     """Return what strengths are to a loss, where that is easily taken for something else; else an empty text."""
+    if account.strengths[PROBABILITY] and loss == "regular":
+        return (
+            "the labels are a model's probabilities, of which loss.name = 'regular' learns only which one is larger: "
+            "'distil' learns them"
+        )
     shown = sorted(set(strengths) - {0.0})
     if loss in ("soft", "score") and shown == [1.0]:
         return (
@@ -223,10 +230,19 @@ def write_card(name: str, recipe: Recipe, rows: Rows, outcome: Outcome) -> str:
     if spec.attributes:
         lines += ["## How ratings become a preference", "", *_merged(spec, outcome.merging), ""]
         lines += ["## Distance from people's ratings", "", *_errors(rows, outcome), ""]
-    lines += ["## Agreement with people", "", *_agreement(rows, outcome), ""]
+    lines += [*_agreement_heading(recipe), *_agreement(rows, outcome), *_taught(outcome.after), ""]
     if recipe.output.notes:
         lines += [recipe.output.notes.strip(), ""]
     return "\n".join(lines)
+
+
+def _agreement_heading(recipe: Recipe) -> list[str]:
+    return [f"## Agreement with {'the teacher' if recipe.loss.distils else 'people'}", ""]
+
+
+def _taught(after: Examined) -> list[str]:
+    """Return the section on what a student keeps of its teacher, behind what comes before it; nothing without one."""
+    return [] if after.fidelity is None else ["", "## What is kept of the teacher", "", *after.fidelity.table()]
 
 
 def _caution(spec: ModelSpec) -> list[str]:

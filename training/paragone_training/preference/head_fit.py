@@ -26,7 +26,7 @@ from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import TextReader
 from paragone_training.data import PromptGroup, group_pairs
 from paragone_training.errors import DataError, RecipeError
-from paragone_training.preference.agreement import Examined, Judged, judged
+from paragone_training.preference.agreement import Examined, Judged, examined_pairs
 from paragone_training.preference.backbone import ModelParts
 from paragone_training.preference.card import HeadOutcome, Rows
 from paragone_training.preference.fitting_rows import FittingGroups, read_fitting_rows
@@ -106,7 +106,7 @@ def fit_to_rows(recipe: Recipe, rows: Rows, states: Path, backbone: Backbone | N
         probe=None if fitted.logits is None else trained.judged(fitted.logits),
         scalar=None if fitted.scalar is None else trained.judged(fitted.scalar),
         errors=None if fitted.ratings is None else rating_errors(fitted.ratings, trained.ratings, attributes),
-        after=_examined(fitted, held_out, output_width(backbone.module.config)),
+        after=_examined(fitted, held_out, output_width(backbone.module.config), distils=recipe.loss.distils),
         rows=rows,
     )
     for line in outcome.lines():
@@ -131,8 +131,8 @@ def _fitting(recipe: Recipe, rows: Rows, backbone: Backbone) -> tuple[FittingGro
         raise RecipeError(f"model.max_length is {recipe.model.max_length}; the backbone has {positions} positions")
     attributes = recipe.model.attributes
     reader = TextReader(backbone.tokenizer, spec_of(recipe), vocabulary=config.get_text_config().vocab_size)
-    learned = group_pairs(rows.pairs, rows.ratings, attributes, ties=recipe.loss.ties == "keep")
-    held_out = group_pairs(rows.held_out_pairs, rows.held_out_ratings, attributes)
+    learned = group_pairs(rows.pairs, rows.ratings, attributes, ties=recipe.loss.keeps_ties)
+    held_out = group_pairs(rows.held_out_pairs, rows.held_out_ratings, attributes, ties=recipe.loss.distils)
     return read_fitting_rows(recipe, rows, learned, held_out, reader)
 
 
@@ -256,11 +256,14 @@ class _Read:
     def ratings(self) -> NDArray[np.float64]:
         return np.array([row for group in self.groups for row in group.ratings], dtype=np.float64)
 
+    def examined(self, logits: NDArray[np.float64], *, distils: bool = False) -> Examined:
+        """Return log-odds of the pairs beside what their labels say. [P]."""
+        borders = np.cumsum([len(group.labels) for group in self.groups])[:-1]
+        return examined_pairs(self.groups, [part.tolist() for part in np.split(logits, borders)], distils=distils)
+
     def judged(self, logits: NDArray[np.float64]) -> Judged | None:
         """Return log-odds of the pairs beside what people said; None if nothing was decided. [P]."""
-        borders = np.cumsum([len(group.labels) for group in self.groups])[:-1]
-        result = judged(self.groups, [part.tolist() for part in np.split(logits, borders)])
-        return result if len(result.logit) else None
+        return self.examined(logits).judged
 
 
 def _choices(read: _Read, recipe: Recipe, spec: ModelSpec) -> Choices | None:
@@ -271,6 +274,8 @@ def _choices(read: _Read, recipe: Recipe, spec: ModelSpec) -> Choices | None:
     target, lead, weight = (strength > 0).astype(float), np.zeros(len(strength)), np.ones(len(strength))
     if loss.name == "soft":
         target = np.clip(0.5 + strength / (2 * STRONGEST), 1 - loss.certainty, loss.certainty)
+    elif loss.distils:
+        target = 0.5 + strength / (2 * STRONGEST)
     elif loss.name == "margin":
         lead = strength
     elif loss.name == "scaled":
@@ -281,7 +286,7 @@ def _choices(read: _Read, recipe: Recipe, spec: ModelSpec) -> Choices | None:
     return Choices(read.pairs, target, lead, weight)
 
 
-def _examined(fitted: FittedHead, read: _Read, width: int) -> Examined:
+def _examined(fitted: FittedHead, read: _Read, width: int, *, distils: bool) -> Examined:
     """Return what a fitted head says about held-out rows."""
     if not read.groups:
         return Examined()
@@ -289,10 +294,11 @@ def _examined(fitted: FittedHead, read: _Read, width: int) -> Examined:
     states = read.states[:, -head.reads :]
     with torch.no_grad():
         values = head(torch.from_numpy(np.ascontiguousarray(states))).double().numpy()
-    pairs, found, errors = read.pairs, None, None
+    pairs, compared, errors = read.pairs, Examined(), None
     if len(pairs) and KINDS[spec.kind].compares(spec.weights):
         first, second = values[pairs[:, 0]], values[pairs[:, 1]]
-        found = read.judged(KINDS[spec.kind].logit(first, second, temperature=spec.temperature, weights=spec.weights))
+        logits = KINDS[spec.kind].logit(first, second, temperature=spec.temperature, weights=spec.weights)
+        compared = read.examined(logits, distils=distils)
     if spec.attributes and not np.isnan(read.ratings).all():
         errors = rating_errors(values[:, -len(spec.attributes) :], read.ratings, spec.attributes)
-    return Examined(found, errors)
+    return replace(compared, errors=errors)

@@ -43,6 +43,11 @@ class Objective:
     centre: float = 0.0
 
     @property
+    def distils(self) -> bool:
+        """True where the labels are another model's probabilities."""
+        return self.name == "distil"
+
+    @property
     def learns_pairs(self) -> bool:
         """True where labelled pairs are part of the loss."""
         return KINDS[self.kind].learns_pairs
@@ -70,6 +75,7 @@ class Objective:
             "scaled": f"-strength * log sigmoid({logit})",
             "soft": f"cross-entropy of sigmoid({logit}) with {soft}",
             "score": f"({logit} - t)^2 / 2, t the log-odds of {soft}",
+            "distil": f"cross-entropy of sigmoid({logit}) with the teacher's probability, 1/2 + strength/6",
         }
         words = f"{self.name} {self.kind} loss: {formulas[self.name]}"
         if self.centre:
@@ -110,6 +116,9 @@ class Objective:
         return losses_of_labels + self.centre * losses.centring_loss(first, second)
 
     def _of_labels(self, logits: Tensor, strength: Tensor) -> Tensor:
+        if self.name == "distil":
+            # As sure as the teacher was. The clamp is for rounding alone: strengths are float32 here.
+            return losses.preference_loss(logits, (0.5 + strength / (2 * STRONGEST)).clamp(0, 1))
         if self.name in ("soft", "score"):
             # A tie has the label 1/2 and costs least at equal scores; certainty keeps a target's log-odds finite.
             target = (0.5 + strength / (2 * STRONGEST)).clamp(1 - self.certainty, self.certainty)

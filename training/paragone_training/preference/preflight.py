@@ -48,7 +48,8 @@ def check_learnable(recipe: Recipe, groups: Sequence[PromptGroup]) -> None:
         groups: of the training rows.
 
     Raises:
-        DataError: if no pair is decided, no response is rated, or all have one rating.
+        DataError: if no pair is decided, no response is rated, all have one rating, or a teacher's probabilities are
+            none.
         RecipeError: if the warm-up is longer than the run.
     """
     kind, attributes = KINDS[recipe.model.kind], recipe.model.attributes
@@ -56,6 +57,11 @@ def check_learnable(recipe: Recipe, groups: Sequence[PromptGroup]) -> None:
         raise DataError(
             f"data.train has nothing to learn from: none of the pairs has two different responses of which one is "
             f"preferred ({', '.join(Path(name).name for name in recipe.data.train)})"
+        )
+    if recipe.loss.distils and {abs(label.strength) for group in groups for label in group.labels} == {1.0}:
+        raise DataError(
+            "loss.name 'distil' learns a teacher's probabilities, and every strength is 1, which says only who won: "
+            "ask the teacher by `paragone annotate --answers tables` (or preferences), or take 'regular'"
         )
     for number, name in enumerate(attributes):
         values = {row[number] for group in groups for row in group.ratings if not math.isnan(row[number])}

@@ -86,11 +86,14 @@ class _DataSection(DataSection):
     """Ratings no further apart than this are a tie."""
     rankings: Rankings = "all"
     """Of a ranking, compare `all` responses with one another or `neighbours` only."""
+    layout: str = "auto"
+    """Of all files; `annotated` takes a model's probabilities where people compared the same responses too."""
 
     @property
     def reading(self) -> ReadOptions:
         """How files are read."""
-        return replace(super().reading, attribute=self.attribute, gap=self.gap, rankings=self.rankings)
+        own = {name: getattr(self, name) for name in ("attribute", "gap", "rankings", "layout")}
+        return replace(super().reading, **own)
 
 
 class _LossSection(Section):
@@ -108,9 +111,19 @@ class _LossSection(Section):
     centre: NonNegativeFloat = 0.0
     """Weight of (r1 + r2)² beside the loss of each pair, 0.01 say: it keeps rewards around 0; kinds with a reward."""
     ties: Literal["drop", "keep"] = "drop"
-    """Keep pairs of strength 0 (`soft` and `score` can learn from them) or drop them."""
+    """Keep pairs of strength 0 (`soft` and `score` can learn from them) or drop them; `distil` always keeps them."""
     ratings: NonNegativeFloat = 1.0
     """`helpsteer`: weight of the regression loss beside the loss of the pairs; it keeps the attributes true."""
+
+    @property
+    def keeps_ties(self) -> bool:
+        """Whether pairs of strength 0 are learned from."""
+        return self.ties == "keep" or self.distils
+
+    @property
+    def distils(self) -> bool:
+        """Whether labels are another model's probabilities."""
+        return self.name == "distil"
 
 
 class _TrainingSection(Section):

@@ -112,8 +112,9 @@ def load_rows(recipe: Recipe) -> Rows:
     read = read_pairs(*data.train, **reading)
     pairs = training_pairs(read, **chosen) if read else []
     candidates = read_pairs(*data.evaluate, **reading) if data.evaluate else read
-    # Ties are held out from nothing: they decide nothing.
-    held_out = [pair for pair in _held_out(candidates, data, "evaluate", pairs) if pair.strength]
+    # People's ties are held out from nothing: they decide nothing. A teacher's say how sure a student may be.
+    distils = recipe.loss.distils
+    held_out = [pair for pair in _held_out(candidates, data, "evaluate", pairs) if pair.strength or distils]
     rated = read_ratings(*data.ratings, **reading)
     ratings = training_ratings(rated, attributes, **chosen) if rated else []
     rated = read_ratings(*data.evaluate_ratings, **reading) if data.evaluate_ratings else rated
@@ -188,13 +189,14 @@ def check_run(recipe: Recipe) -> list[str]:
 
 def _held_out_groups(recipe: Recipe, rows: Rows) -> list[PromptGroup]:
     # Without held-out ratings the errors are those on the training ratings, and the card says so.
-    return group_pairs(rows.held_out_pairs, rows.held_out_ratings or rows.ratings, recipe.model.attributes)
+    rated, ties = rows.held_out_ratings or rows.ratings, recipe.loss.distils
+    return group_pairs(rows.held_out_pairs, rated, recipe.model.attributes, ties=ties)
 
 
 def _training_groups(recipe: Recipe, rows: Rows) -> list[PromptGroup]:
     # A kind that only rates learns nothing from pairs: they would add responses that nobody rated to its batches.
     pairs = rows.pairs if KINDS[recipe.model.kind].learns_pairs else ()
-    return group_pairs(pairs, rows.ratings, recipe.model.attributes, ties=recipe.loss.ties == "keep")
+    return group_pairs(pairs, rows.ratings, recipe.model.attributes, ties=recipe.loss.keeps_ties)
 
 
 def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outcome:
@@ -207,7 +209,7 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
         DivergedError: if loss, gradients or weights are NaN or infinite; checkpoints before that stay.
     """
     kind, attributes, groups = KINDS[recipe.model.kind], recipe.model.attributes, _training_groups(recipe, rows)
-    _say_what_labels_mean(recipe, groups)
+    _say_what_labels_mean(recipe, rows, groups)
     check_learnable(recipe, groups)
     model = build_model(recipe, [text for group in groups for text in (group.pair.prompt, *group.responses)])
     described = RunDescription.of(recipe, rows.pairs, rows.ratings)
@@ -258,6 +260,8 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
         model.network.head.spec = model.spec
     objective = _objective(recipe, model)
     after = held_out.examined(model.network, objective)
+    if after.fidelity:
+        logger.info("%s", after.fidelity.describe())
     outcome = Outcome(model, objective, after, before, merging, history, probe)
     # How ratings were merged is told by a fit, and by this run; not by a head of ratings that was fitted before.
     told = probe is not None or merging is None
@@ -464,10 +468,10 @@ def _objective(recipe: Recipe, model: ModelParts) -> Objective:
     )
 
 
-def _say_what_labels_mean(recipe: Recipe, groups: Sequence[PromptGroup]) -> None:
+def _say_what_labels_mean(recipe: Recipe, rows: Rows, groups: Sequence[PromptGroup]) -> None:
     """Log what the strengths of the pairs are to the loss, where that is easily taken for something else."""
     strengths = {abs(label.strength) for group in groups for label in group.labels}
-    if words := strengths_in_words(recipe.loss.name, strengths):
+    if words := strengths_in_words(recipe.loss.name, strengths, rows.account):
         # Strengths of 1 alone are mostly no strengths at all.
         logger.log(logging.WARNING if recipe.loss.name in ("soft", "score") else logging.INFO, "%s", words)
 

@@ -6,7 +6,7 @@ a field is wrong, and its entry here. docs/data-files.md lists the columns of al
 
 from collections.abc import Sequence
 
-from paragone_evaluation.readers.layouts import benchmarks, own, published, trainers, unjudged
+from paragone_evaluation.readers.layouts import annotated, benchmarks, own, published, trainers, unjudged
 from paragone_evaluation.readers.layouts.benchmarks import TIES_ID
 from paragone_evaluation.readers.layouts.fields import identifier, split_name, split_of, tools_of, value_of
 from paragone_evaluation.readers.layouts.layout import FileLayout
@@ -48,6 +48,7 @@ FILE_LAYOUTS = (
     trainers.NEMO_RL,
     trainers.OUTPUTS,
     own.GROUPS,
+    *annotated.ANNOTATED,
     published.HELPSTEER2,
     own.RATINGS,
     own.FIRST_SECOND,

@@ -9,13 +9,13 @@ __all__ = ["cell_of"]
 _NUMBERS = frozenset({
     "strength", "preference_strength", "overall_preference", "margin", "num_correct", "labels", "choice", "turn",
     "better_response_id", "safer_response_id", "score_A", "score_B",
-    "helpfulness", "correctness", "coherence", "complexity", "verbosity",
+    "helpfulness", "correctness", "coherence", "complexity", "verbosity", "probability",
 })  # fmt: skip
 _OBJECTS = frozenset({
     "ratings", "responses", "comparisons", "completions", "completion", "tools", "context", "messages", "conversations",
     "conversation_a", "conversation_b", "full_conversation", "answers", "info", "summaries", "summary", "input",
     "output", "preferred_output", "non_preferred_output", "preference_graph", "scores", "sampled_conflict_pairs",
-    "history",
+    "history", "matrix",
 })  # fmt: skip
 
 

@@ -23,6 +23,7 @@ class FileLayout:
         schema: what its rows have, in words, where two layouts share a name.
         signed: whether either response may be the preferred one.
         rates: whether single responses are rated in place of being compared.
+        by_model: whether a model compared the responses, and no people.
         twos: whether a row is one response, and every two rows in a file are a pair, the preferred one first.
     """
 
@@ -35,6 +36,7 @@ class FileLayout:
     schema: str = ""
     signed: bool = False
     rates: bool = False
+    by_model: bool = False
     twos: bool = False
 
     def likeness(self, row: Fields) -> float:

@@ -29,7 +29,8 @@ class LayoutReader:
     """
 
     def __init__(self, head: Sequence[Fields], options: ReadOptions, *, unjudged: bool = False) -> None:
-        layouts = (*FILE_LAYOUTS, *(UNJUDGED if unjudged else ()))
+        # A file that a model judged is asked about as if nobody had: no people said what stands in it.
+        layouts = (*(layout for layout in FILE_LAYOUTS if not layout.by_model), *UNJUDGED) if unjudged else FILE_LAYOUTS
         self._candidates = [known for known in layouts if options.layout in ("auto", known.name)]
         self.layout: FileLayout | None = layout_of(head, self._candidates)
         if self.layout is None and options.layout != "auto":
