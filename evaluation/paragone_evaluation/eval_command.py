@@ -2,10 +2,11 @@
 
 import functools
 import inspect
+import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -33,12 +34,14 @@ __all__ = [
     "Attribute",
     "BadRows",
     "Files",
+    "Json",
     "Layout",
     "Map",
     "RankingsOption",
     "calibrate",
     "console_of",
     "evaluate",
+    "print_json",
     "read_options",
 ]
 
@@ -83,6 +86,7 @@ HeadOption = Annotated[
         "--head", help="Of --model, loaded here: lm-head-row-0 for Nemotron reward models in Hugging Face form."
     ),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object in place of tables.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python files that come with a checkpoint.")]
 
 
@@ -107,6 +111,7 @@ class _Common:
     bos: BosOption = None
     head: HeadOption = "auto"
     trust_remote_code: RemoteCode = False
+    as_json: Json = False
 
     def read_options(self) -> ReadOptions:
         """Return how files are read."""
@@ -183,6 +188,9 @@ def evaluate(
         folder = output or default_folder(data, scorer.card.name)
         bar = Console(stderr=True)
         written = evaluate_models(data, scorer, folder, settings, against=other, command=_command("eval"), console=bar)
+    if common.as_json:
+        print_json({**written.results, "files": list(map(str, written.files))})
+        return
     console = console_of()
     print_results(written.results, console)
     for path in written.files:
@@ -259,9 +267,17 @@ def calibrate(
         # A head that was copied still names the place where its backbone was.
         place = f",backbone={named.settings['backbone']}" if "backbone" in named.settings else ""
         remedy = f"stored in {folder}: paragone serve --model {folder.name}={folder}{place}"
+    if common.as_json:
+        print_json({**record, "stored": None if url is not None else str(folder)})
+        return
     console = console_of()
     print_temperature(record, console)
     console.print(remedy, soft_wrap=True, markup=False, highlight=False)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object on the standard output."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
 
 
 def console_of() -> Console:

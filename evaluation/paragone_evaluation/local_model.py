@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers.utils import logging as transformers_logging
 
 from paragone_evaluation.errors import CalibrationError, EvaluationError
 from paragone_evaluation.readers.rows import DataRow
@@ -29,6 +28,7 @@ from paragone_models import PreferenceModel, load_model
 from paragone_models.errors import PreferencesUnavailableError, TextError
 from paragone_models.files.families.own import SPEC_FILE
 from paragone_models.files.saving import save_model
+from paragone_models.files.weight_bars import hide_weight_bars
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import conversation
 
@@ -170,7 +170,7 @@ def load_scorer(source: str, **options: Any) -> LocalScorer:
         ModelError: if the model cannot be loaded.
         EvaluationError: if the model has no tokenizer.
     """
-    transformers_logging.disable_progress_bar()  # one bar is enough, and it is ours
+    hide_weight_bars()  # one bar is enough, and it is ours
     return LocalScorer(load_model(source, **options))
 
 

@@ -1,5 +1,6 @@
 """``paragone key new``: make a key for a server, and the line that lets it in."""
 
+import json
 import os
 import re
 import secrets
@@ -33,6 +34,7 @@ def new(
     requests_per_minute: Annotated[int | None, typer.Option(help="How many requests the key may send.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(help="How many tokens the key may have run.")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="Let the key load and unload models.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of lines.")] = False,
 ) -> None:
     """Print a new key, and the line that stands for it in a server's --api-key-file.
 
@@ -59,6 +61,9 @@ def new(
             _append(file, before, line)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no key was made: {error}") from error
+    if as_json:
+        typer.echo(json.dumps({"key": made, "line": line, "file": None if file is None else str(file)}))
+        return
     typer.echo(made)
     if file is None:
         typer.echo(line)

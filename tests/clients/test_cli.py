@@ -1,14 +1,19 @@
+import errno
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 import httpx2
 import pytest
 import typer
 
 from paragone import cli
+from paragone.command_help import EXAMPLES, EXIT_CODES, SUMMARIES
 from paragone.exceptions import DeadlineError, RequestError
 from tests.clients.oracle import listening
 
@@ -56,11 +61,15 @@ def bug() -> None:
     raise TypeError("a bug")
 
 
+def full() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "out.json")
+
+
 def command(name, value=None):
     return EntryPoint(name=name, value=value or f"{HERE}:{name}", group=GROUP)
 
 
-COMMANDS = [command(name) for name in ("greet", "crew", "refuse", "give_up", "leave", "interrupt", "bug")]
+COMMANDS = [command(name) for name in ("greet", "crew", "refuse", "give_up", "leave", "interrupt", "bug", "full")]
 
 
 def run(*arguments):
@@ -148,7 +157,7 @@ def test_the_help_lists_the_commands_that_are_there(capsys):
 
 def test_every_installed_command_has_a_line_of_help():
     installed = {command.name for command in entry_points(group=GROUP)}
-    assert {"ask", "serve", "train"} <= installed <= set(cli._HELP)
+    assert {"ask", "serve", "train"} <= installed <= set(SUMMARIES)
 
 
 def test_the_version_is_shown():
@@ -217,3 +226,104 @@ def test_ctrl_c_ends_a_command_with_exit_code_130():
             ended.set()
     assert process.returncode == 130
     assert said == ""
+
+
+def test_a_file_that_cannot_be_written_is_one_line(capsys):
+    assert run("full") == 1
+    assert capsys.readouterr().err == "paragone full: out.json: No space left on device\n"
+
+
+def complete(line, shell="bash", **environment):
+    """Return what a shell is answered whose line ends where the cursor is."""
+    words = line.split(" ")
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), "_PARAGONE_COMPLETE": f"complete_{shell}"}
+    before = f"import os; os.environ.update({asked | environment!r})"
+    return paragone(before=before).stdout.split()
+
+
+def test_a_shell_completes_commands_subcommands_and_options():
+    assert complete("paragone tr") == ["train"]
+    assert complete("paragone ask --t") == ["--timeout-s"]
+    assert complete("paragone key new --te") == ["--tenant"]
+    assert {"model", "policy"} <= set(complete("paragone train "))
+
+
+def test_completion_imports_only_the_command_of_the_line_and_none_that_lacks_its_extra():
+    broken = "import sys; sys.modules['paragone_training'] = sys.modules['accelerate'] = None; "
+    asked = {"COMP_WORDS": "paragone tr", "COMP_CWORD": "1", "_PARAGONE_COMPLETE": "complete_bash"}
+    done = paragone(before=f"{broken}import os; os.environ.update({asked!r})")
+    assert (done.stdout.split(), done.returncode) == (["train"], 0)
+    asked["COMP_WORDS"], asked["COMP_CWORD"] = "paragone train ", "2"
+    assert paragone(before=f"{broken}import os; os.environ.update({asked!r})").returncode == 0
+
+
+def test_bash_itself_completes_with_what_is_shown(tmp_path):
+    shown = paragone("--show-completion", "bash").stdout
+    program = tmp_path / "paragone"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m paragone.cli "$@"\n')
+    program.chmod(0o755)
+    script = f"""{shown}
+COMP_WORDS=({program} ve) COMP_CWORD=1
+_paragone_completion {program}
+echo "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["verify"], done.stderr
+
+
+def test_completion_is_installed_into_the_files_of_the_shell(tmp_path):
+    before = f"import os; os.environ['HOME'] = {str(tmp_path)!r}"
+    done = paragone("--install-completion", "bash", before=before)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / ".bash_completions" / "paragone.sh").is_file()
+    assert "paragone.sh" in (tmp_path / ".bashrc").read_text()
+
+
+def installed_paths():
+    """Every command that can be typed, with its subcommand, and what parses it."""
+    for one in entry_points(group=GROUP):
+        runner = cli.runner_of(one.name, one.load())
+        subcommands = getattr(runner, "commands", {})
+        yield from ((f"{one.name} {name}", sub) for name, sub in subcommands.items())
+        if not subcommands:
+            yield one.name, runner
+
+
+PATHS = dict(installed_paths())
+NO_RESULT = {"serve"}  # it ends with its signal
+
+
+def test_every_command_has_an_example_in_its_help_that_it_takes(capsys):
+    assert set(EXAMPLES) == set(PATHS)
+    for path, example in EXAMPLES.items():
+        program, *words = shlex.split(example)
+        own = path.split()
+        assert (program, words[: len(own)]) == ("paragone", own)
+        PATHS[path].make_context(f"paragone {path}", words[len(own) :])  # raises for a word that it does not take
+        with pytest.raises(SystemExit):
+            cli.main([*own, "--help"])
+        shown = " ".join(re.sub(r"[│╭╰─╮╯]", " ", capsys.readouterr().out).split())
+        assert f"Example: {example}" in shown
+
+
+@pytest.mark.parametrize("path", sorted(set(PATHS) - NO_RESULT))
+def test_every_command_that_prints_a_result_prints_it_as_json_too(path):
+    options = [option for parameter in PATHS[path].params for option in parameter.opts]
+    assert "--json" in options
+
+
+@pytest.mark.parametrize("path", sorted(PATHS))
+def test_every_option_and_every_argument_says_what_it_is(path):
+    unexplained = [parameter.name for parameter in PATHS[path].params if not getattr(parameter, "help", None)]
+    assert unexplained == []
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_the_table_of_exit_codes_and_every_command_with_its_example():
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", PAGE, flags=re.MULTILINE)
+    assert {int(code): meaning for code, meaning in rows} == EXIT_CODES
+    assert [path for path, example in EXAMPLES.items() if example not in PAGE] == []
+    listed = paragone("--help").stdout
+    assert all(f"{code}" in listed for code in EXIT_CODES)

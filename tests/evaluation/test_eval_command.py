@@ -65,6 +65,12 @@ def test_eval_prints_a_table_and_writes_its_files(tmp_path, pairs_file, folders,
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["command"].startswith("paragone eval ")
     assert str(pairs_file) in results["command"]
+    code, out, _ = typed(
+        "eval", pairs_file, "--model", folders["bt"], "--output", tmp_path / "out", "--resamples", 50, "--json"
+    )
+    again = json.loads(out)
+    assert (code, again["data"], again["model"]) == (0, results["data"], results["model"])
+    assert str(tmp_path / "out" / "report.html") in again["files"]
 
 
 def test_eval_asks_a_service_and_keeps_the_key_to_itself(tmp_path, pairs_file, url, typed):

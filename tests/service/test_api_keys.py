@@ -1,6 +1,7 @@
 """Keys of a server: the file's form, the ring that finds them, and the command that makes them."""
 
 import asyncio
+import json
 import logging
 import stat
 
@@ -92,6 +93,9 @@ def test_a_new_key_is_printed_once_and_its_line_appended(tmp_path, capsys):
     assert (ring.find(second.encode()).tenant, ring.find(second.encode()).requests_per_minute) == ("acme", 9)
     assert first not in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert run("robot", "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert KeyRing(parse_keys(made["line"] + "\n" + file.read_text())).find(made["key"].encode()).name == "robot"
 
 
 @pytest.mark.parametrize(

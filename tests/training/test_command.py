@@ -1,5 +1,6 @@
 """``paragone train model``: dry runs, overrides, and refusals in one line."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,15 @@ def test_a_trained_folder_is_a_model_that_answers(mine, tmp_path):
     scores = model.score("Should school 0 teach chess?", ["because studies show that it saves money", "lol no"])
     assert scores.probabilities is not None
     assert scores.probabilities[0, 1] + scores.probabilities[1, 0] == 1.0
+
+
+def test_json_is_all_that_is_printed(mine, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "model", str(mine), "--dry-run", "--json"])
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["folder"] == "runs/mine"
+    assert plan["recipe"]["training"]["epochs"] == 1
+    assert plan["plan"][0].startswith("18 pairs to train on")
 
 
 def test_a_wrong_recipe_ends_in_one_line_and_exit_code_two(mine, capsys):

@@ -1,10 +1,11 @@
 """``paragone train``: the door. Recipes are read and checked here, once."""
 
 import functools
+import json
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ _Settings = Annotated[
 _Data = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Folder of the recipe's relative data files, in place of its own.")
 ]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object in place of lines.")]
 
 train = typer.Typer(no_args_is_help=True, add_completion=False, help="Train preference models and policies.")
 
@@ -59,6 +61,7 @@ def _model(
         bool, typer.Option("--offline", help="With --dry-run: load no backbone, and tokenise nothing.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    as_json: _Json = False,
 ) -> None:
     """Train a reward or preference model; `paragone serve --model NAME=FOLDER` hosts it."""
     _log()
@@ -69,14 +72,16 @@ def _model(
     loaded = load_recipe(recipe, settings or [], data=data)
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
     # torch is imported where it is needed: a wrong recipe is refused at once, and --help does not wait.
+    from paragone_models.files.weight_bars import hide_weight_bars
     from paragone_training.preference.train_model import check_run, load_rows, train_model
 
+    hide_weight_bars()
     if dry_run:
-        typer.echo(_described(loaded))
         counts, *more = [load_rows(loaded).describe()] if offline else check_run(loaded)
-        typer.echo("\n".join([f"{counts}; the model would go to {folder}", *more]))
+        plan = [f"{counts}; the model would go to {folder}", *more]
+        _tell_plan({"folder": str(folder), "recipe": loaded.model_dump(mode="json")}, loaded, plan, as_json=as_json)
         return
-    typer.echo(str(train_model(loaded, folder, resume=resume)))
+    _tell([train_model(loaded, folder, resume=resume)], as_json=as_json)
 
 
 @train.command("head")
@@ -95,6 +100,7 @@ def _head(
     settings: _Settings = None,
     data: _Data = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and data, say what would be done.")] = False,
+    as_json: _Json = False,
 ) -> None:
     """Fit heads to a frozen backbone: one pass per response and seconds of fitting; kilobytes for `paragone serve`."""
     _log()
@@ -103,19 +109,26 @@ def _head(
         loaded = load_recipe(path, settings or [], data=data)
         own = output / path.stem if output and len(recipes) > 1 else output
         heads.append((loaded, own or Path(loaded.output.folder or f"runs/{path.stem}")))
+    from paragone_models.files.weight_bars import hide_weight_bars
     from paragone_training.preference.head_fit import check_head_recipe, check_head_run
     from paragone_training.preference.train_head import train_heads
     from paragone_training.preference.train_model import load_rows
 
+    hide_weight_bars()
     if not dry_run:
-        typer.echo("\n".join(map(str, train_heads(heads))))
+        _tell(train_heads(heads), as_json=as_json)
         return
+    plans = []
     for loaded, folder in heads:
         check_head_recipe(loaded)
-        typer.echo(_described(loaded))
         rows = load_rows(loaded)
         check_head_run(loaded, rows)
-        typer.echo("\n".join([f"{rows.describe()}; the head would go to {folder}", *rows.account.describe()]))
+        plan = [f"{rows.describe()}; the head would go to {folder}", *rows.account.describe()]
+        plans.append({"folder": str(folder), "recipe": loaded.model_dump(mode="json"), "plan": plan})
+        if not as_json:
+            typer.echo("\n".join([_described(loaded), *plan]))
+    if as_json:
+        typer.echo(json.dumps({"plans": plans}, ensure_ascii=False))
 
 
 @train.command("language")
@@ -126,6 +139,7 @@ def _language(
     settings: _Settings = None,
     data: _Data = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and texts, print the plan.")] = False,
+    as_json: _Json = False,
 ) -> None:
     """Train a small causal language model from random weights: a policy to begin with."""
     _log()
@@ -134,11 +148,13 @@ def _language(
     loaded = load(LanguageRecipe, recipe, settings or [], data=data)
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
     if dry_run:
-        typer.echo(_described(loaded))
-        typer.echo(describe_language_plan(loaded))
-        typer.echo(f"the model would go to {folder}")
+        plan = [describe_language_plan(loaded), f"the model would go to {folder}"]
+        _tell_plan({"folder": str(folder), "recipe": loaded.model_dump(mode="json")}, loaded, plan, as_json=as_json)
         return
-    typer.echo(str(train_language_model(loaded, folder)))
+    from paragone_models.files.weight_bars import hide_weight_bars
+
+    hide_weight_bars()
+    _tell([train_language_model(loaded, folder)], as_json=as_json)
 
 
 @train.command("policy")
@@ -157,6 +173,7 @@ def _policy(
         typer.Option(help="With --dry-run: memory of each of so many processes with FSDP2; repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    as_json: _Json = False,
 ) -> None:
     """Train a policy against a preference oracle: sample, ask, fit, evaluate, again."""
     _log()
@@ -171,12 +188,14 @@ def _policy(
     if dry_run:
         from paragone_training.policy.plan import describe_plan
 
-        typer.echo(describe_plan(loaded, folder, offline=offline, ranks=ranks or [1]))
-        typer.echo(f"the run would go to {folder}")
+        plan = [describe_plan(loaded, folder, offline=offline, ranks=ranks or [1]), f"the run would go to {folder}"]
+        _tell_plan({"folder": str(folder), "recipe": loaded.model_dump(mode="json")}, None, plan, as_json=as_json)
         return
+    from paragone_models.files.weight_bars import hide_weight_bars
     from paragone_training.policy.train_policy import train_policy
 
-    typer.echo(str(train_policy(loaded, folder, resume=resume)))
+    hide_weight_bars()
+    _tell([train_policy(loaded, folder, resume=resume)], as_json=as_json)
 
 
 @train.command("answers")
@@ -185,12 +204,13 @@ def _answers(
     output: Annotated[Path, typer.Option(help="File to write.")],
     layout: Annotated[str, typer.Option(help="alpaca_eval, arena-hard or mt-bench.")] = "alpaca_eval",
     name: Annotated[str, typer.Option(help="Name of the policy in the file.")] = "paragone-policy",
+    as_json: _Json = False,
 ) -> None:
     """Write a policy's answers in the layout of a benchmark."""
     from paragone_training.policy.exports import export_answers
 
     count = export_answers(samples, output, layout=layout, name=name)
-    typer.echo(f"{count} answers in {output}")
+    typer.echo(json.dumps({"file": str(output), "answers": count}) if as_json else f"{count} answers in {output}")
 
 
 @train.command("extrapolate")
@@ -202,6 +222,7 @@ def _extrapolate(
     data: Annotated[Path | None, typer.Option(help="Validation pairs, in any layout that training reads.")] = None,
     split: Annotated[str, typer.Option(help="Rows of --data: of this split, and those without one.")] = "validation",
     dtype: Annotated[str, typer.Option(help="Storage type of the backbone.")] = "float32",
+    as_json: _Json = False,
 ) -> None:
     """Go beyond B on the line from A (ExPO): theta = A + alpha (B - A), on every tensor; nothing is trained."""
     _log()
@@ -216,12 +237,28 @@ def _extrapolate(
     if dtype not in ("float32", "bfloat16", "float16"):
         raise RecipeError(f"--dtype is {dtype!r}; it must be float32, bfloat16 or float16")
     from paragone_evaluation.readers import read_pairs
+    from paragone_models.files.weight_bars import hide_weight_bars
     from paragone_training.data import training_pairs
     from paragone_training.preference.extrapolation import extrapolate
 
+    hide_weight_bars()
     pairs = training_pairs(read_pairs(data), split=split) if data else []
     extrapolate(source, target, output, alpha=factor, pairs=pairs, dtype=dtype)
-    typer.echo(str(output))
+    _tell([output], as_json=as_json)
+
+
+def _tell(folders: Sequence[Path], *, as_json: bool) -> None:
+    """Print the folders that were made."""
+    paths = list(map(str, folders))
+    typer.echo(json.dumps({"folders": paths}) if as_json else "\n".join(paths))
+
+
+def _tell_plan(values: Mapping[str, Any], recipe: Section | None, plan: Sequence[str], *, as_json: bool) -> None:
+    """Print what would be done, after the recipe where it is given."""
+    if as_json:
+        typer.echo(json.dumps({**values, "plan": "\n".join(plan).splitlines()}, ensure_ascii=False))
+    else:
+        typer.echo("\n".join([*([] if recipe is None else [_described(recipe)]), *plan]))
 
 
 def _log() -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -20,7 +20,7 @@ from paragone_evaluation.annotation.files import is_kept
 from paragone_evaluation.annotation.kinds import KINDS
 from paragone_evaluation.annotation.run import AnnotateSettings, Annotation, annotate_files
 from paragone_evaluation.annotation.trainer_pairs import FORMATS, PairSettings, Which, dataset_info
-from paragone_evaluation.eval_command import ApiKey, Layout, Map, WaitS, console_of, read_options
+from paragone_evaluation.eval_command import ApiKey, Json, Layout, Map, WaitS, console_of, print_json, read_options
 
 __all__ = ["annotate"]
 
@@ -65,6 +65,7 @@ def annotate(
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at most, for each URL.")] = 16,
     api_key: ApiKey = None,
     wait_s: WaitS = 0.0,
+    as_json: Json = False,
 ) -> None:
     """Ask a service about every row of data files: rewards, preferences, win rates or whole tables.
 
@@ -103,7 +104,19 @@ def annotate(
                 f"what was answered is kept beside {output}: the same command goes on", soft_wrap=True, markup=False
             )
         raise
-    _tell(made)
+    if as_json:
+        print_json(_values(made))
+    else:
+        _tell(made)
+
+
+def _values(made: Annotation) -> dict[str, Any]:
+    return {
+        "output": str(made.output), "answers": made.answers, "model": made.info.id, "identity": made.info.identity,
+        "counts": made.counts, "usage": made.usage, "pairs": made.pairs, "already": made.already,
+        "failures_file": None if made.failed is None else str(made.failed),
+        "pairs_file": None if made.pairs_file is None else str(made.pairs_file),
+    }  # fmt: skip
 
 
 def _is_news(record: logging.LogRecord) -> bool:

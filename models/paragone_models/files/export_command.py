@@ -1,12 +1,15 @@
 """``paragone export``: write a model in a form that other programs run."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 __all__ = ["export"]
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object in place of lines.")]
 
 export = typer.Typer(no_args_is_help=True, add_completion=False, help="Write a model for other programs.")
 
@@ -21,22 +24,29 @@ def vllm(
     model: Annotated[str, typer.Argument(help="A built-in, a Hugging Face id or a folder.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; it must be empty or not exist.")],
     revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.")] = None,
+    as_json: _Json = False,
 ) -> None:
     """Write the bare backbone of a model, which an unmodified vLLM serves; the head stays with `paragone serve`."""
     from paragone_models.errors import ModelLoadError
     from paragone_models.files.loading import load_model
     from paragone_models.files.saving import export_backbone, read_refusal
+    from paragone_models.files.weight_bars import hide_weight_bars
 
+    hide_weight_bars()
     loaded = load_model(model, revision=revision, elsewhere=True)
     refusal = read_refusal(loaded.network, loaded.spec, first_token=loaded.first_token)
     if refusal is not None:
         raise ModelLoadError(f"vLLM cannot run {model} for us: {refusal}")
     written = export_backbone(model, folder, revision=revision)
     name = loaded.name
-    typer.echo(
-        f"{written} holds the backbone of {model}. Serve it, and the model on top of it:\n"
-        f"  vllm serve {written} --runner pooling --convert embed --port 8123\n"
-        f"  paragone serve --model {name}={model} --engine {name}=vllm:http://127.0.0.1:8123"
+    _tell(
+        written,
+        f"{written} holds the backbone of {model}. Serve it, and the model on top of it:",
+        (
+            f"vllm serve {written} --runner pooling --convert embed --port 8123",
+            f"paragone serve --model {name}={model} --engine {name}=vllm:http://127.0.0.1:8123",
+        ),
+        as_json=as_json,
     )
 
 
@@ -49,11 +59,14 @@ def triton(
     max_batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of one forward pass (default: what suits the device).")
     ] = None,
+    as_json: _Json = False,
 ) -> None:
     """Write the backbone of a model for a Triton server; the head stays with `paragone serve`."""
     from paragone_models.files.options import load_options, named_source
     from paragone_models.files.triton_export import OF_THE_ENGINE, export_triton
+    from paragone_models.files.weight_bars import hide_weight_bars
 
+    hide_weight_bars()
     named = named_source(model)
     loaded, written = export_triton(
         named.source, folder, name=named.name, max_batch_tokens=max_batch_tokens, **load_options(named.settings)
@@ -63,11 +76,15 @@ def triton(
     settings = "".join(
         f",{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in kept.items()
     )
-    typer.echo(
+    _tell(
+        written,
         f"{written} holds the backbone of {named.source}, identity {loaded.identity}. Serve it where the Python of "
-        "Triton's stub can import paragone[models] (or finds it on PYTHONPATH), and the model on top of it:\n"
-        f"  tritonserver --model-repository={folder} --model-control-mode=explicit --load-model={name}\n"
-        f"  paragone serve --model {name}={named.source}{settings} --engine {name}=triton:grpc://127.0.0.1:8001"
+        "Triton's stub can import paragone[models] (or finds it on PYTHONPATH), and the model on top of it:",
+        (
+            f"tritonserver --model-repository={folder} --model-control-mode=explicit --load-model={name}",
+            f"paragone serve --model {name}={named.source}{settings} --engine {name}=triton:grpc://127.0.0.1:8001",
+        ),
+        as_json=as_json,
     )
 
 
@@ -79,15 +96,28 @@ def transformers(
     dtype: Annotated[
         str, typer.Option(help="Of the weights: float32, bfloat16 or float16; the latter two round the head too.")
     ] = "float32",
+    as_json: _Json = False,
 ) -> None:
     """Write a reward or rating model as a sequence classifier of transformers, which vLLM, SGLang and TEI serve."""
     from paragone_models.files.classifier import export_classifier
     from paragone_models.files.loading import load_model
+    from paragone_models.files.weight_bars import hide_weight_bars
 
+    hide_weight_bars()
     loaded = load_model(model, revision=revision, device="cpu", dtype=dtype)
     written = export_classifier(loaded, folder)
-    typer.echo(
+    _tell(
+        written,
         f"{written} holds {model} as AutoModelForSequenceClassification: the same rewards, read at the last token of "
-        f"the chat template's text. A preference is sigmoid((reward - reward) / {loaded.spec.temperature:g}).\n"
-        f"  vllm serve {written} --runner pooling"
+        f"the chat template's text. A preference is sigmoid((reward - reward) / {loaded.spec.temperature:g}).",
+        (f"vllm serve {written} --runner pooling",),
+        as_json=as_json,
     )
+
+
+def _tell(written: Path, text: str, commands: Sequence[str], *, as_json: bool) -> None:
+    """Print what was written and the commands that use it."""
+    if as_json:
+        typer.echo(json.dumps({"folder": str(written), "commands": list(commands)}))
+    else:
+        typer.echo("\n".join([text, *(f"  {command}" for command in commands)]))

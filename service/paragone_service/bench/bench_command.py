@@ -38,11 +38,13 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     output: Annotated[Path, typer.Option(help="Folder of bench.json and bench.html.")] = Path("bench"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of lines.")] = False,
 ) -> None:
     """Measure throughput, latency and what is left of the hardware's peak, on your machine and your model.
 
     Everything runs in turns in one go, so that a busy machine slows all sides alike: read ratios, not rates.
     """
+    from paragone_models.files.weight_bars import hide_weight_bars
     from paragone_service.bench.load import check_address
     from paragone_service.bench.measurement import Plan, run  # not before: torch takes seconds
 
@@ -54,30 +56,34 @@ def bench(
             clients=_numbers(clients), url=url, dialect=dialect, url_model=url_model, api_key=api_key, device=device,
             dtype=dtype,
         )  # fmt: skip
+        hide_weight_bars()
         measurement = run(plan, say=lambda text: typer.echo(text, err=True), machine=_machine())
     except BenchError as error:
         raise typer.BadParameter(str(error)) from error
-    _show(measurement, output)
+    _show(measurement, output, as_json=as_json)
 
 
-def _show(measurement: "Measurement", output: Path) -> None:
-    """Print the tables, then write ``bench.json`` and, where the look of reports is installed, ``bench.html``."""
+def _show(measurement: "Measurement", output: Path, *, as_json: bool) -> None:
+    """Print the tables, or JSON; write ``bench.json`` and, where the look of reports is installed, ``bench.html``."""
     from rich.console import Console
 
-    from paragone_service.bench.bench_report import as_json, page, tables
+    from paragone_service.bench.bench_report import page, tables, values
 
-    console = Console()
+    console = Console(stderr=as_json)
     for table in tables(measurement):
         console.print(table)
+    found = values(measurement)
     output.mkdir(parents=True, exist_ok=True)
     numbers, report = output / "bench.json", output / "bench.html"
-    numbers.write_text(json.dumps(as_json(measurement), indent=2) + "\n", encoding="utf-8")
+    numbers.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     try:
         report.write_text(page(measurement), encoding="utf-8")
     except ModuleNotFoundError as error:
         console.print(f"{numbers}; for a page with charts: pip install 'paragone[evaluation]' ({error})", markup=False)
     else:
         console.print(f"{numbers} and {report}")
+    if as_json:
+        typer.echo(json.dumps(found))
 
 
 def _machine() -> dict[str, str]:

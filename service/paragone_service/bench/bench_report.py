@@ -13,12 +13,12 @@ from paragone_service.bench.measurement import Measurement
 if TYPE_CHECKING:
     from paragone_evaluation.report.page import Figure
 
-__all__ = ["as_json", "page", "tables"]
+__all__ = ["page", "tables", "values"]
 
 _LEVEL_HEAD = ("over HTTP", "clients", "responses/s", "p50 ms", "p95 ms", "p99 ms")
 
 
-def as_json(measurement: Measurement) -> dict[str, Any]:
+def values(measurement: Measurement) -> dict[str, Any]:
     """Return all numbers as JSON values."""
     compute = measurement.compute
     return {

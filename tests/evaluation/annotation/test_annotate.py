@@ -52,6 +52,14 @@ def test_rewards_are_those_of_the_service_in_the_order_of_the_rows(tmp_path, url
     assert not (tmp_path / "out.jsonl.failures.jsonl").exists()
 
 
+def test_json_is_all_that_is_printed(tmp_path, url, capsys):
+    rows = write(tmp_path / "in.jsonl", [group(1), group(2)])
+    assert typed(rows, tmp_path / "out.jsonl", "--url", url, "--model", "bt", "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["counts"] == {"rows": 2, "failed_rows": 0, "failures": 0}
+    assert (made["output"], made["model"], made["answers"]) == (str(tmp_path / "out.jsonl"), "bt", "rewards")
+
+
 @pytest.mark.parametrize(
     "row",
     [

@@ -125,6 +125,11 @@ def test_the_command_writes_the_folder_and_says_how_to_serve_it(tmp_path, capsys
     printed = capsys.readouterr().out
     assert f"vllm serve {tmp_path / 'bare'} --runner pooling --convert embed" in printed
     assert f"paragone serve --model judge={source} --engine judge=vllm:http://127.0.0.1:8123" in printed
+    with pytest.raises(SystemExit):
+        main(["export", "vllm", str(source), str(tmp_path / "again"), "--json"], commands=[command])
+    made = json.loads(capsys.readouterr().out)
+    assert made["folder"] == str(tmp_path / "again")
+    assert made["commands"][0].startswith(f"vllm serve {tmp_path / 'again'}")
     mean = tiny.save_own(tmp_path / "mean", ModelSpec(kind="bradley-terry", dimension=1, pooling="mean", max_length=64))
     assert main(["export", "vllm", str(mean), str(tmp_path / "none")], commands=[command]) == 2
     assert "vLLM cannot run" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from paragone_service.bench import BenchError
 from paragone_service.bench.bench_command import _show, bench
-from paragone_service.bench.bench_report import as_json, page
+from paragone_service.bench.bench_report import page, values
 from paragone_service.bench.compute import Compute
 from paragone_service.bench.load import DIALECTS, Level, ScoredText, _command, ask_all, check_address, served_model
 from paragone_service.bench.measurement import Measurement, _Side
@@ -87,7 +87,7 @@ def test_the_page_shows_every_number_of_clients_and_fetches_nothing():
     assert remarks[1:] == ["1 at once: 4.0", "8 at once: 8.0", "1 at once: 10.0", "8 at once: 40.0"]
     assert "http" not in text.replace("Over HTTP", "")
     assert not re.search(r"<script|<link|src=|@import|url\((?!#)", text)
-    numbers = as_json(found)
+    numbers = values(found)
     assert numbers["compute"]["padding"] == 1.5
     assert numbers["http"][0]["levels"][1]["rate"] == 8.0
 
@@ -95,9 +95,10 @@ def test_the_page_shows_every_number_of_clients_and_fetches_nothing():
 def test_the_command_measures_and_leaves_json_and_a_page(tmp_path):
     runner = CliRunner()
     options = ["--groups", "1", "--responses", "3", "--tokens", "8-16", "--turns", "1", "--clients", "2,1"]
-    made = runner.invoke(APP, ["builtin:mini-bradley-terry", *options, "--output", str(tmp_path)])
+    made = runner.invoke(APP, ["builtin:mini-bradley-terry", *options, "--output", str(tmp_path), "--json"])
     assert made.exit_code == 0, made.output
     found = json.loads((tmp_path / "bench.json").read_text())
+    assert json.loads(made.stdout) == found
     assert [level["clients"] for level in found["http"][0]["levels"]] == [1, 2]
     assert [side["name"] for side in found["http"]] == ["Paragone, new texts", "Paragone, texts seen before"]
     assert found["compute"]["responses"] == 3
@@ -107,7 +108,11 @@ def test_the_command_measures_and_leaves_json_and_a_page(tmp_path):
 def test_without_the_look_of_reports_the_numbers_are_there_and_the_remedy_too(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "paragone_evaluation.report.page", None)
     compute = Compute(8, 0.5, 1.0, 2.0, 1e9, 0.25, 100, 150, 50)
-    _show(Measurement({}, {"model": "mini"}, compute, [_Side("ours", [Level(1, 8, 2.0, 10.0, 20.0, 30.0)])]), tmp_path)
+    _show(
+        Measurement({}, {"model": "mini"}, compute, [_Side("ours", [Level(1, 8, 2.0, 10.0, 20.0, 30.0)])]),
+        tmp_path,
+        as_json=False,
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
     assert "pip install 'paragone[evaluation]'" in capsys.readouterr().out
 
