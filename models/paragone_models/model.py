@@ -18,7 +18,13 @@ from torch import Tensor
 from paragone_models.comparator import Comparator, probability
 from paragone_models.errors import ModelLoadError, NonFiniteError, TextError
 from paragone_models.machine import CANDIDATES, Budget, best_budget
-from paragone_models.network import AbsentBackbone, PreferenceNetwork, gather_reads, output_width
+from paragone_models.network import (
+    AbsentBackbone,
+    AnyHead,
+    PreferenceNetwork,
+    gather_reads,
+    output_width,
+)
 from paragone_models.packing.backend import choose, mixing
 from paragone_models.packing.packer import Forward, Packer, PromptStore
 from paragone_models.rotary import depending_on_length
@@ -342,6 +348,29 @@ class PreferenceModel:
             max_batch_tokens=self.budget,
             first_token=self.first_token,
             local=self.local.again(network),
+        )
+
+    def with_head(
+        self, head: AnyHead, spec: ModelSpec, reader: TextReader, provenance: Provenance
+    ) -> "PreferenceModel":
+        """Return a model of another head on this one's backbone: weights and stored prompts are the very same.
+
+        The two must not run at the same time.
+
+        Args:
+            head: on the backbone's device, in evaluation mode.
+            reader: of its own, since a tokenizer has state.
+        """
+        network = PreferenceNetwork(self.network.backbone, head)
+        network.separator = self.network.separator
+        return PreferenceModel(
+            network,
+            spec,
+            reader,
+            provenance,
+            max_batch_tokens=self.budget,
+            first_token=self.first_token,
+            local=self.local,
         )
 
     @property

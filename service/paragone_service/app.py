@@ -32,6 +32,7 @@ from paragone_service.dialects.dialects import DIALECTS
 from paragone_service.dialects.elsewhere import ELSEWHERE
 from paragone_service.engine.contract import Engine
 from paragone_service.files.reading import FileReader
+from paragone_service.fitting.heads import HeadFitting
 from paragone_service.http.bodies import MAX_ITEMS
 from paragone_service.http.deadlines import Deadlines
 from paragone_service.http.docs_page import docs_route
@@ -52,6 +53,7 @@ from paragone_service.http.overload import QuickRefusals, Reserving
 from paragone_service.http.page import page_files, page_routes
 from paragone_service.http.routes.cohorts import cohort_routes
 from paragone_service.http.routes.files import file_routes
+from paragone_service.http.routes.heads import head_routes
 from paragone_service.http.routes.operation import health_routes, inspection_routes
 from paragone_service.http.routes.references import reference_routes
 from paragone_service.http.routes.rollout import rollout_routes
@@ -172,6 +174,7 @@ def create_app(
             watchdog.watch(asyncio.get_running_loop(), registry.watched())
 
     rollout = Rollout(settings, registry, watch)
+    fitting = HeadFitting(settings, registry, rollout)
 
     # Requests have all ended when this goes on after its yield: uvicorn drains before it shuts the lifespan down.
     @asynccontextmanager
@@ -191,6 +194,7 @@ def create_app(
         await registry.close()  # before the cache, because its last batches still write into the cache
         await cache.close()
         file_reader.close()
+        fitting.close()
         workers.shutdown(wait=True, cancel_futures=True)
 
     app = FastAPI(
@@ -225,7 +229,9 @@ def create_app(
     limits = ModelLimits(max_tokens=0, max_items=MAX_ITEMS, max_body_bytes=settings.max_body_bytes)
     app.include_router(inspection_routes(registry, limits))
     info = functools.partial(described, limits=limits)
-    app.include_router(rollout_routes(rollout, info))
+    keyless = not keys and settings.api_key_file is None
+    app.include_router(rollout_routes(rollout, info, keyless=keyless))
+    app.include_router(head_routes(fitting, info, keyless=keyless))
     app.include_router(health_routes(registry, metrics, drain))
     app.include_router(docs_route(app))
     app.router.routes.extend(page_routes(files))  # before the dialects, of which one answers browsers at the root

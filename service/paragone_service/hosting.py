@@ -1,5 +1,6 @@
 """What hosted models are made of: their weights, a replica for each of their devices, and what runs those."""
 
+import copy
 import logging
 import pkgutil
 import time
@@ -178,6 +179,23 @@ class Devices:
         if len(replicas) > 1:
             logger.info("model %s: one queue for %s", name, ", ".join(devices), extra=ONE_FACT)
         return replicas
+
+    def beside(self, replicas: Sequence[Replica], model: PreferenceModel) -> list[Replica]:
+        """Return what runs a model of another head on the backbone that these replicas run, in their memory.
+
+        Args:
+            replicas: in this process.
+            model: on the first of their devices.
+        """
+        first, *others = replicas
+        assert model.reader is not None
+        found = [self._replica(model, first.device, LocalEngine(model, first.device))]
+        for replica in others:
+            device = next(replica.model.network.parameters()).device
+            head = copy.deepcopy(model.network.head).to(device)
+            own = replica.model.with_head(head, model.spec, model.reader, model.provenance)
+            found.append(self._replica(own, replica.device, LocalEngine(own, replica.device)))
+        return found
 
     def _copy(self, name: str, model: PreferenceModel, device: str) -> PreferenceModel:
         there = torch_name(device)

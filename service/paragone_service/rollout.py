@@ -52,6 +52,9 @@ class Rollout:
 
     Args:
         changed: called once the hosted models are others.
+
+    Attributes:
+        made_here: names of the models that were fitted while the server ran.
     """
 
     def __init__(self, settings: Settings, registry: Registry, changed: Callable[[], None]) -> None:
@@ -59,6 +62,7 @@ class Rollout:
         self._registry = registry
         self._changed = changed
         self._options: dict[str, ModelSettings] = dict(settings.loaded)
+        self.made_here: set[str] = set()
         self._loading = ""
         self._retiring: dict[asyncio.Task[None], HostedModel] = {}
 
@@ -79,6 +83,20 @@ class Rollout:
         # Whoever asked may leave: what was begun is brought to its end, and not left half-done.
         return await asyncio.shield(asyncio.ensure_future(self._load(name, options)))
 
+    def check_new(self, name: str) -> None:
+        """Refuse a name that something is called here already, or is about to be.
+
+        Raises:
+            ServiceError: ``model_refused``.
+        """
+        if name in self._registry.names or name in self._settings.models or name == self._loading:
+            raise _refused(f"there is a model {printable(name)} already: choose another name, or unload that one")
+
+    def add(self, name: str, model: PreferenceModel, replicas: list[Replica], options: ModelSettings) -> HostedModel:
+        """Host a model that was made here, under a name that is new, and return it; needs a running event loop."""
+        self.made_here.add(name)
+        return self._take_over(name, model, replicas, options)
+
     async def unload(self, name: str) -> HostedModel:
         """Host a model no more, and return it; requests under way end first.
 
@@ -86,7 +104,8 @@ class Rollout:
             ServiceError: ``not_allowed``, without ``models_dir``; ``unknown_model``; ``model_refused`` for the default
                 model.
         """
-        self._check_allowed()
+        if name not in self.made_here:
+            self._check_allowed()
         hosted = self._registry.loaded(name) or self._registry.find(name)  # which says why there is none
         users = [other for other, one in self._settings.ensembles.items() if name in one.members]
         if users:
@@ -95,6 +114,7 @@ class Rollout:
             raise _refused(f"model {name} answers requests that name none, so it stays: load another in its place")
         self._registry.exchange(name, None)
         self._options.pop(name, None)
+        self.made_here.discard(name)
         self._changed()
         hosted.forget_metrics()
         logger.warning("model %s is hosted no more", name)
@@ -146,6 +166,11 @@ class Rollout:
         finally:
             self._loading = ""
             loading.shutdown(wait=False)
+        return self._take_over(name, model, replicas, options)
+
+    def _take_over(
+        self, name: str, model: PreferenceModel, replicas: list[Replica], options: ModelSettings
+    ) -> HostedModel:
         new = self._registry.hosted(name, model, replicas)
         new.start()
         old = self._registry.exchange(name, new)  # the one moment
@@ -197,6 +222,9 @@ class Rollout:
         task = asyncio.current_task()
         assert task is not None
         name, gone = hosted.name, weakref.ref(hosted.model.network)
+        if any(other.model.local is hosted.model.local for other in self._registry):
+            del self._retiring[task]  # its backbone stays, for the heads that read it
+            return
         del self._retiring[task], hosted
         # The collector passes over what was there at the start, so cycles of a first model would stay with its weights.
         frozen = gc.get_freeze_count() > 0

@@ -43,6 +43,7 @@ from paragone.wire.conversations import (
     canonical_turns,
 )
 from paragone.wire.files import FileAnswer, FileLabel, FileLeftOut, FileQuery, FileRating, FileRow
+from paragone.wire.heads import HeadAgreement, HeadAnswer, HeadDifference, HeadPair, HeadRequest, HeadShare
 from paragone.wire.references import ReferenceItem, ReferenceSet, ReferenceSetsAnswer, ReferencesRequest
 from paragone.wire.requests import (
     Aggregation,
@@ -77,6 +78,12 @@ __all__ = [
     "FileRating",
     "FileRow",
     "Group",
+    "HeadAgreement",
+    "HeadAnswer",
+    "HeadDifference",
+    "HeadPair",
+    "HeadRequest",
+    "HeadShare",
     "Item",
     "ItemError",
     "ItemOfSteps",

@@ -1,5 +1,6 @@
 """``load_model``: from a source to a model that answers, or a refusal that says why."""
 
+import copy
 import functools
 import logging
 import math
@@ -18,7 +19,7 @@ from paragone_models.errors import ModelLoadError, NonFiniteError, TextError, re
 from paragone_models.files import checkpoints, quantised
 from paragone_models.files.adapters import base_of, find_adapter
 from paragone_models.files.backbones import Resident, Residents, home_of, reference_to
-from paragone_models.files.families.backbone import Options, read_backbone, untrusted
+from paragone_models.files.families.backbone import Options, read_backbone, untrusted, with_head
 from paragone_models.files.families.family import Checkpoint, Loaded
 from paragone_models.files.families.own import SPEC_FILE, read_own
 from paragone_models.files.families.registry import read_checkpoint
@@ -36,7 +37,7 @@ from paragone_models.text.pairs import PairText
 from paragone_models.text.reader import TextReader, conversation
 from paragone_models.text.template import tokenizer_hash
 
-__all__ = ["Backbone", "load_backbone", "load_model"]
+__all__ = ["Backbone", "load_backbone", "load_head", "load_model", "reference_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -219,13 +220,7 @@ def load_model(
         name=name or where.name,
         source=where.source,
         revision=where.commit,
-        identity=spec.identity(
-            weights_hash((where, base)) if identity is None else f"{weights_hash((where,))}+{identity}",
-            None if reader is None else tokenizer_hash(reader.tokenizer, reader.template.signature),
-            code_hash(
-                (network.backbone, network.config, None if reader is None else reader.tokenizer), (where, home, base)
-            ),
-        ),
+        identity=_identity(spec, (where, home, base), identity, network, reader),
         numerics=_numerics(local, options, quantised.described(base.folder, network.config)),
     )
     model = PreferenceModel(
@@ -271,6 +266,100 @@ def load_backbone(
         raise ModelLoadError(f"{source} has no tokenizer files: there is nothing to read with")
     tokenizer = AutoTokenizer.from_pretrained(place.tokenizer_folder)
     return Backbone(module.to(options.device).eval().requires_grad_(requires_grad=False), tokenizer, reference)
+
+
+def reference_of(model: PreferenceModel, backbone: str | None = None) -> BackboneReference:
+    """Return what a head names that is fitted to the backbone of a loaded model.
+
+    Args:
+        backbone: as it was given to ``load_model``.
+
+    Raises:
+        ModelLoadError: if the files that it was loaded from are gone, or are others now.
+    """
+    source, revision = model.provenance.source, model.provenance.revision
+    where = resolve(source, revision)
+    home, identity = home_of(where, backbone)
+    base = home if find_adapter(home.folder) is None else base_of(home)
+    if _identity(model.spec, (where, home, base), identity, model.network, model.reader) != model.identity:
+        raise ModelLoadError(f"the files of {source} are others than those that it was loaded from: load it anew")
+    own = model.spec.backbone
+    return reference_to(home.source, home.commit) if own is None or backbone is not None else own
+
+
+@_in_one_sentence
+def load_head(
+    source: str | os.PathLike[str],
+    *,
+    beside: PreferenceModel,
+    reference: BackboneReference,
+    name: str | None = None,
+    chat_template: str | None = None,
+) -> PreferenceModel:
+    """Load a head that was saved alone, on the backbone of a loaded model, whose memory it shares.
+
+    It answers as ``load_model`` would have it answer, and has the same identity.
+
+    Args:
+        source: its folder.
+        beside: a model that reads text and runs in this process; the two must not run at the same time.
+        reference: of its backbone, from ``reference_of``.
+        chat_template: as it was given to ``load_model`` for the other one.
+
+    Raises:
+        ModelLoadError: if there is no head, or it names another backbone.
+    """
+    where = resolve(os.fspath(source), None)
+    spec = ModelSpec.from_json((where.folder / SPEC_FILE).read_bytes())
+    if spec.backbone != reference:
+        raise ModelLoadError(f"{where.source} is a head of another backbone than that of {beside.name}")
+    if beside.reader is None:
+        raise ModelLoadError(f"{beside.name} has no tokenizer files: there is nothing to read with")
+    path = where.folder / checkpoints.HEAD_FILE
+    head = with_head(
+        beside.network.backbone, spec, checkpoints.read_tensors([path], set(checkpoints.tensor_shapes([path])))
+    ).head
+    head.to(next(beside.network.parameters()).device).eval().requires_grad_(requires_grad=False)
+    _refuse_non_finite(where.source, head)
+    reader = TextReader(
+        copy.deepcopy(beside.reader.tokenizer),
+        spec,
+        first_token=beside.first_token,
+        vocabulary=beside.network.config.get_text_config().vocab_size,
+        chat_template=chat_template,
+    )
+    home = resolve(reference.source, reference.revision)
+    places = (where, home, home if find_adapter(home.folder) is None else base_of(home))
+    provenance = Provenance(
+        name=name or where.name,
+        source=where.source,
+        revision=None,
+        identity=_identity(spec, places, reference.identity, beside.network, reader),
+        numerics=beside.provenance.numerics,
+    )
+    return beside.with_head(head, spec, reader, provenance)
+
+
+def _identity(
+    spec: ModelSpec,
+    places: tuple[Resolved, Resolved, Resolved],
+    backbone: str | None,
+    network: PreferenceNetwork,
+    reader: TextReader | None,
+) -> str:
+    """Return the identity of a model.
+
+    Args:
+        places: of what was asked for, of its backbone or adapter, and of the adapter's base.
+        backbone: identity of the backbone, of a head that was saved alone.
+    """
+    where, _, base = places
+    tokenizer = None if reader is None else reader.tokenizer
+    return spec.identity(
+        weights_hash((where, base)) if backbone is None else f"{weights_hash((where,))}+{backbone}",
+        None if reader is None else tokenizer_hash(reader.tokenizer, reader.template.signature),
+        code_hash((network.backbone, network.config, tokenizer), places),
+    )
 
 
 def _prove(model: PreferenceModel, *, elsewhere: bool) -> None:

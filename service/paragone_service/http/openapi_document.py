@@ -18,6 +18,8 @@ from paragone.wire import (
     CohortRequest,
     ErrorBody,
     FileAnswer,
+    HeadAnswer,
+    HeadRequest,
     LoadRequest,
     ModelInfo,
     ModelsAnswer,
@@ -39,6 +41,7 @@ __all__ = [
     "cohort_document",
     "describe_routes",
     "file_document",
+    "head_document",
     "health_document",
     "inspection_document",
     "metrics_document",
@@ -62,6 +65,7 @@ Reward and preference models as a service: how probable is it that the first of 
 _SCHEMAS = "#/components/schemas/"
 _OWN: tuple[type[BaseModel], ...] = (
     CohortRequest,
+    HeadRequest,
     LoadRequest,
     PreferencesRequest,
     ReferencesRequest,
@@ -222,6 +226,25 @@ _EXAMPLES: Mapping[type[BaseModel], dict[str, Any]] = {
         "usage": _COLD,
     },
     FileAnswer: _FILE,
+    HeadAnswer: {
+        "model": {**_MODEL, "id": "mine", "kind": "bradley-terry", "dimension": 1, "temperature": 1.0},
+        "base": "mini-general-preference",
+        "folder": "/srv/models/mine",
+        "temporary": False,
+        "pairs": 36,
+        "prompts": 36,
+        "penalties": {"reward": 0.1},
+        "agreement": {
+            "pairs": 12,
+            "prompts": 12,
+            "new": {"share": 0.833, "low": 0.552, "high": 0.953},
+            "old": {"share": 0.583, "low": 0.32, "high": 0.807},
+            "difference": {"value": 0.25, "low": -0.058, "high": 0.502},
+            "only_new": 4,
+            "only_old": 1,
+        },
+        "usage": {**_COLD, "forward_responses": 96, "forward_tokens": 4210},
+    },
     ReferenceSet: _SET,
     ReferenceSetsAnswer: {"references": [_SET]},
     CohortAnswer: {
@@ -336,6 +359,12 @@ def file_document(query: type[BaseModel], answer: type[BaseModel]) -> dict[str, 
         "responses": _errors(*codes, *_ALWAYS),
         "openapi_extra": {"parameters": parameters, "requestBody": {"required": True, "content": content}},
     }
+
+
+def head_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+    """Return what FastAPI needs to document the route that fits heads."""
+    codes = (ErrorCode.NOT_ALLOWED, ErrorCode.MODEL_REFUSED, ErrorCode.RETURN_UNAVAILABLE)
+    return _body_document(request, answer, *codes, *_FORWARD)
 
 
 def health_document(description: str, *codes: ErrorCode) -> dict[str, Any]:

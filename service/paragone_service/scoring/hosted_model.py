@@ -68,7 +68,7 @@ class HostedModel:
 
     Args:
         name: what it is called in requests.
-        resources: what runs and keeps its representations.
+        resources: what runs it and keeps its representations; an attribute too.
         strict_cache: keep entries apart by numerics too.
         secret: what ids are keyed with, from ``secret_of``.
 
@@ -95,6 +95,7 @@ class HostedModel:
         self.name = name
         self.model = model
         self.under_way = 0
+        self.resources = resources
         self.engine = resources.replicas[0].engine
         self._engines = list(dict.fromkeys(replica.engine for replica in resources.replicas))
         self.header = {
@@ -210,7 +211,7 @@ class HostedModel:
             ServiceError: ``return_unavailable``, if the model has no gate; else as for ``represent``.
             ClientGoneError: if the client left meanwhile.
         """
-        return await self._unless_gone(self.check_gate().scales(items, call), call)
+        return await self.unless_gone(self.check_gate().scales(items, call), call)
 
     async def alive(self, *, within_s: float, timeout_s: float) -> bool:
         """Return whether a forward succeeded within the last seconds, running a canary if none did.
@@ -239,7 +240,7 @@ class HostedModel:
         """
         size = sum(whole for _, whole in sizes(conversations))
         self.admission.check_wait(self._reading.expected_wait_s(size, call.client), size, call.deadline)
-        return await self._unless_gone(self._reading.read(conversations, call), call)
+        return await self.unless_gone(self._reading.read(conversations, call), call)
 
     def key_of(self, key: bytes, tenant: str | None) -> bytes:
         """Return the key of a response from the one that it has of another model."""
@@ -268,7 +269,7 @@ class HostedModel:
         if not hits.misses:
             self.admission.parsed(call.client, call.body_bytes, 0, 0)
         else:
-            filled = await self._unless_gone(self._fill(items, rows, hits.values, call), call)
+            filled = await self.unless_gone(self._fill(items, rows, hits.values, call), call)
         return self._represented(indices, rows, hits.values, filled, call, ids)
 
     def _ids_of(self, tenant: str | None) -> Ids:
@@ -470,7 +471,7 @@ class HostedModel:
             vectors = rewards_of_steps(steps, call.aggregation or self.model.spec.aggregation)
         return Represented(vectors, dropped, decoded.shown, items, usage, row_ids, decoded.tokens, steps)
 
-    async def _unless_gone(self, work: Coroutine[Any, Any, Result], call: Call) -> Result:
+    async def unless_gone(self, work: Coroutine[Any, Any, Result], call: Call) -> Result:
         """Return what ``work`` returns, or cancel it when the client leaves first, or a worker turns out to hang.
 
         Raises:

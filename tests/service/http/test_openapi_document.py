@@ -25,12 +25,14 @@ ROUTES = {
     ("post", "/v1/models/{model}:load"): wire.ModelInfo,
     ("post", "/v1/models/{model}:unload"): wire.ModelInfo,
     ("post", "/v1/files"): wire.FileAnswer,
+    ("post", "/v1/heads"): wire.HeadAnswer,
     ("get", "/livez"): None,
     ("get", "/readyz"): None,
     ("get", "/metrics"): None,
 }
 REQUESTS = {
     "/v1/cohorts": wire.CohortRequest,
+    "/v1/heads": wire.HeadRequest,
     "/v1/references": wire.ReferencesRequest,
     "/v1/preferences": wire.PreferencesRequest,
     "/v1/rewards": wire.RewardsRequest,

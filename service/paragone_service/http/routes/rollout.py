@@ -15,14 +15,15 @@ from paragone_service.http.openapi_document import rollout_document
 from paragone_service.rollout import Rollout
 from paragone_service.scoring.hosted_model import HostedModel
 
-__all__ = ["rollout_routes"]
+__all__ = ["check_admin", "rollout_routes"]
 
 
-def rollout_routes(rollout: Rollout, info: Callable[[HostedModel], ModelInfo]) -> APIRouter:
+def rollout_routes(rollout: Rollout, info: Callable[[HostedModel], ModelInfo], *, keyless: bool = False) -> APIRouter:
     """Return the routes.
 
     Args:
         info: what is said of a hosted model.
+        keyless: whether the server has no keys: then what was fitted on it may be unloaded without one.
     """
     router = APIRouter(tags=["rollout"])
 
@@ -33,7 +34,7 @@ def rollout_routes(rollout: Rollout, info: Callable[[HostedModel], ModelInfo]) -
         It is checked on built-in texts first. Requests under way end on the model that they began with. What is
         refused changes nothing.
         """
-        _check_admin(request)
+        check_admin(request)
         values = await read_values(request)
         try:
             body = LoadRequest.model_validate(values)
@@ -44,15 +45,22 @@ def rollout_routes(rollout: Rollout, info: Callable[[HostedModel], ModelInfo]) -
     @router.post("/v1/models/{model}:unload", **rollout_document(None, ModelInfo))
     async def unload_model(request: Request, model: str) -> ModelInfo:
         """Host a model no more, and answer what it was; needs the key of an admin. Requests under way end first."""
-        _check_admin(request)
+        if not (keyless and model in rollout.made_here):
+            check_admin(request)
         return info(await rollout.unload(model))
 
     return router
 
 
-def _check_admin(request: Request) -> None:
+def check_admin(request: Request, what: str = "loading and unloading models") -> None:
+    """Refuse a request whose key is no admin's.
+
+    Args:
+        what: it asks for.
+
+    Raises:
+        ServiceError: ``not_allowed``.
+    """
     key: ApiKey | None = request.scope.get(SCOPE_KEY)
     if key is None or not key.admin:
-        raise ServiceError(
-            ErrorCode.NOT_ALLOWED, "loading and unloading models needs the key of an admin: `paragone key new --admin`"
-        )
+        raise ServiceError(ErrorCode.NOT_ALLOWED, f"{what} needs the key of an admin: `paragone key new --admin`")
