@@ -373,6 +373,9 @@ class Client:
         size: int,
         attempt: int = 0,
         references: ReferencesLike | None = None,
+        principle: str | None = None,
+        criteria: CriteriaLike | None = None,
+        comparisons: str = "all",
         deadline_s: float = DEFAULT_DEADLINE_S,
         signal: Signal | None = None,
         shaping: Shaping | Mapping[str, float] | None = None,
@@ -392,6 +395,8 @@ class Client:
             size: how many members the group has.
             attempt: a higher one begins the group anew and ends the earlier one.
             references: other responses to the prompt, for ``reference_win_rate``; the same for all members.
+            principle, criteria: as for ``prefer``; the same for all members.
+            comparisons: as for ``tournaments``; the same for all members.
             deadline_s: how long the group may take from its first member on. [seconds]
             signal: one number for a trainer, in ``signal`` of the answer; the same for all members.
             shaping: what the signal gains or loses by length and style; the same for all members.
@@ -414,6 +419,9 @@ class Client:
             size=size,
             attempt=attempt,
             references=references,
+            principle=principle,
+            criteria=criteria,
+            comparisons=comparisons,
             deadline_s=deadline_s,
             signal=signal,
             shaping=shaping,

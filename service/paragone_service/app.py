@@ -143,7 +143,7 @@ def create_app(
         MemorySets() if redis is None else RedisSets(redis, seal=Seal(settings.read_cache_secret()), metrics=metrics)
     )
     file_reader = FileReader(memory_bytes=round(settings.file_memory_mb * 1e6), limit_s=settings.file_limit_s)
-    cohorts = Cohorts(store, drain, deadline_s=settings.deadline_s, workers=workers)
+    cohorts = Cohorts(store, drain, deadline_s=settings.deadline_s)
 
     def guards(inner: ASGIApp) -> tuple[HostGuard, Authorization]:
         return HostGuard(inner, hosts=settings.served_hosts), Authorization(inner, keys=ring)
@@ -223,7 +223,7 @@ def create_app(
     install_handlers(app)
     describe_routes(app)
     app.include_router(scoring_routes(registry, sets, workers))
-    app.include_router(cohort_routes(registry, sets, cohorts))
+    app.include_router(cohort_routes(registry, sets, cohorts, workers))
     app.include_router(reference_routes(registry, sets))
     app.include_router(file_routes(file_reader))
     limits = ModelLimits(max_tokens=0, max_items=MAX_ITEMS, max_body_bytes=settings.max_body_bytes)

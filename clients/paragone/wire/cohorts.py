@@ -7,8 +7,16 @@ from pydantic_core import PydanticCustomError
 
 from paragone.codes import ErrorCode
 from paragone.wire.answers import AnswerModel, Count, Finite, ModelAnswer, Probability, Usage
-from paragone.wire.conversations import Referenced, References, Response, Text
-from paragone.wire.requests import SkewWeight, Truncation
+from paragone.wire.conversations import (
+    Criteria,
+    Principle,
+    Referenced,
+    References,
+    Response,
+    Text,
+    judged_by_one,
+)
+from paragone.wire.requests import Comparisons, SkewWeight, Truncation
 from paragone.wire.signals import Shaping, Signal
 
 __all__ = ["CohortAnswer", "CohortRequest", "CohortReturn", "OnMissing", "Unscored"]
@@ -60,6 +68,21 @@ class CohortRequest(Referenced):
         description="Other responses to the prompt, or the name of a set of them, for `reference_win_rate`; the same "
         "for all members.",
     )
+    principle: Principle | None = Field(
+        default=None,
+        description="What to judge by, for a model that takes a principle. Omitted: the model's own. The same for all "
+        "members.",
+    )
+    criteria: Criteria | None = Field(
+        default=None,
+        description="Several principles, for a judge: it is asked by each, and the answer says by each and in all. The "
+        "same for all members.",
+    )
+    comparisons: Comparisons = Field(
+        default="all",
+        description="Which pairs a model that reads both responses at once compares when the group is whole, as "
+        "`/v1/tournaments` has it. The same for all members; the other kinds answer all pairs in any case.",
+    )
     deadline_s: Annotated[float, Field(gt=0, le=_LONGEST_DEADLINE_S, allow_inf_nan=False)] | None = Field(
         default=None,
         description="Seconds from the arrival of the group's first member in which all must have come; that member's "
@@ -105,7 +128,7 @@ class CohortRequest(Referenced):
             )
         if self.shaping is not None and self.signal is None:
             raise PydanticCustomError("shaping", "shaping changes the signal: name the signal too")
-        return self
+        return judged_by_one(self)
 
 
 class Unscored(AnswerModel):
@@ -148,5 +171,26 @@ class CohortAnswer(ModelAnswer):
         default=None,
         description="Probability that it is preferred to the member of each slot, if asked for; null where that one "
         "was not scored. [size]",
+    )
+    compared: list[Count] | None = Field(
+        default=None,
+        description="Of a model that reads both responses at once: the slots that it was compared with; all else is "
+        "inferred by a Bradley-Terry fit.",
+    )
+    failed: list[Unscored] | None = Field(
+        default=None,
+        description="Comparisons with other scored members that failed, by their slots, and why; left out without any.",
+    )
+    abstained: list[Count] | None = Field(
+        default=None,
+        description="Of an ensemble: the slots against which it abstains; their probabilities count as they are, near "
+        "to ½. Left out where there are none.",
+    )
+    interval: tuple[Probability, Probability] | None = Field(
+        default=None,
+        description="Where something is inferred: the 95 % interval of the win rate, as far as inference blurs it.",
+    )
+    criteria: dict[str, Probability] | None = Field(
+        default=None, description="Of a judge that was given criteria: the win rate by each, by name."
     )
     usage: Usage

@@ -10,7 +10,7 @@ error for each would cost a server gigabytes.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +29,7 @@ from pydantic_core import PydanticCustomError
 __all__ = [
     "ContentPart",
     "Conversations",
+    "Criteria",
     "Criterion",
     "Few",
     "Group",
@@ -40,6 +41,7 @@ __all__ = [
     "Pair",
     "PairById",
     "PairForm",
+    "Principle",
     "Prompt",
     "Referenced",
     "References",
@@ -50,6 +52,7 @@ __all__ = [
     "Text",
     "canonical_json",
     "canonical_turns",
+    "judged_by_one",
 ]
 
 Element = TypeVar("Element")
@@ -239,10 +242,20 @@ _PRINCIPLE = "What to judge by, for a model that takes a principle. Omitted: the
 _CRITERIA = "Several principles, for a judge: it is asked by each, and the answer says by each and in all."
 
 
-Judged = TypeVar("Judged", bound="Pair | Group")
+class _Judged(Protocol):
+    principle: str | None
+    criteria: list[Criterion] | None
 
 
-def _one_of_two(judged: Judged) -> Judged:
+Judged = TypeVar("Judged", bound=_Judged)
+
+
+def judged_by_one(judged: Judged) -> Judged:
+    """Return what names a principle or criteria, and not both.
+
+    Raises:
+        PydanticCustomError: if it names both.
+    """
     if judged.principle is not None and judged.criteria is not None:
         raise PydanticCustomError("principle_twice", "give a principle or criteria, and not both")
     return judged
@@ -265,7 +278,7 @@ class Pair(Conversations):
 
     @model_validator(mode="after")
     def _judged_by_one_thing(self) -> "Pair":
-        return _one_of_two(self)
+        return judged_by_one(self)
 
 
 class PairById(RequestModel):
@@ -391,7 +404,7 @@ class Group(Referenced):
 
     @model_validator(mode="after")
     def _judged_by_one_thing(self) -> "Group":
-        return _one_of_two(self)
+        return judged_by_one(self)
 
 
 def canonical_json(value: object) -> bytes:

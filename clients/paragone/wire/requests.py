@@ -10,6 +10,7 @@ from paragone.wire.signals import Shaping, Signal
 
 __all__ = [
     "Aggregation",
+    "Comparisons",
     "OnError",
     "PreferenceReturn",
     "PreferencesRequest",
@@ -29,6 +30,7 @@ Aggregation = Literal["min", "prod", "last"]
 RewardReturn = Literal["representation", "blocks", "gate_scales", "ids"]
 PreferenceReturn = Literal["ids", "rationale"]
 TournamentReturn = Literal["matrix", "ids"]
+Comparisons = Annotated[Text, Field(pattern=r"^(all|bracket|circular|budget:[1-9][0-9]{0,8})$")]
 SkewWeight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
 _STREET = "Close the main street to cars? Argue against."
@@ -176,7 +178,7 @@ class TournamentsRequest(_ComparisonRequest):
         "0), `anchor` (win rate against the references), `nash`, `elimination` (a knock-out), `acyclic` (place in the "
         "order that contradicts the table least; at most 16 responses), `reward`. Null: none.",
     )
-    comparisons: Annotated[Text, Field(pattern=r"^(all|bracket|circular|budget:[1-9][0-9]{0,8})$")] = Field(
+    comparisons: Comparisons = Field(
         default="all",
         description="Which pairs a model that reads both responses at once compares; it has a cost for each. `all`: "
         "K(K−1)/2; `circular`: each response with the next one; `bracket`: a knock-out, at most 3K/2 − 1; `budget:N`: "

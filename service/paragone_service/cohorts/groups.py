@@ -1,28 +1,34 @@
-"""What a group is: what its members must agree on, who may join, when it is settled, and what each member is answered.
+"""What a group is: what its members must agree on, who may join, and when it is settled.
 
-Pure rules; where a group is kept is the stores' business, and who waits for it is ``waiting.py``'s. A group is *open*
-until its last member was put (*whole*) or its deadline has passed (*closed*); then it never changes again.
+Pure rules; where a group is kept is the stores' business, who waits for it is ``waiting.py``'s, and what its members
+are to each other is their contest's (``contest.py``). A group is *open* until its last member was put (*whole*) or its
+deadline has passed (*closed*); then it never changes again.
 """
 
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from paragone.codes import ErrorCode
-from paragone.wire import OnMissing, Shaping, Signal
-from paragone_models.comparator import Comparator
+from paragone.wire import OnMissing
 from paragone_models.shaping import Measures
 from paragone_service.http.errors import ServiceError
-from paragone_service.scoring.groups import group_signal
 
-__all__ = ["Entered", "Group", "Head", "Member", "Standing", "State", "check_entry", "group_key", "incomplete", "lost"]
+__all__ = [
+    "Entered",
+    "Group",
+    "Head",
+    "Member",
+    "State",
+    "check_entry",
+    "group_key",
+    "incomplete",
+    "lost",
+    "superseded",
+]
 
 State = Literal["open", "whole", "closed"]
 
@@ -69,7 +75,7 @@ class Member:
 
     Attributes:
         digest: of its response.
-        vector: its representation, float32; None if it was not scored. [d]
+        content: what it is compared by, as its contest keeps it; None if it was not scored.
         dropped: tokens that were cut from its prompt.
         shown: whether the model saw all words of its conversation that were not cut.
         measures: of its text, where a signal is shaped.
@@ -77,7 +83,7 @@ class Member:
     """
 
     digest: bytes
-    vector: NDArray[np.float32] | None
+    content: bytes | None
     dropped: int = 0
     shown: bool = True
     measures: Measures | None = None
@@ -88,24 +94,23 @@ class Member:
         return None if self.error is None else ServiceError(ErrorCode(self.error[0]), self.error[1])
 
     def to_bytes(self) -> bytes:
-        """Return the stored form: a line of JSON, then the vector's bytes."""
+        """Return the stored form: a line of JSON, then the content."""
         told: dict[str, Any] = {"digest": self.digest.hex(), "dropped": self.dropped, "shown": self.shown}
         if self.measures is not None:
             told["measures"] = dataclasses.asdict(self.measures)
         if self.error is not None:
             told["error"] = self.error
-        vector = b"" if self.vector is None else self.vector.astype("<f4").tobytes()
-        return json.dumps(told).encode() + b"\n" + vector
+        return json.dumps(told).encode() + b"\n" + (self.content or b"")
 
     @classmethod
     def from_bytes(cls, stored: bytes) -> "Member":
         """Return what ``to_bytes`` made the bytes of."""
-        line, _, vector = stored.partition(b"\n")
+        line, _, content = stored.partition(b"\n")
         told = json.loads(line)
         error, measures = told.get("error"), told.get("measures")
         return cls(
             bytes.fromhex(told["digest"]),
-            None if error else np.frombuffer(vector, dtype="<f4"),
+            None if error else content,
             told["dropped"],
             told["shown"],
             None if measures is None else Measures(**measures),
@@ -119,11 +124,13 @@ class Group:
 
     Attributes:
         members: by slot; known only once the group is settled.
+        table: the comparisons of its members, once they were made; None of a contest that makes none.
     """
 
     head: Head
     state: State
     members: Mapping[int, Member] = field(default_factory=dict)
+    table: bytes | None = None
 
     @property
     def missing(self) -> list[int]:
@@ -161,7 +168,8 @@ def check_entry(wanted: Head, slot: int, digest: bytes, entered: Entered) -> Non
     kept = entered.head
     if kept.attempt > wanted.attempt:
         raise superseded(wanted.attempt, kept.attempt)
-    different = [name for name in wanted.terms if wanted.terms[name] != kept.terms.get(name)]
+    names = dict.fromkeys([*wanted.terms, *kept.terms])
+    different = [name for name in names if wanted.terms.get(name) != kept.terms.get(name)]
     if different:
         raise ServiceError(
             ErrorCode.COHORT_CONFLICT,
@@ -206,83 +214,3 @@ def lost(reason: str) -> ServiceError:
         f"the group's state {reason}: send all its members again",
         retry_after_s=_LOST_RETRY_AFTER_S,
     )
-
-
-@dataclass(frozen=True)
-class Standing:
-    """What the members of a settled group are to each other. K members were scored, of R references.
-
-    Attributes:
-        slots: of the scored members. [K]
-        matrix: P(row preferred to column), float64. [K, K]
-        win_rates: mean over the row, itself counted as ½. [K]
-        rewards: None where the kind has no scalar. [K]
-        against: probabilities against the references; None without any. [K, R]
-        left_alone: whether all others of the group were not scored.
-        signal: None if none was asked for, or it compares one with its group that is alone. [K]
-    """
-
-    slots: list[int]
-    matrix: NDArray[np.float64]
-    win_rates: NDArray[np.float64]
-    rewards: NDArray[np.float64] | None
-    against: NDArray[np.float64] | None
-    left_alone: bool
-    signal: list[float] | None
-
-    @classmethod
-    def of(
-        cls,
-        group: Group,
-        comparator: Comparator,
-        references: NDArray[np.float32] | None,
-        *,
-        signal: Signal | None = None,
-        shaping: Shaping | None = None,
-    ) -> "Standing":
-        """Return the standing of a settled group.
-
-        Args:
-            references: representations of those that could be scored. [R, d]
-            signal: which signal, or None.
-            shaping: of the signal, or None; then every scored member has measures.
-
-        Raises:
-            ServiceError: ``non_finite_score``, if the numbers are too large to compare.
-        """
-        slots, vectors, measures = [], [], []
-        for slot, one in sorted(group.members.items()):
-            if one.vector is not None:
-                slots.append(slot)
-                vectors.append(one.vector)
-                measures += [] if one.measures is None else [one.measures]
-        with np.errstate(all="ignore"):  # what is not finite is found below
-            matrix = comparator.matrix(vectors)
-            rewards = comparator.rewards(vectors)
-            against = comparator.against(vectors, references) if references is not None and len(references) else None
-        if not all(bool(np.isfinite(part).all()) for part in (matrix, rewards, against) if part is not None):
-            raise ServiceError(ErrorCode.NON_FINITE_SCORE, "the model's numbers are too large to compare")
-        values = None
-        if signal is not None:
-            values = group_signal(signal, matrix, against=against, rewards=rewards, shaping=shaping, measures=measures)
-        left_alone = len(slots) == 1 < group.head.size
-        return cls(slots, matrix, matrix.mean(axis=1), rewards, against, left_alone, values)
-
-    def place(self, slot: int) -> int:
-        """Return the row of a scored member."""
-        return self.slots.index(slot)
-
-    def rank(self, place: int) -> int:
-        """Return 1 plus the number of members with a higher win rate: equal ones share the better rank."""
-        return 1 + int(np.count_nonzero(self.win_rates > self.win_rates[place]))
-
-    def row(self, place: int, size: int) -> list[float | None]:
-        """Return a member's probability against that of each slot, [size]; None where that was not scored."""
-        row: list[float | None] = [None] * size
-        for slot, probability in zip(self.slots, self.matrix[place].tolist(), strict=True):
-            row[slot] = probability
-        return row
-
-    def reference_win_rate(self, place: int) -> float | None:
-        """Return a member's mean probability against the references; None without any."""
-        return None if self.against is None else math.fsum(self.against[place]) / self.against.shape[1]

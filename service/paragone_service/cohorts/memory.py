@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from paragone.codes import ErrorCode
 from paragone_service.cohorts.groups import Entered, Group, Head, Member, State
+from paragone_service.cohorts.store import Claim
 from paragone_service.http.errors import ServiceError
 
 __all__ = ["MemoryStore"]
@@ -15,7 +16,7 @@ __all__ = ["MemoryStore"]
 _MAX_BYTES = 256 * 10**6
 _GROUP_BYTES = 1_000
 _MEMBER_BYTES = 400
-"""What Python spends on a group and on a member, beside the vector."""
+"""What Python spends on a group and on a member, beside its content."""
 _FULL_RETRY_AFTER_S = 5
 _SPARE = 1_000
 """Entries of groups that are gone, before they are looked for."""
@@ -28,6 +29,8 @@ class _Kept:
     state: State = "open"
     digests: dict[int, bytes] = field(default_factory=dict)
     members: dict[int, Member] = field(default_factory=dict)
+    table: bytes | None = None
+    lease: tuple[bytes, float] = (b"", 0.0)
     size_bytes: int = _GROUP_BYTES
 
 
@@ -77,8 +80,7 @@ class MemoryStore:
         fits = kept.head.attempt == head.attempt and kept.terms == head.terms_digest()
         if fits and kept.state == "open" and slot not in kept.digests:
             kept.digests[slot] = digest
-            kept.size_bytes += _MEMBER_BYTES
-            self._size_bytes += _MEMBER_BYTES
+            self._add(kept, _MEMBER_BYTES)
         there = fits and (kept.state == "open" or slot in kept.members)
         return Entered(
             kept.head, kept.state, kept.digests[slot] if there else None, kept.members.get(slot) if there else None
@@ -90,9 +92,7 @@ class MemoryStore:
         if kept is None or slot in kept.members:
             return False
         kept.members[slot] = member
-        size = 0 if member.vector is None else member.vector.nbytes
-        kept.size_bytes += size
-        self._size_bytes += size
+        self._add(kept, len(member.content or b""))
         if len(kept.members) < head.size:
             return False
         self._settle(key, kept, "whole")
@@ -104,16 +104,44 @@ class MemoryStore:
         if kept is not None:
             self._settle(key, kept, "closed")
 
+    async def claim(self, key: bytes, head: Head, who: bytes, lease_s: float) -> Claim:
+        """Take, renew or leave the lease of comparing a settled group, as the contract says."""
+        kept = self._this_one(key, head)
+        if kept is None or kept.state == "open":
+            return "gone"
+        if kept.table is not None:
+            return "done"
+        holder, until = kept.lease
+        if holder != who and until > self.now():
+            return "theirs"
+        kept.lease = (who, self.now() + lease_s)
+        return "ours"
+
+    async def finish(self, key: bytes, head: Head, table: bytes) -> None:
+        """Keep the comparisons of a group, as the contract says."""
+        kept = self._this_one(key, head)
+        if kept is not None and kept.state != "open" and kept.table is None:
+            kept.table = table
+            self._add(kept, len(table))
+
     async def read(self, key: bytes) -> Group | None:
         """Return the group that is kept, as the contract says."""
         kept = self._groups.get(key)
         if kept is None:
             return None
-        return Group(kept.head, kept.state, {} if kept.state == "open" else kept.members)
+        return Group(kept.head, kept.state, {} if kept.state == "open" else kept.members, kept.table)
+
+    def _add(self, kept: _Kept, size: int) -> None:
+        kept.size_bytes += size
+        self._size_bytes += size
+
+    def _this_one(self, key: bytes, head: Head) -> _Kept | None:
+        kept = self._groups.get(key)
+        return kept if kept is not None and kept.head.birth == head.birth else None
 
     def _open(self, key: bytes, head: Head) -> _Kept | None:
-        kept = self._groups.get(key)
-        return kept if kept is not None and kept.head.birth == head.birth and kept.state == "open" else None
+        kept = self._this_one(key, head)
+        return kept if kept is not None and kept.state == "open" else None
 
     def _settle(self, key: bytes, kept: _Kept, state: State) -> None:
         kept.state = state

@@ -1,6 +1,7 @@
 """Groups in a Redis that replicas share: members may come to any of them, and a replica that ends loses none.
 
-A group is one hash: a sealed head, its state, and by slot a sealed digest and a sealed member. Every step is one Lua
+A group is one hash: a sealed head, its state, by slot a sealed digest and a sealed member, and where its members are
+compared once it is settled, who does that and until when, and a sealed table. Every step is one Lua
 script on that one key, so that steps of replicas cannot mix, and Redis evicts a group whole or not at all. What has no
 sound seal is thrown away, and whoever waits for it is told: a damaged group never becomes a smaller one.
 """
@@ -17,6 +18,7 @@ from redis.exceptions import RedisError
 from paragone_service.cache.redis_tier import RedisCache
 from paragone_service.cache.seal import Seal
 from paragone_service.cohorts.groups import Entered, Group, Head, Member, State, lost
+from paragone_service.cohorts.store import Claim
 from paragone_service.metrics import Metrics
 
 __all__ = ["RedisStore"]
@@ -26,6 +28,8 @@ _CHANNEL = "paragone:cohorts"
 _AWAY_S, _AGAIN_S = 5.0, 0.25
 """How long a step is tried while Redis cannot be reached, and how often."""
 _LISTEN_S = 10.0
+_LONGEST_LEASE_S = 60.0
+_CLAIMS: dict[bytes, Claim] = {b"ours": "ours", b"theirs": "theirs", b"done": "done", b"gone": "gone"}
 _STATES: dict[bytes, State] = {b"open": "open", b"whole": "whole", b"closed": "closed"}
 
 # Each replies with Redis' time first. A key of another type, which another program left, is none of ours.
@@ -89,6 +93,31 @@ _DROP = (
 local head, name = unpack(ARGV)
 if (redis.call('HGET', key, 'head') or '') == head then
   redis.call('DEL', key)
+  redis.call('PUBLISH', channel, name)
+end
+return {now}
+"""
+)
+# A lease that says more than there ever is, is none. Times have three decimals: Lua would write fewer digits of them.
+_CLAIM = (
+    _START
+    + """\
+local head, who, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local kept = redis.call('HMGET', key, 'head', 'state', 'table', 'who', 'until')
+if kept[1] ~= head or kept[2] == 'open' then return {now, 'gone'} end
+if kept[3] then return {now, 'done'} end
+local left = (tonumber(kept[5]) or 0) - tonumber(now)
+if kept[4] and kept[4] ~= who and left > 0 and left <= tonumber(ARGV[4]) then return {now, 'theirs'} end
+redis.call('HSET', key, 'who', who, 'until', string.format('%.3f', tonumber(now) + lease))
+return {now, 'ours'}
+"""
+)
+_FINISH = (
+    _START
+    + """\
+local head, table, name = unpack(ARGV)
+local kept = redis.call('HMGET', key, 'head', 'state')
+if kept[1] == head and kept[2] ~= 'open' and redis.call('HSETNX', key, 'table', table) == 1 then
   redis.call('PUBLISH', channel, name)
 end
 return {now}
@@ -176,6 +205,24 @@ class RedisStore:
         """
         await self._step(_CLOSE, key, (self._sealed(key, head), key))
 
+    async def claim(self, key: bytes, head: Head, who: bytes, lease_s: float) -> Claim:
+        """Take, renew or leave the lease of comparing a settled group, as the contract says.
+
+        Raises:
+            ServiceError: ``cohort_lost``, if the state cannot be reached.
+        """
+        reply = await self._step(_CLAIM, key, (self._sealed(key, head), who, lease_s, _LONGEST_LEASE_S))
+        return _CLAIMS[reply[1]]
+
+    async def finish(self, key: bytes, head: Head, table: bytes) -> None:
+        """Keep the comparisons of a group, as the contract says.
+
+        Raises:
+            ServiceError: ``cohort_lost``, if the state cannot be reached.
+        """
+        sealed = self._seal.close(_table_place(key, head), table)
+        await self._step(_FINISH, key, (self._sealed(key, head), sealed, key))
+
     async def read(self, key: bytes) -> Group | None:
         """Return the group that is kept, as the contract says.
 
@@ -197,7 +244,12 @@ class RedisStore:
         # A counter that was damaged may say that a group is whole, or never that it is.
         if (state == "whole") != (len(members) == head.size):
             raise await self._damaged(key, raw[2])
-        return Group(head, state, members)
+        table, sealed_table = None, fields.get(b"table")
+        if sealed_table is not None:
+            table = self._seal.open(_table_place(key, head), sealed_table)
+            if table is None:
+                raise await self._damaged(key, raw[2])
+        return Group(head, state, members, table)
 
     def _sealed(self, key: bytes, head: Head) -> bytes:
         return self._seal.close(b"head" + key, head.to_bytes())
@@ -260,3 +312,7 @@ def _digest_place(key: bytes, attempt: int, slot: int) -> bytes:
 
 def _member_place(key: bytes, head: Head, slot: int) -> bytes:
     return json.dumps([key.hex(), head.birth, slot]).encode()
+
+
+def _table_place(key: bytes, head: Head) -> bytes:
+    return json.dumps([key.hex(), head.birth, "table"]).encode()

@@ -1,11 +1,14 @@
 """Where groups are kept: the contract of its two kinds, memory of one process and a Redis that replicas share."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from paragone_service.cohorts.groups import Entered, Group, Head, Member
 
-__all__ = ["Store"]
+__all__ = ["Claim", "Store"]
+
+Claim = Literal["ours", "theirs", "done", "gone"]
+"""Whose it is to compare a group: who asked, somebody else, nobody any more, or there is no such settled group."""
 
 
 class Store(Protocol):
@@ -38,6 +41,12 @@ class Store(Protocol):
 
     async def close(self, key: bytes, head: Head) -> None:
         """Settle the group as it is, if it is still this one and open."""
+
+    async def claim(self, key: bytes, head: Head, who: bytes, lease_s: float) -> Claim:
+        """Take, renew or (with 0 seconds) leave the lease of comparing a settled group, and return whose it is."""
+
+    async def finish(self, key: bytes, head: Head, table: bytes) -> None:
+        """Keep the comparisons of a group, if it is still this one, is settled and has none yet."""
 
     async def read(self, key: bytes) -> Group | None:
         """Return the group that is kept, with its members if it is settled; None if there is none."""

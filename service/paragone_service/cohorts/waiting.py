@@ -1,47 +1,28 @@
 """A member on its way: it joins its group, is scored when it arrives, waits for the others, and is answered.
 
 Scoring belongs to the group and not to the request: it runs to its end, and is put into the group, if its client has
-left. Every process works the answers out from the vectors that the store has, so nobody waits for one replica.
+left. Every process works the answers out from what the store has. What is to be done once for a group is done by
+whoever has its lease; if that process ends, the lease does, and another one that waits takes it.
 """
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import hashlib
-import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from concurrent.futures import Executor
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from paragone.codes import ErrorCode
-from paragone.wire import CohortRequest, Unscored, Usage
-from paragone_models.comparator import Comparator
-from paragone_models.shaping import measure
+from paragone.wire import CohortRequest, Usage
 from paragone_service.cache.keys import conversation_keys, prompt_digest
-from paragone_service.cohorts.groups import (
-    Group,
-    Head,
-    Member,
-    Standing,
-    check_entry,
-    group_key,
-    incomplete,
-    lost,
-    superseded,
-)
+from paragone_service.cohorts.contest import Contest, Scored, Standing
+from paragone_service.cohorts.groups import Group, Head, Member, check_entry, group_key, incomplete, lost, superseded
 from paragone_service.cohorts.store import Store
 from paragone_service.http.errors import ClientGoneError, ServiceError
 from paragone_service.http.middleware import Drain
-from paragone_service.references.owners import Vectors
-from paragone_service.references.sets import Stored
-from paragone_service.scoring.hosted_model import HostedModel
-from paragone_service.scoring.request import Call, Deadline, Problems, RequestItem, response_messages
+from paragone_service.scoring.request import Call
 
 __all__ = ["Cohorts", "Outcome"]
 
@@ -49,20 +30,8 @@ _LOOK_S = 1.0
 """How often a group is looked at whose news may not have come: another process may have ended, its state be gone."""
 _SLACK_S = 5.0
 """How much longer a request may take than its group: so it is the group that ends, and the answer says how."""
-_LARGE = 64 * 64
-"""Comparisons of a group whose arithmetic holds up the event loop."""
-# What is wrong with a member itself. It will be so again: the member does not vote, and nobody waits for it.
-_OF_THE_MEMBER = frozenset(
-    {
-        ErrorCode.INVALID_REQUEST,
-        ErrorCode.EMPTY_PROMPT,
-        ErrorCode.UNSUPPORTED_CONTENT,
-        ErrorCode.RESPONSE_TOO_LONG,
-        ErrorCode.CONVERSATION_TRUNCATED,
-        ErrorCode.TOO_MANY_ITEMS,
-        ErrorCode.NON_FINITE_SCORE,
-    }
-)
+_LEASE_S = 15.0
+_RENEW_S = _LEASE_S / 3
 
 
 @dataclass(frozen=True)
@@ -71,21 +40,13 @@ class Outcome:
 
     Attributes:
         place: the member's row of the standing.
-        bad_references: those that could not be scored.
+        usage: what the answer has cost: the member's own score, and the group's comparisons where this request began
+            them.
     """
 
     group: Group
     standing: Standing
     place: int
-    bad_references: Sequence[Unscored]
-    usage: Usage
-
-
-@dataclass(frozen=True)
-class _Scored:
-    member: Member
-    references: NDArray[np.float32]
-    bad_references: list[Unscored]
     usage: Usage
 
 
@@ -95,6 +56,7 @@ class _Room:
     Attributes:
         bell: rung when the group may have changed.
         settled: the group, once it is settled, or why it will not be.
+        standing: what its members are to each other, once somebody has asked.
     """
 
     def __init__(self, key: bytes, head: Head) -> None:
@@ -103,21 +65,12 @@ class _Room:
         self.waiting = 0
         self.bell = asyncio.Event()
         self.settled: asyncio.Task[Group]
-        self._standing: asyncio.Future[Standing] | None = None
+        self.standing: asyncio.Task[Standing] | None = None
 
-    async def standing(self, work_out: Callable[[], Standing], workers: Executor, references: int) -> Standing:
-        """Return the group's standing, worked out once for all who wait here."""
-        if self._standing is None:
-            loop = asyncio.get_running_loop()
-            if self.head.size * (self.head.size + references) > _LARGE:
-                self._standing = loop.run_in_executor(workers, work_out)
-            else:
-                self._standing = loop.create_future()
-                try:
-                    self._standing.set_result(work_out())
-                except ServiceError as error:
-                    self._standing.set_exception(error)
-        return await asyncio.shield(self._standing)
+    def forget_failure(self, task: asyncio.Task[Standing]) -> None:
+        """Have a standing worked out anew that was not: what failed may have passed."""
+        if (task.cancelled() or task.exception() is not None) and self.standing is task:
+            self.standing = None
 
 
 class Cohorts:
@@ -125,17 +78,17 @@ class Cohorts:
 
     Args:
         drain: whether the server is shutting down.
-        deadline_s: of groups whose first member names none.
-        workers: threads for the arithmetic of large groups.
+        deadline_s: of groups whose first member names none, and how long comparing a group may take.
     """
 
-    def __init__(self, store: Store, drain: Drain, *, deadline_s: float, workers: Executor) -> None:
+    def __init__(self, store: Store, drain: Drain, *, deadline_s: float) -> None:
         self._store = store
         self._drain = drain
         self._deadline_s = deadline_s
-        self._workers = workers
+        self._who = secrets.token_bytes(16)
         self._rooms: dict[bytes, dict[str, _Room]] = {}
-        self._scoring: dict[tuple[bytes, str, int], asyncio.Task[_Scored]] = {}
+        self._scoring: dict[tuple[bytes, str, int], asyncio.Task[Scored]] = {}
+        self._comparing: dict[tuple[bytes, str], asyncio.Task[bytes]] = {}
 
     async def start(self) -> None:
         """Begin; needs a running event loop."""
@@ -143,27 +96,25 @@ class Cohorts:
 
     async def stop(self) -> None:
         """End what is under way; before the models close."""
-        tasks = [*self._scoring.values(), *(room.settled for rooms in self._rooms.values() for room in rooms.values())]
+        rooms = [room for rooms in self._rooms.values() for room in rooms.values()]
+        tasks: list[asyncio.Task[Any]] = [
+            *self._scoring.values(),
+            *self._comparing.values(),
+            *(room.settled for room in rooms),
+        ]
+        tasks += [room.standing for room in rooms if room.standing is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._store.stop()
 
     async def answer(
-        self,
-        model: HostedModel,
-        comparator: Comparator,
-        body: CohortRequest,
-        call: Call,
-        *,
-        stored: Stored[Vectors] | None = None,
-        refusal: ServiceError | None = None,
+        self, contest: Contest, body: CohortRequest, call: Call, *, refusal: ServiceError | None = None
     ) -> Outcome:
         """Return the member's outcome, once its group is settled.
 
         Args:
-            comparator: what compares the members, with the weights of the request.
-            stored: its references, if they are a set's.
+            contest: how members are held against each other.
             refusal: why the member's response cannot be read at all.
 
         Raises:
@@ -174,7 +125,7 @@ class Cohorts:
         deadline_s = self._deadline_s if body.deadline_s is None else body.deadline_s
         if call.deadline is not None:
             call.deadline.shorten(deadline_s + _SLACK_S)
-        wanted = _head(model, comparator, body, stored, self._store.now() + deadline_s)
+        wanted = _head(contest, body, self._store.now() + deadline_s)
         digest = _digest(body, refusal)
         key = group_key(call.tenant, body.group)
         entered = await self._store.enter(key, wanted, body.slot, digest)
@@ -182,20 +133,76 @@ class Cohorts:
             self._wake(key)  # whoever waits for an older attempt, waits in vain
         check_entry(wanted, body.slot, digest, entered)
         async with self._room(key, entered.head) as room:
-            score = functools.partial(self._score, room, model, body, call, digest, entered.member, refusal)
+            score = functools.partial(self._score, room, contest, body.slot, digest, entered.member, refusal)
             scoring = self._scored(room, body.slot, score)
             group, scored = await _first_of(room, scoring, call, body.slot)
             if body.slot not in group.members or (group.missing and group.head.on_missing == "fail"):
                 raise incomplete(group, body.slot)
-            if body.listed and not len(scored.references):
-                first = scored.bad_references[0]
-                raise ServiceError(ErrorCode(first.code), f"no reference can be scored; the first one: {first.message}")
-            references = scored.references if body.listed else None if stored is None else stored.references
-            work_out = functools.partial(
-                Standing.of, group, comparator, references, signal=body.signal, shaping=body.shaping
-            )
-            standing = await room.standing(work_out, self._workers, 0 if references is None else len(references))
-            return Outcome(group, standing, standing.place(body.slot), scored.bad_references, scored.usage)
+            standing, began = await self._standing(room, contest, group, scored, call)
+            own = standing.usage if began and standing.usage is not None else None
+            usage = scored.usage if own is None else scored.usage.plus(own)
+            return Outcome(group, standing, standing.place(body.slot), usage)
+
+    async def _standing(
+        self, room: _Room, contest: Contest, group: Group, scored: Scored, call: Call
+    ) -> tuple[Standing, bool]:
+        """Return the group's standing, worked out once for all who wait here, and whether this request began that."""
+        began = room.standing is None
+        if room.standing is None:
+            room.standing = _quiet(contest.standing(group, scored, functools.partial(self._once, room)))
+            room.standing.add_done_callback(room.forget_failure)
+        task = room.standing
+        async with _leaving(call) as gone:
+            await asyncio.wait({task} if gone is None else {task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result(), began
+
+    async def _once(self, room: _Room, work: Callable[[float], Awaitable[bytes]]) -> bytes:
+        """Return a settled group's table, for which work is done in one process of all; see ``Once``."""
+        place = (room.key, room.head.birth)
+        task = self._comparing.get(place)
+        if task is None:
+            task = self._comparing[place] = _quiet(self._table(room, work))
+            task.add_done_callback(lambda _: self._comparing.pop(place, None))
+        return await asyncio.shield(task)
+
+    async def _table(self, room: _Room, work: Callable[[float], Awaitable[bytes]]) -> bytes:
+        key, head = room.key, room.head
+        while True:
+            claim = await self._store.claim(key, head, self._who, _LEASE_S)
+            if claim == "ours":
+                await self._compare(room, work)
+                continue
+            if claim == "theirs":
+                room.bell.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_S):
+                        await room.bell.wait()
+                continue
+            group = _still(await self._store.read(key), head)
+            if group.table is not None:
+                return group.table
+
+    async def _compare(self, room: _Room, work: Callable[[float], Awaitable[bytes]]) -> None:
+        """Do a group's work under its lease, and keep the outcome; a group or a lease that is lost ends it."""
+        working = asyncio.ensure_future(work(self._deadline_s))
+        claim = functools.partial(self._store.claim, room.key, room.head, self._who)
+        try:
+            while not working.done():
+                room.bell.clear()
+                ringing = asyncio.ensure_future(room.bell.wait())
+                await asyncio.wait({working, ringing}, timeout=_RENEW_S, return_when=asyncio.FIRST_COMPLETED)
+                ringing.cancel()
+                if not working.done() and await claim(_LEASE_S) != "ours":
+                    return
+            await self._store.finish(room.key, room.head, working.result())
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            # Also after a failure, so that another process need not wait for the lease's end.
+            with contextlib.suppress(ServiceError):
+                await claim(0.0)
 
     def _wake(self, key: bytes) -> None:
         for room in self._rooms.get(key, {}).values():
@@ -227,13 +234,7 @@ class Cohorts:
         """
         while True:
             room.bell.clear()
-            group = await self._store.read(room.key)
-            if group is None:
-                raise lost("is gone (evicted, or its server was restarted)")
-            if group.head.birth != room.head.birth:
-                if group.head.attempt > room.head.attempt:
-                    raise superseded(room.head.attempt, group.head.attempt)
-                raise lost("is gone, and the group began anew")
+            group = _still(await self._store.read(room.key), room.head)
             if group.state != "open":
                 return group
             left_s = room.head.until - self._store.now()
@@ -251,9 +252,7 @@ class Cohorts:
     def _is_scoring(self, room: _Room) -> bool:
         return any(place[:2] == (room.key, room.head.birth) for place in self._scoring)
 
-    def _scored(
-        self, room: _Room, slot: int, score: Callable[[], Coroutine[Any, Any, _Scored]]
-    ) -> asyncio.Task[_Scored]:
+    def _scored(self, room: _Room, slot: int, score: Callable[[], Coroutine[Any, Any, Scored]]) -> asyncio.Task[Scored]:
         """Return the task that scores a member, one for all who send it."""
         place = (room.key, room.head.birth, slot)
         task = self._scoring.get(place)
@@ -265,28 +264,27 @@ class Cohorts:
     async def _score(
         self,
         room: _Room,
-        model: HostedModel,
-        body: CohortRequest,
-        call: Call,
+        contest: Contest,
+        slot: int,
         digest: bytes,
         known: Member | None,
         refusal: ServiceError | None,
-    ) -> _Scored:
+    ) -> Scored:
         """Return the scored member, put into its group; one that is known is not run again."""
         left_s = room.head.until - self._store.now()
         scored = None
         if refusal is None:
             if known is None and left_s <= 0:
-                raise incomplete(Group(room.head, "closed"), body.slot)
+                raise incomplete(Group(room.head, "closed"), slot)
             try:
-                scored = await _represented(model, body, call, digest, known, max(left_s, _SLACK_S))
+                scored = await contest.scored(digest, known, max(left_s, _SLACK_S))
             except TimeoutError:  # the group has been closed meanwhile
-                raise incomplete(Group(room.head, "closed"), body.slot) from None
+                raise incomplete(Group(room.head, "closed"), slot) from None
             member = scored.member
         else:
             member = Member(digest, None, error=(refusal.code, refusal.message))
         if known is None:
-            whole = await self._store.put(room.key, room.head, body.slot, member)
+            whole = await self._store.put(room.key, room.head, slot, member)
             if whole:
                 self._wake(room.key)
         error = member.refusal()
@@ -296,64 +294,41 @@ class Cohorts:
         return scored
 
 
-async def _represented(
-    model: HostedModel, body: CohortRequest, call: Call, digest: bytes, known: Member | None, limit_s: float
-) -> _Scored:
-    """Return the representations of a member, if it is not known, and of the references.
+def _still(group: Group | None, head: Head) -> Group:
+    """Return the group that is kept, if it is the one that is waited for.
 
     Raises:
-        ServiceError: if it is not the member's or a reference's own fault that there is none.
+        ServiceError: ``cohort_superseded``, or ``cohort_lost``.
     """
-    responses = [] if known is not None else [body.response]
-    references = list(body.listed)
-    items = [
-        RequestItem(number, body.prompt, body.tools, (response,))
-        for number, response in enumerate([*responses, *references])
-    ]
-    problems = Problems("cohort", report=True)
-    running = asyncio.timeout(limit_s)
-    mine = dataclasses.replace(call, problems=problems, gone=None, deadline=Deadline(limit_s, running))
-    usage = Usage(forward_responses=0, forward_tokens=0, cached_responses=0, truncated=0)
-    vectors: NDArray[np.float32] = np.empty((0, model.model.comparator.dimension), dtype=np.float32)
-    member = known
-    if items:
-        async with running:
-            represented = await model.represent(items, mine)
-        for error in problems.errors.values():
-            if error.code not in _OF_THE_MEMBER:
-                raise ServiceError(error.code, error.message, retry_after_s=error.retry_after_s)
-        usage, vectors = represented.usage, represented.vectors
-    if member is None:
-        error_of_it = problems.errors.get(0)
-        if error_of_it is not None:
-            member = Member(digest, None, error=(error_of_it.code, error_of_it.message))
-        else:
-            dropped, shown = int(represented.dropped[0]), bool(represented.shown[0])
-            measures = None if body.shaping is None else measure(response_messages(body.response))
-            member = Member(digest, vectors[0], dropped, shown, measures)
-    else:
-        usage = _with_known(usage, member)
-    first = len(responses)
-    bad = {number - first: error for number, error in problems.errors.items() if number >= first}
-    sound = [first + place for place in range(len(references)) if place not in bad]
-    unscored = [Unscored(reference=place, code=error.code, message=error.message) for place, error in bad.items()]
-    return _Scored(member, vectors[sound], unscored, usage)
+    if group is None:
+        raise lost("is gone (evicted, or its server was restarted)")
+    if group.head.birth != head.birth:
+        if group.head.attempt > head.attempt:
+            raise superseded(head.attempt, group.head.attempt)
+        raise lost("is gone, and the group began anew")
+    return group
 
 
-def _with_known(usage: Usage, member: Member) -> Usage:
-    counts = usage.model_dump(exclude_unset=True)
-    counts["cached_responses"] += 1
-    counts["truncated"] += member.dropped > 0
-    if not member.shown:  # only fields that were set are sent
-        counts["not_shown"] = counts.get("not_shown", 0) + 1
-    return Usage(**counts)
-
-
-async def _first_of(room: _Room, scoring: asyncio.Task[_Scored], call: Call, slot: int) -> tuple[Group, _Scored]:
-    """Return the settled group and the scored member, or raise the first failure of either."""
-    gone = None if call.gone is None else asyncio.ensure_future(call.gone())
-    waited: set[asyncio.Future[Any]] = {room.settled, scoring}
+@contextlib.asynccontextmanager
+async def _leaving(call: Call) -> AsyncIterator["asyncio.Task[None] | None"]:
+    """Yield what is done once the client has left; None if it cannot leave."""
+    gone = None if call.gone is None else asyncio.ensure_future(_awaited(call.gone()))
     try:
+        yield gone
+    finally:
+        if gone is not None:
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
+
+
+async def _first_of(room: _Room, scoring: asyncio.Task[Scored], call: Call, slot: int) -> tuple[Group, Scored]:
+    """Return the settled group and the scored member, or raise the first failure of either."""
+    waited: set[asyncio.Future[Any]] = {room.settled, scoring}
+    async with _leaving(call) as gone:
         while waited:
             done, _ = await asyncio.wait(
                 waited if gone is None else waited | {gone}, return_when=asyncio.FIRST_COMPLETED
@@ -367,10 +342,6 @@ async def _first_of(room: _Room, scoring: asyncio.Task[_Scored], call: Call, slo
             if room.settled in done and slot not in room.settled.result().members:
                 raise incomplete(room.settled.result(), slot)  # it comes too late, however soon it is scored
             waited -= done
-    finally:
-        if gone is not None:
-            gone.cancel()
-            await asyncio.gather(gone, return_exceptions=True)
     return room.settled.result(), scoring.result()
 
 
@@ -381,21 +352,11 @@ def _quiet(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     return task
 
 
-def _head(
-    model: HostedModel, comparator: Comparator, body: CohortRequest, stored: Stored[Vectors] | None, until: float
-) -> Head:
-    references = conversation_keys(b"", body.prompt, body.tools, body.listed)
-    if stored is not None:
-        references = [stored.version.encode()]
-    aggregation = model.model.spec.aggregation
+def _head(contest: Contest, body: CohortRequest, until: float) -> Head:
     terms = {
         "prompt": prompt_digest(body.prompt, body.tools).hex(),
         "size": str(body.size),
-        "model": json.dumps(
-            [model.model.identity, comparator.temperature, comparator.weights, *([aggregation] if aggregation else [])]
-        ),
-        "skew_weight": str(comparator.skew_weight),
-        "list or set of references": hashlib.blake2b(b"".join(references), digest_size=16).hexdigest(),
+        **contest.terms(),
         "on_missing": body.on_missing,
         "signal": body.signal or "",
         "shaping": "" if body.shaping is None else body.shaping.model_dump_json(),

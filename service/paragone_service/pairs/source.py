@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from paragone.codes import ErrorCode
 from paragone.wire import Criterion, ModelInfo, ModelLimits, Prompt, Rationale, Response, Usage
 from paragone_service.http.errors import ServiceError
 from paragone_service.scoring.request import Call
 
-__all__ = ["Compared", "Detail", "Duel", "PairSource"]
+__all__ = ["Compared", "Detail", "Duel", "PairSource", "check_unchanged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +112,18 @@ class PairSource(Protocol):
             ServiceError: if the request as a whole is refused: overload, a deadline, a quota.
             ClientGoneError: if the client left meanwhile.
         """
+
+
+def check_unchanged(header: Mapping[str, Any], source: PairSource) -> Mapping[str, Any]:
+    """Return what a source was when it was asked first, refusing an answer of what it was and what it became.
+
+    Raises:
+        ServiceError: ``engine_unavailable``, if a member of an ensemble was exchanged meanwhile.
+    """
+    if source.header != header:
+        raise ServiceError(
+            ErrorCode.ENGINE_UNAVAILABLE,
+            f"a member of model {source.name} was exchanged while it was asked: send the request again",
+            retry_after_s=1,
+        )
+    return header

@@ -4,6 +4,7 @@ K is the number of responses of a group, R of its references. References meet ev
 """
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from paragone.codes import ErrorCode
 from paragone.wire import Group, Tournament, Usage
 from paragone_models.comparator import probability
 from paragone_models.comparisons import FilledTable, Plan, fill, most_comparisons
@@ -19,7 +21,7 @@ from paragone_service.pairs.source import Detail, Duel, PairSource
 from paragone_service.scoring.groups import GroupSize, Tables, Voters, Wanted, tournament
 from paragone_service.scoring.request import Call, Problems
 
-__all__ = ["GroupTable", "compare_groups", "comparisons_of", "tournaments"]
+__all__ = ["GroupTable", "compare_groups", "comparisons_of", "filled_tables", "tournaments", "voters_of"]
 
 Pair = tuple[int, int]
 
@@ -82,6 +84,44 @@ class GroupTable:
         for name, one in detail.criteria.items() if detail is not None else ():
             _note(self.by_criterion[name], pair, one)
 
+    @property
+    def compared(self) -> list[Pair]:
+        """The pairs of responses that have an answer, in order."""
+        return sorted(pair for pair in self.asked if np.isfinite(self.logits[pair]))
+
+    def to_bytes(self) -> bytes:
+        """Return what was answered, without the group."""
+        pairs = [*self.asked, *((i, j) for i in range(len(self.logits)) for j in range(len(self.logits), self._width))]
+        answered = [pair for pair in sorted(pairs) if np.isfinite(self.logits[pair])]
+        tables = [self.logits, *self.by_criterion.values()]
+        return json.dumps(
+            {
+                "answers": [
+                    [*pair, pair in self.abstained, *(float(table[pair]) for table in tables)] for pair in answered
+                ],
+                "errors": [[*pair, error.code, error.message] for pair, error in sorted(self.errors.items())],
+            }
+        ).encode()
+
+    def fill_from(self, stored: bytes) -> None:
+        """Note the answers that ``to_bytes`` made the bytes of, for the same group."""
+        answers = json.loads(stored)
+        for first, second, abstained, logit, *by_criterion in answers["answers"]:
+            criteria = dict(zip(self.by_criterion, by_criterion, strict=True))
+            self._note_asked((first, second))
+            self.put((first, second), logit, None, Detail(criteria=criteria, abstained=abstained))
+        for first, second, code, message in answers["errors"]:
+            self._note_asked((first, second))
+            self.put((first, second), np.nan, ServiceError(ErrorCode(code), message))
+
+    def _note_asked(self, pair: Pair) -> None:
+        if pair[1] < len(self.logits):
+            self.asked.add(pair)
+
+    @property
+    def _width(self) -> int:
+        return int(self.logits.shape[1])
+
 
 def _note(logits: NDArray[np.float64], pair: Pair, logit: float) -> None:
     first, second = pair
@@ -137,7 +177,7 @@ def tournaments(
         if table.errors and not problems.report:
             pair = min(table.errors)
             problems.add(table.item, _named(table.errors[pair], table.item, pair, size.responses))
-        voters = Voters(size, _silent(table, size))
+        voters = voters_of(table, size)
         unscored = voters.unscored()
         if unscored is not None:
             problems.add(table.item, unscored.at(table.item))
@@ -147,12 +187,12 @@ def tournaments(
 
 
 def _tournament(table: GroupTable, size: GroupSize, voters: Voters, wanted: Wanted) -> Tournament:
-    filled, tables = _tables(table.logits, voters)
+    filled, tables = filled_tables(table.logits, voters)
     row = tournament(voters, tables, wanted)
     assert row is not None  # a comparison without a finite answer is an error, and none of the table
     if table.by_criterion:
         row.criteria = {name: _rates(logits, voters) for name, logits in table.by_criterion.items()}
-    row.compared = sorted(pair for pair in table.asked if np.isfinite(table.logits[pair]))
+    row.compared = table.compared
     if table.abstained:
         row.abstained = sorted(table.abstained)
     # They are of win rates within the group, and with references the answer's are others.
@@ -165,14 +205,20 @@ def _tournament(table: GroupTable, size: GroupSize, voters: Voters, wanted: Want
     return row
 
 
-def _tables(logits: NDArray[np.float64], voters: Voters) -> tuple[FilledTable, Tables]:
+def voters_of(table: GroupTable, size: GroupSize) -> Voters:
+    """Return who of a group votes: not a response of whom every comparison failed, nor a reference of whom one did."""
+    return Voters(size, _silent(table, size))
+
+
+def filled_tables(logits: NDArray[np.float64], voters: Voters) -> tuple[FilledTable, Tables]:
+    """Return the table of those who vote, its gaps inferred, and what is known of them; logits are of all places."""
     filled = fill(logits[np.ix_(voters.own, voters.own)])
     against = probability(logits[np.ix_(voters.own, voters.references)]) if voters.references else None
     return filled, Tables(filled.matrix, against)
 
 
 def _rates(logits: NDArray[np.float64], voters: Voters) -> list[float | None]:
-    row = tournament(voters, _tables(logits, voters)[1], Wanted())
+    row = tournament(voters, filled_tables(logits, voters)[1], Wanted())
     assert row is not None
     return row.win_rates
 

@@ -2,7 +2,6 @@
 
 import tracemalloc
 
-import numpy as np
 import pytest
 
 from paragone.codes import ErrorCode
@@ -12,7 +11,7 @@ from paragone_service.http.errors import ServiceError
 
 pytestmark = pytest.mark.anyio
 
-MEMBER = Member(b"d", np.zeros(100, dtype=np.float32))
+MEMBER = Member(b"d", bytes(400))
 
 
 def head(name, **changes):

@@ -1,5 +1,7 @@
 """`principle` of an item, for a scalar model that follows one: part of what is read, and of the cache key."""
 
+import asyncio
+
 import pytest
 
 from paragone_models import load_model
@@ -74,3 +76,19 @@ async def test_criteria_are_a_judges(client):
     response = await client.post("/v1/tournaments", json=body)
     assert response.status_code == 422
     assert "leave criteria out" in response.json()["error"]["message"]
+
+
+async def test_a_cohort_is_scored_by_the_principle_that_its_members_name(client):
+    def member(slot, principle):
+        text = {"group": "g", "slot": slot, "size": 2, "prompt": PROMPT, "response": RESPONSES[slot]}
+        return client.post("/v1/cohorts", json={"model": "follows", **text, "principle": principle})
+
+    first = asyncio.ensure_future(member(0, "brevity"))
+    await asyncio.wait([first], timeout=0.05)
+    other = await member(1, "correctness")
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "cohort_conflict")
+    assert "another principle" in other.json()["error"]["message"]
+    rows = [(await member(1, "brevity")).json(), (await first).json()]
+    groups = [{"prompt": PROMPT, "responses": RESPONSES[:2], "principle": "brevity"}]
+    (wanted,) = (await ask(client, "tournaments", model="follows", groups=groups))["tournaments"]
+    assert [row["win_rate"] for row in reversed(rows)] == wanted["win_rates"]

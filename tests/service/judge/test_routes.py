@@ -93,6 +93,37 @@ async def test_a_tournament_has_the_judges_table_and_win_rates_by_each_criterion
     assert answer.json()["usage"]["judge_calls"] == 3 * 2 * 2
 
 
+async def test_a_cohort_is_judged_once_by_what_its_members_say():
+    server = Scripted(lambda body: completion("?") if "Bad." in said(body) else longer_wins(body))
+    criteria = [{"name": "long", "text": "be long", "weight": 2}, {"name": "brief", "text": "be brief"}]
+    async with judging(server) as client:
+
+        async def members(group, texts, **by):
+            bodies = [
+                {"group": group, "slot": slot, "size": len(texts), "prompt": "TV or books?", "response": text, **by}
+                for slot, text in enumerate(texts)
+            ]
+            return await asyncio.gather(*(client.post("/v1/cohorts", json=body) for body in bodies))
+
+        rows = [answer.json() for answer in await members("g", RESPONSES, criteria=criteria)]
+        assert len(server.bodies) == 3 * 2 * 2
+        assert sorted(row["usage"].get("judge_calls", 0) for row in rows) == [0, 0, 12]
+        group = {"prompt": "TV or books?", "responses": RESPONSES, "criteria": criteria}
+        answer = await client.post("/v1/tournaments", json={"groups": [group]})
+        wanted = answer.json()["tournaments"][0]
+        assert [row["win_rate"] for row in rows] == wanted["win_rates"]
+        assert [row["criteria"] for row in rows] == [
+            {name: rates[slot] for name, rates in wanted["criteria"].items()} for slot in range(3)
+        ]
+        await members("h", RESPONSES, principle="be kind")
+        assert "be kind" in server.bodies[-1]["messages"][0]["content"]
+        # A judge has nothing to say of one of them: it does not vote, and is told why.
+        bad = await members("i", ["xxx", "Bad.", "x"])
+        assert (bad[1].status_code, bad[1].json()["error"]["code"]) == (500, "judge_unparsed")
+        assert [bad[0].json()["rank"], bad[2].json()["rank"]] == [1, 2]
+        assert bad[0].json()["unscored"][0]["slot"] == 1
+
+
 async def test_what_has_no_verdict_is_an_error_in_its_place_or_refuses_the_request():
     server = Scripted(lambda body: completion("?") if "Bad." in said(body) else longer_wins(body))
     async with judging(server) as client:

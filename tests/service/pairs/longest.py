@@ -1,5 +1,7 @@
 """A model that compares by a fixed rule, for what is to be seen without a model."""
 
+import asyncio
+
 import numpy as np
 
 from paragone.codes import ErrorCode
@@ -9,7 +11,13 @@ from paragone_service.pairs.source import Compared
 
 
 class Longest:
-    """Prefer the longer response, a letter a nat; fail on whatever has ``fail`` in either."""
+    """Prefer the longer response, a letter a nat; fail where both have ``fail`` in them, or one ``broken``.
+
+    Attributes:
+        asked: the number of comparisons of each call.
+        code: of what fails.
+        gate: calls wait for it.
+    """
 
     name = "longest"
     takes_principles = False
@@ -17,6 +25,9 @@ class Longest:
     def __init__(self):
         self.header = {"model": "longest", "identity": "0" * 64, "fingerprint": "0" * 16, "calibrated": False}
         self.asked = []
+        self.code = ErrorCode.ENGINE_FAILED
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     def start(self):
         pass
@@ -49,9 +60,14 @@ class Longest:
 
     async def compare(self, duels, call):  # noqa: ARG002 (the protocol's)
         self.asked.append(len(duels))
+        await self.gate.wait()
         logits = np.array([float(len(duel.first) - len(duel.second)) for duel in duels])
-        failing = [at for at, duel in enumerate(duels) if "fail" in duel.first and "fail" in duel.second]
+        failing = [at for at, duel in enumerate(duels) if _fails(duel.first, duel.second)]
         logits[failing] = np.nan
-        error = ServiceError(ErrorCode.ENGINE_FAILED, "no verdict")
+        error = ServiceError(self.code, "no verdict")
         usage = Usage(forward_responses=len(duels), forward_tokens=2 * len(duels), cached_responses=0, truncated=0)
         return Compared(logits, usage, dict.fromkeys(failing, error))
+
+
+def _fails(first, second):
+    return ("fail" in first and "fail" in second) or "broken" in first or "broken" in second

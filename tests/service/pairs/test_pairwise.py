@@ -1,5 +1,7 @@
 """A pairwise model of this server, by every route that compares."""
 
+import asyncio
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from paragone_models.text.pairs import PairText
 from paragone_service.app import create_app
 from paragone_service.config import Settings
 
-from ..conftest import make_tokenizer
+from ..conftest import make_tokenizer, serving
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -81,6 +83,23 @@ def test_a_tournament_and_rewards(client, expected):
     reward = client.post("/v1/rewards", json={"items": items}).json()["rewards"][0]
     odds = np.log(expected / (1 - expected))[0, 1:]
     assert reward["reference_logit"] == pytest.approx(odds.mean(), abs=1e-4)
+
+
+@pytest.mark.anyio
+async def test_a_cohort_has_the_table_of_a_tournament(model, expected):
+    async with serving({"letters": model}) as client:
+        fields = {"group": "g", "size": 3, "prompt": "Close it?", "return": ["matrix_row"]}
+        members = [{**fields, "slot": slot, "response": text} for slot, text in enumerate(TEXTS)]
+        answers = await asyncio.gather(*(client.post("/v1/cohorts", json=member) for member in members))
+        rows = [answer.json() for answer in answers]
+        np.testing.assert_allclose([row["matrix_row"] for row in rows], expected, atol=1e-5)
+        assert sorted(row["usage"]["forward_responses"] for row in rows) == [0, 0, 6]
+        # Its text is too long for every comparison with it: the others are compared without it.
+        members = [{**one, "group": "h"} for one in members]
+        members[2]["response"] = "a " * 2000
+        answers = await asyncio.gather(*(client.post("/v1/cohorts", json=member) for member in members))
+        assert [answer.status_code for answer in answers] == [200, 200, 422]
+        assert answers[0].json()["matrix_row"] == pytest.approx([0.5, expected[0, 1], None], abs=1e-5)
 
 
 def test_errors_stand_in_their_places(client):

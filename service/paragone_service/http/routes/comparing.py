@@ -1,7 +1,7 @@
 """What the scoring routes answer for a model that reads both responses at once."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from paragone.codes import ErrorCode
 from paragone.wire import (
+    CohortRequest,
     Group,
     Item,
     ItemOfSteps,
@@ -18,23 +19,32 @@ from paragone.wire import (
     PreferencesRequest,
     RewardsAnswer,
     RewardsRequest,
+    Signal,
     TournamentsAnswer,
     TournamentsRequest,
 )
 from paragone.wire.conversations import Referenced
-from paragone_models.comparisons import plan_named
+from paragone_models.comparisons import most_comparisons, plan_named
 from paragone_service.http.bodies import MAX_ITEMS, check_groups
 from paragone_service.http.calls import answer
 from paragone_service.http.errors import ServiceError
 from paragone_service.pairs.answers import preferences, rewards
-from paragone_service.pairs.source import Duel, PairSource
+from paragone_service.pairs.source import Duel, PairSource, check_unchanged
 from paragone_service.pairs.tables import GroupTable, compare_groups, comparisons_of, tournaments
 from paragone_service.references.owners import TextOwner, with_listed
 from paragone_service.references.sets import ReferenceSets
 from paragone_service.scoring import groups
 from paragone_service.scoring.request import Call, Problems
 
-__all__ = ["check_principles", "check_rationale", "compared_preferences", "compared_rewards", "compared_tournaments"]
+__all__ = [
+    "check_principles",
+    "check_rationale",
+    "checked_member",
+    "compared_preferences",
+    "compared_rewards",
+    "compared_tournaments",
+    "raise_first",
+]
 
 AnyReferenced = TypeVar("AnyReferenced", bound=Referenced)
 
@@ -61,7 +71,7 @@ async def compared_preferences(
     header = source.header
     compared = await source.compare(duels, call)
     rows = preferences([duel.item for duel in duels], compared, call.problems)
-    return answer(_unchanged(header, source), PreferencesAnswer, compared.usage, call.problems, preferences=rows)
+    return answer(check_unchanged(header, source), PreferencesAnswer, compared.usage, call.problems, preferences=rows)
 
 
 async def compared_tournaments(
@@ -80,12 +90,7 @@ async def compared_tournaments(
     if not source.takes_principles:
         check_principles(source.name, body.groups, indices, problems)
     check_groups(body.groups)
-    if body.signal == "reward":
-        raise ServiceError(
-            ErrorCode.RETURN_UNAVAILABLE,
-            f"model {source.name} compares, and has no scalar for the signal reward: ask for another signal, win_rate "
-            "for example",
-        )
+    _check_signal(source, body.signal)
     wanted = groups.Wanted(matrix="matrix" in body.return_, signal=body.signal, shaping=body.shaping)
     groups.check_signals(wanted, body.groups, indices, problems)
     asked = await _listed(source, body.groups, indices, call, sets)
@@ -104,13 +109,44 @@ async def compared_tournaments(
     sizes = await groups.sizes_of(sound, [0] * len(sound), workers, measured=body.shaping is not None)
     header = source.header
     usage = await compare_groups(source, tables, call, workers)
-    _unchanged(header, source)
+    check_unchanged(header, source)
 
     def summarise() -> Response:
         rows = tournaments(tables, sizes, problems, wanted)
         return answer(header, TournamentsAnswer, usage, problems, tournaments=rows)
 
     return await asyncio.get_running_loop().run_in_executor(workers, summarise)
+
+
+async def checked_member(source: PairSource, body: CohortRequest, call: Call, sets: ReferenceSets) -> CohortRequest:
+    """Return a request of a cohort's member, its references listed, if the model can answer it.
+
+    Raises:
+        ServiceError: if not.
+    """
+    _refuse_what_needs_representations(source, call, skew_weight=body.skew_weight)
+    problems = call.problems
+    if not source.takes_principles:
+        check_principles(source.name, [body], [0], problems)
+    _check_signal(source, body.signal)
+    try:
+        plan_named(body.comparisons, body.size)
+    except ValueError as error:
+        problems.add(0, ServiceError(ErrorCode.INVALID_REQUEST, str(error)))
+    (listed,) = await _listed(source, [body], [0], call, sets)
+    raise_first(problems)
+    _check_number(most_comparisons(body.comparisons, body.size) + body.size * len(listed.listed))
+    return listed
+
+
+def raise_first(problems: Problems) -> None:
+    """Refuse a request that has one item, for what is wrong with it.
+
+    Raises:
+        ServiceError: with that.
+    """
+    if problems.errors:
+        raise ServiceError(problems.errors[0].code, problems.errors[0].message)
 
 
 async def compared_rewards(
@@ -147,27 +183,12 @@ async def compared_rewards(
     header = source.header
     compared = await source.compare(duels, call)
     rows = rewards(sound, counts, compared, call.problems)
-    return answer(_unchanged(header, source), RewardsAnswer, compared.usage, call.problems, rewards=rows)
-
-
-def _unchanged(header: Mapping[str, Any], source: PairSource) -> Mapping[str, Any]:
-    """Return what a source was when it was asked first, refusing an answer of what it was and what it became.
-
-    Raises:
-        ServiceError: ``engine_unavailable``, if a member of an ensemble was exchanged meanwhile.
-    """
-    if source.header != header:
-        raise ServiceError(
-            ErrorCode.ENGINE_UNAVAILABLE,
-            f"a member of model {source.name} was exchanged while it was asked: send the request again",
-            retry_after_s=1,
-        )
-    return header
+    return answer(check_unchanged(header, source), RewardsAnswer, compared.usage, call.problems, rewards=rows)
 
 
 def check_principles(
     name: str,
-    asked: Sequence[Pair | PairById | Group | Item | ItemOfSteps],
+    asked: Sequence[Pair | PairById | Group | Item | ItemOfSteps | CohortRequest],
     indices: Sequence[int],
     problems: Problems,
     *,
@@ -184,7 +205,7 @@ def check_principles(
     for index, one in zip(indices, asked, strict=True):
         if isinstance(one, PairById):
             continue
-        if isinstance(one, Pair | Group) and one.criteria is not None:
+        if isinstance(one, Pair | Group | CohortRequest) and one.criteria is not None:
             problem = f"model {name} asks nobody by several criteria: leave criteria out, or ask a judge"
         elif one.principle is not None and not takes_one:
             problem = f"model {name} judges by what it was trained on: leave principle out, or ask a judge"
@@ -238,6 +259,15 @@ async def _listed(
     """
     stored = await sets.find(TextOwner(source), call.tenant, asked, indices, call.problems)
     return with_listed(asked, indices, stored)
+
+
+def _check_signal(source: PairSource, signal: Signal | None) -> None:
+    if signal == "reward":
+        raise ServiceError(
+            ErrorCode.RETURN_UNAVAILABLE,
+            f"model {source.name} compares, and has no scalar for the signal reward: ask for another signal, win_rate "
+            "for example",
+        )
 
 
 def _check_number(comparisons: int) -> None:
