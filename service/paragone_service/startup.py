@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 from fastapi import FastAPI
@@ -21,12 +20,13 @@ from fastapi import FastAPI
 from paragone.versions import own_version
 from paragone_models.machine import automatic_dtype
 from paragone_models.packing.backend import explained
+from paragone_service.cache.redis_servers import redis_address
 from paragone_service.config import Settings
 from paragone_service.logs import START_LOGGER
 from paragone_service.registry import Registry
 from paragone_service.scoring.hosted_model import HostedModel
 
-__all__ = ["announce", "redis_address", "startup_lines"]
+__all__ = ["announce", "startup_lines"]
 
 logger = logging.getLogger(START_LOGGER)
 
@@ -63,16 +63,6 @@ def startup_lines(app: FastAPI, settings: Settings, *, port: int, seconds: float
     for name, texts in sections:
         lines += [f"{'' if number else name:<{_WIDTH}}{text}" for number, text in enumerate(texts)]
     return lines
-
-
-def redis_address(url: str) -> str:
-    """Return where a Redis is, without the password and the user that its URL may hold.
-
-    >>> redis_address("rediss://me:secret@cache:6380/1")
-    'rediss://cache:6380/1'
-    """
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _models(registry: Registry, settings: Settings) -> list[str]:

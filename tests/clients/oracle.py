@@ -209,7 +209,7 @@ def listening(answer: Callable[[httpx2.Request], httpx2.Response], *, port: int 
             )
             response = answer(request)
             self.send_response(response.status_code)
-            for name in ("content-type", "retry-after"):
+            for name in ("content-type", "retry-after", "x-paragone-version"):
                 if name in response.headers:
                     self.send_header(name, response.headers[name])
             self.send_header("content-length", str(len(response.content)))

@@ -31,7 +31,7 @@ from paragone_models.packing.attention import Rule, Run
 from paragone_models.packing.cpu import Buffers, Norm, Operations, TorchOperations
 from paragone_models.packing.tree import Above, Layout
 
-__all__ = ["NativeOperations", "cache_folder", "kernels", "kernels_refusal", "speedup"]
+__all__ = ["NO_COMPILER", "NativeOperations", "cache_folder", "kernels", "kernels_refusal", "speedup"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ _FLAGS = (
     *("-std=c++20", "-O3", "-march=native", "-mprefer-vector-width=512", "-ffast-math", "-fopenmp"),
     *("-fPIC", "-DAT_PARALLEL_OPENMP=1"),
 )
+NO_COMPILER = "there is no C++ compiler"
 _LIMIT_S = 300.0
 # Rows of a block of attention, the query heads of one key head one below the other; 32 to 192 differ by a tenth.
 _ROWS = 64
@@ -81,7 +82,7 @@ def kernels_refusal() -> str | None:
     # Attention calls oneDNN's small products, which fail in the middle of a pass where the processor has none.
     reason = bfloat16_refusal()
     if reason is None and _compiler() is None:
-        reason = "there is no C++ compiler"
+        reason = NO_COMPILER
     return reason
 
 

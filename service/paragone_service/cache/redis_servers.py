@@ -11,6 +11,7 @@ read anew when the cluster is next asked, by the probe of ``redis_tier.py``.
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import RedisCluster
@@ -21,7 +22,7 @@ from redis.exceptions import ClusterDownError, RedisClusterException, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-__all__ = ["FAILURES", "RedisServers", "connect"]
+__all__ = ["FAILURES", "RedisServers", "connect", "redis_address"]
 
 FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 """What asking a Redis may raise."""
@@ -78,6 +79,16 @@ def connect(url: str) -> RedisServers:
         return _Cluster(url.replace(_CLUSTER, "://", 1))
     except RedisClusterException as error:
         raise ValueError(f"{error} (a cluster has database 0 alone, and a host and port for each node)") from None
+
+
+def redis_address(url: str) -> str:
+    """Return where a Redis is, without the password and the user that its URL may hold.
+
+    >>> redis_address("rediss://me:secret@cache:6380/1")
+    'rediss://cache:6380/1'
+    """
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class _Single:
