@@ -111,7 +111,7 @@ class ModelCard:
         """Return the card of a model, with what its kind says about the questions that it answers."""
         # Of a kind that nobody here knows, only pairs are asked: every kind answers those.
         known = _KINDS.get(kind)
-        scalar = known is not None and not known.has_vector
+        scalar = known is not None and not known.has_vector and not known.reads_pairs
         compares = known is None or known.learns_pairs or weights is not None
         return cls(kind=kind, scalar=scalar, compares=compares, **fields)
 

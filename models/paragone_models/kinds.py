@@ -65,7 +65,7 @@ class Kind:
     @property
     def learns_pairs(self) -> bool:
         """True if labelled pairs train it."""
-        return bool(self.losses) and (self.has_reward or self.has_vector)
+        return bool(self.losses) and (self.has_reward or self.has_vector or self.reads_pairs)
 
     @property
     def merges_attributes(self) -> bool:
@@ -79,7 +79,9 @@ class Kind:
 
     @property
     def formula(self) -> str:
-        """The log-odds before division by the temperature, of a pair with rewards r and vectors v."""
+        """The log-odds before division by the temperature, of rewards r and vectors v, or L of a pair as it is read."""
+        if self.reads_pairs:
+            return "L(1, 2)"
         if not self.has_vector:
             return "(r1 - r2)"
         return "(r1 - r2 + s(v1, v2))" if self.has_reward else "s(v1, v2)"
@@ -278,7 +280,7 @@ KINDS: Mapping[KindName, Kind] = {
             has_reward=False,
             has_attributes=False,
             has_vector=False,
-            losses=(),
+            losses=_VECTOR_LOSSES,
             dimension_rule="it has the one number of a pair in one order",
             reads_pairs=True,
         ),

@@ -12,7 +12,7 @@ from paragone_evaluation.asking import AnswerStore, _questions_of, ask_model
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.readers import read_evaluation_set
-from paragone_evaluation.scorers import PairAnswer, PairQuestion, Refusal, ServiceScorer
+from paragone_evaluation.scorers import ModelCard, PairAnswer, PairQuestion, Refusal, ServiceScorer
 from tests.evaluation.conftest import pair, text, write
 from tests.evaluation.readers.test_evaluation_sets import GROUP
 
@@ -30,6 +30,12 @@ class FirstPlace:
 
     def compare(self, pairs):
         return [PairAnswer((len(one.first) - len(one.second)) / 10 + 0.25) for one in pairs]
+
+
+def test_a_model_that_reads_pairs_is_asked_about_pairs_alone():
+    told = {"name": "letters", "where": "here", "identity": "", "fingerprint": "", "temperature": 1.0}
+    card = ModelCard.of_kind("pairwise", None, attributes=(), pairwise=True, source="", **told)
+    assert (card.scalar, card.compares) == (False, True)
 
 
 class Stops:

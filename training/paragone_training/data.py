@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from paragone_evaluation.readers import Label, Pair, Rating, RowAccount, Turns, split_name
+from paragone_evaluation.readers import Content, Label, Pair, Rating, RowAccount, Turns, split_name
 from paragone_models.errors import TextError
-from paragone_models.text.reader import Reading, TextReader, conversation
+from paragone_models.text.pairs import PairText
+from paragone_models.text.reader import Readable, Reading, TextReader, conversation
 from paragone_training.errors import DataError
 
 __all__ = [
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 _Row = TypeVar("_Row", Pair, Rating)
-_PromptKey = tuple[str, bool, str]
+_GroupKey = tuple[str, ...]
 _GROUPS_READ = 256
 
 
@@ -132,22 +133,28 @@ class PromptGroup:
 
 
 def group_pairs(
-    pairs: Iterable[Pair], ratings: Iterable[Rating] = (), attributes: Sequence[str] = (), *, ties: bool = False
+    pairs: Iterable[Pair],
+    ratings: Iterable[Rating] = (),
+    attributes: Sequence[str] = (),
+    *,
+    ties: bool = False,
+    apart: bool = False,
 ) -> list[PromptGroup]:
     """Return pairs and ratings by prompt, each distinct response once.
 
     Args:
         ratings: a response that was rated several times has the mean.
         ties: keep judgements of strength 0.
+        apart: make a group of every two responses that were compared, for models that read both at once.
 
     Returns:
         Groups in order of appearance; none without a label or a rated response.
     """
-    groups: dict[_PromptKey, PromptGroup] = {}
-    indices: dict[_PromptKey, dict[str, int]] = {}
-    rows: dict[tuple[_PromptKey, str], list[Rating]] = {}
+    groups: dict[_GroupKey, PromptGroup] = {}
+    indices: dict[_GroupKey, dict[str, int]] = {}
+    rows: dict[tuple[_GroupKey, str], list[Rating]] = {}
 
-    def index(key: _PromptKey, response: str, where: str) -> int:
+    def index(key: _GroupKey, response: str, where: str) -> int:
         known = indices.setdefault(key, {})
         if response not in known:
             known[response] = len(known)
@@ -159,13 +166,12 @@ def group_pairs(
         # Files are read without pairs of one text. Pairs that a policy run makes of its samples may hold some.
         if (not pair.strength and not ties) or pair.first == pair.second:
             continue
-        # A text and messages whose JSON is that text are two prompts, hence the flag. So are those with other tools.
-        key = (pair.prompt, pair.messages, pair.tools)
+        key = _group_key(pair, *(sorted((pair.first, pair.second)) if apart else ()))
         group = groups.setdefault(key, PromptGroup(pair))
         first, second = (index(key, response, pair.where) for response in (pair.first, pair.second))
         group.labels.append(Label(first, second, pair.strength))
     for rating in ratings:
-        key = (rating.prompt, rating.messages, rating.tools)
+        key = _group_key(rating)
         # A group is named by a row. One that was only rated gets a pair of nothing, which never becomes a label.
         blank = Pair(rating.prompt, "", "", 0.0, messages=rating.messages, group=rating.group, file=rating.file,
                      line=rating.line, tools=rating.tools)  # fmt: skip
@@ -175,6 +181,11 @@ def group_pairs(
     for key, group in groups.items():
         group.ratings += [_means(rows.get((key, response), ()), attributes) for response in group.responses]
     return list(groups.values())
+
+
+def _group_key(row: Pair | Rating, *responses: str) -> _GroupKey:
+    # A text and messages whose JSON is that text are two prompts, hence the flag. So are those with other tools.
+    return (row.prompt, "messages" if row.messages else "", row.tools, *responses)
 
 
 def _means(ratings: Sequence[Rating], attributes: Sequence[str]) -> tuple[float, ...]:
@@ -346,14 +357,25 @@ def _results(
         results = iter(
             reader.read(
                 [
-                    conversation(prompt, _spoken(response), tools)
+                    _readable(group, at, prompt, tools, pairs=reader.spec.rules.reads_pairs)
                     for group, (prompt, tools) in zip(some, prompts, strict=True)
-                    for response in group.responses
+                    for at in range(len(group.responses))
                 ]
             )
         )
         for group in some:
             yield group, list(islice(results, len(group.responses)))
+
+
+def _readable(
+    group: PromptGroup, at: int, prompt: Content, tools: Sequence[dict[str, Any]] | None, *, pairs: bool
+) -> Readable:
+    """Return what is read for one response of a group: itself, or for ``pairs`` both, this one first."""
+    alone = conversation(prompt, _spoken(group.responses[at]), tools)
+    if not pairs:
+        return alone
+    (other,) = (one for place, one in enumerate(group.responses) if place != at)
+    return PairText(alone.prompt, alone.response, conversation(prompt, _spoken(other)).response)
 
 
 def _readings(group: PromptGroup, results: Iterable[Reading | TextError]) -> list[Reading]:

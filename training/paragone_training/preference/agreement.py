@@ -20,7 +20,7 @@ from paragone_training.preference.fidelity import Fidelity, fidelity
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import RatingErrors, rating_errors
 
-__all__ = ["Examined", "HeldOut", "Judged", "Summary", "examined_pairs", "judge", "judged", "represented"]
+__all__ = ["Examined", "HeldOut", "Judged", "Orders", "Summary", "examined_pairs", "judge", "judged", "represented"]
 
 # Two responses are length-matched if their lengths in characters differ by at most this share of the longer one.
 _LENGTHS_MATCHED_WITHIN = 0.15
@@ -95,16 +95,31 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Orders:
+    """What the order of a pair does to a model that reads both responses at once.
+
+    Attributes:
+        agree: share of the pairs of which both orders name the same winner.
+        first_shown: probability that the response shown first is given, a mean over both orders; ½ without bias.
+    """
+
+    agree: float
+    first_shown: float
+
+
+@dataclass(frozen=True)
 class Examined:
     """What a network said about held-out rows: about the pairs, and how far its ratings are off; None without any.
 
     Attributes:
         fidelity: of a model that was taught by another one.
+        orders: of a model that reads both responses at once.
     """
 
     judged: Judged | None = None
     errors: RatingErrors | None = None
     fidelity: Fidelity | None = None
+    orders: Orders | None = None
 
     def loses_to(self, other: "Examined") -> bool:
         """Return whether agreement is lower, or, where nothing was compared, the ratings are farther off.
@@ -125,6 +140,8 @@ class Examined:
         rated = self.errors.metrics(prefix) if self.errors else {}
         named = rated | (self.judged.summary().metrics(prefix) if self.judged else {})
         named |= self.fidelity.metrics(prefix) if self.fidelity else {}
+        if self.orders:
+            named |= {f"{prefix}_orders_agree": self.orders.agree, f"{prefix}_first_shown": self.orders.first_shown}
         return {name: value for name, value in named.items() if math.isfinite(value)}
 
 
@@ -152,8 +169,10 @@ class HeldOut:
         compared, errors = Examined(), None
         if self._labelled and objective.compares:
             groups, readings = zip(*self._labelled, strict=True)
-            logits = _label_logits(network, objective, groups, readings, pad_id=self._pad_id)
-            compared = examined_pairs(groups, logits, distils=objective.distils)
+            outputs = _represented_groups(network, readings, pad_id=self._pad_id)
+            compared = examined_pairs(groups, _logits(objective, groups, outputs), distils=objective.distils)
+            if objective.symmetrise is not None:
+                compared = replace(compared, orders=_orders(objective, groups, outputs))
         if self._rated:
             # A helpsteer representation begins with its reward; the attributes are its last entries.
             values = [represented(network, seen, pad_id=self._pad_id).double().numpy() for _, seen in self._rated]
@@ -190,24 +209,33 @@ def judge(
     Args:
         network: in any mode; it is put back into that.
     """
-    return judged(groups, _label_logits(network, objective, groups, readings, pad_id=pad_id, budget=budget))
+    return judged(
+        groups, _logits(objective, groups, _represented_groups(network, readings, pad_id=pad_id, budget=budget))
+    )
 
 
-def _label_logits(
-    network: nn.Module,
-    objective: Objective,
-    groups: Sequence[PromptGroup],
-    readings: Sequence[Sequence[Reading]],
-    *,
-    pad_id: int,
-    budget: int = _BUDGET,
-) -> list[list[float]]:
-    logits = []
-    # Group by group, so that a response passes once however many pairs it is part of.
-    for group, seen in zip(groups, readings, strict=True):
-        pairs = torch.tensor([(label.first, label.second) for label in group.labels])
-        logits.append(objective.logits(represented(network, seen, budget=budget, pad_id=pad_id), pairs).tolist())
-    return logits
+def _represented_groups(
+    network: nn.Module, readings: Sequence[Sequence[Reading]], *, pad_id: int, budget: int = _BUDGET
+) -> list[torch.Tensor]:
+    """Return the representations of each group's responses; each passes once, however many pairs it is part of."""
+    whole = represented(network, [one for seen in readings for one in seen], pad_id=pad_id, budget=budget)
+    return list(whole.split([len(seen) for seen in readings]))
+
+
+def _label_pairs(group: PromptGroup) -> torch.Tensor:
+    return torch.tensor([(label.first, label.second) for label in group.labels], dtype=torch.long).reshape(-1, 2)
+
+
+def _logits(objective: Objective, groups: Sequence[PromptGroup], values: Sequence[torch.Tensor]) -> list[list[float]]:
+    return [objective.logits(rows, _label_pairs(group)).tolist() for group, rows in zip(groups, values, strict=True)]
+
+
+def _orders(objective: Objective, groups: Sequence[PromptGroup], values: Sequence[torch.Tensor]) -> Orders:
+    both = torch.cat(
+        [objective.orders(rows, _label_pairs(group)) for group, rows in zip(groups, values, strict=True)], 1
+    )
+    shown = torch.sigmoid(torch.stack([both[0], -both[1]]).double() / objective.temperature)
+    return Orders(float((both[0].sign() == both[1].sign()).double().mean()), float(shown.mean()))
 
 
 def judged(groups: Sequence[PromptGroup], logits: Sequence[Sequence[float]]) -> Judged:

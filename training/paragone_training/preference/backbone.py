@@ -16,6 +16,8 @@ from paragone_models.model import PreferenceModel
 from paragone_models.network import AnyHead, PreferenceNetwork, RepresentationHead, output_width
 from paragone_models.rotary import positions_of
 from paragone_models.spec import ModelSpec
+from paragone_models.text.pair_reader import PairReader
+from paragone_models.text.reader import TextReader
 from paragone_training.errors import RecipeError
 from paragone_training.preference.recipe import Recipe
 from paragone_training.scratch.decoder import decoder_config, train_tokenizer
@@ -56,6 +58,12 @@ class ModelParts:
     fitted: bool = False
 
     @property
+    def reader(self) -> TextReader:
+        """What reads its texts: responses, or pairs of them."""
+        reads = PairReader if self.spec.rules.reads_pairs else TextReader
+        return reads(self.tokenizer, self.spec)
+
+    @property
     def pad_id(self) -> int:
         """The token that fills up shorter sequences."""
         return int(self.tokenizer.pad_token_id)
@@ -70,6 +78,8 @@ def build_model(recipe: Recipe, texts: Iterable[str]) -> ModelParts:
     Raises:
         RecipeError: if start, backbone or tokenizer cannot be loaded, or do not fit the recipe.
     """
+    if KINDS[recipe.model.kind].reads_pairs:
+        return _reading_pairs(recipe)
     if recipe.model.start is not None:
         return _go_on_from(recipe.model.start, recipe)
     if needed := KINDS[recipe.model.kind].starts_from:
@@ -198,10 +208,45 @@ def _from_reward_model(source: str, recipe: Recipe, tokenizer: Any) -> tuple[Mod
         if recipe.model.head == "keep":
             raise RecipeError(f"model.head is 'keep', and backbone.source {source}: {error}") from error
         return None, str(error)
-    if model.network.config._attn_implementation != recipe.backbone.attention:  # noqa: SLF001 - no other name
-        network: Any = model.network.backbone
-        network.set_attn_implementation(recipe.backbone.attention)
+    _attend(model.network, recipe)
     return _on_top(model, tokenizer, recipe, f"backbone.source {source}"), ""
+
+
+def _reading_pairs(recipe: Recipe) -> ModelParts:
+    """Return the parts of a causal LM that answers A or B: its backbone, and the two letters' rows as the head."""
+    wanted, asked = recipe.spec, recipe.model
+    source, name = (asked.start, "model.start") if asked.start else (recipe.backbone.source, "backbone.source")
+    assert source is not None  # the recipe sees to it
+    revision = None if asked.start else recipe.backbone.revision
+    try:
+        model = load_model(source, kind=wanted.kind, device="cpu", dtype="float32", revision=revision)
+    except ModelLoadError as error:
+        raise RecipeError(f"{name} {source}: {error}") from error
+    network = model.network
+    if model.reader is None:
+        raise RecipeError(f"{name} {source} has no tokenizer files: there is nothing to read with")
+    if model.spec.pair_format != wanted.pair_format:
+        raise RecipeError(
+            f"{name} {source} reads pairs by {model.spec.pair_format}; what is trained here answers by letters: name a "
+            "causal LM"
+        )
+    tokenizer = _padding(model.reader.tokenizer)
+    _check_fit(network.backbone, tokenizer, recipe)
+    _attend(network, recipe)
+    kept = {field: getattr(model.spec, field) for field in (*_READING, "symmetrise", "temperature")}
+    given = {"symmetrise": asked.symmetrise, "temperature": asked.temperature}
+    spec = replace(wanted, **kept | {field: value for field, value in given.items() if value is not None})
+    network.head.spec = spec
+    network.requires_grad_(requires_grad=True)
+    start = _Start(model.provenance.source, model.identity, model.spec)
+    return ModelParts(network, tokenizer, spec, start, f"kept, the output rows of A and B: {name} {source}")
+
+
+def _attend(network: PreferenceNetwork, recipe: Recipe) -> None:
+    """Have a loaded network attend as the recipe says."""
+    if network.config._attn_implementation != recipe.backbone.attention:  # noqa: SLF001 - no other name
+        backbone: Any = network.backbone
+        backbone.set_attn_implementation(recipe.backbone.attention)
 
 
 def _on_top(model: PreferenceModel, tokenizer: Any, recipe: Recipe, name: str) -> ModelParts:

@@ -230,7 +230,7 @@ def write_card(name: str, recipe: Recipe, rows: Rows, outcome: Outcome) -> str:
     if spec.attributes:
         lines += ["## How ratings become a preference", "", *_merged(spec, outcome.merging), ""]
         lines += ["## Distance from people's ratings", "", *_errors(rows, outcome), ""]
-    lines += [*_agreement_heading(recipe), *_agreement(rows, outcome), *_taught(outcome.after), ""]
+    lines += [*_agreement_heading(recipe), *_agreement(rows, outcome), *_bias(outcome), *_taught(outcome.after), ""]
     if recipe.output.notes:
         lines += [recipe.output.notes.strip(), ""]
     return "\n".join(lines)
@@ -245,18 +245,45 @@ def _taught(after: Examined) -> list[str]:
     return [] if after.fidelity is None else ["", "## What is kept of the teacher", "", *after.fidelity.table()]
 
 
+def _bias(outcome: Outcome) -> list[str]:
+    """Return the section on what the order of a pair does, behind what comes before it; nothing for other models."""
+    after, before = outcome.after.orders, outcome.before.orders
+    if after is None:
+        return []
+    rows = [("both orders name the same winner", "agree"), ("probability of the response shown first", "first_shown")]
+    return [
+        "",
+        "## Position bias",
+        "",
+        "Each held-out pair was read in both orders. Without a bias both name the same winner, and the response that "
+        "is shown first has ½ on average:",
+        "",
+        "| | before training | this model |",
+        "|---|---|---|",
+        *(
+            f"| {words} | {'' if before is None else f'{getattr(before, name):.3f}'} | {getattr(after, name):.3f} |"
+            for words, name in rows
+        ),
+    ]
+
+
 def _caution(spec: ModelSpec) -> list[str]:
     caution = "**A demonstration.** It shows the software; do not rely on its judgement."
     return [caution, ""] if spec.demonstration else []
 
 
 def _what(spec: ModelSpec) -> str:
+    domain = f" What it knows: {spec.domain}." if spec.domain else ""
+    if spec.symmetrise is not None:
+        return (
+            f"A `{spec.kind}` model that reads both responses in one prompt and answers A or B; both orders are read "
+            f"(`{spec.symmetrise}`), pairs of up to {spec.max_length} tokens.{domain}"
+        )
     if spec.attributes:
         head = f"A `{spec.kind}` model that rates {', '.join(spec.attributes)}; temperature {spec.temperature:.4g}, "
     else:
         gate = ", gated by the prompt" if spec.gate != "none" else ""
         head = f"A `{spec.kind}` model of dimension {spec.dimension}{gate}, temperature {spec.temperature:g}, "
-    domain = f" What it knows: {spec.domain}." if spec.domain else ""
     return f"{head}{spec.pooling} pooling, conversations of up to {spec.max_length} tokens.{domain}"
 
 

@@ -114,10 +114,10 @@ def extrapolate(
     """
     if (folder / "paragone.json").exists():
         raise RecipeError(f"{folder} holds a model already: choose another --output")
-    groups = group_pairs(pairs)
-    if alpha is None and not groups:
+    if alpha is None and not any(pair.strength for pair in pairs):
         raise RecipeError("alpha auto is searched on decided validation pairs: give --data FILE, or --alpha 1.52")
     first, second = _loaded(source), _loaded(target)
+    groups = group_pairs(pairs, apart=second.spec.rules.reads_pairs)
     _check_kinds(first.spec, second.spec)
     _check_reading(first, second)
     # The new folder gets the tokenizer of B, and pairs are read by it.
@@ -127,7 +127,8 @@ def extrapolate(
     # The network's own tensors are overwritten at every alpha: both ends are kept apart.
     begin, end = _begin(first, second), {name: tensor.clone() for name, tensor in network.state_dict().items()}
     readings = read_groups(groups, reader)
-    objective = Objective(second.spec.kind, second.spec.temperature, weights=second.spec.weights)
+    spec = second.spec
+    objective = Objective(spec.kind, spec.temperature, weights=spec.weights, symmetrise=spec.symmetrise)
 
     def judged(factor: float) -> Summary:
         network.load_state_dict(_along(begin, end, factor))

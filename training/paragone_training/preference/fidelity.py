@@ -6,6 +6,7 @@ Shapes: K responses of a group.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,10 +93,11 @@ def fidelity(groups: Sequence[PromptGroup], logits: Sequence[Sequence[float]]) -
     crossed = np.logaddexp(0.0, student) - teacher * student
     decided = teacher != 0.5
     right = np.where(student == 0, 0.5, (student > 0) == (teacher > 0.5))[decided]
-    cycles = np.array([_cycles(group, values) for group, values in zip(groups, logits, strict=True)]).sum(axis=0)
+    prompts = _by_prompt(groups, logits)
+    cycles = np.array([_cycles(edges) for edges in prompts]).sum(axis=0)
     return Fidelity(
         comparisons=len(student),
-        groups=sum(bool(group.labels) for group in groups),
+        groups=len(prompts),
         agreement=float(right.mean()) if decided.any() else math.nan,
         entropy=float(entropy.mean()),
         divergence=float((crossed - entropy).mean()),
@@ -111,14 +113,32 @@ def _probability(strength: float) -> float:
     return min(max(0.5 + strength / (2 * STRONGEST), 0.0), 1.0)
 
 
-def _cycles(group: PromptGroup, logits: Sequence[float]) -> tuple[int, int, int]:
+class _Edge(NamedTuple):
+    first: str
+    second: str
+    teacher: float
+    student: float
+
+
+def _by_prompt(groups: Sequence[PromptGroup], logits: Sequence[Sequence[float]]) -> list[list[_Edge]]:
+    """Return the comparisons of each prompt; a model that reads pairs has a group of each of them."""
+    prompts: dict[tuple[str, bool, str], list[_Edge]] = {}
+    for group, values in zip(groups, logits, strict=True):
+        for label, logit in zip(group.labels, values, strict=True):
+            edges = prompts.setdefault((group.pair.prompt, group.pair.messages, group.pair.tools), [])
+            edges.append(_Edge(group.responses[label.first], group.responses[label.second], label.strength, logit))
+    return list(prompts.values())
+
+
+def _cycles(edges: Sequence[_Edge]) -> tuple[int, int, int]:
     """Return the teacher's cyclic triples, those of the student's among them, and all triples that were compared."""
-    size = len(group.responses)
-    compared, teacher, student = (np.zeros((size, size), dtype=np.int64) for _ in range(3))
-    for label, logit in zip(group.labels, logits, strict=True):
-        _mark(teacher, label.first, label.second, label.strength)
-        _mark(student, label.first, label.second, logit)
-        compared[label.first, label.second] = compared[label.second, label.first] = 1
+    places = {text: at for at, text in enumerate(dict.fromkeys(text for edge in edges for text in edge[:2]))}
+    compared, teacher, student = (np.zeros((len(places), len(places)), dtype=np.int64) for _ in range(3))
+    for edge in edges:
+        first, second = places[edge.first], places[edge.second]
+        _mark(teacher, first, second, edge.teacher)
+        _mark(student, first, second, edge.student)
+        compared[first, second] = compared[second, first] = 1
     return _triangles(teacher), _triangles(teacher * student), _triangles(compared) // 2
 
 

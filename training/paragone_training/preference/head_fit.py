@@ -63,6 +63,11 @@ def check_head_recipe(recipe: Recipe) -> None:
         raise RecipeError("model.start names a trained model; a head is fitted to a backbone: set backbone.source")
     if recipe.backbone.source is None:
         raise RecipeError("backbone.source is missing; a head is fitted to a trained backbone: name a folder or an id")
+    if KINDS[recipe.model.kind].reads_pairs:
+        raise RecipeError(
+            f"model.kind is {recipe.model.kind!r}, whose backbone reads both responses at once: there are no states of "
+            "single ones to fit a head to; take `train model`, with [lora]"
+        )
     if recipe.loss.name == "score":
         raise RecipeError("loss.name is 'score', which `train head` has not: use 'soft', whose labels are the same")
 

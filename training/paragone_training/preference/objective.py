@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from paragone_evaluation.readers import STRONGEST
 from paragone_models import losses
 from paragone_models.kinds import KINDS, KindName, LossName
+from paragone_models.symmetrise import Symmetrise, symmetrised
 
 __all__ = ["Objective"]
 
@@ -29,6 +30,7 @@ class Objective:
         ratings: weight of the regression loss beside the loss of the pairs.
         label_smoothing: share of the pairs whose label the regular loss takes for wrong, in [0, ½).
         centre: weight of the squared sum of a pair's rewards, where there are rewards.
+        symmetrise: what makes one answer of the two orders in which a pair is read; None where responses are.
     """
 
     kind: KindName
@@ -41,6 +43,7 @@ class Objective:
     ratings: float = 1.0
     label_smoothing: float = 0.0
     centre: float = 0.0
+    symmetrise: Symmetrise | None = None
 
     @property
     def distils(self) -> bool:
@@ -55,7 +58,7 @@ class Objective:
     @property
     def compares(self) -> bool:
         """True where the model can tell which of two responses is preferred."""
-        return KINDS[self.kind].compares(self.weights)
+        return self.symmetrise is not None or KINDS[self.kind].compares(self.weights)
 
     def describe(self) -> str:
         """Return the losses in words and as formulas, for the log and the card."""
@@ -78,6 +81,8 @@ class Objective:
             "distil": f"cross-entropy of sigmoid({logit}) with the teacher's probability, 1/2 + strength/6",
         }
         words = f"{self.name} {self.kind} loss: {formulas[self.name]}"
+        if self.symmetrise is not None:
+            words += ", L the log-odds of the letters, a mean over both orders"
         if self.centre:
             words += f", plus {self.centre:g} x (r1 + r2)^2"
         return f"{words}, plus {self.ratings:g} x regression loss ({rated})" if self.attributes else words
@@ -86,15 +91,29 @@ class Objective:
         """Return the log-odds that each pair's first response is preferred, float32. [P].
 
         Args:
-            representations: of the distinct responses. [n, d]
+            representations: of the distinct responses; of a model that reads pairs, the log-odds of the response that
+                is read first. [n, d]
             pairs: row numbers, the first's win is measured. [P, 2]
 
         Raises:
             PreferencesUnavailableError: if a regression model has no weights to compare with.
         """
+        if self.symmetrise is not None:
+            both = self.orders(representations.detach(), pairs).double().numpy(force=True)
+            return torch.from_numpy(symmetrised(both[0], -both[1], self.symmetrise) / self.temperature).float()
         # float32 also under mixed precision: a logit is a small difference of large rewards.
         first, second = representations[pairs[:, 0]].float(), representations[pairs[:, 1]].float()
         return KINDS[self.kind].logit(first, second, temperature=self.temperature, weights=self.weights)
+
+    def orders(self, representations: Tensor, pairs: Tensor) -> Tensor:
+        """Return what is read of each pair: the first's lead when it is read first and read second, float32. [2, P].
+
+        Args:
+            representations: log-odds of the response that is read first. [n, 1]
+            pairs: row numbers, the first's win is measured. [P, 2]
+        """
+        first, second = representations[pairs[:, 0], 0].float(), representations[pairs[:, 1], 0].float()
+        return torch.stack([first, -second])
 
     def losses(self, representations: Tensor, pairs: Tensor, strength: Tensor) -> Tensor:
         """Return one loss per pair, float32. [P].
@@ -107,6 +126,10 @@ class Objective:
         Raises:
             ValueError: if a tie meets a loss that has no label for it.
         """
+        if self.symmetrise is not None:
+            # Each order is an answer of its own, and is to be right by itself: their mean would leave a bias alone.
+            forwards, backwards = self.orders(representations, pairs) / self.temperature
+            return (self._of_labels(forwards, strength) + self._of_labels(backwards, strength)) / 2
         logits = self.logits(representations, pairs)
         losses_of_labels = self._of_labels(logits, strength)
         if not self.centre:

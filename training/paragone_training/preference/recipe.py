@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from paragone_evaluation.readers import Rankings, ReadOptions
 from paragone_models.kinds import KINDS, KindName, LossName
 from paragone_models.spec import ModelSpec, Pooling
+from paragone_models.symmetrise import Symmetrise
 from paragone_training.errors import RecipeError
 from paragone_training.scratch.sections import (
     BackboneSection,
@@ -47,6 +48,8 @@ class _ModelSection(Section):
     """What the model will know, in words, for its card and `/v1/models`."""
     demonstration: bool = False
     """The model shows the software; nobody should rely on its judgement."""
+    symmetrise: Symmetrise | None = None
+    """`pairwise`: what makes one answer of both orders, as when it is hosted; unless given, that of its start."""
     attributes: Names = ()
     """Kinds that rate: names of the ratings, in the order of the head's rows."""
     start: str | None = None
@@ -232,6 +235,8 @@ class Recipe(Section):
             gate="softmax" if model.gate else "none",
             normalise=kind.has_vector and model.normalise,
             max_length=model.max_length,
+            pair_format="letters" if kind.reads_pairs else None,
+            symmetrise=model.symmetrise or "mean-probability" if kind.reads_pairs else None,
             domain=model.domain,
             demonstration=model.demonstration,
         )
@@ -273,6 +278,15 @@ def _check_model(model: _ModelSection) -> None:
     kind, dimension, attributes = KINDS[model.kind], model.dimension, model.attributes
     if not kind.losses:
         raise RecipeError(f"model.kind is {kind.name!r}: no loss trains it here, it is only hosted")
+    if kind.reads_pairs and (model.pooling != "last" or model.head):
+        raise RecipeError(
+            f"a {kind.name} model is read where its answer A or B would come, by the output rows of the letters: leave "
+            "model.pooling and model.head out"
+        )
+    if model.symmetrise and not kind.reads_pairs:
+        raise RecipeError(
+            f"model.symmetrise is of models that read both responses; {kind.name} reads one: leave it out"
+        )
     if kind.has_attributes and (not attributes or len(set(attributes)) < len(attributes)):
         raise RecipeError(f"model.attributes is {list(attributes)}; name each rated attribute once, at least one")
     if not kind.has_vector:
@@ -349,6 +363,10 @@ def _check_loss(recipe: Recipe) -> None:
 
 def _check_backbone(recipe: Recipe) -> None:
     backbone, lexical, model = recipe.backbone, recipe.lexical, recipe.model
+    if KINDS[model.kind].reads_pairs and not (model.start or backbone.source):
+        raise RecipeError(
+            f"backbone.source is missing; a {model.kind} model answers by the letters A and B of a causal LM: name one"
+        )
     # One of them would be ignored.
     if model.start and backbone.source:
         raise RecipeError("model.start and backbone.source both name a backbone: leave one of them out")

@@ -183,20 +183,22 @@ def check_run(recipe: Recipe) -> list[str]:
     rows = load_rows(recipe)
     groups = _training_groups(recipe, rows)
     model = build_model(recipe, [text for group in groups for text in (group.pair.prompt, *group.responses)])
-    read_fitting_rows(recipe, rows, groups, _held_out_groups(recipe, rows), TextReader(model.tokenizer, model.spec))
+    read_fitting_rows(recipe, rows, groups, _held_out_groups(recipe, rows), model.reader)
     return [rows.describe(), *rows.account.describe()]
 
 
 def _held_out_groups(recipe: Recipe, rows: Rows) -> list[PromptGroup]:
     # Without held-out ratings the errors are those on the training ratings, and the card says so.
-    rated, ties = rows.held_out_ratings or rows.ratings, recipe.loss.distils
-    return group_pairs(rows.held_out_pairs, rated, recipe.model.attributes, ties=ties)
+    rated, model = rows.held_out_ratings or rows.ratings, recipe.model
+    ways = {"ties": recipe.loss.distils, "apart": KINDS[model.kind].reads_pairs}
+    return group_pairs(rows.held_out_pairs, rated, model.attributes, **ways)
 
 
 def _training_groups(recipe: Recipe, rows: Rows) -> list[PromptGroup]:
     # A kind that only rates learns nothing from pairs: they would add responses that nobody rated to its batches.
-    pairs = rows.pairs if KINDS[recipe.model.kind].learns_pairs else ()
-    return group_pairs(pairs, rows.ratings, recipe.model.attributes, ties=recipe.loss.keeps_ties)
+    kind = KINDS[recipe.model.kind]
+    pairs, ways = rows.pairs if kind.learns_pairs else (), {"ties": recipe.loss.keeps_ties, "apart": kind.reads_pairs}
+    return group_pairs(pairs, rows.ratings, recipe.model.attributes, **ways)
 
 
 def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outcome:
@@ -215,7 +217,7 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
     described = RunDescription.of(recipe, rows.pairs, rows.ratings)
     if resume:
         described.check_same(work)
-    reader, objective = TextReader(model.tokenizer, model.spec), _objective(recipe, model)
+    reader, objective = model.reader, _objective(recipe, model)
     (groups, readings), (held_out_groups, held_out_readings), rows = read_fitting_rows(
         recipe, rows, groups, _held_out_groups(recipe, rows), reader
     )
@@ -465,6 +467,7 @@ def _objective(recipe: Recipe, model: ModelParts) -> Objective:
         ratings=loss.ratings,
         label_smoothing=loss.label_smoothing,
         centre=loss.centre,
+        symmetrise=spec.symmetrise,
     )
 
 
