@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from paragone_models.files.options import NAME
-from paragone_models.files.sources import NAMES
+from paragone_models.files.sources import HOSTED
 from paragone_service.api_keys import ApiKey, parse_keys, plain_key
 from paragone_service.dialects.settings import DialectSettings, as_table
 from paragone_service.engine import parse_remote
@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     models: dict[str, AnyModelSettings] = Field(
-        default={name: ModelSettings(source=f"builtin:{name}") for name in NAMES}, min_length=1
+        default={name: ModelSettings(source=f"builtin:{name}") for name in HOSTED}, min_length=1
     )
     """The hosted models by name."""
     models_dir: Path | None = None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from paragone_models.files.sources import NAMES
+from paragone_models.files.sources import HOSTED
 from paragone_service.api_keys import plain_key
 from paragone_service.config import ConfigError
 from paragone_service.model_settings import ModelSettings
@@ -25,7 +25,7 @@ def test_without_anything_the_built_ins_are_hosted_on_loopback():
     settings = load_settings({})
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert {name: model.source for name, model in settings.models.items()} == {
-        name: f"builtin:{name}" for name in NAMES
+        name: f"builtin:{name}" for name in HOSTED
     }
     assert settings.default_model == "mini-general-preference"
 

@@ -1,5 +1,6 @@
 """The recipes on the texts that ship run as they are written, but for fewer steps."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from paragone_models.files.sources import builtin_folder
 from paragone_training.command import train
 from paragone_training.errors import DataError
 
+DATA = Path(__file__).parents[2] / "data"
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 
 
@@ -39,6 +41,20 @@ def test_the_head_recipe_on_the_shipped_texts_beats_length_on_the_test_split(tmp
         load_file(path / "head.safetensors") for path in (tmp_path / "head", builtin_folder("everyday-head"))
     )
     torch.testing.assert_close(fitted, shipped, rtol=0.02, atol=0.02)
+
+
+def test_the_recipe_of_vectors_gives_the_head_that_ships_which_runs_in_circles_on_a_question_it_never_saw(tmp_path):
+    states = ("--set", f"head.states={tmp_path / 'states'}")
+    run("head", RECIPES / "everyday-preferences.toml", *states, "--output", tmp_path / "head")
+    groups = [json.loads(line) for line in (DATA / "everyday_groups.jsonl").read_text().splitlines()]
+    (nap,) = [group for group in groups if group["prompt"].startswith("How long should a nap be")]
+    assert nap["split"] == "test"
+    fitted, shipped = (
+        load_model(source, device="cpu").score(nap["prompt"], nap["responses"]).probabilities
+        for source in (str(tmp_path / "head"), "builtin:everyday-preferences")
+    )
+    assert abs(fitted - shipped).max() < 0.01
+    assert min(shipped[0, 2], shipped[2, 3], shipped[3, 0]) > 0.6
 
 
 def test_the_policy_recipe_on_the_shipped_prompts_makes_a_policy_and_compares_it(tmp_path):

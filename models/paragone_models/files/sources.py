@@ -10,6 +10,7 @@ from paragone_models.errors import ModelLoadError
 
 __all__ = [
     "HEADS",
+    "HOSTED",
     "MODEL_FILES",
     "NAMES",
     "PICKLES",
@@ -25,8 +26,11 @@ _ROOT = Path(__file__).parents[1] / "builtin"
 NAMES = ("mini-bradley-terry", "mini-general-preference", "mini-regression", "mini-helpsteer")
 """Built-in models, loaded as ``builtin:NAME``."""
 
-HEADS = ("everyday-head",)
-"""Built-in heads of another model's backbone, loaded in the same way; a service hosts one where it is asked to."""
+HEADS = ("everyday-head", "everyday-preferences")
+"""Built-in heads of another model's backbone, loaded in the same way."""
+
+HOSTED = (*NAMES, "everyday-preferences")
+"""What a service hosts that was told of no models; others where it is asked to."""
 
 POLICIES = ("mini-policy",)
 """Built-in causal language models that policy training starts from."""

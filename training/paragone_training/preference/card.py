@@ -127,12 +127,13 @@ def write_head_card(name: str, recipe: Recipe, outcome: HeadOutcome) -> str:
     """Return the text of README.md of a head that was fitted to a frozen backbone."""
     spec, reference = outcome.fitted.spec, outcome.backbone
     penalties = ", ".join(f"{part} {value:.3g}" for part, value in outcome.fitted.penalties.items())
+    chosen = "chosen by cross-validation" if recipe.head.penalty is None else "given by the recipe"
     revision = f", revision {reference.revision}" if reference.revision else ""
     lines = [f"# {name}", "", _what(spec), "", *_caution(spec)]
     lines += [f"A head alone, for the backbone {reference.source}{revision}, identity `{reference.identity[:12]}`.", ""]
     lines += ["## Training", "", "The backbone is as it was: its hidden states were computed once, and the head was"]
     lines += [
-        f"fitted to them. Penalties, chosen by cross-validation: {penalties}.",
+        f"fitted to them. Penalties, {chosen}: {penalties}.",
         "",
         *_data(recipe, outcome.rows, outcome),
     ]
