@@ -169,8 +169,8 @@ class Registry:
             return last
         return default if _ANY in aliases or name in _MADE_UP or _is_path(name) else None
 
-    def find_foreign(self, name: str | None) -> HostedModel:
-        """Return the hosted model that a name from elsewhere stands for; see ``foreign_name``.
+    def known_foreign(self, name: str | None) -> str:
+        """Return the name of the hosted model that a name from elsewhere stands for; see ``foreign_name``.
 
         Raises:
             ServiceError: ``unknown_model``, naming the hosted ones.
@@ -182,7 +182,7 @@ class Registry:
                 f"model {printable(name or '')} is not hosted here; these are: {', '.join(self.names)}. If it stands "
                 "for one of them, say so under [aliases]",
             )
-        return self.find(known)
+        return known
 
     @property
     def busy(self) -> bool:

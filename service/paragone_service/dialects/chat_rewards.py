@@ -23,10 +23,10 @@ async def _completion(question: Question) -> dict[str, Any]:
         raise ServiceError(
             ErrorCode.INVALID_REQUEST, "this model gives one reward and writes no text: send stream = false"
         )
-    model = question.model(body.get("model"))
+    model = question.rater(body.get("model"))
     item = chat_item(0, body.get("messages"), tools=body.get("tools"))
     scalars = await question.scalars(model, [item], "messages", ratings=True)
-    names = model.model.comparator.attributes
+    names = model.attributes
     numbers = zip(names, scalars.attributes[0].tolist(), strict=True) if names else [("reward", scalars.raw[0])]
     scores = list(numbers)
     content = [{"token": name, "logprob": score, "bytes": None, "top_logprobs": []} for name, score in scores]

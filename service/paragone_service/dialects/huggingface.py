@@ -19,9 +19,9 @@ from starlette.responses import Response
 from paragone.codes import ErrorCode
 from paragone.wire import Truncation
 from paragone_service.dialects.dialect import Dialect, Endpoint
+from paragone_service.dialects.raters import Scalars
 from paragone_service.dialects.texts import (
     Question,
-    Scalars,
     check_repeated,
     checked_flag,
     checked_list,
@@ -95,7 +95,7 @@ def _raw(body: Mapping[str, Any], parameters: Any) -> bool:
 
 async def _scored(question: Question, items: list[RequestItem], where: str) -> Scalars:
     truncation: Truncation | None = "prompt" if checked_flag(question.body.get("truncate"), "truncate") else None
-    return await question.scalars(question.model(question.body.get("model")), items, where, truncation=truncation)
+    return await question.scalars(question.rater(question.body.get("model")), items, where, truncation=truncation)
 
 
 def _chosen(scalars: Scalars, *, raw: bool) -> Sequence[float]:

@@ -23,7 +23,7 @@ def _raw(body: Mapping[str, Any]) -> bool:
 
 async def _classify(question: Question) -> dict[str, Any]:
     raw = _raw(question.body)
-    model = question.model(question.body.get("model"))
+    model = question.rater(question.body.get("model"))
     scalars = await question.scalars(model, input_items({**question.body, "messages": None}), "input")
     return {
         **answer_head("classify", model.name, "classify"),

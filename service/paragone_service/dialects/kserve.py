@@ -20,7 +20,8 @@ from starlette.responses import Response
 
 from paragone.codes import ErrorCode
 from paragone_service.dialects.dialect import Dialect, Endpoint
-from paragone_service.dialects.texts import Question, Scalars, checked_text, rendered_item
+from paragone_service.dialects.raters import Scalars
+from paragone_service.dialects.texts import Question, checked_text, rendered_item
 from paragone_service.dialects.vllm_pooling import health
 from paragone_service.http.bodies import MAX_ITEMS, parsed
 from paragone_service.http.errors import HTTP_STATUS, ServiceError
@@ -38,7 +39,7 @@ _MOST_DIGITS = 18
 
 
 async def _infer(question: Question) -> Any:
-    model = question.model(question.path["model"])
+    model = question.rater(question.path["model"])
     values, tail = await _parts(question)
     tensors = _tensors(values, tail)
     outputs = _wanted(values)
@@ -220,13 +221,13 @@ async def _live(question: Question) -> dict[str, Any]:  # noqa: ARG001 (an endpo
 
 
 async def _model_ready(question: Question) -> dict[str, Any]:
-    question.model(question.path["model"])
+    question.rater(question.path["model"])
     return await health(question)
 
 
 async def _metadata(question: Question) -> dict[str, Any]:
     return {
-        "name": question.model(question.path["model"]).name,
+        "name": question.rater(question.path["model"]).name,
         "versions": [_VERSION],
         "platform": "paragone",
         "inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [-1, 1]}],
@@ -236,7 +237,7 @@ async def _metadata(question: Question) -> dict[str, Any]:
 
 async def _configuration(question: Question) -> dict[str, Any]:
     return {
-        "name": question.model(question.path["model"]).name,
+        "name": question.rater(question.path["model"]).name,
         "platform": "",
         "backend": "python",
         "max_batch_size": MAX_ITEMS,

@@ -23,7 +23,7 @@ def _text(value: object, where: str) -> str:
 
 async def _rankings(question: Question) -> dict[str, Any]:
     body = question.body
-    model = question.model(body.get("model") or question.path.get("model"))
+    model = question.rater(body.get("model") or question.path.get("model"))
     query, passages = _text(body.get("query"), "query"), checked_list(body.get("passages"), "passages")
     if not passages:
         raise ServiceError(ErrorCode.INVALID_REQUEST, "passages is empty: send at least one")

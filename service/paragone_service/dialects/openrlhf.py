@@ -43,7 +43,7 @@ async def _get_reward(question: Question) -> dict[str, Any]:
     ]
     if not items:
         return _answer([], [])
-    scalars = await question.scalars(question.model(body.get("model")), items, "query")
+    scalars = await question.scalars(question.rater(body.get("model")), items, "query")
     return _answer(scalars.raw, scalars.activated)
 
 

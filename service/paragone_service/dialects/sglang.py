@@ -21,7 +21,7 @@ async def _classify(question: Question) -> list[dict[str, Any]]:
     body = question.body
     texts = body["text"] if body.get("text") is not None else body.get("input_ids")
     items = input_items({**body, "messages": None, "input": texts})
-    scalars = await question.scalars(question.model(body.get("model")), items, "text")
+    scalars = await question.scalars(question.rater(body.get("model")), items, "text")
     tokens = scalars.tokens if len(items) <= 1 else None
     return [{"embedding": [reward], "meta_info": {"prompt_tokens": tokens}} for reward in scalars.raw]
 

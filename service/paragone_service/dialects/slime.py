@@ -26,7 +26,7 @@ async def _rm(question: Question) -> float:
         item = exchange_item(0, prompt, response, _NAMES)
     else:
         raise ServiceError(ErrorCode.INVALID_REQUEST, "prompt must be a text or a list of messages")
-    scalars = await question.scalars(question.model(question.body.get("model")), [item], "samples")
+    scalars = await question.scalars(question.rater(question.body.get("model")), [item], "samples")
     return scalars.raw[0]
 
 

@@ -4,38 +4,31 @@ Nobody here has a list of pairs: a client sends rendered texts, tokens, or conve
 They are represented like the native routes' responses, with the same cache, queue, deadline and quota.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from paragone.codes import ErrorCode
 from paragone.wire import Message, Truncation
-from paragone_models.comparator import probability
 from paragone_models.errors import TextError
 from paragone_models.text.reader import Reading
 from paragone_models.text.rendered import Rendered
-from paragone_service.cache.keys import prompt_digest
 from paragone_service.dialects import chats
-from paragone_service.dialects.settings import BY_REFERENCES, DialectSettings
+from paragone_service.dialects.raters import Instead, PairRater, Rater, Scalars, VectorRater
+from paragone_service.dialects.settings import DialectSettings
 from paragone_service.http.bodies import MAX_ITEMS
 from paragone_service.http.calls import call_of
 from paragone_service.http.counting import check_counts
 from paragone_service.http.errors import ServiceError, from_validation
 from paragone_service.http.middleware import SCOPE_ASKED
-from paragone_service.references.owners import VectorOwner, Vectors
-from paragone_service.references.sets import ReferenceSets, Stored
 from paragone_service.registry import Registry
 from paragone_service.scoring.hosted_model import HostedModel
-from paragone_service.scoring.request import Call, Problems, Represented, RequestItem, as_conversations
+from paragone_service.scoring.request import Call, Problems, RequestItem, as_conversations
 
 __all__ = [
     "Question",
-    "Scalars",
     "chat_item",
     "check_repeated",
     "checked_flag",
@@ -52,35 +45,6 @@ _LARGEST_ID = 2**31 - 1
 _MOST_REPEATED = 64 * 10**6
 """Characters of a query that is the prompt of each document: as many as a body may have by default, which a request of
 the native routes would have sent."""
-
-
-@dataclass(frozen=True)
-class Scalars:
-    """One number for each text of a request.
-
-    Attributes:
-        values: rewards, or log-odds against what the setting ``scalar`` names; NaN of a model that only rates. [n]
-        tokens: that the model read of all texts together, now or when they were cached.
-        attributes: what the model rates, in its order. [n, A]
-        truncated: which texts were cut. [n]
-    """
-
-    values: NDArray[np.float64]
-    tokens: int
-    attributes: NDArray[np.float64]
-    truncated: NDArray[np.bool_]
-
-    @property
-    def raw(self) -> list[float]:
-        """The values as they are."""
-        floats: list[float] = self.values.tolist()
-        return floats
-
-    @property
-    def activated(self) -> list[float]:
-        """Their sigmoids, in [0, 1]."""
-        floats: list[float] = probability(self.values).tolist()
-        return floats
 
 
 class Question:
@@ -105,19 +69,32 @@ class Question:
         self.patience_s = patience_s
         self.headers: dict[str, str] = {}
 
-    def model(self, name: object = None) -> HostedModel:
-        """Return the hosted model that a name from elsewhere stands for; no name stands for one too.
+    def rater(self, name: object = None) -> Rater:
+        """Return what gives numbers under a name from elsewhere; no name stands for a model too.
 
         Raises:
             ServiceError: ``unknown_model``; ``invalid_request`` for what is no text.
         """
+        known = self._known(name)
+        source = self.registry.pair_source(known)
+        return VectorRater(self.registry.find(known)) if source is None else PairRater(source)
+
+    def hosted(self, name: object = None) -> HostedModel:
+        """Return the model that reads single texts under a name from elsewhere.
+
+        Raises:
+            ServiceError: as ``rater``; ``return_unavailable``, if it only compares.
+        """
+        return self.registry.find(self._known(name))
+
+    def _known(self, name: object) -> str:
         if name is not None and not isinstance(name, str):
             raise ServiceError(ErrorCode.INVALID_REQUEST, "model must be a text")
-        return self.registry.find_foreign(name)
+        return self.registry.known_foreign(name)
 
     async def scalars(
         self,
-        model: HostedModel,
+        rater: Rater,
         items: list[RequestItem],
         where: str,
         *,
@@ -137,44 +114,21 @@ class Question:
                 nothing is set to take its place.
         """
         self.check_number(len(items), where)
-        self.request.scope[SCOPE_ASKED] = {"model": model.name, "items": len(items)}
+        self.request.scope[SCOPE_ASKED] = {"model": rater.name, "items": len(items)}
         if self.request.app.state.log_texts and not isinstance(self.body, bytes):
             self.request.scope[SCOPE_ASKED]["request"] = self.body
-        comparator = model.model.comparator
-        has_scalar = comparator.gives_rewards
-        rates = ratings and bool(comparator.attributes)
-        problems = Problems(where, report=False)
-        call = self.call(problems, truncation)
-        groups = stored = None
-        if not has_scalar and not rates:
-            scalar = self.settings.scalar or ""
-            if scalar.startswith(BY_REFERENCES):
-                stored = await self._stored(model, items, scalar.removeprefix(BY_REFERENCES), call)
-            else:
-                groups = self._groups(model, items)
+        call = self.call(Problems(where, report=False), truncation)
+        instead = Instead(self.settings.scalar, self.request.app.state.reference_sets)
         try:
-            represented = await model.represent(items, call)
+            scalars = await rater.scalars(items, call, instead, ratings=ratings)
         except ServiceError as error:
             if error.code != ErrorCode.CONVERSATION_TRUNCATED or truncation is not None:
                 raise
             hint = f'{error.message} (with [dialects] truncation = "prompt")'
             raise error.at(error.item, hint) if error.item is not None else error from None
-        with np.errstate(all="ignore"):  # what is not finite is found below
-            attributes = comparator.attribute_values(represented.vectors)
-            values = comparator.rewards(represented.vectors)
-            if groups is not None:
-                values = _against_the_others(represented, groups, model)
-            if stored is not None:
-                values = _against_stored(represented, stored, model)
-        numbers = attributes if values is None else np.column_stack([values, attributes])
-        for item in np.flatnonzero(~np.isfinite(numbers).all(axis=1)).tolist():
-            problems.add(item, ServiceError(ErrorCode.NON_FINITE_SCORE, "the model's numbers are too large to compare"))
-        if represented.usage.truncated:
-            self.headers["x-truncated-texts"] = str(represented.usage.truncated)
-        if values is None:
-            values = np.full(len(attributes), np.nan)
-        tokens = 0 if represented.tokens is None else int(represented.tokens.sum())
-        return Scalars(values, tokens, attributes, represented.dropped > 0)
+        if scalars.cut:
+            self.headers["x-truncated-texts"] = str(scalars.cut)
+        return scalars
 
     async def reading(self, model: HostedModel, item: RequestItem, where: str) -> Reading:
         """Return what the model sees of an item with one response, which is not run.
@@ -204,83 +158,6 @@ class Question:
             raise ServiceError(
                 ErrorCode.TOO_MANY_ITEMS, f"{count} items in {where}; the limit is {MAX_ITEMS}: split them"
             )
-
-    async def _stored(
-        self, model: HostedModel, items: Sequence[RequestItem], name: str, call: Call
-    ) -> Mapping[int, Stored[Vectors]]:
-        """Return the stored references of each item.
-
-        Raises:
-            ServiceError: ``reference_required`` for a rendered text, whose prompt nobody knows;
-                ``preferences_unavailable``; else as ``ReferenceSets.by_prompt``.
-        """
-        model.check_preferences()
-        places = []
-        for item in items:
-            if item.prompt is None:
-                raise ServiceError(
-                    ErrorCode.REFERENCE_REQUIRED,
-                    f"model {model.name} is of kind {model.model.kind} and has no scalar: it compares responses to one "
-                    "prompt, and a rendered text has none",
-                )
-            places.append((item.index, prompt_digest(item.prompt, item.tools)))
-        sets: ReferenceSets = self.request.app.state.reference_sets
-        return await sets.by_prompt(VectorOwner(model), call.tenant, name, places, call.problems)
-
-    def _groups(self, model: HostedModel, items: Sequence[RequestItem]) -> list[list[int]]:
-        """Return the places of the responses to each prompt.
-
-        Raises:
-            ServiceError: ``reference_required`` if that is not how a model without a scalar shall answer, or a response
-                stands alone; ``preferences_unavailable``, if it cannot compare either.
-        """
-        model.check_preferences()
-        lacking = f"model {model.name} is of kind {model.model.kind} and has no scalar: it compares"
-        if self.settings.scalar != "group":
-            raise ServiceError(
-                ErrorCode.REFERENCE_REQUIRED,
-                f'{lacking}; set [dialects] scalar = "group" to have responses to one prompt held against each other, '
-                'or "references:NAME" to have them held against a stored reference set, '
-                "ask a model with a reward, or ask /v1/tournaments",
-            )
-        groups: dict[bytes, list[int]] = {}
-        for place, item in enumerate(items):
-            if item.prompt is None:
-                raise ServiceError(
-                    ErrorCode.REFERENCE_REQUIRED, f"{lacking} responses to one prompt, and a rendered text has none"
-                )
-            groups.setdefault(prompt_digest(item.prompt, item.tools), []).append(place)
-        if any(len(group) < 2 for group in groups.values()):
-            raise ServiceError(
-                ErrorCode.REFERENCE_REQUIRED,
-                f"{lacking} with other responses to the same prompt, and one stands alone in this request: send them "
-                "together",
-            )
-        return list(groups.values())
-
-
-def _against_the_others(
-    represented: Represented, groups: Sequence[Sequence[int]], model: HostedModel
-) -> NDArray[np.float64]:
-    values = np.zeros(len(represented.vectors))
-    for group in groups:
-        vectors = represented.vectors[list(group)].astype(np.float64)
-        # As in ``mean_logit``, for all at once: thousands of documents would hold up everybody else.
-        others = (vectors.sum(axis=0) - vectors) / (len(group) - 1)
-        values[list(group)] = model.model.comparator.logit(vectors, others)
-    return values
-
-
-def _against_stored(
-    represented: Represented, stored: Mapping[int, Stored[Vectors]], model: HostedModel
-) -> NDArray[np.float64]:
-    comparator = model.model.comparator
-    return np.array(
-        [
-            float(comparator.mean_logit(vector[None], stored[item].references)[0])
-            for item, vector in zip(represented.items, represented.vectors, strict=True)
-        ]
-    )
 
 
 def rendered_item(

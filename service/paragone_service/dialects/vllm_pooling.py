@@ -16,9 +16,9 @@ import numpy as np
 from paragone.codes import ErrorCode
 from paragone.wire import Truncation
 from paragone_service.dialects.dialect import Dialect, Endpoint, api_error
+from paragone_service.dialects.raters import Scalars
 from paragone_service.dialects.texts import (
     Question,
-    Scalars,
     chat_item,
     check_repeated,
     checked_flag,
@@ -92,7 +92,7 @@ async def _asked(question: Question) -> list[RequestItem]:
     if not isinstance(last, dict) or last.get("role") == "assistant":
         return input_items(question.body)
     answered = chat_item(0, [*messages, {"role": "assistant", "content": ""}], tools=question.body.get("tools"))
-    reading = await question.reading(question.model(question.body.get("model")), answered, "messages")
+    reading = await question.reading(question.hosted(question.body.get("model")), answered, "messages")
     most, start = _cut(question.body)
     ids = reading.token_ids[: reading.prompt_length]
     return [rendered_item(0, ids, "messages", most_tokens=most, start=start)]
@@ -100,7 +100,7 @@ async def _asked(question: Question) -> list[RequestItem]:
 
 async def _scored(question: Question, items: list[RequestItem], where: str) -> tuple[str, Scalars]:
     body = question.body
-    model = question.model(body.get("model"))
+    model = question.rater(body.get("model"))
     # A limit of its own means that the client wants its texts cut, and from there on the server may.
     truncation: Truncation | None = "prompt" if body.get("truncate_prompt_tokens") is not None else None
     return model.name, await question.scalars(model, items, where, truncation=truncation)
@@ -230,7 +230,7 @@ async def _rerank(question: Question) -> dict[str, Any]:
 
 async def _tokenize(question: Question) -> dict[str, Any]:
     body = question.body
-    model = question.model(body.get("model"))
+    model = question.hosted(body.get("model"))
     if body.get("messages") is not None:
         item = chat_item(0, body["messages"], tools=body.get("tools"))
     else:

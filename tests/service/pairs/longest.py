@@ -61,12 +61,16 @@ class Longest:
     async def compare(self, duels, call):  # noqa: ARG002 (the protocol's)
         self.asked.append(len(duels))
         await self.gate.wait()
-        logits = np.array([float(len(duel.first) - len(duel.second)) for duel in duels])
-        failing = [at for at, duel in enumerate(duels) if _fails(duel.first, duel.second)]
+        logits = np.array([float(len(_text(duel.first)) - len(_text(duel.second))) for duel in duels])
+        failing = [at for at, duel in enumerate(duels) if _fails(_text(duel.first), _text(duel.second))]
         logits[failing] = np.nan
         error = ServiceError(self.code, "no verdict")
         usage = Usage(forward_responses=len(duels), forward_tokens=2 * len(duels), cached_responses=0, truncated=0)
         return Compared(logits, usage, dict.fromkeys(failing, error))
+
+
+def _text(response):
+    return response if isinstance(response, str) else response.content
 
 
 def _fails(first, second):

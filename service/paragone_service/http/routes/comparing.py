@@ -164,7 +164,9 @@ async def compared_rewards(
             ErrorCode.RETURN_UNAVAILABLE, f'model {source.name} has no {unknown[0]}: leave it out of "return"'
         )
     duels, counts, sound = [], [], []
-    for index, item in zip(indices, await _listed(source, body.items, indices, call, sets), strict=True):
+    asked = await _listed(source, body.items, indices, call, sets)
+    _check_number(sum(len(item.listed) for item in asked))
+    for index, item in zip(indices, asked, strict=True):
         if isinstance(item, ItemOfSteps):
             problem = f"model {source.name} compares whole responses and scores no steps: send the response whole"
             call.problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, problem))
@@ -179,7 +181,6 @@ async def compared_rewards(
         ]
         counts.append(len(item.listed))
         sound.append(index)
-    _check_number(len(duels))
     header = source.header
     compared = await source.compare(duels, call)
     rows = rewards(sound, counts, compared, call.problems)
