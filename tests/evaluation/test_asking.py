@@ -33,7 +33,14 @@ class FirstPlace:
 
 
 def test_a_model_that_reads_pairs_is_asked_about_pairs_alone():
-    told = {"name": "letters", "where": "here", "identity": "", "fingerprint": "", "temperature": 1.0}
+    told = {
+        "name": "letters",
+        "where": "here",
+        "identity": "",
+        "fingerprint": "",
+        "temperature": 1.0,
+        "calibrated": False,
+    }
     card = ModelCard.of_kind("pairwise", None, attributes=(), pairwise=True, source="", **told)
     assert (card.scalar, card.compares) == (False, True)
 
