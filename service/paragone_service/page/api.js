@@ -91,6 +91,11 @@ export function post(path, body, { signal } = {}) {
   return call(path, { method: "POST", signal, body: JSON.stringify(body), headers: { "content-type": "application/json" } });
 }
 
+/** Return `{answer, timings}` of a POST of a file as it is. Throws an ApiError. */
+export function postFile(path, file, { signal } = {}) {
+  return call(path, { method: "POST", signal, body: file, headers: { "content-type": "application/octet-stream" } });
+}
+
 /** Return what an error means, as a sentence for whoever sits before the page. */
 export function inWords(error) {
   if (!(error instanceof ApiError)) return `The page failed: ${error.message}`;

@@ -6,9 +6,10 @@
 import { ApiError, get, hasKey, inWords, setKey } from "./api.js";
 import { compare } from "./compare.js";
 import { el } from "./dom.js";
+import { label } from "./label.js";
 import { readFragment } from "./state.js";
 
-const VIEWS = [compare];
+const VIEWS = [compare, label];
 const THEME = "paragone.theme";
 const THEMES = ["auto", "light", "dark"];
 
@@ -23,6 +24,15 @@ const context = {
     byId("announcer").textContent = text;
   },
   askForKey,
+  /** Ask anew what is hosted; views that are not shown are built again when they are. */
+  async modelsChanged() {
+    context.models = (await get("v1/models")).answer.models;
+    for (const [id, root] of opened) {
+      if (!root.hidden) continue;
+      root.remove();
+      opened.delete(id);
+    }
+  },
   /** Replace the address's fragment without opening anything. */
   keepAddress(fragment) {
     history.replaceState(null, "", fragment);
