@@ -15,6 +15,7 @@ SUMMARIES = {
     "serve": "Serve reward and preference models over HTTP.",
     "verify": "Compare a reward server with its model, and name what differs.",
     "train": "Train preference models and policies.",
+    "watch": "Show how far a run of training or annotating is.",
 }
 """By command; shown without importing any of them."""
 
@@ -37,6 +38,7 @@ EXAMPLES = {
     "train language": "paragone train language language.toml --dry-run",
     "train model": "paragone train model recipe.toml --output runs/judge",
     "train policy": "paragone train policy policy.toml --dry-run --offline",
+    "watch": "paragone watch runs/judge --once",
     "verify": "paragone verify builtin:mini-bradley-terry --url http://127.0.0.1:8000",
 }
 """By command, with the subcommand of those that have some; the last lines of its help."""

@@ -25,7 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from paragone_training.errors import DivergedError, RecipeError, TrainingError
 
-__all__ = ["Checkpoints", "StepTrainer", "last_checkpoint", "training_arguments", "warmup_steps"]
+__all__ = ["PROGRESS_FILE", "Checkpoints", "StepTrainer", "last_checkpoint", "training_arguments", "warmup_steps"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ _ROWS_SHOWN = 8
 _REMEDIES = (
     "Try a lower training.learning_rate, a longer warm-up, a smaller training.max_gradient_norm, or bf16 = false"
 )
+PROGRESS_FILE = "progress.jsonl"
+"""What a trainer says after every few steps, one JSON object a line: time, step, steps, and numbers by name."""
 _STATE = "trainer_state.json"  # the last file of a checkpoint that the parent writes
 
 
@@ -341,12 +343,22 @@ class Checkpoints(TrainerCallback):
 
 
 class _Lines(TrainerCallback):
-    """Log every line of the history as words, in place of the parent's dictionaries on standard output."""
+    """Log every line of the history as words, in place of the parent's dictionaries on standard output.
+
+    ``progress.jsonl`` beside the checkpoints has the same numbers, for whoever watches the run from outside.
+    """
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
-        if state.is_world_process_zero:
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in (logs or {}).items() if name != "epoch")
-            logger.info("step %d of %d: %s", state.global_step, state.max_steps, numbers)
+        if not state.is_world_process_zero:
+            return
+        values = {name: value for name, value in (logs or {}).items() if name != "epoch"}
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        logger.info("step %d of %d: %s", state.global_step, state.max_steps, numbers)
+        line = {"time": time.time(), "step": state.global_step, "steps": state.max_steps, **values}
+        folder = Path(args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / PROGRESS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def _trained(network: Any) -> set[str]:

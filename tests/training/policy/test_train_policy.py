@@ -25,6 +25,7 @@ from paragone_training.policy.rows import (
     write_rows,
 )
 from paragone_training.policy.train_policy import _PolicyRun, train_policy
+from paragone_training.watching import progress_of
 from tests.training.policy.tiny_policy import LOSSES, recipe
 
 
@@ -113,6 +114,19 @@ def test_evaluation_compares_the_iterate_with_the_initial_policy_by_both_judges(
     assert found["entropy_per_token"] > 0
     assert found["iterate"]["responses"] == found["initial"]["responses"] == 6
     assert "win rate against the initial policy" in (tmp_path / "report.html").read_text()
+
+    done = progress_of(tmp_path)
+    assert (done.kind, done.state, done.done, done.total) == ("policy", "done", 2, 2)
+    assert done.numbers["win rate (judge)"] == found["judge"]["win_rate"]
+    (tmp_path / "iteration-02" / "metrics.json").unlink()
+    stopped = progress_of(tmp_path)
+    assert (stopped.state, 1 < stopped.done < 2) == ("stopped", True)
+    assert stopped.stage.startswith("iteration 2 of 2: ")
+    assert stopped.left_s > 0
+    with locked(tmp_path):
+        assert progress_of(tmp_path).state == "running"
+    shutil.rmtree(tmp_path / "iteration-02")
+    assert progress_of(tmp_path).stage == "iteration 2 of 2: about to sample"
 
 
 def test_a_run_that_was_finished_is_the_same_after_resuming(tmp_path, policy_folder, prompts_file, oracle_url):

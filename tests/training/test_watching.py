@@ -1,0 +1,126 @@
+"""``paragone watch``: how far a run is, by the files that it writes. The run of a policy is watched in ``policy/``."""
+
+import json
+import shutil
+import threading
+import time
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from paragone import cli
+from paragone_evaluation.annotation.files import RunFiles
+from paragone_training.errors import RunError
+from paragone_training.preference.train_model import train_model
+from paragone_training.trainer import PROGRESS_FILE
+from paragone_training.watching import _PROGRESS_FILE, progress_of
+from tests.training.arguments import pairs, recipe, write
+
+COMMAND = EntryPoint("watch", "paragone_training.watch_command:watch", "paragone.commands")
+ANNOTATED = {"answers": "rewards", "model": "judge", "layout": "auto", "map": {}}
+
+
+def watch(*words):
+    try:
+        return cli.main(["watch", *map(str, words)], commands=[COMMAND])
+    except SystemExit as end:
+        return end.code or 0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of a few steps."""
+    folder = tmp_path_factory.mktemp("run")
+    rows = write(
+        folder / "pairs.jsonl",
+        [
+            {"id": str(number), "group": one.group, "prompt": one.prompt, "first": one.first, "second": one.second,
+             "strength": one.strength, "split": one.split}
+            for number, one in enumerate([*pairs(2), *pairs(1, split="test")])
+        ],
+    )  # fmt: skip
+    made = recipe(data={"train": [str(rows)]}, training={"epochs": 3, "batch_responses": 6, "log_steps": 1})
+    train_model(made, folder / "judge")
+    return folder / "judge"
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """The same run before it saved its model."""
+    folder = tmp_path / "judge"
+    shutil.copytree(trained, folder)
+    (folder / "paragone.json").unlink()
+    return folder
+
+
+def test_both_sides_mean_the_same_file():
+    assert _PROGRESS_FILE == PROGRESS_FILE
+
+
+def test_a_model_that_is_saved_is_done(trained):
+    progress = progress_of(trained)
+    assert (progress.kind, progress.state, progress.unit) == ("model", "done", "steps")
+    assert progress.done == progress.total > 1
+    assert progress.numbers["loss"] > 0
+
+
+def test_a_model_in_training_says_its_step_its_rate_and_what_is_left(run):
+    file = run / "checkpoints" / PROGRESS_FILE
+    rows = [{"time": 100.0 + 2 * step, "step": step, "steps": 40, "loss": 1 / step} for step in (1, 2, 3, 4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"time": 1')  # the last is being written
+    progress = progress_of(run)
+    assert (progress.state, progress.stage) == ("running", "step 4 of 40")
+    assert (progress.rate, progress.left_s) == (0.5, 72.0)
+    assert progress.numbers == {"loss": 0.25}
+    assert progress.lines[-1].endswith("step 4 of 40: loss 0.25")
+
+
+def test_the_rate_of_a_resumed_run_is_that_of_its_last_attempt(run):
+    rows = [(0, 10), (10, 20), (5_000, 11), (5_010, 13)]
+    lines = [json.dumps({"time": moment, "step": step, "steps": 40}) for moment, step in rows]
+    (run / "checkpoints" / PROGRESS_FILE).write_text("\n".join(lines) + "\n")
+    assert progress_of(run).rate == 0.2
+
+
+def test_a_run_that_writes_nothing_for_long_is_silent(run):
+    assert progress_of(run, now=time.time() + 3600).state == "silent"
+    (run / "checkpoints" / PROGRESS_FILE).unlink()
+    assert progress_of(run).stage == "before the first step"
+
+
+def test_annotating_counts_rows_and_failures_until_it_is_done(tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"prompt": "p", "responses": ["a", "b"]}] * 10)
+    output = tmp_path / "out.jsonl"
+    with RunFiles(output, {**ANNOTATED, "sources": [str(source)]}, {}) as files:
+        files.add([b'{"row": 0}\n', b'{"row": 1}\n'], [{"row": 2, "message": "too long"}], 1)
+        progress = progress_of(output)
+        assert (progress.kind, progress.state, progress.stage) == ("annotate", "running", "rewards of judge")
+        assert (progress.done, progress.total) == (2, 10)
+        assert progress.numbers == {"rows": 2, "failures": 1}
+        assert progress_of(output.with_name("out.jsonl.partial")) == progress
+        files.finish()
+    assert (progress_of(output).state, progress_of(output).done) == ("done", 3)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+    with pytest.raises(RunError, match="holds no run"):
+        progress_of(tmp_path)
+    assert watch(tmp_path, "--once") == 1
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_json_is_one_object_and_once_is_for_people(trained, capsys):
+    assert watch(trained, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "done"
+    assert watch(trained, "--once") == 0
+    shown = capsys.readouterr().out
+    assert "done" in shown
+    assert "loss" in shown
+
+
+def test_watching_ends_with_the_run(run, trained, capsys):
+    ending = threading.Timer(0.3, lambda: shutil.copy(trained / "paragone.json", run / "paragone.json"))
+    ending.start()
+    assert watch(run, "--every-s", "0.1") == 0
+    ending.join()
+    assert "saved in" in capsys.readouterr().out

@@ -1,0 +1,97 @@
+"""``paragone watch``: the live progress of a run, in the terminal, from the files that it writes."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from paragone_training.errors import RunError
+from paragone_training.watching import Progress, progress_of
+
+__all__ = ["watch"]
+
+_STYLES = {"running": "bold green", "done": "bold green", "stopped": "bold red", "silent": "bold yellow"}
+_MEANINGS = {
+    "running": "",
+    "done": "",
+    "stopped": "no process runs it here: go on with --resume, or look at its log",
+    "silent": "nothing was written for ten minutes",
+}
+
+
+def watch(
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a `paragone train` run, or the output of `paragone annotate`.")
+    ],
+    *,
+    every_s: Annotated[float, typer.Option(help="Look so often, in seconds.", min=0.1)] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print how far it is, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print that as one JSON object, and end.")] = False,
+) -> None:
+    """Show how far a run is: stage, loss, agreement, win rate, rate and time left. Ends when the run does.
+
+    Only files are read, so a run can be watched from anywhere that sees its folder. Ends with 1 if the run was stopped.
+    """
+    progress = progress_of(run)
+    if as_json:
+        typer.echo(json.dumps(asdict(progress)))
+    elif once:
+        Console().print(_shown(run, progress))
+    else:
+        progress = _follow(run, progress, every_s)
+    if progress.state == "stopped":
+        raise typer.Exit(1)
+
+
+def _follow(run: Path, progress: Progress, every_s: float) -> Progress:
+    """Show a run until it ends, and return how it ended."""
+    with Live(_shown(run, progress), refresh_per_second=4) as live:
+        while progress.state in ("running", "silent"):
+            time.sleep(every_s)
+            try:
+                progress = progress_of(run)
+            except RunError:
+                continue  # a file is being replaced
+            live.update(_shown(run, progress))
+    return progress
+
+
+def _shown(run: Path, progress: Progress) -> Group:
+    title = Text.assemble((str(run), "bold"), "  ", (progress.state, _STYLES[progress.state]), f"  {progress.stage}")
+    parts: list[Text | ProgressBar | Table] = [title]
+    if meaning := _MEANINGS[progress.state]:
+        parts.append(Text(meaning, style="yellow"))
+    if progress.total:
+        parts.append(ProgressBar(total=progress.total, completed=progress.done, width=60))
+    parts.append(Text(_pace(progress), style="dim"))
+    if progress.numbers:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for name, value in progress.numbers.items():
+            table.add_row(Text(name, style="dim"), f"{value:,.4g}")
+        parts.append(table)
+    parts += [Text(line, style="dim") for line in progress.lines]
+    return Group(*parts)
+
+
+def _pace(progress: Progress) -> str:
+    """Return done, rate and time left in words.
+
+    >>> _pace(Progress("model", "running", "", "steps", 20, 120, 0.5, 200))
+    '20 of 120 steps, 30.0 a minute, 0:03:20 left'
+    """
+    words = [f"{progress.done:,.4g}{f' of {progress.total:,.0f}' if progress.total else ''} {progress.unit}"]
+    if progress.rate:
+        often = progress.rate >= 1
+        words.append(f"{progress.rate:,.1f} a second" if often else f"{60 * progress.rate:,.1f} a minute")
+    if progress.left_s is not None and progress.state == "running":
+        minutes, seconds = divmod(round(progress.left_s), 60)
+        words.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")
+    return ", ".join(words)
