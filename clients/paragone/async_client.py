@@ -53,6 +53,7 @@ from paragone.wire import (
     Aggregation,
     CohortAnswer,
     CohortReturn,
+    Fit,
     ModelInfo,
     ModelsAnswer,
     OnError,
@@ -309,6 +310,7 @@ class AsyncClient:
         weights: Mapping[str, float] | None = None,
         aggregation: Aggregation | None = None,
         comparisons: str = "all",
+        fit: Fit = "bradley-terry",
     ) -> Tournament:
         """Return what ``Client.tournament`` returns; it raises the same."""
         answer = await self.tournaments(
@@ -322,6 +324,7 @@ class AsyncClient:
             weights=weights,
             aggregation=aggregation,
             comparisons=comparisons,
+            fit=fit,
         )
         return checked(answer.tournaments)[0]
 
@@ -339,6 +342,7 @@ class AsyncClient:
         weights: Mapping[str, float] | None = None,
         aggregation: Aggregation | None = None,
         comparisons: str = "all",
+        fit: Fit = "bradley-terry",
     ) -> TournamentsAnswer:
         """Return what ``Client.tournaments`` returns; it raises the same."""
         options = RequestOptions(
@@ -352,6 +356,7 @@ class AsyncClient:
             weights=weights,
             aggregation=aggregation,
             comparisons=comparisons,
+            fit=fit,
         )
         return await self._ask(TOURNAMENTS, groups, options)
 

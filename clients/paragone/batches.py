@@ -25,6 +25,7 @@ from paragone.wire import (
     Aggregation,
     Criterion,
     ErrorDetail,
+    Fit,
     Group,
     Item,
     ItemError,
@@ -131,6 +132,7 @@ class RequestOptions:
     signal: Signal | None = None
     shaping: Shaping | Mapping[str, float] | None = None
     comparisons: str = "all"
+    fit: Fit = "bradley-terry"
 
     def with_default(self, model: str | None) -> "RequestOptions":
         """Return the same options, with this model where they name none."""
@@ -148,6 +150,7 @@ class RequestOptions:
             "weights": (None if self.weights is None else dict(self.weights), None),
             "aggregation": (self.aggregation, None),
             "comparisons": (self.comparisons, "all"),
+            "fit": (self.fit, "bradley-terry"),
             "signal": (self.signal, None),
             "shaping": (self.shaping, None),
         }

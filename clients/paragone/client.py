@@ -41,6 +41,7 @@ from paragone.wire import (
     Aggregation,
     CohortAnswer,
     CohortReturn,
+    Fit,
     ModelInfo,
     ModelsAnswer,
     OnError,
@@ -284,6 +285,7 @@ class Client:
         weights: Mapping[str, float] | None = None,
         aggregation: Aggregation | None = None,
         comparisons: str = "all",
+        fit: Fit = "bradley-terry",
     ) -> Tournament:
         """Return what follows from the K×K preferences among the responses to one prompt.
 
@@ -296,7 +298,7 @@ class Client:
                 ``nash``, ``elimination``, ``acyclic`` or ``reward``.
             shaping: what the signal gains or loses by length and style (``paragone.wire.Shaping``).
             skew_weight, weights, aggregation: as for ``preferences``.
-            comparisons: as for ``tournaments``.
+            comparisons, fit: as for ``tournaments``.
 
         Raises:
             ParagoneError: if there is no answer, or only one without some response or reference.
@@ -312,6 +314,7 @@ class Client:
             weights=weights,
             aggregation=aggregation,
             comparisons=comparisons,
+            fit=fit,
         )
         return checked(answer.tournaments)[0]
 
@@ -329,6 +332,7 @@ class Client:
         weights: Mapping[str, float] | None = None,
         aggregation: Aggregation | None = None,
         comparisons: str = "all",
+        fit: Fit = "bradley-terry",
     ) -> TournamentsAnswer:
         """Return a tournament for each group of responses, in their order.
 
@@ -340,6 +344,7 @@ class Client:
             skew_weight, weights, aggregation: as for ``preferences``.
             comparisons: which pairs a model compares that reads both responses at once: ``all``, ``circular``,
                 ``bracket`` or ``budget:N``; other models answer all in any case.
+            fit: what infers the others: ``bradley-terry``, or ``general-preference`` for preferences in circles.
 
         Returns:
             With ``on_error="report"``, None in the place of each response that could not be scored, and why in the
@@ -360,6 +365,7 @@ class Client:
             weights=weights,
             aggregation=aggregation,
             comparisons=comparisons,
+            fit=fit,
         )
         return self._channel.ask(TOURNAMENTS, groups, options)
 

@@ -76,23 +76,25 @@ def test_tournaments_come_in_the_order_of_the_groups(client):
 
 
 def test_tournaments_say_which_pairs_a_model_of_pairs_is_to_compare(client, oracle):
-    client.tournaments([("p", ["a", "bbb"])], comparisons="budget:1")
+    client.tournaments([("p", ["a", "bbb"])], comparisons="budget:1", fit="general-preference")
     client.tournaments([("p", ["a", "bbb"])])
     assert [body.get("comparisons") for body in oracle.bodies()] == ["budget:1", None]
+    assert [body.get("fit") for body in oracle.bodies()] == ["general-preference", None]
 
 
 def test_single_calls_say_what_a_batch_can_say_and_nothing_that_was_not_said(client, oracle):
     criteria = [{"name": "kind", "text": "be kind", "weight": 2.0}]
+    plan = {"comparisons": "circular", "fit": "general-preference"}
     numbers = {"skew_weight": 0.5, "weights": {"length": 1.0}, "aggregation": "min"}
     client.prefer("p", "a", "b", principle="be brief", **numbers)
     client.prefer("p", "a", "b", criteria=[Criterion(name="kind", text="be kind", weight=2.0)])
-    client.tournament("p", ["a", "b"], principle="be brief", comparisons="circular", **numbers)
+    client.tournament("p", ["a", "b"], principle="be brief", **plan, **numbers)
     client.tournament("p", ["a", "b"], criteria=criteria)
     pair, group = {"prompt": "p", "first": "a", "second": "b"}, {"prompt": "p", "responses": ["a", "b"]}
     assert oracle.bodies() == [
         {"pairs": [{**pair, "principle": "be brief"}], **numbers},
         {"pairs": [{**pair, "criteria": criteria}]},
-        {"groups": [{**group, "principle": "be brief"}], "comparisons": "circular", **numbers},
+        {"groups": [{**group, "principle": "be brief"}], **plan, **numbers},
         {"groups": [{**group, "criteria": criteria}]},
     ]
 

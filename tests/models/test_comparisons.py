@@ -1,10 +1,9 @@
-"""Which pairs are compared, and what a table with gaps says."""
+"""Which pairs are compared, and that no plan asks for more than it says."""
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
 
-from paragone_models.comparisons import all_pairs, fill, most_comparisons, plan_named
+from paragone_models.comparisons import all_pairs, most_comparisons, plan_named
 
 
 def played(name: str, truth: np.ndarray, *, failing: frozenset[tuple[int, int]] = frozenset()):
@@ -80,64 +79,3 @@ def test_a_budget_is_kept_and_spent_where_it_tells_most() -> None:
 def test_what_is_no_plan_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"write all, bracket|cannot connect"):
         plan_named(name, 5)
-
-
-def test_a_table_without_gaps_stays_as_it_is() -> None:
-    cycle = np.array([[0, 2, -1], [-2, 0, 3], [1, -3, 0.0]])
-    filled = fill(cycle)
-    expected = 1 / (1 + np.exp(-cycle))
-    np.testing.assert_allclose(filled.matrix, expected, atol=1e-15)
-    assert not filled.inferred.any()
-    np.testing.assert_array_equal(filled.intervals[:, 0], filled.win_rates)
-    np.testing.assert_array_equal(filled.intervals[:, 1], filled.win_rates)
-
-
-def test_gaps_are_inferred_by_a_fit_that_a_general_optimiser_finds_too() -> None:
-    truth = by_strength(-1.0, 0.3, 0.9, 2.0)
-    table = np.where(np.eye(4, k=1) + np.eye(4, k=-1) > 0, truth, np.nan)
-    filled = fill(table)
-
-    def negative(values: np.ndarray) -> float:
-        total = float(values @ values) / (2 * 3.0**2)
-        for i in range(3):
-            chance, difference = 1 / (1 + np.exp(-truth[i, i + 1])), values[i] - values[i + 1]
-            total += chance * np.logaddexp(0, -difference) + (1 - chance) * np.logaddexp(0, difference)
-        return total
-
-    best = minimize(negative, np.zeros(4), tol=1e-12).x
-    np.testing.assert_allclose(filled.strengths, best - best.mean(), atol=1e-5)
-    assert filled.inferred.sum() == 6
-    assert filled.matrix[0, 2] == pytest.approx(1 / (1 + np.exp(best[2] - best[0])), abs=1e-5)
-    assert (filled.matrix + filled.matrix.T == 1).all()
-    assert ((filled.intervals[:, 0] < filled.win_rates) & (filled.win_rates < filled.intervals[:, 1])).all()
-
-
-def test_intervals_hold_what_is_true_as_often_as_they_say() -> None:
-    # Answers that are single votes: the fit takes each for one observation.
-    generator, held, total = np.random.default_rng(1), 0, 0
-    for _ in range(150):
-        truth = by_strength(*generator.normal(scale=2.0, size=6))
-        chances = 1 / (1 + np.exp(-truth))
-        table = np.full((6, 6), np.nan)
-        for i, j in all_pairs(6):
-            if generator.random() < 0.6:
-                table[i, j] = 30.0 if generator.random() < chances[i, j] else -30.0
-                table[j, i] = -table[i, j]
-        filled = fill(table)
-        # Of what is inferred alone; what was answered is taken as it is.
-        for i in range(6):
-            row = filled.inferred[i]
-            if row.any():
-                known = np.where(row, chances[i], filled.matrix[i]).mean()
-                held += filled.intervals[i, 0] <= known <= filled.intervals[i, 1]
-                total += 1
-    assert total > 500
-    assert 0.9 < held / total <= 1
-
-
-@pytest.mark.parametrize(
-    "table", [[[0.0, 1.0], [1.0, 0.0]], [[0, np.nan], [1, 0]], [[0, np.inf], [-np.inf, 0]], [[0.0, 1.0]], []]
-)
-def test_what_is_no_table_is_refused(table: list) -> None:
-    with pytest.raises(ValueError, match=r"square table|must be -logits"):
-        fill(table)

@@ -47,6 +47,7 @@ from paragone.wire.heads import HeadAgreement, HeadAnswer, HeadDifference, HeadP
 from paragone.wire.references import ReferenceItem, ReferenceSet, ReferenceSetsAnswer, ReferencesRequest
 from paragone.wire.requests import (
     Aggregation,
+    Fit,
     OnError,
     PreferenceReturn,
     PreferencesRequest,
@@ -77,6 +78,7 @@ __all__ = [
     "FileQuery",
     "FileRating",
     "FileRow",
+    "Fit",
     "Group",
     "HeadAgreement",
     "HeadAnswer",

@@ -251,7 +251,10 @@ class Tournament(AnswerModel):
     compared: list[tuple[Count, Count]] | None = Field(
         default=None,
         description="Of a model that reads both responses at once: the pairs of responses that it compared, each by "
-        "index; all others of `matrix` are inferred from these by a Bradley-Terry fit.",
+        "index; all others of `matrix` are inferred from these by `fit`.",
+    )
+    fit: str | None = Field(
+        default=None, description="Where something is inferred: by which fit, `bradley-terry` or `general-preference`."
     )
     abstained: list[tuple[Count, Count]] | None = Field(
         default=None,

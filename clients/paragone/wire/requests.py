@@ -26,6 +26,7 @@ __all__ = [
 # Literals, because pydantic names the known values where it refuses an unknown one.
 Truncation = Literal["prompt", "error"]
 OnError = Literal["refuse", "report"]
+Fit = Literal["bradley-terry", "general-preference"]
 Aggregation = Literal["min", "prod", "last"]
 RewardReturn = Literal["representation", "blocks", "gate_scales", "ids"]
 PreferenceReturn = Literal["ids", "rationale"]
@@ -183,6 +184,11 @@ class TournamentsRequest(_ComparisonRequest):
         description="Which pairs a model that reads both responses at once compares; it has a cost for each. `all`: "
         "K(K−1)/2; `circular`: each response with the next one; `bracket`: a knock-out, at most 3K/2 − 1; `budget:N`: "
         "N, chosen in rounds by what their answers would tell. The other kinds answer all pairs in any case.",
+    )
+    fit: Fit = Field(
+        default="bradley-terry",
+        description="What infers the pairs that were not compared: `bradley-terry`, a strength for each response; "
+        "`general-preference`, a place in a plane beside it, for preferences that may run in circles.",
     )
     shaping: Shaping | None = Field(
         default=None, description="What the signal gains or loses by length and style; needs a signal."

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from paragone.codes import ErrorCode
 from paragone.wire import Group, Tournament, Usage
 from paragone_models.comparator import probability
-from paragone_models.comparisons import FilledTable, Plan, fill, most_comparisons
+from paragone_models.comparisons import Plan, most_comparisons
+from paragone_models.partial_tables import FilledTable, Fit, fill
 from paragone_service.http.errors import ServiceError
 from paragone_service.pairs.source import Detail, Duel, PairSource
 from paragone_service.scoring.groups import GroupSize, Tables, Voters, Wanted, tournament
@@ -36,12 +37,14 @@ class GroupTable:
         asked: the pairs of responses.
         errors: of the comparisons that failed.
         by_criterion: likewise, by each criterion of the group. [K, K+R]
+        fit: what infers that which was not compared.
         abstained: comparisons of which an ensemble says that they decide nothing.
     """
 
     item: int
     group: Group
     plan: Plan
+    fit: Fit = "bradley-terry"
     logits: NDArray[np.float64] = field(init=False)
     asked: set[Pair] = field(default_factory=set)
     errors: dict[Pair, ServiceError] = field(default_factory=dict)
@@ -187,12 +190,14 @@ def tournaments(
 
 
 def _tournament(table: GroupTable, size: GroupSize, voters: Voters, wanted: Wanted) -> Tournament:
-    filled, tables = filled_tables(table.logits, voters)
+    filled, tables = filled_tables(table.logits, voters, table.fit)
     row = tournament(voters, tables, wanted)
     assert row is not None  # a comparison without a finite answer is an error, and none of the table
     if table.by_criterion:
-        row.criteria = {name: _rates(logits, voters) for name, logits in table.by_criterion.items()}
+        row.criteria = {name: _rates(logits, voters, table.fit) for name, logits in table.by_criterion.items()}
     row.compared = table.compared
+    if filled.inferred.any():
+        row.fit = table.fit
     if table.abstained:
         row.abstained = sorted(table.abstained)
     # They are of win rates within the group, and with references the answer's are others.
@@ -210,15 +215,17 @@ def voters_of(table: GroupTable, size: GroupSize) -> Voters:
     return Voters(size, _silent(table, size))
 
 
-def filled_tables(logits: NDArray[np.float64], voters: Voters) -> tuple[FilledTable, Tables]:
+def filled_tables(
+    logits: NDArray[np.float64], voters: Voters, fit: Fit = "bradley-terry"
+) -> tuple[FilledTable, Tables]:
     """Return the table of those who vote, its gaps inferred, and what is known of them; logits are of all places."""
-    filled = fill(logits[np.ix_(voters.own, voters.own)])
+    filled = fill(logits[np.ix_(voters.own, voters.own)], fit=fit)
     against = probability(logits[np.ix_(voters.own, voters.references)]) if voters.references else None
     return filled, Tables(filled.matrix, against)
 
 
-def _rates(logits: NDArray[np.float64], voters: Voters) -> list[float | None]:
-    row = tournament(voters, filled_tables(logits, voters)[1], Wanted())
+def _rates(logits: NDArray[np.float64], voters: Voters, fit: Fit) -> list[float | None]:
+    row = tournament(voters, filled_tables(logits, voters, fit)[1], Wanted())
     assert row is not None
     return row.win_rates
 

@@ -11,7 +11,7 @@ from paragone_service.pairs.source import Compared
 
 
 class Longest:
-    """Prefer the longer response, a letter a nat; fail where both have ``fail`` in them, or one ``broken``.
+    """Prefer the longer response, a letter a nat, or by another rule; fail where both have ``fail``, or one ``broken``.
 
     Attributes:
         asked: the number of comparisons of each call.
@@ -22,7 +22,8 @@ class Longest:
     name = "longest"
     takes_principles = False
 
-    def __init__(self):
+    def __init__(self, rule=lambda first, second: float(len(first) - len(second))):
+        self.rule = rule
         self.header = {"model": "longest", "identity": "0" * 64, "fingerprint": "0" * 16, "calibrated": False}
         self.asked = []
         self.code = ErrorCode.ENGINE_FAILED
@@ -61,7 +62,7 @@ class Longest:
     async def compare(self, duels, call):  # noqa: ARG002 (the protocol's)
         self.asked.append(len(duels))
         await self.gate.wait()
-        logits = np.array([float(len(_text(duel.first)) - len(_text(duel.second))) for duel in duels])
+        logits = np.array([self.rule(_text(duel.first), _text(duel.second)) for duel in duels])
         failing = [at for at, duel in enumerate(duels) if _fails(_text(duel.first), _text(duel.second))]
         logits[failing] = np.nan
         error = ServiceError(self.code, "no verdict")

@@ -65,6 +65,30 @@ def test_a_bracket_asks_in_rounds_for_all_groups_at_a_time(client, source):
     assert any(low < high for low, high in row["intervals"])
 
 
+def test_preferences_in_circles_are_inferred_by_the_fit_that_can_say_them(hosted):
+    # By the place on a circle that the length is: each beats those less than half a turn ahead.
+    circle = Longest(lambda first, second: 3 * np.sin((len(second) - len(first)) * 2 * np.pi / 11))
+    order = np.random.default_rng(0).permutation(11).tolist()
+    group = {"prompt": "q", "responses": ["a" * (place + 1) for place in order]}
+    truth = np.array([[3 * np.sin((j - i) * 2 * np.pi / 11) for j in order] for i in order])
+    wrong = {}
+    with TestClient(create_app(Settings(), {"bt": hosted["bt"]}, pair_sources=[circle]), "http://localhost") as client:
+        for fit in ("bradley-terry", "general-preference"):
+            body = {"groups": [group], "comparisons": "budget:42", "fit": fit, "return": ["matrix"]}
+            row = posted(client, "/v1/tournaments", **body).json()["tournaments"][0]
+            assert row["fit"] == fit
+            asked = {tuple(pair) for pair in row["compared"]}
+            gaps = [(i, j) for i in range(11) for j in range(i) if (j, i) not in asked]
+            wrong[fit] = np.mean([(row["matrix"][i][j] > 0.5) != (truth[i, j] > 0) for i, j in gaps])
+            assert all(
+                low <= rate <= high for rate, (low, high) in zip(row["win_rates"], row["intervals"], strict=True)
+            )
+        whole = posted(client, "/v1/tournaments", groups=[group]).json()["tournaments"][0]
+        assert "fit" not in whole  # nothing is inferred
+    assert wrong["bradley-terry"] > 0.3
+    assert wrong["general-preference"] < 0.06
+
+
 def test_a_failed_comparison_refuses_or_leaves_a_gap(client):
     group = {"prompt": "q", "responses": ["fail", "failed", "a", "ab"]}
     refused = posted(client, "/v1/tournaments", groups=[group])

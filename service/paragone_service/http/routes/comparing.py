@@ -104,7 +104,7 @@ async def compared_tournaments(
         except ValueError as error:
             problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, str(error)))
             continue
-        tables.append(GroupTable(index, group, plan))
+        tables.append(GroupTable(index, group, plan, body.fit))
         sound.append(group)
     sizes = await groups.sizes_of(sound, [0] * len(sound), workers, measured=body.shaping is not None)
     header = source.header
