@@ -293,7 +293,7 @@ class Client:
             prompt: a text (one user message) or a list of messages.
             references: if given, win rates are against these instead of the group.
             principle, criteria: as for ``prefer``; with criteria the answer has win rates by each.
-            return_: what to add to the answer: ``matrix``, ``ids``.
+            return_: as for ``tournaments``.
             signal: one number per response, for a trainer: ``win_rate``, ``rank``, ``anchor`` (needs references),
                 ``nash``, ``elimination``, ``acyclic`` or ``reward``.
             shaping: what the signal gains or loses by length and style (``paragone.wire.Shaping``).
@@ -338,7 +338,7 @@ class Client:
 
         Args:
             groups: ``(prompt, responses)`` tuples, dicts with these fields, or ``paragone.wire.Group``.
-            return_: what to add to each answer: ``matrix``, ``ids``.
+            return_: what to add to each answer: ``matrix``; ``ids``; ``rationale``, of a judge.
             signal: as for ``tournament``.
             shaping: as for ``tournament``.
             skew_weight, weights, aggregation: as for ``preferences``.
@@ -451,7 +451,7 @@ class Client:
         """Store responses to prompts under a name, in place of what it had before, and return what is stored.
 
         Any method that takes references takes ``{"set": name}`` instead, for a prompt of the set: then the response's
-        own forward is all that it costs.
+        own forward is all that it costs, except of a model that reads both responses at once.
 
         Args:
             items: ``(prompt, responses)`` tuples or dicts with these fields; all are sent in one request.

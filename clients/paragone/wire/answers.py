@@ -22,6 +22,7 @@ __all__ = [
     "ModelInfo",
     "ModelLimits",
     "ModelsAnswer",
+    "PairRationales",
     "Preference",
     "PreferencesAnswer",
     "Probability",
@@ -138,6 +139,14 @@ class Rationale(AnswerModel):
         description="Which response it was shown first; of single grades, which one it graded."
     )
     criterion: str | None = Field(default=None, description="The criterion that it judged by, where there are several.")
+
+
+class PairRationales(AnswerModel):
+    """What a judge said of one pair of a group."""
+
+    first: Count = Field(description="Index of the response that is called first.")
+    second: Count = Field(description="Index of the other; references come behind the responses.")
+    rationales: list[Rationale] = Field(description="What was said, in both orders where both were asked.")
 
 
 class Preference(AnswerModel):
@@ -260,6 +269,9 @@ class Tournament(AnswerModel):
         default=None,
         description="Of an ensemble: the pairs on which it abstains, each by index, references behind the responses; "
         "their probabilities count as they are, near to ½. Left out where there are none.",
+    )
+    rationales: list[PairRationales] | None = Field(
+        default=None, description="Of a judge, if asked for: what it said of each pair that it compared."
     )
     criteria: dict[str, list[Probability | None]] | None = Field(
         default=None, description=f"Of a judge that was given criteria: the win rates by each, by name. {_NULL} [K]"

@@ -30,7 +30,7 @@ Fit = Literal["bradley-terry", "general-preference"]
 Aggregation = Literal["min", "prod", "last"]
 RewardReturn = Literal["representation", "blocks", "gate_scales", "ids"]
 PreferenceReturn = Literal["ids", "rationale"]
-TournamentReturn = Literal["matrix", "ids"]
+TournamentReturn = Literal["matrix", "ids", "rationale"]
 Comparisons = Annotated[Text, Field(pattern=r"^(all|bracket|circular|budget:[1-9][0-9]{0,8})$")]
 SkewWeight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
@@ -171,7 +171,7 @@ class TournamentsRequest(_ComparisonRequest):
         default=[],
         alias="return",
         description="What to add to each answer: `matrix`, the K×K probabilities; `ids`, to name the responses by in "
-        "later pairs.",
+        "later pairs; `rationale`, what a judge said of each pair that it compared.",
     )
     signal: Signal | None = Field(
         default=None,

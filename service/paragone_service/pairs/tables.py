@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paragone.codes import ErrorCode
-from paragone.wire import Group, Tournament, Usage
+from paragone.wire import Group, PairRationales, Rationale, Tournament, Usage
 from paragone_models.comparator import probability
 from paragone_models.comparisons import Plan, most_comparisons
 from paragone_models.partial_tables import FilledTable, Fit, fill
@@ -39,6 +39,7 @@ class GroupTable:
         by_criterion: likewise, by each criterion of the group. [K, K+R]
         fit: what infers that which was not compared.
         abstained: comparisons of which an ensemble says that they decide nothing.
+        rationales: what a judge said of a comparison, if the call wants it.
     """
 
     item: int
@@ -50,6 +51,7 @@ class GroupTable:
     errors: dict[Pair, ServiceError] = field(default_factory=dict)
     by_criterion: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     abstained: set[Pair] = field(default_factory=set)
+    rationales: dict[Pair, Sequence[Rationale]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         size = len(self.group.responses)
@@ -82,9 +84,13 @@ class GroupTable:
             self.errors[pair] = error
             return
         _note(self.logits, pair, logit)
-        if detail is not None and detail.abstained:
+        if detail is None:
+            return
+        if detail.abstained:
             self.abstained.add(pair)
-        for name, one in detail.criteria.items() if detail is not None else ():
+        if detail.rationales:
+            self.rationales[pair] = detail.rationales
+        for name, one in detail.criteria.items():
             _note(self.by_criterion[name], pair, one)
 
     @property
@@ -200,6 +206,11 @@ def _tournament(table: GroupTable, size: GroupSize, voters: Voters, wanted: Want
         row.fit = table.fit
     if table.abstained:
         row.abstained = sorted(table.abstained)
+    if table.rationales:
+        row.rationales = [
+            PairRationales(first=pair[0], second=pair[1], rationales=list(said))
+            for pair, said in sorted(table.rationales.items())
+        ]
     # They are of win rates within the group, and with references the answer's are others.
     if filled.inferred.any() and tables.against is None:
         row.intervals = voters.spread(_intervals(filled))

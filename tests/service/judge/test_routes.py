@@ -124,6 +124,22 @@ async def test_a_cohort_is_judged_once_by_what_its_members_say():
         assert bad[0].json()["unscored"][0]["slot"] == 1
 
 
+async def test_a_tournament_says_what_was_said_of_each_pair_if_asked(hosted):
+    group = {"prompt": "TV or books?", "responses": RESPONSES, "references": ["xxxxx"]}
+    body = {"groups": [group], "comparisons": "circular", "return": ["rationale"]}
+    async with judging(Scripted(longer_wins), {"bt": hosted["bt"]}) as client:
+        answer = await client.post("/v1/tournaments", json={**body, "model": "judge"})
+        silent = await client.post("/v1/tournaments", json={**body, "model": "judge", "return": []})
+        refused = await client.post("/v1/tournaments", json={**body, "model": "bt"})
+    row = TournamentsAnswer(**answer.json()).tournaments[0]
+    said = {(one.first, one.second): [(two.text, two.shown_first) for two in one.rationales] for one in row.rationales}
+    forward, backward = [("A", "first"), ("B", "second")], [("B", "first"), ("A", "second")]
+    longer = {(0, 1): backward, (0, 2): backward, (1, 2): forward}
+    assert said == {**longer, **dict.fromkeys([(0, 3), (1, 3), (2, 3)], backward)}
+    assert "rationales" not in silent.json()["tournaments"][0]
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "return_unavailable")
+
+
 async def test_what_has_no_verdict_is_an_error_in_its_place_or_refuses_the_request():
     server = Scripted(lambda body: completion("?") if "Bad." in said(body) else longer_wins(body))
     async with judging(server) as client:

@@ -89,6 +89,7 @@ async def compared_tournaments(
     problems = call.problems
     if not source.takes_principles:
         check_principles(source.name, body.groups, indices, problems)
+        check_rationale(source.name, body)
     check_groups(body.groups)
     _check_signal(source, body.signal)
     wanted = groups.Wanted(matrix="matrix" in body.return_, signal=body.signal, shaping=body.shaping)
@@ -215,7 +216,7 @@ def check_principles(
         problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, problem))
 
 
-def check_rationale(name: str, body: PreferencesRequest) -> None:
+def check_rationale(name: str, body: PreferencesRequest | TournamentsRequest) -> None:
     """Refuse a request that wants to know what was said, of a model that says nothing.
 
     Raises:

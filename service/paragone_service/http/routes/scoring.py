@@ -96,7 +96,7 @@ def _call(request: Request, body: PreferencesRequest | RewardsRequest | Tourname
         problems,
         deadline_s=body.deadline_s,
         ids="ids" in body.return_,
-        rationales="rationale" in body.return_,  # only preferences may want them
+        rationales="rationale" in body.return_,
         aggregation=body.aggregation,
     )
 
@@ -128,6 +128,7 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
         source = registry.pair_source(body.model)
         if source is not None:
             return await compared_tournaments(source, body, indices, call, sets, workers)
+        check_rationale(body.model or registry.default, body)
         model = registry.find(body.model)
         check_principles(model.name, body.groups, indices, problems, takes_one=model.takes_principles)
         comparator, header = compared(
