@@ -128,10 +128,14 @@ class LocalForward:
             Hidden states, float32, on the backbone's device. [n, R, H]
 
         Raises:
-            ValueError: if the items differ in their number of reads, or the backbone runs elsewhere.
+            ValueError: if the items differ in their number of reads, the backbone runs elsewhere, or it reads no
+                images and an item has some.
         """
         if isinstance(self._network.backbone, AbsentBackbone):
             raise ValueError("the backbone of this model was not loaded: the engine that it was loaded for runs it")
+        if self._network.images is None and any(item.images for item in items):
+            name = self._network.config.model_type
+            raise ValueError(f"a {name} backbone that was loaded without images cannot read any")
         if self.packer is None or not items:
             # Of one token: every sequence runs alone, so that no neighbour can change its bits.
             budget = 1 if self._apart else self.max_batch_tokens
@@ -237,7 +241,11 @@ def _encode_padded(network: PreferenceNetwork, items: Sequence[EncodeItem], *, m
         if not network.causal or by_length:
             real = torch.arange(longest) < torch.tensor([lengths[index] for index in indices])[:, None]
             mask = real.long().to(device)
-        hidden = network.last_hidden(input_ids.to(device), mask)
+        images = [items[index].images for index in indices]
+        if any(images):
+            hidden = network.last_hidden_of(input_ids.to(device), mask, images)
+        else:
+            hidden = network.last_hidden(input_ids.to(device), mask)
         # On the CPU: ``gather_reads`` asks them before it moves them.
         reads = torch.tensor([items[index].reads for index in indices])
         states[torch.tensor(indices, device=device)] = gather_reads(hidden, reads)
@@ -362,7 +370,7 @@ class PreferenceModel:
             reader: of its own, since a tokenizer has state.
         """
         network = PreferenceNetwork(self.network.backbone, head)
-        network.separator = self.network.separator
+        network.separator, network.images = self.network.separator, self.network.images
         return PreferenceModel(
             network,
             spec,
@@ -441,6 +449,8 @@ class PreferenceModel:
                 raise ValueError(f"a sequence has {len(sequence)} tokens; the limit is {self.spec.max_length}")
             if sequence and not 0 <= min(sequence) <= max(sequence) < vocabulary:
                 raise ValueError(f"token ids must lie in [0, {vocabulary})")
+            if self.network.images is not None and self.network.images.token in sequence:
+                raise ValueError(f"token {self.network.images.token} stands for an image: send images in messages")
             reads = read_plan(self.spec, prompt_length, len(sequence), first_token=self.first_token) if sequence else ()
             if sequence and self.spec.step_token is not None:
                 reads = step_reads(sequence, self.spec.step_token, f"token {self.spec.step_token}")

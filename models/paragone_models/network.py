@@ -6,7 +6,7 @@ Shapes: B sequences of a batch, T padded length, R reads each, H hidden size, d 
 """
 
 import copy
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from paragone_models.gated import GatedRatings, NormalRatings
+from paragone_models.images import Image, ImageReader
 from paragone_models.pairwise import MarkerHead
 from paragone_models.rotary import hidden_by_angles
 from paragone_models.spec import ModelSpec
@@ -222,6 +223,7 @@ class PreferenceNetwork(nn.Module):
     Attributes:
         separator: id of the token that ends the first text of a pair, where an encoder tells the two apart by token
             types; None where it does not.
+        images: makes patches of images, for a backbone with a vision tower; None where none are read.
     """
 
     def __init__(self, backbone: nn.Module, head: AnyHead) -> None:
@@ -229,6 +231,7 @@ class PreferenceNetwork(nn.Module):
         self.backbone = backbone
         self.head = head
         self.separator: int | None = None
+        self.images: ImageReader | None = None
 
     def on(self, device: str | torch.device, moved: MutableMapping[int, Tensor] | None = None) -> "PreferenceNetwork":
         """Return a copy on a device, which shares every tensor that lies there already.
@@ -243,8 +246,10 @@ class PreferenceNetwork(nn.Module):
                 if isinstance(tensor, nn.Parameter) and not isinstance(there, nn.Parameter):
                     there = nn.Parameter(there, requires_grad=False)
                 tensors[id(tensor)] = there
-        # Modules have state of a pass, and a configuration that packing changes: each copy has its own.
-        return copy.deepcopy(self, dict(tensors)).to(device)
+        # Modules have state of a pass, and a configuration that packing changes: each copy has its own. What makes
+        # patches has none.
+        shared: dict[int, Any] = {**tensors, id(self.images): self.images}
+        return copy.deepcopy(self, shared).to(device)
 
     @property
     def config(self) -> Any:
@@ -292,6 +297,41 @@ class PreferenceNetwork(nn.Module):
             ends = (input_ids == self.separator).long()
             options["token_type_ids"] = (ends.cumsum(1) > ends).long()  # 1 behind the first one
         output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **options)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def last_hidden_of(self, input_ids: Tensor, attention_mask: Tensor | None, images: Sequence[Sequence[Image]]) -> Tensor:
+        """Return the last hidden states of right-padded sequences with images in them.
+
+        Each distinct image passes the vision tower once, and its states go where its tokens are.
+
+        Args:
+            input_ids: token ids, padded on the right. [B, T]
+            attention_mask: 1 for real tokens; without it all are. [B, T]
+            images: those of each sequence, in the order of their tokens.
+
+        Returns:
+            Hidden states in the backbone's dtype. [B, T, H]
+        """
+        assert self.images is not None  # whoever loads a network without them refuses images
+        backbone: Any = self.backbone
+        parameter = next(backbone.parameters())
+        # By what was sent: siblings have one prompt, and its images.
+        distinct = {image.key: image for own in images for image in own}
+        numbers = {key: number for number, key in enumerate(distinct)}
+        order = [numbers[image.key] for own in images for image in own]
+        patches, grids = self.images.patches(list(distinct.values()))
+        grids = grids.to(parameter.device)
+        seen = backbone.get_image_features(patches.to(parameter.device, parameter.dtype), grids, return_dict=True)
+        seen.pooler_output = [seen.pooler_output[number] for number in order]
+        output = backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            mm_encoder_outputs={"image": seen},
+            image_grid_thw=grids[order],
+            mm_token_type_ids=(input_ids == self.images.token).int(),
+            use_cache=False,
+        )
         hidden: Tensor = output.last_hidden_state
         return hidden
 

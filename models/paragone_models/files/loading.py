@@ -25,6 +25,7 @@ from paragone_models.files.families.own import SPEC_FILE, read_own
 from paragone_models.files.families.registry import read_checkpoint
 from paragone_models.files.hashes import code_hash, weights_hash
 from paragone_models.files.sources import Resolved, resolve
+from paragone_models.images import ImageReader, image_reader
 from paragone_models.kinds import KINDS
 from paragone_models.machine import DEFAULTS, ELSEWHERE, Budget, automatic_dtype
 from paragone_models.model import LocalForward, PreferenceModel, Provenance
@@ -214,14 +215,17 @@ def load_model(
         replace(loaded, spec=spec),
         trust_remote_code=trust_remote_code,
         chat_template=chat_template,
+        images=_images((home, base), network, elsewhere=elsewhere),
     )
+    if reader is not None and isinstance(reader.images, ImageReader):
+        network.images = reader.images
     # Its identity covers what was read; options that change answers alone enter the fingerprint.
     provenance = Provenance(
         name=name or where.name,
         source=where.source,
         revision=where.commit,
         identity=_identity(spec, (where, home, base), identity, network, reader),
-        numerics=_numerics(local, options, quantised.described(base.folder, network.config)),
+        numerics=_numerics(local, options, quantised.described(base.folder, network.config), network.images),
     )
     model = PreferenceModel(
         network, spec, reader, provenance, max_batch_tokens=budget, first_token=loaded.first_token, local=local
@@ -321,15 +325,16 @@ def load_head(
     ).head
     head.to(next(beside.network.parameters()).device).eval().requires_grad_(requires_grad=False)
     _refuse_non_finite(where.source, head)
+    home = resolve(reference.source, reference.revision)
+    places = (where, home, home if find_adapter(home.folder) is None else base_of(home))
     reader = TextReader(
         copy.deepcopy(beside.reader.tokenizer),
         spec,
         first_token=beside.first_token,
         vocabulary=beside.network.config.get_text_config().vocab_size,
         chat_template=chat_template,
+        images=_images(places[1:], beside.network, elsewhere=False),
     )
-    home = resolve(reference.source, reference.revision)
-    places = (where, home, home if find_adapter(home.folder) is None else base_of(home))
     provenance = Provenance(
         name=name or where.name,
         source=where.source,
@@ -357,7 +362,7 @@ def _identity(
     tokenizer = None if reader is None else reader.tokenizer
     return spec.identity(
         weights_hash((where, base)) if backbone is None else f"{weights_hash((where,))}+{backbone}",
-        None if reader is None else tokenizer_hash(reader.tokenizer, reader.template.signature),
+        None if reader is None else tokenizer_hash(reader.tokenizer, reader.signature),
         code_hash((network.backbone, network.config, tokenizer), places),
     )
 
@@ -489,7 +494,12 @@ def _with_tokenizer(where: Resolved, base: Resolved) -> Resolved:
 
 
 def _reader(
-    where: Resolved, loaded: Loaded, *, trust_remote_code: bool, chat_template: str | None
+    where: Resolved,
+    loaded: Loaded,
+    *,
+    trust_remote_code: bool,
+    chat_template: str | None,
+    images: ImageReader | str | None,
 ) -> TextReader | None:
     if not any((where.tokenizer_folder / file).is_file() for file in _TOKENIZER_FILES):
         if chat_template is not None:
@@ -515,9 +525,12 @@ def _reader(
         first_token=loaded.first_token,
         vocabulary=config.vocab_size,
         chat_template=chat_template,
+        images=images,
     )
     for note in reader.template.notes:
         logger.warning("%s: %s", where.source, note)
+    if isinstance(reader.images, str):
+        logger.warning("%s reads no images, and text alone: %s", where.source, reader.images)
     return reader
 
 
@@ -532,7 +545,17 @@ def _separator(source: str, tokenizer: Any) -> int | None:
     return int(separator)
 
 
-def _numerics(local: LocalForward, options: Options, quantisation: str | None) -> dict[str, str]:
+def _images(places: Sequence[Resolved], network: PreferenceNetwork, *, elsewhere: bool) -> ImageReader | str | None:
+    """Return what reads images for a model, or why none are read; None if it is a model of text."""
+    images = image_reader([place.folder for place in places], network.config)
+    if elsewhere and images is not None:
+        return "the server that runs its backbone is sent tokens alone"
+    return images
+
+
+def _numerics(
+    local: LocalForward, options: Options, quantisation: str | None, images: ImageReader | None
+) -> dict[str, str]:
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     if options.elsewhere:
         return {"dtype": "elsewhere", "device": "elsewhere", "attention": local.attention, **versions}
@@ -542,5 +565,6 @@ def _numerics(local: LocalForward, options: Options, quantisation: str | None) -
         "attention": local.attention,
         "deterministic": str(local.deterministic).lower(),
         **({} if quantisation is None else {"quantisation": quantisation}),
+        **({} if images is None else {"images": f"Pillow {images.version}"}),
         **versions,
     }

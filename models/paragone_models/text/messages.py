@@ -1,7 +1,7 @@
 """Messages in one form: their content as one text, without fields that say nothing, and what they count for."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from paragone_models.errors import TextError
@@ -9,6 +9,7 @@ from paragone_models.spec import PRINCIPLE
 from paragone_models.text.template import Message
 
 __all__ = [
+    "IMAGE_CHARACTERS",
     "MESSAGE_CHARACTERS",
     "characters",
     "plain_text",
@@ -23,23 +24,28 @@ _CLOSED = re.compile(r"^.*?</think>\s*", re.DOTALL)
 
 MESSAGE_CHARACTERS = 16
 """What an empty message costs, in characters: its turn has to be rendered and tokenised like any other."""
+IMAGE_CHARACTERS = 4096
+"""What an image costs, in characters: about what it takes to decode one, and what it has in tokens."""
 # Of any value that is no text: a number, or the brackets of a list.
 _VALUE_CHARACTERS = 2
 _COUNTED = ("tool_calls", "reasoning_content", "name")
 
 
-def plain_text(message: Message) -> dict[str, Any]:
+def plain_text(message: Message, marked: Callable[[Message], str] | None = None) -> dict[str, Any]:
     """Return the message with its content as one string, text parts joined, and no empty fields.
 
+    Args:
+        marked: gives what stands for an image in the string; None: the model reads text alone.
+
     Raises:
-        TextError: ``unsupported_content`` for a part that is not text, or something that is no message.
+        TextError: ``unsupported_content`` for a part that is not read, or something that is no message.
     """
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise TextError("unsupported_content", "a message is a mapping with a role: this one is not")
     # What an SDK dumps has all fields of its type: those that are null or empty say nothing.
     values = {key: value for key, value in message.items() if not _says_nothing(value)}
     content = values.get("content", "")
-    values["content"] = content if isinstance(content, str) else _joined(content)
+    values["content"] = content if isinstance(content, str) else _joined(content, marked)
     return values
 
 
@@ -47,15 +53,21 @@ def _says_nothing(value: object) -> bool:
     return value is None or (not value and isinstance(value, str | Sequence | Mapping))
 
 
-def _joined(parts: Any) -> str:
+def _joined(parts: Any, marked: Callable[[Message], str] | None) -> str:
     if not isinstance(parts, Sequence) or not all(isinstance(part, Mapping) for part in parts):
         raise TextError("unsupported_content", "a message's content is a text or a list of parts: this one is neither")
+    texts = []
     for part in parts:
-        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+        if marked is not None and part.get("type") == "image_url":
+            texts.append(marked(part))
+        elif part.get("type") == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            reads = "text" if marked is None else "text and images"
             raise TextError(
-                "unsupported_content", f"this model reads text; a content part has type {part.get('type')!r}"
+                "unsupported_content", f"this model reads {reads}; a content part has type {part.get('type')!r}"
             )
-    return "".join(part["text"] for part in parts)
+    return "".join(texts)
 
 
 def strip_reasoning(message: Message) -> dict[str, Any]:
@@ -107,10 +119,14 @@ def characters(messages: Sequence[Message]) -> int:
             total += len(content)
         # What is malformed is refused later, with its reason; here it only must not count.
         elif isinstance(content, Sequence):
-            total += sum(len(str(part.get("text", ""))) for part in content if isinstance(part, Mapping))
+            total += sum(_part_characters(part) for part in content if isinstance(part, Mapping))
         for name in _COUNTED if isinstance(message, Mapping) and len(message) > 2 else ():
             total += written(message[name]) if name in message else 0
     return total
+
+
+def _part_characters(part: Message) -> int:
+    return IMAGE_CHARACTERS if part.get("type") == "image_url" else len(str(part.get("text", "")))
 
 
 def written(value: object) -> int:

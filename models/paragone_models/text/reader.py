@@ -10,15 +10,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal
 
 from paragone_models.errors import TextError
+from paragone_models.images import Image, ImageReader, mark_of, numbers_of
 from paragone_models.spec import ModelSpec
+from paragone_models.text.cutting import Cutter, Draft
 from paragone_models.text.messages import plain_text, question_of, strip_reasoning
 from paragone_models.text.pairs import PairText
 from paragone_models.text.rendered import Rendered, RenderedTexts, Sequenced
-from paragone_models.text.rendering import StoppedError, Turn
+from paragone_models.text.rendering import Turn
 from paragone_models.text.sizes import check_size, sizes
 from paragone_models.text.stepping import step_reads, stepped
 from paragone_models.text.template import ChatTemplate, Message, Talk
@@ -42,12 +45,6 @@ Read = tuple[int, int]
 """Half-open span of positions; the value read is the mean of the last hidden states at start, …, stop - 1."""
 
 _REMEMBERED_PROMPTS = 4096
-# Where a template wants whole turns, how many cuts are tried beyond the one that would do.
-_CUTS_TRIED = 8
-# Inside a message, how many steps towards the cut that is just enough.
-_STEPS = 8
-# Processor time for which a template may render what is left of one conversation, again and again, while it is cut.
-_CUTTING_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +101,14 @@ class EncodeItem:
         prompt_length: tokens of the prompt alone, before the response's header. A hint about what siblings share:
             sharing itself goes by the longest common token prefix.
         content_key: names content that is not in the tokens (an image, say); None for text.
+        images: what the tokens of images stand for, in their order.
     """
 
     token_ids: Sequence[int]
     reads: tuple[Read, ...]
     prompt_length: int
     content_key: bytes | None = None
+    images: tuple[Image, ...] = ()
 
     def __post_init__(self) -> None:
         length = len(self.token_ids)
@@ -171,6 +170,7 @@ class Reading:
         dropped_tokens: how many tokens were cut from the left of the prompt.
         dropped_messages: how many whole messages of the prompt went with them.
         shown: whether the text holds all words of the messages that were kept, and tells who says them.
+        images: those that were kept, in the order of their tokens.
     """
 
     text: str
@@ -180,30 +180,13 @@ class Reading:
     dropped_tokens: int = 0
     dropped_messages: int = 0
     shown: bool = True
+    images: tuple[Image, ...] = ()
 
     @property
     def item(self) -> EncodeItem:
         """The unit of work for an engine."""
-        return EncodeItem(self.token_ids, self.reads, self.prompt_length)
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A conversation on its way: messages normalised, text rendered, tokens counted.
-
-    Attributes:
-        prompt_text: the prompt alone, or why it has no text; None where it was not rendered yet.
-        steps: how many steps its response has, for a process model; else 0.
-    """
-
-    prompt: tuple[dict[str, Any], ...]
-    response: tuple[dict[str, Any], ...]
-    tools: tuple[Message, ...] | None
-    text: str
-    token_ids: list[int]
-    prompt_text: str | TextError | None = None
-    prompt_key: bytes = b""
-    steps: int = 0
+        key = blake2b(b"".join(image.key for image in self.images)).digest() if self.images else None
+        return EncodeItem(self.token_ids, self.reads, self.prompt_length, key, self.images)
 
 
 class TextReader:
@@ -215,6 +198,10 @@ class TextReader:
         vocabulary: how many tokens the model has embeddings for; where the tokenizer has more, a conversation that
             needs one of those is refused. None if it has no more.
         chat_template: the name of one of the tokenizer's templates, or a file that holds one.
+        images: what reads images, or why none are read; None for a model of text.
+
+    Attributes:
+        images: the same, once the chat template has shown how it writes an image.
 
     Raises:
         ModelLoadError: see ``sources_of``.
@@ -228,10 +215,14 @@ class TextReader:
         first_token: bool = False,
         vocabulary: int | None = None,
         chat_template: str | None = None,
+        images: ImageReader | str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.spec = spec
         self.template = ChatTemplate(tokenizer, spec, text_pair=first_token, chosen=chat_template)
+        if isinstance(images, ImageReader) and not self.template.learn_image(images.token):
+            images = "its chat template does not write an image as one token between texts"
+        self.images = images
         self._first_token = first_token
         known = max(tokenizer.get_vocab().values(), default=-1) + 1
         self._vocabulary = vocabulary if vocabulary is not None and known > vocabulary else None
@@ -245,7 +236,14 @@ class TextReader:
         self._prompt_lengths: OrderedDict[bytes, int] = OrderedDict()
         # How special tokens are split, padding and truncation are states of a tokenizer, not arguments of a call.
         self._lock = threading.Lock()
-        self._cutting_until_s = 0.0
+        self._cutter = Cutter(self.template, spec.max_length, self._tokens)
+
+    @property
+    def signature(self) -> str:
+        """All that decides how messages become what the model sees, but for the tokenizer."""
+        if not isinstance(self.images, ImageReader):
+            return self.template.signature
+        return "\0".join((self.template.signature, self.template.image, self.images.signature))
 
     def read(
         self, conversations: Sequence[Readable], *, truncation: Truncation = "prompt", turn: Turn | None = None
@@ -273,7 +271,7 @@ class TextReader:
 
     def _read(self, conversations: Sequence[Readable], truncation: Truncation) -> list[Reading | TextError]:
         results: list[Reading | TextError | None] = [None] * len(conversations)
-        drafts: dict[int, _Draft] = {}
+        drafts: dict[int, Draft] = {}
         rendered: dict[int, Rendered] = {}
         for index, (talk, size) in enumerate(zip(conversations, sizes(conversations), strict=True)):
             try:
@@ -305,9 +303,11 @@ class TextReader:
                     results[index] = error
         return [result for result in results[:reached] if result is not None]
 
-    def _draft(self, talk: Conversation) -> _Draft:
-        prompt = tuple(plain_text(message) for message in talk.prompt)
-        response = tuple(plain_text(message) for message in talk.response)
+    def _draft(self, talk: Conversation) -> Draft:
+        images: list[Image] = []
+        marked = None if self.images is None else partial(mark_of, self.images, images)
+        prompt = tuple(plain_text(message, marked) for message in talk.prompt)
+        response = tuple(plain_text(message, marked) for message in talk.response)
         if not any(message["content"].strip() or message.get("tool_calls") for message in prompt):
             raise TextError("empty_prompt", "the prompt is empty: there is nothing that a response could answer")
         if not response:
@@ -325,9 +325,9 @@ class TextReader:
             response, steps = stepped(response, talk.steps)
         elif talk.steps is not None:
             raise TextError("unsupported_content", "this model scores whole responses and no steps: send a response")
-        return _Draft(prompt, response, talk.tools, "", [], steps=steps)
+        return Draft(prompt, response, talk.tools, "", [], steps=steps, images=tuple(images))
 
-    def _render(self, drafts: dict[int, _Draft], results: list[Reading | TextError | None]) -> int:
+    def _render(self, drafts: dict[int, Draft], results: list[Reading | TextError | None]) -> int:
         """Fill in the texts of drafts and their prompts, all in one call to the template's process.
 
         Drafts that have no text are dropped, and so are those that the turn does not come to.
@@ -341,7 +341,7 @@ class TextReader:
         talks: list[Talk] = []
         places: list[tuple[int | None, int]] = []
         prompts: set[int] = set()
-        last: _Draft | None = None
+        last: Draft | None = None
         for draft in drafts.values():
             if last is None or last.prompt != draft.prompt or last.tools != draft.tools:
                 prompt = len(talks) if draft.prompt else None
@@ -375,24 +375,41 @@ class TextReader:
                     del drafts[index]
         return len(results)
 
-    def _tokenize(self, drafts: dict[int, _Draft], results: list[Reading | TextError | None]) -> None:
+    def _tokenize(self, drafts: dict[int, Draft], results: list[Reading | TextError | None]) -> None:
         """Fill in the drafts' tokens, all in one call to the tokenizer; a draft that fails costs the others nothing."""
         try:
-            encoded = self.template.tokenize([(d.text, d.prompt + d.response, d.tools) for d in drafts.values()])
+            talks = [(draft.text, draft.prompt + draft.response, draft.tools) for draft in drafts.values()]
+            encoded: Sequence[list[int] | None] = self.template.tokenize(talks)
         except TextError:
-            for index, draft in drafts.items():
-                try:
-                    draft.token_ids = self._tokens(draft.text, draft.prompt + draft.response, draft.tools)
-                except TextError as error:
-                    results[index] = error
-            return
-        for draft, token_ids in zip(drafts.values(), encoded, strict=True):
-            draft.token_ids = token_ids
+            encoded = [None] * len(drafts)
+        for (index, draft), token_ids in zip(list(drafts.items()), encoded, strict=True):
+            try:
+                draft.token_ids = self._tokens(draft, token_ids)
+            except TextError as error:
+                results[index] = error
 
-    def _tokens(self, text: str, messages: Sequence[dict[str, Any]], tools: tuple[Message, ...] | None) -> list[int]:
-        return self.template.tokenize([(text, messages, tools)])[0]
+    def _tokens(self, draft: Draft, token_ids: list[int] | None = None) -> list[int]:
+        """Return the tokens of a draft's text, each image's in the place of its one.
 
-    def _finish(self, draft: _Draft, truncation: Truncation) -> Reading:
+        Args:
+            token_ids: with one token an image, if they are known.
+        """
+        messages = draft.prompt + draft.response
+        if token_ids is None:
+            token_ids = self.template.tokenize([(draft.text, messages, draft.tools)])[0]
+        if not isinstance(self.images, ImageReader):
+            return token_ids
+        if draft.images:
+            sent = [number for message in messages for number in numbers_of(message["content"])]
+            if sorted(sent) != sorted(numbers_of(draft.text)):
+                raise TextError("unsupported_content", "this model's chat template leaves out an image, or repeats it")
+        return self.images.expanded(token_ids, self._kept(draft.text, draft.images))
+
+    @staticmethod
+    def _kept(text: str, images: Sequence[Image]) -> list[Image]:
+        return [images[number] for number in numbers_of(text)] if images else []
+
+    def _finish(self, draft: Draft, truncation: Truncation) -> Reading:
         length = len(draft.token_ids)
         if length <= self.spec.max_length:
             return self._reading(draft, 0, 0)
@@ -402,7 +419,7 @@ class TextReader:
                 f"the conversation has {length} tokens and the limit is {self.spec.max_length}: shorten it, or allow "
                 'truncation "prompt"',
             )
-        fitted = self._fit(draft)
+        fitted = self._cutter.fit(draft)
         return self._reading(fitted, length - len(fitted.token_ids), len(draft.prompt) - len(fitted.prompt))
 
     def _finish_rendered(self, text: Rendered, sequence: Sequenced | TextError) -> Reading | TextError:
@@ -410,6 +427,8 @@ class TextReader:
             if isinstance(sequence, TextError):
                 raise sequence
             token_ids, before = self._final(sequence.token_ids), sequence.prompt_length
+            if isinstance(self.images, ImageReader):
+                self.images.expanded(token_ids, ())
         except TextError as error:
             return error
         try:
@@ -429,7 +448,7 @@ class TextReader:
             )
         return token_ids
 
-    def _reading(self, draft: _Draft, dropped_tokens: int, dropped_messages: int) -> Reading:
+    def _reading(self, draft: Draft, dropped_tokens: int, dropped_messages: int) -> Reading:
         token_ids = self._final(draft.token_ids)
         # Where a template closes the conversation differently with and without a response, the prompt alone can be the
         # longer of the two; at least one token is the response's.
@@ -437,14 +456,15 @@ class TextReader:
         reads = self._reads(token_ids, prompt_length, draft.steps)
         shown = self.template.shows(draft.prompt + draft.response, draft.text)
         text = self.template.with_ends(draft.text)
-        return Reading(text, token_ids, prompt_length, reads, dropped_tokens, dropped_messages, shown)
+        images = tuple(self._kept(draft.text, draft.images))
+        return Reading(text, token_ids, prompt_length, reads, dropped_tokens, dropped_messages, shown, images)
 
     def _reads(self, token_ids: list[int], prompt_length: int, steps: int | None) -> tuple[Read, ...]:
         if self.spec.step_token is not None:
             return step_reads(token_ids, self.spec.step_token, self.template.step_end, expected=steps)
         return read_plan(self.spec, prompt_length, len(token_ids), first_token=self._first_token)
 
-    def _learn_prompts(self, drafts: Sequence[_Draft]) -> None:
+    def _learn_prompts(self, drafts: Sequence[Draft]) -> None:
         """Tokenise the prompts that are new, all in one call; what goes wrong is met again, and named, one by one."""
         new: dict[bytes, tuple[str, tuple[dict[str, Any], ...], tuple[Message, ...] | None]] = {}
         for draft in drafts:
@@ -466,133 +486,16 @@ class TextReader:
         while len(self._prompt_lengths) > _REMEMBERED_PROMPTS:
             self._prompt_lengths.popitem(last=False)
 
-    def _prompt_length(self, draft: _Draft) -> int:
-        length = self._prompt_lengths.get(draft.prompt_key)
-        if length is not None:
-            return length
+    def _prompt_length(self, draft: Draft) -> int:
         text = self._render_prompt(draft) if draft.prompt_text is None else draft.prompt_text
         if isinstance(text, TextError):
             raise text
-        return len(self.template.tokenize([(text, draft.prompt, draft.tools)], closed=False)[0]) if text else 0
+        if not text:
+            return 0
+        length = self._prompt_lengths.get(draft.prompt_key)
+        if length is None:
+            length = len(self.template.tokenize([(text, draft.prompt, draft.tools)], closed=False)[0])
+        return length + sum(image.tokens - 1 for image in self._kept(text, draft.images))
 
-    def _render_prompt(self, draft: _Draft) -> str:
+    def _render_prompt(self, draft: Draft) -> str:
         return self.template.render(draft.prompt, draft.tools, closed=False) if draft.prompt else ""
-
-    def _fit(self, draft: _Draft) -> _Draft:
-        """Return the draft with its prompt cut from the left until it fits.
-
-        Raises:
-            TextError: ``response_too_long`` if even an empty prompt leaves too many tokens.
-        """
-        self._cutting_until_s = self.template.turn.used_s + _CUTTING_S
-        # Whole messages first: what is left of a message is read as if it were all of it.
-        fitted = self._drop_messages(draft)
-        if len(fitted.token_ids) > self.spec.max_length:
-            fitted = self._cut_messages(fitted)
-        if len(fitted.token_ids) > self.spec.max_length:
-            raise TextError(
-                "response_too_long",
-                f"the response needs {len(fitted.token_ids)} tokens without any text of its prompt (of which "
-                f"{len(fitted.prompt)} messages are kept: system messages and the last user message) and the limit is "
-                f"{self.spec.max_length}: shorten it, or serve the model with a larger max_length",
-            )
-        return fitted
-
-    def _drop_messages(self, draft: _Draft) -> _Draft:
-        """Drop whole messages from the left, as few as make it fit, but not a system or the last user message."""
-        # A system message says how to answer, and the last user message is what is answered: they go last.
-        users = [index for index, message in enumerate(draft.prompt) if message["role"] == "user"]
-        kept = {index for index, message in enumerate(draft.prompt) if message["role"] in ("system", "developer")}
-        kept.update(users[-1:])
-        droppable = [index for index in range(len(draft.prompt)) if index not in kept]
-        best, low, high = draft, 1, len(droppable)
-        while low <= high:  # bisection: a long chat is not rendered and tokenised once for every message
-            middle = (low + high) // 2
-            count, shorter = self._without(draft, droppable, middle)
-            if shorter is None:  # nothing from here on renders
-                high = middle - 1
-            elif len(shorter.token_ids) <= self.spec.max_length:
-                best, high = shorter, middle - 1
-            else:
-                # Nothing fits so far: the shortest is the best start for cuts inside messages.
-                if len(best.token_ids) > self.spec.max_length:
-                    best = shorter
-                low = count + 1
-        return best
-
-    def _without(self, draft: _Draft, droppable: Sequence[int], count: int) -> tuple[int, _Draft | None]:
-        """Return the draft without its first ``count`` droppable messages, or more where the template wants it so."""
-        for more in self._cuts(draft, droppable, count):
-            dropped = set(droppable[:more])
-            prompt = tuple(message for index, message in enumerate(draft.prompt) if index not in dropped)
-            try:
-                return more, self._redraft(draft, prompt)
-            except StoppedError:
-                raise  # another try takes as long again
-            except TextError:
-                continue  # the template wants whole turns: drop one message more
-        return len(droppable), None
-
-    @staticmethod
-    def _cuts(draft: _Draft, droppable: Sequence[int], count: int) -> list[int]:
-        """Return how many messages to try to drop, fewest first, and a few only: each try renders all that is left."""
-        counts = range(count, len(droppable) + 1)
-        # Whole turns begin with a user message, however many calls and results the one before it has.
-        turns = [more for more in counts if more == len(droppable) or draft.prompt[droppable[more]]["role"] == "user"]
-        return sorted({*counts[:_CUTS_TRIED], *turns[:_CUTS_TRIED], len(droppable)})
-
-    def _cut_messages(self, draft: _Draft) -> _Draft:
-        """Cut texts from the left until the conversation fits: whole ones first, and the next one as far as needed."""
-        low, high = 0, len(draft.prompt)
-        while low < high:  # bisection: the fewest texts without which the rest fits
-            middle = (low + high) // 2
-            if len(self._emptied(draft, middle + 1).token_ids) <= self.spec.max_length:
-                high = middle
-            else:
-                low = middle + 1
-        whole = self._emptied(draft, low) if low else draft
-        return self._cut_message(whole, low) if low < len(draft.prompt) else whole
-
-    def _emptied(self, draft: _Draft, count: int) -> _Draft:
-        empty = tuple({**message, "content": ""} for message in draft.prompt[:count])
-        return self._redraft(draft, empty + draft.prompt[count:])
-
-    def _cut_message(self, draft: _Draft, position: int) -> _Draft:
-        """Cut one message's text from its left until the conversation fits or the text is empty."""
-        content: str = draft.prompt[position]["content"]
-        # Cuts fall between the message's own tokens, so that no character is torn.
-        starts = self.template.offsets(content)
-        low, high = 0, len(starts)  # the cuts of which the one is known to be too small, and the other is the largest
-        for _ in range(_STEPS):
-            # At least as many tokens as are too many; a cut in the middle of a word can make one token into two.
-            low = min(low + len(draft.token_ids) - self.spec.max_length, high)
-            draft = self._cut_at(draft, position, content, starts, low)
-            if low == high or len(draft.token_ids) <= self.spec.max_length:
-                return draft
-        # Where steps lead nowhere, as among tokens that share a character, bisection bounds the number of tries.
-        draft = self._cut_at(draft, position, content, starts, high)
-        while high - low > 1 and len(draft.token_ids) <= self.spec.max_length:
-            middle = (low + high) // 2
-            shorter = self._cut_at(draft, position, content, starts, middle)
-            if len(shorter.token_ids) <= self.spec.max_length:
-                draft, high = shorter, middle
-            else:
-                low = middle
-        return draft
-
-    def _cut_at(self, draft: _Draft, position: int, content: str, starts: Sequence[int], cut: int) -> _Draft:
-        prompt = list(draft.prompt)
-        prompt[position] = {**prompt[position], "content": content[starts[cut] :] if cut < len(starts) else ""}
-        return self._redraft(draft, tuple(prompt))
-
-    def _redraft(self, draft: _Draft, prompt: tuple[dict[str, Any], ...]) -> _Draft:
-        if self.template.turn.used_s > self._cutting_until_s:
-            raise StoppedError(
-                "unsupported_content",
-                f"the model's chat template takes more than {_CUTTING_S:g} s to render what is left of a conversation "
-                "that is too long: shorten it",
-            )
-        messages = prompt + draft.response
-        text = self.template.render(messages, draft.tools)
-        tokens = self._tokens(text, messages, draft.tools)
-        return _Draft(prompt, draft.response, draft.tools, text, tokens, steps=draft.steps)

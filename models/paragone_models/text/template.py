@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from paragone_models.errors import ModelLoadError, TextError
+from paragone_models.images import IMAGE_MARK
 from paragone_models.spec import ModelSpec
 from paragone_models.text.named_templates import sources_of
 from paragone_models.text.probes import (
@@ -67,6 +68,7 @@ class ChatTemplate:
     Attributes:
         turn: when rendering has to end; set by whoever renders.
         step_end: the token behind each step of a process model's texts; empty for other models.
+        image: what the template writes for an image; empty where that is not known.
 
     Raises:
         ModelLoadError: see ``sources_of``.
@@ -94,6 +96,7 @@ class ChatTemplate:
         self._prefix, self._suffix = surroundings(tokenizer) if self._adds_special else ([], [])
         self._answers = spec.principle_question is not None
         self.step_end = "" if spec.step_token is None else str(tokenizer.convert_ids_to_tokens(spec.step_token))
+        self.image = ""
         self._closing = [] if spec.reward_token is None else [spec.reward_token]
         self._shown: dict[tuple[object, ...], bool] = {}
         self._arguments: dict[str, Arguments] = {}
@@ -235,8 +238,34 @@ class ChatTemplate:
         return not leaves_out(messages, text)
 
     def with_ends(self, text: str) -> str:
-        """Return a text with the separator in the places that were marked as ends of steps."""
+        """Return a text with what marks stand for: the separator of steps, and what the template writes for images."""
+        if self.image:
+            text = IMAGE_MARK.sub(lambda _: self.image, text)
         return text.replace(STEP_END, self.step_end) if self.step_end else text
+
+    def learn_image(self, token: int) -> bool:
+        """Find out what the template writes for an image, and return whether a mark in a text can stand for it.
+
+        Args:
+            token: the one token that it must hold, in whose place the image's own go.
+        """
+        if not self.has_template:
+            return False
+        first, last = f"{PROBE} a", f"b {PROBE}"
+        parts = [{"type": "text", "text": first}, {"type": "image"}, {"type": "text", "text": last}]
+        texts = self._applied([([{"role": "user", "content": content}], None) for content in (parts, first + last)])
+        if any(isinstance(text, TextError) for text in texts):
+            return False
+        own, plain = map(str, texts)
+        start, end = own.find(first) + len(first), own.rfind(last)
+        image = own[start:end]
+        # A template may number images, or write them at the end: then a mark would stand for another text.
+        if not image or own[:start] + own[end:] != plain:
+            return False
+        if encoded_texts(self._tokenizer, [image])[0].count(token) != 1:
+            return False
+        self.image = image
+        return True
 
     def _joined(self, messages: Sequence[Message], closed: bool) -> str:
         if self._text_pair:  # for people; what the model sees is the pair

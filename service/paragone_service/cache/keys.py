@@ -5,7 +5,8 @@ A key is a hash of what was said, before any truncation, under one model's ident
     key = namespace (8 bytes) + blake2b-16( form | prompt | tools | response )
 
 Every part is length-prefixed, so that the border between prompt and response is part of the key. A string prompt is
-its one user message, a string response its one assistant message: they share an entry with the long form. The form
+its one user message, a string response its one assistant message: they share an entry with the long form. An image
+is the hash of its bytes, however they are written. The form
 byte keeps conversations apart from what other routes may cache: ``M`` messages, ``T`` raw text, ``I`` token ids, ``P``
 a pair of responses in one order.
 
@@ -29,11 +30,13 @@ import hmac
 import json
 from array import array
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
 from paragone.wire import Message, Prompt, Response, canonical_json
+from paragone_models.errors import TextError
+from paragone_models.images import data_of
 from paragone_models.text.pairs import PairText
 from paragone_models.text.rendered import Rendered
 
@@ -54,6 +57,7 @@ _TOKENS = b"I"
 _STEPS = b"steps"
 _PRINCIPLE = b"principle"
 _PAIR = b"P"
+_IMAGE = "image_sha256"
 
 
 def _size(length: int) -> bytes:
@@ -182,7 +186,23 @@ def _message(message: Message) -> bytes:
     if fields.keys() == {"role", "content"} and isinstance(fields["content"], str):
         content = fields["content"].encode()
         return _plain_head(fields["role"]) + _size(len(content)) + content
+    if isinstance(fields.get("content"), list):
+        fields["content"] = [_part(part) for part in fields["content"]]
     return b"f" + _json(fields)
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    """Return a content part with the hash of an image's bytes in the place of its data URL."""
+    image = part.get("image_url")
+    if image is None:
+        return part
+    try:
+        data = data_of(image.get("url"))
+    except TextError:
+        return part  # it is refused, but by the reader
+    others = {name: value for name, value in image.items() if name != "url"}
+    # No part that is sent has a field of this name, so that none can pass for an image by its hash.
+    return {**part, "image_url": others, _IMAGE: hashlib.sha256(data).hexdigest()}
 
 
 def _json(value: object) -> bytes:

@@ -8,7 +8,7 @@ k = 2-blocks, or attributes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from paragone_service.scoring.request import Call, RequestItem, as_conversations
 from paragone_service.scoring.tickets import Job, wait_for
 
 __all__ = ["Gate", "GateScales"]
+
+_Seen = tuple[tuple[int, ...], bytes | None]
+"""What a gate sees of a prompt: its tokens, and the key of what is not in them."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,14 @@ class Gate:
         # What has an error already gets no answer, so its prompt would be run for nothing.
         items = [item for item in items if item.index not in call.problems.errors]
         readings = await self._reading.read(as_conversations([(item, item.responses[0]) for item in items]), call)
-        prompts: dict[tuple[int, ...], EncodeItem] = {}
-        by_item: dict[int, tuple[int, ...]] = {}
+        prompts: dict[_Seen, EncodeItem] = {}
+        by_item: dict[int, _Seen] = {}
         for item, reading in zip(items, readings, strict=True):
             if isinstance(reading, TextError):
                 call.problems.add(item.index, ServiceError(ErrorCode(reading.code), str(reading)))
                 continue
             prompt = self._prompt(reading)
-            key = by_item[item.index] = tuple(prompt.token_ids)
+            key = by_item[item.index] = (tuple(prompt.token_ids), prompt.content_key)
             prompts.setdefault(key, prompt)  # by tokens and not by text: a cut may make two prompts of one
         outcomes = dict(zip(prompts, await self._outcomes(list(prompts.values()), call), strict=True))
         scales: dict[int, NDArray[np.float32]] = {}
@@ -92,9 +95,10 @@ class Gate:
     def _prompt(self, reading: Reading) -> EncodeItem:
         """Return what has to be run for the gate: up to its read, or everything where the backbone looks ahead."""
         gate_read = reading.reads[0]
-        tokens = reading.token_ids[: gate_read[1]] if self._causal else reading.token_ids
+        item = reading.item
+        tokens = item.token_ids[: gate_read[1]] if self._causal else item.token_ids
         # The gate's read stands for both reads of the plan: every item of a batch must have the same number of them.
-        return EncodeItem(tokens, (gate_read, gate_read), gate_read[1])
+        return replace(item, token_ids=tokens, reads=(gate_read, gate_read), prompt_length=gate_read[1])
 
     async def _outcomes(self, prompts: Sequence[EncodeItem], call: Call) -> list[bytes | ServiceError]:
         if not prompts:

@@ -9,7 +9,7 @@ import math
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -57,8 +57,7 @@ def _job(key: bytes, reading: Reading) -> Job:
     ids = reading.token_ids
     # Two bytes a token where the vocabulary allows it: a full queue holds millions.
     compact = array("H" if max(ids) <= _LARGEST_SHORT else "I", ids)
-    item = EncodeItem(compact, reading.reads, reading.prompt_length)
-    return Job(key, item, reading.dropped_tokens, reading.shown)
+    return Job(key, replace(reading.item, token_ids=compact), reading.dropped_tokens, reading.shown)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,12 @@ otherwise (another template, a shorter limit that the text does not fit) it runs
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from paragone_models.model import PreferenceModel
 from paragone_models.network import RepresentationHead
-from paragone_models.text.reader import EncodeItem, read_plan
+from paragone_models.text.reader import read_plan
 from paragone_models.text.template import tokenizer_hash
 from paragone_service.engine.local import LocalEngine
 from paragone_service.http.errors import ServiceError
@@ -50,7 +51,7 @@ def pass_of(model: PreferenceModel, resources: Resources) -> Hashable | None:
         tuple(sorted(model.provenance.numerics.items())),
         model.local.deterministic,
         model.first_token,
-        tokenizer_hash(model.reader.tokenizer, model.reader.template.signature),
+        tokenizer_hash(model.reader.tokenizer, model.reader.signature),
         tuple(getattr(model.spec, field) for field in _READ_ALIKE),
     )
 
@@ -105,7 +106,7 @@ class Together:
             reads += read_plan(spec, item.prompt_length, len(item.token_ids), first_token=first_token)
         if not riders:
             return job
-        return job._replace(item=EncodeItem(item.token_ids, reads, item.prompt_length), riders=tuple(riders))
+        return job._replace(item=replace(item, reads=reads), riders=tuple(riders))
 
     def learn(self, tickets: Iterable[Ticket]) -> None:
         """Note what those who rode with tickets have, once these have their outcomes."""

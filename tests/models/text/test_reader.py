@@ -389,7 +389,7 @@ def test_a_turn_that_is_over_cuts_one_conversation_and_leaves_the_next():
 
 
 def test_cutting_ends_where_the_template_takes_too_long_for_it(monkeypatch):
-    monkeypatch.setattr("paragone_models.text.reader._CUTTING_S", 0.001)
+    monkeypatch.setattr("paragone_models.text.cutting._CUTTING_S", 0.001)
     reader = tiny.make_reader(SLOW, max_length=60)
     stopped, fine = reader.read([conversation([user(WORDS)] * 4, "b"), conversation("c", "d")])
     assert isinstance(stopped, StoppedError)

@@ -47,6 +47,16 @@ def test_a_text_and_its_one_message_form_share_a_key():
     assert key("é", "ü") == key([user("é")], [assistant("ü")])
 
 
+def test_an_image_counts_by_its_bytes_and_what_is_no_image_by_its_letters():
+    def image(url, **fields):
+        return key([user([{"type": "image_url", "image_url": {"url": url, **fields}}])], "r")
+
+    one, same, other = "data:image/png;base64,QUJD", "data:;base64,QUJD", "data:image/png;base64,QUJE"
+    assert image(one) == image(same) != image(other)
+    assert image(one) != image(one, detail="high")
+    assert image("https://a") != image("https://b")
+
+
 def test_fields_that_are_null_count_as_absent():
     assert key([user("p", name=None)], "r") == key("p", "r")
 
