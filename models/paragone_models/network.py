@@ -300,7 +300,9 @@ class PreferenceNetwork(nn.Module):
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def last_hidden_of(self, input_ids: Tensor, attention_mask: Tensor | None, images: Sequence[Sequence[Image]]) -> Tensor:
+    def last_hidden_of(
+        self, input_ids: Tensor, attention_mask: Tensor | None, images: Sequence[Sequence[Image]]
+    ) -> Tensor:
         """Return the last hidden states of right-padded sequences with images in them.
 
         Each distinct image passes the vision tower once, and its states go where its tokens are.

@@ -6,6 +6,7 @@ import json
 import struct
 import sys
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from paragone_models import load_model
 from paragone_models.errors import TextError
+from paragone_models.files.backbones import reference_to, save_head
+from paragone_models.files.loading import load_head, reference_of
 from paragone_models.images import MOST_IMAGES
 from paragone_models.model import LocalForward
 from paragone_models.spec import ModelSpec
@@ -357,6 +360,23 @@ def test_value_heads_of_trainers_and_general_preference_heads_see_too(tmp_path, 
     assert model.kind == ("bradley-terry" if rows == 1 else "general-preference")
     first, second = (model.score([user(part(data_url(one)))], ["yes", "no"]) for one in (FIRST, SECOND))
     assert not torch.allclose(first.representations, second.representations, atol=1e-3)
+
+
+def test_a_head_that_was_saved_alone_sees_what_its_backbone_sees(folder, model, tmp_path):
+    spec = replace(model.spec, dimension=3, kind="regression", attributes=("a", "b", "c"))
+    tensors = {"value_head.weight": torch.randn(3, tiny.HIDDEN)}
+    save_head(tmp_path, tensors, spec, reference_to(str(folder)))
+    alone = load_model(tmp_path, device="cpu")
+    beside = load_head(tmp_path, beside=model, reference=reference_of(model))
+    assert alone.identity == beside.identity
+    expected = alone.score(PROMPT, ["no"]).representations
+    torch.testing.assert_close(beside.score(PROMPT, ["no"]).representations, expected)
+    torch.testing.assert_close(
+        expected[0],
+        tensors["value_head.weight"] @ model.encode([model.reader.read([conversation(PROMPT, "no")])[0].item])[0, 0],
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 def test_replicas_see_what_the_first_one_sees(model):
