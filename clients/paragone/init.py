@@ -1,0 +1,235 @@
+"""``paragone init``: a server's file or a recipe for training by four questions, with a comment at every setting.
+
+Questions have options of the same name, so that scripts are asked nothing: what an option says is no question, and
+``--yes`` takes the defaults of the rest.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["init"]
+
+_KINDS = ("bradley-terry", "general-preference")
+_WAYS = ("lora", "full", "head")
+_READERS = ("me", "others")
+_SCRATCH = "none"
+
+_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take the default of what no option says.")]
+_Force = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object in place of lines; needs --yes.")]
+
+init = typer.Typer(no_args_is_help=True, add_completion=False, help="Write a server's file or a recipe.")
+
+
+@init.callback()
+def _init() -> None:
+    """Write a server's file or a recipe by four questions."""
+
+
+@init.command("server")
+def server(
+    file: Annotated[Path, typer.Argument(help="File to write.")] = Path("paragone.toml"),
+    *,
+    source: Annotated[
+        str | None, typer.Option(help="The model: builtin:NAME, a Hugging Face id or a folder.", show_default=False)
+    ] = None,
+    who: Annotated[str | None, typer.Option(help="Who may ask: me, on this machine, or others.")] = None,
+    redis: Annotated[str | None, typer.Option(help="Redis behind the cache, redis://HOST:PORT; none for none.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where it runs: auto, cpu, cuda, or all for every GPU.")] = None,
+    yes: _Yes = False,
+    force: _Force = False,
+    as_json: _Json = False,
+) -> None:
+    """Write the file of a server for `paragone serve --config FILE`."""
+    _check_file(file, force=force, yes=yes, as_json=as_json)
+    ask = _Questions(yes=yes)
+    source = ask(source, "Which model (builtin:NAME, a Hugging Face id, a folder)", "builtin:mini-general-preference")
+    who = ask(who, "Who may ask", "me", _READERS)
+    redis = ask(redis, "Redis behind the cache (redis://HOST:PORT, or none)", "none")
+    device = ask(device, "Where does it run (auto, cpu, cuda, all)", "auto")
+    following = [f"paragone doctor --config {file}", f"paragone serve --config {file}"]
+    if who == "others":
+        following.insert(0, "paragone key new first --file keys.txt")
+    _write(file, _server_lines(file, source, who, redis, device), following, as_json=as_json)
+
+
+@init.command("recipe")
+def recipe(
+    file: Annotated[Path, typer.Argument(help="File to write.")] = Path("recipe.toml"),
+    *,
+    data: Annotated[
+        str | None, typer.Option(help="Preferences, in any layout that `paragone data` reads.", show_default=False)
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="What is trained: a Hugging Face id or a folder; none for a small one from random weights."),
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help=f"{' or '.join(_KINDS)}, which knows cycles too.")] = None,
+    way: Annotated[
+        str | None, typer.Option(help="lora: adapters; full: every weight; head: the head alone, in seconds.")
+    ] = None,
+    yes: _Yes = False,
+    force: _Force = False,
+    as_json: _Json = False,
+) -> None:
+    """Write a recipe for `paragone train model FILE`, or for `train head` where the head alone is fitted."""
+    _check_file(file, force=force, yes=yes, as_json=as_json)
+    ask = _Questions(yes=yes)
+    data = ask(data, "Your preferences (a file, as `paragone data` reads it)", "pairs.jsonl")
+    backbone = ask(backbone, "Which backbone (a Hugging Face id, a folder, or none)", _SCRATCH)
+    kind = ask(kind, "Which kind of model", _KINDS[0], _KINDS)
+    # Random weights have nothing that adapters could adapt, or a head could read.
+    ways = ("full",) if backbone == _SCRATCH else _WAYS
+    way = ask(way, "What is trained", ways[0], ways)
+    command = "head" if way == "head" else "model"
+    following = [f"paragone data {data}", f"paragone train {command} {file} --dry-run"]
+    following += [f"paragone train {command} {file}", f"paragone serve --model judge=runs/{file.stem}"]
+    _write(file, _recipe_lines(file, data, backbone, kind, way), following, as_json=as_json)
+
+
+class _Questions:
+    """Ask what no option said."""
+
+    def __init__(self, *, yes: bool) -> None:
+        self._yes = yes
+
+    def __call__(self, given: str | None, question: str, default: str, choices: Sequence[str] = ()) -> str:
+        while True:
+            if given is None:
+                shown = f"{question} ({', '.join(choices)})" if choices else question
+                answer = default if self._yes else str(typer.prompt(shown, default=default)).strip()
+            else:
+                answer = given
+            if not choices or answer in choices:
+                return answer
+            complaint = f"{answer!r} is none of {', '.join(choices)}"
+            if given is not None:
+                raise typer.BadParameter(complaint)
+            typer.echo(complaint, err=True)
+
+
+def _server_lines(file: Path, source: str, who: str, redis: str, device: str) -> list[str]:
+    lines = [
+        f"# A Paragone server: paragone serve --config {file}",
+        "# Every setting and its default: docs/serving.md. Flags and PARAGONE_… in the environment win over this file.",
+        "",
+    ]
+    if who == "others":
+        lines += [
+            "# All of this machine's addresses; whoever asks needs a key.",
+            'host = "0.0.0.0"',
+            "# A line a key, with its hash: paragone key new NAME --file keys.txt",
+            'api_key_file = "keys.txt"',
+        ]
+    else:
+        lines += ["# Only programs on this machine may ask, and need no key.", 'host = "127.0.0.1"']
+    lines += ["port = 8000", ""]
+    if redis != "none":
+        lines += ["# Representations outlive restarts here, and replicas share them.", f"redis_url = {_text(redis)}"]
+    else:
+        lines += ["# Representations are kept in this process alone; with Redis they outlive a restart.",
+                  '# redis_url = "redis://localhost:6379"']  # fmt: skip
+    lines += ["# In MB.", "memory_cache_mb = 512", ""]
+    if device == "all":
+        lines += ["# A replica of every model on each GPU, behind one queue.", 'devices = "all"']
+    else:
+        lines += ["# auto is the GPU where there is one.", f"device = {_text(device)}"]
+    return [
+        *lines,
+        "# auto is bfloat16 where this machine multiplies it fast.",
+        'dtype = "auto"',
+        "",
+        "# The first table is the model that answers when a request names none.",
+        "[models.judge]",
+        f"source = {_text(source)}",
+        "# Longest conversation in tokens; without it the model's own.",
+        "# max_length = 4096",
+    ]
+
+
+def _recipe_lines(file: Path, data: str, backbone: str, kind: str, way: str) -> list[str]:
+    command = "head" if way == "head" else "model"
+    lines = [
+        f"# A preference model of {kind}: paragone train {command} {file}",
+        "# Every setting: docs/training.md. First look: the same command with --dry-run.",
+        "",
+        "[model]",
+        "# bradley-terry: one reward a response; general-preference: a vector, and so preferences with cycles.",
+        f"kind = {_text(kind)}",
+    ]
+    if kind == "general-preference":
+        lines += ["# Length of the vector: an even number; 8 has four 2-blocks.", "dimension = 8"]
+    lines += ["# Longest conversation, in tokens.", "max_length = 2048", ""]
+    lines += _backbone(backbone)
+    lines += [
+        "[data]",
+        "# Paths are relative to this file.",
+        f"train = [{_text(data)}]",
+        "# Rows of this split are held out. Without any: split them off, or name a file as evaluate.",
+        'evaluate_split = "test"',
+        "# What rows do that cannot be read: refuse the run, or leave-out.",
+        'bad_rows = "refuse"',
+        "",
+    ]
+    lines += [] if way == "head" else _training(way, scratch=backbone == _SCRATCH)
+    return [*lines, "[output]", f'folder = "runs/{file.stem}"']
+
+
+def _backbone(source: str) -> list[str]:
+    if source != _SCRATCH:
+        return ["[backbone]", "# Its chat template is how conversations are read.", f"source = {_text(source)}", ""]
+    return [
+        "[backbone]",
+        "# A small Llama from random weights, which learns from your rows alone.",
+        "hidden_size = 128",
+        "layers = 4",
+        "heads = 4",
+        "intermediate_size = 384",
+        "",
+        "[tokenizer]",
+        "# Learned from the texts of your rows.",
+        "vocabulary_size = 4096",
+        "",
+    ]
+
+
+def _training(way: str, *, scratch: bool) -> list[str]:
+    lines = [
+        "[training]",
+        "epochs = 1",
+        "# The peak, after the warm-up.",
+        f"learning_rate = {'1e-3' if scratch else '1e-4' if way == 'lora' else '1e-5'}",
+        "# Responses in a pass: less where memory is short.",
+        "batch_responses = 16",
+        "# Passes to an optimiser step.",
+        "accumulation = 1",
+        "",
+    ]
+    if way == "lora":
+        lines += ["[lora]", "# Adapters on every linear layer, merged when the model is saved.", "rank = 16", ""]
+    return lines
+
+
+def _check_file(file: Path, *, force: bool, yes: bool, as_json: bool) -> None:
+    if file.exists() and not force:
+        raise typer.BadParameter(f"{file} is there already: give another name, or --force")
+    if as_json and not yes:
+        raise typer.BadParameter("--json is for programs, which answer no questions: give --yes with it")
+
+
+def _write(file: Path, lines: Sequence[str], following: Sequence[str], *, as_json: bool) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps({"file": str(file), "next": list(following)}))
+    else:
+        typer.echo("\n".join([f"{file} is written. Next:", *(f"  {command}" for command in following)]))
+
+
+def _text(value: str) -> str:
+    # A text of JSON is one of TOML.
+    return json.dumps(value)
