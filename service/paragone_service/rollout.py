@@ -55,6 +55,7 @@ class Rollout:
 
     Attributes:
         made_here: names of the models that were fitted while the server ran.
+        making: name of the one that is being fitted; empty while none is.
     """
 
     def __init__(self, settings: Settings, registry: Registry, changed: Callable[[], None]) -> None:
@@ -63,6 +64,7 @@ class Rollout:
         self._changed = changed
         self._options: dict[str, ModelSettings] = dict(settings.loaded)
         self.made_here: set[str] = set()
+        self.making = ""
         self._loading = ""
         self._retiring: dict[asyncio.Task[None], HostedModel] = {}
 
@@ -138,6 +140,8 @@ class Rollout:
 
     def _options_of(self, name: str, source: str | None, revision: str | None) -> ModelSettings:
         self._check_allowed()
+        if name == self.making:
+            raise _refused(f"model {printable(name)} is being fitted: choose another name, or try again later")
         if not re.fullmatch(NAME, name):
             raise _refused(f"{printable(name)} is no name of a model: letters, digits, '.', '_' and '-' fit into a URL")
         if name in self._registry.pair_sources and self._registry.loaded(name) is None:

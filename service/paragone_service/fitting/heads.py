@@ -38,6 +38,7 @@ from paragone_service.rollout import Rollout
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.model_io import Replica
 from paragone_service.scoring.request import Call, Problems, RequestItem
+from paragone_service.scoring.together import families
 
 __all__ = ["Fitted", "HeadFitting"]
 
@@ -88,7 +89,6 @@ class HeadFitting:
 
     def __init__(self, settings: Settings, registry: Registry, rollout: Rollout) -> None:
         self._settings, self._registry, self._rollout = settings, registry, rollout
-        self._busy = False
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -108,18 +108,18 @@ class HeadFitting:
         base = self._registry.find(body.model)
         self._check_base(base)
         self._rollout.check_new(body.name)
-        if self._busy:
+        if self._rollout.making:
             raise _refused("another head is being fitted: one at a time, try again later", retry_after_s=5)
         if len(self._rollout.made_here) >= _MOST:
             raise _refused(f"{_MOST} heads that were fitted here are hosted: unload one first")
         learned, held_out = _parted(body)
-        self._busy = True
+        self._rollout.making = body.name
         try:
             spec = _spec_of(base.model.spec, body, len(learned))
             task = _Task(base, body, spec, learned, held_out)
             states, choices, usage = await self._states(task, call)
         except BaseException:
-            self._busy = False
+            self._rollout.making = ""
             raise
         fitting = asyncio.ensure_future(self._fitted(task, states, choices))
         penalties, hosted, folder = await asyncio.shield(fitting)
@@ -189,7 +189,7 @@ class HeadFitting:
         except (ModelLoadError, OSError) as error:
             raise _refused(f"the head was not fitted: {error}") from error
         finally:
-            self._busy = False
+            self._rollout.making = ""
             thread.shutdown(wait=False)
         options = ModelSettings(source=str(folder), dtype=model.provenance.numerics["dtype"])
         hosted = self._rollout.add(task.body.name, model, replicas, options)
@@ -229,11 +229,14 @@ class HeadFitting:
         call = replace(call, problems=Problems("pairs" if task.body.held_out is None else "held_out", report=False))
         preferred = np.array([pair.strength > 0 for _, pair in task.held_out])
         prompts = len({_question(pair) for _, pair in task.held_out})
-        right = await _first_preferred(new, task.held_out, call, usage) == preferred
-        old = None
-        if task.base.model.comparator.compares:
-            old = await _first_preferred(task.base, task.held_out, call, usage) == preferred
-        return agreement(right, old, prompts=prompts)
+        models = [new, *([task.base] if task.base.model.comparator.compares else [])]
+        together = families(models)  # a response that both lack is run once
+        answers = [
+            await _first_preferred(model, task.held_out, replace(call, together=together.get(model)), usage)
+            for model in models
+        ]
+        right, *before = [answer == preferred for answer in answers]
+        return agreement(right, before[0] if before else None, prompts=prompts)
 
 
 def _parted(body: HeadRequest) -> tuple[list[tuple[int, HeadPair]], list[tuple[int, HeadPair]]]:

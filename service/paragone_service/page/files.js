@@ -87,12 +87,16 @@ export function filePanel(context, { judge }) {
     if (!answer.rows.some((row) => row.responses.length > 1)) {
       return [el("p", { class: "soft small" }, "Its rows have no two responses to a prompt, so there is nothing to judge.")];
     }
-    const asked = async () => {
+    const asked = async (event) => {
+      const button = event.currentTarget;
+      button.disabled = true;
       try {
         const all = await page(0, MOST_ROWS);
         judge(pairsOf(all.rows));
       } catch (error) {
         found.prepend(el("p", { class: "problem", role: "alert" }, inWords(error)));
+      } finally {
+        button.disabled = false;
       }
     };
     const some = total > MOST_ROWS ? ` Of this file, its first ${MOST_ROWS} rows.` : "";

@@ -150,6 +150,21 @@ def test_texts_of_a_file_never_become_markup(browser, address):
         assert page.title() == "Judge · Paragone"
 
 
+def test_a_file_can_be_dropped(browser, address):
+    script = """text => {
+        const carried = new DataTransfer();
+        carried.items.add(new File([text], "dropped.jsonl"));
+        const event = new DragEvent("drop", {dataTransfer: carried, bubbles: true, cancelable: true});
+        document.querySelector(".drop").dispatchEvent(event);
+    }"""
+    # The page's own policy forbids to run a text, the test's too.
+    with opened(browser, f"{address}#label", bypass_csp=True) as page:
+        page.locator(".drop").wait_for()
+        page.evaluate(script, lines(ROWS).decode())
+        page.get_by_text("dropped.jsonl").wait_for()
+        page.get_by_text("Rows 1–10 of 12").wait_for()
+
+
 def test_what_cannot_be_read_is_said_in_the_readers_words(browser, address):
     with opened(browser, f"{address}#label", refusals=[422]) as page:
         drop(page, [{"colour": 1}])
