@@ -43,6 +43,17 @@ def test_every_kind_goes_on_from_a_trained_folder_as_it_answers(tmp_path, spec):
     assert all(weight.requires_grad for weight in built.network.parameters())
 
 
+def test_a_built_in_model_is_a_backbone_here_as_it_is_for_heads():
+    chosen = {"kind": "bradley-terry", "pooling": "mean", "max_length": 512}
+    source = "builtin:mini-bradley-terry"
+    built = build_model(recipe(model=chosen, backbone={"source": source}), [])
+    assert built.head_origin == f"kept: backbone.source {source}"
+    loaded = load_model(source, device="cpu", dtype="float32")
+    assert built.tokenizer("a word").input_ids == loaded.reader.tokenizer("a word").input_ids
+    with pytest.raises(RecipeError, match="from builtin:mini: there is no built-in model 'mini'; built in"):
+        build_model(recipe(model=chosen, backbone={"source": "builtin:mini"}), [])
+
+
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
     """A reward model of transformers, and its tokenizer."""

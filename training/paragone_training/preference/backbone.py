@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, Qwen3Model
 from paragone_models.errors import ModelLoadError
 from paragone_models.files.loading import load_model
 from paragone_models.files.saving import is_storable
+from paragone_models.files.sources import resolve
 from paragone_models.kinds import KINDS
 from paragone_models.model import PreferenceModel
 from paragone_models.network import AnyHead, PreferenceNetwork, RepresentationHead, output_width
@@ -143,8 +144,10 @@ def _tokenizer(section: TokenizerSection, backbone: BackboneSection, texts: Iter
     if source is None:
         return train_tokenizer(texts, section.vocabulary_size, max_length=max_length)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=None if section.source else backbone.revision)
-    except (OSError, ValueError) as error:
+        # The built-in models share a tokenizer, which is in none of their folders.
+        place = resolve(source, None).tokenizer_folder if source.startswith("builtin:") else source
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=None if section.source else backbone.revision)
+    except (ModelLoadError, OSError, ValueError) as error:
         raise RecipeError(f"cannot load a tokenizer from {source}: {error}") from error
     return _padding(tokenizer)
 
