@@ -21,11 +21,13 @@ from paragone_service.references.sets import Packed, Stored
 from paragone_service.scoring.hosted_model import HostedModel
 from paragone_service.scoring.request import Call, Represented, RequestItem
 
-__all__ = ["TextOwner", "VectorOwner", "Vectors", "with_listed", "with_references"]
+__all__ = ["TextOwner", "VectorOwner", "Vectors", "check_stored", "with_listed", "with_references"]
 
 Vectors = NDArray[np.float32]
 AnyReferenced = TypeVar("AnyReferenced", bound=Referenced)
 
+_MOST_BYTES = 256_000_000
+"""Of a request's stored representations, each as often as an item needs it: a short body must not become gigabytes."""
 _RESPONSES: TypeAdapter[list[Response]] = TypeAdapter(list[Response])
 
 
@@ -112,6 +114,22 @@ def with_listed(
         one.model_copy(update={"references": stored[index].references}) if index in stored else one
         for index, one in zip(indices, asked, strict=True)
     ]
+
+
+def check_stored(stored: Mapping[int, Stored[Vectors]]) -> None:
+    """Refuse a request whose items name more stored references than can be held beside them.
+
+    Raises:
+        ServiceError: ``too_many_items``.
+    """
+    size = sum(one.references.nbytes for one in stored.values())
+    if size > _MOST_BYTES:
+        count = sum(len(one.references) for one in stored.values())
+        raise ServiceError(
+            ErrorCode.TOO_MANY_ITEMS,
+            f"the items of this request are held against {count} stored references, {size} bytes of representations; "
+            f"the limit is {_MOST_BYTES}: send fewer items at a time",
+        )
 
 
 def with_references(

@@ -179,14 +179,16 @@ class ReferenceSets:
             for index, _ in places:
                 problems.add(index, error)
             return {}
-        found = {}
+        # Thousands of items may be of one prompt: they share what it has.
+        unpacked = {
+            prompt: Stored(owner.unpacked(content), head.birth)
+            for prompt, content in contents.items()
+            if content is not None
+        }
         for index, prompt in places:
-            content = contents[prompt]
-            if content is None:
+            if prompt not in unpacked:
                 problems.add(index, _missing(head))
-            else:
-                found[index] = Stored(owner.unpacked(content), head.birth)
-        return found
+        return {index: unpacked[prompt] for index, prompt in places if prompt in unpacked}
 
     async def _contents(
         self, owner: Owner[object], tenant: str | None, name: str, prompts: Collection[bytes]

@@ -1,5 +1,6 @@
 """Groups in memory: they expire, settled ones make room for new ones, and those that wait are never dropped."""
 
+import functools
 import tracemalloc
 
 import pytest
@@ -91,3 +92,23 @@ async def test_a_group_that_begins_anew_again_and_again_leaves_nothing_behind():
         assert tracemalloc.get_traced_memory()[0] < 500_000
     finally:
         tracemalloc.stop()
+
+
+async def test_the_lease_of_a_settled_group_is_one_processs_until_it_ends_or_the_table_is_there():
+    now = [0.0]
+    store = MemoryStore(keep_s=5, clock=lambda: now[0])
+    claim = functools.partial(store.claim, b"a", head("a"))
+    assert await claim(b"me", 3) == "gone"
+    await store.enter(b"a", head("a"), 0, b"d")
+    assert await claim(b"me", 3) == "gone"  # it waits for members yet
+    assert await store.put(b"a", head("a"), 0, MEMBER)
+    assert [await claim(who, 3) for who in (b"me", b"you", b"me")] == ["ours", "theirs", "ours"]
+    now[0] = 3.0
+    assert [await claim(who, 3) for who in (b"you", b"me")] == ["ours", "theirs"]
+    assert [await claim(b"you", 0), await claim(b"me", 3)] == ["ours", "ours"]
+    await store.finish(b"a", head("a", birth="b"), b"another group's")
+    assert await claim(b"me", 3) == "ours"
+    for table in (b"table", b"a second one"):
+        await store.finish(b"a", head("a"), table)
+    assert (await store.read(b"a")).table == b"table"
+    assert [await claim(who, 3) for who in (b"me", b"you")] == ["done", "done"]

@@ -60,6 +60,18 @@ async def test_a_set_answers_as_the_listed_references_do_and_costs_no_forward(cl
     assert rates == pytest.approx(listed["win_rates"], abs=1e-12)
 
 
+async def test_a_short_request_does_not_become_gigabytes_of_references(hosted):
+    async with serving(hosted) as client:
+        await store(client, items=[{"prompt": PROMPT, "responses": ["No."] * 10_000}])
+        item = {"prompt": PROMPT, "response": "Yes.", **NAMED}
+        refused = await client.post("/v1/rewards", json={"items": [item] * 1_700})
+        assert code(refused) == (413, "too_many_items")
+        assert "17000000 stored references, 272000000 bytes" in refused.json()["error"]["message"]
+        group = {"prompt": PROMPT, "responses": ["Yes."], **NAMED}
+        assert code(await client.post("/v1/tournaments", json={"groups": [group] * 1_700})) == (413, "too_many_items")
+        assert (await client.post("/v1/rewards", json={"items": [item] * 2})).status_code == 200
+
+
 async def test_what_does_not_fit_a_set_is_an_error_of_its_item(client):
     await store(client)
     item = {"prompt": PROMPT, "response": "Yes."}

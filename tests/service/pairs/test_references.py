@@ -92,6 +92,10 @@ async def test_comparisons_with_a_set_count_and_cutting_is_said_where_it_is_comp
     answer = await post(client, "/v1/tournaments", groups=[group])
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_many_items")
     assert "10003 comparisons" in answer.json()["error"]["message"]
+    item = {"prompt": "q", "response": "a", **NAMED}
+    answer = await post(client, "/v1/rewards", items=[item] * 9_000)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_many_items")
+    assert "45009000 comparisons" in answer.json()["error"]["message"]
     refused = await post(client, "/v1/references", **{**SET, "truncation": "error"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_request")
 

@@ -37,7 +37,7 @@ from paragone_service.http.routes.comparing import (
     compared_rewards,
     compared_tournaments,
 )
-from paragone_service.references.owners import VectorOwner, with_references
+from paragone_service.references.owners import VectorOwner, check_stored, with_references
 from paragone_service.references.sets import ReferenceSets
 from paragone_service.registry import Registry
 from paragone_service.scoring import answers, groups
@@ -141,6 +141,7 @@ def _add_tournaments(router: APIRouter, registry: Registry, sets: ReferenceSets,
         groups.check_signals(wanted, body.groups, indices, problems)
         _check_sets(model, body.aggregation, body.groups)
         stored = await sets.find(VectorOwner(model), call.tenant, body.groups, indices, problems)
+        check_stored(stored)
         items = [
             RequestItem(
                 index,
@@ -189,6 +190,7 @@ def _add_rewards(router: APIRouter, registry: Registry, sets: ReferenceSets, wor
         _check_steps(model, body, indices, problems)
         _check_sets(model, body.aggregation, body.items)
         stored = await sets.find(VectorOwner(model), call.tenant, body.items, indices, problems)
+        check_stored(stored)
         items = [
             RequestItem(index, item.prompt, item.tools, (_own(item), *item.listed), own=1, principle=item.principle)
             for index, item in zip(indices, body.items, strict=True)
