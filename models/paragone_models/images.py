@@ -1,8 +1,9 @@
 """Images in messages: from a data URL to pixels, to the tokens that stand for them, and to what a vision tower reads.
 
 Nothing is fetched, and nothing that a sender says of an image is believed: its format is what its bytes are, its size
-what its header says, before a pixel is decoded. What is kept is the image as the model sees it, in bytes: of a patch of
-14 x 14 pixels a vision tower reads eight times as many as floats.
+what its header says, before a pixel is decoded. An image may wait for long before it is run. What is kept until then is
+the smaller one of what was sent and what the model sees of it, so that a few bytes never become many; floats, eight
+times as many, are made in the batch.
 
 Shapes: h, w an image's height and width in pixels, as the model sees it.
 """
@@ -15,6 +16,7 @@ import io
 import json
 import re
 import secrets
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,7 +57,7 @@ _KNOWN = ("PNG", "JPEG", "WEBP")
 # thousand of them took 9 s to decode.
 _MOST_SCANS, _SCAN = 64, b"\xff\xda"
 _DATA_URL = re.compile(r"data:[a-z0-9.+/-]*;base64,", re.IGNORECASE)
-# Decoded images that are kept for siblings, which come close together.
+# Decoded images that are kept: for siblings, which come close together, and for the batch that follows.
 _REMEMBERED_BYTES = 64 << 20
 _PROCESSOR_FILE = "preprocessor_config.json"
 _PROCESSORS = frozenset({"Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil"})
@@ -68,19 +70,23 @@ IMAGE_MARK = re.compile(rf"\[{_MARK} (\d+)\]")
 """Stands for an image in a text, with its number among its conversation's, until the text is tokenised."""
 
 
+Pixels = NDArray[np.uint8]
+"""Red, green and blue of an image, resized. [h, w, 3]"""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
     """One image as a model sees it.
 
     Attributes:
         key: hash of the bytes that were sent.
-        pixels: red, green and blue, resized. [h, w, 3]
         tokens: how many tokens stand for it.
+        kept: the bytes that were sent, or its pixels.
     """
 
     key: bytes
-    pixels: NDArray[np.uint8] = field(repr=False)
     tokens: int
+    kept: bytes | Pixels = field(repr=False)
 
 
 def numbers_of(text: str) -> list[int]:
@@ -127,7 +133,7 @@ def data_of(url: object) -> bytes:
 
 
 class ImageReader:
-    """Read images for one model; one call at a time.
+    """Read images for one model, from any thread.
 
     Args:
         processor: transformers' own, which says how large an image is seen and how its pixels are scaled.
@@ -146,8 +152,9 @@ class ImageReader:
         self.version = str(PIL.__version__)
         self._processor = processor
         self._factor = processor.patch_size * processor.merge_size
-        self._known: OrderedDict[bytes, Image] = OrderedDict()
+        self._known: OrderedDict[bytes, Pixels] = OrderedDict()
         self._known_bytes = 0
+        self._lock = threading.Lock()
 
     def read(self, part: Mapping[str, Any]) -> Image:
         """Return the image of a content part ``{"type": "image_url", "image_url": {"url": "data:…"}}``.
@@ -162,13 +169,13 @@ class ImageReader:
             raise TextError("unsupported_content", "this model sees images in one detail alone: leave detail out")
         data = data_of(reference.get("url"))
         key = hashlib.sha256(data).digest()
-        image = self._known.get(key)
-        if image is None:
-            pixels = self._decoded(data)
-            image = Image(key, pixels, pixels.shape[0] * pixels.shape[1] // self._factor**2)
-            self._remember(image)
-        self._known.move_to_end(key)
-        return image
+        pixels = self._pixels(key, data)
+        tokens = pixels.shape[0] * pixels.shape[1] // self._factor**2
+        return Image(key, tokens, data if len(data) < pixels.nbytes else pixels)
+
+    def pixels(self, image: Image) -> Pixels:
+        """Return what the model sees of an image that was read."""
+        return self._pixels(image.key, image.kept) if isinstance(image.kept, bytes) else image.kept
 
     def expanded(self, token_ids: list[int], images: Sequence[Image]) -> list[int]:
         """Return tokens in which each image has as many as stand for it.
@@ -200,10 +207,10 @@ class ImageReader:
         Returns:
             Patches, float32 [all patches, numbers of one], and time, height and width in patches [images, 3].
         """
-        made = self._processor(images=[image.pixels for image in images], do_resize=False, return_tensors="pt")
+        made = self._processor(images=[self.pixels(image) for image in images], do_resize=False, return_tensors="pt")
         return made["pixel_values"], made["image_grid_thw"]
 
-    def _decoded(self, data: bytes) -> NDArray[np.uint8]:
+    def _decoded(self, data: bytes) -> Pixels:
         """Return the pixels of an image, resized as the model sees it."""
         import PIL.Image
         import PIL.ImageOps
@@ -235,11 +242,19 @@ class ImageReader:
                 f"({type(error).__name__})",
             ) from None
 
-    def _remember(self, image: Image) -> None:
-        self._known[image.key] = image
-        self._known_bytes += image.pixels.nbytes
-        while self._known_bytes > _REMEMBERED_BYTES and len(self._known) > 1:
-            self._known_bytes -= self._known.popitem(last=False)[1].pixels.nbytes
+    def _pixels(self, key: bytes, data: bytes) -> Pixels:
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+        pixels = self._decoded(data)
+        with self._lock:
+            if key not in self._known:  # another thread may have decoded it meanwhile
+                self._known[key] = pixels
+                self._known_bytes += pixels.nbytes
+            while self._known_bytes > _REMEMBERED_BYTES and len(self._known) > 1:
+                self._known_bytes -= self._known.popitem(last=False)[1].nbytes
+        return pixels
 
 
 def _too_large(size: str) -> TextError:

@@ -25,6 +25,7 @@ from paragone_models.model import LocalForward
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import conversation
 from paragone_models.text.rendered import Rendered
+from paragone_models.text.rendering import Turn
 from tests.models import tiny
 from tests.models.seeing import data_url, part, picture, save_seeing, text, user
 
@@ -124,14 +125,18 @@ def test_the_pixels_are_what_the_images_own_processor_makes_of_them(folder, mode
 def test_a_photograph_is_turned_as_its_camera_was_held(model):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
-    turned = model.reader.images.read(part(data_url(picture(60, 20), "JPEG", exif=exif)))
-    assert turned.pixels.shape[0] > turned.pixels.shape[1]
+    images = model.reader.images
+    height, width, _ = images.pixels(images.read(part(data_url(picture(60, 20), "JPEG", exif=exif)))).shape
+    assert height > width
 
 
-def test_the_image_is_known_by_its_bytes_and_read_once(model):
+def test_the_image_is_known_by_its_bytes_and_decoded_once(model):
     url = data_url(picture(seed=9))
-    once = model.reader.images.read(part(url))
-    assert model.reader.images.read(part(url.replace("image/png", "IMAGE/x-any"), detail="auto")) is once
+    images = model.reader.images
+    once = images.read(part(url))
+    again = images.read(part(url.replace("image/png", "IMAGE/x-any"), detail="auto"))
+    assert again.key == once.key
+    assert images.pixels(again) is images.pixels(once)
     first, second, other = (
         model.reader.read([conversation([user(part(link))], response)])[0].item
         for link, response in ((url, "yes"), (url, "no"), (data_url(picture(seed=10)), "yes"))
@@ -168,6 +173,28 @@ def test_control_strings_beside_an_image_stay_text(model):
     end = tiny.MARKS.index("<|im_end|>")
     assert reading.token_ids.count(end) == 2, "those that the template writes"
     assert reading.token_ids[reading.prompt_length - 2] == end
+
+
+def test_what_waits_takes_no_more_than_what_was_sent_nor_more_than_what_is_seen(folder):
+    images = load_model(folder, device="cpu").reader.images
+    plain, noisy = (Image.new("RGB", (60, 60)), Image.effect_noise((300, 300), 90).convert("RGB"))
+    for image, kind in ((plain, bytes), (noisy, np.ndarray)):
+        url = data_url(image)
+        read = images.read(part(url))
+        assert isinstance(read.kept, kind)
+        assert len(memoryview(read.kept).cast("B")) <= min(len(url), read.tokens * 64 * 3)
+    # Many other images later it is decoded again.
+    first = images.read(part(data_url(plain)))
+    before = images.pixels(first)
+    images._known.clear()
+    assert np.array_equal(images.pixels(first), before)
+    assert images.pixels(first) is not before
+
+
+def test_decoding_ends_a_turn_as_templates_do(model):
+    talks = [conversation([user(part(data_url(picture(400, 400, seed=seed))))], "yes") for seed in range(50, 53)]
+    assert len(model.reader.read(talks, turn=Turn(1e-6))) == 1
+    assert len(model.reader.read(talks, turn=Turn(60.0))) == 3
 
 
 # -- what is cut

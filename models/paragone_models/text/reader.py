@@ -7,6 +7,7 @@ of every engine: one sequence of tokens, and the places where its hidden states 
 """
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -273,6 +274,7 @@ class TextReader:
         results: list[Reading | TextError | None] = [None] * len(conversations)
         drafts: dict[int, Draft] = {}
         rendered: dict[int, Rendered] = {}
+        began_s = time.thread_time()
         for index, (talk, size) in enumerate(zip(conversations, sizes(conversations), strict=True)):
             try:
                 check_size(*size, self.spec.max_length)
@@ -283,6 +285,10 @@ class TextReader:
                     drafts[index] = self._draft(talk)
             except TextError as error:
                 results[index] = error
+            # Decoding takes time that no template spends, and the next ones have to wait for the next turn.
+            if self.images is not None and time.thread_time() - began_s > self.template.turn.seconds:
+                del results[index + 1 :]
+                break
         sequences = self._rendered.sequences(list(rendered.values()), may_cut=truncation == "prompt")
         for index, sequence in zip(rendered, sequences, strict=True):
             results[index] = self._finish_rendered(rendered[index], sequence)

@@ -50,19 +50,20 @@ class Turn:
         seconds: after which no further conversation is begun.
 
     Attributes:
+        seconds: the same.
         used_s: processor time so far.
         ended: whether somebody ended it.
     """
 
     def __init__(self, seconds: float = math.inf) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self.used_s = 0.0
         self.ended = False
 
     @property
     def over(self) -> bool:
         """Whether its time is used up."""
-        return self.used_s >= self._seconds
+        return self.used_s >= self.seconds
 
     def spend(self, seconds: float) -> None:
         """Count processor time."""
