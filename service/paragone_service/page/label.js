@@ -3,7 +3,12 @@
 import { el } from "./dom.js";
 import { filePanel, promptText, textOf } from "./files.js";
 import { headPanel } from "./head.js";
-import { asLines, keyOf, openLabels } from "./labels.js";
+import { asLines, keyOf, labels, whenJudged } from "./labels.js";
+
+// The two stand beside each other, or, where there is no room, one above the other.
+const LEFT = { wide: "Left", narrow: "The upper one" };
+const RIGHT = { wide: "Right", narrow: "The lower one" };
+const named = ({ wide, narrow }) => [el("span", { class: "wide" }, wide), el("span", { class: "narrow" }, narrow)];
 
 export const label = {
   id: "label",
@@ -11,7 +16,6 @@ export const label = {
   open(root, context) {
     const card = el("section", { class: "panel card", "aria-label": "Judging", tabindex: 0, onkeydown: pressed });
     const progress = el("section", { class: "panel", "aria-label": "Judgements" });
-    const labels = openLabels(draw);
     const head = headPanel(context, () => labels.judged);
     const files = filePanel(context, {
       judge(pairs) {
@@ -21,6 +25,7 @@ export const label = {
       },
     });
     root.append(files.element, card, progress, head.element);
+    whenJudged(root, draw);
     draw();
 
     function draw() {
@@ -35,15 +40,15 @@ export const label = {
 
     function asked(pair, left) {
       const [one, other] = shown(pair);
-      const side = (name, value) => el("div", { class: "side-text" }, el("h3", {}, name), el("div", { class: "whole" }, textOf(value) || "(empty)"));
+      const side = (name, value) => el("div", { class: "side-text" }, el("h3", {}, ...named(name)), el("div", { class: "whole" }, textOf(value) || "(empty)"));
       return [
         el("div", { class: "row spread" }, el("h2", {}, "Which response is better?"), el("span", { class: "soft small" }, `${left} left`)),
         el("div", { class: "asked whole" }, promptText(pair.prompt)),
-        el("div", { class: "sides" }, side("Left", one), side("Right", other)),
+        el("div", { class: "sides" }, side(LEFT, one), side(RIGHT, other)),
         el("div", { class: "row verdicts" },
-          verdict("Left is better", "←", () => say(1)),
+          verdict([...named(LEFT), " is better"], "←", () => say(1)),
           verdict("A tie", "Space", () => say(0)),
-          verdict("Right is better", "→", () => say(-1)),
+          verdict([...named(RIGHT), " is better"], "→", () => say(-1)),
           verdict("Pass over", "S", () => say(null))),
         undoRow(),
       ];
@@ -64,7 +69,7 @@ export const label = {
       if (!pair) return;
       const strength = left === null ? null : turned(pair) ? -left : left;
       labels.judge(pair, strength === 0 ? 0 : strength); // no minus zero in a file
-      const words = { 1: "Left is better", 0: "A tie", "-1": "Right is better" }[left] ?? "Passed over";
+      const words = { 1: "The first is better", 0: "A tie", "-1": "The second is better" }[left] ?? "Passed over";
       context.announce(`${words}. ${labels.next().left} left.`);
       card.focus(); // else Space would press the button that was clicked
     }

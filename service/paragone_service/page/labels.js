@@ -3,64 +3,82 @@
 const STORE = "paragone.labels";
 const VERSION = 1;
 
-/** Return what says that two pairs are the same. */
+/** Return what says that two pairs are the same, whichever stands first: the later judgement is the one that counts. */
 export function keyOf({ prompt, first, second }) {
-  return JSON.stringify([prompt, first, second]);
+  return JSON.stringify([prompt, ...[first, second].map((one) => JSON.stringify(one)).sort()]);
 }
 
-/** Return `{queue, history, …}`: pairs to be judged, and what was done with them in order (a strength of null: passed
- * over). `changed` is called after each change. */
-export function openLabels(changed) {
-  const kept = read();
-  let { queue, history } = kept;
-  let whole = true; // whether storage holds the queue too
+let { queue, history } = read();
+let whole = true; // whether storage holds the queue too
+const listeners = new Map();
 
-  function save() {
-    whole = write({ version: VERSION, queue, history });
-    if (!whole) write({ version: VERSION, queue: [], history });
-    changed();
+// Two tabs share what is kept: what one of them writes, the other one takes over.
+window.addEventListener("storage", (event) => {
+  if (event.key !== STORE) return;
+  ({ queue, history } = read());
+  tell();
+});
+
+function tell() {
+  for (const [root, changed] of listeners) {
+    if (root.isConnected) changed();
+    else listeners.delete(root);
   }
-
-  return {
-    get whole() {
-      return whole;
-    },
-    /** The pairs that were judged, each once, as rows of a file. */
-    get judged() {
-      const rows = new Map(history.map((one) => [keyOf(one), one]));
-      return [...rows.values()].filter((one) => one.strength !== null);
-    },
-    /** Return the next pair to be judged, and how many come after it. */
-    next() {
-      const done = new Set(history.map(keyOf));
-      const open = queue.filter((pair) => !done.has(keyOf(pair)));
-      return { pair: open[0] ?? null, left: open.length };
-    },
-    /** Judge these pairs next; those that were judged before are not asked about again. */
-    ask(pairs) {
-      const known = new Set();
-      queue = pairs.filter((pair) => !known.has(keyOf(pair)) && known.add(keyOf(pair)));
-      save();
-    },
-    judge(pair, strength) {
-      history.push({ prompt: pair.prompt, first: pair.first, second: pair.second, strength });
-      save();
-    },
-    /** Take back what was done last, and return whether there was anything. */
-    undo() {
-      const last = history.pop();
-      if (!last) return false;
-      if (!queue.some((pair) => keyOf(pair) === keyOf(last))) queue.unshift(last);
-      save();
-      return true;
-    },
-    clear() {
-      queue = [];
-      history = [];
-      save();
-    },
-  };
 }
+
+function save() {
+  whole = write({ version: VERSION, queue, history });
+  if (!whole) write({ version: VERSION, queue: [], history });
+  tell();
+}
+
+/** Call a function after each change, for as long as an element is part of the page. */
+export function whenJudged(root, changed) {
+  listeners.set(root, changed);
+}
+
+/** What was judged, and what is to be judged. */
+export const labels = {
+  /** Whether the pairs that are left are kept too: a large file does not fit. */
+  get whole() {
+    return whole;
+  },
+  /** The pairs that were judged, each once, as rows of a file. */
+  get judged() {
+    const rows = new Map(history.map((one) => [keyOf(one), one]));
+    return [...rows.values()].filter((one) => one.strength !== null);
+  },
+  /** Return the next pair to be judged, and how many are left with it. */
+  next() {
+    const done = new Set(history.map(keyOf));
+    const open = queue.filter((pair) => !done.has(keyOf(pair)));
+    return { pair: open[0] ?? null, left: open.length };
+  },
+  /** Judge these pairs next; those that were judged before are not asked about again. */
+  ask(pairs) {
+    const known = new Set();
+    queue = pairs.filter((pair) => !known.has(keyOf(pair)) && known.add(keyOf(pair)));
+    save();
+  },
+  /** Note a judgement: 1 where the first is preferred, −1 where the second is, 0 for a tie, null for none. */
+  judge({ prompt, first, second }, strength) {
+    history.push({ prompt, first, second, strength });
+    save();
+  },
+  /** Take back what was done last, and return whether there was anything. */
+  undo() {
+    const last = history.pop();
+    if (!last) return false;
+    if (!queue.some((pair) => keyOf(pair) === keyOf(last))) queue.unshift(last);
+    save();
+    return true;
+  },
+  clear() {
+    queue = [];
+    history = [];
+    save();
+  },
+};
 
 /** Return judged pairs as a file that `paragone train model` and `train head` read. */
 export function asLines(judged) {

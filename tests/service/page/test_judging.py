@@ -127,7 +127,7 @@ def test_responses_to_conversations_are_judged_with_buttons(browser, address, tm
         page.get_by_role("button", name="Judge its pairs").click()
         assert page.locator(".asked").inner_text() == "user: Hello.\n\nassistant: Hi.\n\nuser: Why?"
         for _ in range(2):
-            page.get_by_role("button", name="Left is better").click()
+            page.get_by_role("button", name="The upper one is better").click()
         page.get_by_text("All pairs are judged.").wait_for()
         pairs = read_pairs(downloaded(page, tmp_path / "judgements.jsonl"))
         assert [(pair.prompt_messages, pair.first, pair.second) for pair in pairs] == [
