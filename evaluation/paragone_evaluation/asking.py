@@ -29,7 +29,7 @@ from paragone_evaluation.scorers import (
     Scorer,
 )
 
-__all__ = ["AnswerStore", "Answers", "Progress", "ask_model", "only_ratings"]
+__all__ = ["AnswerStore", "Answers", "Progress", "ask_model", "only_ratings", "questions"]
 
 Progress = Callable[[int, int], object]
 """Called with how many questions are answered, and how many there are."""
@@ -193,6 +193,11 @@ def _questions_of(data: EvaluationSet) -> list[tuple[int, int]]:
     return sorted(once, key=lambda pair: (int(data.node_prompt[pair[0]]), *pair))
 
 
+def questions(data: EvaluationSet) -> int:
+    """Return how many pairs a model is asked about, in one order or in both."""
+    return len(_questions_of(data))
+
+
 def ask_model(data: EvaluationSet, scorer: Scorer, store: AnswerStore, *, progress: Progress | None = None) -> Answers:
     """Return the model's answers to all questions, asking only those that the store does not know.
 
@@ -214,8 +219,8 @@ def ask_model(data: EvaluationSet, scorer: Scorer, store: AnswerStore, *, progre
         # Only a kind that reads both responses at once can answer the two orders differently.
         orders = [*pairs, *((second, first) for first, second in pairs)] if card.pairwise else pairs
         names = {order: f"{keys[order[0]]}>{keys[order[1]]}" for order in orders}
-        questions = {names[order]: _pair_item(data, *order) for order in orders}
-        known = _put(questions, scorer.compare, scorer.questions_per_call, store, progress)
+        asked = {names[order]: _pair_item(data, *order) for order in orders}
+        known = _put(asked, scorer.compare, scorer.questions_per_call, store, progress)
         logits = {order: _logit(known[name]) for order, name in names.items()}
         score = _mean_logits(len(data.responses), pairs, logits)
     refused = Counter(answer.code for answer in known.values() if isinstance(answer, Refusal))

@@ -167,6 +167,14 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(help="Another model for a paired comparison: a source, or URL or URL#ID of a service.")
     ] = None,
+    routing: Annotated[
+        bool,
+        typer.Option(
+            "--routing",
+            help="Of an ensemble of a service: ask each member about every pair, and show accuracy against cost at "
+            "several margins.",
+        ),
+    ] = False,
     split: Annotated[str | None, typer.Option(help="Rows of this split only, as test.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of answers and results; evaluations/… if omitted.")
@@ -179,15 +187,26 @@ def evaluate(
     table, results.json and report.html.
     """
     _check_model(url, model, common.bos, common.head)
+    if routing and url is None:
+        raise typer.BadParameter("--routing is about an ensemble that a service hosts: give its --url")
     # Everything that can be wrong with options and file is found before a model is loaded or a service asked.
     settings = common.measures()
     data = read_evaluation_set(*files, options=common.read_options(), split=split)
     with ExitStack() as opened:
         scorer = common.scorer(url, model, opened)
         other = None if against is None else _other(against, common, opened)
+        members = scorer.members() if routing and isinstance(scorer, ServiceScorer) else []
         folder = output or default_folder(data, scorer.card.name)
-        bar = Console(stderr=True)
-        written = evaluate_models(data, scorer, folder, settings, against=other, command=_command("eval"), console=bar)
+        written = evaluate_models(
+            data,
+            scorer,
+            folder,
+            settings,
+            against=other,
+            members=members,
+            command=_command("eval"),
+            console=Console(stderr=True),
+        )
     if common.as_json:
         print_json({**written.results, "files": list(map(str, written.files))})
         return

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,14 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from paragone import ParagoneError
-from paragone_evaluation.asking import Answers, AnswerStore, ask_model
+from paragone_evaluation.asking import Answers, AnswerStore, ask_model, questions
 from paragone_evaluation.asking import Progress as Report
 from paragone_evaluation.benchmark_results import write_rewardbench_files
 from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.results import MeasureSettings, check_comparable, plain, results_of
 from paragone_evaluation.results_report import page_of_results
-from paragone_evaluation.scorers import Scorer
+from paragone_evaluation.routing import Member
+from paragone_evaluation.scorers import Scorer, ServiceScorer
 
 __all__ = ["Evaluation", "default_folder", "evaluate_models", "progress_bar"]
 
@@ -57,6 +58,7 @@ def evaluate_models(
     settings: MeasureSettings,
     *,
     against: Scorer | None = None,
+    members: Sequence[ServiceScorer] = (),
     command: str | None = None,
     console: Console | None = None,
 ) -> Evaluation:
@@ -67,6 +69,7 @@ def evaluate_models(
     Args:
         folder: gets ``answers.jsonl``, ``results.json``, ``report.html`` and, for RewardBench, its two files.
         against: asks another model, for a paired comparison.
+        members: ask those of the ensemble that ``scorer`` asks, for accuracy against cost.
         command: what was typed, for the report.
         console: shows progress; nothing is shown if None.
 
@@ -77,9 +80,14 @@ def evaluate_models(
         ModelError: if a local model fails; what was answered is kept.
     """
     check_comparable(data, scorer.card, None if against is None else against.card)  # refused before anything is asked
+    # Members first: what the ensemble asked a judge would be cached, and its calls not counted.
+    parts = [
+        _member(data, member, folder / f"answers-member-{place}.jsonl", console)
+        for place, member in enumerate(members, start=1)
+    ]
     answers = _answers(data, scorer, folder / "answers.jsonl", console)
     other = None if against is None else _answers(data, against, folder / "answers-against.jsonl", console)
-    summary = results_of(data, answers, settings, against=other)
+    summary = results_of(data, answers, settings, against=other, members=parts)
     origin = {
         "paragone": version("paragone"),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -97,6 +105,15 @@ def evaluate_models(
     except OSError as error:
         raise EvaluationError(f"cannot write into {folder}: {error.strerror or error}") from error
     return Evaluation(results, (report, numbers, *extra))
+
+
+def _member(data: EvaluationSet, scorer: ServiceScorer, path: Path, console: Console | None) -> Member:
+    known = path.exists()
+    answers = _answers(data, scorer, path, console)
+    if scorer.card.kind != "judge":
+        return Member(answers, 0.0)
+    # What was kept from an earlier run, or cached by the server, has cost something of which nothing is known here.
+    return Member(answers, scorer.judge_calls / questions(data) if scorer.judge_calls and not known else None)
 
 
 def _answers(data: EvaluationSet, scorer: Scorer, path: Path, console: Console | None) -> Answers:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.measures.checks import Floats
 from paragone_evaluation.measures.ranking import best_of_n, best_of_n_kl, group_score, kendall_zeta
 from paragone_evaluation.pair_results import Clustering, clustering, comparison_section, judged_pairs, pair_sections
+from paragone_evaluation.routing import Member, routing_section
 from paragone_evaluation.scorers import ModelCard
 
 __all__ = ["MeasureSettings", "check_comparable", "plain", "results_of"]
@@ -67,16 +69,22 @@ def check_comparable(data: EvaluationSet, card: ModelCard, against: ModelCard | 
 
 
 def results_of(
-    data: EvaluationSet, answers: Answers, settings: MeasureSettings, *, against: Answers | None = None
+    data: EvaluationSet,
+    answers: Answers,
+    settings: MeasureSettings,
+    *,
+    against: Answers | None = None,
+    members: Sequence[Member] = (),
 ) -> dict[str, Any]:
     """Return every measure that the file allows.
 
     Args:
         against: answers of another model, for a paired comparison.
+        members: answers of an ensemble's members, for accuracy against cost.
 
     Returns:
-        ``data``, ``model``, ``settings``, ``left_out``, ``notes``, ``measures`` and ``comparison``; a number with an
-        interval is an ``Estimate``. ``plain`` turns it into JSON values.
+        ``data``, ``model``, ``settings``, ``left_out``, ``notes``, ``measures``, ``comparison`` and ``routing``; a
+        number with an interval is an ``Estimate``. ``plain`` turns it into JSON values.
 
     Raises:
         EvaluationError: if a setting is impossible, people decided no pair that was answered, or a model without
@@ -115,6 +123,7 @@ def results_of(
         "notes": [*notes, *data.notes, *clusters.notes],
         "measures": measures,
         "comparison": None if against is None else comparison_section(data, answers, against, clusters),
+        "routing": routing_section(data, card.ensemble, members, clusters) if members and card.ensemble else None,
     }
 
 

@@ -16,6 +16,7 @@ from paragone_evaluation.pair_results import FEW_CLUSTERS
 from paragone_evaluation.report.charts import Line, line_chart
 from paragone_evaluation.report.page import Card, Figure, PageSection, PageTable, interval_bar, render_page
 from paragone_evaluation.report.words import counted, estimate_row, interval, interval_cell, lines, number, percent
+from paragone_evaluation.routing import routing_page
 
 __all__ = ["page_of_results", "print_results", "print_temperature"]
 
@@ -39,6 +40,7 @@ def page_of_results(results: _Values) -> str:
     sections = [
         _benchmark(measures["benchmark"]),
         _comparison(results),
+        routing_page(results["routing"]),
         _calibration(measures) if accuracy else None,
         _length(measures["length"]) if accuracy else None,
         _strength(measures["strength"]),
@@ -78,6 +80,10 @@ def print_results(results: _Values, console: Console) -> None:
         console.print(f"[italic]{heading}[/italic]", soft_wrap=True)
         console.print(_printed(comparison.tables[0]))
         console.print(escape(comparison.text), soft_wrap=True, highlight=False)
+    if routing := routing_page(results["routing"]):
+        console.print(f"[italic]{escape(routing.title)}[/italic]", soft_wrap=True)
+        for table in routing.tables:
+            console.print(_printed(table))
     if subsets := _subsets(measures):
         console.print(_printed(subsets.tables[0], most=_MOST_SUBSETS))
         if (more := len(measures["subsets"]) - _MOST_SUBSETS) > 0:

@@ -87,6 +87,7 @@ class ModelCard:
         compares: whether it has preferences; a regression model without weights has ratings alone.
         numerics: dtype, kernels, versions.
         domain: what the model was trained on.
+        ensemble: what an ensemble is made of, as ``/v1/models`` says.
     """
 
     name: str
@@ -105,6 +106,7 @@ class ModelCard:
     numerics: Mapping[str, str] = field(default_factory=dict)
     domain: str | None = None
     demonstration: bool = False
+    ensemble: Mapping[str, Any] | None = None
 
     @classmethod
     def of_kind(cls, kind: str, weights: Sequence[float] | None, **fields: Any) -> Self:
@@ -141,6 +143,9 @@ class ServiceScorer:
         url: address of the service, for the report.
         model: id of the hosted model; the default one if None.
 
+    Attributes:
+        judge_calls: to judges on other servers, which its questions have caused.
+
     Raises:
         ParagoneError: if the service cannot be reached or hosts no such model.
     """
@@ -150,6 +155,7 @@ class ServiceScorer:
 
     def __init__(self, client: Client, *, url: str, model: str | None = None) -> None:
         self._client = client
+        self.judge_calls = 0
         info = client.models()[0] if model is None else client.model(model)
         self.card = ModelCard.of_kind(
             info.kind,
@@ -158,8 +164,22 @@ class ServiceScorer:
             where=url,
             attributes=tuple(info.attributes),
             pairwise=info.dimension is None,  # it has no vector of one response alone
+            ensemble=None if info.ensemble is None else info.ensemble.model_dump(),
             **{name: getattr(info, name) for name in _INFO_FIELDS},
         )
+
+    def members(self) -> list["ServiceScorer"]:
+        """Return what asks each member of an ensemble, in their order.
+
+        Raises:
+            EvaluationError: if the model is no ensemble.
+        """
+        if self.card.ensemble is None:
+            raise EvaluationError(
+                f"{self.card.name} is of kind {self.card.kind}, and only an ensemble has members to route between: "
+                f"host one as --model NAME=ensemble:{self.card.name}+OTHER"
+            )
+        return [ServiceScorer(self._client, url=self.card.where, model=name) for name in self.card.ensemble["members"]]
 
     def rate(self, items: Sequence[ResponseQuestion]) -> list[RatingAnswer | Refusal]:
         """Return a reward for each response, or why there is none."""
@@ -188,6 +208,7 @@ class ServiceScorer:
         ]
         answer = self._client.preferences(batch, model=self.card.name, on_error="report")
         self._check(answer.fingerprint)
+        self.judge_calls += answer.usage.judge_calls
         return [_refusal(row) if isinstance(row, ItemError) else PairAnswer(row.logit) for row in answer.preferences]
 
     def _check(self, fingerprint: str) -> None:

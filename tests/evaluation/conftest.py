@@ -78,17 +78,13 @@ def pairs_file(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def served(hosted: dict[str, PreferenceModel]):
-    """Yield the URL of a real service that hosts the models."""
+def listening(app: object):
+    """Yield the URL at which an application listens."""
     import uvicorn
-
-    from paragone_service.app import create_app
-    from paragone_service.config import Settings
 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(create_app(Settings(), hosted), log_level="error", lifespan="on")
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + 20
@@ -98,6 +94,16 @@ def served(hosted: dict[str, PreferenceModel]):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         thread.join(timeout=20)
+
+
+@contextlib.contextmanager
+def served(hosted: dict[str, PreferenceModel], **settings: object):
+    """Yield the URL of a real service that hosts the models."""
+    from paragone_service.app import create_app
+    from paragone_service.config import Settings
+
+    with listening(create_app(Settings(**settings), hosted)) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
