@@ -16,10 +16,10 @@ const KINDS = {
   ensemble: "several models together",
 };
 
-/** Return `{element, focus, mark}` of a form that edits the question in place.
+/** Return `{element, busy, mark, clear}` of a form that edits the question in place.
  *
- * `changed` is called after each edit, `submitted` when the question is to be asked; `mark` puts errors under
- * responses, by index.
+ * `changed` is called after each edit, `submitted` when the question is to be asked; `mark` puts an error under a
+ * response, by index, and `clear` takes all of them away.
  */
 export function questionForm(question, models, { changed, submitted }) {
   const errors = [];
@@ -153,6 +153,9 @@ export function questionForm(question, models, { changed, submitted }) {
       submit.disabled = waiting;
       submit.textContent = waiting ? "Comparing…" : "Compare";
     },
+    clear() {
+      for (const error of errors) error.hidden = true;
+    },
     mark(index, message) {
       if (!errors[index]) return;
       errors[index].textContent = message;
@@ -200,7 +203,7 @@ function modelFields(question, models, changed) {
     "div",
     { class: "models" },
     el("div", {}, el("label", { for: first }, "Model"), choice),
-    el("div", {}, el("label", { for: second }, "Beside it"), other),
+    el("div", {}, el("label", { for: second }, "Second model"), other),
     about,
   );
 }

@@ -12,6 +12,38 @@ export function tableOf(rewards, temperature) {
   return rewards.map((first) => rewards.map((second) => probability((first - second) / temperature)));
 }
 
+/** Return the table of representations that hold a reward and then a vector, which turns the reward's order by its
+ * skew form: v[0]·w[1] − v[1]·w[0] of each pair of numbers, summed. */
+export function skewTable(representations, temperature, skewWeight) {
+  const form = (v, w) => {
+    let sum = 0;
+    for (let at = 1; at + 1 < v.length; at += 2) sum += v[at] * w[at + 1] - v[at + 1] * w[at];
+    return sum;
+  };
+  return representations.map((v) =>
+    representations.map((w) => probability((v[0] - w[0] + skewWeight * form(v, w)) / temperature)),
+  );
+}
+
+/** Return what a tournament's answer holds, of a table that was computed here. `nash` is known without a solver where
+ * each response has one number: the best ones share it. */
+export function tournamentOf(matrix, rewards = null) {
+  const rates = winRates(matrix);
+  const wins = (i) => matrix[i].filter((one, j) => i !== j && one > 0.5).length;
+  const losses = (i) => matrix[i].filter((one, j) => i !== j && one < 0.5).length;
+  const winner = matrix.findIndex((_, i) => wins(i) === matrix.length - 1);
+  const best = rewards && Math.max(...rewards);
+  const shared = rewards?.filter((one) => one === best).length;
+  return {
+    matrix,
+    win_rates: rates,
+    ranking: ranked(rates),
+    condorcet_winner: winner < 0 ? null : winner,
+    copeland: matrix.map((_, i) => wins(i) - losses(i)),
+    nash: rewards ? rewards.map((one) => (one === best ? 1 / shared : 0)) : matrix.map(() => null),
+  };
+}
+
 /** Return each response's mean probability over the group, itself counted as ½; null where it has none. */
 export function winRates(table) {
   return table.map((row) => {

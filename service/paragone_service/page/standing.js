@@ -1,0 +1,48 @@
+// The responses in order: how often each wins, beside its share of the Nash mixture.
+
+import { el, letter, shortened, written } from "./dom.js";
+
+/** Return the table of a tournament. */
+export function standing(tournament, responses) {
+  const { ranking, win_rates: rates, nash, copeland } = tournament;
+  const unranked = responses.map((_, index) => index).filter((index) => !ranking.includes(index));
+  const rows = [...ranking, ...unranked].map((index) =>
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, el("span", { class: "badge" }, letter(index))),
+      el("td", { class: "said" }, shortened(responses[index], 90) || el("i", {}, "empty")),
+      bar(rates[index], "win"),
+      bar(nash[index], "nash"),
+      el("td", { class: "n" }, copeland[index] === null ? "–" : signed(copeland[index])),
+    ),
+  );
+  return el(
+    "table",
+    { class: "standing" },
+    el("caption", { class: "unseen" }, "Responses by win rate, beside their share of the Nash mixture"),
+    el(
+      "thead",
+      {},
+      el(
+        "tr",
+        {},
+        el("td"),
+        el("th", { scope: "col" }, "Response"),
+        el("th", { scope: "col" }, "Win rate"),
+        el("th", { scope: "col" }, "Nash mixture"),
+        el("th", { scope: "col", class: "n", title: "Responses beaten less responses lost to" }, "Wins − losses"),
+      ),
+    ),
+    el("tbody", {}, ...rows),
+  );
+}
+
+/** Return a cell with a number in [0, 1] and a bar of that length. */
+export function bar(share, name) {
+  return el("td", { class: `bar ${name}`, style: { "--p": share ?? 0 } }, share === null ? "–" : written(share));
+}
+
+function signed(count) {
+  return count > 0 ? `+${count}` : String(count).replace("-", "−");
+}
