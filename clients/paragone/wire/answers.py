@@ -292,6 +292,10 @@ class TokensItem(AnswerModel):
 
     text: str = Field(description="The conversation as rendered by the chat template, after any cut.")
     token_ids: list[Count] = Field(description="The tokens of it. [T]")
+    pieces: list[str] | None = Field(
+        default=None,
+        description="The text of each token alone, if asked for; what is a part of a character is U+FFFD. [T]",
+    )
     reads: list[tuple[int, int]] = Field(
         description="Where hidden states are read: each the mean over the positions start … stop−1 of `token_ids`."
     )

@@ -18,6 +18,7 @@ __all__ = [
     "RewardsRequest",
     "SkewWeight",
     "TokensRequest",
+    "TokensReturn",
     "TournamentReturn",
     "TournamentsRequest",
     "Truncation",
@@ -31,6 +32,7 @@ Aggregation = Literal["min", "prod", "last"]
 RewardReturn = Literal["representation", "blocks", "gate_scales", "ids"]
 PreferenceReturn = Literal["ids", "rationale"]
 TournamentReturn = Literal["matrix", "ids", "rationale"]
+TokensReturn = Literal["pieces"]
 Comparisons = Annotated[Text, Field(pattern=r"^(all|bracket|circular|budget:[1-9][0-9]{0,8})$")]
 SkewWeight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
@@ -214,4 +216,7 @@ class TokensRequest(_Request):
     model_config = ConfigDict(json_schema_extra={"examples": [{"items": [{"prompt": _GARDEN, "response": _FUN}]}]})
     items: list[Annotated[Item, AfterValidator(_alone)]] = Field(
         description="The responses with their prompts; none is a valid batch."
+    )
+    return_: list[TokensReturn] = Field(
+        default=[], alias="return", description="What to add to each answer: `pieces`, the text of each token."
     )

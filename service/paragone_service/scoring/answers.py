@@ -7,6 +7,7 @@ in between.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from paragone_models.text.reader import Reading
 from paragone_service.http.errors import ServiceError
 from paragone_service.scoring.request import Problems, Represented
 
-__all__ = ["add_non_finite", "preferences", "rewards", "tokens"]
+__all__ = ["add_non_finite", "add_pieces", "preferences", "rewards", "tokens"]
 
 
 def preferences(represented: Represented, comparator: Comparator, problems: Problems) -> list[Preference]:
@@ -170,6 +171,23 @@ def tokens(items: Sequence[int], readings: Sequence[Reading | TextError], proble
             row.shown = False
         rows.append(row)
     return rows
+
+
+def add_pieces(rows: Sequence[TokensItem], tokenizer: Any) -> None:
+    """Add to each row the text of each of its tokens."""
+    pieces: dict[int, str] = {}
+    for row in rows:
+        for token in row.token_ids:
+            if token not in pieces:
+                pieces[token] = _piece(tokenizer, token)
+        row.pieces = [pieces[token] for token in row.token_ids]
+
+
+def _piece(tokenizer: Any, token: int) -> str:
+    text: str = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    # SentencePiece drops the space at the start of a text, and here each token is one.
+    spaced = tokenizer.convert_ids_to_tokens(token).startswith("\u2581") and not text.startswith(" ")
+    return f" {text}" if spaced else text
 
 
 def add_non_finite(items: Sequence[int], finite: Sequence[bool], problems: Problems) -> None:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from paragone.wire import ModelInfo, ModelsAnswer, TokensAnswer
+from paragone.wire import ModelInfo, ModelsAnswer, TokensAnswer, TokensItem
 from paragone_models import load_model
+from paragone_service.scoring.answers import add_pieces
 from tests.service.conftest import TEMPLATE, serving
 
 pytestmark = pytest.mark.anyio
@@ -100,3 +101,28 @@ async def test_an_item_that_cannot_be_read_is_named_or_reported(client):
     answer = await tokens(client, *items, on_error="report")
     assert answer.tokens[1].error.code == "empty_prompt"
     assert answer.tokens[1].error.item == 1
+
+
+async def test_the_text_of_each_token_is_there_if_asked_for(client):
+    item = {"prompt": "Hello.", "response": "Good day 😀"}
+    with_pieces = (await tokens(client, item, **{"return": ["pieces"]})).tokens[0]
+    assert with_pieces.pieces is not None
+    assert len(with_pieces.pieces) == len(with_pieces.token_ids)
+    assert "".join(with_pieces.pieces).replace("\ufffd", "") == with_pieces.text.replace("😀", "")
+    assert "\ufffd" in with_pieces.pieces  # the smile is four bytes, and here four tokens
+    assert (await tokens(client, item)).tokens[0].pieces is None
+
+
+def test_a_sentencepiece_token_keeps_its_space():
+    class Pieces:
+        """What SentencePiece's tokenizers say of single tokens."""
+
+        def decode(self, ids, **_):
+            return ["Hello", "day"][ids[0]]
+
+        def convert_ids_to_tokens(self, token):
+            return ["▁Hello", "day"][token]
+
+    rows = [TokensItem(text=" Helloday", token_ids=[0, 1], reads=[(0, 1)], prompt_length=0)]
+    add_pieces(rows, Pieces())
+    assert rows[0].pieces == [" Hello", "day"]

@@ -1,7 +1,6 @@
 """A real Chromium, and a real server in a thread, for the tests of the page."""
 
 import contextlib
-import shutil
 import threading
 import time
 
@@ -12,9 +11,9 @@ from paragone_service.app import create_app
 from paragone_service.config import Settings
 from paragone_service.http.middleware import Drain
 from paragone_service.http.server import Server, configure
+from tests.service.page.chromium import find_chromium
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
+needs_browser = pytest.mark.browser
 
 
 @contextlib.contextmanager
@@ -40,8 +39,9 @@ def served(models, **settings):
 @contextlib.contextmanager
 def chromium():
     """Yield a browser without a window."""
+    executable, environment = find_chromium()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=executable, env=environment, args=["--no-sandbox"])
         try:
             yield browser
         finally:

@@ -1,5 +1,6 @@
 """The routes that show what is hosted and what a model sees, and those for whoever runs the service."""
 
+import asyncio
 import time
 
 from fastapi import APIRouter, Request
@@ -86,6 +87,9 @@ def inspection_routes(registry: Registry, limits: ModelLimits) -> APIRouter:
             conversations, call_of(request, body.truncation, problems, deadline_s=body.deadline_s)
         )
         rows = answers.tokens(indices, readings, problems)
+        if "pieces" in body.return_:
+            assert model.model.reader is not None  # it has read these
+            await asyncio.to_thread(answers.add_pieces, rows, model.model.reader.tokenizer)
         truncated = sum(1 for row in rows if row.truncated_tokens)
         usage = Usage(forward_responses=0, forward_tokens=0, cached_responses=0, truncated=truncated)
         not_shown = sum(1 for row in rows if not row.shown)
