@@ -66,13 +66,13 @@ def test_ask_prints_what_the_readme_shows(url):
     command = ask.replace(".venv/bin/paragone", str(PARAGONE))
     environment = os.environ | {"PARAGONE_URL": url}
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=True)
-    assert result.stdout == blocks("text")[0]
+    assert result.stdout == blocks("text")[1]
 
 
 def test_the_python_example_prints_what_the_readme_shows(url):
     example = blocks("python")[0].replace("http://127.0.0.1:8000", url)
     result = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=True)
-    assert result.stdout == blocks("text")[1]
+    assert result.stdout == blocks("text")[0]
 
 
 def test_the_real_model_is_served_by_a_flag_that_exists():
