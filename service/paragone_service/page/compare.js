@@ -7,6 +7,7 @@ import { duel } from "./duel.js";
 import { EXAMPLES } from "./examples.js";
 import { graph } from "./graph.js";
 import { heatmap } from "./heatmap.js";
+import { opinionSection } from "./opinion.js";
 import { questionForm } from "./question.js";
 import { snippetSection } from "./snippets.js";
 import { standing } from "./standing.js";
@@ -132,6 +133,7 @@ function build(root, context, question, { run }) {
     results.replaceChildren(
       live,
       ...[
+        opinionSection(asked, context),
         weighed,
         secondModel(asked, tournament, theirs),
         costs(ours),

@@ -1,6 +1,8 @@
 """Judging by hand in a real browser: a file is paged through, pairs are judged by keys, and a head learns them."""
 
+import base64
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import httpx2
@@ -13,6 +15,7 @@ from tests.service.page.browser import chromium, needs_browser, opened, served
 
 pytestmark = needs_browser
 
+AXE = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
 TOPICS = ["sport", "music", "books", "bread", "trains", "maps", "cats", "rain", "tea", "walls", "seas", "games"]
 SHORT, LONG = "no", "Yes, because it keeps people well and brings them together."
 ROWS = [
@@ -140,6 +143,41 @@ def test_responses_to_conversations_are_judged_with_buttons(browser, address, tm
         assert page.get_by_role("button", name="Fit a head on 2").is_disabled()
 
 
+def test_whoever_disagrees_with_a_model_adds_a_judgement(browser, address, tmp_path):
+    question = {"model": "mini", "second": "", "turns": [{"role": "user", "content": "Why?"}],
+                "responses": ["one", "two", "three"], "weights": None, "skew": None}  # fmt: skip
+    packed = base64.urlsafe_b64encode(json.dumps(question).encode()).decode().rstrip("=")
+    with opened(browser, f"{address}#compare={packed}") as page:
+        page.get_by_role("button", name="B is better", exact=True).click()
+        page.get_by_text("B is better: kept.").first.wait_for()
+        page.get_by_label("The other response").select_option("2")
+        page.get_by_role("button", name="A tie").click()
+        page.get_by_label("One response").select_option("1")
+        page.get_by_role("button", name="B is better", exact=True).click()
+        page.get_by_label("Your own judgement").get_by_role("link", name="3 judgements").click()
+        page.get_by_text("3 pairs judged, 1 of them ties.").wait_for()
+        pairs = read_pairs(downloaded(page, tmp_path / "judgements.jsonl"))
+        assert [(pair.prompt, pair.first, pair.second, pair.strength) for pair in pairs] == [
+            ("Why?", "one", "two", -1),
+            ("Why?", "one", "three", 0),
+            ("Why?", "two", "three", 1),
+        ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_while_somebody_judges(browser, address, scheme):
+    with opened(browser, f"{address}#label", color_scheme=scheme, bypass_csp=True) as page:
+        drop(page, [{**row, "second": LONG * 3} for row in ROWS] + [{"prompt": "Broken?"}])
+        judge_all(page)
+        page.keyboard.press("u")
+        page.locator(".sides").wait_for()
+        page.evaluate(AXE)
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def test_texts_of_a_file_never_become_markup(browser, address):
     with opened(browser, f"{address}#label") as page:
         drop(page, [{"prompt": EVIL, "chosen": EVIL + "a", "rejected": "b"}], name=f"{EVIL}.jsonl")
@@ -199,7 +237,7 @@ def test_a_head_learns_the_judgements_and_stands_beside_the_old_model(browser, m
         page.get_by_role("link", name="Try longer beside mini").click()
         page.get_by_label("Model", exact=True).wait_for()
         assert page.get_by_label("Model", exact=True).input_value() == "longer"
-        assert page.get_by_label("Beside it").input_value() == "mini"
+        assert page.get_by_label("Second model").input_value() == "mini"
         kept = page.context.storage_state()["origins"][0]["localStorage"]
         assert not any("boss" in entry["value"] for entry in kept)
         assert "boss" not in page.url
