@@ -75,7 +75,8 @@ function wireTheme() {
   const apply = (theme) => {
     if (theme === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = theme;
-    button.textContent = { auto: "Theme: auto", light: "Theme: light", dark: "Theme: dark" }[theme];
+    button.textContent = `◐ ${theme}`;
+    button.setAttribute("aria-label", `Theme: ${theme}`);
     button.dataset.theme = theme;
   };
   let theme = "auto";
@@ -140,8 +141,17 @@ function wireViews() {
   );
 }
 
+// As a plain link it would change the fragment, which carries what was asked.
+function wireSkipping() {
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    byId("main").focus();
+  });
+}
+
 wireTheme();
 wireKey();
+wireSkipping();
 wireViews();
 window.addEventListener("hashchange", show);
 start();

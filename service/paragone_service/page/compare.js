@@ -173,7 +173,7 @@ async function answersTo(question, context, signal) {
 async function ratings(question, model, signal) {
   if (!model?.attributes.length && model?.kind !== "hybrid") return null;
   const prompt = promptOf(question);
-  const items = question.responses.map((response) => ({ prompt, response }));
+  const items = question.responses.map((response) => ({ prompt, response, ...(question.principle && { principle: question.principle }) }));
   const { answer } = await post("v1/rewards", { model: model.id, items, return: ["representation"], on_error: "report" }, { signal });
   return answer.rewards;
 }

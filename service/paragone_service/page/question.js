@@ -106,6 +106,20 @@ export function questionForm(question, models, { changed, submitted }) {
     });
   }
 
+  function principleField() {
+    const id = freshId("principle");
+    const field = textField(id, question.principle, "The clearer answer is better.", (value) => {
+      question.principle = value;
+    });
+    return el(
+      "details",
+      { class: "folded", open: question.principle !== "" },
+      el("summary", { class: "soft" }, "A principle to judge by"),
+      el("label", { for: id }, "Principle, for judges and models that follow one"),
+      field,
+    );
+  }
+
   function redraw(draw, root) {
     draw();
     changed();
@@ -141,6 +155,7 @@ export function questionForm(question, models, { changed, submitted }) {
     },
     modelFields(question, models, changed),
     turns,
+    principleField(),
     el("h2", {}, "Responses"),
     responses,
     el("div", { class: "row spread" }, add, el("span", { class: "row" }, el("kbd", {}, "Ctrl ↵"), submit)),

@@ -19,6 +19,7 @@ function python(question, origin, needsKey) {
   const prompt = JSON.stringify(promptOf(question));
   const responses = question.responses.map((one) => `    ${JSON.stringify(one)},\n`).join("");
   const more = [
+    question.principle ? `, principle=${JSON.stringify(question.principle)}` : "",
     question.weights ? `, weights=${JSON.stringify(question.weights)}` : "",
     question.skew === null ? "" : `, skew_weight=${question.skew}`,
   ].join("");

@@ -8,7 +8,8 @@ const ROLES = ["system", "user", "assistant"];
 
 /** Return a question in which nothing is written yet. */
 export function blank() {
-  return { model: "", second: "", turns: [{ role: "user", content: "" }], responses: ["", ""], weights: null, skew: null };
+  const turns = [{ role: "user", content: "" }];
+  return { model: "", second: "", turns, principle: "", responses: ["", ""], weights: null, skew: null };
 }
 
 /** Return the prompt as a request has it: a text, or messages where there are several turns. */
@@ -20,6 +21,7 @@ export function promptOf(question) {
 /** Return what was asked in one request to the tournaments route. */
 export function requestOf(question, model = question.model) {
   const group = { prompt: promptOf(question), responses: question.responses };
+  if (question.principle) group.principle = question.principle;
   const request = { model, groups: [group], return: ["matrix"], on_error: "report" };
   if (question.weights && model === question.model) request.weights = question.weights;
   if (question.skew !== null && model === question.model) request.skew_weight = question.skew;
@@ -76,6 +78,7 @@ function checked(value) {
       if (!ROLES.includes(turn.role)) throw new RangeError("role");
       return { role: turn.role, content: text(turn.content) };
     }),
+    principle: text(value.principle ?? ""),
     responses: responses.map(text),
     weights: value.weights
       ? Object.fromEntries(Object.entries(value.weights).map(([name, weight]) => [name, number(weight)]))

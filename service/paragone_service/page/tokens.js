@@ -14,13 +14,14 @@ export function tokenSection(question) {
   const content = el("div", { class: "tokens", "aria-live": "polite" });
   const prompt = promptOf(question);
   const responses = [...question.responses];
-  const { model } = question;
+  const { model, principle } = question;
 
   async function load() {
     const response = responses[Number(choice.value)];
     content.replaceChildren(el("p", { class: "soft small" }, "Reading…"));
     try {
-      const { answer } = await post("v1/tokens", { model, items: [{ prompt, response }], return: ["pieces"] });
+      const item = { prompt, response, ...(principle && { principle }) };
+      const { answer } = await post("v1/tokens", { model, items: [item], return: ["pieces"] });
       content.replaceChildren(...shown(answer.tokens[0]));
     } catch (error) {
       content.replaceChildren(el("p", { class: "problem" }, inWords(error)));

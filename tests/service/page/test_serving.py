@@ -118,6 +118,11 @@ def test_every_module_is_loaded_by_another_and_every_one_that_is_loaded_is_there
     assert loaded == {path.name for path in FOLDER.iterdir()}
 
 
+def test_all_modules_are_named_by_the_page_so_that_none_waits_for_another():
+    named = re.findall(r'(?:modulepreload" href|src)="page/([^"]+\.js)"', FILES["/"].content.decode())
+    assert sorted(named) == sorted(path.name for path in FOLDER.glob("*.js"))
+
+
 def test_the_whole_page_is_small():
     assert sum(len(file.content) for file in FILES.values()) < 200_000
 
