@@ -1,8 +1,10 @@
 """The recipes on the texts that ship run as they are written, but for fewer steps."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -55,6 +57,27 @@ def test_the_recipe_of_vectors_gives_the_head_that_ships_which_runs_in_circles_o
     )
     assert abs(fitted - shipped).max() < 0.01
     assert min(shipped[0, 2], shipped[2, 3], shipped[3, 0]) > 0.6
+
+
+def test_the_student_of_the_distilling_recipe_keeps_what_its_header_says(tmp_path):
+    teachers = [load_model(name, device="cpu") for name in ("builtin:everyday-preferences", "builtin:everyday-head")]
+    rows = [json.loads(line) for line in (DATA / "everyday_groups.jsonl").read_text().splitlines()]
+    for row in rows:
+        # As `ensemble:` does: the mean of the members' log-odds.
+        chances = [teacher.score(row["prompt"], row["responses"]).probabilities for teacher in teachers]
+        logit = sum(np.log(one) - np.log1p(-one) for one in chances) / 2
+        row["matrix"] = (1 / (1 + np.exp(-logit))).tolist()
+    tables = tmp_path / "tables.jsonl"
+    tables.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(
+        "head", RECIPES / "everyday-distil.toml", "--set", f"data.train={[str(tables)]}", "--set",
+        f"head.states={tmp_path / 'states'}", "--output", tmp_path / "head",
+    )  # fmt: skip
+    card = (tmp_path / "head" / "README.md").read_text()
+    assert re.search(r"the teacher's winner \| 0\.8[89]", card)
+    distance, coin = re.search(r"\(KL, nats\) \| ([\d.]+) \| ([\d.]+)", card).groups()
+    assert (float(distance), float(coin)) == pytest.approx((0.0198, 0.1535), abs=1e-3)
+    assert "| cycles of the teacher's, of 64 triples | 0 of 2 |" in card
 
 
 def test_the_policy_recipe_on_the_shipped_prompts_makes_a_policy_and_compares_it(tmp_path):

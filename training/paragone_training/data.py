@@ -13,7 +13,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar
 
@@ -62,7 +62,13 @@ def training_pairs(pairs: Sequence[Pair], *, split: str, allow_test_rows: bool =
     if all(pair.strength == 0 for pair in chosen):
         span = f"{chosen[0].where} to {chosen[-1].where}"
         raise DataError(f"all {len(chosen)} rows are ties ({span}): there is no preference to learn from")
-    return chosen
+    return _evened(chosen)
+
+
+def _evened(pairs: list[Pair]) -> list[Pair]:
+    """Return pairs with weights that are 1 on average, so that a learning rate means what it means without any."""
+    mean = sum(pair.weight for pair in pairs) / len(pairs)
+    return pairs if mean == 1.0 else [replace(pair, weight=pair.weight / mean) for pair in pairs]
 
 
 def training_ratings(
@@ -169,7 +175,7 @@ def group_pairs(
         key = _group_key(pair, *(sorted((pair.first, pair.second)) if apart else ()))
         group = groups.setdefault(key, PromptGroup(pair))
         first, second = (index(key, response, pair.where) for response in (pair.first, pair.second))
-        group.labels.append(Label(first, second, pair.strength))
+        group.labels.append(Label(first, second, pair.strength, pair.weight))
     for rating in ratings:
         key = _group_key(rating)
         # A group is named by a row. One that was only rated gets a pair of nothing, which never becomes a label.
@@ -198,8 +204,9 @@ class Batch(TypedDict):
     """What the trainer gets.
 
     ``input_ids`` [n, T] and ``attention_mask`` [n, T] are padded on the right, ``reads`` is [n, R, 2], ``pairs`` [P, 2]
-    are row numbers (the first's win is measured), ``strength`` [P] is signed, ``ratings`` [n, A] are NaN where nobody
-    rated. ``rows`` says of each response in which file and line it stands.
+    are row numbers (the first's win is measured), ``strength`` [P] is signed, ``weight`` [P] says how much
+    each counts, ``ratings`` [n, A] are NaN where nobody rated. ``rows`` says of each response in which file and line
+    it stands.
     """
 
     input_ids: Tensor
@@ -207,6 +214,7 @@ class Batch(TypedDict):
     reads: Tensor
     pairs: Tensor
     strength: Tensor
+    weight: Tensor
     ratings: Tensor
     rows: NotRequired[list[str]]
 
@@ -337,7 +345,7 @@ def _without(group: PromptGroup, left_out: Collection[int]) -> PromptGroup:
     places = [at for at in range(len(group.responses)) if at not in left_out]
     at = {old: new for new, old in enumerate(places)}
     labels = [
-        Label(at[label.first], at[label.second], label.strength)
+        Label(at[label.first], at[label.second], label.strength, label.weight)
         for label in group.labels
         if label.first in at and label.second in at
     ]
@@ -421,6 +429,7 @@ def assemble(
         reads=torch.tensor([list(plan) for plan in reads], dtype=torch.long),
         pairs=torch.tensor([(label.first, label.second) for label in labels], dtype=torch.long).reshape(-1, 2),
         strength=torch.tensor([label.strength for label in labels], dtype=torch.float32),
+        weight=torch.tensor([label.weight for label in labels], dtype=torch.float32),
         # One empty row per response where nothing is rated: [n, 0] and not [0].
         ratings=torch.tensor([list(row) for row in ratings or [()] * len(token_ids)], dtype=torch.float32),
     )
@@ -479,7 +488,7 @@ class PairBatches(Dataset[Batch]):
         # A label whose other response is in another part waits for an epoch in which they meet.
         rows = {response: offset + row for row, response in enumerate(part.responses)}
         return [
-            Label(rows[label.first], rows[label.second], label.strength)
+            Label(rows[label.first], rows[label.second], label.strength, label.weight)
             for label in self._groups[part.group].labels
             if label.first in rows and label.second in rows
         ]

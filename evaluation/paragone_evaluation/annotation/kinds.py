@@ -141,7 +141,7 @@ class _Rewards:
 class _Preferences:
     name = "preferences"
     wire: type[BaseModel] = Pair
-    columns: Mapping[str, str] = {"probability": "number", "logit": "number"}
+    columns: Mapping[str, str] = {"probability": "number", "logit": "number", "interval": "[number]"}
 
     def check(self, info: ModelInfo) -> None:
         _check_compares(info)
@@ -163,7 +163,9 @@ class _Preferences:
         (row,) = rows
         if isinstance(row, ItemError):
             return RowAnswer(None, (Failure.of(row.error),))
-        return RowAnswer({"probability": row.probability, "logit": row.logit})
+        fields: Fields = {"probability": row.probability, "logit": row.logit}
+        # Of a judge that votes: how sure the probability itself is.
+        return RowAnswer(fields if row.interval is None else {**fields, "interval": list(row.interval)})
 
     def scores(self, fields: Fields) -> list[float | None]:
         return [fields["logit"], -fields["logit"]]

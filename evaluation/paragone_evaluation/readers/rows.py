@@ -63,11 +63,13 @@ class Label:
 
     Attributes:
         strength: −3 … 3, positive where the first was preferred, 0 for a tie.
+        weight: how many votes it is made of, where that is known.
     """
 
     first: int
     second: int
     strength: float
+    weight: float = 1.0
 
 
 class Turns(str):
@@ -92,6 +94,7 @@ class Pair:
         group: what the row belongs to, for resampling; the prompt unless the file says.
         file, line: where it stands; no file for what a program made.
         tools: that were on offer, as JSON; empty where there were none.
+        weight: as of a ``Label``.
     """
 
     prompt: str
@@ -106,6 +109,7 @@ class Pair:
     file: str = ""
     line: int = 0
     tools: str = ""
+    weight: float = 1.0
 
     @property
     def where(self) -> str:
@@ -262,7 +266,7 @@ class DataRow:
                 # Unique without the file saying so: a group of K responses makes up to K(K − 1)/2 pairs.
                 id=self.name if len(texts) == 2 else f"{self.name}/{label.first}-{label.second}",
                 split=self.split, group=self.group or prompt, reason=self.reason, file=str(path), line=self.line,
-                tools=self._tools(),
+                tools=self._tools(), weight=label.weight,
             )
             for label in self.labels
         ]  # fmt: skip

@@ -12,6 +12,8 @@ import pytest
 
 from paragone import Client
 from paragone.cli import main
+from paragone.wire import Preference
+from paragone_evaluation.annotation.kinds import KINDS
 from paragone_evaluation.annotation.run import AnnotateSettings, annotate_files
 from paragone_evaluation.errors import DataError, EvaluationError
 from paragone_evaluation.readers import read_pairs
@@ -113,6 +115,23 @@ def test_win_rates_and_tables_are_the_tournaments(tmp_path, url):
     assert [row["win_rates"] for row in rates] == [one.win_rates for one in told.tournaments]
     assert [row["matrix"] for row in tables] == [one.matrix for one in told.tournaments]
     assert "matrix" not in rates[0]
+    # A student learns the same probabilities from the file: of every two of three responses.
+    taught = read_pairs(tmp_path / "tables.jsonl")
+    expected = [6 * one.matrix[a][b] - 3 for one in told.tournaments for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert [pair.strength for pair in taught] == pytest.approx(expected)
+    # Asked about again, the file is read as rows that nobody judged.
+    again = tmp_path / "again.jsonl"
+    assert typed(tmp_path / "tables.jsonl", again, "--url", url, "--model", "bt", "--answers", "tables") == 0
+    assert "comparisons" not in lines(again)[0]
+
+
+def test_the_interval_of_a_judge_that_votes_is_kept():
+    kind, answer = (
+        KINDS["preferences"],
+        {"probability": 0.75, "logit": 1.1, "first_reward": None, "second_reward": None},
+    )
+    assert kind.answer([Preference(**answer, interval=(0.4, 0.9))]).fields["interval"] == [0.4, 0.9]
+    assert "interval" not in kind.answer([Preference(**answer)]).fields
 
 
 def test_what_fails_is_in_a_file_beside_with_its_row_and_reason(tmp_path, url):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from paragone_evaluation.errors import DataError as EvaluationDataError
 from paragone_evaluation.readers import Label, Pair
 from paragone_models import load_model
 from paragone_models.kinds import KINDS
-from paragone_training.data import PromptGroup
+from paragone_training.data import PromptGroup, assemble
 from paragone_training.errors import DataError
 from paragone_training.preference.fidelity import fidelity
 from paragone_training.preference.objective import Objective
@@ -196,3 +197,55 @@ def test_people_come_first_unless_the_recipe_asks_for_the_table(tmp_path):
     assert {pair.strength for pair in load_rows(small(data={"train": [str(file)]})).pairs} == {1.0}
     asked = load_rows(small(data={"train": [str(file)], "layout": "annotated"}, loss={"name": "distil"}))
     assert {round(abs(pair.strength), 6) for pair in asked.pairs} == {2.4, 0.0}
+
+
+def votes(number, interval, split="train"):
+    return {
+        "prompt": f"{number}?", "responses": ["yes", "no"], "probability": 0.75, "interval": interval, "split": split,
+    }  # fmt: skip
+
+
+def test_a_pair_counts_as_many_votes_as_its_interval_says_and_all_count_one_on_average(tmp_path):
+    wide, narrow = [0.35, 0.95], [0.65, 0.85]
+    known = [0.75 * 0.25 * (3.92 / width) ** 2 - 2 for width in (0.6, 0.2)]
+    file = write(tmp_path / "votes.jsonl", [votes(0, wide), votes(1, narrow), votes(2, [0.0, 1.0])])
+    weights = [pair.weight for pair in load_rows(small(data={"train": [str(file)]}, loss={"name": "distil"})).pairs]
+    # All of [0, 1] is the interval of hardly a vote.
+    expected = np.array([*known, max(0.75 * 0.25 * 3.92**2 - 2, 0.5)])
+    np.testing.assert_allclose(weights, expected / expected.mean(), rtol=1e-6)
+    without = write(tmp_path / "plain.jsonl", tables(3))
+    assert {pair.weight for pair in load_rows(small(data={"train": [str(without)]})).pairs} == {1.0}
+
+
+def test_the_loss_of_a_step_is_weighed_by_votes():
+    groups = [group(Label(0, 1, 3.0, 1.5), Label(1, 2, 1.5, 0.5))]
+    sequences, reads = [[1, 2], [3], [4, 5, 6]], [[(0, 1)]] * 3
+    batch = assemble(sequences, reads, groups[0].labels, pad_id=0)
+    rewards = torch.tensor([[0.3], [1.0], [-0.4]])
+    objective = Objective("bradley-terry", 1.0, "distil")
+    first, second = objective.losses(rewards, batch["pairs"], batch["strength"]).tolist()
+    share = objective.share(lambda **_: rewards, batch, (4, 0))
+    assert float(share) == pytest.approx((1.5 * first + 0.5 * second) / 4)
+
+
+def test_a_fit_is_weighed_by_votes(checkpoint, tmp_path):
+    def probability(weights):
+        rows = [
+            {"prompt": f"{at}?", "responses": ["rock " * 4, "paper " * 4], "probability": 0.9 if at % 2 else 0.1,
+             "interval": [0.5 - weights[at % 2], 0.5 + weights[at % 2]]}
+            for at in range(6)
+        ]  # fmt: skip
+        file = write(tmp_path / f"{weights}.jsonl", rows)
+        settled = recipe(checkpoint, file, tmp_path, loss={"name": "distil"}, head={"penalty": 0.001, "folds": 2})
+        folder = train_head(settled, tmp_path / f"head {weights}")
+        return load_model(folder, device="cpu").score("9?", ["rock " * 4, "paper " * 4]).probabilities[0, 1]
+
+    assert probability([0.4, 0.05]) > 0.55
+    assert probability([0.05, 0.4]) < 0.45
+
+
+@pytest.mark.parametrize("interval", [0.5, [0.2], [0.2, 1.5], [0.8, 0.2]])
+def test_an_interval_that_is_none_is_refused(tmp_path, interval):
+    file = write(tmp_path / "votes.jsonl", [votes(0, interval)])
+    with pytest.raises(EvaluationDataError, match="interval"):
+        load_rows(small(data={"train": [str(file)]}, loss={"name": "distil"}))

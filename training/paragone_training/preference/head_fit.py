@@ -253,6 +253,10 @@ class _Read:
         return np.array([label.strength for group in self.groups for label in group.labels])
 
     @property
+    def weight(self) -> NDArray[np.float64]:
+        return np.array([label.weight for group in self.groups for label in group.labels])
+
+    @property
     def question(self) -> NDArray[np.int64]:
         names = [group.pair.question for group in self.groups for _ in group.responses]
         return np.unique(names, return_inverse=True)[1]
@@ -276,7 +280,7 @@ def _choices(read: _Read, recipe: Recipe, spec: ModelSpec) -> Choices | None:
     strength, loss = read.strength, recipe.loss
     if not len(strength):
         return None
-    target, lead, weight = (strength > 0).astype(float), np.zeros(len(strength)), np.ones(len(strength))
+    target, lead, weight = (strength > 0).astype(float), np.zeros(len(strength)), read.weight
     if loss.name == "soft":
         target = np.clip(0.5 + strength / (2 * STRONGEST), 1 - loss.certainty, loss.certainty)
     elif loss.distils:
@@ -284,7 +288,7 @@ def _choices(read: _Read, recipe: Recipe, spec: ModelSpec) -> Choices | None:
     elif loss.name == "margin":
         lead = strength
     elif loss.name == "scaled":
-        weight = np.abs(strength)
+        weight = weight * np.abs(strength)
     elif loss.name == "regular":
         # A margin is asked for in the unit of scores, which the temperature divides.
         lead = np.sign(strength) * loss.margin / spec.temperature

@@ -195,7 +195,8 @@ class Objective:
         # A batch may have neither pairs nor ratings; its loss still has to have a gradient, of 0.
         total: Tensor = representations.sum() * 0.0
         if self.learns_pairs and len(batch["pairs"]):
-            total = total + self.losses(representations, batch["pairs"], batch["strength"]).sum() / pairs
+            each = self.losses(representations, batch["pairs"], batch["strength"])
+            total = total + (each * batch["weight"]).sum() / pairs
         # Pairs and ratings are two means of their own: a step with few ratings weighs them no less.
         if self.attributes:
             weight = self.ratings if self.learns_pairs else 1.0

@@ -24,6 +24,8 @@ from paragone_evaluation.readers.rows import PROBABILITY, STRONGEST, BadRowError
 __all__ = ["ANNOTATED"]
 
 _NAME = "annotated"
+_Z = 1.96
+_FEWEST = 0.5  # votes: a temperature may have moved a probability out of its interval
 
 
 def _table(row: Fields, line: int) -> DataRow:
@@ -43,7 +45,7 @@ def _preference(row: Fields, line: int) -> DataRow:
     if len(responses) > 2:
         raise BadRowError(f"field 'probability' is of two responses, and the row has {len(responses)}")
     probability = number_of(value_of(row, "probability"), "probability", low=0.0, high=1.0)
-    return _judged(row, line, responses, [_label(0, 1, probability)])
+    return _judged(row, line, responses, [_label(0, 1, probability, _votes(row.get("interval"), probability))])
 
 
 def _judged(row: Fields, line: int, responses: list[Any], labels: list[Label]) -> DataRow:
@@ -57,8 +59,25 @@ def _judged(row: Fields, line: int, responses: list[Any], labels: list[Label]) -
     )  # fmt: skip
 
 
-def _label(first: int, second: int, probability: float) -> Label:
-    return Label(first, second, 2 * STRONGEST * probability - STRONGEST)
+def _label(first: int, second: int, probability: float, weight: float = 1.0) -> Label:
+    return Label(first, second, 2 * STRONGEST * probability - STRONGEST, weight)
+
+
+def _votes(interval: Any, probability: float) -> float:
+    """Return about how many votes a 95 % interval stands for; 1 where there is none.
+
+        n = p (1 − p) (2 z / width)² − 2,  z = 1.96
+
+    since a Beta posterior of n votes has the variance p (1 − p) / (n + 2).
+    """
+    if interval is None:
+        return 1.0
+    if not isinstance(interval, list) or len(interval) != 2:
+        raise BadRowError(f"field 'interval' must be two probabilities, not {described(interval)}")
+    low, high = (number_of(end, f"interval[{at}]", low=0.0, high=1.0) for at, end in enumerate(interval))
+    if not low < high:
+        raise BadRowError(f"field 'interval' is [{low:g}, {high:g}]: the first must be the lower one")
+    return max(probability * (1 - probability) * (2 * _Z / (high - low)) ** 2 - 2, _FEWEST)
 
 
 def _square(value: Any, count: int) -> list[list[float | None]]:

@@ -15,7 +15,7 @@ _OBJECTS = frozenset({
     "ratings", "responses", "comparisons", "completions", "completion", "tools", "context", "messages", "conversations",
     "conversation_a", "conversation_b", "full_conversation", "answers", "info", "summaries", "summary", "input",
     "output", "preferred_output", "non_preferred_output", "preference_graph", "scores", "sampled_conflict_pairs",
-    "history", "matrix",
+    "history", "matrix", "interval",
 })  # fmt: skip
 
 
