@@ -45,6 +45,8 @@ __all__ = [
 _Row = TypeVar("_Row", Pair, Rating)
 _GroupKey = tuple[str, ...]
 _GROUPS_READ = 256
+# As when it is hosted: what was on offer would be left out of what is judged, in silence.
+_NO_TOOLS = TextError("unsupported_content", "a model that reads both responses reads no tools: leave them out")
 
 
 def training_pairs(pairs: Sequence[Pair], *, split: str, allow_test_rows: bool = False) -> list[Pair]:
@@ -357,6 +359,7 @@ def _results(
     groups: Sequence[PromptGroup], reader: TextReader
 ) -> Iterator[tuple[PromptGroup, list[Reading | TextError]]]:
     """Yield each group with what the model sees of its responses, or why it sees nothing."""
+    pairs = reader.spec.rules.reads_pairs
     # Many groups in one call: each call is an exchange with the template's process, and one with the tokenizer's
     # threads. Not all in one, since texts on their way take several times the memory of what is kept.
     for start in range(0, len(groups), _GROUPS_READ):
@@ -365,14 +368,15 @@ def _results(
         results = iter(
             reader.read(
                 [
-                    _readable(group, at, prompt, tools, pairs=reader.spec.rules.reads_pairs)
+                    _readable(group, at, prompt, tools, pairs=pairs)
                     for group, (prompt, tools) in zip(some, prompts, strict=True)
                     for at in range(len(group.responses))
                 ]
             )
         )
-        for group in some:
-            yield group, list(islice(results, len(group.responses)))
+        for group, (_, tools) in zip(some, prompts, strict=True):
+            own = list(islice(results, len(group.responses)))
+            yield group, [_NO_TOOLS for _ in own] if pairs and tools else own
 
 
 def _readable(

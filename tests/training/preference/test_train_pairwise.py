@@ -199,6 +199,14 @@ def test_a_pair_that_is_too_long_is_refused_or_left_out(source, tmp_path):
     assert any("conversation_truncated" in line for line in told)
 
 
+def test_rows_with_tools_are_refused(source, tmp_path):
+    tools = [{"type": "function", "function": {"name": "search"}}]
+    row = {"prompt": "Why?", "first": "yes", "second": "No.", "strength": 1, "tools": tools}
+    file = str(write(tmp_path / "rows.jsonl", [row]))
+    with pytest.raises(DataError, match="reads no tools"):
+        check_run(recipe(source, data={"train": [file]}))
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [

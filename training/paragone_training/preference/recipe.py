@@ -357,7 +357,7 @@ def _check_loss(recipe: Recipe) -> None:
         )
     if loss.centre and not (kind.has_reward and kind.learns_pairs):
         raise RecipeError(f"loss.centre is {loss.centre}; a {kind.name} model learns no reward: leave it out")
-    if loss.ties == "keep" and loss.name not in ("soft", "score"):
+    if loss.ties == "keep" and loss.name not in ("soft", "score", "distil"):
         raise RecipeError(f"loss.ties = 'keep' needs loss.name = 'soft' or 'score'; {loss.name} has no label for a tie")
 
 
