@@ -27,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paragone_models.errors import TextError
-from paragone_models.rotary import depending_on_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -226,6 +225,8 @@ class ImageReader:
             # A camera's second picture is no movement.
             if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
                 raise TextError("unsupported_content", "an image moves: send one of its frames")
+            if opened.mode[0] in "IF":  # what is made of those in eight bits is white
+                raise TextError("unsupported_content", "an image has more than 8 bits a channel: save it with 8")
             seen = PIL.ImageOps.exif_transpose(opened).convert("RGB")
             height, width = smart_resize(
                 seen.height, seen.width, self._factor, size["shortest_edge"], size["longest_edge"]
@@ -275,6 +276,8 @@ def image_reader(folders: Iterable[Path], config: Any) -> ImageReader | str | No
         return f"there is no {_PROCESSOR_FILE} beside its weights"
     if importlib.util.find_spec("PIL") is None:
         return f"Pillow is not installed ({_EXTRA})"
+    from paragone_models.rotary import depending_on_length  # which loads torch
+
     if depending_on_length(config):
         return "its rotary positions depend on the length of the batch"
     settings = json.loads(file.read_text(encoding="utf-8"))

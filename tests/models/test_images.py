@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import struct
+import subprocess
 import sys
 import zlib
 from dataclasses import replace
@@ -294,6 +295,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
         (part(url_of(png(0, 0))), "PNG, JPEG, WEBP are, whole"),
         (part(url_of(moving(), "image/webp")), "an image moves"),
         (part(url_of(scans(60))), "more than 64 scans"),
+        (part(data_url(Image.fromarray(np.full((30, 30), 3000, np.uint16)))), "more than 8 bits a channel"),
         (part(url_of(chatty())), "PNG, JPEG, WEBP are, whole"),
         (part(data_url(picture(900, 4))), "a shape below 200 to 1"),
         (part("data:image/png;base64," + "A" * 13_400_000), "more than 10000000 bytes"),
@@ -338,6 +340,11 @@ def test_an_images_token_cannot_be_written_as_text(model, folder):
 
 
 # -- models that read no images
+
+
+def test_naming_an_item_loads_no_torch():
+    code = "import sys, paragone_models.text.reader; sys.exit('torch' in sys.modules or 'PIL' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
