@@ -1,14 +1,17 @@
-"""Attributes that a network weighs into one reward: by the prompt (ArmoRM, QRM), or by prompt and response (URM).
+"""Attributes that a network weighs into one reward: by the prompt (ArmoRM, QRM), or by all (URM, LDL-Reward).
 
-Shapes: B sequences of a batch, R reads, H hidden size, A attributes, Q quantiles of each, d of a representation.
+Shapes: B sequences of a batch, R reads, H hidden size, A attributes, Q quantiles or bins of each, d of a
+representation.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from paragone_models.spec import ModelSpec
 
-__all__ = ["GatedRatings", "NormalRatings"]
+__all__ = ["GatedRatings", "Rated", "WeighedRatings", "binned", "normal"]
 
 
 class GatedRatings(nn.Module):
@@ -93,28 +96,27 @@ class GatedRatings(nn.Module):
             return torch.cat([reward, adjusted.mean(dim=-1), quantiles], dim=-1)
 
 
-class NormalRatings(nn.Module):
-    """Turn the hidden state of a response into a reward, and the normal distributions of the ratings it is made of.
+class WeighedRatings(nn.Module):
+    """Turn the hidden state of a response into a reward, and the ratings that are weighed into it.
 
-        reward = sum_a g_a(h) * mu_a,  (mu_a, log sigma_a) = rows 2a and 2a + 1 of W h,  rating a ~ N(mu_a, sigma_a^2)
+        reward = sum_a g_a(h) * r_a
 
-    A representation is the reward, the means, then the standard deviations.
-
-    Source: Lou et al. (arXiv 2410.00847), §4.1; where the means stand, and that the weights g are no shares of one:
-    SGLang's forward pass, which its tests hold against the publishers' own.
+    A representation is the reward, the ratings r, and what else is known of them.
 
     Args:
-        value_head: from a hidden state to mean and logarithm of the deviation of each attribute. [H] to [2 · A]
-        weights: from the same state to one weight per attribute. [H] to [A]
+        value_head: from a hidden state to the numbers that ratings are made of. [H] to [n]
+        weights: from the same state to one weight per attribute, g; they need be no shares of one. [H] to [A]
+        rated: makes ratings, and what else is known of them, of those numbers: ``normal``, or what ``binned`` returns.
     """
 
-    def __init__(self, spec: ModelSpec, value_head: nn.Linear, weights: nn.Module) -> None:
+    def __init__(self, spec: ModelSpec, value_head: nn.Module, weights: nn.Module, rated: "Rated") -> None:
         super().__init__()
         self.spec = spec
-        self.value_head: nn.Module = value_head
+        self.value_head = value_head
         self.weights = weights
         self.prompt_head: nn.Module | None = None
         self.gate_size = 0
+        self._rated = rated
 
     @property
     def reads(self) -> int:
@@ -132,7 +134,7 @@ class NormalRatings(nn.Module):
             hidden: hidden states at the reads. [B, 1, H]
 
         Returns:
-            Reward, means and standard deviations, float32. [B, 1 + 2 · A]
+            Reward, ratings and what else is known of them, float32. [B, d]
 
         Raises:
             ValueError: if the number of reads is not one.
@@ -141,6 +143,43 @@ class NormalRatings(nn.Module):
             raise ValueError(f"hidden must be [n, {self.reads}, H], not of shape {tuple(hidden.shape)}")
         with torch.autocast(device_type=hidden.device.type, enabled=False):
             state = hidden[:, -1].float()
-            means, log_deviations = self.value_head(state).view(len(hidden), -1, 2).unbind(-1)
-            reward = (self.weights(state) * means).sum(dim=-1, keepdim=True)
-            return torch.cat([reward, means, log_deviations.exp()], dim=-1)
+            ratings, known = self._rated(self.value_head(state))
+            reward = (self.weights(state) * ratings).sum(dim=-1, keepdim=True)
+            return torch.cat([reward, ratings, known], dim=-1)
+
+
+Rated = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From the numbers of a head to ratings and what else is known of them: [B, n] to [B, A] and [B, …]."""
+
+
+def normal(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means and standard deviations of ratings with a normal distribution each.
+
+        rating_a ~ N(mu_a, sigma_a^2),  (mu_a, log sigma_a) = values 2a and 2a + 1
+
+    Source: URM, Lou et al. (arXiv 2410.00847), §4.1; where the means stand, and that their weights are no shares of
+    one: SGLang's forward pass, which its tests hold against the publishers' own.
+
+    Args:
+        values: [B, 2 · A]
+    """
+    means, log_deviations = values.view(len(values), -1, 2).unbind(-1)
+    return means, log_deviations.exp()
+
+
+def binned(bins: int) -> Rated:
+    """Return what makes of the logits of bins, [B, A · Q], the mean of each attribute's distribution over them.
+
+        r_a = sum_b b / (Q - 1) * p_ab,  p_a = softmax of the logits of attribute a,  b = 0 … Q - 1
+
+    Source: the authors' class of LDL-Reward-Gemma-2-27B, as RewardBench has it (``ldlreward.py``).
+
+    Args:
+        bins: of each attribute, Q.
+    """
+
+    def rated(values: Tensor) -> tuple[Tensor, Tensor]:
+        shares = torch.softmax(values.view(len(values), -1, bins), dim=-1)
+        return shares @ torch.linspace(0, 1, bins, device=values.device), values[:, :0]
+
+    return rated

@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from paragone_models.gated import GatedRatings, NormalRatings
+from paragone_models.gated import GatedRatings, WeighedRatings
 from paragone_models.images import Image, ImageReader
 from paragone_models.pairwise import MarkerHead
 from paragone_models.rotary import hidden_by_angles
@@ -202,7 +202,7 @@ class StepsHead(nn.Module):
             return logits[..., 1] - logits[..., 0]
 
 
-AnyHead = RepresentationHead | GatedRatings | NormalRatings | StepsHead | MarkerHead
+AnyHead = RepresentationHead | GatedRatings | WeighedRatings | StepsHead | MarkerHead
 """What turns the hidden states at the reads into a representation."""
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from paragone_models.files.checkpoints import HEAD_FILE
-from paragone_models.files.sources import Resolved
+from paragone_models.files.sources import BIN_HEADS, Resolved
 
 __all__ = ["TOKENIZER_FILES", "backbone_identity", "code_hash", "hash_files", "weights_hash"]
 
 # Files of weights that are not in use are no mistake here: more is another name for the same, less one for two models.
-_WEIGHTS = ("*.safetensors", "*.bin", "config.json", "adapter_config.json")
+_WEIGHTS = ("*.safetensors", "*.bin", *BIN_HEADS, "config.json", "adapter_config.json")
 TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",

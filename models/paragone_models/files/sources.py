@@ -9,6 +9,7 @@ from pathlib import Path
 from paragone_models.errors import ModelLoadError
 
 __all__ = [
+    "BIN_HEADS",
     "HEADS",
     "HOSTED",
     "MODEL_FILES",
@@ -37,7 +38,10 @@ POLICIES = ("mini-policy",)
 
 _PREFIX = "builtin:"
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
+BIN_HEADS = ("regression_layer.pt", "gating_layer.pt")
+"""The heads of LDL-Reward beside its weights: what rates, and what weighs the ratings. They are pickles of tensors."""
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", *BIN_HEADS)
 """Patterns of what a model is read from, without copies for other frameworks."""
 
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "value_head.bin")

@@ -12,7 +12,7 @@ from paragone_models.errors import ModelLoadError
 from paragone_models.files.families.backbone import LONGEST, bare_backbone, chosen_kind, config_of, read_head
 from paragone_models.files.families.family import Checkpoint, Family, Loaded
 from paragone_models.files.families.gating import helpsteer_names
-from paragone_models.gated import NormalRatings
+from paragone_models.gated import WeighedRatings, normal
 from paragone_models.network import PreferenceNetwork, output_width
 from paragone_models.rotary import positions_of
 from paragone_models.spec import ModelSpec
@@ -61,7 +61,7 @@ def _read(place: Checkpoint) -> Loaded:
     weights.load_state_dict(
         {name.removeprefix(_WEIGHTS): tensor for name, tensor in tensors.items() if name != _RATINGS}
     )
-    head = NormalRatings(spec, ratings, weights)
+    head = WeighedRatings(spec, ratings, weights, normal)
     return Loaded(PreferenceNetwork(bare_backbone(folder, options, needed), head), spec)
 
 

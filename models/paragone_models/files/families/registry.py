@@ -2,6 +2,7 @@
 
 from paragone_models.errors import ModelLoadError
 from paragone_models.files.families.backbone import config_of, without_place
+from paragone_models.files.families.bins import BINS
 from paragone_models.files.families.classifiers import ENCODERS, ONE_LABEL, SEVERAL_LABELS
 from paragone_models.files.families.family import Checkpoint, Family, Loaded
 from paragone_models.files.families.gating import GATED
@@ -23,6 +24,7 @@ FAMILIES: tuple[Family, ...] = (
     PRINCIPLES,
     GATED,
     NORMAL,
+    BINS,
     INTERNLM2,
     PROCESS,
     GENERAL_PREFERENCE,

@@ -1,4 +1,4 @@
-"""ArmoRM, QRM and URM: held against their published formulas, written here on plain transformers' states."""
+"""ArmoRM, QRM, URM and LDL-Reward: held against their published formulas, written here on plain states."""
 
 import json
 from dataclasses import replace
@@ -238,6 +238,77 @@ def test_urm_weighs_the_means_by_the_last_token_and_tells_how_sure_they_are(tmp_
 def test_an_urm_that_is_not_whole_is_refused(tmp_path, without):
     urm(tmp_path, without=without)
     with pytest.raises(ModelLoadError, match=rf"{without}.* is missing; a reward of weighed normal distributions"):
+        load_model(tmp_path, device="cpu")
+
+
+def ldl(folder, **config):
+    """An LDL-Reward: a bare backbone, and two heads of their own in pickles of tensors."""
+    torch.manual_seed(8)
+    bare = backbone("gemma2", attn_logit_softcapping=5.0, sliding_window=8)
+    rated = {0: linear(24, tiny.HIDDEN), 2: linear(24, 24), 4: linear(ATTRIBUTES * 10, 24)}
+    weighed = {0: linear(24, tiny.HIDDEN), 3: linear(24, 24), 6: linear(ATTRIBUTES, 24)}
+    for name, layers in (("regression_layer.pt", rated), ("gating_layer.pt", weighed)):
+        tensors = {f"network.{n}.{part}": 0.3 * tensor for n, one in layers.items() for part, tensor in one.items()}
+        torch.save(tensors, folder / name)
+    stated = {"architecture": "LDLRewardModel27B", "template": TEMPLATE, "num_objectives": ATTRIBUTES * 10, **config}
+    save(folder, bare, {}, prefix="", **stated)
+    return bare
+
+
+def stack(folder, name, state, step):
+    """A head's numbers, layer by layer."""
+    tensors = torch.load(folder / name, weights_only=True)
+    for number in range(0, 3 * step, step):
+        weight, bias = tensors[f"network.{number}.weight"], tensors[f"network.{number}.bias"]
+        state = functional.linear(functional.leaky_relu(state) if number else state, weight, bias)
+    return state
+
+
+@pytest.mark.parametrize("config", [{}, {"softmax": True, "temperature": 2.0}])
+def test_ldl_weighs_the_means_of_distributions_over_bins(tmp_path, config):
+    bare = ldl(tmp_path, **config)
+    scores = load_model(tmp_path, device="cpu").score(PROMPT, RESPONSES)
+    assert list(scores.attributes) == [f"objective_{row}" for row in range(ATTRIBUTES)]
+    for row, response in enumerate(RESPONSES):
+        state = states(bare, ids(tmp_path, PROMPT, response))[-1]
+        weights = stack(tmp_path, "gating_layer.pt", state, 3)
+        weights = functional.softmax(weights / 2.0, dim=-1) if config else weights
+        shares = functional.softmax(stack(tmp_path, "regression_layer.pt", state, 2).view(ATTRIBUTES, 10), dim=-1)
+        # As published: the distributions are mixed first, and the mixture's mean is the reward.
+        reward = ((weights @ shares) * torch.linspace(0, 1, 10)).sum()
+        own = scores.representations[row]
+        torch.testing.assert_close(own[0], reward, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(own[1:], (shares * torch.linspace(0, 1, 10)).sum(-1), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("gating_layer.pt", None, "has no gating_layer.pt"),
+        ("regression_layer.pt", None, "has no regression_layer.pt"),
+        ("gating_layer.pt", {"network.1.weight": torch.ones(2, 2)}, "known are linear layers network.0, network.3, …"),
+        ("regression_layer.pt", {"network.0.weight": torch.ones(24, 5)}, "from 32 numbers on"),
+        ("regression_layer.pt", {"network.4.bias": torch.ones(7)}, "known are linear layers"),
+        (
+            "gating_layer.pt",
+            {"network.6.weight": torch.ones(3, 24), "network.6.bias": torch.ones(3)},
+            "and gating_layer.pt 3",
+        ),
+        ("gating_layer.pt", {"network.0.bias": torch.full((24,), torch.nan)}, "NaN or infinity"),
+    ],
+)
+def test_an_ldl_that_is_not_whole_is_refused(tmp_path, name, change, reason):
+    ldl(tmp_path)
+    identity = load_model(tmp_path, device="cpu").identity
+    path = tmp_path / name
+    tensors = torch.load(path, weights_only=True)
+    torch.save({**tensors, "network.0.weight": tensors["network.0.weight"] * 2}, path)
+    assert load_model(tmp_path, device="cpu").identity != identity, "the heads are part of it"
+    if change is None:
+        path.unlink()
+    else:
+        torch.save({**tensors, **change}, path)
+    with pytest.raises(ModelLoadError, match=reason):
         load_model(tmp_path, device="cpu")
 
 
