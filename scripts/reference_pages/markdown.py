@@ -1,5 +1,6 @@
 """Pieces of Markdown that the generated pages share."""
 
+import html
 import re
 from collections.abc import Iterable, Sequence
 
@@ -14,7 +15,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def cell(text: str) -> str:
     """Return Markdown that can stand in a cell: on one line, with no bar that would end it."""
-    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
+    # In code a backslash before a bar would be shown.
+    text = re.sub(r"`([^`]*\|[^`]*)`", lambda found: f"<code>{html.escape(found[1])}</code>", " ".join(text.split()))
+    return text.replace("\\|", "|").replace("|", "&#124;")
 
 
 def paragraph(text: str) -> str:

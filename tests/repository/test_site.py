@@ -41,7 +41,8 @@ def small(group: str) -> str:
 
 def test_prose_of_docstrings_becomes_markdown():
     assert paragraph("Give ``a`` a [K] row:\n* one\n* two\n") == "Give `a` a \\[K] row:\n\n* one\n* two"
-    assert cell("a | b\n  c \\| d") == "a \\| b c \\| d"
+    assert cell("a | b\n  c \\| d") == "a &#124; b c &#124; d"
+    assert cell("`A|<B>` `C`") == "<code>A&#124;&lt;B&gt;</code> `C`"
 
 
 def test_every_route_and_every_schema_has_its_place():
