@@ -50,7 +50,8 @@ def ask(
         }
         typer.echo(json_format.dumps(fields))
         return
-    typer.echo(f"first preferred: {_percent(row.probability)}  (logit {row.logit:.2f}, {answer.model})")
+    remark = "; it abstains: this is no verdict" if row.abstained else ""
+    typer.echo(f"first preferred: {_percent(row.probability)}  (logit {row.logit:.2f}, {answer.model}{remark})")
     if info.demonstration:
         typer.echo(_caution(info))
 

@@ -52,6 +52,14 @@ def test_a_real_model_says_nothing_more(capsys):
     assert capsys.readouterr().out == "first preferred: 50 %  (logit 0.00, longer)\n"
 
 
+def test_an_ensemble_that_abstains_is_said_to(monkeypatch, capsys):
+    plain = Oracle.preference
+    monkeypatch.setattr(Oracle, "preference", lambda *asked: {**plain(*asked), "abstained": True})
+    with listening(Oracle(demonstration=False)) as url:
+        assert ask("--url", url, "p", "a", "b") == 0
+    assert capsys.readouterr().out == "first preferred: 50 %  (logit 0.00, longer; it abstains: this is no verdict)\n"
+
+
 def test_the_address_and_the_key_come_from_the_environment_or_from_options(url, oracle, monkeypatch):
     monkeypatch.setenv("PARAGONE_URL", url)
     monkeypatch.setenv("PARAGONE_API_KEY", "from-the-environment")

@@ -47,6 +47,7 @@ def pass_of(model: PreferenceModel, resources: Resources) -> Hashable | None:
         return None
     return (
         model.network.backbone,
+        model.network.images is None,
         tuple(replica.device.name for replica in resources.replicas),
         tuple(sorted(model.provenance.numerics.items())),
         model.local.deterministic,

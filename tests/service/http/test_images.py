@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from paragone_models import load_model
+from paragone_models.files.backbones import reference_to, save_head
 from paragone_models.images import data_of
 from paragone_models.text.reader import conversation
+from tests.models import tiny
 from tests.models.seeing import data_url, part, picture, save_seeing, text, user
 from tests.service.conftest import serving
 
@@ -130,3 +132,21 @@ async def test_a_model_of_text_refuses_images_as_before(client):
     assert response.status_code == 422
     assert response.json()["error"]["code"] == "unsupported_content"
     assert "this model reads text; a content part has type 'image_url'" in response.json()["error"]["message"]
+
+
+async def test_heads_of_one_backbone_see_an_image_in_one_pass_of_an_ensemble(models, tmp_path):
+    spec, source = models["seeing"].spec, reference_to(models["seeing"].provenance.source)
+    residents, heads = {}, {}
+    for number, name in enumerate(("one", "two")):
+        torch.manual_seed(number)
+        save_head(tmp_path / name, {"value_head.weight": torch.randn(1, tiny.HIDDEN)}, spec, source)
+        heads[name] = load_model(tmp_path / name, name=name, device="cpu", residents=residents)
+    settings = {name: {"source": "loaded"} for name in heads} | {"both": {"source": "ensemble:one+two"}}
+    pairs = [{"prompt": prompt(url), "first": RESPONSES[0], "second": RESPONSES[1]} for url in (FIRST, SECOND)]
+    async with serving(heads, models=settings) as client:
+        answer = await ask(client, "preferences", model="both", pairs=pairs)
+    assert answer["usage"]["forward_responses"] == 4
+    scores = [[one.score(prompt(url), RESPONSES).rewards for url in (FIRST, SECOND)] for one in heads.values()]
+    expected = np.mean([[first - second for first, second in head] for head in scores], axis=0)
+    np.testing.assert_allclose([row["logit"] for row in answer["preferences"]], expected, atol=1e-5)
+    assert abs(expected[0] - expected[1]) > 1e-3, "the image counts"

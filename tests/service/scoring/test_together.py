@@ -71,6 +71,17 @@ def test_an_ensemble_of_three_heads_runs_each_response_once_and_gives_their_own_
                 assert cost["forward_responses"] == 0
 
 
+def test_on_several_devices_a_pass_serves_the_heads_that_are_on_its_own(heads):
+    names = ("ratings", "gated")
+    pairs = [{**pair, "prompt": f"Close it, {number}?"} for number in range(6) for pair in PAIRS]
+    with serving(heads, names) as client:
+        alone = [asked(client, name, pairs)[0] for name in names]
+    with serving(heads, names, devices="cpu*2") as client:
+        together, usage = asked(client, pairs=pairs)
+    np.testing.assert_allclose(together, np.mean(alone, axis=0), rtol=2e-5, atol=1e-6)
+    assert usage["forward_responses"] == 6 * len(TEXTS)
+
+
 def test_what_the_first_knows_already_is_run_once_for_the_others(heads):
     with serving(heads, ("ratings", "mean", "gated")) as client:
         asked(client, "ratings", PAIRS[:1])  # two of the four texts
