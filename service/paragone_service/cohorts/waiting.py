@@ -152,10 +152,11 @@ class Cohorts:
             room.standing = _quiet(contest.standing(group, scored, functools.partial(self._once, room)))
             room.standing.add_done_callback(room.forget_failure)
         task = room.standing
-        async with _leaving(call) as gone:
-            await asyncio.wait({task} if gone is None else {task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGoneError
+            async with _leaving(call) as gone:
+                await asyncio.wait({task} if gone is None else {task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientGoneError
         return task.result(), began
 
     async def _once(self, room: _Room, work: Callable[[float], Awaitable[bytes]]) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 from paragone import AsyncClient
 from paragone.codes import ErrorCode
 from paragone.exceptions import RequestError
-from tests.service.cohorts.members import PROMPT, code, rates, send, sending, whole
+from tests.service.cohorts.members import PROMPT, code, member, rates, send, sending, whole
 from tests.service.conftest import serving, until
 
 from .longest import Longest
@@ -209,6 +209,18 @@ async def test_a_client_that_leaves_while_its_group_is_compared_may_come_back(cl
     back = asyncio.ensure_future(send(client, 0, TEXTS[0], **fields()))
     source.gate.set()
     assert rates([await back]) == (await table(client))["win_rates"][:1]
+    assert source.asked == [6, 6]
+
+
+async def test_a_request_whose_time_is_over_while_its_group_is_compared_is_sent_again(client, source):
+    source.gate.clear()
+    headers = {"x-deadline-s": "0.5"}
+    bodies = [member(slot, TEXTS[slot], **fields()) for slot in range(4)]
+    late = await asyncio.gather(*(client.post("/v1/cohorts", json=body, headers=headers) for body in bodies))
+    assert [code(one) for one in late] == [(504, "deadline_exceeded")] * 4
+    source.gate.set()
+    again = await asyncio.gather(*(client.post("/v1/cohorts", json=body) for body in bodies))
+    assert rates(again) == (await table(client))["win_rates"]
     assert source.asked == [6, 6]
 
 
