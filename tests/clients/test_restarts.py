@@ -13,10 +13,13 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import uvicorn
 from processes import Redis
 from serving_setup import free_port
 
 from paragone import AsyncClient, Client, ParagoneError
+from tests.service.judge.scripted import Scripted
+from tests.service.judge.test_hosted_judge import longer_wins
 
 PARAGONE = str(Path(sys.executable).with_name("paragone"))
 MODEL = "builtin:mini-bradley-terry"
@@ -53,9 +56,23 @@ class Replica:
 
 
 @pytest.fixture(scope="module")
-def replicas():
+def judge():
+    """A chat server that prefers what is longer, on a port of its own: it outlives the replicas that ask it."""
+    server = Scripted(longer_wins)
+    server.port = free_port()
+    web = uvicorn.Server(uvicorn.Config(server.app, host="127.0.0.1", port=server.port, log_level="warning"))
+    running = threading.Thread(target=web.run, daemon=True)
+    running.start()
+    yield server
+    web.should_exit = True
+    running.join(30)
+
+
+@pytest.fixture(scope="module")
+def replicas(judge):
+    hosted = f"judge=judge:http://127.0.0.1:{judge.port}/v1,model=m,read=votes"
     with Redis() as redis:
-        both = [Replica("--redis-url", redis.url), Replica("--redis-url", redis.url)]
+        both = [Replica("--redis-url", redis.url, "--model", hosted) for _ in range(2)]
         try:
             yield [one.ready() for one in both]
         finally:
@@ -204,3 +221,29 @@ def test_the_only_server_killed_and_restarted_under_load_loses_no_request(replic
         only.start()  # seconds in which nobody answers
         load.more(50)
     assert load.lost == []
+
+
+def in_flight(replica) -> float:
+    text = httpx2.get(f"{replica.url}/metrics", timeout=30, trust_env=False).text
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith("paragone_requests_in_flight "))
+
+
+# The last one: the replica that it kills stays dead.
+def test_a_replica_killed_while_it_compares_a_group_leaves_it_to_another(replicas, judge):
+    texts = ("x", "xxxx", "xx")
+
+    def ask(slot):
+        with Client([one.url for one in replicas], model="judge") as client:
+            return client.cohort("Question?", texts[slot], group="judged", slot=slot, size=3, deadline_s=240).win_rate
+
+    judge.gate.clear()
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        asked = [threads.submit(ask, slot) for slot in range(3)]
+        deadline = time.monotonic() + 60
+        while len(judge.bodies) < 6 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        # Members of one prompt prefer one address.
+        max(replicas, key=in_flight).end(signal.SIGKILL)
+        judge.gate.set()
+        rates = [one.result(120) for one in asked]  # the lease of the killed one has to end
+    assert rates == pytest.approx([(0.5 + 2 / 6) / 3, (0.5 + 10 / 6) / 3, 0.5])

@@ -259,7 +259,6 @@ async def test_a_group_without_responses_is_refused(client):
     ("method", "path", "status", "code"),
     [
         ("GET", "/nothing", 404, "not_found"),
-        ("GET", "/", 404, "not_found"),
         ("POST", "/v1/preference", 404, "not_found"),
         ("GET", "/v1/preferences", 405, "method_not_allowed"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
