@@ -108,6 +108,9 @@ class HeadFitting:
         base = self._registry.find(body.model)
         self._check_base(base)
         self._rollout.check_new(body.name)
+        root = self._settings.models_dir
+        if root is not None and (root.expanduser() / body.name).exists():
+            raise _refused(f"there is a folder {body.name} below models_dir already: choose another name, or load that")
         if self._rollout.making:
             raise _refused("another head is being fitted: one at a time, try again later", retry_after_s=5)
         if len(self._rollout.made_here) >= _MOST:

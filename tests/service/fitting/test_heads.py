@@ -157,6 +157,9 @@ async def test_the_saved_folder_is_the_same_model_after_a_restart(hosted, tmp_pa
     assert float(again.logit(scores.representations[0], scores.representations[1])) == pytest.approx(expected, abs=1e-4)
     async with serving({"gpm": hosted["gpm"]}, **settings) as client:
         client.headers["authorization"] = "Bearer boss"
+        refused = (await fit(client)).json()["error"]
+        assert refused["code"] == "model_refused"
+        assert "there is a folder mine below models_dir already" in refused["message"]
         loaded = await client.post("/v1/models/mine:load", json={"source": "mine"})
         assert loaded.json()["identity"] == answer.model.identity
 
