@@ -89,7 +89,8 @@ function build(root, context, question, { run }) {
     try {
       const answers = await answersTo(asked, context, mine.signal);
       if (underway !== mine) return;
-      show(asked, answers);
+      if (answers.unweighed) showUnweighed(asked, answers);
+      else show(asked, answers);
     } catch (error) {
       if (error.name === "AbortError" || underway !== mine) return;
       if (error instanceof ApiError && error.wantsKey) {
@@ -117,13 +118,7 @@ function build(root, context, question, { run }) {
     const [tournament] = ours.answer.tournaments;
     for (const error of tournament.errors ?? []) if (Number.isInteger(error.response)) form.mark(error.response, error.message);
     const live = el("div", { class: "live" });
-    const weighed = rewards && attributes(model, rewards, asked, (local, change) => {
-      Object.assign(question, change);
-      clearTimeout(confirming);
-      if (local) draw(live, asked, local, { ...ours.answer, local: true });
-      else return ask();
-      confirming = setTimeout(() => confirm(live, asked), CONFIRM_AFTER_MS);
-    });
+    const weighed = rewards && sliders(live, asked, model, rewards, ours.answer);
     if (tournament.error) {
       live.append(el("p", { class: "problem", role: "alert" }, tournament.error.message));
     } else {
@@ -142,6 +137,22 @@ function build(root, context, question, { run }) {
       ].filter(Boolean),
     );
     if (!tournament.error) draw(live, asked, tournament, ours.answer); // again, now that its width is known
+  }
+
+  // A model that rates, and does not say how its ratings become one preference: whoever asks says it.
+  function showUnweighed(asked, { model, rewards, unweighed }) {
+    const live = el("div", { class: "live" }, el("p", { class: "problem", role: "alert" }, inWords(unweighed)));
+    results.replaceChildren(...[live, sliders(live, asked, model, rewards, {})].filter(Boolean));
+  }
+
+  function sliders(live, asked, model, rewards, answer) {
+    return attributes(model, rewards, asked, (local, change) => {
+      Object.assign(question, change);
+      clearTimeout(confirming);
+      if (!local) return ask();
+      draw(live, asked, local, answer);
+      confirming = setTimeout(() => confirm(live, asked), CONFIRM_AFTER_MS);
+    });
   }
 
   // The sliders have been still for a moment: the service's own answer takes the place of the page's.
@@ -164,9 +175,14 @@ function build(root, context, question, { run }) {
 async function answersTo(question, context, signal) {
   const named = (name) => context.models.find((model) => model.id === name);
   const asked = [question.model, ...(question.second ? [question.second] : [])];
-  const [ours, theirs] = await Promise.all(asked.map((model) => post("v1/tournaments", requestOf(question, model), { signal })));
   const model = named(question.model);
-  return { ours, theirs, model, rewards: await ratings(question, model, signal) };
+  try {
+    const [ours, theirs] = await Promise.all(asked.map((one) => post("v1/tournaments", requestOf(question, one), { signal })));
+    return { ours, theirs, model, rewards: await ratings(question, model, signal) };
+  } catch (error) {
+    if (error.code !== "preferences_unavailable" || !model?.attributes.length) throw error;
+    return { unweighed: error, model, rewards: await ratings(question, model, signal) };
+  }
 }
 
 // What the sliders need. Cached by now, so that it costs no forward pass.

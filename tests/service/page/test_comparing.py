@@ -14,7 +14,9 @@ import pytest
 
 from paragone_models import load_model
 from paragone_models.comparator import Comparator
+from paragone_models.spec import ModelSpec
 from paragone_models.tournament import cyclic_triples, summarise
+from tests.service.conftest import make_model, make_tokenizer
 from tests.service.page.browser import chromium, needs_browser, opened, served
 
 pytestmark = needs_browser
@@ -179,6 +181,37 @@ def test_sliders_answer_at_once_with_the_numbers_that_the_service_gives_for_thes
         leading = f"{own['matrix'][own['ranking'][0]][own['ranking'][1]]:.2f}"
         page.locator(".duel-bar", has_text=leading).wait_for()
         assert page.get_by_label("verbosity").input_value() == "0"
+
+
+def test_ratings_without_weights_are_weighed_by_hand_and_cycles_beside_a_reward_have_a_slider(browser, tmp_path):
+    specs = {
+        "ratings": ModelSpec(kind="regression", dimension=2, attributes=("helpful", "verbose"), max_length=256),
+        "both": ModelSpec(kind="hybrid", dimension=3, temperature=0.2, max_length=256),
+    }
+    tokenizer = make_tokenizer()
+    made = {name: make_model(tmp_path / name, spec, tokenizer, 3) for name, spec in specs.items()}
+    tiny = {name: load_model(folder, name=name, device="cpu") for name, folder in made.items()}
+    with served(tiny) as address, opened(browser, address, refusals=(422,)) as page:
+        page.get_by_role("button", name="Close the main street").click()
+        page.locator(".results [role=alert]", has_text="weights").wait_for()
+        with page.expect_response(confirmed("weights")) as answered:
+            page.get_by_label("helpful").press("ArrowRight")
+        tournament = answered.value.json()["tournaments"][0]
+        assert answered.value.request.post_data_json["weights"] == {"helpful": 0.05, "verbose": 0}
+        page.locator(".live svg.graph").wait_for()
+        assert abs(table(page, 6) - np.array(tournament["matrix"])).max() < 6e-5
+        page.get_by_label("Model", exact=True).select_option("both")
+        page.get_by_role("button", name="Compare", exact=True).click()
+        settled(page)
+        slider = page.get_by_label("cycles beside the reward")
+        with page.expect_response(confirmed("skew_weight")) as answered:
+            slider.press("Home")
+        assert answered.value.request.post_data_json["skew_weight"] == 0
+        assert abs(table(page, 6) - np.array(answered.value.json()["tournaments"][0]["matrix"])).max() < 6e-5
+
+
+def confirmed(field):
+    return lambda response: field in (response.request.post_data or "") and response.ok
 
 
 def test_the_arithmetic_of_the_page_is_that_of_the_service(browser, address):
