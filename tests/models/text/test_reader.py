@@ -380,7 +380,7 @@ def test_a_turn_that_is_over_cuts_one_conversation_and_leaves_the_next():
     whole = reader.read(asked)
     assert [one.dropped_tokens > 0 for one in whole] == [True, False, True]
     turn = Turn(1e9)
-    turn._seconds = 1e-9  # over once all are rendered
+    turn.seconds = 1e-9  # over once all are rendered
     reader.template.render_all = lambda *given, render=reader.template.render_all, **options: render(
         *given, **{**options, "least": 6}
     )

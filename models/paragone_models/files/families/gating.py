@@ -139,9 +139,10 @@ def _sizes(place: Checkpoint, layout: _Layout, width: int) -> tuple[int, int, in
     """Return hidden size, attributes and quantiles, after holding the tensors' shapes against them."""
     attributes = int(place.stated.get("num_objectives", layout.objectives))
     quantiles = int(place.stated.get("num_quantiles", layout.quantiles))
-    needed = {_RATINGS: (attributes * quantiles, width), _SCALE: (1,)}
+    needed: dict[str, tuple[int, ...]] = {_RATINGS: (attributes * quantiles, width)}
     if layout.transformed:
         needed[_TRANSFORM] = (attributes, attributes)
+    needed[_SCALE] = (1,)
     for name, shape in needed.items():
         if place.shapes.get(name) != shape:
             found = "is missing" if name not in place.shapes else f"has shape {list(place.shapes[name])}"
