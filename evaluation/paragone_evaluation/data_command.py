@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from paragone_evaluation.data_report import data_page, said_of, summary_rows
 from paragone_evaluation.data_summary import Tokens, summarised
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.eval_command import (
@@ -22,6 +23,7 @@ from paragone_evaluation.eval_command import (
     Layout,
     Map,
     RankingsOption,
+    command_line,
     console_of,
     read_options,
 )
@@ -53,6 +55,9 @@ def data(
         Path | None,
         typer.Option(metavar="OUT", help="Write the rows in our own layout: .jsonl (.gz, .zst, …) or .parquet."),
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page of the same, to keep or to pass on.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Say what data files hold and how every command reads them.
@@ -77,6 +82,8 @@ def data(
             reading.account.check(remedy="No row can be read: mend the file, or name its columns with --map.")
     if reader is not None and summary["first_row"]:
         summary["first_row"]["seen"] = reader.text(summary["first_row"])
+    if report is not None:
+        report.write_text(data_page(summary, command_line("data")), encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(summary, ensure_ascii=False, indent=1))
         return
@@ -84,6 +91,8 @@ def data(
     _print(summary, console)
     if writer is not None:
         console.print(f"wrote {writer.count:,} rows to {convert}", markup=False, highlight=False, soft_wrap=True)
+    if report is not None:
+        console.print(f"wrote {report}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _writes(writer: RowWriter, reading: FilePass) -> Any:
@@ -108,7 +117,7 @@ def _print(summary: _Values, console: Console) -> None:
     table.add_column(style="dim")
     table.add_column(justify="right")
     table.add_column(max_width=66)
-    for name, value, remark in _rows(summary):
+    for name, value, remark in summary_rows(summary):
         table.add_row(name, value, escape(remark))
     console.print(table)
     for left in summary["left_out"]:
@@ -117,61 +126,6 @@ def _print(summary: _Values, console: Console) -> None:
         console.print(f"[yellow]left out[/yellow] {left['rows']} × {escape(left['reason'])} ({lines})", soft_wrap=True)
     if summary["first_row"]:
         _print_row(summary["first_row"], console)
-
-
-def _rows(summary: _Values) -> list[tuple[str, str, str]]:
-    """Return names, numbers and remarks of the table."""
-    read, rows = summary["read"], summary["rows"]
-    lost = rows - read - summary["passed_over"]
-    left = [f"{lost:,} left out"] * bool(lost) + [f"{summary['passed_over']:,} of other splits"] * bool(
-        summary["passed_over"]
-    )
-    splits = ", ".join(f"{name} {count:,}" for name, count in sorted(summary["splits"].items()))
-    lines = [("rows", f"{rows:,}", ", ".join(left)), ("splits", f"{len(summary['splits'])}", splits)]
-    if summary["subsets"]:
-        lines.append(("subsets", f"{summary['subsets']:,}", ""))
-    talks = [f"{summary['conversations']:,} rows with several messages"] * bool(summary["conversations"])
-    tools = [f"{summary['with_tools']:,} with tools"] * bool(summary["with_tools"])
-    lines += [
-        ("prompts", f"{summary['prompts']:,}", ", ".join(talks + tools)),
-        ("responses", f"{summary['responses']:,}", "distinct, by prompt"),
-    ]
-    if summary["pairs"]:
-        lines += _pair_rows(summary)
-    for name, rating in summary["ratings"].items():
-        span = f"{rating['least']:g} to {rating['most']:g}, mean {rating['mean']:.2f}"
-        lines.append((f"ratings of {name}", f"{rating['count']:,}", span))
-    for name in ("prompt", "response"):
-        if spread := summary["characters"][name]:
-            lines.append((f"characters of a {name}", f"{spread['median']:,}", f"median; {_span(spread)}"))
-    if tokens := summary["tokens"]:
-        if spread := tokens["conversation"]:
-            lines.append(("tokens of a conversation", f"{spread['median']:,}", f"median; {_span(spread)}"))
-        limit = f"of a limit of {tokens['limit']:,} tokens ({tokens['model']})"
-        lines.append(("prompts cut", f"{tokens['cut']:,}", limit))
-        lines.append(("responses refused", f"{tokens['refused']:,}", "they do not fit"))
-    return lines
-
-
-def _pair_rows(summary: _Values) -> list[tuple[str, str, str]]:
-    shares = [
-        f"{words} in {summary[name]:.0%}"
-        for name, words in (("first_preferred", "the first is preferred"), ("longer_preferred", "the longer one"))
-        if summary[name] is not None
-    ]
-    strengths = ", ".join(f"{value}: {count:,}" for value, count in summary["strengths"].items())
-    return [
-        ("pairs", f"{summary['pairs']:,}", f"{summary['decided']:,} decided: {', '.join(shares)}" if shares else ""),
-        ("strengths", f"{len(summary['strengths'])}", strengths or "people said which one, and not how strongly"),
-        ("ties", f"{summary['ties']:,}", ""),
-        ("duplicates", f"{summary['duplicates']:,}", "the same two responses, judged the same way again"),
-        ("contradictions", f"{summary['contradictions']:,}", "the same two responses, judged both ways"),
-        ("identical", f"{summary['identical']:,}", "rows whose two responses are one text"),
-    ]
-
-
-def _span(spread: _Values) -> str:
-    return f"{spread['least']:,} to {spread['most']:,}, 95 % up to {spread['most_of_95_percent']:,}"
 
 
 def _print_row(row: _Values, console: Console) -> None:
@@ -183,16 +137,7 @@ def _print_row(row: _Values, console: Console) -> None:
     for message in row["prompt"]:
         _print_text(f"prompt, {message.get('role')}", message, console)
     for at, response in enumerate(row["responses"]):
-        _print_text(f"response {at + 1}{_said_of(row, at)}", response, console)
-
-
-def _said_of(row: _Values, at: int) -> str:
-    if row["ratings"]:
-        return ": " + ", ".join(f"{name} {value:g}" for name, value in row["ratings"][at].items())
-    won = [label for label in row["labels"] if at == (label["first"] if label["strength"] > 0 else label["second"])]
-    tied = any(not label["strength"] and at in (label["first"], label["second"]) for label in row["labels"])
-    beaten = len([label for label in won if label["strength"]])
-    return f", preferred to {beaten} other" * bool(beaten) or ", a tie" * tied
+        _print_text(f"response {at + 1}{said_of(row, at)}", response, console)
 
 
 def _print_text(title: str, content: Any, console: Console) -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "Map",
     "RankingsOption",
     "calibrate",
+    "command_line",
     "console_of",
     "evaluate",
     "print_json",
@@ -204,7 +205,7 @@ def evaluate(
             settings,
             against=other,
             members=members,
-            command=_command("eval"),
+            command=command_line("eval"),
             console=Console(stderr=True),
         )
     if common.as_json:
@@ -274,7 +275,7 @@ def calibrate(
         with progress_bar(Console(stderr=True), f"asking {scorer.card.name}") as progress:
             answers = ask_model(data, scorer, store, progress=progress)
     fitted = fitted_temperature(data, answers, settings)
-    record: dict[str, Any] = plain({"command": _command("calibrate"), **fitted})
+    record: dict[str, Any] = plain({"command": command_line("calibrate"), **fitted})
     temperature = fitted["temperature"].value
     if url is not None:
         remedy = f"to use it: temperature = {temperature:.6g} in the service's table of {scorer.card.name}"
@@ -356,7 +357,7 @@ def _other(against: str, common: _Common, opened: ExitStack) -> Scorer:
     return _service(url, name or None, common.api_key, common.wait_s, opened)
 
 
-def _command(name: str) -> str:
+def command_line(name: str) -> str:
     """Return what was typed, without a key."""
     # The command goes into the report, which people pass on.
     words, hidden = [], False

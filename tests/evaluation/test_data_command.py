@@ -1,6 +1,7 @@
 """``paragone data``: every number of a small file, its output at 100 columns, conversion, and refusals."""
 
 import json
+import re
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -9,6 +10,7 @@ from paragone.cli import main
 from paragone_evaluation.readers import read_evaluation_set, read_pairs, read_ratings
 from tests.evaluation.conftest import write
 from tests.evaluation.readers.test_every_command import COMPARED, RATED, cases, compared, of_evaluation
+from tests.evaluation.runs import Checker
 
 COMMAND = EntryPoint(name="data", value="paragone_evaluation.data_command:data", group="paragone.commands")
 P = "What is tea?"
@@ -60,6 +62,22 @@ def test_the_output_fits_a_hundred_columns_and_says_what_the_numbers_say(tmp_pat
         "left out 1 × the two responses that are compared are the same (line 5)", "response 1, preferred to 1 other",
     ):  # fmt: skip
         assert text in " ".join(shown.split())
+
+
+def test_the_page_says_the_same_and_what_to_look_at(tmp_path, capsys):
+    report = tmp_path / "data.html"
+    assert typed(write(tmp_path / "<f>.jsonl", ROWS), "--report", str(report)) == 0
+    assert f"wrote {report}" in capsys.readouterr().out
+    page = report.read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(page)
+    assert (checker.open, checker.fetched) == ([], [])
+    text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    assert "5 of 7 rows can be used" in text
+    assert "1 pair of responses were judged both ways." in text
+    assert "1 the two responses that are compared are the same 5" in text
+    assert "&lt;f&gt;.jsonl" in text
+    assert "response 1, preferred to 1 other" in text
 
 
 def test_ratings_and_prompts_are_described_too(tmp_path, capsys):

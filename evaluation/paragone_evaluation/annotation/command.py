@@ -18,9 +18,20 @@ from paragone import ErrorCode, ParagoneError
 from paragone.addresses import DEFAULT_URL
 from paragone_evaluation.annotation.files import is_kept
 from paragone_evaluation.annotation.kinds import KINDS
+from paragone_evaluation.annotation.report import annotation_page
 from paragone_evaluation.annotation.run import AnnotateSettings, Annotation, annotate_files
 from paragone_evaluation.annotation.trainer_pairs import FORMATS, PairSettings, Which, dataset_info
-from paragone_evaluation.eval_command import ApiKey, Json, Layout, Map, WaitS, console_of, print_json, read_options
+from paragone_evaluation.eval_command import (
+    ApiKey,
+    Json,
+    Layout,
+    Map,
+    WaitS,
+    command_line,
+    console_of,
+    print_json,
+    read_options,
+)
 
 __all__ = ["annotate"]
 
@@ -65,6 +76,9 @@ def annotate(
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at most, for each URL.")] = 16,
     api_key: ApiKey = None,
     wait_s: WaitS = 0.0,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page of what was answered, and what failed.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask a service about every row of data files: rewards, preferences, win rates or whole tables.
@@ -104,6 +118,8 @@ def annotate(
                 f"what was answered is kept beside {output}: the same command goes on", soft_wrap=True, markup=False
             )
         raise
+    if report is not None:
+        report.write_text(annotation_page(made, command_line("annotate")), encoding="utf-8")
     if as_json:
         print_json(_values(made))
     else:

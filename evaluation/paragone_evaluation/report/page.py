@@ -41,12 +41,14 @@ class PageTable:
     Attributes:
         numbers: columns that are aligned on the right.
         texts: cells are whole texts, whose lines are kept.
+        labelled: of texts: the first column only names the others.
     """
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     numbers: Sequence[int] = ()
     texts: bool = False
+    labelled: bool = False
 
 
 @dataclass(frozen=True)

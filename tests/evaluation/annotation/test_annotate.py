@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -18,6 +19,7 @@ from paragone_evaluation.annotation.run import AnnotateSettings, annotate_files
 from paragone_evaluation.errors import DataError, EvaluationError
 from paragone_evaluation.readers import read_pairs
 from tests.evaluation.conftest import pair, text, write
+from tests.evaluation.runs import Checker
 
 COMMAND = EntryPoint(
     name="annotate", value="paragone_evaluation.annotation.command:annotate", group="paragone.commands"
@@ -147,7 +149,7 @@ def test_what_fails_is_in_a_file_beside_with_its_row_and_reason(tmp_path, url):
     file = write(tmp_path / "in.jsonl", rows)
     with file.open("a") as more:
         more.write("{no json\n")
-    assert typed(file, out, "--url", url, "--model", "bt") == 0
+    assert typed(file, out, "--url", url, "--model", "bt", "--report", tmp_path / "page.html") == 0
     assert [row["row"] for row in lines(out)] == [0, 1, 5]
     fine, refused = lines(out)[1]["rewards"]
     assert fine is not None
@@ -158,6 +160,13 @@ def test_what_fails_is_in_a_file_beside_with_its_row_and_reason(tmp_path, url):
         (4, 5, None, "invalid_request"), (6, 7, None, "unread"),
     ]  # fmt: skip
     assert "items[" not in failed[0]["message"]
+    checker, page = Checker(), (tmp_path / "page.html").read_text(encoding="utf-8")
+    checker.feed(page)
+    assert (checker.open, checker.fetched) == ([], [])
+    text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    assert "Rows 3 with rewards of bt" in text
+    assert "2 response_too_long" in text
+    assert "out.jsonl.failures.jsonl" in text
 
 
 def test_a_response_that_cannot_be_scored_does_not_cost_its_group_the_table(tmp_path, url):

@@ -16,7 +16,16 @@ from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import RatingErrors
 from paragone_training.preference.recipe import Recipe
 
-__all__ = ["HeadOutcome", "Outcome", "Rows", "strengths_in_words", "write_card", "write_head_card"]
+__all__ = [
+    "HeadOutcome",
+    "Outcome",
+    "Rows",
+    "description",
+    "strengths_in_words",
+    "training_lines",
+    "write_card",
+    "write_head_card",
+]
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ def write_head_card(name: str, recipe: Recipe, outcome: HeadOutcome) -> str:
     penalties = ", ".join(f"{part} {value:.3g}" for part, value in outcome.fitted.penalties.items())
     chosen = "chosen by cross-validation" if recipe.head.penalty is None else "given by the recipe"
     revision = f", revision {reference.revision}" if reference.revision else ""
-    lines = [f"# {name}", "", _what(spec), "", *_caution(spec)]
+    lines = [f"# {name}", "", description(spec), "", *_caution(spec)]
     lines += [f"A head alone, for the backbone {reference.source}{revision}, identity `{reference.identity[:12]}`.", ""]
     lines += ["## Training", "", "The backbone is as it was: its hidden states were computed once, and the head was"]
     lines += [
@@ -226,8 +235,8 @@ def _head_agreement(outcome: HeadOutcome) -> Iterator[str]:
 def write_card(name: str, recipe: Recipe, rows: Rows, outcome: Outcome) -> str:
     """Return the text of README.md."""
     spec = outcome.model.spec
-    lines = [f"# {name}", "", _what(spec), "", *_caution(spec)]
-    lines += ["## Training", "", *_training(recipe, rows, outcome), ""]
+    lines = [f"# {name}", "", description(spec), "", *_caution(spec)]
+    lines += ["## Training", "", *training_lines(recipe, rows, outcome), ""]
     if spec.attributes:
         lines += ["## How ratings become a preference", "", *_merged(spec, outcome.merging), ""]
         lines += ["## Distance from people's ratings", "", *_errors(rows, outcome), ""]
@@ -273,7 +282,8 @@ def _caution(spec: ModelSpec) -> list[str]:
     return [caution, ""] if spec.demonstration else []
 
 
-def _what(spec: ModelSpec) -> str:
+def description(spec: ModelSpec) -> str:
+    """Return in a sentence or two what a model is, in Markdown."""
     domain = f" What it knows: {spec.domain}." if spec.domain else ""
     if spec.symmetrise is not None:
         return (
@@ -288,7 +298,8 @@ def _what(spec: ModelSpec) -> str:
     return f"{head}{spec.pooling} pooling, conversations of up to {spec.max_length} tokens.{domain}"
 
 
-def _training(recipe: Recipe, rows: Rows, outcome: Outcome) -> Iterator[str]:
+def training_lines(recipe: Recipe, rows: Rows, outcome: Outcome) -> Iterator[str]:
+    """Yield what a model was trained from and how, as items of a list in Markdown."""
     objective, start, sizes = outcome.objective, outcome.model.start, recipe.backbone
     backbone = sizes.source or (
         f"a decoder of Qwen3's shape from random weights ({sizes.layers} layers, width {sizes.hidden_size})"

@@ -49,6 +49,7 @@ from paragone_training.preference.head_fit import put_head, start_from_fit
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.preflight import RunDescription, check_learnable, optimiser_steps
 from paragone_training.preference.recipe import Recipe
+from paragone_training.preference.report import model_page
 from paragone_training.scratch.decoder import residual_dropout
 from paragone_training.scratch.lessons import lessons, token_lengths
 from paragone_training.scratch.lexical import fit_lexicon, learn_lexicon
@@ -94,6 +95,7 @@ def train_model(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
         tokenizer = None
     card, dtype = write_card(folder.name, recipe, rows, outcome), getattr(torch, recipe.output.dtype)
     save_model(folder, outcome.model.network, outcome.model.spec, tokenizer, card=card, dtype=dtype)
+    (folder / "report.html").write_text(model_page(folder.name, recipe, rows, outcome), encoding="utf-8")
     logger.info("saved %s", folder)
     return folder
 

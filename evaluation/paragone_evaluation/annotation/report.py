@@ -1,0 +1,82 @@
+"""The page of a run of ``paragone annotate``: what was asked, what was answered, and what failed and why."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from paragone_evaluation.annotation.run import Annotation
+from paragone_evaluation.report.page import Card, PageSection, PageTable, render_page
+from paragone_evaluation.report.words import counted
+
+__all__ = ["annotation_page"]
+
+_REASONS = 12
+_USAGE = {
+    "forward_responses": "responses that the model ran",
+    "cached_responses": "responses that were cached, or came twice",
+    "forward_tokens": "tokens that the model ran",
+    "truncated": "conversations whose prompt was cut",
+    "not_shown": "conversations with words that the model's template leaves out",
+}
+
+
+def annotation_page(made: Annotation, command: str) -> str:
+    """Return the page, as HTML.
+
+    Args:
+        command: what was typed.
+    """
+    counts, info = made.counts, made.info
+    cards = [
+        Card("Rows", f"{counts['rows']:,}", remark=f"with {made.answers} of {info.id}"),
+        Card("Without an answer", f"{counts['failed_rows']:,}", remark=counted(counts["failures"], "reason")),
+    ]
+    if made.pairs is not None:
+        cards.append(Card("Pairs", f"{made.pairs['pairs']:,}", remark=f"in {made.pairs_file}"))
+    notes = [f"{info.id} is a demonstration, and no judge to rely on."] if info.demonstration else []
+    sections = [
+        *([_failures(made.failed)] if made.failed is not None else []),
+        *([_pairs(made.pairs)] if made.pairs is not None and len(made.pairs) > 1 else []),
+        *([_usage(made.usage)] if made.usage else []),
+        PageSection("How it was made", code=command, tables=[_origin(made)]),
+    ]
+    return render_page(
+        made.output.name, lead=f"{made.answers.capitalize()} of {info.id}, row by row.", cards=cards, notes=notes,
+        sections=sections,
+    )  # fmt: skip
+
+
+def _failures(file: Path) -> PageSection:
+    """Return the reasons of a file of failures, the most frequent first, each with a line where it happened."""
+    counted_reasons: Counter[tuple[str, str]] = Counter()
+    places: dict[tuple[str, str], str] = {}
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            failure = json.loads(line)
+            reason = failure["code"], failure["message"]
+            counted_reasons[reason] += 1
+            places.setdefault(reason, str(failure.get("line", failure.get("row", ""))))
+    rows = [(f"{count:,}", *reason, places[reason]) for reason, count in counted_reasons.most_common(_REASONS)]
+    more = len(counted_reasons) - len(rows)
+    return PageSection(
+        "What failed, and why",
+        tables=[PageTable(("times", "code", "reason", "first line"), rows, (0, 3))],
+        small=f"All of them, with their rows: {file.name}{f'; {more} more reasons' if more else ''}.",
+    )
+
+
+def _pairs(pairs: dict[str, int]) -> PageSection:
+    rows = [(f"{count:,}", reason) for reason, count in pairs.items() if reason != "pairs"]
+    return PageSection("Pairs that are not written", tables=[PageTable(("pairs", "why"), rows, (0,))])
+
+
+def _usage(usage: dict[str, int]) -> PageSection:
+    rows = [(words, f"{usage[name]:,}") for name, words in _USAGE.items() if usage.get(name)]
+    return PageSection("What it cost", tables=[PageTable(("", ""), rows, (1,))])
+
+
+def _origin(made: Annotation) -> PageTable:
+    info = made.info
+    rows = [("output", str(made.output)), ("model", info.id), ("kind", info.kind), ("identity", info.identity),
+            ("fingerprint", info.fingerprint)]  # fmt: skip
+    return PageTable(("", ""), [(name, value) for name, value in rows if value])
