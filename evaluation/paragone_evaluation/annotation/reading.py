@@ -34,7 +34,7 @@ class ReadSettings:
     Attributes:
         answers: name of the kind of answers.
         output: of the run; what it writes is no input, although a folder or a glob may have it.
-        behind: chunks up to the row of this number are left out.
+        most_forwards, in_pairs, behind: as ``chunks_of`` takes them.
     """
 
     sources: tuple[str, ...]
@@ -42,18 +42,20 @@ class ReadSettings:
     split: str | None
     output: Path
     answers: str
-    most_responses: int
+    most_forwards: int
     most_characters: int
     behind: int = -1
+    in_pairs: bool = False
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the chunks, read in this process."""
         return chunks_of(
             input_of(self.sources, self.options, self.split, self.output),
             KINDS[self.answers],
-            most_responses=self.most_responses,
+            most_forwards=self.most_forwards,
             most_characters=self.most_characters,
             behind=self.behind,
+            in_pairs=self.in_pairs,
         )
 
 

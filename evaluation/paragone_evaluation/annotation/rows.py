@@ -39,12 +39,12 @@ class Chunk:
     """Rows that are asked about together, in their order.
 
     Attributes:
-        responses: how many they have.
+        forwards: how much a model has to read or answer for them, in sequences.
         characters: of their texts, prompts included.
     """
 
     rows: list[Entry] = field(default_factory=list)
-    responses: int = 0
+    forwards: int = 0
     characters: int = 0
 
     @property
@@ -54,12 +54,19 @@ class Chunk:
 
 
 def chunks_of(
-    reading: FilePass, kind: AnswerKind, *, most_responses: int, most_characters: int, behind: int = -1
+    reading: FilePass,
+    kind: AnswerKind,
+    *,
+    most_forwards: int,
+    most_characters: int,
+    behind: int = -1,
+    in_pairs: bool = False,
 ) -> Iterator[Chunk]:
     """Yield the rows of a pass in chunks; a row that is larger than a chunk makes one of its own.
 
     Args:
         behind: chunks up to the row of this number are left out.
+        in_pairs: K responses are read in K(K − 1) ordered pairs, and not one by one.
     """
     chunk, number = Chunk(), 0
     several, account = len(reading.parts) > 1, reading.account
@@ -75,14 +82,15 @@ def chunks_of(
         # What was noted since the row before stood between the two.
         if account.bad or account.unused:
             chunk.rows += unread()
-        chunk.responses += len(row.responses)
+        count = len(row.responses)
+        chunk.forwards += count * (count - 1) if in_pairs else count
         chunk.characters += text_length(row.prompt) + sum(map(text_length, row.responses))
         chunk.rows.append(_entry(number, reading.part.name if several else None, row, kind))
         number += 1
         if (
-            chunk.responses >= most_responses
+            chunk.forwards >= most_forwards
             or chunk.characters >= most_characters
-            or len(chunk.rows) >= 4 * most_responses  # of a file of bad rows
+            or len(chunk.rows) >= 4 * most_forwards  # of a file of bad rows
         ):
             if chunk.last > behind:
                 yield chunk

@@ -23,7 +23,7 @@ from paragone_evaluation.readers.options import ReadOptions
 
 __all__ = ["AnnotateSettings", "Annotation", "annotate_files"]
 
-_CHUNK_RESPONSES, _CHUNK_CHARACTERS = 256, 1 << 20
+_CHUNK_FORWARDS, _CHUNK_CHARACTERS = 256, 1 << 20
 _WAITING_CHARACTERS = 16 << 20
 """Characters of rows that are asked about, or answered and not yet written: the memory of a run goes by it."""
 _LARGE = 16 << 20
@@ -113,8 +113,9 @@ async def _annotate(settings: AnnotateSettings, output: Path, progress: Progress
             if not files.asked:
                 read = ReadSettings(
                     sources=tuple(settings.sources), options=settings.options, split=settings.split, output=output,
-                    answers=kind.name, most_responses=min(_CHUNK_RESPONSES, info.limits.max_items or _CHUNK_RESPONSES),
+                    answers=kind.name, most_forwards=min(_CHUNK_FORWARDS, info.limits.max_items or _CHUNK_FORWARDS),
                     most_characters=_CHUNK_CHARACTERS, behind=files.done,
+                    in_pairs=info.dimension is None,  # of one response alone it has no vector
                 )  # fmt: skip
                 apart = _is_large(reading) if settings.apart is None else settings.apart
                 with Reader(read, apart=apart) as reader:

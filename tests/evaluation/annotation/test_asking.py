@@ -10,7 +10,8 @@ from paragone import AsyncClient, ParagoneError
 from paragone.wire import ModelInfo
 from paragone_evaluation.annotation.asking import Asker, Window
 from paragone_evaluation.annotation.kinds import KINDS
-from paragone_evaluation.annotation.rows import Chunk, Entry
+from paragone_evaluation.annotation.rows import Chunk, Entry, chunks_of
+from paragone_evaluation.readers.files import FilePass
 
 INFO = ModelInfo.model_validate(
     {
@@ -146,3 +147,13 @@ def test_no_request_begins_while_one_waits():
         return begun
 
     assert asyncio.run(run()) is False
+
+
+@pytest.mark.parametrize(("in_pairs", "rows"), [(False, [6, 4]), (True, [2, 2, 2, 2, 2])])
+def test_a_request_holds_as_much_work_as_the_model_has_with_it(tmp_path, in_pairs, rows):
+    file = tmp_path / "in.jsonl"
+    row = {"prompt": "Why?", "responses": ["a", "b", "c", "d"]}
+    file.write_text("".join(json.dumps(row | {"id": str(at)}) + "\n" for at in range(10)))
+    reading = FilePass(file, unjudged=True)
+    chunks = chunks_of(reading, KINDS["tables"], most_forwards=24, most_characters=1 << 20, in_pairs=in_pairs)
+    assert [len(chunk.rows) for chunk in chunks] == rows
