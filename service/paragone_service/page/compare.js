@@ -132,6 +132,7 @@ function build(root, context, question, { run }) {
         weighed,
         secondModel(asked, tournament, theirs),
         costs(ours),
+        theirs ? costs(theirs) : null,
         tokenSection(asked),
         snippetSection(asked, context),
       ].filter(Boolean),

@@ -76,7 +76,7 @@ def table(page, count):
 
 def settled(page):
     """Wait until what is shown answers what is written."""
-    page.locator(".results:not(.stale) > :is(.costs, [role=alert])").wait_for()
+    page.locator(".results:not(.stale) > :is(.costs, [role=alert])").first.wait_for()
 
 
 def example(page, title):
@@ -256,6 +256,8 @@ def test_two_models_stand_side_by_side_and_their_disagreements_are_counted(brows
         upper = np.triu_indices(4, 1)
         opposite = ((ours - 0.5) * (theirs - 0.5) < 0)[upper].sum()
         assert opposite > 0
+        costs = page.locator(".costs").all_inner_texts()
+        assert ["mini-bradley-terry" in costs[0], "everyday-preferences" in costs[1]] == [True, True]
         assert f"They disagree on {opposite} of 6 pairs." in page.locator(".versus").inner_text()
         for row in page.locator(".versus tbody tr").all():
             pair, *probabilities, word = row.locator("th, td").all_inner_texts()
