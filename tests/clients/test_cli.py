@@ -1,4 +1,6 @@
+import contextlib
 import errno
+import json
 import re
 import shlex
 import signal
@@ -16,7 +18,7 @@ import typer
 from paragone import cli
 from paragone.command_help import EXAMPLES, EXIT_CODES, SUMMARIES
 from paragone.exceptions import DeadlineError, RequestError
-from tests.clients.oracle import listening
+from tests.clients.oracle import Oracle, listening
 
 GROUP = "paragone.commands"
 HERE = "tests.clients.test_cli"
@@ -309,6 +311,34 @@ def test_every_command_has_an_example_in_its_help_that_it_takes(capsys):
             cli.main([*own, "--help"], commands=OURS)
         shown = " ".join(re.sub(r"[│╭╰─╮╯]", " ", capsys.readouterr().out).split())
         assert f"Example: {example}" in shown
+
+
+ASKS = {"ask", "annotate", "eval"}
+QUICK = [*sorted(ASKS), "data", "doctor", "init recipe", "init server", "key new"]
+USUAL = "http://127.0.0.1:8000"
+
+
+@pytest.mark.parametrize("path", QUICK)
+def test_examples_that_take_no_model_run_as_they_are_written(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {
+            "prompt": f"Question {number}?",
+            "first": "x" * (number + 2),
+            "second": "x",
+            "strength": 1 - 2 * (number % 3 == 0),
+        }
+        for number in range(12)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    program, *words = shlex.split(EXAMPLES[path])
+    with listening(Oracle()) if path in ASKS else contextlib.nullcontext(USUAL) as url:
+        monkeypatch.setenv("PARAGONE_URL", url) if path == "ask" else monkeypatch.delenv("PARAGONE_URL", raising=False)
+        try:
+            code = cli.main([word.replace(USUAL, url) for word in words], commands=OURS)
+        except SystemExit as end:
+            code = end.code or 0
+    assert (program, code) == ("paragone", 0), capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted(set(PATHS) - NO_RESULT))
