@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 
-import numpy as np
 import pytest
 from redis.crc import key_slot
 from redis_cluster import Cluster
@@ -27,7 +26,7 @@ def key(number):
     return b"identity" + number.to_bytes(2, "big") * 8  # as those of one model are: their first eight bytes are alike
 
 
-VECTOR = np.zeros(8, dtype=np.float32)
+VECTOR = bytes(32)
 KEYS = [key(number) for number in range(640)]
 
 

@@ -78,7 +78,7 @@ async def test_a_file_is_read_as_the_command_reads_it(client):
     ("name", "content"),
     [
         ("a.json", json.dumps(PAIRS).encode()),
-        ("a.jsonl.gz", gzip.compress(lines(PAIRS))),
+        ("a.jsonl.gz", gzip.compress(lines(PAIRS), mtime=0)),
         ("A.JSONL.BZ2", bz2.compress(lines(PAIRS))),
         ("a.parquet", parquet(PAIRS)),
         ("a.csv", b"prompt,chosen,rejected\n" + b"".join(b"Question %d?,good,bad\n" % n for n in range(7))),
@@ -118,7 +118,7 @@ async def test_what_is_left_out_is_counted_with_its_reason_and_its_lines(client)
         ("pairs.jsonl", b'{"colour": 3}\n', {}, "cannot read|cannot be read"),
         ("pairs.jsonl", b"", {}, "has no rows"),
         ("pairs.parquet", b"PAR1 and no more", {}, "cannot read pairs.parquet"),
-        ("pairs.jsonl.gz", gzip.compress(lines(PAIRS))[:40], {}, "cannot read pairs.jsonl.gz"),
+        ("pairs.jsonl.gz", gzip.compress(lines(PAIRS), mtime=0)[:40], {}, "cannot read pairs.jsonl.gz"),
         ("pairs.jsonl", b"\xff\xfe\xff", {}, "pairs.jsonl"),
         ("pairs.jsonl", lines(PAIRS), {"layout": "mine"}, "layout is 'mine'; it must be auto or one of"),
         ("pairs.jsonl", lines(PAIRS), {"limit": 501}, "less than or equal to 500"),
