@@ -13,7 +13,11 @@ import typer
 
 __all__ = ["init"]
 
-_KINDS = ("bradley-terry", "general-preference")
+_KINDS: dict[str, tuple[str, ...]] = {
+    "bradley-terry": (),
+    "general-preference": ("# Length of the vector: an even number; 8 has four 2-blocks.", "dimension = 8"),
+}
+"""The kinds that a recipe may be begun with, and what their [model] says beside the kind."""
 _WAYS = ("lora", "full", "head")
 _READERS = ("me", "others")
 _SCRATCH = "none"
@@ -81,7 +85,7 @@ def recipe(
     ask = _Questions(yes=yes)
     data = ask(data, "Your preferences (a file, as `paragone data` reads it)", "pairs.jsonl")
     backbone = ask(backbone, "Which backbone (a Hugging Face id, a folder, or none)", _SCRATCH)
-    kind = ask(kind, "Which kind of model", _KINDS[0], _KINDS)
+    kind = ask(kind, "Which kind of model", "bradley-terry", tuple(_KINDS))
     # Random weights have nothing that adapters could adapt, or a head could read.
     ways = ("full",) if backbone == _SCRATCH else _WAYS
     way = ask(way, "What is trained", ways[0], ways)
@@ -161,8 +165,7 @@ def _recipe_lines(file: Path, data: str, backbone: str, kind: str, way: str) -> 
         "# bradley-terry: one reward a response; general-preference: a vector, and so preferences with cycles.",
         f"kind = {_text(kind)}",
     ]
-    if kind == "general-preference":
-        lines += ["# Length of the vector: an even number; 8 has four 2-blocks.", "dimension = 8"]
+    lines += _KINDS[kind]
     lines += ["# Longest conversation, in tokens.", "max_length = 2048", ""]
     lines += _backbone(backbone)
     lines += [

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 
 from paragone_models.comparator import probability
+from paragone_models.kinds import KINDS
 
 __all__ = ["FilledTable", "Fit", "fill"]
 
@@ -100,7 +101,7 @@ def fill(logits: ArrayLike, *, fit: Fit = "bradley-terry") -> FilledTable:
     observed = np.where(known, probability(np.where(known, table, 0.0)), 0.0)
     strengths, covariance = _bradley_terry(observed, known)
     fitted = _Fitted(strengths, np.zeros((size, 2)), covariance[:, None, :, None])
-    if fit == "general-preference":
+    if KINDS[fit].has_vector:
         fitted = _general_preference(observed, known, fitted)
     inferred = ~known & ~np.eye(size, dtype=np.bool_)
     differences = fitted.strengths[:, None] - fitted.strengths[None, :] + fitted.cyclic

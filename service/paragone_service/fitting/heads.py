@@ -24,6 +24,7 @@ from paragone_models.files.backbones import save_head
 from paragone_models.files.loading import load_head, reference_of
 from paragone_models.fitting import Choices, FitError, FittedHead, States, fit_head
 from paragone_models.golden import check_golden
+from paragone_models.kinds import KINDS
 from paragone_models.model import PreferenceModel
 from paragone_models.spec import BackboneReference, ModelSpec
 from paragone_service.cache.keys import conversation_keys, prompt_digest
@@ -280,12 +281,13 @@ def _question(pair: HeadPair) -> bytes:
 
 def _spec_of(base: ModelSpec, body: HeadRequest, pairs: int) -> ModelSpec:
     """Return what the head is: what the model reads, in the same way, and nothing of how it compares."""
-    if body.kind == "bradley-terry" and body.dimension is not None:
-        raise ServiceError(ErrorCode.INVALID_REQUEST, "a bradley-terry head has one number: leave dimension out")
+    kind = KINDS[body.kind]
+    if body.dimension is not None and not kind.has_vector:
+        raise ServiceError(ErrorCode.INVALID_REQUEST, f"a {kind.name} head has one number: leave dimension out")
     return replace(
         base,
         kind=body.kind,
-        dimension=1 if body.kind == "bradley-terry" else body.dimension or _DIMENSION,
+        dimension=body.dimension or kind.nearest_dimension(_DIMENSION, 0),
         attributes=(),
         weights=None,
         temperature=1.0,
