@@ -3,7 +3,7 @@
 Lingering     reads the rest of a body whose request was answered early
 Observation   request id, timing headers, metrics, access log; a crash becomes internal_error
 Draining      refuses new work once the server is shutting down, and ends old work after the grace
-HostGuard     refuses requests for another server's name
+HostGuard     refuses requests for another server's name, and what a page from elsewhere would do
 Authorization asks for a key, on every route but the health checks and the page
 Versions      tells the server's version, and refuses clients of another major one
 Quota         counts the requests of a key, and tells how its quotas stand
@@ -67,6 +67,9 @@ _OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 """What needs no key."""
 _ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing and run no model."""
+_USUAL_PORTS = {"http": ":80", "https": ":443"}
 _CLIENT_GONE = 499
 _LINGER_S = 30.0
 _SILENCE_S = 5.0
@@ -281,7 +284,7 @@ class Draining:
 
 
 class HostGuard:
-    """Answer only requests that were sent to a name of this server.
+    """Answer only requests that were sent to a name of this server, and of web pages only its own do more than read.
 
     Args:
         hosts: the names, in lower case; None for any.
@@ -292,7 +295,7 @@ class HostGuard:
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it with ``unknown_host``."""
+        """Pass the request on, or refuse it with ``unknown_host`` or ``not_allowed``."""
         error = self.refusal(scope) if scope["type"] == "http" else None
         if error is None:
             await self._app(scope, receive, send)
@@ -301,6 +304,12 @@ class HostGuard:
 
     def refusal(self, scope: Scope) -> ServiceError | None:
         """Return what a request is refused with, or None."""
+        if scope["method"] not in _SAFE_METHODS and (page := _foreign_page(Headers(scope=scope))):
+            return ServiceError(
+                ErrorCode.NOT_ALLOWED,
+                f"a web page of another origin ({printable(page)}) sent this, and only this server's own page may: ask "
+                "from a program, or have the proxy before this server pass on Host, or X-Forwarded-Host",
+            )
         # Health checks show nothing, and who sends them may know an address alone.
         if self._hosts is None or scope["path"] in _OPEN_PATHS:
             return None
@@ -312,6 +321,26 @@ class HostGuard:
         return ServiceError(
             ErrorCode.UNKNOWN_HOST, f"this server is not called {sent}: if it should be, add it to --allowed-hosts"
         )
+
+
+def _foreign_page(headers: Headers) -> str:
+    """Return where the page is from that had a browser send a request; empty for this server's own, and for no page."""
+    # Browsers send a text/plain body wherever a page wants it, and cached keys of HTTP Basic with it. What they say of
+    # the sender no page can change, nor can it set X-Forwarded-Host without leave, which is never given here.
+    sites = headers.getlist("sec-fetch-site")
+    origins = headers.getlist("origin")
+    if sites and all(site in ("same-origin", "none") for site in sites):
+        return ""
+    if sites:
+        return ", ".join(origins) or ", ".join(sites)
+    names = ",".join([*headers.getlist("host"), *headers.getlist("x-forwarded-host")]).split(",")
+    return next((one for one in origins if not any(_is_at(one, name) for name in names)), "")
+
+
+def _is_at(origin: str, host: str) -> bool:
+    scheme, _, place = origin.lower().partition("://")
+    # A browser leaves out the port that its scheme has anyway; a proxy may write it.
+    return bool(place) and place == host.strip().lower().removesuffix(_USUAL_PORTS.get(scheme, ":"))
 
 
 def _host_name(header: bytes) -> str:

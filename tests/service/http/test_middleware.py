@@ -124,6 +124,44 @@ async def test_allowed_hosts_replace_those_of_loopback_and_a_key_allows_any(host
         assert (await client.get("/v1/models", headers={"host": "any.example"})).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://localhost:3000"},  # another program of this machine
+        {"origin": "https://evil.example", "sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ],
+)
+async def test_a_page_of_another_origin_can_do_nothing_without_a_key_or_with_a_browsers(hosted, headers):
+    sent = {"host": "localhost:8000", "content-type": "text/plain", **headers}
+    for settings, auth in (({}, None), ({"api_key": "sesame"}, ("any", "sesame"))):
+        async with serving(hosted, **settings) as client:
+            for path in ("/v1/models/gpm:unload", "/v1/files", "/v1/heads", "/v1/preferences", "/rerank", "/livez"):
+                refused = await client.post(path, content="{}", headers=sent, auth=auth)
+                assert refused.status_code == 403, path
+                assert "a web page of another origin" in refused.text
+            assert (await client.get("/v1/models", headers=sent, auth=auth)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://localhost:8000"},
+        {"origin": "https://localhost", "host": "localhost:443"},
+        {"origin": "http://[::1]:8000", "host": "[::1]:8000"},
+        {"origin": "http://judge.example", "x-forwarded-host": "judge.example, inner"},
+        {"origin": "https://judge.example", "sec-fetch-site": "same-origin"},  # behind a proxy that changes Host
+        {"sec-fetch-site": "none"},
+        {},
+    ],
+)
+async def test_the_servers_own_page_and_programs_are_answered(client, headers):
+    sent = {"host": "localhost:8000", **headers}
+    assert (await client.post("/v1/preferences", json=GOOD, headers=sent)).status_code == 200
+
+
 async def test_a_request_id_is_given_back_and_made_where_there_is_none(client):
     response = await client.get("/livez", headers={"x-request-id": "abc-123"})
     assert response.headers["x-request-id"] == "abc-123"
