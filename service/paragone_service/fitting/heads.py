@@ -91,6 +91,7 @@ class HeadFitting:
     def __init__(self, settings: Settings, registry: Registry, rollout: Rollout) -> None:
         self._settings, self._registry, self._rollout = settings, registry, rollout
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._undoing: set[asyncio.Future[None]] = set()
 
     @property
     def temporary(self) -> bool:
@@ -104,7 +105,7 @@ class HeadFitting:
             ServiceError: ``model_refused``, if the model's backbone cannot have another head, the name is taken, or
                 another head is being fitted; ``invalid_request``, if no head can be fitted to these pairs; else as for
                 scoring.
-            ClientGoneError: if the client left before the fit began; what was begun is brought to its end.
+            ClientGoneError: if the client left meanwhile; as after a deadline, no head is hosted then.
         """
         base = self._registry.find(body.model)
         self._check_base(base)
@@ -117,25 +118,49 @@ class HeadFitting:
         if len(self._rollout.made_here) >= _MOST:
             raise _refused(f"{_MOST} heads that were fitted here are hosted: unload one first")
         learned, held_out = _parted(body)
+        task = _Task(base, body, _spec_of(base.model.spec, body, len(learned)), learned, held_out)
         self._rollout.making = body.name
+        base.under_way += 1  # whoever unloads it waits for the end
         try:
-            spec = _spec_of(base.model.spec, body, len(learned))
-            task = _Task(base, body, spec, learned, held_out)
-            states, choices, usage = await self._states(task, call)
-        except BaseException:
-            self._rollout.making = ""
-            raise
-        fitting = asyncio.ensure_future(self._fitted(task, states, choices))
-        penalties, hosted, folder = await asyncio.shield(fitting)
-        try:
-            compared = await self._compared(task, hosted, call, usage)
-        except ServiceError:
-            # Nobody has seen it yet, and whoever asks again wants its name.
-            await self._rollout.unload(body.name)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-            raise
+            try:
+                states, choices, usage = await self._states(task, call)
+            except BaseException:
+                self._rollout.making = ""
+                raise
+            penalties, hosted, folder, compared = await self._hosted(task, states, choices, call, usage)
+        finally:
+            base.under_way -= 1
         prompts = len({_question(pair) for _, pair in learned})
         return Fitted(hosted, base.name, folder, len(learned), prompts, penalties, compared, usage)
+
+    async def _hosted(
+        self, task: _Task, states: States, choices: Choices, call: Call, usage: Usage
+    ) -> tuple[dict[str, float], HostedModel, Path, HeadAgreement]:
+        """Return the penalties of a head that is hosted from now on, the head, its folder, and its agreement."""
+        fitting = asyncio.ensure_future(self._fitted(task, states, choices))
+        try:
+            penalties, hosted, folder = await asyncio.shield(fitting)
+            return penalties, hosted, folder, await self._compared(task, hosted, call, usage)
+        except BaseException:
+            # Nobody has seen it, whatever ended the request, and whoever asks again wants its name.
+            undoing = asyncio.ensure_future(self._undo(task.body.name, fitting))
+            self._undoing.add(undoing)
+            undoing.add_done_callback(self._undoing.discard)
+            if fitting.done():  # else the answer of a request that is over would wait for the thread
+                await asyncio.shield(undoing)
+            raise
+
+    async def _undo(self, name: str, fitting: asyncio.Future[tuple[dict[str, float], HostedModel, Path]]) -> None:
+        """Once it is fitted, host a head no more, and remove its folder."""
+        await asyncio.wait([fitting])
+        if fitting.cancelled() or fitting.exception() is not None:
+            return  # there is none
+        _, hosted, folder = fitting.result()
+        # The folder first: as long as the name is hosted nobody makes another one there.
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        if self._registry.loaded(name) is hosted:  # and not unloaded or exchanged meanwhile
+            await self._rollout.unload(name)
+            logger.warning("model %s: the request for this head was over before its answer; it is gone again", name)
 
     def close(self) -> None:
         """Remove the heads that are temporary."""
@@ -185,6 +210,7 @@ class HeadFitting:
         """Fit, save, load and host the head; not broken off."""
         # A thread that ends with it, and its team of OpenMP workers too; see ``load_models``.
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fitting")
+        task.base.under_way += 1  # a request that is over counts no more, and the thread runs on
         try:
             work = partial(self._made, task, states, choices)
             fitted, model, replicas, folder = await asyncio.get_running_loop().run_in_executor(thread, work)
@@ -194,6 +220,7 @@ class HeadFitting:
             raise _refused(f"the head was not fitted: {error}") from error
         finally:
             self._rollout.making = ""
+            task.base.under_way -= 1
             thread.shutdown(wait=False)
         options = ModelSettings(source=str(folder), dtype=model.provenance.numerics["dtype"])
         hosted = self._rollout.add(task.body.name, model, replicas, options)

@@ -1,7 +1,9 @@
 """`/v1/heads`: a head is fitted to labels, hosted beside its model in its memory, and compared on pairs kept back."""
 
 import asyncio
+import contextlib
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -177,6 +179,33 @@ async def test_a_head_is_unloaded_and_its_folder_goes_with_the_server(hosted):
         assert await logit(client, "bt", pairs()[0]) != await logit(client, "second", pairs()[0])
     with pytest.raises(Exception, match="no folder"):
         load_model(answer.folder, device="cpu")
+
+
+@pytest.mark.parametrize("moment", ["fitting", "comparing"])
+async def test_a_request_that_ends_before_its_answer_leaves_no_head(hosted, tmp_path, moment):
+    async with serving({"bt": hosted["bt"]}, device="cpu", models_dir=tmp_path) as client:
+        registry = client.app.state.registry
+        base = registry.find("bt")
+        began = {
+            "fitting": lambda: any(thread.name.startswith("fitting") for thread in threading.enumerate()),
+            "comparing": lambda: "mine" in registry.names,
+        }[moment]
+        request = asyncio.create_task(fit(client))
+        while not began():
+            assert not request.done()
+            await asyncio.sleep(0)
+        assert base.under_way > 0  # so that nobody lets go of the backbone meanwhile
+        request.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await request
+        for _ in range(3_000):  # the thread runs on
+            if not base.under_way and "mine" not in registry.names:
+                break
+            await asyncio.sleep(0.01)
+        assert "mine" not in registry.names
+        assert not (tmp_path / "mine").exists()
+        await fitted(client)  # the name is free
+        assert base.under_way == 0
 
 
 async def test_ties_hold_a_head_back_and_identical_texts_are_read_once(client):
