@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ __all__ = [
     "MOST_BYTES",
     "MOST_IMAGES",
     "MOST_PIXELS",
+    "MOST_WORK",
     "Image",
     "ImageReader",
     "data_of",
@@ -50,11 +51,20 @@ MOST_BYTES = 10_000_000
 """Bytes of one image, as it was sent, decoded from base64."""
 MOST_PIXELS = 1 << 24
 """Pixels of one image, as its header says: what is decoded takes four bytes each."""
+MOST_WORK = 16 * MOST_PIXELS
+"""Pixels that decoding the images of one conversation goes over: width · height · (1 + scans) of each."""
 
 _KNOWN = ("PNG", "JPEG", "WEBP")
 # A progressive JPEG has about ten scans. Each may take a few bytes and goes over all pixels: a file of 140 kB with a
 # thousand of them took 9 s to decode.
-_MOST_SCANS, _SCAN = 64, b"\xff\xda"
+_MOST_SCANS = 16
+# Pillow takes up to three microseconds for each segment of a JPEG and chunk of a PNG, however empty it is: 2.2 s for
+# those that fit into an image. Sound ones have a few hundred.
+_MOST_PARTS = 1 << 14
+# Of segments with a length. What libjpeg passes over without one (restarts, bytes stuffed into a scan) and what it
+# refuses is no such segment.
+_SEGMENT = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")
+_END_OF_IMAGE, _SCAN = b"\xd9", b"\xda"
 _DATA_URL = re.compile(r"data:[a-z0-9.+/-]*;base64,", re.IGNORECASE)
 # Decoded images that are kept: for siblings, which come close together, and for the batch that follows.
 _REMEMBERED_BYTES = 64 << 20
@@ -80,12 +90,19 @@ class Image:
     Attributes:
         key: hash of the bytes that were sent.
         tokens: how many tokens stand for it.
+        work: how many pixels decoding it goes over.
         kept: the bytes that were sent, or its pixels.
     """
 
     key: bytes
     tokens: int
+    work: int
     kept: bytes | Pixels = field(repr=False)
+
+
+class _Seen(NamedTuple):
+    pixels: Pixels
+    work: int
 
 
 def numbers_of(text: str) -> list[int]:
@@ -100,13 +117,13 @@ def mark_of(reader: "ImageReader | str", images: list[Image], part: Mapping[str,
         reader: what reads images, or why none are read.
 
     Raises:
-        TextError: ``unsupported_content``, if it cannot be read, or is one too many.
+        TextError: ``unsupported_content``, if it cannot be read, or is one too many, or too much to decode.
     """
     if isinstance(reader, str):
         raise TextError("unsupported_content", f"this model is served without images: {reader}")
     if len(images) == MOST_IMAGES:
         raise TextError("unsupported_content", f"the conversation has more than {MOST_IMAGES} images: leave some out")
-    images.append(reader.read(part))
+    images.append(reader.read(part, most_work=MOST_WORK - sum(image.work for image in images)))
     return f"[{_MARK} {len(images) - 1}]"
 
 
@@ -151,12 +168,15 @@ class ImageReader:
         self.version = str(PIL.__version__)
         self._processor = processor
         self._factor = processor.patch_size * processor.merge_size
-        self._known: OrderedDict[bytes, Pixels] = OrderedDict()
+        self._known: OrderedDict[bytes, _Seen] = OrderedDict()
         self._known_bytes = 0
         self._lock = threading.Lock()
 
-    def read(self, part: Mapping[str, Any]) -> Image:
+    def read(self, part: Mapping[str, Any], *, most_work: int = MOST_WORK) -> Image:
         """Return the image of a content part ``{"type": "image_url", "image_url": {"url": "data:…"}}``.
+
+        Args:
+            most_work: pixels that decoding it may go over: what the images before it left of the conversation's.
 
         Raises:
             TextError: ``unsupported_content``, if it is no image that is read, or a larger one.
@@ -168,13 +188,13 @@ class ImageReader:
             raise TextError("unsupported_content", "this model sees images in one detail alone: leave detail out")
         data = data_of(reference.get("url"))
         key = hashlib.sha256(data).digest()
-        pixels = self._pixels(key, data)
+        pixels, work = self._seen(key, data, most_work)
         tokens = pixels.shape[0] * pixels.shape[1] // self._factor**2
-        return Image(key, tokens, data if len(data) < pixels.nbytes else pixels)
+        return Image(key, tokens, work, data if len(data) < pixels.nbytes else pixels)
 
     def pixels(self, image: Image) -> Pixels:
         """Return what the model sees of an image that was read."""
-        return self._pixels(image.key, image.kept) if isinstance(image.kept, bytes) else image.kept
+        return self._seen(image.key, image.kept, image.work).pixels if isinstance(image.kept, bytes) else image.kept
 
     def expanded(self, token_ids: list[int], images: Sequence[Image]) -> list[int]:
         """Return tokens in which each image has as many as stand for it.
@@ -209,19 +229,20 @@ class ImageReader:
         made = self._processor(images=[self.pixels(image) for image in images], do_resize=False, return_tensors="pt")
         return made["pixel_values"], made["image_grid_thw"]
 
-    def _decoded(self, data: bytes) -> Pixels:
-        """Return the pixels of an image, resized as the model sees it."""
+    def _decoded(self, data: bytes, most_work: int) -> _Seen:
+        """Return the pixels of an image, resized as the model sees it, and the work that it was."""
         import PIL.Image
         import PIL.ImageOps
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
         size = self._processor.size
         try:
+            scans = _scans(data)  # before Pillow opens it, which goes through all that stands before its pixels
             opened = PIL.Image.open(io.BytesIO(data), formats=_KNOWN)
             if opened.width * opened.height > MOST_PIXELS:
                 raise _too_large(f"{opened.width} x {opened.height}")
-            if opened.format in ("JPEG", "MPO") and data.count(_SCAN) > _MOST_SCANS:
-                raise TextError("unsupported_content", f"an image has more than {_MOST_SCANS} scans: save it anew")
+            work = opened.width * opened.height * (1 + scans)
+            _check_work(work, most_work)
             # A camera's second picture is no movement.
             if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
                 raise TextError("unsupported_content", "an image moves: send one of its frames")
@@ -231,7 +252,7 @@ class ImageReader:
             height, width = smart_resize(
                 seen.height, seen.width, self._factor, size["shortest_edge"], size["longest_edge"]
             )
-            return np.asarray(seen.resize((width, height), self._processor.resample))
+            return _Seen(np.asarray(seen.resize((width, height), self._processor.resample)), work)
         except TextError:
             raise
         except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
@@ -243,19 +264,69 @@ class ImageReader:
                 f"({type(error).__name__})",
             ) from None
 
-    def _pixels(self, key: bytes, data: bytes) -> Pixels:
+    def _seen(self, key: bytes, data: bytes, most_work: int) -> _Seen:
         with self._lock:
-            if key in self._known:
+            seen = self._known.get(key)
+            if seen is not None:
                 self._known.move_to_end(key)
-                return self._known[key]
-        pixels = self._decoded(data)
+        if seen is not None:
+            # One that is known counts like any other: what is refused does not hang on what came before.
+            _check_work(seen.work, most_work)
+            return seen
+        seen = self._decoded(data, most_work)
         with self._lock:
             if key not in self._known:  # another thread may have decoded it meanwhile
-                self._known[key] = pixels
-                self._known_bytes += pixels.nbytes
+                self._known[key] = seen
+                self._known_bytes += seen.pixels.nbytes
             while self._known_bytes > _REMEMBERED_BYTES and len(self._known) > 1:
-                self._known_bytes -= self._known.popitem(last=False)[1].nbytes
-        return pixels
+                self._known_bytes -= self._known.popitem(last=False)[1].pixels.nbytes
+        return seen
+
+
+def _scans(data: bytes) -> int:
+    """Return how often a decoder goes over an image's pixels, by its segments: once unless it is a JPEG.
+
+    Raises:
+        TextError: ``unsupported_content``, if a JPEG has too many scans, or it or a PNG too many parts.
+    """
+    parts, place = 0, 8
+    if data.startswith(b"\x89PNG"):
+        while place < len(data) and parts <= _MOST_PARTS and data[place + 4 : place + 8] != b"IEND":
+            place += 12 + int.from_bytes(data[place : place + 4])
+            parts += 1
+        _check_parts(parts)
+    if not data.startswith(b"\xff\xd8\xff"):
+        return 1
+    scans, place = 0, 2
+    while (segment := _SEGMENT.search(data, place)) is not None:
+        # Pillow goes byte by byte over what is no segment before the first scan.
+        parts += 1 if scans else 1 + segment.start() - place
+        _check_parts(parts)
+        place = segment.end()
+        if segment[1] != _END_OF_IMAGE:
+            place += max(2, int.from_bytes(data[place : place + 2]))
+        elif scans:  # what comes behind it is another picture
+            break
+        scans += segment[1] == _SCAN
+        if scans > _MOST_SCANS:
+            raise TextError("unsupported_content", f"an image has more than {_MOST_SCANS} scans: save it anew")
+    if not scans:
+        _check_parts(parts + len(data) - place)
+    return scans
+
+
+def _check_parts(parts: int) -> None:
+    if parts > _MOST_PARTS:
+        raise TextError("unsupported_content", f"an image has more than {_MOST_PARTS} parts: save it anew")
+
+
+def _check_work(work: int, most: int) -> None:
+    if work > most:
+        raise TextError(
+            "unsupported_content",
+            f"decoding a conversation's images would go over {MOST_WORK - most + work} pixels (width x height x "
+            f"(1 + scans) of each), the limit is {MOST_WORK}: send smaller ones, or JPEGs that are not progressive",
+        )
 
 
 def _too_large(size: str) -> TextError:

@@ -21,7 +21,7 @@ from paragone_models import load_model
 from paragone_models.errors import TextError
 from paragone_models.files.backbones import reference_to, save_head
 from paragone_models.files.loading import load_head, reference_of
-from paragone_models.images import MOST_IMAGES
+from paragone_models.images import MOST_IMAGES, MOST_WORK
 from paragone_models.model import LocalForward
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import conversation
@@ -262,12 +262,28 @@ def chatty():
     return file.getvalue()
 
 
-def scans(count):
-    """Return a progressive JPEG with its last scan again and again."""
+def saved(image, kind="JPEG", **options):
     file = io.BytesIO()
-    picture().save(file, "JPEG", progressive=True)
-    data = file.getvalue()
-    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * count + data[-2:]
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def scans(count, image=None):
+    """Return a progressive JPEG of so many scans, its last one again and again."""
+    data = saved(image or picture(), progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * (count - data.count(b"\xff\xda")) + data[-2:]
+
+
+def crowded(kind, count, *, part):
+    """Return an image with so many of a part that says nothing, before its pixels."""
+    data = saved(picture(), kind)
+    at = data.index(b"IDAT") - 4 if kind == "PNG" else 2
+    return data[:at] + part * count + data[at:]
+
+
+COMMENT = b"\xff\xfe\x00\x02"
+CHUNK = b"\0\0\0\0teXt" + struct.pack(">I", zlib.crc32(b"teXt"))
 
 
 WHOLE = data_url(picture())
@@ -294,7 +310,12 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
         (part(url_of(png(400, 400, body=zlib.compress(b"")))), "PNG, JPEG, WEBP are, whole"),
         (part(url_of(png(0, 0))), "PNG, JPEG, WEBP are, whole"),
         (part(url_of(moving(), "image/webp")), "an image moves"),
-        (part(url_of(scans(60))), "more than 64 scans"),
+        (part(url_of(scans(17))), "more than 16 scans"),
+        (part(url_of(scans(17)[:-2])), "more than 16 scans"),
+        (part(url_of(crowded("JPEG", 20_000, part=COMMENT))), "more than 16384 parts"),
+        (part(url_of(crowded("JPEG", 20_000, part=b"\xff"))), "more than 16384 parts"),
+        (part(url_of(b"\xff\xd8\xff" + bytes(20_000))), "more than 16384 parts"),
+        (part(url_of(crowded("PNG", 20_000, part=CHUNK))), "more than 16384 parts"),
         (part(data_url(Image.fromarray(np.full((30, 30), 3000, np.uint16)))), "more than 8 bits a channel"),
         (part(url_of(chatty())), "PNG, JPEG, WEBP are, whole"),
         (part(data_url(picture(900, 4))), "a shape below 200 to 1"),
@@ -325,6 +346,38 @@ def test_too_many_images_are_refused(model):
     assert len(reading.images) == MOST_IMAGES
     over = model.reader.read([conversation([user(*[one] * MOST_IMAGES), user(one)], "yes")])[0]
     assert f"more than {MOST_IMAGES} images" in str(over)
+
+
+def test_sound_images_are_read_whatever_their_metadata_and_what_follows_them_hold(model):
+    profile = b"\xff\xda" * 500
+    for data in (
+        saved(picture(), icc_profile=profile, comment=profile),
+        saved(picture(), exif=b"Exif\0\0" + profile),
+        scans(16),
+        saved(picture()) + scans(16) * 2,
+        saved(picture(), "PNG") + bytes(300_000),
+    ):
+        assert model.reader.images.read(part(url_of(data))).tokens > 0
+
+
+def test_the_images_of_a_conversation_have_one_limit_of_work_and_nothing_beyond_it_is_decoded(model):
+    costly = part(url_of(scans(15, Image.new("RGB", (1024, 1024))), "image/jpeg"))
+    # 2^20 pixels and 15 scans: a sixteenth of what a conversation has, also where its pixels are known already.
+    assert model.reader.images.read(costly).work == MOST_WORK // MOST_IMAGES
+    # Its bytes hold no pixels: whoever decoded it would give another reason.
+    large = part(url_of(png(4096, 4096, body=zlib.compress(b""))))
+    within, over, alone = model.reader.read(
+        [
+            conversation([user(*[costly] * MOST_IMAGES)], "yes"),
+            conversation([user(*[costly] * (MOST_IMAGES - 1), large)], "yes"),
+            conversation([user(large)], "yes"),
+        ]
+    )
+    assert not isinstance(within, TextError)
+    assert over.code == "unsupported_content"
+    assert f"would go over {17 << 24} pixels (width x height x (1 + scans) of each)" in str(over)
+    assert f"the limit is {MOST_WORK}: send smaller ones" in str(over)
+    assert "PNG, JPEG, WEBP are, whole" in str(alone)
 
 
 def test_an_images_token_cannot_be_written_as_text(model, folder):
