@@ -11,10 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-__all__ = ["PessimismForm", "combined", "routed"]
+__all__ = ["PessimismForm", "check_pessimism", "combined", "routed"]
 
 Float64s = NDArray[np.float64]
 PessimismForm = Literal["spread", "log-mean-exp"]
+
+# Below the least, the rounding of a sum of exponents, divided by it, would be more than 1e-9 of a logit.
+_LEAST_PESSIMISM, _MOST_PESSIMISM = 1e-6, 1e6
+
+
+def check_pessimism(pessimism: float) -> None:
+    """Raise an error if an ensemble cannot be that pessimistic.
+
+    Raises:
+        ValueError: if it is neither 0 nor in [1e-6, 1e6].
+    """
+    if pessimism != 0 and not _LEAST_PESSIMISM <= pessimism <= _MOST_PESSIMISM:
+        raise ValueError(
+            f"pessimism is {pessimism}: give 0, or a number from {_LEAST_PESSIMISM:g} to {_MOST_PESSIMISM:g}"
+        )
 
 
 def combined(
@@ -35,14 +50,18 @@ def combined(
     Args:
         logits: of each member; NaN gives NaN. [m, n]
         weights: of the members, at least 0 and not all of them 0. [m]
-        pessimism: at least 0, in spreads or in 1 / nats; 0 gives the mean.
+        pessimism: see ``check_pessimism``, in spreads or in 1 / nats; 0 gives the mean.
 
     Returns:
         Log-odds and spread. [n] each
 
+    Raises:
+        ValueError: see ``check_pessimism``.
+
     >>> combined(np.array([[2.0], [4.0]]), [1, 1], pessimism=0.5)[0].tolist()
     [2.5]
     """
+    check_pessimism(pessimism)
     shares = np.asarray(weights, dtype=np.float64)[:, None] / sum(weights)
     mean = (shares * logits).sum(axis=0)
     spread = np.sqrt((shares * (logits - mean) ** 2).sum(axis=0))
@@ -54,7 +73,8 @@ def combined(
     else:
         # Of what differs from the mean: the sum of large exponents would lose the digits of a small difference.
         worth = np.abs(mean) - logsumexp(-pessimism * (sign * (logits - mean)), axis=0, b=shares) / pessimism
-    return sign * np.maximum(worth, 0.0), spread
+    # Pessimism never adds: what rounding does to members that agree is not above their mean either.
+    return sign * np.clip(worth, 0.0, np.abs(mean)), spread
 
 
 def routed(
@@ -73,6 +93,9 @@ def routed(
 
     Returns:
         Log-odds [n], and where the others were asked [n].
+
+    Raises:
+        ValueError: see ``check_pessimism``.
     """
     asked = np.abs(logits[0]) < margin
     together, _ = combined(logits[:, asked], weights, pessimism=pessimism, form=form)

@@ -40,6 +40,30 @@ def test_log_mean_exp_is_the_mean_for_a_small_beta_and_the_worst_member_for_a_la
 
 
 @pytest.mark.parametrize("form", ["spread", "log-mean-exp"])
+def test_the_least_and_the_most_pessimism_are_right_and_beyond_them_is_an_error(form):
+    table = np.array([[9.3, 2.0], [8.1, 2.0], [2.2, 2.0]])
+    mean, _ = combined(table, [1] * 3)
+    least, _ = combined(table, [1] * 3, pessimism=1e-6, form=form)
+    np.testing.assert_allclose(least, mean, atol=1e-5)
+    assert (least <= mean).all()
+    most, _ = combined(table, [1] * 3, pessimism=1e6, form=form)
+    np.testing.assert_allclose(most, [0 if form == "spread" else 2.2, 2.0], atol=1e-5)
+    for wrong in (1e-15, 1e308, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"give 0, or a number from 1e-06 to 1e\+06"):
+            combined(table, [1] * 3, pessimism=wrong, form=form)
+
+
+@pytest.mark.parametrize("form", ["spread", "log-mean-exp"])
+def test_members_that_agree_are_their_mean_and_never_above_it(form):
+    table = np.full((3, 1000), np.random.default_rng(2).normal(size=1000))
+    mean, _ = combined(table, [1, 2, 0.5])
+    for pessimism in (1e-6, 1e-3, 1.0):
+        got, _ = combined(table, [1, 2, 0.5], pessimism=pessimism, form=form)
+        assert (np.abs(got) <= np.abs(mean)).all()
+        np.testing.assert_allclose(got, mean, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["spread", "log-mean-exp"])
 def test_swapped_responses_flip_the_sign_and_nothing_else(form):
     table = np.random.default_rng(1).normal(size=(3, 1000)) * 4
     for pessimism in (0.0, 0.3, 5.0):

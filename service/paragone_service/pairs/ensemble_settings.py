@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from paragone_models.ensembles import PessimismForm
+from paragone_models.ensembles import PessimismForm, check_pessimism
 
 __all__ = ["ENSEMBLE", "EnsembleSettings"]
 
@@ -23,8 +23,9 @@ class EnsembleSettings(BaseModel):
     """What it is: an ensemble."""
     weights: dict[str, float] = {}
     """How much each member counts, by name; 1 where nothing is said."""
-    pessimism: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """How far the mean log-odds are moved towards 0, and never beyond: by so many spreads, or as the form says."""
+    pessimism: float = 0.0
+    """How far the mean log-odds are moved towards 0, and never beyond: by so many spreads, or as the form says.
+    0, or from 1e-6 to 1e6."""
     pessimism_form: PessimismForm = "spread"
     """What is made of the pessimism, see ``paragone_models.ensembles.combined``."""
     abstain: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -56,6 +57,7 @@ class EnsembleSettings(BaseModel):
         weights = self.all_weights
         if not all(0 <= weight < float("inf") for weight in weights) or sum(weights) == 0:
             raise ValueError("weights are finite numbers of at least 0, and not all of them 0")
+        check_pessimism(self.pessimism)
         if self.pessimism_form != "spread" and self.pessimism == 0:
             raise ValueError(f"pessimism_form = {self.pessimism_form!r} needs a pessimism above 0: give it one")
         return self

@@ -134,6 +134,8 @@ def test_it_abstains_below_a_threshold_and_says_so_wherever_it_compares(hosted):
         ({"source": "ensemble:bt+gpm", "weights": {"nobody": 1}}, "weights name nobody"),
         ({"source": "ensemble:bt+gpm", "weights": {"bt": 0, "gpm": 0}}, "not all of them 0"),
         ({"source": "ensemble:bt+gpm", "pessimism_form": "log-mean-exp"}, "needs a pessimism above 0"),
+        ({"source": "ensemble:bt+gpm", "pessimism": 1e-15}, "pessimism is 1e-15: give 0"),
+        ({"source": "ensemble:bt+gpm", "pessimism": 1e308}, "pessimism is 1e"),
         ({"source": "ensemble:bt+gpm", "abstain": 0}, "greater than 0"),
         ({"source": "ensemble:bt+nobody"}, "'nobody' is not hosted"),
         ({"source": "ensemble:bt+ratings"}, "ratings"),
