@@ -193,7 +193,6 @@ def create_app(
         await rollout.close()
         await registry.close()  # before the cache, because its last batches still write into the cache
         await cache.close()
-        file_reader.close()
         fitting.close()
         workers.shutdown(wait=True, cancel_futures=True)
 

@@ -55,7 +55,7 @@ async def gated(hosted, **settings):
 class Leaving:
     """A client on the ASGI level that sends a request and closes its connection when it is told to."""
 
-    def __init__(self, client, body, path="/v1/rewards"):
+    def __init__(self, client, body, path="/v1/rewards", *, query=""):
         self.left = asyncio.Event()
         content = json.dumps(body).encode()
         messages = iter([{"type": "http.request", "body": content, "more_body": False}])
@@ -79,7 +79,7 @@ class Leaving:
             "path": path,
             "raw_path": path.encode(),
             "root_path": "",
-            "query_string": b"",
+            "query_string": query.encode(),
             "headers": [(b"content-type", b"application/json")],
             "server": ("test", 80),
             "client": ("test", 1),

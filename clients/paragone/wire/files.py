@@ -89,4 +89,7 @@ class FileAnswer(AnswerModel):
     ratings: dict[str, FileRating] = Field(description="By attribute.")
     splits: dict[str, Count] = Field(description="Rows by split; `none` for those without one. [count]")
     offset: Count = Field(description="Rows that were read before the first of `rows`. [count]")
+    not_shown: Count = Field(
+        description="Rows that were asked for and would take `rows` over 16 MB: ask again from the first one. [count]"
+    )
     rows: list[FileRow] = Field(description="The rows that were asked for, in the file's order.")

@@ -1,30 +1,36 @@
-"""Read a data file that a request brought: in a process of its own, with limits on its memory and time.
+"""Read a data file that a request brought: in a process of its own, with limits on its memory, time and answer.
 
 The file is written to a temporary folder for as long as it is read, because parquet is read from its end, and is gone
-with the answer.
+with the answer. Whoever leaves, or is late, takes its place in the line along, and its process.
 """
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import math
 import os
 import re
-import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path, PurePath
+from typing import IO
 
 from paragone.codes import ErrorCode
 from paragone.wire import FileQuery
-from paragone_service.http.errors import ServiceError
+from paragone_service.http.errors import ClientGoneError, ServiceError
 
 __all__ = ["FileReader"]
 
 _SCRIPT = "paragone_service.files.reading_process"
 _AT_ONCE = 2
 """Files that are read at a time: each may take as much memory as the limit says."""
+_MOST_WAITING = 14
+"""Files that wait for these, those included that are still being sent: each takes its size on the disk."""
+_RETRY_AFTER_S = 5
+_ROWS_BYTES, _ANSWER_BYTES = 16_000_000, 20_000_000
+"""JSON that an answer's rows may take, and all of it."""
 _LONGEST_NAME = 100
 _NEEDED, _REMEDY = "pyarrow", "pip install 'paragone[evaluation]' where it runs"
 _ANSWER = b'{"answer": '
@@ -48,58 +54,106 @@ class FileReader:
 
     def __init__(self, *, memory_bytes: int, limit_s: float) -> None:
         self._memory_bytes, self._limit_s = memory_bytes, limit_s
-        # Threads of its own: whoever leaves does not end a reading, and the next one waits for it all the same.
-        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="files")
+        self._reading = asyncio.Semaphore(_AT_ONCE)
+        self._taken = 0
 
-    def close(self) -> None:
-        """Read no more files; those that are being read end within the limit."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
-
-    async def read(self, query: FileQuery, content: bytes) -> bytes:
+    async def read(self, query: FileQuery, content: AsyncIterator[bytes], gone: Callable[[], Awaitable[None]]) -> bytes:
         """Return the JSON of a ``FileAnswer``.
 
         Args:
-            content: of the file.
+            content: of the file, in pieces; none is taken where there is no room.
+            gone: returns once the client has left; called after the last piece.
 
         Raises:
+            ClientGoneError: if the client left meanwhile.
             ServiceError: ``invalid_request``, in the reader's words, if it cannot be read, or takes more memory or time
-                than the limits; ``not_found``, if the reader is not installed.
+                than the limits; ``overloaded``, if too many wait; ``not_found``, if the reader is not installed.
         """
         if importlib.util.find_spec(_NEEDED) is None:
             raise ServiceError(ErrorCode.NOT_FOUND, f"this server reads no files, for want of {_NEEDED}: {_REMEDY}")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, query, content)
-
-    def _read(self, query: FileQuery, content: bytes) -> bytes:
+        if self._taken >= _AT_ONCE + _MOST_WAITING:
+            raise ServiceError(
+                ErrorCode.OVERLOADED,
+                f"{self._taken} files are read or wait, as many as may: try again later",
+                retry_after_s=_RETRY_AFTER_S,
+            )
         name = _safe(query.name)
-        file = {"name": name, "layout": query.layout, "offset": query.offset, "limit": query.limit}
-        limits = {"memory_bytes": self._memory_bytes, "processor_s": math.ceil(self._limit_s) + 1}
-        with tempfile.TemporaryDirectory(prefix="paragone-file-") as folder:
-            (Path(folder) / name).write_bytes(content)
-            settings = json.dumps({"folder": folder, "file": file, **limits})
-            try:
-                done = subprocess.run(  # noqa: S603 (this interpreter, and a script of ours)
-                    # -P: nothing is imported from the folder that it runs in.
-                    [sys.executable, "-P", "-m", _SCRIPT, settings],
-                    env={**os.environ, **_QUIET},
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    timeout=self._limit_s,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                raise _refused(
-                    f"reading {name} took more than {self._limit_s:g} s: split the file, or raise file_limit_s"
-                ) from None
-        if done.stdout.startswith(_ANSWER):
-            return done.stdout[len(_ANSWER) : -1]  # handed on as it came: the process is ours
-        if done.stdout and "refused" in (said := json.loads(done.stdout)):
-            raise _refused(said["refused"])
-        if not done.stdout and done.returncode > 0 and b"MemoryError" not in done.stderr:
-            raise RuntimeError(f"the process that reads files failed: {done.stderr.decode(errors='replace')[-2000:]}")
+        self._taken += 1
+        try:
+            with tempfile.TemporaryDirectory(prefix="paragone-file-") as folder:
+                with (Path(folder) / name).open("wb") as file:
+                    async for piece in content:
+                        file.write(piece)
+                return await _unless(gone, self._answer(name, query, folder))
+        finally:
+            self._taken -= 1
+
+    async def _answer(self, name: str, query: FileQuery, folder: str) -> bytes:
+        page = {"offset": query.offset, "limit": query.limit, "most_bytes": _ROWS_BYTES}
+        limits = {
+            "memory_bytes": self._memory_bytes,
+            "processor_s": math.ceil(self._limit_s) + 1,
+            "answer_bytes": _ANSWER_BYTES,
+        }
+        settings = json.dumps({"folder": folder, "file": {"name": name, "layout": query.layout, **page}, **limits})
+        # Files, whose size the kernel limits: pipes would have to be read along, and an answer that is too long too.
+        with tempfile.TemporaryFile() as answers, tempfile.TemporaryFile() as complaints:
+            async with self._reading:
+                code = await self._run(name, settings, answers, complaints)
+            size = answers.seek(0, os.SEEK_END)
+            answers.seek(0)
+            # The process may have died in the middle of its answer.
+            if code == 0:
+                if answers.read(len(_ANSWER)) == _ANSWER:
+                    return answers.read(size - len(_ANSWER) - 1)  # handed on as it came: the process is ours
+                answers.seek(0)
+                if "refused" in (said := json.load(answers)):
+                    raise _refused(said["refused"])
+            complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - 2000))
+            last = complaints.read()
+        if code > 0 and b"MemoryError" not in last:
+            raise RuntimeError(f"the process that reads files failed: {last.decode(errors='replace')}")
         raise _refused(
             f"reading {name} took more than {self._memory_bytes / 1e6:g} MB of memory: split the file, or raise "
             "file_memory_mb"
         )
+
+    async def _run(self, name: str, settings: str, answers: IO[bytes], complaints: IO[bytes]) -> int:
+        """Return what the process ended with; it does not outlive this call."""
+        process = await asyncio.create_subprocess_exec(
+            # -P: nothing is imported from the folder that it runs in.
+            *(sys.executable, "-P", "-m", _SCRIPT, settings),
+            env={**os.environ, **_QUIET},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=answers,
+            stderr=complaints,
+        )
+        try:
+            async with asyncio.timeout(self._limit_s):
+                return await process.wait()
+        except TimeoutError:
+            raise _refused(
+                f"reading {name} took more than {self._limit_s:g} s: split the file, or raise file_limit_s"
+            ) from None
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+
+
+async def _unless(gone: Callable[[], Awaitable[None]], work: Awaitable[bytes]) -> bytes:
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientGoneError
+    finally:
+        # Both are awaited, so that the process has ended before its folder goes.
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 def _safe(name: str) -> str:

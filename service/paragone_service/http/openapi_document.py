@@ -186,6 +186,7 @@ _FILE = {
     "ratings": {},
     "splits": {"train": 144, "test": 48},
     "offset": 0,
+    "not_shown": 0,
     "rows": [
         {
             "line": 1,
@@ -352,7 +353,10 @@ def file_document(query: type[BaseModel], answer: type[BaseModel]) -> dict[str, 
         }
         for name, schema in described["properties"].items()
     ]
-    codes = (ErrorCode.INVALID_REQUEST, ErrorCode.BODY_TOO_LARGE, ErrorCode.DEADLINE_EXCEEDED, ErrorCode.NOT_FOUND)
+    codes = (
+        *(ErrorCode.INVALID_REQUEST, ErrorCode.BODY_TOO_LARGE, ErrorCode.DEADLINE_EXCEEDED, ErrorCode.NOT_FOUND),
+        ErrorCode.OVERLOADED,
+    )
     content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     return {
         "response_model": answer,

@@ -11,6 +11,7 @@ const SHOWN = 110;
 export function filePanel(context, { judge }) {
   let file = null;
   let offset = 0;
+  let shown = 0;
   let total = 0;
   const input = el("input", { type: "file", id: freshId("file"), class: "unseen", onchange: () => take(input.files[0]) });
   const zone = el(
@@ -48,6 +49,7 @@ export function filePanel(context, { judge }) {
     try {
       const answer = await page(offset, PAGE_ROWS);
       total = answer.read;
+      shown = answer.rows.length;
       found.replaceChildren(...summary(answer), table(answer), pager(), ...actions(answer));
       if (focus) found.querySelector(`[data-page="${focus}"]`)?.focus();
       context.announce(`Rows ${offset + 1} to ${offset + answer.rows.length} of ${total}.`);
@@ -64,21 +66,29 @@ export function filePanel(context, { judge }) {
     return (await postFile(`v1/files?${query}`, file)).answer;
   }
 
+  async function firstRows() {
+    const rows = [];
+    for (;;) {
+      const answer = await page(rows.length, MOST_ROWS - rows.length);
+      rows.push(...answer.rows);
+      if (!answer.not_shown) return rows;
+    }
+  }
+
   function turn(by, name) {
     offset = Math.min(Math.max(0, offset + by), Math.max(0, total - 1));
-    offset -= offset % PAGE_ROWS;
     show(name);
   }
 
   function pager() {
     const button = (name, by, possible) =>
       el("button", { type: "button", "data-page": name, "aria-disabled": possible ? null : "true", onclick: () => possible && turn(by, name) }, name);
-    const last = Math.min(offset + PAGE_ROWS, total);
+    const last = offset + shown; // of long rows the server may show fewer than were asked for
     return el(
       "div",
       { class: "row pager" },
       button("Previous", -PAGE_ROWS, offset > 0),
-      button("Next", PAGE_ROWS, last < total),
+      button("Next", shown, last < total),
       el("span", { class: "soft small" }, `Rows ${offset + 1}–${last} of ${total.toLocaleString("en")}`),
     );
   }
@@ -91,8 +101,7 @@ export function filePanel(context, { judge }) {
       const button = event.currentTarget;
       button.disabled = true;
       try {
-        const all = await page(0, MOST_ROWS);
-        judge(pairsOf(all.rows));
+        judge(pairsOf(await firstRows()));
       } catch (error) {
         found.prepend(el("p", { class: "problem", role: "alert" }, inWords(error)));
       } finally {

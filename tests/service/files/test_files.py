@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import json
+import os
 import tempfile
 import zlib
 from pathlib import Path
@@ -18,7 +19,8 @@ from paragone_evaluation.readers.files import FilePass
 from paragone_evaluation.readers.options import ReadOptions
 from paragone_service.api_keys import hash_of
 from paragone_service.files import reading
-from tests.service.conftest import serving
+from tests.service.conftest import serving, until
+from tests.service.doubles import Leaving
 
 pytestmark = pytest.mark.anyio
 
@@ -186,6 +188,108 @@ async def test_without_the_readers_the_answer_says_what_to_install(client, monke
     response = await ask(client, lines(PAIRS))
     assert response.status_code == 404
     assert "pip install 'paragone[evaluation]'" in response.json()["error"]["message"]
+
+
+async def test_a_page_stops_before_its_rows_take_too_much_and_says_how_many_are_missing(client, monkeypatch):
+    rows = [{"prompt": "p", "chosen": "é" * 1000, "rejected": "b" * n} for n in range(1, 8)]
+    monkeypatch.setattr(reading, "_ROWS_BYTES", 20_000)  # an é takes six bytes of the answer
+    response = await ask(client, lines(rows), limit=6)
+    assert len(response.content) < 22_000
+    answer = FileAnswer.model_validate_json(response.content)
+    assert (answer.read, len(answer.rows), answer.not_shown) == (7, 3, 3)
+    after = await answered(client, lines(rows), offset=3, limit=3)
+    assert ([row.line for row in after.rows], after.not_shown) == ([4, 5, 6], 0)
+
+
+async def test_a_row_or_a_summary_that_no_answer_holds_is_refused(client, monkeypatch):
+    monkeypatch.setattr(reading, "_ROWS_BYTES", 5_000)
+    long = [PAIRS[0], {"prompt": "p", "first": "a" * 6000, "second": "b", "strength": 1}, PAIRS[2]]
+    assert [row.line for row in (await answered(client, lines(long), limit=1)).rows] == [1]
+    response = await ask(client, lines(long), offset=1)
+    assert response.status_code == 422
+    message = response.json()["error"]["message"]
+    assert "the row of line 2 takes 6" in message
+    assert "more than the 5000" in message
+    assert "from offset 2" in message
+    assert [row.line for row in (await answered(client, lines(long), offset=2)).rows] == [3]
+    monkeypatch.setattr(reading, "_ANSWER_BYTES", 5_000)
+    rated = [{"prompt": "p", "response": "x", "ratings": {f"attribute {n}": 1 for n in range(100)}}]
+    response = await ask(client, lines(rated), limit=0)
+    assert response.status_code == 422
+    assert "too many attributes" in response.json()["error"]["message"]
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """Have another script read files; it is given the lines of its body."""
+
+    def run_instead(*body):
+        (tmp_path / "another_reader.py").write_text("\n".join(("import os, sys, time", *body)))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setattr(reading, "_SCRIPT", "another_reader")
+
+    return run_instead
+
+
+async def test_half_an_answer_of_a_process_that_was_killed_is_no_answer(client, script):
+    script("""os.write(1, b'{"answer": {"name": "pairs.jsonl"}')""", "os.kill(os.getpid(), 9)")
+    response = await ask(client, lines(PAIRS))
+    assert response.status_code == 422
+    assert "MB of memory" in response.json()["error"]["message"]
+
+
+async def test_a_process_that_fails_is_a_failure_of_the_server(client, script):
+    script("""os.write(1, b'{"answer": {"name": "pairs.jsonl"}}')""", "sys.exit('something broke')")
+    assert (await ask(client, lines(PAIRS))).status_code == 500
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_clients_that_leave_or_are_late_give_up_their_place_and_their_process(tmp_path, script, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(reading, "_MOST_WAITING", 1)
+    script(f"open(f'{tmp_path}/{{os.getpid()}}.pid', 'w').close()", "time.sleep(300)")
+    async with serving({}) as client:
+
+        def leaving():
+            return Leaving(client, PAIRS, "/v1/files", query="name=pairs.jsonl")
+
+        running = [leaving(), leaving()]
+        await until(lambda: len(list(tmp_path.glob("*.pid"))) == 2, timeout_s=60)
+        processes = [int(file.stem) for file in tmp_path.glob("*.pid")]
+        waiting = leaving()
+        await until(lambda: len(list(temporary.iterdir())) == 3)
+
+        async def never_read():
+            raise AssertionError("the body was read of a file that there is no room for")
+            yield b""
+
+        refused = await ask(client, never_read())
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert int(refused.headers["retry-after"]) > 0
+
+        waiting.left.set()
+        await waiting.done
+        client.headers["x-deadline-s"] = "0.2"
+        assert (await ask(client, lines(PAIRS))).status_code == 504
+        del client.headers["x-deadline-s"]
+        assert len(list(temporary.iterdir())) == 2
+
+        for one in running:
+            one.left.set()
+            await one.done
+        assert not any(map(alive, processes))
+        assert not list(temporary.iterdir())
+        monkeypatch.undo()
+        assert (await answered(client, lines(PAIRS))).read == 7
 
 
 async def test_a_key_is_needed_and_the_body_has_a_limit(tmp_path):
