@@ -17,7 +17,16 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["DEFAULT_URL", "LIFE_TIMEOUT_S", "PROBE_TIMEOUT_S", "Addresses", "Doubt", "checked_urls", "is_loopback"]
+__all__ = [
+    "DEFAULT_URL",
+    "LIFE_TIMEOUT_S",
+    "PROBE_TIMEOUT_S",
+    "Addresses",
+    "Doubt",
+    "checked_urls",
+    "is_loopback",
+    "without_userinfo",
+]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 PROBE_TIMEOUT_S = 5.0
@@ -50,20 +59,32 @@ def checked_urls(url: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _checked_url(url: str) -> str:
-    refusal = f"url={url!r} is not an http:// or https:// address, as {DEFAULT_URL}"
     if not isinstance(url, str):
-        raise ValueError(refusal)
+        raise ValueError(f"url={url!r} is not an http:// or https:// address, as {DEFAULT_URL}")
+    refusal = f"url={without_userinfo(url)!r} is not an http:// or https:// address, as {DEFAULT_URL}"
     try:
         parsed = urllib.parse.urlsplit(url)
         parsed.port  # noqa: B018 (reading it is what checks it)
     except ValueError as error:
-        raise ValueError(f"{refusal} ({error})") from None
+        # Of an address that holds a password with a slash, the reason may be a part of it.
+        raise ValueError(refusal if "@" in url else f"{refusal} ({error})") from None
     # Errors and logs name addresses, so an address must not hold a secret.
     if parsed.username is not None or parsed.password is not None:
         raise ValueError("url holds a user or a password, which errors would repeat: use api_key=…")
     if parsed.scheme not in ("http", "https") or not parsed.hostname:
         raise ValueError(refusal)
     return url.rstrip("/")
+
+
+def without_userinfo(url: str) -> str:
+    """Return an address without the user and the password that it may hold, also one that is otherwise wrong.
+
+    >>> without_userinfo("redis://me:se/cr@t@cache:6379/1")
+    'redis://cache:6379/1'
+    """
+    # Up to the last @, and not as the standard says: a password often has characters that ought to be encoded.
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}" if mark else url.rpartition("@")[2]
 
 
 def is_loopback(url: str) -> bool:

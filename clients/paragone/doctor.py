@@ -17,7 +17,7 @@ import httpx2
 import typer
 from rich.console import Console
 
-from paragone.addresses import DEFAULT_URL
+from paragone.addresses import DEFAULT_URL, without_userinfo
 from paragone.versions import VERSION_HEADER, incompatibility, minor_difference, own_version
 
 __all__ = ["Finding", "doctor", "findings"]
@@ -151,10 +151,15 @@ def _service(url: str, api_key: str | None) -> Iterator[Finding]:
     headers = {VERSION_HEADER: own_version()}
     if api_key:
         headers["authorization"] = f"Bearer {api_key}"
-    subject = f"service {url}"
+    subject = f"service {without_userinfo(url)}"
     try:
         response = httpx2.get(f"{url.rstrip('/')}/v1/models", headers=headers, timeout=_TIMEOUT_S)
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+    except (httpx2.InvalidURL, ValueError):
+        # The reason may be a part of the password.
+        remedy = f"write http://HOST:PORT, as {DEFAULT_URL}, and give the key by --api-key or PARAGONE_API_KEY"
+        yield Finding(subject, "fail", "its address cannot be read", remedy)
+        return
+    except httpx2.HTTPError as error:
         yield Finding(subject, "fail", f"no answer: {error}", "start it with `paragone serve`, or mend the address")
         return
     server = response.headers.get(VERSION_HEADER)

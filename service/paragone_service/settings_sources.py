@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsError
 
+from paragone.addresses import without_userinfo
 from paragone_models.errors import ModelLoadError
 from paragone_models.files.options import NAME, named_source
 from paragone_service.config import ConfigError, Settings
@@ -135,7 +136,9 @@ def parse_engine(text: str) -> tuple[str, str]:
     """
     named = _NAMED_ENGINE.fullmatch(text)
     if named is None:
-        raise ConfigError(f"--engine {text!r}: write NAME=triton:grpc://HOST:PORT or NAME=vllm:http://HOST:PORT")
+        raise ConfigError(
+            f"--engine {without_userinfo(text)!r}: write NAME=triton:grpc://HOST:PORT or NAME=vllm:http://HOST:PORT"
+        )
     return named[1], named[2]
 
 
@@ -161,5 +164,6 @@ def _explained(error: ErrorDetails) -> str:
     message = error["msg"].removeprefix("Value error, ")
     value = error.get("input")
     # A mistyped secret must not end up in a log.
+    value = without_userinfo(value) if isinstance(value, str) and "://" in value else value
     shown = f" (it is {value!r})" if isinstance(value, str | int | float) and place not in _SECRETS else ""
     return f"{place}: {message}{shown}" if place else message

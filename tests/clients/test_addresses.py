@@ -262,6 +262,10 @@ def test_a_password_in_an_address_is_refused_and_not_repeated():
     with pytest.raises(ValueError, match="api_key=") as caught:
         Client("http://me:secret@host")
     assert "secret" not in str(caught.value)
+    for url in ("http://me:secret/1@host", "me:secret@host", "http://:secret@host:x"):
+        with pytest.raises(ValueError, match=r"url=|api_key=") as caught:
+            Client(url)
+        assert "secret" not in str(caught.value)
 
 
 def test_a_proxy_of_the_environment_is_asked_for_other_machines_alone(monkeypatch):

@@ -154,6 +154,26 @@ def test_redis_is_reached_and_its_policy_judged():
     assert "hush" not in text
 
 
+def test_no_line_repeats_a_password_of_an_address(tmp_path, capsys):
+    file = tmp_path / "paragone.toml"
+    judge = "judge:http://u:{}@127.0.0.1:1/v1"
+    for password in ("hush", "hu/sh", "12/hush", "h#hush", "hu?hush", "hush@hush"):
+        file.write_text(f'[models.j]\nsource = "{judge.format(password)}"\nmodel = "m"\n')
+        for options in (
+            ["--redis-url", f"redis://u:{password}@127.0.0.1:1/0"],
+            ["--redis-url", f"redis+cluster://u:{password}@127.0.0.1:1"],
+            ["--redis-url", f"u:{password}@127.0.0.1:1"],
+            ["--engine", f"m=vllm:http://u:{password}@127.0.0.1:1"],
+            ["--engine", f"vllm:http://u:{password}@127.0.0.1:1"],
+            ["--url", f"http://any:{password}@127.0.0.1:1"],
+            ["--url", f"any:{password}@127.0.0.1:1"],
+            ["--config", str(file)],
+        ):
+            assert doctor(*options, "--json") == 1
+            shown = capsys.readouterr()
+            assert not any(part in shown.out + shown.err for part in ("hush", "'hu'", "u:12", "'12'")), options
+
+
 def test_engines_are_asked_what_they_have():
     models = {"data": [{"id": "backbone"}]}
     with listening(

@@ -109,7 +109,7 @@ def test_two_models_of_one_name_are_refused(capsys):
 def test_a_redis_url_that_is_none_is_refused(capsys, folders):
     code, message = refused(capsys, "--model", f"a={folders['bt']}", "--redis-url", "localhost:6379")
     assert code == 2
-    assert "paragone serve: redis_url: Redis URL must specify one of the following schemes" in message
+    assert "paragone serve: redis_url: it is no address of a Redis" in message
 
 
 @pytest.mark.parametrize(

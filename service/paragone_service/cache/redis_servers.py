@@ -22,12 +22,18 @@ from redis.exceptions import ClusterDownError, RedisClusterException, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from paragone.addresses import without_userinfo
+
 __all__ = ["FAILURES", "RedisServers", "connect", "redis_address"]
 
 FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 """What asking a Redis may raise."""
 
 _CLUSTER = "+cluster://"
+_UNREADABLE = (
+    "it is no address of a Redis (and is not shown, because of its password): write redis://HOST:PORT, rediss://, "
+    "unix:// or redis+cluster://, with %2F for /, %3F for ?, %23 for # and %40 for @ in user, password and options"
+)
 # The driver's own time-outs run on while the loop is busy. They only end what patience would not.
 _TIMEOUT_S = 30.0
 _MAX_CONNECTIONS = 16
@@ -71,14 +77,18 @@ def connect(url: str) -> RedisServers:
             ``rediss+cluster://`` with any of its nodes.
 
     Raises:
-        ValueError: if the scheme is unknown, or a cluster is asked for a database beside 0.
+        ValueError: if it cannot be read, or a cluster is asked for a database beside 0; nothing of it is repeated.
     """
-    if _CLUSTER not in url:
-        return _Single(url)
     try:
-        return _Cluster(url.replace(_CLUSTER, "://", 1))
+        parts = urlsplit(url)
+        # What stands before such an @ was meant as a password, and would be looked up as a host.
+        if parts.scheme != "unix" and "@" in f"{parts.path}{parts.query}{parts.fragment}":
+            raise ValueError(_UNREADABLE)
+        return _Cluster(url.replace(_CLUSTER, "://", 1)) if _CLUSTER in url else _Single(url)
     except RedisClusterException as error:
         raise ValueError(f"{error} (a cluster has database 0 alone, and a host and port for each node)") from None
+    except ValueError:
+        raise ValueError(_UNREADABLE) from None
 
 
 def redis_address(url: str) -> str:
@@ -87,8 +97,7 @@ def redis_address(url: str) -> str:
     >>> redis_address("rediss://me:secret@cache:6380/1")
     'rediss://cache:6380/1'
     """
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return without_userinfo(url).partition("?")[0].partition("#")[0]
 
 
 class _Single:

@@ -3,6 +3,8 @@
 import re
 from typing import NamedTuple
 
+from paragone.addresses import without_userinfo
+
 __all__ = ["REMOTE_ENGINES", "RemoteEngine", "parse_remote"]
 
 _REMOTE = re.compile(r"(\w+):((\w+)://.+)")
@@ -36,11 +38,15 @@ def parse_remote(text: str) -> tuple[str, tuple[str, ...]]:
     """Return the engine's word and the addresses of ``WORD:SCHEME://HOST:PORT[,HOST:PORT…]``, each with its scheme.
 
     Raises:
-        ValueError: if it has another form, or an address comes twice.
+        ValueError: if it has another form or holds a user, or an address comes twice.
 
     >>> parse_remote("triton:grpc://gpu-1:8001,gpu-2:8001")
     ('triton', ('grpc://gpu-1:8001', 'grpc://gpu-2:8001'))
     """
+    if "@" in text:
+        raise ValueError(
+            f"engine {without_userinfo(text)!r} holds a user or a password, which logs would repeat: use engine_api_key"
+        )
     parts = _REMOTE.fullmatch(text)
     engine = None if parts is None else REMOTE_ENGINES.get(parts[1])
     if parts is None or engine is None or parts[3] not in engine.schemes:

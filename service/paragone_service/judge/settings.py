@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import from_json
 
+from paragone.addresses import without_userinfo
 from paragone_service.judge.verdicts import FormatError, VerdictFormat, load_format
 
 __all__ = ["SCHEME", "JudgeSettings", "Reading", "Symmetrise"]
@@ -101,7 +102,8 @@ class JudgeSettings(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> "JudgeSettings":
         if not _SOURCE.fullmatch(self.source):
-            raise ValueError(f"source {self.source!r}: write judge:https://HOST/v1, without a key, query or fragment")
+            shown = without_userinfo(self.source)
+            raise ValueError(f"source {shown!r}: write judge:https://HOST/v1, without a key, query or fragment")
         try:
             form = load_format(self.format)
         except FormatError as error:
