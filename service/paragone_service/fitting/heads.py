@@ -117,6 +117,8 @@ class HeadFitting:
             raise _refused("another head is being fitted: one at a time, try again later", retry_after_s=5)
         if len(self._rollout.made_here) >= _MOST:
             raise _refused(f"{_MOST} heads that were fitted here are hosted: unload one first")
+        _check_distinct(body.pairs, call.problems)
+        _check_distinct(body.held_out or (), Problems("held_out", report=False))
         learned, held_out = _parted(body)
         task = _Task(base, body, _spec_of(base.model.spec, body, len(learned)), learned, held_out)
         self._rollout.making = body.name
@@ -258,16 +260,25 @@ class HeadFitting:
 
     async def _compared(self, task: _Task, new: HostedModel, call: Call, usage: Usage) -> HeadAgreement:
         call = replace(call, problems=Problems("pairs" if task.body.held_out is None else "held_out", report=False))
-        preferred = np.array([pair.strength > 0 for _, pair in task.held_out])
+        preferred = np.sign([pair.strength for _, pair in task.held_out])
         prompts = len({_question(pair) for _, pair in task.held_out})
         models = [new, *([task.base] if task.base.model.comparator.compares else [])]
         together = families(models)  # a response that both lack is run once
         answers = [
-            await _first_preferred(model, task.held_out, replace(call, together=together.get(model)), usage)
+            await _preferred(model, task.held_out, replace(call, together=together.get(model)), usage)
             for model in models
         ]
         right, *before = [answer == preferred for answer in answers]
         return agreement(right, before[0] if before else None, prompts=prompts)
+
+
+def _check_distinct(pairs: Sequence[HeadPair], problems: Problems) -> None:
+    """Refuse pairs of one and the same response, on which no model could agree with anybody."""
+    for index, pair in enumerate(pairs):
+        first, second = conversation_keys(b"", pair.prompt, None, [pair.first, pair.second])
+        if first == second:
+            message = "both responses are the same, and none can be preferred: leave the pair out"
+            problems.add(index, ServiceError(ErrorCode.INVALID_REQUEST, message))
 
 
 def _parted(body: HeadRequest) -> tuple[list[tuple[int, HeadPair]], list[tuple[int, HeadPair]]]:
@@ -336,10 +347,10 @@ def _card(task: _Task, fitted: FittedHead, reference: BackboneReference) -> str:
     )
 
 
-async def _first_preferred(
+async def _preferred(
     hosted: HostedModel, pairs: Sequence[tuple[int, HeadPair]], call: Call, usage: Usage
-) -> NDArray[np.bool_]:
-    """Return whether the first of each pair is preferred, as the server answers it. [P]."""
+) -> NDArray[np.float64]:
+    """Return 1 where the first of a pair is preferred, −1 where the second is, 0 where neither is. [P]."""
     items = [RequestItem(index, pair.prompt, None, [pair.first, pair.second]) for index, pair in pairs]
     represented = await hosted.represent(items, call)
     usage.forward_responses += represented.usage.forward_responses
@@ -347,7 +358,7 @@ async def _first_preferred(
     usage.cached_responses += represented.usage.cached_responses
     usage.truncated += represented.usage.truncated
     logits = hosted.model.comparator.logit(represented.vectors[0::2], represented.vectors[1::2])
-    return np.asarray(logits > 0)
+    return np.sign(logits)
 
 
 def _refused(message: str, *, retry_after_s: int | None = None) -> ServiceError:

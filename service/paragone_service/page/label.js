@@ -3,7 +3,7 @@
 import { el } from "./dom.js";
 import { filePanel, promptText, textOf } from "./files.js";
 import { headPanel } from "./head.js";
-import { asLines, keyOf, labels, whenJudged } from "./labels.js";
+import { asLines, distinct, keyOf, labels, whenJudged } from "./labels.js";
 
 // The two stand beside each other, or, where there is no room, one above the other.
 const LEFT = { wide: "Left", narrow: "The upper one" };
@@ -16,7 +16,7 @@ export const label = {
   open(root, context) {
     const card = el("section", { class: "panel card", "aria-label": "Judging", tabindex: 0, onkeydown: pressed });
     const progress = el("section", { class: "panel", "aria-label": "Judgements" });
-    const head = headPanel(context, () => labels.judged);
+    const head = headPanel(context, () => labels.judged.filter(distinct));
     const files = filePanel(context, {
       judge(pairs) {
         labels.ask(pairs);

@@ -8,6 +8,11 @@ export function keyOf({ prompt, first, second }) {
   return JSON.stringify([prompt, ...[first, second].map((one) => JSON.stringify(one)).sort()]);
 }
 
+/** Return whether there is anything to choose between. */
+export function distinct({ first, second }) {
+  return JSON.stringify(first) !== JSON.stringify(second);
+}
+
 let { queue, history } = read();
 let whole = true; // whether storage holds the queue too
 const listeners = new Map();
@@ -54,10 +59,10 @@ export const labels = {
     const open = queue.filter((pair) => !done.has(keyOf(pair)));
     return { pair: open[0] ?? null, left: open.length };
   },
-  /** Judge these pairs next; those that were judged before are not asked about again. */
+  /** Judge these pairs next, but for those of one and the same text; what was judged before is not asked about again. */
   ask(pairs) {
     const known = new Set();
-    queue = pairs.filter((pair) => !known.has(keyOf(pair)) && known.add(keyOf(pair)));
+    queue = pairs.filter((pair) => distinct(pair) && !known.has(keyOf(pair)) && known.add(keyOf(pair)));
     save();
   },
   /** Note a judgement: 1 where the first is preferred, −1 where the second is, 0 for a tie, null for none. */

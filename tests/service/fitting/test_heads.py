@@ -229,6 +229,12 @@ async def test_ties_hold_a_head_back_and_identical_texts_are_read_once(client):
         ({"pairs": pairs(TOPICS[:2])}, "invalid_request", "preferences on 1 prompts are left to learn from"),
         ({"pairs": pairs(likes=0)}, "invalid_request", "judge responses to more prompts"),
         ({"held_out": pairs()[:1]}, "invalid_request", "have a prompt that is held out too"),
+        (
+            {"pairs": [*pairs(), {**LONG, "second": LONG["first"]}]},
+            "invalid_request",
+            "pairs[12]: both responses are the",
+        ),
+        ({"held_out": [{"prompt": "?", "first": "a", "second": "a", "strength": 0}]}, "invalid_request", "held_out[0]"),
         ({"dimension": 4}, "invalid_request", "leave dimension out"),
         ({"kind": "regression"}, "invalid_request", "'bradley-terry' or 'general-preference'"),
         ({"pairs": [{**pairs()[0], "strength": 4}]}, "invalid_request", "less than or equal to 3"),
@@ -241,6 +247,19 @@ async def test_what_cannot_be_done_is_refused_in_words_and_changes_nothing(clien
     error = response.json()["error"]
     assert (error["code"], words in error["message"]) == (code, True), error
     assert client.app.state.registry.names == before
+
+
+async def test_what_a_model_finds_level_is_no_agreement_at_either_place(folders):
+    level = load_model(folders["bt"], device="cpu")
+    level.network.head.value_head.weight.data.zero_()
+    held_out = [
+        {"prompt": f"Is {topic} so?", "first": GOOD, "second": BAD, "strength": strength}
+        for topic, strength in (("snow", 1), ("ice", -1))
+    ]
+    async with serving({"level": level}, device="cpu") as client:
+        answer = await fitted(client, held_out=held_out)
+    assert answer.agreement.old.share == 0
+    assert answer.agreement.new.share == 0.5
 
 
 async def test_a_model_that_only_rates_has_no_agreement_and_can_have_a_head(client):

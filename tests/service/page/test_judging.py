@@ -203,6 +203,13 @@ def test_a_file_can_be_dropped(browser, address):
         page.get_by_text("Rows 1–10 of 12").wait_for()
 
 
+def test_a_pair_of_one_and_the_same_text_is_not_asked_about(browser, address):
+    with opened(browser, f"{address}#label") as page:
+        drop(page, [*ROWS[:2], {**ROWS[2], "first": LONG}])
+        page.get_by_role("button", name="Judge its pairs").click()
+        page.get_by_text("2 left").wait_for()
+
+
 def test_what_cannot_be_read_is_said_in_the_readers_words(browser, address):
     with opened(browser, f"{address}#label", refusals=[422]) as page:
         drop(page, [{"colour": 1}])
