@@ -31,7 +31,7 @@ from paragone_service.scoring.request import Call
 from paragone_service.scoring.scheduler import Scheduler
 from paragone_service.scoring.tickets import Job, Ticket
 
-__all__ = ["Replica", "Resources", "canary_item", "open_queue", "read_jobs"]
+__all__ = ["Replica", "Resources", "canary_item", "compact", "open_queue", "read_jobs"]
 
 _LARGEST_SHORT = 2**16 - 1
 
@@ -54,10 +54,13 @@ async def read_jobs(
 
 
 def _job(key: bytes, reading: Reading) -> Job:
-    ids = reading.token_ids
-    # Two bytes a token where the vocabulary allows it: a full queue holds millions.
-    compact = array("H" if max(ids) <= _LARGEST_SHORT else "I", ids)
-    return Job(key, replace(reading.item, token_ids=compact), reading.dropped_tokens, reading.shown)
+    return Job(key, compact(reading.item), reading.dropped_tokens, reading.shown)
+
+
+def compact(item: EncodeItem) -> EncodeItem:
+    """Return the same with two bytes a token where the vocabulary allows it, else four."""
+    ids = item.token_ids
+    return replace(item, token_ids=array("H" if max(ids) <= _LARGEST_SHORT else "I", ids))
 
 
 @dataclass(frozen=True, kw_only=True)

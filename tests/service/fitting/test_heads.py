@@ -16,6 +16,7 @@ from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import conversation
 from paragone_service.api_keys import hash_of
 from paragone_service.cache.keys import prompt_digest
+from paragone_service.fitting import features
 from tests.service.conftest import make_model, make_tokenizer, serving
 
 pytestmark = pytest.mark.anyio
@@ -260,6 +261,24 @@ async def test_what_a_model_finds_level_is_no_agreement_at_either_place(folders)
         answer = await fitted(client, held_out=held_out)
     assert answer.agreement.old.share == 0
     assert answer.agreement.new.share == 0.5
+
+
+async def test_states_are_made_block_by_block_in_order(client, monkeypatch):
+    await fitted(client, "whole", model="bt")
+    monkeypatch.setattr(features, "_BLOCK", 5)
+    await fitted(client, "blocks", model="bt")
+    find = client.app.state.registry.find
+    first, second = (find(name).model.network.head.value_head.weight.numpy() for name in ("whole", "blocks"))
+    np.testing.assert_allclose(first, second, rtol=2e-2, atol=1e-3)
+
+
+async def test_more_states_than_memory_is_meant_for_are_refused_before_anything_is_read(client, monkeypatch):
+    monkeypatch.setattr(features, "_MOST_BYTES", 18 * 32 * 4 - 1)  # nine pairs are fitted to, of a hidden size of 32
+    error = (await fit(client, "large", model="bt")).json()["error"]
+    assert error["code"] == "invalid_request"
+    assert "the hidden states of 18 responses take 0.0023 MB, over the limit" in error["message"]
+    monkeypatch.setattr(features, "_MOST_BYTES", 18 * 32 * 4)
+    await fitted(client, "large", model="bt")
 
 
 async def test_a_model_that_only_rates_has_no_agreement_and_can_have_a_head(client):
