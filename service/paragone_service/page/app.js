@@ -1,7 +1,7 @@
 // The frame of the page: its views, its theme, its key, and the models that they share.
 //
-// A view is an object {id, title, open(root, context, question)}. `open` fills the root, once; `context` is what all
-// views share. To add one, write a module and name it in VIEWS.
+// A view is an object {id, title, open(root, context, question, own)}. `open` fills the root, once; `context` is what all
+// views share; `own` says that the question is the page's and not a stranger's link. To add one, write a module and name it in VIEWS.
 
 import { ApiError, get, hasKey, inWords, setKey } from "./api.js";
 import { compare } from "./compare.js";
@@ -33,6 +33,10 @@ const context = {
       opened.delete(id);
     }
   },
+  /** Note that somebody follows a link that the page has made itself. */
+  follows(fragment) {
+    ownFragment = fragment;
+  },
   /** Replace the address's fragment without opening anything. */
   keepAddress(fragment) {
     history.replaceState(null, "", fragment);
@@ -40,6 +44,7 @@ const context = {
 };
 
 let whenKeyed = null;
+let ownFragment = null;
 
 /** Open the dialog for the key; `then` is called once there is one. */
 function askForKey(then = null, why = null) {
@@ -110,9 +115,10 @@ function show() {
     opened.get(view.id)?.remove();
     opened.set(view.id, root);
     byId("main").append(root);
-    view.open(root, context, question);
+    view.open(root, context, question, ownFragment === location.hash);
     if (problem) root.prepend(el("p", { class: "problem", role: "alert" }, problem));
   }
+  ownFragment = null;
   document.title = VIEWS.length > 1 ? `${view.title} · Paragone` : "Paragone";
 }
 

@@ -18,21 +18,27 @@ import { versus } from "./versus.js";
 
 const CONFIRM_AFTER_MS = 300;
 const WIDEST_GRAPH = 760;
+const UNWRITTEN = "Write a prompt and its responses, or take an example: what the model prefers will stand here.";
+const LINKED = "A link brought this question, and nothing was asked yet. Look at it, and press Compare to ask it.";
 
 export const compare = {
   id: "compare",
   title: "Compare",
-  open(root, context, asked) {
+  open(root, context, asked, own) {
+    if (asked) return build(root, context, asked, { run: own || runsByItself(context.models, asked), idle: LINKED });
     const [example] = EXAMPLES;
-    if (asked) build(root, context, asked, { run: true });
-    else if (runsByItself(context.models, example)) build(root, context, ofExample(example, context.models), { run: true });
+    const question = ofExample(example, context.models);
+    if (question.model && runsByItself(context.models, question)) build(root, context, question, { run: true });
     else build(root, context, blank(), { run: false });
   },
 };
 
-// An example is run unasked where that costs nothing: a demonstration on this server, and no judge elsewhere.
-function runsByItself(models, example) {
-  return models.some((model) => model.id === example.model && model.demonstration);
+// What nobody on this page asked for, an example or a stranger's link, is run where that costs nothing: demonstrations
+// on this server, and no judge elsewhere. A name that is not hosted stands for what the form takes in its place.
+function runsByItself(models, { model, second }) {
+  const named = (name) => models.find((one) => one.id === name);
+  const other = named(second);
+  return [named(model) ?? models[0], ...(other ? [other] : [])].every((one) => one?.demonstration);
 }
 
 function ofExample(example, models) {
@@ -41,7 +47,7 @@ function ofExample(example, models) {
   return { ...blank(), model: hosted(example.model), second: hosted(example.second), turns, responses };
 }
 
-function build(root, context, question, { run }) {
+function build(root, context, question, { run, idle = UNWRITTEN }) {
   let underway = null;
   let confirming = null;
   const results = el("section", { class: "results", "aria-label": "Answer" });
@@ -51,7 +57,7 @@ function build(root, context, question, { run }) {
   });
   root.replaceChildren(el("div", { class: "asking" }, exampleRow(), form.element), results);
   if (run) ask();
-  else results.append(el("p", { class: "soft" }, "Write a prompt and its responses, or take an example: what the model prefers will stand here."));
+  else results.append(el("p", { class: "soft" }, idle));
 
   function exampleRow() {
     return el(

@@ -86,6 +86,7 @@ export function headPanel(context, judged) {
 
   function show(answer, rows) {
     const words = verdict(answer);
+    const both = beside(answer, rows);
     const { agreement } = answer;
     const low = (share) => Math.round(100 * share);
     const line = (id, share) =>
@@ -105,7 +106,7 @@ export function headPanel(context, judged) {
       table,
       el("p", { class: "soft small" }, `Fitted to ${answer.pairs} pairs of ${answer.prompts} prompts; compared on ${agreement.pairs} of ${agreement.prompts} others. ${kept}`),
       el("div", { class: "row" },
-        el("a", { class: "button", href: beside(answer, rows) }, `Try ${answer.model.id} beside ${answer.base}`),
+        el("a", { class: "button", href: both, onclick: () => context.follows(both) }, `Try ${answer.model.id} beside ${answer.base}`),
         el("button", { type: "button", class: "quiet", onclick: () => letGo(answer.model.id) }, "Unload it")),
     );
     context.announce(words);

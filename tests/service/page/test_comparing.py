@@ -1,5 +1,6 @@
 """The playground in a real browser: click, type, keys; every number on it is one of the service's."""
 
+import base64
 import json
 import random
 import re
@@ -322,6 +323,29 @@ def test_a_link_carries_the_question_and_a_damaged_one_says_so(browser, address)
     for damaged in (link[:-7], f"{address}#compare=%00", f"{address}#compare=e30", f"{address}#compare=bnVsbA"):
         with opened(browser, damaged) as page:
             page.get_by_text("The link is damaged").wait_for()
+
+
+@pytest.mark.parametrize(("model", "second"), [("tiny", ""), ("mini-bradley-terry", "tiny"), ("gone", "")])
+def test_a_link_asks_no_model_that_is_no_demonstration_until_somebody_says_so(browser, models, tmp_path, model, second):
+    folder = make_model(
+        tmp_path / "tiny", ModelSpec(kind="bradley-terry", dimension=1, max_length=256), make_tokenizer(), 3
+    )
+    hosted = {"tiny": load_model(folder, name="tiny", device="cpu")}
+    hosted["mini-bradley-terry"] = models["mini-bradley-terry"]
+    question = {"model": model, "second": second, "turns": [{"role": "user", "content": "Why?"}],
+                "responses": ["one", "two"]}  # fmt: skip
+    packed = base64.urlsafe_b64encode(json.dumps(question).encode()).decode().rstrip("=")
+    with served(hosted) as address, opened(browser, f"{address}#label") as page:
+        sent = []
+        page.on("request", lambda request: sent.append(request.method))
+        page.locator(".drop").wait_for()
+        page.evaluate("fragment => { location.hash = fragment; }", f"#compare={packed}")
+        page.get_by_text("press Compare to ask it").wait_for()
+        assert written(page) == {"prompt": "Why?", "responses": ["one", "two"]}
+        assert "POST" not in sent
+        page.get_by_role("button", name="Compare", exact=True).click()
+        settled(page)
+        assert "POST" in sent
 
 
 def test_a_key_is_asked_for_kept_in_the_tab_and_never_part_of_an_address(browser, models):

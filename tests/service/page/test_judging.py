@@ -10,7 +10,9 @@ import pytest
 
 from paragone_evaluation.readers import read_pairs
 from paragone_models import load_model
+from paragone_models.spec import ModelSpec
 from paragone_service.api_keys import hash_of
+from tests.service.conftest import make_model, make_tokenizer
 from tests.service.page.browser import chromium, needs_browser, opened, served
 
 pytestmark = needs_browser
@@ -248,6 +250,19 @@ def test_a_head_learns_the_judgements_and_stands_beside_the_old_model(browser, m
         kept = page.context.storage_state()["origins"][0]["localStorage"]
         assert not any("boss" in entry["value"] for entry in kept)
         assert "boss" not in page.url
+
+
+def test_the_pages_own_link_asks_the_new_model_at_once(browser, tmp_path):
+    folder = make_model(
+        tmp_path / "tiny", ModelSpec(kind="bradley-terry", dimension=1, max_length=256), make_tokenizer(), 3
+    )
+    tiny = load_model(folder, name="tiny", device="cpu")
+    with served({"tiny": tiny}) as address, opened(browser, f"{address}#label") as page:
+        drop(page, ROWS)
+        judge_all(page)
+        page.get_by_role("button", name="Fit a head on 12 judgements").click()
+        page.get_by_role("link", name="Try mine beside tiny").click()
+        page.locator(".costs").first.wait_for()
 
 
 def test_the_everyday_pairs_of_the_repository_can_be_judged(browser, address):
