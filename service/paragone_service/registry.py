@@ -50,6 +50,8 @@ class Registry:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.default = default
+        self.made_here: set[str] = set()
+        """Names of the models that were fitted while the server ran."""
         self.pair_sources: dict[str, PairSource] = {}
         self.devices = Devices(settings)
         self._settings = settings
@@ -149,14 +151,26 @@ class Registry:
     def foreign_name(self, name: str | None) -> str | None:
         """Return the hosted model that a name from elsewhere stands for, None if nobody knows it.
 
-        A name stands for the model that is called so, or that ``aliases`` says; a path, for the model that was loaded
-        from it or is called like its last part. No name, and one that a client makes up because it must send one,
-        stand for the default, which the alias ``*`` names; with that alias every other name does too.
+        No name stands for the default, which the alias ``*`` names; with that alias every name does that ``meant`` does
+        not know.
         """
         aliases = self._settings.aliases
-        default = aliases.get(_ANY, self.default)
-        if not name:
-            return default
+        known = self.meant(name) if name else self.default_elsewhere
+        return self.default_elsewhere if known is None and _ANY in aliases else known
+
+    @property
+    def default_elsewhere(self) -> str:
+        """The name of the model that answers dialects where none was chosen."""
+        return self._settings.aliases.get(_ANY, self.default)
+
+    def meant(self, name: str) -> str | None:
+        """Return the hosted model that a name from elsewhere means by itself, None if nobody knows it.
+
+        That is the model that is called so, or that ``aliases`` says; of a path, the model that was loaded from it or
+        is called like its last part, if it was not fitted here. Another path, and a name that a client makes up
+        because it must send one, mean the default.
+        """
+        aliases = self._settings.aliases
         if name in self._hosted or name in self.pair_sources:
             return name
         if name in aliases:
@@ -165,9 +179,10 @@ class Registry:
         if by_source is not None:
             return by_source
         last = name.rstrip("/").rpartition("/")[2]
-        if last in self._hosted:
+        # A head that somebody fits must not take over the path that others send.
+        if last in self._hosted and last not in self.made_here:
             return last
-        return default if _ANY in aliases or name in _MADE_UP or _is_path(name) else None
+        return self.default_elsewhere if name in _MADE_UP or _is_path(name) else None
 
     def known_foreign(self, name: str | None) -> str:
         """Return the name of the hosted model that a name from elsewhere stands for; see ``foreign_name``.

@@ -63,7 +63,7 @@ class Rollout:
         self._registry = registry
         self._changed = changed
         self._options: dict[str, ModelSettings] = dict(settings.loaded)
-        self.made_here: set[str] = set()
+        self.made_here = registry.made_here
         self.making = ""
         self._loading = ""
         self._retiring: dict[asyncio.Task[None], HostedModel] = {}
@@ -86,13 +86,19 @@ class Rollout:
         return await asyncio.shield(asyncio.ensure_future(self._load(name, options)))
 
     def check_new(self, name: str) -> None:
-        """Refuse a name that something is called here already, or is about to be.
+        """Refuse a name that something is called here already, or is about to be, or that clients call something.
 
         Raises:
             ServiceError: ``model_refused``.
         """
         if name in self._registry.names or name in self._settings.models or name == self._loading:
             raise _refused(f"there is a model {printable(name)} already: choose another name, or unload that one")
+        self._check_free(name)
+
+    def _check_free(self, name: str) -> None:
+        meant = self._registry.meant(name)
+        if meant is not None:
+            raise _refused(f"clients that send {printable(name)} mean model {meant}: choose another name")
 
     def add(self, name: str, model: PreferenceModel, replicas: list[Replica], options: ModelSettings) -> HostedModel:
         """Host a model that was made here, under a name that is new, and return it; needs a running event loop."""
@@ -154,6 +160,8 @@ class Rollout:
                 raise _refused(f'there is no model {printable(name)}: name the "source" of a new one')
             # Without a revision the one that it was pinned to holds.
             return before if revision is None else before.model_copy(update={"revision": revision})
+        if name not in self._registry.names and name not in self._settings.models:
+            self._check_free(name)
         folder = _below(self._settings.models_dir or Path(), source)
         changes = {"source": str(folder), "revision": revision}
         # A field that was set for the old one (a dtype, weights, a template) holds for its successor.

@@ -151,6 +151,12 @@ async def test_a_link_out_of_the_folder_is_not_followed(client, models_dir, fold
     assert (await post(client, "bt:load", {"source": "link"})).status_code == 409
 
 
+async def test_a_new_model_takes_over_no_name_that_dialects_send(client):
+    answer = await post(client, "reward_model:load", {"source": "next"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "model_refused")
+    assert "clients that send 'reward_model' mean model bt" in answer.json()["error"]["message"]
+
+
 async def test_a_model_comes_and_goes(client, monkeypatch):
     monkeypatch.setattr(rollout, "_LINGER_S", 0.1)
     assert (await post(client, "other:load", {"source": "next"})).status_code == 200

@@ -209,6 +209,18 @@ async def test_a_request_that_ends_before_its_answer_leaves_no_head(hosted, tmp_
         assert base.under_way == 0
 
 
+async def test_a_head_takes_over_no_name_that_dialects_send(hosted):
+    models = {name: hosted[name] for name in ("bt", "gpm")}
+    async with serving(models, device="cpu", aliases={"gpt-4": "bt", "*": "bt"}) as client:
+        refused = await fit(client, "gpt-4", model="gpm")
+        assert "clients that send 'gpt-4' mean model bt" in refused.json()["error"]["message"]
+        await fitted(client, model="bt")
+        asked = {"query": "a", "documents": ["b", "c"]}
+        for name, model in (("mine", "mine"), ("/models/mine", "bt"), ("anything", "bt"), (None, "bt")):
+            answer = await client.post("/v1/rerank", json={**asked, "model": name})
+            assert (answer.status_code, answer.json()["model"]) == (200, model), name
+
+
 async def test_ties_hold_a_head_back_and_identical_texts_are_read_once(client):
     tied = [{"prompt": f"Is {topic} dull?", "first": GOOD, "second": BAD, "strength": 0} for topic in TOPICS]
     answer = await fitted(client, "tied", model="bt", pairs=[*pairs(), *tied])
@@ -224,6 +236,8 @@ async def test_ties_hold_a_head_back_and_identical_texts_are_read_once(client):
     ("body", "code", "words"),
     [
         ({"name": "gpm"}, "model_refused", "there is a model 'gpm' already"),
+        ({"name": "reward_model"}, "model_refused", "clients that send 'reward_model' mean model gpm"),
+        ({"name": "default"}, "model_refused", "mean model gpm"),
         ({"name": "../up"}, "invalid_request", "name"),
         ({"model": "mute"}, "text_unavailable", "has no tokenizer"),
         ({"model": "nobody"}, "unknown_model", "is not hosted here"),
