@@ -27,7 +27,7 @@ def ask(
         str | None, typer.Option(help="Key of the service.", envvar="PARAGONE_API_KEY", show_envvar=True)
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
-    timeout_s: Annotated[float, typer.Option(help="Give up after so many seconds.")] = 60.0,
+    timeout_s: Annotated[float, typer.Option(help="Give up on an answer after so many seconds.")] = 60.0,
     wait_s: Annotated[float, typer.Option(help="Wait so long for a service that is still starting.")] = 0.0,
 ) -> None:
     """Ask a running service which of two responses to a prompt is preferred."""
@@ -35,7 +35,9 @@ def ask(
         raise typer.BadParameter("the standard input (-) can be only one of the three texts")
     texts = [_text(argument) for argument in (prompt, first, second)]
     try:
-        client = Client(url, api_key=api_key, model=model, timeout_s=timeout_s, retry_s=timeout_s, wait_s=wait_s)
+        # Waiting for the service is part of the first request, whose deadline must not end it.
+        patience_s = timeout_s + wait_s
+        client = Client(url, api_key=api_key, model=model, timeout_s=patience_s, retry_s=timeout_s, wait_s=wait_s)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     with client:

@@ -28,7 +28,7 @@ EXAMPLES = {
     "data": "paragone data pairs.jsonl --convert rows.jsonl",
     "doctor": "paragone doctor --quick",
     "eval": "paragone eval pairs.jsonl --url http://127.0.0.1:8000 --output evaluation",
-    "export transformers": "paragone export transformers builtin:mini-bradley-terry classifier",
+    "export transformers": "paragone export transformers runs/judge classifier",
     "export triton": "paragone export triton builtin:mini-bradley-terry repository",
     "export vllm": "paragone export vllm runs/judge backbone",
     "init recipe": "paragone init recipe --data pairs.jsonl --backbone none --yes",
@@ -42,7 +42,7 @@ EXAMPLES = {
     "train model": "paragone train model recipe.toml --output runs/judge",
     "train policy": "paragone train policy policy.toml --dry-run --offline",
     "watch": "paragone watch runs/judge --once",
-    "verify": "paragone verify builtin:mini-bradley-terry --url http://127.0.0.1:8000",
+    "verify": "paragone verify mini-bradley-terry --url http://127.0.0.1:8000",
 }
 """By command, with the subcommand of those that have some; the last lines of its help."""
 

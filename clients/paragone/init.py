@@ -5,6 +5,7 @@ Questions have options of the same name, so that scripts are asked nothing: what
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
 _WAYS = ("lora", "full", "head")
 _READERS = ("me", "others")
 _SCRATCH = "none"
+_LOOKED_AT = 1 << 20  # bytes of a file in which a column of splits would be seen
 
 _Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take the default of what no option says.")]
 _Force = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
@@ -158,7 +160,7 @@ def _server_lines(file: Path, source: str, who: str, redis: str, device: str) ->
 def _recipe_lines(file: Path, data: str, backbone: str, kind: str, way: str) -> list[str]:
     command = "head" if way == "head" else "model"
     lines = [
-        f"# A preference model of {kind}: paragone train {command} {file}",
+        f"# A {kind} model: paragone train {command} {file}",
         "# Every setting: docs/training.md. First look: the same command with --dry-run.",
         "",
         "[model]",
@@ -172,14 +174,23 @@ def _recipe_lines(file: Path, data: str, backbone: str, kind: str, way: str) -> 
         "[data]",
         "# Paths are relative to this file.",
         f"train = [{_text(data)}]",
-        "# Rows of this split are held out. Without any: split them off, or name a file as evaluate.",
-        'evaluate_split = "test"',
+        "# Rows of this split are held out; a file without splits needs another one, named as evaluate.",
+        'evaluate_split = "test"' if _has_splits(data) else '# evaluate = ["held_out.jsonl"]',
         "# What rows do that cannot be read: refuse the run, or leave-out.",
         'bad_rows = "refuse"',
         "",
     ]
     lines += [] if way == "head" else _training(way, scratch=backbone == _SCRATCH)
     return [*lines, "[output]", f'folder = "runs/{file.stem}"']
+
+
+def _has_splits(data: str) -> bool:
+    """Return whether the start of a file names splits, as far as text shows it."""
+    try:
+        with Path(data).open("rb") as file:
+            return re.search(rb"\bsplit\b", file.read(_LOOKED_AT)) is not None
+    except OSError:
+        return False
 
 
 def _backbone(source: str) -> list[str]:

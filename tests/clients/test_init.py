@@ -4,6 +4,7 @@ import json
 import re
 import tomllib
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -107,3 +108,13 @@ def test_a_choice_that_there_is_not_is_refused():
     done = CliRunner().invoke(init, ["recipe", "--way", "magic", "--yes"])
     assert done.exit_code == 2
     assert CliRunner().invoke(init, ["recipe", "--way", "lora", "--backbone", "none", "--yes"]).exit_code == 2
+
+
+def test_a_recipe_holds_a_split_out_only_where_the_file_has_splits():
+    row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    Path("plain.jsonl").write_text(json.dumps(row) + "\n")
+    Path("split.jsonl").write_text(json.dumps({**row, "split": "test"}) + "\n")
+    for name, held_out in (("plain", False), ("split", True), ("nowhere", False)):
+        file = Path(f"{name}.toml")
+        assert made("recipe", str(file), "--backbone", "none", "--data", f"{name}.jsonl", "--yes")
+        assert ('\nevaluate_split = "test"' in file.read_text()) is held_out

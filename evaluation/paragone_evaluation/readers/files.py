@@ -171,7 +171,9 @@ class FilePass:
         if split is not None:
             self.splits.add(split)
         if split is None and self._needs_split:
-            raise BadRowError(f"field 'split' is missing, and --split {self.split} asks for it")
+            raise BadRowError(
+                f"field 'split' is missing, and --split {self.split} asks for it: without splits, leave --split out"
+            )
         # A row of another split is not read any further: what is wrong with it stops nobody who does not use it.
         other = split == self.exclude_split if self.split is None else split != self.split
         if split is not None and other:

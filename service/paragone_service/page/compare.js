@@ -134,7 +134,7 @@ function build(root, context, question, { run, idle = UNWRITTEN }) {
     results.replaceChildren(
       live,
       ...[
-        opinionSection(asked, context),
+        tournament.error ? null : opinionSection(asked, context),
         weighed,
         secondModel(asked, tournament, theirs),
         costs(ours),
