@@ -128,8 +128,8 @@ def load_rows(recipe: Recipe) -> Rows:
     if "evaluate_split" in data.model_fields_set and not (held_out or held_out_ratings):
         splits = splits_of([*candidates, *rated])
         raise DataError(
-            f"no row to hold out is marked {data.evaluate_split!r}; the splits are: {splits}: set data.evaluate_split to "
-            "one of them, or leave it out and name a file as data.evaluate"
+            f"no row to hold out is marked {data.evaluate_split!r}; the splits are: {splits}: set data.evaluate_split "
+            "to one of them, or leave it out and name a file as data.evaluate"
         )
     held_out = _not_learned_from(held_out, pairs, account)
     # The limit cuts what is learned from: runs with different limits are held to the same rows.
