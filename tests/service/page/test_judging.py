@@ -12,6 +12,7 @@ from paragone_evaluation.readers import read_pairs
 from paragone_models import load_model
 from paragone_models.spec import ModelSpec
 from paragone_service.api_keys import hash_of
+from paragone_service.files import reading
 from tests.service.conftest import make_model, make_tokenizer
 from tests.service.page.browser import chromium, needs_browser, opened, served
 
@@ -98,6 +99,18 @@ def test_a_file_is_shown_page_by_page_as_the_service_reads_it(browser, address):
         assert cells[3] == "A over B (2)"
         assert page.get_by_role("button", name="Next").get_attribute("aria-disabled") == "true"
         assert page.get_by_role("button", name="Next").evaluate("node => node === document.activeElement") is True
+
+
+def test_rows_that_one_answer_does_not_hold_are_on_the_next_page_and_are_judged(browser, address, monkeypatch):
+    monkeypatch.setattr(reading, "_ROWS_BYTES", 30_000)
+    rows = [{"prompt": f"{n}?", "chosen": "é" * 1000, "rejected": "No."} for n in range(6)]
+    with opened(browser, f"{address}#label") as page:
+        drop(page, rows)
+        page.get_by_text("Rows 1–4 of 6").wait_for()
+        page.get_by_role("button", name="Next").click()
+        page.get_by_text("Rows 5–6 of 6").wait_for()
+        page.get_by_role("button", name="Judge its pairs").click()
+        page.get_by_text("6 left").wait_for()
 
 
 def test_keys_judge_undo_and_download_what_training_reads(browser, address, tmp_path):
