@@ -52,6 +52,9 @@ class HangingReader:
     def __init__(self, reader):
         self._reader = reader
 
+    def __getattr__(self, name):
+        return getattr(self._reader, name)
+
     def read(self, conversations, **more):
         if any("for ever" in str(one.prompt) for one in conversations):
             for_ever()

@@ -93,10 +93,12 @@ def test_the_way_a_backbone_runs_is_said_in_words(way, dtype, words):
 @contextlib.contextmanager
 def fresh_logging():
     """Logging as a process begins with it."""
-    names = ["", "paragone", "paragone.access", "uvicorn", START_LOGGER]
+    names = ["paragone", "paragone.service", "paragone.access", "uvicorn", "uvicorn.error", START_LOGGER]
     root = logging.getLogger()
     handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in names}
     root.handlers[:] = []
+    for name in names:
+        logging.getLogger(name).setLevel(logging.NOTSET)  # other tests have started servers in this process
     try:
         yield
     finally:
