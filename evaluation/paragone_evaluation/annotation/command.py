@@ -106,11 +106,9 @@ def annotate(
     # Rows come and go by the million and hold no cycles: the collector would look through them for a fifth of the time.
     gc.freeze()
     gc.set_threshold(100_000, 50, 1000)
-    # To be asked to wait is the usual pace of a long run; any other failure is still told.
-    logging.getLogger("paragone").addFilter(_is_news)
     bar = Console(stderr=True)
     try:
-        with _progress(bar) as progress:
+        with _news_alone(), _progress(bar) as progress:
             made = annotate_files(settings, output, progress=progress)
     except (KeyboardInterrupt, ParagoneError):
         if is_kept(output):
@@ -135,8 +133,19 @@ def _values(made: Annotation) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    return f"({ErrorCode.OVERLOADED}," not in record.getMessage()
+@contextmanager
+def _news_alone() -> Iterator[None]:
+    """Leave out of the log that the service asked to wait: that is the usual pace of a long run, and no failure."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return f"({ErrorCode.OVERLOADED}," not in record.getMessage()
+
+    logger = logging.getLogger("paragone")
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)
 
 
 @contextmanager
