@@ -66,7 +66,7 @@ def test_every_command_has_a_page_and_its_options_their_values_and_defaults():
     commands = list(entry_points(group="paragone.commands"))
     pages = command_pages(commands)
     assert set(pages) == {"index.md", *(f"{command.name}.md" for command in commands)}
-    assert "| `--timeout-s` | `float` | `60.0` | Give up after so many seconds. |" in pages["ask.md"]
+    assert "| `--timeout-s` | `float` | `60.0` | Give up on an answer after so many seconds. |" in pages["ask.md"]
     assert "Environment: `PARAGONE_API_KEY`." in pages["ask.md"]
     assert "paragone ask [OPTIONS] PROMPT FIRST SECOND" in pages["ask.md"]
     assert "## paragone train head\n" in pages["train.md"]
