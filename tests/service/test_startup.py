@@ -92,19 +92,19 @@ def test_the_way_a_backbone_runs_is_said_in_words(way, dtype, words):
 
 @contextlib.contextmanager
 def fresh_logging():
-    """Logging as a process begins with it."""
+    """Logging as a process begins with it: other tests have started servers in this one."""
     names = ["paragone", "paragone.service", "paragone.access", "uvicorn", "uvicorn.error", START_LOGGER]
-    root = logging.getLogger()
-    handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in names}
-    root.handlers[:] = []
-    for name in names:
-        logging.getLogger(name).setLevel(logging.NOTSET)  # other tests have started servers in this process
+    loggers = [logging.getLogger(), *map(logging.getLogger, names)]
+    kept = [(one.handlers[:], one.filters[:], one.level, one.propagate, one.disabled) for one in loggers]
+    for one in loggers:
+        one.handlers[:], one.filters[:], one.propagate, one.disabled = [], [], True, False
+        one.setLevel(logging.NOTSET if one.parent else logging.WARNING)
     try:
         yield
     finally:
-        root.handlers[:] = handlers
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        for one, (handlers, filters, level, propagate, disabled) in zip(loggers, kept, strict=True):
+            one.handlers[:], one.filters[:], one.propagate, one.disabled = handlers, filters, propagate, disabled
+            one.setLevel(level)
 
 
 def _log_a_start():
