@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paragone_models.errors import ModelLoadError, reason_of
+from paragone_models.forward import by_prompt
 from paragone_models.machine import is_out_of_memory
-from paragone_models.model import by_prompt
 from paragone_models.text.reader import EncodeItem
 
 __all__ = ["CALL_TOKENS", "FORMAT", "IDENTITY", "INPUTS", "OUTPUT", "TritonPythonModel", "from_tensors", "to_tensors"]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from paragone_models.forward import LocalForward
 from paragone_models.machine import CANDIDATES, Budget, best_budget
-from paragone_models.model import LocalForward
 from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.spec import ModelSpec
 from tests.models import packs

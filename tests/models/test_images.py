@@ -21,8 +21,8 @@ from paragone_models import load_model
 from paragone_models.errors import TextError
 from paragone_models.files.backbones import reference_to, save_head
 from paragone_models.files.loading import load_head, reference_of
+from paragone_models.forward import LocalForward
 from paragone_models.images import MOST_IMAGES, MOST_WORK
-from paragone_models.model import LocalForward
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import conversation
 from paragone_models.text.rendered import Rendered

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 
 from paragone_models import load_model
 from paragone_models.errors import ModelLoadError
-from paragone_models.model import LocalForward
+from paragone_models.forward import LocalForward
 from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.packing.packer import Packer
 from paragone_models.spec import ModelSpec

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 from paragone_models.errors import ModelLoadError
 from paragone_models.files.loading import load_model
 from paragone_models.files.saving import read_refusal
-from paragone_models.model import LocalForward
+from paragone_models.forward import LocalForward
 from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.rotary import angles_of, depending_on_length, positions_of
 from paragone_models.spec import ModelSpec

@@ -25,10 +25,11 @@ from paragone_models.files.families.own import SPEC_FILE, read_own
 from paragone_models.files.families.registry import read_checkpoint
 from paragone_models.files.hashes import code_hash, weights_hash
 from paragone_models.files.sources import Resolved, resolve
+from paragone_models.forward import LocalForward
 from paragone_models.images import ImageReader, image_reader
 from paragone_models.kinds import KINDS
 from paragone_models.machine import DEFAULTS, ELSEWHERE, Budget, automatic_dtype
-from paragone_models.model import LocalForward, PreferenceModel, Provenance
+from paragone_models.model import PreferenceModel, Provenance
 from paragone_models.network import PreferenceNetwork
 from paragone_models.rotary import positions_of
 from paragone_models.spec import BackboneReference, Bos, Head, ModelSpec, Reasoning, SpecialTokens, Symmetrise

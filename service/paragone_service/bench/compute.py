@@ -10,7 +10,8 @@ from statistics import median
 
 import torch
 
-from paragone_models.model import PreferenceModel, batches
+from paragone_models.forward import batches
+from paragone_models.model import PreferenceModel
 from paragone_models.text.reader import EncodeItem
 
 __all__ = ["Compute", "measure"]

@@ -252,7 +252,7 @@ class BalancedEngine:
 
 def _families(items: Sequence[EncodeItem], places: int, *, shares_prompts: bool) -> list[_Family]:
     """Return the siblings of a batch, largest families first, none much larger than a place's share of it."""
-    from paragone_models.model import by_prompt
+    from paragone_models.forward import by_prompt
 
     total = sum(len(item.token_ids) for item in items)
     most = max(1, total // (places * _FAMILY_SHARE)) if places > 1 else total

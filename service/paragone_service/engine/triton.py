@@ -26,7 +26,8 @@ import tritonclient.grpc.aio
 from torch import Tensor
 from tritonclient.utils import InferenceServerException
 
-from paragone_models.model import PreferenceModel, by_prompt
+from paragone_models.forward import by_prompt
+from paragone_models.model import PreferenceModel
 from paragone_models.network import output_width
 from paragone_models.text.reader import EncodeItem
 from paragone_models.triton import CALL_TOKENS, FORMAT, IDENTITY, INPUTS, OUTPUT, to_tensors

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import flex_attention as torch_flex
 from torch.nn.attention.varlen import varlen_attn
 
-from paragone_models.model import LocalForward
+from paragone_models.forward import LocalForward
 from paragone_models.network import PreferenceNetwork, RepresentationHead
 from paragone_models.packing import attention, backend, cpu
 from paragone_models.packing.backend import PACKED, refusal, through_model

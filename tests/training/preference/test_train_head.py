@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from paragone_models import load_model
 from paragone_models.files.loading import load_backbone
-from paragone_models.model import LocalForward
+from paragone_models.forward import LocalForward
 from paragone_models.spec import ModelSpec
 from paragone_models.text.reader import TextReader, conversation
 from paragone_training.command import train

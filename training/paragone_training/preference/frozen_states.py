@@ -23,8 +23,8 @@ from safetensors.numpy import load_file, save_file
 
 from paragone_models.errors import NonFiniteError
 from paragone_models.files.loading import Backbone
+from paragone_models.forward import LocalForward
 from paragone_models.machine import DEFAULTS
-from paragone_models.model import LocalForward
 from paragone_models.network import PreferenceNetwork, RepresentationHead, output_width
 from paragone_models.rotary import depending_on_length
 from paragone_models.spec import ModelSpec
