@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path, PurePath
 from typing import IO
@@ -28,6 +29,7 @@ _AT_ONCE = 2
 """Files that are read at a time: each may take as much memory as the limit says."""
 _MOST_WAITING = 14
 """Files that wait for these, those included that are still being sent: each takes its size on the disk."""
+_MOST_OF_A_KEY = 8
 _RETRY_AFTER_S = 5
 _ROWS_BYTES, _ANSWER_BYTES = 16_000_000, 20_000_000
 """JSON that an answer's rows may take, and all of it."""
@@ -55,12 +57,20 @@ class FileReader:
     def __init__(self, *, memory_bytes: int, limit_s: float) -> None:
         self._memory_bytes, self._limit_s = memory_bytes, limit_s
         self._reading = asyncio.Semaphore(_AT_ONCE)
-        self._taken = 0
+        self._taken: Counter[str | None] = Counter()
 
-    async def read(self, query: FileQuery, content: AsyncIterator[bytes], gone: Callable[[], Awaitable[None]]) -> bytes:
+    async def read(
+        self,
+        query: FileQuery,
+        content: AsyncIterator[bytes],
+        gone: Callable[[], Awaitable[None]],
+        *,
+        key: str | None = None,
+    ) -> bytes:
         """Return the JSON of a ``FileAnswer``.
 
         Args:
+            key: name of the key that asks, where the server has several: one cannot take all places.
             content: of the file, in pieces; none is taken where there is no room.
             gone: returns once the client has left; called after the last piece.
 
@@ -71,14 +81,9 @@ class FileReader:
         """
         if importlib.util.find_spec(_NEEDED) is None:
             raise ServiceError(ErrorCode.NOT_FOUND, f"this server reads no files, for want of {_NEEDED}: {_REMEDY}")
-        if self._taken >= _AT_ONCE + _MOST_WAITING:
-            raise ServiceError(
-                ErrorCode.OVERLOADED,
-                f"{self._taken} files are read or wait, as many as may: try again later",
-                retry_after_s=_RETRY_AFTER_S,
-            )
+        self._check_room(key)
         name = _safe(query.name)
-        self._taken += 1
+        self._taken[key] += 1
         try:
             with tempfile.TemporaryDirectory(prefix="paragone-file-") as folder:
                 with (Path(folder) / name).open("wb") as file:
@@ -86,7 +91,18 @@ class FileReader:
                         file.write(piece)
                 return await _unless(gone, self._answer(name, query, folder))
         finally:
-            self._taken -= 1
+            self._taken[key] -= 1
+
+    def _check_room(self, key: str | None) -> None:
+        taken, own = self._taken.total(), 0 if key is None else self._taken[key]
+        if taken < _AT_ONCE + _MOST_WAITING and own < _MOST_OF_A_KEY:
+            return
+        crowd = f"{own} files of this key" if own >= _MOST_OF_A_KEY else f"{taken} files"
+        raise ServiceError(
+            ErrorCode.OVERLOADED,
+            f"{crowd} are read or wait, as many as may: try again later",
+            retry_after_s=_RETRY_AFTER_S,
+        )
 
     async def _answer(self, name: str, query: FileQuery, folder: str) -> bytes:
         page = {"offset": query.offset, "limit": query.limit, "most_bytes": _ROWS_BYTES}

@@ -110,7 +110,7 @@ class Rider:
         key: under which its value is cached.
         start: number of its first read, among those of the sequence.
         numbers: what it made of the last pass. [d]
-        outcome: the value or the error, from when the sequence has its own; None where that failed.
+        outcome: the value or the error, from when the sequence has its own; None where that or the head failed.
     """
 
     head: Head

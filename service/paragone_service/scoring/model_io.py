@@ -5,6 +5,7 @@ What is read to be run may wait for long, and much of it at a time: it is kept a
 makes of each.
 """
 
+import logging
 import math
 import time
 from array import array
@@ -32,6 +33,8 @@ from paragone_service.scoring.scheduler import Scheduler
 from paragone_service.scoring.tickets import Job, Ticket
 
 __all__ = ["Replica", "Resources", "canary_item", "compact", "open_queue", "read_jobs"]
+
+logger = logging.getLogger(__name__)
 
 _LARGEST_SHORT = 2**16 - 1
 
@@ -156,7 +159,15 @@ async def _forward(number: int, replica: Replica, head: Head, jobs: Sequence[Run
             rows = torch.tensor([row for row, _ in places], device=hidden.device)
             first = torch.tensor([rider.start for _, rider in places], device=hidden.device)
             reads = first[:, None] + torch.arange(other.reads, device=hidden.device)
-            for (_, rider), numbers in zip(places, other.numbers(number, hidden[rows[:, None], reads]), strict=True):
+            try:
+                made = other.numbers(number, hidden[rows[:, None], reads])
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                # Its model is asked by itself later, and says what is wrong. The others have no part in it.
+                logger.exception("%s failed on another model's pass", other.name)
+                continue
+            for (_, rider), numbers in zip(places, made, strict=True):
                 rider.numbers = numbers
         return head.numbers(number, hidden[:, : head.reads] if riders else hidden)
 
@@ -166,9 +177,11 @@ async def _forward(number: int, replica: Replica, head: Head, jobs: Sequence[Run
 def _settle(head: Head, tickets: Sequence[Ticket], vectors: NDArray[np.float32]) -> Sequence[bytes | ServiceError]:
     """Keep what the heads have made of a batch, and return the values or errors of the queue's own."""
     for other, places in _riders(tickets).items():
+        numbers = [rider.numbers for _, rider in places if rider.numbers is not None]
+        if not numbers:
+            continue
         runs = [tickets[row] for row, _ in places]
-        numbers = np.stack([rider.numbers for _, rider in places if rider.numbers is not None])
-        outcomes = other.keep([rider.key for _, rider in places], runs, numbers)
+        outcomes = other.keep([rider.key for _, rider in places], runs, np.stack(numbers))
         for (_, rider), outcome in zip(places, outcomes, strict=True):
             rider.outcome, rider.numbers = outcome, None
     return head.keep([ticket.key for ticket in tickets], tickets, vectors)

@@ -1,5 +1,6 @@
 """`/v1/files`: any data file is read as `paragone data` reads it, shown page by page, and kept nowhere."""
 
+import asyncio
 import bz2
 import gzip
 import io
@@ -300,3 +301,29 @@ async def test_a_key_is_needed_and_the_body_has_a_limit(tmp_path):
         client.headers["authorization"] = "Bearer user"
         assert (await ask(client, lines(PAIRS))).status_code == 200
         assert (await ask(client, lines(PAIRS) * 10)).status_code == 413
+
+
+async def test_one_key_cannot_take_the_places_of_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_MOST_OF_A_KEY", 1)
+    file = tmp_path / "keys"
+    file.write_text(f"one:{hash_of('one')}\nother:{hash_of('other')}\n")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly():
+        begun.set()
+        await go_on.wait()
+        yield lines(PAIRS)
+
+    def named(name):
+        return {"headers": {"authorization": f"Bearer {name}"}, "params": {"name": "pairs.jsonl"}}
+
+    async with serving({}, api_key_file=file) as client:
+        sending = asyncio.create_task(client.post("/v1/files", content=slowly(), **named("one")))
+        await begun.wait()
+        again = await client.post("/v1/files", content=lines(PAIRS), **named("one"))
+        assert (again.status_code, again.json()["error"]["code"]) == (503, "overloaded")
+        assert "1 files of this key" in again.json()["error"]["message"]
+        assert (await client.post("/v1/files", content=lines(PAIRS), **named("other"))).status_code == 200
+        go_on.set()
+        assert (await sending).status_code == 200
+        assert (await client.post("/v1/files", content=lines(PAIRS), **named("one"))).status_code == 200

@@ -139,3 +139,18 @@ def test_numbers_that_are_not_finite_are_an_error_of_the_head_that_gave_them_alo
         assert "gated" in answer["error"]["message"]
         assert asked(client, "ratings", PAIRS[:1])[1]["forward_responses"] == 0
         assert asked(client, "gated", PAIRS[:1])[1]["forward_responses"] == 2  # nothing of it was kept
+
+
+def test_a_head_that_fails_does_not_fail_the_pass_of_another(heads):
+    def fail(*_):
+        raise RuntimeError("a broken head")
+
+    with serving(heads, ("ratings", "gated")) as client:
+        hook = heads["gated"].network.head.register_forward_pre_hook(fail)
+        try:
+            answer = client.post("/v1/preferences", json={"model": "both", "pairs": PAIRS[:1]})
+        finally:
+            hook.remove()
+        assert answer.status_code == 500
+        assert asked(client, "ratings", PAIRS[:1])[1]["forward_responses"] == 0  # its numbers stood, and were kept
+        assert asked(client, "gated", PAIRS[:1])[1]["forward_responses"] == 2

@@ -5,8 +5,10 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from paragone.wire import FileAnswer, FileQuery
+from paragone_service.api_keys import ApiKey
 from paragone_service.files.reading import FileReader
 from paragone_service.http.errors import from_validation
+from paragone_service.http.middleware import SCOPE_KEY
 from paragone_service.http.openapi_document import file_document
 
 __all__ = ["file_routes"]
@@ -32,6 +34,8 @@ def file_routes(reader: FileReader) -> APIRouter:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
 
-        return Response(await reader.read(query, request.stream(), gone), media_type="application/json")
+        key: ApiKey | None = request.scope.get(SCOPE_KEY)
+        answer = await reader.read(query, request.stream(), gone, key=key.name if key else None)
+        return Response(answer, media_type="application/json")
 
     return router
