@@ -419,6 +419,11 @@ class ModelInfo(AnswerModel):
         default=[],
         description="What the model does not see of the messages it is sent, in sentences; empty where it sees all.",
     )
+    judged_by: list[Literal["principle", "criteria"]] = Field(
+        default=[],
+        description="What a request may tell it to judge by; empty where it judges by what it learned. One "
+        "that takes `criteria` is a judge, and can return its `rationale`.",
+    )
     ensemble: EnsembleInfo | None = Field(default=None, description="Of an ensemble: what it is made of.")
 
 

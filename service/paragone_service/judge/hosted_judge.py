@@ -175,6 +175,7 @@ class HostedJudge:
             special_tokens="escape",
             reasoning=settings.reasoning,
             not_shown=thoughts,
+            judged_by=["principle", "criteria"] if self.takes_principles else [],
         )
 
     async def compare(self, duels: Sequence[Duel], call: Call) -> Compared:

@@ -65,12 +65,12 @@ async function call(path, options) {
     body = await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    if (response.ok) throw new ApiError("unreadable", "The answer could not be read.", { status: response.status });
+    if (response.ok) throw new ApiError("unreadable", "The server's answer could not be read.", { status: response.status });
   }
   if (!response.ok) {
     const detail = body?.error ?? {};
     const retryAfterS = Number(response.headers.get("retry-after")) || null;
-    const message = typeof detail.message === "string" ? detail.message : `The server answered ${response.status}.`;
+    const message = typeof detail.message === "string" ? detail.message : `The server answered with status ${response.status} and no explanation.`;
     throw new ApiError(String(detail.code ?? "unreadable"), message, { status: response.status, retryAfterS, detail });
   }
   return { answer: body, timings: timings(response.headers) };
@@ -96,20 +96,20 @@ export function postFile(path, file, { signal } = {}) {
   return call(path, { method: "POST", signal, body: file, headers: { "content-type": "application/octet-stream" } });
 }
 
-/** Return what an error means, as a sentence for whoever sits before the page. */
+/** Return what an error means, as a sentence for the reader of the page. */
 export function inWords(error) {
-  if (!(error instanceof ApiError)) return `The page failed: ${error.message}`;
+  if (!(error instanceof ApiError)) return `Something went wrong in this page: ${error.message}`;
   const again = error.retryAfterS ? ` Try again in ${Math.ceil(error.retryAfterS)} s.` : " Try again in a moment.";
   switch (error.code) {
     case "missing_key":
-      return "This server asks for a key.";
+      return "This server needs a key.";
     case "wrong_key":
-      return "This is not a key of this server.";
+      return "This server does not accept that key.";
     case "overloaded":
     case "too_many_connections":
       return `The server is busy.${again}`;
     case "quota_exceeded":
-      return `This key has used what it may use in a minute.${again}`;
+      return `This key has reached its limit per minute.${again}`;
     case "shutting_down":
       return `The server is shutting down.${again}`;
     default:

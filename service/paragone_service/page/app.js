@@ -1,7 +1,8 @@
 // The frame of the page: its views, its theme, its key, and the models that they share.
 //
-// A view is an object {id, title, open(root, context, question, own)}. `open` fills the root, once; `context` is what all
-// views share; `own` says that the question is the page's and not a stranger's link. To add one, write a module and name it in VIEWS.
+// A view is an object {id, title, open(root, context, question, own)}. `open` fills the root, once, and may return
+// `{modelsChanged}`, which is called when other models are hosted; `context` is what all views share; `own` says that
+// the question is the page's and not somebody's link. To add one, write a module and name it in VIEWS.
 
 import { ApiError, get, hasKey, inWords, setKey } from "./api.js";
 import { compare } from "./compare.js";
@@ -13,25 +14,23 @@ const VIEWS = [compare, label];
 const THEME = "paragone.theme";
 const THEMES = ["auto", "light", "dark"];
 
-const opened = new Map();
+const opened = new Map(); // by the view's id: its root, and what `open` returned
 const byId = (id) => document.getElementById(id);
 
-/** What views share. `models` is what the server hosts, and `needsKey` whether it wanted one. */
+/** What views share. `models` is what the server hosts, `question` what somebody has written, and `needsKey` whether
+ * the server wanted a key. */
 const context = {
   models: [],
+  question: null,
   needsKey: false,
   announce(text) {
     byId("announcer").textContent = text;
   },
   askForKey,
-  /** Ask anew what is hosted; views that are not shown are built again when they are. */
+  /** Ask anew what is hosted, and tell the views: what is written in them stays. */
   async modelsChanged() {
     context.models = (await get("v1/models")).answer.models;
-    for (const [id, root] of opened) {
-      if (!root.hidden) continue;
-      root.remove();
-      opened.delete(id);
-    }
+    for (const { view } of opened.values()) view?.modelsChanged?.();
   },
   /** Note that somebody follows a link that the page has made itself. */
   follows(fragment) {
@@ -109,34 +108,31 @@ function show() {
     if (link.dataset.view === view.id) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  for (const [one, root] of opened) root.hidden = one !== view.id;
+  for (const [one, { root }] of opened) root.hidden = one !== view.id;
   if (!opened.has(view.id) || question || problem) {
     const root = el("div", { class: `view ${view.id}` });
-    opened.get(view.id)?.remove();
-    opened.set(view.id, root);
+    opened.get(view.id)?.root.remove();
     byId("main").append(root);
-    view.open(root, context, question, ownFragment === location.hash);
+    opened.set(view.id, { root, view: view.open(root, context, question, ownFragment === location.hash) });
     if (problem) root.prepend(el("p", { class: "problem", role: "alert" }, problem));
   }
   ownFragment = null;
   document.title = VIEWS.length > 1 ? `${view.title} · Paragone` : "Paragone";
 }
 
+/** Ask what is hosted. Views that are open already, before another key was typed in, keep what is written in them. */
 async function start() {
-  for (const root of opened.values()) root.remove();
-  opened.clear();
   byId("start-problem")?.remove();
   try {
-    const { answer } = await get("v1/models");
-    context.models = answer.models;
-    show();
+    await context.modelsChanged();
+    if (!opened.size) show();
   } catch (error) {
     if (error instanceof ApiError && error.wantsKey) {
       context.needsKey = true;
-      askForKey(start, error.code === "wrong_key" ? "This is not a key of this server." : null);
+      askForKey(start, error.code === "wrong_key" ? inWords(error) : null);
     }
     const again = el("button", { type: "button", onclick: start }, "Try again");
-    byId("main").append(el("p", { class: "problem", id: "start-problem", role: "alert" }, inWords(error), " ", again));
+    byId("main").prepend(el("p", { class: "problem", id: "start-problem", role: "alert" }, inWords(error), " ", again));
   }
 }
 

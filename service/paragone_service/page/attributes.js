@@ -29,8 +29,8 @@ export function attributes(model, rewards, question, moved) {
   );
   const reset = el("button", { type: "button", class: "quiet small", onclick: () => moved(null, { weights: null }) }, "Reset");
   const note = model.weights
-    ? "How much each rating counts. At the start: the model's own weights."
-    : "How much each rating counts, in place of the model's own reward. Move one to merge the ratings by hand.";
+    ? "How much each rating counts. The sliders start at the model's own weights."
+    : "Move a slider to rank by a weighted sum of the ratings instead of the model's own reward.";
   return el(
     "section",
     { class: "attributes", "aria-label": "Ratings" },
@@ -89,7 +89,7 @@ function slider(name, value, most, changed) {
 function skewSection(model, rewards, question, moved) {
   const representations = rewards.map((reward) => reward.representation);
   const start = question.skew ?? 1;
-  const field = slider("cycles beside the reward", start, 2, (value) => {
+  const field = slider("cycles", start, 2, (value) => {
     moved(tournamentOf(skewTable(representations, model.temperature, Math.max(0, value))), { skew: Math.max(0, value) });
   });
   field.querySelector("input").min = 0;
@@ -98,7 +98,7 @@ function skewSection(model, rewards, question, moved) {
     "section",
     { class: "attributes", "aria-label": "Weight of the skew form" },
     el("h2", {}, "Reward and cycles"),
-    el("p", { class: "soft small" }, "At 0 the reward alone decides, and nothing runs in circles.", " ", reset),
+    el("p", { class: "soft small" }, "How much the part that can run in circles counts beside the reward. At 0, only the reward decides.", " ", reset),
     el("div", { class: "sliders" }, field),
   );
 }

@@ -1,44 +1,57 @@
 // The view that asks a question and shows the answer.
 
-import { ApiError, inWords, post } from "./api.js";
+import { inWords, post } from "./api.js";
+import { answersTo, weighable } from "./answers.js";
 import { attributes } from "./attributes.js";
-import { el, letter, listed, written } from "./dom.js";
+import { costs, judgesOf } from "./costs.js";
+import { el, scrolling } from "./dom.js";
 import { duel } from "./duel.js";
 import { EXAMPLES } from "./examples.js";
 import { graph } from "./graph.js";
+import { abstention, abstains, circleOf, headline, inferred } from "./headline.js";
 import { heatmap } from "./heatmap.js";
 import { opinionSection } from "./opinion.js";
+import { byCriterion, pairNotes } from "./pair.js";
 import { questionForm } from "./question.js";
 import { snippetSection } from "./snippets.js";
 import { standing } from "./standing.js";
-import { blank, fragmentOf, promptOf, requestOf } from "./state.js";
-import { groupsOf, ringOf } from "./table.js";
+import { blank, fragmentOf, requestOf, ruleOf } from "./state.js";
 import { tokenSection } from "./tokens.js";
 import { versus } from "./versus.js";
 
 const CONFIRM_AFTER_MS = 300;
+const WAIT_SHOWN_AFTER_MS = 400;
 const WIDEST_GRAPH = 760;
-const UNWRITTEN = "Write a prompt and its responses, or take an example: what the model prefers will stand here.";
-const LINKED = "A link brought this question, and nothing was asked yet. Look at it, and press Compare to ask it.";
+const UNWRITTEN = "Write a prompt and at least two responses, or choose an example. The model's answer appears here.";
+const LINKED = "This question came with a link and has not been sent yet. Check it, then press Compare.";
+const UNSENT = "This example has not been sent yet, because asking a judge may cost money. Press Compare to send it.";
+const STOPPED = "Stopped. Press Compare to ask again.";
 
 export const compare = {
   id: "compare",
   title: "Compare",
   open(root, context, asked, own) {
-    if (asked) return build(root, context, asked, { run: own || runsByItself(context.models, asked), idle: LINKED });
-    const [example] = EXAMPLES;
-    const question = ofExample(example, context.models);
-    if (question.model && runsByItself(context.models, question)) build(root, context, question, { run: true });
-    else build(root, context, blank(), { run: false });
+    const view = { form: null };
+    if (asked) build(root, context, view, asked, { run: own || runsByItself(context.models, asked), idle: LINKED });
+    else {
+      const question = ofExample(EXAMPLES[0], context.models);
+      if (question.model && runsByItself(context.models, question)) build(root, context, view, question, { run: true });
+      else build(root, context, view, blank(), { run: false });
+    }
+    return { modelsChanged: () => view.form.setModels(context.models) };
   },
 };
 
-// What nobody on this page asked for, an example or a stranger's link, is run where that costs nothing: demonstrations
-// on this server, and no judge elsewhere. A name that is not hosted stands for what the form takes in its place.
-function runsByItself(models, { model, second }) {
+// What nobody on this page asked for, the first example or somebody's link, is run where that costs nothing:
+// demonstrations on this server. A name that is not hosted stands for what the form takes in its place.
+function runsByItself(models, question) {
+  return modelsOf(models, question).every((one) => one?.demonstration);
+}
+
+function modelsOf(models, { model, second }) {
   const named = (name) => models.find((one) => one.id === name);
   const other = named(second);
-  return [named(model) ?? models[0], ...(other ? [other] : [])].every((one) => one?.demonstration);
+  return [named(model) ?? models[0], ...(other ? [other] : [])];
 }
 
 function ofExample(example, models) {
@@ -47,43 +60,52 @@ function ofExample(example, models) {
   return { ...blank(), model: hosted(example.model), second: hosted(example.second), turns, responses };
 }
 
-function build(root, context, question, { run, idle = UNWRITTEN }) {
+function exampleRow(models, chosen) {
+  const hosted = (name) => !name || models.some((model) => model.id === name);
+  return el(
+    "div",
+    { class: "examples", role: "group", "aria-label": "Examples" },
+    ...EXAMPLES.map((example) => {
+      // What an example shows of the model that it was written for, no other need show.
+      const hint = hosted(example.model) && hosted(example.second) ? example.hint : example.otherwise;
+      return el("button", { type: "button", class: "chip", onclick: () => chosen(example) }, example.title, el("small", {}, hint));
+    }),
+  );
+}
+
+function build(root, context, view, question, { run, idle = UNWRITTEN, reveal = false }) {
   let underway = null;
   let confirming = null;
   const results = el("section", { class: "results", "aria-label": "Answer" });
   const form = questionForm(question, context.models, {
-    changed: () => results.classList.add("stale"),
-    submitted: ask,
+    edited() {
+      results.classList.add("stale");
+      context.question = question;
+    },
+    submitted: () => ask({ reveal: true }),
+    stopped() {
+      underway?.abort();
+      say(STOPPED);
+    },
   });
-  root.replaceChildren(el("div", { class: "asking" }, exampleRow(), form.element), results);
-  if (run) ask();
-  else results.append(el("p", { class: "soft" }, idle));
+  view.form = form;
+  const examples = exampleRow(context.models, (example) => {
+    underway?.abort();
+    clearTimeout(confirming);
+    const next = ofExample(example, context.models);
+    const free = modelsOf(context.models, next).every((model) => !judgesOf(model, context.models).length);
+    build(root, context, view, next, { run: free, idle: UNSENT, reveal: true });
+    root.querySelectorAll(".chip")[EXAMPLES.indexOf(example)]?.focus();
+  });
+  root.replaceChildren(el("div", { class: "asking" }, examples, form.element), results);
+  if (run) ask({ reveal });
+  else say(idle);
 
-  function exampleRow() {
-    return el(
-      "div",
-      { class: "examples", role: "group", "aria-label": "Examples" },
-      ...EXAMPLES.map((example) =>
-        el(
-          "button",
-          {
-            type: "button",
-            class: "chip",
-            onclick: () => {
-              underway?.abort();
-              clearTimeout(confirming);
-              build(root, context, ofExample(example, context.models), { run: true });
-              root.querySelector(".chip")?.focus();
-            },
-          },
-          example.title,
-          el("small", {}, example.hint),
-        ),
-      ),
-    );
+  function say(sentence) {
+    results.replaceChildren(el("p", { class: "soft" }, sentence));
   }
 
-  async function ask() {
+  async function ask({ reveal: toSee = false } = {}) {
     underway?.abort();
     clearTimeout(confirming);
     const mine = new AbortController();
@@ -92,19 +114,23 @@ function build(root, context, question, { run, idle = UNWRITTEN }) {
     form.clear();
     context.keepAddress(fragmentOf("compare", question));
     const asked = structuredClone(question);
+    const settle = waiting(results, asked);
     try {
-      const answers = await answersTo(asked, context, mine.signal);
+      const answers = await answersTo(asked, context.models, mine.signal);
       if (underway !== mine) return;
-      if (answers.unweighed) showUnweighed(asked, answers);
-      else show(asked, answers);
+      show(asked, answers);
+      // On a phone the answer stands below the form, where whoever asked would not see it.
+      if (toSee && results.getBoundingClientRect().top > 0.8 * window.innerHeight) results.scrollIntoView({ block: "start" });
     } catch (error) {
       if (error.name === "AbortError" || underway !== mine) return;
-      if (error instanceof ApiError && error.wantsKey) {
+      if (error.wantsKey) {
         context.needsKey = true;
-        context.askForKey(ask, error.code === "wrong_key" ? inWords(error) : null);
+        context.askForKey(() => ask(), error.code === "wrong_key" ? inWords(error) : null);
       }
-      fail(error);
+      mark(error);
+      results.replaceChildren(problem(error));
     } finally {
+      settle();
       if (underway === mine) {
         form.busy(false);
         results.classList.remove("stale");
@@ -112,96 +138,89 @@ function build(root, context, question, { run, idle = UNWRITTEN }) {
     }
   }
 
-  function fail(error) {
+  function mark(error) {
     const { response, item } = error.detail ?? {};
     if (Number.isInteger(response) && item === 0) form.mark(response, error.message);
-    const again = error.passes ? el("button", { type: "button", onclick: ask }, "Try again") : null;
-    results.replaceChildren(el("p", { class: "problem", role: "alert" }, inWords(error), " ", again));
   }
 
-  function show(asked, answers) {
-    const { ours, theirs, rewards, model } = answers;
-    const [tournament] = ours.answer.tournaments;
-    for (const error of tournament.errors ?? []) if (Number.isInteger(error.response)) form.mark(error.response, error.message);
+  function problem(error) {
+    const again = error.passes ? el("button", { type: "button", onclick: () => ask() }, "Try again") : null;
+    return el("p", { class: "problem", role: "alert" }, inWords(error), " ", again);
+  }
+
+  function show(asked, { ours, theirs }) {
     const live = el("div", { class: "live" });
-    const weighed = rewards && sliders(live, asked, model, rewards, ours.answer);
-    if (tournament.error) {
-      live.append(el("p", { class: "problem", role: "alert" }, tournament.error.message));
+    const weighed = ours.rewards && sliders(live, asked, ours);
+    for (const error of ours.tournament?.errors ?? []) if (Number.isInteger(error.response) && error.opponent === undefined) form.mark(error.response, error.message);
+    if (ours.error) {
+      mark(ours.error);
+      live.append(problem(ours.error));
     } else {
-      draw(live, asked, tournament, ours.answer);
-      context.announce(headline(tournament));
+      draw(live, asked, ours);
+      context.announce(headline(ours.tournament));
     }
+    const unweighed = weighable(ours);
     results.replaceChildren(
       live,
       ...[
-        tournament.error ? null : opinionSection(asked, context),
+        ours.error ? null : opinionSection(asked, context),
         weighed,
-        secondModel(asked, tournament, theirs),
-        costs(ours),
-        theirs ? costs(theirs) : null,
-        tokenSection(asked),
-        snippetSection(asked, context),
+        theirs ? secondModel(asked, ours, theirs) : null,
+        ...[ours, theirs].filter((one) => one?.answer).flatMap((one) => [untold(asked, one.model), costs(one)]),
+        unweighed || !ours.model.dimension ? null : tokenSection(asked, ours.model),
+        unweighed ? null : snippetSection(asked, [ours, ...(theirs ? [theirs] : [])].map((one) => one.model), context),
       ].filter(Boolean),
     );
-    if (!tournament.error) draw(live, asked, tournament, ours.answer); // again, now that its width is known
+    if (!ours.error) draw(live, asked, ours); // again, now that its width is known
   }
 
-  // A model that rates, and does not say how its ratings become one preference: whoever asks says it.
-  function showUnweighed(asked, { model, rewards, unweighed }) {
-    const live = el("div", { class: "live" }, el("p", { class: "problem", role: "alert" }, inWords(unweighed)));
-    results.replaceChildren(...[live, sliders(live, asked, model, rewards, {})].filter(Boolean));
-  }
-
-  function sliders(live, asked, model, rewards, answer) {
-    return attributes(model, rewards, asked, (local, change) => {
+  function sliders(live, asked, ours) {
+    return attributes(ours.model, ours.rewards, asked, (local, change) => {
       Object.assign(question, change);
+      context.question = question;
       clearTimeout(confirming);
       if (!local) return ask();
-      draw(live, asked, local, answer);
-      confirming = setTimeout(() => confirm(live, asked), CONFIRM_AFTER_MS);
+      draw(live, asked, { ...ours, tournament: local });
+      confirming = setTimeout(() => confirm(live, asked, ours), CONFIRM_AFTER_MS);
     });
   }
 
   // The sliders have been still for a moment: the service's own answer takes the place of the page's.
-  async function confirm(live, asked) {
+  async function confirm(live, asked, ours) {
     const { weights, skew } = question;
     context.keepAddress(fragmentOf("compare", question));
     underway?.abort();
     const mine = new AbortController();
     underway = mine;
     try {
-      const { answer } = await post("v1/tournaments", requestOf({ ...asked, weights, skew }), { signal: mine.signal });
+      const { answer } = await post("v1/tournaments", requestOf({ ...asked, weights, skew }, ours.model), { signal: mine.signal });
       const [tournament] = answer.tournaments;
-      if (underway === mine && !tournament.error) draw(live, asked, tournament, answer);
+      if (underway === mine && !tournament.error) draw(live, asked, { ...ours, answer, tournament });
     } catch (error) {
       if (error.name !== "AbortError" && underway === mine) live.prepend(el("p", { class: "problem", role: "alert" }, inWords(error)));
     }
   }
 }
 
-async function answersTo(question, context, signal) {
-  const named = (name) => context.models.find((model) => model.id === name);
-  const asked = [question.model, ...(question.second ? [question.second] : [])];
-  const model = named(question.model);
-  try {
-    const [ours, theirs] = await Promise.all(asked.map((one) => post("v1/tournaments", requestOf(question, one), { signal })));
-    return { ours, theirs, model, rewards: await ratings(question, model, signal) };
-  } catch (error) {
-    if (error.code !== "preferences_unavailable" || !model?.attributes.length) throw error;
-    return { unweighed: error, model, rewards: await ratings(question, model, signal) };
-  }
+// A judge takes its time: whoever waits sees for whom, and for how long. Returns what ends it.
+function waiting(results, { model, second }) {
+  const words = el("p", { class: "soft waiting" });
+  const started = performance.now();
+  results.setAttribute("aria-busy", "true");
+  const tick = () => {
+    const seconds = Math.floor((performance.now() - started) / 1000);
+    words.textContent = `Waiting for ${second ? `${model} and ${second}` : model}${seconds ? `, ${seconds} s` : ""} …`;
+    if (!words.isConnected) results.prepend(words);
+  };
+  const timers = [setTimeout(tick, WAIT_SHOWN_AFTER_MS), setInterval(tick, 1000)];
+  return () => {
+    timers.forEach(clearTimeout);
+    words.remove();
+    results.removeAttribute("aria-busy");
+  };
 }
 
-// What the sliders need. Cached by now, so that it costs no forward pass.
-async function ratings(question, model, signal) {
-  if (!model?.attributes.length && model?.kind !== "hybrid") return null;
-  const prompt = promptOf(question);
-  const items = question.responses.map((response) => ({ prompt, response, ...(question.principle && { principle: question.principle }) }));
-  const { answer } = await post("v1/rewards", { model: model.id, items, return: ["representation"], on_error: "report" }, { signal });
-  return answer.rewards;
-}
-
-function draw(live, question, tournament, answer) {
+function draw(live, question, { tournament, answer, model, members }) {
   const { matrix, ranking } = tournament;
   const { responses } = question;
   if (ranking.length < 2) {
@@ -211,23 +230,23 @@ function draw(live, question, tournament, answer) {
   const circle = circleOf(matrix);
   // Where no one leads, the closest pair of a ranking says little: the first arrow of the circle is shown.
   const [first, second] = circle ?? ranking;
-  const pair = duel(matrix, first, second, answer);
+  const pair = duel(matrix, first, second, answer ?? model, (a, b) => pairNotes({ tournament, model, members }, a, b));
   const width = Math.max(280, Math.min(WIDEST_GRAPH, live.clientWidth || WIDEST_GRAPH));
   const several = ranking.length > 2;
+  const doubt = abstention(tournament, model);
+  const mark = (a, b) => (abstains(tournament, a, b) ? "abstained" : inferred(tournament, a, b) ? "inferred" : null);
   live.replaceChildren(
-    el("h2", { class: circle ? "headline circling" : "headline" }, headline(tournament)),
-    pair.element,
-    ...(several
-      ? [
-          el(
-            "div",
-            { class: "pictures" },
-            figure("Who beats whom", graph(matrix, responses, width, pair.choose)),
-            figure("Probability that the row is preferred to the column", scrolling("Table of probabilities", heatmap(matrix, responses, ranking, pair.choose))),
-          ),
-        ]
-      : []),
-    figure(several ? "Order by win rate, beside the mixture that none beats" : "Standing", scrolling("Standing", standing(tournament, responses))),
+    ...[
+      el("h2", { class: circle ? "headline circling" : "headline" }, headline(tournament)),
+      doubt ? el("p", { class: "note" }, doubt) : null,
+      pair.element,
+      several ? el("div", { class: "pictures" },
+        figure("Who beats whom", graph(matrix, responses, width, pair.choose)),
+        figure(`Probability that the row is preferred to the column${tournament.fit ? "; italic: inferred" : ""}`,
+          scrolling("Table of probabilities", heatmap(matrix, responses, ranking, pair.choose, mark)))) : null,
+      figure(several ? "Ranking by win rate, with the Nash mixture" : "Ranking", scrolling("Ranking", standing(tournament, responses))),
+      tournament.criteria ? figure("Win rate by each criterion", scrolling("Win rates by criterion", byCriterion(tournament))) : null,
+    ].filter(Boolean),
   );
 }
 
@@ -235,58 +254,17 @@ function figure(caption, content) {
   return el("figure", {}, el("figcaption", {}, caption), content);
 }
 
-// What may be wider than a phone is moved in its own box, by keys too.
-function scrolling(name, content) {
-  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": name }, content);
+function secondModel(question, ours, theirs) {
+  if (!ours.error && !theirs.error) return versus([ours.model.id, theirs.model.id], [ours.tournament, theirs.tournament]);
+  const live = el("div", { class: "live" });
+  if (theirs.error) live.append(el("p", { class: "problem", role: "alert" }, inWords(theirs.error)));
+  else draw(live, question, theirs);
+  return el("section", { class: "versus", "aria-label": "Second model" }, el("h2", {}, `Second model: ${theirs.model.id}`), live);
 }
 
-function secondModel(question, tournament, theirs) {
-  if (!theirs) return null;
-  const [other] = theirs.answer.tournaments;
-  const error = tournament.error ?? other.error;
-  if (error) return el("p", { class: "problem" }, error.message);
-  return versus([question.model, question.second], [tournament, other]);
-}
-
-function costs({ answer, timings }) {
-  const { usage, model, fingerprint } = answer;
-  const count = (number, one) => `${number.toLocaleString("en")} ${one}${number === 1 ? "" : "s"}`;
-  const parts = [`${count(usage.forward_responses, "response")} run (${count(usage.forward_tokens, "token")})`, `${usage.cached_responses} from the cache`];
-  if (usage.truncated) parts.push(`${count(usage.truncated, "prompt")} cut`);
-  if (usage.not_shown) parts.push(`${count(usage.not_shown, "conversation")} not shown in full`);
-  if (usage.judge_calls) parts.push(`${count(usage.judge_calls, "call")} to the judge (${count(usage.judge_tokens ?? 0, "token")})`);
-  if (usage.judge_cost) parts.push(`cost ${usage.judge_cost.toPrecision(3)}`);
-  const times = Object.entries(timings)
-    .filter(([, milliseconds]) => milliseconds > 0)
-    .map(([name, milliseconds]) => `${name} ${milliseconds < 10 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms`);
-  return el(
-    "p",
-    { class: "costs soft small" },
-    `${parts.join(" · ")} · ${times.join(", ")} · `,
-    el("span", { title: `fingerprint ${fingerprint}` }, `${model} ${fingerprint.slice(0, 8)}`),
-  );
-}
-
-function circleOf(matrix) {
-  const [top] = groupsOf(matrix);
-  const ring = ringOf(top, matrix);
-  const runs = ring.length > 2 && ring.every((one, at) => matrix[one][ring[(at + 1) % ring.length]] > 0.5);
-  return runs ? ring : null;
-}
-
-/** Return the result of a tournament as a sentence. */
-export function headline({ matrix, ranking, condorcet_winner: winner }) {
-  if (ranking.length < 2) return "There is nothing to compare.";
-  if (ranking.length === 2) {
-    const [first, second] = ranking;
-    const probability = matrix[first][second];
-    if (probability === 0.5) return `${letter(first)} and ${letter(second)} are level.`;
-    return `${letter(first)} is preferred, with probability ${written(probability)}.`;
-  }
-  if (winner !== null) return `${letter(winner)} beats every other response.`;
-  const circle = circleOf(matrix);
-  if (!circle) return `No response beats all others: ${listed(groupsOf(matrix)[0].map(letter))} are level.`;
-  if (circle.length > 4) return `No response is best: ${listed(circle.map(letter))} beat one another in a circle.`;
-  const wins = circle.map((one, at) => `${letter(one)} beats ${letter(circle[(at + 1) % circle.length])}`);
-  return `No response is best: ${listed(wins)}.`;
+// A question may say what to judge by to a model that can be told nothing: it is asked without that, and this says so.
+function untold(question, model) {
+  const said = question.criteria.length ? "criteria" : question.principle ? "principle" : null;
+  if (!said || said in ruleOf(question, model)) return null;
+  return el("p", { class: "note small" }, `${model.id} cannot be told what to judge by, so it was asked without the ${said}.`);
 }

@@ -58,3 +58,13 @@ export function written(probability) {
 export function listed(words) {
   return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;
 }
+
+/** Return "1 pair" or "2 pairs". */
+export function count(number, one, many = `${one}s`) {
+  return `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+}
+
+/** Return a box that scrolls what may be wider than a phone, by keys too. */
+export function scrolling(name, content) {
+  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": name }, content);
+}

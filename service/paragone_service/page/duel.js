@@ -1,19 +1,24 @@
-// One pair: the probability as a bar, and what it means in words.
+// One pair: the probability as a bar, what it means in words, and what else is known of it.
 
 import { el, freshId, letter, written } from "./dom.js";
 
-/** Return `{element, choose}`: the bar of a pair, and a function that puts another pair into it. */
-export function duel(matrix, first, second, { calibrated }) {
+/** Return `{element, choose}`: the bar of a pair, and a function that puts another pair into it.
+ *
+ * `notes(first, second)` returns elements that belong under the bar.
+ */
+export function duel(matrix, first, second, { calibrated }, notes) {
   const known = matrix.map((_, index) => index).filter((index) => matrix[index][index] !== null);
   const fields = [chooser("First response", known, first), chooser("Second response", known, second)];
   const bar = el("div", { class: "duel-bar" });
   const words = el("p", { class: "soft small" });
+  const more = el("div", { class: "notes" });
   const draw = () => {
     const [a, b] = fields.map((field) => Number(field.value));
     const probability = a === b ? 0.5 : matrix[a][b];
-    if (probability === null) {
-      bar.replaceChildren();
-      words.textContent = "This pair has no answer.";
+    more.replaceChildren(...notes(a, b));
+    bar.hidden = a === b || probability === null;
+    if (bar.hidden) {
+      words.textContent = a === b ? "Choose two different responses." : "This pair has no answer.";
       return;
     }
     bar.style.setProperty("--p", probability);
@@ -27,7 +32,7 @@ export function duel(matrix, first, second, { calibrated }) {
   draw();
   const choosers = known.length > 2 ? el("div", { class: "row duel-choice" }, fields[0], "against", fields[1]) : null;
   return {
-    element: el("section", { class: "duel" }, choosers, bar, words),
+    element: el("section", { class: "duel", "aria-label": "One pair" }, choosers, bar, words, more),
     choose(a, b) {
       fields[0].value = a;
       fields[1].value = b;
@@ -42,13 +47,13 @@ function chooser(label, indices, chosen) {
   return field;
 }
 
-/** Return what a probability says, as a sentence. */
+/** Return what a probability says, as a sentence. A frequency is read from a calibrated one alone. */
 export function meaning(probability, first, second, calibrated) {
-  const basis = calibrated
-    ? "Its probabilities were fitted to judgements that were held back."
-    : "Its probabilities were not fitted to held-out judgements: read them as a strength rather than a frequency.";
   if (probability === 0.5) return `The model prefers neither ${first} nor ${second}.`;
   const [better, worse, lead] = probability > 0.5 ? [first, second, probability] : [second, first, 1 - probability];
+  if (!calibrated) {
+    return `The model prefers ${better} to ${worse} with probability ${written(lead)}. It was not calibrated on held-out judgements: read the number as a strength, not as a frequency.`;
+  }
   const often = lead > 0.995 ? "practically always" : `about ${Math.round(100 * lead)} times in 100`;
-  return `The model expects ${better} to be preferred to ${worse} ${often}. ${basis}`;
+  return `Expect ${better} to be preferred to ${worse} ${often}. The model's probabilities were calibrated on held-out judgements.`;
 }

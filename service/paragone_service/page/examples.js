@@ -2,11 +2,12 @@
 
 const user = (content) => [{ role: "user", content }];
 
-/** Examples by their titles; each has a model that it is meant for. */
+/** Examples by their titles. Each is meant for a model, of which its hint tells; `otherwise` is the hint where that is not hosted. */
 export const EXAMPLES = [
   {
     title: "How long a nap?",
     hint: "preferences in a circle",
+    otherwise: "four answers",
     model: "everyday-preferences",
     turns: user("How long should a nap be so that I'm not groggy afterwards?"),
     responses: [
@@ -19,6 +20,7 @@ export const EXAMPLES = [
   {
     title: "Close the main street?",
     hint: "six arguments",
+    otherwise: "six arguments",
     model: "mini-general-preference",
     turns: user("Should the main street be closed to cars? Argue for."),
     responses: [
@@ -33,6 +35,7 @@ export const EXAMPLES = [
   {
     title: "A school garden",
     hint: "ratings and sliders",
+    otherwise: "four arguments",
     model: "mini-helpsteer",
     turns: user("Should every school have a garden? Argue for."),
     responses: [
@@ -43,8 +46,9 @@ export const EXAMPLES = [
     ],
   },
   {
-    title: "Ask again",
+    title: "A flat tyre",
     hint: "several turns",
+    otherwise: "several turns",
     model: "everyday-preferences",
     turns: [
       { role: "user", content: "My bicycle tyre is flat again." },
@@ -58,8 +62,9 @@ export const EXAMPLES = [
     ],
   },
   {
-    title: "Two judges",
-    hint: "where they disagree",
+    title: "Decline a wedding",
+    hint: "two models disagree",
+    otherwise: "four answers",
     model: "mini-bradley-terry",
     second: "everyday-preferences",
     turns: user("I cannot come to my cousin's wedding. How do I say no without hurting her?"),

@@ -1,7 +1,7 @@
 // A data file, dropped or chosen: what it holds, its rows page by page, and its pairs for somebody to judge.
 
 import { ApiError, inWords, postFile } from "./api.js";
-import { el, freshId, letter, shortened } from "./dom.js";
+import { count, el, freshId, letter, scrolling, shortened } from "./dom.js";
 
 const PAGE_ROWS = 10;
 const MOST_ROWS = 500;
@@ -30,11 +30,11 @@ export function filePanel(context, { judge }) {
       },
     },
     input,
-    el("p", {}, el("label", { for: input.id, class: "button" }, "Choose a file"), " or drop one here"),
-    el("p", { class: "soft small" }, "Pairs, ratings, rankings or responses that nobody judged: JSON lines, CSV, parquet and others, packed or not. The server reads it and keeps nothing."),
+    el("p", {}, el("label", { for: input.id, class: "button" }, "Choose a file"), " or drop one here."),
+    el("p", { class: "soft small" }, "Pairs, ratings, rankings or unrated responses, as JSON lines, CSV, Parquet and more, compressed or not. The server reads the file and does not keep it."),
   );
   const found = el("div", { class: "found" });
-  const element = el("section", { class: "panel", "aria-label": "File" }, el("h2", {}, "A file"), zone, found);
+  const element = el("section", { class: "panel", "aria-label": "File" }, el("h2", {}, "Data file"), zone, found);
 
   async function take(chosen) {
     if (!chosen) return;
@@ -95,7 +95,7 @@ export function filePanel(context, { judge }) {
 
   function actions(answer) {
     if (!answer.rows.some((row) => row.responses.length > 1)) {
-      return [el("p", { class: "soft small" }, "Its rows have no two responses to a prompt, so there is nothing to judge.")];
+      return [el("p", { class: "soft small" }, "No row has two responses to the same prompt, so there is nothing to judge.")];
     }
     const asked = async (event) => {
       const button = event.currentTarget;
@@ -108,12 +108,12 @@ export function filePanel(context, { judge }) {
         button.disabled = false;
       }
     };
-    const some = total > MOST_ROWS ? ` Of this file, its first ${MOST_ROWS} rows.` : "";
-    const known = answer.pairs ? " What people said in it is not shown while you judge." : "";
+    const some = total > MOST_ROWS ? ` Only the first ${MOST_ROWS} rows are used.` : "";
+    const known = answer.pairs ? " The labels in the file are not shown while you judge." : "";
     return [
       el("p", { class: "row" },
         el("button", { type: "button", class: "strong", onclick: asked }, "Judge its pairs"),
-        el("span", { class: "soft small" }, `You say which response is better.${known}${some}`)),
+        el("span", { class: "soft small" }, `You choose the better of two responses.${known}${some}`)),
     ];
   }
 
@@ -150,27 +150,26 @@ export function promptText(prompt) {
 }
 
 function summary(answer) {
-  const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
   const parts = [
     count(answer.read, "row"), count(answer.prompts, "prompt"), count(answer.responses, "response"),
-    answer.pairs ? `${count(answer.pairs, "comparison")}${answer.ties ? `, ${count(answer.ties, "tie")} among them` : ""}` : null,
+    answer.pairs ? `${count(answer.pairs, "comparison")}${answer.ties ? ` (${count(answer.ties, "tie")})` : ""}` : null,
     answer.rated ? count(answer.rated, "rating") : null,
     answer.duplicates ? count(answer.duplicates, "duplicate") : null,
     answer.contradictions ? count(answer.contradictions, "contradiction") : null,
   ];
   const share = (value, words) => (value === null ? null : `${words} in ${Math.round(100 * value)} %`);
-  const leans = [share(answer.first_preferred, "the first is preferred"), share(answer.longer_preferred, "the longer one")].filter(Boolean);
+  const leans = [share(answer.first_preferred, "the first response is preferred"), share(answer.longer_preferred, "the longer one")].filter(Boolean);
   const lost = answer.left_out.reduce((sum, left) => sum + left.rows, 0);
   return [
     el("p", { class: "headline" }, answer.name),
-    el("p", {}, el("b", {}, `Layout ${answer.layout}`), `: ${parts.filter(Boolean).join(", ")}.${leans.length ? ` Of the decided, ${leans.join(", ")}.` : ""}`),
+    el("p", {}, el("b", {}, `Layout ${answer.layout}`), `: ${parts.filter(Boolean).join(", ")}.${leans.length ? ` Without ties, ${leans.join(", ")}.` : ""}`),
     lost ? el("details", { class: "left-out" }, el("summary", {}, `${count(lost, "row")} left out`),
       el("ul", {}, ...answer.left_out.map((left) => el("li", {}, `${left.rows} × ${left.reason} (line ${left.lines.join(", ")}${left.rows > left.lines.length ? ", …" : ""})`)))) : null,
   ].filter(Boolean);
 }
 
 function table(answer) {
-  const head = el("tr", {}, ...["Line", "Prompt", "Responses", "What people said"].map((name) => el("th", { scope: "col" }, name)));
+  const head = el("tr", {}, ...["Line", "Prompt", "Responses", "Labels"].map((name) => el("th", { scope: "col" }, name)));
   const rows = answer.rows.map((row) =>
     el(
       "tr",
@@ -181,8 +180,7 @@ function table(answer) {
       el("td", {}, ...said(row)),
     ),
   );
-  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Rows of the file" },
-    el("table", { class: "rows" }, el("thead", {}, head), el("tbody", {}, ...rows)));
+  return scrolling("Rows of the file", el("table", { class: "rows" }, el("thead", {}, head), el("tbody", {}, ...rows)));
 }
 
 function said({ labels, ratings }) {
@@ -196,11 +194,11 @@ function said({ labels, ratings }) {
     ...ratings.slice(0, 6).map((one, at) => `${ratings.length > 1 ? `${letter(at)}: ` : ""}${Object.entries(one).map(([name, value]) => `${name} ${value}`).join(", ")}`),
   ];
   if (labels.length > 6 || ratings.length > 6) lines.push("…");
-  return lines.length ? lines.map((line) => el("div", {}, line)) : [el("span", { class: "soft" }, "nothing")];
+  return lines.length ? lines.map((line) => el("div", {}, line)) : [el("span", { class: "soft" }, "none")];
 }
 
 function folded(text) {
   const short = shortened(text, SHOWN);
-  if (short === text) return el("span", {}, text);
-  return el("details", { class: "folded" }, el("summary", {}, short), el("div", { class: "whole" }, text));
+  if (short === text) return text ? el("span", { dir: "auto" }, text) : el("i", { class: "soft" }, "empty");
+  return el("details", { class: "folded" }, el("summary", { dir: "auto" }, short), el("div", { class: "whole", dir: "auto" }, text));
 }

@@ -40,8 +40,8 @@ export function graph(matrix, responses, width, choose) {
 export function told(groups, matrix) {
   const sentences = groups.map((members, at) => {
     const rest = at + 1 < groups.length ? ` and beat${members.length > 1 ? "" : "s"} all that follow` : "";
-    if (members.length === 1) return `${letter(members[0])} stands alone${rest}.`;
-    if (members.length === 2) return `${listed(members.map(letter))} are level${rest}.`;
+    if (members.length === 1) return rest ? `${letter(members[0])} beats all that follow.` : `${letter(members[0])} comes last.`;
+    if (members.length === 2) return `${listed(members.map(letter))} are tied${rest}.`;
     const wins = members.map((one, place) => {
       const next = members[(place + 1) % members.length];
       return `${letter(one)} over ${letter(next)} ${written(matrix[one][next])}`;
@@ -140,7 +140,7 @@ function ring(group, matrix, ringHead, chordHead) {
   const count = members.length;
   if (count === 2) {
     const [[x1, y1], [x2, y2]] = [group.at(0), group.at(1)];
-    return [svg("path", { class: "edge level", d: `M${x1} ${y1}L${x2} ${y2}` }), label(x, y - 9, "level")];
+    return [svg("path", { class: "edge level", d: `M${x1} ${y1}L${x2} ${y2}` }), label(x, y - 9, "tied")];
   }
   const parts = [svg("circle", { class: "hull", cx: x, cy: y, r: outer - 1 })];
   const gap = (NODE + 4) / radius;

@@ -4,15 +4,16 @@ import { el, letter, shortened, written } from "./dom.js";
 
 const SHADES = 20;
 
-/** Return the table; `order` is the order of its rows and columns, `choose(first, second)` is called for a cell. */
-export function heatmap(matrix, responses, order, choose) {
+/** Return the table; `order` is the order of its rows and columns, `choose(first, second)` is called for a cell, and
+ * `mark(first, second)` says what is special about one: "inferred", "abstained" or nothing. */
+export function heatmap(matrix, responses, order, choose, mark = () => null) {
   const head = el("tr", {}, el("td"), ...order.map((column) => el("th", { scope: "col", title: shortened(responses[column], 200) }, letter(column))));
   const rows = order.map((row) =>
     el(
       "tr",
       {},
       el("th", { scope: "row", title: shortened(responses[row], 200) }, letter(row)),
-      ...order.map((column) => cell(matrix[row][column], row, column)),
+      ...order.map((column) => cell(matrix[row][column], row, column, mark(row, column))),
     ),
   );
   const table = el(
@@ -29,7 +30,7 @@ export function heatmap(matrix, responses, order, choose) {
   return table;
 }
 
-function cell(probability, row, column) {
+function cell(probability, row, column, marked) {
   if (row === column) return el("td", { class: "self" }, el("span", { class: "unseen" }, "itself"));
   if (probability === null) return el("td", { class: "self" }, "–");
   // The square root keeps small leads visible beside certain ones. Twenty shades, as classes: cells of one class share
@@ -38,10 +39,10 @@ function cell(probability, row, column) {
   return el(
     "td",
     {
-      class: probability === 0.5 ? "tie" : `${probability > 0.5 ? "win" : "loss"} lead-${shade}`,
+      class: `${probability === 0.5 ? "tie" : `${probability > 0.5 ? "win" : "loss"} lead-${shade}`}${marked ? ` ${marked}` : ""}`,
       "data-row": row,
       "data-column": column,
-      title: `${letter(row)} over ${letter(column)}: ${probability.toFixed(4)}`,
+      title: `${letter(row)} over ${letter(column)}${marked ? ` (${marked})` : ""}: ${probability.toFixed(4)}`,
     },
     written(probability),
   );

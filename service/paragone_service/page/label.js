@@ -1,6 +1,6 @@
 // The view for judging by hand: a file, its pairs one after the other, and a head that learns what was said.
 
-import { el } from "./dom.js";
+import { count, el } from "./dom.js";
 import { filePanel, promptText, textOf } from "./files.js";
 import { headPanel } from "./head.js";
 import { asLines, distinct, keyOf, labels, whenJudged } from "./labels.js";
@@ -27,6 +27,7 @@ export const label = {
     root.append(files.element, card, progress, head.element);
     whenJudged(root, draw);
     draw();
+    return { modelsChanged: head.modelsChanged };
 
     function draw() {
       const { pair, left } = labels.next();
@@ -40,16 +41,16 @@ export const label = {
 
     function asked(pair, left) {
       const [one, other] = shown(pair);
-      const side = (name, value) => el("div", { class: "side-text" }, el("h3", {}, ...named(name)), el("div", { class: "whole" }, textOf(value) || "(empty)"));
+      const side = (name, value) => el("div", { class: "side-text", tabindex: 0, role: "region", "aria-label": name.wide }, el("h3", {}, ...named(name)), el("div", { class: "whole", dir: "auto" }, textOf(value) || el("i", { class: "soft" }, "empty")));
       return [
         el("div", { class: "row spread" }, el("h2", {}, "Which response is better?"), el("span", { class: "soft small" }, `${left} left`)),
-        el("div", { class: "asked whole" }, promptText(pair.prompt)),
+        el("div", { class: "asked whole", dir: "auto", tabindex: 0, role: "region", "aria-label": "Prompt" }, promptText(pair.prompt)),
         el("div", { class: "sides" }, side(LEFT, one), side(RIGHT, other)),
         el("div", { class: "row verdicts" },
           verdict([...named(LEFT), " is better"], "←", () => say(1)),
-          verdict("A tie", "Space", () => say(0)),
+          verdict("Tie", "Space", () => say(0)),
           verdict([...named(RIGHT), " is better"], "→", () => say(-1)),
-          verdict("Pass over", "S", () => say(null))),
+          verdict("Skip", "S", () => say(null))),
         undoRow(),
       ];
     }
@@ -61,7 +62,7 @@ export const label = {
     function undoRow() {
       return el("div", { class: "row" },
         el("button", { type: "button", class: "quiet small", onclick: undo }, "Undo ", el("kbd", { "aria-hidden": "true" }, "U")),
-        el("span", { class: "soft small" }, "The keys work while this box has the focus."));
+        el("span", { class: "soft small" }, "The keys work while this box is focused."));
     }
 
     function say(left) {
@@ -69,13 +70,13 @@ export const label = {
       if (!pair) return;
       const strength = left === null ? null : turned(pair) ? -left : left;
       labels.judge(pair, strength === 0 ? 0 : strength); // no minus zero in a file
-      const words = { 1: "The first is better", 0: "A tie", "-1": "The second is better" }[left] ?? "Passed over";
+      const words = { 1: "The first is better", 0: "Tie", "-1": "The second is better" }[left] ?? "Skipped";
       context.announce(`${words}. ${labels.next().left} left.`);
       card.focus(); // else Space would press the button that was clicked
     }
 
     function undo() {
-      context.announce(labels.undo() ? "Taken back." : "There is nothing to take back.");
+      context.announce(labels.undo() ? "Undone." : "There is nothing to undo.");
       card.focus();
     }
 
@@ -92,13 +93,13 @@ export const label = {
       const ties = judged.filter((one) => !one.strength).length;
       const download = el("button", { type: "button", onclick: () => save(asLines(judged)) }, "Download");
       const clear = el("button", { type: "button", class: "quiet", onclick: () => {
-        if (window.confirm(`Forget ${judged.length} judgements? They are in this browser alone.`)) labels.clear();
-      } }, "Forget them");
+        if (window.confirm(`Delete ${count(judged.length, "judgement")}? They are stored in this browser only.`)) labels.clear();
+      } }, "Delete them");
       return [
         el("h2", {}, "Your judgements"),
-        el("p", {}, `${judged.length} pairs judged, ${ties} of them ties. They are kept in this browser.`,
-          labels.whole ? "" : " The rest of the file is too large for it, and has to be dropped again after a reload."),
-        el("div", { class: "row" }, download, el("span", { class: "soft small" }, "A file of pairs that train head, train model and eval read."), clear),
+        el("p", {}, `${count(judged.length, "pair")} judged${ties ? ` (${count(ties, "tie")})` : ""}. Your judgements are stored in this browser only.`,
+          labels.whole ? "" : " The other pairs of the file are too large to store: after a reload, choose the file again."),
+        el("div", { class: "row" }, download, el("span", { class: "soft small" }, "A file of pairs for paragone train head, train model and eval."), clear),
       ];
     }
   },

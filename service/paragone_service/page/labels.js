@@ -67,6 +67,7 @@ export const labels = {
   },
   /** Note a judgement: 1 where the first is preferred, −1 where the second is, 0 for a tie, null for none. */
   judge({ prompt, first, second }, strength) {
+    if (!distinct({ first, second })) throw new RangeError("the two responses are the same");
     history.push({ prompt, first, second, strength });
     save();
   },

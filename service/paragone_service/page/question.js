@@ -1,30 +1,47 @@
 // The form: which model, what was said, and the responses to choose between.
 
+import { estimate } from "./costs.js";
 import { el, freshId, letter } from "./dom.js";
+import { rulesFields } from "./rules.js";
 import { MAX_RESPONSES, MAX_TURNS, MIN_RESPONSES, ROLES } from "./state.js";
 
 /** What a kind of model does, in a few words. */
 const KINDS = {
-  "bradley-terry": "one reward per response",
-  regression: "ratings of attributes, merged by weights",
-  helpsteer: "a reward, with ratings that explain it",
-  "general-preference": "compares vectors, so preferences can run in circles",
-  hybrid: "a reward beside vectors that can run in circles",
-  process: "a number for each step",
+  "bradley-terry": "gives each response one reward",
+  regression: "rates attributes, which weights merge into a reward",
+  helpsteer: "gives a reward, with ratings that explain it",
+  "general-preference": "compares vectors, so its preferences can run in circles",
+  hybrid: "adds vectors to a reward, so its preferences can run in circles",
+  process: "scores each step of a response",
   pairwise: "reads both responses at once",
-  judge: "a generative judge, asked in words",
-  ensemble: "several models together",
+  judge: "a language model on another server, which is asked for a verdict",
+  ensemble: "combines several hosted models",
 };
 
-/** Return `{element, busy, mark, clear}` of a form that edits the question in place.
+/** Return `{element, busy, mark, clear, setModels}` of a form that edits the question in place.
  *
- * `changed` is called after each edit, `submitted` when the question is to be asked; `mark` puts an error under a
- * response, by index, and `clear` takes all of them away.
+ * `edited` is called after each edit, `submitted` when the question is to be asked and `stopped` when its answer is no
+ * longer wanted; `mark` puts an error under a response, by index, and `clear` takes all of them away.
  */
-export function questionForm(question, models, { changed, submitted }) {
+export function questionForm(question, models, { edited, submitted, stopped }) {
   const errors = [];
+  const rules = rulesFields(question, changed);
+  const price = el("p", { class: "soft small price" });
+  const choices = modelFields(question, () => models, changed);
   const turns = el("div", { class: "turns" });
   const responses = el("ol", { class: "responses" });
+
+  function changed() {
+    drawRules();
+    edited();
+  }
+
+  function drawRules() {
+    const asked = [question.model, question.second].map((name) => models.find((model) => model.id === name)).filter(Boolean);
+    rules.draw(asked, models);
+    price.textContent = estimate(question, asked, models);
+    price.hidden = !price.textContent;
+  }
 
   function drawTurns() {
     const single = question.turns.length === 1 && question.turns[0].role === "user";
@@ -99,25 +116,12 @@ export function questionForm(question, models, { changed, submitted }) {
       rows: 2,
       placeholder,
       value,
+      dir: "auto",
       oninput: (event) => {
         keep(event.target.value);
         changed();
       },
     });
-  }
-
-  function principleField() {
-    const id = freshId("principle");
-    const field = textField(id, question.principle, "The clearer answer is better.", (value) => {
-      question.principle = value;
-    });
-    return el(
-      "details",
-      { class: "folded", open: question.principle !== "" },
-      el("summary", { class: "soft" }, "A principle to judge by"),
-      el("label", { for: id }, "Principle, for judges and models that follow one"),
-      field,
-    );
   }
 
   function redraw(draw, root) {
@@ -137,6 +141,7 @@ export function questionForm(question, models, { changed, submitted }) {
   }, "Add a response");
 
   const submit = el("button", { type: "submit", class: "strong" }, "Compare");
+  const stop = el("button", { type: "button", hidden: true, onclick: stopped }, "Stop");
   const element = el(
     "form",
     {
@@ -149,27 +154,36 @@ export function questionForm(question, models, { changed, submitted }) {
       onkeydown: (event) => {
         if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
           event.preventDefault();
-          submitted();
+          element.requestSubmit();
         }
       },
     },
-    modelFields(question, models, changed),
+    choices.element,
     turns,
-    principleField(),
+    rules.element,
     el("h2", {}, "Responses"),
     responses,
-    el("div", { class: "row spread" }, add, el("span", { class: "row" }, el("kbd", {}, "Ctrl ↵"), submit)),
+    price,
+    el("div", { class: "row spread" }, add, el("span", { class: "row" }, el("kbd", {}, "Ctrl ↵"), stop, submit)),
   );
   drawTurns();
   drawResponses();
+  drawRules();
   return {
     element,
     busy(waiting) {
+      stop.hidden = !waiting;
       submit.disabled = waiting;
       submit.textContent = waiting ? "Comparing…" : "Compare";
     },
     clear() {
       for (const error of errors) error.hidden = true;
+    },
+    /** Offer these models, keeping what is chosen where it is still there. */
+    setModels(hosted) {
+      models = hosted;
+      choices.draw();
+      drawRules();
     },
     mark(index, message) {
       if (!errors[index]) return;
@@ -186,13 +200,6 @@ function removeButton(name, possible, onclick) {
 function modelFields(question, models, changed) {
   const [first, second] = [freshId("model"), freshId("model")];
   const about = el("p", { class: "soft small", id: `${first}-about` });
-  const named = (name) => models.find((model) => model.id === name);
-  if (!named(question.model)) question.model = models[0]?.id ?? "";
-  if (!named(question.second)) question.second = "";
-  const options = () => models.map((model) => el("option", { value: model.id }, model.id));
-  const describe = () => {
-    about.replaceChildren(...described(named(question.model)));
-  };
   const choice = el("select", {
     id: first,
     "aria-describedby": about.id,
@@ -201,33 +208,49 @@ function modelFields(question, models, changed) {
       question.weights = null;
       question.skew = null;
       describe();
-      changed({ model: true });
+      changed();
     },
-  }, ...options());
-  choice.value = question.model;
+  });
   const other = el("select", {
     id: second,
     onchange: (event) => {
       question.second = event.target.value;
-      changed({ model: true });
+      changed();
     },
-  }, el("option", { value: "" }, "none"), ...options());
-  other.value = question.second;
-  describe();
-  return el(
-    "div",
-    { class: "models" },
-    el("div", {}, el("label", { for: first }, "Model"), choice),
-    el("div", {}, el("label", { for: second }, "Second model"), other),
-    about,
-  );
+  });
+
+  function describe() {
+    about.replaceChildren(...described(models().find((model) => model.id === question.model)));
+  }
+
+  function draw() {
+    const names = models().map((model) => model.id);
+    const options = () => names.map((name) => el("option", { value: name }, name));
+    if (!names.includes(question.model)) question.model = names[0] ?? "";
+    if (!names.includes(question.second)) question.second = "";
+    choice.replaceChildren(...options());
+    choice.value = question.model;
+    other.replaceChildren(el("option", { value: "" }, "none"), ...options());
+    other.value = question.second;
+    describe();
+  }
+
+  draw();
+  return {
+    element: el("div", { class: "models" },
+      el("div", { class: "field" }, el("label", { for: first }, "Model"), choice),
+      el("div", { class: "field" }, el("label", { for: second }, "Second model"), other),
+      about),
+    draw,
+  };
 }
 
 function described(model) {
   if (!model) return [];
   const kind = model.kind in KINDS ? `${model.kind}: ${KINDS[model.kind]}` : model.kind;
   const parts = [`${kind}.`];
-  if (model.demonstration) parts.push(" ", el("b", { class: "demonstration" }, "A demonstration: it shows how things work, not what is good."));
-  if (model.domain) parts.push(` It knows: ${model.domain.replace(/\.$/, "")}.`);
+  if (model.ensemble) parts.push(` Members: ${model.ensemble.members.join(", ")}.`);
+  if (model.domain) parts.push(` Made to judge: ${model.domain.replace(/\.$/, "")}.`);
+  if (model.demonstration) parts.push(" ", el("b", { class: "demonstration" }, "A demonstration model: do not rely on its judgement."));
   return parts;
 }

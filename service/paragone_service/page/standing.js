@@ -4,15 +4,15 @@ import { el, letter, shortened, written } from "./dom.js";
 
 /** Return the table of a tournament. */
 export function standing(tournament, responses) {
-  const { ranking, win_rates: rates, nash, copeland } = tournament;
+  const { ranking, win_rates: rates, nash, copeland, intervals } = tournament;
   const unranked = responses.map((_, index) => index).filter((index) => !ranking.includes(index));
   const rows = [...ranking, ...unranked].map((index) =>
     el(
       "tr",
       {},
       el("th", { scope: "row" }, el("span", { class: "badge" }, letter(index))),
-      el("td", { class: "said" }, shortened(responses[index], 90) || el("i", {}, "empty")),
-      bar(rates[index], "win"),
+      el("td", { class: "said", dir: "auto" }, shortened(responses[index], 90) || el("i", {}, "empty")),
+      bar(rates[index], "win", intervals?.[index]),
       bar(nash[index], "nash"),
       el("td", { class: "n" }, copeland[index] === null ? "–" : signed(copeland[index])),
     ),
@@ -38,9 +38,10 @@ export function standing(tournament, responses) {
   );
 }
 
-/** Return a cell with a number in [0, 1] and a bar of that length. */
-export function bar(share, name) {
-  return el("td", { class: `bar ${name}`, style: { "--p": share ?? 0 } }, share === null ? "–" : written(share));
+/** Return a cell with a number in [0, 1], a bar of that length, and the interval in which the number lies, if known. */
+export function bar(share, name, interval = null) {
+  const range = interval ? el("small", { class: "soft", title: "95 % interval" }, ` ${written(interval[0])}–${written(interval[1])}`) : null;
+  return el("td", { class: `bar ${name}`, style: { "--p": share ?? 0 } }, share === null ? "–" : written(share), range);
 }
 
 function signed(count) {

@@ -3,13 +3,21 @@
 
 export const MIN_RESPONSES = 2;
 export const MAX_RESPONSES = 16;
+export const MAX_CRITERIA = 16;
 const MAX_TURNS = 32;
 const ROLES = ["system", "user", "assistant"];
 
 /** Return a question in which nothing is written yet. */
 export function blank() {
   const turns = [{ role: "user", content: "" }];
-  return { model: "", second: "", turns, principle: "", responses: ["", ""], weights: null, skew: null };
+  return {
+    model: "", second: "", turns, principle: "", criteria: [], comparisons: "all", responses: ["", ""], weights: null, skew: null,
+  };
+}
+
+/** Return whether nothing is written in a question. */
+export function isBlank({ turns, responses }) {
+  return turns.every((turn) => !turn.content.trim()) && responses.every((one) => !one.trim());
 }
 
 /** Return the prompt as a request has it: a text, or messages where there are several turns. */
@@ -18,14 +26,26 @@ export function promptOf(question) {
   return question.turns.length === 1 && first.role === "user" ? first.content : question.turns;
 }
 
-/** Return what was asked in one request to the tournaments route. */
-export function requestOf(question, model = question.model) {
-  const group = { prompt: promptOf(question), responses: question.responses };
-  if (question.principle) group.principle = question.principle;
-  const request = { model, groups: [group], return: ["matrix"], on_error: "report" };
-  if (question.weights && model === question.model) request.weights = question.weights;
-  if (question.skew !== null && model === question.model) request.skew_weight = question.skew;
+/** Return what a model can be told to judge by of what a question says: `{principle}`, `{criteria}` or nothing. */
+export function ruleOf({ principle, criteria }, { judged_by: takes = [] }) {
+  if (criteria.length) return takes.includes("criteria") ? { criteria } : {};
+  return principle && takes.includes("principle") ? { principle } : {};
+}
+
+/** Return what was asked in one request to the tournaments route; `model` is what the service says of it. */
+export function requestOf(question, model) {
+  const group = { prompt: promptOf(question), ...ruleOf(question, model), responses: question.responses };
+  const reasons = model.judged_by?.includes("criteria"); // a judge, which can say why
+  const request = { model: model.id, groups: [group], return: reasons ? ["matrix", "rationale"] : ["matrix"], on_error: "report" };
+  if (question.comparisons !== "all" && readsPairs(model)) request.comparisons = question.comparisons;
+  if (question.weights && model.id === question.model) request.weights = question.weights;
+  if (question.skew !== null && model.id === question.model) request.skew_weight = question.skew;
   return request;
+}
+
+/** Return whether each pair has a cost of its own for a model. */
+export function readsPairs({ kind }) {
+  return kind === "judge" || kind === "pairwise" || kind === "ensemble";
 }
 
 /** Return `{view, question}` of an address's fragment; `problem` is a sentence where it cannot be read. */
@@ -35,7 +55,7 @@ export function readFragment(hash) {
   try {
     return { view, question: checked(JSON.parse(unpacked(packed))), problem: null };
   } catch {
-    return { view, question: null, problem: "The link is damaged: part of it was lost. The page starts afresh." };
+    return { view, question: null, problem: "The link is damaged: a part of it is missing, so its question could not be read." };
   }
 }
 
@@ -56,16 +76,30 @@ function unpacked(text) {
   return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
 }
 
+const PLAN = /^(all|circular|bracket|budget:[1-9][0-9]{0,8})$/;
+
+function text(one) {
+  if (typeof one !== "string") throw new TypeError("not a text");
+  return one;
+}
+
+function number(one) {
+  if (typeof one !== "number" || !Number.isFinite(one)) throw new TypeError("not a number");
+  return one;
+}
+
+function plan(name) {
+  if (!PLAN.test(text(name))) throw new RangeError("comparisons");
+  return name;
+}
+
+function criteriaOf(list) {
+  if (!Array.isArray(list) || list.length > MAX_CRITERIA) throw new RangeError("criteria");
+  return list.map((one) => ({ name: text(one.name), text: text(one.text), weight: number(one.weight) }));
+}
+
 // Anybody can write a link: what it holds is taken apart field by field, and what is no question is refused.
 function checked(value) {
-  const text = (one) => {
-    if (typeof one !== "string") throw new TypeError("not a text");
-    return one;
-  };
-  const number = (one) => {
-    if (typeof one !== "number" || !Number.isFinite(one)) throw new TypeError("not a number");
-    return one;
-  };
   const { turns, responses } = value;
   if (!Array.isArray(turns) || turns.length < 1 || turns.length > MAX_TURNS) throw new RangeError("turns");
   if (!Array.isArray(responses) || responses.length < MIN_RESPONSES || responses.length > MAX_RESPONSES) {
@@ -79,6 +113,8 @@ function checked(value) {
       return { role: turn.role, content: text(turn.content) };
     }),
     principle: text(value.principle ?? ""),
+    criteria: criteriaOf(value.criteria ?? []),
+    comparisons: plan(value.comparisons ?? "all"),
     responses: responses.map(text),
     weights: value.weights
       ? Object.fromEntries(Object.entries(value.weights).map(([name, weight]) => [name, number(weight)]))

@@ -2,26 +2,26 @@
 // numbers are read, and what was cut.
 
 import { post, inWords } from "./api.js";
-import { el, freshId, letter } from "./dom.js";
-import { promptOf } from "./state.js";
+import { count, el, freshId, letter } from "./dom.js";
+import { promptOf, ruleOf } from "./state.js";
 
 const MOST = 2000;
 
 /** Return a folded section that asks the service when it is opened. */
-export function tokenSection(question) {
+export function tokenSection(question, model) {
   const id = freshId("tokens");
   const choice = el("select", { id }, ...question.responses.map((_, index) => el("option", { value: index }, letter(index))));
   const content = el("div", { class: "tokens", "aria-live": "polite" });
   const prompt = promptOf(question);
   const responses = [...question.responses];
-  const { model, principle } = question;
+  const rule = ruleOf(question, model);
 
   async function load() {
     const response = responses[Number(choice.value)];
-    content.replaceChildren(el("p", { class: "soft small" }, "Reading…"));
+    content.replaceChildren(el("p", { class: "soft small" }, "Loading…"));
     try {
-      const item = { prompt, response, ...(principle && { principle }) };
-      const { answer } = await post("v1/tokens", { model, items: [item], return: ["pieces"] });
+      const item = { prompt, response, ...rule };
+      const { answer } = await post("v1/tokens", { model: model.id, items: [item], return: ["pieces"] });
       content.replaceChildren(...shown(answer.tokens[0]));
     } catch (error) {
       content.replaceChildren(el("p", { class: "problem" }, inWords(error)));
@@ -46,10 +46,10 @@ function shown(reading) {
   const { pieces, token_ids: ids, reads, prompt_length: end } = reading;
   const read = new Set(reads.length === 1 && reads[0][1] - reads[0][0] > 1 ? [] : reads.flatMap(([from, to]) => range(from, to)));
   const words = [
-    `${ids.length} tokens, ${end} of them the prompt's`,
-    read.size ? `; its numbers are read at the marked ${read.size === 1 ? "one" : "ones"}.` : "; its numbers are read from the mean of all.",
+    `${count(ids.length, "token")}, ${end} of them from the prompt`,
+    read.size ? `. The score is read at the highlighted ${read.size === 1 ? "token" : "tokens"}.` : ". The score is read from the mean of all tokens.",
   ];
-  if (reading.shown === false) words.push(" The chat template left out some of the words.");
+  if (reading.shown === false) words.push(" The chat template left out some of the words, so the model does not see them.");
   const parts = [el("p", { class: "soft small" }, ...words)];
   const cut = cutMark(reading);
   if (cut) parts.push(cut);
@@ -61,14 +61,14 @@ function shown(reading) {
     ),
   );
   parts.push(el("p", { class: "token-list" }, ...tokens.flatMap((token, at) => (at === end && at > 0 ? [el("span", { class: "border", title: "end of the prompt" }), token] : [token]))));
-  if (ids.length > MOST) parts.push(el("p", { class: "soft small" }, `The first ${MOST} are shown.`));
+  if (ids.length > MOST) parts.push(el("p", { class: "soft small" }, `Only the first ${count(MOST, "token")} are shown.`));
   return parts;
 }
 
 function cutMark({ truncated_tokens: tokens = 0, truncated_messages: messages = 0 }) {
   if (!tokens) return null;
-  const whole = messages ? `, with ${messages} whole ${messages === 1 ? "message" : "messages"},` : "";
-  return el("p", { class: "cut" }, `✂ ${tokens} tokens${whole} were cut here: the conversation is longer than the model reads.`);
+  const whole = messages ? ` (${count(messages, "whole message")} among them)` : "";
+  return el("p", { class: "cut" }, `✂ ${count(tokens, "token")}${whole} cut here: the conversation is longer than the model can read.`);
 }
 
 function range(from, to) {

@@ -1,6 +1,6 @@
 // Two models on the same question: both orders beside each other, and the pairs on which they disagree.
 
-import { el, freshId, letter, listed, shortened, svg, written } from "./dom.js";
+import { count, el, freshId, letter, listed, shortened, svg, written } from "./dom.js";
 
 const MOST_PAIRS = 12;
 const STEP = 30;
@@ -10,15 +10,15 @@ export function versus(names, tournaments) {
   const pairs = disagreements(tournaments);
   const apart = pairs.filter((pair) => pair.opposite);
   const said = apart.length
-    ? `They disagree on ${apart.length} of ${pairs.length} ${pairs.length === 1 ? "pair" : "pairs"}.`
-    : "They agree on who wins each pair.";
+    ? `They disagree on ${apart.length} of ${count(pairs.length, "pair")}.`
+    : "They agree on the winner of every pair.";
   return el(
     "section",
     { class: "versus", "aria-label": "Both models" },
     el("h2", {}, `${names[0]} and ${names[1]}`),
     el("p", {}, said),
     el("div", { class: "side-by-side" }, slopes(names, tournaments), pairTable(names, pairs.slice(0, MOST_PAIRS))),
-    pairs.length > MOST_PAIRS ? el("p", { class: "soft small" }, `The ${MOST_PAIRS} pairs that they see most differently.`) : null,
+    pairs.length > MOST_PAIRS ? el("p", { class: "soft small" }, `The ${MOST_PAIRS} pairs with the largest differences.`) : null,
   );
 }
 
@@ -78,7 +78,7 @@ function slopes(names, tournaments) {
   return svg(
     "svg",
     { class: "graph", viewBox: `0 0 200 ${height}`, width: 200, height, role: "img", "aria-labelledby": id },
-    svg("title", { id }, `Order by win rate. ${words}`),
+    svg("title", { id }, `Ranking by win rate. ${words}`),
     svg("text", { class: "label start", x: 4, y: 10 }, shortened(names[0], 14)),
     svg("text", { class: "label end", x: 196, y: 10 }, shortened(names[1], 14)),
     ...lines,

@@ -13,7 +13,7 @@ def described(hosted: HostedModel, limits: ModelLimits) -> ModelInfo:
     max_batch_tokens, reason = hosted.scheduler.max_batch_tokens, budget.reason
     if max_batch_tokens < budget.tokens:  # the scheduler has lowered it since the model was loaded
         reason = f"the device had not enough memory for {budget.tokens}"
-    return ModelInfo(
+    info = ModelInfo(
         id=hosted.name,
         kind=model.kind,
         cyclic=spec.rules.has_vector or spec.rules.reads_pairs,
@@ -41,11 +41,14 @@ def described(hosted: HostedModel, limits: ModelLimits) -> ModelInfo:
         reasoning=spec.reasoning,
         not_shown=model.reader.template.notes if model.reader is not None else [],
     )
+    if hosted.takes_principles:  # only fields that were set are sent
+        info.judged_by = ["principle"]
+    return info
 
 
 def _device(device: Device) -> DeviceInfo:
     trouble = device.trouble()
     info = DeviceInfo(name=device.name, serves=not trouble, max_batch_tokens=device.max_batch_tokens)
-    if trouble:  # only fields that were set are sent
+    if trouble:
         info.problem = trouble
     return info
