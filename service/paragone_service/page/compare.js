@@ -82,7 +82,7 @@ function build(root, context, view, question, { run, idle = UNWRITTEN, reveal = 
       results.classList.add("stale");
       context.question = question;
     },
-    submitted: () => ask({ reveal: true }),
+    submitted: () => ask(true),
     stopped() {
       underway?.abort();
       say(STOPPED);
@@ -98,20 +98,21 @@ function build(root, context, view, question, { run, idle = UNWRITTEN, reveal = 
     root.querySelectorAll(".chip")[EXAMPLES.indexOf(example)]?.focus();
   });
   root.replaceChildren(el("div", { class: "asking" }, examples, form.element), results);
-  if (run) ask({ reveal });
+  if (run) ask(reveal);
   else say(idle);
 
   function say(sentence) {
     results.replaceChildren(el("p", { class: "soft" }, sentence));
   }
 
-  async function ask({ reveal: toSee = false } = {}) {
+  async function ask(toSee = false) {
     underway?.abort();
     clearTimeout(confirming);
     const mine = new AbortController();
     underway = mine;
     form.busy(true);
     form.clear();
+    results.setAttribute("aria-busy", "true");
     context.keepAddress(fragmentOf("compare", question));
     const asked = structuredClone(question);
     const settle = waiting(results, asked);
@@ -133,6 +134,7 @@ function build(root, context, view, question, { run, idle = UNWRITTEN, reveal = 
       settle();
       if (underway === mine) {
         form.busy(false);
+        results.removeAttribute("aria-busy");
         results.classList.remove("stale");
       }
     }
@@ -206,7 +208,6 @@ function build(root, context, view, question, { run, idle = UNWRITTEN, reveal = 
 function waiting(results, { model, second }) {
   const words = el("p", { class: "soft waiting" });
   const started = performance.now();
-  results.setAttribute("aria-busy", "true");
   const tick = () => {
     const seconds = Math.floor((performance.now() - started) / 1000);
     words.textContent = `Waiting for ${second ? `${model} and ${second}` : model}${seconds ? `, ${seconds} s` : ""} …`;
@@ -216,7 +217,6 @@ function waiting(results, { model, second }) {
   return () => {
     timers.forEach(clearTimeout);
     words.remove();
-    results.removeAttribute("aria-busy");
   };
 }
 
