@@ -17,7 +17,7 @@ needs_browser = pytest.mark.browser
 
 
 @contextlib.contextmanager
-def served(models, **settings):
+def served(models, /, **settings):
     """Yield the address of a server of these models."""
     settings = Settings(port=0, device="cpu", **settings)
     drain = Drain()
@@ -56,7 +56,7 @@ def opened(browser, address, *, refusals=(), **options):
     """
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(8_000)
     complaints = []
 
     def complain(message):

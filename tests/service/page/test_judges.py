@@ -57,13 +57,13 @@ def listening(server):
 
 
 @contextlib.contextmanager
-def judging(server, models=None, *, first="judge", others=None, **settings):
+def judging(server, models=None, **settings):
     """Yield the address of a server that hosts a judge, and the models given."""
     models = models or {}
     with listening(server) as source:
         judge = {"source": source, "model": "m", "read": "votes", **settings}
-        named = {"judge": judge, **{name: {"source": "loaded already"} for name in models}, **(others or {})}
-        with served(models, models=named, default_model=first) as address:
+        named = {"judge": judge, **{name: {"source": "loaded already"} for name in models}}
+        with served(models, models=named) as address:
             yield address
 
 
@@ -180,7 +180,7 @@ def test_what_one_model_refuses_the_other_one_answers(browser, tiny, order):
     server = Scripted(lambda _: status(401))
     model, second = order
     with (
-        judging(server, tiny, first="one") as address,
+        judging(server, tiny) as address,
         opened(browser, link(address, model=model, second=second)) as page,
     ):
         compare(page)
