@@ -1,6 +1,6 @@
 """GRPO with TRL: the reward is the win rate within the group, and a callback compares the policy with references.
 
-    pip install '.[service]' trl
+    pip install -c constraints.txt '.[service]' trl
     paragone serve --model NAME=SOURCE
     python examples/trl_grpo.py --url http://127.0.0.1:8000 --policy Qwen/Qwen3-0.6B
 

@@ -68,4 +68,8 @@ def _option(option: Any, context: typer.Context) -> tuple[str, str, str, str]:
     unset = option.default is None or callable(option.default) or option.default in ((), [], "")
     default = "required" if option.required else "" if unset or option.is_flag else f"`{option.default}`"
     environment = f" Environment: `{option.envvar}`." if option.envvar else ""
+    # Where a default is worked out later, the help says it.
+    meaning, _, told = (option.help or "").removesuffix(")").partition(" (default: ")
+    if told and not default:
+        return names, value, told if " " in told else f"`{told}`", paragraph(meaning) + environment
     return names, value, default, paragraph(option.help or "") + environment

@@ -8,6 +8,7 @@ from .markdown import paragraph, table
 
 __all__ = ["http_pages"]
 
+# In the order of the pages: what is asked most stands first.
 _TITLES = {
     "scoring": "Scoring: preferences, tournaments, rewards, cohorts",
     "references": "Reference sets",
@@ -30,6 +31,8 @@ def http_pages(document: Mapping[str, Any]) -> dict[str, str]:
         for method, operation in methods.items():
             (tag,) = operation["tags"]
             groups.setdefault(tag, []).append((method.upper(), path, operation))
+    order = list(_TITLES)
+    groups = dict(sorted(groups.items(), key=lambda group: order.index(group[0])))
     schemas = document["components"]["schemas"]
     pages = {
         f"{tag}.md": "\n".join([f"# {_title(tag)}\n", *(_operation(*route, schemas) for route in routes)])
@@ -41,7 +44,7 @@ def http_pages(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _title(tag: str) -> str:
-    return _TITLES.get(tag, tag.capitalize())
+    return _TITLES[tag]
 
 
 def _index(information: Mapping[str, Any], groups: Mapping[str, list[tuple[str, str, Mapping[str, Any]]]]) -> str:

@@ -64,9 +64,10 @@ def test_the_page_names_every_exception_and_what_it_refines():
 def test_the_page_names_every_method_and_the_real_defaults():
     for name in [name for name, member in vars(Client).items() if inspect.isfunction(member)]:
         assert name.startswith("_") or name == "close" or f"`{name}(" in PAGE
+    page = " ".join(PAGE.split())
     defaults = {name: one.default for name, one in inspect.signature(Client).parameters.items()}
-    assert f"`max_items_per_request` items ({defaults['max_items_per_request']:,};" in PAGE
-    assert f"`max_bytes_per_request` ({defaults['max_bytes_per_request'] >> 20} MiB)" in PAGE
-    assert f"`concurrency` ({defaults['concurrency']})" in PAGE
-    assert f"`retry_s` ({defaults['retry_s']:g} s)" in PAGE
-    assert f"`timeout_s` ({DEFAULT_TIMEOUT_S:g} s)" in PAGE
+    assert f"`max_items_per_request` items ({defaults['max_items_per_request']:,};" in page
+    assert f"`max_bytes_per_request` ({defaults['max_bytes_per_request'] >> 20} MiB)" in page
+    assert f"`concurrency` ({defaults['concurrency']})" in page
+    assert f"`retry_s` ({defaults['retry_s']:g} s)" in page
+    assert f"`timeout_s` ({DEFAULT_TIMEOUT_S:g} s)" in page

@@ -1,6 +1,7 @@
 """The example for TRL, run with TRL: two steps of GRPO on a policy of a few thousand weights."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,7 @@ from paragone import Client
 from paragone.adapters.trl import WinRateCallback
 from tests.clients.test_win_rate_callback import Trainer, first_texts
 from tests.examples.conftest import load
+from tests.repository.documents import ROOT, blocks
 from tests.training.policy.tiny_policy import save_policy
 
 
@@ -34,6 +36,28 @@ def test_two_steps_of_grpo_with_win_rates_and_the_callback(url, policy, tmp_path
     assert 0 < measured["eval_win_rate"] < 1
     assert measured["eval_win_rate_unjudged"] == 0
     assert measured["step"] == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_blocks_of_the_how_to_page_are_one_script(url, policy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = "".join(blocks(ROOT / "docs" / "how-to" / "judge-for-trl.md", "python"))
+    here = {
+        "http://127.0.0.1:8000": url,
+        'model="judge"': 'model="gp"',
+        "Qwen/Qwen3-0.6B": policy,
+        "=64": "=16",
+        "logging_steps=1": 'logging_steps=1, bf16=False, save_strategy="no", report_to="none"',
+    }
+    for there, instead in here.items():
+        assert there in script
+        script = script.replace(there, instead)
+    names: dict[str, Any] = {}
+    exec(compile(script, "judge-for-trl.md", "exec"), names)
+    names["client"].close()
+    history = names["trainer"].state.log_history
+    assert all({"rewards/paragone_win_rate/mean", "paragone/cyclic_triples"} <= set(logs) for logs in history[:1])
+    assert [logs["step"] for logs in history if "eval_win_rate" in logs] == [2]
 
 
 def test_the_callback_may_compare_with_a_stored_set(url):

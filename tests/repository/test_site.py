@@ -51,6 +51,8 @@ def test_every_route_and_every_schema_has_its_place():
         for method, operation in methods.items():
             assert f"## `{method.upper()} {path}` {{ #" in pages[f"{operation['tags'][0]}.md"]
             assert f"[`{method.upper()} {path}`]" in pages["index.md"]
+    first, *_, last = re.findall(r"^## (.*)$", pages["index.md"], re.MULTILINE)
+    assert (first, last) == ("Scoring: preferences, tournaments, rewards, cohorts", "Health and metrics")
     headings = re.findall(r"^## (\w+) \{", pages["schemas.md"], re.MULTILINE)
     assert headings == list(DOCUMENT["components"]["schemas"])
 
@@ -71,6 +73,10 @@ def test_every_command_has_a_page_and_its_options_their_values_and_defaults():
     assert "paragone ask [OPTIONS] PROMPT FIRST SECOND" in pages["ask.md"]
     assert "## paragone train head\n" in pages["train.md"]
     assert "| `--json` |  |  |" in pages["ask.md"]
+    assert (
+        "| `--host` | `str` | `127.0.0.1` | Address to listen on. Anything but loopback needs a key. |"
+        in pages["serve.md"]
+    )
 
 
 def test_a_command_that_is_added_gets_a_page_without_more_ado():

@@ -6,6 +6,7 @@
 
 import re
 import sys
+import textwrap
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -38,12 +39,15 @@ def settings_table(recipe: type[Section]) -> str:
         if isinstance(kind, type) and issubclass(kind, Section):
             optional = "" if field.is_required() or field.default is not None else " Left out unless given."
             lines = [_row(key, setting) for key, setting in kind.model_fields.items()]
-            sections += [f"`[{name}]` {_prose(kind.__doc__)}{optional}", "", *_HEADER, *lines, ""]
+            title = textwrap.wrap(f"`[{name}]` {_prose(kind.__doc__)}{optional}", _WIDTH, break_on_hyphens=False)
+            sections += [*title, "", *_HEADER, *lines, ""]
         else:
             own.append(_row(name, field))
     return "\n".join([*_HEADER, *own, "", *sections] if own else sections)
 
 
+# Of a line of prose in docs/.
+_WIDTH = 116
 _HEADER = ("| key | value | default | meaning |", "|---|---|---|---|")
 
 
