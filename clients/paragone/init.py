@@ -1,14 +1,18 @@
-"""``paragone init``: a server's file or a recipe for training by four questions, with a comment at every setting.
+"""``paragone init``: a server's file or a recipe for training by a few questions, with a comment at every setting.
 
 Questions have options of the same name, so that scripts are asked nothing: what an option says is no question, and
-``--yes`` takes the defaults of the rest.
+``--yes`` takes the defaults of the rest. A file of preferences is read as ``paragone data`` reads it, where that is
+installed: a recipe for a file that cannot be read would fail later, and with less to say.
 """
 
+import contextlib
+import importlib.util
+import io
 import json
-import re
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +26,11 @@ _KINDS: dict[str, tuple[str, ...]] = {
 _WAYS = ("lora", "full", "head")
 _READERS = ("me", "others")
 _SCRATCH = "none"
-_LOOKED_AT = 1 << 20  # bytes of a file in which a column of splits would be seen
+_PRETRAINED = "Qwen/Qwen3-0.6B"
+_NEEDS_TRAINED = ("lora", "head")
+_HUB = "hf:"
+# Prompts of a file → the share that is held out unless asked otherwise: of a few, a tenth is too few to measure with.
+_SHARES = ((200, 0.1), (60, 0.2), (30, 0.3))
 
 _Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take the default of what no option says.")]
 _Force = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
@@ -33,7 +41,7 @@ init = typer.Typer(no_args_is_help=True, add_completion=False, help="Write a ser
 
 @init.callback()
 def _init() -> None:
-    """Write a server's file or a recipe by four questions."""
+    """Write a server's file or a recipe by a few questions."""
 
 
 @init.command("server")
@@ -78,6 +86,13 @@ def recipe(
     way: Annotated[
         str | None, typer.Option(help="lora: adapters; full: every weight; head: the head alone, in seconds.")
     ] = None,
+    holdout: Annotated[
+        str | None,
+        typer.Option(
+            help="Of data without a test split: share of the prompts to hold out, 0 for none; 0.1 unless given, more "
+            "where prompts are few."
+        ),
+    ] = None,
     yes: _Yes = False,
     force: _Force = False,
     as_json: _Json = False,
@@ -85,16 +100,35 @@ def recipe(
     """Write a recipe for `paragone train model FILE`, or for `train head` where the head alone is fitted."""
     _check_file(file, force=force, yes=yes, as_json=as_json)
     ask = _Questions(yes=yes)
-    data = ask(data, "Your preferences (a file, as `paragone data` reads it)", "pairs.jsonl")
-    backbone = ask(backbone, "Which backbone (a Hugging Face id, a folder, or none)", _SCRATCH)
+    looked = _Looked()
+    data = ask(data, "Your preferences (a file, as `paragone data` reads it)", "pairs.jsonl", check=looked.complaint)
+    trained = way in _NEEDS_TRAINED
+    backbone = ask(
+        backbone,
+        "Which backbone (a Hugging Face id, a folder, builtin:NAME, or none)",
+        _PRETRAINED if trained else _SCRATCH,
+        check=lambda name: _no_weights(str(way)) if trained and name == _SCRATCH else "",
+    )
     kind = ask(kind, "Which kind of model", "bradley-terry", tuple(_KINDS))
     # Random weights have nothing that adapters could adapt, or a head could read.
     ways = ("full",) if backbone == _SCRATCH else _WAYS
     way = ask(way, "What is trained", ways[0], ways)
-    command = "head" if way == "head" else "model"
+    split, share = looked.held_out_split, ""
+    if split is None:
+        question = "Share of the prompts to hold out, to measure the model on (0 for none)"
+        share = ask(holdout, question, looked.share, check=_not_a_share)
+    elif holdout is not None:
+        raise typer.BadParameter(f"{data} has rows of split {split}, which are held out: leave out --holdout")
+    command, made = ("head" if way == "head" else "model"), f"runs/{file.stem}"
     following = [f"paragone data {data}", f"paragone train {command} {file} --dry-run"]
-    following += [f"paragone train {command} {file}", f"paragone serve --model judge=runs/{file.stem}"]
-    _write(file, _recipe_lines(file, data, backbone, kind, way), following, as_json=as_json)
+    following += [f"paragone train {command} {file}"]
+    if split or float(share):
+        rows = f"--split {split}" if split else f"--holdout {share}"
+        following.append(f"paragone eval {data} {rows} --model {made}")
+    following.append(f"paragone serve --model judge={made}")
+    beside = data if data.startswith(_HUB) or Path(data).is_absolute() else os.path.relpath(data, file.parent)
+    held_out = _held_out_lines(split, share)
+    _write(file, _recipe_lines(file, beside, backbone, kind, way, held_out), following, as_json=as_json)
 
 
 class _Questions:
@@ -103,19 +137,84 @@ class _Questions:
     def __init__(self, *, yes: bool) -> None:
         self._yes = yes
 
-    def __call__(self, given: str | None, question: str, default: str, choices: Sequence[str] = ()) -> str:
+    def __call__(
+        self,
+        given: str | None,
+        question: str,
+        default: str,
+        choices: Sequence[str] = (),
+        *,
+        check: Callable[[str], str] = lambda _: "",
+    ) -> str:
+        """Return the answer.
+
+        Args:
+            check: returns what is wrong with an answer, or an empty text.
+        """
         while True:
             if given is None:
                 shown = f"{question} ({', '.join(choices)})" if choices else question
                 answer = default if self._yes else str(typer.prompt(shown, default=default)).strip()
             else:
                 answer = given
-            if not choices or answer in choices:
+            complaint = check(answer)
+            if choices and answer not in choices:
+                complaint = f"{answer!r} is none of {', '.join(choices)}"
+            if not complaint:
                 return answer
-            complaint = f"{answer!r} is none of {', '.join(choices)}"
-            if given is not None:
+            if given is not None or self._yes:
                 raise typer.BadParameter(complaint)
             typer.echo(complaint, err=True)
+
+
+class _Looked:
+    """What a file of preferences holds, as ``paragone data`` says it; nothing where that is not installed."""
+
+    def __init__(self) -> None:
+        self._found: Mapping[str, Any] = {}
+
+    def complaint(self, data: str) -> str:
+        """Read a file and return why it holds no preferences, an empty text where it does."""
+        if data.startswith(_HUB):
+            return ""  # to look into it would be to download it
+        if importlib.util.find_spec("pyarrow") is None:
+            return "" if Path(data).exists() or any(Path().glob(data)) else f"there is no {data}: name a file by --data"
+        from paragone.cli import main
+
+        printed, errors = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+            try:
+                code: Any = main(["data", data, "--json"])
+            except SystemExit as end:
+                code = end.code
+        if code:
+            return f"{errors.getvalue().strip()} (--data names the file)"
+        self._found = json.loads(printed.getvalue())
+        if not (self._found["pairs"] or self._found["ratings"]):
+            return f"{data} has no preferences, only prompts: nothing can be learned from it"
+        return ""
+
+    @property
+    def held_out_split(self) -> str | None:
+        """The split that is held out, None where rows name none."""
+        return next((name for name in ("test", "validation") if name in self._found.get("splits", ())), None)
+
+    @property
+    def share(self) -> str:
+        """The share of the prompts that is held out unless asked otherwise."""
+        prompts = self._found.get("prompts", _SHARES[0][0])
+        return next((str(share) for most, share in _SHARES if prompts >= most), "0")
+
+
+def _no_weights(way: str) -> str:
+    return f"--way {way} needs a trained backbone, and none is one from random weights: name it by --backbone"
+
+
+def _not_a_share(text: str) -> str:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < 1:
+            return ""
+    return f"the share to hold out is {text!r}; it must be a number from 0 up to below 1, 0.1 say"
 
 
 def _server_lines(file: Path, source: str, who: str, redis: str, device: str) -> list[str]:
@@ -157,7 +256,7 @@ def _server_lines(file: Path, source: str, who: str, redis: str, device: str) ->
     ]
 
 
-def _recipe_lines(file: Path, data: str, backbone: str, kind: str, way: str) -> list[str]:
+def _recipe_lines(file: Path, data: str, backbone: str, kind: str, way: str, held_out: Sequence[str]) -> list[str]:
     command = "head" if way == "head" else "model"
     lines = [
         f"# A {kind} model: paragone train {command} {file}",
@@ -168,14 +267,13 @@ def _recipe_lines(file: Path, data: str, backbone: str, kind: str, way: str) -> 
         f"kind = {_text(kind)}",
     ]
     lines += _KINDS[kind]
-    lines += ["# Longest conversation, in tokens.", "max_length = 2048", ""]
-    lines += _backbone(backbone)
+    lines += ["# Longest conversation in tokens; unless set, what the backbone has room for, 2048 at most."]
+    lines += ["# max_length = 1024", "", *_backbone(backbone)]
     lines += [
         "[data]",
         "# Paths are relative to this file.",
         f"train = [{_text(data)}]",
-        "# Rows of this split are held out; a file without splits needs another one, named as evaluate.",
-        'evaluate_split = "test"' if _has_splits(data) else '# evaluate = ["held_out.jsonl"]',
+        *held_out,
         "# What rows do that cannot be read: refuse the run, or leave-out.",
         'bad_rows = "refuse"',
         "",
@@ -184,13 +282,12 @@ def _recipe_lines(file: Path, data: str, backbone: str, kind: str, way: str) -> 
     return [*lines, "[output]", f'folder = "runs/{file.stem}"']
 
 
-def _has_splits(data: str) -> bool:
-    """Return whether the start of a file names splits, as far as text shows it."""
-    try:
-        with Path(data).open("rb") as file:
-            return re.search(rb"\bsplit\b", file.read(_LOOKED_AT)) is not None
-    except OSError:
-        return False
+def _held_out_lines(split: str | None, share: str) -> list[str]:
+    """Return what a recipe says of the rows that the model is measured on."""
+    if split:
+        return ["# Rows of this split are held out.", f"evaluate_split = {_text(split)}"]
+    lines = ["# Share of the prompts that is held out; paragone eval --holdout reads the same rows."]
+    return [*lines, f"holdout = {float(share):g}" if float(share) else "# holdout = 0.1"]
 
 
 def _backbone(source: str) -> list[str]:

@@ -59,7 +59,10 @@ def _notes(summary: _Values) -> list[str]:
     if summary["duplicates"]:
         notes.append(f"{counted(summary['duplicates'], 'judgement')} of the same two responses came before.")
     if summary["splits"].keys() <= {"none"}:
-        notes.append("No row names a split: nothing is held out unless you say how.")
+        notes.append(
+            "No row names a split. A recipe's data.holdout = 0.1 holds a share of the prompts out of training, and "
+            "paragone eval --holdout 0.1 reads those rows."
+        )
     if (summary["tokens"] or {}).get("refused"):
         notes.append(f"{counted(summary['tokens']['refused'], 'response')} do not fit the model's limit of tokens.")
     return notes

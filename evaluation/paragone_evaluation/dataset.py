@@ -63,6 +63,7 @@ class EvaluationSet:
 
     Attributes:
         split: the split that was read, or None for all rows.
+        holdout: the share of the prompts that was read of a file without splits, or 0.
         prompts: prompt and tools of each. P
         questions: name of each prompt's question; prompts of one question are about the same thing. P
         node_prompt: number of each node's prompt. [R]
@@ -94,6 +95,7 @@ class EvaluationSet:
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
     rated: str | None = None
+    holdout: float = 0.0
 
     @property
     def grouped(self) -> bool:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -177,6 +177,13 @@ def evaluate(
         ),
     ] = False,
     split: Annotated[str | None, typer.Option(help="Rows of this split only, as test.")] = None,
+    holdout: Annotated[
+        float,
+        typer.Option(
+            help="Of a file without splits: the share of its prompts that a recipe with the same data.holdout holds "
+            "out, 0.1 say; 0 reads all rows."
+        ),
+    ] = 0.0,
     output: Annotated[
         Path | None, typer.Option(help="Folder of answers and results; evaluations/… if omitted.")
     ] = None,
@@ -192,7 +199,9 @@ def evaluate(
         raise typer.BadParameter("--routing is about an ensemble that a service hosts: give its --url")
     # Everything that can be wrong with options and file is found before a model is loaded or a service asked.
     settings = common.measures()
-    data = read_evaluation_set(*files, options=common.read_options(), split=split)
+    if holdout and split is not None:
+        raise typer.BadParameter("--holdout is for files without splits: leave out --split, or --holdout")
+    data = read_evaluation_set(*files, options=replace(common.read_options(), holdout=holdout), split=split)
     with ExitStack() as opened:
         scorer = common.scorer(url, model, opened)
         other = None if against is None else _other(against, common, opened)

@@ -38,7 +38,8 @@ class Evaluation:
 def default_folder(data: EvaluationSet, name: str) -> Path:
     """Return the folder for answers and results of the model ``name``, where the user names none."""
     stem = Path(data.path).name.split(".")[0]
-    parts = [stem, data.split, name] if data.split else [stem, name]
+    part = f"held-out-{data.holdout:g}" if data.holdout else data.split
+    parts = [stem, part, name] if part else [stem, name]
     return Path("evaluations") / re.sub(r"[^\w.-]+", "-", "-".join(map(str, parts)))
 
 

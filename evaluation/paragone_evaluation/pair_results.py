@@ -15,7 +15,7 @@ from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import CalibrationError, EvaluationError
 from paragone_evaluation.measures.accuracy import accuracy, credit
 from paragone_evaluation.measures.agreement import by_strength
-from paragone_evaluation.measures.bootstrap import Estimate, Resampler
+from paragone_evaluation.measures.bootstrap import FEW_CLUSTERS, Estimate, Resampler
 from paragone_evaluation.measures.calibration import brier, fit_temperature, negative_log_likelihood, reliability
 from paragone_evaluation.measures.checks import Bools, Floats, Ints
 from paragone_evaluation.measures.length import (
@@ -29,7 +29,6 @@ from paragone_evaluation.measures.paired import compare_models, position_bias
 from paragone_evaluation.measures.ranking import triads
 
 __all__ = [
-    "FEW_CLUSTERS",
     "Clustering",
     "JudgedPairs",
     "clustering",
@@ -38,9 +37,6 @@ __all__ = [
     "pair_sections",
     "probability_section",
 ]
-
-FEW_CLUSTERS = 10
-"""Below this many clusters, the report says that intervals are rough, and gives no verdict."""
 
 _FOLDS = 5
 _LENGTH_BINS = 8

@@ -129,7 +129,7 @@ def results_of(
 
 def _about(data: EvaluationSet, answered: int) -> dict[str, Any]:
     return {
-        **{name: getattr(data, name) for name in ("path", "sha256", "layout", "split")},
+        **{name: getattr(data, name) for name in ("path", "sha256", "layout", "split", "holdout")},
         "cases": len(data.cases),
         "prompts": len(data.prompts),
         "responses": len(data.responses),

@@ -4,6 +4,7 @@ Each function describes one section, or returns None where the file has nothing 
 sections; the terminal shows the main measures and the tables of four.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from paragone_evaluation.pair_results import FEW_CLUSTERS
+from paragone_evaluation.measures.bootstrap import FEW_CLUSTERS
 from paragone_evaluation.report.charts import Line, line_chart
 from paragone_evaluation.report.page import Card, Figure, PageSection, PageTable, interval_bar, render_page
+from paragone_evaluation.report.verdict import agreement_verdict
 from paragone_evaluation.report.words import counted, estimate_row, interval, interval_cell, lines, number, percent
 from paragone_evaluation.routing import routing_page
 
@@ -54,9 +56,9 @@ def page_of_results(results: _Values) -> str:
     ]
     return render_page(
         f"How well does {model['name']} agree with people?",
-        lead=_lead(results),
+        lead=_headline(results),
         cards=_cards(measures) if accuracy else _rating_cards(measures["attributes"]),
-        small=ties,
+        small=f"{_lead(results)} {ties}".strip(),
         notes=results["notes"],
         sections=[section for section in sections if section is not None],
     )
@@ -65,8 +67,9 @@ def page_of_results(results: _Values) -> str:
 def print_results(results: _Values, console: Console) -> None:
     """Print the main measures, the benchmark's scores, the comparison, the subsets and the notes."""
     model, measures = results["model"], results["measures"]
-    title = f"[bold]{escape(model['name'])}[/bold] ({escape(model['kind'])}) on {escape(results['data']['path'])}"
-    console.print(title, soft_wrap=True)
+    console.print(f"[bold]{escape(_headline(results))}[/bold]", soft_wrap=True, highlight=False)
+    rows = f"{results['data']['path']}{_part(results['data'])}"
+    console.print(f"[dim]{escape(model['name'])} ({escape(model['kind'])}) on {escape(rows)}[/dim]", soft_wrap=True)
     if measures["accuracy"]:
         console.print(_printed(PageTable(("measure", *_HEAD[1:]), _main_rows(measures), (1,))))
     if attributes := _attributes(measures["attributes"]):
@@ -168,6 +171,30 @@ def _main_rows(measures: _Values) -> list[list[str]]:
     return rows
 
 
+def _headline(results: _Values) -> str:
+    """Return the result in a sentence."""
+    name, measures = results["model"]["name"], results["measures"]
+    if accuracy := measures["accuracy"]:
+        length = measures["length"]
+        longer = length["baseline"]["value"] if length["baseline"] else None
+        whom = "the benchmark" if measures["benchmark"] else "people"
+        verdict = agreement_verdict(
+            accuracy["strict"],
+            length["gain"],
+            pairs=accuracy["decided"],
+            longer=longer,
+            few=results["settings"]["clusters"] < FEW_CLUSTERS,
+            whom=whom,
+        )
+        return f"{name} {verdict}"
+    if not measures["attributes"]:
+        return f"{name} was asked, and nothing here says how well it agrees with people."
+    rated = ", ".join(
+        f"{row['name']} {number(row['determination']['value'], digits=2)}" for row in measures["attributes"]
+    )
+    return f"{name} rates; R² with people's ratings, where always saying their mean has 0: {rated}."
+
+
 def _lead(results: _Values) -> str:
     data, settings = results["data"], results["settings"]
     clusters = counted(settings["clusters"], settings["cluster"])
@@ -179,9 +206,16 @@ def _lead(results: _Values) -> str:
         else f"Intervals are 95 % bootstrap intervals over {clusters}."
     )
     return (
-        f"A {results['model']['kind']} model on {file}{', split ' + data['split'] if data['split'] else ''}: {pairs}"
+        f"A {results['model']['kind']} model on {file}{_part(data)}: {pairs}"
         f"{counted(data['responses'], 'response')} to {counted(data['prompts'], 'prompt')}. {intervals}"
     )
+
+
+def _part(data: _Values) -> str:
+    """Return which rows of the file were read, where that is not all."""
+    if share := data.get("holdout"):
+        return f", the share {share:g} of its prompts that training holds out"
+    return f", split {data['split']}" if data["split"] else ""
 
 
 def _cards(measures: _Values) -> list[Card]:
@@ -228,9 +262,10 @@ def _before_and_after(before: _Values, after: _Values | None) -> list[list[str]]
 def _calibration(measures: _Values) -> PageSection:
     chances, ties = measures["probabilities"], measures["accuracy"]["human_ties"]
     before, after = chances["before"], chances["after"]
-    figures = [_reliability("As it answers", before)]
+    lowest = min(_lowest(side) for side in (before, after) if side)
+    figures = [_reliability("As it answers", before, lowest)]
     if after:
-        figures.append(_reliability("After a fitted temperature", after))
+        figures.append(_reliability("After a fitted temperature", after, lowest))
         folds = chances["fold_factors"]
         remark = (
             f"The best temperature is {chances['temperature_factor']:.3g} times the present one. What stands under "
@@ -256,7 +291,19 @@ def _calibration(measures: _Values) -> PageSection:
     )
 
 
-def _reliability(title: str, side: _Values) -> Figure:
+def _lowest(side: _Values) -> float:
+    """Return where the vertical axis of a reliability chart begins, in percent: ½, or a ten below it."""
+    table = side["reliability"]
+    shares = [right for count, right in zip(table["count"], table["accuracy"], strict=True) if count]
+    return min(50.0, *(10.0 * math.floor(10.0 * right) for right in shares))
+
+
+def _reliability(title: str, side: _Values, lowest: float) -> Figure:
+    """Return a reliability chart.
+
+    Args:
+        lowest: where the vertical axis begins; the same for charts that stand beside each other.
+    """
     table = side["reliability"]
     bins = [row for row in zip(table["count"], table["confidence"], table["accuracy"], strict=True) if row[0]]
     most = max((count for count, *_ in bins), default=1)
@@ -273,7 +320,7 @@ def _reliability(title: str, side: _Values) -> Figure:
         title=f"Reliability {title.lower()}",
         across="confidence of the choice, %",
         up="right, %",
-        include=(40, 100),
+        limits=((50.0, 100.0), (lowest, 100.0)),
         to=[(100 * sure, 100 * sure) for _, sure, _ in bins],  # how far a dot is off is what ECE adds up
     )
     remark = f"ECE {number(side['ece']['value'])}. The larger a dot, the more pairs."
@@ -507,7 +554,11 @@ def _left_out(rows: Sequence[_Values]) -> PageSection:
     if not rows:
         return PageSection("What was left out", "Nothing: every row of the file is in these numbers.")
     cells = [[str(row["count"]), row["reason"], lines(row)] for row in rows]
-    return PageSection("What was left out", tables=[PageTable(("rows", "why", "first lines"), cells)])
+    head = ("rows", "why", "first lines")
+    # What a model left out has no lines.
+    shown = len(head) if any(cell for *_, cell in cells) else len(head) - 1
+    table = PageTable(head[:shown], [cell[:shown] for cell in cells], (0,))
+    return PageSection("What was left out", tables=[table])
 
 
 def _provenance(results: _Values) -> PageSection:

@@ -1,5 +1,6 @@
 """``paragone init``: what it writes is taken by the program that reads it, and every setting has a comment."""
 
+import hashlib
 import json
 import re
 import tomllib
@@ -7,13 +8,21 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
+from transformers import Qwen3Config, Qwen3Model
 from typer.testing import CliRunner
 
 from paragone import cli
 from paragone.init import init
+from paragone_models import load_model
+from paragone_service.app import create_app
+from paragone_service.hosting import load_models
 from paragone_service.settings_sources import load_settings
+from paragone_training.command import train
 from paragone_training.preference.head_fit import check_head_recipe
 from paragone_training.preference.recipe import load_recipe
+from paragone_training.scratch.decoder import train_tokenizer
+from tests.training.arguments import pairs, write
 
 COMMAND = EntryPoint("init", "paragone.init:init", "paragone.commands")
 
@@ -47,27 +56,103 @@ def test_every_server_file_is_one_that_serve_takes(who, redis, device, tmp_path)
     assert "paragone serve --config paragone.toml" in printed
 
 
-@pytest.mark.parametrize("kind", ["bradley-terry", "general-preference"])
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A backbone from random weights with few positions, as a folder of Hugging Face's."""
+    folder = tmp_path_factory.mktemp("backbone")
+    config = Qwen3Config(
+        vocab_size=320, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=128,
+    )  # fmt: skip
+    Qwen3Model(config).save_pretrained(folder)
+    train_tokenizer([one.first for one in pairs()], 320, max_length=128).save_pretrained(folder)
+    return str(folder)
+
+
+def preferences(name, prompts=30, **fields):
+    """Write pairs under so many prompts, which name no split unless the fields do."""
+    rows = [
+        {"prompt": one.prompt, "first": one.first, "second": one.second, "strength": one.strength, **fields}
+        for one in pairs(prompts, split=None)
+    ]
+    return str(write(Path(name), rows))
+
+
 @pytest.mark.parametrize(
-    ("backbone", "way"), [("none", "full"), ("owner/name", "full"), ("owner/name", "lora"), ("owner/name", "head")]
+    ("kind", "way", "trained"),
+    [
+        ("bradley-terry", "full", False),
+        ("general-preference", "full", True),
+        ("bradley-terry", "lora", True),
+        ("general-preference", "head", True),
+        ("bradley-terry", "head", True),
+    ],
 )
-def test_every_recipe_is_one_that_training_takes(kind, backbone, way, tmp_path):
-    printed = made("recipe", "--kind", kind, "--backbone", backbone, "--way", way, "--data", "my pairs.jsonl", "--yes")
-    recipe = load_recipe(tmp_path / "recipe.toml")
-    assert recipe.model.kind == kind
-    assert recipe.data.train == (str(tmp_path / "my pairs.jsonl"),)
-    assert (recipe.backbone.source is None) == (backbone == "none")
-    assert (recipe.lora is not None) == (way == "lora")
-    if way == "head":
-        check_head_recipe(recipe)
-    assert f"paragone train {'head' if way == 'head' else 'model'} recipe.toml --dry-run" in printed
+def test_every_recipe_runs_and_gives_a_model_that_is_loaded(kind, way, trained, checkpoint, tmp_path):
+    data, file = preferences("my pairs.jsonl"), Path("recipes/mine.toml")
+    backbone = checkpoint if trained else "none"
+    printed = made("recipe", str(file), "--kind", kind, "--backbone", backbone, "--way", way, "--data", data, "--yes")
+    command = "head" if way == "head" else "model"
+    assert f"paragone train {command} {file} --dry-run" in printed
+    assert f"paragone eval {data} --holdout 0.3 --model runs/mine" in printed
+    smaller = ["backbone.layers=1", "backbone.hidden_size=16", "backbone.intermediate_size=32"] if not trained else []
+    smaller += [] if way == "head" else ["training.batch_responses=64"]
+    words = [command, str(file), *(word for one in smaller for word in ("--set", one))]
+    done = CliRunner().invoke(train, words)
+    assert done.exit_code == 0, done.output
+    model = load_model(tmp_path / "runs" / "mine", device="cpu")
+    assert model.spec.kind == kind
+    assert model.spec.max_length == (128 if trained else 2048)
+    assert "`data.holdout = 0.3`" in Path("runs/mine/README.md").read_text()
 
 
-def test_four_questions_are_asked_and_a_wrong_choice_once_more(tmp_path):
-    printed = made("recipe", typed="mine.jsonl\nowner/name\ngpm\ngeneral-preference\nhead\n")
-    assert printed.count("?") + printed.count("]: ") == 5
+@pytest.mark.parametrize("who", ["me", "others"])
+def test_a_server_file_hosts_its_model(who, tmp_path):
+    made("server", "--who", who, "--source", "builtin:mini-bradley-terry", "--device", "cpu", "--yes")
+    (tmp_path / "keys.txt").write_text("first:" + hashlib.sha256(b"secret").hexdigest() + "\n")
+    settings = load_settings({"api_key_file": tmp_path / "keys.txt"} if who == "others" else {}, Path("paragone.toml"))
+    with TestClient(create_app(settings, load_models(settings))) as client:
+        headers = {"Authorization": "Bearer secret"} if who == "others" else {}
+        (model,) = client.get("/v1/models", headers=headers).json()["models"]
+    assert model["id"] == "judge"
+
+
+def test_questions_are_asked_and_a_wrong_answer_once_more(tmp_path):
+    preferences("mine.jsonl")
+    answers = ["nowhere.jsonl", "mine.jsonl", "owner/name", "gpm", "general-preference", "head", "much", "0.25"]
+    printed = made("recipe", typed="\n".join(answers) + "\n")
+    assert printed.count("]: ") == len(answers)
     assert "'gpm' is none of bradley-terry, general-preference" in printed
-    assert load_recipe(tmp_path / "recipe.toml").model.dimension == 8
+    assert "cannot read nowhere.jsonl" in printed
+    assert "the share to hold out is 'much'" in printed
+    recipe = load_recipe(tmp_path / "recipe.toml")
+    assert (recipe.model.dimension, recipe.data.holdout) == (8, 0.25)
+    check_head_recipe(recipe)
+
+
+def test_a_file_that_holds_no_preferences_is_refused_and_no_recipe_is_written():
+    Path("prompts.jsonl").write_text('{"prompt": "Tea?"}\n')
+    Path("broken.jsonl").write_text('{"prompt": "Tea?", "chosen": "a"\n')
+    for name, why in (("prompts", "no preferences, only prompts"), ("broken", "broken.jsonl"), ("none", "none.jsonl")):
+        done = CliRunner().invoke(init, ["recipe", "--yes", "--data", f"{name}.jsonl"])
+        assert done.exit_code == 2
+        assert why in re.sub(r"[\s│]+", " ", done.output)
+    assert not Path("recipe.toml").exists()
+
+
+def test_data_is_named_from_the_recipes_folder(tmp_path):
+    preferences("mine.jsonl")
+    made("recipe", "deep/down/recipe.toml", "--data", "mine.jsonl", "--yes")
+    assert load_recipe("deep/down/recipe.toml").data.train == (str(tmp_path / "mine.jsonl"),)
+
+
+def test_a_head_without_a_backbone_gets_one_and_from_random_weights_is_refused():
+    preferences("mine.jsonl")
+    made("recipe", "--data", "mine.jsonl", "--way", "head", "--yes")
+    check_head_recipe(load_recipe("recipe.toml"))
+    done = CliRunner().invoke(init, ["recipe", "x.toml", "--data", "mine.jsonl", "--way", "head", "--backbone", "none"])
+    assert done.exit_code == 2
+    assert "--way head needs a trained backbone" in re.sub(r"[\s│]+", " ", done.output)
 
 
 def test_defaults_are_taken_with_yes_and_with_return(tmp_path):
@@ -79,6 +164,7 @@ def test_defaults_are_taken_with_yes_and_with_return(tmp_path):
 
 @pytest.mark.parametrize("words", [("server", "x.toml", "--who", "others"), ("recipe", "x.toml")])
 def test_every_table_and_most_settings_are_explained(words, tmp_path):
+    preferences("pairs.jsonl")
     made(*words, "--yes")
     lines = (tmp_path / "x.toml").read_text().splitlines()
     settings = [number for number, line in enumerate(lines) if re.match(r"\w+ =", line)]
@@ -105,16 +191,21 @@ def test_json_needs_yes_and_is_one_object():
 
 
 def test_a_choice_that_there_is_not_is_refused():
+    preferences("pairs.jsonl")
     done = CliRunner().invoke(init, ["recipe", "--way", "magic", "--yes"])
     assert done.exit_code == 2
-    assert CliRunner().invoke(init, ["recipe", "--way", "lora", "--backbone", "none", "--yes"]).exit_code == 2
 
 
-def test_a_recipe_holds_a_split_out_only_where_the_file_has_splits():
-    row = {"prompt": "p", "chosen": "a", "rejected": "b"}
-    Path("plain.jsonl").write_text(json.dumps(row) + "\n")
-    Path("split.jsonl").write_text(json.dumps({**row, "split": "test"}) + "\n")
-    for name, held_out in (("plain", False), ("split", True), ("nowhere", False)):
-        file = Path(f"{name}.toml")
-        assert made("recipe", str(file), "--backbone", "none", "--data", f"{name}.jsonl", "--yes")
-        assert ('\nevaluate_split = "test"' in file.read_text()) is held_out
+def test_what_is_held_out_is_the_files_split_or_a_share_by_its_prompts():
+    for name, prompts, fields, expected in (
+        ("test", 6, {"split": "test"}, 'evaluate_split = "test"'),
+        ("val", 6, {"split": "val"}, 'evaluate_split = "validation"'),
+        ("words", 30, {"reason": "split the bill"}, "holdout = 0.3"),
+        ("many", 60, {}, "holdout = 0.2"),
+        ("few", 6, {}, "# holdout = 0.1"),
+    ):
+        data, file = preferences(f"{name}.jsonl", prompts, **fields), Path(f"{name}.toml")
+        made("recipe", str(file), "--data", data, "--yes")
+        assert f"\n{expected}\n" in file.read_text()
+    done = CliRunner().invoke(init, ["recipe", "x.toml", "--data", "test.jsonl", "--holdout", "0.1", "--yes"])
+    assert "leave out --holdout" in re.sub(r"[\s│]+", " ", done.output)

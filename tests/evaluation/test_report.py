@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from markupsafe import Markup
 
 from paragone_evaluation.report.charts import COLOURS, Line, line_chart
@@ -111,3 +112,41 @@ def test_an_interval_bar_has_the_parts_that_are_known():
         '<s style="left:60.0%"></s><b style="left:50.0%"></b></span>'
     )
     assert interval_bar(None, None, None) == '<span class="bar" aria-hidden="true"></span>'
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "gain", "few", "meant"),
+    [
+        ((0.7, 0.6, 0.8), (0.2, 0.1, 0.3), False, "better than a coin, and better than choosing the longer response"),
+        ((0.7, 0.6, 0.8), (0.1, -0.1, 0.3), False, "do not show that it is better than choosing the longer response"),
+        ((0.7, 0.6, 0.8), (-0.2, -0.3, -0.1), False, "better than a coin, and worse than choosing the longer response"),
+        ((0.6, 0.45, 0.75), (0.2, 0.1, 0.3), False, "do not show that it is better than a coin"),
+        ((0.3, 0.2, 0.4), (0.2, 0.1, 0.3), False, "less often than a coin would"),
+        ((0.7, 0.6, 0.8), None, False, ": better than a coin."),
+        ((0.7, 0.6, 0.8), (0.2, 0.1, 0.3), True, "a hint, and no verdict"),
+        ((0.7, None, None), (0.2, None, None), True, "too few questions to say how sure that is"),
+    ],
+)
+def test_the_first_sentence_says_whether_the_result_is_any_good(accuracy, gain, few, meant):
+    named = ("value", "low", "high")
+    accuracy, gain = (None if one is None else dict(zip(named, one, strict=True)) for one in (accuracy, gain))
+    verdict = agreement_verdict(accuracy, gain, pairs=40, longer=0.5, few=few)
+    assert verdict.startswith(f"agrees with people on {100 * accuracy['value']:.1f} % of 40 decided pairs")
+    assert ("95 % interval" in verdict) == (accuracy["low"] is not None)
+    assert meant in verdict
+
+
+def test_a_histogram_counts_every_value_in_its_bar():
+    drawing = histogram([0.01, 0.02, 0.5, 1.0], title="t", across="probability", up="pairs", ends=(0.0, 1.0))
+    counts = [int(count) for count in re.findall(r"<title>[^<]*: (\d+)</title>", drawing)]
+    assert (len(counts), counts[0], counts[10], counts[-1], sum(counts)) == (20, 2, 1, 1, 4)
+    assert "<title>0 to 0.05: 2</title>" in drawing
+    assert "var(--line-1)" in drawing
+
+
+def test_charts_with_the_same_limits_have_the_same_labels():
+    lines = ([(55, 60), (95, 90)], [(60, 45), (70, 80)])
+    drawings = [line_chart([Line("", points)], title="t", across="", limits=((50, 100), (40, 100))) for points in lines]
+    labels = [re.findall(r"<text[^>]*>([^<]*)</text>", drawing) for drawing in drawings]
+    assert labels[0] == labels[1]
+    assert {"40", "100"} <= set(labels[0])

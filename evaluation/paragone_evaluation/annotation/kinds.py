@@ -61,11 +61,17 @@ class AnswerKind(Protocol):
         name: as ``--answers`` takes it.
         columns: of the output, with their types for tables.
         wire: type of its questions.
+        measure: what the values of its answers are, in words.
+        ends: of a chart of these values, None where they have no ends.
+        reading: what a reader should know of such a chart.
     """
 
     name: str
     wire: type[BaseModel]
     columns: Mapping[str, str]
+    measure: str
+    ends: tuple[float, float] | None
+    reading: str
 
     def check(self, info: ModelInfo) -> None:
         """Refuse a model that has no such answers.
@@ -83,6 +89,9 @@ class AnswerKind(Protocol):
     def answer(self, rows: Sequence[Any]) -> RowAnswer:
         """Return what the answers to the questions about one row become."""
 
+    def values(self, fields: Fields) -> list[float | None]:
+        """Return the numbers of a row's answer of which a chart shows the spread; None for what was not scored."""
+
     def scores(self, fields: Fields) -> list[float | None]:
         """Return a score for each response, the best one highest; None for those without an answer."""
 
@@ -91,12 +100,15 @@ class AnswerKind(Protocol):
 
 
 _NOTHING = Reward(reward=None)
+_SURE = "Near ½ the model does not choose. Near 0 and 1 it is sure, which does not mean that it is right."
 
 
 class _Rewards:
     name = "rewards"
     wire: type[BaseModel] = Item
     columns: Mapping[str, str] = {"rewards": "[number]", "attributes": "[json]", "truncated_tokens": "[count]"}
+    measure, ends = "reward of a response", None
+    reading = "Only differences between responses to one prompt mean something."
 
     def check(self, info: ModelInfo) -> None:
         if info.kind in ("general-preference", "hybrid"):
@@ -131,6 +143,9 @@ class _Rewards:
             fields["truncated_tokens"] = cut
         return RowAnswer(fields, tuple(failures))
 
+    def values(self, fields: Fields) -> list[float | None]:
+        return list(fields["rewards"])
+
     def scores(self, fields: Fields) -> list[float | None]:
         return list(fields["rewards"])
 
@@ -142,6 +157,7 @@ class _Preferences:
     name = "preferences"
     wire: type[BaseModel] = Pair
     columns: Mapping[str, str] = {"probability": "number", "logit": "number", "interval": "[number]"}
+    measure, ends, reading = "probability of the first response", (0.0, 1.0), _SURE
 
     def check(self, info: ModelInfo) -> None:
         _check_compares(info)
@@ -167,6 +183,9 @@ class _Preferences:
         # Of a judge that votes: how sure the probability itself is.
         return RowAnswer(fields if row.interval is None else {**fields, "interval": list(row.interval)})
 
+    def values(self, fields: Fields) -> list[float | None]:
+        return [fields["probability"]]
+
     def scores(self, fields: Fields) -> list[float | None]:
         return [fields["logit"], -fields["logit"]]
 
@@ -178,6 +197,8 @@ class _WinRates:
     name = "win-rates"
     wire: type[BaseModel] = Group
     columns: Mapping[str, str] = {"win_rates": "[number]", "ranking": "[count]"}
+    measure, ends = "win rate of a response", (0.0, 1.0)
+    reading = "A win rate is the mean probability against the other responses to the prompt."
     asked: Sequence[Any] = ()
 
     def check(self, info: ModelInfo) -> None:
@@ -204,6 +225,9 @@ class _WinRates:
             return RowAnswer(None, failures or (Failure("not_scored", "none of its responses has a win rate"),))
         return RowAnswer({name: getattr(row, name) for name in self.columns}, failures)
 
+    def values(self, fields: Fields) -> list[float | None]:
+        return list(fields["win_rates"])
+
     def scores(self, fields: Fields) -> list[float | None]:
         return list(fields["win_rates"])
 
@@ -220,7 +244,11 @@ class _Tables(_WinRates):
         **_WinRates.columns, "matrix": "[[number]]", "nash": "[number]", "copeland": "[count]",
         "condorcet_winner": "count", "cyclic_triples": "count",
     }  # fmt: skip
+    measure, ends, reading = "probability of the earlier of two responses", (0.0, 1.0), _SURE
     asked = ("matrix",)
+
+    def values(self, fields: Fields) -> list[float | None]:
+        return [row[second] for first, row in enumerate(fields["matrix"]) for second in range(first + 1, len(row))]
 
 
 KINDS: Mapping[str, AnswerKind] = {kind.name: kind for kind in (_Rewards(), _Preferences(), _WinRates(), _Tables())}

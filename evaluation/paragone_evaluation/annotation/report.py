@@ -1,12 +1,18 @@
 """The page of a run of ``paragone annotate``: what was asked, what was answered, and what failed and why."""
 
 import json
+from array import array
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
+from paragone_evaluation.annotation.kinds import KINDS
 from paragone_evaluation.annotation.run import Annotation
-from paragone_evaluation.report.page import Card, PageSection, PageTable, render_page
-from paragone_evaluation.report.words import counted
+from paragone_evaluation.readers.sources import parts_of
+from paragone_evaluation.report.charts import histogram
+from paragone_evaluation.report.page import Card, Figure, PageSection, PageTable, render_page
+from paragone_evaluation.report.words import counted, number
 
 __all__ = ["annotation_page"]
 
@@ -35,6 +41,7 @@ def annotation_page(made: Annotation, command: str) -> str:
         cards.append(Card("Pairs", f"{made.pairs['pairs']:,}", remark=f"in {made.pairs_file}"))
     notes = [f"{info.id} is a demonstration, and no judge to rely on."] if info.demonstration else []
     sections = [
+        *_spread(made),
         *([_failures(made.failed)] if made.failed is not None else []),
         *([_pairs(made.pairs)] if made.pairs is not None and len(made.pairs) > 1 else []),
         *([_usage(made.usage)] if made.usage else []),
@@ -44,6 +51,26 @@ def annotation_page(made: Annotation, command: str) -> str:
         made.output.name, lead=f"{made.answers.capitalize()} of {info.id}, row by row.", cards=cards, notes=notes,
         sections=sections,
     )  # fmt: skip
+
+
+def _spread(made: Annotation) -> list[PageSection]:
+    """Return how the answers are spread; nothing without any."""
+    kind, values = KINDS[made.answers], array("d")
+    for _, fields in parts_of([made.output])[0].rows():
+        if isinstance(fields, dict):
+            values.extend(value for value in kind.values(fields) if value is not None)
+    if not values:
+        return []
+    chart = histogram(values, title=kind.measure, across=kind.measure, up="how often", ends=kind.ends)
+    low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
+    return [
+        PageSection(
+            "How are the answers spread?",
+            f"Half of {len(values):,} values are below {number(middle)}; four of five lie between {number(low)} and "
+            f"{number(high)}. {kind.reading}",
+            figures=[Figure(kind.measure[0].upper() + kind.measure[1:], chart)],
+        )
+    ]
 
 
 def _failures(file: Path) -> PageSection:

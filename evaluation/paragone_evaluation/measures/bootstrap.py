@@ -14,7 +14,10 @@ from paragone_evaluation.measures.agreement import auc, determination, pearson, 
 from paragone_evaluation.measures.calibration import confidence, confidence_bin, expected_calibration_error
 from paragone_evaluation.measures.checks import Floats, Ints, columns
 
-__all__ = ["Estimate", "Resampler"]
+__all__ = ["FEW_CLUSTERS", "Estimate", "Resampler"]
+
+FEW_CLUSTERS = 10
+"""Intervals from fewer clusters are rough and mostly too narrow: a hint, and no verdict."""
 
 # Numbers that one step of a computation holds in memory, at most: 32 MB in float64.
 _CELLS = 4_000_000

@@ -14,6 +14,7 @@ from paragone_evaluation.columns import CaseColumns, TextColumn, View
 from paragone_evaluation.dataset import Case, EvaluationSet, LeftOut, Message, PromptText, ResponseText
 from paragone_evaluation.errors import DataError
 from paragone_evaluation.readers.files import FilePass
+from paragone_evaluation.readers.holdout import FEWEST_PROMPTS, HELD_OUT
 from paragone_evaluation.readers.options import ReadOptions
 from paragone_evaluation.readers.rated import main_attribute, rated_lead
 from paragone_evaluation.readers.rows import DataRow, text_key, text_length
@@ -37,12 +38,17 @@ def read_evaluation_set(
 
     Args:
         sources: files, globs, folders or data sets of the Hub, all in one layout.
+        options: with a ``holdout``, the held-out rows alone are read.
         split: rows with another ``split`` are left out, as are those with ``exclude_split``.
 
     Raises:
         DataError: if the file cannot be read, has bad rows (missing fields, another schema, a label out of range, an
-            id that was used before; lines are named) that are not to be left out, or nothing decided in it.
+            id that was used before; lines are named) that are not to be left out, or nothing decided in it; if a share
+            is held out and has too few prompts, or the file marks what is held out.
     """
+    share = options.holdout
+    if share:
+        split = HELD_OUT
     reading = FilePass(*sources, options=options, split=split, exclude_split=exclude_split)
     cases = _Cases(reading)
     for row in reading:
@@ -58,17 +64,25 @@ def read_evaluation_set(
     cases.finish()
     split, exclude_split = reading.split, reading.exclude_split
     passed_over = f"split is not {split}" if split is not None else f"split is {exclude_split}"
+    if share:
+        passed_over = f"not of the held-out share, {share:g} of the prompts"
     others = [LeftOut(passed_over, reading.passed_over)] if reading.passed_over else []
     made = EvaluationSet(
         path=", ".join(map(str, sources)),
         sha256=reading.sha256(),
         layout=layout.name,
-        split=split,
+        split=None if share else split,
+        holdout=share,
         left_out=(*others, *reading.account.left_out()),
         notes=tuple(f"Data: {line}." for line in reading.account.describe_hub()),
         rated=cases.rated,
         **cases.columns(),
     )
+    if share and len(made.prompts) < FEWEST_PROMPTS:
+        raise DataError(
+            f"{made.path}: holdout = {share:g} holds out {len(made.prompts)} prompts, and an evaluation needs at least "
+            f"{FEWEST_PROMPTS}: train and evaluate with a larger share, or on a file of other rows"
+        )
     return _checked(made, reading, signed=layout.signed)
 
 
@@ -289,6 +303,8 @@ def _checked(made: EvaluationSet, reading: FilePass, *, signed: bool) -> Evaluat
 def _nothing(reading: FilePass) -> str:
     """Return why no row was read; bad rows refuse the file in any case then."""
     path, count = reading.account.title, reading.account.count
+    if reading.passed_over and reading.options.holdout:
+        return f"{path}: none of its {count} rows is in the held-out share, {reading.options.holdout:g} of the prompts"
     if reading.passed_over and reading.split is not None:
         return f"{path}: no row has split {reading.split!r}; the splits are: {reading.splits_in_words()}"
     if reading.passed_over:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from paragone_evaluation.errors import DataError
 from paragone_evaluation.readers.accounts import RowAccount
+from paragone_evaluation.readers.holdout import HELD_OUT, is_held_out
 from paragone_evaluation.readers.layouts import (
     UNJUDGED_NAME,
     FileLayout,
@@ -45,6 +46,7 @@ SAME_RESPONSES = "the two responses that are compared are the same"
 """Why a row of one text twice is left out."""
 
 _AS_READ = ReadOptions()
+_TRAINING = "train"
 
 
 class FilePass:
@@ -62,7 +64,7 @@ class FilePass:
         part: the file that the last row is of.
         layout: that of the part, None before its first row.
         layouts: those of all parts so far.
-        passed_over: how many rows are of splits that are not read.
+        passed_over: how many rows are of splits that are not read, or not of the held-out share.
         splits: names that were met.
 
     Raises:
@@ -86,7 +88,7 @@ class FilePass:
         self.parts = parts_of(sources)
         self.split, self.exclude_split = split_name(split), split_name(exclude_split)
         # Training takes rows without a split for training rows. For a measure nobody can tell that they belong to it.
-        self._needs_split = self.split is not None and not unmarked
+        self._needs_split = self.split is not None and not (unmarked or options.holdout)
         self._map = ColumnMap(options.map, unjudged=unjudged) if options.map else None
         self._prompts, self._unjudged = prompts, unjudged
         self._reader = LayoutReader((), options)
@@ -165,19 +167,11 @@ class FilePass:
             raise BadRowError(fields)
         if self._map is not None:
             fields = self._map.apply(fields)
-        split = split_of(fields)
-        if split is None and self._split_of_part is not None:
-            split = fields["split"] = self._split_of_part
-        if split is not None:
-            self.splits.add(split)
-        if split is None and self._needs_split:
-            raise BadRowError(
-                f"field 'split' is missing, and --split {self.split} asks for it: without splits, leave --split out"
-            )
+        split, share = self._split(line, fields), self.options.holdout
+        # Where a share is held out the prompt says which side a row is on, and it has to be read first.
+        by_prompt = bool(share) and split in (None, _TRAINING)
         # A row of another split is not read any further: what is wrong with it stops nobody who does not use it.
-        other = split == self.exclude_split if self.split is None else split != self.split
-        if split is not None and other:
-            self.passed_over += 1
+        if not by_prompt and self._passes_over(split):
             return None
         if self._prompts:
             return prompt_row(fields, line, self._reader.layout)
@@ -185,8 +179,38 @@ class FilePass:
         if self.layout is None and (layout := self._reader.layout) is not None:
             self.layout = layout
             self.layouts.setdefault(layout.name, layout)
-        if row is None or self._unjudged:
-            return row
+        if row is not None and by_prompt:
+            row = replace(row, split=HELD_OUT) if is_held_out(row.prompt, share) else row
+            if self._passes_over(row.split or _TRAINING):
+                return None
+        return row if row is None or self._unjudged else self._telling(row, line)
+
+    def _split(self, line: int, fields: Fields) -> str | None:
+        """Return the split of a row, that of its part where it names none."""
+        split = split_of(fields)
+        if split is None and self._split_of_part is not None:
+            split = fields["split"] = self._split_of_part
+        if split is not None:
+            self.splits.add(split)
+        elif self._needs_split:
+            raise BadRowError(
+                f"field 'split' is missing, and --split {self.split} asks for it: without splits, leave --split out"
+            )
+        if self.options.holdout and split == HELD_OUT:
+            raise DataError(
+                f"{self.part.name}, line {line}: the row is marked {HELD_OUT!r}, so the file itself says what is held "
+                "out: leave holdout out"
+            )
+        return split
+
+    def _passes_over(self, split: str | None) -> bool:
+        """Return whether rows of a split are not read, and count one that is not."""
+        other = split is not None and (split == self.exclude_split if self.split is None else split != self.split)
+        self.passed_over += other
+        return other
+
+    def _telling(self, row: DataRow, line: int) -> DataRow | None:
+        """Return the row with the labels that say something; None without any."""
         # Rows without an id may well be alike. An id that stands for two rows is a mistake in the file.
         if row.id is not None and (before := self._lines.setdefault(row.id, line)) != line:
             raise BadRowError(f"id {row.id.removeprefix(f'{row.subset}/')[:60]!r} is on line {before} already")

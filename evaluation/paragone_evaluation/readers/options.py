@@ -25,9 +25,10 @@ class ReadOptions:
         gap: ratings no further apart than this are a tie.
         rankings: ``all`` compares every two responses of a ranking, ``neighbours`` each one with the next.
         bad_rows: what rows that cannot be read do: refuse the file, or be left out and counted.
+        holdout: share of the prompts whose rows get the split ``test``, of files that mark none (``holdout.py``).
 
     Raises:
-        DataError: if ``bad_rows`` or ``rankings`` is none of these, or ``gap`` is negative.
+        DataError: if ``bad_rows`` or ``rankings`` is none of these, ``gap`` is negative, or ``holdout`` is no share.
     """
 
     layout: str = "auto"
@@ -36,6 +37,7 @@ class ReadOptions:
     attribute: str | None = None
     gap: float = 0.0
     rankings: Rankings = "all"
+    holdout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.bad_rows not in get_args(BadRowsPolicy):
@@ -44,6 +46,8 @@ class ReadOptions:
             raise DataError(f"rankings is {self.rankings!r}; it must be one of {', '.join(get_args(Rankings))}")
         if not 0 <= self.gap < math.inf:
             raise DataError(f"gap is {self.gap}; it must be 0 or a positive number")
+        if not 0 <= self.holdout < 1:
+            raise DataError(f"holdout is {self.holdout}; it must be a share of the prompts below 1, 0.1 say")
 
     @property
     def maps_ratings(self) -> bool:

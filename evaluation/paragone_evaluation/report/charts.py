@@ -2,16 +2,20 @@
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from markupsafe import Markup, escape
+from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "Line", "line_chart"]
+__all__ = ["COLOURS", "Line", "histogram", "line_chart"]
 
 COLOURS = ("line-1", "line-2", "line-3", "line-4")
 """Names of the page's colours for data."""
@@ -26,6 +30,7 @@ _PAINT = {
     "soft": "#666a73",
     "ink": "#1d1f23",
 }
+_BARS = 20
 _SIZE = (4.6, 2.9)  # inches; the page scales charts to its columns
 
 
@@ -57,6 +62,7 @@ def line_chart(
     across: str,
     up: str = "",
     include: Sequence[float] = (),
+    limits: tuple[tuple[float, float], tuple[float, float]] | None = None,
     ticks: Mapping[float, str] | None = None,
     whole: bool = False,
     to: Sequence[tuple[float, float]] = (),
@@ -67,18 +73,13 @@ def line_chart(
         title: read aloud in place of the picture.
         across, up: labels of the axes.
         include: values that the vertical axis must show.
+        limits: ends of the horizontal and of the vertical axis, for charts that are compared; as the lines need if
+            None.
         ticks: labels of the horizontal axis by place; those of matplotlib if None.
         whole: the horizontal axis counts something.
         to: one point for each of the first line, to which a thin line leads from it.
     """
-    # Here, because matplotlib takes a second to import, and a table needs none of it.
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": title}):
-        figure = Figure(figsize=_SIZE)
-        # Fixed margins: matplotlib's own layouts draw everything twice.
-        axes = figure.add_axes((0.14, 0.16, 0.83, 0.81))
+    with _canvas(title) as (figure, axes):
         remarks: dict[str, str] = {}
         for number, line in enumerate(lines):
             remarks |= _draw(axes, line, f"remark-{number}")
@@ -88,22 +89,67 @@ def line_chart(
         if include:
             axes.update_datalim([(lines[0].points[0][0], value) for value in include])
             axes.autoscale_view()
+        if limits is not None:
+            # A little room, so that dots at the ends are whole.
+            for (low, high), place in zip(limits, (axes.set_xlim, axes.set_ylim), strict=True):
+                place(low - 0.04 * (high - low), high + 0.04 * (high - low))
         if ticks is not None:
             axes.set_xticks(list(ticks), list(ticks.values()))
         elif whole:
             _count_across(axes)
-        axes.set_xlabel(across, color=_PAINT["ink"])
-        axes.set_ylabel(up, color=_PAINT["ink"])
-        axes.tick_params(colors=_PAINT["soft"], bottom=False, left=False)
-        axes.grid(axis="y", color=_PAINT["rule"], linewidth=0.8)
-        axes.set_axisbelow(True)
-        _make_room(axes, labelled=bool(up))
-        axes.spines[["top", "left", "right"]].set_visible(False)
-        axes.spines["bottom"].set_color(_PAINT["soft"])
-        drawing = io.StringIO()
-        # Nothing that changes from day to day or from version to version.
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(drawing, format="svg", transparent=True, metadata=nothing)
+        return _finished(figure, axes, remarks, title=title, across=across, up=up)
+
+
+def histogram(
+    values: ArrayLike, *, title: str, across: str, up: str, ends: tuple[float, float] | None = None
+) -> Markup:
+    """Return how often values occur, in bars of equal width, as SVG for a page.
+
+    Args:
+        values: at least one, finite. [n]
+        title: read aloud in place of the picture.
+        across, up: labels of the axes: what the values are, and what is counted.
+        ends: of the horizontal axis; the smallest and the largest value if None.
+    """
+    counts, edges = np.histogram(np.asarray(values, dtype=np.float64), bins=_BARS, range=ends)
+    with _canvas(title) as (figure, axes):
+        bars = axes.bar(edges[:-1], counts, width=0.92 * np.diff(edges), align="edge", color=_PAINT["line-1"])
+        remarks = {}
+        for number, (bar, count) in enumerate(zip(bars, counts, strict=True)):
+            bar.set_gid(f"bar-{number}")
+            remarks[f"bar-{number}"] = f"{edges[number]:.3g} to {edges[number + 1]:.3g}: {count:,}"
+        axes.margins(x=0.02)
+        return _finished(figure, axes, remarks, title=title, across=across, up=up)
+
+
+@contextmanager
+def _canvas(title: str) -> Iterator[tuple["Figure", "Axes"]]:
+    # Here, because matplotlib takes a second to import, and a table needs none of it.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": title}):
+        figure = Figure(figsize=_SIZE)
+        # Fixed margins: matplotlib's own layouts draw everything twice.
+        yield figure, figure.add_axes((0.14, 0.16, 0.83, 0.81))
+
+
+def _finished(
+    figure: "Figure", axes: "Axes", remarks: Mapping[str, str], *, title: str, across: str, up: str
+) -> Markup:
+    """Return a drawing as part of a page, its axes in the page's look."""
+    axes.set_xlabel(across, color=_PAINT["ink"])
+    axes.set_ylabel(up, color=_PAINT["ink"])
+    axes.tick_params(colors=_PAINT["soft"], bottom=False, left=False)
+    axes.grid(axis="y", color=_PAINT["rule"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    _make_room(axes, labelled=bool(up))
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.spines["bottom"].set_color(_PAINT["soft"])
+    drawing = io.StringIO()
+    # Nothing that changes from day to day or from version to version.
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(drawing, format="svg", transparent=True, metadata=nothing)
     return _inline(drawing.getvalue(), title, remarks)
 
 

@@ -67,9 +67,10 @@ def _show(measurement: "Measurement", output: Path, *, as_json: bool) -> None:
     """Print the tables, or JSON; write ``bench.json`` and, where the look of reports is installed, ``bench.html``."""
     from rich.console import Console
 
-    from paragone_service.bench.bench_report import page, tables, values
+    from paragone_service.bench.bench_report import headline, page, tables, values
 
     console = Console(stderr=as_json)
+    console.print(headline(measurement), soft_wrap=True, highlight=False, markup=False)
     for table in tables(measurement):
         console.print(table)
     found = values(measurement)

@@ -13,7 +13,7 @@ from paragone_service.bench.measurement import Measurement
 if TYPE_CHECKING:
     from paragone_evaluation.report.page import Figure
 
-__all__ = ["page", "tables", "values"]
+__all__ = ["headline", "page", "tables", "values"]
 
 _LEVEL_HEAD = ("over HTTP", "clients", "responses/s", "p50 ms", "p95 ms", "p99 ms")
 
@@ -44,6 +44,24 @@ def tables(measurement: Measurement) -> list[Table]:
     return [in_process, over_http]
 
 
+def headline(measurement: Measurement) -> str:
+    """Return the result in two sentences: this process beside plain transformers, and the best that HTTP gave."""
+    compute = measurement.compute
+    rate, plain = compute.responses / compute.engine_s, compute.responses / compute.padded_s
+    said = (
+        f"{rate:,.1f} responses/s in one process, {compute.ratio:.2f} times plain transformers ({plain:,.1f}), at "
+        f"{compute.share_of_peak:.0%} of this machine's matrix peak."
+    )
+    levels = [(level.rate, side.name, level) for side in measurement.sides for level in side.levels]
+    if not levels:
+        return said
+    best, name, level = max(levels, key=lambda one: one[0])
+    return (
+        f"{said} Over HTTP at most {best:,.1f} responses/s: {name}, {level.clients} clients, half of the requests "
+        f"within {level.p50_ms:,.1f} ms and 95 % within {level.p95_ms:,.1f} ms."
+    )
+
+
 def page(measurement: Measurement) -> str:
     """Return a page of HTML.
 
@@ -59,7 +77,8 @@ def page(measurement: Measurement) -> str:
     ]
     return render_page(
         "Paragone bench",
-        lead="; ".join(f"{name}: {value}" for name, value in facts.items()),
+        lead=headline(measurement),
+        small="; ".join(f"{name}: {value}" for name, value in facts.items()),
         sections=[
             PageSection("In one process", tables=[PageTable(("", ""), _compute_rows(measurement.compute), (1,))]),
             PageSection(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from paragone_training.preference.recipe import Recipe
 from paragone_training.preference.train_head import train_heads
 from paragone_training.scratch.decoder import train_tokenizer
 from paragone_training.settings import parse
+from tests.evaluation.runs import Checker
 from tests.training.arguments import BAD, GOOD, pairs, write
 
 
@@ -98,8 +100,13 @@ def train_head(settled, folder):
 def test_a_fitted_head_is_kilobytes_and_prefers_what_people_did(checkpoint, data, tmp_path, kind, dimension, gate):
     model = {"kind": kind, "dimension": dimension, "gate": gate}
     folder = train_head(recipe(checkpoint, data, tmp_path, model=model), tmp_path / "head")
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "head.safetensors", "paragone.json"]
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 10_000
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "head.safetensors",
+        "paragone.json",
+        "report.html",
+    ]
+    assert sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".html") < 10_000
     loaded = load_model(folder, device="cpu")
     answers = loaded.score("Should school 9 teach chess?", [f"{GOOD[0]} 9", f"{BAD[0]} 9"])
     assert answers.probabilities[0, 1] > 0.6
@@ -107,6 +114,18 @@ def test_a_fitted_head_is_kilobytes_and_prefers_what_people_did(checkpoint, data
     assert "cross-validated over 5 questions | 45 | 1.000 | 1.000 |" in card
     assert "on the held-out rows | 9 | 1.000 |" in card
     assert ("its scalar alone" in card) == (kind != "bradley-terry")
+
+
+def test_the_page_of_a_head_begins_with_the_result_and_fetches_nothing(checkpoint, data, tmp_path):
+    folder = train_head(recipe(checkpoint, data, tmp_path), tmp_path / "head")
+    page = (folder / "report.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    checker = Checker()
+    checker.feed(page)
+    assert (checker.open, checker.fetched) == ([], [])
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
+    assert "head agrees with people on 100.0 % of 9 decided pairs: there are too few questions" in text
+    assert re.search(r"This head, cross-validated 100.0 % 100.0 – 100.0 45 100.0 %", text)
+    assert str(tmp_path) not in page
 
 
 def test_ratings_are_fitted_and_merged_and_a_reward_stands_above_them(checkpoint, data, ratings, tmp_path):

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paragone_evaluation.measures.bootstrap import FEW_CLUSTERS
 from paragone_evaluation.readers import file_order
 from paragone_evaluation.report.charts import COLOURS, Line, line_chart
 from paragone_evaluation.report.page import Figure, PageSection, PageTable, render_page
+from paragone_evaluation.report.words import counted, percent
 from paragone_training.policy.methods.registry import METHODS
 from paragone_training.policy.model.logprobs import frozen_columns
 from paragone_training.policy.rows import (
@@ -39,6 +41,7 @@ __all__ = [
     "describe_responses",
     "length_controlled",
     "win_rate",
+    "win_rate_in_words",
     "write_report",
 ]
 
@@ -221,11 +224,42 @@ def write_report(folder: Path) -> None:
     ]
     page = render_page(
         f"{recipe['method']} from {recipe['policy']['source']}",
-        lead=_lead(recipe, metrics),
+        lead=_result(metrics),
+        small=_lead(recipe, metrics),
         notes=sorted({row["convergence_warning"] for row in metrics if row.get("convergence_warning")}),
         sections=sections,
     )
     write_text(folder / "report.html", page)
+
+
+def _result(metrics: Sequence[_Values]) -> str:
+    """Return what came of a run in a sentence or two."""
+    evaluated = [row for row in metrics if row.get("evaluation")]
+    if not evaluated:
+        return "No prompt is held out, so nothing here says how good the policy is: name some as evaluation.prompts."
+    last = evaluated[-1]
+    return f"After {counted(last['iteration'], 'iteration')}, {win_rate_in_words(last['evaluation'])}"
+
+
+def win_rate_in_words(evaluation: _Values) -> str:
+    """Return how often an iterate wins against the initial policy, by whose judgement, and whether that is any good."""
+    parts = []
+    for name, judge in (("oracle", "the oracle it was trained on"), ("judge", "a judge it was not trained on")):
+        rates = evaluation.get(name) or {}
+        if rates.get("win_rate") is None:
+            continue
+        low, high = rates["interval"]
+        meant = "it is better" if low > 0.5 else "it is worse" if high < 0.5 else "not told apart from a coin"
+        meant = "a hint, and no verdict" if rates["prompts"] < FEW_CLUSTERS else meant
+        parts.append(
+            f"by {judge} it wins {percent(rates['win_rate'])} against the policy that it began as (95 % interval "
+            f"{percent(low)} to {percent(high)}, {counted(rates['prompts'], 'prompt')}: {meant})"
+        )
+    if not parts:
+        return "the iterate was sampled, and nobody judged it."
+    mine, theirs = evaluation["iterate"]["characters"], evaluation["initial"]["characters"]
+    longer = f" Its responses have {mine:,.0f} characters, and had {theirs:,.0f}." if mine and theirs else ""
+    return f"{'; '.join(parts)}.{longer}"
 
 
 def _lead(recipe: _Values, metrics: Sequence[_Values]) -> str:

@@ -35,6 +35,7 @@ from paragone_training.policy.evaluate import (
     compared_by_likelihood,
     compared_with_initial,
     describe_responses,
+    win_rate_in_words,
     write_report,
 )
 from paragone_training.policy.exports import Trackers, push_policy, steps_before, write_adapter
@@ -456,7 +457,7 @@ class _PolicyRun:
         summary = compared_with_initial(
             folder, (mine, theirs), names=list(self._oracles), responses=recipe.evaluation.responses, rule=recipe.rule
         )
-        logger.info("iteration %d: win rate against the initial policy %s", iteration, summary.get("oracle"))
+        logger.info("iteration %d: %s", iteration, win_rate_in_words(summary))
         return summary
 
     def _held_out_round(

@@ -13,6 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from paragone_evaluation.measures.bootstrap import FEW_CLUSTERS, Estimate, Resampler
+from paragone_evaluation.report.verdict import agreement_verdict
+from paragone_evaluation.results import plain
 from paragone_models.text.reader import Reading
 from paragone_training.data import PromptGroup, assemble
 from paragone_training.errors import DivergedError
@@ -49,6 +52,25 @@ class Judged:
         """1 where the model agrees, ½ where it cannot tell."""
         # A model that says the same of both is no worse than a coin.
         return np.where(self.logit == 0, 0.5, (self.logit > 0).astype(float))
+
+    def estimates(self) -> tuple[Estimate, Estimate]:
+        """Return accuracy, and what it is above that of "prefer the longer one", with 95 % intervals over questions."""
+        names, where = np.unique(self.question, return_inverse=True)
+        resampler = Resampler(len(names))
+        return resampler.mean(self.right, where), resampler.mean(self.right - self.length_right, where)
+
+    def verdict(self, whom: str = "people") -> str:
+        """Return in a sentence without its subject how often the model agrees, and whether that is any good."""
+        accuracy, gain = self.estimates()
+        longer = float(self.length_right.mean())
+        return agreement_verdict(
+            plain(accuracy),
+            plain(gain),
+            pairs=len(self.logit),
+            longer=longer,
+            few=len(np.unique(self.question)) < FEW_CLUSTERS,
+            whom=whom,
+        )
 
     def summary(self) -> "Summary":
         """Return the means over at least one pair.

@@ -101,7 +101,7 @@ def build_model(recipe: Recipe, texts: Iterable[str]) -> ModelParts:
         torch.manual_seed(recipe.training.seed)
         backbone = _from_checkpoint(recipe.backbone.source, recipe.backbone)
         origin = f"new: {reason}"
-    _check_fit(backbone, tokenizer, recipe)
+    recipe = _fitting(recipe, backbone, tokenizer)
     head = RepresentationHead(output_width(backbone.config), recipe.spec)
     return ModelParts(PreferenceNetwork(backbone, head), tokenizer, recipe.spec, head_origin=origin)
 
@@ -174,14 +174,10 @@ def _from_checkpoint(source: str, section: BackboneSection) -> Any:
         raise RecipeError(f"cannot load the backbone {source}: {error}") from error
 
 
-def _check_fit(backbone: Any, tokenizer: Any, recipe: Recipe) -> None:
-    """Refuse a backbone that is too short for the recipe, or has fewer tokens than the tokenizer."""
+def _fitting(recipe: Recipe, backbone: Any, tokenizer: Any) -> Recipe:
+    """Return the recipe with a length that the backbone has; refuse one with fewer tokens than the tokenizer."""
     config = backbone.config
-    positions = positions_of(config)
-    if positions and recipe.model.max_length > positions:
-        raise RecipeError(
-            f"model.max_length is {recipe.model.max_length}; the backbone has {positions} positions: ask for no more"
-        )
+    recipe = recipe.within(positions_of(config))
     # An embedding may have more rows than there are tokens (many are padded to a round number), never fewer.
     vocabulary = config.get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
@@ -189,6 +185,7 @@ def _check_fit(backbone: Any, tokenizer: Any, recipe: Recipe) -> None:
             f"the tokenizer has {len(tokenizer)} tokens and the backbone's embedding {vocabulary}: they do not "
             "belong together"
         )
+    return recipe
 
 
 def _go_on_from(source: str, recipe: Recipe) -> ModelParts:
@@ -217,28 +214,28 @@ def _from_reward_model(source: str, recipe: Recipe, tokenizer: Any) -> tuple[Mod
 
 def _reading_pairs(recipe: Recipe) -> ModelParts:
     """Return the parts of a causal LM that answers A or B: its backbone, and the two letters' rows as the head."""
-    wanted, asked = recipe.spec, recipe.model
+    asked = recipe.model
     source, name = (asked.start, "model.start") if asked.start else (recipe.backbone.source, "backbone.source")
     assert source is not None  # the recipe sees to it
     revision = None if asked.start else recipe.backbone.revision
     try:
-        model = load_model(source, kind=wanted.kind, device="cpu", dtype="float32", revision=revision)
+        model = load_model(source, kind=asked.kind, device="cpu", dtype="float32", revision=revision)
     except ModelLoadError as error:
         raise RecipeError(f"{name} {source}: {error}") from error
     network = model.network
     if model.reader is None:
         raise RecipeError(f"{name} {source} has no tokenizer files: there is nothing to read with")
-    if model.spec.pair_format != wanted.pair_format:
+    if model.spec.pair_format != recipe.spec.pair_format:
         raise RecipeError(
             f"{name} {source} reads pairs by {model.spec.pair_format}; what is trained here answers by letters: name a "
             "causal LM"
         )
     tokenizer = _padding(model.reader.tokenizer)
-    _check_fit(network.backbone, tokenizer, recipe)
+    recipe = _fitting(recipe, network.backbone, tokenizer)
     _attend(network, recipe)
     kept = {field: getattr(model.spec, field) for field in (*_READING, "symmetrise", "temperature")}
     given = {"symmetrise": asked.symmetrise, "temperature": asked.temperature}
-    spec = replace(wanted, **kept | {field: value for field, value in given.items() if value is not None})
+    spec = replace(recipe.spec, **kept | {field: value for field, value in given.items() if value is not None})
     network.head.spec = spec
     network.requires_grad_(requires_grad=True)
     start = _Start(model.provenance.source, model.identity, model.spec)
@@ -254,8 +251,9 @@ def _attend(network: PreferenceNetwork, recipe: Recipe) -> None:
 
 def _on_top(model: PreferenceModel, tokenizer: Any, recipe: Recipe, name: str) -> ModelParts:
     """Return a loaded model's backbone with its own head, if that means the same in the recipe, or with a new one."""
-    network, spec = model.network, recipe.spec
-    _check_fit(network.backbone, tokenizer, recipe)
+    network = model.network
+    recipe = _fitting(recipe, network.backbone, tokenizer)
+    spec = recipe.spec
     torch.manual_seed(recipe.training.seed)
     start = _Start(model.provenance.source, model.identity, model.spec)
     # How a text was read is part of what backbone and head know.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paragone_evaluation.readers import HUB, PROBABILITY, Pair, Rating, RowAccount
+from paragone_evaluation.report.words import counted
 from paragone_models.fitting import FittedHead
 from paragone_models.kinds import KINDS
 from paragone_models.merging import Merging
@@ -21,6 +22,7 @@ __all__ = [
     "Outcome",
     "Rows",
     "description",
+    "head_lines",
     "strengths_in_words",
     "training_lines",
     "write_card",
@@ -127,25 +129,16 @@ class HeadOutcome:
                     f"longer one {found.length_accuracy:.4f}), {found.negative_log_likelihood:.4f} nats"
                 )
         if self.after.judged is not None:
-            yield f"held-out rows: agreement {self.after.judged.summary().accuracy:.4f}. {self.rows.apart()}"
+            yield f"on the held-out rows it {self.after.judged.verdict(self.objective.whom)} {self.rows.apart()}"
         if self.after.fidelity is not None:
             yield self.after.fidelity.describe()
 
 
 def write_head_card(name: str, recipe: Recipe, outcome: HeadOutcome) -> str:
     """Return the text of README.md of a head that was fitted to a frozen backbone."""
-    spec, reference = outcome.fitted.spec, outcome.backbone
-    penalties = ", ".join(f"{part} {value:.3g}" for part, value in outcome.fitted.penalties.items())
-    chosen = "chosen by cross-validation" if recipe.head.penalty is None else "given by the recipe"
-    revision = f", revision {reference.revision}" if reference.revision else ""
-    lines = [f"# {name}", "", description(spec), "", *_caution(spec)]
-    lines += [f"A head alone, for the backbone {reference.source}{revision}, identity `{reference.identity[:12]}`.", ""]
-    lines += ["## Training", "", "The backbone is as it was: its hidden states were computed once, and the head was"]
-    lines += [
-        f"fitted to them. Penalties, {chosen}: {penalties}.",
-        "",
-        *_data(recipe, outcome.rows, outcome),
-    ]
+    spec = outcome.fitted.spec
+    backbone, fit, *items = head_lines(recipe, outcome)
+    lines = [f"# {name}", "", description(spec), "", *_caution(spec), backbone, "", "## Training", "", fit, "", *items]
     if spec.attributes:
         lines += [
             "",
@@ -158,6 +151,20 @@ def write_head_card(name: str, recipe: Recipe, outcome: HeadOutcome) -> str:
     if recipe.output.notes:
         lines += ["", recipe.output.notes.strip()]
     return "\n".join([*lines, ""])
+
+
+def head_lines(recipe: Recipe, outcome: HeadOutcome) -> Iterator[str]:
+    """Yield which backbone a head is for and how it was fitted, and then, as items of a list in Markdown, to what."""
+    reference = outcome.backbone
+    revision = f", revision {reference.revision}" if reference.revision else ""
+    yield f"A head alone, for the backbone {reference.source}{revision}, identity `{reference.identity[:12]}`."
+    penalties = ", ".join(f"{part} {value:.3g}" for part, value in outcome.fitted.penalties.items())
+    chosen = "chosen by cross-validation" if recipe.head.penalty is None else "given by the recipe"
+    yield (
+        "The backbone is as it was: its hidden states were computed once, and the head was fitted to them. Penalties, "
+        f"{chosen}: {penalties}."
+    )
+    yield from _data(recipe, outcome.rows, outcome)
 
 
 def _data(recipe: Recipe, rows: Rows, outcome: HeadOutcome) -> Iterator[str]:
@@ -176,6 +183,23 @@ def _files(recipe: Recipe, rows: Rows) -> Iterator[str]:
     meant = strengths_in_words(recipe.loss.name, strengths, account)
     lines = [*account.describe_hub(), *account.describe_strengths(), *([meant] if meant else []), *account.describe()]
     yield from (f"* {line}." for line in lines)
+    if held_out := _held_out(recipe, rows):
+        yield f"* {held_out}"
+
+
+def _held_out(recipe: Recipe, rows: Rows) -> str:
+    """Return which rows nobody learned from, and how they are read again; an empty text without any."""
+    chosen = [*rows.held_out_pairs, *rows.held_out_ratings]
+    if not chosen:
+        return ""
+    what = f"Held out: {counted(len(chosen), 'row')} under {counted(len({row.prompt for row in chosen}), 'prompt')}"
+    if share := recipe.data.holdout:
+        return (
+            f"{what}, chosen by a hash of the prompt (`data.holdout = {share:g}`): `paragone eval FILE --holdout "
+            f"{share:g}` reads the same rows."
+        )
+    files = {**dict.fromkeys(recipe.data.evaluate), **dict.fromkeys(recipe.data.evaluate_ratings)}
+    return f"{what}, from {_names(list(files))}." if files else f"{what}, of split `{recipe.data.evaluate_split}`."
 
 
 def strengths_in_words(loss: str, strengths: Collection[float], account: RowAccount) -> str:
@@ -229,7 +253,7 @@ def _head_agreement(outcome: HeadOutcome) -> Iterator[str]:
             )
     if outcome.after.judged is not None:
         yield ""
-        yield outcome.rows.apart()
+        yield f"On the held-out rows it {outcome.after.judged.verdict(outcome.objective.whom)} {outcome.rows.apart()}"
 
 
 def write_card(name: str, recipe: Recipe, rows: Rows, outcome: Outcome) -> str:
@@ -390,6 +414,7 @@ def _agreement(rows: Rows, outcome: Outcome) -> list[str]:
     if outcome.lost and outcome.lost.judged:
         others["what training made of it, which lost and was not kept"] = outcome.lost.judged.summary()
     lines = [*_agreement_table(outcome.after.judged.summary(), rows, others)]
+    lines += ["", f"It {outcome.after.judged.verdict(outcome.objective.whom)}"]
     if outcome.before.judged and not outcome.model.fitted:
         before = outcome.before.judged.summary()
         lines += [

@@ -84,6 +84,7 @@ def fit_to_rows(recipe: Recipe, rows: Rows, states: Path, backbone: Backbone | N
         DataError: if a response does not fit the model, or states are not finite.
     """
     backbone = backbone or backbone_of(recipe)
+    recipe = recipe.within(positions_of(backbone.module.config))
     spec, attributes = spec_of(recipe), recipe.model.attributes
     learned, measured, rows = _fitting(recipe, rows, backbone)
     frozen = FrozenBackbone(backbone, states)
@@ -126,14 +127,12 @@ def check_head_run(recipe: Recipe, rows: Rows) -> None:
         RecipeError: as ``fit_to_rows`` does for the backbone.
         DataError: if a response does not fit the model and is not to be left out, or nothing is left.
     """
-    _fitting(recipe, rows, backbone_of(recipe))
+    backbone = backbone_of(recipe)
+    _fitting(recipe.within(positions_of(backbone.module.config)), rows, backbone)
 
 
 def _fitting(recipe: Recipe, rows: Rows, backbone: Backbone) -> tuple[FittingGroups, FittingGroups, Rows]:
     config: Any = backbone.module.config
-    positions = positions_of(config)
-    if positions is not None and recipe.model.max_length > positions:
-        raise RecipeError(f"model.max_length is {recipe.model.max_length}; the backbone has {positions} positions")
     attributes = recipe.model.attributes
     reader = TextReader(backbone.tokenizer, spec_of(recipe), vocabulary=config.get_text_config().vocab_size)
     learned = group_pairs(rows.pairs, rows.ratings, attributes, ties=recipe.loss.keeps_ties)

@@ -51,6 +51,11 @@ class Objective:
         return self.name == "distil"
 
     @property
+    def whom(self) -> str:
+        """Whose judgement is learned, in words."""
+        return "the teacher" if self.distils else "people"
+
+    @property
     def learns_pairs(self) -> bool:
         """True where labelled pairs are part of the loss."""
         return KINDS[self.kind].learns_pairs

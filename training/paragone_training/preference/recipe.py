@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Strict, model_validator
 
-from paragone_evaluation.readers import Rankings, ReadOptions
+from paragone_evaluation.readers import HELD_OUT, Rankings, ReadOptions, split_name
 from paragone_models.kinds import KINDS, KindName, LossName
 from paragone_models.spec import ModelSpec, Pooling
 from paragone_models.symmetrise import Symmetrise
@@ -43,7 +43,8 @@ class _ModelSection(Section):
     pooling: Pooling = "last"
     """Read the last token, or the mean over the response."""
     max_length: int = Field(default=2048, ge=8)
-    """Longest conversation in tokens; longer ones lose their prompt from the left."""
+    """Longest conversation in tokens; longer ones lose their prompt from the left. Unless given, 2048, or what the
+    backbone has positions for where that is less."""
     domain: str | None = None
     """What the model will know, in words, for its card and `/v1/models`."""
     demonstration: bool = False
@@ -76,6 +77,9 @@ class _DataSection(DataSection):
     """Rows whose `split` is this are held out; a split that the recipe names must not be empty."""
     allow_test_rows: bool = False
     """Train on rows marked `test` all the same."""
+    holdout: Share = 0.0
+    """Of files in which no row is marked `test`: the share of the prompts that is held out, 0.1 say. A prompt's text
+    decides, so `paragone eval FILE --holdout` with the same number reads the same rows."""
     limit: NonNegativeInt = 0
     """Only the first so many training pairs; 0 takes all."""
     ratings: DataFiles = ()
@@ -95,7 +99,7 @@ class _DataSection(DataSection):
     @property
     def reading(self) -> ReadOptions:
         """How files are read."""
-        own = {name: getattr(self, name) for name in ("attribute", "gap", "rankings", "layout")}
+        own = {name: getattr(self, name) for name in ("attribute", "gap", "rankings", "layout", "holdout")}
         return replace(super().reading, **own)
 
 
@@ -241,6 +245,21 @@ class Recipe(Section):
             demonstration=model.demonstration,
         )
 
+    def within(self, positions: int | None) -> Self:
+        """Return the recipe with a ``model.max_length`` that a backbone has positions for; None is no limit.
+
+        Raises:
+            RecipeError: if the recipe itself names a longer one.
+        """
+        model = self.model
+        if positions is None or model.max_length <= positions:
+            return self
+        if "max_length" in model.model_fields_set:
+            raise RecipeError(
+                f"model.max_length is {model.max_length}; the backbone has {positions} positions: ask for no more"
+            )
+        return self.model_copy(update={"model": model.model_copy(update={"max_length": positions})})
+
     @model_validator(mode="before")
     @classmethod
     def _loss_of_the_kind(cls, tables: Any) -> Any:
@@ -255,6 +274,7 @@ class Recipe(Section):
     def _fits_together(self) -> Self:
         # In the order of what decides what: a wrong kind would make every later message misleading.
         _check_model(self.model)
+        _check_holdout(self.data)
         _check_ratings(self)
         _check_loss(self)
         _check_backbone(self)
@@ -307,6 +327,24 @@ def _check_model(model: _ModelSection) -> None:
             UserWarning,
             stacklevel=2,
         )
+
+
+def _check_holdout(data: _DataSection) -> None:
+    """Refuse a recipe that says twice what is held out."""
+    if not data.holdout:
+        return
+    for name, value, free in (
+        ("evaluate", data.evaluate, ()),
+        ("evaluate_ratings", data.evaluate_ratings, ()),
+        ("evaluate_split", split_name(data.evaluate_split), HELD_OUT),
+        ("train_split", split_name(data.train_split), "train"),
+        ("allow_test_rows", data.allow_test_rows, False),
+    ):
+        if value != free:
+            raise RecipeError(
+                f"data.holdout is {data.holdout:g}, and data.{name} says too which rows are held out: leave one of "
+                "them out"
+            )
 
 
 def _check_ratings(recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ from paragone_training.errors import RecipeError
 from paragone_training.preference.card import write_head_card
 from paragone_training.preference.head_fit import backbone_of, check_head_recipe, fit_to_rows
 from paragone_training.preference.recipe import Recipe
+from paragone_training.preference.report import head_page
 from paragone_training.preference.train_model import load_rows
 
 __all__ = ["train_heads"]
@@ -50,5 +51,6 @@ def train_heads(heads: Sequence[tuple[Recipe, Path]]) -> list[Path]:
         outcome = fit_to_rows(recipe, rows, Path(recipe.head.states or _STATES), backbones[name])
         card = write_head_card(folder.name, recipe, outcome)
         save_head(folder, outcome.fitted.tensors, outcome.fitted.spec, outcome.backbone, card=card)
+        (folder / "report.html").write_text(head_page(folder.name, recipe, outcome), encoding="utf-8")
         logger.info("saved %s", folder)
     return [folder for _, folder in heads]

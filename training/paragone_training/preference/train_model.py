@@ -21,7 +21,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, set_seed
 
-from paragone_evaluation.readers import Pair, Rating, RowAccount, read_pairs, read_ratings, split_name
+from paragone_evaluation.readers import (
+    Pair,
+    Rating,
+    RowAccount,
+    check_holdout,
+    read_pairs,
+    read_ratings,
+    split_name,
+)
 from paragone_evaluation.results import plain
 from paragone_models.files.saving import save_model
 from paragone_models.kinds import KINDS
@@ -97,6 +105,8 @@ def train_model(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     save_model(folder, outcome.model.network, outcome.model.spec, tokenizer, card=card, dtype=dtype)
     (folder / "report.html").write_text(model_page(folder.name, recipe, rows, outcome), encoding="utf-8")
     logger.info("saved %s", folder)
+    if outcome.judged is not None:
+        logger.info("on the held-out rows %s %s", folder.name, outcome.judged.verdict(outcome.objective.whom))
     return folder
 
 
@@ -105,7 +115,8 @@ def load_rows(recipe: Recipe) -> Rows:
 
     Raises:
         DataError: if a file cannot be read, ``test`` rows would be trained on, rows would be trained on and held out,
-            a split that is named is empty, nobody rated an attribute, or there is nothing to learn.
+            a split that is named is empty, a held-out share leaves too few prompts, nobody rated an attribute, or
+            there is nothing to learn.
         RecipeError: if the run would be over before its warm-up is.
     """
     data, attributes, account = recipe.data, recipe.model.attributes, RowAccount()
@@ -131,6 +142,9 @@ def load_rows(recipe: Recipe) -> Rows:
             f"no row to hold out is marked {data.evaluate_split!r}; the splits are: {splits}: set data.evaluate_split "
             "to one of them, or leave it out and name a file as data.evaluate"
         )
+    if data.holdout:
+        apart = {row.prompt for row in (*held_out, *held_out_ratings)}
+        check_holdout(data.holdout, held_out=len(apart), left=len({row.prompt for row in (*pairs, *ratings)}))
     held_out = _not_learned_from(held_out, pairs, account)
     # The limit cuts what is learned from: runs with different limits are held to the same rows.
     rows = Rows(pairs[: data.limit] if data.limit else pairs, ratings, held_out, held_out_ratings, account)
