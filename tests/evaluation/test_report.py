@@ -5,8 +5,9 @@ import re
 import pytest
 from markupsafe import Markup
 
-from paragone_evaluation.report.charts import COLOURS, Line, line_chart
+from paragone_evaluation.report.charts import COLOURS, Line, histogram, line_chart
 from paragone_evaluation.report.page import Card, Figure, PageSection, PageTable, interval_bar, render_page
+from paragone_evaluation.report.verdict import agreement_verdict
 
 
 def chart(title="Loss", **options):

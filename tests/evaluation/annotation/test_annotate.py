@@ -165,6 +165,8 @@ def test_what_fails_is_in_a_file_beside_with_its_row_and_reason(tmp_path, url):
     assert (checker.open, checker.fetched) == ([], [])
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "Rows 3 with rewards of bt" in text
+    assert "Half of 7 values are below" in text
+    assert sum(map(int, re.findall(r"<title>[^<]* to [^<]*: (\d+)</title>", page))) == 7
     assert "2 response_too_long" in text
     assert "out.jsonl.failures.jsonl" in text
 

@@ -100,12 +100,8 @@ def train_head(settled, folder):
 def test_a_fitted_head_is_kilobytes_and_prefers_what_people_did(checkpoint, data, tmp_path, kind, dimension, gate):
     model = {"kind": kind, "dimension": dimension, "gate": gate}
     folder = train_head(recipe(checkpoint, data, tmp_path, model=model), tmp_path / "head")
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md",
-        "head.safetensors",
-        "paragone.json",
-        "report.html",
-    ]
+    names = ["README.md", "head.safetensors", "paragone.json", "report.html"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     assert sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".html") < 10_000
     loaded = load_model(folder, device="cpu")
     answers = loaded.score("Should school 9 teach chess?", [f"{GOOD[0]} 9", f"{BAD[0]} 9"])
