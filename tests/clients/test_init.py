@@ -111,7 +111,7 @@ def test_a_server_file_hosts_its_model(who, tmp_path):
     made("server", "--who", who, "--source", "builtin:mini-bradley-terry", "--device", "cpu", "--yes")
     (tmp_path / "keys.txt").write_text("first:" + hashlib.sha256(b"secret").hexdigest() + "\n")
     settings = load_settings({"api_key_file": tmp_path / "keys.txt"} if who == "others" else {}, Path("paragone.toml"))
-    with TestClient(create_app(settings, load_models(settings))) as client:
+    with TestClient(create_app(settings, load_models(settings)), base_url="http://127.0.0.1:8000") as client:
         headers = {"Authorization": "Bearer secret"} if who == "others" else {}
         (model,) = client.get("/v1/models", headers=headers).json()["models"]
     assert model["id"] == "judge"

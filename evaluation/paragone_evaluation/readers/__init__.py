@@ -26,6 +26,7 @@ from paragone_evaluation.readers.rows import (
     Rating,
     Turns,
     as_messages,
+    prompt_name,
 )
 from paragone_evaluation.readers.sources import HUB, file_order
 
@@ -51,6 +52,7 @@ __all__ = [
     "file_order",
     "is_held_out",
     "parse_map",
+    "prompt_name",
     "read_evaluation_set",
     "read_fields",
     "read_pairs",

@@ -1,9 +1,8 @@
 """Read a file as an evaluation set, and note what it cannot show."""
 
-import hashlib
 import itertools
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from paragone_evaluation.readers.files import FilePass
 from paragone_evaluation.readers.holdout import FEWEST_PROMPTS, HELD_OUT
 from paragone_evaluation.readers.options import ReadOptions
 from paragone_evaluation.readers.rated import main_attribute, rated_lead
-from paragone_evaluation.readers.rows import DataRow, text_key, text_length
+from paragone_evaluation.readers.rows import DataRow, prompt_key, prompt_name, text_key, text_length
 
 __all__ = ["read_evaluation_set"]
 
@@ -140,7 +139,7 @@ class _Cases:
 
     def _prompt(self, row: DataRow) -> int:
         """Return the number of the row's prompt, a new one where it was not seen before."""
-        number = self._prompts.setdefault(_prompt_key(row.prompt, row.tools), len(self._prompt_texts))
+        number = self._prompts.setdefault(prompt_key(row.prompt, row.tools), len(self._prompt_texts))
         if number == len(self._prompt_texts):
             self._prompt_texts.append(row.prompt if isinstance(row.prompt, str) else tuple(row.prompt))
             if row.tools:
@@ -228,7 +227,7 @@ class _Cases:
         texts, tools, questions = self._prompt_texts, self._tools, self._questions
         return {
             "prompts": View(len(texts), lambda at: (texts[at], tools.get(at))),
-            "questions": View(len(texts), lambda at: questions.get(at) or _prompt_name(texts[at], tools.get(at))),
+            "questions": View(len(texts), lambda at: questions.get(at) or prompt_name(texts[at], tools.get(at))),
             "responses": View(len(self._responses), self._responses.response),
             "node_prompt": np.frombuffer(self._node_prompt, dtype=np.int64),
             "node_length": np.frombuffer(self._node_length, dtype=np.float64),
@@ -239,17 +238,6 @@ class _Cases:
             "outcome": np.frombuffer(self._outcome, dtype=np.float64),
             "strength": np.frombuffer(self._strength, dtype=np.float64),
         }
-
-
-def _prompt_key(prompt: PromptText, tools: Sequence[Message] | None) -> str:
-    # The same text with other tools is another question to the model.
-    return text_key(prompt) if not tools else f"{text_key(prompt)}\n{text_key(tools)}"
-
-
-def _prompt_name(prompt: PromptText, tools: Sequence[Message] | None) -> str:
-    """Return the name of a prompt without a group, which is its own question."""
-    # A hash: names go into reports, texts do not.
-    return f"prompt {hashlib.sha256(_prompt_key(prompt, tools).encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
 def _outcome(lead: float) -> float:

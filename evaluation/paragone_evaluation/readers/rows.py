@@ -4,6 +4,7 @@ A row is a prompt with its K responses: two that people compared, several with c
 that people rated.
 """
 
+import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from paragone_evaluation.dataset import ResponseText
+from paragone_evaluation.dataset import PromptText, ResponseText
 
 __all__ = [
     "PROBABILITY",
@@ -28,6 +29,8 @@ __all__ = [
     "Rating",
     "Turns",
     "as_messages",
+    "prompt_key",
+    "prompt_name",
     "text_key",
     "text_length",
 ]
@@ -340,3 +343,14 @@ def text_length(response: ResponseText) -> int:
 def text_key(value: Any) -> str:
     """Return a prompt or a response as one text that equal ones share."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def prompt_key(prompt: PromptText, tools: Sequence[Mapping[str, Any]] | None) -> str:
+    """Return a prompt as one text that equal ones share: the same text with other tools is another question."""
+    return text_key(prompt) if not tools else f"{text_key(prompt)}\n{text_key(tools)}"
+
+
+def prompt_name(prompt: PromptText, tools: Sequence[Mapping[str, Any]] | None) -> str:
+    """Return the name of a prompt without a group, which is its own question."""
+    # A hash: names go into reports, texts do not.
+    return f"prompt {hashlib.sha256(prompt_key(prompt, tools).encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"

@@ -8,7 +8,13 @@ import pytest
 
 from paragone_evaluation.readers import Prompt
 from paragone_training.errors import RecipeError
-from paragone_training.policy.evaluate import describe_responses, length_controlled, win_rate, write_report
+from paragone_training.policy.evaluate import (
+    describe_responses,
+    length_controlled,
+    win_rate,
+    win_rate_in_words,
+    write_report,
+)
 from paragone_training.policy.exports import export_answers
 from paragone_training.policy.rows import Answer, Response, write_json, write_rows
 
@@ -81,7 +87,13 @@ def measured(tmp_path):
             "targets": {"pairs": "all", "labels": "soft", "win_rates": "with-self"},
         },
     )  # fmt: skip
-    rates = {"win_rate": 0.61, "interval": [0.52, 0.7], "controlled": 0.55, "controlled_interval": [0.41, 0.66]}
+    rates = {
+        "prompts": 40,
+        "win_rate": 0.61,
+        "interval": [0.52, 0.7],
+        "controlled": 0.55,
+        "controlled_interval": [0.41, 0.66],
+    }
     lengths = {"responses": 2, "tokens": 12.0, "characters": 34.0, "finished": 0.25}
     evaluation = {"initial": lengths, "iterate": lengths | {"finished": 0.75}, "oracle": rates, "judge": rates}
     evaluation |= {"kl_to_initial": 1.5, "kl_error": 0.5, "entropy": 54.0, "initial_entropy": 60.0}
@@ -118,6 +130,20 @@ def test_the_report_names_axes_and_shows_intervals_ends_and_lengths_beside_the_w
     assert ["1", "judge", *measured_rates, "0.75", "34", "12", "1.5 ± 0.98"] in rows
     assert ["2", "oracle", "", "", "", "", "", ""] in rows
     assert "0.70" in charts["win rate against the initial policy"]
+
+
+def test_the_first_sentence_says_who_wins_by_whose_judgement_and_whether_that_is_sure():
+    lengths = {"initial": {"characters": 30.0}, "iterate": {"characters": 45.0}}
+    rates = {"prompts": 40, "win_rate": 0.61, "interval": [0.52, 0.7]}
+    words = win_rate_in_words({**lengths, "oracle": rates, "judge": rates | {"win_rate": 0.5, "interval": [0.4, 0.6]}})
+    assert "by the oracle it was trained on it wins 61.0 %" in words
+    assert "52.0 % to 70.0 %, 40 prompts: it is better" in words
+    assert "by a judge it was not trained on it wins 50.0 %" in words
+    assert "not told apart from a coin" in words
+    assert "Its responses have 45 characters, and had 30." in words
+    assert "it is worse" in win_rate_in_words({**lengths, "oracle": rates | {"interval": [0.1, 0.4]}})
+    assert "a hint, and no verdict" in win_rate_in_words({**lengths, "oracle": rates | {"prompts": 4}})
+    assert "nobody judged it" in win_rate_in_words({**lengths, "oracle": {"win_rate": None}})
 
 
 def test_the_report_shows_iteration_100_behind_99(measured):

@@ -70,10 +70,12 @@ def test_eval_reads_the_rows_that_a_head_was_not_fitted_to(file, tmp_path, capsy
     row = re.search(r"on the held-out rows \| (\d+) \| ([\d.]+) \|", card)
     words = ["--holdout", "0.3", "--model", str(folder), "--output", str(tmp_path / "out"), "--json"]
     with pytest.raises(SystemExit) as end:
-        main(["eval", str(file), *words, "--dtype", "float32", "--resamples", "50"], commands=[EVAL])
+        main(["eval", str(file), *words, "--dtype", "float32"], commands=[EVAL])
     assert not end.value.code
     results = json.loads(capsys.readouterr().out)
     accuracy = results["measures"]["accuracy"]
+    shown = [f"{100 * accuracy['half_credit'][end]:.1f}" for end in ("low", "high")]
+    assert f"(95 % interval {' – '.join(shown)})" in card
     assert (accuracy["decided"], round(accuracy["half_credit"]["value"], 3)) == (int(row[1]), float(row[2]))
     assert (results["data"]["split"], results["data"]["holdout"]) == (None, 0.3)
 

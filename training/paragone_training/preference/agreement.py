@@ -3,6 +3,7 @@
 Shapes: n responses, P pairs, A attributes, d length of a representation.
 """
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from paragone_evaluation.measures.bootstrap import FEW_CLUSTERS, Estimate, Resampler
+from paragone_evaluation.readers import prompt_name
 from paragone_evaluation.report.verdict import agreement_verdict
 from paragone_evaluation.results import plain
 from paragone_models.text.reader import Reading
@@ -321,6 +323,10 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def _rows(group: PromptGroup, logits: Sequence[float]) -> Iterator[tuple[float, float, float, bool, str]]:
+    pair = group.pair
+    # The name that evaluation has for it: intervals resample questions in the order of their names, and are the same.
+    own = pair.question == pair.prompt
+    question = prompt_name(pair.prompt_messages, json.loads(pair.tools or "null")) if own else pair.question
     for label, logit in zip(group.labels, logits, strict=True):
         if not label.strength:
             continue
@@ -332,5 +338,5 @@ def _rows(group: PromptGroup, logits: Sequence[float]) -> Iterator[tuple[float, 
             abs(label.strength),
             0.5 if preferred == other else float(preferred > other),
             abs(preferred - other) <= _LENGTHS_MATCHED_WITHIN * max(preferred, other),
-            group.pair.question,
+            question,
         )
