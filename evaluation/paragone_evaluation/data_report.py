@@ -1,6 +1,7 @@
 """What ``paragone data`` found, described once: rows of its table, and a page in the look of all reports."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from paragone_evaluation.report.page import Card, PageSection, PageTable, render_page
@@ -29,11 +30,22 @@ def data_page(summary: _Values, command: str) -> str:
         PageSection("How they were read", code=command, tables=[files]),
     ]
     return render_page(
-        names[0] if len(names) == 1 else counted(len(names), "data file"),
-        lead=f"{summary['read']:,} of {summary['rows']:,} rows can be used by every command that reads data.",
+        # A page is passed on: where the file lay is in the table at its end.
+        Path(names[0]).name if len(names) == 1 else counted(len(names), "data file"),
+        lead=_lead(summary),
         cards=_cards(summary),
         notes=_notes(summary),
         sections=sections,
+    )
+
+
+def _lead(summary: _Values) -> str:
+    judged = [f"{summary['pairs']:,} pairs"] * bool(summary["pairs"])
+    judged += [f"ratings of {', '.join(summary['ratings'])}"] * bool(summary["ratings"])
+    what = f", with {' and '.join(judged)}" if judged else ", and no judgement of a response"
+    return (
+        f"{summary['read']:,} of {summary['rows']:,} rows can be used: {summary['responses']:,} responses to "
+        f"{counted(summary['prompts'], 'prompt')}{what}."
     )
 
 
@@ -97,8 +109,10 @@ def summary_rows(summary: _Values) -> list[tuple[str, str, str]]:
     left = [f"{lost:,} left out"] * bool(lost) + [f"{summary['passed_over']:,} of other splits"] * bool(
         summary["passed_over"]
     )
+    named = {name: count for name, count in summary["splits"].items() if name != "none"}
     splits = ", ".join(f"{name} {count:,}" for name, count in sorted(summary["splits"].items()))
-    lines = [("rows", f"{rows:,}", ", ".join(left)), ("splits", f"{len(summary['splits'])}", splits)]
+    lines = [("rows", f"{rows:,}", ", ".join(left))]
+    lines.append(("splits", f"{len(named)}", splits if named else "no row names one"))
     if summary["subsets"]:
         lines.append(("subsets", f"{summary['subsets']:,}", ""))
     talks = [f"{summary['conversations']:,} rows with several messages"] * bool(summary["conversations"])
@@ -152,4 +166,4 @@ def said_of(row: _Values, at: int) -> str:
     won = [label for label in row["labels"] if at == (label["first"] if label["strength"] > 0 else label["second"])]
     tied = any(not label["strength"] and at in (label["first"], label["second"]) for label in row["labels"])
     beaten = len([label for label in won if label["strength"]])
-    return f", preferred to {beaten} other" * bool(beaten) or ", a tie" * tied
+    return f", preferred to {counted(beaten, 'other')}" * bool(beaten) or ", a tie" * tied

@@ -78,6 +78,7 @@ def test_the_page_says_the_same_and_what_to_look_at(tmp_path, capsys):
     assert "1 the two responses that are compared are the same 5" in text
     assert "&lt;f&gt;.jsonl" in text
     assert "response 1, preferred to 1 other" in text
+    assert re.search(r"\d of \d rows can be used: \d+ responses to \d prompts?, with \d pairs", text)
 
 
 def test_ratings_and_prompts_are_described_too(tmp_path, capsys):

@@ -48,18 +48,17 @@ def headline(measurement: Measurement) -> str:
     """Return the result in two sentences: this process beside plain transformers, and the best that HTTP gave."""
     compute = measurement.compute
     rate, plain = compute.responses / compute.engine_s, compute.responses / compute.padded_s
-    said = (
-        f"{rate:,.1f} responses/s in one process, {compute.ratio:.2f} times plain transformers ({plain:,.1f}), at "
-        f"{compute.share_of_peak:.0%} of this machine's matrix peak."
+    first = (
+        f"In one process {rate:,.1f} responses/s, {compute.ratio:.2f} times plain transformers ({plain:,.1f}), at "
+        f"{100 * compute.share_of_peak:.0f} % of the machine's matrix peak."
     )
-    levels = [(level.rate, side.name, level) for side in measurement.sides for level in side.levels]
-    if not levels:
-        return said
-    best, name, level = max(levels, key=lambda one: one[0])
-    return (
-        f"{said} Over HTTP at most {best:,.1f} responses/s: {name}, {level.clients} clients, half of the requests "
-        f"within {level.p50_ms:,.1f} ms and 95 % within {level.p95_ms:,.1f} ms."
+    best = [(side.name, max(side.levels, key=lambda level: level.rate)) for side in measurement.sides if side.levels]
+    over_http = "; ".join(
+        f"{name} {level.rate:,.1f} responses/s with {level.clients} at once, 95 % of requests within "
+        f"{level.p95_ms:,.0f} ms"
+        for name, level in best
     )
+    return f"{first} Over HTTP at most: {over_http}." if best else first
 
 
 def page(measurement: Measurement) -> str:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from paragone_service.bench import BenchError
 from paragone_service.bench.bench_command import _show, bench
-from paragone_service.bench.bench_report import page, values
+from paragone_service.bench.bench_report import headline, page, values
 from paragone_service.bench.compute import Compute
 from paragone_service.bench.load import DIALECTS, Level, ScoredText, _command, ask_all, check_address, served_model
 from paragone_service.bench.measurement import Measurement, _Side
@@ -82,6 +82,10 @@ def test_the_page_shows_every_number_of_clients_and_fetches_nothing():
     found = Measurement({"cores": "2 cores"}, {"model": "<mini>"}, compute, [_Side("ours", levels)])
     text = page(found)
     assert "&lt;mini&gt;" in text
+    assert headline(found) == (
+        "In one process 16.0 responses/s, 2.00 times plain transformers (8.0), at 25 % of the machine's matrix peak. "
+        "Over HTTP at most: ours 8.0 responses/s with 8 at once, 95 % of requests within 50 ms."
+    )
     assert text.count("<svg") == 2
     remarks = re.findall("<title>(.*?)</title>", text)
     assert remarks[1:] == ["1 at once: 4.0", "8 at once: 8.0", "1 at once: 10.0", "8 at once: 40.0"]

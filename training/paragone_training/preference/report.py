@@ -43,7 +43,8 @@ def model_page(name: str, recipe: Recipe, rows: Rows, outcome: Outcome) -> str:
     losses = [row["loss"] for row in outcome.history if "loss" in row]
     cards = _cards(outcome.judged) if outcome.judged is not None else []
     if losses:
-        cards.append(Card("Loss", number(losses[-1]), remark=f"at the end; {number(losses[0])} at first"))
+        first = f"; {number(losses[0])} at first" if len(losses) > 1 else ""
+        cards.append(Card("Loss", number(losses[-1]), remark=f"at the end{first}"))
     return render_page(
         name,
         lead=_lead(name, outcome.judged, whom) or _plain(description(spec)),
@@ -152,7 +153,7 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> list[Figure]:
     """Return the loss and, where rows were held out, the agreement, by optimiser step."""
     figures = []
     loss = [(float(row["step"]), float(row["loss"])) for row in history if "loss" in row]
-    if loss:
+    if len(loss) > 1:
         figures.append(_figure("Loss, nats", [Line("", loss)]))
     known = [row for row in history if "eval_accuracy" in row]
     if known:
