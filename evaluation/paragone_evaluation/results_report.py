@@ -294,7 +294,7 @@ def _calibration(measures: _Values) -> PageSection:
 def _lowest(side: _Values) -> float:
     """Return where the vertical axis of a reliability chart begins, in percent: ½, or a ten below it."""
     table = side["reliability"]
-    shares = [right for count, right in zip(table["count"], table["accuracy"], strict=True) if count]
+    shares: list[float] = [right for count, right in zip(table["count"], table["accuracy"], strict=True) if count]
     return min(50.0, *(10.0 * math.floor(10.0 * right) for right in shares))
 
 

@@ -107,7 +107,8 @@ class _Rewards:
     name = "rewards"
     wire: type[BaseModel] = Item
     columns: Mapping[str, str] = {"rewards": "[number]", "attributes": "[json]", "truncated_tokens": "[count]"}
-    measure, ends = "reward of a response", None
+    measure = "reward of a response"
+    ends: tuple[float, float] | None = None
     reading = "Only differences between responses to one prompt mean something."
 
     def check(self, info: ModelInfo) -> None:
@@ -157,7 +158,8 @@ class _Preferences:
     name = "preferences"
     wire: type[BaseModel] = Pair
     columns: Mapping[str, str] = {"probability": "number", "logit": "number", "interval": "[number]"}
-    measure, ends, reading = "probability of the first response", (0.0, 1.0), _SURE
+    measure, reading = "probability of the first response", _SURE
+    ends: tuple[float, float] | None = (0.0, 1.0)
 
     def check(self, info: ModelInfo) -> None:
         _check_compares(info)
@@ -197,7 +199,8 @@ class _WinRates:
     name = "win-rates"
     wire: type[BaseModel] = Group
     columns: Mapping[str, str] = {"win_rates": "[number]", "ranking": "[count]"}
-    measure, ends = "win rate of a response", (0.0, 1.0)
+    measure = "win rate of a response"
+    ends: tuple[float, float] | None = (0.0, 1.0)
     reading = "A win rate is the mean probability against the other responses to the prompt."
     asked: Sequence[Any] = ()
 
@@ -244,7 +247,7 @@ class _Tables(_WinRates):
         **_WinRates.columns, "matrix": "[[number]]", "nash": "[number]", "copeland": "[count]",
         "condorcet_winner": "count", "cyclic_triples": "count",
     }  # fmt: skip
-    measure, ends, reading = "probability of the earlier of two responses", (0.0, 1.0), _SURE
+    measure, reading = "probability of the earlier of two responses", _SURE
     asked = ("matrix",)
 
     def values(self, fields: Fields) -> list[float | None]:

@@ -91,8 +91,9 @@ def line_chart(
             axes.autoscale_view()
         if limits is not None:
             # A little room, so that dots at the ends are whole.
-            for (low, high), place in zip(limits, (axes.set_xlim, axes.set_ylim), strict=True):
-                place(low - 0.04 * (high - low), high + 0.04 * (high - low))
+            spans = [(low - 0.04 * (high - low), high + 0.04 * (high - low)) for low, high in limits]
+            axes.set_xlim(spans[0])
+            axes.set_ylim(spans[1])
         if ticks is not None:
             axes.set_xticks(list(ticks), list(ticks.values()))
         elif whole:

@@ -189,7 +189,7 @@ def _files(recipe: Recipe, rows: Rows) -> Iterator[str]:
 
 def _held_out(recipe: Recipe, rows: Rows) -> str:
     """Return which rows nobody learned from, and how they are read again; an empty text without any."""
-    chosen = [*rows.held_out_pairs, *rows.held_out_ratings]
+    chosen: list[Pair | Rating] = [*rows.held_out_pairs, *rows.held_out_ratings]
     if not chosen:
         return ""
     what = f"Held out: {counted(len(chosen), 'row')} under {counted(len({row.prompt for row in chosen}), 'prompt')}"

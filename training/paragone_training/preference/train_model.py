@@ -143,8 +143,11 @@ def load_rows(recipe: Recipe) -> Rows:
             "to one of them, or leave it out and name a file as data.evaluate"
         )
     if data.holdout:
-        apart = {row.prompt for row in (*held_out, *held_out_ratings)}
-        check_holdout(data.holdout, held_out=len(apart), left=len({row.prompt for row in (*pairs, *ratings)}))
+        apart, learned = (
+            {row.prompt for row in some} | {row.prompt for row in rated}
+            for some, rated in ((held_out, held_out_ratings), (pairs, ratings))
+        )
+        check_holdout(data.holdout, held_out=len(apart), left=len(learned))
     held_out = _not_learned_from(held_out, pairs, account)
     # The limit cuts what is learned from: runs with different limits are held to the same rows.
     rows = Rows(pairs[: data.limit] if data.limit else pairs, ratings, held_out, held_out_ratings, account)
