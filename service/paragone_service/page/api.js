@@ -1,5 +1,7 @@
 // The calls to the service that serves this page, the key they carry, and what their errors mean for a reader.
 
+import { letter } from "./dom.js";
+
 const KEY = "paragone.key";
 let key = stored();
 
@@ -109,10 +111,18 @@ export function inWords(error) {
     case "too_many_connections":
       return `The server is busy.${again}`;
     case "quota_exceeded":
-      return `This key has reached its limit per minute.${again}`;
+      return `The limit per minute is reached.${again}`;
     case "shutting_down":
       return `The server is shutting down.${again}`;
     default:
-      return error.message;
+      return sentence(error.message);
   }
+}
+
+/** Return a message of the service for the one question of the page: with its letters, and as a sentence. */
+export function sentence(message) {
+  const plain = message
+    .replace(/^groups\[0\]\.responses\[(\d+)\]/, (_, at) => `response ${letter(Number(at))}`)
+    .replace(/^groups\[0\][.:]?\s*/, "");
+  return plain.charAt(0).toUpperCase() + plain.slice(1);
 }

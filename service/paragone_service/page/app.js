@@ -129,6 +129,8 @@ async function start() {
   } catch (error) {
     if (error instanceof ApiError && error.wantsKey) {
       context.needsKey = true;
+      setKey(""); // the one there is, if any, was refused
+      closeKey();
       askForKey(start, error.code === "wrong_key" ? inWords(error) : null);
     }
     const again = el("button", { type: "button", onclick: start }, "Try again");

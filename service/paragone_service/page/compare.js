@@ -1,6 +1,6 @@
 // The view that asks a question and shows the answer.
 
-import { inWords, post } from "./api.js";
+import { inWords, post, sentence } from "./api.js";
 import { answersTo, weighable } from "./answers.js";
 import { attributes } from "./attributes.js";
 import { costs, judgesOf } from "./costs.js";
@@ -101,8 +101,8 @@ function build(root, context, view, question, { run, idle = UNWRITTEN, reveal = 
   if (run) ask(reveal);
   else say(idle);
 
-  function say(sentence) {
-    results.replaceChildren(el("p", { class: "soft" }, sentence));
+  function say(text) {
+    results.replaceChildren(el("p", { class: "soft" }, text));
   }
 
   async function ask(toSee = false) {
@@ -142,7 +142,7 @@ function build(root, context, view, question, { run, idle = UNWRITTEN, reveal = 
 
   function mark(error) {
     const { response, item } = error.detail ?? {};
-    if (Number.isInteger(response) && item === 0) form.mark(response, error.message);
+    if (Number.isInteger(response) && item === 0) form.mark(response, sentence(error.message));
   }
 
   function problem(error) {
@@ -153,7 +153,7 @@ function build(root, context, view, question, { run, idle = UNWRITTEN, reveal = 
   function show(asked, { ours, theirs }) {
     const live = el("div", { class: "live" });
     const weighed = ours.rewards && sliders(live, asked, ours);
-    for (const error of ours.tournament?.errors ?? []) if (Number.isInteger(error.response) && error.opponent === undefined) form.mark(error.response, error.message);
+    for (const error of ours.tournament?.errors ?? []) if (Number.isInteger(error.response) && error.opponent === undefined) form.mark(error.response, sentence(error.message));
     if (ours.error) {
       mark(ours.error);
       live.append(problem(ours.error));
@@ -162,13 +162,15 @@ function build(root, context, view, question, { run, idle = UNWRITTEN, reveal = 
       context.announce(headline(ours.tournament));
     }
     const unweighed = weighable(ours);
+    const answered = [ours, theirs].filter((one) => one?.answer);
     results.replaceChildren(
       live,
       ...[
         ours.error ? null : opinionSection(asked, context),
         weighed,
         theirs ? secondModel(asked, ours, theirs) : null,
-        ...[ours, theirs].filter((one) => one?.answer).flatMap((one) => [untold(asked, one.model), costs(one)]),
+        ...answered.map((one) => untold(asked, one.model)),
+        ...answered.map(costs),
         unweighed || !ours.model.dimension ? null : tokenSection(asked, ours.model),
         unweighed ? null : snippetSection(asked, [ours, ...(theirs ? [theirs] : [])].map((one) => one.model), context),
       ].filter(Boolean),

@@ -59,7 +59,8 @@ export function costs({ answer, timings }) {
   if (usage.truncated) parts.push(`${count(usage.truncated, "prompt")} cut`);
   if (usage.not_shown) parts.push(`words left out of ${count(usage.not_shown, "conversation")} by the chat template`);
   if (usage.escalated) parts.push(`${count(usage.escalated, "pair")} passed on to the other members`);
-  if (usage.judge_calls !== undefined) parts.push(`${count(usage.judge_calls, "call")} to the judge (${count(usage.judge_tokens ?? 0, "token")})`);
+  if (usage.judge_calls) parts.push(`${count(usage.judge_calls, "call")} to the judge (${count(usage.judge_tokens ?? 0, "token")})`);
+  else if (usage.judge_calls === 0) parts.push("no call to the judge: all its verdicts were known");
   if (usage.judge_cost) parts.push(`cost ${usage.judge_cost.toPrecision(3)}`);
   const times = Object.entries(timings)
     .filter(([, milliseconds]) => milliseconds > 0)

@@ -35,7 +35,7 @@ function reasons({ matrix, rationales }, model, first, second) {
   if (!found) return [];
   const name = (side) => letter(side === "first" ? found.first : found.second);
   const graded = model.numerics.read === "grades";
-  const items = found.rationales.map(({ text, shown_first: side, criterion }) =>
+  const items = alternating(found.rationales).map(({ text, shown_first: side, criterion }) =>
     el("li", {},
       el("p", { class: "soft small" }, graded ? `On ${name(side)}` : `${name(side)} shown first`, criterion ? ` · ${criterion}` : ""),
       long(text)));
@@ -48,6 +48,12 @@ function reasons({ matrix, rationales }, model, first, second) {
       el("ul", {}, ...items.slice(0, SHOWN)),
       rest.length ? el("details", { class: "folded" }, el("summary", {}, `${rest.length} more`), el("ul", {}, ...rest)) : null),
   ];
+}
+
+// By turns of each criterion and order, so that the first ones are of different kinds.
+function alternating(rationales) {
+  const kinds = Object.values(Object.groupBy(rationales, ({ criterion, shown_first: side }) => JSON.stringify([criterion, side])));
+  return rationales.flatMap((_, at) => kinds.map((kind) => kind[at])).filter(Boolean);
 }
 
 function votes({ first, second, rationales }, matrix, model) {
