@@ -1,8 +1,6 @@
 """What ``paragone doctor`` says of a server: its settings, port and keys, and whether it reaches Redis and engines."""
 
 import asyncio
-import errno
-import socket
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -10,8 +8,10 @@ from typing import Any
 
 import httpx2
 
+from paragone.installing import pip_install
 from paragone_service.cache.redis_servers import FAILURES, connect, redis_address
 from paragone_service.config import ConfigError, Settings
+from paragone_service.http.listening import ListenError, bind, host_and_port
 from paragone_service.settings_sources import load_settings, parse_engine
 
 __all__ = ["checks"]
@@ -38,8 +38,9 @@ def checks(options: Mapping[str, Any]) -> Iterator[_Row]:
         yield "settings", "fail", str(error).replace("\n", "; "), remedy
         return
     where = options.get("config") or "defaults and environment"
-    models = ", ".join(settings.models)
-    yield "settings", "ok", f"{where}: {models}", ""
+    default = settings.default_model
+    others = [name for name in settings.models if name != default]
+    yield "settings", "ok", f"{where}: hosting {', '.join([f'{default} (default)', *others])}", ""
     yield _port(settings)
     yield _keys(settings)
     yield from _redis(settings)
@@ -50,19 +51,13 @@ def checks(options: Mapping[str, Any]) -> Iterator[_Row]:
 
 
 def _port(settings: Settings) -> _Row:
-    address = f"{settings.host}:{settings.port}"
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-        try:
-            tried.bind((settings.host, settings.port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                remedy = "stop what listens there (ss -ltnp shows it), or take another --port"
-                return "port", "warn", f"{address} is taken", remedy
-            remedy = "take an address of this machine, and a port over 1023"
-            return "port", "fail", f"{address}: {error.strerror or error}", remedy
-    return "port", "ok", f"{address} is free", ""
+    try:
+        bound = bind(settings.host, settings.port)
+    except ListenError as error:
+        return "port", "warn" if error.taken else "fail", error.reason, error.remedy
+    for one in bound:
+        one.close()
+    return "port", "ok", f"{host_and_port(settings.host, settings.port)} is free", ""
 
 
 def _keys(settings: Settings) -> _Row:
@@ -72,7 +67,8 @@ def _keys(settings: Settings) -> _Row:
     except ConfigError as error:
         return "keys", "fail", str(error), "make them with `paragone key new NAME --file FILE`"
     if not keys:
-        return "keys", "ok", f"none: only {settings.host} may ask", "for others: paragone key new NAME --file keys.txt"
+        remedy = "for others: paragone key new NAME --file keys.txt"
+        return "keys", "ok", "none: whoever is on this machine may ask", remedy
     text = f"{len(keys)}: {', '.join(key.name for key in keys)}"
     file = settings.api_key_file
     if file is not None and stat.S_IMODE(file.stat().st_mode) & stat.S_IRWXO:
@@ -160,7 +156,7 @@ def _triton(subject: str, name: str, address: str) -> _Row:
     try:
         import tritonclient.grpc
     except ModuleNotFoundError:
-        return subject, "fail", f"{address}: its client is not installed", "pip install 'paragone[triton]'"
+        return subject, "fail", f"{address}: its client is not installed", pip_install("triton")
     scheme, _, host = address.partition("://")
     with tritonclient.grpc.InferenceServerClient(host, ssl=scheme == "grpcs") as client:
         try:

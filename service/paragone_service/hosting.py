@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from threading import Timer
+from threading import Event, Thread
 
 import torch
 from torch import Tensor
 
+from paragone.installing import pip_install
 from paragone_models import load_model
 from paragone_models.errors import ModelLoadError, reason_of
 from paragone_models.files.backbones import Residents
@@ -34,6 +35,7 @@ logger = logging.getLogger("paragone.service")
 
 _PATIENCE_S = 5.0
 """How long people wait without a word."""
+_AGAIN_S = 30.0
 _REMOTE_MARGIN_S = 30.0
 """For what a call to another server does beside its one long wait: tries to connect, pauses between them."""
 
@@ -63,13 +65,22 @@ def _load_models(settings: Settings) -> dict[str, PreferenceModel]:
 
 @contextmanager
 def _saying_so_if_it_takes_long(name: str, source: str) -> Iterator[None]:
-    timer = Timer(_PATIENCE_S, logging.getLogger(START_LOGGER).info, (f"loading {name} from {source} …",))
-    timer.daemon = True
-    timer.start()
+    over, say = Event(), logging.getLogger(START_LOGGER).info
+
+    def watch() -> None:
+        began = time.monotonic()
+        if not over.wait(_PATIENCE_S):
+            say(f"loading {name} from {source} …")
+        while not over.wait(_AGAIN_S):
+            say(f"still loading {name}, {time.monotonic() - began:.0f} s so far")
+
+    watching = Thread(target=watch, name="loading for long", daemon=True)
+    watching.start()
     try:
         yield
     finally:
-        timer.cancel()
+        over.set()
+        watching.join()
 
 
 def load_one(
@@ -234,7 +245,7 @@ class Devices:
             opener: Callable[..., Engine] = pkgutil.resolve_name(kind.opener)
         except ModuleNotFoundError as error:
             raise ConfigError(
-                f"the engine {word} of model {name} needs {error.name}: pip install 'paragone[{kind.extra}]'"
+                f"the engine {word} of model {name} needs {error.name}: {pip_install(kind.extra)}"
             ) from error
         return opener(
             model,

@@ -11,55 +11,47 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from paragone_models.files.sources import completed
 from paragone_service.config import ConfigError, Settings
+from paragone_service.http.listening import bind
 from paragone_service.logs import configure_logging
 from paragone_service.settings_sources import load_settings, parse_engine, parse_model
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from paragone_models.model import PreferenceModel
     from paragone_service.engine.contract import Engine
 
 __all__ = ["forget_the_start", "host", "keep_freed_memory", "serve"]
 
-_FLAGS = (
-    "host",
-    "port",
-    "models_dir",
-    "redis_url",
-    "api_key",
-    "api_key_file",
-    "cache_secret_file",
-    "page",
-    "requests_per_minute",
-    "tokens_per_minute",
-    "allowed_hosts",
-    "trusted_proxies",
-    "device",
-    "devices",
-    "dtype",
-    "max_batch_tokens",
-    "max_queue_tokens",
-    "max_wait_s",
-    "deadline_s",
-    "forward_limit_s",
-    "watchdog_exit_s",
-    "max_body_mb",
-    "max_connections",
-    "memory_cache_mb",
-    "strict_cache",
-    "log_level",
-    "log_format",
-    "log_texts",
-    "access_log",
-    "traces_url",
-)
-"""Settings that have a flag of their name; the others are rarely set, and go into the file or the environment."""
+_MODELS, _LISTENING, _ASKING = "Models", "Where it listens", "Who may ask"
+_FLAGS = {
+    _MODELS: ("models_dir", "device", "devices", "dtype"),
+    _LISTENING: ("host", "port", "page", "max_connections", "trusted_proxies"),
+    _ASKING: ("api_key", "api_key_file", "allowed_hosts", "requests_per_minute", "tokens_per_minute"),
+    "Cache": ("redis_url", "cache_secret_file", "memory_cache_mb", "strict_cache"),
+    "Load and limits": (
+        "max_batch_tokens",
+        "max_queue_tokens",
+        "max_wait_s",
+        "deadline_s",
+        "forward_limit_s",
+        "watchdog_exit_s",
+        "max_body_mb",
+    ),
+    "Log": ("log_level", "log_format", "log_texts", "access_log", "traces_url"),
+}
+"""Settings that have a flag of their name, as the help groups them; the others are rarely set, and go into the file or
+the environment."""
+_VALUES = {"max_batch_tokens": "auto|TOKENS", "allowed_hosts": "HOST,…", "trusted_proxies": "ADDRESS,…"}
 _PARSED_BY_TYPER = (bool, int, float, Path)
 
 # Of malloc.h; setting either also ends glibc's own guessing at both.
@@ -74,9 +66,12 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="NAME=SOURCE[,KEY=VALUE…]",
+            autocompletion=completed,
             help="A model to host: a built-in (builtin:…), a Hugging Face id or a folder; repeatable. The first one "
             "answers requests that name none. Keys are those of a model in the file: kind, head, max_length, "
-            "temperature, trust_remote_code, revision, dtype, … (default: the built-ins)",
+            "temperature, trust_remote_code, revision, dtype, …",
+            show_default="the built-ins",
+            rich_help_panel=_MODELS,
         ),
     ] = None,
     engine: Annotated[
@@ -85,13 +80,16 @@ def serve(
             metavar="NAME=triton:grpc://HOST:PORT|NAME=vllm:URL",
             help="Servers that run a model's backbone instead of this process, several with commas between them; "
             "repeatable.",
+            rich_help_panel=_MODELS,
         ),
     ] = None,
     dialects: Annotated[
         str | None,
         typer.Option(
             metavar="all|none|NAME,…",
-            help="Which other servers' routes are answered, as docs/dialects.md lists them (default: all)",
+            help="Which other servers' routes are answered; docs/dialects.md lists them.",
+            show_default="all",
+            rich_help_panel=_LISTENING,
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="File with any of these settings.")] = None,
@@ -99,7 +97,8 @@ def serve(
 ) -> None:
     """Host reward and preference models and answer which of two responses people prefer.
 
-    Every option can also be set as PARAGONE_… in the environment or in the file; docs/serving.md lists them all.
+    Without options it hosts the built-in models on 127.0.0.1:8000, with a page to try them. Every option can also be
+    set as PARAGONE_… in the environment or in the file; docs/serving.md lists them all.
     """
     values = {name: value for name, value in flags.items() if value is not None}
     if engine:
@@ -115,14 +114,16 @@ def serve(
     configure_logging(settings)
     started = time.perf_counter()
 
-    _bound_shape_caches()
-    from paragone_models.files.weight_bars import hide_weight_bars
-    from paragone_service.hosting import load_models
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(one) for one in bind(settings.host, settings.port)]
+        _bound_shape_caches()
+        from paragone_models.files.weight_bars import hide_weight_bars
+        from paragone_service.hosting import load_models
 
-    hide_weight_bars()
-    keep_freed_memory()
-    if not host(settings, load_models(settings), started=started):
-        raise typer.Exit(1)
+        hide_weight_bars()
+        keep_freed_memory()
+        if not host(settings, load_models(settings), sockets=sockets, started=started):
+            raise typer.Exit(1)
 
 
 def host(
@@ -130,13 +131,18 @@ def host(
     models: "Mapping[str, PreferenceModel]",
     *,
     engines: "Mapping[str, Engine] | None" = None,
+    sockets: "Sequence[socket] | None" = None,
     started: float | None = None,
 ) -> bool:
     """Serve loaded models until a signal, with a watchdog beside; return whether the server came up.
 
     Args:
         engines: what runs a model instead of this process, by name.
+        sockets: where it listens, bound; those of the settings if None.
         started: when the start began, by ``time.perf_counter``; now if None.
+
+    Raises:
+        ListenError: if the address of the settings cannot be listened on.
     """
     began = time.perf_counter() if started is None else started
     from paragone_service.app import create_app
@@ -153,6 +159,7 @@ def host(
         draining=lambda: drain.begun,
     )
     app = create_app(settings, models, engines=engines, drain=drain, watchdog=watchdog)
+    sockets = list(sockets or bind(settings.host, settings.port))
     del models, engines  # a model that is replaced while the server runs is to be let go
     server = Server(
         configure(app, settings),
@@ -161,19 +168,25 @@ def host(
     )
     forget_the_start()
     watchdog.start()
-    server.run()  # the watchdog goes on after it: a thread that hangs would keep the interpreter from ending
+    server.run(sockets)  # the watchdog goes on after it: a thread that hangs would keep the interpreter from ending
     return server.started
 
 
-def _flag(name: str) -> inspect.Parameter:
+def _flag(name: str, group: str) -> inspect.Parameter:
     """Return a setting as an option of the command: its type, its help and its default are the field's."""
     field = Settings.model_fields[name]
-    default = "" if field.default is None or isinstance(field.default, bool) else f" (default: {field.default})"
+    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
     flag = f"--{name.replace('_', '-')}"
     # What is on unless somebody says otherwise has a flag that turns it off.
-    names = f"{flag}/--no-{flag[2:]}" if field.default is True else flag
-    option = typer.Option(names, help=f"{field.description}{default}")
-    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
+    names = f"{flag}/--no-{flag[2:]}" if bool in kinds and field.default is not False else flag
+    choices = "|".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else None
+    option = typer.Option(
+        names,
+        help=(field.description or "").replace("``", "`"),
+        metavar=choices or _VALUES.get(name),
+        show_default="" if field.default in (None, (), True, False) else f"{field.default}",
+        rich_help_panel=group,
+    )
     # A secret, a choice, "auto" or a number: such a value is read as text, and the settings check it.
     kind = kinds[0] if len(kinds) == 1 and kinds[0] in _PARSED_BY_TYPER else str
     # No flag has a default of its own, else it would win over the environment and the file.
@@ -185,7 +198,8 @@ def _flag(name: str) -> inspect.Parameter:
 _written_out = [
     option for option in inspect.signature(serve).parameters.values() if option.kind is not option.VAR_KEYWORD
 ]
-serve.__signature__ = inspect.Signature([*_written_out, *map(_flag, _FLAGS)])  # type: ignore[attr-defined]  # for Typer
+_flags = [_flag(name, group) for group, names in _FLAGS.items() for name in names]
+serve.__signature__ = inspect.Signature([*_written_out, *_flags])  # type: ignore[attr-defined]  # for Typer
 
 
 def _named(sources: Sequence[str]) -> dict[str, Any]:

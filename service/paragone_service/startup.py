@@ -1,4 +1,4 @@
-"""What a server says of itself once it listens: ten lines for people, about what it hosts, how it runs and who may ask.
+"""What a server says of itself once it listens: at most ten lines for people, about what it hosts, how and for whom.
 
     Paragone 0.1.0, process 4711
     models    judge (default): bradley-terry, 0.6 B parameters, 4,096 tokens, from Skywork/Skywork-Reward-V2-Qwen3-0.6B
@@ -22,6 +22,7 @@ from paragone_models.machine import automatic_dtype
 from paragone_models.packing.backend import explained
 from paragone_service.cache.redis_servers import redis_address
 from paragone_service.config import Settings
+from paragone_service.http.listening import host_and_port
 from paragone_service.logs import START_LOGGER
 from paragone_service.registry import Registry
 from paragone_service.scoring.hosted_model import HostedModel
@@ -31,6 +32,7 @@ __all__ = ["announce", "startup_lines"]
 logger = logging.getLogger(START_LOGGER)
 
 _WIDTH = 10
+_MOST_MODEL_LINES = 3
 _SIZES = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -49,11 +51,11 @@ def startup_lines(app: FastAPI, settings: Settings, *, port: int, seconds: float
     """Return the lines that ``announce`` logs; no secret and no identity is in them."""
     registry: Registry = app.state.registry
     local = [hosted for hosted in registry if settings.remote_engine(hosted.name) is None]
+    computed = _grouped([(hosted.name, f"{_dtype(hosted, settings)}; {_kernels(hosted)}") for hosted in local])
     sections: list[tuple[str, Sequence[str]]] = [
         ("models", _models(registry, settings)),
-        ("engine", _engines(registry, settings)),
-        ("dtype", _grouped([(hosted.name, _dtype(hosted, settings)) for hosted in local])),
-        ("kernels", _grouped([(hosted.name, _kernels(hosted)) for hosted in local])),
+        ("engine", [_engines(registry, settings)]),
+        ("compute", [computed] if computed else []),
         ("cache", [_cache(settings, up=app.state.redis is not None and app.state.redis.up)]),
         ("keys", [_keys(settings)]),
         ("dialects", [", ".join(settings.dialects.on) or "none"]),
@@ -66,20 +68,28 @@ def startup_lines(app: FastAPI, settings: Settings, *, port: int, seconds: float
 
 
 def _models(registry: Registry, settings: Settings) -> list[str]:
-    lines, domains = [], dict[str, None]()
+    """Return a line for each model; of many, one for the default model and one for all others."""
+    lines, short, domains = [], [], dict[str, None]()
     for name in registry.names:
         hosted = registry.loaded(name)
         default = " (default)" if name == registry.default else ""
         if hosted is not None:
             lines.append(f"{name}{default}: {_model(hosted)}")
+            short.append(f"{name} ({hosted.model.kind})")
             if hosted.model.spec.demonstration:
                 domains[hosted.model.spec.domain or "nothing in particular"] = None
         elif name in settings.judges:
             judge = settings.judges[name]
             lines.append(f"{name}{default}: judge, {judge.model} at {judge.url}")
+            short.append(f"{name} (judge)")
         else:
             made = f"ensemble, {settings.ensembles[name].source}" if name in settings.ensembles else "compares two"
             lines.append(f"{name}{default}: {made}")
+            short.append(f"{name} ({made.partition(',')[0]})")
+    if len(lines) + bool(domains) > _MOST_MODEL_LINES:
+        first = list(registry.names).index(registry.default)
+        others = [text for number, text in enumerate(short) if number != first]
+        lines = [lines[first], f"and {', '.join(others)}; /v1/models says more"]
     if domains:
         lines.append(f"demonstrations, no judges to rely on; they know {'; '.join(domains)}")
     return lines
@@ -107,7 +117,7 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _engines(registry: Registry, settings: Settings) -> list[str]:
+def _engines(registry: Registry, settings: Settings) -> str:
     texts = []
     for hosted in registry:
         remote = settings.remote_engine(hosted.name)
@@ -116,7 +126,7 @@ def _engines(registry: Registry, settings: Settings) -> list[str]:
         else:
             devices = ", ".join(device.name for device in hosted.scheduler.devices)
             texts.append((hosted.name, f"this process on {_with_threads(devices)}"))
-    return _grouped(texts) or ["none: every model is on another server"]
+    return _grouped(texts) or "none: every model is on another server"
 
 
 def _with_threads(devices: str) -> str:
@@ -165,16 +175,15 @@ def _keys(settings: Settings) -> str:
 
 
 def _ready(settings: Settings, port: int, seconds: float) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
     page = "a page to try the models; " if settings.page else ""
-    return f"http://{host}:{port} in {seconds:.1f} s; {page}/docs has every route"
+    return f"http://{host_and_port(settings.host, port)} in {seconds:.1f} s; {page}/docs has every route"
 
 
-def _grouped(texts: Sequence[tuple[str, str]]) -> list[str]:
-    """Return each text once, with the names that it is about where they have several."""
+def _grouped(texts: Sequence[tuple[str, str]]) -> str:
+    """Return each text once, with the names that it is about where they have several texts."""
     names: dict[str, list[str]] = {}
     for name, text in texts:
         names.setdefault(text, []).append(name)
     if len(names) == 1:
-        return list(names)
-    return [f"{', '.join(about)}: {text}" for text, about in names.items()]
+        return next(iter(names))
+    return " | ".join(f"{', '.join(about)}: {text}" for text, about in names.items())

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shutil
+import socket
 
 import pytest
 import torch
@@ -85,6 +86,17 @@ def test_nan_in_the_weights_is_refused(capsys, folders, tmp_path):
     code, message = refused(capsys, "--model", f"judge={folder}")
     assert code == 2
     assert "NaN or infinity" in message
+
+
+def test_a_port_that_is_taken_is_said_before_any_model_is_loaded(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, message = refused(capsys, "--model", "judge=/nowhere/judge", "--port", str(port))
+    assert code == 1
+    assert message.startswith(f"paragone serve: 127.0.0.1:{port} is taken by another process")
+    assert "/nowhere" not in message
 
 
 def test_an_unknown_key_of_the_file_is_refused(capsys, tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import re
+import threading
 
 import pytest
 import torch
@@ -33,16 +34,17 @@ def section(shown, name):
     return [text[10:] for text in texts]
 
 
-def test_one_model_takes_nine_lines_that_name_all_that_was_chosen(hosted):
+def test_one_model_takes_eight_lines_that_name_all_that_was_chosen(hosted):
     shown = lines({"bt": hosted["bt"]}, models={"bt": {"source": "x", "dtype": "float32"}})
     assert [line.split()[0] for line in shown] == [
-        "Paragone", "models", "engine", "dtype", "kernels", "cache", "keys", "dialects", "ready"
+        "Paragone", "models", "engine", "compute", "cache", "keys", "dialects", "ready"
     ]  # fmt: skip
     (model,) = section(shown, "models")
     assert re.fullmatch(r"bt \(default\): bradley-terry, [\d.]+ k parameters, 256 tokens, from /.*", model)
     assert section(shown, "engine") == [f"this process on cpu, {_threads()}"]
-    assert section(shown, "dtype") == ["float32, as the settings say"]
-    assert section(shown, "kernels") == ["packed, torch's operations: our kernels are for bfloat16"]
+    assert section(shown, "compute") == [
+        "float32, as the settings say; packed, torch's operations: our kernels are for bfloat16"
+    ]
     assert section(shown, "cache") == ["512 MB of memory; no Redis (--redis-url), so a restart begins with nothing"]
     assert section(shown, "keys") == ["none: whoever reaches this address on this machine may ask"]
     assert section(shown, "dialects")[0].startswith("openrlhf, slime, vllm")
@@ -66,16 +68,29 @@ def test_no_identity_and_no_secret_is_shown(hosted):
 def test_what_models_differ_in_is_said_with_their_names(hosted):
     models = {"first": hosted["bt"], "second": hosted["gpm"]}
     settings = {"first": {"source": "x", "dtype": "float32"}, "second": {"source": "y"}}
-    texts = section(lines(models, models=settings), "dtype")
-    assert texts[0] == "first: float32, as the settings say"
-    assert texts[1].startswith("second: float32: bfloat16 gains nothing below 10 M parameters")
+    (text,) = section(lines(models, models=settings), "compute")
+    first, second = text.split(" | ")
+    assert first.startswith("first: float32, as the settings say; ")
+    assert second.startswith("second: float32: bfloat16 gains nothing below 10 M parameters")
 
 
 def test_ensembles_and_models_on_other_servers_say_where_they_run(hosted):
     shown = lines({"a": hosted["bt"], "b": hosted["gpm"]}, models=ENSEMBLE, engines={"b": "vllm:http://127.0.0.1:1"})
     assert section(shown, "models")[2] == "both: ensemble, ensemble:a+b"
-    assert section(shown, "engine")[1] == "b: vllm at http://127.0.0.1:1"
-    assert len(section(shown, "dtype")) == 1  # b's is its server's
+    assert section(shown, "engine")[0].endswith(" | b: vllm at http://127.0.0.1:1")
+    assert " | " not in section(shown, "compute")[0]  # b's is its server's
+
+
+def test_five_models_take_ten_lines_and_the_default_one_keeps_its_own(hosted):
+    names = ("a", "b", "c", "d", "e")
+    models = {name: hosted["gpm" if name == "c" else "bt"] for name in names}
+    shown = lines(models, models={name: {"source": name} for name in names})
+    assert len(shown) <= 10
+    first, others = section(shown, "models")
+    assert first.startswith("a (default): bradley-terry, ")
+    assert others == (
+        "and b (bradley-terry), c (general-preference), d (bradley-terry), e (bradley-terry); /v1/models says more"
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,9 +154,19 @@ def test_machines_read_the_facts_and_none_of_the_lines(capsys):
 
 def test_a_model_that_loads_for_long_is_named_meanwhile(monkeypatch):
     monkeypatch.setattr("paragone_service.hosting._PATIENCE_S", 0.0)
-    said = []
-    monkeypatch.setattr(logging.getLogger(START_LOGGER), "info", said.append)
+    monkeypatch.setattr("paragone_service.hosting._AGAIN_S", 0.01)
+    said, both = [], threading.Event()
+
+    def say(text):
+        said.append(text)
+        if len(said) > 1:
+            both.set()
+
+    monkeypatch.setattr(logging.getLogger(START_LOGGER), "info", say)
     with _saying_so_if_it_takes_long("judge", "owner/judge"):
-        while not said:
-            pass
-    assert said == ["loading judge from owner/judge …"]
+        assert both.wait(30)
+    assert said[0] == "loading judge from owner/judge …"
+    assert said[1].startswith("still loading judge, ")
+    count = len(said)
+    assert not [one for one in threading.enumerate() if one.name == "loading for long"]
+    assert len(said) == count

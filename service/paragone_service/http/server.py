@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from paragone_service.config import Settings
 from paragone_service.http.connections import Door, raise_file_limit
 from paragone_service.http.errors import ErrorShapes
+from paragone_service.http.listening import leave_for_successors, refusal
 from paragone_service.http.middleware import Drain
 from paragone_service.metrics import Metrics
 
@@ -41,7 +42,18 @@ class Server(uvicorn.Server):
         self._listens = listens
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to listen, and say so."""
+        """Start to listen, and say so.
+
+        Raises:
+            ListenError: if another process listens at a bound address meanwhile.
+        """
+        try:
+            # Here, because uvloop raises nothing where it cannot listen: the server would run and hear nobody.
+            for one in sockets or ():
+                one.listen(self.config.backlog)
+        except OSError as error:
+            raise refusal(error, self.config.host, self.config.port) from error
+        leave_for_successors(sockets or ())
         await super().startup(sockets)
         if self.started and self._listens is not None:
             self._listens(self.servers[0].sockets[0].getsockname()[1])

@@ -16,11 +16,6 @@ import httpx2
 import pytest
 from serving_setup import free_port
 
-from paragone_service.app import create_app
-from paragone_service.config import Settings
-from paragone_service.http.middleware import Drain
-from paragone_service.http.server import Server, configure
-
 PARAGONE = str(Path(sys.executable).with_name("paragone"))
 
 
@@ -226,16 +221,3 @@ def test_sigterm_ends_an_idle_server_with_open_connections_and_it_exits_with_zer
     assert "models    tiny (default): " in log
     assert f"ready     http://127.0.0.1:{running.port}" in log
     assert "Loading weights" not in log
-
-
-def test_a_port_that_is_taken_is_said_and_the_exit_code_is_not_zero(hosted, caplog):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        settings = Settings(port=taken.getsockname()[1])
-        drain = Drain()
-        server = Server(configure(create_app(settings, {"bt": hosted["bt"]}, drain=drain), settings), drain)
-        with pytest.raises(SystemExit) as caught:
-            server.run()
-    assert caught.value.code != 0
-    assert "address already in use" in caplog.text
