@@ -10,6 +10,7 @@ import typer
 from paragone.addresses import DEFAULT_URL
 from paragone.client import Client
 from paragone.exceptions import checked
+from paragone.waiting import in_few_words
 from paragone.wire import ModelInfo
 
 __all__ = ["ask"]
@@ -40,7 +41,7 @@ def ask(
         client = Client(url, api_key=api_key, model=model, timeout_s=patience_s, retry_s=timeout_s, wait_s=wait_s)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    with client:
+    with client, in_few_words():
         answer = client.preferences([(texts[0], texts[1], texts[2])])
         row = checked(answer.preferences)[0]
         info = client.model(answer.model)

@@ -6,17 +6,18 @@ else is a bug and keeps its traceback. ``command_help.EXIT_CODES`` says what exi
 """
 
 import difflib
+import functools
 import importlib.util
-import os
-import re
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from paragone import completion
 from paragone.command_help import EXAMPLES, EXIT_CODES, SUMMARIES
+from paragone.installing import pip_install
 
-__all__ = ["main", "root_app", "runner_of"]
+__all__ = ["main", "runner_of"]
 
 _GROUP = "paragone.commands"
 _PACKAGES = ("paragone", "paragone_models", "paragone_service", "paragone_evaluation", "paragone_training")
@@ -27,10 +28,6 @@ _EXTRAS = {
     "paragone_evaluation": ("evaluation", "pyarrow"),
     "paragone_training": ("training", "accelerate"),
 }
-_COMPLETING = "_PARAGONE_COMPLETE"
-# What shells say of the line that is being completed: bash and the others.
-_COMPLETED_LINES = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
-_COMPLETION_OPTIONS = ("--install-completion", "--show-completion")
 
 
 def main(arguments: Sequence[str] | None = None, *, commands: Iterable[EntryPoint] | None = None) -> int:
@@ -50,8 +47,9 @@ def main(arguments: Sequence[str] | None = None, *, commands: Iterable[EntryPoin
         sys.stdout.write(f"paragone {__version__}\n")
         return 0
     installed = {command.name: command for command in (entry_points(group=_GROUP) if commands is None else commands)}
-    if _COMPLETING in os.environ or (words[:1] and words[0] in _COMPLETION_OPTIONS):
-        return _complete(installed, words)
+    if completion.is_asked(words):
+        usable = {name for name, command in installed.items() if _missing_extra(command) is None}
+        return completion.answer(installed, usable, words)
     if not words:
         sys.stderr.write(_help(installed))
         return 2
@@ -70,9 +68,7 @@ def main(arguments: Sequence[str] | None = None, *, commands: Iterable[EntryPoin
         extra = _missing_extra(installed[name])
         if extra is None:
             raise  # all extras are there, so a module of ours is missing
-        return _failed(
-            f"paragone {name} lacks a part of its installation ({error}): pip install 'paragone[{extra}]'", 1
-        )
+        return _failed(f"paragone {name} lacks a part of its installation ({error}): {pip_install(extra)}", 1)
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:  # a file of the user's
             return _failed(f"paragone {name}: {error.filename}: {error.strerror}", 1)
@@ -80,41 +76,6 @@ def main(arguments: Sequence[str] | None = None, *, commands: Iterable[EntryPoin
         if type(error).__module__.partition(".")[0] not in _PACKAGES:
             raise
         return _failed(f"paragone {name}: {error}", 2 if isinstance(error, ValueError) else 1)
-
-
-def root_app(installed: Mapping[str, EntryPoint], imported: Collection[str]) -> Any:
-    """Return all commands as one Typer app, for completion and for references.
-
-    Args:
-        imported: names of the commands that are imported; the others have their line of help and no options.
-
-    Raises:
-        ModuleNotFoundError: if an imported command lacks its extra.
-    """
-    import typer
-
-    root = typer.Typer(help="Ask, serve and train reward and preference models.", no_args_is_help=True)
-    for name in sorted(installed):
-        loaded = installed[name].load() if name in imported else _placeholder
-        if isinstance(loaded, typer.Typer):
-            root.add_typer(loaded, name=name, help=SUMMARIES.get(name))
-        else:
-            root.command(name, help=SUMMARIES.get(name) if name not in imported else None)(loaded)
-    return root
-
-
-def _placeholder() -> None:
-    """Stand for a command that is not imported."""
-
-
-def _complete(installed: Mapping[str, EntryPoint], words: list[str]) -> int:
-    """Answer a shell that completes a line, or install what asks us."""
-    lines = [os.environ.get(name, "").split() for name in _COMPLETED_LINES]
-    written = next((line for line in lines if line), [])
-    # The one command that the line names: another one's options are nobody's question.
-    named = {word for word in written[1:2] if word in installed and _missing_extra(installed[word]) is None}
-    root_app(installed, named)(args=words, prog_name="paragone")
-    return 0
 
 
 def runner_of(name: str, loaded: Any) -> Any:
@@ -134,17 +95,54 @@ def runner_of(name: str, loaded: Any) -> Any:
         runner = typer.main.get_command(app)
     subcommands = getattr(runner, "commands", {})
     for path, one in ((name, runner), *((f"{name} {own}", sub) for own, sub in subcommands.items())):
-        # Docstrings are wrapped for readers of the code; a terminal has a width of its own.
-        one.help = re.sub(r"(?<!\n)\n[ ]*(?=\S)", " ", one.help or "")
-        if path in EXAMPLES:
-            one.epilog = f"Example: {EXAMPLES[path]}"
+        one.format_help = functools.partial(_write_help, path, one)
+        for parameter in one.params:  # as usage and errors name it
+            if parameter.param_type_name == "argument" and parameter.metavar is None:
+                parameter.metavar = parameter.name.upper()
     return runner
 
 
+def _write_help(path: str, command: Any, context: Any, formatter: Any) -> None:
+    """Write the help of a command, in place of Typer's table, whose six columns leave little room for words."""
+    from paragone.help_page import help_page
+
+    # The examples of a group are those of its commands, which have them in their own help.
+    formatter.write(help_page(f"paragone {path}", command, context, [EXAMPLES[path]] if path in EXAMPLES else ()))
+
+
 def _run(name: str, command: EntryPoint, arguments: list[str]) -> int:
-    """Import a subcommand and run it; Typer ends most of them with SystemExit."""
-    runner_of(name, command.load())(args=arguments, prog_name=f"paragone {name}")
-    return 0
+    """Import a subcommand and run it."""
+    import typer
+
+    runner = runner_of(name, command.load())
+    try:
+        code = runner.main(args=arguments, prog_name=f"paragone {name}", standalone_mode=False)
+    except typer.Abort as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # which Typer's questions take for the end of the input
+            return 130
+        return _failed(f"paragone {name}: stopped at a question, to which no answer could be read", 1)
+    except typer.TyperException as error:
+        raise SystemExit(_misused(name, error)) from None
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _misused(name: str, error: Any) -> int:
+    """Say in one line what is wrong with the words of a command, and where it is explained."""
+    import typer
+
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group without its command; Typer exports no name for it
+        typer.echo(error.message, err=True)
+        return int(error.exit_code)
+    context = getattr(error, "ctx", None)
+    path = f"paragone {name}" if context is None else context.command_path
+    text = error.format_message()
+    if isinstance(error, typer.BadParameter) and error.param is None and error.param_hint is None:
+        text = error.message  # ours, which names its option; Typer would put "Invalid value" before it
+    text = " ".join(text.split()).rstrip(".")
+    known = getattr(getattr(context, "command", None), "commands", {})
+    if text.startswith("No such command") and not text.endswith("?"):
+        text += f", there are {', '.join(known)}"
+    return _failed(f"{path}: {text}; see {path} --help", error.exit_code)
 
 
 def _failed(message: str, code: int) -> int:
@@ -174,7 +172,7 @@ def _help(installed: Mapping[str, EntryPoint]) -> str:
     ]
     for name in sorted(installed):
         extra = _missing_extra(installed[name])
-        needs = f"  (needs: pip install 'paragone[{extra}]')" if extra else ""
+        needs = f"  (needs: {pip_install(extra)})" if extra else ""
         lines.append(f"  {name:<9} {SUMMARIES.get(name, installed[name].value)}{needs}")
     lines += [
         "",

@@ -1,7 +1,8 @@
 """``paragone doctor``: what is installed, what would be chosen here and why, what can be reached, and what to do.
 
 A package adds checks by an entry point of the group ``paragone.checks``: a function of the command's options that
-yields ``(subject, state, text, remedy)``, where the state is ``ok``, ``warn`` or ``fail``. Checks raise nothing.
+yields ``(subject, state, text, remedy)``. The state is ``ok``, ``warn``, ``fail``, or ``info`` for what is neither good
+nor bad, as an extra that is not installed. Checks raise nothing.
 """
 
 import json
@@ -18,11 +19,12 @@ import typer
 from rich.console import Console
 
 from paragone.addresses import DEFAULT_URL, without_userinfo
+from paragone.installing import pip_install
 from paragone.versions import VERSION_HEADER, incompatibility, minor_difference, own_version
 
 __all__ = ["Finding", "doctor", "findings"]
 
-State = Literal["ok", "warn", "fail"]
+State = Literal["info", "ok", "warn", "fail"]
 
 _GROUP = "paragone.checks"
 _EXTRAS = {
@@ -34,8 +36,8 @@ _EXTRAS = {
 }
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?.*; extra == ['\"](\w+)['\"]")
 _TIMEOUT_S = 5.0
-_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-_RANKS: tuple[State, ...] = ("ok", "warn", "fail")
+_STYLES = {"info": "dim", "ok": "green", "warn": "yellow", "fail": "bold red"}
+_RANKS: tuple[State, ...] = ("info", "ok", "warn", "fail")
 
 
 class Finding(NamedTuple):
@@ -131,9 +133,9 @@ def _extras() -> Iterator[Finding]:
         said |= set(versions)
         there = [f"{name} {number}" for name, number in versions.items() if number]
         lacking = [name for name, number in versions.items() if not number]
-        install = f"{purpose}: pip install 'paragone[{extra}]'"
+        install = f"{purpose}: {pip_install(extra)}"
         if not there:
-            yield Finding(extra, "ok", "not installed", install)
+            yield Finding(extra, "info", "not installed", install)
         elif lacking:
             yield Finding(extra, "warn", f"{', '.join(there)}; without {', '.join(lacking)}", install)
         else:
@@ -195,7 +197,8 @@ def _names(response: httpx2.Response) -> list[str]:
 
 
 def _print(finding: Finding, console: Console) -> None:
-    console.print(f"{finding.state:<5}", style=_STYLES[finding.state], end="")
+    shown = "–" if finding.state == "info" else finding.state
+    console.print(f"{shown:<5}", style=_STYLES[finding.state], end="")
     console.print(f"{finding.subject:<10} {finding.text}", markup=False)
     if finding.remedy:
         console.print(f"     {'':<10} → {finding.remedy}", markup=False, style="dim")

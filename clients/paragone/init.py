@@ -51,7 +51,9 @@ def server(
     source: Annotated[
         str | None, typer.Option(help="The model: builtin:NAME, a Hugging Face id or a folder.", show_default=False)
     ] = None,
-    who: Annotated[str | None, typer.Option(help="Who may ask: me, on this machine, or others.")] = None,
+    who: Annotated[
+        str | None, typer.Option(metavar="|".join(_READERS), help="Who may ask: me, on this machine, or others.")
+    ] = None,
     redis: Annotated[str | None, typer.Option(help="Redis behind the cache, redis://HOST:PORT; none for none.")] = None,
     device: Annotated[str | None, typer.Option(help="Where it runs: auto, cpu, cuda, or all for every GPU.")] = None,
     yes: _Yes = False,
@@ -82,9 +84,14 @@ def recipe(
         str | None,
         typer.Option(help="What is trained: a Hugging Face id or a folder; none for a small one from random weights."),
     ] = None,
-    kind: Annotated[str | None, typer.Option(help=f"{' or '.join(_KINDS)}, which knows cycles too.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(metavar="|".join(_KINDS), help="Kind of model; the latter knows cycles too.")
+    ] = None,
     way: Annotated[
-        str | None, typer.Option(help="lora: adapters; full: every weight; head: the head alone, in seconds.")
+        str | None,
+        typer.Option(
+            metavar="|".join(_WAYS), help="lora: adapters; full: every weight; head: the head alone, in seconds."
+        ),
     ] = None,
     holdout: Annotated[
         str | None,

@@ -60,6 +60,8 @@ _RETRIED_STATUS = frozenset({502, 503, 504})
 _FINAL = frozenset({ErrorCode.COHORT_INCOMPLETE})
 # What a server says that is well and has too much to do: whoever is told so waits for its turn.
 _BUSY = frozenset({ErrorCode.OVERLOADED, ErrorCode.TOO_MANY_CONNECTIONS, ErrorCode.QUOTA_EXCEEDED})
+RETRIED = "try %d failed, the next one in %.2f s (%.0f s left): %s"
+"""What is logged of a try after which the client waits."""
 _NOBODY_THERE = " (nothing has answered there yet. Is a server running at this address? paragone serve starts one)"
 # A read error is a connection that broke under the request: safe to repeat, because every request is a pure question.
 _RETRIED_FAILURES = (
@@ -308,7 +310,7 @@ class Attempts:
         wait_s = policy.pause_s(self._rounds, min(self._hints), left_s)
         if wait_s is None:
             raise error from cause
-        logger.warning("try %d failed, the next one in %.2f s (%.0f s left): %s", self.tries, wait_s, left_s, error)
+        logger.warning(RETRIED, self.tries, wait_s, left_s, error)
         return wait_s
 
 

@@ -30,9 +30,10 @@ def incompatibility(client: str, server: str) -> str | None:
     (asking, _), (answering, _) = parts
     age = "old" if asking < answering else "new"
     change = "upgrade the client" if asking < answering else "upgrade the server, or take an older client"
+    # In words: how a client elsewhere was installed is not known here.
     return (
         f"the client's version {client} is too {age} for the server's version {server}: {change} "
-        f'(pip install "paragone=={answering}.*" where the client runs)'
+        f"(install paragone {answering}.* where the client runs)"
     )
 
 

@@ -1,11 +1,15 @@
-"""The page of the command line: every command with every argument and option, from Typer."""
+"""The page of the command line: every command with every argument and option, in the words of its help."""
 
+import re
 from collections.abc import Iterable, Iterator
 from importlib.metadata import EntryPoint
 from typing import Any
 
 import typer
-import typer.main
+
+from paragone.cli import runner_of
+from paragone.command_help import EXAMPLES, EXIT_CODES
+from paragone.help_page import Words, usage, words_of
 
 from .markdown import paragraph, table
 
@@ -20,56 +24,49 @@ def command_pages(commands: Iterable[EntryPoint]) -> dict[str, str]:
     """
     pages, rows = {}, []
     for entry in sorted(commands, key=lambda entry: entry.name):
-        command = _loaded(entry.name, entry.load())
-        pages[f"{entry.name}.md"] = "\n".join(_command(f"paragone {entry.name}", command, level=1))
-        rows.append((f"[`paragone {entry.name}`]({entry.name}.md)", _summary(command)))
+        command = runner_of(entry.name, entry.load())
+        pages[f"{entry.name}.md"] = "\n".join(_command(entry.name, command, level=1))
+        rows.append((f"[`paragone {entry.name}`]({entry.name}.md)", _linked(command.help or "").split("\n\n")[0]))
+    codes = [(f"{code}", meaning) for code, meaning in EXIT_CODES.items()]
     pages["index.md"] = (
-        "# Command line\n\nExit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted.\n\n"
-        + table(("command", "what it does"), rows)
+        "# Command line\n\nWhat the commands are for, with examples: [the command line](../../command-line.md).\n\n"
+        f"{table(('command', 'what it does'), rows)}\n## Exit codes\n\n{table(('code', 'meaning'), codes)}"
     )
     return pages
 
 
-def _loaded(name: str, loaded: Any) -> Any:
-    if isinstance(loaded, typer.Typer):
-        return typer.main.get_group(loaded)
-    app = typer.Typer(add_completion=False)
-    app.command(name)(loaded)
-    return typer.main.get_command(app)
+def _linked(text: str) -> str:
+    """Return a docstring's prose as Markdown, with links where it names pages of the documentation."""
+    return re.sub(r"docs/([\w-]+)\.md", r"[\1](../../\1.md)", paragraph(text))
 
 
-def _summary(command: Any) -> str:
-    return paragraph(command.help or "").split("\n\n")[0]
-
-
-def _command(name: str, command: Any, level: int) -> Iterator[str]:
+def _command(path: str, command: Any, level: int) -> Iterator[str]:
     context = typer.Context(command)
-    yield f"{'#' * level} {name}\n"
-    yield paragraph(command.help or "") + "\n"
-    subcommands = getattr(command, "commands", {})
-    words = [one.metavar or one.name.upper() for one in command.params if one.param_type_name == "argument"]
-    usage = [name, *(["COMMAND"] if subcommands else []), "[OPTIONS]", *words]
-    yield f"```text\n{' '.join(usage)}\n```\n"
-    arguments = [
-        (f"`{one.name}`", paragraph(one.help or "")) for one in command.params if one.param_type_name == "argument"
-    ]
+    yield f"{'#' * level} paragone {path}\n"
+    yield _linked(command.help or "") + "\n"
+    yield f"```text\n{usage(f'paragone {path}', command, context)}\n```\n"
+    if path in EXAMPLES:
+        yield f"For example:\n\n```bash\n{EXAMPLES[path]}\n```\n"
+    shown = [one for one in command.params if not one.hidden]
+    arguments = [words_of(one, context) for one in shown if one.param_type_name == "argument"]
     if arguments:
-        yield table(("argument", "meaning"), arguments)
-    options = [_option(one, context) for one in command.params if one.param_type_name == "option" and not one.hidden]
+        rows = [(f"`{one.names[0]}`", _default(one), _linked(one.meaning)) for one in arguments]
+        yield table(("argument", "default", "meaning"), rows)
+    options = [words_of(one, context) for one in shown if one.param_type_name == "option"]
     if options:
-        yield table(("option", "value", "default", "meaning"), options)
-    for subname, subcommand in subcommands.items():
-        yield from _command(f"{name} {subname}", subcommand, level=level + 1)
+        yield table(("option", "value", "default", "meaning"), map(_option, options))
+    for subname, subcommand in getattr(command, "commands", {}).items():
+        yield from _command(f"{path} {subname}", subcommand, level=level + 1)
 
 
-def _option(option: Any, context: typer.Context) -> tuple[str, str, str, str]:
-    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-    value = "" if option.is_flag else f"`{option.metavar or option.display_type(context).strip('<>')}`"
-    unset = option.default is None or callable(option.default) or option.default in ((), [], "")
-    default = "required" if option.required else "" if unset or option.is_flag else f"`{option.default}`"
-    environment = f" Environment: `{option.envvar}`." if option.envvar else ""
-    # Where a default is worked out later, the help says it.
-    meaning, _, told = (option.help or "").removesuffix(")").partition(" (default: ")
-    if told and not default:
-        return names, value, told if " " in told else f"`{told}`", paragraph(meaning) + environment
-    return names, value, default, paragraph(option.help or "") + environment
+def _option(words: Words) -> tuple[str, str, str, str]:
+    names = ", ".join(f"`{name}`" for name in words.names)
+    value = f"`{words.value}`" if words.value else ""
+    return names, value, _default(words), _linked(words.meaning) + "".join(f" ({one})" for one in words.remarks)
+
+
+def _default(words: Words) -> str:
+    if "required" in words.remarks:
+        return "required"
+    # Where a default is worked out later, it is said in words.
+    return words.default if not words.default or " " in words.default else f"`{words.default}`"

@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import io
 import json
 import re
 import shlex
@@ -18,6 +19,8 @@ import typer
 from paragone import cli
 from paragone.command_help import EXAMPLES, EXIT_CODES, SUMMARIES
 from paragone.exceptions import DeadlineError, RequestError
+from paragone.help_page import help_page
+from paragone.installing import pip_install
 from tests.clients.oracle import Oracle, listening
 
 GROUP = "paragone.commands"
@@ -44,6 +47,11 @@ def hire(name: str) -> None:
     typer.echo(f"{name} is hired.")
 
 
+party = typer.Typer(no_args_is_help=True)
+party.command("hire")(hire)
+party.command("leave")(hire)
+
+
 def refuse() -> None:
     raise RequestError("the prompt is empty", code="empty_prompt")
 
@@ -54,6 +62,14 @@ def give_up() -> None:
 
 def leave() -> None:
     raise typer.Exit(7)
+
+
+def balk() -> None:
+    raise typer.BadParameter("--how is\nwrong.")
+
+
+def doubt() -> None:
+    typer.prompt("Who")
 
 
 def interrupt() -> None:
@@ -72,7 +88,8 @@ def command(name, value=None):
     return EntryPoint(name=name, value=value or f"{HERE}:{name}", group=GROUP)
 
 
-COMMANDS = [command(name) for name in ("greet", "crew", "refuse", "give_up", "leave", "interrupt", "bug", "full")]
+NAMES = (*["greet", "crew", "refuse", "give_up", "leave", "interrupt", "bug", "full", "balk", "doubt", "party"],)
+COMMANDS = [command(name) for name in NAMES]
 
 
 def run(*arguments):
@@ -112,11 +129,45 @@ def test_help_is_wrapped_where_the_terminal_ends_and_not_where_the_docstring_doe
     assert "See the files." in shown
 
 
-def test_wrong_usage_is_exit_code_2(capsys):
-    assert run("greet") == 2
-    assert run("crew", "hire") == 2
-    assert run("crew", "fire") == 2
-    assert "Traceback" not in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["greet"], "paragone greet: Missing argument 'NAME'; see paragone greet --help"),
+        (["greet", "a", "b"], "paragone greet: Got unexpected extra argument(s) (b); see paragone greet --help"),
+        (["greet", "--lout"], "paragone greet: No such option: --lout (Possible options: --loud, --no-loud); see"),
+        (["crew", "hire"], "paragone crew hire: Missing argument 'NAME'; see paragone crew hire --help"),
+        (["crew", "xyz"], "paragone crew: No such command 'xyz', there are hire; see paragone crew --help"),
+        (["balk"], "paragone balk: --how is wrong; see paragone balk --help"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_says_where_help_is_and_exit_code_2(capsys, words, line):
+    assert run(*words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(line)
+    assert said.count("\n") == 1
+    assert said.endswith(" --help\n")
+
+
+def test_a_group_without_its_command_shows_its_help_and_is_exit_code_2(capsys):
+    assert run("party") == 2
+    assert "hire   Hire somebody." in capsys.readouterr().err
+
+
+def test_a_question_that_nobody_can_answer_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert run("doubt") == 1
+    said = "paragone doubt: stopped at a question, to which no answer could be read\n"
+    assert capsys.readouterr().err == said
+
+
+def test_ctrl_c_at_a_question_is_exit_code_130(capsys, monkeypatch):
+    class Interrupted(io.StringIO):
+        def readline(self, *_):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", Interrupted())
+    assert run("doubt") == 130
+    assert "stopped" not in capsys.readouterr().err
 
 
 def test_our_own_exceptions_are_one_line_and_no_traceback(capsys):
@@ -144,7 +195,7 @@ def test_an_unknown_command_is_exit_code_2_and_the_nearest_is_named(capsys):
     assert run("great") == 2
     assert capsys.readouterr().err == "paragone: no command 'great'; did you mean 'greet'?\n"
     assert run("xyz") == 2
-    assert "there are: bug, crew" in capsys.readouterr().err
+    assert "there are: balk, bug, crew" in capsys.readouterr().err
 
 
 def test_without_a_command_the_help_is_shown_and_the_exit_code_is_2(capsys):
@@ -177,7 +228,7 @@ def test_neither_help_nor_ask_imports_torch():
 def test_serve_without_its_extra_names_the_pip_install():
     done = paragone("serve", before="sys.modules['fastapi'] = None")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("pip install 'paragone[service]'")
+    assert done.stderr.splitlines()[-1].endswith(pip_install("service"))
     assert "Traceback" not in done.stderr
 
 
@@ -192,7 +243,7 @@ def test_serve_without_its_extra_names_the_pip_install():
 def test_a_command_of_any_package_without_its_extra_names_the_pip_install(package, missing, extra, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, missing, None)
     assert cli.main(["x"], commands=[command("x", f"{package}.no_such_module:x")]) == 1
-    assert f"pip install 'paragone[{extra}]'" in capsys.readouterr().err
+    assert pip_install(extra) in capsys.readouterr().err
 
 
 def test_a_module_that_is_missing_though_the_extra_is_there_is_a_bug():
@@ -202,8 +253,8 @@ def test_a_module_that_is_missing_though_the_extra_is_there_is_a_bug():
 
 def test_the_help_tells_which_commands_lack_their_extra():
     listed = paragone("--help", before="sys.modules['fastapi'] = None").stdout
-    assert "pip install 'paragone[service]'" in listed
-    assert "pip install 'paragone[training]'" not in listed
+    assert pip_install("service") in listed
+    assert pip_install("training") not in listed
 
 
 def test_ctrl_c_ends_a_command_with_exit_code_130():
@@ -272,6 +323,28 @@ echo "${{COMPREPLY[@]}}"
 """
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert done.stdout.split() == ["verify"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("bench buil", {"builtin:mini-bradley-terry", "builtin:everyday-head"}),
+        ("bench builtin:", {"mini-bradley-terry", "everyday-head"}),
+        ("bench builtin:mini-b", {"mini-bradley-terry"}),
+        ("serve --model judge=builtin:mini-b", {"mini-bradley-terry"}),
+        ("eval x.jsonl --model judge=buil", {"builtin:mini-bradley-terry"}),
+        ("serve --log-format j", {"json"}),
+        ("serve --max-c", {"--max-connections"}),
+        ("verify m --dialect open", {"openrlhf"}),
+    ],
+)
+def test_bash_completes_models_and_choices_though_it_takes_words_apart_at_colons(line, answer):
+    # As bash hands them over: a colon and an equals sign are words of their own.
+    words = ["paragone", *(part for word in line.split(" ") for part in re.findall(r"[:=]|[^:=]+", word) or [""])]
+    asked = {"COMP_WORDS": "\n".join(words), "COMP_CWORD": f"{len(words) - 1}", "_PARAGONE_COMPLETE": "complete_bash"}
+    shown = paragone(before=f"import os; os.environ.update({asked!r})").stdout.split()
+    assert answer <= set(shown)
+    assert len(answer) > 1 or "buil" in line or set(shown) == answer
 
 
 def test_completion_is_installed_into_the_files_of_the_shell(tmp_path):
@@ -345,6 +418,18 @@ def test_examples_that_take_no_model_run_as_they_are_written(path, tmp_path, mon
 def test_every_command_that_prints_a_result_prints_it_as_json_too(path):
     options = [option for parameter in PATHS[path].params for option in parameter.opts]
     assert "--json" in options
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("path", sorted(PATHS))
+def test_every_help_fits_the_terminal_and_has_no_word_of_python(path, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = help_page(f"paragone {path}", PATHS[path], typer.Context(PATHS[path]), [EXAMPLES[path]])
+    text, _, example = re.sub(r"\x1b\[\d*m", "", shown).partition("Example:\n")
+    assert example == f"  {EXAMPLES[path]}"  # whole, to be pasted
+    assert max(map(len, text.splitlines())) <= columns
+    assert not re.search(r"<\w+>|list\[|\(default: \(?\)|None|True|False|\\b", text)
+    assert text.startswith(f"Usage: paragone {path}")
 
 
 @pytest.mark.parametrize("path", sorted(PATHS))

@@ -14,6 +14,7 @@ from serving_setup import free_port
 
 from paragone import cli
 from paragone.doctor import findings
+from paragone.installing import pip_install
 from paragone.versions import VERSION_HEADER, own_version
 from paragone_models import checks as model_checks
 from paragone_models.packing import native
@@ -54,12 +55,12 @@ def test_an_extra_is_shown_once_with_its_own_packages_and_what_is_missing(monkey
     monkeypatch.setattr("paragone.doctor._installed", lambda name: versions.get(name, "1.0"))
     rows = list(findings({}, checks=()))
     state, text, remedy = found(rows, "service")
-    assert (state, remedy) == ("warn", "for `paragone serve`: pip install 'paragone[service]'")
+    assert (state, remedy) == ("warn", f"for `paragone serve`: {pip_install('service')}")
     assert text.endswith("without fastapi")
     assert "torch 2.0" in found(rows, "models")[1]
     assert "torch" not in text
     monkeypatch.setattr("paragone.doctor._installed", lambda _: None)
-    assert found(findings({}, checks=()), "training")[:2] == ("ok", "not installed")
+    assert found(findings({}, checks=()), "training")[:2] == ("info", "not installed")
 
 
 def test_a_service_is_asked_for_its_models_and_its_version():
@@ -110,11 +111,24 @@ def test_a_port_that_is_taken_and_a_host_that_is_not_here_are_said(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         state, text, remedy = found(service_checks({"port": port}), "port")
-    assert (state, text) == ("warn", f"127.0.0.1:{port} is taken")
+    assert state == "warn"
+    assert text.startswith(f"127.0.0.1:{port} is taken by another process, perhaps")
+    assert f"ss -ltnp 'sport = :{port}'" in remedy
     assert "--port" in remedy
     file = tmp_path / "paragone.toml"
     file.write_text("host = '192.0.2.1'\napi_key = 'k'\n")
     assert found(service_checks({"config": file}), "port")[0] == "fail"
+
+
+def test_the_default_model_is_named_first():
+    text = found(service_checks({"port": free_port()}), "settings")[1]
+    assert text.startswith("defaults and environment: hosting mini-general-preference (default), mini-bradley-terry, ")
+
+
+def test_what_is_not_installed_is_neither_good_nor_bad(capsys, monkeypatch):
+    monkeypatch.setattr("paragone.doctor._installed", lambda name: None if "triton" in name else "1.0")
+    assert doctor("--port", str(free_port())) == 0
+    assert "\n–    triton     not installed\n" in capsys.readouterr().out
 
 
 def test_settings_that_serve_would_refuse_fail(tmp_path):

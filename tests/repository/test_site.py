@@ -20,6 +20,7 @@ from reference_pages.recipes import recipes_page
 
 import paragone
 from paragone.codes import ErrorCode
+from paragone.command_help import EXIT_CODES
 from paragone.exceptions import EXCEPTIONS
 from paragone_service.http.errors import HTTP_STATUS
 from paragone_service.metrics import Metrics
@@ -68,9 +69,12 @@ def test_every_command_has_a_page_and_its_options_their_values_and_defaults():
     commands = list(entry_points(group="paragone.commands"))
     pages = command_pages(commands)
     assert set(pages) == {"index.md", *(f"{command.name}.md" for command in commands)}
-    assert "| `--timeout-s` | `float` | `60.0` | Give up on an answer after so many seconds. |" in pages["ask.md"]
-    assert "Environment: `PARAGONE_API_KEY`." in pages["ask.md"]
-    assert "paragone ask [OPTIONS] PROMPT FIRST SECOND" in pages["ask.md"]
+    assert "| `--timeout-s` | `SECONDS` | `60` | Give up on an answer after so many seconds. |" in pages["ask.md"]
+    assert "(environment: PARAGONE_API_KEY)" in pages["ask.md"]
+    assert "paragone ask PROMPT FIRST SECOND [OPTIONS]" in pages["ask.md"]
+    assert "| `PROMPT` |" in pages["ask.md"]
+    assert "[annotate](../../annotate.md)" in pages["annotate.md"]
+    assert all(f"| {code} | {meaning} |" in pages["index.md"] for code, meaning in EXIT_CODES.items())
     assert "## paragone train head\n" in pages["train.md"]
     assert "| `--json` |  |  |" in pages["ask.md"]
     assert (

@@ -18,6 +18,7 @@ __all__ = [
     "POLICIES",
     "Resolved",
     "builtin_folder",
+    "completed",
     "resolve",
     "tokenizer_folder",
 ]
@@ -46,6 +47,17 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tikt
 
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "value_head.bin")
 """What is read only where there are no safetensors: many repositories hold both."""
+
+
+def completed(text: str) -> list[str]:
+    """Return the built-in models and heads that the beginning of ``[NAME=]SOURCE`` may become, for a shell.
+
+    >>> completed("judge=builtin:mini-b")
+    ['judge=builtin:mini-bradley-terry']
+    """
+    given, sign, _ = text.rpartition("=")
+    whole = [f"{given}{sign}{_PREFIX}{name}" for name in (*NAMES, *HEADS)]
+    return [one for one in whole if one.startswith(text)]
 
 
 def builtin_folder(name: str) -> Path:

@@ -1,0 +1,50 @@
+"""The ``pip install`` that adds an extra to this distribution, from where it was installed itself."""
+
+import functools
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from paragone.addresses import without_userinfo
+
+__all__ = ["pip_install"]
+
+
+def pip_install(*extras: str, place: bool = True) -> str:
+    """Return the command that adds extras: in the clone, or from the file, repository or index that this came from.
+
+    Args:
+        place: whether the clone's folder is named; it is not in what is told to others.
+    """
+    return _command(_origin(), ",".join(extras), place=place)
+
+
+@functools.cache
+def _origin() -> dict[str, Any]:
+    """Return pip's record of a direct install (PEP 610); empty if there is none, as for one from an index."""
+    try:
+        text = distribution("paragone").read_text("direct_url.json")
+    except PackageNotFoundError:  # run from its sources
+        text = None
+    record = json.loads(text) if text else {}
+    return record if isinstance(record, dict) else {}
+
+
+def _command(origin: Mapping[str, Any], extras: str, *, place: bool) -> str:
+    url = str(origin.get("url", ""))
+    if not url:
+        return f"pip install 'paragone[{extras}]'"
+    if not url.startswith("file:"):
+        version_control = origin.get("vcs_info")
+        prefix = f"{version_control['vcs']}+" if version_control else ""
+        return f"pip install 'paragone[{extras}] @ {prefix}{without_userinfo(url)}'"
+    path = Path(url2pathname(urlsplit(url).path))
+    if "dir_info" not in origin:
+        return f"pip install '{path}[{extras}]'"
+    options = "-c constraints.txt " * (path / "constraints.txt").is_file()
+    options += "-e " * bool(origin["dir_info"].get("editable"))
+    return f"pip install {options}'.[{extras}]' in {path if place else 'its clone'}"
