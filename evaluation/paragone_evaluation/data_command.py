@@ -4,6 +4,7 @@ Torch is imported only where a model is named, whose tokens are counted.
 """
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from paragone.installing import pip_install
 from paragone_evaluation.data_report import data_page, said_of, summary_rows
 from paragone_evaluation.data_summary import Tokens, summarised
 from paragone_evaluation.errors import EvaluationError
@@ -28,7 +30,10 @@ from paragone_evaluation.eval_command import (
     read_options,
 )
 from paragone_evaluation.readers.files import FilePass
+from paragone_evaluation.readers.rows import DataRow
 from paragone_evaluation.readers.writing import RowWriter
+from paragone_models.files.sources import completed
+from paragone_models.progress import Work, shown_work
 
 if TYPE_CHECKING:
     from paragone_evaluation.local_model import RowReader
@@ -49,7 +54,10 @@ def data(
     attribute: Attribute = None,
     rankings: RankingsOption = "all",
     model: Annotated[
-        str | None, typer.Option(help="Count its tokens and show its text: builtin:NAME, a folder or a Hub id.")
+        str | None,
+        typer.Option(
+            autocompletion=completed, help="Count its tokens and show its text: builtin:NAME, a folder or a Hub id."
+        ),
     ] = None,
     convert: Annotated[
         Path | None,
@@ -68,14 +76,15 @@ def data(
     options = read_options(layout, columns, bad_rows, attribute, 0.0, rankings)
     reading = FilePass(*files, options=options, split=split)
     with ExitStack() as opened:
+        work = opened.enter_context(shown_work(f"reading {', '.join(files)}"))
         reader = None if model is None else _reader(model)
         tokens = None if reader is None else Tokens(model or "", reader.limit, reader.tokens)
         writer = None if convert is None else opened.enter_context(RowWriter(convert))
-        summary = summarised(reading, tokens=tokens, seen=None if writer is None else _writes(writer, reading))
+        summary = summarised(reading, tokens=tokens, seen=_seen(work, writer, reading))
         if not reading.layouts:
             # Files of prompts have no layout; what is in them all the same is said as training a policy would read it.
             prompts = FilePass(*files, options=options, split=split, prompts=True)
-            found = summarised(prompts, tokens=tokens, seen=None if writer is None else _writes(writer, prompts))
+            found = summarised(prompts, tokens=tokens, seen=_seen(work, writer, prompts))
             reading, summary = (prompts, found) if found["read"] else (reading, summary)
         reading.check(remedy="Mend the file, or see the rest with --bad-rows leave-out.")
         if not summary["read"]:
@@ -95,8 +104,15 @@ def data(
         console.print(f"wrote {report}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _writes(writer: RowWriter, reading: FilePass) -> Any:
-    return lambda row: writer.write(row, signed=reading.layout is None or reading.layout.signed)
+def _seen(work: Work, writer: RowWriter | None, reading: FilePass) -> Callable[[DataRow], None]:
+    """Return what is done with each row beside counting: it is written, and shown how far reading is."""
+
+    def seen(row: DataRow) -> None:
+        work.at((work.done or 0) + 1)
+        if writer is not None:
+            writer.write(row, signed=reading.layout is None or reading.layout.signed)
+
+    return seen
 
 
 def _reader(model: str) -> "RowReader":
@@ -104,7 +120,7 @@ def _reader(model: str) -> "RowReader":
         from paragone_evaluation.local_model import load_row_reader
     except ModuleNotFoundError as error:
         raise EvaluationError(
-            f"the tokens of a model need torch: pip install 'paragone[models]', or leave out --model ({error})"
+            f"the tokens of a model need torch: {pip_install('models')}, or leave out --model ({error})"
         ) from error
     return load_row_reader(model)
 
@@ -112,7 +128,8 @@ def _reader(model: str) -> "RowReader":
 def _print(summary: _Values, console: Console) -> None:
     for file in summary["files"]:
         console.print(f"[bold]{escape(file['name'])}[/bold]  layout {escape(file['layout'])}", soft_wrap=True)
-        console.print(f"  [dim]{escape(file['why'])}[/dim]", soft_wrap=True)
+        for reason in file["why"].split("; "):
+            console.print(f"  [dim]{escape(reason)}[/dim]", soft_wrap=True)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(justify="right")

@@ -16,15 +16,19 @@ import typer
 from rich.console import Console
 
 from paragone import Client
+from paragone.installing import pip_install
+from paragone.waiting import in_few_words
 from paragone_evaluation.asking import AnswerStore, ask_model
 from paragone_evaluation.errors import DataError, EvaluationError
-from paragone_evaluation.evaluation import default_folder, evaluate_models, progress_bar
+from paragone_evaluation.evaluation import default_folder, evaluate_models
 from paragone_evaluation.readers import LAYOUTS, BadRowsPolicy, Rankings, ReadOptions, parse_map, read_evaluation_set
 from paragone_evaluation.results import MeasureSettings, plain
 from paragone_evaluation.results_report import print_results, print_temperature
 from paragone_evaluation.scorers import Scorer, ServiceScorer
 from paragone_evaluation.temperature import check_preferences, fitted_temperature
 from paragone_models.files.options import load_options, named_source
+from paragone_models.files.sources import completed
+from paragone_models.progress import shown_work
 from paragone_models.spec import Bos, Head
 
 if TYPE_CHECKING:
@@ -53,8 +57,8 @@ _BAD_ROWS = "What rows that cannot be read do: refuse the file, or leave-out (th
 _CLUSTER = "What is resampled together for intervals: question or prompt."
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE…", help=_FILES, show_default=False)]
-Layout = Annotated[str, typer.Option(help=_LAYOUT)]
-Cluster = Annotated[str, typer.Option(help=_CLUSTER)]
+Layout = Annotated[str, typer.Option(help=_LAYOUT, autocompletion=lambda: ["auto", *LAYOUTS])]
+Cluster = Annotated[str, typer.Option(metavar="question|prompt", help=_CLUSTER)]
 Bins = Annotated[int, typer.Option(help="Bins of the reliability table, of equal width over [.5, 1].")]
 Seed = Annotated[int, typer.Option(help="Seed of resampling.")]
 Resamples = Annotated[int, typer.Option(help="Resamples of the bootstrap.")]
@@ -66,13 +70,20 @@ Attribute = Annotated[
     ),
 ]
 Gap = Annotated[float, typer.Option(help="Of ratings: those no further apart than this are a tie.")]
-RankingsOption = Annotated[str, typer.Option("--rankings", help="Of rankings: compare all responses, or neighbours.")]
-BadRows = Annotated[str, typer.Option(help=_BAD_ROWS)]
+RankingsOption = Annotated[
+    str,
+    typer.Option(
+        "--rankings", metavar="|".join(get_args(Rankings)), help="Of rankings: compare all responses, or neighbours."
+    ),
+]
+BadRows = Annotated[str, typer.Option(metavar="|".join(get_args(BadRowsPolicy)), help=_BAD_ROWS)]
 Map = Annotated[list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN,…", help=_MAP)]
 ApiKey = Annotated[str | None, typer.Option(help="Key of the service.", envvar="PARAGONE_API_KEY", show_envvar=True)]
 WaitS = Annotated[float, typer.Option(help="Wait so many seconds for a service that is still starting.")]
 Device = Annotated[str, typer.Option(help="Of local models: auto takes the GPU where there is one.")]
-Dtype = Annotated[str, typer.Option(help="Of local models: auto, float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str, typer.Option(metavar="auto|float32|bfloat16|float16", help="Of local models: what they compute in.")
+]
 BosOption = Annotated[
     Bos | None,
     typer.Option(
@@ -161,12 +172,17 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="[NAME=]SOURCE[,KEY=VALUE…]",
+            autocompletion=completed,
             help="Local model to load: builtin:NAME, folder or Hugging Face id, and settings as those of `paragone "
             "serve --model`; with --url, its id there.",
         ),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="Another model for a paired comparison: a source, or URL or URL#ID of a service.")
+        str | None,
+        typer.Option(
+            autocompletion=completed,
+            help="Another model for a paired comparison: a source, or URL or URL#ID of a service.",
+        ),
     ] = None,
     routing: Annotated[
         bool,
@@ -201,7 +217,8 @@ def evaluate(
     settings = common.measures()
     if holdout and split is not None:
         raise typer.BadParameter("--holdout is for files without splits: leave out --split, or --holdout")
-    data = read_evaluation_set(*files, options=replace(common.read_options(), holdout=holdout), split=split)
+    with shown_work(f"reading {', '.join(files)}"):
+        data = read_evaluation_set(*files, options=replace(common.read_options(), holdout=holdout), split=split)
     with ExitStack() as opened:
         scorer = common.scorer(url, model, opened)
         other = None if against is None else _other(against, common, opened)
@@ -235,6 +252,7 @@ def calibrate(
         str | None,
         typer.Option(
             metavar="[NAME=]SOURCE[,KEY=VALUE…]",
+            autocompletion=completed,
             help="Model to calibrate: builtin:NAME, a folder, or a Hugging Face id, and settings as those of `paragone "
             "serve --model`; with --url, its id there.",
         ),
@@ -269,20 +287,18 @@ def calibrate(
             "chat_template would not be stored with the temperature: put it into the model's folder, as "
             "chat_template.jinja, and calibrate that"
         )
-    data = read_evaluation_set(
-        *files,
-        options=common.read_options(),
-        split=split,
-        exclude_split=None if force else "test",
-    )
+    with shown_work(f"reading {', '.join(files)}"):
+        data = read_evaluation_set(
+            *files, options=common.read_options(), split=split, exclude_split=None if force else "test"
+        )
     with ExitStack() as opened:
         scorer = common.scorer(url, model, opened)
         check_preferences(data, scorer.card)
         # Nothing is kept: a temperature is fitted once, and its answers are of no other use.
         scratch = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         store = opened.enter_context(AnswerStore(scratch / "answers.jsonl", scorer.card))
-        with progress_bar(Console(stderr=True), f"asking {scorer.card.name}") as progress:
-            answers = ask_model(data, scorer, store, progress=progress)
+        with shown_work(f"asking {scorer.card.name}") as work:
+            answers = ask_model(data, scorer, store, progress=work.at)
     fitted = fitted_temperature(data, answers, settings)
     record: dict[str, Any] = plain({"command": command_line("calibrate"), **fitted})
     temperature = fitted["temperature"].value
@@ -345,13 +361,14 @@ def _load(text: str, options: dict[str, Any]) -> "LocalScorer":
         from paragone_evaluation.local_model import load_scorer
     except ModuleNotFoundError as error:
         raise EvaluationError(
-            f"a model that is loaded here needs torch: pip install 'paragone[models]', or ask a service with --url "
-            f"({error})"
+            f"a model that is loaded here needs torch: {pip_install('models')}, or ask a service with --url ({error})"
         ) from error
-    return load_scorer(source, **options)
+    with shown_work(f"loading {source}"):
+        return load_scorer(source, **options)
 
 
 def _service(url: str, model: str | None, api_key: str | None, wait_s: float, opened: ExitStack) -> Scorer:
+    opened.enter_context(in_few_words())
     try:
         client = opened.enter_context(Client(url, api_key=api_key, wait_s=wait_s))
     except ValueError as error:

@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -11,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from paragone import ParagoneError
 from paragone_evaluation.asking import Answers, AnswerStore, ask_model, questions
-from paragone_evaluation.asking import Progress as Report
 from paragone_evaluation.benchmark_results import write_rewardbench_files
 from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import EvaluationError
@@ -23,8 +20,9 @@ from paragone_evaluation.results import MeasureSettings, check_comparable, plain
 from paragone_evaluation.results_report import page_of_results
 from paragone_evaluation.routing import Member
 from paragone_evaluation.scorers import Scorer, ServiceScorer
+from paragone_models.progress import shown_work
 
-__all__ = ["Evaluation", "default_folder", "evaluate_models", "progress_bar"]
+__all__ = ["Evaluation", "default_folder", "evaluate_models"]
 
 
 @dataclass(frozen=True)
@@ -41,15 +39,6 @@ def default_folder(data: EvaluationSet, name: str) -> Path:
     part = f"held-out-{data.holdout:g}" if data.holdout else data.split
     parts = [stem, part, name] if part else [stem, name]
     return Path("evaluations") / re.sub(r"[^\w.-]+", "-", "-".join(map(str, parts)))
-
-
-@contextmanager
-def progress_bar(console: Console, title: str) -> Iterator[Report]:
-    """Show a progress bar; yield the function that moves it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def evaluate_models(
@@ -123,8 +112,8 @@ def _answers(data: EvaluationSet, scorer: Scorer, path: Path, console: Console |
         if console is None:
             return ask_model(data, scorer, store)
         try:
-            with progress_bar(console, f"asking {scorer.card.name}") as progress:
-                return ask_model(data, scorer, store, progress=progress)
+            with shown_work(f"asking {scorer.card.name}", console=console) as work:
+                return ask_model(data, scorer, store, progress=work.at)
         # Both end the command, after minutes of work that are not lost: people must be told how to go on.
         except (KeyboardInterrupt, ParagoneError):
             kept = f"{len(store.known)} answers are kept in {path}: the same command with the same --output continues"

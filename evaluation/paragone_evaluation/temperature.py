@@ -1,5 +1,7 @@
 """The temperature that fits a file best, with its interval, and the probabilities before and after it."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ from paragone_evaluation.dataset import EvaluationSet
 from paragone_evaluation.errors import CalibrationError
 from paragone_evaluation.measures.calibration import fit_temperature
 from paragone_evaluation.pair_results import clustering, judged_pairs, probability_section
+from paragone_evaluation.report.words import counted
 from paragone_evaluation.results import MeasureSettings
 from paragone_evaluation.scorers import ModelCard
 
 __all__ = ["check_preferences", "fitted_temperature"]
 
 _RESAMPLES = 200  # each one solves an equation over all pairs
+_LEAST_PAIRS = 20
+_BEYOND = 1e30  # no end of an interval that temperatures were found for
 
 
 def check_preferences(data: EvaluationSet, card: ModelCard) -> None:
@@ -44,11 +49,16 @@ def fitted_temperature(data: EvaluationSet, answers: Answers, settings: MeasureS
     ``after`` is None where the fit on some of the clusters has no best temperature; a note says so.
 
     Raises:
-        CalibrationError: if no temperature is best.
+        CalibrationError: if no temperature is best, or there are too few pairs to tell.
         EvaluationError: if a setting is impossible, or people decided no pair that was answered.
     """
     clusters = clustering(data, settings.cluster, resamples=settings.resamples, seed=settings.seed)
     judged = judged_pairs(data, answers, clusters)
+    if len(judged.logit) < _LEAST_PAIRS:
+        raise CalibrationError(
+            f"{data.path} has {counted(len(judged.logit), 'pair')} that people judged and the model answered: a "
+            f"temperature fitted on fewer than {_LEAST_PAIRS} is chance, and some 500 make it narrow. Use more pairs"
+        )
     # Its "after" is scaled by temperatures that were fitted on other clusters: an honest forecast for new pairs.
     probabilities = probability_section(judged, clusters.resampler, bins=settings.bins, seed=settings.seed)
     if "temperature_factor" not in probabilities:
@@ -72,6 +82,13 @@ def fitted_temperature(data: EvaluationSet, answers: Answers, settings: MeasureS
     # A resample without a best temperature counts as where it would go, 0 or a very large one, so that the interval
     # does not hide it.
     resampled[~np.isfinite(resampled)] = np.finfo(np.float64).max
+    temperature = clusters.resampler.estimate(present * probabilities["temperature_factor"], resampled)
+    if temperature.high > _BEYOND:
+        temperature = replace(temperature, high=math.inf)
+        notes.append(
+            f"The interval has no upper end: on some resamples of the {clusters.by}s the model is wrong at least as "
+            "often as right. More pairs would tell"
+        )
     return {
         "file": Path(data.path).name,
         "sha256": data.sha256,
@@ -81,7 +98,7 @@ def fitted_temperature(data: EvaluationSet, answers: Answers, settings: MeasureS
         "clusters": clusters.count,
         "bins": settings.bins,
         "temperature_before": present,
-        "temperature": clusters.resampler.estimate(present * probabilities["temperature_factor"], resampled),
+        "temperature": temperature,
         "before": {name: probabilities["before"][name] for name in ("nll", "brier", "ece")},
         "after": after and {name: after[name] for name in ("nll", "brier", "ece")},
         "notes": notes,

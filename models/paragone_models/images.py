@@ -71,7 +71,6 @@ _REMEMBERED_BYTES = 64 << 20
 _PROCESSOR_FILE = "preprocessor_config.json"
 _PROCESSORS = frozenset({"Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil"})
 _TYPES = frozenset({"qwen2_vl", "qwen2_5_vl"})
-_EXTRA = "pip install 'paragone[images]'"
 
 # Nobody can write it, since it is another in each process.
 _MARK = f"image {secrets.token_hex(8)}"
@@ -346,7 +345,7 @@ def image_reader(folders: Iterable[Path], config: Any) -> ImageReader | str | No
     if file is None:
         return f"there is no {_PROCESSOR_FILE} beside its weights"
     if importlib.util.find_spec("PIL") is None:
-        return f"Pillow is not installed ({_EXTRA})"
+        return "Pillow is not installed (pip install pillow)"
     from paragone_models.rotary import depending_on_length  # which loads torch
 
     if depending_on_length(config):

@@ -14,6 +14,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from paragone.installing import pip_install
 from paragone_service.config import ConfigError
 from paragone_service.http.errors import SCOPE_CODE
 
@@ -45,7 +46,7 @@ def make_tracer(url: str | None) -> Any:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise ConfigError(f"traces_url needs OpenTelemetry ({error}): pip install 'paragone[tracing]'") from error
+        raise ConfigError(f"traces_url needs OpenTelemetry ({error}): {pip_install('tracing')}") from error
     provider = TracerProvider(resource=Resource.create({"service.name": "paragone"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
     return provider.get_tracer("paragone")

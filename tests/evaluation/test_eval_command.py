@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from paragone.cli import main
+from paragone.installing import pip_install
 from paragone_evaluation.local_model import LocalScorer
 from paragone_evaluation.measures.calibration import negative_log_likelihood
 from paragone_evaluation.report.words import interval, number, percent, points
@@ -128,7 +129,7 @@ def test_a_model_to_be_loaded_says_what_to_install_where_torch_is_not(tmp_path, 
     for command in ("eval", "calibrate"):
         ended = without_torch(command, pairs_file, "--model", folders["bt"], "--output", tmp_path / "out")
         assert (ended.returncode, "Traceback" in ended.stderr) == (2, False)
-        assert "needs torch: pip install 'paragone[models]', or ask a service with --url" in ended.stderr
+        assert f"needs torch: {pip_install('models')}, or ask a service with --url" in ended.stderr
 
 
 def test_a_service_that_is_not_there_is_a_message_and_not_two_minutes_of_trying(tmp_path, pairs_file, typed):
@@ -260,6 +261,20 @@ def test_calibrate_stores_the_temperature_in_a_copy_and_leaves_the_source_alone(
     assert not before.spec.calibrated
     assert before.identity == model.identity
     assert before.fingerprint != model.fingerprint
+
+
+def test_calibrate_refuses_pairs_that_are_too_few_to_tell_and_stores_nothing(tmp_path, learnable, folders, typed):
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(learnable.read_text().splitlines(keepends=True)[:16]))
+    code, _, err = typed("calibrate", few, "--model", folders["bt"], "--output", tmp_path / "out")
+    assert code == 2
+    assert "that people judged and the model answered: a temperature fitted on fewer than 20 is chance" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interval_without_an_upper_end_says_so():
+    assert interval({"value": 1.0, "low": 0.5, "high": None}) == "0.500 – unbounded"
+    assert interval({"value": 1.0, "low": None, "high": None}) == ""
 
 
 def test_calibrate_of_a_head_whose_backbone_was_moved_says_how_to_serve_it(tmp_path, learnable, typed):

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from paragone_models.files.sources import completed
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.recipe import load_recipe
 from paragone_training.settings import Section, load
@@ -90,7 +91,7 @@ def _head(
     recipes: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RECIPE...", help="TOML files with a backbone.source, see docs/training.md; a response passes once."
+            metavar="RECIPE…", help="TOML files with a backbone.source, see docs/training.md; a response passes once."
         ),
     ],
     output: Annotated[
@@ -202,7 +203,9 @@ def _policy(
 def _answers(
     samples: Annotated[Path, typer.Argument(help="A samples.parquet, RUN/evaluation-03/samples.parquet say.")],
     output: Annotated[Path, typer.Option(help="File to write.")],
-    layout: Annotated[str, typer.Option(help="alpaca_eval, arena-hard or mt-bench.")] = "alpaca_eval",
+    layout: Annotated[
+        str, typer.Option(metavar="alpaca_eval|arena-hard|mt-bench", help="Whose layout.")
+    ] = "alpaca_eval",
     name: Annotated[str, typer.Option(help="Name of the policy in the file.")] = "paragone-policy",
     as_json: _Json = False,
 ) -> None:
@@ -215,13 +218,22 @@ def _answers(
 
 @train.command("extrapolate")
 def _extrapolate(
-    source: Annotated[str, typer.Option("--from", metavar="A", help="The weaker model: a folder or builtin:NAME.")],
-    target: Annotated[str, typer.Option("--to", metavar="B", help="The stronger model, trained from A.")],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="A", autocompletion=completed, help="The weaker model: a folder or builtin:NAME."
+        ),
+    ],
+    target: Annotated[
+        str, typer.Option("--to", metavar="B", autocompletion=completed, help="The stronger model, trained from A.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder of the new model.")],
     alpha: Annotated[str, typer.Option(help="1 is B, more goes beyond it; auto searches on --data.")] = "auto",
     data: Annotated[Path | None, typer.Option(help="Validation pairs, in any layout that training reads.")] = None,
     split: Annotated[str, typer.Option(help="Rows of --data: of this split, and those without one.")] = "validation",
-    dtype: Annotated[str, typer.Option(help="Storage type of the backbone.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(metavar="float32|bfloat16|float16", help="Storage type of the backbone.")
+    ] = "float32",
     as_json: _Json = False,
 ) -> None:
     """Go beyond B on the line from A (ExPO): theta = A + alpha (B - A), on every tensor; nothing is trained."""
@@ -238,12 +250,14 @@ def _extrapolate(
         raise RecipeError(f"--dtype is {dtype!r}; it must be float32, bfloat16 or float16")
     from paragone_evaluation.readers import read_pairs
     from paragone_models.files.weight_bars import hide_weight_bars
+    from paragone_models.progress import shown_work
     from paragone_training.data import training_pairs
     from paragone_training.preference.extrapolation import extrapolate
 
     hide_weight_bars()
-    pairs = training_pairs(read_pairs(data), split=split) if data else []
-    extrapolate(source, target, output, alpha=factor, pairs=pairs, dtype=dtype)
+    with shown_work("extrapolating"):
+        pairs = training_pairs(read_pairs(data), split=split) if data else []
+        extrapolate(source, target, output, alpha=factor, pairs=pairs, dtype=dtype)
     _tell([output], as_json=as_json)
 
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from paragone import ErrorCode, ParagoneError
 from paragone.addresses import DEFAULT_URL
+from paragone.waiting import in_few_words
 from paragone_evaluation.annotation.files import is_kept
 from paragone_evaluation.annotation.kinds import KINDS
 from paragone_evaluation.annotation.report import annotation_page
@@ -55,8 +56,8 @@ def annotate(
     answers: Annotated[
         str,
         typer.Option(
-            help=f"One of {', '.join(KINDS)}; auto: rewards where the model has them, else win-rates (tables with "
-            "--pairs)."
+            metavar="|".join(["auto", *KINDS]),
+            help="auto: rewards where the model has them, else win-rates (tables with --pairs).",
         ),
     ] = "auto",
     pairs: Annotated[
@@ -66,7 +67,9 @@ def annotate(
         ),
     ] = None,
     margin: Annotated[float, typer.Option(help="Of --pairs: least log-odds between the two.")] = 0.0,
-    pairs_format: Annotated[str, typer.Option(help=f"Of --pairs: {', '.join(FORMATS)}.")] = "trl",
+    pairs_format: Annotated[
+        str, typer.Option(metavar="|".join(FORMATS), help="Of --pairs: the trainer that reads them.")
+    ] = "trl",
     layout: Layout = "auto",
     split: Annotated[str | None, typer.Option(help="Rows of this split only, as test.")] = None,
     columns: Map = None,
@@ -108,7 +111,7 @@ def annotate(
     gc.set_threshold(100_000, 50, 1000)
     bar = Console(stderr=True)
     try:
-        with _news_alone(), _progress(bar) as progress:
+        with _news_alone(), in_few_words(), _progress(bar) as progress:
             made = annotate_files(settings, output, progress=progress)
     except (KeyboardInterrupt, ParagoneError):
         if is_kept(output):

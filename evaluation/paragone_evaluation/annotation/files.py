@@ -30,6 +30,14 @@ _REASONS = 3  # that are shown where nothing was answered
 _TAIL = 1 << 16  # bytes that are read at once from the end of a file
 _GROUP_ROWS, _GROUP_BYTES = 10_000, 32 << 20  # of a parquet file's row groups
 
+# Settings of a run that are no option of the command.
+_WORDS = {
+    "identity": "the model identity",
+    "fingerprint": "the model fingerprint",
+    "sources": "the files",
+    "sha256": "files of the SHA-256",
+}
+
 # Columns of tables before those of the answers. Messages are JSON: a column holds texts or lists, and not both.
 _COLUMNS: Mapping[str, str] = {
     "row": "count", "file": "text", "line": "count", "id": "text", "split": "text", "group": "text", "subset": "text",
@@ -126,8 +134,9 @@ class RunFiles:
         for name, value in self._settings.items():
             if begun.get(name) != value:
                 raise EvaluationError(
-                    f"{self.output} was begun with {name} {_shown(begun.get(name))}, and now it is {_shown(value)}: "
-                    f"write to another name, or remove {self._record.name}, {self._folder.name} and what was written"
+                    f"{self.output} was begun with {_setting(name, begun.get(name))}, and this command has "
+                    f"{_setting(name, value)}: repeat the command as it was, write to another name, or remove "
+                    f"{self._record.name}, {self._folder.name} and what was written"
                 )
 
     def _write_record(self, **finished: Any) -> None:
@@ -250,6 +259,12 @@ def is_own(output: Path, name: str) -> bool:
 
 def _folder_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
+
+
+def _setting(name: str, value: Any) -> str:
+    """Return a setting as it is known to whoever types the command."""
+    words = _WORDS.get(name, f"--{name}")
+    return f"no {words}" if value in (None, {}, []) else f"{words} {_shown(value)}"
 
 
 def _shown(value: Any) -> str:

@@ -47,14 +47,16 @@ def number(value: float | None, *, digits: int = 3) -> str:
 
 
 def interval(estimate: Mapping[str, Any] | None, *, scale: str = "number") -> str:
-    """Return the ends of an estimate's interval, or nothing where there are none.
+    """Return the ends of an estimate's interval, or nothing where there are none; one without an upper end says so.
 
     Args:
         scale: ``percent`` (in percent, without the sign), ``points`` or ``number``.
     """
-    if estimate is None or estimate["low"] is None or estimate["high"] is None:
+    if estimate is None or estimate["low"] is None:
         return ""
     low, high = estimate["low"], estimate["high"]
+    if high is None:
+        return f"{number(low)} – unbounded"
     if scale == "percent":
         return f"{_signless_zero(100 * low, 1)} – {_signless_zero(100 * high, 1)}"
     if scale == "points":

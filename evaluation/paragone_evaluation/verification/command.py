@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from paragone.installing import pip_install
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.eval_command import ApiKey, Device, Layout, Map, RemoteCode, console_of, read_options
 from paragone_evaluation.verification.servers import DIALECTS
+from paragone_models.progress import shown_work
 
 if TYPE_CHECKING:
     from paragone_evaluation.verification.verify import Verification
@@ -33,7 +35,7 @@ def verify(
     ],
     *,
     url: Annotated[str, typer.Option(help="Address of the server; a path in it is kept.", show_default=False)],
-    dialect: Annotated[str, typer.Option(help=f"How it is asked: {', '.join(DIALECTS)}.")] = "paragone",
+    dialect: Annotated[str, typer.Option(metavar="|".join(DIALECTS), help="How it is asked.")] = "paragone",
     file: Annotated[list[str] | None, typer.Option(help="Your own texts beside the built-in ones.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Of --file: how many rows.")] = 50,
     source: Annotated[
@@ -46,7 +48,8 @@ def verify(
         ),
     ] = None,
     send: Annotated[
-        str, typer.Option(help=f"To dialects of rendered texts: {', '.join(_SENT)}, as your trainer sends them.")
+        str,
+        typer.Option(metavar="|".join(_SENT), help="To dialects of rendered texts: how your trainer sends them."),
     ] = "template",
     tolerance: Annotated[
         float | None, typer.Option(help="Largest difference that is none; float32's and bfloat16's own if omitted.")
@@ -70,7 +73,7 @@ def verify(
     try:
         from paragone_evaluation.verification.verify import VerifySettings, texts_of, verified
     except ModuleNotFoundError as error:
-        raise EvaluationError(f"verify loads the model: pip install 'paragone[evaluation,models]' ({error})") from error
+        raise EvaluationError(f"verify loads the model: {pip_install('evaluation', 'models')} ({error})") from error
     texts = texts_of(file or [], rows, read_options(layout, columns, "leave-out", None, 0.0, "all"))
     settings = VerifySettings(
         model=model,
@@ -84,8 +87,8 @@ def verify(
         tolerance=tolerance,
         trust_remote_code=trust_remote_code,
     )
-    with Console(stderr=True).status("") as shown:
-        found = verified(settings, texts, progress=lambda step: shown.update(escape(step)))
+    with shown_work(f"looking for {model}") as work:
+        found = verified(settings, texts, progress=work.step)
     if as_json:
         typer.echo(json.dumps(_values(found), ensure_ascii=False, indent=1))
     else:

@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx2
 
+from paragone.addresses import without_userinfo
 from paragone_evaluation.dataset import ResponseText
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.verification.golden import Text
@@ -175,7 +176,7 @@ DIALECTS: Mapping[str, Dialect] = {
 
 
 class Server:
-    """A server that gives a number for each text.
+    """A server that gives a number for each text; its ``url`` is without a user and password, for people.
 
     Args:
         model: its name for the model.
@@ -184,7 +185,8 @@ class Server:
     def __init__(self, url: str, dialect: Dialect, *, model: str, api_key: str | None = None) -> None:
         self.dialect = dialect
         path = urllib.parse.urlsplit(url).path.rstrip("/")
-        self.url = url if path else url.rstrip("/") + dialect.path
+        self._address = url if path else url.rstrip("/") + dialect.path
+        self.url = without_userinfo(self._address)
         self._model = model
         self._headers = _headers(api_key)
 
@@ -205,7 +207,12 @@ class Server:
     def _numbers(self, http: httpx2.Client, group: Sequence[Asked]) -> list[float]:
         name = group[0].text.name if len(group) == 1 else f"{len(group)} texts"
         try:
-            answer = http.post(self.url, json=self.dialect.body(group, self._model), headers=self._headers)
+            answer = http.post(self._address, json=self.dialect.body(group, self._model), headers=self._headers)
+        except httpx2.InvalidURL:
+            # The reason may be a part of the password.
+            raise EvaluationError(
+                f"{self.url} cannot be read: write http://HOST:PORT, with a path or without"
+            ) from None
         except httpx2.HTTPError as error:
             raise EvaluationError(f"{self.url}: {error or type(error).__name__}: is a server running there?") from error
         if not answer.is_success:
@@ -231,7 +238,7 @@ def hosted_source(url: str, name: str, *, api_key: str | None = None) -> str | N
             answer = http.get(f"{parts.scheme}://{parts.netloc}/v1/models", headers=_headers(api_key))
         models = json.loads(answer.content)["models"]
         return next((str(model["source"]) for model in models if model["id"] == name), None)
-    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, TypeError):
         return None  # whatever it is, it says nothing of the model
 
 

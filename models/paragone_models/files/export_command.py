@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from paragone_models.files.sources import completed
+from paragone_models.progress import shown_work
+
 __all__ = ["export"]
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object in place of lines.")]
@@ -21,7 +24,7 @@ def _export() -> None:
 
 @export.command("vllm")
 def vllm(
-    model: Annotated[str, typer.Argument(help="A built-in, a Hugging Face id or a folder.")],
+    model: Annotated[str, typer.Argument(autocompletion=completed, help="A built-in, a Hugging Face id or a folder.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; it must be empty or not exist.")],
     revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.")] = None,
     as_json: _Json = False,
@@ -33,11 +36,13 @@ def vllm(
     from paragone_models.files.weight_bars import hide_weight_bars
 
     hide_weight_bars()
-    loaded = load_model(model, revision=revision, elsewhere=True)
-    refusal = read_refusal(loaded.network, loaded.spec, first_token=loaded.first_token)
-    if refusal is not None:
-        raise ModelLoadError(f"vLLM cannot run {model} for us: {refusal}")
-    written = export_backbone(model, folder, revision=revision)
+    with shown_work(f"loading {model}") as work:
+        loaded = load_model(model, revision=revision, elsewhere=True)
+        refusal = read_refusal(loaded.network, loaded.spec, first_token=loaded.first_token)
+        if refusal is not None:
+            raise ModelLoadError(f"vLLM cannot run {model} for us: {refusal}")
+        work.step(f"writing {folder}")
+        written = export_backbone(model, folder, revision=revision)
     name = loaded.name
     _tell(
         written,
@@ -53,11 +58,17 @@ def vllm(
 @export.command("triton")
 def triton(
     model: Annotated[
-        str, typer.Argument(metavar="[NAME=]SOURCE[,KEY=VALUE…]", help="A model, as `paragone serve --model` has it.")
+        str,
+        typer.Argument(
+            metavar="[NAME=]SOURCE[,KEY=VALUE…]",
+            autocompletion=completed,
+            help="A model, as `paragone serve --model` has it.",
+        ),
     ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Triton model repository; it may hold other models.")],
     max_batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of one forward pass (default: what suits the device).")
+        int | None,
+        typer.Option(min=1, show_default="what suits the device", help="Tokens of one forward pass."),
     ] = None,
     as_json: _Json = False,
 ) -> None:
@@ -68,9 +79,10 @@ def triton(
 
     hide_weight_bars()
     named = named_source(model)
-    loaded, written = export_triton(
-        named.source, folder, name=named.name, max_batch_tokens=max_batch_tokens, **load_options(named.settings)
-    )
+    with shown_work(f"writing the backbone of {named.source}"):
+        loaded, written = export_triton(
+            named.source, folder, name=named.name, max_batch_tokens=max_batch_tokens, **load_options(named.settings)
+        )
     name = loaded.name
     kept = {key: value for key, value in named.settings.items() if key not in OF_THE_ENGINE}
     settings = "".join(
@@ -90,11 +102,12 @@ def triton(
 
 @export.command("transformers")
 def transformers(
-    model: Annotated[str, typer.Argument(help="A built-in, a Hugging Face id or a folder.")],
+    model: Annotated[str, typer.Argument(autocompletion=completed, help="A built-in, a Hugging Face id or a folder.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; it must be empty or not exist.")],
     revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.")] = None,
     dtype: Annotated[
-        str, typer.Option(help="Of the weights: float32, bfloat16 or float16; the latter two round the head too.")
+        str,
+        typer.Option(metavar="float32|bfloat16|float16", help="Of the weights; the latter two round the head too."),
     ] = "float32",
     as_json: _Json = False,
 ) -> None:
@@ -104,8 +117,10 @@ def transformers(
     from paragone_models.files.weight_bars import hide_weight_bars
 
     hide_weight_bars()
-    loaded = load_model(model, revision=revision, device="cpu", dtype=dtype)
-    written = export_classifier(loaded, folder)
+    with shown_work(f"loading {model}") as work:
+        loaded = load_model(model, revision=revision, device="cpu", dtype=dtype)
+        work.step(f"writing {folder}")
+        written = export_classifier(loaded, folder)
     _tell(
         written,
         f"{written} holds {model} as AutoModelForSequenceClassification: the same rewards, read at the last token of "

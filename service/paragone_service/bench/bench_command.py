@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from paragone.installing import pip_install
+from paragone_models.files.sources import completed
 from paragone_service.bench import BenchError
 
 if TYPE_CHECKING:
@@ -18,25 +20,29 @@ __all__ = ["bench"]
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help="A model: builtin:NAME, folder or Hugging Face id.")] = (
-        "builtin:mini-general-preference"
-    ),
+    model: Annotated[
+        str, typer.Argument(autocompletion=completed, help="A model: builtin:NAME, folder or Hugging Face id.")
+    ] = ("builtin:mini-general-preference"),
     *,
     data: Annotated[
-        Path | None, typer.Option(help="File to score, as `paragone data` reads it. [default: English texts]")
+        Path | None, typer.Option(show_default="English texts", help="File to score, as `paragone data` reads it.")
     ] = None,
     groups: Annotated[int, typer.Option(help="Groups of a turn.", min=1)] = 8,
     responses: Annotated[int, typer.Option(help="Responses of a group, without --data.", min=2)] = 8,
-    tokens: Annotated[str, typer.Option(help="Fewest-most tokens of a prompt and of a response.")] = "64-512",
+    tokens: Annotated[
+        str, typer.Option(metavar="FEWEST-MOST", help="Tokens of a prompt and of a response.")
+    ] = "64-512",
     turns: Annotated[int, typer.Option(help="Turns that count; the median is shown.", min=1)] = 3,
-    clients: Annotated[str, typer.Option(help="Numbers of clients to ask with.")] = "1,8,64",
+    clients: Annotated[str, typer.Option(metavar="N,…", help="Numbers of clients to ask with.")] = "1,8,64",
     url: Annotated[str | None, typer.Option(help="A server that runs already, to compare with.")] = None,
-    dialect: Annotated[str, typer.Option(help="How --url is asked: paragone, openrlhf, vllm or tei.")] = "paragone",
+    dialect: Annotated[
+        str, typer.Option(metavar="paragone|openrlhf|vllm|tei", help="How --url is asked.")
+    ] = "paragone",
     url_model: Annotated[str | None, typer.Option(help="Name of the model at --url.")] = None,
     api_key: Annotated[str | None, typer.Option(help="Key of --url.", envvar="PARAGONE_API_KEY")] = None,
     wait_s: Annotated[float, typer.Option(help="Wait so many seconds for --url that is still starting.")] = 0.0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda, cuda:1, …")] = "auto",
+    dtype: Annotated[str, typer.Option(metavar="auto|float32|bfloat16|float16", help="What it computes in.")] = "auto",
     output: Annotated[Path, typer.Option(help="Folder of bench.json and bench.html.")] = Path("bench"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of lines.")] = False,
 ) -> None:
@@ -80,7 +86,8 @@ def _show(measurement: "Measurement", output: Path, *, as_json: bool) -> None:
     try:
         report.write_text(page(measurement), encoding="utf-8")
     except ModuleNotFoundError as error:
-        console.print(f"{numbers}; for a page with charts: pip install 'paragone[evaluation]' ({error})", markup=False)
+        remedy = f"{numbers}; for a page with charts: {pip_install('evaluation')} ({error})"
+        console.print(remedy, markup=False, soft_wrap=True)
     else:
         console.print(f"{numbers} and {report}")
     if as_json:

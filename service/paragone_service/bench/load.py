@@ -18,6 +18,7 @@ from typing import IO, Any
 import httpx2
 import numpy as np
 
+from paragone.addresses import without_userinfo
 from paragone_service.bench import BenchError
 
 __all__ = ["DIALECTS", "Level", "ScoredText", "ask_all", "check_address", "served_model"]
@@ -121,8 +122,10 @@ def check_address(url: str, *, wait_s: float) -> None:
             httpx2.get(url, timeout=10.0, trust_env=False)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             if time.monotonic() >= deadline or not isinstance(error, httpx2.TransportError):
+                # The reason of an address that cannot be read may be a part of the password in it.
+                reason = "it cannot be read" if isinstance(error, httpx2.InvalidURL) else error or type(error).__name__
                 raise BenchError(
-                    f"nothing answers at {url} ({error or type(error).__name__}): is a server running there? --wait-s "
+                    f"nothing answers at {without_userinfo(url)} ({reason}): is a server running there? --wait-s "
                     "waits for one that is still starting"
                 ) from error
         else:
@@ -158,6 +161,7 @@ async def _ask_all(
 ) -> Level:
     waiting, times = iter(requests), list[float]()
     address = url.rstrip("/") + dialect.path
+    shown = without_userinfo(address)
     headers = {"authorization": f"Bearer {key}"} if key else {}
     # As many connections as clients: with fewer, requests would queue here and the server look slow.
     limits = httpx2.Limits(max_connections=clients, max_keepalive_connections=clients)
@@ -170,7 +174,7 @@ async def _ask_all(
                 times.append(time.perf_counter() - began)
                 if dialect.scores(answer) != len(request):
                     raise BenchError(
-                        f"{address} did not answer with {len(request)} scores but with {str(answer)[:200]}: is "
+                        f"{shown} did not answer with {len(request)} scores but with {str(answer)[:200]}: is "
                         "--dialect right?"
                     )
 
@@ -191,16 +195,17 @@ async def _ask_all(
 
 
 async def _post(http: httpx2.AsyncClient, address: str, body: dict[str, Any]) -> Any:
+    shown = without_userinfo(address)
     try:
         answer = await http.post(address, json=body)
     except httpx2.HTTPError as error:
-        raise BenchError(f"cannot ask {address}: {error or type(error).__name__}") from error
+        raise BenchError(f"cannot ask {shown}: {error or type(error).__name__}") from error
     if answer.status_code != 200:
-        raise BenchError(f"{address} answered {answer.status_code}: {answer.text[:200]}")
+        raise BenchError(f"{shown} answered {answer.status_code}: {answer.text[:200]}")
     try:
         return answer.json()
     except ValueError as error:
-        raise BenchError(f"{address} did not answer in JSON: {error}") from error
+        raise BenchError(f"{shown} did not answer in JSON: {error}") from error
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from paragone.addresses import without_userinfo
 from paragone_models.errors import ModelError
 from paragone_models.files.loading import load_model
 from paragone_models.model import PreferenceModel
@@ -137,4 +138,4 @@ def _over_http(plan: Plan, workloads: Sequence[Sequence[ScoredText]], say: Calla
             # The same texts again: this time the cache has all of them.
             warm.append(ask_all(address, "paragone", texts, clients=clients, batch=1))
     sides = [_Side("Paragone, new texts", cold), _Side("Paragone, texts seen before", warm)]
-    return [*sides, _Side(f"{plan.url} ({plan.dialect})", other)] if plan.url else sides
+    return [*sides, _Side(f"{without_userinfo(plan.url)} ({plan.dialect})", other)] if plan.url else sides

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+from paragone.installing import pip_install
 from paragone_models.errors import TextError
 from paragone_models.text.reader import Reading, TextReader, conversation
 from paragone_service.bench import BenchError
@@ -60,7 +61,7 @@ def from_file(path: Path, groups: int) -> list[TextGroup]:
         from paragone_evaluation.readers.rows import text_key
     except ModuleNotFoundError as error:
         raise BenchError(
-            f"--data reads files with the extra evaluation: pip install 'paragone[evaluation]' ({error})"
+            f"--data reads files with the extra evaluation: {pip_install('evaluation')} ({error})"
         ) from error
     by_prompt: dict[tuple[str, str], TextGroup] = {}
     distinct: dict[tuple[str, str], dict[str, Any]] = {}

@@ -19,6 +19,7 @@ from pathlib import Path, PurePath
 from typing import IO
 
 from paragone.codes import ErrorCode
+from paragone.installing import pip_install
 from paragone.wire import FileQuery
 from paragone_service.http.errors import ClientGoneError, ServiceError
 
@@ -34,7 +35,7 @@ _RETRY_AFTER_S = 5
 _ROWS_BYTES, _ANSWER_BYTES = 16_000_000, 20_000_000
 """JSON that an answer's rows may take, and all of it."""
 _LONGEST_NAME = 100
-_NEEDED, _REMEDY = "pyarrow", "pip install 'paragone[evaluation]' where it runs"
+_NEEDED = "pyarrow"
 _ANSWER = b'{"answer": '
 # Threads and arenas reserve address space that a limit on memory would count.
 _QUIET = {
@@ -80,7 +81,9 @@ class FileReader:
                 than the limits; ``overloaded``, if too many wait; ``not_found``, if the reader is not installed.
         """
         if importlib.util.find_spec(_NEEDED) is None:
-            raise ServiceError(ErrorCode.NOT_FOUND, f"this server reads no files, for want of {_NEEDED}: {_REMEDY}")
+            # Whoever asks need not know where on its machine the server is installed.
+            remedy = f"where it runs: {pip_install('evaluation', place=False)}"
+            raise ServiceError(ErrorCode.NOT_FOUND, f"this server reads no files without {_NEEDED}; {remedy}")
         self._check_room(key)
         name = _safe(query.name)
         self._taken[key] += 1

@@ -280,10 +280,14 @@ def test_what_stops_the_reading_process_is_raised_here(tmp_path, url):
 def test_another_question_does_not_go_on_with_the_answers_of_the_first(tmp_path, url, thousand):
     out = tmp_path / "out.jsonl"
     annotated(thousand, out, url)
-    with pytest.raises(EvaluationError, match="begun with truncation"):
+    with pytest.raises(
+        EvaluationError, match='begun with --truncation "prompt", and this command has --truncation "er'
+    ):
         annotated(thousand, out, url, truncation="error")
+    with pytest.raises(EvaluationError, match='begun with no --split, and this command has --split "test"'):
+        annotated(thousand, out, url, split="test")
     thousand.write_text(thousand.read_text() + "\n" + json.dumps(group(0)))
-    with pytest.raises(EvaluationError, match="begun with sha256"):
+    with pytest.raises(EvaluationError, match="begun with files of the SHA-256 "):
         annotated(thousand, out, url)
     other = tmp_path / "other.jsonl"
     other.touch()

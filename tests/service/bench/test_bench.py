@@ -8,6 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from paragone.installing import pip_install
 from paragone_service.bench import BenchError
 from paragone_service.bench.bench_command import _show, bench
 from paragone_service.bench.bench_report import headline, page, values
@@ -118,7 +119,7 @@ def test_without_the_look_of_reports_the_numbers_are_there_and_the_remedy_too(tm
         as_json=False,
     )
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
-    assert "pip install 'paragone[evaluation]'" in capsys.readouterr().out
+    assert pip_install("evaluation") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

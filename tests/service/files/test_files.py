@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from paragone.installing import pip_install
 from paragone.wire import FileAnswer
 from paragone_evaluation.data_summary import summarised
 from paragone_evaluation.readers.files import FilePass
@@ -188,7 +189,7 @@ async def test_without_the_readers_the_answer_says_what_to_install(client, monke
     monkeypatch.setattr(reading, "_NEEDED", "a_package_that_nobody_has")
     response = await ask(client, lines(PAIRS))
     assert response.status_code == 404
-    assert "pip install 'paragone[evaluation]'" in response.json()["error"]["message"]
+    assert pip_install("evaluation", place=False) in response.json()["error"]["message"]
 
 
 async def test_a_page_stops_before_its_rows_take_too_much_and_says_how_many_are_missing(client, monkeypatch):

@@ -77,5 +77,5 @@ def test_inner_tables_and_lists_have_slashes_in_their_names():
 def test_a_tracker_that_is_not_known_or_not_there_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(RecipeError, match=r"'tensorbord'; accelerate knows .*tensorboard.*wandb"):
         Trackers(["tensorbord"], tmp_path, {})
-    with pytest.raises(RecipeError, match=r"'aim', which is not installed: pip install 'aim'"):
+    with pytest.raises(RecipeError, match=r"'aim', which is not installed: pip install aim"):
         Trackers(["aim"], tmp_path, {})

@@ -35,6 +35,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from paragone.installing import pip_install
 from paragone_training.errors import RecipeError, RunError
 from paragone_training.policy.rows import (
     Response,
@@ -133,8 +134,8 @@ def check_trackers(names: Sequence[str], work: Path) -> None:
                 f"output.trackers names {name!r}; accelerate knows {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
             )
         if not filter_trackers([name], logging_dir=str(work)):
-            extra = "paragone[tracking]" if name == "tensorboard" else name
-            raise RecipeError(f"output.trackers names {name!r}, which is not installed: pip install '{extra}'")
+            remedy = pip_install("tracking") if name == "tensorboard" else f"pip install {name}"
+            raise RecipeError(f"output.trackers names {name!r}, which is not installed: {remedy}")
 
 
 def _flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from paragone.addresses import without_userinfo
 from paragone_evaluation.readers import Prompt
 from paragone_models.packing.attention import packed
 from paragone_models.packing.segments import segments_attention
@@ -140,7 +141,8 @@ def _samplers(recipe: PolicyRecipe) -> str:
         example = shlex.join(command_line(servers.command or "", model="MODEL", port="PORT", index=0))
         return f"{servers.count} {servers.kind} server(s), {servers.phases}, started for each iterate: {example}"
     how = "that read each iterate" if servers.reload == "update" else f"given each iterate by {servers.command}"
-    return f"{len(servers.urls)} {servers.kind} server(s), {servers.phases}, {how}: {', '.join(servers.urls)}"
+    urls = ", ".join(map(without_userinfo, servers.urls))
+    return f"{len(servers.urls)} {servers.kind} server(s), {servers.phases}, {how}: {urls}"
 
 
 def _memory(recipe: PolicyRecipe, config: Any, prompt: int, ranks: Sequence[int]) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import httpx2
 import pyarrow as pa
 
+from paragone.addresses import without_userinfo
 from paragone_evaluation.readers import Prompt
 from paragone_training.errors import SamplerMismatchError
 from paragone_training.policy.model.logprobs import Item
@@ -71,7 +72,8 @@ class CompletionsServer:
     """
 
     def __init__(self, url: str, routes: "Routes", http: httpx2.AsyncClient, *, model: str | None = None) -> None:
-        self.url = url.rstrip("/")
+        self._address = url.rstrip("/")
+        self.url = without_userinfo(self._address)  # as people are told of it
         self.routes = routes
         self._http = http
         self._asked_model = model
@@ -84,7 +86,7 @@ class CompletionsServer:
     async def ready(self) -> bool:
         """Return whether it answers that it is well."""
         try:
-            return (await self._http.get(f"{self.url}/health")).status_code == 200
+            return (await self._http.get(f"{self._address}/health")).status_code == 200
         except httpx2.TransportError:
             return False
 
@@ -192,7 +194,7 @@ class CompletionsServer:
         self, method: str, path: str, body: Mapping[str, Any] | None, query: Mapping[str, str | int]
     ) -> httpx2.Response:
         try:
-            answer = await self._http.request(method, self.url + path, json=body, params=dict(query) or None)
+            answer = await self._http.request(method, self._address + path, json=body, params=dict(query) or None)
         except httpx2.TransportError as error:
             raise ServerFault(f"{self.url} did not answer ({error!r})", gone=True) from error
         if answer.status_code in _MAY_PASS or answer.status_code >= 500:
