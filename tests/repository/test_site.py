@@ -78,7 +78,7 @@ def test_every_command_has_a_page_and_its_options_their_values_and_defaults():
     assert "## paragone train head\n" in pages["train.md"]
     assert "| `--json` |  |  |" in pages["ask.md"]
     assert (
-        "| `--host` | `str` | `127.0.0.1` | Address to listen on. Anything but loopback needs a key. |"
+        "| `--host` | `HOST` | `127.0.0.1` | Address to listen on. Anything but loopback needs a key. |"
         in pages["serve.md"]
     )
 
