@@ -40,12 +40,14 @@ from paragone.single import (
     COHORTS,
     DEFAULT_DEADLINE_S,
     REFERENCES,
+    RUNS,
     SingleRequest,
     deletion,
     group_of,
     member_request,
     pair_of,
     references_request,
+    run_request,
 )
 from paragone.tracing import request_span
 from paragone.transport import Attempts, send_async
@@ -64,6 +66,10 @@ from paragone.wire import (
     ReferenceSetsAnswer,
     RewardReturn,
     RewardsAnswer,
+    RunAnswer,
+    RunReport,
+    RunsAnswer,
+    RunSummary,
     Shaping,
     Signal,
     TokensAnswer,
@@ -428,6 +434,18 @@ class AsyncClient:
         """Return what ``Client.delete_references`` returns; it raises the same."""
         path, asked = deletion(name)
         return read_json(ReferenceSet, await self._send(path, asked), "the answer of a deletion")
+
+    async def report_run(self, report: RunReport | Mapping[str, Any]) -> RunSummary:
+        """Return what ``Client.report_run`` returns; it raises the same."""
+        return read_json(RunSummary, await self._send(RUNS, run_request(report)), f"the answer of {RUNS}")
+
+    async def runs(self) -> list[RunSummary]:
+        """Return what ``Client.runs`` returns; it raises the same."""
+        return read_json(RunsAnswer, await self._send(RUNS), "the list of runs").runs
+
+    async def run(self, name: str) -> RunAnswer:
+        """Return what ``Client.run`` returns; it raises the same."""
+        return read_json(RunAnswer, await self._send(f"{RUNS}/{urllib.parse.quote(name, safe='')}"), "the run")
 
     async def tokens(
         self,

@@ -4,7 +4,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx2
 
@@ -31,11 +31,13 @@ from paragone.single import (
     COHORTS,
     DEFAULT_DEADLINE_S,
     REFERENCES,
+    RUNS,
     deletion,
     group_of,
     member_request,
     pair_of,
     references_request,
+    run_request,
 )
 from paragone.wire import (
     Aggregation,
@@ -52,6 +54,10 @@ from paragone.wire import (
     ReferenceSetsAnswer,
     RewardReturn,
     RewardsAnswer,
+    RunAnswer,
+    RunReport,
+    RunsAnswer,
+    RunSummary,
     Shaping,
     Signal,
     TokensAnswer,
@@ -482,6 +488,34 @@ class Client:
         """
         path, asked = deletion(name)
         return read_json(ReferenceSet, self._channel.send(path, asked), "the answer of a deletion")
+
+    def report_run(self, report: RunReport | Mapping[str, Any]) -> RunSummary:
+        """Tell the service how far a run is, for its page to show, and return what it keeps.
+
+        Args:
+            report: the fields of ``paragone.wire.RunReport``; its name's earlier report is replaced.
+
+        Raises:
+            ParagoneError: if nothing is kept.
+        """
+        return read_json(RunSummary, self._channel.send(RUNS, run_request(report)), f"the answer of {RUNS}")
+
+    def runs(self) -> list[RunSummary]:
+        """Return the runs that the service was told of, the one with the latest news first.
+
+        Raises:
+            ParagoneError: if there is no answer.
+        """
+        return read_json(RunsAnswer, self._channel.send(RUNS), "the list of runs").runs
+
+    def run(self, name: str) -> RunAnswer:
+        """Return all that the service was told of one run.
+
+        Raises:
+            UnknownRouteError: if it was told of none of that name, or has forgotten it.
+            ParagoneError: if there is no answer.
+        """
+        return read_json(RunAnswer, self._channel.send(f"{RUNS}/{urllib.parse.quote(name, safe='')}"), "the run")
 
     def tokens(
         self,

@@ -1,4 +1,4 @@
-"""Build what is asked singly, a pair, a group, a cohort's member, a reference set: pure functions for both clients."""
+"""Build what is asked singly: a pair, a group, a cohort's member, a reference set, a run. Pure, for both clients."""
 
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +15,7 @@ from paragone.wire import (
     CohortReturn,
     OnMissing,
     ReferencesRequest,
+    RunReport,
     Shaping,
     Signal,
     Truncation,
@@ -25,16 +26,19 @@ __all__ = [
     "COHORTS",
     "DEFAULT_DEADLINE_S",
     "REFERENCES",
+    "RUNS",
     "SingleRequest",
     "deletion",
     "group_of",
     "member_request",
     "pair_of",
     "references_request",
+    "run_request",
 ]
 
 COHORTS = "/v1/cohorts"
 REFERENCES = "/v1/references"
+RUNS = "/v1/runs"
 DEFAULT_DEADLINE_S = 600.0
 WireT = TypeVar("WireT", bound=BaseModel)
 _SLACK_S = 30.0
@@ -180,6 +184,16 @@ def references_request(
 def deletion(name: str) -> tuple[str, SingleRequest]:
     """Return path and request that delete a reference set."""
     return f"{REFERENCES}/{urllib.parse.quote(name, safe='')}", SingleRequest(None, deletes=True)
+
+
+def run_request(report: RunReport | Mapping[str, Any]) -> SingleRequest:
+    """Return the request that tells a service how far a run is.
+
+    Raises:
+        RequestError: if something is not in the wire format.
+    """
+    fields = report.model_dump() if isinstance(report, RunReport) else dict(report)
+    return SingleRequest(_written(_validated(RunReport, fields)))
 
 
 def _validated(wire: type[WireT], fields: dict[str, Any]) -> WireT:

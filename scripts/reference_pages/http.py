@@ -14,6 +14,7 @@ _TITLES = {
     "references": "Reference sets",
     "inspection": "Models and tokens",
     "files": "Data files",
+    "runs": "Runs that are watched",
     "rollout": "Loading models while the server runs",
     "operation": "Health and metrics",
 }

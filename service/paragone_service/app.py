@@ -57,6 +57,7 @@ from paragone_service.http.routes.heads import head_routes
 from paragone_service.http.routes.operation import health_routes, inspection_routes
 from paragone_service.http.routes.references import reference_routes
 from paragone_service.http.routes.rollout import rollout_routes
+from paragone_service.http.routes.runs import run_routes
 from paragone_service.http.routes.scoring import scoring_routes
 from paragone_service.judge.hosted_judge import HostedJudge
 from paragone_service.logs import ONE_FACT
@@ -68,6 +69,7 @@ from paragone_service.references.sets import ReferenceSets
 from paragone_service.references.stores import MemorySets, RedisSets
 from paragone_service.registry import Registry
 from paragone_service.rollout import Rollout
+from paragone_service.runs import Runs
 from paragone_service.scoring.describing import described
 from paragone_service.tracing import Tracing, make_tracer
 from paragone_service.watchdog import Watchdog
@@ -225,6 +227,7 @@ def create_app(
     app.include_router(cohort_routes(registry, sets, cohorts, workers))
     app.include_router(reference_routes(registry, sets))
     app.include_router(file_routes(file_reader))
+    app.include_router(run_routes(Runs()))
     limits = ModelLimits(max_tokens=0, max_items=MAX_ITEMS, max_body_bytes=settings.max_body_bytes)
     app.include_router(inspection_routes(registry, limits))
     info = functools.partial(described, limits=limits)

@@ -20,9 +20,10 @@ from paragone.exceptions import (
     TooLargeError,
     UnavailableError,
     UnknownModelError,
+    UnknownRouteError,
     UnsupportedError,
 )
-from paragone.wire import ItemError
+from paragone.wire import ItemError, RunReport
 from paragone_models import load_model
 from paragone_service.app import create_app
 from paragone_service.config import Settings
@@ -101,6 +102,25 @@ def test_the_two_orders_of_a_pair_sum_to_one_exactly(client):
         other = client.prefer(PROMPT, RESPONSES[1], RESPONSES[0], model=model)
         assert 0 < one < 1
         assert one + other == 1
+
+
+def test_a_run_is_reported_listed_and_shown_by_both_clients(client, hosted):
+    fields = {"name": "judge", "kind": "model", "state": "running", "stage": "step 2 of 8", "unit": "steps", "done": 2}
+    series = {"loss": [[1, 0.6], [2, 0.5]]}
+    assert client.report_run({**fields, "series": series}).done == 2
+    assert [run.name for run in client.runs()] == ["judge"]
+    assert client.run("judge").series == series
+    with pytest.raises(RequestError, match="state"):
+        client.report_run({**fields, "state": "asleep"})
+    with pytest.raises(UnknownRouteError, match="knows no run nobodys"):
+        client.run("nobodys")
+
+    async def ask(other):
+        told = await other.report_run(RunReport(**fields, total=8))
+        return told, await other.runs(), await other.run("judge")
+
+    told, listed, shown = through_asgi(hosted, ask)
+    assert (told.total, [run.name for run in listed], shown.total) == (8, ["judge"], 8)
 
 
 def test_every_native_route_is_understood(client):

@@ -6,6 +6,7 @@ from typing import Any
 
 from paragone_evaluation.readers import Pair
 from paragone_training.preference.recipe import Recipe
+from paragone_training.preference.train_model import train_model
 from paragone_training.settings import parse
 
 GOOD = ["because studies show that it saves money", "since every school that tried it kept it", "for a clear reason"]
@@ -57,3 +58,15 @@ def recipe(**sections: dict[str, Any]) -> Recipe:
     for name, values in sections.items():
         tables[name] = {**tables.get(name, {}), **values}
     return parse(Recipe, tables)
+
+
+def small_run(folder: Path, *, epochs: int = 3) -> Path:
+    """Train a model for a few steps, a line of progress for each, and return the folder of the run."""
+    rows = [
+        {"id": str(number), "group": one.group, "prompt": one.prompt, "first": one.first, "second": one.second,
+         "strength": one.strength, "split": one.split}
+        for number, one in enumerate([*pairs(2), *pairs(1, split="test")])
+    ]  # fmt: skip
+    training = {"epochs": epochs, "batch_responses": 6, "log_steps": 1}
+    file = write(folder / "pairs.jsonl", rows)
+    return train_model(recipe(data={"train": [str(file)]}, training=training), folder / "judge")

@@ -8,13 +8,15 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from paragone import cli
+from paragone import Client, cli
 from paragone_evaluation.annotation.files import RunFiles
 from paragone_training.errors import RunError
-from paragone_training.preference.train_model import train_model
-from paragone_training.trainer import PROGRESS_FILE
-from paragone_training.watching import _PROGRESS_FILE, progress_of
-from tests.training.arguments import pairs, recipe, write
+from paragone_training.progress_file import PROGRESS_FILE
+from paragone_training.run_sender import run_name
+from paragone_training.run_series import series_of, thinned
+from paragone_training.watching import progress_of
+from tests.evaluation.conftest import served
+from tests.training.arguments import small_run, write
 
 COMMAND = EntryPoint("watch", "paragone_training.watch_command:watch", "paragone.commands")
 ANNOTATED = {"answers": "rewards", "model": "judge", "layout": "auto", "map": {}}
@@ -30,18 +32,7 @@ def watch(*words):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of a few steps."""
-    folder = tmp_path_factory.mktemp("run")
-    rows = write(
-        folder / "pairs.jsonl",
-        [
-            {"id": str(number), "group": one.group, "prompt": one.prompt, "first": one.first, "second": one.second,
-             "strength": one.strength, "split": one.split}
-            for number, one in enumerate([*pairs(2), *pairs(1, split="test")])
-        ],
-    )  # fmt: skip
-    made = recipe(data={"train": [str(rows)]}, training={"epochs": 3, "batch_responses": 6, "log_steps": 1})
-    train_model(made, folder / "judge")
-    return folder / "judge"
+    return small_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
@@ -53,15 +44,25 @@ def run(trained, tmp_path):
     return folder
 
 
-def test_both_sides_mean_the_same_file():
-    assert _PROGRESS_FILE == PROGRESS_FILE
-
-
 def test_a_model_that_is_saved_is_done(trained):
     progress = progress_of(trained)
     assert (progress.kind, progress.state, progress.unit) == ("model", "done", "steps")
     assert progress.done == progress.total > 1
     assert progress.numbers["loss"] > 0
+    steps, losses = zip(*progress.series["loss"], strict=True)
+    assert (steps[0], steps[-1]) == (1, progress.total)
+    assert losses[-1] == progress.numbers["loss"]
+    assert list(progress.series)[-1] == "learning_rate"
+    assert not any(name.startswith("train_") for name in (*progress.numbers, *progress.series))
+
+
+def test_a_series_has_what_was_done_last_and_no_point_without_a_number():
+    rows = [(1, {"loss": 9.0}), (2, {"loss": 8.0}), (3, {"loss": 7.0}), (2, {"loss": 5.0}), (3, {"loss": float("nan")})]
+    assert series_of(rows) == {"loss": [(1, 9.0), (2, 5.0)]}
+    points = [(float(step), step / 2) for step in range(1001)]
+    few = thinned(points)
+    assert (len(few), few[0], few[-1]) == (300, points[0], points[-1])
+    assert [x for x, _ in few] == sorted({x for x, _ in few})
 
 
 def test_a_model_in_training_says_its_step_its_rate_and_what_is_left(run):
@@ -124,3 +125,55 @@ def test_watching_ends_with_the_run(run, trained, capsys):
     assert watch(run, "--every-s", "0.1") == 0
     ending.join()
     assert "saved in" in capsys.readouterr().out
+
+
+class Told:
+    """A real service that is told of runs."""
+
+    def __init__(self, url):
+        self.url, self.client = url, Client(url, retry_s=0)
+
+    def states(self):
+        return {run.name: run.state for run in self.client.runs()}
+
+
+@pytest.fixture(scope="module")
+def told():
+    with served({}) as url:
+        yield Told(url)
+
+
+def test_a_service_is_told_of_a_run_until_it_ends(run, trained, told):
+    ending = threading.Timer(0.5, lambda: shutil.copy(trained / "paragone.json", run / "paragone.json"))
+    ending.start()
+    assert watch(run, "--every-s", "0.1", "--url", told.url, "--name", "mine") == 0
+    ending.join()
+    shown = told.client.run("mine")
+    assert (shown.kind, shown.state, shown.done) == ("model", "done", progress_of(trained).total)
+    assert shown.series == {name: [list(point) for point in points] for name, points in progress_of(run).series.items()}
+    assert shown.lines[-1].startswith(time.strftime("%H:"))
+
+
+def test_once_tells_too_and_says_what_went_wrong(trained, told, capsys):
+    assert watch(trained, "--once", "--url", told.url) == 0
+    assert told.states()["judge"] == "done"
+    assert watch(trained, "--once", "--url", told.url, "--name", "a/b") == 2
+    assert "name" in capsys.readouterr().err
+    assert watch(trained, "--json", "--url", "http://127.0.0.1:9") == 1
+    assert "127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_watching_goes_on_without_the_service_and_says_so(run, trained, capsys):
+    ending = threading.Timer(0.5, lambda: shutil.copy(trained / "paragone.json", run / "paragone.json"))
+    ending.start()
+    assert watch(run, "--every-s", "0.1", "--url", "http://127.0.0.1:9") == 0
+    ending.join()
+    shown = capsys.readouterr().out
+    assert "saved in" in shown
+    assert shown.count("the page is not told, and this goes on") == 1
+
+
+def test_a_run_is_named_after_its_folder(tmp_path):
+    assert run_name(tmp_path / "out.jsonl.partial") == "out.jsonl"
+    assert run_name(tmp_path / "größer als 3") == "gr-er-als-3"
+    assert run_name(tmp_path / "..." / "...") == "run"

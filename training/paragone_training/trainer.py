@@ -24,8 +24,9 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from paragone_training.errors import DivergedError, RecipeError, TrainingError
+from paragone_training.progress_file import append_progress
 
-__all__ = ["PROGRESS_FILE", "Checkpoints", "StepTrainer", "last_checkpoint", "training_arguments", "warmup_steps"]
+__all__ = ["Checkpoints", "StepTrainer", "last_checkpoint", "training_arguments", "warmup_steps"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ _ROWS_SHOWN = 8
 _REMEDIES = (
     "Try a lower training.learning_rate, a longer warm-up, a smaller training.max_gradient_norm, or bf16 = false"
 )
-PROGRESS_FILE = "progress.jsonl"
-"""What a trainer says after every few steps, one JSON object a line: time, step, steps, and numbers by name."""
 _STATE = "trainer_state.json"  # the last file of a checkpoint that the parent writes
 
 
@@ -354,11 +353,8 @@ class _Lines(TrainerCallback):
         values = {name: value for name, value in (logs or {}).items() if name != "epoch"}
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         logger.info("step %d of %d: %s", state.global_step, state.max_steps, numbers)
-        line = {"time": time.time(), "step": state.global_step, "steps": state.max_steps, **values}
-        folder = Path(args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / PROGRESS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        line = {"step": state.global_step, "steps": state.max_steps, **values}
+        append_progress(Path(args.output_dir), line)
 
 
 def _trained(network: Any) -> set[str]:

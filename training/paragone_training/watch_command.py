@@ -1,7 +1,9 @@
-"""``paragone watch``: the live progress of a run, in the terminal, from the files that it writes."""
+"""``paragone watch``: the live progress of a run, from the files that it writes, in the terminal and in a page."""
 
+import contextlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from paragone_training.errors import RunError
+from paragone_training.run_sender import RunSender, run_name
 from paragone_training.watching import Progress, progress_of
 
 __all__ = ["watch"]
@@ -35,36 +38,59 @@ def watch(
     every_s: Annotated[float, typer.Option(help="Look so often, in seconds.", min=0.1)] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print how far it is, and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print that as one JSON object, and end.")] = False,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(help="Show it in the page of the service there too; once for each replica."),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="Key of the service.", envvar="PARAGONE_API_KEY", show_envvar=True)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What the page calls it; the folder's name unless given.")] = None,
 ) -> None:
     """Show how far a run is: stage, loss, agreement, win rate, rate and time left. Ends when the run does.
 
     Only files are read, so a run can be watched from anywhere that sees its folder. Ends with 1 if the run was stopped.
     """
     progress = progress_of(run)
+    called = run_name(run) if name is None else name
+    senders = [RunSender(one, called, api_key=api_key) for one in url or ()]
+    if as_json or once:
+        for sender in senders:
+            sender.send(progress)
     if as_json:
         typer.echo(json.dumps(asdict(progress)))
     elif once:
         Console().print(_shown(run, progress))
     else:
-        progress = _follow(run, progress, every_s)
+        progress = _follow(run, progress, every_s, senders)
     if progress.state == "stopped":
         raise typer.Exit(1)
 
 
-def _follow(run: Path, progress: Progress, every_s: float) -> Progress:
+def _follow(run: Path, progress: Progress, every_s: float, senders: Sequence[RunSender]) -> Progress:
     """Show a run until it ends, and return how it ended."""
-    with Live(_shown(run, progress), refresh_per_second=4) as live:
-        while progress.state in ("running", "silent"):
-            time.sleep(every_s)
-            try:
-                progress = progress_of(run)
-            except RunError:
-                continue  # a file is being replaced
-            live.update(_shown(run, progress))
+
+    def shown() -> Group:
+        return _shown(run, progress, [sender.problem for sender in senders if sender.problem])
+
+    with Live(shown(), refresh_per_second=4) as live:
+        with contextlib.ExitStack() as stack:
+            for sender in senders:
+                stack.enter_context(sender).tell(progress)
+            while progress.state in ("running", "silent"):
+                time.sleep(every_s)
+                try:
+                    progress = progress_of(run)
+                except RunError:
+                    continue  # a file is being replaced
+                for sender in senders:
+                    sender.tell(progress)
+                live.update(shown())
+        live.update(shown())  # whether the last report came through
     return progress
 
 
-def _shown(run: Path, progress: Progress) -> Group:
+def _shown(run: Path, progress: Progress, problems: Sequence[str] = ()) -> Group:
     title = Text.assemble((str(run), "bold"), "  ", (progress.state, _STYLES[progress.state]), f"  {progress.stage}")
     parts: list[Text | ProgressBar | Table] = [title]
     if meaning := _MEANINGS[progress.state]:
@@ -78,6 +104,7 @@ def _shown(run: Path, progress: Progress) -> Group:
             table.add_row(Text(name, style="dim"), f"{value:,.4g}")
         parts.append(table)
     parts += [Text(line, style="dim") for line in progress.lines]
+    parts += [Text(f"the page is not told, and this goes on: {problem}", style="yellow") for problem in problems]
     return Group(*parts)
 
 

@@ -7,18 +7,19 @@ import fcntl
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from paragone_training.errors import RunError
+from paragone_training.progress_file import PROGRESS_FILE, read_progress
+from paragone_training.run_series import Point, numbers_of, series_of
 
 __all__ = ["Progress", "progress_of"]
 
 State = Literal["running", "done", "stopped", "silent"]
 
-_PROGRESS_FILE = "progress.jsonl"  # of paragone_training.trainer, which needs torch
 _SILENT_S = 600.0
 _LINES = 8
 
@@ -28,7 +29,7 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        kind: ``policy``, ``model`` or ``annotate``.
+        kind: ``policy``, ``model``, ``head`` or ``annotate``.
         state: ``stopped``: no process holds the folder; ``silent``: nothing was written for ten minutes.
         stage: what is done now, in words.
         done, total: of what ``unit`` says; the total is None where nobody knows it.
@@ -36,6 +37,7 @@ class Progress:
         left_s: seconds to the end at that rate, None where it is not known.
         numbers: the latest loss, agreement, win rate and others, by name.
         lines: what was said last, the latest at the end.
+        series: numbers over the run, by name: how far it was, in its unit, and the number; thinned.
     """
 
     kind: str
@@ -48,6 +50,7 @@ class Progress:
     left_s: float | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
     lines: Sequence[str] = ()
+    series: Mapping[str, Sequence[Point]] = field(default_factory=dict)
 
 
 def progress_of(run: Path, *, now: float | None = None) -> Progress:
@@ -63,6 +66,7 @@ def progress_of(run: Path, *, now: float | None = None) -> Progress:
     readers: tuple[tuple[Path, Callable[[Path, float], Progress]], ...] = (
         (run / "recipe.json", _policy),
         (run / "checkpoints" / "run.json", _model),
+        (run / PROGRESS_FILE, _head),
         (_record_of(run), _annotate),
     )
     for sign, read in readers:
@@ -82,9 +86,10 @@ def _policy(run: Path, _: float) -> Progress:
     total = int(recipe["training"]["iterations"])
     done = [json.loads(path.read_bytes()) for path in sorted(run.glob("iteration-*/metrics.json"))]
     lines = [_iteration_line(row) for row in done]
+    series = series_of([*_gradient_steps(run), *((float(row["iteration"]), _measures(row)) for row in done)])
     if len(done) >= total:
         return Progress("policy", "done", f"all {total} iterations are done", "iterations", total, total,
-                        numbers=_win_rates(done), lines=lines[-_LINES:])  # fmt: skip
+                        numbers=_win_rates(done), lines=lines[-_LINES:], series=series)  # fmt: skip
     current = run / f"iteration-{len(done) + 1:02d}"
     history = _history(current.glob("step-*/checkpoints"))
     part, stage = _stage(current, recipe, history)
@@ -94,8 +99,33 @@ def _policy(run: Path, _: float) -> Progress:
     return Progress(
         "policy", "running" if _is_held(run / "lock") else "stopped", f"iteration {len(done) + 1} of {total}: {stage}",
         "iterations", finished, total, rate, (total - finished) / rate if rate else None, numbers,
-        (lines + [_step_line(row) for row in history])[-_LINES:],
+        (lines + [_step_line(row) for row in history])[-_LINES:], series,
     )  # fmt: skip
+
+
+def _gradient_steps(run: Path) -> Iterator[tuple[float, dict[str, float]]]:
+    """Yield what the trainer of every iteration said, and where: 1.5 is the middle of the second iteration's steps.
+
+    Of iterations whose checkpoints the recipe does not keep nothing is left.
+    """
+    folders = sorted(run.glob("iteration-*"))
+    of_each = [sorted(path for path in folder.glob("step-*") if path.is_dir()) for folder in folders]
+    # How many steps the first iteration will have nobody knows before they are there.
+    count = max((len(steps) for steps in of_each), default=1)
+    for before, steps in enumerate(of_each):
+        for number, step in enumerate(steps):
+            for row in _history([step / "checkpoints"]):
+                yield before + (number + row["step"] / max(row["steps"], 1)) / count, numbers_of(row)
+
+
+def _measures(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return what an iteration that is done was found to be, by name."""
+    evaluation, named = row.get("evaluation") or {}, {"cyclic_share": "share of cyclic triples"}
+    found = {label: row[name] for name, label in named.items() if row.get(name) is not None}
+    for name, label in (("kl_to_initial", "KL to the initial policy"), ("entropy_per_token", "entropy a token")):
+        if evaluation.get(name) is not None:
+            found[label] = evaluation[name]
+    return {**_win_rates([row]), **found}
 
 
 def _stage(current: Path, recipe: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> tuple[float, str]:
@@ -125,19 +155,38 @@ def _model(run: Path, now: float) -> Progress:
     work = run / "checkpoints"
     history = _history([work])
     lines = [_step_line(row) for row in history[-_LINES:]]
+    series = series_of((float(row["step"]), numbers_of(row)) for row in history)
     if (run / "paragone.json").is_file():
         total = history[-1]["steps"] if history else 0
-        return Progress(
-            "model", "done", f"saved in {run}", "steps", total, total, numbers=_latest(history), lines=lines
-        )
+        return Progress("model", "done", f"saved in {run}", "steps", total, total,
+                        numbers=_latest(history), lines=lines, series=series)  # fmt: skip
     if not history:
         return Progress("model", _heard([work / "run.json"], now), "before the first step", "steps", 0)
     step, total = history[-1]["step"], history[-1]["steps"]
     rate = _rate(history)
     return Progress(
-        "model", _heard([work / _PROGRESS_FILE], now), f"step {step} of {total}", "steps", step, total, rate,
-        (total - step) / rate if rate else None, _latest(history), lines,
+        "model", _heard([work / PROGRESS_FILE], now), f"step {step} of {total}", "steps", step, total, rate,
+        (total - step) / rate if rate else None, _latest(history), lines, series,
     )  # fmt: skip
+
+
+def _head(run: Path, now: float) -> Progress:
+    """Read a fit of a head: lines of `train head`, each a stage, and how many responses have passed the backbone."""
+    rows = read_progress(run)
+    begins = [place for place, row in enumerate(rows) if row.get("begins")]
+    rows = rows[begins[-1] if begins else 0 :]
+    latest: Mapping[str, Any] = rows[-1] if rows else {"stage": "about to begin"}
+    passing = [row for row in rows if "total" in row]
+    done, total = (passing[-1]["done"], passing[-1]["total"]) if passing else (0, None)
+    numbers = {name: value for row in rows for name, value in row.get("numbers", {}).items()}
+    lines = [f"{_clock(row)} {row['stage']}" for row in rows if "done" not in row][-_LINES:]
+    if (run / "paragone.json").is_file() and latest.get("ends"):
+        return Progress("head", "done", f"saved in {run}", "responses", done, total, numbers=numbers, lines=lines)
+    rate = _pace(passing, "done")
+    state: State = "stopped" if latest.get("ends") else _heard([run / PROGRESS_FILE], now)
+    # How long the fit itself takes nobody knows: once all have passed there is no time left to tell.
+    left = (total - done) / rate if rate and total is not None and done < total else None
+    return Progress("head", state, latest["stage"], "responses", done, total, rate, left, numbers, lines)
 
 
 def _annotate(output: Path, now: float) -> Progress:
@@ -181,17 +230,9 @@ def _record_of(output: Path) -> Path:
     return output.with_name(f"{name}.run.json")
 
 
-def _history(folders: Iterator[Path] | Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the lines of the trainers of some folders, the latest run of them last; a line that is cut is left out."""
-    rows = []
-    for folder in sorted(folders):
-        file = folder / _PROGRESS_FILE
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue  # it is being written
-    return rows
+def _history(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """Return the lines of the trainers of some folders, the latest run of them last."""
+    return [row for folder in sorted(folders) for row in read_progress(folder)]
 
 
 def _rate(history: Sequence[Mapping[str, Any]]) -> float | None:
@@ -199,20 +240,21 @@ def _rate(history: Sequence[Mapping[str, Any]]) -> float | None:
     recent = list(history[-_LINES:])
     again = [number for number in range(1, len(recent)) if recent[number]["step"] < recent[number - 1]["step"]]
     recent = recent[again[-1] if again else 0 :]
-    if len(recent) < 2 or recent[-1]["time"] <= recent[0]["time"]:
+    return _pace(recent, "step")
+
+
+def _pace(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Return how much a number grew a second from the first to the last line; None where that is not known."""
+    if len(rows) < 2 or rows[-1]["time"] <= rows[0]["time"]:
         return None
-    return float((recent[-1]["step"] - recent[0]["step"]) / (recent[-1]["time"] - recent[0]["time"])) or None
+    return float((rows[-1][name] - rows[0][name]) / (rows[-1]["time"] - rows[0]["time"])) or None
 
 
 def _latest(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the last value of every number that a trainer said."""
     numbers: dict[str, float] = {}
     for row in history:
-        numbers |= {
-            name: value
-            for name, value in row.items()
-            if name not in ("time", "step", "steps") and isinstance(value, int | float)
-        }
+        numbers |= numbers_of(row)
     return numbers
 
 
@@ -235,7 +277,11 @@ def _iteration_line(row: Mapping[str, Any]) -> str:
 
 def _step_line(row: Mapping[str, Any]) -> str:
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in _latest([row]).items())
-    return f"{time.strftime('%H:%M:%S', time.localtime(row['time']))} step {row['step']} of {row['steps']}: {numbers}"
+    return f"{_clock(row)} step {row['step']} of {row['steps']}: {numbers}"
+
+
+def _clock(row: Mapping[str, Any]) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(row["time"]))
 
 
 def _heard(files: Sequence[Path], now: float) -> State:

@@ -60,6 +60,7 @@ from paragone.wire.requests import (
     Truncation,
 )
 from paragone.wire.rollout import LoadRequest
+from paragone.wire.runs import RunAnswer, RunReport, RunsAnswer, RunSummary
 from paragone.wire.signals import Shaping, Signal
 
 __all__ = [
@@ -117,6 +118,10 @@ __all__ = [
     "RewardReturn",
     "RewardsAnswer",
     "RewardsRequest",
+    "RunAnswer",
+    "RunReport",
+    "RunSummary",
+    "RunsAnswer",
     "Shaping",
     "Signal",
     "TokensAnswer",

@@ -16,7 +16,13 @@ from paragone_service.http.middleware import SCOPE_KEY, SCOPE_SPENDING, SCOPE_TI
 from paragone_service.http.overload import SCOPE_RESERVATION, client_of
 from paragone_service.scoring.request import Call, Problems
 
-__all__ = ["answer", "call_of"]
+__all__ = ["answer", "call_of", "tenant_of"]
+
+
+def tenant_of(request: Request) -> str | None:
+    """Return the tenant of a request's key; None where it has none, or the server has no keys."""
+    key: ApiKey | None = request.scope.get(SCOPE_KEY)
+    return key.tenant if key else None
 
 
 def call_of(
@@ -42,8 +48,6 @@ def call_of(
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    key: ApiKey | None = request.scope.get(SCOPE_KEY)
-    tenant = key.tenant if key else None
     deadline = request.scope[SCOPE_DEADLINE]
     if deadline_s is not None:
         deadline.shorten(deadline_s)
@@ -56,7 +60,7 @@ def call_of(
         client_of(request.scope),
         request.scope.get(SCOPE_BODY_BYTES, 0),
         deadline,
-        tenant,
+        tenant_of(request),
         spending=request.scope.get(SCOPE_SPENDING),
         reservation=request.scope.get(SCOPE_RESERVATION),
         rationales=rationales,

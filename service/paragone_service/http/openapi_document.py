@@ -30,6 +30,10 @@ from paragone.wire import (
     ReferencesRequest,
     RewardsAnswer,
     RewardsRequest,
+    RunAnswer,
+    RunReport,
+    RunsAnswer,
+    RunSummary,
     TokensAnswer,
     TokensRequest,
     TournamentsAnswer,
@@ -47,6 +51,8 @@ __all__ = [
     "metrics_document",
     "reference_document",
     "references_document",
+    "report_document",
+    "run_document",
     "scoring_document",
 ]
 
@@ -70,6 +76,7 @@ _OWN: tuple[type[BaseModel], ...] = (
     PreferencesRequest,
     ReferencesRequest,
     RewardsRequest,
+    RunReport,
     TokensRequest,
     TournamentsRequest,
     ErrorBody,
@@ -86,15 +93,16 @@ _TEXT = (
     ErrorCode.CONVERSATION_TRUNCATED,
     ErrorCode.TEXT_UNAVAILABLE,
 )
-_BODY = (
+# What any body of JSON may meet.
+_JSON = (
     ErrorCode.INVALID_JSON,
     ErrorCode.INVALID_ENCODING,
-    ErrorCode.UNKNOWN_MODEL,
     ErrorCode.BODY_TOO_LARGE,
     ErrorCode.TOO_MANY_ITEMS,
     ErrorCode.UNSUPPORTED_MEDIA_TYPE,
     ErrorCode.DEADLINE_EXCEEDED,
 )
+_BODY = (*_JSON, ErrorCode.UNKNOWN_MODEL)
 _FORWARD = (
     ErrorCode.ENGINE_FAILED,
     ErrorCode.NON_FINITE_SCORE,
@@ -164,6 +172,19 @@ _SET = {
     "responses": 2048,
     "created": 1795959600.0,
     "expires": 1796564400.0,
+}
+_RUN = {
+    "name": "judge",
+    "kind": "model",
+    "state": "running",
+    "stage": "step 20 of 120",
+    "unit": "steps",
+    "done": 20.0,
+    "total": 120.0,
+    "rate": 0.5,
+    "left_s": 200.0,
+    "heard": 1795959600.0,
+    "since_s": 1.5,
 }
 _FILE = {
     "name": "pairs.jsonl",
@@ -246,6 +267,14 @@ _EXAMPLES: Mapping[type[BaseModel], dict[str, Any]] = {
         },
         "usage": {**_COLD, "forward_responses": 96, "forward_tokens": 4210},
     },
+    RunSummary: _RUN,
+    RunsAnswer: {"runs": [_RUN]},
+    RunAnswer: {
+        **_RUN,
+        "numbers": {"loss": 0.41},
+        "lines": ["12:03:20 step 20 of 120: loss 0.41"],
+        "series": {"loss": [[10.0, 0.62], [20.0, 0.41]]},
+    },
     ReferenceSet: _SET,
     ReferenceSetsAnswer: {"references": [_SET]},
     CohortAnswer: {
@@ -312,7 +341,22 @@ def reference_document(answer: type[BaseModel], *, named: bool = False) -> dict[
     }
 
 
+def report_document(request: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+    """Return what FastAPI needs to document the route that takes a report of a run."""
+    return _read_document(request, answer, ErrorCode.INVALID_REQUEST, *_JSON)
+
+
+def run_document(answer: type[BaseModel], *, named: bool = False) -> dict[str, Any]:
+    """Return what FastAPI needs to document a route that shows runs."""
+    unknown = (ErrorCode.NOT_FOUND,) if named else ()
+    return {"response_model": answer, "responses": _errors(*unknown, *_ALWAYS)}
+
+
 def _body_document(request: type[BaseModel], answer: type[BaseModel], *codes: ErrorCode) -> dict[str, Any]:
+    return _read_document(request, answer, *_BODY, *_TEXT, *codes)
+
+
+def _read_document(request: type[BaseModel], answer: type[BaseModel], *codes: ErrorCode) -> dict[str, Any]:
     examples = request.model_config.get("json_schema_extra")
     assert isinstance(examples, dict)
     example = examples["examples"]
@@ -320,7 +364,7 @@ def _body_document(request: type[BaseModel], answer: type[BaseModel], *codes: Er
     content = {"schema": {"$ref": f"{_SCHEMAS}{request.__name__}"}, "example": example[0]}
     return {
         "response_model": answer,
-        "responses": _errors(*_BODY, *_TEXT, *codes, *_ALWAYS),
+        "responses": _errors(*codes, *_ALWAYS),
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
     }
 

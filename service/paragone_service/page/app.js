@@ -8,9 +8,10 @@ import { ApiError, get, hasKey, inWords, setKey } from "./api.js";
 import { compare } from "./compare.js";
 import { el } from "./dom.js";
 import { label } from "./label.js";
+import { runs } from "./runs.js";
 import { readFragment } from "./state.js";
 
-const VIEWS = [compare, label];
+const VIEWS = [compare, label, runs];
 const THEME = "paragone.theme";
 const THEMES = ["auto", "light", "dark"];
 

@@ -118,6 +118,12 @@ def test_evaluation_compares_the_iterate_with_the_initial_policy_by_both_judges(
     done = progress_of(tmp_path)
     assert (done.kind, done.state, done.done, done.total) == ("policy", "done", 2, 2)
     assert done.numbers["win rate (judge)"] == found["judge"]["win_rate"]
+    assert [x for x, _ in done.series["win rate (judge)"]] == [1, 2]
+    assert done.series["win rate (judge)"][-1] == (2, found["judge"]["win_rate"])
+    assert done.series["KL to the initial policy"][-1] == (2, found["kl_to_initial"])
+    where = [x for x, _ in done.series["loss"]]
+    assert 0 < where[0] <= 1
+    assert (where[-1], where) == (2, sorted(where))
     (tmp_path / "iteration-02" / "metrics.json").unlink()
     stopped = progress_of(tmp_path)
     assert (stopped.state, 1 < stopped.done < 2) == ("stopped", True)

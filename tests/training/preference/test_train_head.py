@@ -22,8 +22,10 @@ from paragone_training.preference.frozen_states import FrozenBackbone
 from paragone_training.preference.head_fit import fit_to_rows
 from paragone_training.preference.recipe import Recipe
 from paragone_training.preference.train_head import train_heads
+from paragone_training.progress_file import PROGRESS_FILE
 from paragone_training.scratch.decoder import train_tokenizer
 from paragone_training.settings import parse
+from paragone_training.watching import progress_of
 from tests.evaluation.runs import Checker
 from tests.training.arguments import BAD, GOOD, pairs, write
 
@@ -100,7 +102,7 @@ def train_head(settled, folder):
 def test_a_fitted_head_is_kilobytes_and_prefers_what_people_did(checkpoint, data, tmp_path, kind, dimension, gate):
     model = {"kind": kind, "dimension": dimension, "gate": gate}
     folder = train_head(recipe(checkpoint, data, tmp_path, model=model), tmp_path / "head")
-    names = ["README.md", "head.safetensors", "paragone.json", "report.html"]
+    names = ["README.md", "head.safetensors", "paragone.json", "progress.jsonl", "report.html"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".html") < 10_000
     loaded = load_model(folder, device="cpu")
@@ -122,6 +124,42 @@ def test_the_page_of_a_head_begins_with_the_result_and_fetches_nothing(checkpoin
     assert "head agrees with people on 100.0 % of 9 decided pairs: there are too few questions" in text
     assert re.search(r"This head, cross-validated 100.0 % 100.0 – 100.0 45 100.0 %", text)
     assert str(tmp_path) not in page
+
+
+def test_a_fit_can_be_watched(checkpoint, data, tmp_path):
+    settled, folder = recipe(checkpoint, data, tmp_path), tmp_path / "head"
+    train_head(settled, folder)
+    progress = progress_of(folder)
+    assert (progress.kind, progress.state, progress.unit) == ("head", "done", "responses")
+    assert progress.done == progress.total == 36  # six of each of six questions
+    assert progress.numbers == {"agreement (cross-validated)": 1.0, "agreement (held-out rows)": 1.0}
+    assert [line.split(" ", 1)[1] for line in progress.lines] == [
+        "reading the rows and the backbone",
+        "fitting the head",
+        "saved",
+    ]
+    # As it was while states were computed: by the lines until then.
+    lines = (folder / PROGRESS_FILE).read_text().splitlines()
+    passing = [json.loads(line) for line in lines if '"total"' in line]
+    assert passing[0]["done"] == 0
+    (folder / "paragone.json").unlink()
+    rows = [
+        {"time": 10.0, "stage": "reading", "begins": True},
+        {"time": 20.0, "stage": "states", "done": 4, "total": 24},
+        {"time": 22.0, "stage": "states", "done": 8, "total": 24},
+    ]
+    (folder / PROGRESS_FILE).write_text("\n".join([*lines, *map(json.dumps, rows)]) + "\n")
+    running = progress_of(folder)
+    assert (running.state, running.stage, running.done, running.rate, running.left_s) == ("running", "states", 8, 2, 8)
+    assert running.numbers == {}  # those of the earlier attempt are not this one's
+
+
+def test_a_fit_that_fails_is_stopped_at_once_for_whoever_watches(checkpoint, data, tmp_path):
+    short = recipe(checkpoint, data, tmp_path, model={"max_length": 4})
+    with pytest.raises(DataError):
+        train_head(short, tmp_path / "head")
+    progress = progress_of(tmp_path / "head")
+    assert (progress.state, progress.stage) == ("stopped", "ended by DataError: see what it printed")
 
 
 def test_ratings_are_fitted_and_merged_and_a_reward_stands_above_them(checkpoint, data, ratings, tmp_path):

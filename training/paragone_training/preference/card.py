@@ -119,6 +119,11 @@ class HeadOutcome:
     after: Examined
     rows: Rows
 
+    def numbers(self) -> dict[str, float]:
+        """Return how often the head agrees with people, by where it was asked."""
+        asked = {"agreement (cross-validated)": self.probe, "agreement (held-out rows)": self.after.judged}
+        return {name: judged.summary().accuracy for name, judged in asked.items() if judged is not None}
+
     def lines(self) -> Iterator[str]:
         """Yield what was found, for the log."""
         for name, judged in (("this head", self.probe), ("its scalar alone", self.scalar)):

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,10 @@ _REWARD = ModelSpec(kind="bradley-terry", dimension=1)
 _GATED = ModelSpec(kind="general-preference", dimension=4, gate="softmax")
 
 _Key = bytes
+
+
+def _unwatched(_done: int, _total: int) -> None:
+    """Say nothing."""
 
 
 class FrozenBackbone:
@@ -74,22 +78,34 @@ class FrozenBackbone:
         Raises:
             NonFiniteError: if a state has NaN or infinity in it.
         """
+        self.complete(readings)
+        return np.stack([np.stack([self._known[key] for key in self._keys(reading)]) for reading in readings])
+
+    def complete(self, readings: Sequence[Reading], *, on_progress: Callable[[int, int], None] = _unwatched) -> None:
+        """Have the states of all readings: those that are not on disk are computed.
+
+        Args:
+            on_progress: told how many of how many distinct texts have their states, first of all those on disk.
+
+        Raises:
+            NonFiniteError: if a state has NaN or infinity in it.
+        """
         self._read_parts()
-        keys = [[self._key(reading, read) for read in reading.reads] for reading in readings]
-        missing = {
-            self._key(reading, (0, len(reading.token_ids))): reading
-            for reading, wanted in zip(readings, keys, strict=True)
-            if not self._known.keys() >= set(wanted)
-        }
-        self._compute(list(missing.values()))
-        return np.stack([np.stack([self._known[key] for key in row]) for row in keys])
+        distinct = {self._key(reading, (0, len(reading.token_ids))): reading for reading in readings}
+        missing = [reading for reading in distinct.values() if not self._known.keys() >= set(self._keys(reading))]
+        known = len(distinct) - len(missing)
+        on_progress(known, len(distinct))
+        self._compute(missing, lambda done: on_progress(known + done, len(distinct)))
+
+    def _keys(self, reading: Reading) -> list[_Key]:
+        return [self._key(reading, read) for read in reading.reads]
 
     def _key(self, reading: Reading, read: Read) -> _Key:
         tokens = reading.token_ids[: read[1]] if self._prefixes_suffice else reading.token_ids
         content = np.asarray(tokens, dtype=np.int64).tobytes() + np.array([read]).tobytes()
         return hashlib.blake2b(content, digest_size=16).digest()
 
-    def _compute(self, missing: Sequence[Reading]) -> None:
+    def _compute(self, missing: Sequence[Reading], on_chunk: Callable[[int], None]) -> None:
         if not missing:
             return
         logger.info("%d of the sequences have to pass the backbone; %d states on disk", len(missing), len(self._known))
@@ -105,6 +121,7 @@ class FrozenBackbone:
             for reading, item, states in zip(chunk, items, hidden, strict=True):
                 self._keep({self._key(reading, read): state for read, state in zip(item.reads, states, strict=True)})
             self.computed += len(chunk)
+            on_chunk(first + len(chunk))
             if time.monotonic() - written > _PART_S:
                 self._write_part()
                 written = time.monotonic()

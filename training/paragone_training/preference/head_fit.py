@@ -23,7 +23,7 @@ from paragone_models.kinds import KINDS
 from paragone_models.network import RepresentationHead, output_width
 from paragone_models.rotary import positions_of
 from paragone_models.spec import ModelSpec
-from paragone_models.text.reader import TextReader
+from paragone_models.text.reader import Reading, TextReader
 from paragone_training.data import PromptGroup, group_pairs
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.agreement import Examined, Judged, examined_pairs
@@ -31,6 +31,7 @@ from paragone_training.preference.backbone import ModelParts
 from paragone_training.preference.card import HeadOutcome, Rows
 from paragone_training.preference.fitting_rows import FittingGroups, read_fitting_rows
 from paragone_training.preference.frozen_states import FrozenBackbone
+from paragone_training.preference.head_progress import HeadProgress
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.ratings import rating_errors
 from paragone_training.preference.recipe import Recipe
@@ -72,22 +73,36 @@ def check_head_recipe(recipe: Recipe) -> None:
         raise RecipeError("loss.name is 'score', which `train head` has not: use 'soft', whose labels are the same")
 
 
-def fit_to_rows(recipe: Recipe, rows: Rows, states: Path, backbone: Backbone | None = None) -> HeadOutcome:
+def fit_to_rows(
+    recipe: Recipe,
+    rows: Rows,
+    states: Path,
+    backbone: Backbone | None = None,
+    *,
+    progress: HeadProgress | None = None,
+) -> HeadOutcome:
     """Fit a head to rows and return it with what it says about the held-out ones; the recipe's files are not read.
 
     Args:
         states: folder of kept hidden states.
         backbone: the recipe's, if it was loaded already.
+        progress: told how far it is.
 
     Raises:
         RecipeError: if the backbone cannot be loaded or does not fit the recipe, or the fit is refused.
         DataError: if a response does not fit the model, or states are not finite.
     """
-    backbone = backbone or backbone_of(recipe)
+    backbone, progress = backbone or backbone_of(recipe), progress or HeadProgress()
     recipe = recipe.within(positions_of(backbone.module.config))
     spec, attributes = spec_of(recipe), recipe.model.attributes
     learned, measured, rows = _fitting(recipe, rows, backbone)
     frozen = FrozenBackbone(backbone, states)
+    try:
+        # All at once, so that whoever watches knows how many there are.
+        frozen.complete([*_readings(learned), *_readings(measured)], on_progress=progress.responses)
+    except NonFiniteError as error:
+        raise DataError(str(error)) from error
+    progress.stage("fitting the head")
     trained, held_out = _Read.of(learned, frozen), _Read.of(measured, frozen)
     choices = _choices(trained, recipe, spec)
     try:
@@ -214,6 +229,10 @@ def head_of(fitted: FittedHead, width: int) -> RepresentationHead:
     return head
 
 
+def _readings(fitting: FittingGroups) -> list[Reading]:
+    return [reading for group in fitting[1] for reading in group]
+
+
 @dataclass(frozen=True)
 class _Read:
     """Rows with the states of their responses.
@@ -229,12 +248,8 @@ class _Read:
 
     @classmethod
     def of(cls, fitting: FittingGroups, frozen: FrozenBackbone) -> "_Read":
-        groups = fitting[0]
-        readings = [reading for group in fitting[1] for reading in group]
-        try:
-            states = frozen.states(readings) if readings else np.zeros((0, 1, 1), dtype=np.float32)
-        except NonFiniteError as error:
-            raise DataError(str(error)) from error
+        groups, readings = fitting[0], _readings(fitting)
+        states = frozen.states(readings) if readings else np.zeros((0, 1, 1), dtype=np.float32)
         sizes = [len(group.responses) for group in groups]
         return cls(groups, states, [sum(sizes[:number]) for number in range(len(sizes))])
 

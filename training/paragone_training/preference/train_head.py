@@ -13,8 +13,9 @@ from paragone_models.files.backbones import save_head
 from paragone_models.files.families.own import SPEC_FILE
 from paragone_models.files.loading import Backbone
 from paragone_training.errors import RecipeError
-from paragone_training.preference.card import write_head_card
+from paragone_training.preference.card import HeadOutcome, write_head_card
 from paragone_training.preference.head_fit import backbone_of, check_head_recipe, fit_to_rows
+from paragone_training.preference.head_progress import HeadProgress
 from paragone_training.preference.recipe import Recipe
 from paragone_training.preference.report import head_page
 from paragone_training.preference.train_model import load_rows
@@ -45,12 +46,23 @@ def train_heads(heads: Sequence[tuple[Recipe, Path]]) -> list[Path]:
             raise RecipeError(f"two heads would go to {folder}: name the recipes differently, or fit them one by one")
     backbones: dict[tuple[Any, ...], Backbone] = {}
     for recipe, folder in heads:
-        rows = load_rows(recipe)
-        name = (recipe.backbone.source, recipe.backbone.revision, recipe.head.dtype)
-        backbones[name] = backbones.get(name) or backbone_of(recipe)
-        outcome = fit_to_rows(recipe, rows, Path(recipe.head.states or _STATES), backbones[name])
-        card = write_head_card(folder.name, recipe, outcome)
-        save_head(folder, outcome.fitted.tensors, outcome.fitted.spec, outcome.backbone, card=card)
-        (folder / "report.html").write_text(head_page(folder.name, recipe, outcome), encoding="utf-8")
+        progress = HeadProgress(folder)
+        progress.begins("reading the rows and the backbone")
+        try:
+            outcome = _fit(recipe, backbones, progress)
+            card = write_head_card(folder.name, recipe, outcome)
+            save_head(folder, outcome.fitted.tensors, outcome.fitted.spec, outcome.backbone, card=card)
+            (folder / "report.html").write_text(head_page(folder.name, recipe, outcome), encoding="utf-8")
+        except BaseException as error:
+            progress.ends(f"ended by {type(error).__name__}: see what it printed")
+            raise
+        progress.ends("saved", outcome.numbers())
         logger.info("saved %s", folder)
     return [folder for _, folder in heads]
+
+
+def _fit(recipe: Recipe, backbones: dict[tuple[Any, ...], Backbone], progress: HeadProgress) -> HeadOutcome:
+    rows = load_rows(recipe)
+    name = (recipe.backbone.source, recipe.backbone.revision, recipe.head.dtype)
+    backbones[name] = backbones.get(name) or backbone_of(recipe)
+    return fit_to_rows(recipe, rows, Path(recipe.head.states or _STATES), backbones[name], progress=progress)

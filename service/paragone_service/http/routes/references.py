@@ -3,10 +3,8 @@
 from fastapi import APIRouter, Request
 
 from paragone.wire import ReferenceSet, ReferenceSetsAnswer, ReferencesRequest
-from paragone_service.api_keys import ApiKey
 from paragone_service.http.bodies import check_total, read_body
-from paragone_service.http.calls import call_of
-from paragone_service.http.middleware import SCOPE_KEY
+from paragone_service.http.calls import call_of, tenant_of
 from paragone_service.http.openapi_document import reference_document, references_document
 from paragone_service.references.owners import TextOwner, VectorOwner
 from paragone_service.references.sets import Owner, ReferenceSets
@@ -38,21 +36,16 @@ def reference_routes(registry: Registry, sets: ReferenceSets) -> APIRouter:
     @router.get("/v1/references", **reference_document(ReferenceSetsAnswer))
     async def list_references(request: Request) -> ReferenceSetsAnswer:
         """Answer which sets are stored, by name: those of the key's tenant."""
-        return ReferenceSetsAnswer(references=await sets.listed(_tenant(request)))
+        return ReferenceSetsAnswer(references=await sets.listed(tenant_of(request)))
 
     @router.get("/v1/references/{name}", **reference_document(ReferenceSet, named=True))
     async def show_references(request: Request, name: str) -> ReferenceSet:
         """Answer what is stored under a name."""
-        return await sets.named(_tenant(request), name)
+        return await sets.named(tenant_of(request), name)
 
     @router.delete("/v1/references/{name}", **reference_document(ReferenceSet, named=True))
     async def delete_references(request: Request, name: str) -> ReferenceSet:
         """Forget a set, and answer what it was."""
-        return await sets.delete(_tenant(request), name)
+        return await sets.delete(tenant_of(request), name)
 
     return router
-
-
-def _tenant(request: Request) -> str | None:
-    key: ApiKey | None = request.scope.get(SCOPE_KEY)
-    return key.tenant if key else None

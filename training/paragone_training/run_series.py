@@ -1,0 +1,61 @@
+"""Numbers of a run over time, from the lines that its trainer wrote: named, in order, and thinned for a chart."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["Point", "numbers_of", "series_of", "thinned"]
+
+Point = tuple[float, float]
+"""How far the run was, in its unit, and the number."""
+
+_MOST_POINTS = 300
+# What transformers says of a whole run, once: how fast it was, and a mean over everything.
+_BOOKKEEPING = ("train_", "total_flos", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+_PLACES = ("time", "step", "steps")
+# What people look at first stands first.
+_ORDER = ("win rate", "eval", "loss")
+_LAST = ("grad_norm", "learning_rate")
+
+
+def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a trainer's line by name, without what only says where and when it was written."""
+    return {
+        name: value
+        for name, value in row.items()
+        if isinstance(value, int | float) and name not in _PLACES and not name.startswith(_BOOKKEEPING)
+    }
+
+
+def series_of(rows: Iterable[tuple[float, Mapping[str, float]]]) -> dict[str, list[Point]]:
+    """Return the points of every number, by name.
+
+    Args:
+        rows: how far the run was, and its numbers then. What a resumed run did again takes the place of what was
+            there; NaN and infinity are no points.
+    """
+    found: dict[str, list[Point]] = {}
+    for x, numbers in rows:
+        for name, value in numbers.items():
+            points = found.setdefault(name, [])
+            while points and points[-1][0] >= x:
+                points.pop()
+            if math.isfinite(value):
+                points.append((x, value))
+    return {name: thinned(found[name]) for name in sorted(found, key=_place) if found[name]}
+
+
+def thinned(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
+    """Return at most so many of the points, evenly chosen, the first and the last among them.
+
+    >>> thinned([(x, 0.0) for x in range(9)], 3)
+    [(0, 0.0), (4, 0.0), (8, 0.0)]
+    """
+    if len(points) <= most:
+        return list(points)
+    return [points[round(place * (len(points) - 1) / (most - 1))] for place in range(most)]
+
+
+def _place(name: str) -> tuple[int, str]:
+    first = next((place for place, start in enumerate(_ORDER) if name.startswith(start)), len(_ORDER))
+    return (len(_ORDER) + 1 if name in _LAST else first), name
