@@ -501,7 +501,7 @@ class Client:
         return read_json(RunSummary, self._channel.send(RUNS, run_request(report)), f"the answer of {RUNS}")
 
     def runs(self) -> list[RunSummary]:
-        """Return the runs that the service was told of, the one with the latest news first.
+        """Return the runs that the service was told of, the newest first.
 
         Raises:
             ParagoneError: if there is no answer.

@@ -30,6 +30,7 @@ class _Kept(NamedTuple):
     summary: dict[str, object]
     # As JSON: as objects of Python they would take ten times the memory.
     rest: bytes
+    first: float
     heard: float
 
 
@@ -58,10 +59,11 @@ class Runs:
 
     def put(self, owner: str | None, report: RunReport) -> RunSummary:
         """Keep a report in place of the earlier one of its name, and return what a list says of it."""
-        runs = self._of(owner)
-        runs.pop(report.name, None)
+        runs, now = self._of(owner), self._clock()
+        earlier = runs.pop(report.name, None)
         rest = to_json(report.model_dump(include=set(_LARGE)))
-        kept = _Kept(report.model_dump(exclude=set(_LARGE)), rest, self._clock())
+        first = now if earlier is None else earlier.first
+        kept = _Kept(report.model_dump(exclude=set(_LARGE)), rest, first, now)
         # What was put last stands last, so the first one has the oldest news.
         while runs and (
             len(runs) >= self._most_runs
@@ -77,8 +79,9 @@ class Runs:
         return self._summary(kept)
 
     def listed(self, owner: str | None) -> list[RunSummary]:
-        """Return the runs of an owner, the one with the latest news first."""
-        return [self._summary(kept) for kept in reversed(self._of(owner).values())]
+        """Return the runs of an owner, the newest first."""
+        # By the latest news two runs that go on at once would change places all the time.
+        return [self._summary(kept) for kept in sorted(self._of(owner).values(), key=lambda kept: -kept.first)]
 
     def named(self, owner: str | None, name: str) -> RunAnswer:
         """Return all that was told of a run.

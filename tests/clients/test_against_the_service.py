@@ -112,7 +112,7 @@ def test_a_run_is_reported_listed_and_shown_by_both_clients(client, hosted):
     assert client.run("judge").series == series
     with pytest.raises(RequestError, match="state"):
         client.report_run({**fields, "state": "asleep"})
-    with pytest.raises(UnknownRouteError, match="knows no run nobodys"):
+    with pytest.raises(UnknownRouteError, match="knows no run 'nobodys'"):
         client.run("nobodys")
 
     async def ask(other):

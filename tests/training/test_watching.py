@@ -127,37 +127,30 @@ def test_watching_ends_with_the_run(run, trained, capsys):
     assert "saved in" in capsys.readouterr().out
 
 
-class Told:
-    """A real service that is told of runs."""
-
-    def __init__(self, url):
-        self.url, self.client = url, Client(url, retry_s=0)
-
-    def states(self):
-        return {run.name: run.state for run in self.client.runs()}
-
-
 @pytest.fixture(scope="module")
-def told():
-    with served({}) as url:
-        yield Told(url)
+def service():
+    """The address of a real service, and a client of it."""
+    with served({}) as url, Client(url, retry_s=0) as client:
+        yield url, client
 
 
-def test_a_service_is_told_of_a_run_until_it_ends(run, trained, told):
+def test_a_service_is_told_of_a_run_until_it_ends(run, trained, service):
+    url, client = service
     ending = threading.Timer(0.5, lambda: shutil.copy(trained / "paragone.json", run / "paragone.json"))
     ending.start()
-    assert watch(run, "--every-s", "0.1", "--url", told.url, "--name", "mine") == 0
+    assert watch(run, "--every-s", "0.1", "--url", url, "--name", "mine") == 0
     ending.join()
-    shown = told.client.run("mine")
+    shown = client.run("mine")
     assert (shown.kind, shown.state, shown.done) == ("model", "done", progress_of(trained).total)
     assert shown.series == {name: [list(point) for point in points] for name, points in progress_of(run).series.items()}
     assert shown.lines[-1].startswith(time.strftime("%H:"))
 
 
-def test_once_tells_too_and_says_what_went_wrong(trained, told, capsys):
-    assert watch(trained, "--once", "--url", told.url) == 0
-    assert told.states()["judge"] == "done"
-    assert watch(trained, "--once", "--url", told.url, "--name", "a/b") == 2
+def test_once_tells_too_and_says_what_went_wrong(trained, service, capsys):
+    url, client = service
+    assert watch(trained, "--once", "--url", url) == 0
+    assert client.run("judge").state == "done"
+    assert watch(trained, "--once", "--url", url, "--name", "a/b") == 2
     assert "name" in capsys.readouterr().err
     assert watch(trained, "--json", "--url", "http://127.0.0.1:9") == 1
     assert "127.0.0.1:9" in capsys.readouterr().err

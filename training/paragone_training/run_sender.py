@@ -11,7 +11,7 @@ from typing import Any, Self
 from paragone import Client, ParagoneError
 from paragone_training.watching import Progress
 
-__all__ = ["RunSender", "run_name"]
+__all__ = ["RunSender", "run_name", "send_once"]
 
 _TIMEOUT_S = 5.0
 _AGAIN_S = 10.0
@@ -20,7 +20,7 @@ _MOST_NUMBERS, _MOST_SERIES, _LONGEST_NAME, _LONGEST_LINE, _LONGEST_WORD = 64, 2
 
 
 class RunSender:
-    """Report a run to one service: at once, or, inside of a ``with``, in a thread of its own.
+    """Report a run to one service, in a thread of its own.
 
     Args:
         url: of the service.
@@ -31,8 +31,7 @@ class RunSender:
     """
 
     def __init__(self, url: str, name: str, *, api_key: str | None = None) -> None:
-        # No second try of one report: the next one is newer.
-        self._client, self._name = Client(url, api_key=api_key, timeout_s=_TIMEOUT_S, retry_s=0), name
+        self._client, self._name = _client(url, api_key), name
         self._changed = threading.Condition()
         self._latest: Progress | None = None
         self._news = self._ending = False
@@ -52,14 +51,6 @@ class RunSender:
             self._changed.notify()
         self._thread.join(2 * _TIMEOUT_S)
         self._client.close()
-
-    def send(self, progress: Progress) -> None:
-        """Report now.
-
-        Raises:
-            ParagoneError: if the service does not take it.
-        """
-        self._client.report_run(_report(self._name, progress))
 
     @property
     def problem(self) -> str | None:
@@ -82,18 +73,33 @@ class RunSender:
                     self._changed.wait(_AGAIN_S)
                 latest, ending, news, self._news = self._latest, self._ending, self._news, False
             if latest is not None and (news or not ending):
-                self._try(latest)
+                self._send(latest)
             if ending:
                 return
 
-    def _try(self, progress: Progress) -> None:
+    def _send(self, progress: Progress) -> None:
         try:
-            self.send(progress)
+            self._client.report_run(_report(self._name, progress))
             self._problem = None
         except ParagoneError as error:
             self._problem = str(error)
             with self._changed:
                 self._news = True  # it was not told yet
+
+
+def send_once(url: str, name: str, progress: Progress, *, api_key: str | None = None) -> None:
+    """Report a run to one service now.
+
+    Raises:
+        ParagoneError: if the service does not take it.
+    """
+    with _client(url, api_key) as client:
+        client.report_run(_report(name, progress))
+
+
+def _client(url: str, api_key: str | None) -> Client:
+    # No second try of one report: the next one is newer.
+    return Client(url, api_key=api_key, timeout_s=_TIMEOUT_S, retry_s=0)
 
 
 def run_name(run: Path) -> str:

@@ -16,12 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from paragone_training.errors import RunError
-from paragone_training.run_sender import RunSender, run_name
+from paragone_training.run_sender import RunSender, run_name, send_once
 from paragone_training.watching import Progress, progress_of
 
 __all__ = ["watch"]
 
 _STYLES = {"running": "bold green", "done": "bold green", "stopped": "bold red", "silent": "bold yellow"}
+_UNITS = ((1, "a second"), (60, "a minute"), (3_600, "an hour"))
 _MEANINGS = {
     "running": "",
     "done": "",
@@ -53,16 +54,15 @@ def watch(
     """
     progress = progress_of(run)
     called = run_name(run) if name is None else name
-    senders = [RunSender(one, called, api_key=api_key) for one in url or ()]
     if as_json or once:
-        for sender in senders:
-            sender.send(progress)
+        for one in url or ():
+            send_once(one, called, progress, api_key=api_key)
     if as_json:
         typer.echo(json.dumps(asdict(progress)))
     elif once:
         Console().print(_shown(run, progress))
     else:
-        progress = _follow(run, progress, every_s, senders)
+        progress = _follow(run, progress, every_s, [RunSender(one, called, api_key=api_key) for one in url or ()])
     if progress.state == "stopped":
         raise typer.Exit(1)
 
@@ -116,8 +116,8 @@ def _pace(progress: Progress) -> str:
     """
     words = [f"{progress.done:,.4g}{f' of {progress.total:,.0f}' if progress.total else ''} {progress.unit}"]
     if progress.rate:
-        often = progress.rate >= 1
-        words.append(f"{progress.rate:,.1f} a second" if often else f"{60 * progress.rate:,.1f} a minute")
+        times, unit = next((pair for pair in _UNITS if pair[0] * progress.rate >= 1), _UNITS[-1])
+        words.append(f"{times * progress.rate:,.1f} {unit}")
     if progress.left_s is not None and progress.state == "running":
         minutes, seconds = divmod(round(progress.left_s), 60)
         words.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")

@@ -99,7 +99,7 @@ def _policy(run: Path, _: float) -> Progress:
     return Progress(
         "policy", "running" if _is_held(run / "lock") else "stopped", f"iteration {len(done) + 1} of {total}: {stage}",
         "iterations", finished, total, rate, (total - finished) / rate if rate else None, numbers,
-        (lines + [_step_line(row) for row in history])[-_LINES:], series,
+        (lines + _step_lines(history))[-_LINES:], series,
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def _stage(current: Path, recipe: Mapping[str, Any], history: Sequence[Mapping[s
 def _model(run: Path, now: float) -> Progress:
     work = run / "checkpoints"
     history = _history([work])
-    lines = [_step_line(row) for row in history[-_LINES:]]
+    lines = _step_lines(history)[-_LINES:]
     series = series_of((float(row["step"]), numbers_of(row)) for row in history)
     if (run / "paragone.json").is_file():
         total = history[-1]["steps"] if history else 0
@@ -275,9 +275,12 @@ def _iteration_line(row: Mapping[str, Any]) -> str:
     return f"iteration {row['iteration']} took {row['seconds']:.0f} s{f'; {rates}' if rates else ''}"
 
 
-def _step_line(row: Mapping[str, Any]) -> str:
-    numbers = ", ".join(f"{name} {value:.4g}" for name, value in _latest([row]).items())
-    return f"{_clock(row)} step {row['step']} of {row['steps']}: {numbers}"
+def _step_lines(history: Iterable[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for row in history:
+        if numbers := ", ".join(f"{name} {value:.4g}" for name, value in numbers_of(row).items()):
+            lines.append(f"{_clock(row)} step {row['step']} of {row['steps']}: {numbers}")
+    return lines
 
 
 def _clock(row: Mapping[str, Any]) -> str:

@@ -98,6 +98,6 @@ class RunAnswer(RunSummary):
 
 
 class RunsAnswer(AnswerModel):
-    """The runs that the server was told of, the one with the latest news first."""
+    """The runs that the server was told of, the newest first."""
 
     runs: list[RunSummary] = Field(description="Without their numbers, which each run's own address has.")

@@ -1,7 +1,7 @@
 // One number over a run, as a line with axes. Hovering, or the arrow keys once it has the focus, gives the value at a point;
 // the same numbers stand in a table below, for whoever cannot see the line.
 
-import { el, svg } from "./dom.js";
+import { el, scrolling, svg } from "./dom.js";
 
 const [WIDE, HIGH] = [440, 190];
 const [LEFT, RIGHT, TOP, BOTTOM] = [52, 10, 10, 24];
@@ -41,7 +41,7 @@ export function chart(name, unit) {
   const table = el("table", { class: "agreement" },
     el("thead", {}, el("tr", {}, ...[unit, name].map((one) => el("th", { scope: "col" }, one)))), rows);
   const folded = el("details", { class: "folded", ontoggle: tabulate }, el("summary", {}, "As a table"),
-    el("div", { class: "scroll chart-rows", tabindex: 0, role: "region", "aria-label": `${name} as a table` }, table));
+    scrolling(`${name} as a table`, table));
   const element = el("figure", { class: "chart-figure", "data-series": name },
     el("figcaption", { class: "row spread" }, el("span", {}, `${name} over the ${unit}`), value), drawing, folded);
 
@@ -67,7 +67,9 @@ export function chart(name, unit) {
       svg("path", { class: "grid", d: `M${LEFT} ${y(at)}H${WIDE - RIGHT}` }),
       svg("text", { x: LEFT - 6, y: y(at), class: "end" }, figure(at)),
     ]);
-    const along = ticks(from, to, 5).map((at) => svg("text", { x: x(at), y: HIGH - 8 }, figure(at)));
+    // Between two iterations, or two steps, there is nothing where no number stands between them.
+    const whole = points.every(([at]) => Number.isInteger(at));
+    const along = ticks(from, to, 5).filter((at) => !whole || Number.isInteger(at)).map((at) => svg("text", { x: x(at), y: HIGH - 8 }, figure(at)));
     const level = name.startsWith("win rate") ? [svg("path", { class: "level", d: `M${LEFT} ${y(LEVEL)}H${WIDE - RIGHT}` })] : [];
     return [...across, ...along, ...level];
   }

@@ -129,13 +129,14 @@ function detail() {
   const charts = new Map();
   const title = el("h2", { class: "headline" });
   const state = el("p");
-  const stage = el("p", { class: "soft" });
+  const stage = el("p");
+  const reach = el("p", { class: "soft" });
   const bar = el("div", { class: "run-bar", role: "progressbar", "aria-label": "Done" });
   const numbers = el("dl", { class: "run-numbers" });
   const drawings = el("div", { class: "charts" });
   const lines = el("pre", { tabindex: 0, role: "region", "aria-label": "What it said last" });
   const element = el("section", { class: "live", "aria-label": "Run", hidden: true },
-    el("div", { class: "duel" }, title, state, bar, stage), numbers, drawings, lines);
+    el("div", { class: "duel" }, title, state, stage, bar, reach), numbers, drawings, lines);
 
   function show(run, context) {
     const another = kept?.name !== run.name;
@@ -163,8 +164,10 @@ function detail() {
   }
 
   function age(run) {
-    state.textContent = `${run.kind}, ${STATES[run.state] ?? run.state}${old(run) ? `. No news since ${clock(run)}: is it still watched?` : ""}`;
-    stage.textContent = [run.stage, pace(run)].filter(Boolean).join(" · ");
+    const news = old(run) ? ` No news since ${clock(run)}: is it still watched?` : "";
+    state.textContent = `${run.kind}, ${STATES[run.state] ?? run.state}.${news}`;
+    stage.textContent = run.stage;
+    reach.textContent = pace(run);
   }
 
   return { element, show, age, has: (run) => kept !== null && kept.name === run.name && kept.heard === run.heard };
@@ -191,9 +194,14 @@ function clock(run) {
 /** Return done, rate and time left in words. */
 function pace(run) {
   const words = [`${figure(run.done)}${run.total === null ? "" : ` of ${figure(run.total)}`} ${run.unit}`];
-  if (run.state === "running" && run.rate) words.push(run.rate >= 1 ? `${figure(run.rate)} a second` : `${figure(60 * run.rate)} a minute`);
+  if (run.state === "running" && run.rate) words.push(often(run.rate));
   if (run.state === "running" && run.left_s !== null) words.push(`${duration(run.left_s)} left`);
   return words.join(", ");
+}
+
+function often(rate) {
+  const [times, unit] = [[1, "second"], [60, "minute"], [3_600, "hour"]].find(([one]) => one * rate >= 1) ?? [3_600, "hour"];
+  return `${(times * rate).toLocaleString("en", { maximumSignificantDigits: 3 })} a ${unit}`.replace("a hour", "an hour");
 }
 
 /** Return a time in words, as exact as one wants it. */

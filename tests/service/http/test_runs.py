@@ -39,9 +39,9 @@ async def test_the_latest_report_of_a_run_is_kept_and_shown(client):
     await client.post("/v1/runs", json={**REPORT, "name": "other"})
     await client.post("/v1/runs", json=REPORT)
     runs = (await client.get("/v1/runs")).json()["runs"]
-    assert [run["name"] for run in runs] == ["judge", "other"]  # the latest news first
-    assert {name: runs[0][name] for name in SUMMARY} == SUMMARY
-    assert 0 <= runs[0]["since_s"] < 60
+    assert [run["name"] for run in runs] == ["other", "judge"]  # the newest first, whatever news came later
+    assert {name: runs[1][name] for name in SUMMARY} == SUMMARY
+    assert 0 <= runs[1]["since_s"] < 60
     assert "series" not in runs[0]
     run = (await client.get("/v1/runs/judge")).json()
     assert {name: run[name] for name in REPORT} == REPORT
@@ -51,7 +51,7 @@ async def test_the_latest_report_of_a_run_is_kept_and_shown(client):
 async def test_a_run_that_nobody_told_of_is_not_found(client):
     answer = await client.get("/v1/runs/judge")
     assert answer.status_code == 404
-    assert "knows no run judge (any more): paragone watch RUN --url URL" in answer.json()["error"]["message"]
+    assert "knows no run 'judge' (any more): paragone watch RUN --url URL" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_the_run_with_the_oldest_news_makes_room_by_number_and_by_bytes():
     for name in ("a", "b", "a", "c"):
         runs.put(None, report(name))
     runs.put("acme", report("d"))  # another owner's
-    assert [run.name for run in runs.listed(None)] == ["c", "a"]
+    assert [run.name for run in runs.listed(None)] == ["c", "a"]  # a was heard of after b
     large = {"series": {"loss": [[float(step), 0.123456789] for step in range(500)]}}
     runs = Runs(most_bytes=25_000)
     for name in ("a", "b", "c"):
@@ -118,5 +118,5 @@ def test_news_grow_old_and_are_forgotten_after_a_day():
     assert runs.named(None, "judge").since_s == 0
     now = 1_000.0 + 86_401
     assert runs.listed(None) == []
-    with pytest.raises(ServiceError, match="knows no run judge"):
+    with pytest.raises(ServiceError, match="knows no run 'judge'"):
         runs.named(None, "judge")

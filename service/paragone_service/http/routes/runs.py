@@ -33,7 +33,7 @@ def run_routes(runs: Runs) -> APIRouter:
 
     @router.get("/v1/runs", **run_document(RunsAnswer))
     async def list_runs(request: Request) -> RunsAnswer:
-        """Answer which runs this server was told of, the one with the latest news first: those of the key's tenant."""
+        """Answer which runs this server was told of, the newest first: those of the key's tenant."""
         return RunsAnswer(runs=runs.listed(tenant_of(request)))
 
     @router.get("/v1/runs/{name}", **run_document(RunAnswer, named=True))
