@@ -276,11 +276,11 @@ def _iteration_line(row: Mapping[str, Any]) -> str:
 
 
 def _step_lines(history: Iterable[Mapping[str, Any]]) -> list[str]:
-    lines = []
-    for row in history:
-        if numbers := ", ".join(f"{name} {value:.4g}" for name, value in numbers_of(row).items()):
-            lines.append(f"{_clock(row)} step {row['step']} of {row['steps']}: {numbers}")
-    return lines
+    def line(row: Mapping[str, Any], numbers: Mapping[str, float]) -> str:
+        words = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        return f"{_clock(row)} step {row['step']} of {row['steps']}: {words}"
+
+    return [line(row, numbers) for row in history if (numbers := numbers_of(row))]
 
 
 def _clock(row: Mapping[str, Any]) -> str:

@@ -155,7 +155,7 @@ def test_a_fit_can_be_watched(checkpoint, data, tmp_path):
 
 
 def test_a_fit_that_fails_is_stopped_at_once_for_whoever_watches(checkpoint, data, tmp_path):
-    short = recipe(checkpoint, data, tmp_path, model={"max_length": 4})
+    short = recipe(checkpoint, data, tmp_path, model={"max_length": 8})
     with pytest.raises(DataError):
         train_head(short, tmp_path / "head")
     progress = progress_of(tmp_path / "head")
