@@ -124,7 +124,28 @@ def stage(pages: Path) -> None:
     for page, text in _generated().items():
         target = pages / page
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        target.write_text(with_marked_tables(with_links(text, page)), encoding="utf-8")
+
+
+def with_links(text: str, page: str) -> str:
+    """Return the Markdown of a generated page with ``docs/NAME.md`` of a docstring as a link."""
+
+    def link(match: re.Match[str]) -> str:
+        return f"[{match[1]}]({os.path.relpath(f'{match[1]}.md', Path(page).parent)})"
+
+    return re.sub(r"(?<![\w`/(])docs/([\w-]+)\.md", link, text)
+
+
+def with_marked_tables(text: str) -> str:
+    """Return the Markdown of a generated page with each table in a ``div``, by whose class the style knows it."""
+
+    def marked(match: re.Match[str]) -> str:
+        table, kind = match[0].rstrip(), "reference"
+        if "| value | default |" in table.split("\n", 1)[0]:
+            table, kind = table.replace("| required |", "| *required* |"), "reference defaults"
+        return f'<div class="{kind}" markdown="1">\n\n{table}\n\n</div>\n'
+
+    return re.sub(r"(?:^\|.*\n?)+", marked, text, flags=re.MULTILINE)
 
 
 def relinked(text: str, source: Path, page: str, places: Mapping[Path, str]) -> str:

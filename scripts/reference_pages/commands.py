@@ -1,6 +1,5 @@
 """The page of the command line: every command with every argument and option, in the words of its help."""
 
-import re
 from collections.abc import Iterable, Iterator
 from importlib.metadata import EntryPoint
 from typing import Any
@@ -26,7 +25,7 @@ def command_pages(commands: Iterable[EntryPoint]) -> dict[str, str]:
     for entry in sorted(commands, key=lambda entry: entry.name):
         command = runner_of(entry.name, entry.load())
         pages[f"{entry.name}.md"] = "\n".join(_command(entry.name, command, level=1))
-        rows.append((f"[`paragone {entry.name}`]({entry.name}.md)", _linked(command.help or "").split("\n\n")[0]))
+        rows.append((f"[`paragone {entry.name}`]({entry.name}.md)", paragraph(command.help or "").split("\n\n")[0]))
     codes = [(f"{code}", meaning) for code, meaning in EXIT_CODES.items()]
     pages["index.md"] = (
         "# Command line\n\nWhat the commands are for, with examples: [the command line](../../command-line.md).\n\n"
@@ -35,22 +34,17 @@ def command_pages(commands: Iterable[EntryPoint]) -> dict[str, str]:
     return pages
 
 
-def _linked(text: str) -> str:
-    """Return a docstring's prose as Markdown, with links where it names pages of the documentation."""
-    return re.sub(r"docs/([\w-]+)\.md", r"[\1](../../\1.md)", paragraph(text))
-
-
 def _command(path: str, command: Any, level: int) -> Iterator[str]:
     context = typer.Context(command)
     yield f"{'#' * level} paragone {path}\n"
-    yield _linked(command.help or "") + "\n"
+    yield paragraph(command.help or "") + "\n"
     yield f"```text\n{usage(f'paragone {path}', command, context)}\n```\n"
     if path in EXAMPLES:
         yield f"For example:\n\n```bash\n{EXAMPLES[path]}\n```\n"
     shown = [one for one in command.params if not one.hidden]
     arguments = [words_of(one, context) for one in shown if one.param_type_name == "argument"]
     if arguments:
-        rows = [(f"`{one.names[0]}`", _default(one), _linked(one.meaning)) for one in arguments]
+        rows = [(f"`{one.names[0]}`", _default(one), paragraph(one.meaning)) for one in arguments]
         yield table(("argument", "default", "meaning"), rows)
     options = [words_of(one, context) for one in shown if one.param_type_name == "option"]
     if options:
@@ -62,7 +56,7 @@ def _command(path: str, command: Any, level: int) -> Iterator[str]:
 def _option(words: Words) -> tuple[str, str, str, str]:
     names = ", ".join(f"`{name}`" for name in words.names)
     value = f"`{words.value}`" if words.value else ""
-    return names, value, _default(words), _linked(words.meaning) + "".join(f" ({one})" for one in words.remarks)
+    return names, value, _default(words), paragraph(words.meaning) + "".join(f" ({one})" for one in words.remarks)
 
 
 def _default(words: Words) -> str:

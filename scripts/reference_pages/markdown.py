@@ -17,7 +17,9 @@ def cell(text: str) -> str:
     """Return Markdown that can stand in a cell: on one line, with no bar that would end it."""
     # In code a backslash before a bar would be shown.
     text = re.sub(r"`([^`]*\|[^`]*)`", lambda found: f"<code>{html.escape(found[1])}</code>", " ".join(text.split()))
-    return text.replace("\\|", "|").replace("|", "&#124;")
+    text = text.replace("\\|", "|").replace("|", "&#124;")
+    # A narrow cell ends its line between two choices, not within one.
+    return re.sub(r"<code>.*?</code>", lambda found: found[0].replace("&#124;", "&#124;<wbr>"), text)
 
 
 def paragraph(text: str) -> str:

@@ -1,5 +1,7 @@
 """The page of recipes, from the fields of their classes."""
 
+import re
+
 from paragone_training.policy.recipe import PolicyRecipe
 from paragone_training.preference.recipe import Recipe
 from paragone_training.scratch.language import LanguageRecipe
@@ -23,5 +25,7 @@ def recipes_page() -> str:
         "[policies](../policies.md).\n",
     ]
     for title, recipe in _RECIPES.items():
-        parts.append(f"## {title}\n\n{settings_table(recipe)}")
+        # Each section is a heading, so that the page's contents list them.
+        sections = re.sub(r"^(`\[\w+\]`) ", r"### \1\n\n", settings_table(recipe), flags=re.MULTILINE)
+        parts.append(f"## {title}\n\n{sections}")
     return "\n".join(parts)

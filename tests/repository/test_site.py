@@ -43,7 +43,7 @@ def small(group: str) -> str:
 def test_prose_of_docstrings_becomes_markdown():
     assert paragraph("Give ``a`` a [K] row:\n* one\n* two\n") == "Give `a` a \\[K] row:\n\n* one\n* two"
     assert cell("a | b\n  c \\| d") == "a &#124; b c &#124; d"
-    assert cell("`A|<B>` `C`") == "<code>A&#124;&lt;B&gt;</code> `C`"
+    assert cell("`A|<B>` `C`") == "<code>A&#124;<wbr>&lt;B&gt;</code> `C`"
 
 
 def test_every_route_and_every_schema_has_its_place():
@@ -73,7 +73,8 @@ def test_every_command_has_a_page_and_its_options_their_values_and_defaults():
     assert "(environment: PARAGONE_API_KEY)" in pages["ask.md"]
     assert "paragone ask PROMPT FIRST SECOND [OPTIONS]" in pages["ask.md"]
     assert "| `PROMPT` |" in pages["ask.md"]
-    assert "[annotate](../../annotate.md)" in pages["annotate.md"]
+    linked = build_docs.with_links(pages["annotate.md"], "reference/commands/annotate.md")
+    assert "[annotate](../../annotate.md)" in linked
     assert all(f"| {code} | {meaning} |" in pages["index.md"] for code, meaning in EXIT_CODES.items())
     assert "## paragone train head\n" in pages["train.md"]
     assert "| `--json` |  |  |" in pages["ask.md"]
@@ -113,7 +114,25 @@ def test_every_metric_of_the_registry_is_on_its_page_with_its_labels():
 def test_every_key_of_a_recipe_is_on_its_page():
     page = recipes_page()
     for name, section in Recipe.model_fields.items():
-        assert f"`[{name}]`" in page or f"| `{name}` |" in page, section
+        assert f"### `[{name}]`\n" in page or f"| `{name}` |" in page, section
+
+
+def test_each_table_of_a_generated_page_has_its_class_and_pages_of_docs_have_none(tmp_path):
+    text = (
+        "a\n\n| field | value | default | meaning |\n|---|---|---|---|\n| b |\n\n## c\n\n| code | status |\n|---|---|\n"
+    )
+    marked = build_docs.with_marked_tables(text)
+    assert re.findall(r'<div class="([\w ]+)" markdown="1">', marked) == ["reference defaults", "reference"]
+    assert re.sub(r"</?div.*>\n?", "", marked).split() == text.split()
+    assert "| *required* |" in build_docs.with_marked_tables(
+        "| key | value | default |\n|---|---|---|\n| a | b | required |\n"
+    )
+    build_docs.stage(tmp_path)
+    assert '<div class="reference defaults"' in (tmp_path / "reference" / "recipes.md").read_text()
+    assert "<div" not in (tmp_path / "serving.md").read_text()
+    assert (
+        "; [serving](../../serving.md) lists them all" in (tmp_path / "reference" / "commands" / "serve.md").read_text()
+    )
 
 
 def test_every_public_name_of_the_client_and_its_adapters_is_rendered():
