@@ -67,7 +67,7 @@ function layout(groups, width) {
     group.x = x + group.outer;
     wide = Math.max(wide, x + 2 * group.outer + MARGIN);
     x += 2 * group.outer + GAP;
-    tallest = Math.max(tallest, 2 * group.outer);
+    tallest = Math.max(tallest, group.tall);
     row.push(group);
     placed.push(group);
   }
@@ -84,6 +84,7 @@ function sized(members) {
     members,
     radius,
     outer,
+    tall: count === 2 ? 2 * NODE + 16 : 2 * outer, // two stand side by side
     angle,
     at(index) {
       return count === 1
@@ -129,7 +130,7 @@ function between(before, after, matrix, head) {
     return svg("g", {}, path, label((start + end) / 2, (before.y + after.y) / 2 - 9, text));
   }
   // To the start of the next row: down, back, and down again.
-  const [from, to] = [before.y + before.outer + 3, after.y - after.outer - 4];
+  const [from, to] = [before.y + before.tall / 2 + 3, after.y - after.tall / 2 - 4];
   const middle = (from + to) / 2;
   const path = svg("path", { ...attributes, d: `M${before.x} ${from}V${middle}H${after.x}V${to}` });
   return svg("g", {}, path, label((before.x + after.x) / 2, middle - 5, text));

@@ -89,7 +89,7 @@ function membersOf(model, members, first, second) {
   return el("section", { class: "members", "aria-label": "Members" },
     el("h3", {}, `Members of ${model.id}`),
     apart || moved ? el("p", {}, `${apart}${moved}`.trim()) : null,
-    scrolling("Members", el("table", { class: "standing" },
+    scrolling("Table of members", el("table", { class: "standing" },
       el("caption", { class: "unseen" }, "What each member says of this pair"),
       el("thead", {}, el("tr", {}, ...["Member", "Weight", `${letter(first)} over ${letter(second)}`].map((one) => el("th", { scope: "col" }, one)))),
       el("tbody", {}, ...rows))));

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from importlib.resources import files
 
 import pytest
 from playwright.sync_api import sync_playwright
@@ -14,6 +15,8 @@ from paragone_service.http.server import Server, configure
 from tests.service.page.chromium import find_chromium
 
 needs_browser = pytest.mark.browser
+
+_AXE = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -72,3 +75,10 @@ def opened(browser, address, *, refusals=(), **options):
         assert complaints == []
     finally:
         context.close()
+
+
+def violations(page):
+    """Return what axe-core finds on a page: the rule, and the elements that break it."""
+    page.evaluate(_AXE)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found]

@@ -6,7 +6,6 @@ import random
 import re
 import subprocess
 import sys
-from importlib.resources import files
 from itertools import chain
 
 import httpx2
@@ -18,12 +17,11 @@ from paragone_models.comparator import Comparator
 from paragone_models.spec import ModelSpec
 from paragone_models.tournament import cyclic_triples, summarise
 from tests.service.conftest import make_model, make_tokenizer
-from tests.service.page.browser import chromium, needs_browser, opened, served
+from tests.service.page.browser import chromium, needs_browser, opened, served, violations
 
 pytestmark = needs_browser
 
 NAMES = ("mini-general-preference", "everyday-preferences", "mini-helpsteer", "mini-bradley-terry")
-AXE = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
 NASTY = [
     "<img src=x onerror=\"document.title='taken'\">",
     "</textarea><script>document.title='taken'</script>",
@@ -310,6 +308,26 @@ def test_the_commands_on_the_page_give_what_the_page_shows(browser, address):
         assert page.evaluate("navigator.clipboard.readText()") == curl
 
 
+def test_the_commands_ask_both_models_and_weigh_the_first_one(browser, address):
+    weights = {"convincingness": 0.5, "verbosity": -0.25}
+    question = {"model": "mini-helpsteer", "second": "everyday-preferences", "weights": weights,
+                "turns": [{"role": "user", "content": "Why?"}], "responses": ["one", "two, or", "four"]}  # fmt: skip
+    packed = base64.urlsafe_b64encode(json.dumps(question).encode()).decode().rstrip("=")
+    with opened(browser, f"{address}#compare={packed}") as page:
+        page.locator(".versus").wait_for()
+        assert page.get_by_label("verbosity").input_value() == "-0.25"
+        page.get_by_text("The same request in code").click()
+        curl, python = page.locator(".snippet code").all_inner_texts()
+        printed = subprocess.run([sys.executable, "-c", python], capture_output=True, check=True, text=True).stdout
+        lines = zip(curl.split("\n\n"), printed.splitlines(), strict=True)
+        for (command, line), model in zip(lines, ("mini-helpsteer", "everyday-preferences"), strict=True):
+            answer = json.loads(subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout)
+            more = {"weights": weights} if model == "mini-helpsteer" else {}
+            expected = asked(address, {"prompt": "Why?", "responses": question["responses"]}, model, **more)
+            assert answer["tournaments"][0]["matrix"] == expected["matrix"]
+            assert json.loads(line.split("] [")[0] + "]") == expected["win_rates"]
+
+
 def test_a_link_carries_the_question_and_a_damaged_one_says_so(browser, address):
     with opened(browser, address) as page:
         page.locator(".costs").wait_for()
@@ -428,7 +446,9 @@ def test_nothing_is_wider_than_a_phone_whatever_is_written(browser, address):
     with opened(browser, f"{address}#compare={packed}", viewport={"width": 390, "height": 844}) as page:
         page.locator(".costs").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert page.get_by_label("Response C").evaluate("field => getComputedStyle(field).direction") == "rtl"
+        assert (
+            page.get_by_label("Response C", exact=True).evaluate("field => getComputedStyle(field).direction") == "rtl"
+        )
         page.get_by_role("button", name="Compare", exact=True).click()
         page.wait_for_function("document.querySelector('.headline').getBoundingClientRect().top < innerHeight")
 
@@ -445,9 +465,7 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_a_phone(browser, address, t
             page.set_viewport_size({"width": 390, "height": 844})
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
             page.set_viewport_size({"width": 1280, "height": 900})
-            page.evaluate(AXE)
-            found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-            assert [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found] == []
+            assert violations(page) == []
             assert page.locator("h1").all_inner_texts() == ["Paragone"]
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import itertools
 import json
 import subprocess
 import sys
@@ -14,11 +15,12 @@ import uvicorn
 from serving_setup import free_port
 
 from paragone_models import load_model
+from paragone_models.comparisons import most_comparisons
 from paragone_models.spec import ModelSpec
 from tests.service.conftest import make_model, make_tokenizer
 from tests.service.judge.scripted import Scripted, completion, status
 from tests.service.judge.test_hosted_judge import longer_wins, said
-from tests.service.page.browser import chromium, needs_browser, opened, served
+from tests.service.page.browser import chromium, needs_browser, opened, served, violations
 
 pytestmark = needs_browser
 
@@ -158,6 +160,7 @@ def test_criteria_are_typed_weighed_linked_and_in_the_commands(browser, tiny):
             shown = row.locator("th, td").all_inner_texts()
             assert shown == ["ABC"[index], *(f"{rates[index]:.2f}" for rates in tournament["criteria"].values())]
         assert page.locator(".reasons li").first.inner_text().startswith("B shown first · long")
+        assert violations(page) == []
         assert page.get_by_text("one cannot be told what to judge by, so it was asked without the criteria.").count()
         page.get_by_text("The same request in code").click()
         curl, python = page.locator(".snippet code").all_inner_texts()
@@ -174,6 +177,13 @@ def test_criteria_are_typed_weighed_linked_and_in_the_commands(browser, tiny):
         # Nothing is written there yet: the field says so, and nothing is asked.
         page.get_by_role("button", name="Compare", exact=True).click()
         assert page.evaluate("document.activeElement.validity.valueMissing")
+        page.get_by_label("Principle").fill('be "brief"')
+        compare(page)
+        page.get_by_text("The same request in code").click()
+        python = page.locator(".snippet code").last.inner_text()
+        subprocess.run([sys.executable, "-c", python], capture_output=True, check=True)
+        assert 'be "brief"' in server.bodies[-1]["messages"][0]["content"]
+        assert len(server.bodies) == 12 + 6  # the command's verdicts were known
 
 
 @pytest.mark.parametrize("order", [("one", "judge"), ("judge", "one")])
@@ -226,11 +236,28 @@ def test_an_ensemble_that_abstains_says_so_and_what_its_members_say(browser, tin
             pair = {"prompt": "Which?", "first": "x", "second": "xx"}
             answer = httpx2.post(f"{address}v1/preferences", json={"model": name, "pairs": [pair]}).json()
             expected.append([name, weight, f"{answer['preferences'][0]['probability']:.2f}"])
+        assert violations(page) == []
         rows = page.locator(".members tbody tr").all()
         assert [row.locator("th, td").all_inner_texts() for row in rows] == expected
         page.get_by_role("button", name="Remove response C").click()
         compare(page)
         assert page.locator(".headline").inner_text() == "No verdict on A and B: the model abstains."
+
+
+def test_the_price_counts_the_pairs_of_each_plan_and_the_judges_of_an_ensemble(browser, tiny):
+    judge = {"id": "judge", "kind": "judge", "numerics": {"votes": "1", "read": "votes", "symmetrise": "none"}}
+    graded = {**judge, "numerics": {"votes": "2", "read": "grades", "symmetrise": "mean-logit"}}
+    routed = {"id": "routed", "kind": "ensemble", "ensemble": {"members": ["one", "judge"], "margin": 1}}
+    question = {"responses": RESPONSES, "comparisons": "all", "criteria": []}
+    with served(tiny) as address, opened(browser, address) as page:
+        run = "async ([name, ...given]) => (await import('/page/costs.js'))[name](...given)"
+        for plan, size in itertools.product(("all", "circular", "bracket", "budget:4"), range(3, 17)):
+            assert page.evaluate(run, ["pairsOf", plan, size]) == most_comparisons(plan, size)
+        assert page.evaluate(run, ["callsOf", judge, question, True]) == 3
+        assert page.evaluate(run, ["callsOf", graded, question, True]) == 6
+        sentence = page.evaluate(run, ["estimate", question, [routed], [judge, routed]])
+        assert sentence.startswith("Asks judge: up to 3 calls, where one is unsure. ")
+        assert page.evaluate(run, ["estimate", question, [{"id": "one", "kind": "bradley-terry"}], [judge]]) == ""
 
 
 def test_a_calibrated_probability_alone_is_a_frequency(browser, tiny):

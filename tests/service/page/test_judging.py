@@ -2,7 +2,6 @@
 
 import base64
 import json
-from importlib.resources import files
 from pathlib import Path
 
 import httpx2
@@ -14,11 +13,10 @@ from paragone_models.spec import ModelSpec
 from paragone_service.api_keys import hash_of
 from paragone_service.files import reading
 from tests.service.conftest import make_model, make_tokenizer
-from tests.service.page.browser import chromium, needs_browser, opened, served
+from tests.service.page.browser import chromium, needs_browser, opened, served, violations
 
 pytestmark = needs_browser
 
-AXE = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
 TOPICS = ["sport", "music", "books", "bread", "trains", "maps", "cats", "rain", "tea", "walls", "seas", "games"]
 SHORT, LONG = "no", "Yes, because it keeps people well and brings them together."
 ROWS = [
@@ -186,9 +184,7 @@ def test_axe_finds_nothing_while_somebody_judges(browser, address, scheme):
         judge_all(page)
         page.keyboard.press("u")
         page.locator(".sides").wait_for()
-        page.evaluate(AXE)
-        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        assert [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found] == []
+        assert violations(page) == []
         page.set_viewport_size({"width": 390, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
