@@ -96,7 +96,7 @@ function skewSection(model, rewards, question, moved) {
   const reset = el("button", { type: "button", class: "quiet small", onclick: () => moved(null, { skew: null }) }, "Reset");
   return el(
     "section",
-    { class: "attributes", "aria-label": "Weight of the skew form" },
+    { class: "attributes", "aria-label": "Reward and cycles" },
     el("h2", {}, "Reward and cycles"),
     el("p", { class: "soft small" }, "How much the part that can run in circles counts beside the reward. At 0, only the reward decides.", " ", reset),
     el("div", { class: "sliders" }, field),

@@ -43,7 +43,7 @@ export function headPanel(context, judged) {
     fit.textContent = `Fit a head on ${count(rows.length, "judgement")}`;
     enough.textContent = !model.options.length ? "No hosted model can take a new head."
       : prompts < FEWEST ? `A fit needs preferences on at least ${FEWEST} prompts. So far: ${prompts}.`
-      : prompts < 24 ? "From so few prompts it learns little. A few dozen are better." : "";
+      : prompts < 24 ? "With so few prompts the head learns little: a few dozen are better." : "";
   }
 
   function list() {

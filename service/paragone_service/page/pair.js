@@ -14,7 +14,7 @@ export function pairNotes({ tournament, model, members }, first, second) {
   if (!model || first === second) return [];
   return [
     inferred(tournament, first, second) ? note(`This pair was not compared. Its number is inferred from the other pairs, by ${FITS[tournament.fit]}.`) : null,
-    abstains(tournament, first, second) ? note("The model abstains on this pair: its members together lean too little either way.") : null,
+    abstains(tournament, first, second) ? note("The model abstains on this pair: its probability is too close to 0.50.") : null,
     membersOf(model, members, first, second),
     ...reasons(tournament, model, first, second),
   ].filter(Boolean);

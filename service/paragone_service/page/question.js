@@ -63,7 +63,7 @@ export function questionForm(question, models, { edited, submitted, stopped }) {
   function turnField(turn, index, single) {
     const id = freshId("turn");
     const label = single ? "Prompt" : `Turn ${index + 1}`;
-    const field = textField(id, turn.content, "What is asked", (value) => {
+    const field = textField(id, turn.content, "A question or an instruction", (value) => {
       turn.content = value;
     });
     if (single) return el("div", { class: "turn" }, el("label", { for: id }, label), field);

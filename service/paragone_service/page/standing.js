@@ -31,7 +31,7 @@ export function standing(tournament, responses) {
         el("th", { scope: "col" }, "Response"),
         el("th", { scope: "col" }, "Win rate"),
         el("th", { scope: "col" }, "Nash mixture"),
-        el("th", { scope: "col", class: "n", title: "Responses beaten less responses lost to" }, "Wins − losses"),
+        el("th", { scope: "col", class: "n", title: "Responses that it beats, minus responses that beat it" }, "Wins − losses"),
       ),
     ),
     el("tbody", {}, ...rows),
