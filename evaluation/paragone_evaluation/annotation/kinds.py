@@ -92,6 +92,9 @@ class AnswerKind(Protocol):
     def values(self, fields: Fields) -> list[float | None]:
         """Return the numbers of a row's answer of which a chart shows the spread; None for what was not scored."""
 
+    def lead(self, fields: Fields, first: int, second: int) -> float | None:
+        """Return a number above 0 where one response is preferred to another; None without an answer about both."""
+
     def scores(self, fields: Fields) -> list[float | None]:
         """Return a score for each response, the best one highest; None for those without an answer."""
 
@@ -147,6 +150,9 @@ class _Rewards:
     def values(self, fields: Fields) -> list[float | None]:
         return list(fields["rewards"])
 
+    def lead(self, fields: Fields, first: int, second: int) -> float | None:
+        return _apart(fields["rewards"], first, second)
+
     def scores(self, fields: Fields) -> list[float | None]:
         return list(fields["rewards"])
 
@@ -187,6 +193,9 @@ class _Preferences:
 
     def values(self, fields: Fields) -> list[float | None]:
         return [fields["probability"]]
+
+    def lead(self, fields: Fields, first: int, second: int) -> float | None:
+        return float(fields["logit"] * (second - first))
 
     def scores(self, fields: Fields) -> list[float | None]:
         return [fields["logit"], -fields["logit"]]
@@ -231,6 +240,9 @@ class _WinRates:
     def values(self, fields: Fields) -> list[float | None]:
         return list(fields["win_rates"])
 
+    def lead(self, fields: Fields, first: int, second: int) -> float | None:
+        return _apart(fields["win_rates"], first, second)
+
     def scores(self, fields: Fields) -> list[float | None]:
         return list(fields["win_rates"])
 
@@ -253,6 +265,10 @@ class _Tables(_WinRates):
     def values(self, fields: Fields) -> list[float | None]:
         return [row[second] for first, row in enumerate(fields["matrix"]) for second in range(first + 1, len(row))]
 
+    def lead(self, fields: Fields, first: int, second: int) -> float | None:
+        probability = fields["matrix"][first][second]
+        return None if probability is None else float(probability) - 0.5
+
 
 KINDS: Mapping[str, AnswerKind] = {kind.name: kind for kind in (_Rewards(), _Preferences(), _WinRates(), _Tables())}
 """The kinds of answers by name."""
@@ -266,6 +282,11 @@ def refused(kind: AnswerKind, questions: Sequence[Fields]) -> Failure | None:
     except ValidationError as error:
         return Failure.of(error_detail(error))
     return None
+
+
+def _apart(values: Sequence[float | None], first: int, second: int) -> float | None:
+    one, other = values[first], values[second]
+    return None if one is None or other is None else one - other
 
 
 def _check_compares(info: ModelInfo) -> None:

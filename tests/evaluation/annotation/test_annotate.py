@@ -88,8 +88,8 @@ def test_every_layout_is_read_judged_or_not(tmp_path, url, row):
 
 
 def test_what_people_said_is_kept_and_read_again(tmp_path, url, pairs_file):
-    out = tmp_path / "out.parquet"
-    assert typed(pairs_file, out, "--url", url, "--model", "gp", "--answers", "preferences") == 0
+    out, page = tmp_path / "out.parquet", tmp_path / "page.html"
+    assert typed(pairs_file, out, "--url", url, "--model", "gp", "--answers", "preferences", "--report", page) == 0
     table = pyarrow.parquet.read_table(out).to_pylist()
     before, after = read_pairs(pairs_file), read_pairs(out)
     signs = [[math.copysign(1, one.strength) if one.strength else 0 for one in pairs] for pairs in (before, after)]
@@ -98,6 +98,27 @@ def test_what_people_said_is_kept_and_read_again(tmp_path, url, pairs_file):
     with Client(url, model="gp") as client:
         told = client.preferences([(one.prompt, one.first, one.second) for one in before]).preferences
     assert [row["logit"] for row in table] == [one.logit for one in told]
+    # The page says how often the model agrees with them, beside the longer one.
+    decided = [(one, row["logit"]) for one, row in zip(before, table, strict=True) if one.strength]
+    right = sum((logit > 0) == (one.strength > 0) for one, logit in decided) / len(decided)
+    text = page.read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    assert f"preferred, gp agrees with people on {100 * right:.1f} % of {len(decided)} decided pairs" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("rewards", {"rewards": [1.0, -2.0, None]}),
+        ("preferences", {"logit": 1.5, "probability": 0.8}),
+        ("win-rates", {"win_rates": [0.7, 0.2, None]}),
+        ("tables", {"matrix": [[0.5, 0.7, None], [0.3, 0.5, None], [None, None, None]]}),
+    ],
+)
+def test_every_kind_says_which_of_two_leads(name, fields):
+    kind = KINDS[name]
+    assert kind.lead(fields, 0, 1) > 0 > kind.lead(fields, 1, 0)
+    assert name == "preferences" or kind.lead(fields, 0, 2) is None
+    assert all(value is None or isinstance(value, float) for value in kind.values(fields))
 
 
 def test_parquet_without_its_package_is_said_before_a_row_is_asked_about(tmp_path, url, monkeypatch, capsys):

@@ -22,6 +22,8 @@ __all__ = ["head_page", "model_page"]
 
 _BINS = 5
 _FEWEST = 5
+# Where things lay on one machine says nothing about the model.
+_PLACES = (("output", "folder"), ("output", "checkpoints"), ("head", "states"))
 _DEMONSTRATION = "A demonstration: it shows how things work, and is no judge to rely on."
 _NOTHING_HELD_OUT = "No row was held out. With data.holdout = 0.1 the model is measured on prompts that it never saw."
 _BY_FOLDS = "The numbers here are cross-validated."
@@ -244,6 +246,8 @@ def _chosen(recipe: Recipe) -> Iterator[str]:
     """Yield what the recipe sets itself, a line each, as ``--set`` takes it."""
     for section, values in recipe.model_dump(mode="json", exclude_unset=True).items():
         for key, value in (values or {}).items() if isinstance(values, dict) else ():
+            if (section, key) in _PLACES:
+                continue
             yield f"{section}.{key} = {json.dumps(_without_folders(value), ensure_ascii=False)}"
 
 
