@@ -57,7 +57,7 @@ def train_heads(heads: Sequence[tuple[Recipe, Path]]) -> list[Path]:
             progress.ends(f"ended by {type(error).__name__}: see what it printed")
             raise
         progress.ends("saved", outcome.numbers())
-        logger.info("saved %s", folder)
+        logger.info("saved %s, with report.html; to host it: paragone serve --model %s=%s", folder, folder.name, folder)
     return [folder for _, folder in heads]
 
 

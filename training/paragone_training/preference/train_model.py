@@ -104,7 +104,7 @@ def train_model(recipe: Recipe, folder: Path, *, resume: bool = False) -> Path:
     card, dtype = write_card(folder.name, recipe, rows, outcome), getattr(torch, recipe.output.dtype)
     save_model(folder, outcome.model.network, outcome.model.spec, tokenizer, card=card, dtype=dtype)
     (folder / "report.html").write_text(model_page(folder.name, recipe, rows, outcome), encoding="utf-8")
-    logger.info("saved %s", folder)
+    logger.info("saved %s, with report.html; to host it: paragone serve --model %s=%s", folder, folder.name, folder)
     if outcome.judged is not None:
         logger.info("on the held-out rows %s %s", folder.name, outcome.judged.verdict(outcome.objective.whom))
     return folder
