@@ -251,8 +251,8 @@ def _notes(data: EvaluationSet, card: ModelCard, pairs: int) -> list[str]:
     notes = _demonstration_note(card)
     if not card.calibrated:
         notes.append(
-            f"The temperature of {card.name} was not fitted, so its probabilities are not calibrated: paragone calibrate "
-            "fits it, on rows that the model was neither trained on nor measured on."
+            f"The temperature of {card.name} was not fitted, so its probabilities are not calibrated: paragone "
+            "calibrate fits it, on rows that the model was neither trained on nor measured on."
         )
     if pairs < _CALIBRATION_PAIRS:
         notes.append(
