@@ -14,6 +14,7 @@ import { readFragment } from "./state.js";
 const VIEWS = [compare, label, runs];
 const THEME = "paragone.theme";
 const THEMES = ["auto", "light", "dark"];
+const LOADING_SHOWN_AFTER_MS = 400;
 
 const opened = new Map(); // by the view's id: its root, and what `open` returned
 const byId = (id) => document.getElementById(id);
@@ -124,6 +125,8 @@ function show() {
 /** Ask what is hosted. Views that are open already, before another key was typed in, keep what is written in them. */
 async function start() {
   byId("start-problem")?.remove();
+  const loading = el("p", { class: "soft" }, "Loading the list of models …");
+  const late = setTimeout(() => byId("main").prepend(loading), LOADING_SHOWN_AFTER_MS);
   try {
     await context.modelsChanged();
     if (!opened.size) show();
@@ -136,6 +139,9 @@ async function start() {
     }
     const again = el("button", { type: "button", onclick: start }, "Try again");
     byId("main").prepend(el("p", { class: "problem", id: "start-problem", role: "alert" }, inWords(error), " ", again));
+  } finally {
+    clearTimeout(late);
+    loading.remove();
   }
 }
 

@@ -112,8 +112,17 @@ export function rulesFields(question, changed) {
     } });
     plan.replaceChildren(
       el("div", { class: "field" }, el("label", { for: id }, "Compare"), el("div", { class: "row" }, choice, budget ? number : null)),
-      question.comparisons === "all" ? "" : el("p", { class: "soft small" }, "The other pairs are inferred from these. What is inferred never runs in circles."),
+      ...(question.comparisons === "all" ? [] : [el("p", { class: "soft small" }, "The other pairs are inferred from these."), circles()]),
     );
+  }
+
+  function circles() {
+    const box = el("input", { type: "checkbox", checked: question.circles, onchange: () => {
+      question.circles = box.checked;
+      changed();
+      plan.querySelector("input[type=checkbox]")?.focus();
+    } });
+    return el("label", { class: "row" }, box, "Inferred preferences may run in circles");
   }
 
   return {

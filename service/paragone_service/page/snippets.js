@@ -34,9 +34,9 @@ function python(question, models, origin, needsKey) {
   ].join("\n");
 }
 
-function keywords({ model, groups: [group], return: added, comparisons, weights, skew_weight: skew }) {
+function keywords({ model, groups: [group], return: added, comparisons, fit, weights, skew_weight: skew }) {
   const { principle, criteria } = group;
-  const named = { model, return_: added, principle, criteria, comparisons, weights, skew_weight: skew };
+  const named = { model, return_: added, principle, criteria, comparisons, fit, weights, skew_weight: skew };
   return Object.entries(named).filter(([, value]) => value !== undefined).map(([name, value]) => `${name}=${JSON.stringify(value)}`);
 }
 

@@ -11,7 +11,8 @@ const ROLES = ["system", "user", "assistant"];
 export function blank() {
   const turns = [{ role: "user", content: "" }];
   return {
-    model: "", second: "", turns, principle: "", criteria: [], comparisons: "all", responses: ["", ""], weights: null, skew: null,
+    model: "", second: "", turns, principle: "", criteria: [], comparisons: "all", circles: false,
+    responses: ["", ""], weights: null, skew: null,
   };
 }
 
@@ -37,7 +38,10 @@ export function requestOf(question, model) {
   const group = { prompt: promptOf(question), ...ruleOf(question, model), responses: question.responses };
   const reasons = model.judged_by?.includes("criteria"); // a judge, which can say why
   const request = { model: model.id, groups: [group], return: reasons ? ["matrix", "rationale"] : ["matrix"], on_error: "report" };
-  if (question.comparisons !== "all" && readsPairs(model)) request.comparisons = question.comparisons;
+  if (question.comparisons !== "all" && readsPairs(model)) {
+    request.comparisons = question.comparisons;
+    if (question.circles) request.fit = "general-preference";
+  }
   if (question.weights && model.id === question.model) request.weights = question.weights;
   if (question.skew !== null && model.id === question.model) request.skew_weight = question.skew;
   return request;
@@ -115,6 +119,7 @@ function checked(value) {
     principle: text(value.principle ?? ""),
     criteria: criteriaOf(value.criteria ?? []),
     comparisons: plan(value.comparisons ?? "all"),
+    circles: value.circles === true,
     responses: responses.map(text),
     weights: value.weights
       ? Object.fromEntries(Object.entries(value.weights).map(([name, weight]) => [name, number(weight)]))

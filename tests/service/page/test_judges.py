@@ -125,11 +125,15 @@ def test_fewer_pairs_are_asked_for_and_the_others_are_marked_as_inferred(browser
         cell = page.locator(".heat td.inferred").first
         assert "(inferred)" in cell.get_attribute("title")
         cell.click()
-        page.get_by_text("This pair was not compared.").wait_for()
+        page.get_by_text("inferred from the other pairs, by a Bradley-Terry fit.").wait_for()
         assert page.locator(".reasons").count() == 0
         assert page.locator(".standing td.win small").count() == 3  # how sure the win rates are
         page.get_by_text("The same request in code").click()
         assert '"budget:2"' in page.locator(".snippet code").first.inner_text()
+        page.get_by_label("Inferred preferences may run in circles").check()
+        compare(page)
+        page.locator(".heat td.inferred").first.click()
+        page.get_by_text("inferred from the other pairs, by a general preference fit.").wait_for()
         page.get_by_role("button", name="Remove response C").click()
         assert page.get_by_label("Compare", exact=True).is_hidden()
         compare(page)
