@@ -134,7 +134,7 @@ function detail() {
   const bar = el("div", { class: "run-bar", role: "progressbar", "aria-label": "Done" });
   const numbers = el("dl", { class: "run-numbers" });
   const drawings = el("div", { class: "charts" });
-  const lines = el("pre", { tabindex: 0, role: "region", "aria-label": "What it said last" });
+  const lines = el("pre", { class: "whole", tabindex: 0, role: "region", "aria-label": "What it said last" });
   const element = el("section", { class: "live", "aria-label": "Run", hidden: true },
     el("div", { class: "duel" }, title, state, stage, bar, reach), numbers, drawings, lines);
 
