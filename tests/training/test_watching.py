@@ -115,6 +115,7 @@ def test_json_is_one_object_and_once_is_for_people(trained, capsys):
     assert json.loads(capsys.readouterr().out)["state"] == "done"
     assert watch(trained, "--once") == 0
     shown = capsys.readouterr().out
+    assert any(set(line.strip()) == {"━"} for line in shown.splitlines())  # a line of its own
     assert "done" in shown
     assert "loss" in shown
 

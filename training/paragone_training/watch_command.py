@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -92,11 +93,12 @@ def _follow(run: Path, progress: Progress, every_s: float, senders: Sequence[Run
 
 def _shown(run: Path, progress: Progress, problems: Sequence[str] = ()) -> Group:
     title = Text.assemble((str(run), "bold"), "  ", (progress.state, _STYLES[progress.state]), f"  {progress.stage}")
-    parts: list[Text | ProgressBar | Table] = [title]
+    parts: list[Text | Padding | Table] = [title]
     if meaning := _MEANINGS[progress.state]:
         parts.append(Text(meaning, style="yellow"))
     if progress.total:
-        parts.append(ProgressBar(total=progress.total, completed=progress.done, width=60))
+        # By itself a bar does not end its line.
+        parts.append(Padding(ProgressBar(total=progress.total, completed=progress.done, width=60), 0))
     parts.append(Text(_pace(progress), style="dim"))
     if progress.numbers:
         table = Table(box=None, show_header=False, pad_edge=False)
