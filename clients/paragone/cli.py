@@ -173,14 +173,16 @@ def _help(installed: Mapping[str, EntryPoint]) -> str:
     for name in sorted(installed):
         extra = _missing_extra(installed[name])
         needs = f"  (needs: {pip_install(extra)})" if extra else ""
-        lines.append(f"  {name:<9} {SUMMARIES.get(name, installed[name].value)}{needs}")
+        lines.append(f"  {name:<10} {SUMMARIES.get(name, installed[name].value)}{needs}")
     lines += [
         "",
         "Options:",
         "  --version             Show the version.",
         "  --help                Show this message; paragone COMMAND --help explains a command.",
-        "  --install-completion  Have your shell complete commands and options.",
-        "  --show-completion     Show what that would install.",
+        "  --install-completion [SHELL]",
+        "                        Have your shell complete commands and options: bash, zsh, fish, powershell.",
+        "  --show-completion [SHELL]",
+        "                        Show what that would install.",
         "",
         "Exit codes:",
         *(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items()),

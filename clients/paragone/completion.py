@@ -18,9 +18,12 @@ __all__ = ["OPTIONS", "answer", "is_asked"]
 
 OPTIONS = ("--install-completion", "--show-completion")
 _ASKED = "_PARAGONE_COMPLETE"
+_SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 # What shells say of the line that is being completed: bash and the others.
 _LINES = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
 _BREAKS = (":", "=")
+# zsh reads the file at the first tab, which without this would define a function and complete nothing.
+_FIRST_TAB = '[[ $zsh_eval_context[-1] == loadautofunc ]] && _paragone_completion "$@"'
 _CHOICES = re.compile(r"[\w.-]+(\|[\w.-]+)+")
 
 
@@ -39,6 +42,8 @@ def answer(installed: Mapping[str, EntryPoint], usable: Collection[str], words: 
     Raises:
         SystemExit: as Typer ends it.
     """
+    if words[:1] and words[0] in OPTIONS:
+        return _for_shell(*words[:2])
     cut = _whole_words() if os.environ.get(_ASKED) == "complete_bash" else 0
     lines = [os.environ.get(name, "").split() for name in _LINES]
     written = next((line for line in lines if line), [])
@@ -50,6 +55,26 @@ def answer(installed: Mapping[str, EntryPoint], usable: Collection[str], words: 
             root(args=words, prog_name="paragone")
     finally:
         sys.stdout.writelines(line[cut:] for line in answered.getvalue().splitlines(keepends=True))
+    return 0
+
+
+def _for_shell(option: str, named: str | None = None) -> int:
+    """Install completion for the shell that is named, else for the one that runs, or show what that would be."""
+    # Typer's own options take no name where they know the shell that runs, and would install for that one.
+    from typer._completion_shared import _get_shell_name, get_completion_script, install
+
+    shell = named or _get_shell_name() or "unknown"
+    if shell not in _SHELLS:
+        sys.stderr.write(f"paragone: no completion for the shell {shell!r}; {option} takes {', '.join(_SHELLS)}\n")
+        return 2
+    if option == OPTIONS[1]:
+        script = get_completion_script(prog_name="paragone", complete_var=_ASKED, shell=shell)
+        sys.stdout.write(f"{script}\n")
+    else:
+        _, path = install(shell=shell, prog_name="paragone", complete_var=_ASKED)
+        if shell == "zsh":
+            path.write_text(f"{path.read_text(encoding='utf-8')}\n{_FIRST_TAB}\n", encoding="utf-8")
+        sys.stdout.write(f"{shell} completion is installed in {path}, for new terminals\n")
     return 0
 
 

@@ -347,6 +347,24 @@ def test_bash_completes_models_and_choices_though_it_takes_words_apart_at_colons
     assert len(answer) > 1 or "buil" in line or set(shown) == answer
 
 
+@pytest.mark.parametrize(("shell", "words"), [("zsh", "#compdef paragone"), ("fish", "complete --command paragone")])
+def test_completion_is_for_the_shell_that_is_named_whichever_runs(tmp_path, shell, words):
+    before = f"import os; os.environ['HOME'] = {str(tmp_path)!r}"
+    assert words in paragone("--show-completion", shell).stdout
+    done = paragone("--install-completion", shell, before=before)
+    path = Path(done.stdout.partition(" is installed in ")[2].partition(", for new")[0])
+    assert words in path.read_text()
+    assert tmp_path in path.parents
+
+
+def test_a_shell_that_there_is_not_is_one_line():
+    done = paragone("--install-completion", "csh")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "paragone: no completion for the shell 'csh'; --install-completion takes bash, zsh, fish, powershell, pwsh\n",
+    )  # fmt: skip
+
+
 def test_completion_is_installed_into_the_files_of_the_shell(tmp_path):
     before = f"import os; os.environ['HOME'] = {str(tmp_path)!r}"
     done = paragone("--install-completion", "bash", before=before)

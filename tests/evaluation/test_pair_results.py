@@ -148,3 +148,17 @@ def test_a_fold_without_a_best_temperature_loses_the_cross_fit_and_not_the_fit(t
     assert fitted["temperature"].low == 0.0  # resamples without the wrong pair, a third of them
     assert fitted["after"] is None
     assert "not known" in fitted["notes"][-1]
+
+
+def test_a_temperature_that_some_resamples_would_take_to_infinity_has_no_upper_end(tmp_path, models):
+    rows = [pair(number) for number in range(32)]
+    for number, row in enumerate(rows):
+        gap = np.subtract(*models["bt"].score(row["prompt"], [row["first"], row["second"]]).rewards)
+        row["strength"] = 2 if (gap > 0) != (number < 8) else -2  # of four questions it is wrong on all of one
+    data, scorer = read_evaluation_set(write(tmp_path / "file.jsonl", rows)), LocalScorer(models["bt"])
+    with AnswerStore(tmp_path / "answers.jsonl", scorer.card) as store:
+        answers = ask_model(data, scorer, store)
+    fitted = fitted_temperature(data, answers, QUICK)
+    assert math.isfinite(fitted["temperature"].value)
+    assert fitted["temperature"].high == math.inf
+    assert "The interval has no upper end" in fitted["notes"][-1]

@@ -198,6 +198,8 @@ async def _post(http: httpx2.AsyncClient, address: str, body: dict[str, Any]) ->
     shown = without_userinfo(address)
     try:
         answer = await http.post(address, json=body)
+    except httpx2.InvalidURL:
+        raise BenchError(f"cannot ask {shown}: the address cannot be read") from None
     except httpx2.HTTPError as error:
         raise BenchError(f"cannot ask {shown}: {error or type(error).__name__}") from error
     if answer.status_code != 200:

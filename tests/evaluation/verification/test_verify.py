@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from paragone.cli import main
+from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.verification.causes import batch_dependence, judged
 from paragone_evaluation.verification.golden import GOLDEN
 from paragone_evaluation.verification.reference import PlainModel
@@ -89,6 +90,15 @@ def test_each_fault_is_named(plain, readings, faulty, url, fault, dialect, cause
     assert verdict.cause == cause
     assert verdict.agrees is (not fault)
     assert verdict.unexplained < 1e-3
+
+
+@pytest.mark.parametrize("password", ["hush", "hu/hush"])
+def test_no_message_repeats_the_password_of_an_address(plain, readings, password):
+    server = Server(f"http://me:{password}@127.0.0.1:9", DIALECTS["openrlhf"], model="m")
+    with pytest.raises(EvaluationError) as caught:
+        server.ask(asked(plain, readings)[:1], together=False)
+    assert "hu" not in str(caught.value)
+    assert "127.0.0.1:9" in str(caught.value)
 
 
 def test_the_noise_of_bfloat16_is_no_fault_unless_a_tolerance_says_so(plain, readings, faulty, url):

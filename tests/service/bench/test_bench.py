@@ -43,6 +43,16 @@ def test_a_server_that_refuses_the_texts_and_none_at_all_are_reported(address):
     check_address(address, wait_s=0)  # whatever it answers
 
 
+@pytest.mark.parametrize("password", ["hush", "hu/hush", "hush@hush"])
+def test_no_message_repeats_the_password_of_an_address(password):
+    url = f"http://me:{password}@127.0.0.1:9"
+    for ask in (lambda: check_address(url, wait_s=0), lambda: ask_all(url, "tei", TEXTS, clients=1, batch=1)):
+        with pytest.raises(BenchError) as caught:
+            ask()
+        assert "hu" not in str(caught.value)
+        assert "127.0.0.1:9" in str(caught.value)
+
+
 def test_the_server_that_is_measured_refuses_nobody_for_the_wait():
     command = _command("builtin:mini-bradley-terry", 8000, ["--device", "cpu"])
     # As long as a client waits for its answer.

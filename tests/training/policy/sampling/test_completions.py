@@ -53,6 +53,14 @@ def asked(url, work, **options):
     return asyncio.run(run())
 
 
+def test_the_user_and_the_password_of_an_address_are_sent_and_never_said(peer):
+    async def work(server):
+        return server.url, await server.ready()
+
+    url, ready = asked(peer.replace("http://", "http://me:hush@"), work)
+    assert (url, ready) == (peer, True)
+
+
 def test_responses_and_their_logprobs_are_the_trainers(peer, policy):
     async def work(server):
         ends = policy.end_ids
