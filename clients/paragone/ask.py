@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from paragone.addresses import DEFAULT_URL
 from paragone.client import Client
@@ -41,7 +42,7 @@ def ask(
         client = Client(url, api_key=api_key, model=model, timeout_s=patience_s, retry_s=timeout_s, wait_s=wait_s)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    with client, in_few_words():
+    with client, in_few_words(), Console(stderr=True).status(f"asking {url} …"):
         answer = client.preferences([(texts[0], texts[1], texts[2])])
         row = checked(answer.preferences)[0]
         info = client.model(answer.model)

@@ -3,6 +3,7 @@
 Nothing is shown of what takes less than two seconds, and the bar is gone when the work is done.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -64,7 +65,18 @@ def _bar(work: Work, over: threading.Event, console: Console) -> None:
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
         task = progress.add_task(work.title, total=None, count="")
         while not over.wait(0.1):
+            # Two bars on one line would overwrite each other, and that of a download says more.
+            if _of_libraries():
+                progress.stop()
+                continue
+            progress.start()
             progress.update(task, description=work.title, completed=work.done or 0, total=work.total, count=work.count)
+
+
+def _of_libraries() -> bool:
+    """Return whether tqdm draws a bar, as huggingface_hub has it do of downloads."""
+    tqdm = sys.modules.get("tqdm")
+    return tqdm is not None and any(not bar.disable for bar in list(tqdm.tqdm._instances))  # noqa: SLF001
 
 
 def _lines(work: Work, over: threading.Event, console: Console) -> None:

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from rich.console import Console
+from tqdm import tqdm
 
 from paragone_models import progress
 from paragone_models.progress import shown_work
@@ -47,6 +48,14 @@ def test_of_quick_work_nothing_is_shown():
         with shown_work("reading", console=Console(file=file, force_terminal=terminal)) as work:
             work.at(1)
         assert file.getvalue() == ""
+
+
+def test_a_bar_of_a_download_is_left_alone():
+    assert not progress._of_libraries()
+    with tqdm(total=3, file=io.StringIO()):
+        assert progress._of_libraries()
+    with tqdm(total=3, disable=True):
+        assert not progress._of_libraries()
 
 
 def test_what_goes_wrong_in_it_comes_out():
