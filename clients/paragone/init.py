@@ -109,6 +109,8 @@ def recipe(
     ask = _Questions(yes=yes)
     looked = _Looked()
     data = ask(data, "Your preferences (a file, as `paragone data` reads it)", "pairs.jsonl", check=looked.complaint)
+    if not as_json and (described := looked.describe()):
+        typer.echo(f"{data}: {described}", err=True)
     trained = way in _NEEDS_TRAINED
     backbone = ask(
         backbone,
@@ -200,6 +202,14 @@ class _Looked:
         if not (self._found["pairs"] or self._found["ratings"]):
             return f"{data} has no preferences, only prompts: nothing can be learned from it"
         return ""
+
+    def describe(self) -> str:
+        """Return what the file holds, an empty text where nobody looked."""
+        if not self._found:
+            return ""
+        splits = ", ".join(name for name in self._found["splits"] if name != "none")
+        counts = f"{self._found['pairs']:,} pairs" if self._found["pairs"] else f"{self._found['read']:,} rated rows"
+        return f"{counts}, {self._found['prompts']:,} prompts, {f'splits {splits}' if splits else 'no splits'}"
 
     @property
     def held_out_split(self) -> str | None:

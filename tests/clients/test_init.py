@@ -124,6 +124,7 @@ def test_questions_are_asked_and_a_wrong_answer_once_more(tmp_path):
     assert printed.count("]: ") == len(answers)
     assert "'gpm' is none of bradley-terry, general-preference" in printed
     assert "cannot read nowhere.jsonl" in printed
+    assert "mine.jsonl: 270 pairs, 30 prompts, no splits" in printed
     assert "the share to hold out is 'much'" in printed
     recipe = load_recipe(tmp_path / "recipe.toml")
     assert (recipe.model.dimension, recipe.data.holdout) == (8, 0.25)

@@ -136,12 +136,10 @@ def test_the_first_sentence_says_who_wins_by_whose_judgement_and_whether_that_is
     lengths = {"initial": {"characters": 30.0}, "iterate": {"characters": 45.0}}
     rates = {"prompts": 40, "win_rate": 0.61, "interval": [0.52, 0.7]}
     words = win_rate_in_words({**lengths, "oracle": rates, "judge": rates | {"win_rate": 0.5, "interval": [0.4, 0.6]}})
-    assert "by the oracle it was trained on it wins 61.0 %" in words
-    assert "52.0 % to 70.0 %, 40 prompts: it is better" in words
-    assert "by a judge it was not trained on it wins 50.0 %" in words
-    assert "not told apart from a coin" in words
-    assert "Its responses have 45 characters, and had 30." in words
-    assert "it is worse" in win_rate_in_words({**lengths, "oracle": rates | {"interval": [0.1, 0.4]}})
+    assert "61.0 % by the oracle that it was trained on (95 % interval 52.0 – 70.0: better)" in words
+    assert "50.0 % by a judge that it was not trained on (95 % interval 40.0 – 60.0: not told apart" in words
+    assert words.endswith("on 40 prompts. Its responses have 45 characters, at first 30.")
+    assert ": worse)" in win_rate_in_words({**lengths, "oracle": rates | {"interval": [0.1, 0.4]}})
     assert "a hint, and no verdict" in win_rate_in_words({**lengths, "oracle": rates | {"prompts": 4}})
     assert "nobody judged it" in win_rate_in_words({**lengths, "oracle": {"win_rate": None}})
 

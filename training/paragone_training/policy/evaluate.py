@@ -20,7 +20,7 @@ from paragone_evaluation.measures.bootstrap import FEW_CLUSTERS
 from paragone_evaluation.readers import file_order
 from paragone_evaluation.report.charts import COLOURS, Line, line_chart
 from paragone_evaluation.report.page import Figure, PageSection, PageTable, render_page
-from paragone_evaluation.report.words import counted, percent
+from paragone_evaluation.report.words import counted, interval, percent
 from paragone_training.policy.methods.registry import METHODS
 from paragone_training.policy.model.logprobs import frozen_columns
 from paragone_training.policy.rows import (
@@ -243,23 +243,26 @@ def _result(metrics: Sequence[_Values]) -> str:
 
 def win_rate_in_words(evaluation: _Values) -> str:
     """Return how often an iterate wins against the initial policy, by whose judgement, and whether that is any good."""
-    parts = []
-    for name, judge in (("oracle", "the oracle it was trained on"), ("judge", "a judge it was not trained on")):
+    parts, prompts = [], 0
+    judges = {"oracle": "the oracle that it was trained on", "judge": "a judge that it was not trained on"}
+    for name, judge in judges.items():
         rates = evaluation.get(name) or {}
         if rates.get("win_rate") is None:
             continue
         low, high = rates["interval"]
-        meant = "it is better" if low > 0.5 else "it is worse" if high < 0.5 else "not told apart from a coin"
+        meant = "better" if low > 0.5 else "worse" if high < 0.5 else "not told apart from a coin"
         meant = "a hint, and no verdict" if rates["prompts"] < FEW_CLUSTERS else meant
-        parts.append(
-            f"by {judge} it wins {percent(rates['win_rate'])} against the policy that it began as (95 % interval "
-            f"{percent(low)} to {percent(high)}, {counted(rates['prompts'], 'prompt')}: {meant})"
-        )
+        prompts = max(prompts, rates["prompts"])
+        ends = interval({"low": low, "high": high}, scale="percent")
+        parts.append(f"{percent(rates['win_rate'])} by {judge} (95 % interval {ends}: {meant})")
     if not parts:
         return "the iterate was sampled, and nobody judged it."
     mine, theirs = evaluation["iterate"]["characters"], evaluation["initial"]["characters"]
-    longer = f" Its responses have {mine:,.0f} characters, and had {theirs:,.0f}." if mine and theirs else ""
-    return f"{'; '.join(parts)}.{longer}"
+    longer = f" Its responses have {mine:,.0f} characters, at first {theirs:,.0f}." if mine and theirs else ""
+    return (
+        f"the policy wins against the one that it began as with probability {' and '.join(parts)}, on "
+        f"{counted(prompts, 'prompt')}.{longer}"
+    )
 
 
 def _lead(recipe: _Values, metrics: Sequence[_Values]) -> str:
