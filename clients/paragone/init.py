@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,7 +68,7 @@ def server(
     who = ask(who, "Who may ask", "me", _READERS)
     redis = ask(redis, "Redis behind the cache (redis://HOST:PORT, or none)", "none")
     device = ask(device, "Where does it run (auto, cpu, cuda, all)", "auto")
-    following = [f"paragone doctor --config {file}", f"paragone serve --config {file}"]
+    following = [f"paragone doctor --config {_word(file)}", f"paragone serve --config {_word(file)}"]
     if who == "others":
         following.insert(0, "paragone key new first --file keys.txt")
     _write(file, _server_lines(file, source, who, redis, device), following, as_json=as_json)
@@ -129,12 +130,12 @@ def recipe(
     elif holdout is not None:
         raise typer.BadParameter(f"{data} has rows of split {split}, which are held out: leave out --holdout")
     command, made = ("head" if way == "head" else "model"), f"runs/{file.stem}"
-    following = [f"paragone data {data}", f"paragone train {command} {file} --dry-run"]
-    following += [f"paragone train {command} {file}"]
+    following = [f"paragone data {_word(data)}", f"paragone train {command} {_word(file)} --dry-run"]
+    following += [f"paragone train {command} {_word(file)}"]
     if split or float(share):
         rows = f"--split {split}" if split else f"--holdout {share}"
-        following.append(f"paragone eval {data} {rows} --model {made}")
-    following.append(f"paragone serve --model judge={made}")
+        following.append(f"paragone eval {_word(data)} {rows} --model {_word(made)}")
+    following.append(f"paragone serve --model {_word(f'judge={made}')}")
     beside = data if data.startswith(_HUB) or Path(data).is_absolute() else os.path.relpath(data, file.parent)
     held_out = _held_out_lines(split, share)
     _write(file, _recipe_lines(file, beside, backbone, kind, way, held_out), following, as_json=as_json)
@@ -236,7 +237,7 @@ def _not_a_share(text: str) -> str:
 
 def _server_lines(file: Path, source: str, who: str, redis: str, device: str) -> list[str]:
     lines = [
-        f"# A Paragone server: paragone serve --config {file}",
+        _comment(f"A Paragone server: paragone serve --config {_word(file)}"),
         "# Every setting and its default: docs/serving.md. Flags and PARAGONE_… in the environment win over this file.",
         "",
     ]
@@ -276,7 +277,7 @@ def _server_lines(file: Path, source: str, who: str, redis: str, device: str) ->
 def _recipe_lines(file: Path, data: str, backbone: str, kind: str, way: str, held_out: Sequence[str]) -> list[str]:
     command = "head" if way == "head" else "model"
     lines = [
-        f"# A {kind} model: paragone train {command} {file}",
+        _comment(f"A {kind} model: paragone train {command} {_word(file)}"),
         "# Every setting: docs/training.md. First look: the same command with --dry-run.",
         "",
         "[model]",
@@ -296,7 +297,7 @@ def _recipe_lines(file: Path, data: str, backbone: str, kind: str, way: str, hel
         "",
     ]
     lines += [] if way == "head" else _training(way, scratch=backbone == _SCRATCH)
-    return [*lines, "[output]", f'folder = "runs/{file.stem}"']
+    return [*lines, "[output]", f"folder = {_text(f'runs/{file.stem}')}"]
 
 
 def _held_out_lines(split: str | None, share: str) -> list[str]:
@@ -359,5 +360,15 @@ def _write(file: Path, lines: Sequence[str], following: Sequence[str], *, as_jso
 
 
 def _text(value: str) -> str:
-    # A text of JSON is one of TOML.
-    return json.dumps(value)
+    # A text of JSON is one of TOML, but for this character and for escapes of surrogates.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _comment(text: str) -> str:
+    # TOML's comments have no control characters, which names of files may have.
+    return "# " + "".join(one if one.isprintable() else "�" for one in text)
+
+
+def _word(value: str | Path) -> str:
+    """Return one word of a shell."""
+    return shlex.quote(str(value))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_every_recipe_runs_and_gives_a_model_that_is_loaded(kind, way, trained, 
     printed = made("recipe", str(file), "--kind", kind, "--backbone", backbone, "--way", way, "--data", data, "--yes")
     command = "head" if way == "head" else "model"
     assert f"paragone train {command} {file} --dry-run" in printed
-    assert f"paragone eval {data} --holdout 0.3 --model runs/mine" in printed
+    assert f"paragone eval '{data}' --holdout 0.3 --model runs/mine" in printed
     smaller = ["backbone.layers=1", "backbone.hidden_size=16", "backbone.intermediate_size=32"] if not trained else []
     smaller += [] if way == "head" else ["training.batch_responses=64"]
     words = [command, str(file), *(word for one in smaller for word in ("--set", one))]
@@ -145,6 +146,19 @@ def test_data_is_named_from_the_recipes_folder(tmp_path):
     preferences("mine.jsonl")
     made("recipe", "deep/down/recipe.toml", "--data", "mine.jsonl", "--yes")
     assert load_recipe("deep/down/recipe.toml").data.train == (str(tmp_path / "mine.jsonl"),)
+
+
+@pytest.mark.parametrize("name", ["tea \U0001f375", 'a"b', "back\\slash", "del\x7f", "$HOME; true"])
+def test_odd_names_stand_in_the_recipe_as_they_are_and_as_one_word_in_what_comes_next(name):
+    data = preferences(f"{name}.jsonl")
+    printed = json.loads(made("recipe", f"{name}.toml", "--data", data, "--yes", "--json"))
+    recipe = load_recipe(f"{name}.toml")
+    assert recipe.data.train == (str(Path(data).absolute()),)
+    assert recipe.output.folder.endswith(f"runs/{name}")
+    words = [shlex.split(command) for command in printed["next"]]
+    assert words[0] == ["paragone", "data", data]
+    assert words[1] == ["paragone", "train", "model", f"{name}.toml", "--dry-run"]
+    assert words[-1] == ["paragone", "serve", "--model", f"judge=runs/{name}"]
 
 
 def test_a_head_without_a_backbone_gets_one_and_from_random_weights_is_refused():

@@ -180,7 +180,7 @@ class FilePass:
             self.layout = layout
             self.layouts.setdefault(layout.name, layout)
         if row is not None and by_prompt:
-            row = replace(row, split=HELD_OUT) if is_held_out(row.prompt, share) else row
+            row = replace(row, split=HELD_OUT) if is_held_out(row.question or row.prompt, share) else row
             if self._passes_over(row.split or _TRAINING):
                 return None
         return row if row is None or self._unjudged else self._telling(row, line)

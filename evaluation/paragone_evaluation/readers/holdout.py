@@ -2,6 +2,7 @@
 
 A prompt is held out if the number that its text hashes to lies within the share, so the same prompts are held out by
 every command, in any order of the rows, and stay held out when rows are added. A larger share holds out these and more.
+Where the file groups its rows, a group's question takes the place of the prompt: what belongs together stays together.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ _MOST_EXPECTED = 0.5
 
 
 def is_held_out(prompt: Content, share: float) -> bool:
-    """Return whether the rows of a prompt are in the held-out share.
+    """Return whether the rows of a prompt, or of a group's question, are in the held-out share.
 
     >>> is_held_out("Tea or coffee?", 0.5), is_held_out("Tea or coffee?", 0.1)
     (False, False)

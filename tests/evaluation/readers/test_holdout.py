@@ -89,6 +89,20 @@ def test_every_layout_of_the_same_prompts_has_the_same_share(tmp_path):
     assert held_out_by_training(groups, tmp_path / "groups.jsonl", 0.25) == expected
 
 
+def test_what_the_file_groups_is_on_one_side(tmp_path):
+    rows = [
+        {"prompt": f"{stance} {prompt}", "chosen": "Tea.", "rejected": "Sand.", "group": f"{number}_{stance}"}
+        for number, prompt in enumerate(PROMPTS)
+        for stance in ("pro", "con")
+    ]
+    made = read_pairs(write(tmp_path / "a.jsonl", rows), options=ReadOptions(holdout=0.3))
+    sides = [{row.question for row in made if (row.split == HELD_OUT) is side} for side in (True, False)]
+    assert not sides[0] & sides[1]
+    assert sides[0] == {str(number) for number in range(60) if is_held_out(str(number), 0.3)}
+    prompts, _ = evaluated(rows, tmp_path / "b.jsonl", 0.3)
+    assert prompts == {row.prompt for row in made if row.split == HELD_OUT}
+
+
 def test_a_share_of_many_prompts_is_about_that_share():
     taken = sum(is_held_out(f"prompt {number}", 0.1) for number in range(20_000))
     assert 0.09 < taken / 20_000 < 0.11

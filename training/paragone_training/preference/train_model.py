@@ -144,7 +144,7 @@ def load_rows(recipe: Recipe) -> Rows:
         )
     if data.holdout:
         apart, learned = (
-            {row.prompt for row in some} | {row.prompt for row in rated}
+            {row.question for row in some} | {row.question for row in rated}
             for some, rated in ((held_out, held_out_ratings), (pairs, ratings))
         )
         check_holdout(data.holdout, held_out=len(apart), left=len(learned))
