@@ -8,7 +8,7 @@ import { el, scrolling } from "./dom.js";
 import { duel } from "./duel.js";
 import { EXAMPLES } from "./examples.js";
 import { graph } from "./graph.js";
-import { abstention, abstains, circleOf, headline, inferred } from "./headline.js";
+import { abstention, abstains, circleOf, failures, headline, inferred } from "./headline.js";
 import { heatmap } from "./heatmap.js";
 import { opinionSection } from "./opinion.js";
 import { byCriterion, pairNotes } from "./pair.js";
@@ -235,11 +235,12 @@ function draw(live, question, { tournament, answer, model, members }) {
   const pair = duel(matrix, first, second, answer ?? model, (a, b) => pairNotes({ tournament, model, members }, a, b));
   const width = Math.max(280, Math.min(WIDEST_GRAPH, live.clientWidth || WIDEST_GRAPH));
   const several = ranking.length > 2;
-  const doubt = abstention(tournament, model);
+  const [doubt, failed] = [abstention(tournament, model), failures(tournament)];
   const mark = (a, b) => (abstains(tournament, a, b) ? "abstained" : inferred(tournament, a, b) ? "inferred" : null);
   live.replaceChildren(
     ...[
       el("h2", { class: circle ? "headline circling" : "headline" }, headline(tournament)),
+      failed ? el("p", { class: "problem" }, failed) : null,
       doubt ? el("p", { class: "note" }, doubt) : null,
       pair.element,
       several ? el("div", { class: "pictures" },

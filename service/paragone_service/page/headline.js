@@ -1,5 +1,6 @@
 // The result of a tournament in a sentence.
 
+import { sentence } from "./api.js";
 import { count, letter, listed, written } from "./dom.js";
 import { groupsOf, probability, ringOf } from "./table.js";
 
@@ -47,6 +48,14 @@ export function abstention(tournament, { ensemble }) {
   const asked = count(tournament.compared?.length ?? pairs, "pair");
   const edge = probability(ensemble.abstain);
   return `The model abstains on ${pairs} of ${asked}: it gives no verdict where its probability is between ${written(1 - edge)} and ${written(edge)}.`;
+}
+
+/** Return which pairs have no answer of their own, and why, as a sentence; empty where all have one. */
+export function failures({ errors, fit }) {
+  const failed = (errors ?? []).filter(({ opponent }) => Number.isInteger(opponent));
+  if (!failed.length) return "";
+  const pairs = listed(failed.map(({ response, opponent }) => `${letter(response)} and ${letter(opponent)}`));
+  return `No answer on ${pairs}${fit ? ", so that is inferred" : ""}. ${sentence(failed[0].message)}`;
 }
 
 function pairIn(pairs, first, second) {

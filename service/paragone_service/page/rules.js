@@ -103,7 +103,7 @@ export function rulesFields(question, changed) {
       plan.querySelector("select")?.focus();
     } },
     ...[["all", `all ${count(every, "pair")}`], ["circular", `each with the next (${count(pairsOf("circular", size), "pair")})`],
-      ["bracket", `knock-out (up to ${count(pairsOf("bracket", size), "pair")})`], ["budget", "a number of pairs"]].map(([value, words]) => el("option", { value }, words)));
+      ["bracket", `knock-out (up to ${count(pairsOf("bracket", size), "pair")})`], ["budget", "a number:"]].map(([value, words]) => el("option", { value }, words)));
     choice.value = budget ? "budget" : question.comparisons;
     const number = el("input", { id: numberId, type: "number", class: "weight", min: size - 1, max: every, value: budget ? question.comparisons.slice(7) : "", "aria-label": "Number of pairs", onchange: () => {
       question.comparisons = `budget:${Math.round(Number(number.value)) || size - 1}`;

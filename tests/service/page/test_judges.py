@@ -140,6 +140,29 @@ def test_fewer_pairs_are_asked_for_and_the_others_are_marked_as_inferred(browser
         page.locator(".duel-bar", has_text="B").wait_for()
 
 
+def test_a_pair_without_a_verdict_says_so_and_the_others_are_shown(browser):
+    server = Scripted(lambda body: completion("?") if sorted(said(body)) == ["x", "xx"] else longer_wins(body))
+    with judging(server) as address, opened(browser, link(address)) as page:
+        compare(page)
+        problem = page.locator(".live .problem").inner_text()
+        assert problem.startswith("No answer on A and C, so that is inferred. ")
+        assert "no verdict" in problem
+        assert page.locator(".heat td.inferred").count() == 2
+        assert page.locator(".responses .problem:visible").count() == 0
+
+
+def test_grades_of_single_responses_are_shown_by_response(browser):
+    server = Scripted(
+        lambda body: completion(f"Long enough.\nGrade: {body['messages'][-1]['content'].count('x') % 10}")
+    )
+    with judging(server, format="grade", read="auto") as address, opened(browser, link(address)) as page:
+        assert "up to 3 calls" in page.locator(".price").inner_text()
+        compare(page)
+        first, second = page.locator(".reasons li p").all_inner_texts()
+        assert sorted([first, second]) == ["On B", "On C"]
+        assert page.locator(".reasons").get_by_text("Votes").count() == 0
+
+
 def test_criteria_are_typed_weighed_linked_and_in_the_commands(browser, tiny):
     def by_length(body):
         first, second = said(body)
