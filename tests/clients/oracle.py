@@ -35,6 +35,7 @@ MODEL = {
     "domain": "the length of a text",
     "demonstration": True,
     "not_shown": [],
+    "judged_by": [],
     "ensemble": None,
     "devices": [{"name": "cpu", "serves": True, "problem": None, "max_batch_tokens": 4096}],
     "engine": "local",

@@ -35,11 +35,17 @@ export const runs = {
     // Nothing is asked while nobody can see the answer.
     function wake() {
       if (!root.isConnected) leave();
-      else if (!document.hidden && !root.hidden && timer === null && !asking) turn();
+      else if (document.hidden || root.hidden) rest();
+      else if (timer === null && !asking) turn();
+    }
+
+    function rest() {
+      clearTimeout(timer);
+      timer = null;
     }
 
     function leave() {
-      clearTimeout(timer);
+      rest();
       document.removeEventListener("visibilitychange", wake);
       window.removeEventListener("hashchange", wake);
     }
@@ -117,8 +123,10 @@ export const runs = {
     function open(name) {
       choose(name);
       again = asking;
+      // Where there is one column, what was chosen stands below the list.
+      if (matchMedia("(max-width: 60rem)").matches) shown.element.scrollIntoView({ block: "start" });
       if (asking) return;
-      clearTimeout(timer);
+      rest();
       turn();
     }
   },
