@@ -106,8 +106,20 @@ def test_annotating_counts_rows_and_failures_until_it_is_done(tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     with pytest.raises(RunError, match="holds no run"):
         progress_of(tmp_path)
-    assert watch(tmp_path, "--once") == 1
-    assert "holds no run" in capsys.readouterr().err
+    for words in (("--once",), ("--wait-s", "0")):
+        assert watch(tmp_path, *words) == 1
+        assert "holds no run" in capsys.readouterr().err
+
+
+def test_watching_may_begin_before_the_run(tmp_path, trained, capsys):
+    run = tmp_path / "later"
+    beginning = threading.Timer(0.4, lambda: shutil.copytree(trained, run))
+    beginning.start()
+    assert watch(run, "--every-s", "0.1") == 0
+    beginning.join()
+    printed = capsys.readouterr()
+    assert printed.err.count("waiting for") == 1
+    assert "saved in" in printed.out
 
 
 def test_json_is_one_object_and_once_is_for_people(trained, capsys):

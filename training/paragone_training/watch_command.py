@@ -48,12 +48,16 @@ def watch(
         str | None, typer.Option(help="Key of the service.", envvar="PARAGONE_API_KEY", show_envvar=True)
     ] = None,
     name: Annotated[str | None, typer.Option(help="What the page calls it; the folder's name unless given.")] = None,
+    wait_s: Annotated[
+        float,
+        typer.Option(help="Wait so many seconds for a run that is about to begin; not with --once or --json.", min=0),
+    ] = 300.0,
 ) -> None:
     """Show how far a run is: stage, loss, agreement, win rate, rate and time left. Ends when the run does.
 
     Only files are read, so a run can be watched from anywhere that sees its folder. Ends with 1 if the run was stopped.
     """
-    progress = progress_of(run)
+    progress = _begun(run, every_s, 0 if once or as_json else wait_s)
     called = run_name(run) if name is None else name
     if as_json or once:
         for one in url or ():
@@ -66,6 +70,25 @@ def watch(
         progress = _follow(run, progress, every_s, [RunSender(one, called, api_key=api_key) for one in url or ()])
     if progress.state == "stopped":
         raise typer.Exit(1)
+
+
+def _begun(run: Path, every_s: float, wait_s: float) -> Progress:
+    """Return how far a run is, once it has written something.
+
+    Raises:
+        RunError: if it has not within that time.
+    """
+    deadline, said = time.monotonic() + wait_s, False
+    while True:
+        try:
+            return progress_of(run)
+        except RunError:
+            if time.monotonic() >= deadline:
+                raise
+        if not said:
+            typer.echo(f"waiting for {run}: there is no run yet", err=True)
+            said = True
+        time.sleep(every_s)
 
 
 def _follow(run: Path, progress: Progress, every_s: float, senders: Sequence[RunSender]) -> Progress:
@@ -103,7 +126,8 @@ def _shown(run: Path, progress: Progress, problems: Sequence[str] = ()) -> Group
     if progress.numbers:
         table = Table(box=None, show_header=False, pad_edge=False)
         for name, value in progress.numbers.items():
-            table.add_row(Text(name, style="dim"), f"{value:,.4g}")
+            # A share of 1.000 must not read like a count.
+            table.add_row(Text(name, style="dim"), f"{value:,}" if isinstance(value, int) else f"{value:#,.4g}")
         parts.append(table)
     parts += [Text(line, style="dim") for line in progress.lines]
     parts += [Text(f"the page is not told, and this goes on: {problem}", style="yellow") for problem in problems]
