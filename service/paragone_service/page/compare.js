@@ -32,6 +32,7 @@ export const compare = {
   title: "Compare",
   open(root, context, asked, own) {
     const view = { form: null };
+    context.question = asked;
     if (asked) build(root, context, view, asked, { run: own || runsByItself(context.models, asked), idle: LINKED });
     else {
       const question = ofExample(EXAMPLES[0], context.models);
@@ -92,6 +93,7 @@ function build(root, context, view, question, { run, idle = UNWRITTEN, reveal = 
   const examples = exampleRow(context.models, (example) => {
     underway?.abort();
     clearTimeout(confirming);
+    context.question = null;
     const next = ofExample(example, context.models);
     const free = modelsOf(context.models, next).every((model) => !judgesOf(model, context.models).length);
     build(root, context, view, next, { run: free, idle: UNSENT, reveal: true });

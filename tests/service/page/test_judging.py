@@ -285,12 +285,17 @@ def test_what_is_written_survives_a_fit_and_is_asked_of_both_models(browser, tmp
         page.get_by_role("link", name="Try mine beside tiny").click()
         page.locator(".versus h2", has_text="mine and tiny").wait_for()
         assert page.get_by_label("Response A", exact=True).input_value() == "never"
+        page.get_by_role("button", name="A flat tyre").click()  # an example is nothing that somebody wrote
+        page.get_by_role("link", name="Judge").click()
+        page.get_by_role("link", name="Try mine beside tiny").click()
+        page.locator(".versus").wait_for()
+        assert page.get_by_label("Prompt").input_value() in {row["prompt"] for row in ROWS}
         page.get_by_role("link", name="Judge").click()
         page.get_by_role("button", name="Unload mine").click()
         page.get_by_text("mine was unloaded.").wait_for()
         page.get_by_role("link", name="Compare").click()
         assert page.get_by_label("Model", exact=True).input_value() == "tiny"
-        assert page.get_by_label("Prompt").input_value() == "Is snow good?"
+        assert page.get_by_label("Response B", exact=True).input_value() == LONG
 
 
 def test_an_opinion_on_one_and_the_same_text_is_not_kept(browser, address):
