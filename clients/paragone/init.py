@@ -31,7 +31,7 @@ _PRETRAINED = "Qwen/Qwen3-0.6B"
 _NEEDS_TRAINED = ("lora", "head")
 _HUB = "hf:"
 # Prompts of a file → the share that is held out unless asked otherwise: of a few, a tenth is too few to measure with.
-_SHARES = ((200, 0.1), (60, 0.2), (30, 0.3))
+_SHARES = ((200, 0.1), (100, 0.2), (30, 0.3))
 
 _Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take the default of what no option says.")]
 _Force = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
@@ -198,7 +198,7 @@ class _Looked:
             except SystemExit as end:
                 code = end.code
         if code:
-            return f"{errors.getvalue().strip()} (--data names the file)"
+            return f"{errors.getvalue().strip().removeprefix('paragone data: ')} (--data names the file)"
         self._found = json.loads(printed.getvalue())
         if not (self._found["pairs"] or self._found["ratings"]):
             return f"{data} has no preferences, only prompts: nothing can be learned from it"

@@ -216,7 +216,7 @@ def test_what_is_held_out_is_the_files_split_or_a_share_by_its_prompts():
         ("test", 6, {"split": "test"}, 'evaluate_split = "test"'),
         ("val", 6, {"split": "val"}, 'evaluate_split = "validation"'),
         ("words", 30, {"reason": "split the bill"}, "holdout = 0.3"),
-        ("many", 60, {}, "holdout = 0.2"),
+        ("many", 100, {}, "holdout = 0.2"),
         ("few", 6, {}, "# holdout = 0.1"),
     ):
         data, file = preferences(f"{name}.jsonl", prompts, **fields), Path(f"{name}.toml")

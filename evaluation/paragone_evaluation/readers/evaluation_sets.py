@@ -79,8 +79,8 @@ def read_evaluation_set(
     )
     if share and len(made.prompts) < FEWEST_PROMPTS:
         raise DataError(
-            f"{made.path}: holdout = {share:g} holds out {len(made.prompts)} prompts, and an evaluation needs at least "
-            f"{FEWEST_PROMPTS}: train and evaluate with a larger share, or on a file of other rows"
+            f"{made.path}: holdout = {share:g} holds out too few prompts: {len(made.prompts)}, and an evaluation needs "
+            f"at least {FEWEST_PROMPTS}: train and evaluate with a larger share, or on a file of other rows"
         )
     return _checked(made, reading, signed=layout.signed)
 

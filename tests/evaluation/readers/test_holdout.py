@@ -20,10 +20,13 @@ from tests.evaluation.conftest import write
 PROMPTS = [f"Question {number}: tea or coffee?" for number in range(60)]
 
 
+def hashed(prompt):
+    """Return the hash of a prompt as a number between 0 and 1."""
+    return int(hashlib.sha256(prompt.encode()).hexdigest()[:16], 16) / 16**16
+
+
 def by_hand(share):
-    """Return the prompts whose hash, as a number between 0 and 1, is below the share."""
-    values = {prompt: int(hashlib.sha256(prompt.encode()).hexdigest()[:16], 16) / 16**16 for prompt in PROMPTS}
-    return {prompt for prompt, value in values.items() if value < share}
+    return {prompt for prompt in PROMPTS if hashed(prompt) < share}
 
 
 def pairs(**fields):
@@ -126,8 +129,13 @@ def test_a_file_that_marks_what_is_held_out_is_refused(tmp_path):
 
 def test_too_few_prompts_are_refused_with_what_would_do(tmp_path):
     few = [row for row in pairs() if row["prompt"] in PROMPTS[:12]]
-    with pytest.raises(DataError, match=r"holdout = 0.05 .*an evaluation needs at least 5|none of its 24 rows"):
-        evaluated(few, tmp_path / "a.jsonl", 0.05)
+    ordered = sorted(map(hashed, PROMPTS[:12]))
+    with pytest.raises(DataError, match="holds out too few prompts: 2, and an evaluation needs at least 5"):
+        evaluated(few, tmp_path / "a.jsonl", (ordered[1] + ordered[2]) / 2)
+    with pytest.raises(DataError, match="holds out too few prompts: 0,"):
+        evaluated(few, tmp_path / "a.jsonl", ordered[0] / 2)
+    with pytest.raises(DataError, match="none of its 24 rows is in the held-out share, 0.5 of the prompts"):
+        evaluated([{**row, "split": "val"} for row in few], tmp_path / "a.jsonl", 0.5)
     check_holdout(0.1, held_out=5, left=45)
     with pytest.raises(DataError, match=r"holds out 4 of 50 prompts and leaves 46.*take holdout = 0.2,"):
         check_holdout(0.1, held_out=4, left=46)

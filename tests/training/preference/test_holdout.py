@@ -49,7 +49,7 @@ def test_the_model_is_measured_on_it_and_the_card_says_what_was_held_out(file, t
     apart = len(load_rows(settled).held_out_pairs)
     card = (folder / "README.md").read_text()
     prompts = len({row.prompt for row in load_rows(settled).held_out_pairs})
-    assert f"* Held out: {apart} rows under {prompts} prompts, chosen by a hash of the prompt" in card
+    assert f"* Held out: {apart} pairs under {prompts} prompts, chosen by a hash of the prompt" in card
     assert "`paragone eval FILE --holdout 0.3` reads the same rows" in card
     verdict = re.search(rf"judge (agrees with people on .* of {apart} decided pairs .*: .*)", caplog.text)
     assert verdict

@@ -197,7 +197,9 @@ def _held_out(recipe: Recipe, rows: Rows) -> str:
     chosen: list[Pair | Rating] = [*rows.held_out_pairs, *rows.held_out_ratings]
     if not chosen:
         return ""
-    what = f"Held out: {counted(len(chosen), 'row')} under {counted(len({row.prompt for row in chosen}), 'prompt')}"
+    parts = ((rows.held_out_pairs, "pair"), (rows.held_out_ratings, "rating"))
+    counts = " and ".join(counted(len(some), noun) for some, noun in parts if some)
+    what = f"Held out: {counts} under {counted(len({row.prompt for row in chosen}), 'prompt')}"
     if share := recipe.data.holdout:
         return (
             f"{what}, chosen by a hash of the prompt (`data.holdout = {share:g}`): `paragone eval FILE --holdout "
