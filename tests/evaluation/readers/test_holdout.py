@@ -134,7 +134,7 @@ def test_too_few_prompts_are_refused_with_what_would_do(tmp_path):
         evaluated(few, tmp_path / "a.jsonl", (ordered[1] + ordered[2]) / 2)
     with pytest.raises(DataError, match="holds out too few prompts: 0,"):
         evaluated(few, tmp_path / "a.jsonl", ordered[0] / 2)
-    with pytest.raises(DataError, match="none of its 24 rows is in the held-out share, 0.5 of the prompts"):
+    with pytest.raises(DataError, match=r"none of its 24 rows is in the held-out share, 0\.5 of the prompts"):
         evaluated([{**row, "split": "val"} for row in few], tmp_path / "a.jsonl", 0.5)
     check_holdout(0.1, held_out=5, left=45)
     with pytest.raises(DataError, match=r"holds out 4 of 50 prompts and leaves 46.*take holdout = 0.2,"):
