@@ -2,7 +2,8 @@
 
 Questions have options of the same name, so that scripts are asked nothing: what an option says is no question, and
 ``--yes`` takes the defaults of the rest. A file of preferences is read as ``paragone data`` reads it, where that is
-installed: a recipe for a file that cannot be read would fail later, and with less to say.
+installed: a recipe for a file that cannot be read would fail later, and with less to say. What a server is told is
+checked as ``paragone doctor`` checks its file.
 """
 
 import contextlib
@@ -11,7 +12,9 @@ import io
 import json
 import os
 import shlex
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +30,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
 _WAYS = ("lora", "full", "head")
 _READERS = ("me", "others")
 _SCRATCH = "none"
+_NO_REDIS = "none"
 _PRETRAINED = "Qwen/Qwen3-0.6B"
 _NEEDS_TRAINED = ("lora", "head")
 _HUB = "hf:"
@@ -64,9 +68,19 @@ def server(
     """Write the file of a server for `paragone serve --config FILE`."""
     _check_file(file, force=force, yes=yes, as_json=as_json)
     ask = _Questions(yes=yes)
-    source = ask(source, "Which model (builtin:NAME, a Hugging Face id, a folder)", "builtin:mini-general-preference")
+    source = ask(
+        source,
+        "Which model (builtin:NAME, a Hugging Face id, a folder)",
+        "builtin:mini-general-preference",
+        check=lambda name: _refused_by_serve(_model(name)),
+    )
     who = ask(who, "Who may ask", "me", _READERS)
-    redis = ask(redis, "Redis behind the cache (redis://HOST:PORT, or none)", "none")
+    redis = ask(
+        redis,
+        "Redis behind the cache (redis://HOST:PORT, or none)",
+        _NO_REDIS,
+        check=lambda url: "" if url == _NO_REDIS else _refused_by_serve([_redis(url)]),
+    )
     device = ask(device, "Where does it run (auto, cpu, cuda, all)", "auto")
     following = [f"paragone doctor --config {_word(file)}", f"paragone serve --config {_word(file)}"]
     if who == "others":
@@ -251,8 +265,8 @@ def _server_lines(file: Path, source: str, who: str, redis: str, device: str) ->
     else:
         lines += ["# Only programs on this machine may ask, and need no key.", 'host = "127.0.0.1"']
     lines += ["port = 8000", ""]
-    if redis != "none":
-        lines += ["# Representations outlive restarts here, and replicas share them.", f"redis_url = {_text(redis)}"]
+    if redis != _NO_REDIS:
+        lines += ["# Representations outlive restarts here, and replicas share them.", _redis(redis)]
     else:
         lines += ["# Representations are kept in this process alone; with Redis they outlive a restart.",
                   '# redis_url = "redis://localhost:6379"']  # fmt: skip
@@ -267,11 +281,33 @@ def _server_lines(file: Path, source: str, who: str, redis: str, device: str) ->
         'dtype = "auto"',
         "",
         "# The first table is the model that answers when a request names none.",
-        "[models.judge]",
-        f"source = {_text(source)}",
+        *_model(source),
         "# Longest conversation in tokens; without it the model's own.",
         "# max_length = 4096",
     ]
+
+
+def _redis(url: str) -> str:
+    return f"redis_url = {_text(url)}"
+
+
+def _model(source: str) -> list[str]:
+    return ["[models.judge]", f"source = {_text(source)}"]
+
+
+def _refused_by_serve(lines: Sequence[str]) -> str:
+    """Return why a server's file of these lines would be refused, an empty text where it is taken or none can tell."""
+    (check,) = entry_points(group="paragone.checks", name="service")
+    try:
+        checks = check.load()
+    except ModuleNotFoundError:
+        return ""  # the extra of servers is not installed
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "paragone.toml"
+        file.write_text("\n".join(lines), encoding="utf-8")
+        # The first check is that of the settings; the others look at what they name, which may come later.
+        _, state, text, _ = next(iter(checks({"config": file})))
+    return text if state == "fail" else ""
 
 
 def _recipe_lines(file: Path, data: str, backbone: str, kind: str, way: str, held_out: Sequence[str]) -> list[str]:

@@ -106,7 +106,7 @@ def create_app(
         watchdog: looks at the models' workers and the event loop, once it is started.
 
     Raises:
-        ConfigError: if the API key cannot be read, the Redis URL has an unknown scheme, or an alias leads nowhere.
+        ConfigError: if the API key cannot be read, or an alias leads nowhere.
     """
     drain = drain or Drain()
     metrics = Metrics()
@@ -266,8 +266,4 @@ def _workers() -> ThreadPoolExecutor:
 def _redis(settings: Settings, metrics: Metrics) -> RedisCache | None:
     if settings.redis_url is None:
         return None
-    try:
-        url = settings.redis_url.get_secret_value()
-        return RedisCache(url, ttl_s=settings.cache_ttl_days * _DAY_S, metrics=metrics)
-    except ValueError as error:
-        raise ConfigError(f"redis_url: {error}") from error
+    return RedisCache(settings.redis_url.get_secret_value(), ttl_s=settings.cache_ttl_days * _DAY_S, metrics=metrics)

@@ -83,9 +83,6 @@ def _redis(settings: Settings) -> Iterator[_Row]:
     subject = "redis"
     try:
         milliseconds, facts = asyncio.run(_ask_redis(url))
-    except ValueError as error:
-        yield subject, "fail", str(error), "mend --redis-url, PARAGONE_REDIS_URL or redis_url"
-        return
     except FAILURES as error:
         yield subject, "fail", f"{redis_address(url)}: {error or type(error).__name__}", _CONNECTION_REFUSED
         return

@@ -205,6 +205,16 @@ class Settings(BaseSettings):
             return value
         raise ValueError("give a number of tokens, at least 1, or auto")
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_has_an_address(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            # Only where there is one: the driver takes a while to import.
+            from paragone_service.cache.redis_servers import connect
+
+            connect(url.get_secret_value())
+        return url
+
     @field_validator("allowed_hosts", "trusted_proxies", mode="before")
     @classmethod
     def _lists_may_be_written_with_commas(cls, value: Any) -> Any:

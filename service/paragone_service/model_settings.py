@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
+from paragone_models.files.sources import check_builtin
 from paragone_models.kinds import KindName
 from paragone_models.spec import Bos, Head, Reasoning, SpecialTokens, Symmetrise
 from paragone_models.steps import Aggregation
@@ -61,6 +62,12 @@ class ModelSettings(BaseModel):
     """Whether a representation depends on its own text alone, bit for bit, whatever shares its batch. Slower."""
     prompt_cache_mb: float | None = Field(default=None, ge=0)
     """Memory for keys and values of prompts, in MB (10⁶ bytes); None: what suits the device."""
+
+    @field_validator("source")
+    @classmethod
+    def _built_in_models_are_there(cls, source: str) -> str:
+        check_builtin(source)
+        return source
 
 
 _LOADED, _JUDGE, _ENSEMBLE = "<model>", "<judge>", "<ensemble>"

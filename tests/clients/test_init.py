@@ -57,6 +57,26 @@ def test_every_server_file_is_one_that_serve_takes(who, redis, device, tmp_path)
     assert "paragone serve --config paragone.toml" in printed
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--redis", "cache:6379"], "redis_url: it is no address of a Redis"),
+        (["--source", "builtin:nope"], "there is no built-in model 'nope'; built in are mini-bradley-terry,"),
+    ],
+)
+def test_what_serve_would_refuse_is_refused_and_no_file_is_written(words, why):
+    done = CliRunner().invoke(init, ["server", *words, "--yes"])
+    assert done.exit_code == 2
+    assert why in re.sub(r"[\s│]+", " ", done.output)
+    assert not Path("paragone.toml").exists()
+
+
+def test_an_address_that_serve_would_refuse_is_asked_for_once_more():
+    printed = made("server", typed="\n\ncache:6379\nredis://cache:6379\n\n")
+    assert "it is no address of a Redis" in printed
+    assert load_settings({}, Path("paragone.toml")).redis_url.get_secret_value() == "redis://cache:6379"
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A backbone from random weights with few positions, as a folder of Hugging Face's."""

@@ -118,10 +118,18 @@ def test_two_models_of_one_name_are_refused(capsys):
     assert "two models are called 'a'" in message
 
 
-def test_a_redis_url_that_is_none_is_refused(capsys, folders):
-    code, message = refused(capsys, "--model", f"a={folders['bt']}", "--redis-url", "localhost:6379")
+@pytest.mark.parametrize(
+    ("flag", "value", "reason"),
+    [
+        ("--redis-url", "localhost:6379", "redis_url: it is no address of a Redis"),
+        ("--model", "b=builtin:nope", "models.b.source: there is no built-in model 'nope'; built in are mini-b"),
+    ],
+)
+def test_an_address_or_a_built_in_model_that_is_none_is_refused_before_any_model_is_loaded(capsys, flag, value, reason):
+    code, message = refused(capsys, "--model", "a=/nowhere/judge", flag, value)
     assert code == 2
-    assert "paragone serve: redis_url: it is no address of a Redis" in message
+    assert message.startswith(f"paragone serve: {reason}")
+    assert "/nowhere" not in message
 
 
 @pytest.mark.parametrize(

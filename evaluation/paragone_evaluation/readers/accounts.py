@@ -95,7 +95,7 @@ class RowAccount:
     def describe_strengths(self) -> list[str]:
         """Return a line for each thing that strengths are read from."""
         return [
-            f"{count} {'pair has a strength, its' if count == 1 else 'pairs have a strength, their'} {source}"
+            f"{count} {'pair has' if count == 1 else 'pairs have'} a strength, read from: {source}"
             for source, count in self.strengths.items()
         ]
 

@@ -18,6 +18,7 @@ __all__ = [
     "POLICIES",
     "Resolved",
     "builtin_folder",
+    "check_builtin",
     "completed",
     "resolve",
     "tokenizer_folder",
@@ -71,6 +72,17 @@ def builtin_folder(name: str) -> Path:
     return _ROOT / name
 
 
+def check_builtin(source: str) -> None:
+    """Refuse a ``builtin:NAME`` that there is not; other sources pass.
+
+    Raises:
+        ModelLoadError: as described; it lists the models and heads that there are.
+    """
+    name = source.removeprefix(_PREFIX)
+    if name != source and name not in (*NAMES, *HEADS, *POLICIES):
+        raise ModelLoadError(f"there is no built-in model {name!r}; built in are {', '.join((*NAMES, *HEADS))}")
+
+
 def tokenizer_folder() -> Path:
     """Return the folder of the tokenizer that all built-in models share."""
     return _ROOT / "tokenizer"
@@ -106,14 +118,9 @@ def resolve(source: str, revision: str | None) -> Resolved:
     Raises:
         ModelLoadError: if there is no such built-in model, folder or hub id, or it cannot be downloaded.
     """
+    check_builtin(source)
     if source.startswith(_PREFIX):
-        name = source.removeprefix(_PREFIX)
-        try:
-            return Resolved(builtin_folder(name), tokenizer_folder(), source)
-        except KeyError:
-            raise ModelLoadError(
-                f"there is no built-in model {name!r}; built in are {', '.join((*NAMES, *HEADS))}"
-            ) from None
+        return Resolved(builtin_folder(source.removeprefix(_PREFIX)), tokenizer_folder(), source)
     path = Path(source).expanduser()
     if path.is_dir():
         return Resolved(path, path, source)

@@ -241,8 +241,8 @@ def test_it_is_said_what_strengths_are_read_from(tmp_path, caplog):
     caplog.set_level("INFO", "paragone_evaluation.readers")
     rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "margin": at} for at in (1, 2)]
     _, account = pairs_of(tmp_path, rows)
-    assert account.describe_strengths() == ["2 pairs have a strength, their margin"]
-    assert "2 pairs have a strength, their margin" in caplog.text
+    assert account.describe_strengths() == ["2 pairs have a strength, read from: margin"]
+    assert "2 pairs have a strength, read from: margin" in caplog.text
 
 
 def test_votes_are_compared_by_their_ratio(tmp_path):

@@ -108,7 +108,8 @@ class FrozenBackbone:
     def _compute(self, missing: Sequence[Reading], on_chunk: Callable[[int], None]) -> None:
         if not missing:
             return
-        logger.info("%d of the sequences have to pass the backbone; %d states on disk", len(missing), len(self._known))
+        known = f"{len(self._known)} states are" if self._known else "none of their states is"
+        logger.info("%d sequences have to pass the backbone (%s on disk)", len(missing), known)
         # Only now: it tries the ways to run the backbone, which takes seconds, and often everything is on disk.
         local = LocalForward(self._network, max_batch_tokens=self._max_tokens)
         written = time.monotonic()
