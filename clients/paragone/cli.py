@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None, *, commands: Iterable[EntryPoin
     name, *rest = words
     if name not in installed:
         return _failed(_unknown(name, installed), 2)
+    path = f"{name} {rest[0]}" if rest and f"{name} {rest[0]}" in EXAMPLES else name
     try:
         return _run(name, installed[name], rest)
     except KeyboardInterrupt:
@@ -71,11 +72,11 @@ def main(arguments: Sequence[str] | None = None, *, commands: Iterable[EntryPoin
         return _failed(f"paragone {name} lacks a part of its installation ({error}): {pip_install(extra)}", 1)
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:  # a file of the user's
-            return _failed(f"paragone {name}: {error.filename}: {error.strerror}", 1)
+            return _failed(f"paragone {path}: {error.filename}: {error.strerror}", 1)
         # Ours are messages for people; anything else is a bug, whose traceback is wanted.
         if type(error).__module__.partition(".")[0] not in _PACKAGES:
             raise
-        return _failed(f"paragone {name}: {error}", 2 if isinstance(error, ValueError) else 1)
+        return _failed(f"paragone {path}: {error}", 2 if isinstance(error, ValueError) else 1)
 
 
 def runner_of(name: str, loaded: Any) -> Any:

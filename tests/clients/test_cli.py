@@ -178,6 +178,12 @@ def test_our_own_exceptions_are_one_line_and_no_traceback(capsys):
     )
 
 
+def test_a_failure_of_a_subcommand_has_its_whole_name(capsys, tmp_path):
+    words = ["train", "model", str(tmp_path / "recipe.toml")]
+    assert cli.main(words, commands=OURS) == 2
+    assert capsys.readouterr().err.startswith("paragone train model: cannot read the recipe ")
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(TypeError, match="a bug"):
         run("bug")

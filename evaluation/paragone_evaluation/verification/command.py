@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from paragone.installing import pip_install
+from paragone.waiting import in_few_words
 from paragone_evaluation.errors import EvaluationError
 from paragone_evaluation.eval_command import ApiKey, Device, Layout, Map, RemoteCode, console_of, read_options
 from paragone_evaluation.verification.servers import DIALECTS
@@ -87,7 +88,7 @@ def verify(
         tolerance=tolerance,
         trust_remote_code=trust_remote_code,
     )
-    with shown_work(f"looking for {model}") as work:
+    with in_few_words(), shown_work(f"looking for {model}") as work:
         found = verified(settings, texts, progress=work.step)
     if as_json:
         typer.echo(json.dumps(_values(found), ensure_ascii=False, indent=1))
