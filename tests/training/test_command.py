@@ -84,7 +84,8 @@ def test_json_is_all_that_is_printed(mine, capsys):
 def test_a_wrong_recipe_ends_in_one_line_and_exit_code_two(mine, capsys):
     code = cli.main(["train", "model", str(mine), "--set", "training.epoch=9"])
     assert code == 2
-    assert capsys.readouterr().err.strip() == ("paragone train model: unknown key 'training.epoch'; did you mean 'epochs'?")
+    said = capsys.readouterr().err.strip()
+    assert said == "paragone train model: unknown key 'training.epoch'; did you mean 'epochs'?"
 
 
 def test_test_rows_in_training_end_in_one_line_that_says_how_to_force_it(mine, capsys):
