@@ -202,8 +202,8 @@ def _held_out(recipe: Recipe, rows: Rows) -> str:
     what = f"Held out: {counts} under {counted(len({row.prompt for row in chosen}), 'prompt')}"
     if share := recipe.data.holdout:
         return (
-            f"{what}, chosen by a hash of the prompt (`data.holdout = {share:g}`): `paragone eval FILE --holdout "
-            f"{share:g}` reads the same rows."
+            f"{what}, chosen by a hash of the prompt or of its group (`data.holdout = {share:g}`): `paragone eval FILE "
+            f"--holdout {share:g}` reads the same rows."
         )
     files = {**dict.fromkeys(recipe.data.evaluate), **dict.fromkeys(recipe.data.evaluate_ratings)}
     return f"{what}, from {_names(list(files))}." if files else f"{what}, of split `{recipe.data.evaluate_split}`."

@@ -78,8 +78,8 @@ class _DataSection(DataSection):
     allow_test_rows: bool = False
     """Train on rows marked `test` all the same."""
     holdout: Share = 0.0
-    """Of files in which no row is marked `test`: the share of the prompts that is held out, 0.1 say. A prompt's text
-    decides, so `paragone eval FILE --holdout` with the same number reads the same rows."""
+    """Of files in which no row is marked `test`: the share of the prompts that is held out, 0.1 say. The text of a
+    prompt, or of its group, decides, so `paragone eval FILE --holdout` with the same number reads the same rows."""
     limit: NonNegativeInt = 0
     """Only the first so many training pairs; 0 takes all."""
     ratings: DataFiles = ()
