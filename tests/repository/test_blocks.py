@@ -107,7 +107,9 @@ def load(block, path):
     """Fail if a TOML file, or the sections that a page shows of one, would be refused."""
     table = tomllib.loads(block)
     if table.keys() & {"models", "dialects"}:
-        path.write_text(block + "".join(f'[models.{name}]\nsource = "builtin:x"\n' for name in mentioned(table)))
+        path.write_text(
+            block + "".join(f'[models.{name}]\nsource = "builtin:mini-regression"\n' for name in mentioned(table))
+        )
         assert load_settings({}, path).models
     elif "messages" in table:
         path.write_text(block)
