@@ -54,6 +54,8 @@ def test_a_model_that_is_saved_is_done(trained):
     assert losses[-1] == progress.numbers["loss"]
     assert list(progress.series)[-1] == "learning_rate"
     assert not any(name.startswith("train_") for name in (*progress.numbers, *progress.series))
+    said = (trained / "checkpoints" / PROGRESS_FILE).read_text()
+    assert "samples_per_second" not in said  # transformers counts batches
 
 
 def test_a_series_has_what_was_done_last_and_no_point_without_a_number():
@@ -145,6 +147,27 @@ def service():
     """The address of a real service, and a client of it."""
     with served({}) as url, Client(url, retry_s=0) as client:
         yield url, client
+
+
+def test_a_run_that_has_written_nothing_yet_is_waited_for(trained, tmp_path, capsys):
+    folder = tmp_path / "later"
+    beginning = threading.Timer(0.3, lambda: shutil.copytree(trained, folder))
+    beginning.start()
+    assert watch(folder, "--every-s", "0.1") == 0
+    beginning.join()
+    shown = capsys.readouterr()
+    assert shown.err.count("later yet: waiting for up to 120 s") == 1
+    assert "saved in" in shown.out
+    assert watch(tmp_path / "never", "--every-s", "0.1", "--wait-s", "0.2") == 1
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_a_share_of_one_does_not_look_like_a_count(tmp_path, capsys):
+    lines = [{"stage": "saved", "ends": True, "numbers": {"agreement": 1.0}}]
+    (tmp_path / PROGRESS_FILE).write_text("".join(json.dumps({"time": 1.0, **line}) + "\n" for line in lines))
+    (tmp_path / "paragone.json").write_text("{}")
+    assert watch(tmp_path, "--once") == 0
+    assert "agreement  1.000" in capsys.readouterr().out
 
 
 def test_a_service_is_told_of_a_run_until_it_ends(run, trained, service):

@@ -25,6 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from paragone_training.errors import DivergedError, RecipeError, TrainingError
 from paragone_training.progress_file import append_progress
+from paragone_training.run_series import numbers_of
 
 __all__ = ["Checkpoints", "StepTrainer", "last_checkpoint", "training_arguments", "warmup_steps"]
 
@@ -350,9 +351,11 @@ class _Lines(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         if not state.is_world_process_zero:
             return
-        values = {name: value for name, value in (logs or {}).items() if name != "epoch"}
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        logger.info("step %d of %d: %s", state.global_step, state.max_steps, numbers)
+        values = {name: value for name, value in numbers_of(logs or {}).items() if name != "epoch"}
+        # Of the end transformers says only how fast it was, in batches that it takes for samples.
+        if values:
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            logger.info("step %d of %d: %s", state.global_step, state.max_steps, numbers)
         line = {"step": state.global_step, "steps": state.max_steps, **values}
         append_progress(Path(args.output_dir), line)
 
