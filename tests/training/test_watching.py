@@ -10,6 +10,7 @@ import pytest
 
 from paragone import Client, cli
 from paragone_evaluation.annotation.files import RunFiles
+from paragone_training import watch_command
 from paragone_training.errors import RunError
 from paragone_training.progress_file import PROGRESS_FILE
 from paragone_training.run_sender import run_name
@@ -149,19 +150,6 @@ def service():
         yield url, client
 
 
-def test_a_run_that_has_written_nothing_yet_is_waited_for(trained, tmp_path, capsys):
-    folder = tmp_path / "later"
-    beginning = threading.Timer(0.3, lambda: shutil.copytree(trained, folder))
-    beginning.start()
-    assert watch(folder, "--every-s", "0.1") == 0
-    beginning.join()
-    shown = capsys.readouterr()
-    assert shown.err.count("later yet: waiting for up to 120 s") == 1
-    assert "saved in" in shown.out
-    assert watch(tmp_path / "never", "--every-s", "0.1", "--wait-s", "0.2") == 1
-    assert "holds no run" in capsys.readouterr().err
-
-
 def test_a_share_of_one_does_not_look_like_a_count(tmp_path, capsys):
     lines = [{"stage": "saved", "ends": True, "numbers": {"agreement": 1.0}}]
     (tmp_path / PROGRESS_FILE).write_text("".join(json.dumps({"time": 1.0, **line}) + "\n" for line in lines))
@@ -200,6 +188,32 @@ def test_watching_goes_on_without_the_service_and_says_so(run, trained, capsys):
     shown = capsys.readouterr().out
     assert "saved in" in shown
     assert shown.count("the page is not told, and this goes on") == 1
+
+
+def test_a_url_or_a_name_that_cannot_be_used_is_refused_at_once(trained, capsys):
+    for words in (("--url", "notaurl"), ("--url", "http://127.0.0.1:9", "--name", "a b")):
+        for more in ((), ("--once",)):
+            assert watch(trained, *words, *more) == 2
+            assert words[-1] in capsys.readouterr().err
+
+
+def test_numbers_that_are_none_are_null_in_json(run, capsys):
+    row = {"time": 1.0, "step": 2, "steps": 10, "loss": float("nan"), "grad_norm": float("inf")}
+    (run / "checkpoints" / PROGRESS_FILE).write_text(json.dumps(row) + "\n5\nnull\n")
+    assert watch(run, "--json") == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["numbers"] == {"loss": None, "grad_norm": None}
+
+
+def test_a_run_whose_folder_is_gone_is_no_longer_shown_as_running(run, service, monkeypatch, capsys):
+    monkeypatch.setattr(watch_command, "_GONE_S", 0.3)
+    url, client = service
+    going = threading.Timer(0.5, lambda: shutil.rmtree(run))
+    going.start()
+    assert watch(run, "--every-s", "0.1", "--url", url, "--name", "gone") == 1
+    going.join()
+    assert "holds no run" in capsys.readouterr().err
+    assert client.run("gone").state == "running"  # the last that was known
 
 
 def test_a_run_is_named_after_its_folder(tmp_path):

@@ -27,7 +27,9 @@ def read_progress(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows

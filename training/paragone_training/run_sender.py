@@ -11,8 +11,9 @@ from typing import Any, Self
 from paragone import Client, ParagoneError
 from paragone_training.watching import Progress
 
-__all__ = ["RunSender", "run_name", "send_once"]
+__all__ = ["RunSender", "run_name"]
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TIMEOUT_S = 5.0
 _AGAIN_S = 10.0
 """Between two reports of a run that has no news, and between two tries to reach a service that is away."""
@@ -27,11 +28,17 @@ class RunSender:
         name: what the run is called there.
 
     Raises:
-        ValueError: if the URL is none, or the key cannot be sent.
+        ValueError: if the URL is none, the key cannot be sent, or a run cannot have that name.
     """
 
     def __init__(self, url: str, name: str, *, api_key: str | None = None) -> None:
-        self._client, self._name = _client(url, api_key), name
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} cannot be a run's name: letters, digits, '.', '_' and '-', 128 at most, and first a letter "
+                "or a digit"
+            )
+        # No second try of one report: the next one is newer.
+        self._client, self._name = Client(url, api_key=api_key, timeout_s=_TIMEOUT_S, retry_s=0), name
         self._changed = threading.Condition()
         self._latest: Progress | None = None
         self._news = self._ending = False
@@ -56,6 +63,15 @@ class RunSender:
     def problem(self) -> str | None:
         """Why the service was not reached last, None if it was."""
         return self._problem
+
+    def send(self, progress: Progress) -> None:
+        """Report now, outside of a ``with``.
+
+        Raises:
+            ParagoneError: if the service does not take it.
+        """
+        with self._client:
+            self._client.report_run(_report(self._name, progress))
 
     def tell(self, progress: Progress) -> None:
         """Have a run's progress sent soon, in place of what was not sent yet."""
@@ -85,21 +101,6 @@ class RunSender:
             self._problem = str(error)
             with self._changed:
                 self._news = True  # it was not told yet
-
-
-def send_once(url: str, name: str, progress: Progress, *, api_key: str | None = None) -> None:
-    """Report a run to one service now.
-
-    Raises:
-        ParagoneError: if the service does not take it.
-    """
-    with _client(url, api_key) as client:
-        client.report_run(_report(name, progress))
-
-
-def _client(url: str, api_key: str | None) -> Client:
-    # No second try of one report: the next one is newer.
-    return Client(url, api_key=api_key, timeout_s=_TIMEOUT_S, retry_s=0)
 
 
 def run_name(run: Path) -> str:

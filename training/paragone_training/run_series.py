@@ -14,7 +14,7 @@ _MOST_POINTS = 300
 _BOOKKEEPING = ("train_", "total_flos", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 _PLACES = ("time", "step", "steps")
 # What people look at first stands first.
-_ORDER = ("win rate", "eval", "loss")
+_ORDER = ("win rate", "loss", "eval_accuracy", "eval_negative_log_likelihood", "eval")
 _LAST = ("grad_norm", "learning_rate")
 
 
@@ -42,7 +42,8 @@ def series_of(rows: Iterable[tuple[float, Mapping[str, float]]]) -> dict[str, li
                 points.pop()
             if math.isfinite(value):
                 points.append((x, value))
-    return {name: thinned(found[name]) for name in sorted(found, key=_place) if found[name]}
+    counts = ("eval_pairs", "eval_matched_pairs")  # the same at every evaluation
+    return {name: thinned(found[name]) for name in sorted(found, key=_place) if found[name] and name not in counts}
 
 
 def thinned(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:

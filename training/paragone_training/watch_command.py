@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,13 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from paragone_training.errors import RunError
-from paragone_training.run_sender import RunSender, run_name, send_once
+from paragone_training.run_sender import RunSender, run_name
 from paragone_training.watching import Progress, progress_of
 
 __all__ = ["watch"]
 
 _STYLES = {"running": "bold green", "done": "bold green", "stopped": "bold red", "silent": "bold yellow"}
 _UNITS = ((1, "a second"), (60, "a minute"), (3_600, "an hour"))
+_GONE_S = 10.0
 _MEANINGS = {
     "running": "",
     "done": "",
@@ -57,17 +59,22 @@ def watch(
 
     Only files are read, so a run can be watched from anywhere that sees its folder. Ends with 1 if the run was stopped.
     """
-    progress = _begun(run, every_s, 0 if once or as_json else wait_s)
     called = run_name(run) if name is None else name
+    try:
+        senders = [RunSender(one, called, api_key=api_key) for one in url or ()]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    progress = _begun(run, every_s, 0 if once or as_json else wait_s)
     if as_json or once:
-        for one in url or ():
-            send_once(one, called, progress, api_key=api_key)
+        for sender in senders:
+            sender.send(progress)
     if as_json:
-        typer.echo(json.dumps(asdict(progress)))
+        numbers = {label: value if math.isfinite(value) else None for label, value in progress.numbers.items()}
+        typer.echo(json.dumps({**asdict(progress), "numbers": numbers}, allow_nan=False))
     elif once:
         Console().print(_shown(run, progress))
     else:
-        progress = _follow(run, progress, every_s, [RunSender(one, called, api_key=api_key) for one in url or ()])
+        progress = _follow(run, progress, every_s, senders)
     if progress.state == "stopped":
         raise typer.Exit(1)
 
@@ -92,7 +99,12 @@ def _begun(run: Path, every_s: float, wait_s: float) -> Progress:
 
 
 def _follow(run: Path, progress: Progress, every_s: float, senders: Sequence[RunSender]) -> Progress:
-    """Show a run until it ends, and return how it ended."""
+    """Show a run until it ends, and return how it ended.
+
+    Raises:
+        RunError: if its folder is gone, or cannot be read for some time.
+    """
+    read = time.monotonic()
 
     def shown() -> Group:
         return _shown(run, progress, [sender.problem for sender in senders if sender.problem])
@@ -106,7 +118,10 @@ def _follow(run: Path, progress: Progress, every_s: float, senders: Sequence[Run
                 try:
                     progress = progress_of(run)
                 except RunError:
+                    if time.monotonic() - read > _GONE_S:
+                        raise
                     continue  # a file is being replaced
+                read = time.monotonic()
                 for sender in senders:
                     sender.tell(progress)
                 live.update(shown())

@@ -63,6 +63,7 @@ def progress_of(run: Path, *, now: float | None = None) -> Progress:
         RunError: if there is no run.
     """
     moment = time.time() if now is None else now
+    run = run.resolve()
     readers: tuple[tuple[Path, Callable[[Path, float], Progress]], ...] = (
         (run / "recipe.json", _policy),
         (run / "checkpoints" / "run.json", _model),
@@ -73,7 +74,7 @@ def progress_of(run: Path, *, now: float | None = None) -> Progress:
         if sign.is_file():
             try:
                 return read(run, moment)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
                 raise RunError(f"{run}: its files cannot be read just now: {error}") from error
     raise RunError(
         f"{run} holds no run: name the folder of `paragone train` or the output of `paragone annotate`; a run that "

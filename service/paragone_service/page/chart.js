@@ -17,6 +17,7 @@ export function figure(value) {
 /** Return round numbers that lie within an interval, about so many. */
 export function ticks(low, high, count) {
   const rough = (high - low) / count;
+  if (!(rough > 1e-300 && rough < 1e300)) return [];
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * ([1, 2, 5].find((one) => one * power >= rough) ?? 10);
   const first = Math.ceil(low / step - 1e-9);
@@ -121,7 +122,7 @@ export function chart(name, unit) {
 function range(values, more) {
   const all = [...values, ...more];
   const [low, high] = [Math.min(...all), Math.max(...all)];
-  if (low < high) return [low, high];
+  if (high - low > 1e-300 && high - low < 1e300) return [low, high];
   const room = Math.abs(low) / 10 || 1;
   return [low - room, high + room];
 }

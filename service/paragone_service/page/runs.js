@@ -7,6 +7,7 @@ import { el } from "./dom.js";
 const EVERY_MS = 2_000;
 const AWAY_MS = 10_000;
 const SILENT_S = 45; // a watcher sends something every ten seconds
+const KINDS = { model: "train model", head: "train head", policy: "train policy" };
 const STATES = {
   running: "running",
   done: "done",
@@ -172,8 +173,8 @@ function detail() {
   }
 
   function age(run) {
-    const news = old(run) ? ` No news since ${clock(run)}: is it still watched?` : "";
-    state.textContent = `${run.kind}, ${STATES[run.state] ?? run.state}.${news}`;
+    const news = old(run) ? `. No news since ${clock(run)}: is it still watched?` : "";
+    state.textContent = `${KINDS[run.kind] ?? run.kind}, ${STATES[run.state] ?? run.state}${news}`;
     stage.textContent = run.stage;
     reach.textContent = pace(run);
   }
@@ -209,7 +210,7 @@ function pace(run) {
 
 function often(rate) {
   const [times, unit] = [[1, "second"], [60, "minute"], [3_600, "hour"]].find(([one]) => one * rate >= 1) ?? [3_600, "hour"];
-  return `${(times * rate).toLocaleString("en", { maximumSignificantDigits: 3 })} a ${unit}`.replace("a hour", "an hour");
+  return `${figure(times * rate)} a ${unit}`.replace("a hour", "an hour");
 }
 
 /** Return a time in words, as exact as one wants it. */

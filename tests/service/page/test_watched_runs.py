@@ -7,7 +7,7 @@ import pytest
 
 from paragone import Client
 from paragone_models import load_model
-from paragone_training.run_sender import send_once
+from paragone_training.run_sender import RunSender
 from paragone_training.watching import progress_of
 from tests.service.page.browser import chromium, needs_browser, opened, served
 from tests.training.arguments import small_run
@@ -51,17 +51,17 @@ def test_without_a_run_the_page_says_what_brings_one(browser, address, progress)
         command = page.locator("code")
         command.wait_for()
         assert command.inner_text() == f"paragone watch runs/NAME --url {address.rstrip('/')}"
-        send_once(address, "judge", progress)
+        RunSender(address, "judge").send(progress)
         page.get_by_role("button", name="judge").wait_for()
         assert command.is_hidden()
 
 
 def test_a_run_is_shown_with_its_numbers_and_every_point_of_its_lines(browser, address, progress):
-    send_once(address, "judge", progress)
+    RunSender(address, "judge").send(progress)
     with opened(browser, f"{address}#runs") as page:
         page.locator(".chart").first.wait_for()
         words = page.locator(".live .duel").inner_text().split("\n\n")
-        assert words[:3] == ["judge", "model, running.", "step 8 of 12"]
+        assert words[:3] == ["judge", "train model, running", "step 8 of 12"]
         assert words[3].startswith("8 of 12 steps, ")
         assert page.get_by_role("progressbar").get_attribute("aria-valuenow") == "67"
         assert page.locator("figure").evaluate_all("all => all.map(one => one.dataset.series)") == list(progress.series)
@@ -86,29 +86,29 @@ def test_a_run_is_shown_with_its_numbers_and_every_point_of_its_lines(browser, a
 
 
 def test_the_page_follows_a_run_to_its_end_and_keeps_the_focus(browser, address, progress):
-    send_once(address, "judge", progress)
+    RunSender(address, "judge").send(progress)
     with opened(browser, f"{address}#runs") as page:
         chart = page.locator('figure[data-series="loss"] svg')
         chart.wait_for()
         chart.focus()
         page.keyboard.press("Home")
         more = {**progress.series, "loss": [*progress.series["loss"], (9.0, 0.25)]}
-        send_once(address, "judge", dataclasses.replace(progress, done=9, stage="step 9 of 12", series=more))
+        RunSender(address, "judge").send(dataclasses.replace(progress, done=9, stage="step 9 of 12", series=more))
         page.get_by_text("step 9 of 12").wait_for()
         assert chart.evaluate("node => node === document.activeElement") is True
         assert chart.get_attribute("aria-valuenow") == "0"
         assert chart.get_attribute("aria-valuemax") == "8"
-        send_once(address, "other", progress)
+        RunSender(address, "other").send(progress)
         page.get_by_role("button", name="other").click()
         page.locator(".live h2", has_text="other").wait_for()
         page.get_by_role("button", name="judge").click()
-        send_once(address, "judge", dataclasses.replace(progress, state="done", done=12, stage="saved"))
-        page.get_by_text("model, done").first.wait_for()
+        RunSender(address, "judge").send(dataclasses.replace(progress, state="done", done=12, stage="saved"))
+        page.get_by_text("train model, done").first.wait_for()
         assert page.locator("#announcer").inner_text() == "judge is done."
 
 
 def test_nothing_is_asked_while_nobody_can_see_it(browser, address, progress):
-    send_once(address, "judge", progress)
+    RunSender(address, "judge").send(progress)
     with opened(browser, f"{address}#runs") as page:
         asked = []
         page.on("request", lambda request: asked.append(request.url) if "v1/runs" in request.url else None)
@@ -138,7 +138,7 @@ def test_nothing_is_asked_while_nobody_can_see_it(browser, address, progress):
 
 
 def test_a_run_without_news_says_since_when_and_a_server_that_is_away_is_named(browser, address, progress):
-    send_once(address, "judge", progress)
+    RunSender(address, "judge").send(progress)
     with opened(browser, f"{address}#runs", refusals=(503,)) as page:
         page.locator(".chart").first.wait_for()
 
@@ -157,8 +157,8 @@ def test_a_run_without_news_says_since_when_and_a_server_that_is_away_is_named(b
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious_and_a_phone_shows_it(browser, address, progress, scheme):
-    send_once(address, "judge", progress)
-    send_once(address, "stopped-one", dataclasses.replace(progress, state="stopped"))
+    RunSender(address, "judge").send(progress)
+    RunSender(address, "stopped-one").send(dataclasses.replace(progress, state="stopped"))
     with opened(browser, f"{address}#runs", color_scheme=scheme, bypass_csp=True) as page:
         page.locator(".chart").first.wait_for()
         page.get_by_text("As a table").first.click()
@@ -175,7 +175,7 @@ def test_texts_of_a_run_never_become_markup(browser, address, progress):
     evil = dataclasses.replace(
         progress, stage=EVIL, unit=EVIL[:30], lines=[EVIL], numbers={EVIL: 1.0}, series={EVIL: [(0.0, 1.0), (1.0, 2.0)]}
     )
-    send_once(address, "judge", evil)
+    RunSender(address, "judge").send(evil)
     with opened(browser, f"{address}#runs") as page:
         page.locator(".chart").first.wait_for()
         assert page.locator(".live pre").inner_text() == EVIL
