@@ -47,7 +47,7 @@ def benchmark_section(
     if data.layout == "judgebench":
         swapped = -judged.logit if judged.swapped is None else judged.swapped
         results = net_vote(judged.logit, swapped, judged.outcome)
-        return {"name": "JudgeBench", "scores": {"Overall": clusters.resampler.mean(results, judged.cluster)}}
+        return {"name": "JudgeBench", "scores": {"Overall": clusters.resampler.share(results, judged.cluster)}}
     return None
 
 
@@ -145,9 +145,9 @@ def _rm_bench(data: EvaluationSet, answers: Answers, clusters: Clustering) -> di
     scored = {}
     for domain in sorted({row[0] for row in rows}):
         here = np.asarray([row[0] == domain for row in rows])
-        scored[domain] = clusters.resampler.mean(columns["total"][here], cluster[here])
+        scored[domain] = clusters.resampler.share(columns["total"][here], cluster[here])
     for name, values in columns.items():
-        scored[name.capitalize()] = clusters.resampler.mean(values, cluster)
+        scored[name.capitalize()] = clusters.resampler.share(values, cluster)
     return scored
 
 

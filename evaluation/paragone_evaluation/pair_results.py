@@ -182,12 +182,11 @@ def _accuracy(judged: JudgedPairs, resampler: Resampler) -> dict[str, Any]:
     """Return the accuracies with intervals, and how many pairs were decided and tied."""
     counts = accuracy(judged.logit, judged.outcome)
     earned, cluster = credit(judged.logit, judged.outcome)[judged.decided], judged.cluster[judged.decided]
-    # "dropped" is a ratio, not a mean of fewer rows: how many are left differs from resample to resample.
-    right, untied = (earned == 1.0).astype(np.float64), (earned != 0.5).astype(np.float64)
+    right, untied = (earned == 1.0).astype(np.float64), earned != 0.5
     return {
-        "strict": resampler.mean(right, cluster),
-        "half_credit": resampler.mean(earned, cluster),
-        "dropped": resampler.ratio(right, untied, cluster),
+        "strict": resampler.share(right, cluster),
+        "half_credit": resampler.share(earned, cluster),
+        "dropped": resampler.share(right[untied], cluster[untied]),
         "decided": counts.decided,
         "human_ties": counts.human_ties,
         "model_ties": counts.model_ties,
@@ -290,8 +289,8 @@ def _length(judged: JudgedPairs, data: EvaluationSet, answers: Answers, resample
     # What is left of the accuracy where length cannot have decided.
     matched = length_matched(*lengths)
     split = {
-        "when_longer_is_right": resampler.mean(earned[gold_longer], cluster[gold_longer]),
-        "when_shorter_is_right": resampler.mean(earned[gold_shorter], cluster[gold_shorter]),
+        "when_longer_is_right": resampler.share(earned[gold_longer], cluster[gold_longer]),
+        "when_shorter_is_right": resampler.share(earned[gold_shorter], cluster[gold_shorter]),
     }
     # The two halves count alike: a model that always takes the longer one gets ½ here, however many pairs it wins.
     halves = [side.value for side in split.values()]
@@ -301,12 +300,12 @@ def _length(judged: JudgedPairs, data: EvaluationSet, answers: Answers, resample
         answers.node_score[scores], data.node_length[scores], data.node_prompt[scores].astype(np.float64)
     )
     return {
-        "baseline": resampler.mean(baseline, cluster),
+        "baseline": resampler.share(baseline, cluster),
         "gain": resampler.mean(earned - baseline, cluster),
-        "matched": resampler.mean(earned[matched], cluster[matched]) if matched.any() else None,
+        "matched": resampler.share(earned[matched], cluster[matched]) if matched.any() else None,
         "matched_pairs": int(matched.sum()),
-        "model_prefers_longer": resampler.mean(model[differ], cluster[differ]),
-        "human_prefers_longer": resampler.mean(human[differ], cluster[differ]),
+        "model_prefers_longer": resampler.share(model[differ], cluster[differ]),
+        "human_prefers_longer": resampler.share(human[differ], cluster[differ]),
         "bias": resampler.mean((model - human)[differ], cluster[differ]),
         **split,
         "balanced": float(np.mean(halves)),

@@ -112,7 +112,7 @@ def _quality(logit: Floats, judged: JudgedPairs, clusters: Clustering) -> dict[s
     """Return accuracy, a tie of the model counted as wrong, and NLL."""
     right = (credit(logit, judged.outcome) == 1.0)[judged.decided].astype(np.float64)
     return {
-        "accuracy": clusters.resampler.mean(right, judged.cluster[judged.decided]),
+        "accuracy": clusters.resampler.share(right, judged.cluster[judged.decided]),
         "nll": clusters.resampler.mean(negative_log_likelihood(logit, judged.outcome), judged.cluster),
     }
 

@@ -42,7 +42,7 @@ def batches(lengths: Sequence[int], max_batch_tokens: int, max_batch_squares: fl
     start = 0
     while start < len(order):
         longest = max(1, lengths[order[start]])
-        count = max(1, int(min(max_batch_tokens // longest, max_batch_squares // longest**2)))
+        count = max(1, int(min(max_batch_tokens // longest, max_batch_squares / longest**2)))
         yield order[start : start + count]
         start += count
 

@@ -105,7 +105,8 @@ class _Answers:
             return ""
         clusters, right, longer = max(self.question) + 1, np.asarray(self.right), np.asarray(self.longer)
         resampler = Resampler(clusters)
-        accuracy, gain = (plain(resampler.mean(column, self.question)) for column in (right, right - longer))
+        accuracy = plain(resampler.share(right, self.question))
+        gain = plain(resampler.mean(right - longer, self.question))
         return agreement_verdict(
             accuracy, gain, pairs=len(right), longer=float(longer.mean()), few=clusters < FEW_CLUSTERS
         )

@@ -96,6 +96,20 @@ class Resampler:
         column = np.asarray(values, dtype=np.float64)
         return self.ratio(column, np.ones_like(column), cluster)
 
+    def share(self, credits: ArrayLike, cluster: ArrayLike) -> Estimate:
+        """Return the mean of a column of credits in [0, 1], [n], with its interval.
+
+        Where all rows have 1, or all have 0, every resample has it too. The interval is then the exact binomial one, of
+        as many cases as there are clusters with rows.
+
+        Source: Clopper and Pearson (1934).
+        """
+        found = self.mean(credits, cluster)
+        if not found.low == found.high == found.value or found.value not in (0.0, 1.0):
+            return found
+        least = 0.025 ** (1 / len(np.unique(np.asarray(cluster))))
+        return Estimate(1.0, least, 1.0) if found.value else Estimate(0.0, 0.0, 1.0 - least)
+
     def ratio(self, numerator: ArrayLike, denominator: ArrayLike, cluster: ArrayLike) -> Estimate:
         """Return the ratio of the sums of two columns [n] with its interval."""
         total, resampled = self.totals(np.column_stack([numerator, denominator]), cluster)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import pearsonr
+from scipy.stats import binomtest, pearsonr
 from sklearn.metrics import roc_auc_score
 
 from paragone_evaluation.measures.bootstrap import Estimate, Resampler
@@ -92,6 +92,20 @@ def test_one_cluster_has_no_interval():
     found = Resampler(1, resamples=20).mean([1.0, 0.0], [0, 0])
     assert found.value == 0.5
     assert np.isnan([found.low, found.high]).all()
+
+
+@pytest.mark.parametrize(("credit", "cases"), [(1.0, 15), (0.0, 15), (1.0, 2)])
+def test_a_share_of_all_or_none_has_the_exact_interval_of_as_many_cases(credit, cases):
+    cluster = np.repeat(np.arange(cases), 3)  # three rows of each, which are no more cases
+    found = Resampler(cases + 4).share(np.full(len(cluster), credit), cluster)
+    exact = binomtest(round(credit * cases), cases).proportion_ci(0.95, method="exact")
+    np.testing.assert_allclose((found.value, found.low, found.high), (credit, exact.low, exact.high), atol=1e-12)
+
+
+def test_any_other_share_has_the_interval_of_its_mean():
+    cluster = np.repeat(np.arange(10), 2)
+    for earned in (np.arange(20) % 3 == 0, np.full(20, 0.5)):
+        assert Resampler(10).share(earned, cluster) == Resampler(10).mean(earned, cluster)
 
 
 def test_resamples_without_any_row_are_left_out_of_the_interval():

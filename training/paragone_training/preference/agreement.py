@@ -59,7 +59,7 @@ class Judged:
         """Return accuracy, and what it is above that of "prefer the longer one", with 95 % intervals over questions."""
         names, where = np.unique(self.question, return_inverse=True)
         resampler = Resampler(len(names))
-        return resampler.mean(self.right, where), resampler.mean(self.right - self.length_right, where)
+        return resampler.share(self.right, where), resampler.mean(self.right - self.length_right, where)
 
     def verdict(self, whom: str = "people") -> str:
         """Return in a sentence without its subject how often the model agrees, and whether that is any good."""
