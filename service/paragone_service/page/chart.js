@@ -54,8 +54,8 @@ export function chart(name, unit) {
     chosen = chosen !== null && chosen < points.length ? chosen : null;
     const [low, high] = range(points.map((point) => point[1]), name.startsWith("win rate") ? [LEVEL] : []);
     const [from, to] = range(points.map((point) => point[0]), []);
-    x = (at) => LEFT + ((at - from) / (to - from)) * (WIDE - LEFT - RIGHT);
-    y = (at) => HIGH - BOTTOM - ((at - low) / (high - low)) * (HIGH - TOP - BOTTOM);
+    x = (at) => LEFT + share(at, from, to) * (WIDE - LEFT - RIGHT);
+    y = (at) => HIGH - BOTTOM - share(at, low, high) * (HIGH - TOP - BOTTOM);
     drawing.replaceChildren(...axes(low, high, from, to), ...line(), cursor);
     drawing.setAttribute("aria-valuemin", 0);
     drawing.setAttribute("aria-valuemax", points.length - 1);
@@ -118,11 +118,16 @@ export function chart(name, unit) {
   return { element, draw };
 }
 
+// How far a number lies between two others; in quarters, because their difference may be more than a number can be.
+function share(at, low, high) {
+  return (at / 4 - low / 4) / (high / 4 - low / 4);
+}
+
 // The least and the greatest of some numbers, with room around them where they are all one.
 function range(values, more) {
   const all = [...values, ...more];
   const [low, high] = [Math.min(...all), Math.max(...all)];
-  if (high - low > 1e-300 && high - low < 1e300) return [low, high];
+  if (high - low > 1e-300) return [low, high];
   const room = Math.abs(low) / 10 || 1;
   return [low - room, high + room];
 }

@@ -182,3 +182,19 @@ def test_texts_of_a_run_never_become_markup(browser, address, progress):
         assert EVIL in page.locator("figcaption").inner_text()
         assert page.title() == "Runs · Paragone"
         assert page.locator("main img").count() == 0
+
+
+def test_extreme_numbers_and_long_words_leave_the_page_whole(browser, address, progress):
+    series = {"far": [(0.0, -1.7e308), (1.0, 1.7e308)], "near": [(0.0, -5e-324), (1.0, 5e-324)], "w" * 60: [(0.0, 1.0)]}
+    numbers = {"w" * 60: 1e308}
+    RunSender(address, "judge").send(
+        dataclasses.replace(progress, stage="W" * 400, rate=1e-300, left_s=1e300, numbers=numbers, series=series)
+    )
+    RunSender(address, "n" * 100).send(dataclasses.replace(progress, rate=1e308))
+    with opened(browser, f"{address}#runs", viewport={"width": 360, "height": 800}) as page:
+        page.locator(".chart").first.wait_for()
+        page.get_by_role("button", name="judge").click()
+        page.locator(".live h2", has_text="judge").wait_for()
+        assert page.locator(".chart").count() == 3
+        assert "NaN" not in page.locator(".live").inner_html()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
