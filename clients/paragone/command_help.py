@@ -11,7 +11,7 @@ SUMMARIES = {
     "doctor": "Check this installation and what a server needs, and say what to do.",
     "export": "Write a model for other programs, vLLM for one.",
     "eval": "Measure how well a model agrees with people.",
-    "init": "Write a server's file or a recipe, by four questions.",
+    "init": "Write a server's file or a recipe, by a few questions.",
     "key": "Make keys for a server.",
     "serve": "Serve reward and preference models over HTTP.",
     "verify": "Compare a reward server with its model, and name what differs.",

@@ -140,7 +140,7 @@ def recipe(
     split, share = looked.held_out_split, ""
     if split is None:
         question = "Share of the prompts to hold out, to measure the model on (0 for none)"
-        share = ask(holdout, question, looked.share, check=_not_a_share)
+        share = ask(holdout, question, looked.share, check=looked.refuses_share)
     elif holdout is not None:
         raise typer.BadParameter(f"{data} has rows of split {split}, which are held out: leave out --holdout")
     command, made = ("head" if way == "head" else "model"), f"runs/{file.stem}"
@@ -176,7 +176,9 @@ class _Questions:
             check: returns what is wrong with an answer, or an empty text.
         """
         while True:
-            if given is None:
+            if given is None and len(choices) == 1:
+                answer = default  # a question with one answer is none
+            elif given is None:
                 shown = f"{question} ({', '.join(choices)})" if choices else question
                 answer = default if self._yes else str(typer.prompt(shown, default=default)).strip()
             else:
@@ -195,6 +197,7 @@ class _Looked:
     """What a file of preferences holds, as ``paragone data`` says it; nothing where that is not installed."""
 
     def __init__(self) -> None:
+        self._data = ""
         self._found: Mapping[str, Any] = {}
 
     def complaint(self, data: str) -> str:
@@ -203,17 +206,10 @@ class _Looked:
             return ""  # to look into it would be to download it
         if importlib.util.find_spec("pyarrow") is None:
             return "" if Path(data).exists() or any(Path().glob(data)) else f"there is no {data}: name a file by --data"
-        from paragone.cli import main
-
-        printed, errors = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
-            try:
-                code: Any = main(["data", data, "--json"])
-            except SystemExit as end:
-                code = end.code
-        if code:
-            return f"{errors.getvalue().strip().removeprefix('paragone data: ')} (--data names the file)"
-        self._found = json.loads(printed.getvalue())
+        printed, refusal = _said_by_data(data)
+        if refusal:
+            return f"{refusal} (--data names the file)"
+        self._data, self._found = data, json.loads(printed)
         if not (self._found["pairs"] or self._found["ratings"]):
             return f"{data} has no preferences, only prompts: nothing can be learned from it"
         return ""
@@ -235,7 +231,29 @@ class _Looked:
     def share(self) -> str:
         """The share of the prompts that is held out unless asked otherwise."""
         prompts = self._found.get("prompts", _SHARES[0][0])
-        return next((str(share) for most, share in _SHARES if prompts >= most), "0")
+        usual = next((share for most, share in _SHARES if prompts >= most), 0.0)
+        # Chance decides how many of few prompts a share takes.
+        shares = (f"{usual + more:g}" for more in (0.0, 0.1, 0.2) if usual)
+        return next((share for share in shares if not self.refuses_share(share)), "0")
+
+    def refuses_share(self, text: str) -> str:
+        """Return why a share cannot be held out, an empty text where it can or nobody looked."""
+        if (complaint := _not_a_share(text)) or not self._found or not float(text):
+            return complaint
+        return _said_by_data(self._data, "--holdout", text)[1]
+
+
+def _said_by_data(data: str, *options: str) -> tuple[str, str]:
+    """Return what ``paragone data`` prints of a file, and why it refuses it, or an empty text."""
+    from paragone.cli import main
+
+    printed, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+        try:
+            code: Any = main(["data", data, "--json", *options])
+        except SystemExit as end:
+            code = end.code
+    return printed.getvalue(), errors.getvalue().strip().removeprefix("paragone data: ") if code else ""
 
 
 def _no_weights(way: str) -> str:

@@ -6,6 +6,7 @@ Torch is imported only where a model is named, whose tokens are counted.
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,7 @@ from paragone_evaluation.eval_command import (
     read_options,
 )
 from paragone_evaluation.readers.files import FilePass
+from paragone_evaluation.readers.holdout import check_holdout
 from paragone_evaluation.readers.rows import DataRow
 from paragone_evaluation.readers.writing import RowWriter
 from paragone_models.files.sources import completed
@@ -53,6 +55,14 @@ def data(
     bad_rows: BadRows = "leave-out",
     attribute: Attribute = None,
     rankings: RankingsOption = "all",
+    holdout: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Of a file without a test split: count the prompts that a recipe with this data.holdout holds out.",
+            show_default=False,
+        ),
+    ] = 0.0,
     model: Annotated[
         str | None,
         typer.Option(
@@ -73,7 +83,7 @@ def data(
     Layout, rows, prompts, pairs, ties, duplicates, contradictions, lengths, splits, what is left out and why, and the
     first row. Ends with 2 if a row cannot be read and --bad-rows is refuse.
     """
-    options = read_options(layout, columns, bad_rows, attribute, 0.0, rankings)
+    options = replace(read_options(layout, columns, bad_rows, attribute, 0.0, rankings), holdout=holdout)
     reading = FilePass(*files, options=options, split=split)
     with ExitStack() as opened:
         work = opened.enter_context(shown_work(f"reading {', '.join(files)}"))
@@ -89,6 +99,8 @@ def data(
         reading.check(remedy="Mend the file, or see the rest with --bad-rows leave-out.")
         if not summary["read"]:
             reading.account.check(remedy="No row can be read: mend the file, or name its columns with --map.")
+    if held_out := summary["held_out"]:
+        check_holdout(holdout, held_out=held_out["prompts"], left=held_out["left"])
     if reader is not None and summary["first_row"]:
         summary["first_row"]["seen"] = reader.text(summary["first_row"])
     if report is not None:

@@ -70,7 +70,7 @@ def _notes(summary: _Values) -> list[str]:
         notes.append(f"{counted(summary['contradictions'], 'pair')} of responses were judged both ways.")
     if summary["duplicates"]:
         notes.append(f"{counted(summary['duplicates'], 'judgement')} of the same two responses came before.")
-    if summary["splits"].keys() <= {"none"}:
+    if summary["splits"].keys() <= {"none"} and not summary["held_out"]:
         notes.append(
             "No row names a split. A recipe's data.holdout = 0.1 holds a share of the prompts out of training, and "
             "paragone eval --holdout 0.1 reads those rows."
@@ -113,6 +113,9 @@ def summary_rows(summary: _Values) -> list[tuple[str, str, str]]:
     splits = ", ".join(f"{name} {count:,}" for name, count in sorted(summary["splits"].items()))
     lines = [("rows", f"{rows:,}", ", ".join(left))]
     lines.append(("splits", f"{len(named)}", splits if named else "no row names one"))
+    if held_out := summary["held_out"]:
+        share = f"prompts or groups, by the share {held_out['share']:g}; {held_out['left']:,} are left"
+        lines.append(("held out", f"{held_out['prompts']:,}", share))
     if summary["subsets"]:
         lines.append(("subsets", f"{summary['subsets']:,}", ""))
     talks = [f"{summary['conversations']:,} rows with several messages"] * bool(summary["conversations"])

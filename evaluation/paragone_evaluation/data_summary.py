@@ -13,6 +13,7 @@ import numpy as np
 
 from paragone_evaluation.dataset import ResponseText
 from paragone_evaluation.readers.files import SAME_RESPONSES, FilePass
+from paragone_evaluation.readers.holdout import HELD_OUT
 from paragone_evaluation.readers.rows import Content, DataRow, as_messages, text_key, text_length
 
 __all__ = ["Tokens", "described_row", "summarised"]
@@ -48,6 +49,8 @@ class _Counts:
     splits: Counter[str | None] = field(default_factory=Counter)
     subsets: set[str] = field(default_factory=set)
     strengths: Counter[float] = field(default_factory=Counter)
+    apart: set[int] = field(default_factory=set)
+    left: set[int] = field(default_factory=set)
     totals: Counter[str] = field(default_factory=Counter)
     ratings: dict[str, list[float]] = field(default_factory=dict)
 
@@ -56,6 +59,12 @@ class _Counts:
         prompt = hash(text_key(row.prompt))
         responses = [hash((prompt, text_key(response))) for response in row.responses]
         self.splits[row.split] += 1
+        # What a share holds out is counted as training counts it: by question, and people's ties are no measure.
+        question = hash(row.question) if row.question else prompt
+        if row.split != HELD_OUT:
+            self.left.add(question)
+        elif row.given_ratings or any(label.strength for label in row.labels):
+            self.apart.add(question)
         if row.subset:
             self.subsets.add(row.subset)
         self.totals["conversations"] += not isinstance(row.prompt, str) and len(row.prompt) > 1
@@ -155,7 +164,7 @@ def _described_tokens(counts: _Counts, tokens: Tokens) -> dict[str, Any]:
 
 
 def _described(counts: _Counts, reading: FilePass) -> dict[str, Any]:
-    totals = counts.totals
+    totals, share = counts.totals, reading.options.holdout
     decided = totals["pairs"] - totals["ties"]
     both = sum(bits == _FIRST | _SECOND for bits in counts.pairs.values())
     same = sum(reason == SAME_RESPONSES for _, reason in reading.account.unused)
@@ -179,6 +188,7 @@ def _described(counts: _Counts, reading: FilePass) -> dict[str, Any]:
             for name, (count, total, least, most) in sorted(counts.ratings.items())
         },
         "characters": {"prompt": _spread(counts.prompt_lengths), "response": _spread(counts.response_lengths)},
+        "held_out": {"share": share, "prompts": len(counts.apart), "left": len(counts.left)} if share else None,
         "splits": {name or "none": count for name, count in counts.splits.items()},
         "subsets": len(counts.subsets),
     }

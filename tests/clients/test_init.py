@@ -242,5 +242,9 @@ def test_what_is_held_out_is_the_files_split_or_a_share_by_its_prompts():
         data, file = preferences(f"{name}.jsonl", prompts, **fields), Path(f"{name}.toml")
         made("recipe", str(file), "--data", data, "--yes")
         assert f"\n{expected}\n" in file.read_text()
+    done = CliRunner().invoke(init, ["recipe", "x.toml", "--data", "many.jsonl", "--holdout", "0.01", "--yes"])
+    assert done.exit_code == 2
+    assert "of 100 prompts and leaves" in re.sub(r"[\s│]+", " ", done.output)
+    assert not Path("x.toml").exists()
     done = CliRunner().invoke(init, ["recipe", "x.toml", "--data", "test.jsonl", "--holdout", "0.1", "--yes"])
     assert "leave out --holdout" in re.sub(r"[\s│]+", " ", done.output)

@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from paragone.cli import main
-from paragone_evaluation.readers import read_evaluation_set, read_pairs, read_ratings
+from paragone_evaluation.readers import is_held_out, read_evaluation_set, read_pairs, read_ratings
 from tests.evaluation.conftest import write
 from tests.evaluation.readers.test_every_command import COMPARED, RATED, cases, compared, of_evaluation
 from tests.evaluation.runs import Checker
@@ -49,6 +49,20 @@ def test_every_number_is_that_of_the_file(tmp_path, capsys):
     assert [(left["rows"], left["lines"]) for left in found["left_out"]] == [(1, [6]), (1, [5])]
     assert found["files"][0]["layout"] == "pairs"
     assert found["first_row"]["labels"] == [{"first": 0, "second": 1, "strength": 2.0}]
+
+
+def test_a_held_out_share_is_counted_by_question_and_refused_where_it_leaves_too_few(tmp_path, capsys):
+    rows = [
+        {"prompt": f"Tea {n}?", "first": "a", "second": "b", "strength": 1, "group": f"{n // 2}"} for n in range(80)
+    ]
+    file = write(tmp_path / "f.jsonl", rows)
+    assert counted(capsys, file)["held_out"] is None
+    found = counted(capsys, file, "--holdout", 0.3)
+    apart = {n // 2 for n in range(80) if is_held_out(f"{n // 2}", 0.3)}
+    assert found["held_out"] == {"share": 0.3, "prompts": len(apart), "left": 40 - len(apart)}
+    assert found["splits"] == {"test": 2 * len(apart), "none": 80 - 2 * len(apart)}
+    assert typed(file, "--holdout", 0.01) == 2
+    assert "of 40 prompts and leaves" in capsys.readouterr().err
 
 
 def test_the_output_fits_a_hundred_columns_and_says_what_the_numbers_say(tmp_path, capsys, monkeypatch):

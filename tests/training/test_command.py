@@ -1,6 +1,7 @@
 """``paragone train model``: dry runs, overrides, and refusals in one line."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from paragone import cli
 from paragone_models import load_model
 from paragone_training.command import train
 from paragone_training.errors import RecipeError
+from paragone_training.preference.recipe import Recipe, load_recipe
+from paragone_training.settings import as_toml, parse
 from tests.training.arguments import pairs, write
 
 RECIPE = """
@@ -61,6 +64,41 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(mine):
     assert "epochs = 9" in result.output
     assert "18 pairs to train on, 9 held out; the model would go to runs/mine" in result.output
     assert {path.name for path in mine.parent.iterdir()} == {"mine.toml", "pairs.jsonl"}
+
+
+def test_a_dry_run_shows_the_recipe_without_what_it_does_not_read(mine):
+    result = CliRunner().invoke(train, ["model", str(mine), "--dry-run", "--offline"])
+    shown, _, plan = result.stdout.partition("\n\n")
+    tables = tomllib.loads(shown)
+    assert parse(Recipe, tables) == load_recipe(mine)
+    assert not {"pretraining", "head", "lora"} & set(tables)
+    assert "18 pairs to train on" in plan
+
+
+def test_a_dry_run_of_a_head_shows_no_training(mine):
+    words = ["head", str(mine), "--dry-run", "--set", "backbone.source=builtin:mini-bradley-terry"]
+    result = CliRunner().invoke(train, words)
+    assert result.exit_code == 0, result.output
+    tables = tomllib.loads(result.stdout.partition("\n\n")[0])
+    assert set(tables) == {"model", "data", "backbone", "loss", "training", "head", "output"}
+    assert tables["training"] == {"seed": 0}
+    assert "hidden_size" not in tables["backbone"]
+
+
+def test_settings_are_written_as_toml_reads_them():
+    tables = {
+        "data": {"train": ("a \U0001f375.jsonl", 'b"\x7f'), "map": {"prompt": "q", "odd key": "x"}, "none": None},
+        "training": {"learning_rate": 1e-5, "bf16": True, "names": ()},
+        "seed": 3,
+        "lora": None,
+        "empty": {"none": None},
+    }
+    expected = {
+        "data": {"train": list(tables["data"]["train"]), "map": tables["data"]["map"]},
+        "training": {"learning_rate": 1e-5, "bf16": True, "names": []},
+        "seed": 3,
+    }
+    assert tomllib.loads(as_toml(tables)) == expected
 
 
 def test_a_trained_folder_is_a_model_that_answers(mine, tmp_path):

@@ -14,7 +14,7 @@ import typer
 from paragone_models.files.sources import completed
 from paragone_training.errors import DataError, RecipeError
 from paragone_training.preference.recipe import load_recipe
-from paragone_training.settings import Section, load
+from paragone_training.settings import as_toml, load
 
 __all__ = ["train"]
 
@@ -80,7 +80,8 @@ def _model(
     if dry_run:
         counts, *more = [load_rows(loaded).describe()] if offline else check_run(loaded)
         plan = [f"{counts}; the model would go to {folder}", *more]
-        _tell_plan({"folder": str(folder), "recipe": loaded.model_dump(mode="json")}, loaded, plan, as_json=as_json)
+        settled = {"folder": str(folder), "recipe": loaded.model_dump(mode="json")}
+        _tell_plan(settled, loaded.settings_read(), plan, as_json=as_json)
         return
     _tell([train_model(loaded, folder, resume=resume)], as_json=as_json)
 
@@ -127,7 +128,7 @@ def _head(
         plan = [f"{rows.describe()}; the head would go to {folder}", *rows.account.describe()]
         plans.append({"folder": str(folder), "recipe": loaded.model_dump(mode="json"), "plan": plan})
         if not as_json:
-            typer.echo("\n".join([_described(loaded), *plan]))
+            typer.echo("\n".join([as_toml(loaded.settings_read(head_alone=True)), "", *plan]))
     if as_json:
         typer.echo(json.dumps({"plans": plans}, ensure_ascii=False))
 
@@ -150,7 +151,8 @@ def _language(
     folder = output or Path(loaded.output.folder or f"runs/{recipe.stem}")
     if dry_run:
         plan = [describe_language_plan(loaded), f"the model would go to {folder}"]
-        _tell_plan({"folder": str(folder), "recipe": loaded.model_dump(mode="json")}, loaded, plan, as_json=as_json)
+        settled = {"folder": str(folder), "recipe": loaded.model_dump(mode="json")}
+        _tell_plan(settled, loaded.model_dump(), plan, as_json=as_json)
         return
     from paragone_models.files.weight_bars import hide_weight_bars
 
@@ -267,27 +269,18 @@ def _tell(folders: Sequence[Path], *, as_json: bool) -> None:
     typer.echo(json.dumps({"folders": paths}) if as_json else "\n".join(paths))
 
 
-def _tell_plan(values: Mapping[str, Any], recipe: Section | None, plan: Sequence[str], *, as_json: bool) -> None:
-    """Print what would be done, after the recipe where it is given."""
+def _tell_plan(
+    values: Mapping[str, Any], tables: Mapping[str, Any] | None, plan: Sequence[str], *, as_json: bool
+) -> None:
+    """Print what would be done, after the recipe's tables where they are given."""
     if as_json:
         typer.echo(json.dumps({**values, "plan": "\n".join(plan).splitlines()}, ensure_ascii=False))
     else:
-        typer.echo("\n".join([*([] if recipe is None else [_described(recipe)]), *plan]))
+        typer.echo("\n".join([*([] if tables is None else [as_toml(tables), ""]), *plan]))
 
 
 def _log() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     # A run makes thousands of requests, and httpx would log each of them.
     for noisy in ("httpx", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
-def _described(recipe: Section) -> str:
-    lines = []
-    for section, values in recipe.model_dump().items():
-        if values is not None and not isinstance(values, dict):
-            lines.append(f"{section} = {values!r}")
-            continue
-        lines.append(f"[{section}]" if values is not None else f"[{section}] none")
-        lines += [f"  {key} = {value!r}" for key, value in (values or {}).items()]
-    return "\n".join(lines)

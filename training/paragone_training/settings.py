@@ -5,6 +5,8 @@ there.
 """
 
 import difflib
+import json
+import re
 import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +40,7 @@ __all__ = [
     "RecipeFile",
     "Section",
     "Share",
+    "as_toml",
     "kind_and_limit",
     "load",
     "parse",
@@ -80,6 +83,8 @@ _NAMES_ELSEWHERE = {
     "training.warmup_steps training.warmup": "warmup_ratio",
 }
 _ELSEWHERE = {name: tuple(places.split()) for places, names in _NAMES_ELSEWHERE.items() for name in names.split()}
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class Section(BaseModel):
@@ -184,6 +189,39 @@ def parse(
         return recipe.model_validate(dict(tables), context={"folder": folder, "data": data})
     except ValidationError as error:
         raise RecipeError(_line(recipe, error)) from error
+
+
+def as_toml(tables: Mapping[str, Any]) -> str:
+    """Return settings as a recipe writes them; None and empty tables are left out, as TOML has no word for them.
+
+    >>> print(as_toml({"model": {"kind": "bradley-terry", "gate": False, "domain": None}, "seed": 0}))
+    seed = 0
+    [model]
+    kind = "bradley-terry"
+    gate = false
+    """
+    filled = {name: value for name, value in tables.items() if value is not None}
+    # A key behind a table's head would be one of that table.
+    lines = [_assignment(name, value) for name, value in filled.items() if not isinstance(value, dict)]
+    for name, table in filled.items():
+        if isinstance(table, dict) and (inside := [_assignment(*one) for one in table.items() if one[1] is not None]):
+            lines += [f"[{name}]", *inside]
+    return "\n".join(lines)
+
+
+def _assignment(name: str, value: Any) -> str:
+    key = name if _BARE_KEY.fullmatch(name) else _toml_value(name)
+    return f"{key} = {_toml_value(value)}"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        inside = ", ".join(_assignment(key, one) for key, one in value.items() if one is not None)
+        return f"{{ {inside} }}" if inside else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    # Texts, numbers and truth values of JSON are those of TOML, but for this character and escapes of surrogates.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _read_toml(path: str | Path) -> dict[str, Any]:

@@ -44,8 +44,8 @@ def bind(host: str, port: int) -> list[socket.socket]:
     try:
         # As uvicorn's loop would find them.
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise _not_here(host, error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: what the codec of names, or the system, takes for none
+        raise _not_here(host, getattr(error, "strerror", None) or str(error)) from error
     bound: list[socket.socket] = []
     absent: OSError | None = None
     for family, place in dict.fromkeys((one[0], one[4]) for one in found):
@@ -110,6 +110,6 @@ def refusal(error: OSError, host: str, port: int) -> ListenError:
 
 def _not_here(host: str, why: str) -> ListenError:
     return ListenError(
-        f"host {host} is no address of this machine ({why})",
+        f"host {host!r} is no address of this machine ({why})",
         "`ip addr` lists them; --host 127.0.0.1 is for this machine alone, and 0.0.0.0 for all that reach it",
     )

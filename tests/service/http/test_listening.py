@@ -55,6 +55,12 @@ def test_connections_that_are_left_of_a_server_keep_none_from_its_port(bound):
         one.close()
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "nul\0"])
+def test_what_can_be_no_name_of_a_host_is_refused(host):
+    with pytest.raises(ListenError, match="is no address of this machine"):
+        bind(host, 0)
+
+
 def test_all_addresses_of_a_host_have_the_same_port():
     sockets = bind("localhost", 0)
     try:
@@ -67,8 +73,8 @@ def test_all_addresses_of_a_host_have_the_same_port():
 @pytest.mark.parametrize(
     ("host", "words"),
     [
-        ("192.0.2.1", "host 192.0.2.1 is no address of this machine (Cannot assign requested address): `ip addr`"),
-        ("nowhere.invalid", "host nowhere.invalid is no address of this machine ("),
+        ("192.0.2.1", "host '192.0.2.1' is no address of this machine (Cannot assign requested address): `ip addr`"),
+        ("nowhere.invalid", "host 'nowhere.invalid' is no address of this machine ("),
     ],
 )
 def test_a_host_that_is_not_here_is_named(host, words):

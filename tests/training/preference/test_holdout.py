@@ -81,6 +81,8 @@ def test_eval_reads_the_rows_that_a_head_was_not_fitted_to(file, tmp_path, capsy
 
 
 def test_a_share_that_leaves_too_few_is_refused(file):
+    with pytest.raises(ReaderError, match=r"holdout = 0.999 holds out 30 of 30 prompts and leaves 0"):
+        load_rows(recipe(**data(file, holdout=0.999)))
     with pytest.raises(ReaderError, match=r"holdout = 0.01 holds out .* of 30 prompts .*take holdout = 0.35,"):
         load_rows(recipe(**data(file, holdout=0.01)))
 

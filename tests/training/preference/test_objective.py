@@ -65,14 +65,14 @@ def test_a_tie_is_refused_by_the_losses_that_have_no_label_for_it():
 @pytest.mark.parametrize(
     ("objective", "words"),
     [
-        (Objective("bradley-terry", 1.0), "regular bradley-terry loss: -log sigmoid((r1 - r2) / 1)"),
+        (Objective("bradley-terry", 1.0), "regular bradley-terry loss: -log sigmoid((r1 - r2))"),
         (
             Objective("general-preference", 0.1, "regular", margin=0.2),
             "regular general-preference loss: -log sigmoid((s(v1, v2) - 0.2) / 0.1)",
         ),
         (
             Objective("bradley-terry", 1.0, "soft"),
-            "soft bradley-terry loss: cross-entropy of sigmoid((r1 - r2) / 1) with 1/2 + strength/6, at most 0.95",
+            "soft bradley-terry loss: cross-entropy of sigmoid((r1 - r2)) with 1/2 + strength/6, at most 0.95",
         ),
     ],
 )

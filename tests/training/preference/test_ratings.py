@@ -84,7 +84,7 @@ def test_a_helpsteer_pair_costs_what_its_rewards_cost(name):
 def test_the_losses_in_force_are_stated():
     both = Objective("helpsteer", 1.0, "scaled", attributes=("x", "y"), ratings=0.5)
     assert both.describe() == (
-        "scaled helpsteer loss: -strength * log sigmoid((r1 - r2) / 1), plus 0.5 x regression loss (squared error of "
+        "scaled helpsteer loss: -strength * log sigmoid((r1 - r2)), plus 0.5 x regression loss (squared error of "
         "x, y, a mean over each response's ratings)"
     )
     assert Objective("regression", 1.0, "regression", attributes=("x",)).describe().startswith("regression loss: sq")
@@ -301,4 +301,4 @@ def test_a_dry_run_counts_ratings_and_pairs(files, tmp_path):
     assert result.exit_code == 0, result.output
     assert "18 ratings and 27 pairs to train on, 6 and 0 held out" in result.output
     assert "9 rows left out: held out, and another row of the same two responses is trained on" in result.output
-    assert "name = 'regression'" in result.output
+    assert 'name = "regression"' in result.output

@@ -72,11 +72,12 @@ class Objective:
             return f"regression loss: {rated}"
         score = KINDS[self.kind].formula
         lead = f"({score} - {self.margin:g})" if self.margin else score
-        logit = f"{score} / {self.temperature:g}"
+        divided = "" if self.temperature == 1 else f" / {self.temperature:g}"
+        logit = f"{score}{divided}"
         soft = f"1/2 + strength/{2 * STRONGEST:g}, at most {self.certainty:g}"
-        right = f"log sigmoid({lead} / {self.temperature:g})"
+        right = f"log sigmoid({lead}{divided})"
         if wrong := self.label_smoothing:
-            right = f"({1 - wrong:g} {right} + {wrong:g} log sigmoid(-{lead} / {self.temperature:g}))"
+            right = f"({1 - wrong:g} {right} + {wrong:g} log sigmoid(-{lead}{divided}))"
         formulas = {
             "regular": f"-{right}",
             "margin": f"-log sigmoid({logit} - strength)",

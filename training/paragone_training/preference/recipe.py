@@ -24,6 +24,9 @@ from paragone_training.settings import DataFiles, DataSection, LoraSection, Name
 
 __all__ = ["Recipe", "load_recipe"]
 
+# Of a backbone from random weights.
+_SIZES = {"hidden_size", "layers", "heads", "intermediate_size"}
+
 
 class _ModelSection(Section):
     """What is trained."""
@@ -259,6 +262,23 @@ class Recipe(Section):
                 f"model.max_length is {model.max_length}; the backbone has {positions} positions: ask for no more"
             )
         return self.model_copy(update={"model": model.model_copy(update={"max_length": positions})})
+
+    def settings_read(self, *, head_alone: bool = False) -> dict[str, Any]:
+        """Return the tables without the settings that a run of this recipe does not look at.
+
+        Args:
+            head_alone: the run is one of ``train head``.
+        """
+        unread: dict[str, Any] = {} if self.pretraining.epochs else {"pretraining": True}
+        if not KINDS[self.model.kind].has_attributes:
+            unread |= {"loss": {"ratings"}}
+        if self.backbone.source or self.model.start:
+            unread |= {"backbone": _SIZES, "tokenizer": {"vocabulary_size"}}
+        else:
+            unread |= {"head": True}
+        if head_alone:
+            unread |= {"tokenizer": True, "lora": True, "training": set(_TrainingSection.model_fields) - {"seed"}}
+        return self.model_dump(exclude=unread)
 
     @model_validator(mode="before")
     @classmethod

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, set_seed
 
 from paragone_evaluation.readers import (
+    HELD_OUT,
     Pair,
     Rating,
     RowAccount,
@@ -122,13 +123,14 @@ def load_rows(recipe: Recipe) -> Rows:
     data, attributes, account = recipe.data, recipe.model.attributes, RowAccount()
     chosen: Any = {"split": data.train_split, "allow_test_rows": data.allow_test_rows}
     reading: Any = {"options": data.reading, "account": account}
-    read = read_pairs(*data.train, **reading)
-    pairs = training_pairs(read, **chosen) if read else []
-    candidates = read_pairs(*data.evaluate, **reading) if data.evaluate else read
+    read, rated = read_pairs(*data.train, **reading), read_ratings(*data.ratings, **reading)
     # People's ties are held out from nothing: they decide nothing. A teacher's say how sure a student may be.
     distils = recipe.loss.distils
+    if data.holdout:
+        _check_share(data.holdout, [row for row in read if row.strength or distils], rated)
+    pairs = training_pairs(read, **chosen) if read else []
+    candidates = read_pairs(*data.evaluate, **reading) if data.evaluate else read
     held_out = [pair for pair in _held_out(candidates, data, "evaluate", pairs) if pair.strength or distils]
-    rated = read_ratings(*data.ratings, **reading)
     ratings = training_ratings(rated, attributes, **chosen) if rated else []
     rated = read_ratings(*data.evaluate_ratings, **reading) if data.evaluate_ratings else rated
     held_out_ratings = [
@@ -142,18 +144,21 @@ def load_rows(recipe: Recipe) -> Rows:
             f"no row to hold out is marked {data.evaluate_split!r}; the splits are: {splits}: set data.evaluate_split "
             "to one of them, or leave it out and name a file as data.evaluate"
         )
-    if data.holdout:
-        apart, learned = (
-            {row.question for row in some} | {row.question for row in rated}
-            for some, rated in ((held_out, held_out_ratings), (pairs, ratings))
-        )
-        check_holdout(data.holdout, held_out=len(apart), left=len(learned))
     held_out = _not_learned_from(held_out, pairs, account)
     # The limit cuts what is learned from: runs with different limits are held to the same rows.
     rows = Rows(pairs[: data.limit] if data.limit else pairs, ratings, held_out, held_out_ratings, account)
     check_learnable(recipe, _training_groups(recipe, rows))
     logger.info("%s; %d of the pairs are ties", rows.describe(), sum(not pair.strength for pair in rows.pairs))
     return rows
+
+
+def _check_share(share: float, pairs: Sequence[Pair], ratings: Sequence[Rating]) -> None:
+    """Refuse a held-out share that leaves too few prompts on one side; the rows are those of both sides."""
+    apart, learned = set[str](), set[str]()
+    rows: tuple[Pair | Rating, ...] = (*pairs, *ratings)
+    for row in rows:
+        (apart if row.split == HELD_OUT else learned).add(row.question)
+    check_holdout(share, held_out=len(apart), left=len(learned))
 
 
 def _held_out(rows: Sequence[_Row], data: Any, key: str, trained: Sequence[_Row]) -> list[_Row]:
