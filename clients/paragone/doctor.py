@@ -199,6 +199,6 @@ def _names(response: httpx2.Response) -> list[str]:
 def _print(finding: Finding, console: Console) -> None:
     shown = "–" if finding.state == "info" else finding.state
     console.print(f"{shown:<5}", style=_STYLES[finding.state], end="")
-    console.print(f"{finding.subject:<10} {finding.text}", markup=False)
+    console.print(f"{finding.subject:<12} {finding.text}", markup=False)
     if finding.remedy:
-        console.print(f"     {'':<10} → {finding.remedy}", markup=False, style="dim")
+        console.print(f"     {'':<12} → {finding.remedy}", markup=False, style="dim")

@@ -18,7 +18,7 @@ def pip_install(*extras: str, place: bool = True) -> str:
     """Return the command that adds extras: in the clone, or from the file, repository or index that this came from.
 
     Args:
-        place: whether the clone's folder is named; it is not in what is told to others.
+        place: whether it says where this came from: a folder, a file or a repository, which is nobody else's business.
     """
     return _command(_origin(), ",".join(extras), place=place)
 
@@ -36,12 +36,13 @@ def _origin() -> dict[str, Any]:
 
 def _command(origin: Mapping[str, Any], extras: str, *, place: bool) -> str:
     url = str(origin.get("url", ""))
-    if not url:
+    if not url or (not place and "dir_info" not in origin):
         return f"pip install 'paragone[{extras}]'"
     if not url.startswith("file:"):
-        version_control = origin.get("vcs_info")
-        prefix = f"{version_control['vcs']}+" if version_control else ""
-        return f"pip install 'paragone[{extras}] @ {prefix}{without_userinfo(url)}'"
+        source = without_userinfo(url)
+        if version_control := origin.get("vcs_info"):
+            source = f"{version_control['vcs']}+{source}@{version_control['commit_id']}"
+        return f"pip install 'paragone[{extras}] @ {source}'"
     path = Path(url2pathname(urlsplit(url).path))
     if "dir_info" not in origin:
         return f"pip install '{path}[{extras}]'"

@@ -41,7 +41,9 @@ def checks(options: Mapping[str, Any]) -> Iterator[_Row]:
     default = settings.default_model
     others = [name for name in settings.models if name != default]
     yield "settings", "ok", f"{where}: hosting {', '.join([f'{default} (default)', *others])}", ""
-    yield _port(settings)
+    # Of a service that runs, its port is taken, and rightly so.
+    if options.get("url") is None or options.get("port") is not None:
+        yield _port(settings)
     yield _keys(settings)
     yield from _redis(settings)
     for name in settings.engines:

@@ -101,7 +101,7 @@ def test_what_fails_is_exit_code_1_and_json_is_one_object(capsys):
 def test_lines_for_people_have_state_subject_and_remedy(capsys):
     assert doctor("--port", str(free_port())) == 0
     shown = capsys.readouterr().out
-    assert f"ok   paragone   {own_version()} on Python" in shown
+    assert f"ok   paragone     {own_version()} on Python" in shown
     assert "→ for others: paragone key new NAME --file keys.txt" in shown
 
 
@@ -111,6 +111,8 @@ def test_a_port_that_is_taken_and_a_host_that_is_not_here_are_said(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         state, text, remedy = found(service_checks({"port": port}), "port")
+        # Whoever asks about a service that runs knows that it has its port.
+        assert "port" not in [row[0] for row in service_checks({"url": f"http://127.0.0.1:{port}"})]
     assert state == "warn"
     assert text.startswith(f"127.0.0.1:{port} is taken by another process, perhaps")
     assert f"ss -ltnp 'sport = :{port}'" in remedy
@@ -128,7 +130,7 @@ def test_the_default_model_is_named_first():
 def test_what_is_not_installed_is_neither_good_nor_bad(capsys, monkeypatch):
     monkeypatch.setattr("paragone.doctor._installed", lambda name: None if "triton" in name else "1.0")
     assert doctor("--port", str(free_port())) == 0
-    assert "\n–    triton     not installed\n" in capsys.readouterr().out
+    assert "\n–    triton       not installed\n" in capsys.readouterr().out
 
 
 def test_settings_that_serve_would_refuse_fail(tmp_path):

@@ -14,11 +14,12 @@ from paragone.installing import _command, pip_install
         ({"url": "https://host/paragone.tar.gz", "archive_info": {}},
          "pip install 'paragone[service] @ https://host/paragone.tar.gz'"),
         ({"url": "https://me:secret@host/paragone.git", "vcs_info": {"vcs": "git", "commit_id": "a"}},
-         "pip install 'paragone[service] @ git+https://host/paragone.git'"),
+         "pip install 'paragone[service] @ git+https://host/paragone.git@a'"),
     ],
 )  # fmt: skip
 def test_an_install_from_elsewhere_is_added_to_from_there(origin, command):
     assert _command(origin, "service", place=True) == command
+    assert _command(origin, "service", place=False) == "pip install 'paragone[service]'"
 
 
 def test_a_clone_is_added_to_in_its_folder_with_its_constraints_and_as_editable_as_it_is(tmp_path):

@@ -194,7 +194,8 @@ class FilePass:
             self.splits.add(split)
         elif self._needs_split:
             raise BadRowError(
-                f"field 'split' is missing, and --split {self.split} asks for it: without splits, leave --split out"
+                f"field 'split' is missing, and --split {self.split} asks for it: for all rows leave --split out, for "
+                "those that a recipe's holdout kept back take --holdout"
             )
         if self.options.holdout and split == HELD_OUT:
             raise DataError(

@@ -298,9 +298,9 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
 def _keep_start(recipe: Recipe, outcome: Outcome) -> Outcome:
     """Return the fitted head on the backbone as it was: what training made of them is worse on the held-out rows."""
     logger.warning(
-        "training lost on the held-out rows to the head that it started from, which is kept: %s after, %s before",
-        outcome.after.metrics("eval"),
-        outcome.before.metrics("eval"),
+        "training made the model worse on the held-out rows than the head that it started from (after it %s; before it "
+        "%s): the head on its backbone is saved, and not what was trained",
+        *(_in_words(examined.metrics("eval")) for examined in (outcome.after, outcome.before)),
     )
     model, probe, before = build_model(recipe, ()), outcome.probe, outcome.before
     if probe:
@@ -308,6 +308,11 @@ def _keep_start(recipe: Recipe, outcome: Outcome) -> Outcome:
     merging = probe.fitted.merging if probe else None
     objective = _objective(recipe, model)
     return Outcome(model, objective, before, before, merging, outcome.history, probe, lost=outcome.after)
+
+
+def _in_words(metrics: Mapping[str, float]) -> str:
+    shown = [(name.removeprefix("eval_").replace("_", " "), value) for name, value in metrics.items()]
+    return ", ".join(f"{name} {value:.4g}" for name, value in shown)
 
 
 def _prepare_once(
