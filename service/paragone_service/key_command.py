@@ -55,6 +55,8 @@ def new(
         )
     try:
         before = "" if file is None or not file.exists() else file.read_text(encoding="utf-8")
+        if re.search(rf"^\s*{re.escape(name)}:", before, re.MULTILINE):
+            raise ValueError(f"{file} has a key named {name} already: give another name, or remove its line first")
         # With a second line, so that it is read as a list and never as one plain key.
         parse_keys(f"{before}\n{line}\n{_OTHER}\n")
         if file is not None:

@@ -101,7 +101,7 @@ def test_a_new_key_is_printed_once_and_its_line_appended(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("a",), "the name a comes twice"),
+        (("a",), "keys has a key named a already: give another name, or remove its line first"),
         (("two words",), "the name 'two words' must have letters"),
         (("b", "--tenant", "x/y"), "a tenant's name has letters"),
         (("b", "--requests-per-minute", "0"), "requests_per_minute must be a whole number, at least 1"),
