@@ -48,6 +48,7 @@ def test_the_model_is_measured_on_it_and_the_card_says_what_was_held_out(file, t
         folder = train_model(settled, tmp_path / "judge")
     apart = len(load_rows(settled).held_out_pairs)
     card = (folder / "README.md").read_text()
+    assert "nan" not in card
     prompts = len({row.prompt for row in load_rows(settled).held_out_pairs})
     assert f"* Held out: {apart} pairs under {prompts} prompts, chosen by a hash of the prompt" in card
     assert "`paragone eval FILE --holdout 0.3` reads the same rows" in card
@@ -67,6 +68,7 @@ def test_eval_reads_the_rows_that_a_head_was_not_fitted_to(file, tmp_path, capsy
     )
     (folder,) = train_heads([(settled, tmp_path / "head")])
     card = (folder / "README.md").read_text()
+    assert "nan" not in card
     row = re.search(r"on the held-out rows \| (\d+) \| ([\d.]+) \|", card)
     words = ["--holdout", "0.3", "--model", str(folder), "--output", str(tmp_path / "out"), "--json"]
     with pytest.raises(SystemExit) as end:

@@ -256,7 +256,7 @@ def _head_agreement(outcome: HeadOutcome) -> Iterator[str]:
             found = judged.summary()
             yield (
                 f"| {words} | {found.pairs} | {found.accuracy:.3f} | {found.length_accuracy:.3f} | "
-                f"{found.matched_accuracy:.3f} | {found.negative_log_likelihood:.3f} |"
+                f"{_matched(found)} | {found.negative_log_likelihood:.3f} |"
             )
     if outcome.after.judged is not None:
         yield ""
@@ -427,9 +427,13 @@ def _agreement(rows: Rows, outcome: Outcome) -> list[str]:
         lines += [
             "",
             f"The model that it started from: {before.accuracy:.3f} on the same pairs, "
-            f"{before.matched_accuracy:.3f} on those of matched length, {before.negative_log_likelihood:.3f} nats.",
+            f"{_matched(before)} on those of matched length, {before.negative_log_likelihood:.3f} nats.",
         ]
     return lines
+
+
+def _matched(summary: Summary) -> str:
+    return f"{summary.matched_accuracy:.3f}" if summary.matched_pairs else "–"
 
 
 def _agreement_table(summary: Summary, rows: Rows, others: Mapping[str, Summary]) -> list[str]:
@@ -444,7 +448,7 @@ def _agreement_table(summary: Summary, rows: Rows, others: Mapping[str, Summary]
         f"| this model | {summary.accuracy:.3f} |",
         *(f"| {name} | {other.accuracy:.3f} |" for name, other in others.items()),
         f"| prefer the longer response | {summary.length_accuracy:.3f} |",
-        f"| this model on the {summary.matched_pairs} length-matched pairs | {summary.matched_accuracy:.3f} |",
+        f"| this model on the {summary.matched_pairs} length-matched pairs | {_matched(summary)} |",
         "",
         f"Negative log-likelihood {summary.negative_log_likelihood:.3f} nats (a coin: 0.693); mean margin "
         f"{summary.margin:.2f} logits. The probabilities were not calibrated.",
