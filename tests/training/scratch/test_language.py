@@ -91,7 +91,7 @@ def test_a_dry_run_says_what_training_then_does(mine, tmp_path):
     plan = CliRunner().invoke(train, [*command, "--dry-run"])
     assert plan.exit_code == 0, plan.output
     assert not folder.exists()
-    assert "  batch_tokens = 64" in plan.output
+    assert "\nbatch_tokens = 64\n" in plan.output
     assert "2 held out; 1 are longer than max_length 64 and left out" in plan.output
 
     recipe = load(LanguageRecipe, mine, ["training.batch_tokens=64"])
