@@ -53,7 +53,7 @@ def test_a_model_that_is_saved_is_done(trained):
     steps, losses = zip(*progress.series["loss"], strict=True)
     assert (steps[0], steps[-1]) == (1, progress.total)
     assert losses[-1] == progress.numbers["loss"]
-    assert list(progress.series)[-1] == "learning_rate"
+    assert list(progress.series)[-1] == "learning rate"
     assert not any(name.startswith("train_") for name in (*progress.numbers, *progress.series))
     said = (trained / "checkpoints" / PROGRESS_FILE).read_text()
     assert "samples_per_second" not in said  # transformers counts batches
@@ -202,7 +202,7 @@ def test_numbers_that_are_none_are_null_in_json(run, capsys):
     (run / "checkpoints" / PROGRESS_FILE).write_text(json.dumps(row) + "\n5\nnull\n")
     assert watch(run, "--json") == 0
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert found["numbers"] == {"loss": None, "grad_norm": None}
+    assert found["numbers"] == {"loss": None, "gradient norm": None}
 
 
 def test_a_run_whose_folder_is_gone_is_no_longer_shown_as_running(run, service, monkeypatch, capsys):

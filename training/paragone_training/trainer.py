@@ -25,7 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from paragone_training.errors import DivergedError, RecipeError, TrainingError
 from paragone_training.progress_file import append_progress
-from paragone_training.run_series import numbers_of
+from paragone_training.run_series import numbers_in_words, numbers_of
 
 __all__ = ["Checkpoints", "StepTrainer", "last_checkpoint", "training_arguments", "warmup_steps"]
 
@@ -354,8 +354,7 @@ class _Lines(TrainerCallback):
         values = {name: value for name, value in numbers_of(logs or {}).items() if name != "epoch"}
         # Of the end transformers says only how fast it was, in batches that it takes for samples.
         if values:
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            logger.info("step %d of %d: %s", state.global_step, state.max_steps, numbers)
+            logger.info("step %d of %d: %s", state.global_step, state.max_steps, numbers_in_words(values))
         line = {"step": state.global_step, "steps": state.max_steps, **values}
         append_progress(Path(args.output_dir), line)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from paragone_training.errors import RunError
 from paragone_training.progress_file import PROGRESS_FILE, read_progress
-from paragone_training.run_series import Point, numbers_of, series_of
+from paragone_training.run_series import Point, in_words, numbers_in_words, numbers_of, series_of
 
 __all__ = ["Progress", "progress_of"]
 
@@ -252,10 +252,10 @@ def _pace(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def _latest(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the last value of every number that a trainer said."""
+    """Return the last value of every number that a trainer said, by its name in words."""
     numbers: dict[str, float] = {}
     for row in history:
-        numbers |= numbers_of(row)
+        numbers |= {in_words(name): value for name, value in numbers_of(row).items()}
     return numbers
 
 
@@ -278,8 +278,7 @@ def _iteration_line(row: Mapping[str, Any]) -> str:
 
 def _step_lines(history: Iterable[Mapping[str, Any]]) -> list[str]:
     def line(row: Mapping[str, Any], numbers: Mapping[str, float]) -> str:
-        words = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        return f"{_clock(row)} step {row['step']} of {row['steps']}: {words}"
+        return f"{_clock(row)} step {row['step']} of {row['steps']}: {numbers_in_words(numbers)}"
 
     return [line(row, numbers) for row in history if (numbers := numbers_of(row))]
 

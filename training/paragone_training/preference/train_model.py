@@ -59,6 +59,7 @@ from paragone_training.preference.objective import Objective
 from paragone_training.preference.preflight import RunDescription, check_learnable, optimiser_steps
 from paragone_training.preference.recipe import Recipe
 from paragone_training.preference.report import model_page
+from paragone_training.run_series import numbers_in_words
 from paragone_training.scratch.decoder import residual_dropout
 from paragone_training.scratch.lessons import lessons, token_lengths
 from paragone_training.scratch.lexical import fit_lexicon, learn_lexicon
@@ -298,9 +299,9 @@ def fit(recipe: Recipe, rows: Rows, work: Path, *, resume: bool = False) -> Outc
 def _keep_start(recipe: Recipe, outcome: Outcome) -> Outcome:
     """Return the fitted head on the backbone as it was: what training made of them is worse on the held-out rows."""
     logger.warning(
-        "training made the model worse on the held-out rows than the head that it started from (after it %s; before it "
-        "%s): the head on its backbone is saved, and not what was trained",
-        *(_in_words(examined.metrics("eval")) for examined in (outcome.after, outcome.before)),
+        "training made the model worse than the head that it started from (after it, %s; before it, %s): the head on "
+        "its backbone is saved, and not what was trained",
+        *(numbers_in_words(examined.metrics("eval")) for examined in (outcome.after, outcome.before)),
     )
     model, probe, before = build_model(recipe, ()), outcome.probe, outcome.before
     if probe:
@@ -308,11 +309,6 @@ def _keep_start(recipe: Recipe, outcome: Outcome) -> Outcome:
     merging = probe.fitted.merging if probe else None
     objective = _objective(recipe, model)
     return Outcome(model, objective, before, before, merging, outcome.history, probe, lost=outcome.after)
-
-
-def _in_words(metrics: Mapping[str, float]) -> str:
-    shown = [(name.removeprefix("eval_").replace("_", " "), value) for name, value in metrics.items()]
-    return ", ".join(f"{name} {value:.4g}" for name, value in shown)
 
 
 def _prepare_once(
