@@ -24,6 +24,12 @@ def _loggers_stay_as_they_are():
         logger.setLevel(level)
 
 
+@pytest.fixture(autouse=True)
+def _a_free_port(monkeypatch):
+    # It is bound before models are loaded, and 8000 may be somebody's.
+    monkeypatch.setenv("PARAGONE_PORT", "0")
+
+
 def refused(capsys, *arguments):
     try:
         code = main(["serve", *arguments])
