@@ -33,13 +33,19 @@ def data(file, **fields):
     return {"data": {"train": [str(file)], "holdout": 0.3, **fields}}
 
 
-def test_a_share_is_held_out_and_not_trained_on(file):
+def test_a_share_is_held_out_and_not_trained_on(file, caplog):
     rows = load_rows(recipe(**data(file)))
+    assert "No row was held out" not in caplog.text
     learned, apart = ({row.prompt for row in some} for some in (rows.pairs, rows.held_out_pairs))
     assert apart == {row.prompt for row in pairs(30) if is_held_out(row.prompt, 0.3)}
     assert len(apart) > 4
     assert not learned & apart
     assert len(learned) + len(apart) == 30
+
+
+def test_a_run_that_is_measured_on_nothing_says_so(file, caplog):
+    load_rows(recipe(**data(file, holdout=0.0)))
+    assert "No row was held out. With data.holdout = 0.1" in caplog.text
 
 
 def test_the_model_is_measured_on_it_and_the_card_says_what_was_held_out(file, tmp_path, caplog):

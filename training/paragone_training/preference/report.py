@@ -18,14 +18,14 @@ from paragone_training.preference.card import HeadOutcome, Outcome, Rows, descri
 from paragone_training.preference.ratings import RatingErrors
 from paragone_training.preference.recipe import Recipe
 
-__all__ = ["head_page", "model_page"]
+__all__ = ["NOTHING_HELD_OUT", "head_page", "model_page"]
 
 _BINS = 5
 _FEWEST = 5
 # Where things lay on one machine says nothing about the model.
 _PLACES = (("output", "folder"), ("output", "checkpoints"), ("head", "states"))
 _DEMONSTRATION = "A demonstration: it shows how things work, and is no judge to rely on."
-_NOTHING_HELD_OUT = "No row was held out. With data.holdout = 0.1 the model is measured on prompts that it never saw."
+NOTHING_HELD_OUT = "No row was held out. With data.holdout = 0.1 the model is measured on prompts that it never saw."
 _BY_FOLDS = "The numbers here are cross-validated."
 
 
@@ -76,7 +76,7 @@ def head_page(name: str, recipe: Recipe, outcome: HeadOutcome) -> str:
     judged = measured if measured is not None else outcome.probe
     notes = [_DEMONSTRATION] if spec.demonstration else []
     if measured is None and apart is None:
-        notes.append(_NOTHING_HELD_OUT if outcome.probe is None else f"{_NOTHING_HELD_OUT} {_BY_FOLDS}")
+        notes.append(NOTHING_HELD_OUT if outcome.probe is None else f"{NOTHING_HELD_OUT} {_BY_FOLDS}")
     return render_page(
         name,
         lead=_lead(name, judged, whom) or _plain(description(spec)),
@@ -147,7 +147,7 @@ def _notes(outcome: Outcome) -> list[str]:
     if outcome.lost is not None:
         notes.append("Training made it worse on the held-out rows: the head that it started from was kept.")
     if outcome.judged is None and outcome.after.errors is None:
-        notes.append(_NOTHING_HELD_OUT)
+        notes.append(NOTHING_HELD_OUT)
     return notes
 
 

@@ -58,7 +58,7 @@ from paragone_training.preference.head_fit import put_head, start_from_fit
 from paragone_training.preference.objective import Objective
 from paragone_training.preference.preflight import RunDescription, check_learnable, optimiser_steps
 from paragone_training.preference.recipe import Recipe
-from paragone_training.preference.report import model_page
+from paragone_training.preference.report import NOTHING_HELD_OUT, model_page
 from paragone_training.run_series import numbers_in_words
 from paragone_training.scratch.decoder import residual_dropout
 from paragone_training.scratch.lessons import lessons, token_lengths
@@ -150,6 +150,8 @@ def load_rows(recipe: Recipe) -> Rows:
     rows = Rows(pairs[: data.limit] if data.limit else pairs, ratings, held_out, held_out_ratings, account)
     check_learnable(recipe, _training_groups(recipe, rows))
     logger.info("%s; %d of the pairs are ties", rows.describe(), sum(not pair.strength for pair in rows.pairs))
+    if not (held_out or held_out_ratings):
+        logger.warning(NOTHING_HELD_OUT)
     return rows
 
 
