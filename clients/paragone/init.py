@@ -20,6 +20,8 @@ from typing import Annotated, Any
 
 import typer
 
+from paragone.toml_values import toml_value
+
 __all__ = ["init"]
 
 _KINDS: dict[str, tuple[str, ...]] = {
@@ -292,7 +294,7 @@ def _server_lines(file: Path, source: str, who: str, redis: str, device: str) ->
     if device == "all":
         lines += ["# A replica of every model on each GPU, behind one queue.", 'devices = "all"']
     else:
-        lines += ["# auto is the GPU where there is one.", f"device = {_text(device)}"]
+        lines += ["# auto is the GPU where there is one.", f"device = {toml_value(device)}"]
     return [
         *lines,
         "# auto is bfloat16 where this machine multiplies it fast.",
@@ -306,11 +308,11 @@ def _server_lines(file: Path, source: str, who: str, redis: str, device: str) ->
 
 
 def _redis(url: str) -> str:
-    return f"redis_url = {_text(url)}"
+    return f"redis_url = {toml_value(url)}"
 
 
 def _model(source: str) -> list[str]:
-    return ["[models.judge]", f"source = {_text(source)}"]
+    return ["[models.judge]", f"source = {toml_value(source)}"]
 
 
 def _refused_by_serve(lines: Sequence[str]) -> str:
@@ -336,7 +338,7 @@ def _recipe_lines(file: Path, data: str, backbone: str, kind: str, way: str, hel
         "",
         "[model]",
         "# bradley-terry: one reward a response; general-preference: a vector, and so preferences with cycles.",
-        f"kind = {_text(kind)}",
+        f"kind = {toml_value(kind)}",
     ]
     lines += _KINDS[kind]
     lines += ["# Longest conversation in tokens; unless set, what the backbone has room for, 2048 at most."]
@@ -344,27 +346,32 @@ def _recipe_lines(file: Path, data: str, backbone: str, kind: str, way: str, hel
     lines += [
         "[data]",
         "# Paths are relative to this file.",
-        f"train = [{_text(data)}]",
+        f"train = [{toml_value(data)}]",
         *held_out,
         "# What rows do that cannot be read: refuse the run, or leave-out.",
         'bad_rows = "refuse"',
         "",
     ]
     lines += [] if way == "head" else _training(way, scratch=backbone == _SCRATCH)
-    return [*lines, "[output]", f"folder = {_text(f'runs/{file.stem}')}"]
+    return [*lines, "[output]", f"folder = {toml_value(f'runs/{file.stem}')}"]
 
 
 def _held_out_lines(split: str | None, share: str) -> list[str]:
     """Return what a recipe says of the rows that the model is measured on."""
     if split:
-        return ["# Rows of this split are held out.", f"evaluate_split = {_text(split)}"]
+        return ["# Rows of this split are held out.", f"evaluate_split = {toml_value(split)}"]
     lines = ["# Share of the prompts that is held out; paragone eval --holdout reads the same rows."]
     return [*lines, f"holdout = {float(share):g}" if float(share) else "# holdout = 0.1"]
 
 
 def _backbone(source: str) -> list[str]:
     if source != _SCRATCH:
-        return ["[backbone]", "# Its chat template is how conversations are read.", f"source = {_text(source)}", ""]
+        return [
+            "[backbone]",
+            "# Its chat template is how conversations are read.",
+            f"source = {toml_value(source)}",
+            "",
+        ]
     return [
         "[backbone]",
         "# A small Llama from random weights, which learns from your rows alone.",
@@ -411,11 +418,6 @@ def _write(file: Path, lines: Sequence[str], following: Sequence[str], *, as_jso
         typer.echo(json.dumps({"file": str(file), "next": list(following)}))
     else:
         typer.echo("\n".join([f"{file} is written. Next:", *(f"  {command}" for command in following)]))
-
-
-def _text(value: str) -> str:
-    # A text of JSON is one of TOML, but for this character and for escapes of surrogates.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _comment(text: str) -> str:

@@ -5,7 +5,6 @@ there.
 """
 
 import difflib
-import json
 import re
 import tomllib
 import types
@@ -27,6 +26,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from paragone.toml_values import toml_value
 from paragone_evaluation.readers import HUB, BadRowsPolicy, ReadOptions
 from paragone_training.errors import RecipeError
 
@@ -220,8 +220,7 @@ def _toml_value(value: Any) -> str:
         return f"{{ {inside} }}" if inside else "{}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml_value, value))}]"
-    # Texts, numbers and truth values of JSON are those of TOML, but for this character and escapes of surrogates.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return toml_value(value)
 
 
 def _read_toml(path: str | Path) -> dict[str, Any]:
