@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from paragone.transport import RETRIED
 
-__all__ = ["in_few_words"]
+__all__ = ["filtered", "in_few_words"]
 
 _EVERY_S = 10.0
 
@@ -33,9 +33,16 @@ def in_few_words(clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
         last = now
         return True
 
+    with filtered(shortened):
+        yield
+
+
+@contextmanager
+def filtered(shows: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    """Have a function decide, as long as the context lasts, which records of the client's log are shown."""
     logger = logging.getLogger("paragone")
-    logger.addFilter(shortened)
+    logger.addFilter(shows)
     try:
         yield
     finally:
-        logger.removeFilter(shortened)
+        logger.removeFilter(shows)

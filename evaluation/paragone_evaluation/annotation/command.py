@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from paragone import ErrorCode, ParagoneError
 from paragone.addresses import DEFAULT_URL
-from paragone.waiting import in_few_words
+from paragone.waiting import filtered, in_few_words
 from paragone_evaluation.annotation.files import is_kept
 from paragone_evaluation.annotation.kinds import KINDS
 from paragone_evaluation.annotation.report import annotation_page
@@ -111,7 +111,7 @@ def annotate(
     gc.set_threshold(100_000, 50, 1000)
     bar = Console(stderr=True)
     try:
-        with _news_alone(), in_few_words(), _progress(bar) as progress:
+        with filtered(_is_news), in_few_words(), _progress(bar) as progress:
             made = annotate_files(settings, output, progress=progress)
     except (KeyboardInterrupt, ParagoneError):
         if is_kept(output):
@@ -136,19 +136,9 @@ def _values(made: Annotation) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@contextmanager
-def _news_alone() -> Iterator[None]:
-    """Leave out of the log that the service asked to wait: that is the usual pace of a long run, and no failure."""
-
-    def is_news(record: logging.LogRecord) -> bool:
-        return f"({ErrorCode.OVERLOADED}," not in record.getMessage()
-
-    logger = logging.getLogger("paragone")
-    logger.addFilter(is_news)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_news)
+def _is_news(record: logging.LogRecord) -> bool:
+    # That the service asked to wait is the usual pace of a long run, and no failure.
+    return f"({ErrorCode.OVERLOADED}," not in record.getMessage()
 
 
 @contextmanager
