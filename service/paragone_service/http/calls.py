@@ -1,5 +1,6 @@
 """From a request of the web framework to a ``Call``, and from the rows of an answer to a response."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,13 +17,19 @@ from paragone_service.http.middleware import SCOPE_KEY, SCOPE_SPENDING, SCOPE_TI
 from paragone_service.http.overload import SCOPE_RESERVATION, client_of
 from paragone_service.scoring.request import Call, Problems
 
-__all__ = ["answer", "call_of", "tenant_of"]
+__all__ = ["answer", "call_of", "client_gone", "tenant_of"]
 
 
 def tenant_of(request: Request) -> str | None:
     """Return the tenant of a request's key; None where it has none, or the server has no keys."""
     key: ApiKey | None = request.scope.get(SCOPE_KEY)
     return key.tenant if key else None
+
+
+async def client_gone(request: Request) -> None:
+    """Return once the client of a request, whose body was read, has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def call_of(
@@ -43,18 +50,13 @@ def call_of(
         rationales: whether it says what a judge said.
         aggregation: of a process model's steps, if its body names one.
     """
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
     deadline = request.scope[SCOPE_DEADLINE]
     if deadline_s is not None:
         deadline.shorten(deadline_s)
     return Call(
         problems,
         truncation,
-        gone,
+        functools.partial(client_gone, request),
         request.scope[SCOPE_TIMINGS],
         ids,
         client_of(request.scope),

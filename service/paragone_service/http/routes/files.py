@@ -1,5 +1,7 @@
 """The route that says what a data file holds."""
 
+import functools
+
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.responses import Response
@@ -7,6 +9,7 @@ from starlette.responses import Response
 from paragone.wire import FileAnswer, FileQuery
 from paragone_service.api_keys import ApiKey
 from paragone_service.files.reading import FileReader
+from paragone_service.http.calls import client_gone
 from paragone_service.http.errors import from_validation
 from paragone_service.http.middleware import SCOPE_KEY
 from paragone_service.http.openapi_document import file_document
@@ -29,11 +32,7 @@ def file_routes(reader: FileReader) -> APIRouter:
             query = FileQuery.model_validate(dict(request.query_params))
         except ValidationError as error:
             raise from_validation(error) from None
-
-        async def gone() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-
+        gone = functools.partial(client_gone, request)
         key: ApiKey | None = request.scope.get(SCOPE_KEY)
         answer = await reader.read(query, request.stream(), gone, key=key.name if key else None)
         return Response(answer, media_type="application/json")
