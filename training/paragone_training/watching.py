@@ -155,7 +155,7 @@ def _stage(current: Path, recipe: Mapping[str, Any], history: Sequence[Mapping[s
 def _model(run: Path, now: float) -> Progress:
     work = run / "checkpoints"
     history = _history([work])
-    lines = _step_lines(history)[-_LINES:]
+    lines = _step_lines(history)
     series = series_of((float(row["step"]), numbers_of(row)) for row in history)
     if (run / "paragone.json").is_file():
         total = history[-1]["steps"] if history else 0
@@ -277,10 +277,13 @@ def _iteration_line(row: Mapping[str, Any]) -> str:
 
 
 def _step_lines(history: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return what the trainer said last."""
+
     def line(row: Mapping[str, Any], numbers: Mapping[str, float]) -> str:
         return f"{_clock(row)} step {row['step']} of {row['steps']}: {numbers_in_words(numbers)}"
 
-    return [line(row, numbers) for row in history if (numbers := numbers_of(row))]
+    said = [(row, numbers) for row in history if (numbers := numbers_of(row))]
+    return [line(row, numbers) for row, numbers in said[-_LINES:]]
 
 
 def _clock(row: Mapping[str, Any]) -> str:

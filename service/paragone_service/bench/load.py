@@ -195,19 +195,18 @@ async def _ask_all(
 
 
 async def _post(http: httpx2.AsyncClient, address: str, body: dict[str, Any]) -> Any:
-    shown = without_userinfo(address)
     try:
         answer = await http.post(address, json=body)
     except httpx2.InvalidURL:
-        raise BenchError(f"cannot ask {shown}: the address cannot be read") from None
+        raise BenchError(f"cannot ask {without_userinfo(address)}: the address cannot be read") from None
     except httpx2.HTTPError as error:
-        raise BenchError(f"cannot ask {shown}: {error or type(error).__name__}") from error
+        raise BenchError(f"cannot ask {without_userinfo(address)}: {error or type(error).__name__}") from error
     if answer.status_code != 200:
-        raise BenchError(f"{shown} answered {answer.status_code}: {answer.text[:200]}")
+        raise BenchError(f"{without_userinfo(address)} answered {answer.status_code}: {answer.text[:200]}")
     try:
         return answer.json()
     except ValueError as error:
-        raise BenchError(f"{shown} did not answer in JSON: {error}") from error
+        raise BenchError(f"{without_userinfo(address)} did not answer in JSON: {error}") from error
 
 
 @contextlib.contextmanager
